@@ -36,6 +36,7 @@ NAVIGATION: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ("The live view, runs, tokens", "docs/live.md"),
         ("Loggers", "docs/loggers.md"),
         ("Several GPUs and machines", "docs/ranks.md"),
+        ("Large and mixed texts", "docs/data.md"),
     )),
     ("Learn", (
         ("The course", "docs/course/README.md"),

@@ -7,8 +7,10 @@ gptcli.config_files reads YAML files into these classes. This file does not impo
 from __future__ import annotations
 
 import codecs
+import math
 from dataclasses import replace
-from typing import Annotated, Literal, get_args
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -40,6 +42,45 @@ class _Section(BaseModel):
 Text = Annotated[str, Field(min_length=1)]
 Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=500)]
 
+LEAST_SHARE = 1e-5
+"""The smallest share that data.weights can give to a text, except 0."""
+
+
+def _weights(value: object) -> object:
+    """The weights of a list, or of a text such as `0.7,0.3`. null: none.
+
+    Raises PydanticCustomError if one is no number of at least 0, or if none is above 0."""
+    if value is None:
+        return None
+    given: Any = value.split(",") if isinstance(value, str) else value
+    given = list(given) if isinstance(given, (list, tuple)) else [given]
+    found: list[float] = []
+    for one in given:
+        try:
+            found.append(math.nan if isinstance(one, bool) else float(one))
+        except (TypeError, ValueError, OverflowError):
+            found.append(math.nan)
+        if not 0 <= found[-1] < 1e100:
+            raise _weights_error(f"a weight is a number of at least 0; got `{cropped(str(one))}`")
+    if sum(found) <= 0:
+        raise _weights_error("data.weights has no weight above 0, so nothing is left to train on")
+    small = min((weight for weight in found if weight > 0), default=0.0)
+    if small < LEAST_SHARE * sum(found):
+        raise _weights_error(f"the weight {small:g} is less than 1/100,000 of their sum")
+    return found
+
+
+def _weights_error(message: str) -> PydanticCustomError:
+    return PydanticCustomError(
+        "weights",
+        "{message}",
+        {
+            "message": message,
+            "keys": ("weights",),
+            "hint": "give one weight for each text of data.source, such as data.weights=0.7,0.3",
+        },
+    )
+
 
 class DataConfig(_Section):
     """The text."""
@@ -48,6 +89,13 @@ class DataConfig(_Section):
     """The text, or a list of texts: the name of a shipped text, or the path of a file or a folder
     (read recursively). A file is plain text, .jsonl, .json, .csv, .tsv or .parquet; .gz works, too.
     `-` is standard input."""
+    weights: Annotated[list[Annotated[Number, Field(ge=0.0)]] | None, BeforeValidator(_weights)] = (
+        None
+    )
+    """The weight of each text of `source` in a mixture, as a list or with commas: 0.7,0.3. Of the
+    sequences that the training reads, each text gives its weight divided by their sum. A text with
+    weight 0 is only for validation. null: the texts are one text, of which all is read equally
+    often."""
     field: Text | None = None
     """The field or column that holds the text of a .jsonl, .json, .csv, .tsv or .parquet. null:
     `text`, or else `messages`, a chat."""
@@ -85,10 +133,49 @@ class DataConfig(_Section):
         utf8 = encoding is not None and codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
         return None if utf8 else encoding
 
+    @model_validator(mode="after")
+    def _has_a_weight_for_each_text(self) -> DataConfig:
+        if self.weights is not None and len(self.weights) != len(self.sources):
+            texts, weights = len(self.sources), len(self.weights)
+            raise PydanticCustomError(
+                "weights",
+                "data.weights has {weights}, and data.source names {texts}",
+                {
+                    "weights": f"{weights} weight" + ("s" if weights != 1 else ""),
+                    "texts": f"{texts} text" + ("s" if texts != 1 else ""),
+                    "keys": ("weights", "source"),
+                    "hint": "give one weight for each text, such as data.weights=0.7,0.3; or set "
+                    "data.weights=null to read all of them equally often",
+                },
+            )
+        return self
+
     @property
     def sources(self) -> list[str]:
         """The texts of `source`."""
         return [self.source] if isinstance(self.source, str) else self.source
+
+    @property
+    def shares(self) -> list[float] | None:
+        """The share of each text in a mixture, from 0 to 1; None if the texts are not mixed."""
+        if self.weights is None or len(self.weights) == 1:
+            return None
+        return [weight / sum(self.weights) for weight in self.weights]
+
+    @property
+    def short_names(self) -> list[str]:
+        """The texts of `source` without their folders, if that leaves the names different."""
+        short = [PurePath(name).name or name for name in self.sources]
+        return short if len(set(short)) == len(short) else self.sources
+
+    @property
+    def described(self) -> str:
+        """`name`, or the texts of a mixture with their shares: `a.txt 70 %, b.txt 30 %`."""
+        if self.shares is None:
+            return self.name
+        texts = zip(self.short_names, self.shares, strict=True)
+        listed = [f"{name} {100 * share:.3g} %" for name, share in texts]
+        return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
     @property
     def val_sources(self) -> list[str]:

@@ -59,6 +59,7 @@ class Evaluated:
     seconds: float
     val_loss: float  # nats per token
     best: bool  # the lowest validation loss so far
+    by_text: tuple[tuple[str, float], ...] = ()  # of a mixture: each text's name and loss
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def config_for(
     user names no config, values of the default config change if they do not fit the user's; `notes`
     gets a line for each. Raises GptcliError if `target` is no config and no text.
     """
-    from gptcli.config_files import config_of_values, load_config
+    from gptcli.config_files import config_of_values, load_config, values_set
 
     if isinstance(target, GivenConfig):
         config = config_of_values(target.values, overrides)
@@ -55,6 +55,8 @@ def config_for(
     if from_run is not None:
         source = named_run(from_run, "train --from")
         name = run_name(target) if target else f"{source.resolve().name}-tuned"
+        if "data.source" in (given := values_set(overrides)) and "data.weights" not in given:
+            overrides = ["data.weights=null", *overrides]  # the weights were for other texts
         stored = load_config(str(source / "config.yaml"), overrides)
         _refuse_other_network(source, stored, overrides)
         config = _fine_tuning_config(stored, overrides)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -64,6 +66,9 @@ def evaluate(
     """Measure the loss over a whole split or another text."""
     import math
 
+    from gptcli.corpus.mixture import MixedTokens
+    from gptcli.view.safe_text import clean
+
     if split not in ("train", "val"):
         raise GptcliError(f"--split `{split}` is neither train nor val", "val is the default")
     run, overrides = run_and_overrides(words)
@@ -79,12 +84,17 @@ def evaluate(
     tokens = _tokens(trained, split, file, overrides)
     # The user's module can print.
     with redirect_stdout(sys.stderr), waiting("evaluating"):
-        loss = _mean_loss(trained, tokens, context, threads)
-    count = len(tokens) - 1
-    text_bytes = tokens.byte_count(trained.tokenizer, start=1)
-    bits = loss * count / math.log(2) / text_bytes if text_bytes else math.nan
+        by_text = _figures(tokens, lambda text: _mean_loss(trained, text, context, threads))
+    loss = sum(each.share * each.loss for each in by_text if each.share > 0)
+    count = sum(each.tokens for each in by_text)
+    # Bytes for each token that is predicted; end-of-text has none.
+    text_bytes = sum(
+        each.share * each.store.byte_count(trained.tokenizer, start=1) / each.tokens
+        for each in by_text
+    )
+    bits = loss / math.log(2) / text_bytes if text_bytes else math.nan
     perplexity = math.exp(loss) if loss < 700 else math.inf
-    result = {
+    result: dict[str, Any] = {
         "loss": loss,
         "perplexity": perplexity,
         "bits_per_byte": bits,
@@ -93,9 +103,21 @@ def evaluate(
         "checkpoint": trained.step,
         "split": None if file else split,
     }
+    if isinstance(tokens, MixedTokens):
+        result["texts"] = [
+            {"name": each.name, "share": each.share, "loss": each.loss, "tokens": each.tokens}
+            for each in by_text
+        ]
     if as_json:
         print_json(result)
         return
+    if isinstance(tokens, MixedTokens):
+        width = max(len(each.name) for each in by_text)
+        for each in by_text:
+            sys.stdout.write(
+                f"{clean(each.name, sys.stdout.encoding or 'utf-8'):{width}}  "
+                f"loss {each.loss:.4f}  {100 * each.share:.3g} % of the training\n"
+            )
     sys.stdout.write(
         f"loss           {loss:.4f} nats per token\n"
         f"perplexity     {perplexity:.3f}\n"
@@ -103,6 +125,28 @@ def evaluate(
         f"tokens         {count:,} predicted, in windows of {context}\n"
         f"checkpoint     step {trained.step}\n"
     )
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """The loss on a text of a mixture, or on the whole split."""
+
+    name: str
+    share: float
+    store: TokenStore
+    tokens: int  # that were predicted
+    loss: float
+
+
+def _figures(tokens: TokenStore, loss_on: Callable[[TokenStore], float]) -> list[_Figures]:
+    """The figures of each text of a mixture; of another split, those of the whole."""
+    from gptcli.corpus.mixture import MixedText, MixedTokens
+
+    texts = tokens.texts if isinstance(tokens, MixedTokens) else [MixedText("", 1.0, tokens)]
+    return [
+        _Figures(text.name, text.share, text.tokens, len(text.tokens) - 1, loss_on(text.tokens))
+        for text in texts
+    ]
 
 
 def _mean_loss(trained: Trained, tokens: TokenStore, context: int, threads: int | None) -> float:
@@ -145,7 +189,12 @@ def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str
             )
         # A file is read as the run's text was: data.field, data.documents and data.encoding.
         source = section_of(str(file)).source
-        other = {"source": source, "val_source": None, "skip_undecodable": False}
+        other = {
+            "source": source,
+            "weights": None,
+            "val_source": None,
+            "skip_undecodable": False,
+        }
         try:
             corpus = open_corpus(
                 config.data.model_copy(update=other),

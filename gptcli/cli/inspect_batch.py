@@ -75,9 +75,10 @@ def inspect_batch(
     ]
     for row in rows:
         part = f", micro-batch {row['micro_batch']}" if train.grad_accum > 1 else ""
+        whose = f" of {row['source']}" if "source" in row else ""
         lines += [
             "",
-            f"--- sequence {row['sequence']}{part}, from token {row['start']:,} of "
+            f"--- sequence {row['sequence']}{part}{whose}, from token {row['start']:,} of "
             f"{len(corpus.train):,}",
             row["text"],
         ]
@@ -149,17 +150,21 @@ def _sequences(config: Config, corpus: Corpus, step: int) -> list[dict[str, Any]
     train = config.train
     batches = Batches(corpus.train, config.model.block_size, train.batch_size, train.seed)
     rows: list[dict[str, Any]] = []
+    shares = config.data.shares
     for part in range(train.grad_accum):
         k = (step - 1) * train.grad_accum + part
         inputs, targets = batches.batch(k)
-        for idx, target, start in zip(inputs, targets, batches.starts(k), strict=True):
+        places = zip(inputs, targets, batches.starts(k), batches.texts_of(k), strict=True)
+        for idx, target, start, text in places:
             ids = [*idx.tolist(), int(target[-1])]
+            mixed = {} if shares is None else {"source": config.data.short_names[text]}
             rows.append(
                 {
                     "sequence": len(rows) + 1,
                     "micro_batch": part + 1,
                     "epoch": batches.epoch_of(k),
                     "start": start,
+                    **mixed,
                     "ids": ids,
                     "text": corpus.tokenizer.decode(ids),
                 }

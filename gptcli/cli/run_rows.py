@@ -133,9 +133,10 @@ def run_row(run: Path) -> RunRow:
     else:
         # If run.json is missing, the process was killed.
         state = str(status.get("stopped") or ("stopped" if has_steps else "not begun"))
-    max_steps = None
+    max_steps = text = None
     try:
-        train = run_folder.read_config(run).train
+        config = run_folder.read_config(run)
+        train, text = config.train, config.data.described
         plan = last.get("plan", {}) if train.minutes is not None else {}  # --extend ends the limit
         max_steps = _integer(plan.get("max_steps")) or train.max_steps
     except GptcliError:
@@ -156,6 +157,7 @@ def run_row(run: Path) -> RunRow:
         seconds=_number(ended.get("seconds")) or _number(step.get("seconds")),
         parameters=_integer(status.get("parameters")) or None,
         when=_local(time_in(ended, "ended_at")) or _last_written(run),
+        text=text,
     )
 
 

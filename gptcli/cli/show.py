@@ -113,7 +113,7 @@ def _headline(run: Path, config: Config, parameters: int, meta: dict[str, Any]) 
         device += f" ({threads} thread{'s' if threads > 1 else ''})"
     return RunStarted(
         run=run,
-        source=str(config.data.source),
+        source=config.data.described,
         tokenizer=config.tokenizer.kind,
         vocab_size=meta.get("vocab_size") or 0,
         arch=config.model.arch,

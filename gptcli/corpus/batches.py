@@ -2,12 +2,13 @@
 
 B batch (sequences), T time (block_size), N tokens of the split.
 
-First reading: `batch` and `starts`; skip the cache of epochs.
+First reading: `Batches.batch` and `_Epochs`; skip mixtures and the cache of epochs.
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptcli.corpus.mixed_order import MixedOrder
+from gptcli.corpus.mixture import MixedTokens
 from gptcli.corpus.token_store import TokenStore
 
 _KEPT_EPOCHS = 2
@@ -30,32 +33,44 @@ class Batches:
     predicts every token once, except N mod T tokens. The epochs form one endless list of sequences.
     Batch k holds sequences k * B to k * B + B - 1 of this list. The list does not depend on B.
 
-    Needs at least block_size + 1 tokens."""
+    Of MixedTokens, every text has such a ring and such a list of its own, and MixedOrder says from
+    which list each sequence is.
+
+    Needs at least block_size + 1 tokens, of a mixture for each text."""
 
     def __init__(self, tokens: TokenStore, block_size: int, batch_size: int, seed: int) -> None:
         assert block_size >= 1
         assert batch_size >= 1
-        assert len(tokens) > block_size, "open_corpus refuses shorter texts"
         self._tokens = tokens
         self._block_size = block_size
         self._batch_size = batch_size
-        self._seed = seed
-        self._epochs: OrderedDict[int, Tensor] = OrderedDict()
-        self.per_epoch = len(tokens) // block_size
-        """The number of sequences in an epoch."""
+        if isinstance(tokens, MixedTokens):
+            texts = tokens.texts
+            self._order: MixedOrder | None = MixedOrder([text.share for text in texts], seed)
+            self._firsts = [text.tokens.start for text in texts]
+            lengths = [len(text.tokens) for text in texts]
+            words = [f"{seed} text {number}" for number in range(len(texts))]
+        else:
+            self._order, self._firsts, lengths, words = None, [0], [len(tokens)], [str(seed)]
+        assert min(lengths) > block_size, "open_corpus refuses shorter texts"
+        self._ends = [first + length for first, length in zip(self._firsts, lengths, strict=True)]
+        self._lists = [_Epochs(*each, block_size) for each in zip(words, lengths, strict=True)]
+        self.per_epoch = sum(each.count for each in self._lists)
+        """The number of sequences that read all tokens once, but for the rest of each ring."""
 
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of batch k >= 0: two int64 tensors of shape (B, T).
 
         targets[b, t] is the token that follows inputs[b, t] in the text."""
-        length = len(self._tokens)
         block = self._block_size
         out = np.empty((2, self._batch_size, block), dtype=np.int64)  # (2, B, T)
         for row, start in enumerate(self.starts(k)):
-            inside = min(block + 1, length - start)
+            ring = bisect_right(self._firsts, start) - 1
+            inside = min(block + 1, self._ends[ring] - start)
             window = self._tokens.read(start, inside)
             if inside <= block:
-                window = np.concatenate([window, self._tokens.read(0, block + 1 - inside)])
+                again = self._tokens.read(self._firsts[ring], block + 1 - inside)
+                window = np.concatenate([window, again])
             out[0, row] = window[:-1]
             out[1, row] = window[1:]
         both = torch.from_numpy(out)
@@ -63,32 +78,59 @@ class Batches:
 
     def starts(self, k: int) -> list[int]:
         """Positions in the split at which the B sequences of batch k begin."""
-        first = k * self._batch_size
-        last = first + self._batch_size
-        found: list[int] = []
-        while first < last:
-            epoch, position = divmod(first, self.per_epoch)
-            count = min(last - first, self.per_epoch - position)
-            found += self._epoch(epoch)[position : position + count].tolist()
-            first += count
+        first, count = k * self._batch_size, self._batch_size
+        if self._order is None:
+            return self._lists[0].starts(first, count)
+        texts, numbers = self._order.sequences(first, count)
+        pairs = zip(texts.tolist(), numbers.tolist(), strict=True)
+        return [self._firsts[text] + self._lists[text].starts(n, 1)[0] for text, n in pairs]
+
+    def texts_of(self, k: int) -> list[int]:
+        """The number of the text, in a mixture, of each of the B sequences of batch k."""
+        if self._order is None:
+            return [0] * self._batch_size
+        found: list[int] = self._order.sequences(k * self._batch_size, self._batch_size)[0].tolist()
         return found
 
     def epoch_of(self, k: int) -> float:
-        """The number of epochs before batch k; 1.5 means half of the second epoch is read."""
+        """The number of epochs before batch k; 1.5 means half of the second epoch is read.
+
+        Of a mixture: how often as many tokens were read as all texts have together."""
         return k * self._batch_size / self.per_epoch
+
+
+class _Epochs:
+    """The endless list of sequences of one ring of tokens; see Batches. `words` seed it."""
+
+    def __init__(self, words: str, length: int, block_size: int) -> None:
+        self._words, self._length, self._block_size = words, length, block_size
+        self.count = length // block_size
+        """The number of sequences in an epoch."""
+        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+
+    def starts(self, first: int, count: int) -> list[int]:
+        """Positions in the ring at which sequences first to first + count - 1 begin."""
+        last = first + count
+        found: list[int] = []
+        while first < last:
+            epoch, position = divmod(first, self.count)
+            here = min(last - first, self.count - position)
+            found += self._epoch(epoch)[position : position + here].tolist()
+            first += here
+        return found
 
     def _epoch(self, epoch: int) -> Tensor:
         """Start positions of the windows of an epoch, shuffled: int64 (n,)."""
-        starts = self._epochs.get(epoch)
+        starts = self._kept.get(epoch)
         if starts is None:
-            digest = hashlib.sha256(f"{self._seed} {epoch}".encode()).digest()
+            digest = hashlib.sha256(f"{self._words} {epoch}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
             offset = torch.randint(self._block_size, (1,), generator=generator)
-            starts = torch.randperm(self.per_epoch, generator=generator)
-            starts.mul_(self._block_size).add_(offset).remainder_(len(self._tokens))
-            self._epochs[epoch] = starts
-            if len(self._epochs) > _KEPT_EPOCHS:
-                self._epochs.popitem(last=False)
+            starts = torch.randperm(self.count, generator=generator)
+            starts.mul_(self._block_size).add_(offset).remainder_(self._length)
+            self._kept[epoch] = starts
+            if len(self._kept) > _KEPT_EPOCHS:
+                self._kept.popitem(last=False)
         return starts
 
 

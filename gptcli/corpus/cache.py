@@ -59,6 +59,8 @@ class Entry:
     """The documents after these are the user's own validation text."""
     marks: int
     """How many `<|endoftext|>` ended a document."""
+    texts: tuple[int, ...] = ()
+    """The documents before each text of a mixture; () if the texts are not mixed."""
 
 
 def entry_key(content_key: str, tokenizer: str) -> str:
@@ -80,7 +82,7 @@ def write_meta(
 ) -> None:
     """Write tokenizer.json, then meta.json, which makes the folder a valid entry.
 
-    `more` can hold `starts` (shards), `train_documents` and `marks` of the Entry."""
+    `more` can hold `starts` (shards), `train_documents`, `marks` and `texts` of the Entry."""
     write_file(folder / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
     meta: dict[str, Any] = {
         "format": FORMAT,
@@ -131,6 +133,7 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
             int(meta.get("train_documents", documents)),
             int(meta.get("marks", 0)),
         )
+        texts = tuple(int(number) for number in meta.get("texts", ()))
         ours = all(Path(shard.name).name == shard.name for shard in (*shards, *start_shards))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _DamagedError("meta.json") from None
@@ -156,6 +159,7 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
         np.zeros(1, np.int64) if starts is None else starts.read(0, len(starts)),
         train_documents,
         marks,
+        texts,
     )
 
 

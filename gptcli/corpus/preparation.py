@@ -6,14 +6,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gptcli.config import DataConfig
 from gptcli.corpus.cache import (
     STARTS,
-    Entry,
     entry_key,
     open_or_build,
     read_entry,
@@ -25,14 +24,9 @@ from gptcli.corpus.line_ends import changed_line_ends, line_ends_note
 from gptcli.corpus.progress import Progress
 from gptcli.corpus.reading import Piece
 from gptcli.corpus.sources import Source, find_source, section_of
+from gptcli.corpus.splitting import refuse_missing_texts, split_mixture, split_text
 from gptcli.corpus.token_store import SHARD_TOKENS, ShardWriter, TokenStore, dtype_for
-from gptcli.corpus.validation_split import (
-    LEAST_VALIDATION,
-    check_split,
-    check_validation,
-    split_documents,
-    unlike_note,
-)
+from gptcli.corpus.validation_split import unlike_note
 from gptcli.errors import GptcliError
 from gptcli.files.caches import cache_folder
 from gptcli.tokenization.unknown_characters import (
@@ -123,6 +117,9 @@ def open_corpus(
         kind = tokenizer.kind
     # Entries of several documents also hold where each document starts.
     content = found.content_key + ("" if found.one_document else " documents")
+    if data.shares is not None:  # and where each text of a mixture starts
+        refuse_missing_texts(data, found)
+        content += " texts " + ",".join(map(str, found.counts))
     trained = entry_key(content, f"bpe {vocab_size}" if kind == "bpe" else kind)
     key = trained
     entry = None
@@ -136,15 +133,19 @@ def open_corpus(
         rule = f" unknown {unknown}" if kind == "char" and unknown != "error" else ""
         key = entry_key(content, tokenizer.encoding_key() + rule)
     if entry is None:
-        build = partial(_build, found, kind, vocab_size, tokenizer, unknown, key, bar)
+        mixed = data.shares is not None
+        build = partial(_build, found, kind, vocab_size, tokenizer, unknown, key, bar, mixed)
         entry = open_or_build(folder, key, build, tokenizer, notes)
     if entry.unknown is not None:
         notes.append(f"{found.name}: {done(unknown)} {entry.unknown}")
     if entry.marks:
         times = "once" if entry.marks == 1 else f"{entry.marks:,} times"
         notes.append(f"`{END_OF_TEXT}` ends a document {times}")
-    train, val, split = _split(found.name, entry, data, block_size)
-    if val is not None and (split == "tail" or found.val is not None):
+    if data.shares is not None:
+        train, val, split = split_mixture(entry, data, block_size)
+    else:
+        train, val, split = split_text(found.name, entry, data, block_size)
+    if val is not None and data.shares is None and (split == "tail" or found.val is not None):
         own = found.val is not None
         vocab_size = entry.tokenizer.vocab_size
         notes += unlike_note(train, val, vocab_size, own=own, documents=entry.documents)
@@ -158,25 +159,6 @@ def open_corpus(
         content_key=found.content_key,
         notes=notes,
     )
-
-
-def _split(
-    name: str, entry: Entry, data: DataConfig, block_size: int
-) -> tuple[TokenStore, TokenStore | None, Literal["tail", "documents"]]:
-    """The tokens for training and for validation (None if there are none), and data.val_split."""
-    tokens, total = entry.tokens, len(entry.tokens)
-    if data.val_source is not None:
-        begin = int(entry.starts[entry.train_documents])
-        check_split(name, begin, 0.0, block_size)
-        check_validation(data.val_sources, total - begin)
-        return tokens.part(0, begin), tokens.part(begin, total), "tail"
-    if data.val_split != "tail" and entry.documents > 1 and data.val_fraction > 0:
-        train, val = map(tokens.parts, split_documents(entry.starts, total, data.val_fraction))
-        if len(train) > block_size and len(val) >= LEAST_VALIDATION:
-            return train, val, "documents"
-    end = check_split(name, total, data.val_fraction, block_size)
-    rest = tokens.part(end, total) if data.val_fraction > 0 else None
-    return tokens.part(0, end), rest, "tail"
 
 
 def _fixed_tokenizer(kind: str, vocab_size: int) -> Tokenizer:
@@ -215,11 +197,13 @@ def _build(
     unknown: Rule,
     key: str,
     progress: Progress,
+    mixed: bool,
     folder: Path,
 ) -> None:
     """Fill `folder` with the entry `key`: encode the text.
 
-    Trains a tokenizer first if `tokenizer` is None."""
+    Trains a tokenizer first if `tokenizer` is None. The entry of a text that is `mixed` also holds
+    where each of its texts starts."""
     for text in (source, source.val):
         if text is not None and next(text.pieces(), None) is None:
             raise GptcliError(
@@ -232,10 +216,15 @@ def _build(
     starts = ShardWriter(folder, STARTS, SHARD_TOKENS, "starts")
     marks: list[int] = []
     train_documents = 0
+    before: list[int] = []  # documents before each file
 
     def all_pieces() -> Iterator[Piece]:
         nonlocal train_documents
-        for piece in source.pieces(advance, marks.append):
+
+        def begins() -> None:
+            before.append(train_documents)
+
+        for piece in source.pieces(advance, marks.append, begins):
             train_documents += piece.starts
             yield piece
         if source.val is not None:
@@ -261,6 +250,9 @@ def _build(
             "train_documents": train_documents,
             "marks": sum(marks),
         }
+    if mixed:
+        files = accumulate(source.counts, initial=0)
+        more["texts"] = [before[file] for file, _ in zip(files, source.counts, strict=False)]
     write_meta(folder, key, tokenizer, writer.finish(), documents, summary, **more)
 
 

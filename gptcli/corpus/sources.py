@@ -76,6 +76,8 @@ class Source:
     notes: tuple[str, ...]
     val: Source | None = None
     """The user's own validation text."""
+    counts: tuple[int, ...] = ()
+    """The number of files of each text of data.source."""
 
     @property
     def size(self) -> int:
@@ -100,13 +102,18 @@ class Source:
         return len(self.files) == 1 and self.files[0].format == Format("text") and self.val is None
 
     def pieces(
-        self, advance: Advance = ignore, ended: Callable[[int], object] = ignore
+        self,
+        advance: Advance = ignore,
+        ended: Callable[[int], object] = ignore,
+        begins: Callable[[], object] = lambda: None,
     ) -> Iterator[Piece]:
         """Stream the pieces of all documents in order. Each call starts another pass.
 
-        `ended` gets the number of `<|endoftext|>` that end documents. Raises GptcliError if a file
-        is not text, a record in it is not valid, or it has changed since it was hashed."""
+        `ended` gets the number of `<|endoftext|>` that end documents. `begins` is called before the
+        pieces of each file. Raises GptcliError if a file is not text, a record in it is not valid,
+        or it has changed since it was hashed."""
         for file in self.files:
+            begins()
             try:
                 yield from file.pieces(advance, ended)
             except UndecodableError as error:
@@ -161,7 +168,7 @@ def find_source(data: DataConfig | str, progress: Progress | None = None) -> Sou
     used = {file.path.resolve() for file in val.files} if val is not None else set()
     found = _found(data.sources, data, progress, used)
     notes = (*found.notes, *(val.notes if val is not None else ()))
-    return Source(data.name, found.files, tuple(dict.fromkeys(notes)), val)
+    return Source(data.name, found.files, tuple(dict.fromkeys(notes)), val, found.counts)
 
 
 def section_of(data: DataConfig | str) -> DataConfig:
@@ -179,6 +186,7 @@ def _found(
     """The files of several texts. A file is used once, and not if it is `for_validation`."""
     survey = _Survey(data)
     files: list[SourceFile] = []
+    counts: list[int] = []
     for name in names:
         path = _path_of_text(name, data.field, survey.notes)
         before = {file.path.resolve() for file in files} if len(names) > 1 else set()
@@ -197,7 +205,9 @@ def _found(
         for path in twice:
             why = "it is the validation text" if path.resolve() in for_validation else "named twice"
             survey.left_out.setdefault(why, []).append(shown(path))
-        files += [file for file in found if file.path not in twice]
+        kept = [file for file in found if file.path not in twice]
+        files += kept
+        counts.append(len(kept))
     name = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     if not files and survey.skipped:
         bad = [path for path, why in survey.skipped.items() if isinstance(why, UndecodableError)]
@@ -217,7 +227,7 @@ def _found(
             f"read as plain text: {_names(survey.plain)}; data.field=NAME selects the field or "
             "column that holds the text"
         )
-    return Source(name, tuple(files), tuple(survey.notes))
+    return Source(name, tuple(files), tuple(survey.notes), counts=tuple(counts))
 
 
 def _path_of_text(source: str, field: str | None, notes: list[str]) -> Path:

@@ -56,6 +56,8 @@ class TokenStore:
         self._ends = np.cumsum(both[:, 1] - both[:, 0])  # of each range, counted in this store
         self._length = int(self._ends[-1]) if len(both) else 0
         self._first = int(both[0, 0]) if len(both) == 1 else None  # if there is only one range
+        self.start = 0
+        """The position of the first token in the store that this one is a `part` of."""
 
     def __len__(self) -> int:
         return self._length
@@ -93,7 +95,9 @@ class TokenStore:
 
     def part(self, start: int, stop: int) -> TokenStore:
         """A store of tokens [start, stop), on the same shards."""
-        return self.parts([(start, stop)])
+        found = self.parts([(start, stop)])
+        found.start = start
+        return found
 
     def parts(self, ranges: Sequence[tuple[int, int]] | Tokens) -> TokenStore:
         """A store of the tokens of several ranges [start, stop) in a row, on the same shards."""
@@ -111,6 +115,17 @@ class TokenStore:
             first = int(self._starts[at]) + start - (int(self._ends[at - 1]) if at else 0)
             yield first, first + here - start
             start, at = here, at + 1
+
+    @property
+    def shards(self) -> list[Tokens]:
+        """All tokens of the shards, also those that are not in this store."""
+        return self._shards
+
+    @property
+    def ranges(self) -> NDArray[np.int64]:
+        """The ranges [start, stop) of the shards' tokens that the store consists of: (n, 2)."""
+        lengths = np.diff(self._ends, prepend=0)
+        return np.stack([self._starts, self._starts + lengths], axis=1)
 
     def chunks(self, start: int = 0) -> Iterator[Tokens]:
         """All tokens from `start` on, in arrays of at most 2^20 tokens."""

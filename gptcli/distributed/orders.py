@@ -40,7 +40,7 @@ from gptcli.training.training_state import TrainingState, build_model
 
 Kind = Literal["gradients", "update", "evaluate", "gather weights", "gather state", "end"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
-_NUMBERS = 3  # the kind, and two numbers for it
+_NUMBERS = 4  # the kind, and three numbers for it
 
 
 class Orders:
@@ -49,16 +49,16 @@ class Orders:
     def __init__(self, team: Team) -> None:
         self._team = team
 
-    def give(self, kind: Kind, first: float = 0.0, second: float = 0.0) -> None:
+    def give(self, kind: Kind, first: float = 0.0, second: float = 0.0, third: float = 0.0) -> None:
         """Tell all ranks what to do next."""
-        numbers = [float(_KINDS.index(kind)), first, second]
+        numbers = [float(_KINDS.index(kind)), first, second, third]
         self._team.tell(torch.tensor(numbers, dtype=torch.float64))
 
-    def receive(self) -> tuple[Kind, float, float]:
+    def receive(self) -> tuple[Kind, float, float, float]:
         """Wait for the next order of the leader."""
         order = self._team.tell(torch.zeros(_NUMBERS, dtype=torch.float64))
-        kind, first, second = order.tolist()
-        return _KINDS[int(kind)], first, second
+        kind, first, second, third = order.tolist()
+        return _KINDS[int(kind)], first, second, third
 
 
 def rank_passes(
@@ -133,16 +133,23 @@ class LeaderState(TrainingState):
             self._shared = passes
         return self._shared
 
+    @property
+    def validation(self) -> TokenStore | None:
+        """The validation split, of which an evaluation reads all or a part."""
+        return self._corpus.val
+
     def has_begun(self) -> bool:
         """Whether the other ranks take part already."""
         return self._shared is not None
 
     @contextmanager
-    def ordered(self, kind: Kind, first: float = 0.0, second: float = 0.0) -> Iterator[RankPasses]:
+    def ordered(
+        self, kind: Kind, first: float = 0.0, second: float = 0.0, third: float = 0.0
+    ) -> Iterator[RankPasses]:
         """Give an order. Within, this rank does what it told the others."""
         passes = self.shared()
         self.is_busy = True
-        self._orders.give(kind, first, second)
+        self._orders.give(kind, first, second, third)
         yield passes
         self.is_busy = False
 
@@ -173,7 +180,9 @@ class _LeadingPasses(TorchPasses):
         self, tokens: TokenStore, context: int, should_stop: Callable[[], bool]
     ) -> float | None:
         """The loss over a split, of which each rank evaluates its share."""
-        with self._state.ordered("evaluate", len(tokens), context) as passes:
+        first = 0 if tokens is self._state.validation else tokens.start
+        end = first + len(tokens)
+        with self._state.ordered("evaluate", first, end, context) as passes:
             return passes.evaluate(tokens, context, should_stop)
 
     def model(self) -> GPT:
@@ -244,15 +253,15 @@ def follow(team: Team, state: TrainingState, config: Config, corpus: Corpus) -> 
     passes = rank_passes(team, state, state.passes, config, corpus)
     team.watch.begin(config.run.rank_timeout)
     while True:
-        kind, first, second = orders.receive()
+        kind, first, second, third = orders.receive()
         if kind == "end":
             return int(first)
         if kind == "gradients":
             passes.gradients(int(first), dropout_seed(config.train.seed, int(first)), second)
         elif kind == "evaluate":
             assert corpus.val is not None
-            tokens = corpus.val.part(0, int(first))  # the loop evaluates all of it or its begin
-            passes.evaluate(tokens, int(second), team.wants_stop)
+            tokens = corpus.val.part(int(first), int(second))  # all of it, its begin or one text
+            passes.evaluate(tokens, int(third), team.wants_stop)
         elif kind != "update":
             assert isinstance(state.weights, ShardedWeights)
             if kind == "gather weights":

@@ -45,6 +45,8 @@ def _lines(
     yield from ("---", "", f"# {name}", "")
     size = count_parameters(trained.model).total
     texts = ", ".join(f"`{Path(source).name}`" for source in config.data.sources)
+    if config.data.shares is not None:
+        texts = f"a mixture ({config.data.described})"
     imported = read_status(trained.run).get("imported")
     if isinstance(imported, dict):
         yield f"A GPT with {size:,} parameters, `{imported.get('from')}`, imported by gptcli."

@@ -27,7 +27,9 @@ COLUMNS = (
     "tokens_per_second",
     "max_steps",
 )
-"""What a row can hold, under the names of metrics.jsonl. `max_steps` is the newest plan."""
+"""What a row can hold, under the names of metrics.jsonl. `max_steps` is the newest plan.
+
+A row of a mixture also has `val_loss/NAME` for each text."""
 
 _MAX_LINE = 1 << 20
 _MAX_SAMPLE = 1 << 20  # bytes
@@ -130,6 +132,11 @@ class Rows:
                 values.setdefault(
                     name, record[name]
                 )  # `seconds` of the step, not of its evaluation
+
+        by_text = record.get("val_losses")  # of a mixture
+        for name, loss in by_text.items() if isinstance(by_text, dict) else ():
+            if _is_number(loss):
+                values.setdefault(f"val_loss/{name}", loss)
 
     def _take_samples(self) -> None:
         for line in self._texts.lines():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gptcli.config import Config
+from gptcli.corpus.mixture import MixedTokens, times_read
 from gptcli.devices import choose_device, choose_dtype
 from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, count_parameters
@@ -31,10 +32,15 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         corpus = open_text(config, user_parts=user_parts, cache=Path(folder))
         train_tokens = len(corpus.train)
+        epochs = times_read(corpus.train, config.tokens_per_step * config.train.max_steps)
         val_tokens = len(corpus.val) if corpus.val else 0
         vocab_size = corpus.tokenizer.vocab_size
         config = resolve(config, corpus, has_user_parts=has_user_parts)
         notes = [*corpus.notes, *setting_notes(config, corpus)]
+        texts = [
+            {"name": text.name, "share": text.share, "tokens": len(text.tokens)}
+            for text in (corpus.train.texts if isinstance(corpus.train, MixedTokens) else ())
+        ]
         del corpus
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)
@@ -58,10 +64,11 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
         "parameters_without_embeddings": count.without_embeddings,
         "vocab_size": vocab_size,
         "train_tokens": train_tokens,
+        **({"texts": texts} if texts else {}),
         "val_tokens": val_tokens,
         "tokens_per_step": tokens_per_step,
         "total_tokens": tokens_per_step * train.max_steps,
-        "epochs": tokens_per_step * train.max_steps / train_tokens,
+        "epochs": epochs,
         "memory_bytes": memory,
         "seconds_estimate": None if step_seconds is None else step_seconds * steps,
         "device": device.type,

@@ -5,13 +5,14 @@ First reading: the loop in `evaluate`; skip how many tokens go into one forward 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.corpus import TokenStore, windows
+from gptcli.corpus.mixture import MixedTokens
 from gptcli.model.gpt import GPT
 
 # Tokens in one forward pass: enough to keep the matrix products busy. If the vocabulary is large,
@@ -58,6 +59,30 @@ def evaluate(
     finally:
         model.train(was_training)
     return total / count
+
+
+def loss_by_text(
+    tokens: TokenStore, loss_on: Callable[[TokenStore], float | None]
+) -> tuple[float | None, tuple[tuple[str, float], ...]]:
+    """The loss on a split, and of a mixture the loss on each text, with its name.
+
+    The loss of a mixture is the mean over its texts, each weighted by its share in the training. It
+    is None if `loss_on`, which evaluates one text, gave up."""
+    if not isinstance(tokens, MixedTokens):
+        return loss_on(tokens), ()
+    losses: list[tuple[str, float]] = []
+    for text in tokens.texts:
+        loss = loss_on(text.tokens)
+        if loss is None:
+            return None, ()
+        losses.append((text.name, loss))
+    return mixed_mean(tokens, [loss for _, loss in losses]), tuple(losses)
+
+
+def mixed_mean(tokens: MixedTokens, values: Sequence[float]) -> float:
+    """The mean of a value of each text, weighted by the shares of those that are trained on."""
+    pairs = zip(tokens.texts, values, strict=True)
+    return sum(text.share * value for text, value in pairs if text.share > 0)
 
 
 def tokens_at_once(model: GPT, step_tokens: int | None) -> int:

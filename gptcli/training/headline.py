@@ -31,7 +31,7 @@ def run_started(
     count = count_parameters(model)
     return RunStarted(
         run=run,
-        source=config.data.name,
+        source=config.data.described,
         tokenizer=corpus.tokenizer.kind,
         vocab_size=corpus.tokenizer.vocab_size,
         arch=config.model.arch,

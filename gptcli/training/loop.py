@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from gptcli.model.user_parts import UserParts
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import generate_one
 from gptcli.training import checkpoint
+from gptcli.training.evaluate import loss_by_text
 from gptcli.training.final_sample import final_sample
 from gptcli.training.headline import run_started
 from gptcli.training.loss_spikes import SpikeDetector, spike_notice
@@ -278,7 +278,7 @@ class _Loop:
         if p.evaluated_at == p.step:
             return self.reason_to_stop()
         begun = time.perf_counter()
-        loss = self.loss_on(val)
+        loss, by_text = loss_by_text(val, self.loss_on)
         if loss is None and not self.should_stop():
             yield Notice(f"step {p.step}: the time is over, so this step is not evaluated")
             return None
@@ -292,7 +292,7 @@ class _Loop:
         p.evaluations_without_best = 0 if best else p.evaluations_without_best + 1
         if best:
             p.best_val_loss, p.best_step = loss, p.step
-        yield Evaluated(p.step, p.tokens, self.clock(), loss, best)
+        yield Evaluated(p.step, p.tokens, self.clock(), loss, best, by_text)
         yield from self.passage.look(p.step)
         if best or self.saver.saved_at == p.step:  # this step's checkpoint lacks the new loss
             yield from self.save()
@@ -300,7 +300,7 @@ class _Loop:
         return self.reason_to_stop()
 
     def loss_on(self, tokens: TokenStore) -> float | None:
-        """The mean loss on `tokens`; None if the run is interrupted or far too late."""
+        """The mean loss on `tokens`, one text; None if the run is interrupted or far too late."""
 
         def give_up() -> bool:
             return self.should_stop() or self.plan.is_far_too_late()
@@ -351,8 +351,7 @@ class _Loop:
             if wish == "sample":
                 yield from self.sample()
             elif wish == "evaluate":
-                loss_now = None if val is None else partial(self.loss_on, val)
-                yield from extra_evaluation(p.step, loss_now, self.should_stop)
+                yield from extra_evaluation(p.step, val, self.loss_on, self.should_stop)
             elif self.saver.saved_at != p.step:
                 yield from self.save()
 

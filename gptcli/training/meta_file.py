@@ -86,7 +86,10 @@ def _invalid_key(meta: dict[str, Any]) -> str | None:
         return "own_parts"
     for dotted, value in flatten(meta.get("config", {})).items():
         texts = dotted in (("data", "source"), ("data", "val_source"), ("run", "loggers"))
-        if isinstance(value, list) and not (texts and _all_text(value)):
+        weights = dotted == ("data", "weights")
+        if isinstance(value, list) and not (
+            (texts and _all_text(value)) or (weights and _all_numbers(value))
+        ):
             return "config"
     plans = meta.get("plans", [])
     if not isinstance(plans, list) or not all(_is_plan(plan) for plan in plans):
@@ -105,6 +108,10 @@ def _is_plan(value: Any) -> bool:
 
 def _all_text(values: list[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
+
+
+def _all_numbers(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
 
 
 def _digest(meta: dict[str, Any]) -> str:

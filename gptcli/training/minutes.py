@@ -14,6 +14,7 @@ from typing import Any
 from gptcli.config import Config
 from gptcli.config_problems import flatten
 from gptcli.corpus.encoding import characters
+from gptcli.corpus.mixture import times_read
 from gptcli.corpus.reading import Piece
 from gptcli.corpus.sources import find_source
 from gptcli.devices import choose_device, choose_dtype, choose_threads
@@ -138,7 +139,7 @@ def fit_to_minutes(
         )
     steps = max(1, steps)
     candidate = with_values(config, {"train.max_steps": steps})
-    epochs = steps * tokens_per_step / len(corpus.train)
+    epochs = times_read(corpus.train, steps * tokens_per_step)
     values: dict[str, Any] = {
         "model.dropout": dropout_for(epochs),
         "train.sample_every": max(1, steps // _SAMPLES),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from gptcli.config import Config
 from gptcli.corpus import Corpus
+from gptcli.corpus.mixture import MixedTokens
 
 _FEW_WINDOWS = 3
+_MOST_TEXTS = 12
 
 
 def setting_notes(config: Config, corpus: Corpus) -> list[str]:
@@ -41,4 +43,20 @@ def setting_notes(config: Config, corpus: Corpus) -> list[str]:
             f"a step reads {step:,} tokens, and the text has {train_tokens:,} for training, so "
             f"each step reads the text {step / train_tokens:.2g} times: lower train.batch_size"
         )
-    return notes
+    return notes + _mixture_notes(config, corpus)
+
+
+def _mixture_notes(config: Config, corpus: Corpus) -> list[str]:
+    """What each text of a mixture gives to the training; [] if the texts are not mixed."""
+    if not isinstance(corpus.train, MixedTokens):
+        return []
+    tokens = config.tokens_per_step * config.train.max_steps
+    parts = [
+        f"{text.name} {100 * text.share:.3g} % (read {tokens * text.share / len(text.tokens):.2g} "
+        "times)"
+        for text in corpus.train.texts
+    ]
+    listed = ", ".join(parts[:_MOST_TEXTS])
+    if len(parts) > _MOST_TEXTS:
+        listed += f" and {len(parts) - _MOST_TEXTS} more"
+    return [f"the texts are mixed: {listed}"]

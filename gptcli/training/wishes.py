@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from typing import Literal, TypeAlias
 
+from gptcli.corpus import TokenStore
 from gptcli.events import Event, ExtraEvaluation, Notice
+from gptcli.training.evaluate import loss_by_text
 
 Wish = Literal["sample", "evaluate", "checkpoint"]
 Wishes: TypeAlias = Callable[[], Collection[Wish]]
@@ -21,15 +23,18 @@ def no_wishes() -> Collection[Wish]:
 
 
 def extra_evaluation(
-    step: int, evaluate: Callable[[], float | None] | None, should_stop: Callable[[], bool]
+    step: int,
+    val: TokenStore | None,
+    loss_on: Callable[[TokenStore], float | None],
+    should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
     """The validation loss after `step` steps; a Notice if there is none.
 
-    `evaluate` is None if the run has no validation text. It returns None if it was given up."""
-    if evaluate is None:
+    `val` is None if the run has no validation text. `loss_on` returns None if it was given up."""
+    if val is None:
         yield Notice("there is no validation text to evaluate on (data.val_fraction=0)")
         return
-    loss = evaluate()
+    loss, _ = loss_by_text(val, loss_on)
     if loss is not None:
         yield ExtraEvaluation(step, loss)
     elif not should_stop():

@@ -46,7 +46,8 @@ def _event(line: bytes, best: float) -> Event | None:
         tokens, seconds = _integer(record["tokens"]), _number(record["seconds"])
         if kind == "eval":
             val_loss = _number(record["val_loss"])
-            return Evaluated(step, tokens, seconds, val_loss, val_loss < best)
+            best_so_far = val_loss < best
+            return Evaluated(step, tokens, seconds, val_loss, best_so_far, _by_text(record))
         if kind == "step":
             loss, rate = _number(record["loss"]), _number(record.get("learning_rate"))
             norm, speed = (_number(record.get(key)) for key in ("grad_norm", "tokens_per_second"))
@@ -54,6 +55,14 @@ def _event(line: bytes, best: float) -> Event | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     return None
+
+
+def _by_text(record: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    """The validation loss of each text of a mixture; () if the texts are not mixed."""
+    found = record.get("val_losses")
+    if not isinstance(found, dict):
+        return ()
+    return tuple((str(name), _number(loss)) for name, loss in found.items())
 
 
 def _norms(record: dict[str, Any]) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gptcli.events import Evaluated, Event, LookedInside, Replanned, StepDone
 
-Record = dict[str, str | int | float | list[float | None] | None]
+Record = dict[str, str | int | float | list[float | None] | dict[str, float | None] | None]
 
 
 def metrics_record(event: Event) -> Record | None:
@@ -38,13 +38,16 @@ def metrics_record(event: Event) -> Record | None:
             record["part_norms"] = [_short(norm) for norm in event.part_norms]
         return record
     if isinstance(event, Evaluated):
-        return {
+        record = {
             "kind": "eval",
             "step": event.step,
             "tokens": event.tokens,
             "seconds": _rounded(event.seconds, 3),
             "val_loss": _finite(event.val_loss),
         }
+        if event.by_text:
+            record["val_losses"] = {name: _finite(loss) for name, loss in event.by_text}
+        return record
     if isinstance(event, Replanned):
         return {"kind": "plan", "step": event.step, "max_steps": event.max_steps}
     return None

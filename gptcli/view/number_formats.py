@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 
 UNKNOWN = "-"
+_MOST_TEXTS = 8
 
 # (smallest count, unit, letter). Papers write "0.82 M parameters", so M begins at 100,000.
 _UNITS = ((1e12, 1e12, "T"), (1e9, 1e9, "B"), (1e5, 1e6, "M"), (1e4, 1e3, "k"))
@@ -28,6 +30,16 @@ def human_count(count: int, *, short: bool = False) -> str:
 def _three_digits(value: float) -> str:
     size = abs(value)
     return f"{value:.2f}" if size < 9.995 else f"{value:.1f}" if size < 99.95 else f"{value:,.0f}"
+
+
+def losses_text(by_text: Sequence[tuple[str, float]]) -> str:
+    """The loss on each text of a mixture: "a.txt 1.2345  b.txt 2.3456"; "" for no texts.
+
+    After eight texts it says how many more there are."""
+    listed = [f"{name} {loss_text(loss)}" for name, loss in by_text[:_MOST_TEXTS]]
+    if len(by_text) > _MOST_TEXTS:
+        listed.append(f"and {len(by_text) - _MOST_TEXTS} more")
+    return "  ".join(listed)
 
 
 def duration(seconds: float | None) -> str:

@@ -20,7 +20,14 @@ from gptcli.events import (
     StepDone,
 )
 from gptcli.view.memorising import MemorisingNote
-from gptcli.view.number_formats import duration, human_count, loss_text, norm_text, rate_text
+from gptcli.view.number_formats import (
+    duration,
+    human_count,
+    loss_text,
+    losses_text,
+    norm_text,
+    rate_text,
+)
 from gptcli.view.paths import short_path
 from gptcli.view.run_end import run_end_lines, unfinished_line
 from gptcli.view.run_status import RunStatus
@@ -135,7 +142,12 @@ def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> lis
         return [step_line(event, status)]
     if isinstance(event, Evaluated):
         best = "  best" if event.best else ""
-        return [f"{_step_of(event.step, status)}  val_loss {loss_text(event.val_loss)}{best}"]
+        step = _step_of(event.step, status)
+        lines = [f"{step}  val_loss {loss_text(event.val_loss)}{best}"]
+        if event.by_text:
+            by_text = f"{step}  of which  {losses_text(event.by_text)}"
+            lines.append(crop(by_text, WIDTH, ellipsis="..."))
+        return lines
     if isinstance(event, ExtraEvaluation):
         return [f"{_step_of(event.step, status)}  val_loss {loss_text(event.val_loss)}  asked for"]
     if isinstance(event, Replanned):

@@ -13,7 +13,14 @@ from rich.text import Text
 from gptcli.events import Finished
 from gptcli.view.glyphs import VAL
 from gptcli.view.memorising import best_step_line
-from gptcli.view.number_formats import human_count, loss_text, rate, rate_text, time_taken
+from gptcli.view.number_formats import (
+    human_count,
+    loss_text,
+    losses_text,
+    rate,
+    rate_text,
+    time_taken,
+)
 from gptcli.view.panel import final_picture
 from gptcli.view.region import rows_on_screen
 from gptcli.view.run_status import RunStatus
@@ -62,6 +69,11 @@ def run_end_lines(
         losses.append(f"best {loss_text(finished.best_val_loss)}{at}")
     if losses:
         lines.append(Text("  ".join(losses)))
+    if status is not None and status.evaluated is not None and status.evaluated.by_text:
+        if status.started is not None:
+            lines.append(Text(clean(f"mixed from {status.started.source}", encoding)))
+        by_text = f"val loss of each text  {losses_text(status.evaluated.by_text)}"
+        lines.append(Text(clean(by_text, encoding)))
     best_step = best_step_line(finished, status)
     if best_step is not None:
         lines.append(Text(best_step, style=VAL))

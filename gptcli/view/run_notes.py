@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from gptcli.events import CheckpointSaved, Evaluated, Event, ExtraEvaluation, Notice, Replanned
 from gptcli.view.glyphs import BEST, SECOND, VAL
-from gptcli.view.number_formats import human_count, loss_text
+from gptcli.view.number_formats import human_count, loss_text, losses_text
 
-_KINDS = ("overfits", "spike", "best", "asked", "saved", "plan")
+_KINDS = ("overfits", "spike", "best", "asked", "texts", "saved", "plan")
 """In the order in which notes are shown; if there is no room, the first kinds stay."""
 
 
@@ -32,6 +32,8 @@ class RunNotes:
     def absorb(self, event: Event) -> None:
         """Take in one event."""
         if isinstance(event, Evaluated):
+            if event.by_text:
+                self._notes["texts"] = Note(f"val loss: {losses_text(event.by_text)}", VAL)
             if event.best:
                 text = f"new best at step {human_count(event.step)}: {loss_text(event.val_loss)}"
                 self._notes["best"] = Note(text, BEST)

@@ -41,6 +41,7 @@ class RunRow:
     seconds: float | None
     parameters: int | None
     when: datetime | None  # the last write to the run, in local time
+    text: str | None = None  # the texts, of a mixture with their shares
 
 
 @dataclass(frozen=True)

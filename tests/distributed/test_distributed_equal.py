@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -65,6 +66,29 @@ def test_two_ranks_learn_what_one_process_learns(text_file: Path, tmp_path: Path
     assert cli(*words, "--out", one).code == 0
     train(text_file, two, 2, *few)
     assert differ(one, two) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_mixture(parallel: str, text_file: Path, tmp_path: Path) -> None:
+    """Each rank reads its part of the same mixture, and evaluates each of its texts."""
+    other = tmp_path / "other.txt"
+    other.write_text("0123456789 " * 300)
+    one, two = tmp_path / "one", tmp_path / "two"
+    words = (f"data.source=[{text_file}, {other}]", "data.weights=1,2", "train.optimizer=adamw")
+    for run, ranks in ((one, 1), (two, 2)):
+        train(text_file, run, ranks, *words, f"run.parallel={parallel}")
+    assert differ(one, two) < BOUNDS["adamw"]
+    by_text = [
+        [
+            json.loads(line).get("val_losses", {})
+            for line in (run / "metrics.jsonl").read_text().splitlines()
+        ]
+        for run in (one, two)
+    ]
+    assert any(by_text[0])
+    for a, b in zip(*by_text, strict=True):
+        assert a == pytest.approx(b, abs=BOUNDS["adamw"])
 
 
 @pytest.mark.slow

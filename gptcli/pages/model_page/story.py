@@ -68,6 +68,8 @@ def data_name(config: Config, status: dict[str, Any]) -> str:
     imported = status.get("imported")
     if isinstance(imported, dict):
         return f"{imported.get('from')}, imported"
+    if config.data.shares is not None:
+        return config.data.described
     names = [Path(source).name or source for source in config.data.sources]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -1,0 +1,88 @@
+"""Splits an encoded text into tokens for training and for validation; each text of a mixture alone.
+
+gptcli.corpus.validation_split chooses the tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Literal, TypeAlias
+
+from gptcli.config import DataConfig
+from gptcli.corpus.cache import Entry
+from gptcli.corpus.mixture import MixedTokens
+from gptcli.corpus.sources import Source
+from gptcli.corpus.token_store import TokenStore
+from gptcli.corpus.validation_split import (
+    LEAST_VALIDATION,
+    check_split,
+    check_validation,
+    split_documents,
+)
+from gptcli.errors import GptcliError
+
+Split: TypeAlias = tuple[TokenStore, TokenStore | None, Literal["tail", "documents"]]
+"""Tokens for training, for validation (None if there are none), and data.val_split."""
+
+
+def split_text(name: str, entry: Entry, data: DataConfig, block_size: int) -> Split:
+    """The tokens for training and for validation (None if there are none), and data.val_split."""
+    tokens, total = entry.tokens, len(entry.tokens)
+    if data.val_source is not None:
+        begin = int(entry.starts[entry.train_documents])
+        check_split(name, begin, 0.0, block_size)
+        check_validation(data.val_sources, total - begin)
+        return tokens.part(0, begin), tokens.part(begin, total), "tail"
+    if data.val_split != "tail" and entry.documents > 1 and data.val_fraction > 0:
+        train, val = map(tokens.parts, split_documents(entry.starts, total, data.val_fraction))
+        if len(train) > block_size and len(val) >= LEAST_VALIDATION:
+            return train, val, "documents"
+    end = check_split(name, total, data.val_fraction, block_size)
+    rest = tokens.part(end, total) if data.val_fraction > 0 else None
+    return tokens.part(0, end), rest, "tail"
+
+
+def split_mixture(entry: Entry, data: DataConfig, block_size: int) -> Split:
+    """The split of a mixture: of each of its texts, as if it were alone.
+
+    The user's own validation text is one text for the whole mixture. Raises GptcliError, with the
+    name of the text, if a text is too short."""
+    assert data.shares is not None
+    tokens, total = entry.tokens, len(entry.tokens)
+    documents = [*entry.texts, entry.train_documents]
+    places = [int(entry.starts[each]) for each in documents if each < len(entry.starts)]
+    val: TokenStore | None = None
+    if data.val_source is None:
+        places += [total] * (len(documents) - len(places))
+    else:
+        check_validation(data.val_sources, total - places[-1])
+        val = tokens.part(places[-1], total)
+        data = data.model_copy(update={"val_source": None, "val_fraction": 0.0})
+    names = data.short_names
+    found: list[Split] = []
+    for number, (begin, end) in enumerate(pairwise(places)):
+        starts = entry.starts[documents[number] : documents[number + 1]] - begin
+        alone = replace(
+            entry, tokens=tokens.part(begin, end), starts=starts, documents=len(starts), texts=()
+        )
+        found.append(split_text(names[number], alone, data, block_size))
+    rows = list(zip(names, data.shares or (), found, strict=True))
+    train = MixedTokens([(name, share, one[0]) for name, share, one in rows])
+    if val is None and data.val_fraction > 0:
+        val = MixedTokens(
+            [(name, share, one[1]) for name, share, one in rows if one[1] is not None]
+        )
+    by_documents = any(split == "documents" for _, _, split in found)
+    return train, val, "documents" if by_documents else "tail"
+
+
+def refuse_missing_texts(data: DataConfig, found: Source) -> None:
+    """Raise GptcliError if no file of a text of the mixture is left."""
+    for name, count in zip(data.sources, found.counts, strict=True):
+        if count == 0:
+            raise GptcliError(
+                f"nothing is left of {name} in the mixture: its files are named twice, or are the "
+                "validation text",
+                "leave it out of data.source, and its weight out of data.weights",
+            )
