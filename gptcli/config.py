@@ -386,6 +386,9 @@ class ModelConfig(_Section):
         return replace(arch, **changes) if changes else arch  # type: ignore[arg-type]
 
 
+_DEFAULT_ROWS = 16
+
+
 class TrainConfig(_Section):
     """The training loop."""
 
@@ -394,8 +397,10 @@ class TrainConfig(_Section):
     minutes: Annotated[Number, Field(ge=0.1, le=100_000.0)] | None = None
     """Time limit, start-up included. The number of steps is planned for it, and planned again
     during the run as the speed changes. null: exactly max_steps."""
-    batch_size: Count = 16
-    """Sequences in one forward pass; a step uses batch_size * grad_accum of them."""
+    batch_size: Count | Auto = _DEFAULT_ROWS
+    """Sequences in one forward pass; a step uses batch_size * grad_accum of them. auto: a step has
+    16 * grad_accum sequences, and batch_size becomes the largest divisor of them that fits in
+    memory; the run keeps both numbers."""
     grad_accum: Count = 1
     """Micro-batches in a step (gradient accumulation). Their gradients are averaged."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -435,7 +440,17 @@ class TrainConfig(_Section):
 
     def tokens_per_step(self, block_size: int) -> int:
         """Tokens of one optimizer step on windows of `block_size` tokens."""
-        return self.batch_size * self.grad_accum * block_size
+        return self.sequences * block_size
+
+    @property
+    def rows(self) -> int:
+        """Sequences in one forward pass as a number; as long as it is `auto`, the default."""
+        return _DEFAULT_ROWS if self.batch_size == "auto" else self.batch_size
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one optimizer step."""
+        return self.rows * self.grad_accum
 
 
 LoggerName = Literal["csv", "tensorboard", "trackio", "wandb"]

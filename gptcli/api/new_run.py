@@ -41,6 +41,7 @@ class Request:
     from_run: str | None
     files: UserFiles
     force: bool
+    ranks: int = 1  # processes that share the training
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str
             user_parts,
             free,
             is_strict=minutes is not None,
+            ranks=request.ranks,
         )
     return NewRun(config, name, user_parts, planning.block_of_choice(config, reasons), limit)
 
@@ -197,6 +199,7 @@ class NewFolder:
             user_parts=new.user_parts,
             from_run=run_folder.find_run(from_run) if from_run else None,
             time_limit=new.time_limit,
+            ranks=request.ranks,
         )
         self.is_prepared = True
         prepared.notes[:0] = [*_other_name_notes(self.run, new.name, request.out), *new.notes]

@@ -148,7 +148,7 @@ def _sequences(config: Config, corpus: Corpus, step: int) -> list[dict[str, Any]
     from gptcli.corpus import Batches
 
     train = config.train
-    batches = Batches(corpus.train, config.model.block_size, train.batch_size, train.seed)
+    batches = Batches(corpus.train, config.model.block_size, train.rows, train.seed)
     rows: list[dict[str, Any]] = []
     shares = config.data.shares
     for part in range(train.grad_accum):

@@ -94,9 +94,9 @@ def plan(
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for line in lines:
         typer.echo("  ".join(f"{word:>{n}}" for word, n in zip(line, widths, strict=True)))
-    if max(counts) > config.train.batch_size * config.train.grad_accum:
+    if max(counts) > config.train.sequences:
         note(
-            f"a step has only {config.train.batch_size * config.train.grad_accum} sequences: raise "
+            f"a step has only {config.train.sequences} sequences: raise "
             "train.grad_accum for more GPUs"
         )
 

@@ -31,8 +31,9 @@ _NATIVE = "the C library (run.engine: native) trains in one process"
 class Ranks:
     """The processes of a training, as the leader sees them; `leader` is None if it is alone."""
 
-    def __init__(self, leader: Leader | None = None) -> None:
+    def __init__(self, leader: Leader | None = None, size: int = 1) -> None:
         self._leader = leader
+        self.size = size
 
     def for_new(self, wanted: Wanted) -> Wanted:
         """A new run, with PyTorch as its engine if several processes train it."""
@@ -92,7 +93,7 @@ def ranks_of(devices: int, max_restarts: int, request: Request, *, resume: bool)
         if not resume:  # errors of the config, before anything starts
             wanted = wanted_run(request, None)
             config = _torch(wanted.config)
-            if wanted.is_given:
+            if wanted.is_given and config.train.batch_size != "auto":
                 Share.of(config.train, devices)
         sys.exit(launch(devices, max_restarts, sys.argv[1:]))
     from gptcli.distributed import session
@@ -100,7 +101,7 @@ def ranks_of(devices: int, max_restarts: int, request: Request, *, resume: bool)
     if not here.leads:
         sys.exit(session.follow_leader(here, lambda: load_user_parts(request.files)))
     with session.Leader(here) as leader:
-        yield Ranks(leader)
+        yield Ranks(leader, here.size)
 
 
 def _torch(config: Config) -> Config:

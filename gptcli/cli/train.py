@@ -143,6 +143,7 @@ def train(
     if out is not None and not resume:
         folder_of_option(out)  # before anything starts
     with ranks_of(devices or 1, max_restarts, request, resume=resume) as team:
+        request = replace(request, ranks=team.size)
         if (continued := team.run_to_continue(out)) is not None:
             request, resume, extend = replace(request, out=continued), True, False
             request = replace(request, target=None, overrides=[], from_run=None)

@@ -91,7 +91,7 @@ def predict(
     seconds = inside / gpu.inside + between / gpu.between
     exposed = max(0.0, seconds - _PASSES * compute)
     step = compute + exposed
-    rows = max(1, config.train.batch_size * config.train.grad_accum // gpus // passes)
+    rows = max(1, config.train.sequences // gpus // passes)
     one = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": rows})})
     own = gpus if parallel == "fsdp" else 1
     memory = parameters * (8.0 + 4.0 * recipe.slots) / own + activation_bytes(one, vocab_size, 2)

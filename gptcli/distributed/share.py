@@ -32,7 +32,7 @@ class Share:
     @staticmethod
     def of(train: TrainConfig, ranks: int) -> Share:
         """The share of a rank. Raises GptcliError, with the nearest values, if it is not even."""
-        batch, accum = train.batch_size, train.grad_accum
+        batch, accum = train.rows, train.grad_accum
         if accum % ranks == 0:
             return Share(ranks, accum // ranks, batch, splits=False)
         if batch % ranks == 0:

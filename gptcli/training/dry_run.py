@@ -15,6 +15,7 @@ from gptcli.devices import choose_device, choose_dtype
 from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.model.user_parts import UserParts
+from gptcli.training.batch_size import with_fitting_batch_size
 from gptcli.training.estimate import seconds_per_step, training_bytes
 from gptcli.training.opening_text import open_text
 from gptcli.training.other_machine import refuse_other_machine
@@ -36,7 +37,8 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
         val_tokens = len(corpus.val) if corpus.val else 0
         vocab_size = corpus.tokenizer.vocab_size
         config = resolve(config, corpus, has_user_parts=has_user_parts)
-        notes = [*corpus.notes, *setting_notes(config, corpus)]
+        config, sized = with_fitting_batch_size(config, vocab_size, user_parts)
+        notes = [*corpus.notes, *sized, *setting_notes(config, corpus)]
         texts = [
             {"name": text.name, "share": text.share, "tokens": len(text.tokens)}
             for text in (corpus.train.texts if isinstance(corpus.train, MixedTokens) else ())

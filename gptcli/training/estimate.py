@@ -32,7 +32,7 @@ def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
     | attention weights | n_head * T twice, three times with dropout |
     | per token: logits, and in float32 the loss's copy and its gradient | 3 vocab_size |"""
     m, arch, T = config.model, config.model.traits, config.model.block_size
-    tokens = config.train.batch_size * T
+    tokens = config.train.rows * T
     hidden = arch.feed_forward_matrices * arch.hidden_width(m.n_embd)
     q, kv = m.attention_width, m.kv_heads * m.head_dim
     rotary = 3 * (q + kv) if arch.positions == "rotary" else 0
@@ -56,7 +56,7 @@ def memory_bytes(
             library,
             config.model,
             vocab_size,
-            most_tokens=config.train.batch_size * config.model.block_size,
+            most_tokens=config.train.rows * config.model.block_size,
             threads=torch.get_num_threads(),
         )
         working = bytes_each if bytes_each < 4 else 0
@@ -154,7 +154,7 @@ def measured_step(
     rule = relative_seconds(config, vocab_size)
     growth = relative_seconds(whole, vocab_size) / relative_seconds(small, vocab_size)
     estimate = once(1).wall * growth
-    batch, measured = (train.batch_size, whole) if estimate < 4 * most else (1, small)
+    batch, measured = (train.rows, whole) if estimate < 4 * most else (1, small)
     begin = time.perf_counter()
     times: list[StepTime] = []
     while not times or (time.perf_counter() - begin < most and len(times) < 200):

@@ -115,7 +115,7 @@ class _Loop:
                 read.clear()  # the model has copies; without this, the tensors would stay in memory
         self.progress = self.state.progress
         self.fine_tune = setup.start_from is not None
-        block_size, size = setup.config.model.block_size, self.config.batch_size
+        block_size, size = setup.config.model.block_size, self.config.rows
         self.batches = DeviceBatches(
             Batches(corpus.train, block_size, size, self.config.seed), setup.device
         )

@@ -21,6 +21,7 @@ from gptcli.devices import choose_device, choose_dtype, choose_threads
 from gptcli.errors import GptcliError, is_out_of_memory
 from gptcli.fitting_values import fitting_values
 from gptcli.model.user_parts import UserParts
+from gptcli.training.batch_size import with_fitting_batch_size
 from gptcli.training.choice import (
     PATIENCE,
     Text,
@@ -92,12 +93,13 @@ def fit_to_minutes(
     choose: set[str],
     *,
     is_strict: bool,
+    ranks: int = 1,
 ) -> tuple[Config, TimeLimit, str]:
     """The config whose training ends `minutes` after `begun`, its time limit, and the reason.
 
     `begun` is a value of time.perf_counter(). Of dropout and samples, the keys in `choose` are set
-    for the number of epochs and steps. Raises GptcliError if `is_strict` and the time is too short
-    for 20 steps."""
+    for the number of epochs and steps. `ranks` processes share the training. Raises GptcliError if
+    `is_strict` and the time is too short for 20 steps."""
     seconds = 60.0 * minutes
     choose_threads(config.run.threads)
     limit = TimeLimit(begun + seconds - SECONDS_AT_END, seconds)
@@ -105,6 +107,14 @@ def fit_to_minutes(
     config, _ = follow_tokenizer(config)
     corpus = open_text(config, user_parts=user_parts)
     has_user_parts = user_parts is not None and user_parts.in_network()
+    sized, notes = with_fitting_batch_size(
+        resolve(config, corpus, has_user_parts=has_user_parts),
+        corpus.tokenizer.vocab_size,
+        user_parts,
+        ranks,
+    )
+    batch = {"batch_size": sized.train.batch_size, "grad_accum": sized.train.grad_accum}
+    config = config.model_copy(update={"train": config.train.model_copy(update=batch)})
     try:
         step_seconds = _measure(
             resolve(config, corpus, has_user_parts=has_user_parts),
@@ -148,6 +158,7 @@ def fit_to_minutes(
     why = f"{1e3 * step_seconds:.3g} ms a step; the text is read {epochs:,.3g} times"
     if epochs > _OVERFIT_EPOCHS and config.train.patience is None:
         why += ", so the model will overfit: more text helps more than more time"
+    why = "; ".join([why, *notes])
     return candidate, limit, why
 
 

@@ -11,7 +11,7 @@ from gptcli.model.gpt import GPT, count_parameters
 from gptcli.training.estimate import training_bytes
 from gptcli.training.loop import Setup
 
-_USABLE_SHARE = 0.9  # the estimate is off by up to 15 %, and other programs need memory too
+USABLE_SHARE = 0.9  # the estimate is off by up to 15 %, and other programs need memory too
 
 
 def out_of_memory(setup: Setup) -> GptcliError:
@@ -34,14 +34,14 @@ def _what_to_lower(setup: Setup, parameters: int, available: float | None) -> st
     config = setup.config
     train, model = config.train, config.model
     # Divisors of batch_size, because grad_accum can make up for them: the training is the same.
-    parts = [n for n in range(2, train.batch_size + 1) if train.batch_size % n == 0]
+    parts = [n for n in range(2, train.rows + 1) if train.rows % n == 0]
     for n in parts:
-        batch, accum = train.batch_size // n, train.grad_accum * n
+        batch, accum = train.rows // n, train.grad_accum * n
         smaller = config.model_copy(
             update={"train": train.model_copy(update={"batch_size": batch})}
         )
         need = _need(setup, smaller, parameters)
-        if available is None or need <= _USABLE_SHARE * available:
+        if available is None or need <= USABLE_SHARE * available:
             again = ", in a new run" if setup.resume is not None else ""
             return (
                 f"train.batch_size={batch} train.grad_accum={accum}{again}: the same training "
@@ -52,9 +52,9 @@ def _what_to_lower(setup: Setup, parameters: int, available: float | None) -> st
     while block_size >= 16:
         shorter = model.model_copy(update={"block_size": block_size})
         need = _need(setup, config.model_copy(update={"train": one, "model": shorter}), parameters)
-        if available is None or need <= _USABLE_SHARE * available:
+        if available is None or need <= USABLE_SHARE * available:
             return (
-                f"train.batch_size=1 train.grad_accum={train.batch_size * train.grad_accum} and "
+                f"train.batch_size=1 train.grad_accum={train.sequences} and "
                 f"model.block_size={block_size}, which need about {_amount(need)}"
             )
         block_size //= 2

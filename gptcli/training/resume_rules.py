@@ -58,6 +58,9 @@ def config_for_resume(
         changes.pop("tokenizer.vocab_size", None)
     if stored.tokenizer.kind != "bpe" or wanted.tokenizer.vocab_size >= stored.tokenizer.vocab_size:
         changes.pop("tokenizer.vocab_size", None)  # a short text has fewer subwords than asked
+    if wanted.train.batch_size == "auto" and wanted.train.sequences == stored.train.sequences:
+        changes.pop("train.batch_size", None)  # the run keeps the numbers that it chose
+        changes.pop("train.grad_accum", None)
     auto = stored.train.model_copy(update={"learning_rate": "auto", "warmup_steps": "auto"})
     if changes.get("train.learning_rate") == "auto":
         changes["train.learning_rate"] = resolve_rate(auto, stored.model.n_embd)

@@ -19,6 +19,7 @@ from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
 from gptcli.model.user_parts import UserParts, parts_of, refuse_other_parts
 from gptcli.training import checkpoint, run_folder
+from gptcli.training.batch_size import with_fitting_batch_size
 from gptcli.training.checkpoint_folders import refuse_other_link
 from gptcli.training.consistency import refuse_other_network, same_config, same_tokenizer
 from gptcli.training.finished_run import FinishedRun as FinishedRun
@@ -71,7 +72,8 @@ class Prepared:
 def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> Config:
     """The config with every `auto` replaced by a value for this text and machine.
 
-    Only checkpoint_every keeps its `auto`: the Saver decides by the clock."""
+    Two keep their `auto`: checkpoint_every, because the Saver decides by the clock, and batch_size,
+    which gptcli.training.batch_size resolves afterwards."""
     train, run = config.train, config.run
     device = choose_device(run.device)
     tokens_per_step = config.tokens_per_step
@@ -136,8 +138,10 @@ def prepare_new(
     from_run: Path | None = None,
     user_parts: UserParts | None = None,
     time_limit: TimeLimit | None = None,
+    ranks: int = 1,
 ) -> Prepared:
-    """Create the run folder `run` and return the Setup of the new run.
+    """Create the run folder `run` and return the Setup of the new run, which `ranks` processes
+    share.
 
     With `from_run` the run is a fine-tune: it starts from that run's best weights and takes its
     tokenizer. An earlier run in the folder moves to RUN/.replaced (gptcli.training.run_folder).
@@ -172,6 +176,9 @@ def prepare_new(
     notes += engine_notes(config, user_parts)
     status["machine"] = machine_record(config.run)
     config = resolve(config, corpus, has_user_parts=has_user_parts)
+    vocab_size = corpus.tokenizer.vocab_size
+    config, sized = with_fitting_batch_size(config, vocab_size, user_parts, ranks)
+    notes += sized
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _refuse_without_validation(corpus)
     config, kept = with_kept_texts(run, config)

@@ -82,7 +82,7 @@ class TrainingState:
             self.passes = TorchPasses(self.model, self.weights, compiled, step_tokens=step_tokens)
         else:
             self.passes = NativePasses(
-                native, self.model, self.weights, batch_size=train.batch_size, threads=threads
+                native, self.model, self.weights, batch_size=train.rows, threads=threads
             )
         self.progress = Progress(loss_scale=first_loss_scale(dtype))
 
