@@ -88,7 +88,8 @@ class DataConfig(_Section):
     source: Texts = "shakespeare"
     """The text, or a list of texts: the name of a shipped text, or the path of a file or a folder
     (read recursively). A file is plain text, .jsonl, .json, .csv, .tsv or .parquet; .gz works, too.
-    `-` is standard input."""
+    `-` is standard input. Or token shards: a folder or a URL that `gptcli tokenizer shards` wrote.
+    """
     weights: Annotated[list[Annotated[Number, Field(ge=0.0)]] | None, BeforeValidator(_weights)] = (
         None
     )

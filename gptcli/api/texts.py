@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gptcli.errors import GptcliError
 from gptcli.files.names import exists, path_of, shown
+from gptcli.files.remote import is_url
 
 Target = str | list[str] | None
 """The CONFIG, the TEXT or the texts of a command line; None if it names neither."""
@@ -63,7 +64,7 @@ def refuse_missing_texts(target: Target) -> None:
     from gptcli.files.shipped import shipped_texts
 
     for text in texts_of(target):
-        if text == STDIN or text in shipped_texts():
+        if text == STDIN or text in shipped_texts() or is_url(text):
             continue
         missing_text.refuse_run(text)
         if text and exists(path_of(shown(text))):
@@ -113,6 +114,8 @@ def run_name(target: Target) -> str:
         return "stdin"
     if first in shipped_texts():
         return first
+    if is_url(first):
+        first = first.rstrip("/").rpartition("/")[2]
     path = path_of(shown(first)).resolve()
     name = path.name if path.is_dir() else _without_endings(path.name)
     printable = "".join(

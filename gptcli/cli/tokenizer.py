@@ -1,4 +1,4 @@
-"""`gptcli tokenizer train|encode|decode|show`: train a tokenizer, turn text into ids and back."""
+"""`gptcli tokenizer train|shards|encode|decode|show`: train a tokenizer, text to ids and back."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ _KEYS = ("data.encoding", "data.field", "data.documents", "data.skip_undecodable
 """The config keys that say how texts are read."""
 
 
-def _data_of(words: list[str]) -> DataConfig:
+def _data_of(words: list[str], command: str = "train") -> DataConfig:
     """The section `data` of a config for the texts and the data.KEY=VALUE of a command line.
 
     Raises GptcliError if there is no text, or another key is set."""
@@ -121,10 +121,11 @@ def _data_of(words: list[str]) -> DataConfig:
     for override in overrides:
         if not set(values_set([override])) <= set(_KEYS):
             option, _, value = override.partition("=")
-            form = FORM_OF["tokenizer train"].get(normalised(option), f"--{same_option(option)}")
+            forms = FORM_OF.get(f"tokenizer {command}", {})
+            form = forms.get(normalised(option), f"--{same_option(option)}")
             is_option = same_option(option) in ("vocab-size", "kind", "out") or "VALUE" in form
             raise GptcliError(
-                f"`{cropped(override)}`: `gptcli tokenizer train` has no such setting",
+                f"`{cropped(override)}`: `gptcli tokenizer {command}` has no such setting",
                 f"write {form.partition(' ')[0]} {shlex.quote(value)}"
                 if is_option
                 else f"these can be set: {', '.join(_KEYS)}",
@@ -134,6 +135,46 @@ def _data_of(words: list[str]) -> DataConfig:
     section = parse_config("{}", overrides, name="command line").data
     sources = [section_of(text).source for text in texts]
     return section.model_copy(update={"source": sources if len(sources) > 1 else sources[0]})
+
+
+@app.command(
+    cls=Command,
+    epilog="Example: gptcli tokenizer shards texts/ --tokenizer gpt2 --out s3://mine/tokens",
+)
+def shards(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TEXT ... [data.KEY=VALUE ...]",
+            help="Texts: files, folders, .jsonl, or a shipped text. Then how to read them: "
+            "data.encoding, data.field, data.documents, data.skip_undecodable.",
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Option("--out", metavar="FOLDER|URL", help="A new folder, also at a URL: s3://..."),
+    ],
+    tokenizer: TokenizerOption = "gpt2",
+) -> None:
+    """Encode texts once into token shards, which `data.source` can name."""
+    from gptcli.corpus import open_corpus
+    from gptcli.corpus.shard_writing import write_shards_to
+
+    data = _data_of(words, "shards")
+    loaded = _load(tokenizer)
+    with waiting("encoding the text"):
+        corpus = open_corpus(
+            data,
+            kind=loaded.kind,
+            vocab_size=loaded.vocab_size,
+            val_fraction=0.0,
+            block_size=1,
+            tokenizer=loaded,
+        )
+        for line in corpus.notes:
+            note(line)
+        place = write_shards_to(out, corpus.train.chunks(), loaded, corpus.documents)
+    note(f"{place}: {len(corpus.train):,} tokens; train on them: data.source={place}")
 
 
 @app.command(cls=Command, epilog='Example: gptcli tokenizer encode "Hello world" --tokenizer gpt2')

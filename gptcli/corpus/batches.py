@@ -18,7 +18,10 @@ from torch import Tensor
 
 from gptcli.corpus.mixed_order import MixedOrder
 from gptcli.corpus.mixture import MixedTokens
-from gptcli.corpus.token_store import TokenStore
+from gptcli.corpus.pooled_order import PooledEpochs
+from gptcli.corpus.shard_corpus import pool_blocks
+from gptcli.corpus.shards import is_lazy
+from gptcli.corpus.token_store import Tokens, TokenStore
 
 _KEPT_EPOCHS = 2
 
@@ -33,6 +36,8 @@ class Batches:
     predicts every token once, except N mod T tokens. The epochs form one endless list of sequences.
     Batch k holds sequences k * B to k * B + B - 1 of this list. The list does not depend on B.
 
+    Of token shards, the list is that of PooledEpochs, which reads them block by block.
+
     Of MixedTokens, every text has such a ring and such a list of its own, and MixedOrder says from
     which list each sequence is.
 
@@ -45,16 +50,23 @@ class Batches:
         self._block_size = block_size
         self._batch_size = batch_size
         if isinstance(tokens, MixedTokens):
-            texts = tokens.texts
-            self._order: MixedOrder | None = MixedOrder([text.share for text in texts], seed)
-            self._firsts = [text.tokens.start for text in texts]
-            lengths = [len(text.tokens) for text in texts]
+            self._order: MixedOrder | None = MixedOrder([t.share for t in tokens.texts], seed)
+            texts = [text.tokens for text in tokens.texts]
+            self._firsts = [text.start for text in texts]
+            lengths = [len(text) for text in texts]
             words = [f"{seed} text {number}" for number in range(len(texts))]
         else:
+            texts = [tokens]
             self._order, self._firsts, lengths, words = None, [0], [len(tokens)], [str(seed)]
         assert min(lengths) > block_size, "open_corpus refuses shorter texts"
         self._ends = [first + length for first, length in zip(self._firsts, lengths, strict=True)]
-        self._lists = [_Epochs(*each, block_size) for each in zip(words, lengths, strict=True)]
+        self._lists: list[_Epochs | PooledEpochs]
+        if is_lazy(tokens):
+            pool = pool_blocks(len(texts))
+            pairs = zip(words, texts, strict=True)
+            self._lists = [PooledEpochs(seeds, text, block_size, pool) for seeds, text in pairs]
+        else:
+            self._lists = [_Epochs(*each, block_size) for each in zip(words, lengths, strict=True)]
         self.per_epoch = sum(each.count for each in self._lists)
         """The number of sequences that read all tokens once, but for the rest of each ring."""
 
@@ -62,19 +74,27 @@ class Batches:
         """Inputs and targets of batch k >= 0: two int64 tensors of shape (B, T).
 
         targets[b, t] is the token that follows inputs[b, t] in the text."""
+        out = np.empty((2, self._batch_size, self._block_size), dtype=np.int64)  # (2, B, T)
+        for row, window in enumerate(self.windows(k)):
+            out[0, row] = window[:-1]
+            out[1, row] = window[1:]
+        both = torch.from_numpy(out)
+        return both[0], both[1]
+
+    def windows(self, k: int) -> Iterator[Tokens]:
+        """The T + 1 tokens of each of the B sequences of batch k: uint16 or uint32 (T + 1,)."""
         block = self._block_size
-        out = np.empty((2, self._batch_size, block), dtype=np.int64)  # (2, B, T)
-        for row, start in enumerate(self.starts(k)):
+        if isinstance(self._lists[0], PooledEpochs) and self._order is None:
+            yield from self._lists[0].windows(k * self._batch_size, self._batch_size)
+            return
+        for start in self.starts(k):
             ring = bisect_right(self._firsts, start) - 1
             inside = min(block + 1, self._ends[ring] - start)
             window = self._tokens.read(start, inside)
             if inside <= block:
                 again = self._tokens.read(self._firsts[ring], block + 1 - inside)
                 window = np.concatenate([window, again])
-            out[0, row] = window[:-1]
-            out[1, row] = window[1:]
-        both = torch.from_numpy(out)
-        return both[0], both[1]
+            yield window
 
     def starts(self, k: int) -> list[int]:
         """Positions in the split at which the B sequences of batch k begin."""

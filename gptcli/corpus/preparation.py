@@ -23,6 +23,7 @@ from gptcli.corpus.encoding import characters, encode_all, joined
 from gptcli.corpus.line_ends import changed_line_ends, line_ends_note
 from gptcli.corpus.progress import Progress
 from gptcli.corpus.reading import Piece
+from gptcli.corpus.shard_corpus import OpenedShards, names_shards
 from gptcli.corpus.sources import Source, find_source, section_of
 from gptcli.corpus.splitting import refuse_missing_texts, split_mixture, split_text
 from gptcli.corpus.token_store import SHARD_TOKENS, ShardWriter, TokenStore, dtype_for
@@ -94,6 +95,8 @@ def open_corpus(
     documents, unless the first ends with one. The validation part is data.val_source, or a part of
     the text: see gptcli.corpus.validation_split.
 
+    Token shards (gptcli.corpus.shards) are read as they are, with their own tokenizer.
+
     `unknown` says what becomes of characters that a given char tokenizer does not know.
 
     With `content_key`, raises OtherTextError before anything is encoded if the text has another.
@@ -103,6 +106,8 @@ def open_corpus(
     data = section_of(data)
     if val_fraction is not None:
         data = data.model_copy(update={"val_fraction": val_fraction})
+    if names_shards([*data.sources, *data.val_sources]):
+        return _open_shards(data, block_size, tokenizer, user_tokenizer, content_key)
     bar = Progress(progress)
     found = find_source(data, bar)
     if content_key is not None and found.content_key != content_key:
@@ -158,6 +163,44 @@ def open_corpus(
         source_bytes=found.size,
         content_key=found.content_key,
         notes=notes,
+    )
+
+
+def _open_shards(
+    data: DataConfig,
+    block_size: int,
+    tokenizer: Tokenizer | None,
+    user_tokenizer: type[Any] | None,
+    content_key: str | None,
+) -> Corpus:
+    """The corpus of token shards. Their tokenizer decides; another one is refused."""
+    shards = OpenedShards(data)
+    if content_key is not None and shards.content_key != content_key:
+        raise OtherTextError(data.name, None)
+    if user_tokenizer is not None or (
+        tokenizer is not None and tokenizer.fingerprint() != shards.tokenizer
+    ):
+        raise GptcliError(
+            f"the token shards {data.name} were encoded by another tokenizer",
+            "write the shards with this one: gptcli tokenizer shards TEXT --tokenizer RUN "
+            "--out FOLDER; or leave the tokenizer out, to take theirs",
+        )
+    found = tokenizer or shards.read_tokenizer()
+    train, val = shards.split(block_size)
+    total = sum(index.tokens for _, index in shards.folders)
+    count = sum(len(index.shards) for _, index in shards.folders)
+    return Corpus(
+        tokenizer=found,
+        train=train,
+        val=val,
+        val_split="tail",
+        documents=shards.documents,
+        source_bytes=shards.bytes,
+        content_key=shards.content_key,
+        notes=[
+            f"token shards: {total:,} tokens in {count:,} "
+            f"{'file' if count == 1 else 'files'}, with their {found.kind} tokenizer"
+        ],
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
 
 Tokens = NDArray[Any]
 """A one-dimensional array of token ids, uint16 or uint32."""
+
+
+class LazyTokens(Protocol):
+    """A sequence of token ids that is read when it is sliced."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, span: slice, /) -> Tokens: ...
+
+
+Shard: TypeAlias = "Tokens | LazyTokens"
+"""A shard in memory, or memory-mapped, or read block by block."""
 
 SHARD_TOKENS = 1 << 26
 """Tokens per shard: 128 MiB of uint16."""
@@ -38,16 +51,18 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 
 
 class TokenStore:
-    """A sequence of token ids in one or more memory-mapped shards; `len(store)` counts the tokens.
+    """A sequence of token ids in one or more shards; `len(store)` counts the tokens.
 
     All shards have the same dtype. The store only reads them. It can be a part of the shards'
     tokens, or several parts in a row: see `part` and `parts`."""
 
     def __init__(
-        self, shards: Sequence[Tokens], ranges: Sequence[tuple[int, int]] | Tokens | None = None
+        self, shards: Sequence[Shard], ranges: Sequence[tuple[int, int]] | Tokens | None = None
     ) -> None:
         # Use plain arrays on the same memory: slicing an np.memmap takes ten times as long.
-        self._shards = [np.asarray(shard) for shard in shards]
+        self._shards: list[Shard] = [
+            np.asarray(shard) if isinstance(shard, np.ndarray) else shard for shard in shards
+        ]
         self._shard_ends: list[int] = np.cumsum([len(shard) for shard in shards]).tolist()
         total = self._shard_ends[-1] if self._shard_ends else 0
         both = np.array([(0, total)] if ranges is None else ranges, dtype=np.int64).reshape(-1, 2)
@@ -81,16 +96,16 @@ class TokenStore:
     def _read_shards(self, first: int, count: int) -> Tokens:
         """Tokens [first, first + count) of the shards."""
         parts: list[Tokens] = []
-        begin = 0
-        for shard, end in zip(self._shards, self._shard_ends, strict=True):
-            if first < end:
-                part = shard[first - begin : first - begin + count]
-                if len(part) == count:
-                    return np.concatenate([*parts, part]) if parts else part
-                parts.append(part)
-                first += len(part)
-                count -= len(part)
-            begin = end
+        at = bisect_right(self._shard_ends, first)
+        while at < len(self._shards):
+            begin = self._shard_ends[at - 1] if at else 0
+            part = self._shards[at][first - begin : first - begin + count]
+            if len(part) == count:
+                return np.concatenate([*parts, part]) if parts else part
+            parts.append(part)
+            first += len(part)
+            count -= len(part)
+            at += 1
         return _joined(parts)
 
     def part(self, start: int, stop: int) -> TokenStore:
@@ -117,7 +132,7 @@ class TokenStore:
             start, at = here, at + 1
 
     @property
-    def shards(self) -> list[Tokens]:
+    def shards(self) -> list[Shard]:
         """All tokens of the shards, also those that are not in this store."""
         return self._shards
 

@@ -16,6 +16,7 @@ from gptcli.config_problems import flatten
 from gptcli.corpus.encoding import characters
 from gptcli.corpus.mixture import times_read
 from gptcli.corpus.reading import Piece
+from gptcli.corpus.shard_corpus import refuse_shards
 from gptcli.corpus.sources import find_source
 from gptcli.devices import choose_device, choose_dtype, choose_threads
 from gptcli.errors import GptcliError, is_out_of_memory
@@ -164,6 +165,7 @@ def fit_to_minutes(
 
 def text_facts(config: Config) -> Text:
     """The characters, bytes and different characters of the config's text. Reads all of it."""
+    refuse_shards(config.data)
     source = find_source(config.data)
     count = size = 0
 

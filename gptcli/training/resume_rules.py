@@ -9,6 +9,7 @@ from typing import Any
 
 from gptcli.config import Config
 from gptcli.config_files import differences
+from gptcli.corpus.shard_corpus import names_shards
 from gptcli.errors import GptcliError
 from gptcli.files.names import path_of, shown
 from gptcli.files.paths import shell_word
@@ -53,7 +54,9 @@ def config_for_resume(
     }
     if _keeps_tokenizer(stored, wanted):
         changes.pop("tokenizer.from", None)
-    if wanted.tokenizer.from_ is not None:  # then kind and vocab_size follow the tokenizer
+    if wanted.tokenizer.from_ is not None or names_shards(
+        wanted.data.sources
+    ):  # then kind and vocab_size follow the tokenizer
         changes.pop("tokenizer.kind", None)
         changes.pop("tokenizer.vocab_size", None)
     if stored.tokenizer.kind != "bpe" or wanted.tokenizer.vocab_size >= stored.tokenizer.vocab_size:

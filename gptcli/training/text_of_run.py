@@ -23,6 +23,7 @@ from gptcli.errors import GptcliError
 from gptcli.files.durable import folder_lock
 from gptcli.files.names import path_of, shown
 from gptcli.files.paths import absolute, shell_word
+from gptcli.files.remote import is_url
 from gptcli.files.shipped import shipped_texts
 from gptcli.training import run_folder
 
@@ -42,7 +43,7 @@ def absolute_texts(data: DataConfig) -> DataConfig:
 
 
 def _absolute(name: str) -> str:
-    if name == STDIN or name in shipped_texts():
+    if name == STDIN or name in shipped_texts() or is_url(name):
         return name
     return shown(absolute(path_of(name)).as_posix())
 
@@ -67,6 +68,8 @@ def text_record(data: DataConfig, run: Path, content_key: str) -> dict[str, Any]
     def relative(name: str) -> str | None:
         if name in shipped_texts():
             return name
+        if is_url(name):
+            return None
         with suppress(ValueError):  # Windows: no relative path leads to another drive
             return shown(Path(os.path.relpath(path_of(name), absolute(run))).as_posix())
         return None
@@ -224,7 +227,7 @@ def remember_source(
 def _first_missing(names: list[str]) -> str | None:
     for name in names:
         try:
-            if name != STDIN and name not in shipped_texts():
+            if name != STDIN and name not in shipped_texts() and not is_url(name):
                 path_of(name).lstat()
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return name

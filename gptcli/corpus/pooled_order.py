@@ -1,0 +1,160 @@
+"""The order in which token shards are read: shuffled blocks, whose windows are shuffled in pools.
+
+A block is 2^21 tokens (shards.py). An epoch shuffles the blocks. Of each block it takes the windows
+of T tokens from a random offset on, at most two fewer than would fit. Some blocks in a row form a
+pool, and all windows of a pool are shuffled. So memory holds two pools, of which one is read ahead,
+and any sequence is found without reading those before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gptcli.corpus.shards import BLOCK_TOKENS, Blocks, LazyShard
+from gptcli.corpus.token_store import Tokens, TokenStore
+from gptcli.errors import GptcliError
+
+_KEPT_POOLS = 3
+
+
+class PooledEpochs:
+    """The endless list of sequences of a text in token shards: a pure function of its arguments.
+
+    `words` seed it; a pool has the windows of `pool_blocks` blocks."""
+
+    def __init__(self, words: str, tokens: TokenStore, block_size: int, pool_blocks: int) -> None:
+        self._words, self._block_size, self._pool_blocks = words, block_size, pool_blocks
+        self._reader, self._starts, self._lengths, self._numbers, self._begins = blocks_of(tokens)
+        fitting = self._lengths // block_size - 1
+        self._windows = np.maximum(fitting, self._lengths > block_size)  # of each block
+        self.count = int(self._windows.sum())
+        """The number of sequences in an epoch."""
+        if self.count == 0:
+            raise GptcliError(
+                f"model.block_size {block_size:,} is too long for the token shards: a window must "
+                f"lie in one block of {BLOCK_TOKENS:,} tokens",
+                "lower model.block_size",
+            )
+        self._epochs: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        self._pools: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
+
+    def starts(self, first: int, count: int) -> list[int]:
+        """Positions in the text at which sequences first to first + count - 1 begin."""
+        blocks, offsets = self._places(first, count)
+        found: list[int] = (self._starts[blocks] + offsets).tolist()
+        return found
+
+    def windows(self, first: int, count: int) -> Iterator[Tokens]:
+        """The T + 1 tokens of each of these sequences, read-only: uint16 or uint32 (T + 1,)."""
+        blocks, offsets = self._places(first, count)
+        begins = (self._begins[blocks] + offsets).tolist()
+        get, length = self._reader.get, self._block_size + 1
+        for number, begin in zip(self._numbers[blocks].tolist(), begins, strict=True):
+            yield get(number)[begin : begin + length]
+
+    def _places(self, first: int, count: int) -> NDArray[np.int64]:
+        """The block of each of these sequences, and its offset there: int64 (2, count)."""
+        last = first + count
+        found = []
+        while first < last:
+            epoch, position = divmod(first, self.count)
+            _, ends = self._epoch(epoch)
+            pool = int(np.searchsorted(ends, position, side="right"))
+            begin = int(ends[pool - 1]) if pool else 0
+            here = self._pool(epoch, pool)[:, position - begin : position - begin + last - first]
+            found.append(here)
+            first += here.shape[1]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The blocks of an epoch in their order, and the number of its windows after each pool."""
+        kept = self._epochs.get(epoch)
+        if kept is None:
+            order = torch.randperm(len(self._starts), generator=self._generator(f"{epoch}")).numpy()
+            last = np.arange(self._pool_blocks, len(order) + self._pool_blocks, self._pool_blocks)
+            ends = np.cumsum(self._windows[order])[np.minimum(last, len(order)) - 1]
+            kept = self._epochs[epoch] = order, ends
+            if len(self._epochs) > 2:
+                self._epochs.popitem(last=False)
+        return kept
+
+    def _blocks(self, epoch: int, pool: int) -> NDArray[np.int64]:
+        first = pool * self._pool_blocks
+        return self._epoch(epoch)[0][first : first + self._pool_blocks]
+
+    def _pool(self, epoch: int, pool: int) -> NDArray[np.int64]:
+        """The blocks of a pool's windows and their offsets, shuffled: int64 (2, windows).
+
+        The blocks of this pool and of the next one are fetched."""
+        kept = self._pools.get((epoch, pool))
+        if kept is not None:
+            return kept
+        T, generator = self._block_size, self._generator(f"{epoch} {pool}")
+        places = []
+        for block in self._blocks(epoch, pool).tolist():
+            windows, length = int(self._windows[block]), int(self._lengths[block])
+            if windows:
+                most = min(T, length - windows * T)
+                offset = int(torch.randint(most, (1,), generator=generator))
+                offsets = offset + np.arange(windows) * T
+                places.append(np.stack([np.full(windows, block), offsets]))
+        inside: NDArray[np.int64] = (
+            np.concatenate(places, axis=1) if places else np.zeros((2, 0), np.int64)
+        )
+        inside = inside[:, torch.randperm(inside.shape[1], generator=generator).numpy()]
+        self._pools[epoch, pool] = inside
+        if len(self._pools) > _KEPT_POOLS:
+            self._pools.popitem(last=False)
+        is_last = pool + 1 == len(self._epoch(epoch)[1])
+        after = self._blocks(epoch + 1, 0) if is_last else self._blocks(epoch, pool + 1)
+        wanted = np.concatenate([self._blocks(epoch, pool), after])
+        self._reader.read_ahead(self._numbers[wanted].tolist())
+        return inside
+
+    def _generator(self, more: str) -> torch.Generator:
+        digest = hashlib.sha256(f"{self._words} blocks {more}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class StoreBlocks(NamedTuple):
+    """The blocks of a store in token shards. A block is cut if the store has only a part of it."""
+
+    reader: Blocks
+    starts: NDArray[np.int64]
+    """The position of each in the store: int64 (n,), as all that follow."""
+    lengths: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    """The number of the whole block, for the reader."""
+    begins: NDArray[np.int64]
+    """The place in the whole block at which the store's part of it begins."""
+
+
+def blocks_of(tokens: TokenStore) -> StoreBlocks:
+    """The blocks of a store in token shards."""
+    starts, lengths, numbers, begins = [], [], [], []
+    shards = [shard for shard in tokens.shards if isinstance(shard, LazyShard)]
+    assert len(shards) == len(tokens.shards) > 0
+    edges = np.cumsum([0, *map(len, shards)]).tolist()  # of the shards
+    at = 0
+    for first, stop in tokens.ranges.tolist():
+        for shard, (begin, end) in zip(shards, pairwise(edges), strict=True):
+            position = max(first, begin)
+            while position < min(stop, end):
+                number = (position - begin) // BLOCK_TOKENS
+                until = min(stop, end, begin + (number + 1) * BLOCK_TOKENS)
+                starts.append(at)
+                begins.append((position - begin) % BLOCK_TOKENS)
+                lengths.append(until - position)
+                numbers.append(shard.first + number)
+                at += until - position
+                position = until
+    columns = (np.array(each, np.int64) for each in (starts, lengths, numbers, begins))
+    return StoreBlocks(shards[0].blocks, *columns)

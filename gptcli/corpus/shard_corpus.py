@@ -1,0 +1,134 @@
+"""Opens token shards as a corpus: their tokenizer, and tokens for training and validation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gptcli.config import DataConfig
+from gptcli.corpus.mixture import MixedTokens
+from gptcli.corpus.shards import (
+    ShardFolder,
+    ShardIndex,
+    ShardTokens,
+    is_shard_folder,
+    read_index,
+    read_tokenizer,
+)
+from gptcli.corpus.token_store import TokenStore
+from gptcli.corpus.validation_split import check_split, check_validation
+from gptcli.errors import GptcliError
+
+if TYPE_CHECKING:
+    from gptcli.tokenization import Tokenizer
+
+POOL_BLOCKS = 16
+"""Blocks whose windows are shuffled together. Several texts of a mixture share this number."""
+
+
+class OpenedShards:
+    """The token shards of the section `data`, whose indexes are read."""
+
+    def __init__(self, data: DataConfig) -> None:
+        """Raises GptcliError if they cannot be read, or are not of one tokenizer."""
+        names = [*data.sources, *data.val_sources]
+        if other := [name for name in names if not is_shard_folder(name)]:
+            raise GptcliError(
+                f"data.source and data.val_source name token shards, and {other[0]}, which is a "
+                "text",
+                f"encode it with the same tokenizer: gptcli tokenizer shards {other[0]} "
+                "--tokenizer RUN --out FOLDER",
+            )
+        if data.val_split == "documents":
+            raise GptcliError(
+                "data.val_split: documents does not work with token shards",
+                "leave it at auto, or name shards for validation with data.val_source",
+            )
+        self.data = data
+        self.folders: list[tuple[ShardFolder, ShardIndex]] = []
+        for name in names:
+            folder = ShardFolder(name)
+            self.folders.append((folder, read_index(folder)))
+        first = self.folders[0]
+        for folder, index in self.folders[1:]:
+            if index.tokenizer != first[1].tokenizer:
+                raise GptcliError(
+                    f"{folder.name} and {first[0].name} were encoded by different tokenizers",
+                    "write one of them again with the tokenizer of the other",
+                )
+
+    @property
+    def content_key(self) -> str:
+        """SHA-256 of the tokens and their tokenizer, wherever they are."""
+        keys = [index.content_key for _, index in self.folders]
+        keys.insert(len(self.data.sources), "validation")
+        return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+    @property
+    def tokenizer(self) -> str:
+        """The fingerprint of the tokenizer."""
+        return self.folders[0][1].tokenizer
+
+    def read_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises GptcliError if it is damaged."""
+        return read_tokenizer(*self.folders[0])
+
+    @property
+    def documents(self) -> int:
+        """The number of documents, without those for validation."""
+        return sum(index.documents for _, index in self.folders[: len(self.data.sources)])
+
+    @property
+    def bytes(self) -> int:
+        """The size of the shards, without those for validation."""
+        each = 2 if self.folders[0][1].vocab_size <= 1 << 16 else 4
+        return each * sum(index.tokens for _, index in self.folders[: len(self.data.sources)])
+
+    def split(self, block_size: int) -> tuple[TokenStore, TokenStore | None]:
+        """Tokens for training and validation. Raises GptcliError if a part is too short.
+
+        Without a data.val_source, the last data.val_fraction of each text of a mixture, or of all
+        tokens, is for validation."""
+        data, shares = self.data, self.data.shares
+        texts = len(data.sources) if shares is not None else 1
+        tokens = ShardTokens(self.folders, (2 * pool_blocks(texts) + 4) * texts)
+        ends = [0]
+        for _, index in self.folders:
+            ends.append(ends[-1] + index.tokens)
+        end = ends[len(data.sources)]
+        val: TokenStore | None = None
+        if data.val_sources:
+            check_validation(data.val_sources, len(tokens) - end)
+            val = tokens.part(end, len(tokens))
+        fraction = data.held_out
+        if shares is None:
+            cut = check_split(data.name, end, fraction, block_size)
+            rest = tokens.part(cut, end) if fraction > 0 else None
+            return tokens.part(0, cut), val or rest
+        trained, kept = [], []
+        for number, (name, share) in enumerate(zip(data.short_names, shares, strict=True)):
+            begin, stop = ends[number], ends[number + 1]
+            cut = begin + check_split(name, stop - begin, fraction, block_size)
+            trained.append((name, share, tokens.part(begin, cut)))
+            kept.append((name, share, tokens.part(cut, stop)))
+        return MixedTokens(trained), val or (MixedTokens(kept) if fraction > 0 else None)
+
+
+def pool_blocks(texts: int) -> int:
+    """The number of blocks in a pool of each text, of so many texts in a mixture."""
+    return max(2, POOL_BLOCKS // texts)
+
+
+def refuse_shards(data: DataConfig) -> None:
+    """Raise GptcliError if the text is token shards, whose beginning is no text to choose by."""
+    if names_shards(data.sources):
+        raise GptcliError(
+            f"gptcli cannot choose settings for the token shards {data.name}",
+            f"give a CONFIG: gptcli train CONFIG data.source={data.sources[0]}",
+        )
+
+
+def names_shards(names: Sequence[str]) -> bool:
+    """Whether any of the texts of data.source and data.val_source is token shards."""
+    return any(is_shard_folder(name) for name in names)

@@ -1,0 +1,316 @@
+"""Token shards of any size in a folder or at a URL: written once, read in blocks with read-ahead.
+
+A folder of token shards holds tokens-00000.bin, ... (token ids, little-endian), the tokenizer.json
+that made them, and tokens.json, written last: the sizes and SHA-256 of the shards, and the CRC-32
+of each block of 2^21 tokens. Nothing of a shard is read before it is needed, and memory does not
+grow with the shards. Every block is verified when it is read: its length, its CRC-32, and that its
+token ids are in the vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptcli.corpus.token_store import Tokens, TokenStore, dtype_for
+from gptcli.errors import GptcliError
+from gptcli.files.bounded import open_regular, read_bounded
+from gptcli.files.remote import RemoteFolder, is_url, joined
+
+if TYPE_CHECKING:
+    from gptcli.tokenization import Tokenizer
+
+INDEX = "tokens.json"
+BLOCK_TOKENS = 1 << 21
+"""Tokens of a block: 4 MiB of uint16. Changing it changes the order in which shards are read."""
+
+FORMAT = 1
+_MOST_INDEX = 1 << 28  # bytes: a terabyte of uint16 has an index of 4 MB
+_MOST_TOKENIZER = 1 << 28
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What tokens.json says."""
+
+    vocab_size: int
+    tokenizer: str
+    """The fingerprint of the tokenizer."""
+    documents: int
+    shards: tuple[tuple[str, int, str, tuple[int, ...]], ...]
+    """Name, number of tokens, SHA-256, and the CRC-32 of each block."""
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens of all shards."""
+        return sum(tokens for _, tokens, _, _ in self.shards)
+
+    @property
+    def content_key(self) -> str:
+        """SHA-256 (hex) of the tokens and the tokenizer, without their place and names."""
+        words = [f"shards {self.tokenizer}", *(sha256 for _, _, sha256, _ in self.shards)]
+        return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+class ShardFolder:
+    """The files of a folder of token shards, on this machine or at a URL."""
+
+    def __init__(self, name: str) -> None:
+        """Raises GptcliError if the URL cannot be opened."""
+        self.name = name
+        self._remote = RemoteFolder(name) if is_url(name) else None
+
+    def read(self, file: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file. Raises GptcliError if it cannot be read."""
+        if self._remote is not None:
+            return self._remote.read(file, start, stop)
+        try:
+            with os.fdopen(open_regular(Path(self.name, file)), "rb") as opened:
+                opened.seek(start)
+                return opened.read(stop - start)
+        except OSError as error:
+            raise GptcliError(
+                f"cannot read {Path(self.name, file)}: {error.strerror}",
+                "are the token shards still there?",
+                exit_code=1,
+            ) from None
+
+    def read_small(self, file: str, most: int) -> bytes:
+        """A whole file. Raises GptcliError if it cannot be read or has more than `most` bytes."""
+        if self._remote is not None:
+            return self._remote.read_small(file, most)
+        try:
+            return read_bounded(Path(self.name, file), most, Path(self.name))
+        except OSError as error:
+            raise GptcliError(
+                f"cannot read {Path(self.name, file)}: {error.strerror}", "is it a regular file?"
+            ) from None
+
+
+def is_shard_folder(name: str) -> bool:
+    """Whether a name of data.source is that of token shards: a URL, or a folder with an index."""
+    if is_url(name):
+        return True
+    from gptcli.files.names import path_of
+
+    try:
+        return (path_of(name) / INDEX).is_file()
+    except (OSError, ValueError, GptcliError):
+        return False
+
+
+def is_lazy(tokens: TokenStore) -> bool:
+    """Whether tokens are in token shards, which are read block by block."""
+    return any(isinstance(shard, LazyShard) for shard in tokens.shards)
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+class LazyShard:
+    """The tokens of one shard as a sequence, which is read in blocks when it is sliced."""
+
+    def __init__(self, blocks: Blocks, first: int, tokens: int) -> None:
+        self.blocks, self.first, self._tokens = blocks, first, tokens
+
+    def __len__(self) -> int:
+        return self._tokens
+
+    def __getitem__(self, span: slice) -> Tokens:
+        start, stop, _ = span.indices(self._tokens)
+        number, offset = divmod(start, BLOCK_TOKENS)
+        block = self.blocks.get(self.first + number)
+        if start >= stop or offset + stop - start <= len(block):
+            return block[offset : offset + max(0, stop - start)]
+        parts = [block[offset:]]
+        start += len(parts[0])
+        while start < stop:
+            number += 1
+            block = self.blocks.get(self.first + number)
+            parts.append(block[: stop - start])
+            start += len(parts[-1])
+        return np.concatenate(parts)
+
+
+class Blocks:
+    """The blocks of some shards. Keeps those that were read last, and reads ahead in threads.
+
+    `places` has a function that reads and verifies a block, for each block. All threads can share
+    the object."""
+
+    def __init__(self, places: Sequence[Callable[[], Tokens]], kept: int) -> None:
+        self._places, self._kept = places, kept
+        self._found: OrderedDict[int, Future[Tokens]] = OrderedDict()
+        self._ready: dict[int, Tokens] = {}  # the results of some of them, without a lock
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def get(self, number: int) -> Tokens:
+        """The tokens of a block, read-only. Raises GptcliError if it is damaged or unreadable."""
+        while True:
+            ready = self._ready.get(number)
+            if ready is not None:
+                return ready
+            try:
+                return self._get(number)
+            except CancelledError:  # other blocks were read in between, and took its place
+                continue
+
+    def _get(self, number: int) -> Tokens:
+        with self._lock:
+            future = self._found.get(number) or self._start(number)
+        try:
+            tokens = future.result()
+            with self._lock:
+                if self._found.get(number) is future:
+                    self._ready[number] = tokens
+            return tokens
+        except BaseException:
+            with self._lock:  # a later call tries it again
+                if self._found.get(number) is future:
+                    del self._found[number]
+            raise
+
+    def read_ahead(self, numbers: Iterable[int]) -> None:
+        """Begin to read blocks that will be needed soon, in this order."""
+        with self._lock:
+            for number in numbers:
+                if number not in self._found:
+                    self._start(number)
+
+    def _start(self, number: int) -> Future[Tokens]:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_THREADS, "token shards")
+        future = self._pool.submit(self._places[number])
+        self._found[number] = future
+        while len(self._found) > self._kept:
+            oldest, old = self._found.popitem(last=False)
+            self._ready.pop(oldest, None)
+            old.cancel()
+        return future
+
+
+class ShardTokens(TokenStore):
+    """All tokens of some folders of shards in a row, which are read when they are needed.
+
+    `kept` blocks stay in memory."""
+
+    def __init__(self, folders: Sequence[tuple[ShardFolder, ShardIndex]], kept: int) -> None:
+        places: list[Callable[[], Tokens]] = []
+        self.blocks = Blocks(places, kept)
+        shards = []
+        for folder, index in folders:
+            dtype = dtype_for(index.vocab_size)
+            for name, tokens, _, sums in index.shards:
+                shards.append(LazyShard(self.blocks, len(places), tokens))
+                for number, crc in enumerate(sums):
+                    first = number * BLOCK_TOKENS
+                    count = min(BLOCK_TOKENS, tokens - first)
+                    places.append(_reader(folder, name, first, count, crc, dtype, index.vocab_size))
+        super().__init__(shards)
+
+
+def _reader(
+    folder: ShardFolder,
+    name: str,
+    first: int,
+    count: int,
+    crc: int,
+    dtype: np.dtype[Any],
+    vocab_size: int,
+) -> Callable[[], Tokens]:
+    """A function that reads a block of a shard and verifies it."""
+
+    def read() -> Tokens:
+        start, size = first * dtype.itemsize, count * dtype.itemsize
+        for _ in range(2):  # bytes can be damaged on their way
+            content = folder.read(name, start, start + size)
+            if len(content) == size and zlib.crc32(content) == crc:
+                break
+        else:
+            raise GptcliError(
+                f"{joined(folder.name, name)} is damaged: the block of bytes {start:,} to "
+                f"{start + size:,} is not what {INDEX} says",
+                "write the shards again, or restore them from a copy",
+                exit_code=1,
+            )
+        ids = np.frombuffer(content, dtype=dtype)
+        if int(ids.max(initial=0)) >= vocab_size:
+            raise GptcliError(
+                f"{joined(folder.name, name)} has a token id that is not below the vocabulary's "
+                f"size {vocab_size:,}",
+                "write the shards again with the tokenizer that made their ids",
+                exit_code=1,
+            )
+        return ids
+
+    return read
+
+
+def read_index(folder: ShardFolder) -> ShardIndex:
+    """The index of a folder of shards. Raises GptcliError if it is missing or damaged."""
+    content = folder.read_small(INDEX, _MOST_INDEX)
+    try:
+        found = json.loads(content)
+        sealed = found.pop("sha256")
+        if found["format"] != FORMAT or found["block_tokens"] != BLOCK_TOKENS:
+            raise ValueError
+        if sealed != digest_of(found):
+            raise ValueError
+        shards = []
+        for shard in found["shards"]:
+            name, tokens, sums = str(shard["name"]), shard["tokens"], shard["crc32"]
+            numbers = [tokens, *sums]
+            if Path(name).name != name or not all(type(n) is int and n >= 0 for n in numbers):
+                raise ValueError
+            if tokens < 1 or len(sums) != -(-tokens // BLOCK_TOKENS):
+                raise ValueError
+            shards.append((name, tokens, str(shard["sha256"]), tuple(sums)))
+        vocab_size, documents = int(found["vocab_size"]), int(found["documents"])
+        dtype_for(vocab_size)
+        if not shards or vocab_size < 1:
+            raise ValueError
+        return ShardIndex(vocab_size, str(found["tokenizer"]), documents, tuple(shards))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise GptcliError(
+            f"{joined(folder.name, INDEX)} is damaged, or of another version of gptcli",
+            "write the token shards again with `gptcli tokenizer shards`",
+            exit_code=1,
+        ) from None
+
+
+def read_tokenizer(folder: ShardFolder, index: ShardIndex) -> Tokenizer:
+    """The tokenizer that made the tokens. Raises GptcliError if it is damaged."""
+    from gptcli.tokenization import load_tokenizer
+
+    content = folder.read_small("tokenizer.json", _MOST_TOKENIZER)
+    if hashlib.sha256(content).hexdigest() == index.tokenizer:
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place, "tokenizer.json")
+            path.write_bytes(content)
+            found = load_tokenizer(path)
+        if found.vocab_size == index.vocab_size and found.fingerprint() == index.tokenizer:
+            return found
+    raise GptcliError(
+        f"{joined(folder.name, 'tokenizer.json')} is not the tokenizer that made the shards",
+        "restore it from a copy, or write the token shards again",
+        exit_code=1,
+    )
+
+
+def digest_of(index: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the content of an index."""
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode("utf-8")).hexdigest()

@@ -1,0 +1,177 @@
+"""Files at a URL (s3://, gs://, hf://, ...), read and written through fsspec.
+
+fsspec is imported when the first URL is opened. It knows many protocols, and some of them lead to
+other URLs or unpack archives. gptcli takes only those of PROTOCOLS, each without chains (`a::b`).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from gptcli.errors import GptcliError, nearest
+
+PROTOCOLS = {
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "hf": "huggingface_hub",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "file": "fsspec",
+    "memory": "fsspec",
+}
+"""The protocols of URLs, and the package that each needs."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_PAUSES = (0.5, 2.0, 5.0)  # seconds before another try
+T = TypeVar("T")
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a URL, and not a path of this machine."""
+    return _URL.match(name) is not None
+
+
+def joined(url: str, name: str) -> str:
+    """The URL of a file in the folder at a URL."""
+    return f"{url.rstrip('/')}/{name}"
+
+
+class RemoteFolder:
+    """The folder at a URL. Every method that meets a failing network tries it four times."""
+
+    def __init__(self, url: str) -> None:
+        """Raises GptcliError if the protocol is unknown or its package is missing."""
+        protocol = _protocol(url)
+        try:
+            from fsspec.core import url_to_fs
+
+            self._fs: Any
+            self._fs, path = url_to_fs(url)
+        except ImportError as error:
+            package = PROTOCOLS[protocol]
+            raise GptcliError(
+                f"{url}: {protocol}:// needs the package {package} ({error})",
+                f"pip install {package}",
+            ) from None
+        except Exception as error:  # what a protocol's package raises for a URL is its own affair
+            raise _failed("open", url, error) from None
+        self.url = url.rstrip("/")
+        self._path = str(path).rstrip("/")
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file: fewer if the file ends before. Raises GptcliError."""
+        content: bytes = self._try(
+            "read", name, lambda path: self._fs.cat_file(path, start=start, end=stop)
+        )
+        return content
+
+    def read_small(self, name: str, most: int) -> bytes:
+        """The whole file. Raises GptcliError if it has more than `most` bytes."""
+        content = self.read(name, 0, most + 1)
+        if len(content) > most:
+            raise GptcliError(
+                f"{joined(self.url, name)} has more than {most:,} bytes", "is it what gptcli wrote?"
+            )
+        return content
+
+    def size(self, name: str) -> int | None:
+        """The size of a file in bytes; None if there is no such file. Raises GptcliError."""
+
+        def found(path: str) -> int | None:
+            try:
+                return int(self._fs.size(path) or 0)
+            except FileNotFoundError:
+                return None
+
+        return self._try("look for", name, found)
+
+    def names(self, folder: str = "") -> list[str]:
+        """The names in a folder, sorted; [] if there is no such folder. Raises GptcliError."""
+
+        def found(path: str) -> list[str]:
+            try:
+                listed = self._fs.ls(path, detail=False, refresh=True)
+            except FileNotFoundError:
+                return []
+            return sorted({str(each).rstrip("/").rpartition("/")[2] for each in listed})
+
+        return self._try("list", folder, found)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file; a file of this name is replaced. Raises GptcliError."""
+
+        def put(path: str) -> None:
+            self._make_parent(path)
+            self._fs.pipe_file(path, content)
+
+        self._try("write", name, put)
+
+    def upload(self, source: str, name: str) -> None:
+        """Copy a file of this machine there. Raises GptcliError."""
+
+        def put(path: str) -> None:
+            self._make_parent(path)
+            self._fs.put_file(source, path)
+
+        self._try("write", name, put)
+
+    def download(self, name: str, goal: str) -> None:
+        """Copy a file from there to this machine. Raises GptcliError."""
+        self._try("read", name, lambda path: self._fs.get_file(path, goal))
+
+    def delete(self, folder: str) -> None:
+        """Delete a folder with everything in it, if it exists. Raises GptcliError."""
+
+        def remove(path: str) -> None:
+            if self._fs.exists(path):
+                self._fs.rm(path, recursive=True)
+
+        self._try("delete", folder, remove)
+
+    def _make_parent(self, path: str) -> None:
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+
+    def _try(self, verb: str, name: str, do: Callable[[str], T]) -> T:
+        path = f"{self._path}/{name}" if name else self._path
+        url = joined(self.url, name) if name else self.url
+        for pause in (*_PAUSES, None):
+            try:
+                return do(path)
+            except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+                raise _failed(verb, url, error) from None
+            except Exception as error:  # of many packages; a network fails in many ways
+                if pause is None:
+                    raise _failed(verb, url, error) from None
+                time.sleep(pause)
+        raise AssertionError
+
+
+def _protocol(url: str) -> str:
+    """The protocol of a URL. Raises GptcliError if gptcli does not take it."""
+    found = _URL.match(url)
+    protocol = found[1].lower() if found else ""
+    if protocol not in PROTOCOLS or "::" in url:
+        close = nearest(protocol, PROTOCOLS)
+        raise GptcliError(
+            f"{url[:200]}: gptcli reads no URL of this form",
+            f"did you mean {close}://?"
+            if close and close != protocol
+            else "the protocols are " + ", ".join(f"{name}://" for name in PROTOCOLS),
+        )
+    return protocol
+
+
+def _failed(verb: str, url: str, error: Exception) -> GptcliError:
+    words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    what = "there is no such file" if isinstance(error, FileNotFoundError) else words
+    return GptcliError(
+        f"cannot {verb} {url}: {what}",
+        "check the URL, the network and your credentials for it",
+        exit_code=1,
+    )

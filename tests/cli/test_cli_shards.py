@@ -1,0 +1,91 @@
+"""Token shards on the command line: written once, trained on from a folder or a URL, resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY = (
+    "model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.block_size=16",
+    "train.batch_size=4", "train.eval_every=5", "train.checkpoint_every=5", "run.threads=1",
+    "run.dtype=float32", "train.keep_checkpoints=9",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "one.txt").write_text("a lot of words, and more of them. " * 60)
+    (folder / "two.txt").write_text("0123456789 " * 90)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def tokens(cli: Any, here: Path) -> Path:
+    made = cli("tokenizer", "shards", "one.txt", "--tokenizer", "byte", "--out", "tokens")
+    assert made.code == 0, made.err
+    assert "tokens: 2,041 tokens; train on them: data.source=tokens" in made.err
+    return here / "tokens"
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_a_run_stopped_and_resumed_equals_one_that_was_not(
+    engine: str, cli: Any, tokens: Path
+) -> None:
+    """The second begins with the folder, and goes on with the URL of its copy."""
+    words = ("train", "tiny", *TINY, f"run.engine={engine}", "train.max_steps=20")
+    whole = cli(*words, "data.source=tokens", "--out", "runs/whole")
+    assert whole.code == 0, whole.err
+    assert "token shards: 2,041 tokens in 1 file, with their byte tokenizer" in whole.err
+    assert cli(*words, "data.source=tokens", "--out", "runs/parts").code == 0
+    for path in Path("runs/parts/checkpoints").glob("step-*"):
+        if path.name > "step-00000010":
+            shutil.rmtree(path)
+    assert Path("runs/parts/checkpoints/step-00000010").exists()
+    tokens.rename("moved")
+    gone = cli("train", "--resume", "--out", "runs/parts")
+    assert gone.code == 2
+    moved = cli(
+        "train", "--resume", "--out", "runs/parts", f"data.source=file://{Path('moved').resolve()}"
+    )
+    assert moved.code == 0, moved.err
+    for name in ("model.safetensors", "state.safetensors"):
+        files = [Path(f"runs/{run}/checkpoints/step-00000020/{name}") for run in ("whole", "parts")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_eval_and_inspect_batch_read_shards(cli: Any, tokens: Path) -> None:
+    words = ("train", "tiny", *TINY, "train.max_steps=6", "data.source=tokens")
+    assert cli(*words, "--out", "runs/r").code == 0
+    measured = json.loads(cli("eval", "runs/r", "--json").out)
+    assert measured["tokens"] == 2041 - int(2041 * 0.9) - 1
+    assert "a lot of" in cli("inspect-batch", "runs/r", "1").out
+    other = cli("tokenizer", "shards", "two.txt", "--tokenizer", "byte", "--out", "other")
+    assert other.code == 0
+    refused = cli("eval", "runs/r", "data.source=other")
+    assert refused.code == 2
+    assert "is not the text that" in refused.err
+
+
+def test_what_cannot_be_trained_on(cli: Any, tokens: Path) -> None:
+    alone = cli("train", "tokens")
+    assert alone.code == 2
+    assert "give a CONFIG: gptcli train CONFIG data.source=tokens" in alone.err
+    both = cli("train", "tiny", "data.source=[tokens, two.txt]", "--out", "runs/x")
+    assert "token shards, and two.txt, which is a text" in both.err
+    again = cli("tokenizer", "shards", "one.txt", "--tokenizer", "byte", "--out", "tokens")
+    assert again.code == 2
+    assert "tokens exists already" in again.err
+    other = cli("tokenizer", "shards", "two.txt", "--tokenizer", "gpt2", "--out", "other")
+    assert other.code == 0
+    mixed = cli(
+        "train", "tiny", "data.source=[tokens, other]", "data.weights=1,1", "--out", "runs/x"
+    )
+    assert "other and tokens were encoded by different tokenizers" in mixed.err
+    assert cli("train", "s5://x/y", "--out", "runs/x").code == 2
