@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ class Request:
     files: UserFiles
     force: bool
     ranks: int = 1  # processes that share the training
+    copy_to: str | None = None  # a URL
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,17 @@ class Wanted:
     asked: frozenset[str]  # dotted keys that the user set
     is_given: bool  # a CONFIG or --from, which is used as it is
     minutes: float | None
+
+
+def with_copy(prepared: Prepared, url: str | None) -> Prepared:
+    """The prepared run, which is copied to a URL while it trains; None: it is not copied."""
+    if url is None:
+        return prepared
+    from gptcli.training.run_copy import RunCopy
+
+    copy = RunCopy(prepared.setup.run, url)
+    copy.refuse_other_run()
+    return replace(prepared, copy=copy)
 
 
 def refuse_contradictions(
@@ -150,6 +162,28 @@ def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str
     return NewRun(config, name, user_parts, planning.block_of_choice(config, reasons), limit)
 
 
+def prepare_copy(request: Request, *, resume: bool) -> str | None:
+    """Make sure that the URL of --copy-to can be used. Returns a note if a run was fetched.
+
+    A new run is refused if a run is there. A resumed run whose folder is missing is fetched."""
+    if request.copy_to is None:
+        return None
+    from gptcli.training.run_copy import fetch_run, refuse_used
+
+    if not resume:
+        refuse_used(request.copy_to)
+        return None
+    if request.out is None:
+        raise GptcliError("--resume with --copy-to needs --out", "name the run folder with --out")
+    run = folder_of_option(request.out)
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        return None
+    with path_errors(run):
+        step = fetch_run(request.copy_to, run)
+    where = "without a checkpoint" if step is None else f"at step {step:,}"
+    return f"fetched the run from {request.copy_to}, {where}"
+
+
 def folder_of_option(out: Path) -> Path:
     """The folder that --out names. Raises GptcliError if no run can be written there."""
     from gptcli.files.durable import refuse_long_path
@@ -203,7 +237,7 @@ class NewFolder:
         )
         self.is_prepared = True
         prepared.notes[:0] = [*_other_name_notes(self.run, new.name, request.out), *new.notes]
-        return prepared
+        return with_copy(prepared, request.copy_to)
 
 
 @contextmanager

@@ -45,11 +45,16 @@ def recorded_training(
             problem = _record(event, journal)
             if isinstance(event, CheckpointSaved):
                 run_folder.delete_replaced(prepared.setup.run)
+                if prepared.copy is not None:
+                    prepared.copy.saved()
             if not isinstance(event, LookedInside):
                 yield event
             if problem is not None:
                 yield Notice(f"WARNING: {problem}. Training goes on; gptcli tries again")
-            for warning in loggers.problems():
+            for warning in [
+                *loggers.problems(),
+                *(prepared.copy.problems() if prepared.copy else ()),
+            ]:
                 yield Notice(warning)
 
 
@@ -61,6 +66,18 @@ def seconds_for_loggers(prepared: Prepared) -> float:
 
     limit = prepared.setup.config.train.minutes
     return FINISH_S if limit is None else min(FINISH_S, max(2.0, 0.05 * 60 * limit))
+
+
+def finish_copy(prepared: Prepared, should_stop: Callable[[], bool]) -> list[str]:
+    """Complete the run's copy at its URL, if it has one; returns warnings.
+
+    A run with a time limit waits for its copy as long as for its loggers."""
+    from gptcli.training.run_copy import FINISH_S
+
+    if prepared.copy is None:
+        return []
+    limited = prepared.setup.config.train.minutes is not None
+    return prepared.copy.finish(should_stop, seconds_for_loggers(prepared) if limited else FINISH_S)
 
 
 def _record(event: Event, journal: Journal) -> GptcliError | None:

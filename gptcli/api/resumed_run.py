@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptcli.api.new_run import Request
+from gptcli.api.new_run import Request, with_copy
 from gptcli.api.texts import texts_of, with_texts
 from gptcli.api.user_files import check_and_load
 from gptcli.api.wanted_config import GivenConfig, config_for, is_config
@@ -29,18 +29,22 @@ class ResumedRun:
     config: Config | None  # None: the run's
     asked: frozenset[str]  # dotted keys that the user set
     user_parts: UserParts | None
+    copy_to: str | None = None  # a URL
 
     def prepare(self, *, extend: bool) -> Prepared | FinishedRun:
         """Read the text and the newest checkpoint. The caller holds the lock of the folder."""
         from gptcli.training import setup
 
-        return setup.prepare_resume(
+        prepared = setup.prepare_resume(
             self.run,
             self.config,
             extend=extend,
             user_parts=self.user_parts,
             explicit=self.asked,
         )
+        if isinstance(prepared, setup.Prepared):
+            return with_copy(prepared, self.copy_to)
+        return prepared
 
 
 def resumed_run(request: Request, warn: Callable[[str], None]) -> ResumedRun:
@@ -72,7 +76,7 @@ def resumed_run(request: Request, warn: Callable[[str], None]) -> ResumedRun:
         (wanted or stored).run.loggers, "; or go on without loggers: run.loggers=[]"
     )
     user_parts = check_and_load(request.files, stored, request.force, warn)
-    return ResumedRun(run, wanted, frozenset(explicit), user_parts)
+    return ResumedRun(run, wanted, frozenset(explicit), user_parts, request.copy_to)
 
 
 def _refuse_run_as_text(target: str, out: Path | None) -> None:

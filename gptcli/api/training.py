@@ -26,12 +26,14 @@ from gptcli.api.new_run import (
     locked_run_folder,
     new_folder,
     plan_run,
+    prepare_copy,
     refuse_contradictions,
     refuse_out,
     wanted_run,
 )
 from gptcli.api.recording import (
     explained,
+    finish_copy,
     journal_of,
     recorded_training,
     seconds_for_loggers,
@@ -68,6 +70,7 @@ def train(
     mlp: str | None = None,
     block: str | None = None,
     tokenizer: str | None = None,
+    copy_to: str | None = None,
     progress: bool = False,
 ) -> Training:
     """A training, which begins when you iterate over it or call `finish()`.
@@ -77,7 +80,8 @@ def train(
     every setting; or None for the shipped text. `overrides` is a dict from dotted keys to values,
     or a list of "KEY=VALUE". The other arguments are those of `gptcli train`: `out` is the run
     folder, `from_run` a run to start from, `minutes` a time limit. `resume` continues the run in
-    `out`, or the newest. `attention` to `tokenizer` name the user's files, which are run. With
+    `out`, or the newest. `attention` to `tokenizer` name the user's files, which are run. `copy_to`
+    is a URL to which the run is copied; `resume` fetches it from there if `out` is missing. With
     `progress`, a notebook shows how the training goes, and a terminal what `gptcli train` shows.
 
     Raises GptcliError at once if config or arguments are wrong; the texts are read later. The
@@ -105,11 +109,13 @@ def train(
         None if from_run is None else os.fspath(from_run),
         files,
         force,
+        copy_to=copy_to,
     )
     if resume:
         from gptcli.training.run_folder import find_run
 
-        find_run(None if out is None else os.fspath(out))
+        if copy_to is None:
+            find_run(None if out is None else os.fspath(out))
         return Training(_Resume(request, extend), progress=progress)
     if request.out is not None:
         folder_of_option(request.out)
@@ -332,7 +338,8 @@ class _Job:
                 raise
             raise clearer from error
         run_folder.write_status(run, summary.ended())
-        for warning in loggers.finish(lambda: False, seconds_for_loggers(prepared)):
+        warnings = loggers.finish(lambda: False, seconds_for_loggers(prepared))
+        for warning in [*warnings, *finish_copy(prepared, lambda: False)]:
             yield Notice(warning)
         assert finished is not None
         return finished
@@ -350,6 +357,7 @@ class _Start(_Job):
             raise _StoppedEarlyError
         if self.request.out is not None:
             refuse_out(self.request.out, overwrite=self._overwrite)
+        prepare_copy(self.request, resume=False)
         warned: list[str] = []
         new = plan_run(self.request, self._wanted, time.perf_counter(), warned.append)
         new.notes[:0] = warned
@@ -390,6 +398,8 @@ class _Resume(_Job):
         from gptcli.training import setup
 
         warned: list[str] = []
+        if (fetched := prepare_copy(self.request, resume=True)) is not None:
+            warned.append(fetched)
         resumed = resumed_run(self.request, warned.append)
         with locked_run_folder(resumed.run, create=False):
             prepared = resumed.prepare(extend=self._extend)

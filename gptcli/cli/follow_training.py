@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gptcli.api.recording import (
     explained,
+    finish_copy,
     journal_of,
     recorded_training,
     seconds_for_loggers,
@@ -78,6 +79,7 @@ def _finish(loggers: RunLoggers, prepared: Prepared, stop: Stop) -> None:
     asked_at = stop.asked_at
     try:
         warnings = loggers.finish(lambda: stop.asked_at != asked_at, seconds_for_loggers(prepared))
+        warnings += finish_copy(prepared, lambda: stop.asked_at != asked_at)
     except LeaveAtOnce:
         return
     for warning in warnings:

@@ -16,6 +16,7 @@ from gptcli.api.new_run import (
     locked_run_folder,
     new_folder,
     plan_run,
+    prepare_copy,
     refuse_contradictions,
     refuse_out,
     wanted_run,
@@ -117,6 +118,15 @@ def train(
             "N times.",
         ),
     ] = 0,
+    copy_to: Annotated[
+        str | None,
+        typer.Option(
+            "--copy-to",
+            metavar="URL",
+            help="Copy the run to this URL (s3://...) while it trains. With --resume: fetch it if "
+            "the folder --out is missing.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a GPT on a text."""
@@ -143,10 +153,12 @@ def train(
     if out is not None and not resume:
         folder_of_option(out)  # before anything starts
     with ranks_of(devices or 1, max_restarts, request, resume=resume) as team:
-        request = replace(request, ranks=team.size)
+        request = replace(request, ranks=team.size, copy_to=copy_to)
         if (continued := team.run_to_continue(out)) is not None:
             request, resume, extend = replace(request, out=continued), True, False
             request = replace(request, target=None, overrides=[], from_run=None)
+        if not dry_run and (fetched := prepare_copy(request, resume=resume)) is not None:
+            note(fetched)
         if resume:
             _resume_run(request, extend, as_json, team)
             return

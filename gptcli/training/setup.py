@@ -42,6 +42,7 @@ from gptcli.training.passes import choose_compile, choose_engine
 from gptcli.training.planner import NO_PLANS, PlanHistory, TimeLimit, time_left
 from gptcli.training.resume_rules import config_for_resume, override_words
 from gptcli.training.run_commands import resume_command, train_again_command
+from gptcli.training.run_copy import RunCopy
 from gptcli.training.schedule import (
     resolve_eval_every,
     resolve_log_every,
@@ -67,6 +68,8 @@ class Prepared:
 
     setup: Setup
     notes: list[str]
+    copy: RunCopy | None = None
+    """Copies the run to a URL (--copy-to)."""
 
 
 def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> Config:

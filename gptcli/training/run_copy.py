@@ -1,0 +1,259 @@
+"""Copies a run folder to a URL while it trains (`--copy-to URL`), and fetches it from there.
+
+The copy has the same files in the same places. A checkpoint's meta.json is uploaded last, so a
+checkpoint with a meta.json is complete. A thread uploads: a slow network delays no step, and one
+that fails ends no run. `fetch_run` believes nothing: names come from lists of its own, sizes and
+SHA-256 from meta.json.
+
+First reading: skip this file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import GptcliError
+from gptcli.files.bounded import MAX_JSON_BYTES, MAX_LINES_BYTES, read_bounded
+from gptcli.files.durable import fsync_folder, sha256_file
+from gptcli.files.remote import RemoteFolder, joined
+from gptcli.training.checkpoint_folders import FOLDER_NAME, folder_of, steps_of
+from gptcli.training.meta_file import TENSOR_FILES, parse_meta
+
+_FIRST = ("config.yaml", "tokenizer.json")  # a run without them is none
+_JOURNAL = ("metrics.jsonl", "samples.txt", "attention.jsonl", "run.json")
+_BEST = "checkpoints/best"
+FINISH_S = 600.0
+"""Seconds that the end of a run waits for its copy."""
+_INCOMPLETE = "not complete; what is there is an earlier state of the run"
+
+
+class RunCopy:
+    """Keeps the folder at a URL equal to a run folder, in a thread. Only the leader has one."""
+
+    def __init__(self, run: Path, url: str) -> None:
+        self._run, self._there = run, RemoteFolder(url)
+        self._metas: dict[int, bytes] = {}  # of each step, as it was uploaded
+        self._wake, self._idle, self._ended = threading.Event(), threading.Event(), False
+        self._idle.set()
+        self._lock = threading.Lock()
+        self._problems: list[str] = []
+        self._thread: threading.Thread | None = None
+
+    def refuse_other_run(self) -> None:
+        """Raise GptcliError if the URL holds another run, or a newer state of this one."""
+        if self._there.size("config.yaml") is None:
+            return
+        first = (
+            _first_line(self._there.read("metrics.jsonl", 0, 1 << 16))
+            if (self._there.size("metrics.jsonl"))
+            else b""
+        )
+        here = b""
+        with suppress(OSError):
+            here = _first_line((self._run / "metrics.jsonl").read_bytes()[: 1 << 16])
+        if first and here and first != here:
+            raise GptcliError(
+                f"{self._there.url} holds another run than {self._run}",
+                "name another URL with --copy-to",
+            )
+        newest = max(complete_steps(self._there), default=-1)
+        if newest > max(steps_of(self._run), default=-1):
+            raise GptcliError(
+                f"{self._there.url} holds step {newest:,}, which is newer than {self._run}",
+                f"move {self._run} away: --resume then fetches the newer one",
+            )
+
+    def saved(self) -> None:
+        """A checkpoint is on the disk: begin to upload it, without waiting."""
+        if self._thread is None or self._ended:
+            self._ended = False
+            self._thread = threading.Thread(target=self._work, name="run copy", daemon=True)
+            self._thread.start()
+        self._idle.clear()
+        self._wake.set()
+
+    def problems(self) -> list[str]:
+        """Warnings since the last call."""
+        again = "The training goes on, and copies again after the next checkpoint"
+        return [f"WARNING: {why}. {again}" for why in self._new_problems()]
+
+    def finish(self, should_stop: Callable[[], bool], seconds: float) -> list[str]:
+        """Upload what is left, but for at most so many seconds; returns warnings."""
+        self._new_problems()
+        self.saved()
+        limit = time.monotonic() + seconds
+        while not self._idle.wait(0.1):
+            if should_stop() or time.monotonic() > limit:
+                return [f"WARNING: {self._there.url} is {_INCOMPLETE}"]
+        self._ended = True
+        self._wake.set()
+        return [
+            f"WARNING: {why}. {self._there.url} is {_INCOMPLETE}" for why in self._new_problems()
+        ]
+
+    def _new_problems(self) -> list[str]:
+        with self._lock:
+            found, self._problems = self._problems, []
+        return found
+
+    def _work(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._ended:
+                return
+            why = ""
+            try:
+                self._mirror()
+            except GptcliError as error:
+                why = error.message
+            except Exception as error:  # of the disk, or of a package of a protocol
+                why = f"the copy failed ({type(error).__name__}: {error})"
+            with self._lock:
+                self._problems = [why] if why else []
+            if not self._wake.is_set():
+                self._idle.set()
+
+    def _mirror(self) -> None:
+        """Upload what the URL lacks, then delete the checkpoints that the run has deleted."""
+        there = self._there
+        for name in _FIRST:
+            there.upload(str(self._run / name), name)
+        steps = steps_of(self._run)
+        for step in reversed(steps):  # the newest first
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                self._upload_checkpoint(step)
+        if (self._run / _BEST).is_file():
+            there.upload(str(self._run / _BEST), _BEST)
+        for name in _JOURNAL:
+            path = self._run / name
+            if path.is_file():
+                there.upload(str(path), name)
+        kept = {folder_of(self._run, step).name for step in steps_of(self._run)}
+        for name in there.names("checkpoints"):
+            if FOLDER_NAME.fullmatch(name) and name not in kept:
+                there.delete(f"checkpoints/{name}/meta.json")
+                there.delete(f"checkpoints/{name}")
+
+    def _upload_checkpoint(self, step: int) -> None:
+        folder = folder_of(self._run, step)
+        meta = read_bounded(folder / "meta.json", MAX_JSON_BYTES, folder)
+        if self._metas.get(step) == meta:
+            return
+        name = f"checkpoints/{folder.name}"
+        files, before = json.loads(meta)["files"], self._metas.get(step)
+        same = before is not None and json.loads(before)["files"] == files
+        if not same and not self._is_there(name, files):
+            self._there.delete(f"{name}/meta.json")
+            for file in TENSOR_FILES:
+                self._there.upload(str(folder / file), f"{name}/{file}")
+        self._there.write(f"{name}/meta.json", meta)
+        self._metas[step] = meta
+
+    def _is_there(self, name: str, files: dict[str, Any]) -> bool:
+        """Whether an earlier process has uploaded these files completely."""
+        path = f"{name}/meta.json"
+        if self._there.size(path) is None:
+            return False
+        with suppress(ValueError, KeyError, TypeError):
+            found = json.loads(self._there.read_small(path, MAX_JSON_BYTES))
+            return bool(found["files"] == files)
+        return False
+
+
+def refuse_used(url: str) -> None:
+    """Raise GptcliError if a new run cannot be copied to a URL, because a run is there."""
+    there = RemoteFolder(url)
+    if there.size("config.yaml") is not None:
+        raise GptcliError(
+            f"{there.url} holds a run already",
+            "continue it: gptcli train --resume --out RUN --copy-to URL; or name another URL",
+        )
+
+
+def complete_steps(there: RemoteFolder) -> list[int]:
+    """The steps whose checkpoint at a URL has a meta.json, in rising order."""
+    found = []
+    for name in there.names("checkpoints"):
+        match = FOLDER_NAME.fullmatch(name)
+        if match and there.size(f"checkpoints/{name}/meta.json") is not None:
+            found.append(int(match[1]))
+    return sorted(found)
+
+
+def fetch_run(url: str, run: Path) -> int | None:
+    """Fetch the run at a URL into the new folder `run`, with its newest valid checkpoint and its
+    best one; returns the newest step, None if it has no checkpoint.
+
+    The folder appears when it is complete. Raises GptcliError if no run is there, or every
+    checkpoint of it is damaged."""
+    there = RemoteFolder(url)
+    if there.size("config.yaml") is None:
+        raise GptcliError(f"{there.url} holds no run", "check the URL that --copy-to named")
+    run.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=run.parent))
+    try:
+        for name in (*_FIRST, *_JOURNAL):
+            size = there.size(name)
+            if size is not None and size <= MAX_LINES_BYTES:
+                there.download(name, str(place / name))
+        newest = _fetch_checkpoints(there, place)
+        with suppress(OSError):
+            run.rmdir()  # an empty folder
+        place.rename(run)
+        fsync_folder(run.parent)
+        return newest
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+
+
+def _fetch_checkpoints(there: RemoteFolder, place: Path) -> int | None:
+    steps = complete_steps(there)
+    newest = next((step for step in reversed(steps) if _fetch_checkpoint(there, step, place)), None)
+    if newest is None and steps:
+        raise GptcliError(
+            f"{there.url}: every checkpoint is damaged", "is there another copy of the run?",
+            exit_code=1,
+        )  # fmt: skip
+    if there.size(_BEST) is not None:
+        best = there.read(_BEST, 0, 100)
+        match = FOLDER_NAME.fullmatch(best.decode("ascii", "replace").strip())
+        if match and (
+            int(match[1]) == newest
+            or (int(match[1]) in steps and _fetch_checkpoint(there, int(match[1]), place))
+        ):
+            (place / _BEST).write_bytes(best)
+    return newest
+
+
+def _fetch_checkpoint(there: RemoteFolder, step: int, place: Path) -> bool:
+    """Fetch a checkpoint into the run folder `place`. False if it is damaged there."""
+    folder = folder_of(place, step)
+    name = f"checkpoints/{folder.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        content = there.read_small(f"{name}/meta.json", MAX_JSON_BYTES)
+        files = parse_meta(content, step)["files"]
+        for file in TENSOR_FILES:
+            if there.size(f"{name}/{file}") != files[file]["size"]:
+                raise ValueError(f"{joined(there.url, name)} has another size")
+            there.download(f"{name}/{file}", str(folder / file))
+            if sha256_file(folder / file) != files[file]["sha256"]:
+                raise ValueError(f"{joined(there.url, name)} is damaged")
+        (folder / "meta.json").write_bytes(content)
+    except ValueError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
+
+
+def _first_line(content: bytes) -> bytes:
+    return content.partition(b"\n")[0]

@@ -1,0 +1,199 @@
+"""A run's copy at a URL: complete or as it was before, never in the way, and fetched whole."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.errors import GptcliError
+from gptcli.events import CheckpointSaved, Event
+from gptcli.files.remote import RemoteFolder
+from gptcli.training import checkpoint, run_copy
+from gptcli.training.loop import Setup, train
+from gptcli.training.run_copy import RunCopy, complete_steps, fetch_run, refuse_used
+
+Drive = Callable[..., list[Event]]
+OFTEN = ("train.checkpoint_every=5", "train.eval_every=10")
+
+
+@pytest.fixture
+def url() -> str:
+    return f"memory://{uuid.uuid4()}/run"
+
+
+def never() -> bool:
+    return False
+
+
+def trained(setup: Setup, copy: RunCopy, stop_at: int | None = None) -> None:
+    """Train, and copy after each checkpoint as gptcli.api.recording does."""
+    steps: list[int] = []
+    for event in train(setup, lambda: stop_at is not None and bool(steps) and steps[-1] >= stop_at):
+        if type(event).__name__ == "StepDone":
+            steps.append(event.step)  # type: ignore[union-attr]
+        if isinstance(event, CheckpointSaved):
+            copy.saved()
+    assert copy.finish(never, 60) == []
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(run).as_posix(): path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def test_a_copy_equals_the_run_and_comes_back(
+    new: Callable[..., Setup], url: str, tmp_path: Path
+) -> None:
+    setup = new("r", *OFTEN)
+    trained(setup, RunCopy(setup.run, url))
+    assert complete_steps(RemoteFolder(url)) == checkpoint.steps_of(setup.run)
+    assert fetch_run(url, tmp_path / "back") == 20
+    back = files_of(tmp_path / "back")
+    here = files_of(setup.run)
+    assert back == {name: here[name] for name in back}
+    # the newest and the best, not every checkpoint
+    assert {name for name in here if name not in back} <= {
+        name for name in here if "step-00000015" in name
+    }
+
+
+def test_a_fetched_run_goes_on_to_the_same_bits(
+    new: Callable[..., Setup],
+    resumed: Callable[[str], Setup],
+    drive: Drive,
+    url: str,
+    tmp_path: Path,
+) -> None:
+    whole, parts = new("whole", *OFTEN), new("parts", *OFTEN)
+    drive(whole)
+    trained(parts, RunCopy(parts.run, url), stop_at=10)
+    fetch_run(url, tmp_path / "elsewhere")
+    setup = resumed("elsewhere")
+    copy = RunCopy(setup.run, url)
+    copy.refuse_other_run()
+    trained(setup, copy)
+    for name in ("model.safetensors", "state.safetensors"):
+        one, two = (
+            checkpoint.folder_of(run, 20) / name for run in (whole.run, tmp_path / "elsewhere")
+        )
+        assert one.read_bytes() == two.read_bytes()
+    assert complete_steps(RemoteFolder(url)) == checkpoint.steps_of(tmp_path / "elsewhere")
+
+
+def test_a_network_that_hangs_delays_no_step(
+    new: Callable[..., Setup], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, setup = threading.Event(), new("r", *OFTEN)
+    copy = RunCopy(setup.run, url)
+    real = RemoteFolder.upload
+
+    def slow(self: RemoteFolder, *args: str) -> None:
+        gate.wait(60)
+        real(self, *args)
+
+    monkeypatch.setattr(RemoteFolder, "upload", slow)
+    for event in train(setup):
+        if isinstance(event, CheckpointSaved):
+            copy.saved()
+    (warning,) = copy.finish(never, 0.2)
+    assert "is not complete" in warning
+    (warning,) = copy.finish(lambda: True, 60)  # a second Ctrl-C
+    assert "is not complete" in warning
+    gate.set()
+    assert copy.finish(never, 60) == []
+    assert complete_steps(RemoteFolder(url)) == checkpoint.steps_of(setup.run)
+
+
+def test_a_network_that_fails_ends_no_run(
+    new: Callable[..., Setup], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = new("r", *OFTEN)
+    copy = RunCopy(setup.run, url)
+    monkeypatch.setattr("gptcli.files.remote._PAUSES", ())
+    broken = [True]
+    real = type(copy._there._fs).put_file
+
+    def put_file(self: Any, *args: Any, **more: Any) -> Any:
+        if broken[0]:
+            raise ConnectionError("no route")
+        return real(self, *args, **more)
+
+    monkeypatch.setattr(type(copy._there._fs), "put_file", put_file)
+    for event in train(setup):
+        if isinstance(event, CheckpointSaved):
+            copy.saved()
+    assert copy._idle.wait(60)
+    (warning,) = copy.problems()
+    assert "ConnectionError: no route. The training goes on" in warning
+    (warning,) = copy.finish(never, 60)
+    assert "ConnectionError: no route. memory://" in warning
+    assert "is not complete" in warning
+    broken[0] = False
+    assert copy.finish(never, 60) == []
+    assert complete_steps(RemoteFolder(url)) == checkpoint.steps_of(setup.run)
+
+
+def test_a_checkpoint_is_complete_only_with_its_meta(
+    new: Callable[..., Setup], drive: Drive, url: str, tmp_path: Path
+) -> None:
+    """An upload that was killed leaves files without a meta.json: the checkpoint before counts."""
+    setup = new("r", *OFTEN)
+    trained(setup, RunCopy(setup.run, url), stop_at=10)
+    there = RemoteFolder(url)
+    there.write("checkpoints/step-00000012/model.safetensors", b"half")
+    assert complete_steps(there) == [5, 10]
+    assert fetch_run(url, tmp_path / "a") == 10
+    there.write("checkpoints/step-00000010/state.safetensors", b"cut off")
+    assert fetch_run(url, tmp_path / "b") == 5
+    size = there.size("checkpoints/step-00000005/model.safetensors")
+    there.write("checkpoints/step-00000005/model.safetensors", b"\0" * (size or 0))
+    with pytest.raises(GptcliError, match="every checkpoint is damaged"):
+        fetch_run(url, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    assert not list(tmp_path.glob(".*.tmp"))
+    drive_again = RunCopy(setup.run, url)  # the run itself is whole, and repairs its copy
+    assert drive_again.finish(never, 60) == []
+    assert complete_steps(there) == [5, 10]
+
+
+def test_other_runs_are_left_alone(
+    new: Callable[..., Setup], drive: Drive, url: str, tmp_path: Path
+) -> None:
+    setup = new("r", *OFTEN)
+    (setup.run / "metrics.jsonl").write_text(json.dumps({"kind": "step", "id": 1}) + "\n")
+    trained(setup, RunCopy(setup.run, url), stop_at=10)
+    with pytest.raises(GptcliError, match="holds a run already"):
+        refuse_used(url)
+    refuse_used(url + "-free")
+    other = new("other", *OFTEN)
+    with pytest.raises(GptcliError, match="holds step 10, which is newer than"):
+        RunCopy(other.run, url).refuse_other_run()
+    (other.run / "metrics.jsonl").write_text(json.dumps({"kind": "step", "id": 2}) + "\n")
+    with pytest.raises(GptcliError, match="holds another run"):
+        RunCopy(other.run, url).refuse_other_run()
+    with pytest.raises(GptcliError, match="holds no run"):
+        fetch_run(url + "-free", tmp_path / "x")
+
+
+def test_names_from_elsewhere_are_not_followed(
+    new: Callable[..., Setup], url: str, tmp_path: Path
+) -> None:
+    setup = new("r", *OFTEN)
+    trained(setup, RunCopy(setup.run, url), stop_at=5)
+    there = RemoteFolder(url)
+    there.write("checkpoints/best", b"../../../etc")
+    there.write("checkpoints/step-x/meta.json", b"{}")
+    there.write("evil.py", b"print()")
+    fetch_run(url, tmp_path / "back")
+    assert not (tmp_path / "back" / "checkpoints" / "best").exists()
+    assert not (tmp_path / "back" / "evil.py").exists()
+    assert run_copy.steps_of(tmp_path / "back") == [5]
