@@ -11,7 +11,8 @@ the shards, so this is the speed of the reader and not that of a disk.
 | windows | the sequences of a run in its order, as token ids of 2 bytes |
 | batches | what the network gets: inputs and targets as int64, eight times as many bytes each |
 
-GB/s counts the tokens' 2 bytes in the shards, and all processes together.
+GB/s counts the tokens' 2 bytes in the shards, and all processes together. A second of a core is
+processor time, which other programs on the machine change less.
 """
 
 from __future__ import annotations
@@ -49,17 +50,19 @@ def write(place: str, gigabytes: float) -> None:
             raise
 
 
-def rate(place: str, what: str, process: int, processes: int, seconds: float) -> float:
-    """Bytes of tokens per second that one of several processes reads."""
+def rate(
+    place: str, what: str, process: int, processes: int, seconds: float
+) -> tuple[float, float]:
+    """Bytes of tokens per second that one of several processes reads; and per second of a core."""
     data = DataConfig(source=place, val_fraction=0.0)
     tokens = open_corpus(data, kind="gpt2", vocab_size=0, block_size=BLOCK_SIZE).train
     read = {"blocks": _blocks, "windows": _windows, "batches": _batches}[what]
     once = read(tokens, process, processes)
     once()  # reads the first pool
-    begun, done = time.perf_counter(), 0
+    begun, used, done = time.perf_counter(), time.process_time(), 0
     while (passed := time.perf_counter() - begun) < seconds:
         done += once()
-    return done / passed
+    return done / passed, done / (time.process_time() - used)
 
 
 def _blocks(tokens: TokenStore, process: int, processes: int) -> Callable[[], int]:
@@ -126,7 +129,9 @@ def main() -> None:
                 for process in range(options.processes)
             ]
             rates = pool.starmap(rate, jobs, chunksize=1)
-        print(f"{what:8} {sum(rates) / 1e9:.2f} GB/s", flush=True)
+        together = sum(wall for wall, _ in rates) / 1e9
+        core = sum(cpu for _, cpu in rates) / len(rates) / 1e9
+        print(f"{what:8} {together:.2f} GB/s; {core:.2f} GB for a second of a core", flush=True)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ def ended(nodes: list[subprocess.Popen[bytes]]) -> list[int]:
     finally:
         for node in nodes:
             if node.poll() is None:
-                os.killpg(node.pid, signal.SIGKILL)
+                node.terminate()  # ends its rank, too
+                node.wait(timeout=60)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
