@@ -101,7 +101,7 @@ def problem(words: list[str]) -> str | None:
         context = typer.Context(command, info_name=name, parent=context)
     known = {option: parameter for parameter in command.get_params(context)
              for option in (*parameter.opts, *parameter.secondary_opts)}  # fmt: skip
-    overrides = []
+    overrides, texts = [], []
     while rest:
         word = rest.pop(0)
         option, equals, _ = word.partition("=")
@@ -114,6 +114,10 @@ def problem(words: list[str]) -> str | None:
                 rest.pop(0)
         elif re.fullmatch(r"[a-z]+\.[a-z_]+", option) and equals:
             overrides.append(word)
+        else:
+            texts.append(word)
+    if command.name == "train" and len(texts) > 1:
+        overrides.insert(0, f"data.source=[{', '.join(texts)}]")
     if command.name == "sweep":  # its values are lists with commas
         keys = {word.partition("=")[0] for word in overrides}
         unknown = keys - set(dotted_keys())
