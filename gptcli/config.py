@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gptcli.errors import cropped, nearest
-from gptcli.model.arch import Arch, ArchName, arch_named, archs_that
+from gptcli.model.arch import ARCHS, Arch, ArchName, arch_named, archs_that
 
 Auto = Literal["auto"]
 DEFAULT_CONFIG = "shakespeare"
@@ -388,6 +388,89 @@ class ModelConfig(_Section):
 
 
 _DEFAULT_ROWS = 16
+TARGET_GROUPS = ("attention", "feed_forward", "all")
+_TARGETS = tuple(dict.fromkeys(
+    name for arch in ARCHS.values() for names in arch.projections.values() for name in names
+))  # fmt: skip
+# What peft's users call them.
+_OTHER_TARGETS = {
+    "q_proj": "attn.query",
+    "k_proj": "attn.key",
+    "v_proj": "attn.value",
+    "o_proj": "attn.c_proj",
+    "out_proj": "attn.c_proj",
+    "c_attn": "attn.query,attn.key,attn.value",
+    "qkv": "attn.query,attn.key,attn.value",
+    "all-linear": "all",
+    "linear": "all",
+    "attn": "attention",
+    "mlp": "feed_forward",
+    "ffn": "feed_forward",
+}
+
+
+def _target_names(value: object) -> list[str]:
+    """The targets of a list, or of a text such as `attn.query,attn.value`, each once.
+
+    `query` means `attn.query`, if there is one such name. Raises PydanticCustomError, with the
+    nearest name, if one is unknown or means several."""
+    names = value.split(",") if isinstance(value, str) else value
+    wanted = {"wanted": "`attention`, `feed_forward`, `all`, or a list of " + ", ".join(_TARGETS)}
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PydanticCustomError("targets", "no targets", wanted)
+    found = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not found:
+        raise PydanticCustomError("targets", "no targets", wanted)
+    return [name if name in TARGET_GROUPS else _one_target(name) for name in found]
+
+
+def _one_target(name: str) -> str:
+    meant = [full for full in _TARGETS if name in (full, full.partition(".")[2])]
+    if len(meant) == 1:
+        return meant[0]
+    word = name.lower().removeprefix("self_attn.").removeprefix("attn.").removeprefix("mlp.")
+    close = _OTHER_TARGETS.get(name.lower()) or _OTHER_TARGETS.get(word)
+    close = close or nearest(name, [*TARGET_GROUPS, *_TARGETS])
+    raise PydanticCustomError(
+        "targets",
+        "`{name}` is no projection" if not meant else "`{name}` means several projections",
+        {
+            "name": cropped(name),
+            "keys": ("targets",),
+            "hint": "write " + " or ".join(f"`{full}`" for full in meant)
+            if meant
+            else f"did you mean `{close}`?"
+            if close
+            else "the projections are: " + ", ".join((*TARGET_GROUPS, *_TARGETS)),
+        },
+    )
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters. Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation"."""
+
+    rank: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Rank of the change of each matrix. A matrix (outputs, inputs) gets rank * (outputs + inputs)
+    numbers that are trained."""
+    alpha: Annotated[Number, Field(gt=0.0, le=1e6)] = 16.0
+    """The change is multiplied by alpha / rank, so that the learning rate need not change with the
+    rank."""
+    dropout: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the inputs that the change leaves out at random in each step: from 0 to below 1."""
+    targets: Annotated[list[str], BeforeValidator(_target_names)] = ["all"]
+    """Which matrices of the blocks change: attention, feed_forward, all, or a list of names, such
+    as attn.query, attn.key, attn.value, attn.c_proj; mlp.gate_proj, mlp.up_proj, mlp.down_proj of
+    modern; mlp.c_fc, mlp.c_proj of gpt2."""
+
+    def names(self, arch: Arch) -> tuple[str, ...]:
+        """The targets in a network of this arch, such as "attn.query", in the arch's order."""
+        groups = arch.projections
+        return tuple(
+            name
+            for group, names in groups.items()
+            for name in names
+            if {"all", group, name} & set(self.targets)
+        )
 
 
 class TrainConfig(_Section):
@@ -409,7 +492,7 @@ class TrainConfig(_Section):
     all parameters."""
     learning_rate: Annotated[Number, Field(gt=0.0, le=100.0)] | Auto = "auto"
     """Highest learning rate of the schedule. Under muon, AdamW's part uses a fifth of it. auto:
-    0.02 for muon; 0.4 / n_embd, but at most 0.003, for adamw."""
+    0.02 for muon; 0.4 / n_embd, but at most 0.003, for adamw. With `lora`"""
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] | Auto = "auto"
     """Steps over which the learning rate rises from 0. auto: a tenth of max_steps but at most 100
     for adamw, a twentieth but at most 50 for muon."""
@@ -438,6 +521,9 @@ class TrainConfig(_Section):
     """Stop after this many evaluations in a row without a new best validation loss."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
     """Seed of the initial weights, of the order of the text and of dropout."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters (LoRA), for `--from RUN`: only small matrices are trained, whose product is
+    added to the weights. The weights themselves stay as they are. null: all weights are trained."""
 
     def tokens_per_step(self, block_size: int) -> int:
         """Tokens of one optimizer step on windows of `block_size` tokens."""
@@ -524,6 +610,26 @@ class Config(_Section):
     """The training loop."""
     run: RunConfig = RunConfig()
     """The machine."""
+
+    @model_validator(mode="after")
+    def _has_targets(self) -> Config:
+        """Raise if train.lora names a projection that the arch does not have."""
+        if self.train.lora is None:
+            return self
+        there = [name for names in self.model.traits.projections.values() for name in names]
+        for name in self.train.lora.targets:
+            if name not in (*TARGET_GROUPS, *there):
+                raise PydanticCustomError(
+                    "lora_targets",
+                    "train.lora.targets: `arch: {arch}` has no {name}",
+                    {
+                        "arch": self.model.arch,
+                        "name": name,
+                        "keys": ("train.lora.targets", "model.arch"),
+                        "hint": "it has " + ", ".join(there),
+                    },
+                )
+        return self
 
     @property
     def tokens_per_step(self) -> int:

@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from gptcli.config import Config
-from gptcli.config_problems import Key, Problem, explain, flatten
+from gptcli.config_problems import Key, Problem, explain, flatten, keys_and_values
 from gptcli.errors import GptcliError, nearest
 from gptcli.files.bounded import LinkOutError, read_bounded
 from gptcli.files.paths import expanded
@@ -168,6 +168,15 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     return parse_config(read_yaml(path), overrides, name=str(path))
 
 
+def sections_of(name: str) -> set[str]:
+    """The sections that a config has (a path or a shipped name). Raises GptcliError if it is not
+    YAML."""
+    path = find_config(name)
+    document = _Document(str(path))
+    _read_yaml(document, read_yaml(path))
+    return set(document.values)
+
+
 def read_yaml(path: Path, inside: Path | None = None) -> str:
     """The text of a config file. With `inside`, the file must lie in that folder.
 
@@ -268,7 +277,7 @@ def dump_config(config: Config) -> str:
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """The keys in which two configs differ: dotted key -> (old value, new value)."""
-    before, after = flatten(old.model_dump()), flatten(new.model_dump())
+    before, after = keys_and_values(old.model_dump()), keys_and_values(new.model_dump())
     return {".".join(key): (before[key], after[key]) for key in before if before[key] != after[key]}
 
 

@@ -22,6 +22,11 @@ def dotted_keys() -> list[str]:
     return [".".join(key) for key in flatten(Config().model_dump())]
 
 
+def keys_and_values(values: dict[str, Any]) -> dict[Key, Any]:
+    """The keys of all sections: {"a": {"b": {"c": 1}}} -> {("a", "b"): {"c": 1}}."""
+    return {(name, key): value for name, keys in values.items() for key, value in keys.items()}
+
+
 def flatten(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
     """A nested mapping as a flat one: {"a": {"b": 1}} -> {("a", "b"): 1}."""
     found: dict[Key, Any] = {}
@@ -44,6 +49,8 @@ def explain(
     explained: set[Key] = set()
     for detail in error.errors():
         key = tuple(str(part) for part in detail["loc"][:2])
+        if len(detail["loc"]) > 2 and _subsection(schema, key) is not None:
+            key = tuple(str(part) for part in detail["loc"][:3])
         context = detail.get("ctx", {})
         if detail["type"] == "extra_forbidden":
             key = tuple(str(part) for part in detail["loc"])
@@ -52,6 +59,10 @@ def explain(
         if key in explained:
             continue
         explained.add(key)
+        if key == ():  # a validator compared keys of several sections
+            where = place(*(tuple(name.split(".")) for name in context["keys"]))
+            yield f"{where}: {detail['msg']}", context.get("hint")
+            continue
         if "keys" in context:  # a validator of the schema compared several keys
             message = detail["msg"]
             for name in context["keys"]:
@@ -82,6 +93,11 @@ def explain(
         choices = _property(schema, key).get("enum", [])
         close = nearest(str(value), map(str, choices)) if choices else None
         about = " ".join(_property(schema, key)["description"].split())
+        if (below := _subsection(schema, key)) is not None:
+            first = next(iter(below["properties"].items()))
+            about = f"for example {'.'.join(key)}={{{first[0]}: {first[1]['default']}}}"
+            yield f"{place(key)}: `{'.'.join(key)}` must be {wanted}; got `{_short(value)}`", about
+            continue
         yield (
             f"{place(key)}: `{'.'.join(key)}` must be {wanted}; got `{_short(value)}`",
             f"did you mean `{close}`?" if close else f"{'.'.join(key)}: {about}",
@@ -90,7 +106,16 @@ def explain(
 
 def _did_you_mean(key: Key) -> str | None:
     """A hint that names the valid key most similar to an unknown one, in any section."""
+    from gptcli.config_schema import config_schema
+
     known = dotted_keys()
+    below = _subsection(config_schema(), key[:2]) if len(key) > 2 else None
+    if below is not None:
+        meant = KEY_OF.get(normalised(key[2]), "").rpartition(".")[2]
+        close = meant if meant in below["properties"] else nearest(key[2], below["properties"])
+        if close:
+            return f"did you mean `{'.'.join((*key[:2], close))}`?"
+        return f"keys of `{'.'.join(key[:2])}`: {', '.join(below['properties'])}"
     if len(key) > 2 and ".".join(key[:2]) in known:
         return f"`{'.'.join(key[:2])}` takes a plain value"
     name = normalised(key[-1])
@@ -124,8 +149,23 @@ def _property(schema: dict[str, Any], key: Key) -> dict[str, Any]:
     section = schema["properties"][key[0]]
     reference = section.get("$ref") or section["allOf"][0]["$ref"]
     found = schema["$defs"][reference.rpartition("/")[2]]["properties"][key[1]]
+    if len(key) == 3:
+        below = _subsection(schema, key[:2])
+        assert below is not None
+        found = below["properties"][key[2]]
     assert isinstance(found, dict)
     return found
+
+
+def _subsection(schema: dict[str, Any], key: Key) -> dict[str, Any] | None:
+    """The schema of the keys below a key that is a section itself; None for other keys."""
+    if ".".join(key) not in dotted_keys():
+        return None
+    for part in _property(schema, key).get("anyOf", ()):
+        if "$ref" in part:
+            found: dict[str, Any] = schema["$defs"][part["$ref"].rpartition("/")[2]]
+            return found
+    return None
 
 
 def _describe(schema: dict[str, Any]) -> str:
@@ -134,6 +174,8 @@ def _describe(schema: dict[str, Any]) -> str:
         return ", or ".join(_describe(part) for part in schema["anyOf"])
     if "const" in schema:
         return f"`{schema['const']}`"
+    if "$ref" in schema:
+        return "a section of keys"
     if schema.get("type") == "array":
         return "a list of such values"
     if "enum" in schema:

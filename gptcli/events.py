@@ -33,6 +33,7 @@ class RunStarted:
     compiled: bool
     resumed_from: int | None
     flops_per_token: float = 0.0  # of a training step; 0 if it is not known
+    adapter_parameters: int | None = None  # trained by LoRA; None: all parameters are trained
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class Finished:
     diagnosis: str | None = None  # if stopped is "diverged"
     hint: str | None = None
     run: Path | None = None  # None: unknown, for a run that is only shown
+    first_val_loss: float | None = None  # before the first step of a fine-tune
 
 
 Event: TypeAlias = (

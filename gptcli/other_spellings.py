@@ -56,6 +56,11 @@ train.log_every: log_interval logging_steps logging_interval log_freq log_steps 
 train.stop_at_val_loss: target_loss target_val_loss stop_loss stop_at_loss
 train.patience: early_stopping early_stop early_stopping_patience
 train.seed: random_seed rng_seed manual_seed random_state
+train.lora: use_lora peft adapter adapters use_peft low_rank finetuning_type
+train.lora.rank: lora_r lora_rank r lora_dim
+train.lora.alpha: lora_alpha
+train.lora.dropout: lora_dropout
+train.lora.targets: target_modules lora_target_modules lora_targets lora_target
 run.device: accelerator device_type backend
 run.dtype: precision mixed_precision amp_dtype torch_dtype data_type
 run.compile: torch_compile compile_model use_compile

@@ -23,6 +23,7 @@ from gptcli.errors import GptcliError
 from gptcli.files.durable import path_errors
 from gptcli.files.paths import expanded
 from gptcli.loggers.catalogue import refuse_missing_packages
+from gptcli.training.fine_tuning import refuse_adapters
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -54,6 +55,7 @@ class NewRun:
     user_parts: UserParts | None
     notes: list[str]  # which settings gptcli chose, and why
     time_limit: TimeLimit | None = None
+    is_short: bool = False  # a fine-tune whose number of steps suits the text
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Wanted:
     asked: frozenset[str]  # dotted keys that the user set
     is_given: bool  # a CONFIG or --from, which is used as it is
     minutes: float | None
+    is_short: bool = False  # a fine-tune whose number of steps is left to gptcli
 
 
 def with_copy(prepared: Prepared, url: str | None) -> Prepared:
@@ -119,7 +122,19 @@ def wanted_run(request: Request, minutes: float | None) -> Wanted:
         assert not isinstance(target, GivenConfig)
         config = defaults_with_overrides(target, overrides)
     refuse_missing_packages(config.run.loggers)
-    if steps_asked and "train.minutes" not in asked:  # the user's steps replace the file's minutes
+    refuse_adapters(
+        config.train,
+        has_base=request.from_run is not None,
+        has_user_parts=bool(set(request.files.given()) - {"tokenizer"}),
+    )
+    is_short = (
+        request.from_run is not None
+        and not is_config(target)
+        and minutes is None
+        and not asked & {"train.max_steps", "train.minutes"}
+    )
+    # The user's steps, or those that suit the text, replace the file's minutes.
+    if is_short or (steps_asked and "train.minutes" not in asked):
         config = config.model_copy(
             update={"train": config.train.model_copy(update={"minutes": None})}
         )
@@ -129,7 +144,7 @@ def wanted_run(request: Request, minutes: float | None) -> Wanted:
             "a time limit (--minutes) and train.max_steps cannot both be given",
             "leave one of them out",
         )
-    return Wanted(config, name, asked, is_given, minutes)
+    return Wanted(config, name, asked, is_given, minutes, is_short)
 
 
 def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str], None]) -> NewRun:
@@ -141,7 +156,7 @@ def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str
     config, name, minutes, asked = wanted.config, wanted.name, wanted.minutes, set(wanted.asked)
     user_parts = check_and_load(request.files, config, request.force, warn)
     if wanted.is_given and minutes is None:
-        return NewRun(config, name, user_parts, [])
+        return NewRun(config, name, user_parts, [], is_short=wanted.is_short)
     from gptcli.training import minutes as planning
 
     reasons: dict[str, str] = {}
@@ -234,6 +249,7 @@ class NewFolder:
             from_run=run_folder.find_run(from_run) if from_run else None,
             time_limit=new.time_limit,
             ranks=request.ranks,
+            is_short=new.is_short,
         )
         self.is_prepared = True
         prepared.notes[:0] = [*_other_name_notes(self.run, new.name, request.out), *new.notes]

@@ -426,6 +426,7 @@ def _nothing_to_do(run: Path, done: FinishedRun) -> Generator[Event, None, Finis
         val_loss=status["val_loss"],
         best_val_loss=status["best_val_loss"],
         best_step=status["best_step"],
+        first_val_loss=status.get("first_val_loss"),
         run=run,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,29 +38,39 @@ def config_for(
 ) -> tuple[Config, str]:
     """The config for a CONFIG or TEXT (None: the shipped text), and a name for its run.
 
-    With `from_run` and no CONFIG, that run's config is used at a tenth of its learning rate. If the
+    With `from_run` and no CONFIG, that run's config is used (gptcli.training.fine_tuning); a CONFIG
+    without the section `model` gets that run's network. If the
     user names no config, values of the default config change if they do not fit the user's; `notes`
     gets a line for each. Raises GptcliError if `target` is no config and no text.
     """
-    from gptcli.config_files import config_of_values, load_config, values_set
+    from gptcli.config_files import config_of_values, load_config, sections_of, values_set
 
     if isinstance(target, GivenConfig):
+        if "model" not in target.values:
+            overrides = [*_network_of(from_run), *overrides]
         config = config_of_values(target.values, overrides)
         return config, run_name(config.data.sources)
     if isinstance(target, str) and is_config(target):
+        if from_run is not None and "model" not in sections_of(target):
+            overrides = [*_network_of(from_run), *overrides]
         config = load_config(target, overrides)
         return _with_moved_texts(expanded(target).parent, config, overrides), Path(target).stem
     if target is not None:
         refuse_missing_texts(target)
         overrides = with_texts(target, overrides)
     if from_run is not None:
+        from gptcli.config_files import values_set
+        from gptcli.training.fine_tuning import fine_tuning_config
+        from gptcli.training.run_folder import read_status
+
         source = named_run(from_run, "train --from")
         name = run_name(target) if target else f"{source.resolve().name}-tuned"
         if "data.source" in (given := values_set(overrides)) and "data.weights" not in given:
             overrides = ["data.weights=null", *overrides]  # the weights were for other texts
         stored = load_config(str(source / "config.yaml"), overrides)
         _refuse_other_network(source, stored, overrides)
-        config = _fine_tuning_config(stored, overrides)
+        tuned_before = "started_from" in read_status(source)
+        config = fine_tuning_config(stored, set(values_set(overrides)), is_tuned=tuned_before)
         return _with_moved_texts(source, config, overrides), name
     default = _default_config()
     name = run_name(target) if target is not None else default
@@ -67,6 +78,16 @@ def config_for(
     if notes is not None:
         notes += [f"{override}, so that it fits what you set" for override in fitting]
     return load_config(default, [*fitting, *overrides]), name
+
+
+def _network_of(from_run: str | None) -> list[str]:
+    """The override for a config without a network: that of the run that a fine-tune starts from."""
+    if from_run is None:
+        return []
+    from gptcli.training.run_folder import read_config
+
+    model = read_config(named_run(from_run, "train --from")).model
+    return [f"model={json.dumps(model.model_dump())}"]
 
 
 def _fitting_overrides(base: Config, overrides: list[str]) -> list[str]:
@@ -117,37 +138,6 @@ def _refuse_other_network(run: Path, wanted: Config, overrides: list[str]) -> No
             f"leave out {', '.join(f'model.{key}' for key in odd)}; or leave out --from, to train "
             "a new model",
         )
-
-
-def _fine_tuning_config(stored: Config, overrides: list[str]) -> Config:
-    """A run's config for fine-tuning from that run.
-
-    Warm-up, intervals and everything under `run` go back to their defaults. The learning rate is a
-    tenth of the run's. Overrides of the user stay as they are.
-    """
-    from gptcli.config import Config, DataConfig, RunConfig
-    from gptcli.config_files import values_set
-
-    values = stored.model_dump()
-    overridden = values_set(overrides)
-    if "data.source" in overridden:  # how the other text was read and split says nothing now
-        data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}
-    elif values["data"]["val_split"] == "auto":  # a run of an earlier version
-        data = {"val_split": "tail", "documents": "file"}
-    else:
-        data = {}
-    for key, value in data.items():
-        if f"data.{key}" not in overridden:
-            values["data"][key] = value
-    for key in ("warmup_steps", "eval_every", "log_every"):
-        if f"train.{key}" not in overridden:
-            values["train"][key] = "auto"
-    if "train.learning_rate" not in overridden:
-        values["train"]["learning_rate"] = float(values["train"]["learning_rate"]) / 10
-    for key, value in RunConfig().model_dump().items():
-        if f"run.{key}" not in overridden:
-            values["run"][key] = value
-    return Config.model_validate(values)
 
 
 def _with_moved_texts(run: Path, config: Config, overrides: list[str]) -> Config:

@@ -87,6 +87,7 @@ def _read(run: Path, name: str) -> ShownRun:
             val_loss=row.val_loss,
             best_val_loss=row.best_val_loss,
             best_step=status.best.step if status.best else None,
+            first_val_loss=status.before_tuning.val_loss if status.before_tuning else None,
         )
     )
     tokenizer = b""

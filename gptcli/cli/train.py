@@ -187,7 +187,7 @@ def _print_dry_run(request: Request, new: NewRun, as_json: bool) -> None:
 
         if request.from_run is not None:
             config, _ = follow_base_run(config, find_run(request.from_run))
-        result = dry_run_figures(config, new.user_parts)
+        result = dry_run_figures(config, new.user_parts, is_short=new.is_short)
     if as_json:
         print_json(result)
         return

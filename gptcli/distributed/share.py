@@ -31,7 +31,15 @@ class Share:
 
     @staticmethod
     def of(train: TrainConfig, ranks: int) -> Share:
-        """The share of a rank. Raises GptcliError, with the nearest values, if it is not even."""
+        """The share of a rank. Raises GptcliError, with the nearest values, if it is not even.
+
+        Also raises GptcliError if several ranks would train low-rank adapters."""
+        if train.lora is not None and ranks > 1:
+            raise GptcliError(
+                "train.lora trains in one process: several would send each other the gradients of "
+                "all weights in each step, to train a few small adapters",
+                "train without --devices, or set train.lora=null to train all weights",
+            )
         batch, accum = train.rows, train.grad_accum
         if accum % ranks == 0:
             return Share(ranks, accum // ranks, batch, splits=False)

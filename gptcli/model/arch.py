@@ -72,6 +72,17 @@ class Arch:
         return -(-over * n_embd // (under * self.hidden_multiple)) * self.hidden_multiple
 
     @property
+    def projections(self) -> dict[str, tuple[str, ...]]:
+        """The matrices of a block, in two groups: "attention" and "feed_forward".
+
+        Their names in the model are "h.0.attn.query.weight" and so on; these are "attn.query"."""
+        feed_forward = ("gate_proj", "up_proj", "down_proj") if self.gated else ("c_fc", "c_proj")
+        return {
+            "attention": tuple(f"attn.{name}" for name in ("query", "key", "value", "c_proj")),
+            "feed_forward": tuple(f"mlp.{name}" for name in feed_forward),
+        }
+
+    @property
     def feed_forward_matrices(self) -> int:
         """Matrices of n_embd * hidden_width numbers in each block."""
         return 3 if self.gated else 2

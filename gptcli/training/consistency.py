@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
-from gptcli.config_problems import flatten
+from gptcli.config_problems import keys_and_values
 from gptcli.errors import GptcliError
 from gptcli.tokenization import Tokenizer
 
@@ -49,12 +49,12 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
     text and the tokenizer's source can have moved (`same_tokenizer` compares the tokenizer itself),
     `--extend` adds steps, and a checkpoint of an old version records only the network."""
     odd, notes = [], []
-    then: dict[tuple[str, ...], Any] = flatten(
+    then: dict[tuple[str, ...], Any] = keys_and_values(
         meta["config"] if "config" in meta else {"model": meta.get("model", {})}
     )
     # --extend ends the time limit of a run, and its max_steps need only exceed the newest plan.
     unlimited = then.get(("train", "minutes")) is not None and config.train.minutes is None
-    for key, now in flatten(config.model_dump()).items():
+    for key, now in keys_and_values(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)
         added_later = key not in then and key[0] != "model"
         if added_later or now == was:

@@ -16,16 +16,20 @@ from gptcli.memory import total_memory
 from gptcli.model.gpt import GPT, count_parameters
 from gptcli.model.user_parts import UserParts
 from gptcli.training.batch_size import with_fitting_batch_size
-from gptcli.training.estimate import seconds_per_step, training_bytes
+from gptcli.training.estimate import adapter_parameters, seconds_per_step, training_bytes
+from gptcli.training.fine_tuning import with_few_steps
 from gptcli.training.opening_text import open_text
 from gptcli.training.other_machine import refuse_other_machine
 from gptcli.training.setting_notes import setting_notes
 from gptcli.training.setup import resolve
 
 
-def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict[str, Any]:
+def dry_run_figures(
+    config: Config, user_parts: UserParts | None = None, *, is_short: bool = False
+) -> dict[str, Any]:
     """The object that `train --dry-run --json` prints. Writes only to a temporary folder.
 
+    `is_short`: a fine-tune, whose steps suit the text.
     `seconds_estimate` includes evaluations. It comes from two seconds of training on this machine.
     It is None if the run does not fit into memory. `notes` are about the text and the settings."""
     has_user_parts = user_parts is not None and user_parts.in_network()
@@ -36,6 +40,8 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
         epochs = times_read(corpus.train, config.tokens_per_step * config.train.max_steps)
         val_tokens = len(corpus.val) if corpus.val else 0
         vocab_size = corpus.tokenizer.vocab_size
+        if is_short:
+            config = with_few_steps(config, train_tokens)
         config = resolve(config, corpus, has_user_parts=has_user_parts)
         config, sized = with_fitting_batch_size(config, vocab_size, user_parts)
         notes = [*corpus.notes, *sized, *setting_notes(config, corpus)]
@@ -64,6 +70,7 @@ def dry_run_figures(config: Config, user_parts: UserParts | None = None) -> dict
     return {
         "parameters": count.total,
         "parameters_without_embeddings": count.without_embeddings,
+        "adapter_parameters": adapter_parameters(config, vocab_size),
         "vocab_size": vocab_size,
         "train_tokens": train_tokens,
         **({"texts": texts} if texts else {}),

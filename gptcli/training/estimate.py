@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from gptcli.config import Config
 from gptcli.devices import choose_device
 from gptcli.model.user_parts import UserParts
+from gptcli.model.weights import parameter_shapes
 from gptcli.native.engine import bytes_needed
 from gptcli.training.cost import relative_seconds
 from gptcli.training.optimizers import RECIPES
@@ -41,6 +43,26 @@ def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
     return tokens * (m.n_layer * per_layer * bytes_each + vocab_size * (bytes_each + 8))
 
 
+def adapter_parameters(config: Config, vocab_size: int) -> int | None:
+    """The numbers that low-rank adapters train; None if all parameters are trained."""
+    if config.train.lora is None:
+        return None
+    shapes = _targets(config, vocab_size)
+    return config.train.lora.rank * sum(outputs + inputs for outputs, inputs in shapes)
+
+
+def _targets(config: Config, vocab_size: int) -> list[tuple[int, ...]]:
+    """The shapes (outputs, inputs) of all matrices that have an adapter."""
+    lora = config.train.lora
+    wanted = {f"{name}.weight" for name in lora.names(config.model.traits)} if lora else set()
+    shapes = parameter_shapes(config.model, vocab_size)
+    return [
+        shape
+        for name, shape in shapes.items()
+        if name.partition(".")[2].partition(".")[2] in wanted
+    ]
+
+
 def memory_bytes(
     config: Config, vocab_size: int, parameters: int, bytes_each: int, engine: EngineName = "torch"
 ) -> int:
@@ -48,8 +70,17 @@ def memory_bytes(
 
     It is the sum of four parts: the float32 master weights and their gradients; the working weights
     and their gradients, if these are shorter than float32 (`bytes_each`); the optimizer's state;
-    the activations of one batch."""
+    the activations of one batch. If low-rank adapters are trained, only these have an optimizer's
+    state, and the weights that they adapt are kept as well."""
     slots = RECIPES[config.train.optimizer].slots
+    adapters = adapter_parameters(config, vocab_size)
+    if adapters is not None:
+        all_weights = config.model_copy(
+            update={"train": config.train.model_copy(update={"lora": None})}
+        )
+        whole = memory_bytes(all_weights, vocab_size, parameters, bytes_each, engine)
+        kept = sum(math.prod(shape) for shape in _targets(config, vocab_size))
+        return whole + 4 * (kept - slots * parameters + (2 + slots) * adapters)
     library = library_for(engine, torch.float32 if bytes_each == 4 else torch.bfloat16)
     if library is not None:
         passes = bytes_needed(
@@ -73,7 +104,12 @@ def training_bytes(
     On a CPU, a large checkpoint is copied, and a thread writes the copy during the next steps. The
     result includes this copy."""
     step = memory_bytes(config, vocab_size, parameters, bytes_each, engine)
-    copy = parameters * 4 * (1 + RECIPES[config.train.optimizer].slots)
+    slots = RECIPES[config.train.optimizer].slots
+    adapters = adapter_parameters(config, vocab_size)
+    copy = parameters * 4 * (1 + slots)
+    if adapters is not None:
+        kept = sum(math.prod(shape) for shape in _targets(config, vocab_size))
+        copy = 4 * (parameters + kept + (1 + slots) * adapters)
     copied = copy >= BACKGROUND_BYTES and choose_device(config.run.device).type == "cpu"
     return step + (copy if copied else 0)
 
@@ -138,11 +174,11 @@ def measured_step(
         idx = torch.randint(0, vocab_size, shape, generator=generator).to(device)
         start, cpu = now(device), time.process_time()
         state.passes.gradients([(idx, idx)], 1, 0, 1.0)
-        float(state.weights.norm())
+        float(state.trained.norm())
         # If the learning rate were near 0, gradients would stay subnormal numbers. These are slow.
         state.optimizers.step(1e-3)
         state.passes.publish()
-        state.weights.clear_grads()
+        state.trained.clear_grads()
         return StepTime(now(device) - start, time.process_time() - cpu)
 
     most = _MEASURE_SECONDS if seconds is None else seconds

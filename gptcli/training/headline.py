@@ -26,6 +26,7 @@ def run_started(
     compiled: bool,
     max_steps: int,
     resumed_from: int | None,
+    adapter_parameters: int | None,
 ) -> RunStarted:
     """The event RunStarted of a run."""
     count = count_parameters(model)
@@ -46,4 +47,5 @@ def run_started(
         compiled=compiled,
         resumed_from=resumed_from,
         flops_per_token=flops_per_token(model),
+        adapter_parameters=adapter_parameters,
     )

@@ -48,7 +48,7 @@ class Journal:
             if resumed_from is None:
                 metrics.unlink(missing_ok=True)
             elif _is_there(metrics):
-                keep = _LinesToKeep(resumed_from, evaluated_at or 0)
+                keep = _LinesToKeep(resumed_from, -1 if evaluated_at is None else evaluated_at)
                 durable.write_atomically(metrics, filter(keep, read_lines(metrics, run)))
                 self.notes += keep.notes(metrics)
             elif resumed_from > 0:
@@ -63,7 +63,9 @@ class Journal:
             raise
         self._run = run
         self._inside: durable.LineWriter | None = None
-        self._keep_inside_to(None if resumed_from is None else evaluated_at or 0)
+        self._keep_inside_to(
+            None if resumed_from is None else -1 if evaluated_at is None else evaluated_at
+        )
         self._failing: set[durable.LineWriter] = set()
 
     def record(self, values: dict[str, Any]) -> GptcliError | None:

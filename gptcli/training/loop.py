@@ -109,12 +109,13 @@ class _Loop:
             best = self.state.progress.best_step
             if best in checkpoint.steps_of(setup.run):
                 checkpoint.mark_best(setup.run, best)
-        for read in (setup.start_from, setup.resume and setup.resume.model,
-                     setup.resume and setup.resume.state):  # fmt: skip
+        saved = setup.resume
+        for read in (setup.start_from, *((saved.model, saved.state) if saved else ())):
             if read:
                 read.clear()  # the model has copies; without this, the tensors would stay in memory
         self.progress = self.state.progress
-        self.fine_tune = setup.start_from is not None
+        # Only a fine-tune has a checkpoint of step 0.
+        self.fine_tune = setup.start_from is not None or (saved is not None and saved.step == 0)
         block_size, size = setup.config.model.block_size, self.config.rows
         self.batches = DeviceBatches(
             Batches(corpus.train, block_size, size, self.config.seed), setup.device
@@ -184,6 +185,7 @@ class _Loop:
             val_loss=p.val_loss,
             best_val_loss=p.best_val_loss,
             best_step=p.best_step,
+            first_val_loss=p.first_val_loss,
             diagnosis=diagnosis,
             hint=hint,
             run=self.setup.run,
@@ -253,7 +255,7 @@ class _Loop:
             p.step,
             lambda: (self.batches.batch(first + i) for i in range(count)),
             state.passes,
-            state.weights,
+            state.trained,
             state.optimizers,
             self.config,
             self.setup.dtype,
@@ -272,7 +274,8 @@ class _Loop:
     def evaluate_if_due(self) -> Generator[Event, None, Stopped | Diverged | None]:
         """Evaluate if an evaluation is due now and is missing; returns why to stop, or None."""
         p, config, val = self.progress, self.config, self.setup.corpus.val
-        due = p.step > 0 and (p.step % int(config.eval_every) == 0 or p.step == self.plan.max_steps)
+        due = p.step % int(config.eval_every) == 0 or p.step == self.plan.max_steps
+        due = due if p.step > 0 else self.fine_tune
         if val is None or not due:
             return None
         if p.evaluated_at == p.step:
@@ -292,6 +295,8 @@ class _Loop:
         p.evaluations_without_best = 0 if best else p.evaluations_without_best + 1
         if best:
             p.best_val_loss, p.best_step = loss, p.step
+        if p.step == 0:
+            p.first_val_loss = loss
         yield Evaluated(p.step, p.tokens, self.clock(), loss, best, by_text)
         yield from self.passage.look(p.step)
         if best or self.saver.saved_at == p.step:  # this step's checkpoint lacks the new loss
@@ -390,4 +395,5 @@ class _Loop:
             compiled=setup.compile,
             max_steps=self.plan.max_steps,
             resumed_from=setup.resume.step if setup.resume else None,
+            adapter_parameters=None if self.state.adapters is None else self.state.adapters.count,
         )  # fmt: skip

@@ -19,7 +19,10 @@ TENSOR_FILES = ("model.safetensors", "state.safetensors")
 _COUNTERS = ("step", "tokens", "evaluations_without_best")
 _COUNTERS_OR_NONE = ("evaluated_at", "best_step", "sampled_at")
 _NUMBERS = ("seconds", "loss_scale")
-_NUMBERS_OR_NONE = ("train_loss", "val_loss", "best_val_loss")
+_NUMBERS_OR_NONE = ("train_loss", "val_loss", "best_val_loss", "first_val_loss")
+_LISTS = (
+    ("data", "source"), ("data", "val_source"), ("run", "loggers"), ("train", "lora", "targets")
+)  # fmt: skip
 _MAX_COUNT = 2**63
 
 
@@ -85,7 +88,7 @@ def _invalid_key(meta: dict[str, Any]) -> str | None:
     if not isinstance(parts, list) or not _all_text(parts):
         return "own_parts"
     for dotted, value in flatten(meta.get("config", {})).items():
-        texts = dotted in (("data", "source"), ("data", "val_source"), ("run", "loggers"))
+        texts = dotted in _LISTS
         weights = dotted == ("data", "weights")
         if isinstance(value, list) and not (
             (texts and _all_text(value)) or (weights and _all_numbers(value))

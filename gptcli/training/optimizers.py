@@ -251,6 +251,8 @@ class Recipe:
     """Each role is in exactly one group. Checkpoints store parameters in the order of groups."""
     default_rate: Callable[[int], float]
     """The peak learning rate that `auto` stands for, as a function of n_embd."""
+    adapter_rate: float
+    """The peak learning rate that `auto` stands for if low-rank adapters are trained."""
     default_warmup: Callable[[int], int]
     """The warm-up steps that `auto` stands for, as a function of max_steps."""
     slots: int
@@ -284,6 +286,7 @@ RECIPES: dict[str, Recipe] = {
             Group(_VECTORS, _adamw(eps=1e-10), rate_share=0.2, decays=False),
         ),
         default_rate=lambda n_embd: 0.02,
+        adapter_rate=0.005,
         default_warmup=lambda max_steps: min(50, max_steps // 20),
         slots=1,
         orthogonalises=True,
@@ -294,6 +297,7 @@ RECIPES: dict[str, Recipe] = {
             Group(_VECTORS, _adamw(eps=1e-8), rate_share=1.0, decays=False),
         ),
         default_rate=lambda n_embd: min(3e-3, 0.4 / n_embd),
+        adapter_rate=2e-3,
         default_warmup=lambda max_steps: min(100, max_steps // 10),
         slots=2,
         orthogonalises=False,

@@ -43,6 +43,8 @@ class RunSummary:
             p.train_loss = event.loss
         elif isinstance(event, Evaluated):
             p.val_loss, p.seconds = event.val_loss, event.seconds
+            if event.step == 0:
+                p.first_val_loss = event.val_loss
             if event.best:
                 p.best_val_loss, p.best_step = event.val_loss, event.step
         elif isinstance(event, Finished):
@@ -85,6 +87,7 @@ def progress_summary(progress: Progress, stopped: str) -> dict[str, Any]:
         "train_loss": progress.train_loss,
         "val_loss": progress.val_loss,
         "best_val_loss": progress.best_val_loss,
+        "first_val_loss": progress.first_val_loss,
         "best_step": progress.best_step,
         "stopped": stopped,
     }

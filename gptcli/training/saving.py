@@ -78,7 +78,7 @@ class Saver:
         for each checkpoint that is finished."""
         yield from self.collect(wait=True)
         begin = time.perf_counter()
-        model, optimizer = state.weights.named(), state.optimizers.state()
+        model, optimizer = state.weights.named(), state.to_save()
         size = sum(t.numel() * t.element_size() for t in (*model.values(), *optimizer.values()))
         step = state.progress.step
         meta = {"progress": asdict(state.progress), **meta}

@@ -60,7 +60,8 @@ def resolve_rate(train: TrainConfig, n_embd: int) -> float:
         return train.learning_rate
     from gptcli.training.optimizers import RECIPES  # imports PyTorch
 
-    return RECIPES[train.optimizer].default_rate(n_embd)
+    recipe = RECIPES[train.optimizer]
+    return recipe.default_rate(n_embd) if train.lora is None else recipe.adapter_rate
 
 
 def resolve_warmup(train: TrainConfig) -> int:

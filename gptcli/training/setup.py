@@ -22,6 +22,7 @@ from gptcli.training import checkpoint, run_folder
 from gptcli.training.batch_size import with_fitting_batch_size
 from gptcli.training.checkpoint_folders import refuse_other_link
 from gptcli.training.consistency import refuse_other_network, same_config, same_tokenizer
+from gptcli.training.fine_tuning import refuse_adapters, with_evaluations, with_few_steps
 from gptcli.training.finished_run import FinishedRun as FinishedRun
 from gptcli.training.finished_run import finished_run, reason_to_stop
 from gptcli.training.kept_texts import with_kept_texts, with_stored_texts
@@ -142,13 +143,15 @@ def prepare_new(
     user_parts: UserParts | None = None,
     time_limit: TimeLimit | None = None,
     ranks: int = 1,
+    is_short: bool = False,
 ) -> Prepared:
     """Create the run folder `run` and return the Setup of the new run, which `ranks` processes
     share.
 
     With `from_run` the run is a fine-tune: it starts from that run's best weights and takes its
-    tokenizer. An earlier run in the folder moves to RUN/.replaced (gptcli.training.run_folder).
-    Raises GptcliError if config, text, user's parts and `from_run` do not fit together."""
+    tokenizer. `is_short` lowers its number of steps to what suits the text. An earlier
+    run in the folder moves to RUN/.replaced (gptcli.training.run_folder). Raises GptcliError if
+    config, text, user's parts and `from_run` do not fit together."""
     notes: list[str] = []
     has_user_parts = user_parts is not None and user_parts.in_network()
     refuse_other_machine(config, has_user_parts=has_user_parts)
@@ -156,6 +159,7 @@ def prepare_new(
     status: dict[str, Any] = (
         {"own_parts": list(user_parts.names())} if user_parts is not None else {}
     )
+    refuse_adapters(config.train, has_base=from_run is not None, has_user_parts=has_user_parts)
     if from_run is not None:
         loaded, notes = checkpoint.best_valid(from_run)
         status["started_from"] = {"run": str(from_run.absolute()), "step": loaded.step}
@@ -176,12 +180,17 @@ def prepare_new(
         )
     refuse_other_link(run)
     corpus = open_text(config, tokenizer, user_parts)
+    if is_short:
+        config = with_few_steps(config, len(corpus.train))
     notes += engine_notes(config, user_parts)
     status["machine"] = machine_record(config.run)
+    often = from_run is not None and config.train.eval_every == "auto" and time_limit is None
     config = resolve(config, corpus, has_user_parts=has_user_parts)
     vocab_size = corpus.tokenizer.vocab_size
     config, sized = with_fitting_batch_size(config, vocab_size, user_parts, ranks)
     notes += sized
+    if often:
+        config = with_evaluations(config)
     if config.train.patience is not None or config.train.stop_at_val_loss is not None:
         _refuse_without_validation(corpus)
     config, kept = with_kept_texts(run, config)

@@ -56,6 +56,22 @@ class Passes(Protocol):
         """The model with the current weights."""
 
 
+class TrainedWeights(Protocol):
+    """What a step trains: all weights (MasterWeights), or low-rank adapters (adapters.py)."""
+
+    def norm(self) -> Tensor:
+        """The global norm of the gradients, float32 ()."""
+
+    def norms_by_part(self) -> tuple[float, ...]:
+        """The norms of the gradients of the embeddings, of each block, and of the other weights."""
+
+    def clip(self, norm: float, longest: float) -> None:
+        """Scale the gradients down to the global norm `longest`. Their global norm is `norm`."""
+
+    def clear_grads(self) -> None:
+        """Forget all gradients."""
+
+
 @dataclass(frozen=True)
 class Updated:
     """What a step did: mean loss in nats per token, learning rate, gradient norm before clipping.
@@ -82,7 +98,7 @@ def take_step(
     step: int,
     micro_batches: Callable[[], Iterable[Batch]],
     passes: Passes,
-    weights: MasterWeights,
+    weights: TrainedWeights,
     optimizers: Optimizers,
     config: TrainConfig,
     dtype: torch.dtype,

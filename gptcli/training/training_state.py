@@ -19,11 +19,12 @@ from gptcli.errors import GptcliError
 from gptcli.model.gpt import GPT, initialise
 from gptcli.model.user_parts import UserParts
 from gptcli.training import checkpoint
+from gptcli.training.adapters import AdaptedPasses, Adapters
 from gptcli.training.fitting_weights import refuse_other_shapes, refuse_unfitting
 from gptcli.training.master_weights import MasterWeights
 from gptcli.training.optimizers import Optimizers
 from gptcli.training.passes import EngineName, NativePasses, TorchPasses, library_for
-from gptcli.training.step import first_loss_scale
+from gptcli.training.step import TrainedWeights, first_loss_scale
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Progress:
     seconds: float = 0.0
     train_loss: float | None = None
     val_loss: float | None = None
+    first_val_loss: float | None = None  # of the weights that a fine-tune starts from
     evaluated_at: int | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
@@ -69,30 +71,49 @@ class TrainingState:
         # those resolve the dtype of the passes to float32.
         muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
         native = library_for(engine, dtype)
+        passes: TorchPasses | NativePasses
+        if native is None:
+            step_tokens = train.tokens_per_step(model.block_size)
+            passes = TorchPasses(self.model, self.weights, compiled, step_tokens=step_tokens)
+        else:
+            passes = NativePasses(
+                native, self.model, self.weights, batch_size=train.rows, threads=threads
+            )
+        self.passes: TorchPasses | NativePasses | AdaptedPasses = passes
+        self.adapters: Adapters | None = None
+        if train.lora is not None:
+            targets = train.lora.names(model.traits)
+            self.adapters = Adapters(train.lora, targets, self.weights, train.seed)
+            self.passes = AdaptedPasses(passes, self.adapters)
         self.optimizers = Optimizers(
             train.optimizer,
-            self.weights.masters,
+            self.weights.masters if self.adapters is None else self.adapters.parameters,
             train.weight_decay,
             muon_dtype,
             None if native is None else (native, threads),
         )
-        self.passes: TorchPasses | NativePasses
-        if native is None:
-            step_tokens = train.tokens_per_step(model.block_size)
-            self.passes = TorchPasses(self.model, self.weights, compiled, step_tokens=step_tokens)
-        else:
-            self.passes = NativePasses(
-                native, self.model, self.weights, batch_size=train.rows, threads=threads
-            )
         self.progress = Progress(loss_scale=first_loss_scale(dtype))
 
+    @property
+    def trained(self) -> TrainedWeights:
+        """What the optimizers update: the adapters if there are any, else all weights."""
+        return self.weights if self.adapters is None else self.adapters
+
+    def to_save(self) -> dict[str, Tensor]:
+        """The tensors besides the weights that a resumed run needs."""
+        optimizer = self.optimizers.state()
+        return optimizer if self.adapters is None else optimizer | self.adapters.state()
+
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Restore optimizers and counters; the constructor has restored the weights.
+        """Restore adapters, optimizers and counters; the constructor has restored the weights.
 
         Raises GptcliError if the checkpoint's state does not belong to this config."""
         scale = self.progress.loss_scale
         try:
-            self.optimizers.load_state(saved.state)
+            state = saved.state
+            if self.adapters is not None:
+                state = self.adapters.load_state(state)
+            self.optimizers.load_state(state)
             self.progress = progress_of(saved.meta)
         except (KeyError, TypeError, RuntimeError):
             raise GptcliError(

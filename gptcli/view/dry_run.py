@@ -12,6 +12,11 @@ def dry_run_lines(plan: dict[str, Any]) -> list[str]:
     return [
         f"parameters  {plan['parameters']:,} "
         f"({plan['parameters_without_embeddings']:,} without embeddings)",
+        *(
+            [f"adapters    {plan['adapter_parameters']:,} parameters are trained"]
+            if plan["adapter_parameters"] is not None
+            else []
+        ),
         f"text        {plan['train_tokens']:,} training tokens, {plan['val_tokens']:,} validation "
         f"tokens; vocabulary {plan['vocab_size']:,}",
         f"tokens      {plan['total_tokens']:,} in all, {plan['tokens_per_step']:,} in each step "

@@ -154,6 +154,8 @@ def model_line(status: RunStatus, width: int, encoding: str, glyphs: Glyphs) -> 
     model, tokenizer = started.arch, started.tokenizer
     if started.parameters:
         model += f", {human_count(started.parameters, short=True)} parameters"
+    if started.adapter_parameters is not None:
+        model += f", {human_count(started.adapter_parameters, short=True)} trained"
     if started.vocab_size:
         tokenizer += f", {human_count(started.vocab_size)} tokens"
     parts = [model, tokenizer, f"{started.device}, {started.dtype}"]

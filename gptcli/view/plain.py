@@ -202,6 +202,7 @@ def _opening_lines(event: RunStarted) -> list[str]:
         f"training on {source}, to {run}",
         f"{event.arch}, {human_count(event.parameters)} parameters"
         f" ({human_count(event.parameters_without_embeddings)} without embeddings)",
+        *_adapter_line(event),
         f"{event.tokenizer}, {human_count(event.vocab_size)} tokens;"
         f" {human_count(event.train_tokens)} tokens of text{validation}",
         f"{human_count(event.max_steps)} steps of {human_count(event.tokens_per_step)}"
@@ -209,3 +210,12 @@ def _opening_lines(event: RunStarted) -> list[str]:
         f"{event.device}, {event.dtype}" + (", compiled" if event.compiled else ""),
     ]
     return [crop(line, WIDTH, ellipsis="...") for line in lines]
+
+
+def _adapter_line(event: RunStarted) -> list[str]:
+    """How many parameters low-rank adapters train; [] if all are trained."""
+    trained = event.adapter_parameters
+    if trained is None:
+        return []
+    share = trained / event.parameters
+    return [f"{human_count(trained)} parameters are trained in adapters ({share:.1%} of the model)"]

@@ -64,9 +64,12 @@ def run_end_lines(
         losses.append(f"loss {loss_text(finished.train_loss)}")
     if finished.val_loss is not None:
         losses.append(f"val loss {loss_text(finished.val_loss)}")
+    best, before = "", finished.first_val_loss
     if finished.best_val_loss is not None:
         at = f" at step {human_count(finished.best_step)}" if finished.best_step is not None else ""
-        losses.append(f"best {loss_text(finished.best_val_loss)}{at}")
+        best = f"best {loss_text(finished.best_val_loss)}{at}"
+    if best and before is None:
+        losses.append(best)
     if losses:
         lines.append(Text("  ".join(losses)))
     if status is not None and status.evaluated is not None and status.evaluated.by_text:
@@ -74,6 +77,9 @@ def run_end_lines(
             lines.append(Text(clean(f"mixed from {status.started.source}", encoding)))
         by_text = f"val loss of each text  {losses_text(status.evaluated.by_text)}"
         lines.append(Text(clean(by_text, encoding)))
+    if before is not None:
+        after = "no later step is better" if finished.best_step == 0 else best
+        lines.append(Text(f"before tuning {loss_text(before)}, {after}", style=VAL))
     best_step = best_step_line(finished, status)
     if best_step is not None:
         lines.append(Text(best_step, style=VAL))

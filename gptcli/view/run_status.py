@@ -32,6 +32,7 @@ class RunStatus:
         self.step: StepDone | None = None
         self.evaluated: Evaluated | None = None
         self.best: Evaluated | None = None
+        self.before_tuning: Evaluated | None = None  # of the weights that a fine-tune starts from
         self.rises = 0  # evaluations in a row, each with a higher loss than the one before it
         self.recent_loss: float | None = None  # of the training text, smoothed
         self._recent_loss_at_best: float | None = None
@@ -60,6 +61,8 @@ class RunStatus:
         self.notes.absorb(event)
         if isinstance(event, Evaluated):
             before, self.evaluated = self.evaluated, event
+            if event.step == 0:
+                self.before_tuning = event
             rises = before is not None and event.val_loss > before.val_loss
             self.rises = self.rises + 1 if rises else 0
             if self.first_step is None:

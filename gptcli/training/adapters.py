@@ -1,0 +1,213 @@
+"""Low-rank adapters (LoRA): folded into the weights, trained by the projected gradient of these.
+
+    W = W0 + s B A,    s = alpha / rank
+    dA = s B^T dW,     dB = s dW A^T
+
+The passes compute with the folded weights W, by PyTorch or the C library, with or without CUDA
+graphs. They give the gradient dW, and the chain rule gives those of A and B. W0 never changes.
+Everything after training (sampling, evaluation, export) reads W and is as fast as without adapters.
+The price: a step computes the gradients of all weights and uses only those of the targets.
+benchmarks/LOG.md compares this with a forward pass that multiplies with A and B.
+
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Dropout on the inputs
+of A, the same for all tokens of a step: Lin et al. 2024, "LoRA Dropout as a Sparsity Regularizer".
+
+First reading: `fold` and `project`.
+
+Dimensions: R rank, I inputs and O outputs of a target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptcli.config import LoraConfig
+from gptcli.corpus import TokenStore
+from gptcli.model.gpt import GPT
+from gptcli.training.master_weights import MasterWeights
+from gptcli.training.passes import NativePasses, TorchPasses
+from gptcli.training.step import Batch
+
+_BASE, _VALUE = "base/", "weight/"
+"""What the names in a checkpoint's state begin with: the weights W0, and the numbers of A and B."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapter of one matrix, all in float32."""
+
+    name: str
+    """Of the layer in the model: "h.0.attn.query"."""
+    weight: Tensor
+    """W (O, I), the master weight in which base and adapter are folded."""
+    base: Tensor
+    """W0 (O, I)."""
+    A: Tensor
+    """(R, I), drawn at random."""
+    B: Tensor
+    """(O, R), 0 at first: so the first step starts from the base weights exactly."""
+
+
+class Adapters:
+    """The adapters of a model. They take the place of its weights in the step and the optimizer.
+
+    `weights` are the model's, laid out for its passes; `targets` are names such as "attn.query"."""
+
+    def __init__(
+        self, config: LoraConfig, targets: Iterable[str], weights: MasterWeights, seed: int
+    ) -> None:
+        self._weights = weights
+        self.scale = config.alpha / config.rank
+        self.dropout = config.dropout
+        self._keep: list[Tensor] | None = None  # dropout's factors in the present step, (I,) each
+        wanted = {f"{target}.weight" for target in targets}
+        generator = torch.Generator().manual_seed(seed)
+        self.adapters: list[Adapter] = []
+        for name, weight in weights.masters:
+            if name.startswith("h.") and name.split(".", 2)[2] in wanted:
+                base = weight.detach().clone()
+                outputs, inputs = base.shape
+                # Uniform with bound 1 / sqrt(I), as peft draws it.
+                A = torch.rand(config.rank, inputs, generator=generator).mul_(2).sub_(1)
+                A = A.mul_(1 / math.sqrt(inputs)).to(base.device)
+                B = torch.zeros(outputs, config.rank, device=base.device)
+                self.adapters.append(Adapter(name.removesuffix(".weight"), weight, base, A, B))
+        assert self.adapters
+        self.parameters: list[tuple[str, Tensor]] = [
+            (f"{adapter.name}.lora_{letter}", matrix)
+            for adapter in self.adapters
+            for letter, matrix in (("A", adapter.A), ("B", adapter.B))
+        ]
+
+    @property
+    def count(self) -> int:
+        """The numbers that are trained."""
+        return sum(matrix.numel() for _, matrix in self.parameters)
+
+    # ---- the mathematics -------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fold(self, seed: int | None = None) -> None:
+        """Write W0 + s B A into the master weights. With `seed`, dropout acts on the inputs of A.
+
+        A mask holds for all tokens of a step, so that it can be folded, too. Inputs that stay are
+        divided by the share that stays."""
+        self._keep = None
+        if seed is not None and self.dropout > 0:
+            generator = torch.Generator().manual_seed(seed)
+            stays = 1.0 - self.dropout
+            self._keep = [
+                (torch.rand(a.A.shape[1], generator=generator) < stays).float().div_(stays)
+                .to(a.A.device)
+                for a in self.adapters
+            ]  # fmt: skip
+        for adapter, A in zip(self.adapters, self._kept_inputs(), strict=True):
+            torch.addmm(adapter.base, adapter.B, A, alpha=self.scale, out=adapter.weight)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Turn the gradients of the master weights into those of A and B."""
+        for i, (adapter, A) in enumerate(zip(self.adapters, self._kept_inputs(), strict=True)):
+            dW = adapter.weight.grad
+            assert dW is not None
+            dA = torch.mm(adapter.B.T, dW).mul_(self.scale)
+            adapter.A.grad = dA if self._keep is None else dA.mul_(self._keep[i])
+            adapter.B.grad = torch.mm(dW, A.T).mul_(self.scale)
+
+    def _kept_inputs(self) -> list[Tensor]:
+        if self._keep is None:
+            return [adapter.A for adapter in self.adapters]
+        return [a.A * keep for a, keep in zip(self.adapters, self._keep, strict=True)]
+
+    # ---- what a step asks of its weights ---------------------------------------------------
+
+    def norm(self) -> Tensor:
+        """The global norm of the gradients of A and B, float32 ()."""
+        norms = torch._foreach_norm(self._gradients())
+        norm: Tensor = torch.linalg.norm(torch.stack(norms))
+        return norm
+
+    def norms_by_part(self) -> tuple[float, ...]:
+        """The norms of the gradients: 0 for the embeddings, of each block, 0 for the others."""
+        squares = torch.stack(torch._foreach_norm(self._gradients())).square().tolist()
+        parts: dict[int, float] = {}
+        for (name, _), square in zip(self.parameters, squares, strict=True):
+            block = int(name.split(".")[1])
+            parts[block] = parts.get(block, 0.0) + square
+        return (0.0, *(parts[block] ** 0.5 for block in sorted(parts)), 0.0)
+
+    @torch.no_grad()
+    def clip(self, norm: float, longest: float) -> None:
+        """Scale the gradients down to the global norm `longest`. Their global norm is `norm`."""
+        if norm > longest:
+            torch._foreach_mul_(self._gradients(), longest / (norm + 1e-6))
+
+    def clear_grads(self) -> None:
+        """Forget all gradients."""
+        for _, matrix in self.parameters:
+            matrix.grad = None
+        self._weights.clear_grads()
+
+    def _gradients(self) -> list[Tensor]:
+        return [matrix.grad for _, matrix in self.parameters if matrix.grad is not None]
+
+    # ---- checkpoints -----------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold besides the folded weights: W0, A and B of each target."""
+        found = {f"{_VALUE}{name}": matrix for name, matrix in self.parameters}
+        return found | {f"{_BASE}{a.name}.weight": a.base for a in self.adapters}
+
+    @torch.no_grad()
+    def load_state(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Restore what `state` returned, and return the other entries of `saved`.
+
+        The folded weights stay as they are: the checkpoint has them. Raises KeyError if a tensor is
+        missing or has another shape."""
+        rest = dict(saved)
+        for name, tensor in self.state().items():
+            found = rest.pop(name)
+            if found.shape != tensor.shape:
+                raise KeyError(name)
+            tensor.copy_(found)
+        return rest
+
+
+class AdaptedPasses:
+    """The passes of a model with adapters: they fold before they compute, and project afterwards.
+
+    It has the methods of `Passes` in gptcli.training.step."""
+
+    def __init__(self, passes: TorchPasses | NativePasses, adapters: Adapters) -> None:
+        self._passes, self._adapters = passes, adapters
+
+    def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
+        """The mean loss of `count` batches, (). Leaves the gradients in the adapters.
+
+        The masks of dropout are a function of `seed`, those of the adapters, too."""
+        if self._adapters.dropout > 0:
+            self._adapters.fold(seed)
+            self._passes.publish()
+        loss = self._passes.gradients(batches, count, seed, scale)
+        self._adapters.project()
+        return loss
+
+    def publish(self) -> None:
+        """Fold the adapters and let the passes compute with the result."""
+        self._adapters.fold()
+        self._passes.publish()
+
+    def evaluate(
+        self, tokens: TokenStore, context: int, should_stop: Callable[[], bool]
+    ) -> float | None:
+        """The loss over a split: see gptcli.training.evaluate."""
+        return self._passes.evaluate(tokens, context, should_stop)
+
+    def model(self) -> GPT:
+        """The model with the current weights."""
+        return self._passes.model()

@@ -1,0 +1,98 @@
+"""Fine-tuning: the config of a run that starts from another run's weights (`train --from`), LoRA.
+
+It imports no PyTorch. docs/finetune.md says how these defaults were found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+
+from gptcli.config import Config, DataConfig, RunConfig, TrainConfig
+from gptcli.errors import GptcliError
+
+RATE_SHARE = 0.1
+"""The learning rate of a fine-tune of all weights, divided by that of the run it starts from."""
+_EPOCHS = 3
+_LEAST_STEPS = 100
+_LEAST_EVALUATIONS = 5
+
+
+def fine_tuning_config(stored: Config, overridden: Set[str], *, is_tuned: bool) -> Config:
+    """The config of a fine-tune of a run, whose config is `stored` with the user's overrides.
+
+    `overridden` are the dotted keys that the user set; they stay as they are. `is_tuned` says that
+    the run is a fine-tune itself, so that its rate is low already. Warm-up, intervals, adapters and
+    everything under `run` go back to their defaults."""
+    values = stored.model_dump()
+    if "data.source" in overridden:  # how the other text was read and split says nothing now
+        data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}
+    elif values["data"]["val_split"] == "auto":  # a run of an earlier version
+        data = {"val_split": "tail", "documents": "file"}
+    else:
+        data = {}
+    for key, value in data.items():
+        if f"data.{key}" not in overridden:
+            values["data"][key] = value
+    train = values["train"]
+    wants_adapters = any(key.startswith("train.lora") for key in overridden)
+    has_adapters, train["lora"] = train["lora"], train["lora"] if wants_adapters else None
+    for key in ("warmup_steps", "eval_every", "log_every"):
+        if f"train.{key}" not in overridden:
+            train[key] = "auto"
+    if "train.learning_rate" not in overridden:
+        if train["lora"] is not None:
+            train["learning_rate"] = "auto"
+        elif has_adapters:
+            train["learning_rate"] = _usual_rate(stored) * RATE_SHARE
+        elif not is_tuned:
+            train["learning_rate"] = float(train["learning_rate"]) * RATE_SHARE
+    for key, value in RunConfig().model_dump().items():
+        if f"run.{key}" not in overridden:
+            values["run"][key] = value
+    return Config.model_validate(values)
+
+
+def _usual_rate(config: Config) -> float:
+    """The learning rate that `auto` stands for if all weights are trained."""
+    from gptcli.training.schedule import resolve_rate
+
+    update = {"learning_rate": "auto", "lora": None}
+    return resolve_rate(config.train.model_copy(update=update), config.model.n_embd)
+
+
+def refuse_adapters(train: TrainConfig, *, has_base: bool, has_user_parts: bool) -> None:
+    """Raise GptcliError if the config asks for low-rank adapters and they cannot be trained."""
+    if train.lora is None:
+        return
+    if not has_base:
+        raise GptcliError(
+            "train.lora needs a trained model, whose weights it adapts",
+            "add --from RUN, or set train.lora=null to train all weights",
+        )
+    if has_user_parts:
+        raise GptcliError(
+            "train.lora adapts the project's own layers only: it is folded into their weights, and "
+            "your own part can use its weights in another way",
+            "leave out your own parts, or set train.lora=null to train all weights",
+        )
+
+
+def with_few_steps(config: Config, train_tokens: int) -> Config:
+    """The config of a fine-tune for whose steps and minutes the user has no wish.
+
+    The steps read the text three times, but are at least a hundred, and not more than those of the
+    run that the fine-tune starts from."""
+    reading = math.ceil(_EPOCHS * train_tokens / config.tokens_per_step)
+    steps = min(config.train.max_steps, max(_LEAST_STEPS, reading))
+    return config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
+
+
+def with_evaluations(config: Config) -> Config:
+    """The resolved config of a fine-tune, with at least five evaluations over its steps.
+
+    Usually evaluations take 2 % of the time. A fine-tune is short, and may soon only memorise: then
+    the best of several checkpoints is much better than the last."""
+    train = config.train
+    every = min(int(train.eval_every), math.ceil(train.max_steps / _LEAST_EVALUATIONS))
+    return config.model_copy(update={"train": train.model_copy(update={"eval_every": every})})
