@@ -52,6 +52,14 @@ def export(
             "--out", metavar="PATH", help="What to write. Default: RUN-FORMAT in this folder."
         ),
     ] = None,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge",
+            help="Of a run with train.lora, write one model with the adapters merged. Without it, "
+            "huggingface gets the base model and an adapter for peft.",
+        ),
+    ] = False,
     checkpoint: CheckpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -78,6 +86,8 @@ def export(
         )
     folder = named_run(run, "export")
     _refuse_user_parts(folder)
+    if merge:
+        _refuse_without_adapters(folder)
     with waiting("loading the model"):
         options = ModelOptions(checkpoint=checkpoint, device="cpu", dtype="float32")
         trained = load_model(str(folder), options, "export", dtype_of_run=False)
@@ -88,7 +98,9 @@ def export(
     default = f"{name}-{type_name}.gguf" if format == "gguf" else f"{name}-{format}"
     path = expanded(out) if out is not None else Path(default)
     with waiting("writing and proving the export"):
-        done = exporting.export(trained, cast(exporting.Format, format), path, type_name)
+        done = exporting.export(
+            trained, cast(exporting.Format, format), path, type_name, merge=merge
+        )
     if as_json:
         print_json(
             {
@@ -119,4 +131,14 @@ def _refuse_user_parts(run: Path) -> None:
             f"{run} was trained with your own {', '.join(parts)}, which other programs do not have",
             "only models of builtin parts can be exported",
             exit_code=1,
+        )
+
+
+def _refuse_without_adapters(run: Path) -> None:
+    """Raise GptcliError if a run has no adapters that could be merged."""
+    from gptcli.training.run_folder import read_config
+
+    if read_config(run).train.lora is None:
+        raise GptcliError(
+            f"--merge is for a run with train.lora, and {run} has no adapters", "leave it out"
         )

@@ -11,7 +11,7 @@ from typing import Literal
 
 from gptcli.errors import GptcliError
 from gptcli.files import durable
-from gptcli.interop import gguf_file, hugging_face, model_card, onnx_folder, proof
+from gptcli.interop import adapter_folder, gguf_file, hugging_face, model_card, onnx_folder, proof
 from gptcli.training.loading import Trained
 
 Format = Literal["huggingface", "gguf", "onnx"]
@@ -28,9 +28,13 @@ class Export:
     not_expressible: tuple[str, ...]
 
 
-def export(trained: Trained, to: Format, out: Path, type_name: str = "f32") -> Export:
+def export(
+    trained: Trained, to: Format, out: Path, type_name: str = "f32", *, merge: bool = False
+) -> Export:
     """Write a trained model in the format `to` to `out`, which must not exist.
 
+    For Hugging Face, a run with low-rank adapters becomes its base model and a folder `adapter` in
+    peft's format; with `merge`, and in all other formats, one model with the adapters merged.
     The model must have builtin parts only. `out` is a folder, but for GGUF a file, whose matrices
     are stored in `type_name`. It appears when it is complete and proven. Raises
     GptcliError if the other program computes something else from it (exit code 1)."""
@@ -53,6 +57,8 @@ def export(trained: Trained, to: Format, out: Path, type_name: str = "f32") -> E
                 if to == "onnx":
                     onnx_folder.write_folder(trained, temporary)
                     found = proof.onnx(trained, temporary)
+                elif adapter_folder.has_adapters(trained.config) and not merge:
+                    found = _write_with_adapter(trained, temporary)
                 else:
                     hugging_face.write_folder(trained, temporary)
                     found = proof.hugging_face(trained, temporary)
@@ -73,6 +79,17 @@ def export(trained: Trained, to: Format, out: Path, type_name: str = "f32") -> E
         durable.remove_tree(temporary)
         raise
     return Export(to, out, names, found, limits)
+
+
+def _write_with_adapter(trained: Trained, folder: Path) -> proof.Proof:
+    """Write the base model and its adapter, and prove both."""
+    base, adapters = adapter_folder.split(trained)
+    hugging_face.write_folder(base, folder)
+    adapter_folder.write_adapter(trained.config, adapters, folder / adapter_folder.ADAPTER)
+    of_base = proof.hugging_face(base, folder)
+    if of_base.largest_difference is None:
+        return of_base
+    return proof.adapter(trained, folder, folder / adapter_folder.ADAPTER)
 
 
 @contextlib.contextmanager

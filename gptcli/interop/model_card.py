@@ -25,17 +25,25 @@ _TEMPERATURE = SamplingParams().temperature
 def write(trained: Trained, folder: Path, to: str, proof: Proof, limits: Sequence[str]) -> None:
     """Write README.md, and loss.svg if the run has losses, into the folder of an export.
 
-    `to` is the format, "huggingface" or "onnx"."""
+    `to` is the format, "huggingface" or "onnx". If the folder holds an adapter for peft, the card
+    is about the model with this adapter."""
+    adapter = (folder / "adapter" / "adapter_config.json").is_file()
     losses = recorded_losses(trained.run)
     has_curve = len(losses[0]) > 1
     if has_curve:
         (folder / "loss.svg").write_text(loss_curve(*losses), encoding="utf-8")
-    text = "\n".join(_lines(trained, to, proof, limits, has_curve=has_curve))
+    text = "\n".join(_lines(trained, to, proof, limits, has_curve=has_curve, adapter=adapter))
     (folder / "README.md").write_text(text + "\n", encoding="utf-8")
 
 
 def _lines(
-    trained: Trained, to: str, proof: Proof, limits: Sequence[str], *, has_curve: bool
+    trained: Trained,
+    to: str,
+    proof: Proof,
+    limits: Sequence[str],
+    *,
+    has_curve: bool,
+    adapter: bool,
 ) -> Iterator[str]:
     config, name = trained.config, trained.run.resolve().name
     model_type = config.model.traits.model_type
@@ -52,13 +60,17 @@ def _lines(
         yield f"A GPT with {size:,} parameters, `{imported.get('from')}`, imported by gptcli."
     else:
         yield f"A GPT with {size:,} parameters, trained on {texts} with gptcli {__version__}."
+    if adapter:
+        yield "The folder holds the base model; the folder `adapter` holds what tuning changed."
     yield from ("", "| | |", "|---|---|")
     for what, value in _facts(trained):
         yield f"| {what} | {value} |"
     if has_curve:
         yield from ("", "![loss during training](loss.svg)")
     yield from ("", "## Use it", "")
-    yield from _onnx_usage(trained) if to == "onnx" else _hugging_face_usage(trained)
+    yield from (
+        _onnx_usage(trained) if to == "onnx" else _hugging_face_usage(trained, adapter=adapter)
+    )
     sample = generate_one(
         trained.model,
         trained.tokenizer,
@@ -78,7 +90,18 @@ def _lines(
     yield from ("", "## Config", "", "```yaml", *_config_lines(trained), "```")
 
 
-def _hugging_face_usage(trained: Trained) -> Iterator[str]:
+def _hugging_face_usage(trained: Trained, *, adapter: bool) -> Iterator[str]:
+    if adapter:
+        yield from ("```python", "from peft import PeftModel")
+        yield from ("from transformers import AutoModelForCausalLM, AutoTokenizer", "")
+        yield 'folder = "THIS FOLDER"'
+        yield "model = AutoModelForCausalLM.from_pretrained(folder)"
+        yield 'model = PeftModel.from_pretrained(model, f"{folder}/adapter")'
+        yield "tokenizer = AutoTokenizer.from_pretrained(folder)"
+        yield f'ids = tokenizer({_prompt(trained)!r}, return_tensors="pt")'
+        yield "print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0]))"
+        yield "```"
+        return
     yield from ("```python", "from transformers import pipeline")
     yield 'write = pipeline("text-generation", model="THIS FOLDER")'
     yield f"text = write({_prompt(trained)!r}, max_new_tokens=100)"
@@ -128,7 +151,7 @@ def proof_sentence(proof: Proof, doing: Doing = "export") -> str:
     """What the proof showed, in a sentence."""
     if proof.largest_difference is None:
         nothing = f"Nothing was proven: {proof.reader}."
-        packages = ("transformers", "xllamacpp", "onnxruntime")
+        packages = ("transformers", "xllamacpp", "onnxruntime", "peft")
         if not proof.reader.endswith("is not installed"):
             return nothing
         missing = next(name for name in packages if name in proof.reader)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,31 @@ def hugging_face(
                 reader,
                 past_window=doing == "export" and trained.config.model.traits.model_type == "qwen3",
                 doing=doing,
+            )
+
+
+def adapter(trained: Trained, base: Path, folder: Path) -> Proof:
+    """The proof of an adapter in `folder`, on the base model in `base`, by peft if it is there.
+
+    The logits must be those of our model with the adapters merged. Call it after `hugging_face` has
+    proven the base model."""
+    with _quiet_and_offline(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, about transformers
+        try:
+            import peft
+            import transformers
+        except Exception as error:  # a broken installation raises more than ImportError
+            if isinstance(error, ModuleNotFoundError) and error.name == "peft":
+                return Proof(None, (), "peft is not installed")
+            return Proof(None, (), f"peft cannot be imported: {error}")
+        model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        adapted = peft.PeftModel.from_pretrained(model, folder).eval()
+        with torch.no_grad():
+            return prove(
+                trained,
+                lambda idx: adapted(idx).logits,
+                f"peft {peft.__version__} on transformers {transformers.__version__}",
+                past_window=trained.config.model.traits.model_type == "qwen3",
             )
 
 

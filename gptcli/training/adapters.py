@@ -33,7 +33,7 @@ from gptcli.training.master_weights import MasterWeights
 from gptcli.training.passes import NativePasses, TorchPasses
 from gptcli.training.step import Batch
 
-_BASE, _VALUE = "base/", "weight/"
+BASE, VALUE = "base/", "weight/"
 """What the names in a checkpoint's state begin with: the weights W0, and the numbers of A and B."""
 
 
@@ -160,8 +160,8 @@ class Adapters:
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold besides the folded weights: W0, A and B of each target."""
-        found = {f"{_VALUE}{name}": matrix for name, matrix in self.parameters}
-        return found | {f"{_BASE}{a.name}.weight": a.base for a in self.adapters}
+        found = {f"{VALUE}{name}": matrix for name, matrix in self.parameters}
+        return found | {f"{BASE}{a.name}.weight": a.base for a in self.adapters}
 
     @torch.no_grad()
     def load_state(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:

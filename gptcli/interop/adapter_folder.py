@@ -1,0 +1,151 @@
+"""Writes low-rank adapters (LoRA) as a folder that peft loads on the exported base model.
+
+Qwen3 and Llama have a layer for each of our matrices. GPT-2 has one layer, c_attn, for query, key
+and value, so their adapters become one of a higher rank, exactly:
+
+    [Bq Aq]   [Bq        ] [Aq]
+    [Bk Ak] = [   Bk     ] [Ak]
+    [Bv Av]   [      Bv  ] [Av]
+
+Dimensions: R rank, I inputs and O outputs of a matrix, n of query, key and value that are adapted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gptcli.config import Config
+from gptcli.errors import GptcliError
+from gptcli.model.parameters import IN_BLOCK, row_of
+from gptcli.training import checkpoint
+from gptcli.training.adapters import BASE, VALUE
+from gptcli.training.loading import Trained
+from gptcli.training.training_state import build_model
+
+ADAPTER = "adapter"
+"""The folder of the adapter, inside that of the base model.
+
+Not the same folder: transformers loads an adapter_config.json beside a config.json without being
+asked, so the base model could not be loaded alone."""
+
+
+def has_adapters(config: Config) -> bool:
+    """Whether a run of this config trained low-rank adapters."""
+    return config.train.lora is not None
+
+
+def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
+    """The base model of a run with adapters, and A and B by name ("h.0.attn.query.lora_A").
+
+    Raises GptcliError (exit code 1) if the checkpoint is damaged or has no adapters."""
+    saved = checkpoint.load(trained.run, trained.step, with_state=True)
+    weights, adapters = dict(saved.model), {}
+    for name, tensor in saved.state.items():
+        if name.startswith(BASE):
+            weights[name.removeprefix(BASE)] = tensor
+        elif name.startswith(VALUE):
+            adapters[name.removeprefix(VALUE)] = tensor
+    if not adapters:
+        raise GptcliError(
+            f"{saved.path} has no adapters, although config.yaml has train.lora",
+            "choose another with --checkpoint, or export the merged model with --merge",
+            exit_code=1,
+        )
+    base = build_model(trained.config.model, trained.tokenizer.vocab_size, weights=weights).eval()
+    return replace(trained, source=base, arrays=None), adapters
+
+
+def write_adapter(config: Config, adapters: Mapping[str, Tensor], folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors into a new folder."""
+    folder.mkdir()
+    tensors = peft_tensors(config, adapters)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(peft_config(config, adapters), indent=2)
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def peft_config(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The content of adapter_config.json."""
+    lora = config.train.lora
+    assert lora is not None
+    layers: dict[str, int] = {}
+    for name in _layers(adapters):
+        if name.startswith("h.0."):
+            theirs = _their_layer(config, name).split(".", 3)[3]
+            layers[theirs] = layers.get(theirs, 0) + 1
+    fused = {layer: count for layer, count in layers.items() if count > 1}
+    is_gpt2 = config.model.traits.model_type == "gpt2"
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        # Names with their part of the block: "c_proj" alone would mean two layers of GPT-2.
+        "target_modules": list(layers),
+        "rank_pattern": {layer: count * lora.rank for layer, count in fused.items()},
+        # alpha / rank must stay the same.
+        "alpha_pattern": {layer: count * lora.alpha for layer, count in fused.items()},
+        "fan_in_fan_out": is_gpt2,  # its layers keep their weights transposed
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "inference_mode": True,
+    }
+
+
+def peft_tensors(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A (n R, I) and B (n O, n R) under peft's names; n is 1 but for GPT-2's c_attn.
+
+    A part of c_attn that is not adapted gets rows of zeros in B."""
+    parts: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+    for name in _layers(adapters):
+        row = row_of(f"{name}.weight")
+        assert row is not None
+        part = row.gpt2_part if config.model.traits.model_type == "gpt2" else None
+        pair = adapters[f"{name}.lora_A"], adapters[f"{name}.lora_B"]
+        parts.setdefault(_their_layer(config, name), {})[-1 if part is None else part] = pair
+    found: dict[str, Tensor] = {}
+    for layer, pairs in parts.items():
+        As = [A for _, (A, _) in sorted(pairs.items())]
+        Bs = [B for _, (_, B) in sorted(pairs.items())]
+        A, B = torch.cat(As), torch.block_diag(*Bs)  # type: ignore[no-untyped-call]
+        if -1 not in pairs:
+            outputs = Bs[0].shape[0]
+            whole = B.new_zeros(3 * outputs, B.shape[1])
+            for i, part in enumerate(sorted(pairs)):
+                whole[part * outputs : (part + 1) * outputs] = B[i * outputs : (i + 1) * outputs]
+            B = whole
+        found[f"base_model.model.{layer}.lora_A.weight"] = A.contiguous()
+        found[f"base_model.model.{layer}.lora_B.weight"] = B.contiguous()
+    return found
+
+
+def _layers(adapters: Mapping[str, Tensor]) -> list[str]:
+    """The layers that have an adapter, block by block in the order of the model."""
+    there = {name.removesuffix(".lora_A") for name in adapters if name.endswith(".lora_A")}
+    order = {row.name: i for i, row in enumerate(IN_BLOCK)}
+    return sorted(
+        there, key=lambda name: (int(name.split(".")[1]), order[f"{name.split('.', 2)[2]}.weight"])
+    )
+
+
+def _their_layer(config: Config, name: str) -> str:
+    """The layer of the Hugging Face model that holds our layer, for example "h.0.attn.query"."""
+    row, block = row_of(f"{name}.weight"), name.split(".")[1]
+    assert row is not None
+    if config.model.traits.model_type == "gpt2":
+        assert row.gpt2 is not None
+        return f"transformer.h.{block}.{row.gpt2.removesuffix('.weight')}"
+    assert row.qwen3 is not None
+    return f"model.layers.{block}.{row.qwen3.removesuffix('.weight')}"
