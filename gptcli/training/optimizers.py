@@ -286,7 +286,7 @@ RECIPES: dict[str, Recipe] = {
             Group(_VECTORS, _adamw(eps=1e-10), rate_share=0.2, decays=False),
         ),
         default_rate=lambda n_embd: 0.02,
-        adapter_rate=0.005,
+        adapter_rate=0.01,
         default_warmup=lambda max_steps: min(50, max_steps // 20),
         slots=1,
         orthogonalises=True,
