@@ -23,7 +23,6 @@ from gptcli.errors import GptcliError
 from gptcli.files.durable import path_errors
 from gptcli.files.paths import expanded
 from gptcli.loggers.catalogue import refuse_missing_packages
-from gptcli.training.fine_tuning import refuse_adapters
 
 if TYPE_CHECKING:
     from gptcli.config import Config
@@ -113,6 +112,7 @@ def wanted_run(request: Request, minutes: float | None) -> Wanted:
     Raises GptcliError if the config is wrong, or if the request contradicts itself."""
     target, overrides = request.target, request.overrides
     from gptcli.config_files import values_set
+    from gptcli.training.fine_tuning import refuse_adapters
 
     config, name = config_for(target, overrides, request.from_run)
     is_given = request.from_run is not None or is_config(target)
