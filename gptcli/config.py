@@ -492,7 +492,7 @@ class TrainConfig(_Section):
     all parameters."""
     learning_rate: Annotated[Number, Field(gt=0.0, le=100.0)] | Auto = "auto"
     """Highest learning rate of the schedule. Under muon, AdamW's part uses a fifth of it. auto:
-    0.02 for muon; 0.4 / n_embd, but at most 0.003, for adamw. With `lora`"""
+    0.02 for muon; 0.4 / n_embd, but at most 0.003, for adamw; 0.01 with `lora`."""
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] | Auto = "auto"
     """Steps over which the learning rate rises from 0. auto: a tenth of max_steps but at most 100
     for adamw, a twentieth but at most 50 for muon."""
@@ -523,7 +523,8 @@ class TrainConfig(_Section):
     """Seed of the initial weights, of the order of the text and of dropout."""
     lora: LoraConfig | None = None
     """Low-rank adapters (LoRA), for `--from RUN`: only small matrices are trained, whose product is
-    added to the weights. The weights themselves stay as they are. null: all weights are trained."""
+    added to the weights. The weights themselves stay as they are. Unless you set train.optimizer or
+    name a CONFIG, adamw trains them. null: all weights are trained."""
 
     def tokens_per_step(self, block_size: int) -> int:
         """Tokens of one optimizer step on windows of `block_size` tokens."""

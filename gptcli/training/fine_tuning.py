@@ -13,6 +13,8 @@ from gptcli.errors import GptcliError
 
 RATE_SHARE = 0.1
 """The learning rate of a fine-tune of all weights, divided by that of the run it starts from."""
+ADAPTER_OPTIMIZER = "adamw"
+"""Low-rank adapters learned more with it than with Muon (benchmarks/LOG.md)."""
 _EPOCHS = 3
 _LEAST_STEPS = 100
 _LEAST_EVALUATIONS = 5
@@ -23,7 +25,7 @@ def fine_tuning_config(stored: Config, overridden: Set[str], *, is_tuned: bool) 
 
     `overridden` are the dotted keys that the user set; they stay as they are. `is_tuned` says that
     the run is a fine-tune itself, so that its rate is low already. Warm-up, intervals, adapters and
-    everything under `run` go back to their defaults."""
+    everything under `run` go back to their defaults. Adapters get their own optimizer and rate."""
     values = stored.model_dump()
     if "data.source" in overridden:  # how the other text was read and split says nothing now
         data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}
@@ -37,6 +39,8 @@ def fine_tuning_config(stored: Config, overridden: Set[str], *, is_tuned: bool) 
     train = values["train"]
     wants_adapters = any(key.startswith("train.lora") for key in overridden)
     has_adapters, train["lora"] = train["lora"], train["lora"] if wants_adapters else None
+    if train["lora"] is not None and "train.optimizer" not in overridden:
+        train["optimizer"] = ADAPTER_OPTIMIZER
     for key in ("warmup_steps", "eval_every", "log_every"):
         if f"train.{key}" not in overridden:
             train[key] = "auto"

@@ -297,7 +297,7 @@ RECIPES: dict[str, Recipe] = {
             Group(_VECTORS, _adamw(eps=1e-8), rate_share=1.0, decays=False),
         ),
         default_rate=lambda n_embd: min(3e-3, 0.4 / n_embd),
-        adapter_rate=2e-3,
+        adapter_rate=0.01,
         default_warmup=lambda max_steps: min(100, max_steps // 10),
         slots=2,
         orthogonalises=False,
