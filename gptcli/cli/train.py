@@ -62,7 +62,7 @@ def train(
             "--from",
             metavar="RUN",
             help="Start from the weights of this run (fine-tuning). Unless you give a CONFIG, its "
-            "config is used at a tenth of its learning rate (or at the rate that you set).",
+            "config is used at a quarter of its learning rate (or at the rate that you set).",
         ),
     ] = None,
     resume: Annotated[

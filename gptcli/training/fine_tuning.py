@@ -11,7 +11,7 @@ from collections.abc import Set
 from gptcli.config import Config, DataConfig, RunConfig, TrainConfig
 from gptcli.errors import GptcliError
 
-RATE_SHARE = 0.1
+RATE_SHARE = 0.25
 """The learning rate of a fine-tune of all weights, divided by that of the run it starts from."""
 ADAPTER_OPTIMIZER = "adamw"
 """Low-rank adapters learned more with it than with Muon (benchmarks/LOG.md)."""

@@ -107,9 +107,9 @@ def test_the_learning_rate_of_a_fine_tune(
         assert outcome.code == 0, outcome.err
         rates[name] = config_of(run).learning_rate
     first = config_of(trained).learning_rate
-    assert rates["all"] == rates["again"] == pytest.approx(first / 10)
+    assert rates["all"] == rates["again"] == pytest.approx(first / 4)
     assert rates["lora"] == 0.01
-    assert rates["after-lora"] == pytest.approx(0.0003)  # a tenth of AdamW's
+    assert rates["after-lora"] == pytest.approx(0.00075)  # a quarter of AdamW's
     assert rates["asked"] == 0.004
     assert config_of(tmp_path / "lora").optimizer == "adamw"
     assert config_of(tmp_path / "after-lora").lora is None
