@@ -62,6 +62,7 @@ NAVIGATION: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     )),
     ("Use a model", (
         ("Sample", "docs/sample.md"),
+        ("Fine-tuning, and LoRA", "docs/finetune.md"),
         ("In Python", "docs/library.md"),
         ("Over HTTP: serve", "docs/serve.md"),
         ("A page to mail", "docs/page.md"),

@@ -37,7 +37,7 @@ def tuned(cli: Any, text_file: Path, tmp_path: Path) -> Any:
         words = (f"model.arch={arch}", "train.max_steps=30", f"data.source={text_file}")
         assert cli("train", "tiny", *SMALL, *words, "--out", base).code == 0
         outcome = cli(
-            "train", text, "--from", base, "train.max_steps=30", "train.learning_rate=0.03",
+            "train", text, "--from", base, "train.max_steps=30",
             "train.keep_checkpoints=2", *overrides, "--out", run,
         )  # fmt: skip
         assert outcome.code == 0, outcome.err
