@@ -62,6 +62,7 @@ NOT_RUN = {
 
 NO_PROGRAMS = {
     "docs/reference/python.md": "its blocks are signatures",
+    "docs/finetune.md": "peft warns about transformers; tests/interop loads an export with it",
     "docs/serve.md": "it asks a server; tests/serving asks one with the same client",
 }
 """The pages whose Python is not run, and the reason. What is not bash, console, python or yaml is
@@ -85,7 +86,7 @@ LEARNERS = (
 """Files and classes of learners that the pages name. Each holds the course's own solution."""
 
 RUNS = re.compile(
-    r"(?:runs/)?(mine|deeper|attention|char|overfit|shakespeare|night|a|b|own|short)(?=$|/)"
+    r"(?:runs/)?(mine|deeper|attention|char|overfit|shakespeare|night|a|b|own|short|small)(?=$|/)"
 )
 """The names of runs that pages speak of without training them first."""
 
@@ -124,9 +125,12 @@ def kept(once: Once) -> Path:
     def make(folder: Path) -> None:
         text = TEXT + "The End. Once upon a time: To be, or not to be? ROMEO: Hello world\n"
         for name in ("my.txt", "more.txt", "big.txt", "poem.txt", "my-texts/one.txt",
-                     "moved-texts/one.txt"):  # fmt: skip
+                     "moved-texts/one.txt", "capitals.txt"):  # fmt: skip
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
+        (folder / "lora.yaml").write_text(
+            "data: {source: capitals.txt}\ntrain: {lora: {rank: 8}}\n", encoding="utf-8"
+        )
         (folder / "prompts.txt").write_text("KING\nQUEEN\n", encoding="utf-8")
         (folder / "speeches.jsonl").write_text('{"body": "What light is this?"}\n' * 80, "utf-8")
         (folder / "my").mkdir()
