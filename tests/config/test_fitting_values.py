@@ -106,7 +106,7 @@ def test_a_fine_tune_keeps_the_rate_that_the_user_set(
 ) -> None:
     before = float(config_for(str(trained / "config.yaml"), [], None)[0].train.learning_rate)
     config, _ = config_for(None, [override], str(trained))
-    assert config.train.learning_rate == (before / 10 if rate is None else rate)
+    assert config.train.learning_rate == (before / 4 if rate is None else rate)
 
 
 def test_minutes_keeps_the_values_of_a_section_that_the_user_set(
