@@ -39,9 +39,9 @@ def config_for(
     """The config for a CONFIG or TEXT (None: the shipped text), and a name for its run.
 
     With `from_run` and no CONFIG, that run's config is used (gptcli.training.fine_tuning); a CONFIG
-    without the section `model` gets that run's network. If the
-    user names no config, values of the default config change if they do not fit the user's; `notes`
-    gets a line for each. Raises GptcliError if `target` is no config and no text.
+    without the section `model` gets that run's network. If the user names no config, values of the
+    default config change if they do not fit the user's; `notes` gets a line for each.
+    Raises GptcliError if `target` is no config and no text.
     """
     from gptcli.config_files import config_of_values, load_config, sections_of, values_set
 
@@ -59,7 +59,6 @@ def config_for(
         refuse_missing_texts(target)
         overrides = with_texts(target, overrides)
     if from_run is not None:
-        from gptcli.config_files import values_set
         from gptcli.training.fine_tuning import fine_tuning_config
         from gptcli.training.run_folder import read_status
 
