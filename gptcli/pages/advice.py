@@ -48,7 +48,7 @@ def advice(run: RunData) -> Advice:
     """The advice for a run, from its losses alone."""
     overfit, improvement = overfitting(run.evaluations), doubled(_points(run))
     answers = [_overfitting(run, overfit), _more_time(run, overfit, improvement), _stable(run)]
-    return Advice(_summary(run), answers, _next(run, overfit, improvement))
+    return Advice(_summary(run), answers, _numbered(run, _next(run, overfit, improvement)))
 
 
 # ---- measuring ---------------------------------------------------------------------------------
@@ -146,10 +146,11 @@ def epochs(run: RunData) -> float | None:
 def _summary(run: RunData) -> str:
     """What the run is: size, text, steps, time and best loss, in two or three sentences."""
     model, parameters = run.config.model, run.count("parameters")
-    size = f"{human_count(parameters)} parameters, " if parameters else ""
+    size = f" of {human_count(parameters)} parameters" if parameters else ""
+    heads = f"{_counted(model.n_layer, 'layer')}{', each' if model.n_layer > 1 else ''}"
+    heads += f" with {_counted(model.n_head, 'attention head')}"
     words = [
-        f"A network of {size}{_counted(model.n_layer, 'layer')} and "
-        f"{_counted(model.n_head, 'head')} ({model.arch}) "
+        f"A {model.arch} network{size} ({heads}) "
         f"trained {_counted(run.last_step, 'step')} in {time_taken(run.seconds)}."
     ]
     read, often = run.config.tokens_per_step * run.last_step, epochs(run)
@@ -184,13 +185,17 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
             "No",
             f"It read {100 * often:.0f} % of its text, so there was little to learn by heart.",
         )
+    if found is None and run.evaluations:
+        return _one_evaluation(run, question)
     if found is None:
         why = (
-            "The run has no validation text (data.val_fraction is 0)"
+            "has no validation text (data.val_fraction is 0)"
             if run.config.data.val_fraction == 0
-            else f"The run has {_counted(len(run.evaluations), 'evaluation')}; it takes two"
+            else "was never evaluated"
         )
-        return Answer(question, "Unknown", f"{why}, so nothing shows how it does on new text.")
+        return Answer(
+            question, "Unknown", f"The run {why}, so nothing shows how it does on new text."
+        )
     best, last = found.best, found.last
     then, now = mean_loss_at(run.steps, best.step), mean_loss_at(run.steps, last.step)
     training = (
@@ -233,6 +238,29 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
     )
 
 
+def _one_evaluation(run: RunData, question: str) -> Answer:
+    """What a single evaluation says: only how far its loss is from the training loss."""
+    last, now = run.evaluations[-1], mean_loss_at(run.steps, run.last_step)
+    only = (
+        "The run has one evaluation, and it takes two to see whether the validation loss rose. "
+        f"This one is {last.val_loss:.3f}"
+    )
+    if now is None:
+        return Answer(question, "Unknown", f"{only}.")
+    if _is_close(run):
+        return Answer(
+            question,
+            "No sign of it",
+            f"{only}, near the training loss of {now:.3f}: what it learned holds for new text too.",
+        )
+    return Answer(
+        question,
+        "Unknown",
+        f"{only}; the training loss is {now:.3f} at the same time. A distance that grows from "
+        "evaluation to evaluation means overfitting.",
+    )
+
+
 def _more_time(run: RunData, found: Overfit | None, improvement: float | None) -> Answer:
     question = "Would more time help?"
     if run.status.get("stopped") == "diverged":
@@ -272,7 +300,9 @@ def _more_time(run: RunData, found: Overfit | None, improvement: float | None) -
         question,
         "Yes",
         f"The {what} was still falling at the end: by its last course, twice as many steps would "
-        f"lower it by about {improvement:.2f} nats" + less * (run.last_step >= run.max_steps) + ".",
+        f"lower the {what} by about {improvement:.2f} nats"
+        + less * (run.last_step >= run.max_steps)
+        + ".",
     )
 
 
@@ -308,6 +338,17 @@ def _stable(run: RunData) -> Answer:
         "Yes",
         f"After the start, the {norm} never was over {_SPIKE:.0f} times its median of {usual:.2f}.",
     )
+
+
+def _numbered(run: RunData, ideas: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The same with a run folder of its own for each command: RUN-2, RUN-3, ..."""
+    first, number, out = shell_word(f"{run.path}-2"), 2, []
+    for sentence, command in ideas:
+        if first in command:
+            command = command.replace(first, shell_word(f"{run.path}-{number}"))
+            number += 1
+        out.append((sentence, command))
+    return out
 
 
 def _next(run: RunData, found: Overfit | None, improvement: float | None) -> list[tuple[str, str]]:
@@ -346,6 +387,13 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
     stands_still = found is not None and found.later >= 2
     if falls and not stands_still and not ideas:
         ideas.append(_longer(run, train))
+    if len(run.evaluations) == 1 and run.last_step >= 10 and (epochs(run) or 2) > 1:
+        ideas.append(
+            (
+                "Evaluate more often: several validation losses show when they begin to rise.",
+                f"{train} train.eval_every={run.last_step // 10}",
+            )
+        )
     often = epochs(run)
     if often and often > _MANY_EPOCHS:
         ideas.append(

@@ -334,11 +334,12 @@ def _passage_section(passage: dict[str, Any] | None) -> str:
         return ""
     return f"""<section><h2>A passage it never trained on</h2>
 <p class="prose">The beginning of the validation text. The marks show how probable the network
-found each token, from the tokens before it. Move the slider to see it learn.</p>
-<p class="legend"><span class="expected">expected (above 1/2)</span>
-<span>likely (above 1/10)</span>
-<span class="unlikely">unlikely (above 1/100)</span> <span class="surprising">surprising</span></p>
-<div class="range"><label for="passage-step">Evaluation</label>
+found each token, from the tokens before it.{_move(passage["moments"], "it learn")}</p>
+<p class="legend"><span class="expected">expected (over 1/2)</span>
+<span>likely (1/10 to 1/2)</span>
+<span class="unlikely">unlikely (1/100 to 1/10)</span>
+<span class="surprising">surprising (under 1/100)</span></p>
+<div class="range"{_hidden(passage["moments"])}><label for="passage-step">Evaluation</label>
 <input type="range" id="passage-step" min="0" max="{len(passage["moments"]) - 1}" step="1"
 value="0">
 </div>
@@ -358,12 +359,22 @@ it; it cannot see later ones. These are the first {len(maps["labels"])} tokens o
 In a map, a diagonal line means that the head looks at the token just before, a column that it
 always looks at the same one.</p>
 {_habits(maps["moments"][-1]["heads"])}
-<p class="prose">Move the slider to see the heads find their task.</p>
-<div class="range"><label for="maps-step">Evaluation</label>
+<p class="prose">{_move(maps["moments"], "how the heads changed")}</p>
+<div class="range"{_hidden(maps["moments"])}><label for="maps-step">Evaluation</label>
 <input type="range" id="maps-step" min="0" max="{len(maps["moments"]) - 1}" step="1"
 value="0">
 <output id="maps-words" for="maps-step"></output></div>
 <div id="maps"></div></section>"""
+
+
+def _move(moments: Sequence[Any], what: str) -> str:
+    """What the slider is for, if there are several evaluations to choose from."""
+    return f" Move the slider to see {what}." if len(moments) > 1 else ""
+
+
+def _hidden(moments: Sequence[Any]) -> str:
+    """The attribute that hides a slider with a single position."""
+    return "" if len(moments) > 1 else " hidden"
 
 
 def _habits(heads: list[dict[str, Any]]) -> str:
@@ -374,7 +385,8 @@ def _habits(heads: list[dict[str, Any]]) -> str:
         f"<li>Layer {one['layer']}, head {one['head']} {html.escape(one['habit'])}.</li>"
         for one in shown
     )
-    return f'<p class="prose">The clearest heads at the end:</p><ul class="prose">{items}</ul>'
+    lead = "The clearest heads at the end:" if clear else "At the end, no head has a simple habit:"
+    return f'<p class="prose">{lead}</p><ul class="prose">{items}</ul>'
 
 
 def _command(text: str) -> str:
