@@ -59,7 +59,7 @@ def explain(
         if key in explained:
             continue
         explained.add(key)
-        if key == ():  # a validator compared keys of several sections
+        if key == () and "keys" in context:  # a validator compared keys of several sections
             where = place(*(tuple(name.split(".")) for name in context["keys"]))
             yield f"{where}: {detail['msg']}", context.get("hint")
             continue

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from gptcli.cli import app_of
+from gptcli.config import LoraConfig
 from gptcli.config_problems import dotted_keys
 from gptcli.other_spellings import COMMAND_OF, FIXED, FORM_OF, KEY_OF, SENTENCE_OF, VALUES
 
@@ -181,7 +182,8 @@ def test_help_and_chat(cli: Any) -> None:
 
 def test_a_row_of_the_table_names_what_exists() -> None:
     """Every form is an option, an argument or a key, and no name of ours is in the table."""
-    assert set(KEY_OF.values()) <= set(dotted_keys())
+    inside = {f"train.lora.{name}" for name in LoraConfig.model_fields}
+    assert set(KEY_OF.values()) <= {*dotted_keys(), *inside}
     assert {key for key, _ in FIXED.values()} | VALUES.keys() <= set(dotted_keys())
     for command, forms in FORM_OF.items():
         own = {name for p in COMMANDS[command].params for name in (*p.opts, *p.secondary_opts)}

@@ -128,8 +128,7 @@ def test_abandoning_waits_for_a_rename_but_not_long(
         class weights:
             named = staticmethod(lambda: {"w": torch.zeros(3)})
 
-        class optimizers:
-            state = staticmethod(lambda: {"m": torch.zeros(3)})
+        to_save = staticmethod(lambda: {"m": torch.zeros(3)})
 
     disk = Slow()
     monkeypatch.setattr(durable, "disk", disk)

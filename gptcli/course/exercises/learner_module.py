@@ -196,7 +196,7 @@ class LearnerModule(Explainer):
             wrong = self._earlier_mistake(trace, weights, before, step)
             if wrong is None and unwritten is not None and self.lesson.unseen is no_unseen:
                 wrong = self._fault_of_last_step(trace, weights, before, error, unwritten)
-            if wrong is None:
+            if wrong is None and unwritten is None:
                 wrong = self._lost_dimension(trace, weights, before, error)
             raise wrong or self.stopped(error, doing, step) from error
         wrong_kind = self._wrong_kind(y, x, doing)
@@ -326,11 +326,8 @@ class LearnerModule(Explainer):
     def _lost_dimension(
         self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException
     ) -> CheckFailed | None:
-        """The fault of a result that lost its last dimension, on which shapes then do not fit.
-
-        If the next step is still to be written, the shape that the skeleton asks for counts."""
-        unwritten = step_named_in(error)
-        if unwritten is None and not re.search("size of tensor|broadcast|shape", str(error)):
+        """The fault of a result that lost its last dimension, on which shapes then do not fit."""
+        if not re.search("size of tensor|broadcast|shape", str(error)):
             return None
         with torch.no_grad():
             marks = self.landmarks(weights, x)
@@ -347,8 +344,6 @@ class LearnerModule(Explainer):
                     place = place_of(error, self.file.path)
                     known, quote = self.lesson.steps[step - 1], self.source.quote(line)
                     where = f", so {self._at(place[0])} stops: {in_words(error)}" if place else ""
-                    if unwritten is not None:
-                        where = "; later steps are still to be written"
                     return CheckFailed(
                         "dimension-lost",
                         f"the result of step {step}, {known.name}, has shape "
