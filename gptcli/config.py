@@ -483,8 +483,8 @@ class TrainConfig(_Section):
     during the run as the speed changes. null: exactly max_steps."""
     batch_size: Count | Auto = _DEFAULT_ROWS
     """Sequences in one forward pass; a step uses batch_size * grad_accum of them. auto: a step has
-    16 * grad_accum sequences, and batch_size becomes the largest divisor of them that fits in
-    memory; the run keeps both numbers."""
+    16 * grad_accum sequences, and batch_size becomes the largest power of two, or all of them, that
+    divides them and fits in memory; the run keeps both numbers."""
     grad_accum: Count = 1
     """Micro-batches in a step (gradient accumulation). Their gradients are averaged."""
     optimizer: Literal["muon", "adamw"] = "muon"

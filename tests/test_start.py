@@ -69,6 +69,8 @@ def needs(source: library.Source) -> None:
     found = library.find(source)
     if found.library is None:
         pytest.skip(f"no C library on this machine: {found.reason}")
+    if not library.is_compiled(source):  # another test has removed it from the cache
+        library.find.__wrapped__(source)
 
 
 def started(*words: object) -> tuple[str, set[str]]:

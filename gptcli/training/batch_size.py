@@ -1,4 +1,4 @@
-"""Resolves `train.batch_size: auto`: the largest micro-batch that fits, for a step as large.
+"""Resolves `train.batch_size: auto`: the largest micro-batch that fits; the step stays as large.
 
 A step stays as large as with the default batch size: grad_accum becomes smaller as micro-batches
 become larger. On a CPU the estimate of gptcli.training.estimate decides. A GPU tries one step each

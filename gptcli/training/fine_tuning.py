@@ -24,8 +24,9 @@ def fine_tuning_config(stored: Config, overridden: Set[str], *, is_tuned: bool) 
     """The config of a fine-tune of a run, whose config is `stored` with the user's overrides.
 
     `overridden` are the dotted keys that the user set; they stay as they are. `is_tuned` says that
-    the run is a fine-tune itself, so that its rate is low already. Warm-up, intervals, adapters and
-    everything under `run` go back to their defaults. Adapters get their own optimizer and rate."""
+    the run is a fine-tune itself, so that its rate is low already. Warm-up, eval_every, log_every,
+    adapters and everything under `run` go back to their defaults. Adapters get their own optimizer
+    and rate."""
     values = stored.model_dump()
     if "data.source" in overridden:  # how the other text was read and split says nothing now
         data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}

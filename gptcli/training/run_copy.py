@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gptcli.corpus.standard_input import KEPT_NAMES
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import MAX_JSON_BYTES, MAX_LINES_BYTES, read_bounded
 from gptcli.files.durable import fsync_folder, sha256_file
@@ -26,7 +27,7 @@ from gptcli.files.remote import RemoteFolder, joined
 from gptcli.training.checkpoint_folders import FOLDER_NAME, folder_of, steps_of
 from gptcli.training.meta_file import TENSOR_FILES, parse_meta
 
-_FIRST = ("config.yaml", "tokenizer.json")  # a run without them is none
+_FIRST = ("config.yaml", "tokenizer.json")  # without them a folder is no run
 _JOURNAL = ("metrics.jsonl", "samples.txt", "attention.jsonl", "run.json")
 _BEST = "checkpoints/best"
 FINISH_S = 600.0
@@ -126,6 +127,10 @@ class RunCopy:
         there = self._there
         for name in _FIRST:
             there.upload(str(self._run / name), name)
+        for name in KEPT_NAMES:  # the text of standard input: it does not change
+            size = (self._run / name).stat().st_size if (self._run / name).is_file() else None
+            if size is not None and there.size(name) != size:
+                there.upload(str(self._run / name), name)
         steps = steps_of(self._run)
         for step in reversed(steps):  # the newest first
             with suppress(FileNotFoundError):  # deleted meanwhile
@@ -203,6 +208,9 @@ def fetch_run(url: str, run: Path) -> int | None:
         for name in (*_FIRST, *_JOURNAL):
             size = there.size(name)
             if size is not None and size <= MAX_LINES_BYTES:
+                there.download(name, str(place / name))
+        for name in KEPT_NAMES:
+            if there.size(name) is not None:
                 there.download(name, str(place / name))
         newest = _fetch_checkpoints(there, place)
         with suppress(OSError):

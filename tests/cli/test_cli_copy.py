@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import filecmp
+import io
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,17 @@ def test_a_run_goes_on_on_another_machine(cli: Any, url: str) -> None:
     assert used.code == 2
     assert "holds a run already" in used.err
     assert not Path("runs/new").exists()
+
+
+def test_standard_input_is_copied_too(cli: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.TextIOWrapper(io.BytesIO(Path("one.txt").read_bytes()))
+    monkeypatch.setattr(sys, "stdin", text)
+    words = ("train", "tiny", "data.source=-", *TINY, "train.max_steps=5", "--out", "runs/here")
+    assert cli(*words, "--copy-to", url).code == 0
+    shutil.rmtree("runs/here")
+    again = ("--resume", "--extend", "train.max_steps=10", "--out", "runs/there")
+    assert cli("train", *again, "--copy-to", url).code == 0
+    assert Path("runs/there/text.txt").read_bytes() == Path("one.txt").read_bytes()
 
 
 def test_what_cannot_be_copied(cli: Any, url: str) -> None:
