@@ -1,4 +1,4 @@
-"""`gptcli tokenizer train|shards|encode|decode|show`: train one, write shards, text to ids and back."""
+"""`gptcli tokenizer train|shards|encode|decode|show`: train, write shards, text to ids and back."""
 
 from __future__ import annotations
 

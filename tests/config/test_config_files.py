@@ -99,8 +99,8 @@ def test_all_problems_are_reported_at_once_with_line_and_nearest_name() -> None:
             "1,000,000,000, or `auto`; got `0`",
             "train.batch_size: Sequences in one forward pass; a step uses batch_size * grad_accum "
             "of them. auto: a step has 16 * grad_accum sequences, and batch_size becomes the "
-            "largest power of two, or all of them, that divides them and fits in memory; the run keeps "
-            "both numbers.",
+            "largest power of two, or all of them, that divides them and fits in memory; the run "
+            "keeps both numbers.",
         ),
         (
             "mine.yaml:6: `train.eval_every` must be a whole number of at least 1 and at most "
