@@ -259,6 +259,10 @@ def values_set(overrides: Sequence[str]) -> dict[str, Any]:
                 found |= {k: v for k, v in _defaults().items() if k.startswith(section)}
             else:
                 found[".".join(key)] = value
+        for name, keys in alone.values.items():  # `train.lora={}`: all defaults
+            for key, value in keys.items() if isinstance(keys, dict) else ():
+                if value == {}:
+                    found[f"{name}.{key}"] = value
     return found
 
 

@@ -183,8 +183,10 @@ def prepare_copy(request: Request, *, resume: bool) -> str | None:
     A new run is refused if a run is there. A resumed run whose folder is missing is fetched."""
     if request.copy_to is None:
         return None
-    from gptcli.training.run_copy import fetch_run, refuse_used
+    from gptcli.training.run_copy import fetch_run, refuse_own_folder, refuse_used
 
+    if request.out is not None:
+        refuse_own_folder(folder_of_option(request.out), request.copy_to)
     if not resume:
         refuse_used(request.copy_to)
         return None

@@ -50,6 +50,7 @@ class OpenedShards:
         for name in names:
             folder = ShardFolder(name)
             self.folders.append((folder, read_index(folder)))
+        self._refuse_repeated()
         first = self.folders[0]
         for folder, index in self.folders[1:]:
             if index.tokenizer != first[1].tokenizer:
@@ -57,6 +58,26 @@ class OpenedShards:
                     f"{folder.name} and {first[0].name} were encoded by different tokenizers",
                     "write one of them again with the tokenizer of the other",
                 )
+
+    def _refuse_repeated(self) -> None:
+        """Raise GptcliError if the same tokens are named twice, or are also for validation."""
+        seen: dict[str, tuple[str, int]] = {}
+        for number, (folder, index) in enumerate(self.folders):
+            if index.content_key not in seen:
+                seen[index.content_key] = folder.name, number
+                continue
+            other, before = seen[index.content_key]
+            training = len(self.data.sources)
+            if before < training <= number:
+                raise GptcliError(
+                    f"{folder.name} is the validation text, and data.source names it too",
+                    "the loss on text that a model trains on says nothing about new text",
+                )
+            same = "twice" if folder.name == other else f"the tokens of {other} again"
+            raise GptcliError(
+                f"data.source or data.val_source names {folder.name} {same}",
+                "name it once; data.weights says how often a text is read",
+            )
 
     @property
     def content_key(self) -> str:

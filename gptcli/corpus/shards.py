@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 INDEX = "tokens.json"
+FIRST_SHARD = "tokens-00000.bin"
 BLOCK_TOKENS = 1 << 21
 """Tokens of a block: 4 MiB of uint16. Changing it changes the order in which shards are read."""
 
@@ -101,15 +102,26 @@ class ShardFolder:
 
 
 def is_shard_folder(name: str) -> bool:
-    """Whether a name of data.source is that of token shards: a URL, or a folder with an index."""
+    """Whether a name of data.source is that of token shards: a URL, or a folder with an index.
+
+    Raises GptcliError for a folder of shards whose index is missing."""
     if is_url(name):
         return True
     from gptcli.files.names import path_of
 
     try:
-        return (path_of(name) / INDEX).is_file()
+        folder = path_of(name)
+        if (folder / INDEX).is_file():
+            return True
+        incomplete = (folder / FIRST_SHARD).is_file() and (folder / "tokenizer.json").is_file()
     except (OSError, ValueError, GptcliError):
         return False
+    if incomplete:
+        raise GptcliError(
+            f"{name} has token shards without {INDEX}, so they are not complete",
+            "write them again: gptcli tokenizer shards TEXT --out FOLDER",
+        )
+    return False
 
 
 def is_lazy(tokens: TokenStore) -> bool:

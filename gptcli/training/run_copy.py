@@ -39,6 +39,8 @@ class RunCopy:
     """Keeps the folder at a URL equal to a run folder, in a thread. Only the leader has one."""
 
     def __init__(self, run: Path, url: str) -> None:
+        """Raises GptcliError if the URL is that of the run folder, or of a place inside it."""
+        refuse_own_folder(run, url)
         self._run, self._there = run, RemoteFolder(url)
         self._metas: dict[int, bytes] = {}  # of each step, as it was uploaded
         self._wake, self._idle, self._ended = threading.Event(), threading.Event(), False
@@ -65,11 +67,21 @@ class RunCopy:
                 "name another URL with --copy-to",
             )
         newest = max(complete_steps(self._there), default=-1)
-        if newest > max(steps_of(self._run), default=-1):
+        if newest > max(steps_of(self._run), default=-1) and not self._is_its_journal():
             raise GptcliError(
                 f"{self._there.url} holds step {newest:,}, which is newer than {self._run}",
                 f"move {self._run} away: --resume then fetches the newer one",
             )
+
+    def _is_its_journal(self) -> bool:
+        """Whether the run here was just fetched: a newer checkpoint there is then damaged."""
+        if not steps_of(self._run):
+            return False
+        try:
+            here = read_bounded(self._run / "run.json", MAX_JSON_BYTES, self._run)
+            return here == self._there.read_small("run.json", MAX_JSON_BYTES)
+        except (OSError, GptcliError):
+            return False
 
     def saved(self) -> None:
         """A checkpoint is on the disk: begin to upload it, without waiting."""
@@ -171,6 +183,18 @@ class RunCopy:
             found = json.loads(self._there.read_small(path, MAX_JSON_BYTES))
             return bool(found["files"] == files)
         return False
+
+
+def refuse_own_folder(run: Path, url: str) -> None:
+    """Raise GptcliError if a URL names no folder, or the run folder or a place inside it."""
+    if not url.lower().startswith("file:"):
+        return
+    path = url.partition(":")[2].lstrip("/")
+    if not path:
+        raise GptcliError(f"{url} names no folder", "write file:///path/of/the/copy")
+    place, here = Path("/", path).resolve(), run.resolve()
+    if place == here or here in place.parents:
+        raise GptcliError(f"{url} is in the run folder {run}", "name another place with --copy-to")
 
 
 def refuse_used(url: str) -> None:

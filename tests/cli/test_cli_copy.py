@@ -66,11 +66,27 @@ def test_what_cannot_be_copied(cli: Any, url: str) -> None:
         refused = cli(*words, "--out", "runs/x", "--copy-to", wrong)
         assert refused.code == 2
         assert "gptcli reads no URL of this form" in refused.err
+    inside = Path("runs/x").absolute()
+    for wrong in ("file://", "file:///", inside.as_uri(), f"{inside.as_uri()}/copy"):
+        refused = cli(*words, "--out", "runs/x", "--copy-to", wrong)
+        assert (refused.code, Path("runs/x").exists()) == (2, False), refused.err
     nothing = cli("train", "--resume", "--out", "runs/x", "--copy-to", url)
     assert nothing.code == 2
     assert "holds no run" in nothing.err
     unnamed = cli("train", "--resume", "--copy-to", url)
     assert "needs --out" in unnamed.err
+
+
+def test_a_copy_whose_newest_checkpoint_is_damaged_goes_on(cli: Any, url: str) -> None:
+    words = ("train", "tiny", "data.source=one.txt", *TINY, "train.max_steps=10")
+    assert cli(*words, "--out", "runs/here", "--copy-to", url).code == 0
+    shutil.rmtree("runs/here")
+    damaged = Path("copy/checkpoints/step-00000010/model.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    again = cli("train", "--resume", "--out", "runs/there", "--copy-to", url)
+    assert again.code == 0, again.err
+    assert "at step 5" in again.err
+    assert "done at step 10" in again.err
 
 
 def test_the_library_copies(cli: Any, url: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gptcli.config import LoraConfig
 from gptcli.config_files import load_config, parse_config
 from gptcli.training.fine_tuning import with_few_steps
 
@@ -101,6 +102,7 @@ def test_the_learning_rate_of_a_fine_tune(
         ("lora", trained, (LORA,)),
         ("after-lora", tmp_path / "lora", ()),
         ("asked", trained, (LORA, "train.learning_rate=0.004")),
+        ("defaults", trained, ("train.lora={}",)),
     ):
         run = tmp_path / name
         outcome = cli("train", text_file, "--from", base, *words, "train.max_steps=2", "--out", run)
@@ -111,6 +113,7 @@ def test_the_learning_rate_of_a_fine_tune(
     assert rates["lora"] == 0.01
     assert rates["after-lora"] == pytest.approx(0.00075)  # a quarter of AdamW's
     assert rates["asked"] == 0.004
+    assert config_of(tmp_path / "defaults").lora == LoraConfig()
     assert config_of(tmp_path / "lora").optimizer == "adamw"
     assert config_of(tmp_path / "after-lora").lora is None
 

@@ -89,3 +89,14 @@ def test_what_cannot_be_trained_on(cli: Any, tokens: Path) -> None:
     )
     assert "other and tokens were encoded by different tokenizers" in mixed.err
     assert cli("train", "s5://x/y", "--out", "runs/x").code == 2
+    for texts, said in (
+        (("data.source=tokens", "data.val_source=tokens"), "is the validation text"),
+        (("data.source=[tokens, tokens]",), "names tokens twice"),
+    ):
+        refused = cli("train", "tiny", *texts, "--out", "runs/x")
+        assert refused.code == 2
+        assert said in refused.err
+    (tokens / "tokens.json").unlink()
+    incomplete = cli("train", "tiny", "data.source=tokens", "--out", "runs/x")
+    assert incomplete.code == 2
+    assert "without tokens.json, so they are not complete" in incomplete.err

@@ -209,8 +209,11 @@ def test_content_decides_and_not_the_place(place: str, tmp_path: Path) -> None:
     key = corpus_of(place).content_key
     copy = written(str(tmp_path / "copy"))
     assert corpus_of(copy).content_key == key
-    assert corpus_of(written(str(tmp_path / "x"), first=1)).content_key != key
-    assert corpus_of(place, val_source=copy).content_key != key
+    other = written(str(tmp_path / "x"), first=1)
+    assert corpus_of(other).content_key != key
+    assert corpus_of(place, val_source=other).content_key != key
+    with pytest.raises(GptcliError, match="is the validation text, and data.source names it too"):
+        corpus_of(place, val_source=copy)
 
 
 def test_blocks_of_a_part(place: str) -> None:
