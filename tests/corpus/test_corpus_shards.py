@@ -212,7 +212,7 @@ def test_content_decides_and_not_the_place(place: str, tmp_path: Path) -> None:
     other = written(str(tmp_path / "x"), first=1)
     assert corpus_of(other).content_key != key
     assert corpus_of(place, val_source=other).content_key != key
-    with pytest.raises(GptcliError, match="is the validation text, and data.source names it too"):
+    with pytest.raises(GptcliError, match="is the validation text"):
         corpus_of(place, val_source=copy)
 
 
