@@ -162,8 +162,8 @@ class WantedText:
             f"the text of {name}{f' or of {val}' if val else ''} has changed since the run "
             f"{self.run}",
             "if the old text is still somewhere, name it: "
-            f"{self.command} data.source=PATH{' data.val_source=PATH' if val else ''}; "
-            f"{self.other_text}",
+            f"{self.command} {_places('data.source', config.data.sources, all_of_them=True)}"
+            f"{' data.val_source=PATH' if val else ''}; {self.other_text}",
         )
 
     def _missing(self, data: DataConfig) -> GptcliError:
@@ -182,7 +182,9 @@ class WantedText:
                 )
         key, name = next(iter(lost.items()))
         places = " ".join(
-            f"{key}=PATH" if key in lost else shell_word(f"{key}={json.dumps(texts[key])}")
+            _places(key, texts[key])
+            if key in lost
+            else shell_word(f"{key}={json.dumps(texts[key])}")
             for key in texts
             if key in lost or key in self.named
         )
@@ -190,6 +192,17 @@ class WantedText:
             f"the {_WHAT[key]} of {self.run} is missing: there is no file or folder {name}",
             f"name its new place: {self.command} {places}; {self.other_text}",
         )
+
+
+def _places(key: str, names: list[str], *, all_of_them: bool = False) -> str:
+    """What to type for texts that have moved: key=PATH, or a list with a PATH for each of them."""
+    if len(names) == 1:
+        return f"{key}=PATH"
+    here = [
+        "PATH" if all_of_them or _first_missing([name]) is not None else json.dumps(name)
+        for name in names
+    ]
+    return shell_word(f"{key}=[{', '.join(here)}]")
 
 
 def remember_source(

@@ -56,6 +56,16 @@ def test_a_mixture_from_training_to_show(cli: Any) -> None:
         assert line["source"] == ("more" if digits else "one.txt")
 
 
+def test_the_hint_for_a_text_that_moved_works(cli: Any, here: Path) -> None:
+    assert cli("train", "tiny", *MIXED, *TINY, "--out", "runs/mixed").code == 0
+    Path("one.txt").rename("moved.txt")
+    refused = cli("eval", "runs/mixed")
+    assert refused.code == 2
+    more = json.dumps((here / "more").as_posix())
+    assert f"gptcli eval runs/mixed 'data.source=[PATH, {more}]'" in refused.err
+    assert cli("eval", "runs/mixed", f"data.source=[moved.txt, {more}]").code == 0
+
+
 def test_a_mixture_that_moved(cli: Any, here: Path) -> None:
     assert cli("train", "tiny", *MIXED, *TINY, "--out", "runs/mixed").code == 0
     before = json.loads(cli("eval", "runs/mixed", "--json").out)
