@@ -45,6 +45,14 @@ EscapeOption = Annotated[
 TextArgument = Annotated[
     str | None, typer.Argument(metavar="[TEXT]", help="Default: standard input.")
 ]
+TextWords = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="TEXT ... [data.KEY=VALUE ...]",
+        help="Texts: files, folders, .jsonl, or a shipped text. Then how to read them: "
+        "data.encoding, data.field, data.documents, data.skip_undecodable.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 
 
@@ -52,14 +60,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
     cls=Command, epilog="Example: gptcli tokenizer train my.txt --vocab-size 512 --out my.json"
 )
 def train(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="TEXT ... [data.KEY=VALUE ...]",
-            help="Texts: files, folders, .jsonl, or a shipped text. Then how to read them: "
-            "data.encoding, data.field, data.documents, data.skip_undecodable.",
-        ),
-    ],
+    words: TextWords,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The tokenizer.json to write.")
     ],
@@ -142,14 +143,7 @@ def _data_of(words: list[str], command: str = "train") -> DataConfig:
     epilog="Example: gptcli tokenizer shards texts/ --tokenizer gpt2 --out s3://mine/tokens",
 )
 def shards(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="TEXT ... [data.KEY=VALUE ...]",
-            help="Texts: files, folders, .jsonl, or a shipped text. Then how to read them: "
-            "data.encoding, data.field, data.documents, data.skip_undecodable.",
-        ),
-    ],
+    words: TextWords,
     out: Annotated[
         str,
         typer.Option("--out", metavar="FOLDER|URL", help="A new folder, also at a URL: s3://..."),
