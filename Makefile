@@ -8,7 +8,7 @@ PICTURES = .venv/.pictures
 DOCS = .venv/.docs
 RELEASE = .venv/.release
 
-.PHONY: install train test lint types map reference docs docs-check pictures wheel-check fuzz interop programs browser check reliability soak clean
+.PHONY: install train test lint types map reference docs docs-check pictures wheel-check fuzz slow interop programs browser ranks check reliability soak clean
 
 install: $(STAMP)
 
@@ -81,9 +81,12 @@ fuzz: $(STAMP)
 
 # The tests that `make test` leaves out or shortens: those that take seconds each, every moment at
 # which a save can be killed or fail, and every wrong file of every style. gptcli starts as a fresh
-# process; `make test` forks one.
-interop: $(STAMP)
+# process; `make test` forks one. Takes most of an hour.
+slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
+
+# What needs other programs, a browser or several processes, with the slow tests of each.
+interop: programs browser ranks
 
 # Installs what exports are made for, OpenAI's client, Jupyter and playwright.
 $(INTEROP): $(STAMP)
@@ -98,6 +101,10 @@ programs: $(INTEROP)
 browser: $(INTEROP)
 	if command -v npm > /dev/null; then npm install --silent --no-save --prefix build/axe axe-core@4; fi
 	$(BIN)/python -m pytest -n 2 --slow tests/pages tests/serving/test_serving_page.py
+
+# Trains in two and four processes, kills them, and joins two network namespaces (as root).
+ranks: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --slow tests/distributed
 
 check: test lint types wheel-check
 

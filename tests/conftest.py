@@ -256,7 +256,7 @@ def wanted(request: pytest.FixtureRequest, parameter: str, *always: Any) -> set[
 
 @pytest.fixture(scope="session")
 def slow(pytestconfig: pytest.Config) -> bool:
-    """Whether to try all of a long series (`make interop`), not a sample of it (`make test`)."""
+    """Whether to try all of a long series (`make slow`), not a sample of it (`make test`)."""
     return bool(pytestconfig.getoption("--slow"))
 
 

@@ -2,7 +2,7 @@
 
 Tests that try how gptcli treats its streams need a process for each case. Each import of PyTorch
 would take a second or more. `python -m tests.fork_server SOCKET` listens there; fork_client.py is
-the program that stands in for `gptcli`. With --slow (`make interop`) the tests start gptcli itself.
+the program that stands in for `gptcli`. With --slow (`make slow`) the tests start gptcli itself.
 """
 
 from __future__ import annotations

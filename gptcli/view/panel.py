@@ -1,4 +1,4 @@
-"""The live training view, line by line: headline, progress, numbers, curve, samples, notes, keys.
+"""The live training view: headline, model, progress, numbers, curve, samples, notes, keys.
 
 `headline` is the first line on the screen, `model_line` the second, `progress_line` the third.
 """

@@ -73,7 +73,7 @@ NEEDS = {
     "run.loggers=csv,tensorboard": ("tensorboard", "trackio", "wandb"),
     "from transformers import": ("transformers",),
 }  # fmt: skip
-"""Packages of extras. What needs one is left out if it is not installed; `make programs` has it."""
+"""Packages of extras. What needs one is left out if it is not installed; `make interop` has it."""
 
 MAY_FAIL = re.compile(r"gptcli check-")
 """Commands whose exit code is 1 if the learner's file is wrong; pages show that, too."""

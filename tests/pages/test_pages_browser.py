@@ -1,6 +1,6 @@
 """A page in Chromium: every control, no error, no request, axe-core, the text of gptcli sample.
 
-Needs playwright (extra `interop`) and Chromium or Chrome; axe-core in build/axe (`make programs`).
+Needs playwright (extra `interop`) and Chromium or Chrome; axe-core in build/axe (`make browser`).
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def test_the_policy_stops_a_request(browser: Any, written: Any) -> None:
 @pytest.mark.parametrize("kind", ["char", "gpt2"])
 def test_axe_finds_nothing(kind: str, width: int, scheme: str, browser: Any, written: Any) -> None:
     if not AXE.is_file():
-        pytest.skip("axe-core is not in build/axe: make programs installs it")
+        pytest.skip("axe-core is not in build/axe: make browser installs it")
     opened = Opened(
         browser,
         written(kind),
