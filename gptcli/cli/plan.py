@@ -24,10 +24,14 @@ def plan(
     gpus: Annotated[
         int, typer.Option("--gpus", metavar="N", min=1, max=100_000, help="Number of GPUs.")
     ] = 8,
-    gpu: Annotated[str, typer.Option("--gpu", metavar="KIND", help="a100, h100 or h200.")] = "h100",
+    gpu: Annotated[
+        str,
+        typer.Option("--gpu", metavar="KIND", help="a100, h100, h200, or zen4: cores of a CPU."),
+    ] = "h100",
     as_json: JsonOption = False,
 ) -> None:
     """Predict how a config would train on N GPUs, in machines of 8. Nothing is measured or read.
+    `--gpu zen4` stands for processes of one thread on a CPU.
 
     docs/scaling.md shows the arithmetic."""
     from gptcli.cli.train_arguments import config_of_arguments
@@ -50,7 +54,7 @@ def plan(
     }[tokenizer.kind]  # fmt: skip
     with torch.device("meta"):
         parameters = count_parameters(GPT(config.model, vocab_size)).total
-    counts = sorted({1, min(8, gpus), gpus})
+    counts = sorted({1, min(kind.cores or kind.of_a_machine, gpus), gpus})
     plans = [
         predict(config, vocab_size, parameters, count, kind, parallel)
         for count in counts
@@ -69,9 +73,10 @@ def plan(
         return
     note(
         f"{parameters:,} parameters, {config.tokens_per_step:,} tokens per step, {kind.name}; "
-        "machines of 8 GPUs"
+        + (f"machines of {kind.of_a_machine} GPUs" if kind.cores is None else "one thread a rank")
     )
-    head = ("GPUs", "", "memory", "sent inside", "between", "step", "waiting", "tokens/s", "MFU",
+    what = "GPUs" if kind.cores is None else "ranks"
+    head = (what, "", "memory", "sent inside", "between", "step", "waiting", "tokens/s", "MFU",
             "checkpoint", "failure each", "lost")  # fmt: skip
     lines = [head]
     for each in plans:

@@ -1,8 +1,9 @@
 """Predicts how a config would train on N GPUs: memory, traffic, time, failures; for `gptcli plan`.
 
 Everything is arithmetic on a few stated numbers (docs/scaling.md shows it). Nothing is measured.
+The processor in the list is the one on which the predictions were compared with measurements.
 
-Letters: P parameters, N ranks, M machines of 8 GPUs, S bytes.
+Letters: P parameters, N ranks, M machines of n ranks (8 GPUs), S bytes.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from gptcli.training.cost import matrix_parameters
 from gptcli.training.estimate import activation_bytes
 from gptcli.training.optimizers import RECIPES
 
-GPUS_OF_A_MACHINE = 8
 _PASSES = 2 / 3  # share of the computation that is the backward pass, in which gradients travel
 # Dubey et al. 2024, "The Llama 3 Herd of Models", table 5: 466 interruptions in 54 days on 16,384.
 GPU_HOURS_PER_FAILURE = 16_384 * 54 * 24 / 466
 RESTART_SECONDS = 120.0  # assumed
 CHECKPOINT_SECONDS = 60.0  # train.checkpoint_every: auto
-DISK_BYTES_PER_SECOND = 2e9  # assumed, of the file system that rank 0 writes to
+DISK_BYTES_PER_SECOND = 2e9  # assumed: what one machine writes. Under fsdp all machines write
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A kind of GPU: its data sheet, and the share of its peak that one GPU reaches in training."""
+    """A kind of GPU: its data sheet, and the share of its peak that one GPU reaches in training.
+
+    A core of a processor counts as one, too: each rank has one thread."""
 
     name: str
     peak: float
@@ -38,12 +40,30 @@ class Gpu:
     """Bytes per second that a GPU sends to other machines."""
     share: float = 0.485
     """Measured with configs/gpt2-124m.yaml on one H200: benchmarks/RESULTS.md."""
+    of_a_machine: int = 8
+    cores: int | None = None
+    """How many ranks compute at the same time; None: all. More of them take turns."""
+    overlaps: bool = True
+    """Whether gradients travel while the ranks compute. A core does one or the other."""
 
 
 GPUS = {
     "a100": Gpu("A100 80 GB SXM", 312e12, 80e9, 300e9, 25e9),
     "h100": Gpu("H100 SXM", 989.4e12, 80e9, 450e9, 50e9),
     "h200": Gpu("H200 SXM", 989.4e12, 141e9, 450e9, 50e9),
+    # Measured, all three: products in bfloat16 and one process in training (benchmarks/RESULTS.md),
+    # and an all-reduce between two processes over Gloo.
+    "zen4": Gpu(
+        "cores of an EPYC Zen 4 (two of them)",
+        peak=219e9,
+        memory=12e9,
+        inside=0.97e9,
+        between=0.97e9,
+        share=0.747,
+        of_a_machine=1024,
+        cores=2,
+        overlaps=False,
+    ),
 }
 
 
@@ -82,14 +102,17 @@ def predict(
     matrices = matrix_parameters(config, vocab_size)
     attention = model.n_layer * model.attention_width * model.block_size
     operations = 6.0 * tokens * (matrices + attention)
-    compute = operations / (gpus * gpu.peak * gpu.share)
+    at_once = gpus if gpu.cores is None else min(gpus, gpu.cores)
+    compute = operations / (at_once * gpu.peak * gpu.share)
     passes = max(1, config.train.grad_accum // gpus)
-    inside, between = _traffic(parallel, parameters, gpus, passes)
+    n = min(gpus, gpu.of_a_machine)
+    machines = -(-gpus // gpu.of_a_machine)
+    inside, between = _traffic(parallel, parameters, n, machines, passes)
     if recipe.orthogonalises and gpus > 1:  # bfloat16 results are gathered; under fsdp both ways
         blocks = matrices - vocab_size * model.n_embd
         inside += (2 if parallel == "ddp" else 6) * blocks
-    seconds = inside / gpu.inside + between / gpu.between
-    exposed = max(0.0, seconds - _PASSES * compute)
+    seconds = (inside / gpu.inside + between / gpu.between) * gpus / at_once
+    exposed = max(0.0, seconds - _PASSES * compute) if gpu.overlaps else seconds
     step = compute + exposed
     rows = max(1, config.train.sequences // gpus // passes)
     one = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": rows})})
@@ -97,6 +120,7 @@ def predict(
     memory = parameters * (8.0 + 4.0 * recipe.slots) / own + activation_bytes(one, vocab_size, 2)
     memory += 4.0 * (parameters if parallel == "ddp" else parameters / model.n_layer * 2)
     saved = 4.0 * parameters * (1 + recipe.slots)
+    writers = machines if parallel == "fsdp" else 1
     hours = GPU_HOURS_PER_FAILURE / gpus
     return Plan(
         gpus=gpus,
@@ -109,21 +133,21 @@ def predict(
         exposed_seconds=exposed,
         step_seconds=step,
         tokens_per_second=tokens / step,
-        mfu=operations / (gpus * gpu.peak * step),
+        mfu=operations / (at_once * gpu.peak * step),
         checkpoint_bytes=saved,
-        checkpoint_seconds=saved / DISK_BYTES_PER_SECOND,
+        checkpoint_seconds=saved / writers / DISK_BYTES_PER_SECOND,
         hours_per_failure=hours,
         lost_share=(CHECKPOINT_SECONDS / 2 + RESTART_SECONDS) / (3600 * hours),
     )
 
 
-def _traffic(parallel: str, parameters: int, gpus: int, passes: int) -> tuple[float, float]:
-    """Bytes that a GPU sends in a step: inside its machine, and to other machines.
+def _traffic(
+    parallel: str, parameters: int, n: int, machines: int, passes: int
+) -> tuple[float, float]:
+    """Bytes that a GPU sends in a step: inside its machine of n, and to other machines.
 
     An all-reduce of S bytes inside a machine of n sends 2 S (n - 1) / n. Between M machines, each
     GPU all-reduces its n-th part: 2 S / n * (M - 1) / M. Gathering or scattering is half of it."""
-    n = min(gpus, GPUS_OF_A_MACHINE)
-    machines = -(-gpus // GPUS_OF_A_MACHINE)
     near, far = (n - 1) / n, (machines - 1) / machines / n
     if parallel == "ddp":
         size = 2 * 4.0 * parameters  # float32 gradients, all-reduced once

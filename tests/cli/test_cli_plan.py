@@ -42,6 +42,27 @@ def test_a_slow_network_shows(cli: Any) -> None:
     assert plan["mfu"] < 0.485
 
 
+def test_ranks_on_a_cpu_take_turns_on_its_cores_and_send_while_they_do_not_compute(
+    cli: Any,
+) -> None:
+    _, plans_of = plans(cli, "--gpus", "4", "--gpu", "zen4")
+    one, two, four = (plans_of[count, "ddp"] for count in (1, 2, 4))
+    assert one["compute_seconds"] == pytest.approx(2 * two["compute_seconds"])
+    assert four["compute_seconds"] == pytest.approx(two["compute_seconds"])
+    assert one["exposed_seconds"] == 0
+    assert two["exposed_seconds"] > 0
+    # Each of four sends 3 / 2 of what each of two sends, and two of them wait for a core.
+    assert four["exposed_seconds"] == pytest.approx(3 * two["exposed_seconds"])
+    assert four["between_bytes"] == 0
+
+
+def test_the_ranks_of_all_machines_write_a_sharded_checkpoint(cli: Any) -> None:
+    _, many = plans(cli, "--gpus", "64")
+    assert many[64, "ddp"]["checkpoint_seconds"] == pytest.approx(
+        8 * many[64, "fsdp"]["checkpoint_seconds"]
+    )
+
+
 def test_an_unknown_gpu_is_refused(cli: Any) -> None:
     outcome = cli("plan", "tiny", "--gpu", "h1000")
     assert outcome.code == 2
