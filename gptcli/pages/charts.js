@@ -87,6 +87,8 @@ function drawChart(root, given) {
   const at = make("span", { class: "at" });
   legend.append(at);
   figure.append(caption, place, legend, spoken);
+  const above = make("p", { class: "quiet" });
+  figure.append(above);
   if (given.note) figure.append(make("p", { class: "quiet" }, given.note));
   root.append(figure);
   const first = given.x[0];
@@ -128,6 +130,10 @@ function drawChart(root, given) {
         one.values.filter((value, i) => value !== null && given.x[i] > first + 0.08 * (last - first)));
       if (later.length) high = Math.max(...later);
     }
+    const starts = given.series.map((one) => one.values.find((value) => value !== null))
+      .filter((value) => value > high);
+    above.textContent = whole && starts.length
+      ? `The first steps lie above the chart: it starts at ${chartNumber(Math.max(...starts))}.` : "";
     const margin = 0.06 * (high - low || Math.abs(high) || 1);
     return [low - margin, high + margin];
   }

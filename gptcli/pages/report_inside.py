@@ -20,20 +20,34 @@ from gptcli.view.token_labels import token_label
 _HABITS = 4  # of the clearest heads, in words
 
 
-def passage_record(inside: list[dict[str, Any]], tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """The tokens of the passage and their losses at each moment; None if the ids are unknown."""
+def passage_record(
+    inside: list[dict[str, Any]], tokenizer: Tokenizer, used: int | None
+) -> dict[str, Any] | None:
+    """The tokens of the passage and their losses at each moment; None if the ids are unknown.
+
+    The page opens with the moment nearest to the step `used`, that of the checkpoint that `sample`
+    takes; without one, with the last."""
     ids = inside[-1]["ids"]
     try:
         pieces = [tokenizer.token_bytes(id) for id in ids]
     except GptcliError:
         return None
+    moments = [
+        {"step": one["step"], "losses": one["losses"]} for one in inside if one["ids"] == ids
+    ]
     return {
         "labels": [_in_text(piece) for piece in pieces],
         "breaks": [b"\n" in piece for piece in pieces],
-        "moments": [
-            {"step": one["step"], "losses": one["losses"]} for one in inside if one["ids"] == ids
-        ],
+        "moments": moments,
+        "opensAt": _nearest([one["step"] for one in moments], used),
     }
+
+
+def _nearest(steps: Sequence[int], used: int | None) -> int:
+    """The place of the step nearest to `used`; the last place without one."""
+    if used is None:
+        return len(steps) - 1
+    return min(range(len(steps)), key=lambda i: (abs(steps[i] - used), -i))
 
 
 def _in_text(piece: bytes) -> str:
@@ -43,9 +57,9 @@ def _in_text(piece: bytes) -> str:
 
 
 def maps_record(
-    inside: list[dict[str, Any]], tokenizer: Tokenizer, most_heads: int
+    inside: list[dict[str, Any]], tokenizer: Tokenizer, most_heads: int, used: int | None
 ) -> dict[str, Any] | None:
-    """The maps at each moment, with the heads that are clearest at the last one."""
+    """The maps at each moment, with the heads that are clearest at the one nearest to `used`."""
     moments = []
     for one in inside:
         tensors = _unpacked(one["maps"])
@@ -54,7 +68,9 @@ def maps_record(
     if not moments:
         return None
     T = moments[-1][1][0].shape[1]
-    heads = [(one.layer, one.head) for one in kinds_in_maps(moments[-1][1])][:most_heads]
+    opens_at = _nearest([step for step, _ in moments], used)
+    clearest = kinds_in_maps(moments[opens_at][1])[:most_heads]
+    heads = [(one.layer, one.head) for one in clearest]
     shown = []
     for step, tensors in moments:
         kinds = {(one.layer, one.head): one for one in kinds_in_maps(tensors)}
@@ -69,7 +85,7 @@ def maps_record(
             }
         )
     labels = [token_label(tokenizer.token_bytes(id)) for id in inside[-1]["ids"][:T]]
-    return {"labels": labels, "moments": shown}
+    return {"labels": labels, "moments": shown, "opensAt": opens_at}
 
 
 def _unpacked(layers: Any) -> list[Tensor]:
@@ -120,7 +136,7 @@ looks back from every token, and shares out 100 % of its attention among that to
 it; it cannot see later ones. These are the first {len(maps["labels"])} tokens of the passage above.
 In a map, a diagonal line means that the head looks at the token just before, a column that it
 always looks at the same one.</p>
-{_habits(maps["moments"][-1]["heads"])}
+{_habits(maps["moments"][maps["opensAt"]])}
 <p class="prose">{_move(maps["moments"], "how the heads changed")}</p>
 <div class="range"{_hidden(maps["moments"])}><label for="maps-step">Evaluation</label>
 <input type="range" id="maps-step" min="0" max="{len(maps["moments"]) - 1}" step="1"
@@ -139,13 +155,15 @@ def _hidden(moments: Sequence[Any]) -> str:
     return "" if len(moments) > 1 else " hidden"
 
 
-def _habits(heads: list[dict[str, Any]]) -> str:
-    """What the clearest heads do at the last evaluation, as a list: at least two, if there are."""
+def _habits(moment: dict[str, Any]) -> str:
+    """What the clearest heads do at an evaluation, as a list: at least two, if there are."""
+    heads = moment["heads"]
     clear = sum(one["kind"] != "mixed" for one in heads)
     shown = heads[: min(_HABITS, max(2, clear))]
     items = "".join(
         f"<li>Layer {one['layer']}, head {one['head']} {html.escape(one['habit'])}.</li>"
         for one in shown
     )
-    lead = "The clearest heads at the end:" if clear else "At the end, no head has a simple habit:"
+    at = f"At step {moment['step']:,}"
+    lead = f"{at}, the clearest heads:" if clear else f"{at}, no head has a simple habit:"
     return f'<p class="prose">{lead}</p><ul class="prose">{items}</ul>'

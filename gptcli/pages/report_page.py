@@ -45,8 +45,9 @@ def report_page(run: RunData, tokenizer: Tokenizer | None) -> str:
 
 def _document(run: RunData, tokenizer: Tokenizer | None, moments: int, heads: int) -> str:
     inside = spread(run.inside, moments) if tokenizer is not None and moments else []
-    passage = passage_record(inside, tokenizer) if inside and tokenizer is not None else None
-    maps = maps_record(inside, tokenizer, heads) if inside and tokenizer is not None else None
+    used = run.best.step if run.best is not None else None
+    passage = passage_record(inside, tokenizer, used) if inside and tokenizer is not None else None
+    maps = maps_record(inside, tokenizer, heads, used) if inside and tokenizer is not None else None
     charts = _charts(run)
     found = advice(run)
     missing = _missing(run, passage is not None, maps is not None)

@@ -246,5 +246,7 @@ def test_the_curve_has_both_losses_and_words() -> None:
     assert "On unseen text it is lowest, 0.70, at step 499." in svg
     assert "unseen text</text>" in svg
     assert "style=" not in svg  # the policy of a page forbids style attributes
+    assert "starts at 4.00</text>" in svg  # the steep start lies above the chart
+    assert "starts at" not in curve(story([(1, 2.0), (2, 1.9), (3, 2.0)], []))
     assert curve(story(train[:1], [])) == ""
     assert "nan" not in curve(story([(1, 2.0), (2, 2.0)], []))

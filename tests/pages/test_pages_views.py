@@ -149,6 +149,8 @@ def clicked_maps(page: Any) -> None:
 def test_every_control_of_a_report(kind: str, written: Written) -> None:
     with opened(written(f"report {kind}")) as page:
         assert clicked_charts(page) == 5
+        shown = page.locator("#losses .chart").inner_text()
+        assert "The first steps lie above the chart: it starts at" in shown
         slider = page.locator("#passage-step")
         end = page.locator("#passage-words").inner_text()
         slider.focus()
