@@ -9,7 +9,7 @@ import sys
 import pytest
 
 PROGRAM = """
-import atexit, sys, threading, time
+import atexit, sys, threading
 from gptcli.__main__ import main
 
 class Late:
@@ -19,7 +19,7 @@ class Late:
 late = Late()
 late.itself = late  # only the interpreter's teardown collects it
 atexit.register(print, "atexit")
-threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+threading.Thread(target=lambda: (threading.main_thread().join(), print("thread"))).start()
 sys.argv = ["gptcli", *sys.argv[1:]]
 main()
 """
