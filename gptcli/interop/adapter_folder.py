@@ -7,6 +7,10 @@ and value, so their adapters become one of a higher rank, exactly:
     [Bk Ak] = [   Bk     ] [Ak]
     [Bv Av]   [      Bv  ] [Av]
 
+If the run trained the token embedding and the head, too, the folder holds them whole, and peft puts
+them in the place of the base model's (`modules_to_save`). A tied head is written as well: peft
+replaces each layer by a copy of its own.
+
 Dimensions: R rank, I inputs and O outputs of a matrix, n of query, key and value that are adapted.
 """
 
@@ -24,7 +28,7 @@ from torch import Tensor
 
 from gptcli.config import Config
 from gptcli.errors import GptcliError
-from gptcli.model.parameters import IN_BLOCK, row_of
+from gptcli.model.parameters import IN_BLOCK, is_in_block, row_of
 from gptcli.training import checkpoint
 from gptcli.training.adapters import BASE, VALUE
 from gptcli.training.loading import Trained
@@ -43,14 +47,18 @@ def has_adapters(config: Config) -> bool:
 
 
 def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
-    """The base model of a run with adapters, and A and B by name ("h.0.attn.query.lora_A").
+    """The base model of a run with adapters, and what it trained, by name: A and B
+    ("h.0.attn.query.lora_A"), and the embedding and the head ("wte.weight") if it trained these.
 
     Raises GptcliError (exit code 1) if the checkpoint is damaged or has no adapters."""
     saved = checkpoint.load(trained.run, trained.step, with_state=True)
     weights, adapters = dict(saved.model), {}
     for name, tensor in saved.state.items():
         if name.startswith(BASE):
-            weights[name.removeprefix(BASE)] = tensor
+            table = name.removeprefix(BASE)
+            if not is_in_block(table):
+                adapters[table] = weights[table]
+            weights[table] = tensor
         elif name.startswith(VALUE):
             adapters[name.removeprefix(VALUE)] = tensor
     if not adapters:
@@ -99,13 +107,15 @@ def peft_config(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Any
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
-        "modules_to_save": None,
+        "modules_to_save": [layer.rpartition(".")[2] for layer in _tables(config, adapters)]
+        or None,
         "inference_mode": True,
     }
 
 
 def peft_tensors(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A (n R, I) and B (n O, n R) under peft's names; n is 1 but for GPT-2's c_attn.
+    """A (n R, I) and B (n O, n R) under peft's names, and whole tables; n is 1 but for GPT-2's
+    c_attn.
 
     A part of c_attn that is not adapted gets rows of zeros in B."""
     parts: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
@@ -128,7 +138,27 @@ def peft_tensors(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Te
             B = whole
         found[f"base_model.model.{layer}.lora_A.weight"] = A.contiguous()
         found[f"base_model.model.{layer}.lora_B.weight"] = B.contiguous()
+    for layer, table in _tables(config, adapters).items():
+        found[f"base_model.model.{layer}.weight"] = table.clone()  # safetensors shares no memory
     return found
+
+
+def _tables(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tables that were trained, by the layer of the Hugging Face model."""
+    found = {
+        name: table for name, table in adapters.items() if name in ("wte.weight", "lm_head.weight")
+    }
+    if found and config.model.traits.tied_head:
+        found["lm_head.weight"] = found["wte.weight"]
+    is_gpt2 = config.model.traits.model_type == "gpt2"
+    layers = {}
+    for name, table in found.items():
+        row = row_of(name)
+        assert row is not None
+        theirs = row.gpt2 if is_gpt2 else row.qwen3
+        assert theirs is not None
+        layers[theirs.removesuffix(".weight")] = table
+    return layers
 
 
 def _layers(adapters: Mapping[str, Tensor]) -> list[str]:

@@ -181,14 +181,15 @@ def _same_mixture(stored: Config, wanted: Config) -> bool:
 
 
 def _same_adapters(stored: Config, wanted: Config) -> bool:
-    """Whether the targets are the same matrices: `all`, or the names of all."""
+    """Whether the same is trained: `all` means the names of all, and `auto` what the run chose."""
     ours, theirs = stored.train.lora, wanted.train.lora
     if ours is None or theirs is None:
         return ours is theirs
     traits = stored.model.traits
-    return ours.names(traits) == theirs.names(traits) and ours == theirs.model_copy(
-        update={"targets": ours.targets}
-    )
+    same: dict[str, object] = {"targets": ours.targets}
+    if theirs.embeddings == "auto":
+        same["embeddings"] = ours.embeddings
+    return ours.names(traits) == theirs.names(traits) and ours == theirs.model_copy(update=same)
 
 
 def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:
