@@ -39,7 +39,8 @@ from gptcli.training.step import Batch
 
 BASE, VALUE = "base/", "weight/"
 """What the names in a checkpoint's state begin with: the weights W0, and the numbers of A and B."""
-_TABLES = ("wte.weight", "lm_head.weight")
+TABLES = ("wte.weight", "lm_head.weight")
+"""The token embedding and the head, which have no adapters but can be trained themselves."""
 
 
 def adapted_matrices(targets: Iterable[str], shapes: Mapping[str, Sequence[int]]) -> list[str]:
@@ -57,7 +58,7 @@ def trained_tables(
 
     `targets` and `shapes` are those of `adapted_matrices`. A head that is the embedding counts
     once."""
-    there = [name for name in _TABLES if name in shapes]
+    there = [name for name in TABLES if name in shapes]
     if config.embeddings == "auto":
         matrices = adapted_matrices(targets, shapes)
         adapters = config.rank * sum(sum(shapes[name]) for name in matrices)
@@ -186,7 +187,7 @@ class Adapters:
         for (name, _), square in zip(self.parameters, squares, strict=True):
             part = name if name in self.tables else name.split(".")[1]
             parts[part] = parts.get(part, 0.0) + square
-        first, last = (parts.pop(name, 0.0) for name in _TABLES)
+        first, last = (parts.pop(name, 0.0) for name in TABLES)
         blocks = sorted(parts, key=int)
         return tuple(square**0.5 for square in (first, *(parts[b] for b in blocks), last))
 
