@@ -85,7 +85,7 @@ def _write_with_adapter(trained: Trained, folder: Path) -> proof.Proof:
     """Write the base model and its adapter, and prove both."""
     base, adapters = adapter_folder.split(trained)
     hugging_face.write_folder(base, folder)
-    adapter_folder.write_adapter(trained.config, adapters, folder / adapter_folder.ADAPTER)
+    adapter_folder.write_adapter(base, adapters, folder / adapter_folder.ADAPTER)
     of_base = proof.hugging_face(base, folder)
     if of_base.largest_difference is None:
         return of_base

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from gptcli import __version__
 from gptcli.config import Config, DataConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
@@ -17,6 +18,7 @@ from gptcli.interop import proof
 from gptcli.interop.foreign import ForeignModel, read_model
 from gptcli.interop.tokenizers import padded, tokenizer_of_folder
 from gptcli.model.gpt import count_parameters
+from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.loading import Trained
 from gptcli.training.schedule import resolve_rate
@@ -62,11 +64,15 @@ def read_foreign(
         run=RunConfig(),
     )
     notes = [*foreign.notes, *([note] if note else [])]
-    progress = {"progress": asdict(Progress())}
-    meta = {
-        **progress,
-        "vocab_size": found.vocab_size,
-        "tokenizer": found.fingerprint(),
+    return Trained(path, model, found, config, 0, meta_of_import(config, found), notes), foreign
+
+
+def meta_of_import(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a checkpoint of an imported run records besides its tensors."""
+    return {
+        "progress": asdict(Progress()),
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.fingerprint(),
         "data": "imported",
         "model": config.model.model_dump(),
         "config": config.model_dump(),
@@ -74,7 +80,6 @@ def read_foreign(
         "own_parts": [],
         "plans": [],
     }
-    return Trained(path, model, found, config, 0, meta, notes), foreign
 
 
 def _train_config(model: ModelConfig) -> TrainConfig:
@@ -103,23 +108,38 @@ def import_model(
     found = proof.Proof(None, (), "a ckpt.pt has no reader to compare with")
     if path.is_dir():
         found = proof.hugging_face(trained, path, doing="import", with_texts=tokenizer is None)
+    origin = {"from": name or path.resolve().name, "model_type": foreign.model_type}
+    write_run(out, trained, origin, {"imported": torch.zeros(1)})
+    return Import(out, foreign.model_type, replace(trained, run=out), found, tuple(trained.notes))
+
+
+def write_run(
+    out: Path,
+    trained: Trained,
+    origin: dict[str, str],
+    state: dict[str, Tensor],
+    **status: Any,
+) -> None:
+    """Write an imported model as the run folder `out`, which appears when it is complete.
+
+    `origin` says what was imported, `state` are the tensors besides the weights."""
     status = {
-        "imported": {"from": name or path.resolve().name, "model_type": foreign.model_type},
+        "imported": origin,
         "stopped": "imported",
         "parameters": count_parameters(trained.model).total,
         "version": __version__,
+        **status,
     }
     with durable.path_errors(out.parent):
         durable.make_folder(out.parent)
     run_folder.create(out, trained.config, trained.tokenizer, status)
     try:
         weights = {name: p.detach() for name, p in trained.model.named_parameters()}
-        checkpoint.save(out, 0, weights, {"imported": torch.zeros(1)}, trained.meta)
+        checkpoint.save(out, 0, weights, state, trained.meta)
     except BaseException:
         with suppress(OSError):
             durable.remove_tree(out)
         raise
-    return Import(out, foreign.model_type, replace(trained, run=out), found, tuple(trained.notes))
 
 
 def from_hub(name: str) -> Path:

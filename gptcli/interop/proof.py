@@ -143,7 +143,7 @@ def hugging_face(
             )
 
 
-def adapter(trained: Trained, base: Path, folder: Path) -> Proof:
+def adapter(trained: Trained, base: Path, folder: Path, *, doing: Doing = "export") -> Proof:
     """The proof of an adapter in `folder`, on the base model in `base`, by peft if it is there.
 
     The logits must be those of our model with the adapters merged. Call it after `hugging_face` has
@@ -165,6 +165,7 @@ def adapter(trained: Trained, base: Path, folder: Path) -> Proof:
                 lambda idx: adapted(idx).logits,
                 f"peft {peft.__version__} on transformers {transformers.__version__}",
                 past_window=trained.config.model.traits.model_type == "qwen3",
+                doing=doing,
             )
 
 
