@@ -40,7 +40,8 @@ def import_model(
         typer.Option(
             "--tokenizer",
             metavar="FILE",
-            help="Its tokenizer.json or a folder with one, or the text of a model of characters.",
+            help="Its tokenizer.json or a folder with one, the text of a model of characters, or "
+            "gpt2 for GPT-2's.",
         ),
     ] = None,
     block_size: Annotated[
@@ -68,6 +69,7 @@ def import_model(
         )
     from gptcli.interop import adapter_import, imports
     from gptcli.interop.adapter_folder import SETTINGS
+    from gptcli.interop.tokenizers import GPT2
     from gptcli.training.run_folder import find_run, free_name
 
     if is_name:
@@ -75,13 +77,15 @@ def import_model(
             given = imports.from_hub(path)
     name = path.rpartition("/")[2] if is_name else _name_of(given)
     run = expanded(out) if out is not None else free_name(name)
+    if out is not None:
+        imports.refuse_taken(run)
     if base is None and (given / SETTINGS).is_file() and not (given / "config.json").is_file():
         raise GptcliError(
             f"{path} is a LoRA adapter, which changes another model",
             f"name its base model: gptcli import {shell_word(path)} --base RUN",
         )
     tokenizer_path = expanded(tokenizer) if tokenizer is not None else None
-    if tokenizer_path is not None and not tokenizer_path.exists():
+    if tokenizer_path not in (None, Path(GPT2)) and not tokenizer_path.exists():
         raise GptcliError(f"there is no file or folder {tokenizer}", "check the path")
     with waiting("reading and comparing the model"):
         if base is not None:

@@ -38,8 +38,7 @@ from gptcli.interop.adapter_folder import (
     their_table,
 )
 from gptcli.interop.foreign import Refused, read_json, refuse_too_large, tensors_of
-from gptcli.interop.imports import IMPORTED, Import, meta_of_import, write_run
-from gptcli.training import run_folder
+from gptcli.interop.imports import IMPORTED, Import, meta_of_import, refuse_taken, write_run
 from gptcli.training.adapters import BASE, TABLES, VALUE
 from gptcli.training.fine_tuning import ADAPTER_OPTIMIZER
 from gptcli.training.loading import Trained, load_trained
@@ -79,7 +78,7 @@ def import_adapter(folder: Path, base: Path, out: Path, *, name: str | None = No
     If peft is installed, it reads the adapter, too, and logits are compared. `name` is the
     adapter's on the Hugging Face Hub. Raises GptcliError if a file is missing or damaged, if the
     adapter is not of this base model, or is more than train.lora holds (exit code 1)."""
-    run_folder.refuse_existing(out)
+    refuse_taken(out)
     if not (folder / SETTINGS).is_file():
         raise GptcliError(
             f"{folder} has no {SETTINGS}, so it is no adapter",

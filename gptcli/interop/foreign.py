@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from torch import Tensor
 from gptcli.config import ModelConfig
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import MAX_JSON_BYTES, open_regular, read_bounded
-from gptcli.interop.layouts import from_hugging_face
+from gptcli.interop.layouts import from_hugging_face, pairs
 from gptcli.memory import total_memory
+from gptcli.model.weights import parameter_shapes
 
 _Json = dict[str, Any]
 _INDEX_BYTES = 64 << 20
@@ -82,7 +83,10 @@ def _read_folder(path: Path, block_size: int | None) -> ForeignModel:
             else f"it is a run of gptcli already: gptcli sample {path}",
         )
     described = read_json(path / "config.json")
-    config, notes = model_config(described)
+    try:
+        config, notes = model_config(described)
+    except GptcliError as error:
+        raise GptcliError(f"{path}: {error.message}", error.hint) from None
     config = _with_block_size(config, block_size)
     weights = _without_prefix(_tensors(path), config)
     eot = described.get("eos_token_id")
@@ -136,17 +140,13 @@ def _rotary_config(kind: str, described: _Json) -> tuple[ModelConfig, list[str]]
     get.only("attention_bias", False, False)
     get.only("mlp_bias", False, False)
     get.only("partial_rotary_factor", 1.0, 1.0)
-    n_embd, n_head = get.count("hidden_size", None), get.count("num_attention_heads", None)
-    n_layer, length = (
-        get.count("num_hidden_layers", None),
-        get.count("max_position_embeddings", None),
-    )
-    if n_embd is None or n_head is None or n_layer is None or length is None:
-        raise Refused("config.json does not give all of its sizes")
+    n_embd, n_head = get.required("hidden_size"), get.required("num_attention_heads")
+    n_layer, length = get.required("num_hidden_layers"), get.required("max_position_embeddings")
+    get.required("vocab_size")
     # Qwen3's head width is 128 if the file does not give it.
     head_dim = get.count("head_dim", 128 if kind == "qwen3" else None) or n_embd // n_head
     n_kv_head = get.count("num_key_value_heads", None) or n_head
-    width = get.count("intermediate_size", None)
+    width = get.required("intermediate_size")
     config = _checked(
         {
             "arch": "modern",
@@ -162,7 +162,7 @@ def _rotary_config(kind: str, described: _Json) -> tuple[ModelConfig, list[str]]
             "norm_eps": _unless(get.number("rms_norm_eps", 1e-6), 1e-6),
         }
     )
-    if width is not None and width != config.traits.hidden_width(n_embd):
+    if width != config.traits.hidden_width(n_embd):
         config = _checked({**config.model_dump(), "hidden_width": width})
     return config, []
 
@@ -338,7 +338,10 @@ def _foreign(
     if config.bias and not any(bias.any() for bias in biases):
         config = config.model_copy(update={"bias": False})
         if biases:
-            notes = [*notes, "all of its biases are 0, so the model here has none"]
+            notes = [
+                *notes,
+                "all of its biases are 0, so the model here has none, and a fine-tune trains none",
+            ]
     positions = theirs.get("transformer.wpe.weight")
     if positions is not None and positions.dim() == 2 and len(positions) > config.block_size:
         theirs["transformer.wpe.weight"] = positions[: config.block_size]
@@ -350,6 +353,7 @@ def _foreign(
         ) from None
     except ValueError as error:
         raise Refused(str(error)) from None
+    _check_shapes(config, len(embedding), weights, path)
     for name, tensor in weights.items():
         if not torch.isfinite(tensor.sum()):
             raise GptcliError(
@@ -359,6 +363,26 @@ def _foreign(
             )
     is_id = type(eot) is int and 0 <= eot < len(embedding)
     return ForeignModel(config, len(embedding), weights, model_type, eot if is_id else None, notes)
+
+
+def _check_shapes(
+    config: ModelConfig, vocab_size: int, weights: Mapping[str, Tensor], path: Path
+) -> None:
+    """Raise GptcliError if a weight has another shape than the foreign config says."""
+    theirs = {ours: name for ours, name, _ in pairs(config)}
+    for name, shape in parameter_shapes(config, vocab_size).items():
+        found = tuple(weights[name].shape)
+        if found != tuple(shape):
+            raise GptcliError(
+                f"{path}: the weight `{theirs[name]}` is {_by(found)}, but config.json describes "
+                f"one of {_by(shape)}",
+                "config.json and the weights are of different models, or a key is missing or "
+                "wrong: download the folder again",
+            )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
 
 
 def _with_block_size(config: ModelConfig, block_size: int | None) -> ModelConfig:
@@ -443,6 +467,17 @@ class _Getter:
 
     def count(self, key: str, usual: int | None) -> int | None:
         found: int | None = self._read(key, usual, lambda v: type(v) is int and v > 0)
+        return found
+
+    def required(self, key: str) -> int:
+        """A size that every config must have. Raises GptcliError if it is absent."""
+        found = self.count(key, None)
+        if found is None:
+            raise GptcliError(
+                f"config.json does not give `{key}`, so the sizes of the model are unknown",
+                "download the folder again, or save it with transformers: "
+                "model.save_pretrained(FOLDER)",
+            )
         return found
 
     def number(self, key: str, usual: float) -> float:

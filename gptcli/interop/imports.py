@@ -103,7 +103,7 @@ def import_model(
     If transformers is installed, it reads the folder too, and logits and token ids are compared.
     The run appears when it is complete. Raises GptcliError as `read_foreign` does, if the other
     program computes something else (exit code 1), or if the folder cannot be written."""
-    run_folder.refuse_existing(out)
+    refuse_taken(out)
     trained, foreign = read_foreign(path, tokenizer=tokenizer, block_size=block_size)
     found = proof.Proof(None, (), "a ckpt.pt has no reader to compare with")
     if path.is_dir():
@@ -111,6 +111,14 @@ def import_model(
     origin = {"from": name or path.resolve().name, "model_type": foreign.model_type}
     write_run(out, trained, origin, {"imported": torch.zeros(1)})
     return Import(out, foreign.model_type, replace(trained, run=out), found, tuple(trained.notes))
+
+
+def refuse_taken(out: Path) -> None:
+    """Raise GptcliError if the run folder of an import exists and is not empty."""
+    try:
+        run_folder.refuse_existing(out)
+    except run_folder.RunExistsError as error:  # its hint is that of a training
+        raise GptcliError(error.message, "name another folder with --out") from None
 
 
 def write_run(
@@ -131,14 +139,18 @@ def write_run(
         **status,
     }
     with durable.path_errors(out.parent):
-        durable.make_folder(out.parent)
-    run_folder.create(out, trained.config, trained.tokenizer, status)
+        made = durable.make_folder(out.parent)
     try:
+        run_folder.create(out, trained.config, trained.tokenizer, status)
         weights = {name: p.detach() for name, p in trained.model.named_parameters()}
         checkpoint.save(out, 0, weights, state, trained.meta)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             durable.remove_tree(out)
+            durable.remove_made(made)
+        if isinstance(error, GptcliError):  # its hint is that of a training
+            hint = "free some space, or choose another disk with --out"
+            raise GptcliError(error.message, hint, exit_code=error.exit_code) from None
         raise
 
 
