@@ -531,3 +531,5 @@ def test_models_of_transformers_give_the_same_logits(kind: str, seed: int, tmp_p
     done = import_model(folder, tmp_path / "new")
     assert done.proof.largest_difference is not None
     assert done.proof.largest_difference <= 1e-4
+    if getattr(config, "sliding_window", None) is not None:
+        assert max(done.proof.lengths) > config.sliding_window  # the window itself was compared
