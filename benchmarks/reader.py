@@ -21,6 +21,7 @@ import argparse
 import multiprocessing
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -84,12 +85,10 @@ def _blocks(tokens: TokenStore, process: int, processes: int) -> Callable[[], in
 def _windows(tokens: TokenStore, process: int, processes: int) -> Callable[[], int]:
     batches = Batches(tokens, BLOCK_SIZE, ROWS, 0)
     k = process
-    out = np.empty((ROWS, BLOCK_SIZE + 1), np.uint16)
 
     def once() -> int:
         nonlocal k
-        for row, window in enumerate(batches.windows(k)):
-            out[row] = window
+        deque(batches.windows(k), maxlen=0)
         k += processes
         return 2 * ROWS * BLOCK_SIZE
 

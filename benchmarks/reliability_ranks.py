@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import tempfile
@@ -52,7 +53,11 @@ def _kill(training: Launched, run: Path, chance: random.Random, outcome: Outcome
     while training.process.poll() is None and (newest(run) <= before or len(ranks) < 2):
         ranks = training.ranks()
         time.sleep(0.02)
-    time.sleep(chance.uniform(0.0, 0.3))
+    if chance.random() < 0.5:
+        time.sleep(chance.uniform(0.0, 0.3))
+    else:
+        _await_save(training, run)
+    saving = _is_saving(run)
     if training.process.poll() is not None:
         return False
     victim = chance.choice(sorted(ranks))
@@ -66,8 +71,23 @@ def _kill(training: Launched, run: Path, chance: random.Random, outcome: Outcome
                 outcome.failures.append(f"rank {1 - victim} did not end within {END_WITHIN:g} s")
                 return False
         outcome.count("kills of a rank")
+        outcome.count(f"of them with {outcome.about.partition('=')[2]}")
+        outcome.count("of them while a checkpoint was written", int(saving))
         outcome.largest("seconds until all ended", time.monotonic() - began)
     return True
+
+
+def _await_save(training: Launched, run: Path) -> None:
+    """Wait until the ranks write a checkpoint."""
+    while training.process.poll() is None and not _is_saving(run):
+        time.sleep(0.0005)
+
+
+def _is_saving(run: Path) -> bool:
+    """Whether a checkpoint is being written: it has a temporary folder."""
+    with suppress(OSError):
+        return any(name.endswith(".tmp") for name in os.listdir(run / "checkpoints"))  # noqa: PTH208
+    return False
 
 
 def _reference(shop: Workshop, parallel: str, outcome: Outcome) -> Path:

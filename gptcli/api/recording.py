@@ -32,8 +32,9 @@ def recorded_training(
 
     If the disk refuses a line or a logger fails, a Notice says so, and training goes on. Closing
     the generator gives up an unfinished save; the caller lets the loggers finish."""
-    from gptcli.events import CheckpointSaved, LookedInside, Notice
+    from gptcli.events import CheckpointSaved, Finished, LookedInside, Notice
     from gptcli.training import run_folder
+    from gptcli.training.gathered_weights import gather_weights
     from gptcli.training.loop import train
     from gptcli.training.wishes import no_wishes
 
@@ -47,6 +48,9 @@ def recorded_training(
                 run_folder.delete_replaced(prepared.setup.run)
                 if prepared.copy is not None:
                     prepared.copy.saved()
+            if isinstance(event, Finished) and event.stopped in ("done", "target", "patience"):
+                for warning in gather_weights(prepared.setup.run):
+                    yield Notice(warning)
             if not isinstance(event, LookedInside):
                 yield event
             if problem is not None:

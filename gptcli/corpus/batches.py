@@ -75,17 +75,22 @@ class Batches:
 
         targets[b, t] is the token that follows inputs[b, t] in the text."""
         out = np.empty((2, self._batch_size, self._block_size), dtype=np.int64)  # (2, B, T)
-        for row, window in enumerate(self.windows(k)):
-            out[0, row] = window[:-1]
-            out[1, row] = window[1:]
+        rows = self._rows(k)
+        if rows is not None:
+            out[0], out[1] = rows[:, :-1], rows[:, 1:]
+        else:
+            for row, window in enumerate(self.windows(k)):
+                out[0, row] = window[:-1]
+                out[1, row] = window[1:]
         both = torch.from_numpy(out)
         return both[0], both[1]
 
     def windows(self, k: int) -> Iterator[Tokens]:
         """The T + 1 tokens of each of the B sequences of batch k: uint16 or uint32 (T + 1,)."""
         block = self._block_size
-        if isinstance(self._lists[0], PooledEpochs) and self._order is None:
-            yield from self._lists[0].windows(k * self._batch_size, self._batch_size)
+        rows = self._rows(k)
+        if rows is not None:
+            yield from rows
             return
         for start in self.starts(k):
             ring = bisect_right(self._firsts, start) - 1
@@ -95,6 +100,13 @@ class Batches:
                 again = self._tokens.read(self._firsts[ring], block + 1 - inside)
                 window = np.concatenate([window, again])
             yield window
+
+    def _rows(self, k: int) -> Tokens | None:
+        """The same in one array (B, T + 1), if the tokens are one text in token shards."""
+        pooled = self._lists[0]
+        if self._order is not None or not isinstance(pooled, PooledEpochs):
+            return None
+        return pooled.windows(k * self._batch_size, self._batch_size)
 
     def starts(self, k: int) -> list[int]:
         """Positions in the split at which the B sequences of batch k begin."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -52,13 +51,18 @@ class PooledEpochs:
         found: list[int] = (self._starts[blocks] + offsets).tolist()
         return found
 
-    def windows(self, first: int, count: int) -> Iterator[Tokens]:
-        """The T + 1 tokens of each of these sequences, read-only: uint16 or uint32 (T + 1,)."""
+    def windows(self, first: int, count: int) -> Tokens:
+        """The tokens of each of these sequences: uint16 or uint32 (count, T + 1)."""
         blocks, offsets = self._places(first, count)
         begins = (self._begins[blocks] + offsets).tolist()
-        get, length = self._reader.get, self._block_size + 1
-        for number, begin in zip(self._numbers[blocks].tolist(), begins, strict=True):
-            yield get(number)[begin : begin + length]
+        numbers = self._numbers[blocks].tolist()
+        # A loop over rows is most of the reader's time, so it does as little as it can.
+        tokens = {number: self._reader.get(number) for number in dict.fromkeys(numbers)}
+        length = self._block_size + 1
+        rows = np.empty((count, length), tokens[numbers[0]].dtype)
+        for row, number, begin in zip(rows, numbers, begins, strict=True):
+            row[:] = tokens[number][begin : begin + length]
+        return rows
 
     def _places(self, first: int, count: int) -> NDArray[np.int64]:
         """The block of each of these sequences, and its offset there: int64 (2, count)."""

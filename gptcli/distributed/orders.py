@@ -7,6 +7,7 @@
       optimizers.step  -> "update"    ----->    clip, update, publish
       passes.evaluate  -> "evaluate"  ----->    evaluate its share of the split
       weights.named    -> "gather ..." ---->    send its shards (FSDP only)
+      state.files      -> "save"       ---->    write its shards to the disk (FSDP: shards.py)
     the end            -> "end"       ----->    leave with the same exit code
 
 The leader gives an order by calling the method of RankPasses or Optimizers that the loop calls
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -30,15 +32,17 @@ from gptcli.devices import choose_dtype
 from gptcli.distributed.fsdp import FsdpPasses, ShardedWeights, sharded_optimizers
 from gptcli.distributed.orthogonalisation import share_orthogonalisation
 from gptcli.distributed.passes import DdpPasses, RankBatches, RankPasses
+from gptcli.distributed.shards import LeaderShards, ShardWriter
 from gptcli.distributed.share import Share
 from gptcli.distributed.team import Team
 from gptcli.model.gpt import GPT
+from gptcli.training.checkpoint_files import TensorFiles
 from gptcli.training.optimizers import Optimizers
 from gptcli.training.passes import TorchPasses
 from gptcli.training.step import Batch, dropout_seed, first_loss_scale
 from gptcli.training.training_state import TrainingState, build_model
 
-Kind = Literal["gradients", "update", "evaluate", "gather weights", "gather state", "end"]
+Kind = Literal["gradients", "update", "evaluate", "gather weights", "gather state", "save", "end"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 _NUMBERS = 4  # the kind, and three numbers for it
 
@@ -59,6 +63,30 @@ class Orders:
         order = self._team.tell(torch.zeros(_NUMBERS, dtype=torch.float64))
         kind, first, second, third = order.tolist()
         return _KINDS[int(kind)], first, second, third
+
+
+def shard_writer(team: Team, state: TrainingState, words: dict[str, Any]) -> ShardWriter | None:
+    """What writes this rank's shards. None if not all weights are sharded, or if a rank does not
+    see the run folder: then the leader gathers all and writes alone."""
+    if not isinstance(state.weights, ShardedWeights):
+        return None
+    run = Path(words["run"])
+    seen = team.agree(float(folder_mark(run) == words["mark"]))[0]
+    if seen < team.place.size:
+        return None
+    optimizers = state.optimizers
+    return ShardWriter(
+        team.place, run / "checkpoints", state.weights, lambda: Optimizers.state(optimizers)
+    )
+
+
+def folder_mark(run: Path) -> list[int]:
+    """What tells a run folder from a copy of it on another disk; [] if it cannot be read."""
+    try:
+        found = (run / "config.yaml").stat()
+    except OSError:
+        return []
+    return [found.st_ino, found.st_mtime_ns]
 
 
 def rank_passes(
@@ -112,6 +140,7 @@ class LeaderState(TrainingState):
         self._team, self._config, self._corpus, self._words = team, config, corpus, words
         self._orders = Orders(team)
         self._shared: RankPasses | None = None
+        self._writer: ShardWriter | None = None
         self.optimizers = _LeadingOptimizers(self.optimizers, self)
         if config.run.parallel == "fsdp":
             self.weights = _LeadingShards(self)
@@ -130,8 +159,20 @@ class LeaderState(TrainingState):
             self._team.share(starting_tensors(self))
             passes = rank_passes(self._team, self, self._alone, self._config, self._corpus)
             self._team.watch.begin(self._config.run.rank_timeout)
+            self._writer = shard_writer(self._team, self, self._words)
             self._shared = passes
         return self._shared
+
+    def files(self) -> TensorFiles:
+        """What a checkpoint of this moment stores: shards, once the weights are sharded."""
+        if self._writer is None:
+            return super().files()
+
+        def order(background: bool) -> None:
+            with self.ordered("save", float(background)):
+                pass  # the leader writes when the Saver asks for it
+
+        return LeaderShards(self._writer, order)
 
     @property
     def validation(self) -> TokenStore | None:
@@ -246,12 +287,17 @@ def starting_tensors(state: TrainingState) -> list[Tensor]:
 # ---- the others --------------------------------------------------------------------------------
 
 
-def follow(team: Team, state: TrainingState, config: Config, corpus: Corpus) -> int:
-    """Carry out the leader's orders until the end, and return the exit code that it names."""
+def follow(
+    team: Team, state: TrainingState, config: Config, corpus: Corpus, words: dict[str, Any]
+) -> int:
+    """Carry out the leader's orders until the end, and return the exit code that it names.
+
+    `words` are those of the leader's announcement."""
     orders = Orders(team)
     assert isinstance(state.passes, TorchPasses)
     passes = rank_passes(team, state, state.passes, config, corpus)
     team.watch.begin(config.run.rank_timeout)
+    writer = shard_writer(team, state, words)
     while True:
         kind, first, second, third = orders.receive()
         if kind == "end":
@@ -262,6 +308,9 @@ def follow(team: Team, state: TrainingState, config: Config, corpus: Corpus) -> 
             assert corpus.val is not None
             tokens = corpus.val.part(int(first), int(second))  # all of it, its begin or one text
             passes.evaluate(tokens, int(third), team.wants_stop)
+        elif kind == "save":
+            assert writer is not None
+            writer.follow(background=bool(first))
         elif kind != "update":
             assert isinstance(state.weights, ShardedWeights)
             if kind == "gather weights":

@@ -37,7 +37,7 @@ class Leader:
 
     def lead(self, setup: Setup) -> Setup:
         """The setup whose training all ranks share. Raises GptcliError if they cannot share it."""
-        from gptcli.distributed.orders import LeaderState
+        from gptcli.distributed.orders import LeaderState, folder_mark
         from gptcli.distributed.share import Share
 
         Share.of(setup.config.train, self._place.size)
@@ -48,6 +48,7 @@ class Leader:
         run = str(setup.run.absolute())
         words = {
             "run": run,
+            "mark": folder_mark(setup.run),
             "config": setup.config.model_dump(),
             "content_key": setup.corpus.content_key,
             "device": setup.device.type,
@@ -145,7 +146,7 @@ def _take_part(
     team.share(starting_tensors(state))
     state.weights.publish()
     state.model.train()
-    return follow(team, state, config, corpus)
+    return follow(team, state, config, corpus, words)
 
 
 def use_own_gpu(place: Place) -> None:

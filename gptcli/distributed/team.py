@@ -27,7 +27,8 @@ from gptcli.distributed.place import LAUNCH_FOLDER, LOST, Place
 from gptcli.distributed.watch import Watch
 
 _CONNECT = timedelta(minutes=5)
-_LONGEST = timedelta(hours=2)  # of a collective; long before, the watch ends a run that hangs
+LONGEST = timedelta(hours=2)
+"""The limit of a collective. Long before, the watch ends a run that hangs."""
 _PEER_GONE = re.compile(
     r"connection (was )?(closed|reset|refused)|closed by peer|broken pipe|socket (closed|error)|"
     r"timed out|time ?out|remote process exited|communicator was aborted|failed to recv|"
@@ -83,7 +84,7 @@ class Team:
                 store=self._groups,
                 rank=self.place.rank,
                 world_size=self.place.size,
-                timeout=_LONGEST,
+                timeout=LONGEST,
             )
 
     # ---- before the first step ---------------------------------------------------------------

@@ -3,7 +3,8 @@
 checkpoints/step-00000200/ holds three files:
 - model.safetensors: the float32 weights.
 - state.safetensors: the optimizer's state.
-- meta.json: counters and config, and the sizes and SHA-256 of the two others. It is written last.
+- meta.json: counters and config, and the sizes and SHA-256 of the others. It is written last.
+Several processes can write shards in place of the first two: gptcli.training.checkpoint_files.
 
 A crash leaves the old checkpoint or the new one, never half of one. Nothing is pickled.
 `checkpoints` and the folders in it may be links to another disk, the files in them may not.
@@ -13,7 +14,6 @@ files, disks that refuse to write, and the choice of the best step.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,21 +22,26 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import GptcliError
 from gptcli.files import durable
-from gptcli.files.bounded import MAX_JSON_BYTES, LinkOutError, read_bounded
-from gptcli.files.direct_io import DIRECT_IO_BYTES
+from gptcli.files.bounded import MAX_JSON_BYTES, read_bounded
 from gptcli.files.paths import shell_word
-from gptcli.training.checkpoint_folders import FOLDER_NAME, UnreadableError
+from gptcli.training.checkpoint_files import TensorFiles, WholeFiles, joined
+from gptcli.training.checkpoint_folders import (
+    FOLDER_NAME,
+    UnreadableError,
+    damaged_error,
+    unreadable_error,
+)
 from gptcli.training.checkpoint_folders import folder_of as folder_of
 from gptcli.training.checkpoint_folders import steps_of as steps_of
-from gptcli.training.meta_file import TENSOR_FILES, dump_meta, parse_meta
+from gptcli.training.meta_file import PARTS, dump_meta, names_of, parse_meta
 from gptcli.training.run_commands import train_again_command
-from gptcli.training.tensor_file import HashedPieces, read_arrays, read_tensors, tensor_pieces
+from gptcli.training.tensor_file import read_arrays, read_tensors, refuse_larger_than_memory
 
 if TYPE_CHECKING:  # `gptcli runs` must not wait for the import of torch
     from torch import Tensor
 
 _MAX_BEST_BYTES = 100  # size limit of the file `checkpoints/best`
-_WRITTEN_NAMES = r"step-[0-9]{8,18}|best|meta\.json"
+_WRITTEN_NAMES = r"step-[0-9]{8,18}|best|meta\.json|model\.safetensors"
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,16 @@ class Checkpoint:
 
 
 def save(
+    run: Path, step: int, model: dict[str, Tensor], state: dict[str, Tensor], meta: dict[str, Any]
+) -> Path:
+    """Write the checkpoint of a step from its tensors, as `save_files` does."""
+    return save_files(run, step, WholeFiles(model, state), meta)
+
+
+def save_files(
     run: Path,
     step: int,
-    model: dict[str, Tensor],
-    state: dict[str, Tensor],
+    files: TensorFiles,
     meta: dict[str, Any],
     still_wanted: Callable[[], None] = lambda: None,
 ) -> Path:
@@ -76,37 +87,31 @@ def save(
         durable.delete_temporaries(
             goal.parent, _WRITTEN_NAMES
         )  # left by killed saves; they would fill the disk
-        files = _valid_files(run, step)
-        if files is not None:
+        index = _valid_files(run, step)
+        if index is not None:
             still_wanted()
-            durable.write_atomically(goal / "meta.json", dump_meta(step, meta, files))
+            durable.write_atomically(goal / "meta.json", dump_meta(step, meta, index))
             durable.fsync_folder(goal.parent)  # the fsync of the first save may have failed
         else:
-            _write_folder(goal, step, model, state, meta, still_wanted)
+            _write_folder(goal, step, files, meta, still_wanted)
     return goal
 
 
 def _write_folder(
     goal: Path,
     step: int,
-    model: dict[str, Tensor],
-    state: dict[str, Tensor],
+    files: TensorFiles,
     meta: dict[str, Any],
     still_wanted: Callable[[], None],
 ) -> None:
     """Write all files to a temporary folder, then rename it to `goal`: an atomic rename.
 
     Replaces a damaged checkpoint of that name. Leaves no temporary folder after an exception."""
-    temporary = durable.temporary_path(goal)
+    temporary = files.temporary(goal)
     try:
         durable.disk.mkdir(temporary)
-        files = {}
-        for name, tensors in zip(TENSOR_FILES, (model, state), strict=True):
-            file = HashedPieces(tensor_pieces(tensors))
-            size = sum(tensor.nbytes for tensor in tensors.values())
-            durable.write_file(temporary / name, file, large=size >= DIRECT_IO_BYTES)
-            files[name] = {"size": file.size, "sha256": file.digest.hexdigest()}
-        durable.write_file(temporary / "meta.json", dump_meta(step, meta, files))
+        index = files.write(temporary)
+        durable.write_file(temporary / "meta.json", dump_meta(step, meta, index))
         still_wanted()
         if goal.exists() or goal.is_symlink():
             durable.remove_folder(goal)
@@ -231,11 +236,11 @@ def read_meta(run: Path, step: int) -> dict[str, Any]:
     try:
         return parse_meta(read_bounded(path, MAX_JSON_BYTES, path.parent), step)
     except FileNotFoundError:
-        raise _damaged(run, step, f"{path} is missing") from None
+        raise damaged_error(run, step, f"{path} is missing") from None
     except OSError as error:
-        raise _unreadable(run, step, path, error) from None
+        raise unreadable_error(run, step, path, error) from None
     except ValueError as error:
-        raise _damaged(run, step, f"{path} is damaged: {error}") from None
+        raise damaged_error(run, step, f"{path} is damaged: {error}") from None
 
 
 def load(run: Path, step: int, with_state: bool = False, *, as_arrays: bool = False) -> Checkpoint:
@@ -245,20 +250,30 @@ def load(run: Path, step: int, with_state: bool = False, *, as_arrays: bool = Fa
     nothing imports PyTorch.
     Raises GptcliError (exit code 1) if a file is damaged. The error names the file."""
     meta = read_meta(run, step)
+    parts = [
+        _read_part(run, step, meta["files"], part, as_arrays)
+        for part in (PARTS if with_state else PARTS[:1])
+    ]
+    return Checkpoint(step, folder_of(run, step), parts[0], parts[1] if with_state else {}, meta)
+
+
+def _read_part(
+    run: Path, step: int, files: dict[str, Any], part: str, as_arrays: bool
+) -> dict[str, Any]:
+    """The tensors of a part of a checkpoint, from one file or from shards."""
     read: Callable[..., dict[str, Any]] = read_arrays if as_arrays else read_tensors
-    tensors: list[dict[str, Any]] = []
-    for name in TENSOR_FILES if with_state else TENSOR_FILES[:1]:
-        path = folder_of(run, step) / name
-        file = meta["files"][name]
-        try:
-            tensors.append(read(path, file["size"], file["sha256"], path.parent))
-        except OSError as error:
-            raise _unreadable(run, step, path, error) from None
-        except ValueError as error:
-            raise _damaged(run, step, f"{path} is damaged: {error}") from None
-    return Checkpoint(
-        step, folder_of(run, step), tensors[0], tensors[1] if with_state else {}, meta
-    )
+    names, path = names_of(files, part), folder_of(run, step)
+    shards: list[dict[str, Any]] = []
+    try:
+        refuse_larger_than_memory(sum(files[name]["size"] for name in names))
+        for name in names:
+            path = folder_of(run, step) / name
+            shards.append(read(path, files[name]["size"], files[name]["sha256"], path.parent))
+        return joined(shards) if len(shards) > 1 else shards[0]
+    except OSError as error:
+        raise unreadable_error(run, step, path, error) from None
+    except ValueError as error:
+        raise damaged_error(run, step, f"{path} is damaged: {error}") from None
 
 
 def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -364,33 +379,3 @@ def choose_step(run: Path, which: str) -> int:
         f"{run} has no checkpoint `{which}`",
         "choose one of: best, last, " + ", ".join(map(str, steps)),
     )
-
-
-# ---- errors ------------------------------------------------------------------------------------
-
-
-# Errors of the process or the machine. They do not mean that a checkpoint is damaged.
-_NOT_OF_THE_FILE = {
-    errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EINTR,
-    errno.ETIMEDOUT, errno.ENOTCONN, getattr(errno, "ESTALE", errno.ENOTCONN),
-}  # fmt: skip
-
-
-def _unreadable(run: Path, step: int, path: Path, error: OSError) -> GptcliError:
-    message = f"{path} cannot be read ({error.strerror})"
-    if error.errno in _NOT_OF_THE_FILE:
-        return UnreadableError(message, "are you allowed to read it?", exit_code=1)
-    if isinstance(error, LinkOutError):
-        return GptcliError(message, error.HINT, exit_code=1)
-    return _damaged(run, step, message)
-
-
-def _damaged(run: Path, step: int, message: str) -> GptcliError:
-    others = [str(other) for other in steps_of(run) if other != step]
-    hint = (
-        "choose another with --checkpoint: " + ", ".join(others)
-        if others
-        else "it is the only checkpoint of this run; restore it from a copy, or train again: "
-        + train_again_command(run)
-    )
-    return GptcliError(message, hint, exit_code=1)

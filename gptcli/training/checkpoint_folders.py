@@ -7,10 +7,13 @@ behind such a link only the files of a checkpoint, and `refuse_other_link` comes
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
 from gptcli.errors import GptcliError
+from gptcli.files.bounded import LinkOutError
+from gptcli.training.run_commands import train_again_command
 
 FOLDER_NAME = re.compile(r"step-([0-9]{8,18})")
 """The name of a checkpoint's folder."""
@@ -81,3 +84,35 @@ def refuse_other_link(run: Path) -> None:
             "link to a folder that is empty or holds the checkpoints of this run, and nothing else",
             exit_code=1,
         )
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+# Errors of the process or the machine. They do not mean that a checkpoint is damaged.
+_NOT_OF_THE_FILE = {
+    errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EINTR,
+    errno.ETIMEDOUT, errno.ENOTCONN, getattr(errno, "ESTALE", errno.ENOTCONN),
+}  # fmt: skip
+
+
+def unreadable_error(run: Path, step: int, path: Path, error: OSError) -> GptcliError:
+    """The error for a file of a checkpoint that the system does not read (exit code 1)."""
+    message = f"{path} cannot be read ({error.strerror})"
+    if error.errno in _NOT_OF_THE_FILE:
+        return UnreadableError(message, "are you allowed to read it?", exit_code=1)
+    if isinstance(error, LinkOutError):
+        return GptcliError(message, error.HINT, exit_code=1)
+    return damaged_error(run, step, message)
+
+
+def damaged_error(run: Path, step: int, message: str) -> GptcliError:
+    """The error for a damaged checkpoint; its hint names the others (exit code 1)."""
+    others = [str(other) for other in steps_of(run) if other != step]
+    hint = (
+        "choose another with --checkpoint: " + ", ".join(others)
+        if others
+        else "it is the only checkpoint of this run; restore it from a copy, or train again: "
+        + train_again_command(run)
+    )
+    return GptcliError(message, hint, exit_code=1)

@@ -20,6 +20,7 @@ from gptcli.sampling.streams import Streams
 from gptcli.sampling.text import NewText, generate_text
 from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint
+from gptcli.training.meta_file import names_of
 from gptcli.training.training_state import Progress, build_model
 
 _SECONDS = 0.4  # loading included; --minutes counts on it
@@ -50,8 +51,8 @@ def final_sample(
         return
     try:
         # The weights have four bytes each.
-        file = checkpoint.read_meta(run, step)["files"]["model.safetensors"]
-        if file["size"] > 4 * _MAX_PARAMETERS:
+        files = checkpoint.read_meta(run, step)["files"]
+        if sum(files[name]["size"] for name in names_of(files, "model")) > 4 * _MAX_PARAMETERS:
             return
         weights = checkpoint.load(run, step).model
         model = build_model(config, tokenizer.vocab_size, user_parts, weights).to(device).eval()

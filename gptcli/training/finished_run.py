@@ -8,6 +8,7 @@ from typing import Any
 
 from gptcli.config import Config
 from gptcli.training import checkpoint, run_folder
+from gptcli.training.gathered_weights import gather_weights
 from gptcli.training.resume_rules import override_words
 from gptcli.training.run_summary import progress_summary
 from gptcli.training.training_state import progress_of
@@ -67,6 +68,7 @@ def finished_run(
 
     `stored` is its config, `config` the one that the user asks for now. `planned` is the newest
     plan of max_steps."""
+    notes += gather_weights(run)  # missing if the run was killed after its last step
     steps = planned or config.train.max_steps
     changes = override_words(stored, config)
     if reason == "target":

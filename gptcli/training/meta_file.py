@@ -2,6 +2,10 @@
 
 The key `sha256` of format 2 is the hash of all other keys. Format 1 is older and has no hash, but
 gptcli still reads it.
+
+The key `files` is the index of the tensor files, with their sizes and hashes. A part of a
+checkpoint (`model`, the weights; `state`, the optimizer's state) is one file, model.safetensors, or
+shards: model-00001-of-00004.safetensors holds the first rows of each tensor, -00002- the next ones.
 """
 
 from __future__ import annotations
@@ -9,12 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from gptcli.config_problems import flatten
 
 FORMAT = 2
-TENSOR_FILES = ("model.safetensors", "state.safetensors")
+PARTS = ("model", "state")
+"""The parts of a checkpoint: the weights, and the optimizer's state."""
 
 _COUNTERS = ("step", "tokens", "evaluations_without_best")
 _COUNTERS_OR_NONE = ("evaluated_at", "best_step", "sampled_at")
@@ -24,6 +31,30 @@ _LISTS = (
     ("data", "source"), ("data", "val_source"), ("run", "loggers"), ("train", "lora", "targets")
 )  # fmt: skip
 _MAX_COUNT = 2**63
+
+
+def shard_name(part: str, number: int, count: int) -> str:
+    """The name of the shard `number`, from 1 to `count`, of a part of a checkpoint."""
+    return f"{part}-{number:05d}-of-{count:05d}.safetensors"
+
+
+def names_of(files: Mapping[str, Any], part: str) -> list[str]:
+    """The names of the files that hold a part: one file, or all its shards in the order of rows.
+
+    `files` is the index of a meta.json. Raises ValueError if a shard is missing there."""
+    whole = f"{part}.safetensors"
+    if whole in files:
+        return [whole]
+    count = sum(name.startswith(f"{part}-") for name in files)
+    names = [shard_name(part, number, count) for number in range(1, count + 1)]
+    if not names or any(name not in files for name in names):
+        raise ValueError(f"it lists neither {whole} nor all shards of it")
+    return names
+
+
+def is_shard(name: str, part: str) -> bool:
+    """Whether a name is that of a shard of a part."""
+    return re.fullmatch(rf"{part}-[0-9]{{5}}-of-[0-9]{{5}}\.safetensors", name) is not None
 
 
 def dump_meta(step: int, meta: dict[str, Any], files: dict[str, Any]) -> bytes:
@@ -75,12 +106,8 @@ def _invalid_key(meta: dict[str, Any]) -> str | None:
         return "progress.step"
     if not math.isfinite(progress.get("loss_scale", 1.0)) or not progress.get("loss_scale", 1.0):
         return "progress.loss_scale"
-    for name in TENSOR_FILES:
-        file = files.get(name) if isinstance(files, dict) else None
-        if not isinstance(file, dict) or not isinstance(file.get("sha256"), str):
-            return f"files.{name}"
-        if type(file.get("size")) is not int or not 0 <= file["size"] < _MAX_COUNT:
-            return f"files.{name}"
+    if (key := _invalid_file(files)) is not None:
+        return key
     for key, kind in (("tokenizer", str), ("data", str), ("model", dict), ("config", dict)):
         if key in meta and not isinstance(meta[key], kind):
             return key
@@ -97,6 +124,22 @@ def _invalid_key(meta: dict[str, Any]) -> str | None:
     plans = meta.get("plans", [])
     if not isinstance(plans, list) or not all(_is_plan(plan) for plan in plans):
         return "plans"
+    return None
+
+
+def _invalid_file(files: Any) -> str | None:
+    """The first key of the index that is missing or has an invalid value; None if all are valid."""
+    for part in PARTS:
+        try:
+            names = names_of(files, part) if isinstance(files, dict) else []
+        except ValueError:
+            names = []
+        for name in names or [f"{part}.safetensors"]:
+            file = files.get(name) if names else None
+            if not isinstance(file, dict) or not isinstance(file.get("sha256"), str):
+                return f"files.{name}"
+            if type(file.get("size")) is not int or not 0 <= file["size"] < _MAX_COUNT:
+                return f"files.{name}"
     return None
 
 

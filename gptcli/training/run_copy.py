@@ -25,7 +25,7 @@ from gptcli.files.bounded import MAX_JSON_BYTES, MAX_LINES_BYTES, read_bounded
 from gptcli.files.durable import fsync_folder, sha256_file
 from gptcli.files.remote import RemoteFolder, joined, reason
 from gptcli.training.checkpoint_folders import FOLDER_NAME, folder_of, steps_of
-from gptcli.training.meta_file import TENSOR_FILES, parse_meta
+from gptcli.training.meta_file import PARTS, names_of, parse_meta
 
 _FIRST = ("config.yaml", "tokenizer.json")  # without them a folder is no run
 _JOURNAL = ("metrics.jsonl", "samples.txt", "attention.jsonl", "run.json")
@@ -170,24 +170,39 @@ class RunCopy:
         if self._metas.get(step) == meta:
             return
         name = f"checkpoints/{folder.name}"
-        files, before = json.loads(meta)["files"], self._metas.get(step)
-        same = before is not None and json.loads(before)["files"] == files
-        if not same and not self._is_there(name, files):
+        try:
+            files = parse_meta(meta, step)["files"]
+        except ValueError:  # damaged
+            return
+        before = self._metas.get(step)
+        known = json.loads(before)["files"] if before is not None else self._files_there(name)
+        if known != files:
+            # Files that stay the same stay there: the state, if only the weights were gathered.
+            missing = [file for file in _tensor_files(files) if known.get(file) != files[file]]
             self._there.delete(f"{name}/meta.json")
-            for file in TENSOR_FILES:
+            for file in missing:
                 self._there.upload(str(folder / file), f"{name}/{file}")
         self._there.write(f"{name}/meta.json", meta)
         self._metas[step] = meta
+        if known != files:  # shards that were gathered since
+            for file in set(self._there.names(name)) - files.keys() - {"meta.json"}:
+                self._there.delete(f"{name}/{file}")
 
-    def _is_there(self, name: str, files: dict[str, Any]) -> bool:
-        """Whether an earlier process has uploaded these files completely."""
+    def _files_there(self, name: str) -> dict[str, Any]:
+        """The index of the files that an earlier process has uploaded completely."""
         path = f"{name}/meta.json"
         if self._there.size(path) is None:
-            return False
+            return {}
         with suppress(ValueError, KeyError, TypeError):
-            found = json.loads(self._there.read_small(path, MAX_JSON_BYTES))
-            return bool(found["files"] == files)
-        return False
+            found = json.loads(self._there.read_small(path, MAX_JSON_BYTES))["files"]
+            if isinstance(found, dict):
+                return found
+        return {}
+
+
+def _tensor_files(files: dict[str, Any]) -> list[str]:
+    """The names of the tensor files of a checkpoint, from the index in its meta.json."""
+    return [name for part in PARTS for name in names_of(files, part)]
 
 
 def refuse_own_folder(run: Path, url: str) -> None:
@@ -279,7 +294,7 @@ def _fetch_checkpoint(there: RemoteFolder, step: int, place: Path) -> bool:
     try:
         content = there.read_small(f"{name}/meta.json", MAX_JSON_BYTES)
         files = parse_meta(content, step)["files"]
-        for file in TENSOR_FILES:
+        for file in _tensor_files(files):
             if there.size(f"{name}/{file}") != files[file]["size"]:
                 raise ValueError(f"{joined(there.url, name)} has another size")
             there.download(f"{name}/{file}", str(folder / file))

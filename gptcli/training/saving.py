@@ -1,7 +1,7 @@
 """Saves checkpoints when they are due (once a minute); writes large ones in the background.
 
 A large checkpoint is copied in memory, and a thread writes the copy while training continues.
-`checkpoint.save` writes small and large checkpoints, so the guarantees after a crash are the same.
+`checkpoint.save_files` writes small and large ones, so the guarantees after a crash are the same.
 On a first reading, read `Saver.due` and `Saver.save`. Skip the rest: threads, failures, Ctrl-C.
 """
 
@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from gptcli.errors import GptcliError
 from gptcli.events import CheckpointSaved, Event, Notice
 from gptcli.training import checkpoint
+from gptcli.training.checkpoint_files import TensorFiles
 from gptcli.training.training_state import TrainingState
 
 _AUTO_SECONDS = 60.0
@@ -78,20 +79,19 @@ class Saver:
         for each checkpoint that is finished."""
         yield from self.collect(wait=True)
         begin = time.perf_counter()
-        model, optimizer = state.weights.named(), state.to_save()
-        size = sum(t.numel() * t.element_size() for t in (*model.values(), *optimizer.values()))
+        files = state.files()
         step = state.progress.step
         meta = {"progress": asdict(state.progress), **meta}
         best = state.progress.best_step == step
         self._writing = writing = _Writing(step)
         self.saved_at = self._tried_at = step
-        if size < BACKGROUND_BYTES or not background:
-            self._write(writing, model, optimizer, meta, best)
+        if files.size < BACKGROUND_BYTES or not background:
+            self._write(writing, files, meta, best)
         else:
             try:
-                self._write_in_background(writing, model, optimizer, meta, best)
+                self._write_in_background(writing, files, meta, best)
             except (MemoryError, RuntimeError):  # no memory for the copy, or no more threads
-                self._write(writing, model, optimizer, meta, best)
+                self._write(writing, files, meta, best)
         writing.took += time.perf_counter() - begin
         yield from self.collect(wait=False)
 
@@ -142,21 +142,13 @@ class Saver:
             self._renaming.release()
 
     def _write_in_background(
-        self,
-        writing: _Writing,
-        model: dict[str, Any],
-        optimizer: dict[str, Any],
-        meta: dict[str, Any],
-        best: bool,
+        self, writing: _Writing, files: TensorFiles, meta: dict[str, Any], best: bool
     ) -> None:
         """Copy the tensors, because the next steps change them, and start a thread that writes."""
-        model = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.items()}
-        optimizer = {
-            name: tensor.detach().to("cpu", copy=True) for name, tensor in optimizer.items()
-        }
+        copied = files.copied()
         # daemon: the end of the process can kill the thread. The checkpoint before stays intact.
         thread = threading.Thread(
-            target=self._write, args=(writing, model, optimizer, meta, best), daemon=True
+            target=self._write, args=(writing, copied, meta, best), daemon=True
         )
         writing.thread = thread
         try:
@@ -166,27 +158,22 @@ class Saver:
             raise
 
     def _write(
-        self,
-        writing: _Writing,
-        model: dict[str, Any],
-        optimizer: dict[str, Any],
-        meta: dict[str, Any],
-        best: bool,
+        self, writing: _Writing, files: TensorFiles, meta: dict[str, Any], best: bool
     ) -> None:
         """Write a checkpoint, mark it if it is the best, and delete old ones. Stores any error."""
         begin = time.thread_time()
         try:
-            if self._run.is_dir() and not os.path.samestat(_identity(self._run), self._folder):
-                raise checkpoint.run_gone_error(self._run)  # another run has taken its place
-            with ExitStack() as held:
+            with closing(files), ExitStack() as held:
+                if self._run.is_dir() and not os.path.samestat(_identity(self._run), self._folder):
+                    raise checkpoint.run_gone_error(self._run)  # another run has taken its place
 
                 def still_wanted() -> None:
                     held.enter_context(self._renaming)
                     self._refuse_abandoned()
 
                 self._refuse_abandoned()
-                writing.path = checkpoint.save(
-                    self._run, writing.step, model, optimizer, meta, still_wanted
+                writing.path = checkpoint.save_files(
+                    self._run, writing.step, files, meta, still_wanted
                 )
                 if best:
                     checkpoint.mark_best(self._run, writing.step)

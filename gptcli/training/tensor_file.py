@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,9 +100,7 @@ def _not_safetensors(error: Exception) -> ValueError:
 
 def _verified(path: Path, size: int, sha256: str, inside: Path) -> bytes:
     """The content of a file of tensors with this size and SHA-256, and with a valid header."""
-    memory = total_memory()
-    if memory is not None and size > memory:
-        raise ValueError(f"{size:,} bytes, more than this machine's memory ({memory:,})")
+    refuse_larger_than_memory(size)
     found = path.stat().st_size
     if found <= LARGEST_POINTER and is_lfs_pointer(read_bounded(path, LARGEST_POINTER, inside)):
         raise ValueError(f"it is a git-lfs pointer, not the file itself; {POINTER_HINT}")
@@ -115,7 +113,14 @@ def _verified(path: Path, size: int, sha256: str, inside: Path) -> bytes:
     return data
 
 
-def tensor_pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+def refuse_larger_than_memory(size: int) -> None:
+    """Raise ValueError if so many bytes cannot be in this machine's memory."""
+    memory = total_memory()
+    if memory is not None and size > memory:
+        raise ValueError(f"{size:,} bytes, more than this machine's memory ({memory:,})")
+
+
+def tensor_pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     """The bytes that safetensors.torch.save returns, in pieces: the header, then each tensor.
 
     Float32 tensors on the CPU are not copied."""

@@ -20,6 +20,7 @@ from gptcli.model.gpt import GPT, initialise
 from gptcli.model.user_parts import UserParts
 from gptcli.training import checkpoint
 from gptcli.training.adapters import AdaptedPasses, Adapters
+from gptcli.training.checkpoint_files import TensorFiles, WholeFiles
 from gptcli.training.fitting_weights import refuse_other_shapes, refuse_unfitting
 from gptcli.training.master_weights import MasterWeights
 from gptcli.training.optimizers import Optimizers
@@ -105,6 +106,10 @@ class TrainingState:
         """The tensors besides the weights that a resumed run needs."""
         optimizer = self.optimizers.state()
         return optimizer if self.adapters is None else optimizer | self.adapters.state()
+
+    def files(self) -> TensorFiles:
+        """What a checkpoint of this moment stores."""
+        return WholeFiles(self.weights.named(), self.to_save())
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Restore adapters, optimizers and counters; the constructor has restored the weights.

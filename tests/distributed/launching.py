@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 SMALL = (
     "model.n_layer=1",
@@ -31,13 +32,22 @@ SMALL = (
 class Launched:
     """A training in several ranks, in a process group of its own."""
 
-    def __init__(self, words: list[str], folder: Path, *, torchrun: int | None = None) -> None:
-        start = [sys.executable, "-m", "gptcli"]
+    def __init__(
+        self,
+        words: list[str],
+        folder: Path,
+        *,
+        torchrun: int | None = None,
+        program: str = "gptcli",
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        start = [sys.executable, "-m", program]
         if torchrun is not None:
             start = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                     f"--nproc-per-node={torchrun}", "-m", "gptcli"]  # fmt: skip
+                     f"--nproc-per-node={torchrun}", "-m", program]  # fmt: skip
         self.error = folder / f"stderr-{time.monotonic_ns()}"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        environment |= variables
         environment.pop("GPTCLI_LAUNCH", None)
         with self.error.open("w") as error:
             self.process = subprocess.Popen(
@@ -82,6 +92,7 @@ class Launched:
         except subprocess.TimeoutExpired:
             for pid in (*self.ranks().values(), self.process.pid):
                 os.kill(pid, signal.SIGKILL)
+            self.process.wait()
             raise AssertionError(f"it hangs:\n{self.said()}") from None
 
     def said(self) -> str:

@@ -58,14 +58,22 @@ def alone(once: Once, text_file: Path) -> dict[str, Path]:
     }  # fmt: skip
 
 
-def test_two_ranks_learn_what_one_process_learns(text_file: Path, tmp_path: Path, cli: Cli) -> None:
-    """Short; the tests below try more."""
-    few = ("train.max_steps=5", "train.eval_every=5")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_learn_what_one_process_learns(
+    parallel: str, text_file: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """Short; the tests below and test_distributed_shards.py try more."""
+    few = ("train.max_steps=5", "train.eval_every=5", "train.checkpoint_every=2",
+           f"run.parallel={parallel}")  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     words = ("train", "tiny", f"data.source={text_file}", *SMALL, *few, "run.engine=torch")
     assert cli(*words, "--out", one).code == 0
     train(text_file, two, 2, *few)
     assert differ(one, two) < 1e-5
+    saved = {path.name for path in (two / "checkpoints" / "step-00000004").iterdir()}
+    assert ("model-00002-of-00002.safetensors" in saved) == (parallel == "fsdp")
+    for step in (4, 5):  # in shards, and gathered
+        assert cli("eval", two, "--checkpoint", step).code == 0
 
 
 @pytest.mark.slow

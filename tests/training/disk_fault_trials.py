@@ -36,8 +36,8 @@ from tests.training.lost_writes import Model, write_tree
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT)
 FLOATS = 3000  # 12 kB: a checkpoint of some pages
-TIDYING = ("a new best one", "the old ones go", "a resume")
-"""Stories that delete old checkpoints. A checkpoint that cannot be deleted is no error there."""
+TIDYING = ("a new best one", "the old ones go", "a resume", "shards are gathered")
+"""Stories that delete old files. What cannot be deleted or gathered is no error there."""
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import traceback
 from collections.abc import Callable, Iterable
@@ -17,6 +18,9 @@ import torch
 from gptcli.errors import GptcliError
 from gptcli.files import durable
 from gptcli.training import checkpoint
+from gptcli.training.checkpoint_files import WholeFiles, write_tensors
+from gptcli.training.gathered_weights import gather_weights
+from gptcli.training.meta_file import PARTS, shard_name
 from gptcli.training.training_state import Progress
 
 Operation = tuple[Any, ...]
@@ -152,6 +156,37 @@ def write(run: Path, step: int, more: int = 0, size: int = 5, best: int | None =
     model, state = {"w": torch.full((size,), float(step))}, {"m": torch.full((3,), -float(step))}
     meta = {"progress": asdict(Progress(step=step, best_step=best)), "more": more}
     checkpoint.save(run, step, model, state, meta)
+
+
+class TwoShards(WholeFiles):
+    """The files that two ranks write. A number alone is in the first shard."""
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the first rows of each tensor, then the others."""
+        index = {}
+        for part, tensors in zip(PARTS, self._parts, strict=True):
+            for number in (1, 2):
+                rows = {
+                    name: tensor.chunk(2)[number - 1] if tensor.dim() else tensor
+                    for name, tensor in tensors.items()
+                    if number == 1 or tensor.dim()
+                }
+                name = shard_name(part, number, 2)
+                index[name] = write_tensors(folder / name, rows)
+        return index
+
+
+def write_shards(run: Path, step: int) -> None:
+    """Save the checkpoint that `write` saves, in shards. Replaces a whole one of that step."""
+    shutil.rmtree(checkpoint.folder_of(run, step), ignore_errors=True)
+    model, state = {"w": torch.full((5,), float(step))}, {"m": torch.full((3,), -float(step))}
+    meta = {"progress": asdict(Progress(step=step)), "more": 0}
+    checkpoint.save_files(run, step, TwoShards(model, state), meta)
+
+
+def gather(run: Path) -> None:
+    """Gather the weights, as the end of a training does, which only warns of what it cannot."""
+    gather_weights(run)
 
 
 def leave_behind(run: Path) -> None:
@@ -330,6 +365,26 @@ STORIES = (
         10,
         lambda run: (leave_behind(run), damage(run, 30, "state.safetensors"))[0],
         torn=30,
+    ),
+    Story(
+        "a save of shards",
+        (10, 20),
+        (lambda run: write_shards(run, 30),),
+        30,
+        20,
+        frozenset({10, 20}),
+        10,
+        lambda run: write_shards(run, 20),
+    ),
+    Story(
+        "shards are gathered",
+        (10, 20),
+        (gather,),
+        30,
+        30,
+        frozenset({10, 20, 30}),
+        10,
+        lambda run: write_shards(run, 30),
     ),
 )
 

@@ -80,7 +80,7 @@ def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
     """The disk operations of an undisturbed training."""
     disk = Recording()
     writers: set[str] = set()
-    save = checkpoint.save
+    save = checkpoint.save_files
 
     def saved(*arguments: Any) -> Path:
         writers.add(threading.current_thread().name)
@@ -88,7 +88,7 @@ def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
 
     with monkeypatch.context() as patch:
         patch.setattr(durable, "disk", disk)
-        patch.setattr(checkpoint, "save", saved)
+        patch.setattr(checkpoint, "save_files", saved)
         events = list(train(setup))
     assert {e.step for e in events if isinstance(e, CheckpointSaved)} == set(SAVED)
     assert len(writers) == len(SAVED)

@@ -1,0 +1,131 @@
+"""The tensor files of a checkpoint: one of each kind, or shards (each rank's rows) of each kind.
+
+A shard holds some rows of every tensor, under the tensor's own name. The tensor is the rows of all
+shards in the order of their numbers. A number alone (the step count of AdamW) is in the first one.
+On a first reading, read WholeFiles and skip the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gptcli.files import durable
+from gptcli.files.direct_io import DIRECT_IO_BYTES
+from gptcli.training.meta_file import PARTS
+from gptcli.training.tensor_file import HashedPieces, tensor_pieces
+
+if TYPE_CHECKING:  # `gptcli runs` must not wait for the import of torch
+    from torch import Tensor
+
+
+class TensorFiles(Protocol):
+    """What a checkpoint stores besides meta.json, before it is written."""
+
+    @property
+    def size(self) -> int:
+        """The bytes that this process writes."""
+
+    def copied(self) -> TensorFiles:
+        """The same with copies of the tensors, which later steps do not change."""
+
+    def temporary(self, goal: Path) -> Path:
+        """The temporary name of the folder that will be `goal`."""
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write all files into a folder and wait until they are on the disk.
+
+        Returns the index for meta.json: the size and the SHA-256 of each file, by its name."""
+
+    def close(self) -> None:
+        """Called once at the end, whether they were written or not."""
+
+
+class WholeFiles:
+    """One file of weights and one of state, written by one process."""
+
+    def __init__(self, model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        self._parts = (model, state)
+
+    @property
+    def size(self) -> int:
+        """The bytes of all tensors."""
+        return sum(bytes_of(part) for part in self._parts)
+
+    def copied(self) -> WholeFiles:
+        """The same with copies of the tensors, on the CPU."""
+        return type(self)(*(copies_of(part) for part in self._parts))
+
+    def temporary(self, goal: Path) -> Path:
+        """A name that only this process uses."""
+        return durable.temporary_path(goal)
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write model.safetensors and state.safetensors; returns their index."""
+        names = (f"{part}.safetensors" for part in PARTS)
+        return {
+            name: write_tensors(folder / name, tensors)
+            for name, tensors in zip(names, self._parts, strict=True)
+        }
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def bytes_of(tensors: Mapping[str, Tensor]) -> int:
+    """The bytes of some tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def copies_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of some tensors, on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write a file of tensors and wait until it is on the disk; returns its size and SHA-256."""
+    pieces = HashedPieces(tensor_pieces(tensors))
+    durable.write_file(path, pieces, large=bytes_of(tensors) >= DIRECT_IO_BYTES)
+    return {"size": pieces.size, "sha256": pieces.digest.hexdigest()}
+
+
+def joined(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """The whole tensors, from the shards in their order, which it empties.
+
+    They are tensors, or float32 memory. Raises ValueError if the shards do not fit together."""
+    first, *others = shards
+    whole = {}
+    for name in sorted(first):
+        begin = first.pop(name)
+        has_rows = len(begin.shape) > 0
+        if any((name in shard) != has_rows for shard in others):
+            raise ValueError(f"`{name[:80]}` is not in the shards that should hold it")
+        rows = [begin, *(shard.pop(name) for shard in others if has_rows)]
+        try:
+            whole[name] = _memory(rows) if isinstance(begin, memoryview) else _tensor(rows)
+        except (ValueError, TypeError, RuntimeError):
+            raise ValueError(f"`{name[:80]}` has other shapes in other shards") from None
+    if left := next((name for shard in others for name in shard), None):
+        raise ValueError(f"`{left[:80]}` is not in the first shard")
+    return whole
+
+
+def _tensor(rows: list[Tensor]) -> Tensor:
+    import torch
+
+    if len({each.dtype for each in rows}) > 1:
+        raise ValueError
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+
+def _memory(rows: list[memoryview[float]]) -> memoryview[float]:
+    full = [each for each in rows if each.nbytes]
+    if len(full) < 2:
+        return full[0] if full else rows[0]
+    shapes = [each.shape or () for each in full]
+    if len({shape[1:] for shape in shapes}) > 1:
+        raise ValueError
+    numbers = bytearray().join(each.cast("B") for each in full)
+    shape = [sum(shape[0] for shape in shapes), *shapes[0][1:]]
+    return memoryview(numbers).cast("f").cast("B").cast("f", shape)
