@@ -65,7 +65,9 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter by our names: pairs by layer ("h.0.attn.query"), and whole tables."""
+    """A LoRA adapter under gptcli's parameter names.
+
+    `pairs` maps a layer ("h.0.attn.query") to its A and B. `tables` holds whole tables."""
 
     lora: LoraConfig
     pairs: dict[str, Pair]

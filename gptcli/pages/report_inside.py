@@ -17,7 +17,7 @@ from gptcli.tokenization import Tokenizer
 from gptcli.view.safe_text import clean
 from gptcli.view.token_labels import token_label
 
-_HABITS = 4  # of the clearest heads, in words
+_HABITS = 4  # the report puts the habits of at most so many heads in words
 
 
 def passage_record(
