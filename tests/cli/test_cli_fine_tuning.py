@@ -31,7 +31,7 @@ def test_a_config_of_two_lines_tunes_a_run(
     )
     outcome = cli("train", lora, "--from", trained, "--out", run)
     assert outcome.code == 0, outcome.err
-    assert "parameters are trained in adapters" in outcome.err
+    assert "parameters are trained by LoRA (" in outcome.err
     assert "note: train.lora.rank is" not in outcome.err
     assert "before tuning " in outcome.err
     found = config_of(run)
