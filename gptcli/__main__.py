@@ -12,7 +12,16 @@ def main() -> None:
     correct_terminal_variables(os.environ)
     from gptcli import cli
 
-    cli.main()
+    try:
+        cli.main()
+    except SystemExit as ended:
+        if "RANK" in os.environ:  # torchrun sets it
+            from gptcli.distributed.ending import end_rank
+            from gptcli.distributed.place import place
+
+            if place() is not None:
+                end_rank(ended)
+        raise
 
 
 if __name__ == "__main__":

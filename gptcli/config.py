@@ -461,6 +461,10 @@ class LoraConfig(_Section):
     """Which matrices of the blocks change: attention, feed_forward, all, or a list of names, such
     as attn.query, attn.key, attn.value, attn.c_proj; mlp.gate_proj, mlp.up_proj, mlp.down_proj of
     modern; mlp.c_fc, mlp.c_proj of gpt2."""
+    embeddings: bool | Auto = "auto"
+    """Whether the token embedding and the head are trained as well, all their numbers. This costs
+    little if the vocabulary is small. auto: if they have at most as many numbers as the adapters
+    of the blocks."""
 
     def names(self, arch: Arch) -> tuple[str, ...]:
         """The targets in a network of this arch, such as "attn.query", in the arch's order."""
@@ -523,8 +527,8 @@ class TrainConfig(_Section):
     """Seed of the initial weights, of the order of the text and of dropout."""
     lora: LoraConfig | None = None
     """Low-rank adapters (LoRA), for `--from RUN`: only small matrices are trained, whose product is
-    added to the weights. The weights themselves stay as they are. Unless you set train.optimizer or
-    name a CONFIG, adamw trains them. null: all weights are trained."""
+    added to the weights of the blocks. These weights themselves stay as they are. Unless you set
+    train.optimizer or name a CONFIG, adamw trains them. null: all weights are trained."""
 
     def tokens_per_step(self, block_size: int) -> int:
         """Tokens of one optimizer step on windows of `block_size` tokens."""

@@ -279,6 +279,39 @@ def dump_config(config: Config) -> str:
     return text
 
 
+def as_yaml(value: object) -> str:
+    """A value as YAML on one line, as KEY=VALUE takes it: "null", "{rank: 8, dropout: 0.0}"."""
+    text = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=10**9,
+        default_flow_style=True,
+    )
+    assert isinstance(text, str)
+    return text.removesuffix("\n").removesuffix("\n...")  # the end of a document of one value
+
+
+def in_words(value: object) -> str:
+    """A value for a sentence: a list without its brackets, everything else as YAML."""
+    if isinstance(value, list):
+        return ", ".join(map(as_yaml, value)) or "none"
+    return as_yaml(value)
+
+
+def changed_values(key: str, old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """What differs below a dotted key: for two sections, only the keys that differ in them."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return {key: (old, new)}
+    names = {**old, **new}
+    return {
+        f"{key}.{name}": (old.get(name), new.get(name))
+        for name in names
+        if old.get(name) != new.get(name)
+    }
+
+
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """The keys in which two configs differ: dotted key -> (old value, new value)."""
     before, after = keys_and_values(old.model_dump()), keys_and_values(new.model_dump())

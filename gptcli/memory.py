@@ -72,7 +72,7 @@ def memory_held() -> int | None:
 
 
 def _available_in_machine() -> int | None:
-    """MemAvailable of Linux, in bytes."""
+    """The memory that Linux says is available (MemAvailable), in bytes; None if unknown."""
     kibibytes = _number(_MEMINFO, after="MemAvailable:")
     return None if kibibytes is None else 1024 * kibibytes
 

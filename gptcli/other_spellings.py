@@ -61,6 +61,7 @@ train.lora.rank: lora_r lora_rank r lora_dim
 train.lora.alpha: lora_alpha
 train.lora.dropout: lora_dropout
 train.lora.targets: target_modules lora_target_modules lora_targets lora_target
+train.lora.embeddings: modules_to_save train_embeddings additional_trainable_params
 run.device: accelerator device_type backend
 run.dtype: precision mixed_precision amp_dtype torch_dtype data_type
 run.compile: torch_compile compile_model use_compile

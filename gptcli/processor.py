@@ -63,7 +63,7 @@ class Processor:
 
 
 def features_and_flags(kind: str) -> Processor:
-    """What a processor of this kind has, without anything that is newer."""
+    """The features and compiler flags of a kind: its own, and those of older ones of its family."""
     machine = KINDS[kind].machine
     family = [name for name, one in KINDS.items() if one.machine == machine]
     kinds = [KINDS[name] for name in family[: family.index(kind) + 1]]
@@ -101,7 +101,8 @@ def this_processor(restriction: str | None = None) -> Processor | None:
 def usable_processor() -> Processor | None:
     """The processor, restricted by $GPTCLI_CPU; None on an unknown operating system.
 
-    Raises GptcliError if $GPTCLI_CPU asks for something else than a kind that is here."""
+    Raises GptcliError if $GPTCLI_CPU names an unknown kind, or one whose features this processor
+    lacks."""
     return this_processor(os.environ.get(_VARIABLE) or None)
 
 

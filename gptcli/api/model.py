@@ -45,12 +45,13 @@ def load(
 ) -> Model:
     """The trained model of a run, ready to generate.
 
-    `run` is a run folder, its name under runs/, or None for the newest run. `checkpoint` is "best",
-    "last" or a step; by default the best, or the last of a run without evaluations. `device` is
-    "auto", "cuda", "mps" or "cpu". `dtype` is what generating computes in: "auto" (the fastest
-    here), "bfloat16", "float16", "float32", or on a CPU "int8". `attention` to `tokenizer` name the
-    files of a run that was trained with the user's parts, as `FILE` or `FILE:CLASS`. This runs
-    them.
+    `run` is a run folder, its name under runs/, a model of another program (a folder of Hugging
+    Face, such as an export, or nanoGPT's ckpt.pt), or None for the newest run. `checkpoint` is
+    "best", "last" or a step; by default the best, or the last of a run without evaluations.
+    `device` is "auto", "cuda", "mps" or "cpu". `dtype` is what generating computes in: "auto" (the
+    fastest here), "bfloat16", "float16", "float32", or on a CPU "int8". `attention` to `tokenizer`
+    name the files of a run that was trained with the user's parts, as `FILE` or `FILE:CLASS`. This
+    runs them.
 
     Raises GptcliError if there is no such run or it cannot be loaded. Notes, for example about a
     damaged checkpoint, are Python warnings."""

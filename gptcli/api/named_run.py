@@ -39,6 +39,11 @@ def _instead_of_run(name: str, command: str) -> GptcliError | None:
     if os.path.isfile(name):  # noqa: PTH113 (False for a name that no file can have)
         if name.lower().endswith((".yaml", ".yml")):
             return GptcliError(f"{name} is a config, not a run", f"train it: gptcli train {quoted}")
+        if name.lower().endswith((".gguf", ".onnx")):
+            return GptcliError(
+                f"{name} is a model of another program, which gptcli writes and cannot read",
+                "name the run that it was exported from",
+            )
         use = {
             "sample": f"to continue the text in it: gptcli sample --prompt-file {quoted}",
             "eval": f"to measure the loss of the newest run on it: gptcli eval --file {quoted}",

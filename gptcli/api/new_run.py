@@ -286,7 +286,7 @@ def new_folder(
 
 
 def _other_name_notes(run: Path, name: str, out: Path | None) -> list[str]:
-    """A note if the run gets another name, because a run of its name exists; else []."""
+    """A note if the run got another name because `name` was taken; else []."""
     if out is not None or run.name == name:
         return []
     first = run.with_name(name)

@@ -25,7 +25,7 @@ PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 
 @dataclass(frozen=True)
 class UserFiles:
-    """The files of the user's parts that this command line or this call names."""
+    """The files that hold the user's parts, as the command line or the Python call names them."""
 
     attention: str | None = None
     layernorm: str | None = None

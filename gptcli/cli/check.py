@@ -113,9 +113,9 @@ def check_attention(
     If a FILE is wrong, the report names the first of the eight steps that is wrong, the line and
     the mistake. For example: `gptcli check-attention my/attention.py --hint 2`.
 
-    The course's form is Class(config), where config has n_embd, n_head, dropout, bias and
-    block_size; layers query, key, value (or one c_attn) and c_proj; forward(x) takes and returns
-    (B, T, C).
+    The course's form is a class with the constructor Class(config). config has n_embd, n_head,
+    dropout, bias and block_size. The class has the layers query, key, value (or one c_attn) and
+    c_proj. Its forward(x) takes and returns (B, T, C).
     Other forms are understood too: other names, constructors and layers, one layer for each head,
     code of LLMs from Scratch, Karpathy's lecture, CS336 and ARENA. docs/course/coming-from has
     the table.

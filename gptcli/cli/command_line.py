@@ -338,6 +338,8 @@ def _written(path: str, form: str, value: str, known: dict[str, Any]) -> tuple[s
             return f"leave it out, or name the run: {path} RUN", True
         if option == "TEXT" and value and not is_text_or_config(value):
             return f"name a text file or a folder, without an option: {path} TEXT", True
+        if option == "FILE" and value and not os.path.exists(value):  # noqa: PTH110
+            return f"write the text to a file, and name that: {path} FILE", True
         return f"write it without an option: {path} {shown}", True
     if "VALUE" not in form:
         return f"write {form}", False

@@ -12,7 +12,7 @@ from gptcli.cli.options import CheckpointOption, JsonOption, ModelOptions, RunAr
 from gptcli.cli.output import print_json
 from gptcli.cli.run_argument import named_run
 from gptcli.errors import GptcliError, nearest
-from gptcli.files.paths import expanded, shell_word
+from gptcli.files.paths import expanded, refuse_existing, shell_word
 from gptcli.view.waiting import waiting
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -85,6 +85,10 @@ def export(
             f"pip install {format}",
         )
     folder = named_run(run, "export")
+    name = folder.resolve().name
+    default = f"{name}-{type_name}.gguf" if format == "gguf" else f"{name}-{format}"
+    path = expanded(out) if out is not None else Path(default)
+    refuse_existing(path)
     _refuse_user_parts(folder)
     if merge:
         _refuse_without_adapters(folder)
@@ -94,9 +98,6 @@ def export(
     from gptcli.interop import export as exporting
     from gptcli.interop.model_card import proof_sentence
 
-    name = trained.run.resolve().name
-    default = f"{name}-{type_name}.gguf" if format == "gguf" else f"{name}-{format}"
-    path = expanded(out) if out is not None else Path(default)
     with waiting("writing and proving the export"):
         done = exporting.export(
             trained, cast(exporting.Format, format), path, type_name, merge=merge

@@ -164,10 +164,14 @@ def _table(grades: list[Grade], console: Console) -> Table:
     exercises = [state.exercise for state in grades[0].exercises]
     longest = max(Text(_shown(each.student)).cell_len for each in grades)
 
-    def room(letters: int, gap: int) -> int:  # that is left for the students' names
-        return console.width - sum(max(_SHORT, len(e.name[:letters])) + gap for e in exercises)
+    def heading(name: str, short: bool) -> str:  # a name is not cut for a single letter
+        return name[:_SHORT] if short and len(name) > _SHORT + 1 else name
 
-    short = room(99, 2) < min(longest, _NAME_WIDTH)
+    def room(short: bool, gap: int) -> int:  # that is left for the students' names
+        widths = (max(_SHORT, len(heading(e.name, short))) for e in exercises)
+        return console.width - sum(width + gap for width in widths)
+
+    short = room(False, 2) < min(longest, _NAME_WIDTH)
     gap = 1 if short else 2
     table = Table(
         box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold", show_footer=True
@@ -179,10 +183,10 @@ def _table(grades: list[Grade], console: Console) -> Table:
         count + ("\npassed by" if long else ""),
         overflow="ellipsis" if _unicode(console) else "crop",
         no_wrap=True,
-        width=max(len(count), min(longest, room(_SHORT if short else 99, gap))),
+        width=max(len(count), min(longest, room(short, gap))),
     )
     for at, each in enumerate(exercises):
-        name = each.name[:_SHORT] if short else each.name
+        name = heading(each.name, short)
         passes = str(sum(row.exercises[at].state == "passes" for row in grades))
         table.add_column(
             name, f"{name}\n{passes}" if long else passes, no_wrap=True, min_width=_SHORT

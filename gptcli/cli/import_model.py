@@ -19,19 +19,29 @@ def import_model(
         str,
         typer.Argument(
             metavar="PATH",
-            help="A Hugging Face folder, nanoGPT's ckpt.pt, or a name on the Hugging Face Hub.",
+            help="A Hugging Face folder, nanoGPT's ckpt.pt, a name on the Hugging Face Hub, or the "
+            "folder of an adapter of peft (with --base).",
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="RUN", help="The run folder. Default: runs/NAME."),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="RUN",
+            help="The run that the LoRA adapter at PATH was tuned from.",
+        ),
+    ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
             "--tokenizer",
             metavar="FILE",
-            help="Its tokenizer.json or a folder with one, or the text of a model of characters.",
+            help="Its tokenizer.json or a folder with one, the text of a model of characters, or "
+            "gpt2 for GPT-2's.",
         ),
     ] = None,
     block_size: Annotated[
@@ -42,8 +52,9 @@ def import_model(
 ) -> None:
     """Turn a model of another program into a run, which every command can use.
 
-    Reads GPT-2, dense Qwen3, Llama and Mistral from safetensors, and nanoGPT's ckpt.pt. Runs no
-    code of the model. What gptcli would compute differently is refused, and the error names it."""
+    Reads GPT-2, dense Qwen3, Llama and Mistral from safetensors, and nanoGPT's ckpt.pt; with
+    --base, a LoRA adapter of peft. Runs no code of the model. What gptcli would compute differently
+    is refused, and the error names it."""
     given = expanded(Path(path))
     is_name = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not given.exists()
     if not given.exists() and not is_name:
@@ -51,25 +62,44 @@ def import_model(
             f"there is no file or folder {path}",
             "name a folder of Hugging Face, or nanoGPT's ckpt.pt",
         )
-    from gptcli.interop import imports
-    from gptcli.training.run_folder import free_name
+    if base is not None and (tokenizer is not None or block_size is not None):
+        raise GptcliError(
+            "an adapter has the tokenizer and the context of its base model",
+            "leave --tokenizer and --block-size out",
+        )
+    from gptcli.interop import adapter_import, imports
+    from gptcli.interop.adapter_folder import SETTINGS
+    from gptcli.interop.tokenizers import GPT2
+    from gptcli.training.run_folder import find_run, free_name
 
     if is_name:
         with waiting("downloading the model"):
             given = imports.from_hub(path)
     name = path.rpartition("/")[2] if is_name else _name_of(given)
     run = expanded(out) if out is not None else free_name(name)
+    if out is not None:
+        imports.refuse_taken(run)
+    if base is None and (given / SETTINGS).is_file() and not (given / "config.json").is_file():
+        raise GptcliError(
+            f"{path} is a LoRA adapter, which changes another model",
+            f"name its base model: gptcli import {shell_word(path)} --base RUN",
+        )
     tokenizer_path = expanded(tokenizer) if tokenizer is not None else None
-    if tokenizer_path is not None and not tokenizer_path.exists():
+    if tokenizer_path not in (None, Path(GPT2)) and not tokenizer_path.exists():
         raise GptcliError(f"there is no file or folder {tokenizer}", "check the path")
     with waiting("reading and comparing the model"):
-        done = imports.import_model(
-            given,
-            run,
-            tokenizer=tokenizer_path,
-            block_size=block_size,
-            name=path if is_name else None,
-        )
+        if base is not None:
+            done = adapter_import.import_adapter(
+                given, find_run(base), run, name=path if is_name else None
+            )
+        else:
+            done = imports.import_model(
+                given,
+                run,
+                tokenizer=tokenizer_path,
+                block_size=block_size,
+                name=path if is_name else None,
+            )
     from gptcli.interop.model_card import proof_sentence
     from gptcli.model.gpt import count_parameters
 

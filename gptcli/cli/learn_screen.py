@@ -17,7 +17,7 @@ from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
 from gptcli.view.safe_text import clean, crop
 
-WIDE = 120  # columns from which the reference stands beside the learner's file
+WIDE = 120  # columns; a narrower screen does not show the reference beside the file
 _INDENT = "  "
 _LATER = "; later steps are still to be written"
 
@@ -44,7 +44,7 @@ class State:
     offset: int = 0  # the first line of the body that is shown
     selected: int = 0  # of the view "list"
     checked_at: str = ""
-    started: bool = False  # PyTorch is there, so checks are quick
+    started: bool = False  # PyTorch is loaded, so checks are quick
 
     @property
     def exercise(self) -> Exercise:

@@ -78,8 +78,9 @@ class BackgroundCheck:
 class Session:
     """One learner at work in a folder.
 
-    `edit` opens a file at a line and returns a note; without it there are no keys. `said` gets
-    lines for the scrollback. `prints` returns what the files have printed since the last call."""
+    `edit` opens a file at a line, and returns a note for the learner. It is None if the learner
+    cannot press keys. `said` gets lines for the scrollback. `prints` returns what the files have
+    printed since the last call."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
 from gptcli.errors import GptcliError, nearest
 
-_CHARACTERS = 96  # of a text whose characters are not counted here
+_CHARACTERS = 96  # assumed vocab_size of a char tokenizer: plan does not read the text
 
 
 def plan(

@@ -229,8 +229,8 @@ def show(
 ) -> None:
     """Show the tokens of a text with their ids, and how well the tokenizer compresses it.
 
-    On a terminal, the tokens are tiles above their ids; in a pipe, one line each: id and bytes.
-    Then stderr gets the bytes per token, beside GPT-2's tokenizer."""
+    A terminal shows each token as a tile above its id. A pipe gets one line per token: its id and
+    its bytes. stderr then gets the bytes per token, compared with GPT-2's tokenizer."""
     if vocabulary:
         if text is not None:
             raise GptcliError("--vocabulary takes no TEXT", "leave out one of them")

@@ -1,4 +1,7 @@
-"""The cache of encoded texts: found by content hash, verified before use, renamed atomically.
+"""The cache of encoded texts.
+
+An entry is found by its content hash and verified before use. A new one is built in a temporary
+folder, which is then renamed atomically.
 
 An entry is a folder named after its key. It holds the token shards, the tokenizer.json that made
 them, and a meta.json, which is written last. meta.json has the size and SHA-256 of each shard, the

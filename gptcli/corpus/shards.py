@@ -246,7 +246,7 @@ def _reader(
 ) -> Callable[[], Tokens]:
     """A function that reads a block of a shard and verifies it."""
 
-    def read() -> Tokens:
+    def read() -> Tokens:  # exit code 1: the run has begun, and fails
         start, size = first * dtype.itemsize, count * dtype.itemsize
         for _ in range(2):  # bytes can be damaged on their way
             content = folder.read(name, start, start + size)
@@ -300,7 +300,6 @@ def read_index(folder: ShardFolder) -> ShardIndex:
         raise GptcliError(
             f"{joined(folder.name, INDEX)} is damaged, or of another version of gptcli",
             "write the token shards again with `gptcli tokenizer shards`",
-            exit_code=1,
         ) from None
 
 
@@ -319,7 +318,6 @@ def read_tokenizer(folder: ShardFolder, index: ShardIndex) -> Tokenizer:
     raise GptcliError(
         f"{joined(folder.name, 'tokenizer.json')} is not the tokenizer that made the shards",
         "restore it from a copy, or write the token shards again",
-        exit_code=1,
     )
 
 

@@ -146,7 +146,9 @@ class _Writer:
         return node.attr
 
     def _origin(self, node: ast.Attribute) -> str | None:
-        """`torch.nn.functional.softmax` of `F.softmax`; None if it begins with no import."""
+        """The full name of an attribute: `torch.nn.functional.softmax` for `F.softmax`.
+
+        None if its first name is not imported."""
         parts = [node.attr]
         inner: ast.expr = node.value
         while isinstance(inner, ast.Attribute):

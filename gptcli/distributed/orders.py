@@ -10,9 +10,9 @@
       state.files      -> "save"       ---->    write its shards to the disk (FSDP: shards.py)
     the end            -> "end"       ----->    leave with the same exit code
 
-The leader gives an order by calling the method of RankPasses or Optimizers that the loop calls
-anyway. Whatever the loop decides (stop, save, halve the loss scale, diverge) needs no order: the
-others only see that the next order is another one.
+The loop calls the same methods as without ranks. On the leader, the methods of this table also give
+the order. What the loop decides (to stop, halve the loss scale, diverge) needs no order: the other
+ranks only see which order comes next. A save needs an order only with FSDP.
 """
 
 from __future__ import annotations

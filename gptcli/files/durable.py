@@ -228,6 +228,30 @@ def delete_temporaries(folder: Path, goals: str) -> None:
                 remove_tree(path)
 
 
+def delete_abandoned(goal: Path) -> None:
+    """Delete what processes that were killed left beside `goal`: `.NAME.PID.tmp`.
+
+    Keeps the files of processes that still run on this machine. Ignores what cannot be deleted."""
+    temporary = re.compile(rf"\.{re.escape(goal.name)}\.(\d{{1,9}})\.tmp")
+    with suppress(OSError):
+        for path in goal.parent.iterdir():
+            found = temporary.fullmatch(path.name)
+            if found is not None and not _is_running(int(found[1])):
+                remove_tree(path)
+
+
+def _is_running(pid: int) -> bool:
+    if sys.platform == "win32":  # os.kill ends the process there
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's process
+        pass
+    return True
+
+
 # These errors come from the path, not from the disk: the user can choose another path.
 _PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR,
                 errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG}  # fmt: skip
@@ -237,6 +261,11 @@ def folder_error(folder: Path, error: OSError) -> GptcliError:
     """The error for a folder that cannot be made or written to.
 
     Exit code 2 if the path is wrong (a mistake on the command line), 1 if the disk fails."""
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        for path in (folder, *folder.parents):
+            if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises errors)
+                hint = "choose another folder with --out"
+                return GptcliError(f"{path} is a file, not a folder", hint)
     if error.errno in _PATH_ERRORS:
         return GptcliError(
             f"{folder}: cannot be written ({error.strerror})",

@@ -49,6 +49,12 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return without_dots if same else found.resolve()
 
 
+def refuse_existing(path: Path) -> None:
+    """Raise GptcliError if there is something at `path`, where a command is to write."""
+    if os.path.lexists(path):
+        raise GptcliError(f"{path} exists", "name another --out, or move it away")
+
+
 def shell_word(text: str | os.PathLike[str]) -> str:
     """The text as one word of a command line that users can copy, quoted if necessary.
 

@@ -6,9 +6,12 @@ other URLs or unpack archives. gptcli takes only those of PROTOCOLS, each withou
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from gptcli.errors import GptcliError, nearest
@@ -29,6 +32,12 @@ PROTOCOLS = {
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PAUSES = (0.5, 2.0, 5.0)  # seconds before another try
+_LASTING = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM,
+    errno.EROFS, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
+"""Errors of a file system that another try some seconds later would meet again."""
 T = TypeVar("T")
 
 
@@ -62,6 +71,7 @@ class RemoteFolder:
         except Exception as error:  # what a protocol's package raises for a URL is its own affair
             raise _failed("open", url, error) from None
         self.url = url.rstrip("/")
+        self._is_local = protocol == "file"
         self._path = str(path).rstrip("/")
 
     def read(self, name: str, start: int, stop: int) -> bytes:
@@ -106,20 +116,12 @@ class RemoteFolder:
     def write(self, name: str, content: bytes) -> None:
         """Write a file; a file of this name is replaced. Raises GptcliError."""
 
-        def put(path: str) -> None:
-            self._make_parent(path)
-            self._fs.pipe_file(path, content)
-
-        self._try("write", name, put)
+        self._put(name, lambda path: self._fs.pipe_file(path, content))
 
     def upload(self, source: str, name: str) -> None:
         """Copy a file of this machine there. Raises GptcliError."""
 
-        def put(path: str) -> None:
-            self._make_parent(path)
-            self._fs.put_file(source, path)
-
-        self._try("write", name, put)
+        self._put(name, lambda path: self._fs.put_file(source, path))
 
     def download(self, name: str, goal: str) -> None:
         """Copy a file from there to this machine. Raises GptcliError."""
@@ -134,8 +136,24 @@ class RemoteFolder:
 
         self._try("delete", folder, remove)
 
-    def _make_parent(self, path: str) -> None:
-        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+    def _put(self, name: str, write: Callable[[str], None]) -> None:
+        """Write a file. If that fails, a file of this name stays as it was.
+
+        Object stores show a file when it is complete. A disk does not, and it can be full."""
+
+        def put(path: str) -> None:
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            if not self._is_local:
+                return write(path)
+            part = f"{path}.part"
+            try:
+                write(part)
+                Path(part).replace(path)
+            finally:
+                with suppress(OSError):
+                    Path(part).unlink()
+
+        self._try("write", name, put)
 
     def _try(self, verb: str, name: str, do: Callable[[str], T]) -> T:
         path = f"{self._path}/{name}" if name else self._path
@@ -143,10 +161,9 @@ class RemoteFolder:
         for pause in (*_PAUSES, None):
             try:
                 return do(path)
-            except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-                raise _failed(verb, url, error) from None
             except Exception as error:  # of many packages; a network fails in many ways
-                if pause is None:
+                lasts = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
+                if lasts or getattr(error, "errno", None) in _LASTING or pause is None:
                     raise _failed(verb, url, error) from None
                 time.sleep(pause)
         raise AssertionError
@@ -167,9 +184,16 @@ def _protocol(url: str) -> str:
     return protocol
 
 
+def reason(error: Exception) -> str:
+    """Why something failed, on one line: the system's words ("No space left on device") if it has
+    some, else those of the package."""
+    if isinstance(error, OSError) and error.strerror and error.errno in _LASTING:
+        return error.strerror
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def _failed(verb: str, url: str, error: Exception) -> GptcliError:
-    words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    what = "there is no such file" if isinstance(error, FileNotFoundError) else words
+    what = "there is no such file" if isinstance(error, FileNotFoundError) else reason(error)
     return GptcliError(
         f"cannot {verb} {url}: {what}",
         "check the URL, the network and your credentials for it",

@@ -7,11 +7,16 @@ and value, so their adapters become one of a higher rank, exactly:
     [Bk Ak] = [   Bk     ] [Ak]
     [Bv Av]   [      Bv  ] [Av]
 
+If the run trained the token embedding and the head, too, the folder holds them whole, and peft puts
+them in the place of the base model's (`modules_to_save`). A tied head is written as well: peft
+replaces each layer by a copy of its own.
+
 Dimensions: R rank, I inputs and O outputs of a matrix, n of query, key and value that are adapted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,17 +24,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from gptcli.config import Config
 from gptcli.errors import GptcliError
-from gptcli.model.parameters import IN_BLOCK, row_of
+from gptcli.model.gpt import GPT
+from gptcli.model.parameters import IN_BLOCK, is_in_block, row_of
 from gptcli.training import checkpoint
-from gptcli.training.adapters import BASE, VALUE
+from gptcli.training.adapters import BASE, TABLES, VALUE
 from gptcli.training.loading import Trained
 from gptcli.training.training_state import build_model
 
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of an adapter."""
+BASE_KEY = "gptcli_base_sha256"
+"""The metadata of WEIGHTS that says of which base model the adapter is."""
 ADAPTER = "adapter"
 """The folder of the adapter, inside that of the base model.
 
@@ -43,14 +53,18 @@ def has_adapters(config: Config) -> bool:
 
 
 def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
-    """The base model of a run with adapters, and A and B by name ("h.0.attn.query.lora_A").
+    """The base model of a run with adapters, and what it trained, by name: A and B
+    ("h.0.attn.query.lora_A"), and the embedding and the head ("wte.weight") if it trained these.
 
     Raises GptcliError (exit code 1) if the checkpoint is damaged or has no adapters."""
     saved = checkpoint.load(trained.run, trained.step, with_state=True)
     weights, adapters = dict(saved.model), {}
     for name, tensor in saved.state.items():
         if name.startswith(BASE):
-            weights[name.removeprefix(BASE)] = tensor
+            table = name.removeprefix(BASE)
+            if not is_in_block(table):
+                adapters[table] = weights[table]
+            weights[table] = tensor
         elif name.startswith(VALUE):
             adapters[name.removeprefix(VALUE)] = tensor
     if not adapters:
@@ -63,13 +77,38 @@ def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
     return replace(trained, source=base, arrays=None), adapters
 
 
-def write_adapter(config: Config, adapters: Mapping[str, Tensor], folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors into a new folder."""
+def write_adapter(base: Trained, adapters: Mapping[str, Tensor], folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors into a new folder.
+
+    `base` is the base model, with the config of the run that was tuned from it."""
     folder.mkdir()
-    tensors = peft_tensors(config, adapters)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = base.config
+    data = save(peft_tensors(config, adapters), metadata={"format": "pt"})
+    marked = _with_metadata(data, {BASE_KEY: base_digest(base.model)})
+    (folder / WEIGHTS).write_bytes(marked)
     text = json.dumps(peft_config(config, adapters), indent=2)
-    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+    (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+
+
+def base_digest(model: GPT) -> str:
+    """SHA-256 (hex) of a model's weights, by which an import knows the base of an adapter."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.detach().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _with_metadata(data: bytes, more: dict[str, str]) -> bytes:
+    """A safetensors file with more metadata.
+
+    The package itself writes several entries in an order that changes from call to call."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] |= more
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def peft_config(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -79,7 +118,7 @@ def peft_config(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Any
     layers: dict[str, int] = {}
     for name in _layers(adapters):
         if name.startswith("h.0."):
-            theirs = _their_layer(config, name).split(".", 3)[3]
+            theirs = their_layer(config, name).split(".", 3)[3]
             layers[theirs] = layers.get(theirs, 0) + 1
     fused = {layer: count for layer, count in layers.items() if count > 1}
     is_gpt2 = config.model.traits.model_type == "gpt2"
@@ -99,13 +138,15 @@ def peft_config(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Any
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
-        "modules_to_save": None,
+        "modules_to_save": [layer.rpartition(".")[2] for layer in _tables(config, adapters)]
+        or None,
         "inference_mode": True,
     }
 
 
 def peft_tensors(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A (n R, I) and B (n O, n R) under peft's names; n is 1 but for GPT-2's c_attn.
+    """A (n R, I) and B (n O, n R) under peft's names, and whole tables; n is 1 but for GPT-2's
+    c_attn.
 
     A part of c_attn that is not adapted gets rows of zeros in B."""
     parts: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
@@ -114,7 +155,7 @@ def peft_tensors(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Te
         assert row is not None
         part = row.gpt2_part if config.model.traits.model_type == "gpt2" else None
         pair = adapters[f"{name}.lora_A"], adapters[f"{name}.lora_B"]
-        parts.setdefault(_their_layer(config, name), {})[-1 if part is None else part] = pair
+        parts.setdefault(their_layer(config, name), {})[-1 if part is None else part] = pair
     found: dict[str, Tensor] = {}
     for layer, pairs in parts.items():
         As = [A for _, (A, _) in sorted(pairs.items())]
@@ -128,7 +169,28 @@ def peft_tensors(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Te
             B = whole
         found[f"base_model.model.{layer}.lora_A.weight"] = A.contiguous()
         found[f"base_model.model.{layer}.lora_B.weight"] = B.contiguous()
+    for layer, table in _tables(config, adapters).items():
+        found[f"base_model.model.{layer}.weight"] = table.clone()  # safetensors shares no memory
     return found
+
+
+def _tables(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tables that were trained, by the layer of the Hugging Face model.
+
+    Two layers have the same table if the head is the embedding."""
+    found = {name: adapters[name] for name in TABLES if name in adapters}
+    if found and config.model.traits.tied_head:
+        found["lm_head.weight"] = found["wte.weight"]
+    return {their_table(config, name): table for name, table in found.items()}
+
+
+def their_table(config: Config, name: str) -> str:
+    """The layer of the Hugging Face model that holds our table "wte.weight" or "lm_head.weight"."""
+    row = row_of(name)
+    assert row is not None
+    theirs = row.gpt2 if config.model.traits.model_type == "gpt2" else row.qwen3
+    assert theirs is not None
+    return theirs.removesuffix(".weight")
 
 
 def _layers(adapters: Mapping[str, Tensor]) -> list[str]:
@@ -140,7 +202,7 @@ def _layers(adapters: Mapping[str, Tensor]) -> list[str]:
     )
 
 
-def _their_layer(config: Config, name: str) -> str:
+def their_layer(config: Config, name: str) -> str:
     """The layer of the Hugging Face model that holds our layer, for example "h.0.attn.query"."""
     row, block = row_of(f"{name}.weight"), name.split(".")[1]
     assert row is not None

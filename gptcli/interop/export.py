@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gptcli.errors import GptcliError
+from safetensors import SafetensorError
+
 from gptcli.files import durable
+from gptcli.files.paths import refuse_existing
 from gptcli.interop import adapter_folder, gguf_file, hugging_face, model_card, onnx_folder, proof
 from gptcli.training.loading import Trained
 
@@ -40,11 +43,11 @@ def export(
     GptcliError if the other program computes something else from it (exit code 1)."""
     assert not trained.model.user_parts.in_network()
     assert trained.tokenizer.kind != "own"
-    if out.exists() or out.is_symlink():
-        raise GptcliError(f"{out} exists", "name another --out, or move it away")
+    refuse_existing(out)
+    durable.delete_abandoned(out)
     temporary = durable.temporary_path(out)
     with durable.path_errors(out.parent):
-        durable.make_folder(out.parent)
+        made = durable.make_folder(out.parent)
     limits = not_expressible(trained, to)
     try:
         with _write_errors(out):
@@ -77,6 +80,7 @@ def export(
             durable.fsync_folder(out.parent)
     except BaseException:
         durable.remove_tree(temporary)
+        durable.remove_made(made)
         raise
     return Export(to, out, names, found, limits)
 
@@ -85,7 +89,7 @@ def _write_with_adapter(trained: Trained, folder: Path) -> proof.Proof:
     """Write the base model and its adapter, and prove both."""
     base, adapters = adapter_folder.split(trained)
     hugging_face.write_folder(base, folder)
-    adapter_folder.write_adapter(trained.config, adapters, folder / adapter_folder.ADAPTER)
+    adapter_folder.write_adapter(base, adapters, folder / adapter_folder.ADAPTER)
     of_base = proof.hugging_face(base, folder)
     if of_base.largest_difference is None:
         return of_base
@@ -94,13 +98,17 @@ def _write_with_adapter(trained: Trained, folder: Path) -> proof.Proof:
 
 @contextlib.contextmanager
 def _write_errors(out: Path) -> Iterator[None]:
-    """Turn an OSError while `out` is written into a GptcliError, for example on a full disk."""
+    """Turn an error while `out` is written into a GptcliError, for example on a full disk."""
     try:
         yield
+    except SafetensorError as error:  # of the disk, too: "... (os error 28)"
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise durable.folder_error(out, OSError(code, os.strerror(code))) from None
     except OSError as error:
-        raise durable.write_error(
-            out, error, "free some space, or choose another disk with --out"
-        ) from None
+        raise durable.folder_error(out, error) from None
 
 
 def _umask() -> int:

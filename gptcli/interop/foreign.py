@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from torch import Tensor
 from gptcli.config import ModelConfig
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import MAX_JSON_BYTES, open_regular, read_bounded
-from gptcli.interop.layouts import from_hugging_face
+from gptcli.interop.layouts import from_hugging_face, pairs
 from gptcli.memory import total_memory
+from gptcli.model.weights import parameter_shapes
 
 _Json = dict[str, Any]
 _INDEX_BYTES = 64 << 20
@@ -43,8 +44,8 @@ class ForeignModel:
     notes: list[str] = field(default_factory=list)
 
 
-class _Refused(Exception):
-    """gptcli has no layout for this model. The message names the key and its value."""
+class Refused(Exception):
+    """gptcli cannot hold this exactly. The message names the key and its value."""
 
 
 def read_model(path: Path, block_size: int | None = None) -> ForeignModel:
@@ -58,7 +59,7 @@ def read_model(path: Path, block_size: int | None = None) -> ForeignModel:
             return _read_folder(path, block_size)
         if path.is_file() and path.suffix in (".pt", ".pth"):
             return _read_nanogpt(path, block_size)
-    except _Refused as refused:
+    except Refused as refused:
         raise GptcliError(
             f"{path}: gptcli has no layout that computes exactly this model: {refused}",
             "gptcli imports GPT-2, and dense Qwen3, Llama and Mistral models",
@@ -82,7 +83,10 @@ def _read_folder(path: Path, block_size: int | None) -> ForeignModel:
             else f"it is a run of gptcli already: gptcli sample {path}",
         )
     described = read_json(path / "config.json")
-    config, notes = model_config(described)
+    try:
+        config, notes = model_config(described)
+    except GptcliError as error:
+        raise GptcliError(f"{path}: {error.message}", error.hint) from None
     config = _with_block_size(config, block_size)
     weights = _without_prefix(_tensors(path), config)
     eot = described.get("eos_token_id")
@@ -91,17 +95,17 @@ def _read_folder(path: Path, block_size: int | None) -> ForeignModel:
 
 
 def model_config(described: _Json) -> tuple[ModelConfig, list[str]]:
-    """Our config for the content of a config.json, and notes. Raises _Refused."""
+    """Our config for the content of a config.json, and notes. Raises Refused."""
     kind = described.get("model_type")
     if kind == "gpt2":
         return _gpt2_config(described)
     if kind in ("qwen3", "llama", "mistral"):
         return _rotary_config(str(kind), described)
     if isinstance(kind, str) and ("moe" in kind or kind == "mixtral"):
-        raise _Refused(f"`model_type: {kind}` is a mixture of experts")
+        raise Refused(f"`model_type: {kind}` is a mixture of experts")
     if kind == "qwen2":
-        raise _Refused("`model_type: qwen2` has biases in its queries, keys and values")
-    raise _Refused(f"`model_type` is {kind!r:.60}")
+        raise Refused("`model_type: qwen2` has biases in its queries, keys and values")
+    raise Refused(f"`model_type` is {kind!r:.60}")
 
 
 def _gpt2_config(described: _Json) -> tuple[ModelConfig, list[str]]:
@@ -136,17 +140,13 @@ def _rotary_config(kind: str, described: _Json) -> tuple[ModelConfig, list[str]]
     get.only("attention_bias", False, False)
     get.only("mlp_bias", False, False)
     get.only("partial_rotary_factor", 1.0, 1.0)
-    n_embd, n_head = get.count("hidden_size", None), get.count("num_attention_heads", None)
-    n_layer, length = (
-        get.count("num_hidden_layers", None),
-        get.count("max_position_embeddings", None),
-    )
-    if n_embd is None or n_head is None or n_layer is None or length is None:
-        raise _Refused("config.json does not give all of its sizes")
+    n_embd, n_head = get.required("hidden_size"), get.required("num_attention_heads")
+    n_layer, length = get.required("num_hidden_layers"), get.required("max_position_embeddings")
+    get.required("vocab_size")
     # Qwen3's head width is 128 if the file does not give it.
     head_dim = get.count("head_dim", 128 if kind == "qwen3" else None) or n_embd // n_head
     n_kv_head = get.count("num_key_value_heads", None) or n_head
-    width = get.count("intermediate_size", None)
+    width = get.required("intermediate_size")
     config = _checked(
         {
             "arch": "modern",
@@ -162,13 +162,13 @@ def _rotary_config(kind: str, described: _Json) -> tuple[ModelConfig, list[str]]
             "norm_eps": _unless(get.number("rms_norm_eps", 1e-6), 1e-6),
         }
     )
-    if width is not None and width != config.traits.hidden_width(n_embd):
+    if width != config.traits.hidden_width(n_embd):
         config = _checked({**config.model_dump(), "hidden_width": width})
     return config, []
 
 
 def _window(get: _Getter, kind: str, n_layer: int, length: int) -> int:
-    """How many tokens a token sees: the sliding window, or the complete context. Raises _Refused.
+    """How many tokens a token sees: the sliding window, or the complete context. Raises Refused.
 
     gptcli's window is block_size in every layer."""
     window = get.count("sliding_window", None)
@@ -184,20 +184,20 @@ def _window(get: _Getter, kind: str, n_layer: int, length: int) -> int:
     if set(kinds) == {"full_attention"}:
         return length
     if set(kinds) != {"sliding_attention"}:
-        raise _Refused(f"only some of its layers have a sliding window of {window:,} tokens")
+        raise Refused(f"only some of its layers have a sliding window of {window:,} tokens")
     return window
 
 
 def _rope_theta(described: _Json) -> float:
-    """The base of the rotary frequencies. Raises _Refused for any scaling of the positions."""
+    """The base of the rotary frequencies. Raises Refused for any scaling of the positions."""
     rules = described.get("rope_parameters") or {}
     if not isinstance(rules, dict):
-        raise _Refused("`rope_parameters` cannot be read")
+        raise Refused("`rope_parameters` cannot be read")
     scaling = described.get("rope_scaling") or {}
     for found in (rules, scaling if isinstance(scaling, dict) else {}):
         kind = found.get("rope_type", found.get("type", "default"))
         if kind != "default":
-            raise _Refused(f"its rotary positions are scaled (`rope_type: {kind}`)")
+            raise Refused(f"its rotary positions are scaled (`rope_type: {kind}`)")
     flat = _Getter(described).number("rope_theta", 10_000.0)
     return _Getter(rules).number("rope_theta", flat)
 
@@ -220,12 +220,15 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             + (f", and {other} can run code when it is read" if other else ""),
             "save it with transformers: model.save_pretrained(FOLDER, safe_serialization=True)",
         )
-    _refuse_too_large(paths)
+    refuse_too_large(paths)
     for path in paths:
-        yield from _tensors_of(path)
+        yield from tensors_of(path)
 
 
-def _tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and float32 values of every tensor in a safetensors file.
+
+    Raises Refused for whole numbers, GptcliError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -235,7 +238,7 @@ def _tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
                 if tensor.is_floating_point():
                     yield name, tensor.float()
                 elif not name.endswith(_IGNORED):
-                    raise _Refused(f"`{name}` holds whole numbers: its weights are quantized")
+                    raise Refused(f"`{name}` holds whole numbers: its weights are quantized")
     except (SafetensorError, OSError) as error:
         words = " ".join(str(error).split())[:100]
         raise GptcliError(
@@ -261,7 +264,7 @@ def _without_prefix(
 
 
 def _read_nanogpt(path: Path, block_size: int | None) -> ForeignModel:
-    _refuse_too_large([path])
+    refuse_too_large([path])
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged and for hostile files
@@ -318,7 +321,7 @@ def _foreign(
     notes: list[str],
     path: Path,
 ) -> ForeignModel:
-    """Rename the weights, and check what a config cannot say. Raises GptcliError or _Refused."""
+    """Rename the weights, and check what a config cannot say. Raises GptcliError or Refused."""
     embedding = theirs.get(
         "transformer.wte.weight"
         if config.traits.model_type == "gpt2"
@@ -329,13 +332,16 @@ def _foreign(
     head = theirs.get("lm_head.weight")
     if config.traits.tied_head:
         if head is not None and not torch.equal(head, embedding):
-            raise _Refused("its config ties the head to the embedding, but the two differ")
+            raise Refused("its config ties the head to the embedding, but the two differ")
         theirs.pop("lm_head.weight", None)
     biases = [tensor for name, tensor in theirs.items() if name.endswith(".bias")]
     if config.bias and not any(bias.any() for bias in biases):
         config = config.model_copy(update={"bias": False})
         if biases:
-            notes = [*notes, "all of its biases are 0, so the model here has none"]
+            notes = [
+                *notes,
+                "all of its biases are 0, so the model here has none, and a fine-tune trains none",
+            ]
     positions = theirs.get("transformer.wpe.weight")
     if positions is not None and positions.dim() == 2 and len(positions) > config.block_size:
         theirs["transformer.wpe.weight"] = positions[: config.block_size]
@@ -346,7 +352,8 @@ def _foreign(
             f"{path} has no weight `{error.args[0]}`", "the folder is not complete"
         ) from None
     except ValueError as error:
-        raise _Refused(str(error)) from None
+        raise Refused(str(error)) from None
+    _check_shapes(config, len(embedding), weights, path)
     for name, tensor in weights.items():
         if not torch.isfinite(tensor.sum()):
             raise GptcliError(
@@ -356,6 +363,26 @@ def _foreign(
             )
     is_id = type(eot) is int and 0 <= eot < len(embedding)
     return ForeignModel(config, len(embedding), weights, model_type, eot if is_id else None, notes)
+
+
+def _check_shapes(
+    config: ModelConfig, vocab_size: int, weights: Mapping[str, Tensor], path: Path
+) -> None:
+    """Raise GptcliError if a weight has another shape than the foreign config says."""
+    theirs = {ours: name for ours, name, _ in pairs(config)}
+    for name, shape in parameter_shapes(config, vocab_size).items():
+        found = tuple(weights[name].shape)
+        if found != tuple(shape):
+            raise GptcliError(
+                f"{path}: the weight `{theirs[name]}` is {_by(found)}, but config.json describes "
+                f"one of {_by(shape)}",
+                "config.json and the weights are of different models, or a key is missing or "
+                "wrong: download the folder again",
+            )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
 
 
 def _with_block_size(config: ModelConfig, block_size: int | None) -> ModelConfig:
@@ -371,7 +398,7 @@ def _with_block_size(config: ModelConfig, block_size: int | None) -> ModelConfig
 
 
 def _checked(values: _Json) -> ModelConfig:
-    """A ModelConfig of these values. Raises _Refused if they do not fit together."""
+    """A ModelConfig of these values. Raises Refused if they do not fit together."""
     from pydantic import ValidationError
 
     try:
@@ -379,7 +406,7 @@ def _checked(values: _Json) -> ModelConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise _Refused(f"{where + ': ' if where else ''}{first['msg']}") from None
+        raise Refused(f"{where + ': ' if where else ''}{first['msg']}") from None
 
 
 def _unless(value: Any, usual: Any) -> Any:
@@ -387,7 +414,7 @@ def _unless(value: Any, usual: Any) -> Any:
     return None if value == usual else value
 
 
-def _refuse_too_large(paths: list[Path]) -> None:
+def refuse_too_large(paths: list[Path]) -> None:
     """Raise GptcliError if the files are missing, not regular, or larger than the memory."""
     size = 0
     for path in paths:
@@ -435,11 +462,22 @@ class _Getter:
         value = self.values.get(key)
         value = usual if value is None else value
         if value is not None and not fits(value):
-            raise _Refused(f"`{key}` is {value!r:.60}")
+            raise Refused(f"`{key}` is {value!r:.60}")
         return value
 
     def count(self, key: str, usual: int | None) -> int | None:
         found: int | None = self._read(key, usual, lambda v: type(v) is int and v > 0)
+        return found
+
+    def required(self, key: str) -> int:
+        """A size that every config must have. Raises GptcliError if it is absent."""
+        found = self.count(key, None)
+        if found is None:
+            raise GptcliError(
+                f"config.json does not give `{key}`, so the sizes of the model are unknown",
+                "download the folder again, or save it with transformers: "
+                "model.save_pretrained(FOLDER)",
+            )
         return found
 
     def number(self, key: str, usual: float) -> float:
@@ -452,5 +490,5 @@ class _Getter:
         return bool(self._read(key, usual, lambda v: type(v) is bool))
 
     def only(self, key: str, usual: Any, *allowed: Any) -> None:
-        """Raise _Refused unless the value is one of these."""
+        """Raise Refused unless the value is one of these."""
         self._read(key, usual, lambda v: v in allowed)

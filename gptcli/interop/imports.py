@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from gptcli import __version__
 from gptcli.config import Config, DataConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
@@ -17,6 +18,7 @@ from gptcli.interop import proof
 from gptcli.interop.foreign import ForeignModel, read_model
 from gptcli.interop.tokenizers import padded, tokenizer_of_folder
 from gptcli.model.gpt import count_parameters
+from gptcli.tokenization import Tokenizer
 from gptcli.training import checkpoint, run_folder
 from gptcli.training.loading import Trained
 from gptcli.training.schedule import resolve_rate
@@ -62,11 +64,15 @@ def read_foreign(
         run=RunConfig(),
     )
     notes = [*foreign.notes, *([note] if note else [])]
-    progress = {"progress": asdict(Progress())}
-    meta = {
-        **progress,
-        "vocab_size": found.vocab_size,
-        "tokenizer": found.fingerprint(),
+    return Trained(path, model, found, config, 0, meta_of_import(config, found), notes), foreign
+
+
+def meta_of_import(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a checkpoint of an imported run records besides its tensors."""
+    return {
+        "progress": asdict(Progress()),
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.fingerprint(),
         "data": "imported",
         "model": config.model.model_dump(),
         "config": config.model_dump(),
@@ -74,7 +80,6 @@ def read_foreign(
         "own_parts": [],
         "plans": [],
     }
-    return Trained(path, model, found, config, 0, meta, notes), foreign
 
 
 def _train_config(model: ModelConfig) -> TrainConfig:
@@ -98,28 +103,55 @@ def import_model(
     If transformers is installed, it reads the folder too, and logits and token ids are compared.
     The run appears when it is complete. Raises GptcliError as `read_foreign` does, if the other
     program computes something else (exit code 1), or if the folder cannot be written."""
-    run_folder.refuse_existing(out)
+    refuse_taken(out)
     trained, foreign = read_foreign(path, tokenizer=tokenizer, block_size=block_size)
     found = proof.Proof(None, (), "a ckpt.pt has no reader to compare with")
     if path.is_dir():
         found = proof.hugging_face(trained, path, doing="import", with_texts=tokenizer is None)
+    origin = {"from": name or path.resolve().name, "model_type": foreign.model_type}
+    write_run(out, trained, origin, {"imported": torch.zeros(1)})
+    return Import(out, foreign.model_type, replace(trained, run=out), found, tuple(trained.notes))
+
+
+def refuse_taken(out: Path) -> None:
+    """Raise GptcliError if the run folder of an import exists and is not empty."""
+    try:
+        run_folder.refuse_existing(out)
+    except run_folder.RunExistsError as error:  # its hint is that of a training
+        raise GptcliError(error.message, "name another folder with --out") from None
+
+
+def write_run(
+    out: Path,
+    trained: Trained,
+    origin: dict[str, str],
+    state: dict[str, Tensor],
+    **status: Any,
+) -> None:
+    """Write an imported model as the run folder `out`, which appears when it is complete.
+
+    `origin` says what was imported, `state` are the tensors besides the weights."""
     status = {
-        "imported": {"from": name or path.resolve().name, "model_type": foreign.model_type},
+        "imported": origin,
         "stopped": "imported",
         "parameters": count_parameters(trained.model).total,
         "version": __version__,
+        **status,
     }
     with durable.path_errors(out.parent):
-        durable.make_folder(out.parent)
-    run_folder.create(out, trained.config, trained.tokenizer, status)
+        made = durable.make_folder(out.parent)
     try:
+        run_folder.create(out, trained.config, trained.tokenizer, status)
         weights = {name: p.detach() for name, p in trained.model.named_parameters()}
-        checkpoint.save(out, 0, weights, {"imported": torch.zeros(1)}, trained.meta)
-    except BaseException:
+        checkpoint.save(out, 0, weights, state, trained.meta)
+    except BaseException as error:
         with suppress(OSError):
             durable.remove_tree(out)
+            durable.remove_made(made)
+        if isinstance(error, GptcliError):  # its hint is that of a training
+            hint = "free some space, or choose another disk with --out"
+            raise GptcliError(error.message, hint, exit_code=error.exit_code) from None
         raise
-    return Import(out, foreign.model_type, replace(trained, run=out), found, tuple(trained.notes))
 
 
 def from_hub(name: str) -> Path:

@@ -24,11 +24,11 @@ def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weig
     has a bias everywhere: a bias that our model does not have is written as zeros."""
     found: _Weights = {}
     if config.traits.model_type != "gpt2":
-        for name, theirs, _ in _pairs(config):
+        for name, theirs, _ in pairs(config):
             found[theirs] = weights[name]
         return found
     parts: dict[str, dict[int, Tensor]] = {}
-    for name, theirs, row in _pairs(config):
+    for name, theirs, row in pairs(config):
         tensor = weights.get(name)
         if tensor is None:
             assert row.role == "bias", name
@@ -51,7 +51,7 @@ def from_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _We
     Raises KeyError if a weight is missing, and ValueError if there is one that our model lacks."""
     found: _Weights = {}
     used = set()
-    for name, theirs, row in _pairs(config):
+    for name, theirs, row in pairs(config):
         if config.traits.model_type == "gpt2" and row.role == "bias" and not config.bias:
             used.add(theirs)  # zeros
             continue
@@ -69,7 +69,7 @@ def from_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _We
     return found
 
 
-def _pairs(config: ModelConfig) -> list[tuple[str, str, Parameter]]:
+def pairs(config: ModelConfig) -> list[tuple[str, str, Parameter]]:
     """Our name, the Hugging Face name and the row of each parameter of this arch.
 
     A tied head is left out, and QK-norm if the model has none. GPT-2's biases are in the list even

@@ -161,7 +161,8 @@ def proof_sentence(proof: Proof, doing: Doing = "export") -> str:
     return (
         f"{proof.reader} {done}. On prompts of {lengths} tokens, its "
         f"{'log-probabilities' if 'xllamacpp' in proof.reader else 'logits'} differ from gptcli's "
-        f"by at most {proof.largest_difference:.1e}; the compared texts have the same tokens."
+        f"by at most {proof.largest_difference:.1e}; the tokenizers give the same ids for the "
+        "compared texts."
     )
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tokenizers
 import torch
@@ -138,12 +138,19 @@ def hugging_face(
                 trained,
                 lambda idx: model(idx).logits,
                 reader,
-                past_window=doing == "export" and trained.config.model.traits.model_type == "qwen3",
+                past_window=_has_window(model.config, trained.config.model.block_size),
                 doing=doing,
             )
 
 
-def adapter(trained: Trained, base: Path, folder: Path) -> Proof:
+def _has_window(theirs: Any, block_size: int) -> bool:
+    """Whether transformers gives each layer of a model a sliding window of block_size tokens."""
+    kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"]
+    window = getattr(theirs, "sliding_window", None)
+    return window == block_size and set(kinds) == {"sliding_attention"}
+
+
+def adapter(trained: Trained, base: Path, folder: Path, *, doing: Doing = "export") -> Proof:
     """The proof of an adapter in `folder`, on the base model in `base`, by peft if it is there.
 
     The logits must be those of our model with the adapters merged. Call it after `hugging_face` has
@@ -165,6 +172,7 @@ def adapter(trained: Trained, base: Path, folder: Path) -> Proof:
                 lambda idx: adapted(idx).logits,
                 f"peft {peft.__version__} on transformers {transformers.__version__}",
                 past_window=trained.config.model.traits.model_type == "qwen3",
+                doing=doing,
             )
 
 

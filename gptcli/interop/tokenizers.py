@@ -18,14 +18,18 @@ from gptcli.tokenization.loading import load_tokenizer
 from gptcli.tokenization.tokenizer import END_OF_TEXT
 
 _MOST_BYTES = 64 << 20
+GPT2 = "gpt2"
+"""Names GPT-2's tokenizer, which gptcli has, if there is no file or folder of this name."""
 _GPT2_SIZES = (50_257, 50_304)  # nanoGPT rounds its embedding up to a multiple of 64
 
 
 def tokenizer_of_folder(path: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer in a folder or file; GPT-2's for a ckpt.pt of its size.
+    """The tokenizer in a folder or file; GPT-2's for a ckpt.pt of its size, and for `gpt2`.
 
     A folder has tokenizer.json, or vocab.json and merges.txt. A file is a tokenizer.json, or a text
     whose characters are the vocabulary. Raises GptcliError if there is none that gptcli can use."""
+    if path == Path(GPT2) and not path.exists():
+        return gpt2_tokenizer()
     if path.is_dir():
         if (path / "tokenizer.json").is_file():
             return load_tokenizer(path / "tokenizer.json", other_programs=True)
@@ -33,7 +37,7 @@ def tokenizer_of_folder(path: Path, vocab_size: int) -> Tokenizer:
             return _from_two_files(path / "vocab.json", path / "merges.txt")
         raise GptcliError(
             f"{path} has no tokenizer.json, and no vocab.json with merges.txt",
-            "name the tokenizer: --tokenizer FOLDER",
+            f"name the tokenizer: --tokenizer FOLDER, or --tokenizer {GPT2} for GPT-2's",
         )
     if path.suffix == ".json":
         return load_tokenizer(path, other_programs=True)

@@ -1,7 +1,7 @@
 """Causal multi-head attention: the mathematics in eight named steps, then the module.
 
-First reading: causal_attention, which contains the causal mask (step 5), and nothing else. The
-module below does the same eight steps, faster, and with a key/value cache for sampling.
+First reading: read only causal_attention. Its step 5 is the causal mask. The module below does the
+same eight steps, faster, and with a key/value cache for sampling.
 
 Dimensions: B batch, T time (tokens), C channels (n_embd), H heads, D channels per head
 (head_dim = C / H), S tokens that a query can look at (T, or more if a cache holds earlier ones).

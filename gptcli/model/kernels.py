@@ -68,7 +68,7 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def _through_norm(grad: Tensor, normal: Tensor, scale: Tensor) -> Tensor:
-    """The gradient at x, from `grad`, the gradient at `normal`.
+    """The gradient with respect to x. `grad` is the gradient with respect to `normal`.
 
     normal = x * scale, and scale = 1 / rms(x)."""
     along = (grad * normal).mean(dim=-1, keepdim=True)

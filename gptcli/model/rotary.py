@@ -71,7 +71,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class RotaryCausalSelfAttention(CausalSelfAttention):
     """CausalSelfAttention that normalises queries and keys, then rotates them by their position.
 
-    The normalisation is RMSNorm over each head, with a gain per channel that the heads share. The
+    Each head is normalised by RMSNorm, with one gain per channel. All heads share these gains. The
     trait `qk_norm` switches it off. With fewer heads of keys and values than of queries, each
     serves n_head / n_kv_head neighbouring query heads.
 

@@ -269,7 +269,7 @@ class Decoder:
 
 
 def _address(memory: memoryview[Any] | bytearray) -> int:
-    """Where writable memory begins. It stays there as long as it lives."""
+    """The address of a writable buffer. It does not change while the buffer lives."""
     flat = memory.cast("B") if isinstance(memory, memoryview) else memory
     return ctypes.addressof(ctypes.c_char.from_buffer(flat))
 

@@ -87,6 +87,8 @@ function drawChart(root, given) {
   const at = make("span", { class: "at" });
   legend.append(at);
   figure.append(caption, place, legend, spoken);
+  const above = make("p", { class: "quiet" });
+  figure.append(above);
   if (given.note) figure.append(make("p", { class: "quiet" }, given.note));
   root.append(figure);
   const first = given.x[0];
@@ -120,14 +122,22 @@ function drawChart(root, given) {
     });
   }
 
+  // uPlot asks for the range of x first, and changes u.scales after that of y.
+  let shown = [first, last];
+  const keepShown = (u, from, to) => { if (from !== null) shown = [from, to]; return [from, to]; };
+
   // Without the steep start, which would flatten everything that comes later.
-  function clipped(low, high, from, to) {
-    const whole = from <= first && to >= last;
+  function clipped(low, high) {
+    const whole = shown[0] <= first && shown[1] >= last;
     if (whole && given.clip) {
       const later = given.series.flatMap((one) =>
         one.values.filter((value, i) => value !== null && given.x[i] > first + 0.08 * (last - first)));
       if (later.length) high = Math.max(...later);
     }
+    const starts = given.series.map((one) => one.values.find((value) => value !== null))
+      .filter((value) => value > high);
+    above.textContent = whole && starts.length
+      ? `The first steps lie above the chart: it starts at ${chartNumber(Math.max(...starts))}.` : "";
     const margin = 0.06 * (high - low || Math.abs(high) || 1);
     return [low - margin, high + margin];
   }
@@ -149,10 +159,9 @@ function drawChart(root, given) {
       height: given.height ?? 260,
       cursor: { sync: given.sync ? { key: given.sync } : undefined, drag: { x: true, y: false } },
       scales: {
-        x: { time: false, distr: given.logX ? 3 : 1 },
+        x: { time: false, distr: given.logX ? 3 : 1, ...(given.clip ? { range: keepShown } : {}) },
         y: given.log ? { distr: 3 } : {
-          range: (u, low, high) => low === null ? [0, 1]
-            : clipped(low, high, u.scales.x.min, u.scales.x.max),
+          range: (u, low, high) => low === null ? [0, 1] : clipped(low, high),
         },
       },
       axes: [{ ...axis, label: xLabel, ...(given.logX ? { values: (u, ticks) => ticks.map(powerOfTen) } : {}) }, { ...axis, label: given.yLabel, size: 62 }],

@@ -13,7 +13,7 @@ const LEVELS = [
 ];
 
 function setUpPassage() {
-  const { moments, labels, breaks } = report.passage;
+  const { moments, labels, breaks, opensAt } = report.passage;
   const place = document.getElementById("passage");
   const slider = document.getElementById("passage-step");
   const words = document.getElementById("passage-words");
@@ -63,7 +63,7 @@ function setUpPassage() {
     point(Math.max(0, Math.min(spans.length - 1, at + move)));
   });
   slider.addEventListener("input", show);
-  slider.value = String(moments.length - 1);
+  slider.value = String(opensAt);
   show();
 }
 if (report.passage) setUpPassage();
@@ -71,7 +71,7 @@ if (report.passage) setUpPassage();
 // ---- attention maps ----
 
 function setUpMaps() {
-  const { moments, labels } = report.maps;
+  const { moments, labels, opensAt } = report.maps;
   const maps = attentionMaps(document.getElementById("maps"), labels);
   const slider = document.getElementById("maps-step");
   const words = document.getElementById("maps-words");
@@ -82,7 +82,7 @@ function setUpMaps() {
     maps.show(heads);
   }
   slider.addEventListener("input", show);
-  slider.value = String(moments.length - 1);
+  slider.value = String(opensAt);
   show();
 }
 if (report.maps) setUpMaps();

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from gptcli import __version__
 from gptcli.config_files import dump_config
-from gptcli.errors import GptcliError
 from gptcli.events import StepDone
 from gptcli.files.paths import shell_word
-from gptcli.inspection.head_kinds import kinds_in_maps
 from gptcli.model.user_parts import parts_of
 from gptcli.pages.advice import Advice, advice
-from gptcli.pages.attention_maps import head_record
 from gptcli.pages.inlining import Page, asset, document, json_block
+from gptcli.pages.report_inside import maps_record, maps_section, passage_record, passage_section
 from gptcli.pages.run_data import RunData, spread, thinned
 from gptcli.tokenization import Tokenizer
 from gptcli.view.number_formats import time_taken
 from gptcli.view.safe_text import clean
-from gptcli.view.token_labels import token_label
 
 MOST_BYTES = 1_000_000
 _MOMENTS = 8  # evaluations whose maps the page has
 _MOST_HEADS = 24
 _SAMPLES = 6
-_HABITS = 4  # of the clearest heads, in words
 _SAMPLE_CHARACTERS = 700
 
 CHARTS_HELP = """<p class="quiet no-print">Point at a chart to read its values; drag across it to
@@ -53,8 +45,9 @@ def report_page(run: RunData, tokenizer: Tokenizer | None) -> str:
 
 def _document(run: RunData, tokenizer: Tokenizer | None, moments: int, heads: int) -> str:
     inside = spread(run.inside, moments) if tokenizer is not None and moments else []
-    passage = _passage(inside, tokenizer) if inside and tokenizer is not None else None
-    maps = _maps(inside, tokenizer, heads) if inside and tokenizer is not None else None
+    used = run.best.step if run.best is not None else None
+    passage = passage_record(inside, tokenizer, used) if inside and tokenizer is not None else None
+    maps = maps_record(inside, tokenizer, heads, used) if inside and tokenizer is not None else None
     charts = _charts(run)
     found = advice(run)
     missing = _missing(run, passage is not None, maps is not None)
@@ -77,8 +70,8 @@ def _document(run: RunData, tokenizer: Tokenizer | None, moments: int, heads: in
 <div class="charts one" id="losses"></div><div class="charts" id="others"></div>
 {_table(run)}</section>
 <section><h2>What it wrote as it learned</h2>{_samples(run)}</section>
-{_passage_section(passage)}
-{_maps_section(maps)}
+{passage_section(passage)}
+{maps_section(maps)}
 <section><h2>Machine and config</h2>{_machine(run)}
 <h3>How to repeat it</h3>
 {_repeat(run)}
@@ -236,7 +229,7 @@ def _table(run: RunData) -> str:
     )
 
 
-# ---- samples, passage, maps --------------------------------------------------------------------
+# ---- samples --------------------------------------------------------------------
 
 
 def _samples(run: RunData) -> str:
@@ -256,137 +249,6 @@ def _samples(run: RunData) -> str:
             f"<pre>{html.escape(text)}{cut}</pre></div>"
         )
     return f'<div class="samples">{"".join(panels)}</div>'
-
-
-def _passage(inside: list[dict[str, Any]], tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """The tokens of the passage and their losses at each moment; None if the ids are unknown."""
-    ids = inside[-1]["ids"]
-    try:
-        pieces = [tokenizer.token_bytes(id) for id in ids]
-    except GptcliError:
-        return None
-    return {
-        "labels": [_in_text(piece) for piece in pieces],
-        "breaks": [b"\n" in piece for piece in pieces],
-        "moments": [
-            {"step": one["step"], "losses": one["losses"]} for one in inside if one["ids"] == ids
-        ],
-    }
-
-
-def _in_text(piece: bytes) -> str:
-    """A token within a text: blanks stay blanks, a newline gets a sign."""
-    text = clean(piece.decode("utf-8", "replace"))
-    return text.replace("\n", "⏎")
-
-
-def _maps(
-    inside: list[dict[str, Any]], tokenizer: Tokenizer, most_heads: int
-) -> dict[str, Any] | None:
-    """The maps at each moment, with the heads that are clearest at the last one."""
-    moments = []
-    for one in inside:
-        tensors = _unpacked(one["maps"])
-        if tensors:
-            moments.append((one["step"], tensors))
-    if not moments:
-        return None
-    T = moments[-1][1][0].shape[1]
-    heads = [(one.layer, one.head) for one in kinds_in_maps(moments[-1][1])][:most_heads]
-    shown = []
-    for step, tensors in moments:
-        kinds = {(one.layer, one.head): one for one in kinds_in_maps(tensors)}
-        shown.append(
-            {
-                "step": step,
-                "heads": [
-                    head_record(kinds[layer, head], tensors[layer][head])
-                    for layer, head in heads
-                    if (layer, head) in kinds
-                ],
-            }
-        )
-    labels = [token_label(tokenizer.token_bytes(id)) for id in inside[-1]["ids"][:T]]
-    return {"labels": labels, "moments": shown}
-
-
-def _unpacked(layers: Any) -> list[Tensor]:
-    """The maps (H, T, T) of each layer from base64 of their lower triangles; [] if damaged."""
-    found = []
-    try:
-        for heads in layers:
-            triangles = [
-                torch.frombuffer(bytearray(base64.b64decode(one)), dtype=torch.uint8) / 255
-                for one in heads
-            ]
-            T = int((2 * len(triangles[0]) + 0.25) ** 0.5)
-            weights = torch.zeros(len(triangles), T, T)
-            rows, columns = torch.tril_indices(T, T)
-            weights[:, rows, columns] = torch.stack(triangles)
-            found.append(weights)
-    except (ValueError, TypeError, IndexError, RuntimeError):
-        return []
-    return found
-
-
-def _passage_section(passage: dict[str, Any] | None) -> str:
-    if passage is None:
-        return ""
-    return f"""<section><h2>A passage it never trained on</h2>
-<p class="prose">The beginning of the validation text. The marks show how probable the network
-found each token, from the tokens before it.{_move(passage["moments"], "it learn")}</p>
-<p class="legend"><span class="expected">expected (over 1/2)</span>
-<span>likely (1/10 to 1/2)</span>
-<span class="unlikely">unlikely (1/100 to 1/10)</span>
-<span class="surprising">surprising (under 1/100)</span></p>
-<div class="range"{_hidden(passage["moments"])}><label for="passage-step">Evaluation</label>
-<input type="range" id="passage-step" min="0" max="{len(passage["moments"]) - 1}" step="1"
-value="0">
-</div>
-<p id="passage-words" aria-live="polite" class="quiet"></p>
-<div id="passage" class="panel passage" tabindex="0" role="group"
-aria-label="Passage: the arrow keys move from token to token"></div>
-<p id="passage-token" class="quiet" aria-live="polite"></p></section>"""
-
-
-def _maps_section(maps: dict[str, Any] | None) -> str:
-    if maps is None:
-        return ""
-    return f"""<section><h2>What its heads looked at</h2>
-<p class="prose">Attention is how a network fetches what it needs from earlier tokens. Each head
-looks back from every token, and shares out 100 % of its attention among that token and those before
-it; it cannot see later ones. These are the first {len(maps["labels"])} tokens of the passage above.
-In a map, a diagonal line means that the head looks at the token just before, a column that it
-always looks at the same one.</p>
-{_habits(maps["moments"][-1]["heads"])}
-<p class="prose">{_move(maps["moments"], "how the heads changed")}</p>
-<div class="range"{_hidden(maps["moments"])}><label for="maps-step">Evaluation</label>
-<input type="range" id="maps-step" min="0" max="{len(maps["moments"]) - 1}" step="1"
-value="0">
-<output id="maps-words" for="maps-step"></output></div>
-<div id="maps"></div></section>"""
-
-
-def _move(moments: Sequence[Any], what: str) -> str:
-    """What the slider is for, if there are several evaluations to choose from."""
-    return f" Move the slider to see {what}." if len(moments) > 1 else ""
-
-
-def _hidden(moments: Sequence[Any]) -> str:
-    """The attribute that hides a slider with a single position."""
-    return "" if len(moments) > 1 else " hidden"
-
-
-def _habits(heads: list[dict[str, Any]]) -> str:
-    """What the clearest heads do at the last evaluation, as a list: at least two, if there are."""
-    clear = sum(one["kind"] != "mixed" for one in heads)
-    shown = heads[: min(_HABITS, max(2, clear))]
-    items = "".join(
-        f"<li>Layer {one['layer']}, head {one['head']} {html.escape(one['habit'])}.</li>"
-        for one in shown
-    )
-    lead = "The clearest heads at the end:" if clear else "At the end, no head has a simple habit:"
-    return f'<p class="prose">{lead}</p><ul class="prose">{items}</ul>'
 
 
 def _command(text: str) -> str:

@@ -94,8 +94,10 @@ def open_streams(
     table: Table | None = None,
     sampler: UserSampler | None = None,
 ) -> Streams:
-    """`wanted` streams, or as many as the memory holds. `table` keeps texts valid UTF-8
-    (valid_text.py). `sampler` chooses the tokens instead of the engine.
+    """`wanted` streams, or fewer: at most MOST_STREAMS, and only as many as fit in memory.
+
+    `table` keeps texts valid UTF-8 (valid_text.py). `sampler` chooses the tokens instead of the
+    engine.
 
     The C library takes weights, or a model in float32. PyTorch takes a model whose branches are in
     the backend's dtype. Raises GptcliError (exit code 1) if the memory does not hold one stream."""

@@ -108,7 +108,8 @@ def choose_valid_token(
 def second_number(uniform: Tensor) -> Tensor:
     """Another number in [0, 1) for each uniform number: its lower 27 of 53 bits.
 
-    Whether the first choice was allowed depends on the upper bits, so these are still uniform."""
+    Whether the first choice was allowed depends almost only on the upper bits. So the lower bits
+    are still uniform."""
     shifted = uniform * 2.0**26
     return shifted - shifted.floor()
 

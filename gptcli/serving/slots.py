@@ -118,7 +118,9 @@ class TorchSlots:
             text.seen[0, list(ids)] = True
 
     def _read(self, text: _Text) -> Tensor:
-        """The logits of the next token of a text: float32 (1, V). First reads what is unread."""
+        """The logits of the next token of a text: float32 (1, V).
+
+        First feeds the model the tokens that it has not read."""
         if text.unread:
             idx = torch.tensor([text.unread], device=self._model.wte.weight.device)
             text.logits = text.decoder.feed(idx).float().cpu()

@@ -75,10 +75,12 @@ def load_tokenizer(
             "gptcli tokenizer train",
         ) from None
     except _DamagedError as error:
-        raise GptcliError(
-            f"{path}: {error}",
-            "it is damaged or was not written by gptcli: use an undamaged copy, or train again",
-        ) from None
+        hint = (
+            "it is damaged: download it again, or use an undamaged copy"
+            if other_programs
+            else "it is damaged or was not written by gptcli: use an undamaged copy, or train again"
+        )
+        raise GptcliError(f"{path}: {error}", hint) from None
 
 
 def _parsed(content: bytes, path: Path, most_parts: int) -> dict[str, Any]:

@@ -3,6 +3,9 @@
     W = W0 + s B A,    s = alpha / rank
     dA = s B^T dW,     dB = s dW A^T
 
+The token embedding and the head have no adapters. If the vocabulary is small, they are trained
+themselves: an adapter would have almost as many numbers, and learned less (benchmarks/LOG.md).
+
 The passes compute with the folded weights W, by PyTorch or the C library, with or without CUDA
 graphs. They give the gradient dW, and the chain rule gives those of A and B. W0 never changes.
 Everything after training (sampling, evaluation, export) reads W and is as fast as without adapters.
@@ -20,21 +23,57 @@ Dimensions: R rank, I inputs and O outputs of a target.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gptcli.config import LoraConfig
+from gptcli.config import Config, LoraConfig
 from gptcli.corpus import TokenStore
 from gptcli.model.gpt import GPT
+from gptcli.model.weights import parameter_shapes
 from gptcli.training.master_weights import MasterWeights
 from gptcli.training.passes import NativePasses, TorchPasses
 from gptcli.training.step import Batch
 
 BASE, VALUE = "base/", "weight/"
 """What the names in a checkpoint's state begin with: the weights W0, and the numbers of A and B."""
+TABLES = ("wte.weight", "lm_head.weight")
+"""The token embedding and the head, which have no adapters but can be trained themselves."""
+
+
+def adapted_matrices(targets: Iterable[str], shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """The names of the matrices (O, I) that get an adapter: "h.0.attn.query.weight".
+
+    `shapes` are those of all parameters, by name; `targets` are names such as "attn.query"."""
+    wanted = {f"{target}.weight" for target in targets}
+    return [name for name in shapes if name.startswith("h.") and name.split(".", 2)[2] in wanted]
+
+
+def trained_tables(
+    config: LoraConfig, targets: Iterable[str], shapes: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """Which of the token embedding and the head are trained, too: train.lora.embeddings.
+
+    `targets` and `shapes` are those of `adapted_matrices`. A head that is the embedding counts
+    once."""
+    there = [name for name in TABLES if name in shapes]
+    if config.embeddings == "auto":
+        matrices = adapted_matrices(targets, shapes)
+        adapters = config.rank * sum(sum(shapes[name]) for name in matrices)
+        return there if sum(math.prod(shapes[name]) for name in there) <= adapters else []
+    return there if config.embeddings else []
+
+
+def resolve_adapters(config: Config, vocab_size: int) -> LoraConfig | None:
+    """The section train.lora without `auto`; None if the config has none."""
+    lora = config.train.lora
+    if lora is None:
+        return None
+    shapes = parameter_shapes(config.model, vocab_size)
+    tables = trained_tables(lora, lora.names(config.model.traits), shapes)
+    return lora.model_copy(update={"embeddings": bool(tables)})
 
 
 @dataclass(frozen=True)
@@ -54,7 +93,9 @@ class Adapter:
 
 
 class Adapters:
-    """The adapters of a model. They take the place of its weights in the step and the optimizer.
+    """The adapters of a model, and the tables (embedding, head) that are trained with them.
+
+    They take the place of its weights in the step and the optimizer.
 
     `weights` are the model's, laid out for its passes; `targets` are names such as "attn.query"."""
 
@@ -65,24 +106,29 @@ class Adapters:
         self.scale = config.alpha / config.rank
         self.dropout = config.dropout
         self._keep: list[Tensor] | None = None  # dropout's factors in the present step, (I,) each
-        wanted = {f"{target}.weight" for target in targets}
+        names = tuple(targets)
+        masters = weights.named()
+        shapes = {name: weight.shape for name, weight in masters.items()}
         generator = torch.Generator().manual_seed(seed)
         self.adapters: list[Adapter] = []
-        for name, weight in weights.masters:
-            if name.startswith("h.") and name.split(".", 2)[2] in wanted:
-                base = weight.detach().clone()
-                outputs, inputs = base.shape
-                # Uniform with bound 1 / sqrt(I), as peft draws it.
-                A = torch.rand(config.rank, inputs, generator=generator).mul_(2).sub_(1)
-                A = A.mul_(1 / math.sqrt(inputs)).to(base.device)
-                B = torch.zeros(outputs, config.rank, device=base.device)
-                self.adapters.append(Adapter(name.removesuffix(".weight"), weight, base, A, B))
+        for name in adapted_matrices(names, shapes):
+            weight = masters[name]
+            base = weight.detach().clone()
+            outputs, inputs = base.shape
+            # Uniform with bound 1 / sqrt(I), as peft draws it.
+            A = torch.rand(config.rank, inputs, generator=generator).mul_(2).sub_(1)
+            A = A.mul_(1 / math.sqrt(inputs)).to(base.device)
+            B = torch.zeros(outputs, config.rank, device=base.device)
+            self.adapters.append(Adapter(name.removesuffix(".weight"), weight, base, A, B))
         assert self.adapters
+        self.tables = trained_tables(config, names, shapes)
+        """The names of the embedding and the head if they are trained, too: "wte.weight"."""
+        self._table_bases = {name: masters[name].detach().clone() for name in self.tables}
         self.parameters: list[tuple[str, Tensor]] = [
             (f"{adapter.name}.lora_{letter}", matrix)
             for adapter in self.adapters
             for letter, matrix in (("A", adapter.A), ("B", adapter.B))
-        ]
+        ] + [(name, masters[name]) for name in self.tables]
 
     @property
     def count(self) -> int:
@@ -111,7 +157,7 @@ class Adapters:
 
     @torch.no_grad()
     def project(self) -> None:
-        """Turn the gradients of the master weights into those of A and B."""
+        """Turn the gradients of the master weights into those of A and B. Tables keep theirs."""
         for i, (adapter, A) in enumerate(zip(self.adapters, self._kept_inputs(), strict=True)):
             dW = adapter.weight.grad
             assert dW is not None
@@ -133,13 +179,17 @@ class Adapters:
         return norm
 
     def norms_by_part(self) -> tuple[float, ...]:
-        """The norms of the gradients: 0 for the embeddings, of each block, 0 for the others."""
+        """The norms of the gradients of the embedding, of each block, and of the head.
+
+        Those of an embedding or a head that is not trained are 0."""
         squares = torch.stack(torch._foreach_norm(self._gradients())).square().tolist()
-        parts: dict[int, float] = {}
+        parts: dict[str, float] = {}
         for (name, _), square in zip(self.parameters, squares, strict=True):
-            block = int(name.split(".")[1])
-            parts[block] = parts.get(block, 0.0) + square
-        return (0.0, *(parts[block] ** 0.5 for block in sorted(parts)), 0.0)
+            part = name if name in self.tables else name.split(".")[1]
+            parts[part] = parts.get(part, 0.0) + square
+        first, last = (parts.pop(name, 0.0) for name in TABLES)
+        blocks = sorted(parts, key=int)
+        return tuple(square**0.5 for square in (first, *(parts[b] for b in blocks), last))
 
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:
@@ -159,9 +209,14 @@ class Adapters:
     # ---- checkpoints -----------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold besides the folded weights: W0, A and B of each target."""
-        found = {f"{VALUE}{name}": matrix for name, matrix in self.parameters}
-        return found | {f"{BASE}{a.name}.weight": a.base for a in self.adapters}
+        """What a checkpoint must hold besides the folded weights: W0, A and B of each target.
+
+        Of a table that is trained: its base weights, for the export of the base model."""
+        found = {
+            f"{VALUE}{name}": matrix for name, matrix in self.parameters if name not in self.tables
+        }
+        bases = {f"{a.name}.weight": a.base for a in self.adapters} | self._table_bases
+        return found | {f"{BASE}{name}": base for name, base in bases.items()}
 
     @torch.no_grad()
     def load_state(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:

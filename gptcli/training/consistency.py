@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
+from gptcli.config_files import changed_values, in_words
 from gptcli.config_problems import keys_and_values
 from gptcli.errors import GptcliError
 from gptcli.tokenization import Tokenizer
@@ -65,9 +66,12 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
         if unlimited and name == "train.minutes":
             continue
         if longer or name in NO_EFFECT_ON_WEIGHTS or name in ROUNDING_ONLY:
-            notes.append(f"{run / 'config.yaml'}: {name} is {now}; the checkpoint has {was}")
+            notes.append(
+                f"{run / 'config.yaml'}: {name} is {in_words(now)}; the checkpoint has "
+                f"{in_words(was)}"
+            )
         else:
-            odd.append(f"{name} {now} (checkpoint: {was})")
+            odd += _other_values(name, now, was)
     if odd:
         raise GptcliError(
             f"{run / 'config.yaml'} is not the config of this checkpoint: {', '.join(odd)}",
@@ -83,9 +87,18 @@ def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
     A different dropout does not count."""
     there, now = meta.get("model", {}), config.model.model_dump()
     return [
-        f"model.{key} {now[key]} (checkpoint: {there.get(key)})"
+        text
         for key in now
         if key != "dropout" and now[key] != there.get(key)
+        for text in _other_values(f"model.{key}", now[key], there.get(key))
+    ]
+
+
+def _other_values(key: str, now: Any, was: Any) -> list[str]:
+    """One text for each value below a key that differs from the checkpoint's: both values."""
+    return [
+        f"{changed} {in_words(new)} (checkpoint: {in_words(old)})"
+        for changed, (old, new) in changed_values(key, was, now).items()
     ]
 
 

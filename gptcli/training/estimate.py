@@ -13,6 +13,7 @@ from gptcli.devices import choose_device
 from gptcli.model.user_parts import UserParts
 from gptcli.model.weights import parameter_shapes
 from gptcli.native.engine import bytes_needed
+from gptcli.training.adapters import adapted_matrices, trained_tables
 from gptcli.training.cost import relative_seconds
 from gptcli.training.optimizers import RECIPES
 from gptcli.training.passes import EngineName, library_for
@@ -44,23 +45,24 @@ def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
 
 
 def adapter_parameters(config: Config, vocab_size: int) -> int | None:
-    """The numbers that low-rank adapters train; None if all parameters are trained."""
+    """The numbers that a run with low-rank adapters trains; None if it trains all parameters."""
     if config.train.lora is None:
         return None
-    shapes = _targets(config, vocab_size)
-    return config.train.lora.rank * sum(outputs + inputs for outputs, inputs in shapes)
-
-
-def _targets(config: Config, vocab_size: int) -> list[tuple[int, ...]]:
-    """The shapes (outputs, inputs) of all matrices that have an adapter."""
-    lora = config.train.lora
-    wanted = {f"{name}.weight" for name in lora.names(config.model.traits)} if lora else set()
+    lora, targets = config.train.lora, config.train.lora.names(config.model.traits)
     shapes = parameter_shapes(config.model, vocab_size)
-    return [
-        shape
-        for name, shape in shapes.items()
-        if name.partition(".")[2].partition(".")[2] in wanted
-    ]
+    tables = trained_tables(lora, targets, shapes)
+    adapters = lora.rank * sum(sum(shapes[name]) for name in adapted_matrices(targets, shapes))
+    return adapters + sum(math.prod(shapes[name]) for name in tables)
+
+
+def _base_numbers(config: Config, vocab_size: int) -> int:
+    """The numbers of the base weights that low-rank adapters keep."""
+    lora = config.train.lora
+    if lora is None:
+        return 0
+    targets, shapes = lora.names(config.model.traits), parameter_shapes(config.model, vocab_size)
+    kept = [*adapted_matrices(targets, shapes), *trained_tables(lora, targets, shapes)]
+    return sum(math.prod(shapes[name]) for name in kept)
 
 
 def memory_bytes(
@@ -79,7 +81,7 @@ def memory_bytes(
             update={"train": config.train.model_copy(update={"lora": None})}
         )
         whole = memory_bytes(all_weights, vocab_size, parameters, bytes_each, engine)
-        kept = sum(math.prod(shape) for shape in _targets(config, vocab_size))
+        kept = _base_numbers(config, vocab_size)
         return whole + 4 * (kept - slots * parameters + (2 + slots) * adapters)
     library = library_for(engine, torch.float32 if bytes_each == 4 else torch.bfloat16)
     if library is not None:
@@ -108,7 +110,7 @@ def training_bytes(
     adapters = adapter_parameters(config, vocab_size)
     copy = parameters * 4 * (1 + slots)
     if adapters is not None:
-        kept = sum(math.prod(shape) for shape in _targets(config, vocab_size))
+        kept = _base_numbers(config, vocab_size)
         copy = 4 * (parameters + kept + (1 + slots) * adapters)
     copied = copy >= BACKGROUND_BYTES and choose_device(config.run.device).type == "cpu"
     return step + (copy if copied else 0)

@@ -42,6 +42,8 @@ def fine_tuning_config(stored: Config, overridden: Set[str], *, is_tuned: bool) 
     has_adapters, train["lora"] = train["lora"], train["lora"] if wants_adapters else None
     if train["lora"] is not None and "train.optimizer" not in overridden:
         train["optimizer"] = ADAPTER_OPTIMIZER
+    if train["lora"] is not None and "train.lora.embeddings" not in overridden:
+        train["lora"]["embeddings"] = "auto"
     for key in ("warmup_steps", "eval_every", "log_every"):
         if f"train.{key}" not in overridden:
             train[key] = "auto"

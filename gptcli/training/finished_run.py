@@ -67,7 +67,7 @@ def finished_run(
     """A finished run, with the changes to its config that would let it train on.
 
     `stored` is its config, `config` the one that the user asks for now. `planned` is the newest
-    plan of max_steps."""
+    number of steps that a time limit gave; None without a time limit."""
     notes += gather_weights(run)  # missing if the run was killed after its last step
     steps = planned or config.train.max_steps
     changes = override_words(stored, config)

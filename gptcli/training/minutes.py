@@ -240,9 +240,9 @@ def _operations_with(config: Config, seconds: float) -> float:
 def _quiet_step_seconds(config: Config, seconds: float, vocab_size: int) -> float:
     """Seconds per step if no other program runs on the processor.
 
-    The processor time of one thread does not depend on other programs. If it is less than the time
-    on the clock, other programs run, and the time of all threads follows from it by rule. Otherwise
-    all threads are measured."""
+    One thread's processor time does not depend on other programs. If it is under 90 % of the
+    wall-clock time, other programs are running. The time of all threads is then estimated: one
+    thread's time / threads ** _THREADS_GAIN. Otherwise all threads are measured."""
     threads = choose_threads(config.run.threads)
     if choose_device(config.run.device).type != "cpu":
         return _measure(config, vocab_size, None, seconds).wall
@@ -279,7 +279,7 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
-    """The config with `values`, by dotted key. Raises ValidationError if they do not fit.
+    """The config with `values`, by dotted key. Raises ValidationError if it is not valid.
 
     Keys that were not set before and are not in `values` still count as not set."""
     tree = config.model_dump()

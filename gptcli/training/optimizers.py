@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -308,7 +308,8 @@ RECIPES: dict[str, Recipe] = {
 class Optimizers:
     """All updates of a run in one object. Each parameter gets the update of its role's group.
 
-    `parameters` are (name, float32 tensor); `kind` is a name in RECIPES."""
+    `parameters` are (name, float32 tensor); `kind` is a name in RECIPES. Those whose names are in
+    `undecayed` never decay."""
 
     def __init__(
         self,
@@ -317,14 +318,17 @@ class Optimizers:
         weight_decay: float,
         muon_dtype: torch.dtype,
         native: Native | None = None,
+        undecayed: Container[str] = (),
     ) -> None:
         self.names = {p: name for name, p in parameters}
         self.updates: list[tuple[Group, Update]] = []
         for group in RECIPES[kind].groups:
-            params = [p for name, p in parameters if role_of(name, p.dim()) in group.roles]
-            if params:
-                decay = weight_decay if group.decays else 0.0
-                self.updates.append((group, group.update(params, decay, muon_dtype, native)))
+            named = [(name, p) for name, p in parameters if role_of(name, p.dim()) in group.roles]
+            for decays in (True, False):
+                params = [p for name, p in named if decays == (name not in undecayed)]
+                if params:
+                    decay = weight_decay if group.decays and decays else 0.0
+                    self.updates.append((group, group.update(params, decay, muon_dtype, native)))
 
     def step(self, rate: float) -> None:
         """Update all parameters. `rate` is the run's learning rate at this step."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gptcli.config import Config, RunConfig
-from gptcli.config_files import ConfigError
+from gptcli.config_files import ConfigError, in_words
 from gptcli.container import usable_cores
 from gptcli.devices import (
     choose_device,
@@ -86,7 +86,7 @@ def changes_note(stored: RunConfig, now: RunConfig, asked: Set[str]) -> list[str
     """A note that names the keys that were chosen again with another value; [] if there is none."""
     before, after = stored.model_dump(), now.model_dump()
     changed = [
-        f"run.{key} is now {_as_yaml(after[key])} (was {_as_yaml(before[key])})"
+        f"run.{key} is now {in_words(after[key])} (was {in_words(before[key])})"
         for key in before
         if before[key] != after[key] and key not in asked and before[key] != "auto"
     ]
@@ -136,7 +136,3 @@ def _has_device(name: str) -> bool:
     except GptcliError:
         return False
     return True
-
-
-def _as_yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -64,7 +64,7 @@ class Planner:
         self._next_step = 0  # an eighth of the steps that are left, in case these are far too few
 
     def stepped(self, seconds: float) -> None:
-        """Take in the time of a step."""
+        """Record the time of a step."""
         seconds = max(seconds, 1e-9)
         self._timed += seconds
         window = min(self._timed, max(0.5, _SPEED_SHARE * self.limit.seconds))
@@ -72,11 +72,11 @@ class Planner:
         self._speed += weight * (1.0 / seconds - self._speed)
 
     def evaluated(self, seconds: float) -> None:
-        """Take in the time of an evaluation, with the save after it."""
+        """Record the time of an evaluation, including the save after it."""
         self._evaluation_seconds = seconds
 
     def paused(self, seconds: float) -> None:
-        """Take in the time of a save or a sample between two steps."""
+        """Record the time that a sample and a save took between two steps."""
         self._pause_seconds = max(self._pause_seconds, seconds)
 
     def max_steps(self, step: int, planned: int, now: float) -> int | None:
@@ -211,12 +211,12 @@ class StepPlan:
         return Replanned(step, steps, _why(planned, steps, step))
 
     def stepped(self, seconds: float) -> None:
-        """Take in the time of a step."""
+        """Record the time of a step."""
         if self._planner is not None:
             self._planner.stepped(seconds)
 
     def evaluated(self, seconds: float) -> None:
-        """Take in the time of an evaluation, with the save after it."""
+        """Record the time of an evaluation, including the save after it."""
         if self._planner is not None:
             self._planner.evaluated(seconds)
 
@@ -232,7 +232,7 @@ class StepPlan:
             self.evaluated((time.perf_counter() - begun) * len(val) / len(part))
 
     def paused(self, seconds: float) -> None:
-        """Take in the time of a save or a sample between two steps."""
+        """Record the time that a sample and a save took between two steps."""
         if self._planner is not None:
             self._planner.paused(seconds)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
 from gptcli.config import Config
-from gptcli.config_files import differences
+from gptcli.config_files import as_yaml, changed_values, differences, in_words
 from gptcli.corpus.shard_corpus import names_shards
 from gptcli.errors import GptcliError
 from gptcli.files.names import path_of, shown
@@ -52,6 +52,10 @@ def config_for_resume(
         for key, (_, new) in differences(stored, wanted).items()
         if (new != "auto" or key in explicit) and not _same_source(key, stored, wanted)
     }
+    if _same_mixture(stored, wanted):
+        changes.pop("data.weights", None)
+    if _same_adapters(stored, wanted):
+        changes.pop("train.lora", None)
     if _keeps_tokenizer(stored, wanted):
         changes.pop("tokenizer.from", None)
     if wanted.tokenizer.from_ is not None or names_shards(
@@ -85,9 +89,11 @@ def config_for_resume(
             pass  # prepare_resume compares the tokenizers
         elif key in ROUNDING_ONLY:
             if new != "auto":  # prepare_resume notes what it is replaced by
-                notes.append(f"{key} is now {new}: numbers will round differently from now on")
+                notes.append(
+                    f"{key} is now {in_words(new)}: numbers will round differently from now on"
+                )
         elif key in NO_EFFECT_ON_WEIGHTS:
-            notes.append(f"{key} is now {_as_yaml(new)}")
+            notes.append(f"{key} is now {in_words(new)}")
         elif old != new:
             refused[key] = new
     if refused:
@@ -103,7 +109,12 @@ def override_words(stored: Config, config: Config) -> list[str]:
     """The changes from one config to another as KEY=VALUE, without the places of texts."""
     changes = differences(stored, config)
     places = ("data.source", "data.val_source")
-    return [f"{key}={json.dumps(new)}" for key, (_, new) in changes.items() if key not in places]
+    return [
+        f"{changed}={as_yaml(value)}"
+        for key, (old, new) in changes.items()
+        if key not in places
+        for changed, (_, value) in changed_values(key, old, new).items()
+    ]
 
 
 def _value(config: Config, key: str) -> Any:
@@ -111,16 +122,15 @@ def _value(config: Config, key: str) -> Any:
     return config.model_dump()[section][name]
 
 
-def _as_yaml(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return "null" if value is None else str(value)
-
-
 def _refusal(run: Path, stored: Config, refused: dict[str, Any]) -> GptcliError:
     """The error for keys that would change the weights. Its hint works if it is typed."""
-    words = [f"{key}={json.dumps(new)}" for key, new in refused.items()]
-    listed = ", ".join(f"{key} {_value(stored, key)} -> {new}" for key, new in refused.items())
+    odd: dict[str, tuple[Any, Any]] = {}
+    for key, new in refused.items():
+        odd |= changed_values(key, _value(stored, key), new)
+    words = [f"{key}={as_yaml(new)}" for key, (_, new) in odd.items()]
+    listed = "; ".join(
+        f"{key}: {in_words(old)} -> {in_words(new)}" for key, (old, new) in odd.items()
+    )
     message = f"these keys change the weights, so --resume refuses them: {listed}"
     steps = refused.get("train.max_steps", 0)
     if set(refused) == {"train.max_steps"} and steps > stored.train.max_steps:
@@ -160,6 +170,26 @@ def _extension_note(stored: Config, max_steps: int, step: int) -> str:
         f"(it was {rates[0]:.2e}) and falls from step {max(step, falling_from)} "
         f"to 0 at step {max_steps}"
     )
+
+
+def _same_mixture(stored: Config, wanted: Config) -> bool:
+    """Whether the weights of the texts give the same shares: 6,2 means the same as 3,1."""
+    ours, theirs = stored.data.shares, wanted.data.shares
+    if ours is None or theirs is None:
+        return ours is theirs
+    return len(ours) == len(theirs) and all(map(math.isclose, ours, theirs))
+
+
+def _same_adapters(stored: Config, wanted: Config) -> bool:
+    """Whether the same is trained: `all` means the names of all, and `auto` what the run chose."""
+    ours, theirs = stored.train.lora, wanted.train.lora
+    if ours is None or theirs is None:
+        return ours is theirs
+    traits = stored.model.traits
+    same: dict[str, object] = {"targets": ours.targets}
+    if theirs.embeddings == "auto":
+        same["embeddings"] = ours.embeddings
+    return ours.names(traits) == theirs.names(traits) and ours == theirs.model_copy(update=same)
 
 
 def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:

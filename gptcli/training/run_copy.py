@@ -23,7 +23,7 @@ from gptcli.corpus.standard_input import KEPT_NAMES
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import MAX_JSON_BYTES, MAX_LINES_BYTES, read_bounded
 from gptcli.files.durable import fsync_folder, sha256_file
-from gptcli.files.remote import RemoteFolder, joined
+from gptcli.files.remote import RemoteFolder, joined, reason
 from gptcli.training.checkpoint_folders import FOLDER_NAME, folder_of, steps_of
 from gptcli.training.meta_file import PARTS, names_of, parse_meta
 
@@ -94,7 +94,7 @@ class RunCopy:
 
     def problems(self) -> list[str]:
         """Warnings since the last call."""
-        again = "The training goes on, and copies again after the next checkpoint"
+        again = f"{self._safe}. The training goes on, and copies again after the next checkpoint"
         return [f"WARNING: {why}. {again}" for why in self._new_problems()]
 
     def finish(self, should_stop: Callable[[], bool], seconds: float) -> list[str]:
@@ -104,12 +104,17 @@ class RunCopy:
         limit = time.monotonic() + seconds
         while not self._idle.wait(0.1):
             if should_stop() or time.monotonic() > limit:
-                return [f"WARNING: {self._there.url} is {_INCOMPLETE}"]
+                return [f"WARNING: {self._there.url} is {_INCOMPLETE}. {self._safe}"]
         self._ended = True
         self._wake.set()
         return [
-            f"WARNING: {why}. {self._there.url} is {_INCOMPLETE}" for why in self._new_problems()
+            f"WARNING: {why}. {self._there.url} is {_INCOMPLETE}. {self._safe}"
+            for why in self._new_problems()
         ]
+
+    @property
+    def _safe(self) -> str:
+        return f"The run itself is safe in {self._run}"
 
     def _new_problems(self) -> list[str]:
         with self._lock:
@@ -128,7 +133,7 @@ class RunCopy:
             except GptcliError as error:
                 why = error.message
             except Exception as error:  # of the disk, or of a package of a protocol
-                why = f"the copy failed ({type(error).__name__}: {error})"
+                why = f"the copy to {self._there.url} failed: {reason(error)}"
             with self._lock:
                 self._problems = [why] if why else []
             if not self._wake.is_set():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gptcli.config import Config
 from gptcli.corpus import Corpus
 from gptcli.corpus.mixture import MixedTokens
+from gptcli.model.weights import parameter_shapes
 
 _FEW_WINDOWS = 3
 _MOST_TEXTS = 12
@@ -43,7 +44,27 @@ def setting_notes(config: Config, corpus: Corpus) -> list[str]:
             f"a step reads {step:,} tokens, and the text has {train_tokens:,} for training, so "
             f"each step reads the text {step / train_tokens:.2g} times: lower train.batch_size"
         )
-    return notes + _mixture_notes(config, corpus)
+    return notes + rank_notes(config) + _mixture_notes(config, corpus)
+
+
+def rank_notes(config: Config) -> list[str]:
+    """A note if adapters have more numbers than the matrices that they change can use."""
+    lora = config.train.lora
+    if lora is None:
+        return []
+    shapes = parameter_shapes(config.model, 1)
+    names = [f"h.0.{name}.weight" for name in lora.names(config.model.traits)]
+    smaller = {name: min(shapes[name]) for name in names if min(shapes[name]) < lora.rank}
+    if not smaller:
+        return []
+    name, most = min(smaller.items(), key=lambda pair: pair[1])
+    outputs, inputs = shapes[name]
+    layer = name.removeprefix("h.0.").removesuffix(".weight")
+    return [
+        f"train.lora.rank is {lora.rank:,}, and a change of {layer} ({outputs:,} x {inputs:,}) has "
+        f"rank {most:,} at most, so part of its adapter adds nothing: lower train.lora.rank to "
+        f"{most:,} or less, or train all weights with train.lora=null"
+    ]
 
 
 def _mixture_notes(config: Config, corpus: Corpus) -> list[str]:

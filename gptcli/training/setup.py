@@ -19,6 +19,7 @@ from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
 from gptcli.model.user_parts import UserParts, parts_of, refuse_other_parts
 from gptcli.training import checkpoint, run_folder
+from gptcli.training.adapters import resolve_adapters
 from gptcli.training.batch_size import with_fitting_batch_size
 from gptcli.training.checkpoint_folders import refuse_other_link
 from gptcli.training.consistency import refuse_other_network, same_config, same_tokenizer
@@ -99,6 +100,7 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
             ),
             "train": train.model_copy(
                 update={
+                    "lora": resolve_adapters(config, corpus.tokenizer.vocab_size),
                     "learning_rate": resolve_rate(train, config.model.n_embd),
                     "warmup_steps": resolve_warmup(train),
                     "log_every": resolve_log_every(train),

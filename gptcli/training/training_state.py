@@ -92,6 +92,8 @@ class TrainingState:
             train.weight_decay,
             muon_dtype,
             None if native is None else (native, threads),
+            # Decay pulls towards 0, and a fine-tune starts from the base weights.
+            undecayed=() if self.adapters is None else self.adapters.tables,
         )
         self.progress = Progress(loss_scale=first_loss_scale(dtype))
 

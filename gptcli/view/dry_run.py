@@ -13,7 +13,7 @@ def dry_run_lines(plan: dict[str, Any]) -> list[str]:
         f"parameters  {plan['parameters']:,} "
         f"({plan['parameters_without_embeddings']:,} without embeddings)",
         *(
-            [f"adapters    {plan['adapter_parameters']:,} parameters are trained"]
+            [f"LoRA        {plan['adapter_parameters']:,} parameters are trained"]
             if plan["adapter_parameters"] is not None
             else []
         ),

@@ -164,7 +164,7 @@ def _vector(name: str, values: Sequence[float], width: int, unicode: bool) -> Te
 def _by_token(
     name: str, values: Sequence[float], pieces: Sequence[bytes], width: int, encoding: str
 ) -> list[Text]:
-    """One or more rows of tokens with a number below each, as many as the width needs."""
+    """The tokens, with a number below each. They wrap into as many rows as the width needs."""
     percent = name == "weights"
     wide = max(6, *(min(9, cell_len(token_label(piece, encoding)) + 1) for piece in pieces))
     fits = max(1, (width - 11) // wide)

@@ -213,9 +213,9 @@ def _opening_lines(event: RunStarted) -> list[str]:
 
 
 def _adapter_line(event: RunStarted) -> list[str]:
-    """How many parameters low-rank adapters train; [] if all are trained."""
+    """How many parameters LoRA trains; [] if all are trained."""
     trained = event.adapter_parameters
     if trained is None:
         return []
     share = trained / event.parameters
-    return [f"{human_count(trained)} parameters are trained in adapters ({share:.1%} of the model)"]
+    return [f"{human_count(trained)} parameters are trained by LoRA ({share:.1%} of the model)"]

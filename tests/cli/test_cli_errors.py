@@ -86,8 +86,19 @@ def test_unwritable_folder(cli: Any, tmp_path: Path, text_file: Path) -> None:
     outcome = cli("train", text_file, "--out", blocked / "run")
     assert outcome.code == 2
     message, hint = form(outcome)
-    assert message.startswith(f"{blocked / 'run'}: cannot be written (")
+    assert message == f"{blocked} is a file, not a folder"
     assert "--out" in hint
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.onnx"])
+def test_an_exported_file_is_no_run_and_no_text(
+    name: str, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(b"GGUF")
+    message, hint = form(cli("sample", name))
+    assert message.startswith(f"{name} is a model of another program")
+    assert "train" not in hint
 
 
 @pytest.mark.parametrize("command", ["sample", "eval", "train"])

@@ -31,7 +31,8 @@ def test_a_config_of_two_lines_tunes_a_run(
     )
     outcome = cli("train", lora, "--from", trained, "--out", run)
     assert outcome.code == 0, outcome.err
-    assert "parameters are trained in adapters" in outcome.err
+    assert "parameters are trained by LoRA (" in outcome.err
+    assert "note: train.lora.rank is" not in outcome.err
     assert "before tuning " in outcome.err
     found = config_of(run)
     assert (found.lora.rank, found.lora.targets) == (2, ["attention"])
@@ -113,7 +114,7 @@ def test_the_learning_rate_of_a_fine_tune(
     assert rates["lora"] == 0.01
     assert rates["after-lora"] == pytest.approx(0.00075)  # a quarter of AdamW's
     assert rates["asked"] == 0.004
-    assert config_of(tmp_path / "defaults").lora == LoraConfig()
+    assert config_of(tmp_path / "defaults").lora == LoraConfig(embeddings=True)  # few characters
     assert config_of(tmp_path / "lora").optimizer == "adamw"
     assert config_of(tmp_path / "after-lora").lora is None
 
@@ -138,3 +139,12 @@ def test_a_fine_tune_takes_few_steps(
     evaluations = [r["step"] for r in map(json.loads, lines) if r["kind"] == "eval"]
     assert evaluations[0] == 0
     assert len(evaluations) >= 4
+
+
+def test_a_rank_that_is_too_high_gets_a_note(
+    cli: Any, trained: Path, text_file: Path, tmp_path: Path
+) -> None:
+    words = ("train", text_file, "--from", trained, "train.lora.rank=64", "train.max_steps=2")
+    outcome = cli(*words, "--out", tmp_path / "r")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("train.lora.rank is 64, and a change of attn.query (") == 1

@@ -286,7 +286,7 @@ def test_a_text_of_resume_sets_only_the_text(project: Path, cli: Any) -> None:
     outcome = cli("train", "texts/t.txt", "--resume", "--out", "runs/r")
     assert (outcome.code, "is finished" in outcome.err) == (0, True)
     refused = cli("train", "texts/t.txt", "--resume", "--out", "runs/r", "train.batch_size=2")
-    assert "train.batch_size 4 -> 2\n" in refused.err
+    assert "train.batch_size: 4 -> 2\n" in refused.err
     assert "n_layer" not in refused.err
     assert typed(cli, refused.err.partition("hint:")[2]).code == 0
     assert "is a run, not a text" in cli("train", "runs/r", "--resume").err

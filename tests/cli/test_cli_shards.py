@@ -100,3 +100,35 @@ def test_what_cannot_be_trained_on(cli: Any, tokens: Path) -> None:
     incomplete = cli("train", "tiny", "data.source=tokens", "--out", "runs/x")
     assert incomplete.code == 2
     assert "without tokens.json, so they are not complete" in incomplete.err
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("tokens.json", "tokens.json is damaged, or of another version of gptcli"),
+        ("tokenizer.json", "tokenizer.json is not the tokenizer that made the shards"),
+    ],
+)
+def test_damaged_shards_are_refused_as_a_damaged_text_is(
+    file: str, said: str, cli: Any, here: Path, tokens: Path
+) -> None:
+    """Exit code 2, as for a .gz that is cut off: nothing has begun."""
+    content = (tokens / file).read_bytes()
+    (here / "text.txt.gz").write_bytes(b"\x1f\x8b\x08\x00 no gzip")
+    text = cli("train", "tiny", "data.source=text.txt.gz", "--out", "runs/x")
+    for damaged in (content[: len(content) // 2], b"", b"{}", content.replace(b"1", b"2", 1)):
+        (tokens / file).write_bytes(damaged)
+        refused = cli("train", "tiny", "data.source=tokens", *TINY, "--out", "runs/x")
+        assert said in refused.err
+        assert refused.code == text.code == 2
+        assert not Path("runs/x").exists()
+
+
+def test_a_damaged_block_fails_the_run(cli: Any, tokens: Path) -> None:
+    """Exit code 1: a block is read when the run needs it. What was saved before is kept."""
+    (shard,) = tokens.glob("*.bin")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    failed = cli("train", "tiny", "data.source=tokens", *TINY, "--out", "runs/r")
+    assert failed.code == 1
+    assert f"{shard.name} is damaged: the block of bytes 0 to " in failed.err
+    assert "hint: write the shards again" in failed.err

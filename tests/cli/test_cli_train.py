@@ -313,7 +313,7 @@ def test_extending_a_run(cli: Any, text_file: Path, tmp_path: Path) -> None:
     cli("train", text_file, *SMALL, "train.max_steps=4", "--out", run)
     refused = cli("train", "train.max_steps=8", "--resume", "--out", run)
     assert refused.code == 2
-    assert "train.max_steps 4 -> 8 (needs --extend)" in refused.err
+    assert "train.max_steps: 4 -> 8 (needs --extend)" in refused.err
     extended = cli("train", "train.max_steps=8", "--resume", "--extend", "--out", run, "--json")
     assert extended.code == 0, extended.err
     assert "the learning rate continues at" in extended.err
@@ -331,8 +331,8 @@ def test_a_resume_cannot_change_the_model_or_the_seed(
     cli("train", text_file, *SMALL, "train.max_steps=4", "--out", run)
     outcome = cli("train", "train.seed=1", "model.n_layer=2", "--resume", "--out", run)
     assert outcome.code == 2
-    assert "model.n_layer 1 -> 2" in outcome.err
-    assert "train.seed 1337 -> 1" in outcome.err
+    assert "model.n_layer: 1 -> 2" in outcome.err
+    assert "train.seed: 1337 -> 1" in outcome.err
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(

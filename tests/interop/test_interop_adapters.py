@@ -49,6 +49,33 @@ def tuned(cli: Any, text_file: Path, tmp_path: Path) -> Any:
 # ---- without peft ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_files_hold_a_trained_embedding_and_head(arch: Any, tied: bool) -> None:
+    """peft replaces both, each by a copy: also a head that is the embedding."""
+    model = ModelConfig(
+        arch=arch, n_layer=1, n_head=2, n_embd=16, block_size=8,
+        tied_head=None if arch == "gpt2" else tied,
+    )  # fmt: skip
+    config = Config(model=model, train=TrainConfig(lora=LoraConfig(rank=2, embeddings=True)))
+    weights = dict(GPT(model, 11).named_parameters())
+    adapters = {
+        name: weights[name].detach() for name in ("wte.weight", "lm_head.weight") if name in weights
+    }
+    layer = "h.0.attn.query"
+    adapters |= {f"{layer}.lora_A": torch.ones(2, 16), f"{layer}.lora_B": torch.ones(16, 2)}
+    embed = "transformer.wte" if arch == "gpt2" else "model.embed_tokens"
+    settings = adapter_folder.peft_config(config, adapters)
+    assert settings["modules_to_save"] == [embed.rpartition(".")[2], "lm_head"]
+    tensors = adapter_folder.peft_tensors(config, adapters)
+    theirs = to_hugging_face(model, weights)
+    for name in (f"{embed}.weight", "lm_head.weight"):
+        found = tensors.pop(f"base_model.model.{name}")
+        assert torch.equal(found, theirs.get(name, theirs[f"{embed}.weight"]))
+    assert len(tensors) == 2  # A and B
+    assert len({tensor.data_ptr() for tensor in tensors.values()}) == 2
+
+
 @pytest.mark.parametrize(
     "targets", [["all"], ["attention"], ["attn.key"], ["attn.query", "attn.value", "mlp.c_proj"]]
 )
@@ -131,9 +158,13 @@ def test_the_command_writes_base_and_adapter_or_merges(
     "overrides",
     [
         ("train.lora.rank=4",),
-        ("train.lora.rank=3", "train.lora.alpha=7", "train.lora.targets=attn.query,attn.value"),
+        (
+            "train.lora.rank=3", "train.lora.alpha=7", "train.lora.targets=attn.query,attn.value",
+            "train.lora.embeddings=false",
+        ),
+        ("train.lora.rank=4", "train.lora.embeddings=true"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("arch", ARCHS)
 def test_peft_computes_what_the_merged_model_computes(
     arch: str, overrides: tuple[str, ...], cli: Any, tuned: Any, tmp_path: Path

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -222,3 +225,62 @@ def test_only_a_missing_package_is_to_be_installed() -> None:
         assert words.startswith(f"Nothing was proven: {reader}.")
         assert ("pip install" in words) == (package is not None)
         assert package is None or f"pip install {package};" in words
+
+
+@pytest.mark.parametrize("format", ["huggingface", "gguf", "onnx"])
+def test_a_full_disk_is_an_error_and_leaves_nothing(
+    format: exporting.Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    pytest.importorskip("gguf" if format == "gguf" else "onnx" if format == "onnx" else "torch")
+    model = trained(tmp_path / "run", "char")
+
+    def full(*_: Any, **__: Any) -> None:
+        if format == "huggingface":
+            raise SafetensorError('Error while serializing: I/O error: "..." (os error 28)')
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hugging_face, "save_file", full)
+    monkeypatch.setattr(exporting.gguf_file, "write_file", full)
+    monkeypatch.setattr(exporting.onnx_folder, "write_folder", full)
+    with pytest.raises(GptcliError) as raised:
+        exporting.export(model, format, tmp_path / "out" / "x")
+    assert "No space left on device" in raised.value.message
+    assert raised.value.exit_code == 1
+    assert "free some space" in raised.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_export_left_is_deleted(tmp_path: Path) -> None:
+    model = trained(tmp_path / "run", "char")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    abandoned = tmp_path / f".x.{ended.pid}.tmp"
+    abandoned.mkdir()
+    (abandoned / "model.safetensors").write_bytes(b"half")
+    of_another = tmp_path / f".y.{ended.pid}.tmp"
+    running = tmp_path / f".x.{os.getppid()}.tmp"
+    for path in (of_another, running):
+        path.write_bytes(b"half")
+    exporting.export(model, "huggingface", tmp_path / "x")
+    assert not abandoned.exists()
+    assert of_another.exists()
+    assert running.exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [("file/x", "file is a file, not a folder"), ("/proc/x", "cannot be written")],
+)
+def test_a_place_that_cannot_be_written_is_no_full_disk(
+    out: str, says: str, tmp_path: Path
+) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("needs /proc")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GptcliError) as raised:
+        exporting.export(trained(tmp_path / "run", "char"), "huggingface", tmp_path / out)
+    assert says in raised.value.message
+    assert "space" not in raised.value.hint
+    assert raised.value.exit_code == 2

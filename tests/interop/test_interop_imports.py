@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from gptcli.errors import GptcliError
-from gptcli.interop import hugging_face
+from gptcli.files import durable
+from gptcli.interop import hugging_face, proof
 from gptcli.interop.foreign import read_model
 from gptcli.interop.imports import import_model, read_foreign
 from gptcli.tokenization.gpt2 import gpt2_tokenizer
@@ -111,7 +112,6 @@ def load(run: Path) -> Trained:
         ({"num_attention_heads": 0}, "`num_attention_heads` is 0"),
         ({"num_hidden_layers": "two"}, "`num_hidden_layers` is 'two'"),
         ({"num_key_value_heads": 3}, "not divisible"),
-        ({"hidden_size": None}, "all of its sizes"),
     ],
 )
 def test_what_the_layout_cannot_hold_is_refused_by_name(
@@ -121,6 +121,38 @@ def test_what_the_layout_cannot_hold_is_refused_by_name(
         read_model(changed(qwen3(tmp_path), **values))
     assert says in raised.value.message
     assert raised.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings",
+        "intermediate_size", "vocab_size",
+    ],
+)  # fmt: skip
+def test_a_size_that_is_absent_is_named(key: str, tmp_path: Path) -> None:
+    folder = changed(qwen3(tmp_path), **{key: None})
+    with pytest.raises(GptcliError) as raised:
+        read_model(folder)
+    assert f"{folder}: config.json does not give `{key}`" in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("values", "weight"),
+    [
+        ({"num_key_value_heads": None}, "model.layers.0.self_attn.k_proj.weight"),
+        ({"hidden_size": 64, "head_dim": 8}, "model.embed_tokens.weight"),
+        ({"intermediate_size": 32}, "model.layers.0.mlp."),
+    ],
+)
+def test_a_size_that_does_not_fit_the_weights_names_the_folders_weight(
+    values: dict[str, Any], weight: str, tmp_path: Path
+) -> None:
+    folder = changed(qwen3(tmp_path), **values)
+    with pytest.raises(GptcliError) as raised:
+        read_model(folder)
+    assert f"{folder}: the weight `{weight}" in raised.value.message
+    assert "config.json" in raised.value.hint
 
 
 @pytest.mark.parametrize(
@@ -241,7 +273,7 @@ def spoil(folder: Path, how: str) -> None:
         ("a path in the index", "no table of files"),
         ("a missing weight", "no weight `model.norm.weight`"),
         ("another weight", "`model.extra.weight`"), ("not finite", "not finite"),
-        ("quantized", "quantized"), ("another shape", "`ln_f.weight` is (5,)"),
+        ("quantized", "quantized"), ("another shape", "`model.norm.weight` is 5, but"),
         ("too few rows", "its embedding has 299 rows"),
     ],
 )  # fmt: skip
@@ -252,6 +284,45 @@ def test_damaged_folders_are_errors_and_leave_nothing(how: str, says: str, tmp_p
         import_model(folder, tmp_path / "runs" / "new")
     assert says in raised.value.message
     assert not (tmp_path / "runs" / "new").exists()
+
+
+def test_a_taken_folder_gets_no_advice_for_trainings(cli: Cli, tmp_path: Path) -> None:
+    folder, taken = qwen3(tmp_path), tmp_path / "taken"
+    taken.mkdir()
+    (taken / "config.yaml").write_text("mine")
+    outcome = cli("import", folder, "--out", taken)
+    assert outcome.code == 2
+    assert "exists already" in outcome.err
+    assert "--resume" not in outcome.err
+    assert (taken / "config.yaml").read_text() == "mine"
+
+
+def test_a_full_disk_is_reported_without_advice_for_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = qwen3(tmp_path), tmp_path / "runs" / "new"
+
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(durable, "write_file", full)
+    monkeypatch.setattr(proof, "hugging_face", lambda *_, **__: proof.Proof(None, (), ""))
+    with pytest.raises(GptcliError) as raised:
+        import_model(folder, out)
+    assert "No space left on device" in raised.value.message
+    assert "--resume" not in raised.value.hint
+    assert not out.parent.exists()
+
+
+def test_gpt2s_tokenizer_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = gpt2(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(GptcliError) as raised:
+        read_foreign(folder)
+    assert "--tokenizer gpt2" in raised.value.hint
+    found, _ = read_foreign(folder, tokenizer=Path("gpt2"))
+    assert found.tokenizer.encode(TEXT) == gpt2_tokenizer().encode(TEXT)
 
 
 def test_rows_without_a_token_get_one(tmp_path: Path) -> None:
@@ -460,3 +531,5 @@ def test_models_of_transformers_give_the_same_logits(kind: str, seed: int, tmp_p
     done = import_model(folder, tmp_path / "new")
     assert done.proof.largest_difference is not None
     assert done.proof.largest_difference <= 1e-4
+    if getattr(config, "sliding_window", None) is not None:
+        assert max(done.proof.lengths) > config.sliding_window  # the window itself was compared

@@ -165,7 +165,9 @@ def test_every_control_works_without_an_error_or_a_request(
     assert opened.text("#output") != written_first
     # Tokens: by the pointer and by the keys.
     tokens = tab.query_selector_all("#strip .token")
+    assert tab.is_hidden("#later-help")  # the last token is followed: none is later
     tokens[0].hover()
+    assert tab.is_visible("#later-help")
     tokens[min(3, len(tokens) - 1)].click()
     tab.wait_for_timeout(300)
     followed = opened.text("#steps-subject")

@@ -17,7 +17,7 @@ from gptcli.errors import GptcliError
 from gptcli.pages.chromium import find_chromium
 from gptcli.pages.model_page import arithmetic, page, programs, proof
 from gptcli.pages.model_page.payload import payload, rounded
-from gptcli.pages.model_page.programs import Answer, Program, ProgramError
+from gptcli.pages.model_page.programs import Answer, Program, ProgramError, name_and_version
 from gptcli.pages.model_page.story import Story, curve, data_name, samples_of
 from tests.interop.models import shape
 from tests.interop.models import trained as trained_model
@@ -246,5 +246,20 @@ def test_the_curve_has_both_losses_and_words() -> None:
     assert "On unseen text it is lowest, 0.70, at step 499." in svg
     assert "unseen text</text>" in svg
     assert "style=" not in svg  # the policy of a page forbids style attributes
+    assert "starts at 4.00</text>" in svg  # the steep start lies above the chart
+    assert "starts at" not in curve(story([(1, 2.0), (2, 1.9), (3, 2.0)], []))
     assert curve(story(train[:1], [])) == ""
     assert "nan" not in curve(story([(1, 2.0), (2, 2.0)], []))
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        ("v20.20.2\n", "v20.20.2"),
+        ("Chromium 131.0.6778 built on Debian", "Chromium 131.0.6778"),
+        ("Google Chrome 131.0.6778.85 beta", "Google Chrome 131.0.6778.85"),
+        ("", ""),
+    ],
+)
+def test_the_version_of_a_browser_with_two_names(printed: str, shown: str) -> None:
+    assert name_and_version(printed) == shown

@@ -95,6 +95,11 @@ def test_the_report_of_a_run(cli: Any, trained: Path, tmp_path: Path) -> None:
     assert [one["title"] for one in data["charts"]][-1] == "Gradient norm by part of the network"
     assert len(data["passage"]["moments"]) == len(run.evaluations)
     assert len(data["passage"]["labels"]) == 33
+    opens_at = data["passage"]["opensAt"]
+    assert run.best is not None
+    assert data["passage"]["moments"][opens_at]["step"] == run.best.step
+    assert data["maps"]["opensAt"] == opens_at
+    assert f"At step {run.best.step:,}, " in text
     assert cli("report", trained, "--out", path).code == 2
     assert cli("report", trained, "--out", path, "--overwrite").code == 0
 
@@ -116,6 +121,22 @@ def test_an_old_run_gets_a_report_that_says_what_it_lacks(
     assert "This report lacks" in text
     assert "an earlier version" in text
     assert page_data(path)["passage"] is None
+
+
+def test_a_report_opens_at_the_checkpoint_that_sample_takes(
+    cli: Any, trained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    evaluated = [one for one in records if "val_loss" in one]
+    assert len(evaluated) == 2
+    evaluated[0]["val_loss"] = 0.5  # the best is not the last
+    (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records), "utf-8")
+    assert cli("report", run, "--out", tmp_path / "r.html").code == 0
+    data = page_data(tmp_path / "r.html")
+    assert data["passage"]["opensAt"] == data["maps"]["opensAt"] == 0
 
 
 def test_damaged_records_are_left_out(cli: Any, trained: Path, tmp_path: Path) -> None:

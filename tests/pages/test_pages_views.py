@@ -148,7 +148,10 @@ def clicked_maps(page: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_control_of_a_report(kind: str, written: Written) -> None:
     with opened(written(f"report {kind}")) as page:
+        cut = "The first steps lie above the chart: it starts at"
+        assert cut in page.locator("#losses .chart").inner_text()
         assert clicked_charts(page) == 5
+        assert cut in page.locator("#losses .chart").inner_text()
         slider = page.locator("#passage-step")
         end = page.locator("#passage-words").inner_text()
         slider.focus()

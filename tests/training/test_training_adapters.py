@@ -19,7 +19,7 @@ from gptcli.model.gpt import GPT
 from gptcli.native import library
 from gptcli.native.engine import training_source
 from gptcli.training import checkpoint
-from gptcli.training.adapters import Adapters
+from gptcli.training.adapters import Adapters, resolve_adapters
 from gptcli.training.estimate import adapter_parameters
 from gptcli.training.setup import prepare_new
 from gptcli.training.training_state import TrainingState, build_model
@@ -44,7 +44,9 @@ def state_with(
         name: p.detach() + 0.1 * torch.randn(p.shape, generator=generator)
         for name, p in base.named_parameters()
     }
-    train = TrainConfig(lora=lora, batch_size=3, max_steps=4)
+    train = TrainConfig(
+        lora=lora, batch_size=3, max_steps=4, optimizer=more.pop("optimizer", "muon")
+    )
     return TrainingState(
         model, train, VOCABULARY, dtype=dtype, device=torch.device("cpu"), weights=weights, **more
     )
@@ -189,6 +191,22 @@ def test_names_presets_and_counts() -> None:
         state = state_with(LoraConfig(rank=3), network(name))
         adapters = adapters_of(state)
         assert adapters.count == adapter_parameters(config, VOCABULARY)
+        whole = config.model_copy(
+            update={"train": TrainConfig(lora=LoraConfig(rank=3, embeddings=True))}
+        )
+        tables = [p for n, p in state.weights.masters if n in ("wte.weight", "lm_head.weight")]
+        both = adapter_parameters(whole, VOCABULARY)
+        assert (
+            both
+            == adapters_of(state_with(LoraConfig(rank=3, embeddings=True), network(name))).count
+        )
+        none = adapter_parameters(
+            config.model_copy(
+                update={"train": TrainConfig(lora=LoraConfig(rank=3, embeddings=False))}
+            ),
+            VOCABULARY,
+        )
+        assert (both or 0) - (none or 0) == sum(p.numel() for p in tables)
         # Every matrix of a block is a target, and nothing else.
         matrices = {n for n, p in state.weights.masters if n.startswith("h.") and p.dim() == 2}
         assert {f"{a.name}.weight" for a in adapters.adapters} == matrices
@@ -210,6 +228,61 @@ def test_a_wrong_setting_says_what_to_write(override: str, words: str) -> None:
     with pytest.raises(GptcliError) as caught:
         parse_config("", [override])
     assert words in f"{caught.value.message} {caught.value.hint}"
+
+
+# ---- the embedding and the head ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_tables_get_the_gradients_of_full_training(arch: str) -> None:
+    """They are trained themselves: the same gradient, and no change by folding."""
+    state = state_with(LoraConfig(rank=4, embeddings=True), network(arch))
+    adapters = with_random_b(state)
+    assert adapters.tables == (
+        ["wte.weight", "lm_head.weight"] if arch == "modern" else ["wte.weight"]
+    )
+    idx, target_ids = batch()
+    model, _ = applied_model(state)
+    state.passes.gradients([(idx, target_ids)], 1, 0, 1.0)
+    model.loss(idx, target_ids).backward()
+    theirs = dict(model.named_parameters())
+    trained = dict(adapters.parameters)
+    for name in adapters.tables:
+        torch.testing.assert_close(trained[name].grad, theirs[name].grad, atol=1e-6, rtol=1e-3)
+    first, *blocks, last = adapters.norms_by_part()
+    assert len(blocks) == 2
+    assert first == pytest.approx(float(theirs["wte.weight"].grad.norm()), rel=1e-3)
+    assert (last > 0) == (arch == "modern")
+    squares = [first**2, last**2, *(block**2 for block in blocks)]
+    assert float(adapters.norm()) == pytest.approx(sum(squares) ** 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_tables_do_not_decay(kind: Any) -> None:
+    """Decay pulls towards 0, and the base weights are where a fine-tune starts."""
+    lora = LoraConfig(rank=4, embeddings=True)
+    state = state_with(lora, network("modern"), optimizer=kind)
+    adapters = adapters_of(state)
+    before = {name: p.detach().clone() for name, p in adapters.parameters}
+    for _, p in adapters.parameters:
+        p.grad = torch.zeros_like(p)
+    state.optimizers.step(1.0)
+    for name, p in adapters.parameters:
+        assert torch.equal(p, before[name]) == (name in adapters.tables or name.endswith("lora_B"))
+
+
+def test_auto_trains_tables_that_are_no_larger_than_the_adapters() -> None:
+    for rank, vocabulary, expected in ((1, 33, False), (2, 33, True), (2, 300, False)):
+        config = Config(model=network("modern"), train=TrainConfig(lora=LoraConfig(rank=rank)))
+        without = LoraConfig(rank=rank, embeddings=False)
+        plain = config.model_copy(update={"train": TrainConfig(lora=without)})
+        adapters = adapter_parameters(plain, vocabulary)
+        assert adapters is not None
+        assert (2 * vocabulary * 32 <= adapters) == expected, adapters
+        resolved = resolve_adapters(config, vocabulary)
+        assert resolved is not None
+        assert resolved.embeddings is expected
+        assert (adapter_parameters(config, vocabulary) == adapters) == (not expected)
 
 
 # ---- runs --------------------------------------------------------------------------------------
@@ -240,7 +313,10 @@ def test_a_stopped_run_ends_with_the_same_bytes(
     dropout: str,
     dtype: str,
 ) -> None:
-    more = (f"train.lora.dropout={dropout}", f"run.dtype={dtype}", "train.eval_every=4")
+    more = (
+        f"train.lora.dropout={dropout}", f"run.dtype={dtype}", "train.eval_every=4",
+        "train.lora.embeddings=true",
+    )  # fmt: skip
     drive(tuning(tmp_path / "whole", base, text_file, *more))
     drive(tuning(tmp_path / "parts", base, text_file, *more), stop_at=7)
     drive(resumed("parts"))
@@ -251,16 +327,21 @@ def test_a_stopped_run_ends_with_the_same_bytes(
         assert whole.read_bytes() == parts.read_bytes()
 
 
+@pytest.mark.parametrize("embeddings", ["auto", "true"])
 def test_only_the_targets_change_and_the_checkpoint_is_complete(
-    base: Path, drive: Drive, tmp_path: Path, text_file: Path
+    base: Path, drive: Drive, tmp_path: Path, text_file: Path, embeddings: str
 ) -> None:
-    drive(tuning(tmp_path / "r", base, text_file, "train.lora.targets=attention"))
+    tables = ("wte.weight", "lm_head.weight") if embeddings == "true" else ()
+    more = ("train.lora.targets=attention", f"train.lora.embeddings={embeddings}")
+    drive(tuning(tmp_path / "r", base, text_file, *more))
     start, _ = checkpoint.best_valid(base)
     end = checkpoint.load(tmp_path / "r", 20, with_state=True)
     changed = {name for name, w in end.model.items() if not torch.equal(w, start.model[name])}
     names = ("query", "key", "value", "c_proj")
-    assert changed == {f"h.0.attn.{name}.weight" for name in names}
-    for name in changed:
+    assert changed == {*(f"h.0.attn.{name}.weight" for name in names), *tables}
+    for name in tables:
+        assert torch.equal(end.state[f"base/{name}"], start.model[name])
+    for name in changed - {*tables}:
         layer = name.removesuffix(".weight")
         kept = end.state[f"base/{name}"]
         assert torch.equal(kept, start.model[name])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +136,8 @@ def test_a_network_that_fails_ends_no_run(
             copy.saved()
     assert copy._idle.wait(60)
     (warning,) = copy.problems()
-    assert "ConnectionError: no route. The training goes on" in warning
+    assert f"ConnectionError: no route. The run itself is safe in {setup.run}. The" in warning
+    assert "The training goes on, and copies again" in warning
     (warning,) = copy.finish(never, 60)
     assert "ConnectionError: no route. memory://" in warning
     assert "is not complete" in warning
@@ -197,3 +201,99 @@ def test_names_from_elsewhere_are_not_followed(
     assert not (tmp_path / "back" / "checkpoints" / "best").exists()
     assert not (tmp_path / "back" / "evil.py").exists()
     assert run_copy.steps_of(tmp_path / "back") == [5]
+
+
+def copied(setup: Setup, url: str) -> tuple[RunCopy, list[str]]:
+    """Train with a copy, and return the warnings while it trains."""
+    copy, warnings = RunCopy(setup.run, url), []
+    for event in train(setup):
+        if isinstance(event, CheckpointSaved):
+            copy.saved()
+            assert copy._idle.wait(60)
+            warnings += copy.problems()
+    return copy, warnings
+
+
+def says_all(warning: str, goal: str, why: str, run: Path) -> bool:
+    """Whether a warning names the file at the URL, the reason, and the run, which is safe."""
+    safe = f"The run itself is safe in {run}"
+    return f" {goal}" in warning and f": {why}. " in warning and safe in warning
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs permissions of Unix")
+def test_a_place_that_cannot_be_written_ends_no_run(
+    new: Callable[..., Setup], tmp_path: Path
+) -> None:
+    setup, there = new("r", *OFTEN), tmp_path / "copy"
+    there.mkdir()
+    if os.geteuid() == 0:  # nothing refuses root, but a file cannot hold files
+        (there / "checkpoints").write_text("not a folder")
+        goal, why = f"{there.as_uri()}/checkpoints/step-", "Not a directory"
+    else:
+        there.chmod(0o555)
+        goal, why = f"{there.as_uri()}/config.yaml", "Permission denied"
+    copy, warnings = copied(setup, there.as_uri())
+    assert warnings
+    for warning in (*warnings, *copy.finish(never, 60)):
+        assert says_all(warning, goal, why, setup.run), warning
+    assert "The training goes on" in warnings[0]
+    assert checkpoint.steps_of(setup.run)[-1] == 20
+    if os.geteuid() == 0:
+        (there / "checkpoints").unlink()
+    else:
+        there.chmod(0o755)
+    assert copy.finish(never, 60) == []
+    assert complete_steps(RemoteFolder(there.as_uri())) == checkpoint.steps_of(setup.run)
+
+
+def test_a_full_disk_leaves_the_copy_as_it_was(
+    new: Callable[..., Setup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk fills while a file is written. The file that was there before is still whole."""
+    setup, there = new("r", *OFTEN), tmp_path / "copy"
+    copy = RunCopy(setup.run, there.as_uri())
+    trained(setup, copy, stop_at=10)
+    before = files_of(there)
+    system = type(copy._there._fs)
+
+    def put_file(self: Any, source: str, goal: str, **more: Any) -> None:
+        Path(goal).write_bytes(Path(source).read_bytes()[:5])
+        raise OSError(errno.ENOSPC, "No space left on device", goal)
+
+    monkeypatch.setattr(system, "put_file", put_file)
+    (setup.run / "run.json").write_text("{}\n")
+    (warning,) = copy.finish(never, 60)
+    assert says_all(warning, f"{there.as_uri()}/", "No space left on device", setup.run), warning
+    assert "is not complete; what is there is an earlier state" in warning
+    assert files_of(there) == before
+    assert fetch_run(there.as_uri(), tmp_path / "back") == 10
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB. Only root can make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    try:
+        made = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except OSError:
+        made = False
+    if not made:
+        pytest.skip("this user cannot mount a file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full_ends_no_run(
+    new: Callable[..., Setup], small_disk: Path
+) -> None:
+    setup = new("r", *OFTEN)
+    url = (small_disk / "copy").as_uri()
+    copy, warnings = copied(setup, url)
+    for warning in (*warnings, *copy.finish(never, 60)):
+        assert says_all(warning, f"{url}/", "No space left on device", setup.run), warning
+    assert warnings
+    assert checkpoint.steps_of(setup.run)[-1] == 20
+    assert not list(small_disk.rglob("*.part"))
+    assert complete_steps(RemoteFolder(url)) == []

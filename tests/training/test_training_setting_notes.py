@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gptcli.config_files import load_config
+from gptcli.config_files import load_config, parse_config
 from gptcli.files.shipped import shipped_configs
-from gptcli.training.setting_notes import setting_notes
+from gptcli.training.setting_notes import rank_notes, setting_notes
 from tests.conftest import SMALL
 
 FITS = ("train.max_steps=20", "run.device=cpu", "data.val_fraction=0.2", "model.block_size=16",
@@ -95,3 +95,19 @@ def test_a_second_run_of_the_same_name_is_announced(
     monkeypatch.chdir(tmp_path / "w")
     third = cli("train", "../chat.txt", *SMALL, "train.max_steps=2", "--out", "r")
     assert "training on ../chat.txt, to r" in third.err
+
+
+def test_a_rank_above_that_of_a_change_is_noted() -> None:
+    """peft allows it, too. The smaller side of a matrix bounds the rank of any change of it."""
+
+    def noted(*overrides: str) -> list[str]:
+        words = ("model.n_head=4", "model.n_kv_head=1", "model.n_embd=64", *overrides)
+        return rank_notes(parse_config("", [*words]))
+
+    assert noted() == noted("train.lora.rank=16") == []
+    (note,) = noted("train.lora.rank=17")
+    assert note.startswith("train.lora.rank is 17, and a change of attn.key (16 x 64) has rank 16")
+    assert "lower train.lora.rank to 16 or less" in note
+    assert noted("train.lora.rank=64", "train.lora.targets=attn.query,mlp.up_proj") == []
+    (note,) = noted("train.lora.rank=65", "train.lora.targets=mlp.up_proj")
+    assert "mlp.up_proj (192 x 64) has rank 64 at most" in note

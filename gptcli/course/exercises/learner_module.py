@@ -74,8 +74,8 @@ class ModuleLesson(Lesson["LearnerModule"]):
     done. The first tensor of the last step is the output. `draw` draws the input x. `train` yields
     the faults that show only in training mode, or notes. `first_wrong` finds the first wrong step
     if the lesson knows more than the trace; `unseen` does for a forward that stops. A step in
-    `alone` can be right although the step before it is wrong. `names` are patterns for the names
-    of attributes, with the step in which they are used."""
+    `alone` can be right although the step before it is wrong. `names` holds pairs: a
+    pattern for attribute names, and the step that uses these attributes."""
 
     name: str
     steps: tuple[Step, ...]

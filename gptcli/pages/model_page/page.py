@@ -245,15 +245,15 @@ def proof_sentence(proven: Proof) -> str:
         else f"{proven.program} redid this page's arithmetic (there was no JavaScript engine)"
     )
     texts = (
-        "the same greedy texts"
+        "the same"
         if not proven.close_calls
-        else f"the same greedy texts but for {proven.close_calls} tokens as good as equal"
+        else f"the same but for {proven.close_calls} that were as likely as another"
     )
     return (
         f"Before this file was written, {ran} on {proven.prompts} prompts, beside the network of "
-        f"gptcli with the same eight-bit weights: the logits differ by at most "
-        f"{proven.largest_difference:.1e}, and {proven.greedy_tokens} tokens from each prompt are "
-        f"{texts}."
+        f"gptcli with the same eight-bit weights. The logits, which are the scores of all next "
+        f"tokens, differ by at most {proven.largest_difference:.1e}. The next "
+        f"{proven.greedy_tokens} tokens of each prompt, each time the likeliest one, are {texts}."
     )
 
 

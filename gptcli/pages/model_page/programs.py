@@ -86,12 +86,12 @@ def find_program() -> Program | None:
 
 
 def _version(path: str) -> str:
-    """The first line of `PROGRAM --version`; "" if the program does not work."""
+    """The name and version that `PROGRAM --version` prints; "" if the program does not work."""
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
             [path, "--version"], capture_output=True, text=True, timeout=60, check=True
         )
-        return " ".join(done.stdout.split()[:2])
+        return name_and_version(done.stdout)
     return ""
 
 
@@ -163,3 +163,10 @@ def _run(command: list[str]) -> str:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
         raise ProgramError(f"it ended with exit code {done.returncode}: {''.join(last)[:300]}")
     return done.stdout
+
+
+def name_and_version(printed: str) -> str:
+    """The words up to the first with a digit: "Google Chrome 131.0" of "Google Chrome 131.0 x"."""
+    words = printed.split()
+    numbers = [i for i, word in enumerate(words) if any(letter.isdigit() for letter in word)]
+    return " ".join(words[: numbers[0] + 1] if numbers else words[:2])

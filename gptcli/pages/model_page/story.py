@@ -6,6 +6,7 @@ Everything comes from the run folder. The page names the text and its size, and 
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -154,7 +155,15 @@ def _facts(
         on_cores = f", {_count(cores, 'core')}" if isinstance(cores, int) else ""
         yield "Machine", f"{device}{on_cores}, {trained.config.run.dtype}"
     if progress.val_loss is not None:
-        yield "Loss on unseen text", f"{loss_text(progress.val_loss)} nats per token"
+        yield "Loss on unseen text", _loss_in_words(progress.val_loss)
+
+
+def _loss_in_words(loss: float) -> str:
+    """A loss, and the probability of the right token that it stands for."""
+    return (
+        f"{loss_text(loss)} nats per token: on average (geometric), the right next token had a "
+        f"probability of {100 * math.exp(-loss):.2g} %"
+    )
 
 
 def _time(seconds: float) -> str:
@@ -195,18 +204,20 @@ def curve(story: Story) -> str:
     """Both losses against the steps as an SVG, in the colours of the page; "" without two points.
 
     The first losses often fall too steeply to show the rest, so the scale ends at the loss that
-    95 of 100 points are below."""
+    95 of 100 points are below. The lines leave the chart at the top, with the loss at which they
+    start beside them."""
     if len(story.train) < 2:
         return ""
     last = max(step for step, _ in (*story.train, *story.val))
     losses = sorted(loss for _, loss in (*story.train, *story.val))
     low, high = losses[0], losses[int(0.95 * (len(losses) - 1))]
     high = max(high, low + 1e-3)
+    start = story.train[0][1]
     low, high = low - 0.05 * (high - low), high + 0.08 * (high - low)
     width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
     def place(step: int, loss: float) -> tuple[float, float]:
-        share = min(1.0, max(0.0, (high - loss) / (high - low)))
+        share = (high - loss) / (high - low)
         return _LEFT + width * step / last, _TOP + height * share
 
     def path(points: Points) -> str:
@@ -215,7 +226,9 @@ def curve(story: Story) -> str:
 
     parts = [
         f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{html.escape(curve_words(story))}">'
+        f'aria-label="{html.escape(curve_words(story))}">',
+        f'<clipPath id="inside"><rect x="{_LEFT}" y="{_TOP - 4}" width="{width + 8}" '
+        f'height="{height + 8}"/></clipPath>',
     ]
     for loss in _ticks(low, high):
         y = place(0, loss)[1]
@@ -224,14 +237,20 @@ def curve(story: Story) -> str:
     base = _HEIGHT - 12
     parts.append(f'<text x="{_LEFT}" y="{base}">step 0</text>')
     parts.append(f'<text x="{_LEFT + width}" y="{base}" text-anchor="end">step {last:,}</text>')
+    if start > high:
+        x = place(*next(point for point in story.train if point[1] <= high))[0] + 10
+        parts.append(f'<text x="{x:.1f}" y="{_TOP + 10}">&#8593; starts at {start:.2f}</text>')
+    parts.append('<g clip-path="url(#inside)">')
     parts.append(f'<path class="train" d="{path(_thinned(story.train))}"/>')
     ends = [("training", "train", place(*story.train[-1])[1])]
     if story.val:
         parts.append(f'<path class="val" d="{path(story.val)}"/>')
         for point in story.val:
             x, y = place(*point)
-            parts.append(f'<circle class="val" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
+            if y >= _TOP:
+                parts.append(f'<circle class="val" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
         ends.append(("unseen text", "val", place(*story.val[-1])[1]))
+    parts.append("</g>")
     if len(ends) == 2 and abs(ends[0][2] - ends[1][2]) < 26:  # labels side by side collide
         upper = 0 if ends[0][2] < ends[1][2] else 1
         middle = (ends[0][2] + ends[1][2]) / 2

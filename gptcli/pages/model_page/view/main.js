@@ -78,7 +78,7 @@ function showSamples(samples) {
   const slider = byId("sample");
   slider.max = samples.length - 1;
   slider.value = samples.length - 1;
-  slider.disabled = samples.length === 1;
+  slider.hidden = samples.length === 1;
   slider.oninput = () => {
     const { step, text } = samples[Number(slider.value)];
     byId("sample-value").textContent = step.toLocaleString("en");

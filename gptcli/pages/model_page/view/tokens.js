@@ -69,6 +69,7 @@ class Strip {
 
   draw(at) {
     const weights = this.weightsOf(at);
+    byId("later-help").hidden = at === this.tokens.length - 1;
     for (let place = this.from; place < this.tokens.length; place++) {
       const item = this.item(place);
       item.classList.toggle("later", place > at);

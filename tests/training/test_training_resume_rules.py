@@ -1,0 +1,106 @@
+"""What --resume says about changed keys: values as in YAML, and the same in other words allowed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from gptcli.config import Config
+from gptcli.config_files import dump_config, parse_config
+from gptcli.errors import GptcliError
+from gptcli.training.consistency import refuse_other_network, same_config
+from gptcli.training.resume_rules import config_for_resume
+
+RUN = Path("runs/r")
+BASE = (
+    "data.source=[a.txt, b.txt, c.txt]",
+    "data.weights=3,1,0",
+    "model.dropout=0.1",
+    "train.lora.rank=4",
+    "train.learning_rate=0.01",
+)
+
+
+def config(*overrides: str) -> Config:
+    return parse_config("", [*BASE, *overrides])
+
+
+def asked(*overrides: str) -> tuple[Config, list[str]]:
+    """What a resume with these words does with a run of BASE."""
+    stored = config()
+    wanted = parse_config(dump_config(stored), list(overrides))
+    return config_for_resume(RUN, stored, wanted, False, 5)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.weights=6,2,0",
+        "data.weights=0.75,0.25,0",
+        "data.weights=[0.3, 0.1, 0]",
+        "train.lora.targets=attention,feed_forward",
+        "train.lora={rank: 4}",
+    ],
+)
+def test_the_same_in_other_words_is_no_change(word: str) -> None:
+    """The run keeps its own numbers, so that it ends with the same bytes."""
+    assert asked(word) == (config(), [])
+
+
+@pytest.mark.parametrize(
+    ("word", "said", "hinted"),
+    [
+        ("data.weights=3,2,0", "data.weights: 3.0, 1.0, 0.0 -> 3.0, 2.0, 0.0", "[3.0, 2.0, 0.0]"),
+        ("data.weights=null", "data.weights: 3.0, 1.0, 0.0 -> null", "data.weights=null"),
+        ("train.lora.rank=8", "train.lora.rank: 4 -> 8", " train.lora.rank=8"),
+        ("train.lora.targets=attention", "targets: all -> attention", "targets=[attention]"),
+        ("train.lora=null", "{rank: 4, alpha: 16.0, dropout: 0.0, targets: [all]", "lora=null"),
+        ("train.optimizer=adamw", "train.optimizer: muon -> adamw", " train.optimizer=adamw"),
+        ("data.skip_undecodable=true", "skip_undecodable: false -> true", "decodable=true"),
+        ("data.field=words", "data.field: null -> words", "data.field=words"),
+    ],
+)
+def test_a_refused_change_is_written_as_in_yaml(word: str, said: str, hinted: str) -> None:
+    with pytest.raises(GptcliError) as refused:
+        asked(word)
+    assert said in refused.value.message
+    assert hinted in refused.value.hint
+    assert not re.search(r"\b(None|True|False)\b|[\[{]['\"]", refused.value.message)
+    # The words of the hint mean what the user asked for.
+    words = shlex.split(refused.value.hint.partition("gptcli train --from ")[2])[1:]
+    stored = dump_config(config())
+    assert parse_config(stored, words) == parse_config(stored, [word])
+
+
+def test_several_refused_changes_are_told_apart() -> None:
+    with pytest.raises(GptcliError) as refused:
+        asked("data.weights=3,2,0", "train.seed=3")
+    assert "-> 3.0, 2.0, 0.0; train.seed: 1337 -> 3" in refused.value.message
+
+
+def test_notes_are_written_as_in_yaml() -> None:
+    _, notes = asked("run.loggers=csv,wandb", "train.patience=3", "run.compile=true")
+    assert "run.loggers is now csv, wandb" in notes
+    assert "train.patience is now 3" in notes
+    assert any(note.startswith("run.compile is now true: ") for note in notes)
+
+
+def test_an_edited_config_is_compared_in_the_same_words() -> None:
+    meta = {"config": config().model_dump()}
+    with pytest.raises(GptcliError) as refused:
+        same_config(RUN, meta, config("train.lora.rank=8", "data.weights=1,1,1"))
+    assert "train.lora.rank 8 (checkpoint: 4)" in refused.value.message
+    assert "data.weights 1.0, 1.0, 1.0 (checkpoint: 3.0, 1.0, 0.0)" in refused.value.message
+    (note,) = same_config(RUN, meta, config("run.loggers=csv"))
+    assert note.endswith("run.loggers is csv; the checkpoint has none")
+
+
+def test_another_network_is_written_in_the_same_words() -> None:
+    with pytest.raises(GptcliError) as refused:
+        refuse_other_network(
+            config("model.tied_head=true"), RUN, {"model": config().model.model_dump()}
+        )
+    assert "model.tied_head true (checkpoint: null)" in refused.value.message
