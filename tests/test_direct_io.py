@@ -85,13 +85,13 @@ def test_a_checkpoint_is_the_same_with_and_without_o_direct(
 ) -> None:
     import torch
 
-    from gptcli.training import checkpoint
+    from gptcli.training import checkpoint, checkpoint_files
     from gptcli.training.training_state import Progress
 
     tensors = {"a": torch.arange(3_000_001.0), "b": torch.ones(7, 3), "c": torch.zeros(0)}
     meta = {"progress": vars(Progress(step=1))}
     for name, least in (("small", 1 << 60), ("large", 0)):
-        monkeypatch.setattr(checkpoint, "DIRECT_IO_BYTES", least)
+        monkeypatch.setattr(checkpoint_files, "DIRECT_IO_BYTES", least)
         checkpoint.save(make(tmp_path / name), 1, tensors, {"d": torch.ones(5)}, meta)
     for file in ("model.safetensors", "state.safetensors", "meta.json"):
         small, large = (

@@ -52,6 +52,7 @@ NOT_RUN = {
     "gptcli train mine.yaml --out runs/mine --copy-to": "it needs a bucket",
     "gptcli train --resume --out runs/mine --copy-to": "it needs a bucket",
     "curl": "tests/serving asks a server the same",
+    "python -m benchmarks.ranks": "it measures for minutes",
     "gptcli serve": "it serves until a signal ends it; tests/serving starts it",
     "gptcli scaling": "it trains for minutes; tests/experiments trains a smaller ladder",
     "gptcli train big.yaml --devices": "tests/distributed trains in several processes",

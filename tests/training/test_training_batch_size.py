@@ -162,7 +162,7 @@ def test_a_run_keeps_the_number(
     assert isinstance(prepared, Prepared)
     assert prepared.setup.config.train.batch_size == 8
     other = wanted.model_copy(update={"train": asked.model_copy(update={"grad_accum": 3})})
-    with pytest.raises(GptcliError, match=r"train\.grad_accum 4 -> 3"):
+    with pytest.raises(GptcliError, match=r"train\.grad_accum: 4 -> 3"):
         prepare_resume(setup.run, other)
 
 

@@ -94,5 +94,5 @@ def test_other_weights_are_refused_at_a_resume(mixed: Callable[..., Setup], driv
     wanted = setup.config.model_copy(
         update={"data": setup.config.data.model_copy(update={"weights": [1.0, 1.0]})}
     )
-    with pytest.raises(GptcliError, match=r"data\.weights \[0\.25, 0\.75\] -> \[1\.0, 1\.0\]"):
+    with pytest.raises(GptcliError, match=r"data\.weights: 0\.25, 0\.75 -> 1\.0, 1\.0"):
         prepare_resume(setup.run, wanted)

@@ -22,6 +22,7 @@ from gptcli.cli.signals import LeaveAtOnce
 from gptcli.errors import GptcliError
 from gptcli.files import durable
 from gptcli.training import checkpoint, run_folder, saving
+from gptcli.training.checkpoint_files import WholeFiles
 from gptcli.training.loop import _Loop
 from gptcli.training.saving import Saver
 from tests.training.faulty_disks import Deadly, Operation, Recording, Watched, in_child
@@ -125,10 +126,7 @@ def test_abandoning_waits_for_a_rename_but_not_long(
     class State:
         progress = Progress(step=2, best_step=2)
 
-        class weights:
-            named = staticmethod(lambda: {"w": torch.zeros(3)})
-
-        to_save = staticmethod(lambda: {"m": torch.zeros(3)})
+        files = staticmethod(lambda: WholeFiles({"w": torch.zeros(3)}, {"m": torch.zeros(3)}))
 
     disk = Slow()
     monkeypatch.setattr(durable, "disk", disk)
