@@ -43,9 +43,9 @@ class RunCopy:
         refuse_own_folder(run, url)
         self._run, self._there = run, RemoteFolder(url)
         self._metas: dict[int, bytes] = {}  # of each step, as it was uploaded
-        self._wake, self._idle, self._ended = threading.Event(), threading.Event(), False
-        self._idle.set()
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()  # for all that follows
+        self._asked = self._done = 0  # how often `saved` was called; the newest call that is met
+        self._ended = False
         self._problems: list[str] = []
         self._thread: threading.Thread | None = None
 
@@ -85,12 +85,13 @@ class RunCopy:
 
     def saved(self) -> None:
         """A checkpoint is on the disk: begin to upload it, without waiting."""
-        if self._thread is None or self._ended:
+        with self._changed:
+            self._asked += 1
             self._ended = False
-            self._thread = threading.Thread(target=self._work, name="run copy", daemon=True)
-            self._thread.start()
-        self._idle.clear()
-        self._wake.set()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="run copy", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
 
     def problems(self) -> list[str]:
         """Warnings since the last call."""
@@ -101,32 +102,43 @@ class RunCopy:
         """Upload what is left, but for at most so many seconds; returns warnings."""
         self._new_problems()
         self.saved()
-        limit = time.monotonic() + seconds
-        while not self._idle.wait(0.1):
+        goal, limit = self._asked, time.monotonic() + seconds
+        while not self._is_met(goal):
             if should_stop() or time.monotonic() > limit:
                 return [f"WARNING: {self._there.url} is {_INCOMPLETE}. {self._safe}"]
-        self._ended = True
-        self._wake.set()
         return [
             f"WARNING: {why}. {self._there.url} is {_INCOMPLETE}. {self._safe}"
             for why in self._new_problems()
         ]
+
+    def _is_met(self, goal: int) -> bool:
+        """Wait briefly for the upload that call `goal` of `saved` asked for; then end the thread.
+
+        An upload that had begun before that call does not count: the run has changed since."""
+        with self._changed:
+            met = self._changed.wait_for(lambda: self._done >= goal, 0.1)
+            if met:
+                self._ended = True
+                self._changed.notify_all()
+        return met
 
     @property
     def _safe(self) -> str:
         return f"The run itself is safe in {self._run}"
 
     def _new_problems(self) -> list[str]:
-        with self._lock:
+        with self._changed:
             found, self._problems = self._problems, []
         return found
 
     def _work(self) -> None:
         while True:
-            self._wake.wait()
-            self._wake.clear()
-            if self._ended:
-                return
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._asked > self._done)
+                if self._asked == self._done:
+                    self._thread = None
+                    return
+                number = self._asked
             why = ""
             try:
                 self._mirror()
@@ -134,10 +146,10 @@ class RunCopy:
                 why = error.message
             except Exception as error:  # of the disk, or of a package of a protocol
                 why = f"the copy to {self._there.url} failed: {reason(error)}"
-            with self._lock:
+            with self._changed:
                 self._problems = [why] if why else []
-            if not self._wake.is_set():
-                self._idle.set()
+                self._done = number
+                self._changed.notify_all()
 
     def _mirror(self) -> None:
         """Upload what the URL lacks, then delete the checkpoints that the run has deleted."""

@@ -134,7 +134,8 @@ def test_a_network_that_fails_ends_no_run(
     for event in train(setup):
         if isinstance(event, CheckpointSaved):
             copy.saved()
-    assert copy._idle.wait(60)
+    with copy._changed:
+        assert copy._changed.wait_for(lambda: copy._done == copy._asked, 60)
     (warning,) = copy.problems()
     assert f"ConnectionError: no route. The run itself is safe in {setup.run}. The" in warning
     assert "The training goes on, and copies again" in warning
@@ -209,7 +210,8 @@ def copied(setup: Setup, url: str) -> tuple[RunCopy, list[str]]:
     for event in train(setup):
         if isinstance(event, CheckpointSaved):
             copy.saved()
-            assert copy._idle.wait(60)
+            with copy._changed:
+                assert copy._changed.wait_for(lambda: copy._done == copy._asked, 60)
             warnings += copy.problems()
     return copy, warnings
 
@@ -244,6 +246,36 @@ def test_a_place_that_cannot_be_written_ends_no_run(
         there.chmod(0o755)
     assert copy.finish(never, 60) == []
     assert complete_steps(RemoteFolder(there.as_uri())) == checkpoint.steps_of(setup.run)
+
+
+def test_the_end_waits_for_an_upload_that_began_after_it(
+    new: Callable[..., Setup], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload that runs when the run ends may have read files that have changed since."""
+    setup = new("r", *OFTEN)
+    for _ in train(setup):
+        pass
+    begun, go_on, uploads = threading.Event(), threading.Event(), []
+    mirror = RunCopy._mirror
+
+    def slow(self: RunCopy) -> None:
+        uploads.append(1)
+        if len(uploads) == 1:
+            begun.set()
+            assert go_on.wait(60)
+            raise OSError(errno.EIO, "the first upload fails")
+        mirror(self)
+
+    monkeypatch.setattr(RunCopy, "_mirror", slow)
+    copy = RunCopy(setup.run, url)
+    copy.saved()
+    assert begun.wait(60)
+    threading.Timer(0.2, go_on.set).start()
+    assert copy.finish(never, 60) == []
+    assert len(uploads) == 2
+    assert complete_steps(RemoteFolder(url)) == checkpoint.steps_of(setup.run)
+    assert copy.finish(never, 60) == []  # a thread that has ended begins again
+    assert len(uploads) == 3
 
 
 def test_a_full_disk_leaves_the_copy_as_it_was(
