@@ -156,9 +156,6 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
     # If forward uses no queries, keys and values, its output can fit a later mistake by accident.
     if not any(fit[0].step == 1 for fit in fits) and (unused := unused_projections(forward)):
         return _unused(forward, unused)
-    # Masked scores that were seen are right: what comes after them is no fault of the scale.
-    if step == 6 and found.has("scaled", "masked"):
-        fits = [fit for fit in fits if not fit[0].slug.startswith("scale-")]
     if not found.completed_at and not fits and forward.is_opaque:
         step = step_by_right_tokens(forward)
     # If queries never meet keys, the output can fit a mistake after step 4 by accident.
@@ -217,6 +214,9 @@ def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: 
         index = forward.trace.operations[-1].index
     if step == 1:
         index = operation_that_named(forward, values, index)
+    undoes_scale = mistake.slug == "scale-after-softmax" and forward.found.has("scaled")
+    if undoes_scale:
+        index = forward.first_wrong_operation(6)
     why, slug = mistake.message.format(**numbers), mistake.slug
     scale = scale_of_scores(forward)
     if slug.startswith("scale-") and set(mistake.variants[0]) == {"score"} and scale:
@@ -232,7 +232,9 @@ def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: 
         )
     else:
         fill = None
-    line = line_to_quote(forward, index, step=step, slug=slug, values=values, fill=fill)
+    line = line_to_quote(
+        forward, index, step=step, slug=slug, values=values, fill=fill, search=not undoes_scale
+    )
     hints = (
         mistake.hint.format(**numbers),
         hints_of_step(step, numbers)[1],

@@ -14,7 +14,7 @@ from torch import Tensor
 from gptcli.course.attention.compared_forward import ComparedForward
 from gptcli.course.attention.first_wrong_operation import PRODUCTS
 from gptcli.course.attention.forward_trace import ForwardTrace, Operation
-from gptcli.course.attention.matching import value_in
+from gptcli.course.attention.matching import first_missing_step, value_in
 from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.mistakes.bank import bank_results, values_equal
 from gptcli.course.attention.score_scale import scale_of_scores
@@ -92,8 +92,14 @@ def is_plausible(forward: ComparedForward, slug: str) -> bool:
         return not factors or any(p.C in x.shape[-2:] for x in factors)
     if slug == "projection-of-x":
         return found.has("mixed")
+    if slug.startswith("scale-") and first_missing_step(found) == 6 and found.has("scaled"):
+        # The masked scores are right. The scale is wrong only if forward undoes it before the
+        # softmax and divides the weights.
+        return slug == "scale-after-softmax"
     if slug == "tokens-shifted":
-        return not found.has("q", "k", "v")
+        return not found.has("q", "k", "v") or _projected_out_of_order(forward, "v")
+    if slug == "values-shifted":
+        return not _projected_out_of_order(forward, "v")
     if slug == "softmax-not-normalised":
         return not found.has("weights")
     if slug == "softmax-missing":
@@ -110,6 +116,26 @@ def is_plausible(forward: ComparedForward, slug: str) -> bool:
             > max(found.completed_at.get("scaled", -1), found.completed_at.get("masked", -1))
         )
     return True
+
+
+def _projected_out_of_order(forward: ComparedForward, name: str) -> bool:
+    """Whether the first operation that gives all of `name` has its tokens in another order than x.
+
+    If so, the learner changed the order of x before the projection. False if no operation gives
+    all numbers of `name` at once."""
+    table, p = forward.found.tables[name], forward.p
+    for operation in forward.trace.operations:
+        for x in operation.outputs:
+            if x.numel() != math.prod(table.shape) or x.shape[-1:] != (p.C,):
+                continue
+            flat = table.locate(x.double())
+            if bool((flat >= 0).all()):
+                b, t, *_ = (place.view(-1, p.C)[:, 0] for place in table.places(flat))
+                place_in_x = torch.arange(p.B * p.T).view(p.B, p.T)[b, t]
+                by_time_first = torch.arange(p.B * p.T).view(p.B, p.T).T.reshape(-1)
+                orders = (torch.arange(p.B * p.T), by_time_first)
+                return not any(torch.equal(place_in_x, order) for order in orders)
+    return False
 
 
 def unused_projections(forward: ComparedForward) -> list[str]:

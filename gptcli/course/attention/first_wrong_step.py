@@ -186,10 +186,24 @@ def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem)
         if not (fused or operation.name in PRODUCTS) or len(operation.inputs) < 2:
             continue
         names = {value_in(x, found, p.T) for x in operation.inputs[:2]}
+        if step == 4 and names & {"q", "k"}:
+            names |= {_multiple_of(x, found) for x in operation.inputs[:2]}
         if any(pair <= names for pair in pairs):
             found_step = _step_of_factors(trace, operation, step, found, p)
             return 2 if fused and found_step == 3 else found_step
     return step
+
+
+def _multiple_of(x: Tensor, found: Matches) -> str | None:
+    """The name if x holds all queries, or all keys, times a constant."""
+    for name in ("q", "k"):
+        right = found.tables[name].flat
+        if x.numel() != right.numel() or not x.dtype.is_floating_point:
+            continue
+        factor = (x.double().square().mean() / right.square().mean()).sqrt()
+        if bool((found.tables[name].locate(x.double() / factor) >= 0).all()):
+            return name
+    return None
 
 
 def _step_of_factors(
@@ -265,12 +279,12 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
     Judged by the zeros of the weights, and by the order of tokens and heads in the two factors."""
     factors = {value_in(x, found, p.T): x for x in operation.inputs[:2]}
     weights = factors.get("weights")
-    if weights is not None and weights.numel() == p.B * p.H * p.T * p.T:
-        hidden = p.B * p.H * p.T * (p.T - 1) // 2
-        rows = weights.reshape(-1, p.T)
-        first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)
-        if int((weights == 0).sum()) > hidden or not bool(((first - 1).abs() < 1e-9).all()):
-            return 6  # visible weights are 0, or the only weight of a row is not 1
+    if weights is not None:
+        is_matrix = weights.shape[-2:] == (p.T, p.T) and p.T > 1
+        if is_matrix and not _are_causal_rows(weights, p) and _are_causal_rows(weights.mT, p):
+            return 7  # the rows of the weights are right, but the product uses the columns
+        if weights.numel() == p.B * p.H * p.T * p.T and not _are_causal_rows(weights, p):
+            return 6
     indices = _factor_indices(operation, found, p)
     if not {"weights", "v"} <= indices.keys():
         return 7
@@ -281,6 +295,14 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
         return 7
     in_order = bool((vh == torch.arange(len(vh)) % p.H).all())
     return 4 if in_order and len(vh) > 1 else 2  # 4: the scores are unfolded in another order
+
+
+def _are_causal_rows(weights: Tensor, p: Problem) -> bool:
+    """Whether the rows of all weights hide only later tokens, and the only weight of a row is 1."""
+    hidden = weights.numel() // p.T * (p.T - 1) // 2
+    rows = weights.reshape(-1, p.T)
+    first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)
+    return int((weights == 0).sum()) <= hidden and bool(((first - 1).abs() < 1e-9).all())
 
 
 def _factor_indices(

@@ -167,7 +167,9 @@ class _Recorder(TorchFunctionMode):
         with contextlib.suppress(Exception):
             for name, piece in _fused_kernel_pieces(*args, **kwargs):
                 index = len(self.trace.operations)
-                self.trace.operations.append(Operation(index, name, line, [], [piece.detach()]))
+                operation = Operation(index, name, line, [], [piece.detach()])
+                operation.grad = piece.requires_grad
+                self.trace.operations.append(operation)
 
 
 def trace_forward(

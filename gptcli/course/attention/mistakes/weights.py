@@ -332,6 +332,15 @@ BANK = (
         _mixed_by(lambda p, w, v: w @ v[:1]),
     ),
     AttentionMistake(
+        "values-of-one-head",
+        7,
+        "weights @ v[:, :1]",
+        "all {H} heads use the values of head 0",
+        "whose values should head 1 sum up?",
+        "compute weights @ v with the whole v",
+        _mixed_by(lambda p, w, v: w @ v[:, :1]),
+    ),
+    AttentionMistake(
         "values-shifted",
         7,
         "weights @ v.roll(1, dims=-2)",
