@@ -638,7 +638,13 @@ CHANGES = (
         "weights_turned", 7, "weights-transposed", "weights @ v", "weights.transpose(-2, -1) @ v"
     ),
     Change("values_rolled", 7, "values-shifted", "y = weights @ v", "y = weights @ v.roll(1, -2)"),
-    Change("values_first", 7, "values-of-one-sequence values-of-one-head", "= weights @ v\n", "= weights @ v[:1]\n"),
+    Change(
+        "values_first",
+        7,
+        "values-of-one-sequence values-of-one-head",
+        "= weights @ v\n",
+        "= weights @ v[:1]\n",
+    ),
     Change("times_key", 7, "weights-times-keys", "y = weights @ v", "y = weights @ k"),
     Change("no_weights", 7, "values-not-weighted", "y = weights @ v", "y = v"),
     Change("bmm_key", 7, "weights-times-keys", "torch.bmm(weights, v)", "torch.bmm(weights, k)"),

@@ -67,7 +67,7 @@ from gptcli.course.attention.first_wrong_step import first_wrong_step, softmax_o
 from gptcli.course.attention.forward_trace import Operation
 from gptcli.course.attention.gradient_loss import lost_gradient, stopped_backward
 from gptcli.course.attention.learner_attention import LearnerAttention
-from gptcli.course.attention.matching import first_missing_step, last_right_operation
+from gptcli.course.attention.matching import first_missing_step, last_right_operation, value_in
 from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake, message_numbers
 from gptcli.course.attention.mistakes.bank import bank_results, values_equal
 from gptcli.course.attention.quoted_line import line_to_quote
@@ -151,7 +151,7 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         for mistake, values in bank_results(forward.p)
         if values_equal(forward.y, values.out)
         and not values_equal(values.out, forward.values.out)
-        and is_plausible(forward, mistake.slug)
+        and is_plausible(forward, mistake)
     ]
     # If forward uses no queries, keys and values, its output can fit a later mistake by accident.
     if not any(fit[0].step == 1 for fit in fits) and (unused := unused_projections(forward)):
@@ -171,7 +171,7 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         mistake, values = min(fits, key=lambda fit: _distance(forward, fit[0], step))
     else:
         fit = _swapped_names(forward) or mistake_with_value(forward, step)
-        if fit is None or not is_plausible(forward, fit[0].slug):
+        if fit is None or not is_plausible(forward, fit[0]):
             return _unknown_mistake(forward, step, failed)
         mistake, values = fit
         if mistake.slug == "mask-inverted" and scores_are_transposed(forward):
@@ -485,7 +485,9 @@ def _random_output(learner: LearnerAttention, failed: CheckFailed) -> Finding:
             step = 8
             before = matched_before(first.found, one.index)
             if not before.has("mixed") and not before.has("merged"):
-                step = 6 if before.has("q", "k") else 1
+                named = {value_in(x, first.found, first.p.T) for x in one.inputs[:1]}
+                of_projection = "dropout" in one.name and bool(named & {"q", "k", "v"})
+                step = 6 if before.has("q", "k") and not of_projection else 1
             if failed.mistake == "wrong-output":
                 failed = CheckFailed("dropout-fixed-rate", failed.message, failed.hints)
             line = None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptcli.course.attention.compared_forward import ComparedForward
-from gptcli.course.attention.first_wrong_operation import PRODUCTS
+from gptcli.course.attention.first_wrong_operation import PRODUCTS, projected_out_of_order
 from gptcli.course.attention.forward_trace import ForwardTrace, Operation
 from gptcli.course.attention.matching import first_missing_step, value_in
 from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
@@ -79,11 +79,13 @@ def mistake_with_value(
     return None
 
 
-def is_plausible(forward: ComparedForward, slug: str) -> bool:
-    """Whether the trace allows the mistake `slug`.
+def is_plausible(forward: ComparedForward, mistake: AttentionMistake) -> bool:
+    """Whether the trace allows the mistake.
 
     The output alone proves nothing, because other code can compute the same output."""
-    p, found = forward.p, forward.found
+    p, found, slug = forward.p, forward.found, mistake.slug
+    if mistake.step in (4, 5, 6) and found.has("mixed"):
+        return False  # right weighted values have right weights
     products = [op for op in forward.trace.operations if op.name in PRODUCTS]
     if slug == "heads-missing":
         factors = [
@@ -97,9 +99,11 @@ def is_plausible(forward: ComparedForward, slug: str) -> bool:
         # softmax and divides the weights.
         return slug == "scale-after-softmax"
     if slug == "tokens-shifted":
-        return not found.has("q", "k", "v") or _projected_out_of_order(forward, "v")
+        return not found.has("q", "k", "v") or bool(projected_out_of_order(forward.trace, found, p))
     if slug == "values-shifted":
-        return not _projected_out_of_order(forward, "v")
+        return "v" not in projected_out_of_order(forward.trace, found, p)
+    if slug == "sigmoid-for-softmax":
+        return not any("softmax" in op.name for op in forward.trace.operations)
     if slug == "softmax-not-normalised":
         return not found.has("weights")
     if slug == "softmax-missing":
@@ -108,7 +112,11 @@ def is_plausible(forward: ComparedForward, slug: str) -> bool:
         scores = [(table.locate(x.double()) >= 0) | (x.reshape(-1) == 0) for x in factors]
         names = {value_in(x, found, p.T) for x in factors}
         return forward.is_opaque or "masked" in names or any(bool(at.all()) for at in scores)
+    if slug in ("values-not-weighted", "values-times-own-weight") and found.has("mixed"):
+        return False
     if slug == "values-not-weighted":
+        if not found.has("v") and not forward.is_opaque:
+            return False  # the values themselves are wrong
         return not any(
             {"v"} < {value_in(x, found, p.T) for x in op.inputs}
             for op in products
@@ -116,26 +124,6 @@ def is_plausible(forward: ComparedForward, slug: str) -> bool:
             > max(found.completed_at.get("scaled", -1), found.completed_at.get("masked", -1))
         )
     return True
-
-
-def _projected_out_of_order(forward: ComparedForward, name: str) -> bool:
-    """Whether the first operation that gives all of `name` has its tokens in another order than x.
-
-    If so, the learner changed the order of x before the projection. False if no operation gives
-    all numbers of `name` at once."""
-    table, p = forward.found.tables[name], forward.p
-    for operation in forward.trace.operations:
-        for x in operation.outputs:
-            if x.numel() != math.prod(table.shape) or x.shape[-1:] != (p.C,):
-                continue
-            flat = table.locate(x.double())
-            if bool((flat >= 0).all()):
-                b, t, *_ = (place.view(-1, p.C)[:, 0] for place in table.places(flat))
-                place_in_x = torch.arange(p.B * p.T).view(p.B, p.T)[b, t]
-                by_time_first = torch.arange(p.B * p.T).view(p.B, p.T).T.reshape(-1)
-                orders = (torch.arange(p.B * p.T), by_time_first)
-                return not any(torch.equal(place_in_x, order) for order in orders)
-    return False
 
 
 def unused_projections(forward: ComparedForward) -> list[str]:

@@ -40,7 +40,11 @@ def operations_off_reference(
     """The operations that turn right values into others.
 
     Only operations after the one that completed the last right value before `step` count."""
-    for operation in trace.operations[last_right_operation(found, step) + 1 :]:
+    begin = last_right_operation(found, step) + 1
+    if step == 2:  # keys can go wrong before the values are made
+        whole = [found.completed_at[n] for n in "qkv" if found.has(n) and not found.has(f"{n}h")]
+        begin = min([begin, *(at + 1 for at in whole)])
+    for operation in trace.operations[begin:]:
         if operation.raised:
             return
         is_right = operation.index in found.values_of_operation
@@ -49,8 +53,19 @@ def operations_off_reference(
         if any(filler in operation.name for filler in FILLERS):
             continue
         outputs = [x for x in operation.outputs if x.dim() >= 2 and x.dtype.is_floating_point]
-        if outputs and any(value_in(x, found, p.T) for x in operation.inputs):
+        if outputs and any(names_of_inputs(operation, found, p)):
             yield operation
+
+
+def names_of_inputs(operation: Operation, found: Matches, p: Problem) -> list[str | None]:
+    """The value of the reference that each input belongs to, or None.
+
+    Weights of some tokens only, as in a loop, are known by the operation that made them."""
+    names = []
+    for x, source in zip(operation.inputs, operation.sources, strict=True):
+        made = found.values_of_operation.get(source, []) if source is not None else []
+        names.append(value_in(x, found, p.T) or ("weights" if "weights" in made else None))
+    return names
 
 
 def first_operation_off_reference(
@@ -60,6 +75,30 @@ def first_operation_off_reference(
 
     The numbers go wrong there, even if the code stops later."""
     return next(operations_off_reference(trace, found, p, step), None)
+
+
+def projected_out_of_order(trace: ForwardTrace, found: Matches, p: Problem) -> set[str]:
+    """Which of q, k and v first appear with their tokens in another order than x has.
+
+    Their numbers are right, but the learner changed the order of x before the projection. A value
+    that no operation gives as one (B, T, C) or (T, B, C) tensor is left out."""
+    places_in_x = torch.arange(p.B * p.T).view(p.B, p.T)
+    seen, out_of_order = set(), set()
+    for operation in trace.operations:
+        for x in operation.outputs:
+            for name in found.values_of_operation.get(operation.index, []):
+                if name not in ("q", "k", "v") or name in seen or x.dim() != 3:
+                    continue
+                table = found.tables[name]
+                flat = table.locate(x.double())
+                if x.numel() != table.flat.numel() or x.shape[-1] != p.C or bool((flat < 0).any()):
+                    continue
+                seen.add(name)
+                b, t, *_ = (place.view(-1, p.C)[:, 0] for place in table.places(flat))
+                rows = places_in_x[b, t]
+                if not any(torch.equal(rows, m.reshape(-1)) for m in (places_in_x, places_in_x.T)):
+                    out_of_order.add(name)
+    return out_of_order
 
 
 def operation_that_changed_value(
@@ -72,11 +111,16 @@ def operation_that_changed_value(
     wanted = _VALUES_BEFORE.get(step, ())
     for operation in operations_off_reference(trace, found, p, step):
         result = operation.outputs[0]
-        inputs = [x for x in operation.inputs if value_in(x, found, p.T) in wanted]
+        names = names_of_inputs(operation, found, p)
+        inputs = [x for x, name in zip(operation.inputs, names, strict=True) if name in wanted]
         if not inputs or inputs[0].shape != result.shape:
             continue
         x = inputs[0]
         same_shape = [other for other in inputs if other.shape == result.shape]
+        if step == 2 and len(same_shape) > 1 and operation.name not in {*PRODUCTS, FUSED_KERNEL}:
+            return operation  # such as a sum of queries and keys
+        if step == 8 and operation.name in PRODUCTS and "weights" in names:
+            return operation  # the weighted values are weighted once more
         if operation.name in NEXT_STEP_PRODUCTS or len(same_shape) > 1:
             return None
         if step == 5:
@@ -84,6 +128,8 @@ def operation_that_changed_value(
             return None if begins or _is_mask(x, result, found, p) else operation
         if step == 2 and _is_multiple(x, result):
             return None  # the scale, applied to the queries or keys
+        if step == 6:  # another function is the softmax
+            return operation if _is_multiple(x, result) else None
         flat = x.shape[-1] == p.C
         return None if step != 7 and flat == (step == 8) else operation
     return None
@@ -96,12 +142,15 @@ def _is_multiple(x: Tensor, result: Tensor) -> bool:
 
 
 # step: the values that it begins with
-_VALUES_BEFORE = {2: ("q", "k", "v"), 5: ("scaled",), 7: ("weights",), 8: ("mixed",)}
+# If only visible scores are computed, the scaled scores need no mask: step 6 begins with them.
+_VALUES_BEFORE = {
+    2: ("q", "k", "v"), 5: ("scaled",), 6: ("scaled",), 7: ("weights",), 8: ("mixed",),
+}  # fmt: skip
 
 
 def step_of_changed_value(step: int) -> int:
     """The step of the value that `operation_that_changed_value(..., step)` found."""
-    return {2: 1, 5: 4, 7: 6, 8: 7}[step]
+    return {2: 1, 5: 4, 6: 4, 7: 6, 8: 7}[step]
 
 
 def _is_mask(x: Tensor, result: Tensor, found: Matches, p: Problem) -> bool:

@@ -21,6 +21,7 @@ from gptcli.course.attention.first_wrong_operation import (
     mask_hides_too_much,
     matched_before,
     operation_that_changed_value,
+    projected_out_of_order,
     step_named_in_source,
     step_of_changed_value,
 )
@@ -47,6 +48,8 @@ def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path
     step = first_missing_step(found)
     if too_narrow and step in (5, 6, 7):
         step = 5
+    if step > 1 and projected_out_of_order(trace, found, p):
+        return 1
     last = trace.operations[-1] if trace.operations else None
     if trace.error is not None or not isinstance(trace.result, Tensor):
         is_off = first_operation_off_reference(trace, found, p, step) is not None
@@ -67,6 +70,8 @@ def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path
         return step_of_changed_value(step)
     if step == 7 and softmax_over_one_number(trace, found):
         return 6
+    if step == 4 and _has_scores_of_some_keys(found, p):
+        return 5
     if step in (4, 7):
         return _step_of_product(trace, step, found, p)
     return step
@@ -83,6 +88,14 @@ def softmax_over_one_number(trace: ForwardTrace, found: Matches) -> bool:
         if bool((keys > 0).any()) and bool((operation.outputs[0] == 1).all()):
             return True
     return False
+
+
+def _has_scores_of_some_keys(found: Matches, p: Problem) -> bool:
+    """Whether each query has right scores with some earlier keys, the same keys in each head.
+
+    Such a forward pass leaves visible keys out before it computes the scores, as in a loop."""
+    seen = found.tables["scaled"].seen.view(p.B, p.H, p.T, p.T) & p.past
+    return bool((seen == seen[0, 0]).all()) and bool(seen[0, 0].any(dim=-1).all())
 
 
 def _is_whole(trace: ForwardTrace, p: Problem) -> bool:

@@ -129,7 +129,8 @@ def _wrong_operation(
     if step == 7 and slug != "unfolded-in-another-order":
         if values is None:
             return None, None
-        return _first_with_numbers_of(forward, values.mixed, forward.values.mixed), None
+        made = _first_with_numbers_of(forward, values.mixed, forward.values.mixed)
+        return made or _product_with_values(forward), None
     if values is None or not values_equal(values.merged, forward.values.merged):
         return _wrong_merge(forward) or _wrong_output(forward), None
     return _wrong_output(forward), None
@@ -172,6 +173,8 @@ def _wrong_output(forward: ComparedForward) -> Operation | None:
     for operation in forward.trace.operations:
         if operation.name in LAYOUT or operation.name in COPIES or operation.index in useful:
             continue
+        if operation.name == "__setitem__":
+            continue  # one token of an output that is not yet complete
         names = {value_in(x, forward.found, forward.p.T) for x in operation.inputs if x.dim() >= 2}
         if any(x.shape == weight.shape and torch.equal(x, weight) for x in operation.inputs):
             wrong = operation.name == "linear" and not names & {"mixed", "merged"}
@@ -260,10 +263,10 @@ def _wrong_scaling(forward: ComparedForward) -> Operation | None:
         for operation in forward.trace.operations
         if "raw" in forward.found.values_of_operation.get(operation.index, [])
     )
-    if not scaling and (masked := scale_behind_mask(forward)) is not None:
-        return forward.trace.operations[masked[1]]
     if not scaling:  # in a loop over heads or tokens, an operation sees a part of the scores
         scaling = [op for op in forward.trace.operations if _scales_part(op, forward)]
+    if not scaling and (masked := scale_behind_mask(forward)) is not None:
+        return forward.trace.operations[masked[1]]
     return scaling[-1] if scaling else next(products, None)
 
 
@@ -286,7 +289,8 @@ def _is_multiple(x: Tensor, right: Tensor) -> bool:
         return False
     ratio = x.double().reshape(-1).abs().sort().values / right.reshape(-1).abs().sort().values
     steady = bool(((ratio - ratio[-1]).abs() <= 1e-9 * ratio[-1]).all())
-    return steady and not math.isclose(float(ratio[-1]), 1.0, rel_tol=1e-9)
+    factor = float(ratio[-1])
+    return steady and factor > 0 and not math.isclose(factor, 1.0, rel_tol=1e-9)
 
 
 def _wrong_softmax(forward: ComparedForward) -> Operation | None:
@@ -375,19 +379,33 @@ def _wrong_merge(forward: ComparedForward) -> Operation | None:
     return None
 
 
+def _product_with_values(forward: ComparedForward) -> Operation | None:
+    """The first product of the values with something else than queries or keys."""
+    for operation in forward.trace.operations:
+        if operation.name in PRODUCTS:
+            names = {value_in(x, forward.found, forward.p.T) for x in operation.inputs[:2]}
+            if "v" in names and not names & {"q", "k"}:
+                return operation
+    return None
+
+
 def _first_with_numbers_of(
     forward: ComparedForward, value: Tensor, right: Tensor
 ) -> Operation | None:
-    """The first operation whose result has only numbers of `value`, most of them not in `right`.
+    """The first operation whose result has only numbers of `value`, and not all of them in `right`.
 
-    The result can be a part of `value`, such as one head or one token."""
+    The result can be a part of `value`, such as one head or one token. Then `right` must have
+    less than half of its numbers."""
     if values_equal(value.reshape(-1).sort().values, right.reshape(-1).sort().values):
         return None
     wrong, good = Table(value, 1e-9), Table(right, 1e-9)
     for operation in forward.trace.operations:
+        if any(filler in operation.name for filler in FILLERS):
+            continue
         for x in operation.outputs:
             if x.dim() < 2 or not all_numbers_in(x, wrong):
                 continue
-            if float((good.locate(x.double()) >= 0).double().mean()) < 0.5:
+            share = float((good.locate(x.double()) >= 0).double().mean())
+            if share < (1.0 if x.numel() == value.numel() else 0.5):
                 return operation
     return None

@@ -262,8 +262,8 @@ BANK = (
         "tokens-shifted",
         1,
         "self.value(x.roll(1, dims=1))",
-        "a projection takes the {T} tokens of x shifted, reversed or summed up, so row t is "
-        "not token t itself",
+        "a projection takes the {T} tokens of x shifted, reversed, summed up or averaged, so row t "
+        "is not token t itself",
         "which token must be in row t of the input?",
         "call the layers on x itself",
         tuple(
@@ -273,6 +273,8 @@ BANK = (
                 lambda x: x.roll(1, 1),
                 lambda x: x.roll(-1, 1),
                 lambda x: F.pad(x, (0, 0, 1, 0))[:, :-1],
+                lambda x: x.flip(1),
+                lambda x: x.mean(1, keepdim=True).expand_as(x),
                 lambda x: x.cumsum(1),
                 lambda x: x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None],
             )

@@ -12,13 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
-from gptcli.course.attention.stages import Problem, Stage
+from gptcli.course.attention.stages import Problem, Stage, heads, linear
 
 Number = Callable[[Problem], float]
 
 
 def _unscaled(q: Tensor, k: Tensor) -> Tensor:
     return q @ k.transpose(-1, -2)
+
+
+def _values(p: Problem) -> Tensor:
+    return heads(p, linear(p.parts.value, p.x))
 
 
 def _visible_keys(p: Problem) -> Tensor:
@@ -207,6 +211,17 @@ BANK = (
         "what does a query look for?",
         "the second factor of the product is k",
         tuple({"score": lambda p, q, k, e=e: _unscaled(q, q) * p.D**e} for e in (-0.5, -1.0)),
+    ),
+    AttentionMistake(
+        "query-with-values",
+        4,
+        "q @ v.transpose(-2, -1)",
+        "you compare the queries with the values; the keys, ({B}, {T}, {C}), are never used",
+        "which tensor says what a token offers?",
+        "the second factor of the product is k",
+        tuple(
+            {"score": lambda p, q, k, e=e: _unscaled(q, _values(p)) * p.D**e} for e in (-0.5, -1.0)
+        ),
     ),
     AttentionMistake(
         "key-with-itself",

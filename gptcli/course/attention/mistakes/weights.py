@@ -341,6 +341,27 @@ BANK = (
         _mixed_by(lambda p, w, v: w @ v[:, :1]),
     ),
     AttentionMistake(
+        "values-of-other-heads",
+        7,
+        "weights @ v.flip(1)",
+        "the weights of a head meet the values of another of the {H} heads",
+        "whose values should head 0 sum up?",
+        "compute weights @ v, with the heads in the same order in both",
+        _mixed_by(lambda p, w, v: w @ v.flip(1), lambda p, w, v: w @ v.roll(1, 1)),
+    ),
+    AttentionMistake(
+        "weights-of-one-token",
+        7,
+        "weights[..., -1:, :] @ v",
+        "all {T} tokens use the weights of one token",
+        "which row of the weights belongs to token 0?",
+        "compute weights @ v with all rows of the weights",
+        _mixed_by(
+            lambda p, w, v: (w[..., -1:, :] @ v).expand_as(v),
+            lambda p, w, v: (w[..., :1, :] @ v).expand_as(v),
+        ),
+    ),
+    AttentionMistake(
         "values-shifted",
         7,
         "weights @ v.roll(1, dims=-2)",
