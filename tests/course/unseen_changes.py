@@ -1,5 +1,7 @@
 """Mistakes in attention that were written after the bank of mistakes, and the step of each."""
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 from tests.course.styles import Change
