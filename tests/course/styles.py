@@ -140,8 +140,7 @@ NO = "raise NotImplementedError"
 
 @dataclass(frozen=True)
 class Change:
-    """Replaces `old` by `new` in every style that contains `old`. A report may name each of
-    `slugs`."""
+    """Replaces `old` by `new` in every style that contains `old`. A report names one of `slugs`."""
 
     name: str
     step: int

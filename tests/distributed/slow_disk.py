@@ -1,4 +1,4 @@
-"""Runs gptcli in a rank that can only slowly, or not, write the shards of one checkpoint.
+"""Runs gptcli in a rank that writes the shards of one checkpoint slowly, or fails to write them.
 
 `python -m tests.distributed.slow_disk ...` reads the fault from environment variables. SAVES is
 `background` or `loop`. RANK_WITH_FAULT names the rank with the fault, FAULT_STEP its checkpoint,

@@ -194,8 +194,8 @@ def test_two_signals_while_shards_are_written_leave_nothing_torn(
 def test_from_shards_to_any_number_of_ranks_and_back(
     optimizer: str, text_file: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    """fsdp on 2 ranks, ddp on 2, one process, fsdp on 4 and one process together train as one
-    process."""
+    """A run on 2 ranks with fsdp, 2 with ddp, one process, 4 with fsdp and one process again has
+    the losses of a run of one process."""
     alone, run = tmp_path / "alone", tmp_path / "run"
     words = ("train", "tiny", f"data.source={text_file}", *SMALL, "train.max_steps=50",
              f"train.optimizer={optimizer}", "train.keep_checkpoints=9")  # fmt: skip

@@ -106,7 +106,7 @@ def reason(command: str) -> str | None:
 
 
 def missing(code: str) -> str | None:
-    """Which package a command or program needs but is not installed, or None."""
+    """The reason why a command or program cannot run, a missing package, or None."""
     for part, packages in NEEDS.items():
         for package in packages:
             if part in code and importlib.util.find_spec(package) is None:

@@ -41,7 +41,7 @@ QUESTIONS = {
     "ask from Python": "questions.html#how-do-i-ask-my-model-from-python",
     "learning rate": "reference/config.html#trainlearning_rate",
 }
-"""Searches of readers, and the page that must be among the first five results."""
+"""What readers search for, and the page that must be among the first five results."""
 
 
 @functools.cache

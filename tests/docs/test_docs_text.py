@@ -62,7 +62,7 @@ def test_every_block_names_its_language_and_has_its_form(page: str) -> None:
             compile(block.text, str(block), "exec")
         if block.language == "yaml":
             parse_config(block.text, name=str(block))
-    # The blocks would be fewer if a fence were not closed. The rest of the page would be hidden.
+    # Every fence must be closed. Otherwise the rest of the page would be hidden.
     assert len(re.findall(r"^```", text_of(page), re.MULTILINE)) == 2 * len(blocks(page))
 
 

@@ -155,7 +155,7 @@ DECODERS = {
     "without bfloat16": ("-march=x86-64-v3",),
     "without vectors": ("-march=x86-64",),
 }
-"""Compiler flags that build the C decoder as for other processors."""
+"""Compiler flags with which the C decoder is built for other processors."""
 
 IN_MAKE_TEST = ("as it is", "without vectors")
 """The decoders that `make test` compiles. Each other one would take 8 seconds more."""

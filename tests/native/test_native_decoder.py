@@ -122,7 +122,8 @@ def test_bfloat16_logits_are_close_to_pytorchs(
 
 
 def in_bytes(weight: torch.Tensor) -> torch.Tensor:
-    """A weight matrix rounded to int8: each 32 inputs share a scale, and have multiples up to 127.
+    """A weight matrix rounded to int8: each group of 32 inputs has a scale and whole numbers up to
+    127.
 
     The scale is a bfloat16, rounded up."""
     N, K = weight.shape

@@ -1,4 +1,4 @@
-"""Sampling one stream uses one thread while other programs disturb it, and later all again."""
+"""One thread samples a stream while other programs disturb it, and all threads do so afterwards."""
 
 from __future__ import annotations
 
