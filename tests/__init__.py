@@ -1,1 +1,1 @@
-"""Tests, in folders named after those of gptcli/. Import what they share as tests.FOLDER.MODULE."""
+"""Tests in folders named after those of gptcli/. Import shared code as tests.FOLDER.MODULE."""

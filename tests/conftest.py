@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a cache for tests only, one thread, the command line in this process."""
+"""Fixtures for all tests: a cache for tests only, one thread, the command line in this process."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import settings
 
-# Two workers with two threads each would wait for one another on two cores.
+# On two cores, two workers with two threads each would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
 torch.set_num_threads(1)
 
-# A shell's background job ignores Ctrl-C, and one of `nohup` ignores SIGHUP; so would every process
-# that the tests start.
+# A background job of a shell ignores Ctrl-C, and `nohup` makes a process ignore SIGHUP. Every
+# process that the tests start would inherit this.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# `make test` draws the same examples every time. `make fuzz` draws new ones, with
-# --hypothesis-profile=random; Hypothesis writes each example that fails as a patch to .hypothesis/.
+# `make test` draws the same examples every time. `make fuzz` draws new ones with
+# --hypothesis-profile=random. Hypothesis then writes each failing example as a patch to
+# .hypothesis/.
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
 settings.register_profile("random", max_examples=1000, deadline=None, print_blob=True)
 settings.load_profile("fixed")
@@ -50,14 +51,14 @@ TEXT = "".join(
 
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
-"""The name of this pytest-xdist worker, such as gw0, or "" if there is only one process."""
+"""The name of this pytest-xdist worker, such as gw0, or "" if no workers are used."""
 
 Once = Callable[[str, Callable[[Path], None]], Path]
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a file lock, so that the workers take turns."""
+    """Hold a file lock, so that only one worker at a time runs the block."""
     import fcntl
 
     with path.open("w") as file:
@@ -72,7 +73,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     The other workers wait, and get the same folder. They must not write to it."""
     base = tmp_path_factory.getbasetemp()
     if WORKER and os.name == "posix":
-        base = base.parent  # the folder that all workers share
+        base = base.parent  # all workers share this folder
 
     def build(name: str, make: Callable[[Path], None]) -> Path:
         folder, done = base / f"once-{name}", base / f"once-{name}.done"
@@ -84,7 +85,8 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
             return folder
         with _locked(base / f"once-{name}.lock"):
             if not done.exists():
-                shutil.rmtree(folder, ignore_errors=True)  # left by a worker that failed
+                # A worker may have left it when it failed.
+                shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
                 make(folder)
                 done.touch()
@@ -95,10 +97,10 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 @pytest.fixture(scope="session", autouse=True)
 def _test_cache(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterator[None]:
-    """Sets GPTCLI_CACHE to a temporary folder, so that no test touches the user's cache.
+    """Set GPTCLI_CACHE to a temporary folder, so that no test touches the user's cache.
 
-    Each worker has its own. The C libraries are compiled once for all workers, and kept in
-    .pytest_cache for the next run: their names contain a hash of source and compiler."""
+    Each worker has its own cache. The C libraries are compiled once for all workers. They are kept
+    in .pytest_cache for the next run: their names contain a hash of source and compiler."""
     cache = tmp_path_factory.mktemp("cache")
     _copy_libraries(KEPT_LIBRARIES, cache / "native")
     patch = pytest.MonkeyPatch()
@@ -113,7 +115,7 @@ def _test_cache(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterato
 
 
 def _copy_libraries(source: Path, goal: Path) -> None:
-    """Copy the C libraries that `goal` lacks. Another worker can do the same meanwhile."""
+    """Copy the C libraries that `goal` lacks. Other workers may copy them at the same time."""
     for path in source.glob("*.so"):
         if not (goal / path.name).exists():
             goal.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -123,12 +125,12 @@ def _copy_libraries(source: Path, goal: Path) -> None:
 
 
 def _share_libraries(native: Path, once: Once) -> None:
-    """Compile the C libraries in one worker and copy them into the caches of the others."""
+    """Compile each C library in one worker, and copy it to the caches of the others."""
     from gptcli.native import library
 
     sources = [library.TRAINING, library.TRAINING_FLOAT32, library.SAMPLING]
     if WORKER.endswith(("1", "3", "5", "7", "9")):
-        sources.reverse()  # two workers compile one library each
+        sources.reverse()  # so two workers each compile another library first
     for source in sources:
 
         def build(folder: Path, source: library.Source = source) -> None:
@@ -144,18 +146,18 @@ def _share_libraries(native: Path, once: Once) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _shared_worker_process(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Lets all checks of a test process share one worker process, which imports PyTorch once.
+    """Let all checks of a test process share one worker process, which imports PyTorch only once.
 
-    The worker runs each file in a fork, so files cannot affect each other. Every check starts a new
-    worker process, as gptcli does, with --slow and if a test sets GPTCLI_NEW_WORKER."""
-    # Not by the fixture `slow`: every test would then count as a test of a long series.
+    The worker runs each file in a fork, so files cannot affect each other. With --slow, or if a
+    test sets GPTCLI_NEW_WORKER, every check starts a new worker process, as gptcli does."""
+    # Do not use the fixture `slow` here: every test would then count as a test of a long series.
     if pytestconfig.getoption("--slow") or sys.platform != "linux":
         yield
         return
     from gptcli.course.sandbox.isolation import Worker, _Process
 
     idle: list[_Process] = []
-    busy: set[Worker] = set()  # interrupted while a file was checked: its answer is still to come
+    busy: set[Worker] = set()  # their check was interrupted, so an answer is still to come
     leave, check = Worker.__exit__, Worker.ask
 
     def shared(worker: Worker) -> bool:
@@ -191,7 +193,7 @@ def _shared_worker_process(pytestconfig: pytest.Config) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def text_file(once: Once) -> Path:
-    """A small text: 48 short speeches."""
+    """The file of a small text: 48 short speeches."""
 
     def write(folder: Path) -> None:
         (folder / "speeches.txt").write_text(TEXT, encoding="utf-8", newline="\n")
@@ -201,7 +203,7 @@ def text_file(once: Once) -> Path:
 
 @dataclass
 class Outcome:
-    """The exit code and the output of a command."""
+    """The exit code, stdout and stderr of a command."""
 
     code: int
     out: str
@@ -215,10 +217,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --slow, leave out tests marked `slow`, and two thirds of each `long_series`.
+    """Without --slow, leave out the tests marked `slow`, and most tests of each `long_series`.
 
-    Of a series of over 12 tests, keep a sixth, and of one of over 40 a twelfth. With --slow, keep
-    only what is left out, and the tests that use the fixture `slow`."""
+    A series of up to 12 tests keeps a third of them, one of up to 40 a sixth, and a longer one a
+    twelfth. With --slow, keep only the tests left out otherwise, and those with the fixture
+    `slow`."""
     slow = config.getoption("--slow")
     series = [
         (item.path, getattr(item, "originalname", item.name))
@@ -233,7 +236,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             test = (item.path, getattr(item, "originalname", item.name))
             i, length = seen[test], lengths[test]
             every = 3 if length <= 12 else 6 if length <= 40 else 12
-            # A diagonal: a parameter of three values then has each of them.
+            # Go along a diagonal, so that a parameter of three values keeps each of its values.
             is_slow = is_slow or (i + i // every) % every != 0
             seen[test] += 1
         is_wanted = is_slow or "slow" in getattr(item, "fixturenames", ()) if slow else not is_slow
@@ -243,9 +246,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def wanted(request: pytest.FixtureRequest, parameter: str, *always: Any) -> set[Any]:
-    """The values of a parameter in the tests of this module that will run, and `always`.
+    """`always`, and the values of a parameter in those tests of this module that will run.
 
-    For a fixture that prepares something for each value."""
+    A fixture that prepares something for each value can prepare only these."""
     params = (
         item.callspec.params
         for item in request.session.items
@@ -256,12 +259,13 @@ def wanted(request: pytest.FixtureRequest, parameter: str, *always: Any) -> set[
 
 @pytest.fixture(scope="session")
 def slow(pytestconfig: pytest.Config) -> bool:
-    """Whether to try all of a long series (`make slow`), not a sample of it (`make test`)."""
+    """Whether to try all of a long series (`make slow`) or only a sample of it (`make test`)."""
     return bool(pytestconfig.getoption("--slow"))
 
 
 def some(series: Iterable[T], count: int, slow: bool) -> list[T]:
-    """The whole series if `slow`, else `count` of it, evenly spaced from the first to the last."""
+    """The whole series if `slow`. Otherwise `count` evenly spaced items, with the first and the
+    last."""
     whole = list(series)
     if slow or len(whole) <= count:
         return whole
@@ -270,10 +274,10 @@ def some(series: Iterable[T], count: int, slow: bool) -> list[T]:
 
 @pytest.fixture(scope="session")
 def program(slow: bool) -> Iterator[list[str]]:
-    """The start of a command line that is `gptcli`, as a process with its own streams.
+    """The start of a command line that runs `gptcli` as a process with its own streams.
 
-    It is a fork of fork_server.py, which has imported PyTorch, and with --slow gptcli itself. After
-    it comes "-u" or nothing, then the arguments."""
+    Add "-u" or nothing, then the arguments. The process is a fork of fork_server.py, which has
+    imported PyTorch already. With --slow, it is gptcli itself."""
     if slow or os.name != "posix":
         yield [sys.executable, str(HERE / "start.py")]
         return
@@ -298,7 +302,7 @@ Cli = Callable[..., Outcome]
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Run `gptcli ARGS` in this process: cli("train", "tiny") -> Outcome."""
+    """A function that runs `gptcli ARGS` in this process: cli("train", "tiny") -> Outcome."""
 
     def call(*arguments: object) -> Outcome:
         from gptcli.cli import main
@@ -323,12 +327,12 @@ SMALL = (
     "train.batch_size=8",
     "run.threads=1",
 )
-"""Overrides that make the training of any config take about a second."""
+"""Overrides with which the training of any config takes about a second."""
 
 
 @pytest.fixture(scope="session")
 def trained(once: Once, text_file: Path) -> Path:
-    """A small run, trained once, float32: 40 steps on the small text, evaluated twice."""
+    """The folder of a small float32 run: 40 steps on the small text, with two evaluations."""
 
     def train(folder: Path) -> None:
         command = [

@@ -1,7 +1,7 @@
 """Runs gptcli in a fork of fork_server.py: python -IS fork_client.py SOCKET [-u] WORDS...
 
 The fork gets this process's arguments, folder, environment and open streams. This process ends with
-the fork's exit code. It imports little, so that it starts in a fiftieth of the time of gptcli.
+the fork's exit code. It imports so little that it starts in a fiftieth of gptcli's time.
 """
 
 import json
@@ -16,10 +16,10 @@ def main() -> None:
         try:
             os.fstat(number)
             streams.append(number)
-        except OSError:  # the caller closed it
+        except OSError:  # the caller has closed this stream
             pass
     while os.open(os.devnull, os.O_RDONLY) < 3:
-        pass  # so that the socket does not get the number of a closed stream
+        pass  # otherwise the socket could get the number of a closed stream
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(sys.argv[1])
         request = {

@@ -1,8 +1,8 @@
 """Runs `gptcli` in forks of a process that has imported PyTorch, so that each start is fast.
 
-Tests that try how gptcli treats its streams need a process for each case. Each import of PyTorch
-would take a second or more. `python -m tests.fork_server SOCKET` listens there; fork_client.py is
-the program that stands in for `gptcli`. With --slow (`make slow`) the tests start gptcli itself.
+The tests of gptcli's streams need a process for each case, and each import of PyTorch would take a
+second or more. `python -m tests.fork_server SOCKET` listens on a socket. The tests then start
+fork_client.py instead of `gptcli`. With --slow (`make slow`) the tests start gptcli itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 
 def stream(number: int, *, write: bool, unbuffered: bool) -> io.TextIOWrapper | None:
-    """The standard stream that Python opens for a descriptor when it starts."""
+    """The standard stream for a descriptor, as Python opens it at its start, or None if it is
+    closed."""
     try:
         os.fstat(number)
     except OSError:
@@ -39,7 +40,8 @@ def stream(number: int, *, write: bool, unbuffered: bool) -> io.TextIOWrapper | 
 
 
 def gptcli(request: dict[str, Any], descriptors: list[int]) -> int:
-    """Become `gptcli WORDS` with the client's streams, folder and environment."""
+    """Run `gptcli WORDS` with the client's streams, folder and environment. Return the exit
+    code."""
     for number in (0, 1, 2):
         os.close(number)
     for number, descriptor in zip(request["streams"], descriptors, strict=True):
@@ -69,12 +71,12 @@ def gptcli(request: dict[str, Any], descriptors: list[int]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        code = 120  # as Python itself ends if the last of stdout cannot be written
+        code = 120  # Python ends in the same way if it cannot write the last of stdout
     return code if isinstance(code, int) else 1
 
 
 def warm() -> None:
-    """Import everything that a command imports, and share it with forks."""
+    """Import all modules that commands import, and share their memory with the forks."""
     import gc
     import importlib
     import pkgutil
@@ -84,11 +86,12 @@ def warm() -> None:
     for package in ("cli", "corpus", "model", "sampling", "tokenization", "training", "view"):
         folder = importlib.import_module(f"gptcli.{package}")
         for module in pkgutil.iter_modules(folder.__path__, f"gptcli.{package}."):
-            if module.name != "gptcli.model.fused_loss_kernel":  # it needs Triton, and thus a GPU
+            # This module needs Triton, and so a GPU.
+            if module.name != "gptcli.model.fused_loss_kernel":
                 importlib.import_module(module.name)
     torch.set_num_threads(1)
     gc.collect()
-    gc.freeze()  # else the garbage collector of each fork would copy all of the memory
+    gc.freeze()  # otherwise the garbage collector of each fork would copy all of the memory
 
 
 def main() -> None:
@@ -109,7 +112,7 @@ def main() -> None:
                     code = 70
                     try:
                         listener.close()
-                        client.detach()  # the parent answers; closing it here says nothing
+                        client.detach()  # the parent sends the answer
                         code = gptcli(json.loads(data), descriptors)
                     finally:
                         os._exit(code)

@@ -1,4 +1,4 @@
-"""Starts `gptcli WORDS` in this process's place, unbuffered if the first word is -u."""
+"""Replaces this process by `gptcli WORDS`, without buffers if the first word is -u."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Limits of cores and memory by cgroups: v1, v2, nested, with and without a namespace."""
+"""Limits of cores and memory by cgroups: version 1 or 2, nested, with or without a namespace."""
 
 from __future__ import annotations
 

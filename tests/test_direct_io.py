@@ -1,4 +1,4 @@
-"""O_DIRECT writes the same bytes, also if the system refuses it."""
+"""Files written with O_DIRECT have the right bytes, even if the system refuses O_DIRECT."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_file_has_the_given_bytes(sizes: tuple[int, ...], tmp_path: Path) ->
 
 
 class Refusing(durable.Disk):
-    """Refuses O_DIRECT with EINVAL, after it has written `first` bytes."""
+    """A disk that refuses O_DIRECT with EINVAL after it has written `first` bytes."""
 
     def __init__(self, first: int) -> None:
         self.first, self.refused = first, 0

@@ -1,4 +1,4 @@
-"""The layout: imports point one way, and the map in CONTRIBUTING.md names every file."""
+"""The layout: imports point in one direction, and CONTRIBUTING.md's map names every file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "gptcli").rglob("*.py"))
 TOP = {"files", "top"}
-"""What every package may import: files/, and the modules next to it (config, errors, events)."""
+"""What every package may import: files/, and the modules in gptcli/ itself (config, errors,
+events)."""
 
 MAY_IMPORT = {
     "cli": {
@@ -76,13 +77,13 @@ MAY_IMPORT = {
 
 
 def package(module: str) -> str:
-    """The folder of gptcli/ that a module lies in, or "top"."""
+    """The package of gptcli/ that holds a module, or "top" for a module in gptcli/ itself."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "top"
 
 
 def imports(path: Path) -> set[str]:
-    """The gptcli modules that a file imports, wherever in it."""
+    """The gptcli modules that a file imports, at its top or inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -95,7 +96,7 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    if module in ("gptcli.__main__", "gptcli.__init__"):  # the face of the whole
+    if module in ("gptcli.__main__", "gptcli.__init__"):  # these two may import everything
         return
     here = package(module)
     allowed = {here, *TOP, *MAY_IMPORT[here]}
@@ -114,7 +115,7 @@ def test_no_circle_among_modules() -> None:
         assert module not in above, " -> ".join((*above, module))
         if module not in done:
             for below in graph.get(module, set()) - {module}:
-                if not module.startswith(f"{below}."):  # a file naming its own package's face
+                if not module.startswith(f"{below}."):  # a file may import its own package
                     visit(below, (*above, module))
             done.add(module)
 
@@ -123,7 +124,7 @@ def test_no_circle_among_modules() -> None:
 
 
 def test_the_arch_descriptions_import_only_the_standard_library() -> None:
-    """gptcli.config imports them, and `--help` must not wait for torch."""
+    """gptcli.config imports the descriptions, and `--help` must not wait for torch."""
     tree = ast.parse((ROOT / "gptcli" / "model" / "arch.py").read_text("utf-8"))
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert modules == {"__future__", "collections.abc", "dataclasses", "typing"}
@@ -138,14 +139,15 @@ def test_attention_is_readable_alone() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_sizes_and_names(path: Path) -> None:
-    """Learners read a file of model/ or training/ in one sitting; names say what a file holds."""
+    """Learners must be able to read a file of model/ or training/ at once. Names say what a file
+    holds."""
     if path.parent.name in ("model", "training"):
         assert len(path.read_text("utf-8").splitlines()) <= 400
     assert path.stem not in {"utils", "helpers", "common", "misc", "base"}
 
 
 def test_the_map_is_up_to_date() -> None:
-    """`make map` would change nothing, and every file has a first line for it."""
+    """`make map` would change nothing, and the first line of each file describes it."""
     command = [sys.executable, ROOT / "docs" / "file_map.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -159,7 +161,7 @@ def test_nothing_that_is_loaded_can_run_code() -> None:
     )
     for path in FILES:
         if path.match("course/sandbox/*"):
-            continue  # runs the learners' files that the command line names
+            continue  # the sandbox runs learners' files, which the command line names
         for line in path.read_text("utf-8").splitlines():
             code = line.partition("#")[0]
             only_weights = path.name == "foreign.py" and "weights_only=True)" in code

@@ -1,4 +1,4 @@
-"""Pointers of git-lfs and backups of editors, where a text, weights or a tokenizer should be."""
+"""Pointers of git-lfs and backups of editors in place of a text, weights or a tokenizer."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def test_backups_of_editors(name: str, tmp_path: Path) -> None:
     source = find_source(str(texts))
     assert [file.path.name for file in source.files] == ["a.txt"]
     assert source.notes == (f"left out {name}: backups of an editor",)
-    assert find_source(str(texts / name)).files[0].path.name == name  # the user names it
+    # Here the user names the backup.
+    assert find_source(str(texts / name)).files[0].path.name == name
 
 
 @pytest.mark.parametrize("name", ["a.txt", "~", "#", "#1.txt", "~a.txt", "C#", "##"])

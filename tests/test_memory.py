@@ -1,4 +1,4 @@
-"""The reader of the machine's memory, with and without a container's limit."""
+"""The free memory of the machine, with and without a container's limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES = {
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The content of the system's files, for a test to change."""
+    """The contents of the system's files. A test can change them."""
     content = dict(FILES)
 
     def read_text(path: Path, *_: object) -> str:

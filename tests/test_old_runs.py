@@ -1,8 +1,9 @@
-"""Runs that an earlier version recorded can still be sampled, evaluated, scored and resumed.
+"""Runs of an earlier version can still be sampled, evaluated, scored and resumed.
 
-tests/old_runs/ holds the runs and what that version made of them (see record.py there). The text
-of the runs has moved since. `--resume` gets the new place as `data.source=NEW`. `eval` and
-`inspect-batch` read the place in config.yaml, which can be edited if the text stays the same.
+tests/old_runs/ holds the runs, and the output of that version's commands on them (see record.py
+there). The text of the runs has moved since. `--resume` gets its new path as `data.source=NEW`.
+`eval` and `inspect-batch` read the path in config.yaml, which may be edited if the text is the
+same.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ OLD_RUNS = Path(__file__).parent / "old_runs"
 TEXT = OLD_RUNS / "speeches.txt"
 NAMES = ("modern-char-muon", "gpt2-bpe-adamw", "modern-byte-adamw", "gpt2-user-parts")
 MACHINE = ("--device", "cpu", "--dtype", "float32", "--threads", "1")
-# Other processors add in another order. Twenty steps carry that further than one evaluation.
+# Other processors add in another order. The difference is larger after twenty steps than after one
+# evaluation.
 LOSS, WEIGHTS = 2e-5, 2e-4
 
 
 def expected(name: str) -> dict[str, Any]:
-    """What the version that trained the run made of it."""
+    """The output of commands of the version that trained the run."""
     found: dict[str, Any] = json.loads((OLD_RUNS / name / "expected.json").read_text("utf-8"))
     return found
 
 
 def parts(name: str, *only: str) -> list[str]:
-    """The options that name the user's files of a run."""
+    """The options that name the user's files of a run, or `only` some of them."""
     files = sorted((OLD_RUNS / name).glob("*.py"))
     return [
         word
@@ -54,7 +56,7 @@ def run(name: str, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def moved(run: Path) -> Path:
-    """A copy of a recorded run whose config.yaml names the text where it is now."""
+    """A copy of a recorded run, with the text's new path in config.yaml."""
     path = run / "config.yaml"
     old = f"  source: /texts/{TEXT.name}\n"
     config = path.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""The pictures of the documentation: `make pictures` draws each, from commands that exist."""
+"""The pictures of the documentation: `make pictures` draws each one, with commands that exist."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 MOST_BYTES = 150_000
 NAMED = re.compile(r"!\[[^\]]*\]\(([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"")
-"""How Markdown and HTML name a picture."""
+"""The syntax with which Markdown and HTML name a picture."""
 
 
 def registry() -> tuple[Any, ...]:
-    """docs/pictures.py's list."""
+    """The list PICTURES of docs/pictures.py."""
     sys.path.insert(0, str(DOCS))
     try:
         import pictures
@@ -29,7 +29,8 @@ def registry() -> tuple[Any, ...]:
 
 
 def named_pictures() -> dict[str, list[str]]:
-    """The pictures that Markdown files name, by path from the root, with the files."""
+    """The pictures that Markdown files show: for each path from the root, the names of the
+    files."""
     found: dict[str, list[str]] = {}
     for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("benchmarks/*.md")]:
         for match in NAMED.finditer(page.read_text("utf-8")):
@@ -78,8 +79,8 @@ def test_pictures_are_small_and_load_nothing(path: Path) -> None:
 
 
 def test_what_moves_stands_still_for_those_who_ask() -> None:
-    """A picture that moves does so only if the reader did not ask for less motion; then it shows
-    its last frame. The README shows a still picture instead, for browsers that do not ask."""
+    """A picture moves only if the reader did not ask for less motion. Otherwise it shows its last
+    frame. For browsers that cannot ask, the README has a still picture."""
     text = (DOCS / "train-moving.svg").read_text("utf-8")
     rule = text.index("@media(prefers-reduced-motion:no-preference)")
     assert text.index("animation:") > rule
@@ -92,7 +93,7 @@ def test_what_moves_stands_still_for_those_who_ask() -> None:
 
 
 def test_a_terminal_is_drawn_as_it_shows_text(tmp_path: Path) -> None:
-    """A command in a real shell: its text, its colours, and each row once."""
+    """The picture shows a command in a real shell: its text and colours, and each row only once."""
     pytest.importorskip("pyte", reason="needs the extra `pictures`")
     sys.path.insert(0, str(DOCS))
     try:
@@ -112,5 +113,5 @@ def test_a_terminal_is_drawn_as_it_shows_text(tmp_path: Path) -> None:
     assert sum(one.seconds for one in shown[:-1]) < sum(one.seconds for one in frames[:-1])
     assert shown[-1].rows == frames[-1].rows
     moving = terminal.svg(shown, "title", "what it shows")
-    assert moving.count("&lt;z&gt;") <= 3  # rows that stay are not repeated for each frame
+    assert moving.count("&lt;z&gt;") <= 3  # a row that stays is not drawn again for each frame
     assert len(re.findall(r"%\{transform", moving)) == len(shown)

@@ -1,4 +1,4 @@
-"""What import_torch leaves out of PyTorch is there once somebody needs it."""
+"""The parts of PyTorch that import_torch leaves out are imported when somebody needs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README: it is short, its make targets exist, and the way without make is right."""
+"""The README: it is short, its make targets exist, and its commands without make are right."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 
 def commands() -> list[str]:
-    """The command lines of all blocks. tests/docs runs them."""
+    """The command lines in all blocks of the README. tests/docs runs them."""
     return [command for block in blocks("README.md") for command in block.commands()]
 
 

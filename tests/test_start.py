@@ -1,4 +1,4 @@
-"""Commands on a run start without PyTorch and numpy, and give what PyTorch gives."""
+"""Commands on a run start without PyTorch and numpy, and give the same results as PyTorch."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ TORCH_FREE = (
     "gptcli.training.run_folder",
     "gptcli.training.schedule",
 )
-"""Modules whose import must not import PyTorch."""
+"""The modules that must not import PyTorch."""
 
 
 def needs(source: library.Source) -> None:
     found = library.find(source)
     if found.library is None:
         pytest.skip(f"no C library on this machine: {found.reason}")
-    if not library.is_compiled(source):  # another test has removed it from the cache
+    if not library.is_compiled(source):  # another test has removed the library from the cache
         library.find.__wrapped__(source)
 
 
 def started(*words: object) -> tuple[str, set[str]]:
-    """The stdout of a command in a process of its own, and the modules that it imported."""
+    """Run a command in a new process. Return its stdout and the modules that it imported."""
     command = [sys.executable, "-c", REPORT, json.dumps([*map(str, words)])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, encoding="utf-8")
     assert done.returncode == 0, done.stderr
@@ -166,7 +166,8 @@ def test_as_many_threads_as_pytorch_takes() -> None:
 
 
 def test_changed_weights_of_the_module_count(trained: Path) -> None:
-    """A user of the library can change them; the C library must not sample the old ones."""
+    """If a user of the library changes the weights, the C library must not sample with the old
+    ones."""
     needs(library.SAMPLING)
     model = gptcli.load(trained, device="cpu", dtype="float32")
     before = model.generate("KING", max_new_tokens=30, temperature=0.0)
@@ -176,7 +177,7 @@ def test_changed_weights_of_the_module_count(trained: Path) -> None:
 
 
 def test_systems_without_affinity_count_their_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """macOS and Windows, with --device cpu."""
+    """macOS and Windows are such systems."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)

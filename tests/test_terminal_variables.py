@@ -1,4 +1,4 @@
-"""TERM, COLUMNS and LINES that are missing, empty or impossible."""
+"""The variables TERM, COLUMNS and LINES, if they are missing, empty or impossible."""
 
 from __future__ import annotations
 

@@ -17,13 +17,13 @@ FILES = sorted(path.name for path in FOLDER.glob("*.yml"))
 
 
 def workflow(name: str) -> dict[Any, Any]:
-    """A workflow. YAML 1.1 reads the key `on` as True."""
+    """The content of a workflow. YAML 1.1 reads its key `on` as True."""
     found: dict[Any, Any] = yaml.safe_load((FOLDER / name).read_text("utf-8"))
     return found
 
 
 def steps(name: str) -> list[dict[str, Any]]:
-    """The steps of all jobs of a workflow."""
+    """The steps of all jobs in a workflow."""
     return [step for job in workflow(name)["jobs"].values() for step in job["steps"]]
 
 
@@ -41,7 +41,7 @@ def test_a_workflow_has_few_permissions_and_ends(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_actions_are_pinned_and_keep_no_credentials(name: str) -> None:
-    """A tag such as v4 can move to other code, a commit cannot."""
+    """Somebody can move a tag such as v4 to other code, but not a commit."""
     text = (FOLDER / name).read_text("utf-8")
     for step in steps(name):
         if "uses" in step:
@@ -50,7 +50,8 @@ def test_actions_are_pinned_and_keep_no_credentials(name: str) -> None:
             assert re.search(rf"{action}@{commit} # v\d+\.\d+\.\d+\n", text), step
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False
-        # What others choose, such as the name of a branch, reaches a script only as a variable.
+        # Others can choose values such as the name of a branch. A script may get them only as
+        # variables.
         assert "${{" not in step.get("run", ""), step
 
 
@@ -77,7 +78,8 @@ def test_publishing_proves_where_it_comes_from() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="bash")
 def test_the_tag_must_be_the_version() -> None:
-    """The step of publish.yml that compares them, with a right tag and a wrong one."""
+    """The step of publish.yml that compares the two accepts a right tag, and fails for a wrong
+    one."""
     import gptcli
 
     (command,) = [step["run"] for step in steps("publish.yml") if "TAG" in step.get("env", {})]
@@ -104,4 +106,5 @@ def test_the_package_says_what_it_is() -> None:
     for key in ("description", "readme", "license", "authors", "keywords", "requires-python"):
         assert project[key], key
     assert len(project["classifiers"]) == len(set(project["classifiers"])) > 10
-    assert not any("License" in line for line in project["classifiers"])  # `license` has it
+    # The key `license` says this.
+    assert not any("License" in line for line in project["classifiers"])

@@ -1,8 +1,8 @@
-"""Build the wheel, install it into an empty environment, and train from there.
+"""Builds the wheel, installs it into an empty environment, and trains there.
 
-Run by `make wheel-check`; needs the package index. Not a test of the suite, which needs no network.
-The environment holds only what gptcli needs to run. If uv is installed, `uvx` then does the same
-from the same files, without an index.
+`make wheel-check` runs this program. It is not a test of the suite, because it needs the package
+index. The environment holds only the packages that gptcli needs to run. If uv is installed, `uvx`
+then does the same with the same files, without an index.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PIP = ("-m", "pip", "--disable-pip-version-check")
 
 
 def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> str:
-    """Run a command and return its output. Exit if it fails."""
+    """Run a command and return its stdout. Exit with its output if it fails."""
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, encoding="utf-8", env=env)
     if done.returncode != 0:
@@ -33,20 +33,20 @@ def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -
 
 
 def train_and_sample(*gptcli: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> None:
-    """Train on the shipped text for a few steps, and sample: as a user does, without a checkout."""
+    """Train on the shipped text for a few steps and sample, as a user without a checkout does."""
     summary = json.loads(
         run(*gptcli, "train", "tiny", "train.max_steps=20", "--json", cwd=cwd, env=env)
     )
     assert summary["steps"] == 20
     words = ("sample", "--prompt", "KING", "--max-new-tokens", "20", "--json")
     assert json.loads(run(*gptcli, *words, cwd=cwd, env=env))["tokens"] == 20
-    # And the way of the first page: gptcli chooses everything.
+    # Train as the README's first page shows. gptcli chooses all settings.
     run(*gptcli, "train", "--minutes", "0.2", "--out", "runs/chosen", cwd=cwd, env=env)
     assert run(*gptcli, "sample", "chosen", "--max-new-tokens", "20", cwd=cwd, env=env).strip()
 
 
 def refuse_more_than_needed(site_packages: Path) -> None:
-    """Exit if the environment holds a package that only an extra asks for."""
+    """Fail if the environment holds a package that only an extra needs."""
     there = {found.metadata["Name"].lower() for found in distributions(path=[str(site_packages)])}
     needed = {"gptcli", "torch", "numpy", "typer", "pydantic"}
     assert needed <= there, needed - there
@@ -59,13 +59,13 @@ def refuse_more_than_needed(site_packages: Path) -> None:
 
 
 def main() -> None:
-    """Raise SystemExit with the output of whatever failed."""
+    """Build the wheel, install it and try it. Exit with an error if something fails."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pip = (sys.executable, *PIP)
         run(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
         (wheel,) = folder.glob("gptcli-*.whl")
-        # Every wheel that it needs, so that pip and uv install the same files.
+        # Collect all wheels that gptcli needs, so that pip and uv install the same files.
         wheels = folder / "wheels"
         pinned = ("-c", ROOT / "constraints.txt")
         run(*pip, "wheel", "--quiet", *pinned, "--wheel-dir", wheels, wheel, cwd=folder)
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def check_uvx(wheel: Path, wheels: Path, folder: Path) -> None:
-    """The same by `uvx --from WHEEL gptcli`, if uv is installed; it uses no index."""
+    """Train and sample with `uvx --from WHEEL gptcli`, if uv is installed. It uses no index."""
     uvx = shutil.which("uvx") or shutil.which("uvx", path=Path(sys.executable).parent)
     if uvx is None:
         print("uv is not installed: uvx was not tried")

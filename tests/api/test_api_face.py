@@ -1,4 +1,4 @@
-"""What `import gptcli` gives: the public names, their signatures and types, and what it imports."""
+"""The public interface of gptcli: names, signatures, types, and what `import gptcli` imports."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import pytest
 import gptcli
 
 KEPT = Path(__file__).with_name("public_api.txt")
-"""The public interface. A change of it is a change for everybody who uses the library: state it in
-CHANGELOG.md, and write the file again with `python -m tests.api.test_api_face`."""
+"""The public interface as it was last accepted. Every change of the interface affects all users of
+the library: state it in CHANGELOG.md, and write the file again with `python -m
+tests.api.test_api_face`."""
 
 
 def public_api() -> Iterator[str]:
-    """A line for each public name, its signature, and the public members of each class."""
+    """Yield a line for each public name with its signature, and for each public member of a
+    class."""
     for name in gptcli.__all__:
         thing = getattr(gptcli, name)
         if not isinstance(thing, type):
@@ -34,13 +36,14 @@ def public_api() -> Iterator[str]:
         if dataclasses.is_dataclass(thing):
             for field in dataclasses.fields(thing):
                 yield f"    {name}.{field.name}: {field.type}"
-        if name in ("Config", "CausalSelfAttention"):  # `gptcli schema`; the learner's contract
+        # `gptcli schema` and the learner's contract describe these two.
+        if name in ("Config", "CausalSelfAttention"):
             continue
         yield from sorted(members(name, thing))
 
 
 def members(name: str, cls: type) -> Iterator[str]:
-    """A line for each public method, property and annotated attribute of a class."""
+    """Yield a line for each public method, property and annotated attribute of a class."""
     for member, value in vars(cls).items():
         shown = member in ("__iter__", "__len__", "__bool__", "_repr_html_")
         if member.startswith("_") and not shown:
@@ -63,7 +66,7 @@ def test_the_public_interface_is_the_kept_one() -> None:
 
 
 def test_importing_it_imports_nothing_large() -> None:
-    """And errors and events, which every user's program names, import only the standard library."""
+    """`import gptcli`, its errors and events, and `load` and `train` import no large package."""
     program = """
 import json, sys
 import gptcli
@@ -135,7 +138,7 @@ WRONG = {
 
 @pytest.mark.slow
 def test_a_users_program_has_types(tmp_path: Path) -> None:
-    """mypy --strict takes a right program and finds the mistakes of wrong ones."""
+    """mypy --strict accepts a correct program, and finds the mistake in each wrong program."""
     pytest.importorskip("mypy")
 
     def check(program: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""`gptcli.load`, and what the Model generates, scores and computes."""
+"""`gptcli.load`, and what the loaded Model generates, scores and computes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OLD = Path(__file__).parent.parent / "old_runs"
 
 @pytest.fixture(params=["native", "torch"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both engines that sample on a CPU."""
+    """The engine that samples: each of the two engines for a CPU in turn."""
     name: str = request.param
     if name == "torch":
         none = library.Found(None, "the test wants PyTorch")
@@ -84,7 +84,7 @@ def test_without_choices_the_defaults_are_those_of_the_command(
 
 
 def test_pieces_are_whole_characters_and_stop_strings_never_show() -> None:
-    """Bytes that a model of bytes writes: characters of two and more bytes come whole."""
+    """A model of bytes writes characters of two or more bytes; each piece holds only whole ones."""
     model = gptcli.load(OLD / "modern-byte-adamw" / "run")
     pieces = list(model.stream("K", max_new_tokens=200, temperature=3.0, seed=1))
     text = "".join(pieces)
@@ -127,7 +127,7 @@ def outcome_of_lines(cli: Any, trained: Path, folder: Path, dtype: str) -> str:
 
 
 def test_logits_give_the_scores(model: gptcli.Model) -> None:
-    """ln p of each token but the first follows from the logits before it."""
+    """The logits before each token but the first give the log-probability of that token."""
     text = "KING:\nWhat light is"
     logits = model.logits(text)
     ids = model.tokenizer.encode(text)
@@ -226,7 +226,7 @@ def test_facts_of_a_model(model: gptcli.Model, trained: Path) -> None:
 
 
 def test_a_note_is_a_warning(trained: Path, tmp_path: Path) -> None:
-    """A damaged checkpoint: another is loaded, and the program learns of it."""
+    """If a checkpoint is damaged, another one is loaded, and a warning tells the program so."""
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     best = (run / "checkpoints" / "best").read_text("utf-8").strip()
@@ -287,7 +287,7 @@ def test_the_library_prints_nothing(trained: Path, capfd: pytest.CaptureFixture[
 
 
 def as_xml(page: str) -> ET.Element:
-    return ET.fromstring(page)  # raises if a tag or an & is not closed or escaped
+    return ET.fromstring(page)  # raises if a tag is not closed or an & is not escaped
 
 
 def test_the_page_of_a_model(model: gptcli.Model) -> None:

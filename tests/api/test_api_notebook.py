@@ -1,4 +1,4 @@
-"""What a notebook shows while a training goes on, with a stand-in for IPython and a real kernel."""
+"""What a notebook shows during a training: with a stand-in for IPython, and in a real kernel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Cell:
-    """The output of a cell: one display, and what it showed after each update."""
+    """Stands for the output of a notebook cell: keeps what its one display showed after each
+    update."""
 
     def __init__(self) -> None:
         self.pages: list[str] = []
@@ -43,7 +44,7 @@ class Cell:
 
 @pytest.fixture
 def cell(monkeypatch: pytest.MonkeyPatch) -> Cell:
-    """IPython in a Jupyter kernel, as far as the library uses it."""
+    """A stand-in for IPython in a Jupyter kernel, with the functions that the library calls."""
     found = Cell()
     ipython, display = types.ModuleType("IPython"), types.ModuleType("IPython.display")
     shell = types.SimpleNamespace(kernel=object())
@@ -91,7 +92,8 @@ def test_a_resumed_run_shows_its_whole_curve(cell: Cell) -> None:
     assert cell.pages == []
     gptcli.train(resume=True, progress=True).finish()
     validation = ET.fromstring(cell.pages[-1]).findall(POLYLINE)[1]
-    assert len(validation.attrib["points"].split()) == 2  # of step 4, too
+    # One point is from step 4, before the resume.
+    assert len(validation.attrib["points"].split()) == 2
 
 
 def test_a_run_that_ends_early_shows_how_it_ended(cell: Cell) -> None:
@@ -131,7 +133,7 @@ gptcli.load("two").step
 
 @pytest.mark.slow
 def test_a_real_notebook() -> None:
-    """Jupyter's own client runs the cells, and finds the pages among their outputs."""
+    """Jupyter's own client runs the cells. Their outputs hold the pages."""
     pytest.importorskip("ipykernel")
     client = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")

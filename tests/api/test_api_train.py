@@ -1,4 +1,4 @@
-"""`gptcli.train`: the same run as the command makes, however the loop over its events ends."""
+"""`gptcli.train` makes the same run as the command, however the loop over its events ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def by_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that the command trained: the shipped config `tiny`, made small, on the small text."""
+    """A run that the command trained on the small text: the shipped config `tiny`, made smaller."""
     folder = tmp_path_factory.mktemp("command")
     (folder / "speeches.txt").write_text(TEXT, encoding="utf-8", newline="\n")
     arguments = ["tiny", f"data.source={folder / 'speeches.txt'}", *OVERRIDES]
@@ -59,7 +59,7 @@ def weights(run: Path | str, step: int = STEPS) -> bytes:
 
 
 def lines(run: Path | str) -> list[dict[str, Any]]:
-    """metrics.jsonl without the times."""
+    """The records of metrics.jsonl without their times."""
     text = (Path(run) / "metrics.jsonl").read_text("utf-8")
     clocks = ("seconds", "tokens_per_second")
     return [
@@ -166,7 +166,8 @@ def test_overrides_as_a_dict() -> None:
 
 
 def test_a_text_gets_settings_that_fit_it() -> None:
-    """As `gptcli train TEXT` does. The notes say which, and why."""
+    """The settings are those that `gptcli train TEXT` chooses. Notes say which they are, and
+    why."""
     values = {"train.max_steps": 2, "model.n_layer": 1, "model.n_embd": 32}
     events = list(gptcli.train(["speeches.txt"], values))
     notes = "\n".join(event.message for event in events if isinstance(event, gptcli.Notice))
@@ -179,7 +180,8 @@ def test_a_text_gets_settings_that_fit_it() -> None:
 
 @pytest.mark.slow
 def test_minutes_end_the_run() -> None:
-    """They count from the beginning of the loop, not from the call of `train`."""
+    """The minutes count from the start of the loop over the events, not from the call of
+    `train`."""
     training = gptcli.train("speeches.txt", minutes=0.2)
     time.sleep(3.0)
     begun = time.perf_counter()
@@ -216,7 +218,8 @@ def test_fine_tuning_starts_from_a_run(by_command: Path) -> None:
 def test_no_progress_bar_of_the_text_on_a_terminal(
     by_command: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command shows one for texts that take over a second to read."""
+    """`gptcli train` shows a progress bar for texts that take over a second to read; `train` does
+    not."""
     monkeypatch.setattr("gptcli.corpus.progress.SILENT_SECONDS", -1.0)
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
@@ -296,7 +299,8 @@ def test_stop_ends_the_loop_after_its_step() -> None:
 
 
 def test_training_in_a_thread(by_command: Path) -> None:
-    """Python allows signal handlers in the main thread only."""
+    """A training works in another thread, although Python sets signal handlers only in the main
+    one."""
     found: list[gptcli.Finished] = []
     thread = threading.Thread(target=lambda: found.append(small().finish()))
     thread.start()
@@ -313,7 +317,7 @@ def test_ctrl_c_saves_and_raises() -> None:
         while training.run is None:
             time.sleep(0.001)
         time.sleep(0.05)
-        signal.raise_signal(signal.SIGINT)  # as the terminal or the notebook does
+        signal.raise_signal(signal.SIGINT)  # a terminal and a notebook send this signal too
 
     thread = threading.Thread(target=press)
     thread.start()
@@ -387,7 +391,7 @@ def test_an_error_comes_out_of_the_loop(by_command: Path) -> None:
 def test_overwrite_keeps_the_old_run_until_the_new_one_has_a_checkpoint(by_command: Path) -> None:
     shutil.copytree(by_command, "runs/mine")
     training = small(overwrite=True)
-    next(iter(training))  # closed at once, before a step
+    next(iter(training))  # the loop ends before the first step
     assert training.finished is not None
     assert small(overwrite=True).finish().stopped == "done"
     Path("speeches.txt").write_text("too short", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`gptcli bench`."""
+"""`gptcli bench`: its keys, its output for people, and its limits of speed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALL = ("tiny", "run.device=cpu", "run.threads=1")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure for a tenth of the usual time. These tests do not look at the speeds."""
+    """Measure for about a tenth of the usual time. These tests do not look at the speeds."""
     monkeypatch.setattr("gptcli.training.speed._SAMPLE_SECONDS", 0.1)
     monkeypatch.setattr("gptcli.training.speed._PEAK_SECONDS", 0.1)
     monkeypatch.setattr("gptcli.training.speed._READ_SECONDS", 0.05)
@@ -37,7 +37,8 @@ def test_bench_prints_the_keys_of_the_contract(cli) -> None:  # type: ignore[no-
 
 @pytest.mark.parametrize("streams", [1, 64])
 def test_a_speed_is_never_above_its_limit(streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is measured again if it is below the speed, and at last taken from the speed."""
+    """If the speed is above the measured limit, the limit is measured again, then set to the
+    speed."""
     from gptcli.sampling.backend import choose_backend
     from gptcli.training import speed
 
@@ -79,6 +80,7 @@ def test_flops_per_token_agrees_with_pytorchs_counter(arch: str) -> None:
     with FlopCounterMode(display=False) as counter:
         model.loss(idx, idx).backward()  # type: ignore[no-untyped-call]
     made = counter.get_total_flops() / idx.numel()
-    # PyTorch also counts products with future tokens; flops_per_token counts the causal half.
+    # PyTorch also counts the products with future tokens. flops_per_token counts the causal half
+    # only.
     future = 12 * config.n_layer * config.n_embd * config.block_size / 2
     assert flops_per_token(model) + future == pytest.approx(made, rel=0.1)

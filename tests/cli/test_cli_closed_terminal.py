@@ -1,4 +1,4 @@
-"""A training whose terminal is closed, or whose stderr or stdout is full, still saves its run."""
+"""A training saves its run even if its terminal is closed, or if its stdout or stderr is full."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TorchPasses.gradients = slow
 from gptcli.cli import main
 main()
 """
-"""A training whose third step waits until its terminal is closed."""
+"""A program that trains, and waits in its third step until its terminal is closed."""
 
 SMALL = (
     "model.n_layer=1",
@@ -62,7 +62,7 @@ def words(text: Path, run: Path, *more: str) -> list[str]:
 
 
 def status(run: Path) -> tuple[str, int]:
-    """How the run ended by its run.json, and the step of its newest (readable) checkpoint."""
+    """How the run ended according to run.json, and the step of its newest checkpoint."""
     newest = max((run / "checkpoints").glob("step-*"))
     with safe_open(newest / "model.safetensors", "np") as tensors:
         assert tensors.keys()

@@ -1,4 +1,4 @@
-"""`gptcli train --copy-to URL`: the copy of a run, and a run that goes on from it elsewhere."""
+"""`gptcli train --copy-to URL`: the copy of a run, from which another machine can resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""--debug is an option after any command, and an ordinary word where a value stands."""
+"""--debug is an option anywhere in a command, and an ordinary word as the value of an option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that are deleted or moved during training, and system clocks that jump."""
+"""Folders that are deleted or moved during a training, and system clocks that jump."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = (
 
 
 def at_step(step: int, do: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call `do` after the training has made this step."""
+    """Call `do` when the training has made this step."""
     train = loop.train
 
     def watched(*arguments: Any) -> Any:
@@ -74,7 +74,7 @@ def test_a_run_folder_that_disappears(
 def test_another_run_in_place_of_a_deleted_one(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The training writes nothing into the other run."""
+    """The folder of the run is replaced by another run. The training writes nothing into it."""
     run, other = tmp_path / "r", tmp_path / "other"
     assert cli("train", text_file, *SMALL, "--out", other, "train.max_steps=2").code == 0
 
@@ -120,7 +120,8 @@ def test_a_resume_without_the_text_changes_nothing(
 def test_a_deleted_token_cache_is_built_again(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shards are memory-mapped, so a running training keeps them; the next one builds them."""
+    """A training keeps its deleted shards, which are memory-mapped. The next command builds them
+    again."""
     cache, runs = tmp_path / "cache", []
     monkeypatch.setenv("GPTCLI_CACHE", str(cache))
     for name in ("whole", "without"):
@@ -141,7 +142,7 @@ def test_a_deleted_token_cache_is_built_again(
 def test_a_clock_that_jumps(
     jump: float, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At each reading, and between stop and resume. `seconds` come from another clock."""
+    """The time jumps at each reading, and between stop and resume. `seconds` uses another clock."""
     run, looks, real = tmp_path / "r", [0], time.time
 
     def wrong() -> float:
@@ -153,7 +154,7 @@ def test_a_clock_that_jumps(
         at_step(5, lambda: os.kill(os.getpid(), 2), patch)
         assert cli("train", text_file, *SMALL, "--out", run).code == 130
     begun = real()
-    for path in run.rglob("*"):  # as if written before the clock jumped
+    for path in run.rglob("*"):  # the files look as if they were written before the jump
         os.utime(path, (begun - jump, begun - jump))
     outcome = cli("train", "--resume", "--out", run, "--json")
     assert outcome.code == 0, outcome.err

@@ -11,7 +11,7 @@ import pytest
 
 
 def form(outcome: Any) -> tuple[str, str]:
-    """The message and the hint of an error. Asserts that nothing else was printed."""
+    """The message and the hint of an error. Fails if the command printed anything else."""
     assert outcome.out == ""
     assert "Traceback" not in outcome.err
     message, _, rest = outcome.err.partition("\n")

@@ -1,4 +1,4 @@
-"""`--tokenizer pieces.json`, `tokenizer.from`, `data.unknown`: an existing tokenizer, new texts."""
+"""An existing tokenizer on new texts: `--tokenizer`, `tokenizer.from` and `data.unknown`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_run_keeps_its_own_copy(
             (run / "config.yaml").read_text("utf-8").replace("max_steps: 9", "max_steps: 5"),
             encoding="utf-8",
         )
-    copy.unlink()  # the run has remembered the place of the copy
+    copy.unlink()  # the run stores the path of this copy
     outcome = cli("train", run / "config.yaml", "--out", tmp_path / "again")
     assert outcome.code == 2
     assert f"no run or file named `{copy}`" in outcome.err
@@ -104,7 +104,7 @@ def test_the_kind_of_a_run_is_followed_and_other_wishes_are_refused(
     cli: Any, tmp_path: Path, text_file: Path, pieces: Path, trained: Path
 ) -> None:
     run = tmp_path / "run"
-    # The shipped config says `kind: char`; the command line wins.
+    # The shipped config says `kind: char`, but the command line takes precedence.
     train(cli, run, "shakespeare", f"data.source={text_file}", "--tokenizer", pieces)
     assert tokenizer_section(run)["kind"] == "bpe"
     for words, message in (
@@ -247,7 +247,7 @@ def test_prompts_and_other_texts_follow_the_rule_of_the_run(
         outcome = cli(*words)
         assert outcome.code == 2
         assert "'é' (U+00E9" in outcome.err
-        assert "data.unknown" not in outcome.err  # an option of these commands does not exist
+        assert "data.unknown" not in outcome.err  # these commands do not have this key
         assert "never saw" in outcome.err
 
 

@@ -1,4 +1,4 @@
-"""`gptcli train --from` with and without train.lora: defaults, YAML, resuming, what is refused."""
+"""`gptcli train --from` with and without train.lora: defaults, YAML, resuming, refused settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def config_of(run: Path) -> Any:
 def test_a_config_of_two_lines_tunes_a_run(
     cli: Any, trained: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    """It has no network, so it gets that of the run."""
+    """The config describes no network, so the fine-tune gets the network of the run."""
     lora, run = tmp_path / "lora.yaml", tmp_path / "tuned"
     lora.write_text(
         f"data: {{source: {text_file}}}\n"
@@ -67,7 +67,7 @@ def test_resuming_keeps_the_adapters(
     more = cli("train", "--resume", "--extend", "train.max_steps=6", "--out", run, "--json")
     assert more.code == 0, more.err
     assert json.loads(more.out)["steps"] == 6
-    # The weights that it was tuned from are in the run itself.
+    # The run itself holds the weights from which the fine-tune started.
     config = run / "config.yaml"
     config.write_text(config.read_text("utf-8").replace("rank: 2", "rank: 3"), encoding="utf-8")
     edited = cli("train", "--resume", "--extend", "train.max_steps=8", "--out", run)
@@ -112,7 +112,7 @@ def test_the_learning_rate_of_a_fine_tune(
     first = config_of(trained).learning_rate
     assert rates["all"] == rates["again"] == pytest.approx(first / 4)
     assert rates["lora"] == 0.01
-    assert rates["after-lora"] == pytest.approx(0.00075)  # a quarter of AdamW's
+    assert rates["after-lora"] == pytest.approx(0.00075)  # a quarter of AdamW's learning rate
     assert rates["asked"] == 0.004
     assert config_of(tmp_path / "defaults").lora == LoraConfig(embeddings=True)  # few characters
     assert config_of(tmp_path / "lora").optimizer == "adamw"
@@ -122,7 +122,8 @@ def test_the_learning_rate_of_a_fine_tune(
 def test_a_fine_tune_takes_few_steps(
     cli: Any, trained: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    config = parse_config("", ["train.max_steps=1000", "model.block_size=100"])  # 1,600 a step
+    # One step reads 1,600 tokens.
+    config = parse_config("", ["train.max_steps=1000", "model.block_size=100"])
     steps = [with_few_steps(config, tokens).train.max_steps for tokens in (10, 160_000, 10**9)]
     assert steps == [100, 300, 1000]
     run = tmp_path / "tuned"

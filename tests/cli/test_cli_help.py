@@ -1,4 +1,4 @@
-"""--help and --version, and that they import no heavy library."""
+"""--help and --version: what they print, and that they import no heavy library."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_command_has_help_with_an_example(command: str, cli) -> None:  # t
     assert outcome.code == 0
     assert f"Example: gptcli {command}" in outcome.out
     assert max(map(len, outcome.out.splitlines())) <= 80
-    # A value has a name, and a range is written in words.
+    # Each value has a name, and words describe each range.
     assert not re.search(r"<\w|x[<>]=|range|\blist\b\[", outcome.out), outcome.out
 
 

@@ -37,7 +37,7 @@ def logged(run: Path, step: int) -> float:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
-    """Five steps of two micro-batches, with a checkpoint of step 3."""
+    """A run of five steps, each of two micro-batches, with a checkpoint of step 3."""
     from gptcli.config_files import parse_config
     from gptcli.training.journal import Journal
     from gptcli.training.loop import train
@@ -45,7 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     from gptcli.view.metrics import metrics_record
 
     path = tmp_path_factory.mktemp("runs") / "r"
-    # gpt2, because the modern head starts at zero: its first loss is ln V on any batch.
+    # The arch is gpt2. The head of a modern network starts at zero, so its first loss is ln V on
+    # every batch.
     more = ("model.arch=gpt2", "train.max_steps=5", "train.checkpoint_every=3", "train.log_every=1")
     config = parse_config("", [f"data.source={text_file}", *SMALL, *more])
     setup = prepare_new(config, path).setup
@@ -59,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_the_batch_gives_the_logged_loss(step: int, run: Path, cli: Any) -> None:
-    """The weights before the step, on the sequences shown, give the loss that was logged."""
+    """With the weights before the step, the shown sequences give the loss that was logged."""
     from gptcli.training import checkpoint
     from gptcli.training.run_folder import read_config, read_tokenizer
     from gptcli.training.training_state import build_model
@@ -142,7 +143,7 @@ def test_a_text_that_changed_is_refused_by_a_run_with_checkpoints(
     assert (outcome.code, outcome.out) == (2, "")
     assert f"the text of {text.as_posix()} has changed since the run" in outcome.err
     shutil.rmtree(run / "checkpoints")
-    assert cli("inspect-batch", run, 1).code == 2  # run.json also records the text
+    assert cli("inspect-batch", run, 1).code == 2  # run.json also records the path of the text
     (run / "run.json").unlink()
     outcome = cli("inspect-batch", run, 1, "--json")
     assert outcome.code == 0

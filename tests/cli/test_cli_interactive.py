@@ -1,4 +1,4 @@
-"""`gptcli sample -i` on a terminal: one line for prompt and answer, bold prompts, commands."""
+"""`gptcli sample -i` on a terminal: answers on the line of the prompt, bold prompts, commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
 class FakeConversation:
-    """Records what it is told, and answers with its name."""
+    """A stand-in for a conversation: it logs each call, and answers with its name."""
 
     def __init__(self, name: str) -> None:
         self.name, self.log = name, []  # type: ignore[var-annotated]
@@ -41,7 +41,7 @@ class FakeConversation:
 
 @pytest.fixture
 def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """talk("line", ...) -> (log, out, err); `terminal` and `first` as keywords."""
+    """talk("line", ...) -> (log, out, err): types these lines in a conversation."""
 
     def run(
         *lines: str, terminal: bool = True, term: str = "xterm", first: str | None = None,
@@ -151,7 +151,7 @@ def test_help_lists_the_commands(talk: Any) -> None:
     log, _, err = talk("/help")
     assert log == []
     for name in ("/new", "/quit", "/temp", "/len", "/seed", "/run", "Ctrl-C"):
-        assert err.count(name) == 2  # at the start, and once more
+        assert err.count(name) == 2  # once in the help at the start, and once more after /help
 
 
 def test_text_that_begins_with_a_slash_is_text(talk: Any) -> None:

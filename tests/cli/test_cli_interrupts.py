@@ -1,4 +1,4 @@
-"""Ctrl-C during the imports at the start of a command ends it with exit code 130."""
+"""Ctrl-C while a command is still importing modules ends it with exit code 130."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ except BaseException:
     pass
 raise ImportError("cannot load module more than once per process")
 """
-"""A stand-in for a library that swallows the exception of Ctrl-C and is then half imported."""
+"""A stand-in for a library that catches the exception of Ctrl-C and stays half imported."""
 
 
 TRAIN = ("train", "tiny", "--out")
-"""The start of a command that imports PyTorch. `sample` of a run on a CPU does not."""
+"""The start of a command that imports PyTorch. `sample` of a run on a CPU imports none."""
 
 
 def run(
@@ -40,7 +40,7 @@ def run(
     first: str = "",
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run gptcli with a stand-in for `module`. Ctrl-C comes while the stand-in is imported."""
+    """Run gptcli with a stand-in for `module`. The stand-in sends Ctrl-C during its import."""
     (folder / f"{module}.py").write_text(first + INTERRUPTED, "utf-8")
     before = signal.getsignal(signal.SIGINT)
     if ignored:
@@ -74,7 +74,7 @@ def test_a_ctrl_c_that_the_caller_ignores_is_ignored(tmp_path: Path) -> None:
 
 
 def is_gone(group: int) -> bool:
-    """Whether the process group ends within ten seconds: its `mv` may still be ending."""
+    """Whether the process group ends within ten seconds. Its `mv` may need a moment to end."""
     for _ in range(1000):
         try:
             os.killpg(group, 0)

@@ -1,4 +1,4 @@
-"""`gptcli learn`: keys, saves, progress, hints, resets; and as lines without a terminal."""
+"""`gptcli learn`: its keys, saves, progress, hints and resets, and its lines without a terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RIGHT = solution(LAYERNORM)
 
 
 class Learner:
-    """A session in a folder, without a terminal: presses keys and saves files."""
+    """A session of `gptcli learn` without a terminal. It can press keys and save files."""
 
     def __init__(self, folder: Path, edit: Callable[[Path, int | None], str]) -> None:
         self.now = 0.0
@@ -50,13 +50,13 @@ class Learner:
         self.settle()
 
     def settle(self) -> None:
-        """Let the session see what has changed, and wait until it is checked."""
+        """Let the session notice changed files, and wait until it has checked them."""
         for _ in range(4):
             self.session.tick()
         self.session._take(None)
 
     def record(self, name: str = "layernorm") -> dict[str, object]:
-        """What progress.json says."""
+        """The record of an exercise in progress.json."""
         value = json.loads((self.folder / "progress.json").read_text("utf-8"))
         record = value["exercises"][name]
         assert isinstance(record, dict)
@@ -64,7 +64,7 @@ class Learner:
 
 
 def quick_check(self: object, spec: str, exercise: str) -> FileReport:
-    """Stands for the checker, which takes a second for each file. Judges by the text alone."""
+    """Replaces the checker, which needs a second for each file. It looks only at the text."""
     text = Path(spec).read_text("utf-8")
     if "class LayerNorm(\n" in text:
         raise GptcliError(f"{spec}:1: '(' was never closed", "fix it")
@@ -115,7 +115,7 @@ def test_a_save_is_checked_and_counted_once(learner: Learner) -> None:
     assert report.first_wrong_step == 2
     assert learner.state.note == "Step 1 holds now."
     assert learner.record()["attempts"] == 1
-    os.utime(learner.folder / "layernorm.py", ns=(1, 1))  # saved again without a change
+    os.utime(learner.folder / "layernorm.py", ns=(1, 1))  # the file is saved again without a change
     learner.settle()
     assert learner.record()["attempts"] == 1
     learner.save(LAYERNORM.skeleton())
@@ -126,7 +126,7 @@ def test_a_save_is_checked_and_counted_once(learner: Learner) -> None:
 def test_a_wrong_step_before_an_unwritten_one_is_not_called_unwritten(
     exercise: Exercise, tmp_path: Path
 ) -> None:
-    """The usual state of a file: one step is wrong, and the next is still to be written."""
+    """Files are often in this state: one step is wrong, and the next one is still to be written."""
     right = solution(exercise).splitlines()
     todo = next(i for i, line in enumerate(right) if "Step 2." in line)
     text = "\n".join(right[:todo]) + '\n        raise NotImplementedError("step 2: later")\n'
@@ -135,7 +135,7 @@ def test_a_wrong_step_before_an_unwritten_one_is_not_called_unwritten(
     path.write_text(text, encoding="utf-8")
     report = check_file(str(path), exercise.name)
     assert (report.ok, report.first_wrong_step) == (False, 1)
-    # The report names the mistake, or says that step 1 is wrong.
+    # The report names the mistake, or at least says that step 1 is wrong.
     named = report.mistake not in ("not-implemented", None)
     assert named or "step 1, queries, keys and values, is not done" in report.message
     assert not is_to_write(report)
@@ -235,7 +235,7 @@ def test_long_pauses_do_not_count(learner: Learner) -> None:
 def test_a_result_of_the_exercise_before_is_not_shown(learner: Learner) -> None:
     text = "import time\ntime.sleep(0.5)\nclass LayerNorm: pass\n"
     (learner.folder / "layernorm.py").write_text(text, encoding="utf-8")
-    for _ in range(500):  # until the change is seen
+    for _ in range(500):  # wait until the session notices the change
         learner.session.tick()
         if learner.session.check.busy:
             break
@@ -267,7 +267,7 @@ def test_without_a_terminal_it_checks_once(
     assert "attention passes: all 8 steps" in outcome.out
     assert "the reference, step 5" in outcome.out
     assert "next: step 1, mean" in outcome.out
-    monkeypatch.chdir("my")  # a course folder is the default in it
+    monkeypatch.chdir("my")  # in a course folder, this folder is the default
     Path("progress.json").write_text("{", encoding="utf-8")
     outcome = cli("learn", ".")
     assert outcome.code == 0

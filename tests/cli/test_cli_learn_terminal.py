@@ -61,11 +61,11 @@ while True:
         print("[exit", os.waitstatus_to_exitcode(status), in_order, end="]", flush=True)
         break
 """
-"""A small shell with job control. The check is replaced, so no test waits for PyTorch."""
+"""A small shell with job control. It replaces the check, so no test waits for PyTorch."""
 
 
 class Terminal:
-    """A pseudo-terminal in which a small shell runs gptcli: here `gptcli learn my`."""
+    """A pseudo-terminal with a small shell that runs `gptcli learn my`."""
 
     shell = SHELL
     arguments: tuple[str, ...] = ("learn", "my")
@@ -83,7 +83,7 @@ class Terminal:
         self.output, self.seen = "", 0
 
     def until(self, text: str) -> str:
-        """Read until `text` appears after what was read before; returns all output."""
+        """Read until `text` appears after what was read before, and return all output."""
         end = time.monotonic() + 30
         while text not in self.output[self.seen :]:
             assert time.monotonic() < end, f"no {text!r} in {self.output[self.seen :][-2000:]!r}"
@@ -100,14 +100,14 @@ class Terminal:
         os.write(self.master, keys.encode())
 
     def rows(self) -> list[str]:
-        """What the screen shows after all that was read."""
+        """The rows that the screen shows after all output that was read."""
         screen = Screen(80, 24)
         screen.write(self.output.replace("\r\n", "\n"))
         assert screen.wrapped == 0
         return screen.rows()
 
     def close(self) -> None:
-        """End everything."""
+        """Close the terminal and end the shell."""
         os.close(self.master)
         self.process.kill()
         self.process.wait()

@@ -1,4 +1,4 @@
-"""`gptcli look`: maps, lens and steps in a terminal's width, JSON, pages, errors."""
+"""`gptcli look`: maps, lens and steps on a terminal, JSON, pages and errors."""
 
 from __future__ import annotations
 

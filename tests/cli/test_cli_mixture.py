@@ -1,4 +1,4 @@
-"""Mixtures on the command line: shares and losses of each text, and errors that say what to do."""
+"""Mixtures on the command line: the share and the loss of each text, and errors with a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gptcli train` with the RMSNorm and the attention of the exercise modern, and its errors."""
+"""`gptcli train` with the RMSNorm and the attention of the exercise `modern`, and its errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def test_both_parts_train_resume_and_sample(
     outcome = cli("train", "course", f"data.source={text_file}", *SMALL, "--out", run, *files)
     assert outcome.code == 0, outcome.err
     again = ("train", "--resume", "--extend", "--out", run, "train.max_steps=8", "--json")
-    assert cli(*again).code == 2  # gptcli runs only files that the command line names
+    # gptcli runs only those files of users that the command line names.
+    assert cli(*again).code == 2
     outcome = cli(*again, *files)
     assert outcome.code == 0, outcome.err
     trained = json.loads(outcome.out)

@@ -1,4 +1,4 @@
-"""A run works after its folder, its text or its machine has changed; its hints work when typed."""
+"""A run and the commands in its hints work after its folder, text or machine has changed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SMALL = (
 
 @pytest.fixture
 def project(tmp_path: Path, text_file: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with texts/t.txt and a run of it, runs/r; it is the current folder."""
+    """A folder with the text texts/t.txt and its run runs/r. It becomes the current folder."""
     folder = tmp_path / "project"
     (folder / "texts").mkdir(parents=True)
     shutil.copy(text_file, folder / "texts" / "t.txt")
@@ -47,13 +47,13 @@ def stored(run: str = "runs/r") -> str:
 
 
 def typed(cli: Any, text: str) -> Any:
-    """The outcome of the first `gptcli` command in a hint."""
+    """Run the first `gptcli` command of a hint, and return its outcome."""
     found = re.search(r"gptcli ([^;\n]*)", text)
     assert found is not None, text
     return cli(*shlex.split(found[1]))
 
 
-# ---- ~ -------------------------------------------------------------------------------------------
+# ---- ~ for the home folder -----------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -118,7 +118,7 @@ def test_a_project_can_move_as_a_whole(
     for words in (("eval", "r"), ("inspect-batch", "r", 2), ("train", "--resume")):
         outcome = cli(*words)
         assert outcome.code == 0, outcome.err
-    (project / "texts").mkdir(parents=True)  # another text at the old place
+    (project / "texts").mkdir(parents=True)  # another text is now at the old path
     (project / "texts" / "t.txt").write_text("another text\n" * 99, encoding="utf-8")
     assert cli("eval", "r").code == 0
 
@@ -254,7 +254,7 @@ def test_on_the_same_machine_nothing_is_chosen_again(project: Path, cli: Any) ->
     assert "chosen again" not in outcome.err
 
 
-# ---- advice that works ---------------------------------------------------------------------------
+# ---- hints whose commands work -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_the_advice_after_a_stop_trains_on(
     told = cli("train", "--resume", "--out", tmp_path / "r")
     assert advice in told.err
     more = cli("train", "--resume", "--extend", "train.max_steps=20", "--out", tmp_path / "r")
-    if advice != "--extend":  # more steps alone change nothing
+    if advice != "--extend":  # more steps alone would change nothing
         assert advice in more.err
         assert run_folder.read_config(tmp_path / "r").train.max_steps == 6
         outcome = typed(cli, told.err)
@@ -297,7 +297,8 @@ def test_a_text_of_resume_sets_only_the_text(project: Path, cli: Any) -> None:
 
 @pytest.fixture
 def disk(project: Path) -> Path:
-    """Another place, to which the checkpoints of runs/r have moved; a link leads there."""
+    """A folder to which the checkpoints of runs/r have moved. runs/r/checkpoints is a link to
+    it."""
     place = project.with_name("disk")
     (project / "runs" / "r" / "checkpoints").rename(place)
     (project / "runs" / "r" / "checkpoints").symlink_to(place)
@@ -388,5 +389,5 @@ def test_a_run_1500_folders_deep(project: Path, cli: Any) -> None:
         outcome = cli("train", "texts/t.txt", *SMALL, "--out", out)
         assert outcome.code == 0, outcome.err
         assert cli("eval", out).code == 0
-    finally:  # pytest's own cleaning is recursive
+    finally:  # pytest deletes folders by recursion, which is not deep enough
         subprocess.run(["rm", "-rf", "a"], check=True)

@@ -1,4 +1,4 @@
-"""What users of other programs type: the error names gptcli's form of it."""
+"""Options and keys of other programs: the error names what gptcli calls them."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_an_option_is_no_value_of_another_option(cli: Any) -> None:
     assert hints(cli("sample", "--prompt", "--json"))[0].startswith(
         "write --prompt TEXT; if `--json` is its value, write --prompt=--json"
     )
-    # A value that is the name of no option is a value.
+    # A value that is not the name of an option is accepted as a value.
     assert "--lr" not in cli("sample", "no-such-run", "--prompt", "--lr").err
 
 
@@ -182,7 +182,8 @@ def test_help_and_chat(cli: Any) -> None:
 
 
 def test_a_row_of_the_table_names_what_exists() -> None:
-    """Every form is an option, an argument or a key, and no name of ours is in the table."""
+    """Each suggestion is an option, an argument or a key. No row explains a name that gptcli
+    has."""
     inside = {f"train.lora.{name}" for name in LoraConfig.model_fields}
     assert set(KEY_OF.values()) <= {*dotted_keys(), *inside}
     assert {key for key, _ in FIXED.values()} | VALUES.keys() <= set(dotted_keys())

@@ -1,4 +1,4 @@
-"""stdout and stderr that the caller closed, that are full, or whose reader has ended."""
+"""stdout and stderr that the caller has closed, that are full, or whose reader has ended."""
 
 from __future__ import annotations
 

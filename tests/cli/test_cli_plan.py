@@ -1,4 +1,4 @@
-"""`gptcli plan`: its figures follow from the numbers that docs/scaling.md states."""
+"""`gptcli plan`: its figures follow from the numbers in docs/scaling.md."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ def test_the_figures_follow_from_the_arithmetic(cli: Any) -> None:
     operations = 6 * found["tokens_per_step"] * (12 * 12 * 768**2 + 50257 * 768 + 12 * 768 * 1024)
     assert one["step_seconds"] == pytest.approx(operations / (989.4e12 * 0.485))
     assert one["inside_bytes"] == one["between_bytes"] == 0
-    assert eight["inside_bytes"] == pytest.approx(8 * P * 7 / 8)  # all-reduce of 4 P bytes
+    # The all-reduce of 4 P bytes of gradients.
+    assert eight["inside_bytes"] == pytest.approx(8 * P * 7 / 8)
     assert eight["between_bytes"] == 0
-    assert many["between_bytes"] == pytest.approx(8 * P / 8 * 7 / 8)  # between eight machines
+    # Bytes that go between the eight machines.
+    assert many["between_bytes"] == pytest.approx(8 * P / 8 * 7 / 8)
     assert by_count[64, "fsdp"]["memory_bytes"] < many["memory_bytes"]
     assert many["checkpoint_bytes"] == 12 * P
     assert many["hours_per_failure"] == pytest.approx(one["hours_per_failure"] / 64)
@@ -35,7 +37,7 @@ def test_the_figures_follow_from_the_arithmetic(cli: Any) -> None:
 
 
 def test_a_slow_network_shows(cli: Any) -> None:
-    """GPUs wait if a step is short: 1,024 GPUs share 1,024 sequences."""
+    """1,024 GPUs share 1,024 sequences. The step is so short that the GPUs wait for the network."""
     _, many = plans(cli, "--gpus", "1024", "train.batch_size=1", "train.grad_accum=1024")
     plan = many[1024, "ddp"]
     assert plan["exposed_seconds"] > 0
@@ -51,7 +53,8 @@ def test_ranks_on_a_cpu_take_turns_on_its_cores_and_send_while_they_do_not_compu
     assert four["compute_seconds"] == pytest.approx(two["compute_seconds"])
     assert one["exposed_seconds"] == 0
     assert two["exposed_seconds"] > 0
-    # Each of four sends 3 / 2 of what each of two sends, and two of them wait for a core.
+    # Each of four ranks sends 3 / 2 of what each of two ranks sends, and two of the four wait for a
+    # core.
     assert four["exposed_seconds"] == pytest.approx(3 * two["exposed_seconds"])
     assert four["between_bytes"] == 0
 

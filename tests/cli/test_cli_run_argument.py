@@ -1,4 +1,4 @@
-"""A word that is no run: a text, a file, a checkpoint. And a word of train that is no text."""
+"""Arguments of the wrong kind, such as a text, file or checkpoint instead of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def here(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with runs/mine and my.txt."""
+    """The current folder: it holds the run runs/mine and the text my.txt."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(trained, target_is_directory=True)

@@ -1,4 +1,4 @@
-"""The name of a new run's folder without --out, also if several trainings begin at once."""
+"""The name of a new run's folder without --out, also if several trainings start at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ TINY = (
 def test_a_name_that_another_training_takes_meanwhile(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The name is free when it is chosen. Then another training locks it, or has even ended."""
+    """gptcli chooses a free name, but another training locks this folder first, or even finishes in
+    it."""
     monkeypatch.chdir(tmp_path)
     first, second, third = (Path("runs") / f"{text_file.stem}{end}" for end in ("", "-2", "-3"))
     make_folder(first)

@@ -1,4 +1,4 @@
-"""`gptcli sample`: text and JSON output, prompts from a file, lines as prompts, turns."""
+"""`gptcli sample`: text and JSON output, a prompt from a file, prompts by lines, turns."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_int8_begins_as_float32(cli: Any, trained: Path) -> None:
     exact = objects(cli(*words, "--dtype", "float32").out)[0]
     assert (one["dtype"], exact["dtype"]) == ("int8", "float32")
     assert one["text"][:5] == exact["text"][:5]
-    assert one["text"] != exact["text"]  # rounding changes at least one of 4,000 choices
+    assert one["text"] != exact["text"]  # rounding changes at least one of the 4,000 tokens
 
 
 def test_int8_needs_sampling_by_the_c_library(

@@ -33,7 +33,7 @@ def test_scores_add_up(cli: Any, trained: Path, tmp_path: Path) -> None:
     assert found["loss"] == pytest.approx(-math.fsum(scores) / len(text))
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2))
-    # The model finds the text that it learned likelier than the same text backwards.
+    # The model has learned this text, so it finds the text likelier than its reverse.
     file.write_text(text[::-1], encoding="utf-8")
     (backwards,) = objects(cli("score", trained, file, "--json").out)
     assert backwards["loss"] > found["loss"] + 1
@@ -72,7 +72,7 @@ def test_scores_round_as_sampling_does(
 
 
 def test_score_agrees_with_eval_within_a_window(cli: Any, trained: Path, tmp_path: Path) -> None:
-    text = "\nKING:\nWhat hand is this, that"  # no longer than the context
+    text = "\nKING:\nWhat hand is this, that"  # the text fits into the context
     file = tmp_path / "text.txt"
     file.write_text(text[1:], encoding="utf-8")
     (scored,) = objects(cli("score", trained, file, "--json").out)

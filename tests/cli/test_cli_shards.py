@@ -1,4 +1,4 @@
-"""Token shards on the command line: written once, trained on from a folder or a URL, resumed."""
+"""Token shards on the command line: written, trained on and resumed, in a folder or at a URL."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def tokens(cli: Any, here: Path) -> Path:
 def test_a_run_stopped_and_resumed_equals_one_that_was_not(
     engine: str, cli: Any, tokens: Path
 ) -> None:
-    """The second begins with the folder, and goes on with the URL of its copy."""
+    """The second run starts with the folder of shards, and resumes with the URL of the moved
+    folder."""
     words = ("train", "tiny", *TINY, f"run.engine={engine}", "train.max_steps=20")
     whole = cli(*words, "data.source=tokens", "--out", "runs/whole")
     assert whole.code == 0, whole.err
@@ -112,7 +113,7 @@ def test_what_cannot_be_trained_on(cli: Any, tokens: Path) -> None:
 def test_damaged_shards_are_refused_as_a_damaged_text_is(
     file: str, said: str, cli: Any, here: Path, tokens: Path
 ) -> None:
-    """Exit code 2, as for a .gz that is cut off: nothing has begun."""
+    """The exit code is 2, as for a damaged .gz file, because no run has started."""
     content = (tokens / file).read_bytes()
     (here / "text.txt.gz").write_bytes(b"\x1f\x8b\x08\x00 no gzip")
     text = cli("train", "tiny", "data.source=text.txt.gz", "--out", "runs/x")
@@ -125,7 +126,7 @@ def test_damaged_shards_are_refused_as_a_damaged_text_is(
 
 
 def test_a_damaged_block_fails_the_run(cli: Any, tokens: Path) -> None:
-    """Exit code 1: a block is read when the run needs it. What was saved before is kept."""
+    """The exit code is 1: the run notices the damage only when it reads the block."""
     (shard,) = tokens.glob("*.bin")
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
     failed = cli("train", "tiny", "data.source=tokens", *TINY, "--out", "runs/r")

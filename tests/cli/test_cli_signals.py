@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal: before, during and after the steps of a training."""
+"""Ctrl-C, SIGTERM and a closed terminal before, during and after the steps of a training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def send_signal(number: int) -> None:
     os.kill(os.getpid(), number)
-    time.sleep(0)  # Python runs the handler between two instructions
+    time.sleep(0)  # let Python run the handler, which it does between two instructions
 
 
 @pytest.mark.parametrize("number", HANDLED)
@@ -68,9 +68,8 @@ def test_a_signal_restores_the_overwritten_run(
         send_signal(number)
         return resolve(*arguments, **more)
 
-    monkeypatch.setattr(
-        setup, "_build_setup", interrupted
-    )  # at this point the old files are in .replaced
+    # When this function is called, the old files are already in .replaced.
+    monkeypatch.setattr(setup, "_build_setup", interrupted)
     assert cli(*words, "--overwrite").code == 130
     assert {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()} == before
 
@@ -86,7 +85,7 @@ def test_the_first_signal_asks_to_stop_and_the_second_ends_at_once(
         send_signal(signal.SIGINT)
         assert stop.wanted()
         clock[0] += 0.5
-        send_signal(signal.SIGTERM)  # within a second: a wrapper passed on the first signal
+        send_signal(signal.SIGTERM)  # a wrapper passes on the first signal within a second
         clock[0] += 1.0
         with pytest.raises(LeaveAtOnce):
             send_signal(signal.SIGINT)
@@ -195,14 +194,14 @@ def test_an_evaluation_repeated_after_a_resume_is_saved_even_if_it_is_not_the_be
     events = run_until(prepared.setup, lambda events: False)
     (made_up,) = (e for e in events if isinstance(e, Evaluated))
     assert (made_up.step, made_up.best) == (6, False)
-    assert isinstance(
-        prepare_resume(run, None), FinishedRun
-    )  # finished: the checkpoint records the evaluation
+    # The run is finished, because its last checkpoint records the evaluation.
+    assert isinstance(prepare_resume(run, None), FinishedRun)
 
 
 @pytest.mark.slow
 def test_a_batch_of_an_evaluation_takes_no_longer_than_a_step_or_a_second() -> None:
-    """Otherwise a signal would wait long: a large network with a small training batch."""
+    """A large network with a small batch would otherwise react to a signal only after a long
+    time."""
     import numpy as np
 
     from gptcli.config import ModelConfig

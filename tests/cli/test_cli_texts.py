@@ -1,4 +1,4 @@
-"""`gptcli train` on texts of every kind: several, standard input, folders with runs, odd names."""
+"""`gptcli train` on all kinds of texts: several, standard input, folders with runs, odd names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Gives bytes to standard input; a new process starts with each call."""
+    """A function that gives bytes to standard input, as if a new process started."""
 
     def give(content: bytes) -> None:
         monkeypatch.setattr(standard_input, "_kept", [])

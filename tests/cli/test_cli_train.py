@@ -224,7 +224,7 @@ def test_an_overwrite_that_fails_loses_nothing(cli: Any, text_file: Path, tmp_pa
                                                     "model.n_head=1")):  # fmt: skip
         outcome = cli("train", *words, "--out", run, "--overwrite")
         assert outcome.code in (1, 2)
-        assert "\nerror: " in f"\n{outcome.err}"  # after notes about the settings
+        assert "\nerror: " in f"\n{outcome.err}"  # the error comes after notes about the settings
         after = {p.relative_to(run): p.read_bytes() for p in run.rglob("*") if p.is_file()}
         assert after == before
 
@@ -320,7 +320,7 @@ def test_extending_a_run(cli: Any, text_file: Path, tmp_path: Path) -> None:
     summary = one_object(extended.out)
     assert (summary["steps"], summary["resumed_from"]) == (8, 4)
     assert [r["step"] for r in records(run) if r["kind"] == "step"] == list(range(1, 9))
-    # The larger max_steps is now part of the run's config.
+    # The run's config now has the larger max_steps.
     assert "is finished" in cli("train", "--resume", "--out", run).err
 
 
@@ -363,7 +363,8 @@ def test_a_fine_tune_starts_from_the_weights(
     assert "starting from the weights" in outcome.err
     before = json.loads(cli("eval", trained, "--json").out)
     losses = [record["val_loss"] for record in records(run) if record["kind"] == "eval"]
-    assert losses[0] == pytest.approx(before["loss"], abs=1e-3)  # before the first step
+    # The evaluation before the first step.
+    assert losses[0] == pytest.approx(before["loss"], abs=1e-3)
     assert f"before tuning {losses[0]:.4f}, " in outcome.err
     assert one_object(outcome.out)["first_val_loss"] == losses[0]
     assert (run / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
@@ -419,7 +420,7 @@ TorchPasses.gradients = waiting
 from gptcli.cli import main
 main()
 """
-"""A training whose seventh step waits until it has got a signal."""
+"""A program that trains, and waits in its seventh step until it receives a signal."""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
@@ -534,7 +535,7 @@ def test_a_fine_tune_killed_before_its_first_checkpoint_keeps_its_weights(
     def killed(self: Any) -> None:
         raise KeyboardInterrupt
 
-    for _ in range(2):  # the second time as a resume
+    for _ in range(2):  # the second training resumes the first
         with monkeypatch.context() as patch:
             patch.setattr(loop._Loop, where, killed)
             words = ("--resume",) if run.exists() else ("train.max_steps=5", "--from", old)

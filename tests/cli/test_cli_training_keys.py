@@ -1,4 +1,4 @@
-"""The keys of the live view: they do what they say, and the terminal is always left in order."""
+"""The keys of the live view: each does what its label says, and the terminal is always restored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="terminals as POSIX h
 
 
 class _Typed:
-    """A pseudo-terminal as standard input, on which a test types."""
+    """A pseudo-terminal as standard input. The test types on it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.master, self.slave = pty.openpty()
@@ -78,7 +78,7 @@ def test_pasted_text_is_no_key(typed: _Typed) -> None:
 
 
 def test_in_the_background_the_terminal_is_not_touched(typed: _Typed) -> None:
-    typed.group += 1  # another program has the terminal
+    typed.group += 1  # another program is in the foreground
     with TrainingKeys(Stop(), lambda key: None) as keys:
         typed.press(keys, "q")
         assert typed.echoes()
@@ -90,7 +90,7 @@ def test_in_the_background_the_terminal_is_not_touched(typed: _Typed) -> None:
 
 
 class Training(Terminal):
-    """A pseudo-terminal in which a small shell trains a tiny network for a long time."""
+    """A pseudo-terminal with a small shell that trains a tiny network for a long time."""
 
     shell = (
         SHELL[: SHELL.index("    from gptcli.course import")]
@@ -105,7 +105,7 @@ class Training(Terminal):
         super().__init__(folder)
 
     def until(self, text: str) -> str:
-        """As Terminal, but a busy machine can take longer to import PyTorch."""
+        """Read as Terminal does, but for longer: importing PyTorch takes long on a busy machine."""
         for _ in range(3):
             try:
                 return super().until(text)

@@ -288,7 +288,7 @@ def test_an_unusual_attention_trains_to_the_builtin_loss(
 def test_attention_of_other_conventions_trains_and_samples(
     name: str, cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    """Names in the config, variables of the file, q, k and v, a mask, a tuple."""
+    """The files use other config names, module variables, q, k, v and a mask, or a tuple."""
     path, run = tmp_path / f"{name}.py", tmp_path / "run"
     path.write_text(RIGHT[name], encoding="utf-8")
     words = (

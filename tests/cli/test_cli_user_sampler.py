@@ -1,4 +1,4 @@
-"""`gptcli sample --sampler FILE`: the builtin text from a right file, an error from another."""
+"""`gptcli sample --sampler FILE`: a right file gives the builtin text, a wrong one an error."""
 
 from __future__ import annotations
 

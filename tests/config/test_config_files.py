@@ -1,4 +1,4 @@
-"""YAML files and overrides: what is accepted, and the messages for what is not."""
+"""YAML files and overrides: which values are accepted, and the messages for all others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gptcli.files.shipped import shipped_configs, shipped_folder
 
 
 def about(key: str) -> str:
-    """The hint for a value out of range: the schema's description of the key."""
+    """The hint for a value outside its range: the description of the key in the schema."""
     section, name = key.split(".")
     keys = config_schema()["$defs"][type(getattr(Config(), section)).__name__]["properties"]
     return f"{key}: {' '.join(keys[name]['description'].split())}"

@@ -1,4 +1,4 @@
-"""Values that the user did not set are chosen so that they fit the values that the user set."""
+"""gptcli chooses the values that the user did not set, so that they fit those that the user set."""
 
 from __future__ import annotations
 

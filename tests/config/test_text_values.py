@@ -1,4 +1,4 @@
-"""Values of text keys: taken as typed, dumped and read back unchanged, Windows paths refused."""
+"""Values of text keys: kept as typed, saved unchanged; some Windows paths are refused."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder for this test only."""
+    """A cache folder that only this test uses."""
     folder = tmp_path / "the-cache"
     monkeypatch.setenv("GPTCLI_CACHE", str(folder))
     return folder
@@ -15,7 +15,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with one shipped text, `shakespeare`, in place of the real one."""
+    """The shipped text `shakespeare`, made up for the tests, instead of the real shipped texts."""
     path = tmp_path / "shipped" / "shakespeare.txt"
     path.parent.mkdir()
     path.write_bytes(b"KING: a text that ships.\n" * 40)
@@ -25,6 +25,6 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small CHUNK: even a text of a few characters has several pieces."""
+    """Lower CHUNK, so that even a text of a few characters is read in several pieces."""
     for module in ("reading", "sources", "encoding", "records", "documents"):
         monkeypatch.setattr(f"gptcli.corpus.{module}.CHUNK", 5)

@@ -1,4 +1,4 @@
-"""Batches: an epoch covers the text in shuffled windows; evaluation predicts each token once."""
+"""Batches: an epoch covers the text in shuffled windows; an evaluation predicts each token once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ sizes = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(0, 90)).map
 
 
 def counting(tokens: int, shard: int = 17) -> TokenStore:
-    """A store in which token i is the number i, in shards of 17."""
+    """A store in which token i has the id i, in shards of `shard` tokens."""
     ids = np.arange(tokens, dtype=np.uint16)
     return TokenStore([ids[first : first + shard] for first in range(0, tokens, shard)])
 
 
 def sequences(batches: Batches, first: int, count: int, batch_size: int) -> list[list[int]]:
-    """Inputs of `count` sequences from sequence `first` on, read batch by batch."""
+    """The inputs of `count` sequences, from sequence `first` on, read batch by batch."""
     rows: list[list[int]] = []
     for k in range(first // batch_size, (first + count - 1) // batch_size + 1):
         rows += batches.batch(k)[0].tolist()
@@ -79,7 +79,7 @@ def test_a_batch_depends_only_on_its_number(
     one = Batches(counting(length), block, batch, seed)
     k = first // batch
     reference = one.batch(k)
-    one.batch(k + 7 * length)  # a far epoch in between
+    one.batch(k + 7 * length)  # a batch of a much later epoch, in between
     again = one.batch(k)
     fresh = Batches(counting(length, shard=5), block, batch, seed).batch(k)
     for pair in (again, fresh):
@@ -94,7 +94,8 @@ def test_seeds_and_epochs_differ_in_offset_and_order() -> None:
     batches = Batches(counting(1000), 8, 125, 1)
     epochs = [batches.starts(k) for k in range(12)]
     assert len({tuple(starts) for starts in epochs}) == 12
-    assert len({starts[0] % 8 for starts in epochs}) > 3  # 1000 is a multiple of 8
+    # Without random offsets, all would be multiples of 8.
+    assert len({starts[0] % 8 for starts in epochs}) > 3
     assert all(starts != sorted(starts) for starts in epochs)
     assert Batches(counting(1000), 8, 125, 2).starts(0) != epochs[0]
 
@@ -104,7 +105,7 @@ def test_all_offsets_and_windows_are_equally_likely() -> None:
     counts = np.bincount(first, minlength=64)
     chi_squared = float(((counts - 50) ** 2 / 50).sum())
     assert len(counts) == 64
-    assert chi_squared < 110  # 63 degrees of freedom: chance exceeds it with 0.02 %
+    assert chi_squared < 110  # with 63 degrees of freedom, chance exceeds this in 0.02 % of cases
 
 
 def test_epoch_of_is_a_fraction_of_the_sequences() -> None:
@@ -114,7 +115,7 @@ def test_epoch_of_is_a_fraction_of_the_sequences() -> None:
 
 
 def test_the_order_of_batches_never_changes() -> None:
-    """A run resumed by a later version must read the same batches."""
+    """A later version of gptcli must read the same batches when it resumes a run."""
     assert Batches(counting(50), 8, 6, 1337).starts(0) == [38, 22, 30, 6, 14, 46]
 
 
@@ -132,7 +133,7 @@ def test_a_batch_is_made_quickly() -> None:
         before = time.thread_time()
         batches.batch(k)
         durations.append(time.thread_time() - before)
-    # The processor time of the fastest: other processes cannot change it much.
+    # Take the processor time of the fastest batch, because other processes hardly change it.
     assert min(durations) < 500e-6
 
 

@@ -1,4 +1,4 @@
-"""The command in a hint converts the file that the error names, whatever its name is."""
+"""The conversion command in a hint converts the file of the error, whatever its name is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def test_the_hint_is_a_command_that_converts(
         path.write_bytes(GERMAN.encode("cp1252"))
         with pytest.raises(GptcliError) as caught:
             list(find_source(str(path)).pieces())
-        # Both encodings write these letters in the same way.
+        # Windows-1250 and Windows-1252 encode these letters in the same way, so the hint can name
+        # either.
         commands = [conversion_command(path, f"WINDOWS-125{digit}") for digit in "02"]
         (command,) = [one for one in commands if one in (caught.value.hint or "")]
         subprocess.run(command, shell=True, check=True)

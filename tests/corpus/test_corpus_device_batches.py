@@ -1,4 +1,4 @@
-"""The batches on a device are those of Batches, also if a thread reads them ahead."""
+"""The batches on a device equal those of Batches, also if a thread reads them in advance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The formats of texts: .json, .csv, .parquet, chats, .gz; fields, documents and end-of-text."""
+"""Formats of texts: .json, .csv, .parquet, chats and .gz, with fields and separate documents."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel
 
 
 def documents(path: Path, **data: Any) -> list[str]:
-    """The documents of a text."""
+    """The documents of a text, each joined from its pieces."""
     found: list[str] = []
     for piece in find_source(DataConfig(source=str(path), **data)).pieces():
         if piece.starts:
@@ -249,7 +249,8 @@ def test_blank_text_between_marks_is_no_document() -> None:
 
 
 def test_the_content_key_is_that_of_earlier_versions(tmp_path: Path) -> None:
-    """Runs and caches of earlier versions find their text by this key."""
+    """Runs and caches of earlier versions find their text by this key, so the key must not
+    change."""
     (tmp_path / "a.txt").write_bytes(b"one")
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}')
     assert find_source(str(tmp_path / "a.jsonl")).content_key == (

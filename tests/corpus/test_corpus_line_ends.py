@@ -1,4 +1,4 @@
-"""Line ends: a note at training, and an own message if only they changed after it."""
+"""Line ends: a note before training, and an error of its own if only the line ends have changed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_note(ends: str, words: str, tmp_path: Path) -> None:
 
 
 def test_resume_eval_and_inspect_batch_say_so(cli: Any, tmp_path: Path) -> None:
-    """Before the text is encoded: `\\r` is not in the vocabulary, but that is not the point."""
+    """The error names the line ends, although `\\r` is also missing from the vocabulary."""
     text, run = tmp_path / "a.txt", tmp_path / "r"
     write(text, "\n")
     tiny = (

@@ -1,4 +1,4 @@
-"""Mixtures: shares are exact, the order depends on shares and seed alone, texts stay apart."""
+"""Mixtures: exact shares, an order that only shares and seed decide, and separate texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-4, 1.0)), min_size=2, ma
 
 
 def mixture(lengths: list[int], shares: list[float], shard: int = 17) -> MixedTokens:
-    """Texts of some lengths in a row; token i is the number i."""
+    """A mixture of texts of these lengths. Token i of all texts together has the id i."""
     ids = np.arange(sum(lengths), dtype=np.uint16)
     store = TokenStore([ids[first : first + shard] for first in range(0, len(ids), shard)])
     texts, start = [], 0
@@ -76,13 +76,13 @@ def test_each_text_is_read_in_its_own_order(shares: list[float], seed: int, firs
 def test_texts_are_not_in_a_regular_pattern() -> None:
     texts, _ = MixedOrder([0.5, 0.5], 1).sequences(0, 1000)
     pairs = Counter(zip(texts[:-1].tolist(), texts[1:].tolist(), strict=True))
-    assert min(pairs.values()) > 100  # the same text follows itself, too
+    assert min(pairs.values()) > 100  # each text also follows itself often
     other, _ = MixedOrder([0.5, 0.5], 2).sequences(0, 1000)
     assert not np.array_equal(texts, other)
 
 
 def test_the_order_of_a_mixture_never_changes() -> None:
-    """A run resumed by a later version must read the same batches."""
+    """A later version of gptcli must read the same batches when it resumes a run."""
     batches = Batches(mixture([50, 30], [0.75, 0.25]), 8, 8, 1337)
     assert batches.texts_of(0) == [0, 0, 1, 0, 1, 0, 0, 0]
     assert batches.starts(0) == [1, 25, 64, 9, 72, 17, 41, 33]
@@ -121,7 +121,7 @@ def test_an_epoch_of_a_text_predicts_its_tokens_once() -> None:
     tokens = mixture([40, 80], [0.5, 0.5])
     batches = Batches(tokens, 8, 1, 7)
     seen: dict[int, Counter[int]] = {0: Counter(), 1: Counter()}
-    left = [5, 10]  # windows of an epoch
+    left = [5, 10]  # the number of windows in an epoch of each text
     for k in range(60):
         (text,) = batches.texts_of(k)
         if left[text]:
@@ -142,7 +142,7 @@ def test_parts_know_their_place() -> None:
 
 def test_how_often_a_mixture_is_read() -> None:
     assert times_read(mixture([50, 50], [0.5, 0.5]), 300) == pytest.approx(3.0)
-    # 270 of 300 tokens are from a text that is read 27 times, 30 from one that is read a third.
+    # 270 of the 300 tokens are from a text of 10 tokens, and 30 are from a text of 90 tokens.
     assert times_read(mixture([10, 90], [0.9, 0.1]), 300) == pytest.approx(0.9 * 27 + 0.1 / 3)
 
 
@@ -157,7 +157,7 @@ def mixed(sources: list[Path], shares: list[float], kind: str = "byte", **data: 
 
 @pytest.fixture
 def texts(tmp_path: Path) -> list[Path]:
-    """A text of 100 `a`, and a folder of ten texts of ten `b`."""
+    """A text of 100 `a`, and a folder of ten texts of ten `b` each."""
     folder = tmp_path / "folder"
     folder.mkdir()
     (tmp_path / "one.txt").write_text("a" * 100)

@@ -1,4 +1,4 @@
-"""The progress bar: only on a terminal, only for long phases, and removed afterwards."""
+"""The progress bar appears only on a terminal and in long phases, and disappears afterwards."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Terminal(io.StringIO):
 
 
 def shown(stderr: io.StringIO, *, wanted: bool, silent_seconds: float) -> str:
-    """The text that a phase of 4 MB writes to `stderr`."""
-    with pytest.MonkeyPatch.context() as patch:  # pytest replaces stderr before the test
+    """What Progress writes to `stderr` during a phase of 4 MB."""
+    with pytest.MonkeyPatch.context() as patch:  # pytest has replaced sys.stderr before the test
         patch.setattr(sys, "stderr", stderr)
         patch.setattr(progress, "SILENT_SECONDS", silent_seconds)
         with Progress(wanted).phase("tokenizing", 4_000_000) as advance:

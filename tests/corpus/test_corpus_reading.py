@@ -1,4 +1,4 @@
-"""Reading files as a stream: the same text as at once, and errors with their position."""
+"""Reading files piece by piece: the same text as all at once, and errors with their position."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_bad_line_is_named(line: bytes, message: str, hint: str, tmp_path: Pat
     with pytest.raises(GptcliError) as caught:
         list(jsonl_pieces(path))
     assert "\n" not in caught.value.message
-    if "trailing comma" in message:  # versions of the json module word this differently
+    if "trailing comma" in message:  # the json module words this differently in each Python version
         assert caught.value.message.startswith(f"{path}:3: not JSON: ")
     else:
         assert caught.value.message.startswith(f"{path}:3: {message}")

@@ -1,4 +1,4 @@
-"""Token shards: read in blocks from anywhere, in an order that nothing but the seed decides."""
+"""Token shards: read in blocks from a folder or a URL, in an order that only the seed decides."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LENGTH = 1000  # tokens
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 50 tokens and shards of 150, so that a short text has many."""
+    """Lower the sizes to blocks of 50 tokens and shards of 150, so that a short text has many."""
     for module in ("shards", "pooled_order", "shard_writing"):
         monkeypatch.setattr(f"gptcli.corpus.{module}.BLOCK_TOKENS", 50)
     monkeypatch.setattr("gptcli.corpus.shard_writing.SHARD_TOKENS", 150)
@@ -54,7 +54,7 @@ def written(out: str, length: int = LENGTH, first: int = 0) -> str:
 
 @pytest.fixture(params=["folder", "file", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder of shards of 1000 tokens: on this machine, or at a URL."""
+    """The address of a folder with shards of 1000 tokens: on this machine or at a URL."""
     return written(
         {
             "folder": str(tmp_path / "tokens"),
@@ -142,7 +142,8 @@ def test_an_epoch_predicts_no_token_twice_and_leaves_few_out(place: str, pool: i
         starts = sequences.starts(epoch * sequences.count, sequences.count)
         predicted = Counter(n for start in starts for n in range(start + 1, start + 9))
         assert set(predicted.values()) == {1}
-        assert all(start // 50 == (start + 8) // 50 for start in starts)  # within a block
+        # The window lies within a block.
+        assert all(start // 50 == (start + 8) // 50 for start in starts)
         assert starts != sorted(starts)
     offsets = {start % 50 % 8 for start in starts}
     assert len(offsets) > 3
@@ -151,16 +152,18 @@ def test_an_epoch_predicts_no_token_twice_and_leaves_few_out(place: str, pool: i
 def test_the_order_depends_on_the_seed_alone(place: str, tmp_path: Path) -> None:
     tokens = opened(place)
     whole = PooledEpochs("7", tokens, 8, 4).starts(0, 400)
-    for first, count in ((0, 1), (99, 3), (137, 200), (399, 1)):  # from a fresh start
+    # The same part, read by a new object.
+    for first, count in ((0, 1), (99, 3), (137, 200), (399, 1)):
         assert PooledEpochs("7", tokens, 8, 4).starts(first, count) == whole[first : first + count]
     other = opened(written(str(tmp_path / "other")), kept=4)
     assert PooledEpochs("7", other, 8, 4).starts(0, 400) == whole
     assert PooledEpochs("8", tokens, 8, 4).starts(0, 400) != whole
-    assert whole[:8] == [215, 117, 470, 320, 223, 454, 486, 109]  # a later version reads the same
+    # Later versions must read this order too.
+    assert whole[:8] == [215, 117, 470, 320, 223, 454, 486, 109]
 
 
 def test_a_pool_is_read_ahead() -> None:
-    """The blocks of the next pool are asked for before they are needed."""
+    """The blocks of the next pool are loaded before they are needed."""
     name = written(f"memory://{uuid.uuid4()}/tokens")
     tokens = opened(name, kept=12)
     sequences = PooledEpochs("7", tokens, 8, 4)
@@ -232,14 +235,14 @@ def test_a_damaged_block_is_found_when_it_is_read(tmp_path: Path) -> None:
     name = written(str(tmp_path / "tokens"))
     path = tmp_path / "tokens" / "tokens-00002.bin"
     content = bytearray(path.read_bytes())
-    content[130] ^= 1  # in the second block
+    content[130] ^= 1  # change a byte in the second block
     path.write_bytes(content)
     tokens = opened(name)
     assert tokens.read(0, 350).tolist() == ids_of(350).tolist()
     with pytest.raises(GptcliError, match=r"tokens-00002\.bin is damaged: the block of bytes 100"):
         tokens.read(350, 10)
     content[130] ^= 1
-    path.write_bytes(content)  # restored from a copy
+    path.write_bytes(content)  # repair the file
     assert tokens.read(350, 10).tolist() == ids_of(10, 350).tolist()
     path.write_bytes(content[:-2])
     with pytest.raises(GptcliError, match="damaged"):
@@ -260,7 +263,7 @@ def test_a_pipe_in_place_of_a_shard_blocks_nothing(tmp_path: Path) -> None:
 
 
 def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
-    """The C library would read outside of its memory."""
+    """With such an id, the C library would read outside its memory."""
     name = write_shards_to(str(tmp_path / "tokens"), [ids_of(100), np.array([300], "<u2")], BYTE, 1)
     with pytest.raises(GptcliError, match="not below the vocabulary's size 257"):
         opened(name).read(99, 2)
@@ -398,4 +401,4 @@ def test_a_file_that_is_too_large_is_not_read() -> None:
 def test_names_are_urls_or_paths() -> None:
     assert remote.is_url("s3://bucket/x")
     assert not any(map(remote.is_url, ("C:/texts", "C:\\texts", "folder/x.txt", "a:b", "//x")))
-    assert BLOCK_TOKENS == 1 << 21  # changing it changes the order of every run
+    assert BLOCK_TOKENS == 1 << 21  # another value would change the order of every run

@@ -1,4 +1,4 @@
-"""Finding the files of data.source, and the errors if there is no such text."""
+"""The files that data.source names, and the errors if it names no text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gptcli.files.names import shown
 
 
 def texts(source: str) -> list[str]:
-    """The documents of a source, joined from their pieces."""
+    """The documents of a source, each joined from its pieces."""
     found: list[str] = []
     for piece in find_source(source).pieces():
         if piece.starts:

@@ -1,4 +1,4 @@
-"""Token shards: several files are read as one sequence of ids."""
+"""TokenStore reads several shards as one sequence of ids."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def test_written_tokens_are_read_back(
     data=st.data(),
 )
 def test_a_part_of_several_ranges(pieces: list[int], data: st.DataObject) -> None:
-    """Such as a part of the validation documents, which lie between documents for training."""
+    """Validation documents need this, because documents for training lie between them."""
     shards = [np.arange(0, 40, dtype="<u2"), np.arange(40, 100, dtype="<u2")]
-    ranges, at = [], 35  # across the end of the first shard
+    ranges, at = [], 35  # position 35 is shortly before the end of the first shard
     for size in pieces:
         ranges.append((at, at + size))
         at += size + 2

@@ -1,4 +1,4 @@
-"""The validation split: where it begins, and the errors if a split is too short."""
+"""The validation split: where it begins, and the errors if one of the two splits is too short."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_every_hint_works(tokens: int, val_fraction: float, block_size: int) -> 
         assert train == train_tokens(tokens, val_fraction) > block_size
         assert val_fraction == 0 or tokens - train >= 2
         return
-    # Each suggestion works without the others, except two that are joined by `and`.
+    # Each suggestion of the hint works alone, except two that `and` joins.
     block = re.search(r"block_size to (\d+)", hint)
     fraction = re.search(r"(?:lower|raise) data.val_fraction to ([\d.e-]+)", hint)
     if " and " in hint:
@@ -117,7 +117,7 @@ def test_the_suggested_fraction_works_on_long_texts(tokens: int, block_size: int
 
 
 def stores(lengths: list[int], val_fraction: float) -> tuple[list[int], list[int]]:
-    """The tokens for training and for validation if token i of the text has id i."""
+    """The ids for training and for validation, if token i of the text has the id i."""
     starts = np.cumsum([0, *lengths])[:-1]
     tokens = TokenStore([np.arange(sum(lengths), dtype=np.uint32)])
     train, val = split_documents(starts, sum(lengths), val_fraction)

@@ -222,7 +222,7 @@ RIGHT = {
     "reference": "from gptcli.course.exercises.cache import KeyValueCache\n" + HEAD + ATTENTION,
 }
 
-# (slug, step, then pairs of old text and new text)
+# Each entry: the mistake's slug, its step, then pairs of old text and new text.
 WRONG: list[tuple[Any, ...]] = [
     ("shared-between-caches", 1, INIT, "    def append",
      "class KeyValueCache:\n", "class KeyValueCache:\n    keys = []\n    values = []\n\n",
@@ -322,7 +322,7 @@ WRONG: list[tuple[Any, ...]] = [
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: the template with the entry's replacements."""
+    """The text of a wrong file: a right file with the entry's replacements."""
     changes = list(zip(entry[2::2], entry[3::2], strict=True))
     text = BASE
     if any(old not in text for old, _ in changes):

@@ -1,4 +1,4 @@
-"""Key/value caches in other styles: right ones, and wrong ones with the step that is wrong."""
+"""Key/value caches in other styles: right ones, and wrong ones with their wrong step."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ RIGHT = {
     "skeleton": solution(exercise_named("cache")),
 }
 
-# (what it is, step, file, then pairs of old text and new text)
+# Each entry: what is wrong, the step, the right file, then pairs of old text and new text.
 WRONG: list[tuple[str, ...]] = [
     ("cat without dim in a dict", "1", "dict", "new_k), 2)", "new_k))", "new_v), 2)", "new_v))"),
     ("store overwritten, cat forgotten", "1", "dict", 'torch.cat((self.store["v"], new_v), 2)',
@@ -250,7 +250,7 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file: a right one with the entry's replacements."""
+    """The text of a wrong file: a right file with the entry's replacements."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

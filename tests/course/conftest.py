@@ -1,4 +1,4 @@
-"""Fixtures of the course's tests: reports that one worker makes for all."""
+"""Fixtures of the course's tests: reports that one worker makes for all workers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ Judge = Callable[..., Judged]
 
 @pytest.fixture(scope="session")
 def judge(once: Once) -> Judge:
-    """judge("name", {"file.py": text}) writes the files, checks them, and returns their reports.
+    """judge("name", {"file.py": text}) writes the files, checks them, and returns a report for
+    each.
 
-    Each report has the name of its file. The files are checked once for all workers."""
+    The key of a report is the name of its file. The files are checked once for all workers."""
 
     def check(name: str, texts: Mapping[str, str], limit_s: float = 30.0) -> Judged:
         def make(folder: Path) -> None:

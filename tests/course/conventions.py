@@ -1,8 +1,9 @@
 # ruff: noqa: E501 -- the files are written as people write them
 """Right attention files in the conventions of other courses, books and projects.
 
-They are written for this project, in the style of each origin. MISTAKES has classic mistakes: a
-piece of text that is replaced in every file that contains it, and the step that is then wrong."""
+They are written for this project, each in the style of its origin. MISTAKES holds classic mistakes:
+a text that is replaced in every file that contains it, and the step that is wrong then.
+"""
 
 from __future__ import annotations
 

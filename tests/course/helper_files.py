@@ -1,8 +1,7 @@
-"""Wrong attention whose faulty operation is inside a helper: function, method, module,"
-     " lambda, loop.
+"""Wrong attention whose fault is inside a function, a method, a module, a lambda or a loop.
 
-Each entry changes one right file; the changed lines are those that a report should quote, or the
-line that calls the helper.
+Each entry changes one right file. A report should quote a changed line, or the line that calls the
+helper.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 
 
 """
-# Functions outside the class.
+# The helpers are functions outside the class.
 FUNCTIONS = (
     HEAD
     + """def split_heads(t, n):
@@ -79,7 +78,7 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y)
 """
 )
-# Methods of the class.
+# The helpers are methods of the class.
 METHODS = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -132,7 +131,7 @@ METHODS = (
         return self.c_proj(y)
 """
 )
-# Modules inside the module.
+# The helpers are modules inside the module.
 MODULES = (
     HEAD
     + """class Split(nn.Module):
@@ -195,7 +194,7 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y)
 """
 )
-# Lambdas, some of them attributes.
+# The helpers are lambdas. Some of them are attributes.
 LAMBDAS = (
     HEAD
     + """normal = lambda e: e / e.sum(-1, keepdim=True)
@@ -224,7 +223,7 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(glue(w @ v))
 """
 )
-# A loop over heads, and one over tokens.
+# One loop goes over the heads, and one over the tokens.
 LOOPS = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -264,7 +263,7 @@ RIGHT = {
     "loops": LOOPS,
 }  # fmt: skip
 
-# (what it is, step, file, old text, new text)
+# Each entry: what is wrong, the step, the right file, the old text, the new text.
 WRONG: list[tuple[str, int, str, str, str]] = [
     ("no scale", 4, "functions", "return t / math.sqrt(d)", "return t * 1.0"),
     ("scale by d", 4, "functions", "return t / math.sqrt(d)", "return t / d"),
@@ -420,18 +419,19 @@ ALSO = {
     ("modern", "sign"): "quarter(x) * sin",
     ("modern", "no minus"): "quarter(x) * sin",
 }
-"""Other lines that a report can quote: of the same helper, or those that call it."""
+"""Other lines that a report may quote: lines of the same helper, or lines that call it."""
 
 
 def wrong_text(entry: tuple[str, int, str, str, str]) -> str:
-    """The text of a wrong file."""
+    """The text of a wrong file: a right file with the entry's replacement."""
     text = RIGHT[entry[2]]
     assert text.count(entry[3]) >= 1, entry
     return text.replace(entry[3], entry[4])
 
 
 def faulty_lines(entry: tuple[str, int, str, str, str]) -> set[int]:
-    """The lines that the entry changed, with one more after a line that was left out."""
+    """The numbers of the lines that the entry changed. If it deleted a line, also the line
+    before."""
     text = RIGHT[entry[2]]
     at = text.index(entry[3])
     first = text[:at].count("\n") + 1
@@ -439,7 +439,7 @@ def faulty_lines(entry: tuple[str, int, str, str, str]) -> set[int]:
     return set(range(first - (entry[4] == ""), first + count))
 
 
-# ---- the other exercises: (exercise, what it is, step, old text, new text) -----------------------
+# ---- the other exercises: (exercise, what is wrong, step, old text, new text) --------------------
 
 LAYERNORM = """import torch
 from torch import nn
@@ -808,14 +808,15 @@ WRONG_OTHERS: list[tuple[str, str, int, str, str]] = [
 
 
 def wrong_other(entry: tuple[str, str, int, str, str]) -> str:
-    """The text of a wrong file of another exercise."""
+    """The text of a wrong file of another exercise: a right file with the entry's replacement."""
     text = OTHERS[entry[0]]
     assert entry[3] in text, entry
     return text.replace(entry[3], entry[4])
 
 
 def faulty_other(entry: tuple[str, str, int, str, str]) -> set[int]:
-    """The lines that the entry changed."""
+    """The numbers of the lines that the entry changed. If it deleted a line, also the line
+    before."""
     text = OTHERS[entry[0]]
     first = text[: text.index(entry[3])].count("\n") + 1
     count = max(entry[4].rstrip("\n").count("\n") + 1, 1)

@@ -1,4 +1,4 @@
-"""Right and wrong files of the exercise modern, made from one template."""
+"""Right and wrong files of the exercise `modern`, most of them made from one template."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ KEY = "self.key = nn.Linear(config.n_embd, self.n_kv_head * self.head_dim, bias=
 SOFTMAX = 'F.softmax(scores.masked_fill(future, float("-inf")), dim=-1)'
 MERGE = "(weights @ v).transpose(1, 2).reshape(B, T, C)"
 
-# (slug, step, then pairs of old text and new text)
+# Each entry: the mistake's slug, its step, then pairs of old text and new text.
 WRONG: list[tuple[Any, ...]] = [
     ("gain-after-rotation", 4, "        q = rotate(q, cos, sin)\n        k = rotate(k, cos, sin)\n",
      "        q = rotate(q, cos, sin)\n        k = rotate(k, cos, sin)\n"
@@ -246,7 +246,7 @@ WRONG: list[tuple[Any, ...]] = [
     ("no-gradient", 6, "weights @ v", "weights.detach() @ v"),
     ("not-implemented", 6, "scores = ", 'raise NotImplementedError("step 6: attention")\n        '
      "scores = "),
-    # Two mistakes: the check names the earlier one.
+    # This file has two mistakes. The check names the earlier one.
     ("values-rotated", 4, K, K + "\n        v = rotate(v, cos, sin)", "math.sqrt(D)", "D"),
     ("interleaved", 3, HALVES, "a, b = x[..., ::2], x[..., 1::2]", CAT,
      "return torch.stack((first, second), dim=-1).flatten(-2)", "math.sqrt(D)", "D"),
@@ -493,7 +493,8 @@ RIGHT = {
     "reference": "from gptcli.course.exercises.modern import *\n",
 }
 
-# In the style of other programs: (slug, step, name of a right file, then pairs of old and new text)
+# Files in the style of other programs. Each entry: the mistake's slug, its step, the name of a
+# right file, then pairs of old text and new text.
 OTHER_STYLES: list[tuple[Any, ...]] = [
     ("queries-only", 4, "qwen", TURN_K, ""),
     ("start-ignored", 4, "qwen", "cos[start:], sin[start:]", "cos[:T], sin[:T]"),
@@ -537,12 +538,12 @@ OTHER_STYLES: list[tuple[Any, ...]] = [
 
 
 def in_other_style(entry: tuple[Any, ...]) -> str:
-    """The right file of another style with the replacements of `entry`."""
+    """The text of a wrong file: the right file of another style with the entry's replacements."""
     return _replaced(RIGHT[entry[2]], entry[0], entry[3:])
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The right file with the replacements of `entry`."""
+    """The text of a wrong file: the template with the entry's replacements."""
     return _replaced(BASE, entry[0], entry[2:])
 
 

@@ -67,7 +67,7 @@ UP = "nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)"
 DOWN = "nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)"
 
 Entry = tuple[Any, ...]
-# exercise -> (slug, step, then pairs of old text and new text)
+# For each exercise, its entries: the mistake's slug, its step, then pairs of old text and new text.
 WRONG: dict[str, list[Entry]] = {
     "layernorm": [
         ("missing-gain", 1, "nn.Parameter(torch.ones(config.n_embd))", "torch.ones(config.n_embd)"),
@@ -116,7 +116,7 @@ WRONG: dict[str, list[Entry]] = {
         ("output-shape", 4, OUT, "(normal * self.weight + b).sum(-1)"),
         ("returns-nothing", 4, "return " + OUT, "normal * self.weight + b"),
         ("wrong-output", 2, VAR, "var = ((x - mean) ** 4).mean(dim=-1, keepdim=True)"),
-        # Two mistakes at once: the check names the earlier step.
+        # This file has two mistakes. The check names the earlier step.
         ("unbiased-variance", 2, VAR, "var = x.var(dim=-1, keepdim=True)", OUT, "normal"),
         ("mean-over-time", 1, MEAN, "mean = x.mean(1, keepdim=True)", "var + self.eps", "var + 1"),
         ("precision", 1, MEAN, "mean = x.float().mean(dim=-1, keepdim=True).double()"),
@@ -350,7 +350,7 @@ class Block(nn.Module):
 
 
 def wrong_text(exercise: str, entry: Entry) -> str:
-    """The right file with the replacements of `entry`."""
+    """The text of a wrong file: the exercise's template with the entry's replacements."""
     text = BASE[exercise]
     changes = entry[2:]
     for old, new in zip(changes[::2], changes[1::2], strict=True):

@@ -1,6 +1,6 @@
 """Attention that takes and returns earlier keys and values, in many styles: right and wrong files.
 
-None of it is copied: each is written as people of that origin write.
+No file is a copy. Each is written for this project in the style of its origin.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 
 """
-# A fused layer and a mask buffer, as followers of minGPT write it, with a past added.
+# A fused layer and a mask buffer, in the style of minGPT, with a past.
 MINGPT = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -47,7 +47,7 @@ MINGPT = (
         return y, present
 """
 )
-# Helper methods, use_cache and a list of outputs, as in the GPT-2 of Hugging Face.
+# Helper methods, use_cache and a list of outputs, in the style of Hugging Face's GPT-2.
 HUGGING_FACE = (
     HEAD
     + """class GPT2Attention(nn.Module):
@@ -102,7 +102,7 @@ HUGGING_FACE = (
         return outputs
 """
 )
-# The module keeps the tokens in buffers, as in the chapter on key/value caches of a book.
+# The module keeps keys and values in buffers, as in a book's chapter on key/value caches.
 CHAPTER = (
     HEAD
     + """class MultiHeadAttention(nn.Module):
@@ -168,7 +168,7 @@ CHAPTER = (
         self.ptr_current_pos = 0
 """
 )
-# One stacked tensor and einsum, in the manner of lucidrains.
+# One stacked tensor and einsum, in the style of lucidrains.
 STACKED = (
     HEAD
     + """def exists(val):
@@ -213,7 +213,7 @@ class Attention(nn.Module):
         return out, torch.stack((k, v))
 """
 )
-# scaled_dot_product_attention and a pair, as followers of nanoGPT write it.
+# scaled_dot_product_attention and a pair, in the style of nanoGPT.
 NANO = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -241,7 +241,7 @@ NANO = (
         return self.c_proj(y), new_cache
 """
 )
-# Two arguments and three results, merged heads in what is stored, as a notebook writes it.
+# Two arguments and three results, and stored tensors with merged heads, in the style of a notebook.
 MERGED = (
     HEAD
     + """class SelfAttention(nn.Module):
@@ -272,7 +272,7 @@ MERGED = (
         return self.wo(torch.cat(heads, dim=-1)), k, v
 """
 )
-# Rotary positions inside, and the number of stored tokens from the past, as in Llama.
+# Rotary positions inside; the past tells the number of stored tokens, as in Llama.
 ROTARY = (
     HEAD
     + """def rotate_half(x):
@@ -320,7 +320,7 @@ class LlamaAttention(nn.Module):
         return self.o_proj(out), past_key_value
 """
 )
-# A dict that forward fills.
+# The past is a dict that forward fills.
 DICT = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -348,7 +348,7 @@ DICT = (
         return self.c_proj((weights @ v).transpose(1, 2).reshape(B, T, C))
 """
 )
-# Keys are stored transposed, (B, H, D, S), as the first GPT-2 in PyTorch did.
+# The keys are stored transposed, (B, H, D, S), as in the first GPT-2 for PyTorch.
 TURNED = (
     MINGPT.replace(
         "        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)\n",
@@ -359,7 +359,7 @@ TURNED = (
     .replace("(q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))",
              "(q @ k) * (1.0 / math.sqrt(v.size(-1)))")
 )  # fmt: skip
-# Time before heads in what is stored, and grouped queries would fit too.
+# The stored tensors have time before heads. Grouped queries would fit too.
 TIME_FIRST = (
     HEAD
     + """class Attention(nn.Module):
@@ -398,7 +398,7 @@ TIME_FIRST = (
         return self.wo(output)
 """
 )
-# A named tuple.
+# The past is a named tuple.
 NAMED = NANO.replace(
     "class CausalSelfAttention",
     "from typing import NamedTuple\n\n\nclass KVCache(NamedTuple):\n    k: torch.Tensor\n"
@@ -406,18 +406,18 @@ NAMED = NANO.replace(
 ).replace("kv_cache[0]", "kv_cache.k").replace("kv_cache[1]", "kv_cache.v").replace(
     "new_cache = (k, v)", "new_cache = KVCache(k=k, v=v)"
 )  # fmt: skip
-# No use_cache: forward returns the output alone unless it gets a past or is asked for one.
+# forward returns only the output, unless it gets a past or use_cache is True.
 ASKED = HUGGING_FACE.replace(
     "        outputs = (attn_output, present)\n",
     "        if not use_cache:\n            return attn_output\n"
     "        outputs = (attn_output, present)\n",
 )
-# The newest block_size tokens are kept, which changes nothing inside the window.
+# Only the newest block_size tokens are kept. This changes nothing inside the window.
 CROPPED = MINGPT.replace(
     "        present = (k, v)\n",
     "        W = self.bias.shape[-1]\n        present = (k[:, :, -W:], v[:, :, -W:])\n",
 )
-# A list of pieces in the module.
+# The module keeps a list of pieces.
 PIECES = CHAPTER.replace(
     '        self.register_buffer("cache_k", None, persistent=False)\n'
     '        self.register_buffer("cache_v", None, persistent=False)\n',
@@ -456,7 +456,7 @@ RIGHT = {
     "pieces": PIECES,
 }
 
-# (what it is, step, file, then pairs of old text and new text)
+# Each entry: what is wrong, the step, the right file, then pairs of old text and new text.
 WRONG: list[tuple[str, ...]] = [
     # step 1: what is stored
     ("new before old", "1", "mingpt", "(past_k, k)", "(k, past_k)", "(past_v, v)", "(v, past_v)"),
@@ -600,7 +600,7 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file: a right one with the entry's replacements."""
+    """The text of a wrong file: a right file with the entry's replacements."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

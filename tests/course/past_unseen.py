@@ -1,4 +1,4 @@
-"""More attention with a past, written after the check was ready: right and wrong files."""
+"""More attention with a past, right and wrong, written after the check was complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 """
-# One small head at a time, and a list of pairs, as followers of a lecture write it.
+# One small head at a time, and a list of pairs, in the style of a lecture.
 HEADS = (
     HEAD
     + """class Head(nn.Module):
@@ -59,7 +59,7 @@ class MultiHeadAttention(nn.Module):
         return self.proj(torch.cat(outs, dim=-1)), presents
 """
 )
-# Grouped queries, rotary positions in a helper class, no-argument use_cache.
+# Grouped queries, and rotary positions in a helper class, without the argument use_cache.
 GROUPED = (
     HEAD
     + """class RotaryEmbedding(nn.Module):
@@ -159,7 +159,7 @@ class CausalAttention(nn.Module):
         return self.out(y), Past(k, v)
 """
 )
-# Buffers that the caller allocates, and an offset.
+# The caller allocates the buffers, and gives an offset.
 BUFFERS = (
     HEAD
     + """class Attention(nn.Module):
@@ -184,7 +184,7 @@ BUFFERS = (
         return self.wo(y.transpose(1, 2).reshape(B, T, C))
 """
 )
-# The cache object of another library, which the file does not have.
+# The past is an object of another library. The file does not define its class.
 UPDATE = (
     HEAD
     + """class SelfAttention(nn.Module):
@@ -211,7 +211,7 @@ UPDATE = (
         return self.o_proj(y.transpose(1, 2).flatten(2)), None
 """
 )
-# use_cache False by default, the result changes its form.
+# use_cache is False by default. It changes the form of the result.
 OPTIONAL = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -245,7 +245,7 @@ OPTIONAL = (
         return (y, (k, v)) if use_cache else y
 """
 )
-# A complete network: learned positions, blocks, a list of pasts.
+# A complete network with learned positions, blocks and a list of pasts.
 NETWORK = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -318,7 +318,7 @@ RIGHT = {
     "optional": OPTIONAL,
     "network": NETWORK,
 }
-# (what it is, step, file, then pairs of old text and new text)
+# Each entry: what is wrong, the step, the right file, then pairs of old text and new text.
 WRONG: list[tuple[str, ...]] = [
     ("heads: new first", "1", "heads", "(pk, k)", "(k, pk)", "(pv, v)", "(v, pv)"),
     ("heads: channels", "1", "heads", "(pk, k), dim=1", "(pk, k), dim=2"),
@@ -387,7 +387,7 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file: a right one with the entry's replacements."""
+    """The text of a wrong file: a right file with the entry's replacements."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

@@ -1,4 +1,4 @@
-"""Right and wrong sampling functions, made from templates."""
+"""Right and wrong sampling functions, made from one template and functions in other styles."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def cut_at_stop(text, stops):
     return text[:cut], text[cut:], False
 """
 
-# The functions of other people, by name. Each style replaces some of them.
+# Functions in the style of other people, by name. Each style replaces some functions of the
+# template.
 LISTS = {
     "top_k": """
     limit = sorted(logits.tolist(), reverse=True)[:k][-1]
@@ -255,7 +256,7 @@ ONE_LINERS = {
 
 
 def with_functions(functions: dict[str, str], text: str = BASE) -> str:
-    """The file with the bodies of some functions replaced."""
+    """The template with other bodies for some of its functions."""
     parts = text.split("\n\n\n")
     for name, body in functions.items():
         (at,) = (i for i, part in enumerate(parts) if part.startswith(f"def {name}("))
@@ -292,7 +293,7 @@ PENALTY = "    logits = repetition_penalty(logits, seen_ids, penalty)\n"
 GREEDY = "    if t == 0:\n        return logits.argmax().item()\n"
 LONGEST = "                longest = max(longest, n)\n"
 
-# (slug, step, then pairs of old text and new text)
+# Each entry: the mistake's slug, its step, then pairs of old text and new text.
 WRONG: list[tuple[Any, ...]] = [
     ("helper-is-no-softmax", 3,
      "def top_p(logits, p):\n    if p >= 1:\n        return logits\n    probs, order = torch.sort("
@@ -414,7 +415,7 @@ WRONG: list[tuple[Any, ...]] = [
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The right file with the replacements of `entry`."""
+    """The text of a wrong file: the template with the entry's replacements."""
     text = BASE
     for old, new in zip(entry[2::2], entry[3::2], strict=True):
         assert old in text, f"{entry[0]}: {old!r}"

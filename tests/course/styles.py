@@ -1,6 +1,8 @@
 """Attention files in many styles of code, right ones and wrong ones.
 
-A wrong file is a right one with a piece of text replaced, in every style that contains it."""
+A wrong file is a right file in which a text is replaced. Each replacement is made in every style
+that contains the text.
+"""
 
 from __future__ import annotations
 
@@ -138,17 +140,17 @@ NO = "raise NotImplementedError"
 
 @dataclass(frozen=True)
 class Change:
-    """`old` becomes `new` in every style that contains it; `slugs` are the mistakes to report."""
+    """Replaces `old` by `new` in every style that contains `old`. A report names one of `slugs`."""
 
     name: str
     step: int
     slugs: str
     old: str
     new: str
-    only: str = ""  # the styles to change, if not all that contain `old`
+    only: str = ""  # change only these styles, separated by spaces
 
     def texts(self) -> dict[str, str]:
-        """The wrong files, by style."""
+        """The text of the wrong file in each style, by style."""
         return {
             style: text.replace(self.old, self.new)
             for style, text in STYLES.items()
@@ -740,7 +742,7 @@ CHANGES = (
         "skeleton fused einsum",
     ),
     Change("no_end_yet", 8, "not-implemented", "return self.resid_dropout(self.c_proj(y))", NO),
-    # Two mistakes at once: the report names the earlier step.
+    # This file has two mistakes. The report names the earlier step.
     Change(
         "no_scale_no_proj",
         4,
@@ -751,7 +753,7 @@ CHANGES = (
     ),
 )
 
-# Two mistakes in one file: the report names the earlier step.
+# Two changes in one file. The report names the earlier step.
 PAIRS = (
     ("sqrt_c", "dim_minus_2"),
     ("no_scale", "no_mask"),
@@ -769,7 +771,8 @@ PAIRS = (
 
 
 def wrong_files() -> dict[str, tuple[str, Change]]:
-    """The text of every wrong file and the change to report, by name."""
+    """The text of every wrong file, and the change that the report must name, by the file's
+    name."""
     files = {
         f"{style}__{change.name}": (text, change)
         for change in CHANGES

@@ -1,4 +1,4 @@
-"""Unusable files are errors: one line that says what and where, and a hint that says what to do."""
+"""Unusable files cause errors: a line that says what is wrong and where, and a hint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def file_of(more: str = "", body: str = "pass", also: str = "") -> str:
     return CLASS.format(more=more, body=body, also=also)
 
 
-# name -> (text, part of the message, part of the hint)
+# Each file: its name, text, a part of the message, and a part of the hint.
 UNUSABLE = {
     "no_class": (
         "from torch import nn\nclass Mixer(nn.Module): pass\nclass Other(nn.Module): pass\n",
@@ -142,7 +142,7 @@ def test_missing_files_and_files_that_are_not_python_are_errors(
     message: str,
     hint: str,
 ) -> None:
-    """Reported without starting a worker process."""
+    """gptcli reports these errors without a worker process."""
     (tmp_path / "attention.py").write_text("x = 1\n", encoding="utf-8")
     (tmp_path / "broken.py").write_text("x = 1\ndef f(:\n", encoding="utf-8")
     (tmp_path / "latin.py").write_bytes("x = 'caf\u00e9'\n".encode("latin-1"))
@@ -175,7 +175,8 @@ def test_spec_is_file_and_class(
     name: str,
     class_name: str,
 ) -> None:
-    """A colon in the file name itself, as in a drive letter, does not start the class."""
+    """A colon in the file's name, such as that of a drive letter, does not start the class's
+    name."""
     if sys.platform == "win32" and "b:" in spec:
         pytest.skip("no such file name here")
     monkeypatch.chdir(tmp_path)
@@ -193,8 +194,8 @@ def test_a_drive_letter_does_not_start_a_class() -> None:
 
 
 def test_load_attention_leaves_no_trace(tmp_path: Path) -> None:
-    """sys.modules gets no name of the learner's, the folder no bytecode; an edit within the same
-    second takes effect."""
+    """The learner's names are not in sys.modules, the folder gets no bytecode, and an edit has an
+    effect even within the same second."""
     for name in ("bare_parameters.py", "bare_product.py"):
         (tmp_path / name).write_bytes((FILES / name).read_bytes())
     spec = str(tmp_path / "bare_parameters.py")

@@ -1,4 +1,4 @@
-"""The check of the cache exercise accepts right files and names each known mistake."""
+"""The check of the exercise `cache` accepts right files and names each known mistake."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_every_mistake_of_the_bank_has_a_file_and_a_question() -> None:
 
 @pytest.mark.parametrize("step", range(1, 7))
 def test_a_file_written_up_to_a_step_is_judged_up_to_it(step: int, tmp_path: Path) -> None:
-    """The solution, with `raise NotImplementedError` from a step on."""
+    """The file is the solution, but with `raise NotImplementedError` from a step on."""
     skeleton, whole = exercise_named("cache").skeleton(), solution(exercise_named("cache"))
     at = r"^ *# (?:Also s|S)tep (\d)\b.*?(?=^ *# (?:Also s|S)tep \d|^ *def |^ *@|^class |\Z)"
     pattern = re.compile(at, re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""A graded file changes nothing outside its folder, reads no others' work, ends no process."""
+"""A graded file changes nothing outside its folder, reads no others' work, and ends no process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ FORWARD = "    def forward(self, x):\n"
 
 
 class Room:
-    """A class of two students: the file of one runs, that of the other has to stay unread."""
+    """A class of two students. The file of one student runs, and must not read the file of the
+    other."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.outside = folder / "class", folder / "outside"
@@ -41,7 +42,7 @@ class Room:
         self.checker = Checker(8.0, Limits(file_bytes=16 << 20, quiet=True, hidden=self.folder))
 
     def run(self, code: str, top: str = "") -> FileReport:
-        """The report on a right file that begins with `top` and runs `code` in forward."""
+        """The report on a right file that starts with `top` and runs `code` in its forward."""
         lines = "".join(f"        {line}\n" for line in code.splitlines())
         path = self.mine / "layernorm.py"
         assert FORWARD in LAYERNORM
@@ -49,7 +50,7 @@ class Room:
         return self.checker.check_found(find_file(str(path), "layernorm"), 8.0, self.mine)
 
     def state(self) -> dict[str, tuple[int, float, bytes]]:
-        """What must not change: permissions, times and bytes outside the file's own folder."""
+        """What must not change outside the file's own folder: permissions, times and bytes."""
         found = {}
         for place in (self.outside, self.other):
             for path in (place, *sorted(place.rglob("*"))):
@@ -68,7 +69,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
         room.checker.stop()
 
 
-# Each is tried, and whatever it raises is swallowed: a right file passes if nothing had an effect.
+# The file runs each of these and ignores its errors. It passes, because no change has an effect.
 CHANGES = {
     "write": "open(P + '/new.txt', 'w').write('x')",
     "append": "open(P + '/exam.txt', 'a').write('x')",
@@ -127,7 +128,7 @@ def test_no_process_outside_is_ended(code: str, room: Room) -> None:
     indented = "".join(f"    {line}\n" for line in code.splitlines())
     report = room.run(f"try:\n{indented}except PermissionError:\n    pass")
     assert report.ok, report.message
-    assert room.run("pass").ok  # the worker lives
+    assert room.run("pass").ok  # the worker still lives
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_no_process_is_left(code: str, room: Room) -> None:
     before = set(descendants())
     start = time.monotonic()
     room.run(code)
-    while len(set(descendants()) - before) > 1:  # one is the worker, if it had to start again
+    while len(set(descendants()) - before) > 1:  # one new process may be a restarted worker
         assert time.monotonic() - start < 60
         time.sleep(0.05)
 

@@ -1,5 +1,4 @@
-"""Attention files in the conventions of other courses and books: right ones pass, wrong ones are
-placed."""
+"""Attention files in the conventions of other courses and books: right ones and wrong ones."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ QUOTED = (
     *("lecture", "input_and_exit", "arena", "annotated_transformer", "conv1d", "mingpt"),
     *("llms_from_scratch_wrapper", "annotated_config"),
 )
-"""The files whose notes a test reads."""
+"""The files whose notes are tested."""
 
 CHANGES = [
     (name, number, step, old, new)
@@ -41,7 +40,8 @@ CHANGES = [
 
 
 def notebook_of(text: str) -> str:
-    """A notebook with a magic, a shell command, a markdown cell and the code in two cells."""
+    """A notebook with the code in two cells, a magic, a shell command, and cells that do not
+    run."""
     head, _, rest = text.partition("\n\n\n")
     cells = [
         {"cell_type": "markdown", "source": ["# Attention\n"]},
@@ -56,7 +56,7 @@ def notebook_of(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def reports(judge: Judge, request: pytest.FixtureRequest, slow: bool) -> dict[str, FileReport]:
-    """The reports of all files that a test asks for."""
+    """The reports of all files that the chosen tests need."""
     names = wanted(request, "name", *(QUOTED if slow else ()))
     texts = {f"{name}.py": text for name, text in RIGHT.items() if name in names}
     for name, number, _, old, new in CHANGES:

@@ -1,4 +1,4 @@
-"""`gptcli exercise`: list, skeletons, progress of a folder, and --watch."""
+"""`gptcli exercise`: the list, the skeletons, the progress in a folder, and --watch."""
 
 from __future__ import annotations
 

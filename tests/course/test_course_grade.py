@@ -1,4 +1,4 @@
-"""`gptcli grade`: a class with hostile files is graded, and no file of it changes."""
+"""`gptcli grade` grades a class with hostile files, and changes none of its files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only forks have
 
 
 def student(folder: Path, name: str, **files: str) -> Path:
-    """A student's folder with the skeletons, and `files` in place of some."""
+    """A student's folder with the skeletons. `files` replaces some of them."""
     write_exercises(EXERCISES, folder / name)
     for exercise, text in files.items():
         (folder / name / f"{exercise}.py").write_text(text, encoding="utf-8")
@@ -59,7 +59,7 @@ def student(folder: Path, name: str, **files: str) -> Path:
 
 
 def inside(code: str, text: str = RIGHT, mark: str = MARK) -> str:
-    """A right file that runs `code` in forward, where gptcli cannot leave it out."""
+    """A right file that runs `code` in forward, where gptcli must run it."""
     lines = "".join(f"        {line}\n" for line in code.splitlines())
     assert mark in text
     return text.replace(mark, lines + mark)
@@ -277,7 +277,8 @@ def test_the_most_frequent_mistake_of_a_step() -> None:
 
 @pytest.mark.slow
 def test_no_process_of_a_file_outlives_its_check(tmp_path: Path) -> None:
-    """A right file, one of whose processes has left its session, and one that starts eighty."""
+    """One file is right, but a process of it leaves its session. The other one starts eighty
+    processes."""
     started = "import os\nos.system('setsid sleep 661 & sleep 661 &')\n"
     crowd = "import os\nos.system('for i in $(seq 80); do sleep 662 & done; wait')\n"
     for name, code in (("daemon", started), ("crowd", inside(crowd))):

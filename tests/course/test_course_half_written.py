@@ -19,7 +19,7 @@ _SPLIT = ".view(B, T, H, D).transpose(1, 2)"
 
 
 def half_written(name: str, done: int) -> str:
-    """The skeleton with the first `done` steps written as in the solution."""
+    """The skeleton of an exercise, with the first `done` steps taken from the solution."""
     exercise = exercise_named(name)
     todo, right = exercise.skeleton().splitlines(), solution(exercise).splitlines()
     lines = []

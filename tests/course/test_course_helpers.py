@@ -1,4 +1,4 @@
-"""A report quotes the helper that is wrong, or the line that calls it: never an unrelated line."""
+"""A report quotes a line of the wrong helper, or the line that calls it, but no unrelated line."""
 
 from __future__ import annotations
 

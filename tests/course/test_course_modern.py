@@ -1,4 +1,4 @@
-"""The check of the exercise modern accepts right files and names each known mistake."""
+"""The check of the exercise `modern` accepts right files and names each known mistake."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_no_step_counts_whose_numbers_are_not_there(
 
 
 def half_written(done: int) -> str:
-    """The skeleton with the first `done` steps filled in as in the solution."""
+    """The skeleton with the first `done` steps taken from the solution."""
     exercise = exercise_named("modern")
     pieces = iter((MATERIAL / "modern.solution.txt").read_text("utf-8").split("---\n"))
     todo = re.compile(r"^ *raise NotImplementedError\(.*\)\n", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""check-cache understands a forward that takes and returns keys and values, or keeps them."""
+"""check-cache understands attention that takes and returns keys and values, or keeps them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first wrong step of files that stop half way, change right values, or use untraced code."""
+"""The first wrong step of files that stop halfway, change right values, or use untraced code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAST = "return self.c_proj(y)"
 STOP = "raise NotImplementedError"
 OUTPUT = "        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)\n"
 
-# name: (step, slug, part of the message, replacements in course_style.py)
+# Each file: its name, step, slug, a part of the message, and replacements in course_style.py.
 FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
     "wrong_scale_then_stop": (
         4, "scale-sqrt-n-embd", "later steps are still to be written",

@@ -1,4 +1,4 @@
-"""progress.json: what it keeps, and what happens if it is damaged, foreign or cannot be written."""
+"""progress.json: its content, and what happens if it is damaged, foreign or cannot be written."""
 
 from __future__ import annotations
 

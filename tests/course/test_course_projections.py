@@ -1,4 +1,4 @@
-"""possible_layouts maps the parameters of a learner's module, as views that can be written."""
+"""possible_layouts finds the parameters of a learner's module, as views that can be written to."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # ruff: noqa: E501 -- the replaced lines are written as people write them
-"""Mistakes as people really make them: masks before scales, views before fused kernels, and more."""
+"""Mistakes as people really make them: masks before scales, views before fused kernels, and
+more.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,7 @@ IN_A_LIST = HEAD.replace(
 )
 
 LATE_SCALE = "F.softmax(s / D**0.5"
-# name -> (text, step, mistake or None, part of the message)
+# Each file: its name, text, step, mistake or None, and a part of the message.
 WRONG: dict[str, tuple[str, int | None, str | None, str]] = {
     "late-sqrt-c": (
         HEAD + LATE.replace("D**0.5", "math.sqrt(C)") + END, 4, "scale-sqrt-n-embd", "math.sqrt(C)",

@@ -1,4 +1,4 @@
-"""The solution of every exercise: it passes, and stands beside a learner's file step by step."""
+"""The solution of every exercise passes, and can be shown beside a learner's file, step by step."""
 
 from __future__ import annotations
 

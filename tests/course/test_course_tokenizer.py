@@ -1,4 +1,4 @@
-"""The check of the tokenizer exercise accepts right files and names each known mistake."""
+"""The check of the exercise `tokenizer` accepts right files and names each known mistake."""
 
 from __future__ import annotations
 

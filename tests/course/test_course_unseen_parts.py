@@ -1,4 +1,4 @@
-"""The checks judge files in other styles: right ones, and wrong ones with step, line and hints."""
+"""The checks judge files in new styles: right ones, and wrong ones with step, line and hints."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_wrong_ones_get_step_line_and_hints(exercise: str, index: int, tmp_path:
 def test_every_mistake_has_a_first_question() -> None:
     for exercise, questions in QUESTIONS.items():
         slugs = {mistake.slug for mistake in LESSONS[exercise].mistakes}
-        if exercise == "cache":  # a file with `past` has a lesson of its own
+        if exercise == "cache":  # files with the argument `past` have their own lesson
             slugs |= {mistake.slug for mistake in PAST_BANK}
         assert slugs == set(questions), slugs ^ set(questions)
 

@@ -1,4 +1,4 @@
-"""check(MyAttention) in a notebook or a test: the verdict of the command line, as an object."""
+"""check(MyAttention) in a notebook or a test gives the command's verdict as an object."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class NoMask(Base):
 
 
 class Tags(HTMLParser):
-    """The tags that are open, and all text."""
+    """The tags that are still open, and the text so far."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,8 @@ class Tags(HTMLParser):
 
 
 def in_cells(*cells: str) -> dict[str, Any]:
-    """The names after running cells as a notebook does: no file, but lines in linecache."""
+    """Run cells as a notebook does, without a file, but with lines in linecache. Return the
+    names."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(cells, 1):
         filename = f"<ipython-input-{number}-0123456789ab>"

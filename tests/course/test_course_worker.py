@@ -1,4 +1,4 @@
-"""The worker process that runs learners' files: time limits, crashes and printed output."""
+"""The worker process that runs learners' files: its time limits, crashes and printed output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(folder: Path, name: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _new_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker writes to the stderr that this process had when the worker started."""
+    """Start new workers here, because a worker writes to the stderr that existed at its start."""
     monkeypatch.setenv("GPTCLI_NEW_WORKER", "1")
 
 
@@ -60,7 +60,7 @@ def test_output_that_bypasses_python_goes_to_stderr(
 
 @pytest.mark.slow
 def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) -> None:
-    """On macOS and Windows each file runs in the worker itself."""
+    """On macOS and Windows, each file runs in the worker process itself."""
     with Worker(fork=False) as worker:
 
         def check(spec: str, limit_s: float = 30.0) -> tuple[bool, str | None]:
@@ -89,7 +89,8 @@ def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
 
 
 def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:
-    """The worker kills a file that ignores every exception, and the file's child process."""
+    """The worker kills a file that ignores every exception, together with the file's child
+    process."""
     path = tmp_path / "stubborn.py"
     pid = tmp_path / "pid"
     path.write_text(
@@ -103,7 +104,7 @@ def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:
     report = check_file(str(path), limit_s=1.0)
     assert report.mistake == "time-limit"
     assert "at line 6 of stubborn.py, `time.sleep(600)`" in report.message
-    assert time.monotonic() - start < 300.0  # it sleeps for 600 s
+    assert time.monotonic() - start < 300.0  # the file would sleep for 600 s
     if os.name == "posix":
         _wait_for_end(int(pid.read_text(encoding="utf-8")))
 
@@ -116,7 +117,7 @@ def _wait_for_end(pid: int) -> None:
             os.kill(pid, 0)
         except ProcessLookupError:
             return
-        # A zombie: ended, but nobody has asked for its exit code yet.
+        # The process is a zombie: it has ended, but nobody has asked for its exit code yet.
         if status.exists() and ") Z " in status.read_text(encoding="utf-8"):
             return
         time.sleep(0.05)
@@ -124,7 +125,7 @@ def _wait_for_end(pid: int) -> None:
 
 
 def test_threads_parse_at_once() -> None:
-    """The garbage collector lets other threads run in the middle of parsing, and Python 3.11's
+    """The garbage collector lets other threads run while one thread parses. In Python 3.11,
     ast.parse then raises SystemError."""
     text = "x = [(1, 2), {3: 4}]\n" * 20
     threshold = gc.get_threshold()
@@ -145,7 +146,7 @@ def test_threads_parse_at_once() -> None:
 
 @pytest.mark.slow
 def test_a_file_can_use_what_the_worker_has_not_imported(tmp_path: Path) -> None:
-    """The worker imports two modules of torch only once they are used."""
+    """The worker imports two modules of torch only when a file uses them."""
     text = (FILES / "course_style.py").read_text("utf-8")
     head = (
         "import torch.export\n"

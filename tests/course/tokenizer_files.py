@@ -75,7 +75,7 @@ LOOP = "while True:\n            known"
 SOME = "ids = self.merge(ids, pair, self.merges[pair])"
 STOP = "            if not counts:\n                break\n"
 
-# (slug, step, then pairs of old text and new text)
+# Each entry: the mistake's slug, its step, then pairs of old text and new text.
 WRONG: list[tuple[Any, ...]] = [
     ("characters-not-bytes", 1, TRAIN_BYTES, "ids = [ord(c) for c in text]\n        self.merges"),
     ("ties-last-seen", 1, BEST, "best = max(reversed(list(counts)), key=counts.get)"),
@@ -183,7 +183,7 @@ RIGHT = {
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The right file with the replacements of `entry`."""
+    """The text of a wrong file: the template with the entry's replacements."""
     text = BASE
     for old, new in zip(entry[2::2], entry[3::2], strict=True):
         assert old in text, f"{entry[0]}: {old!r}"

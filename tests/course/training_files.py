@@ -74,7 +74,7 @@ DONE = "done = (step - warmup_steps) / (max_steps - warmup_steps)"
 END = "    if step >= max_steps:\n        return min_lr\n"
 MIN = "min_lr + (max_lr - min_lr) * cosine"
 
-# (slug, step, then pairs of old text and new text)
+# Each entry: the mistake's slug, its step, then pairs of old text and new text.
 WRONG: list[tuple[Any, ...]] = [
     ("batch-shape", 1, "return x, y", "return x.flatten(), y.flatten()"),
     ("not-int64", 1, "return x, y", "return x.int(), y.int()"),
@@ -185,7 +185,7 @@ RIGHT = {
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The right file with the replacements of `entry`."""
+    """The text of a wrong file: the template with the entry's replacements."""
     text = BASE
     for old, new in zip(entry[2::2], entry[3::2], strict=True):
         assert old in text, f"{entry[0]}: {old!r}"

@@ -1,4 +1,4 @@
-"""Layer norms, MLPs, blocks, tokenizers and training files in styles unlike our references."""
+"""Layer norms, MLPs, blocks, tokenizers and training files in styles unlike the project's."""
 
 # ruff: noqa: E501
 from __future__ import annotations
@@ -401,7 +401,8 @@ RIGHT: dict[str, list[str]] = {
 }  # fmt: skip
 
 Entry = tuple[Any, ...]
-# (slug or "*", step, words of the message or of the quoted line, base, then old and new texts)
+# Each entry: slug or "*", step, words of the message or quoted line, right file, then old and new
+# texts.
 WRONG: dict[str, list[Entry]] = {
     "layernorm": [
         ("*", 1, "mu = t.sum", LN_HELPERS, "t.sum(-1, keepdim=True) / t", "t.sum(1, keepdim=True) / t"),
@@ -530,7 +531,7 @@ WRONG: dict[str, list[Entry]] = {
 
 
 def wrong_text(entry: Entry) -> str:
-    """The right file with the replacements of `entry`."""
+    """The text of a wrong file: the entry's right file with its replacements."""
     text: str = entry[3]
     for old, new in zip(entry[4::2], entry[5::2], strict=True):
         assert old in text, f"{entry[0]}: {old!r}"

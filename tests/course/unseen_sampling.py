@@ -1,8 +1,8 @@
-"""Wrong sampling files in other styles, as learners write them: names, loops, two-line variants."""
+"""Wrong sampling files in the styles of learners: other names, loops, variants of two lines."""
 
 from __future__ import annotations
 
-# (name, slug, step, function, its body)
+# Each entry: the name, the slug, the step, the function, and its body.
 WRONG: list[tuple[str, str, int, str, str]] = [
     ("softmax first", "returns-probabilities", 1, "temperature", """
     scaled = logits / t

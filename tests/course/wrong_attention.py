@@ -1,4 +1,4 @@
-"""Wrong files: a right file of files/ with some text replaced, and the expected report."""
+"""Wrong files: a right file of files/ with a text replaced, and what the report must say."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FILES = Path(__file__).parent / "files"
 
 @dataclass(frozen=True)
 class WrongFile:
-    """`says` is a part of the message, with the learner's own numbers if possible."""
+    """A right file with one text replaced. The report's message must contain `says`."""
 
     name: str
     slug: str
@@ -20,7 +20,7 @@ class WrongFile:
     file: str = "course_style.py"
 
     def text(self) -> str:
-        """The wrong file."""
+        """The text of the wrong file."""
         right = (FILES / self.file).read_text(encoding="utf-8")
         assert self.old in right, f"{self.name}: {self.file} no longer has {self.old!r}"
         return right.replace(self.old, self.new)

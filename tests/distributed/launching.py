@@ -1,4 +1,4 @@
-"""Trainings in several processes, for the tests: started, signalled, killed and waited for."""
+"""Trainings in several processes: start them, send them signals, kill them and wait for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL = (
 
 
 class Launched:
-    """A training in several ranks, in a process group of its own."""
+    """A training with several ranks, in its own process group."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Launched:
             )
 
     def ranks(self) -> dict[int, int]:
-        """The process ids of the ranks that run now."""
+        """The process ids of the running ranks, by rank."""
         found = {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -74,7 +74,7 @@ class Launched:
         return found
 
     def until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Wait for something to become true while the training runs."""
+        """Wait until the condition holds. Fail if the training ends before that."""
         end = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, f"it ended early:\n{self.said()}"
@@ -86,7 +86,7 @@ class Launched:
         os.kill(self.process.pid if rank is None else self.ranks()[rank], number)
 
     def wait(self, seconds: float = 120.0) -> int:
-        """The exit code."""
+        """Wait for the end of the training, and return its exit code."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -96,7 +96,7 @@ class Launched:
             raise AssertionError(f"it hangs:\n{self.said()}") from None
 
     def said(self) -> str:
-        """What it wrote to stderr."""
+        """What the training has written to stderr."""
         return self.error.read_text()
 
 
@@ -108,7 +108,7 @@ def losses(run: Path) -> dict[tuple[str, int], float]:
 
 
 def reached(run: Path, step: int) -> Callable[[], bool]:
-    """Whether a run has recorded a step."""
+    """A function that says whether a run has recorded a step."""
 
     def has() -> bool:
         try:
@@ -120,7 +120,7 @@ def reached(run: Path, step: int) -> Callable[[], bool]:
 
 
 def newest(run: Path) -> int:
-    """The step of the newest checkpoint; 0 if there is none."""
+    """The step of the newest checkpoint of a run, or 0 if it has none."""
     steps = [int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")]
     return max(steps, default=0)
 

@@ -1,8 +1,9 @@
-"""`python -m tests.distributed.slow_disk ...`: gptcli in a rank whose shards are slow, or refused.
+"""Runs gptcli in a rank that writes the shards of one checkpoint slowly, or fails to write them.
 
-The variables say what is different: SAVES is `background` or `loop`; RANK_WITH_FAULT, FAULT
-(`slow`, `full`, `odd`, `blind`) and FAULT_STEP say which rank meets which fault, and at which
-checkpoint.
+`python -m tests.distributed.slow_disk ...` reads the fault from environment variables. SAVES is
+`background` or `loop`. RANK_WITH_FAULT names the rank with the fault, FAULT_STEP its checkpoint,
+and FAULT the kind: `slow`, `full`, `odd` (an unexpected exception) or `blind` (the rank does not
+see the run folder).
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ import time
 from gptcli.files import durable
 from gptcli.training import saving
 
-SECONDS = 4.0  # of a slow file: long enough to be killed meanwhile
+SECONDS = 4.0  # how long each slow file takes, so that a test can kill the rank meanwhile
 
 
 class Faulty(durable.Disk):
-    """A disk with the fault, for the shards of one checkpoint."""
+    """A disk with a fault that affects only the shards of one checkpoint."""
 
     def __init__(self, fault: str, step: int) -> None:
         self._fault, self._folder = fault, f".step-{step:08d}."
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
-        """Write, after the fault."""
+        """Write the data, after the delay or error of the fault."""
         if self._folder in str(file.name) and "-of-" in str(file.name):
             if self._fault == "slow" and file.tell() == 0:
                 time.sleep(SECONDS)

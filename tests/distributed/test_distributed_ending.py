@@ -1,4 +1,4 @@
-"""A rank's process runs what Python runs at its end, and then ends before the interpreter does."""
+"""A rank runs its exit handlers as usual, but then ends without the interpreter's teardown."""
 
 from __future__ import annotations
 

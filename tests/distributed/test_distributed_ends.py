@@ -1,4 +1,4 @@
-"""Runs of several ranks end together: signals, a dead rank, restarts, a rank that hangs."""
+"""All ranks of a run end together: after signals, a dead rank, restarts, or a rank that hangs."""
 
 from __future__ import annotations
 

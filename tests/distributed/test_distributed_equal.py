@@ -1,4 +1,4 @@
-"""The result does not depend on the number of ranks, also if it changes from resume to resume."""
+"""The result does not depend on the number of ranks, even if a resume changes this number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = 50
 
 
 def train(text: Path, run: Path, ranks: int, *more: str) -> None:
-    """A run of some ranks from its beginning; of one with PyTorch, too."""
+    """Train a new run with this many ranks, always with PyTorch."""
     many = ["--devices", str(ranks)] if ranks > 1 else ["run.engine=torch"]
     words = ["train", "tiny", f"data.source={text}", *SMALL, f"train.max_steps={STEPS}", *more]
     training = Launched([*words, "--out", str(run), *many], run.parent)
@@ -26,14 +26,14 @@ def train(text: Path, run: Path, ranks: int, *more: str) -> None:
 
 
 def resume(run: Path, ranks: int, *more: str) -> None:
-    """Continue a run with some ranks."""
+    """Resume a run with this many ranks."""
     many = ["--devices", str(ranks)] if ranks > 1 else []
     training = Launched(["train", "--resume", "--out", str(run), *many, *more], run.parent)
     assert training.wait() == 0, training.said()
 
 
 def forget_after(run: Path, step: int) -> None:
-    """Let a run stand as if it had been killed after the checkpoint of a step."""
+    """Delete the checkpoints after a step, as if the run had been killed then."""
     for path in (run / "checkpoints").glob("step-*"):
         if int(path.name[5:]) > step:
             shutil.rmtree(path)
@@ -49,7 +49,7 @@ def differ(a: Path, b: Path) -> float:
 
 @pytest.fixture(scope="module")
 def alone(once: Once, text_file: Path) -> dict[str, Path]:
-    """Runs of one process."""
+    """The runs of one process, by optimizer."""
     return {
         name: once(f"alone-{name}", lambda folder, name=name: train(  # type: ignore[misc]
             text_file, folder / "run", 1, f"train.optimizer={name}", "train.keep_checkpoints=9"
@@ -62,7 +62,7 @@ def alone(once: Once, text_file: Path) -> dict[str, Path]:
 def test_two_ranks_learn_what_one_process_learns(
     parallel: str, text_file: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    """Short; the tests below and test_distributed_shards.py try more."""
+    """A short check; the tests below and test_distributed_shards.py check longer runs."""
     few = ("train.max_steps=5", "train.eval_every=5", "train.checkpoint_every=2",
            f"run.parallel={parallel}")  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
@@ -72,14 +72,14 @@ def test_two_ranks_learn_what_one_process_learns(
     assert differ(one, two) < 1e-5
     saved = {path.name for path in (two / "checkpoints" / "step-00000004").iterdir()}
     assert ("model-00002-of-00002.safetensors" in saved) == (parallel == "fsdp")
-    for step in (4, 5):  # in shards, and gathered
+    for step in (4, 5):  # the checkpoint of step 4 can have shards, the last one never has
         assert cli("eval", two, "--checkpoint", step).code == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_mixture(parallel: str, text_file: Path, tmp_path: Path) -> None:
-    """Each rank reads its part of the same mixture, and evaluates each of its texts."""
+    """Each rank reads its part of the same mixture. The evaluation measures each text."""
     other = tmp_path / "other.txt"
     other.write_text("0123456789 " * 300)
     one, two = tmp_path / "one", tmp_path / "two"

@@ -1,6 +1,8 @@
-"""Two network namespaces act as two hosts: the result of one process, and a signal that ends all.
+"""Two network namespaces act as two hosts: one process's result, and a signal that ends both.
 
-Needs Linux, root and the command `ip` (Debian's package iproute2); skipped elsewhere."""
+The tests need Linux, root and the command `ip` (Debian's package iproute2); they are skipped
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,14 @@ WORDS = (*SMALL, "train.max_steps=20", "train.optimizer=adamw")
 
 @dataclass
 class Host:
-    """A network namespace with an address."""
+    """A network namespace with its network device and address."""
 
     name: str
     device: str
     address: str
 
     def start(self, number: int, words: list[str], error: Path) -> subprocess.Popen[bytes]:
-        """A torchrun of one rank, the `number`-th node of two."""
+        """Start torchrun with one rank, as node `number` of two."""
         with error.open("w") as file:
             return subprocess.Popen(
                 [
@@ -55,7 +57,7 @@ def ip(*words: str) -> None:
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts with a cable between them, and no other network."""
+    """Two hosts, connected by a virtual cable and to no other network."""
     if sys.platform != "linux" or shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("needs Linux, root and `ip`")
     made = [
@@ -90,7 +92,7 @@ def ended(nodes: list[subprocess.Popen[bytes]]) -> list[int]:
     finally:
         for node in nodes:
             if node.poll() is None:
-                node.terminate()  # ends its rank, too
+                node.terminate()  # torchrun also ends its rank
                 node.wait(timeout=60)
 
 
@@ -115,6 +117,6 @@ def test_a_signal_to_one_host_saves_and_ends_both(
     limit, three_steps = time.monotonic() + 90, reached(run, 3)
     while time.monotonic() < limit and nodes[0].poll() is None and not three_steps():
         time.sleep(0.2)
-    nodes[1].send_signal(signal.SIGTERM)  # torchrun passes it on to its rank
+    nodes[1].send_signal(signal.SIGTERM)  # torchrun sends the signal to its rank
     assert all(code != 0 for code in ended(nodes))
     assert newest(run) > 0

@@ -1,4 +1,4 @@
-"""Parts of runs of several ranks that need only one process: shares, the order, dropout's masks."""
+"""What one process can test of a run with several ranks: shares, the order, dropout's masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tokens(tmp_path: object) -> TokenStore:
 
 
 def order(rows: list[Tensor]) -> str:
-    """The hash of sequences in their order."""
+    """A hash of sequences that also depends on their order."""
     return hashlib.sha256(torch.cat(rows).numpy().tobytes()).hexdigest()
 
 
@@ -55,7 +55,7 @@ def test_an_uneven_share_is_refused_with_the_nearest_values() -> None:
 
 
 def losses(accum: int, ranks: int, rank: int, model: GPT, tokens: TokenStore) -> list[float]:
-    """The losses of a rank's forward passes in a step, with dropout."""
+    """The losses with dropout of one rank's forward passes in a step."""
     share = Share.of(TrainConfig(batch_size=8, grad_accum=accum), ranks)
     batches = RankBatches(tokens, 8, 3, share, rank)
     draws = Draws(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The Slurm recipe: a linter finds nothing, and it starts, resumes and requeues."""
+"""The Slurm recipe: a linter accepts it, and it starts, resumes and requeues a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_linter_finds_nothing() -> None:
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> dict[str, str]:
-    """The environment of a job, whose Slurm commands only write what they are asked."""
+    """The environment of a Slurm job. Its Slurm commands only write down their arguments."""
     programs = {
         "scontrol": '[ "$1" = show ] && printf "node1\\nnode2\\n" || echo "$@" >> requeued',
         "srun": 'echo "$@" > started; trap "exit 1" TERM; [ -z "$SLOW" ] || { sleep 20 & wait; }',

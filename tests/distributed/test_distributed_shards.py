@@ -1,4 +1,4 @@
-"""FSDP's checkpoints in shards: any number of ranks goes on from them; a rank dies as it writes."""
+"""FSDP's checkpoints in shards: any number of ranks resumes, even after a rank was killed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def start(
     rank: int = 1,
     step: int = 20,
 ) -> Launched:
-    """Two ranks; one of them meets a fault at the checkpoint of a step."""
+    """Start two ranks. One of them has a fault at the checkpoint of a step."""
     words = ["train", "tiny", f"data.source={text}", *SMALL, *WORDS, *more]
     if resumed:
         words = ["train", "--resume"]
@@ -63,7 +63,7 @@ def temporaries(run: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(once: Once, text_file: Path) -> Path:
-    """The undisturbed run."""
+    """A run without faults."""
 
     def train(folder: Path) -> None:
         training = start(text_file, folder / "run", "loop")
@@ -76,7 +76,8 @@ def whole(once: Once, text_file: Path) -> Path:
 def test_shards_hold_what_rank_0_would_gather(
     saves: str, whole: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    """A rank that does not see the run folder makes rank 0 gather, as for a run of one process."""
+    """If a rank does not see the run folder, rank 0 gathers the state as in a run of one
+    process."""
     run, gathered = tmp_path / "run", tmp_path / "gathered"
     assert start(text_file, run, saves).wait() == 0
     assert start(text_file, gathered, saves, fault="blind").wait() == 0
@@ -110,7 +111,7 @@ def test_a_rank_is_killed_while_it_writes_its_shard(
     training = start(text_file, run, saves, fault="slow", rank=whom)
     name = f"model-0000{whom + 1}-of-00002.safetensors"
     training.until(lambda: bool(list((run / "checkpoints").glob(f".step-00000020.*.tmp/{name}"))))
-    time.sleep(0.2)  # the other one has written its shard
+    time.sleep(0.2)  # by now, the other rank has written its shard
     training.signal(whom, signal.SIGKILL)
     began = time.monotonic()
     assert training.wait() == 1
@@ -118,7 +119,8 @@ def test_a_rank_is_killed_while_it_writes_its_shard(
     assert training.said().count("Traceback") == 1  # torchrun's report
     assert "Exception in thread" not in training.said()
     assert newest(run) == 10
-    assert len(temporaries(run)) == (1 if whom == 0 else 0)  # the leader tidies up
+    # Rank 0 would delete the temporary folder.
+    assert len(temporaries(run)) == (1 if whom == 0 else 0)
     assert checkpoint.newest_valid(run)[1] == []
     assert start(text_file, run, saves, resumed=True).wait() == 0
     assert weights(run) == weights(whole)
@@ -192,7 +194,8 @@ def test_two_signals_while_shards_are_written_leave_nothing_torn(
 def test_from_shards_to_any_number_of_ranks_and_back(
     optimizer: str, text_file: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    """fsdp on 2, ddp on 2, one process, fsdp on 4, one process: as one process from the start."""
+    """A run on 2 ranks with fsdp, 2 with ddp, one process, 4 with fsdp and one process again has
+    the losses of a run of one process."""
     alone, run = tmp_path / "alone", tmp_path / "run"
     words = ("train", "tiny", f"data.source={text_file}", *SMALL, "train.max_steps=50",
              f"train.optimizer={optimizer}", "train.keep_checkpoints=9")  # fmt: skip
@@ -203,7 +206,8 @@ def test_from_shards_to_any_number_of_ranks_and_back(
         forget_after(run, step)
         resume(run, ranks, f"run.parallel={parallel}", "run.engine=torch")
         shards = {path.name for path in folder(run, 50).iterdir() if "-of-" in path.name}
-        assert len(shards) == (4 if ranks == 4 else 0)  # the state; the weights are gathered
+        # These are shards of the state; the weights are gathered.
+        assert len(shards) == (4 if ranks == 4 else 0)
     assert differ(alone, run) < {"adamw": 1e-5, "muon": 1e-3}[optimizer]
 
 

@@ -1,4 +1,4 @@
-"""Reads the Markdown of the documentation: code, commands, links and anchors."""
+"""Reads the Markdown of the documentation: its code, commands, links and anchors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = tuple(
         ROOT / "gptcli" / "native" / "README.md",
     )
 )
-"""Every Markdown file that people read, from the root."""
+"""The Markdown files that people read, as paths relative to the root."""
 
 _FENCED = re.compile(r"^(```+)(\w*)[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
@@ -30,7 +30,7 @@ _LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)|(?:src|srcset|href
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code between fences: its page, its first line's number, its language, its text."""
+    """A fenced block of code: its page, the number of its first line, its language and its text."""
 
     page: str
     line: int
@@ -41,7 +41,8 @@ class Block:
         return f"{self.page}:{self.line}"
 
     def commands(self) -> list[str]:
-        """The command lines: those after `$ ` in a console, else all, without their comments."""
+        """The command lines without comments: in a console, those after `$ `; in a shell, all
+        lines."""
         lines = self.text.replace("\\\n", " ").splitlines()
         if self.language == "console":
             lines = [line[2:] for line in lines if line.startswith("$ ")]
@@ -52,12 +53,12 @@ class Block:
 
 @cache
 def text_of(page: str) -> str:
-    """The text of a page."""
+    """The text of a page, such as docs/serve.md."""
     return (ROOT / page).read_text("utf-8")
 
 
 def blocks(page: str) -> list[Block]:
-    """The blocks of code of a page, in order."""
+    """The fenced blocks of code of a page, in order."""
     text = text_of(page)
     return [
         Block(page, text.count("\n", 0, found.start()) + 2, found[2], found[3])
@@ -66,24 +67,24 @@ def blocks(page: str) -> list[Block]:
 
 
 def prose(page: str) -> str:
-    """The text of a page without blocks of code and comments."""
+    """The text of a page without fenced code and HTML comments."""
     return _COMMENT.sub("", _FENCED.sub("", text_of(page)))
 
 
 def code_in_text(page: str) -> list[str]:
-    """The code between backticks in the text of a page, each in one line."""
+    """Each piece of code between backticks in the text of a page, joined to one line."""
     return [" ".join(found[2].split()) for found in _CODE.finditer(prose(page))]
 
 
 def links(page: str) -> list[str]:
-    """Where the links and pictures of a page lead, as they are written."""
+    """The targets of the links and pictures of a page, as the page writes them."""
     text = _CODE.sub("", prose(page))
     return [found[1] or found[2] for found in _LINK.finditer(text)]
 
 
 @cache
 def anchors(page: str) -> frozenset[str]:
-    """The anchors of the headings of a page, as GitHub names them."""
+    """The anchors of the headings of a page, named as on GitHub."""
     found: dict[str, int] = {}
     names = set()
     for title in re.findall(r"^#+ +(.+)$", prose(page), re.MULTILINE):
@@ -96,6 +97,6 @@ def anchors(page: str) -> frozenset[str]:
 
 
 def words_of(command: str) -> tuple[list[str], str | None]:
-    """The words of a command line, and the file after `>`, None if there is none."""
+    """The words of a command line, and the file after `>` or None."""
     line, _, target = command.partition(" > ")
     return shlex.split(line), target.strip() or None

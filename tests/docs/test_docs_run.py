@@ -1,7 +1,7 @@
-"""The documentation, run: every command and every program of each page, in order, made small.
+"""Runs every command and program of the documentation, page by page, with smaller trainings.
 
-A page runs in a folder of its own, with the files and runs that it names. Trainings have a few
-steps and a tiny network. NOT_RUN lists what is not run, and why.
+Each page runs in its own folder, which has the files and runs that the page names. Trainings have a
+few steps and a tiny network. NOT_RUN lists the commands that do not run, with the reasons.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ SMALL = {
     "train.batch_size": "4", "model.n_layer": "1", "model.n_head": "2", "model.n_embd": "16",
     "model.block_size": "16", "run.threads": "1",
 }  # fmt: skip
-"""Smaller than what people train, so that all commands together take seconds."""
+"""Values below those of the pages, so that all commands together take seconds."""
 
 SMALLER = [*(f"{key}={value}" for key, value in SMALL.items()), "model.n_layer=2",
            "train.max_steps=40", "train.eval_every=20"]  # fmt: skip
-"""The run that stands for every run that a page names."""
+"""The settings of the run `trained`. Its copies replace the runs that the pages name."""
 
 NOT_RUN = {
     "make": "tests/test_readme.py checks that the target exists",
@@ -59,37 +59,38 @@ NOT_RUN = {
     "gptcli exercise --status my --watch": "it runs until Ctrl-C; tests/course stops it",
     "gptcli exercise attention --status my --watch": "it runs until Ctrl-C; tests/course stops it",
 }
-"""The beginnings of the command lines that are not run here, and the reason."""
+"""The beginnings of the command lines that the tests do not run, and the reasons."""
 
 NO_PROGRAMS = {
     "docs/reference/python.md": "its blocks are signatures",
     "docs/finetune.md": "peft warns about transformers; tests/interop loads an export with it",
     "docs/serve.md": "it asks a server; tests/serving asks one with the same client",
 }
-"""The pages whose Python is not run, and the reason. What is not bash, console, python or yaml is
-not run either: output, and JavaScript, which tests/interop runs in Node.js."""
+"""The pages whose Python the tests do not run, and the reasons. Of the blocks in other languages,
+bash, console and yaml are tested; tests/interop runs the JavaScript in Node.js."""
 
 NEEDS = {
     "--to gguf": ("gguf",), "--to onnx": ("onnx",), "--to tensorboard": ("tensorboard",),
     "run.loggers=csv,tensorboard": ("tensorboard", "trackio", "wandb"),
     "from transformers import": ("transformers",),
 }  # fmt: skip
-"""Packages of extras. What needs one is left out if it is not installed; `make interop` has it."""
+"""Parts of commands and programs, with the packages of extras that they need. If a package is
+missing, the command is not run. `make interop` installs all of them."""
 
 MAY_FAIL = re.compile(r"gptcli check-")
-"""Commands whose exit code is 1 if the learner's file is wrong; pages show that, too."""
+"""Commands that exit with 1 if the learner's file is wrong. Pages show such files too."""
 
 LEARNERS = (
     "my_attention.py", "nomask.py", "gpt.py", "mingpt/model.py", "students/ada/attention.py",
     "cs336_basics/model.py:MultiheadSelfAttention", "solutions.py:Attention",
     "ch03.ipynb:MultiHeadAttentionWrapper", "1.1_Transformer_from_Scratch.ipynb:Attention",
 )  # fmt: skip
-"""Files and classes of learners that the pages name. Each holds the course's own solution."""
+"""Files and classes of learners that pages name. Here each holds the course's solution."""
 
 RUNS = re.compile(
     r"(?:runs/)?(mine|deeper|attention|char|overfit|shakespeare|night|a|b|own|short|small)(?=$|/)"
 )
-"""The names of runs that pages speak of without training them first."""
+"""The names of runs that pages use without training them first."""
 
 PAGES_WITH_CODE = [page for page in PAGES if any(
     block.language in ("sh", "bash", "console", "python", "yaml") for block in blocks(page))
@@ -97,7 +98,7 @@ PAGES_WITH_CODE = [page for page in PAGES if any(
 
 
 def reason(command: str) -> str | None:
-    """Why a command is not run; None if it is."""
+    """The reason why a command is not run, or None if it is run."""
     for beginning, why in NOT_RUN.items():
         if command == beginning or command.startswith(beginning + " "):
             return why
@@ -105,7 +106,7 @@ def reason(command: str) -> str | None:
 
 
 def missing(code: str) -> str | None:
-    """The package that a command or a program needs and that is not installed."""
+    """The reason why a command or program cannot run, a missing package, or None."""
     for part, packages in NEEDS.items():
         for package in packages:
             if part in code and importlib.util.find_spec(package) is None:
@@ -114,14 +115,14 @@ def missing(code: str) -> str | None:
 
 
 def notebook(code: str) -> str:
-    """A notebook with one cell."""
+    """The JSON of a notebook with one cell."""
     cell = {"cell_type": "code", "source": code, "metadata": {}, "outputs": []}
     return json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
 
 
 @pytest.fixture(scope="session")
 def kept(once: Once) -> Path:
-    """The folder that every page starts from: texts, learners' files, and the run `trained`."""
+    """The folder with which every page starts: texts, learners' files, and the run `trained`."""
 
     def make(folder: Path) -> None:
         text = TEXT + "The End. Once upon a time: To be, or not to be? ROMEO: Hello world\n"
@@ -150,13 +151,13 @@ def kept(once: Once) -> Path:
 
 
 class Shell:
-    """Runs the commands of a page, made small, in the current folder."""
+    """Runs the commands of a page in the current folder, with smaller trainings."""
 
     def __init__(self, cli: Any) -> None:
         self.cli = cli
 
     def run(self, block: Block, command: str) -> None:
-        """Run a command. Fails the test if its exit code is not the expected one."""
+        """Run a command. Fail if its exit code is not the expected one."""
         words, target = words_of(command)
         assert words[0] == "gptcli", f"{block}: {command}: name the reason in NOT_RUN"
         words = words[1:]
@@ -177,12 +178,12 @@ class Shell:
         assert outcome.code in good, f"{block}: {command}\n{' '.join(words)}\n{outcome.err}"
         if target:
             Path(target).write_text(outcome.out, encoding="utf-8")
-        if written is not None:  # the learner fills it in
+        if written is not None:  # solve the exercise, as the learner would
             assert "NotImplementedError" in written.read_text("utf-8")
             written.write_text(solution(exercise_named(written.stem)), "utf-8")
 
     def _smaller(self, words: list[str]) -> list[str]:
-        """A training with few steps and a tiny network."""
+        """The words of a command whose training has a few steps and a tiny network."""
         if words[0] == "sweep" and "--minutes" in words:
             at = words.index("--minutes")
             words = [*words[:at], *words[at + 2 :]]
@@ -193,18 +194,19 @@ class Shell:
         if "--resume" in words:
             return words
         given = {word.partition("=")[0] for word in words if "=" in word}
-        if "--minutes" in words:  # gptcli chooses the number of steps
+        if "--minutes" in words:  # with --minutes, gptcli chooses these two
             given |= {"train.max_steps", "train.eval_every"}
         if "--from" in words:
             given |= {key for key in SMALL if key.startswith("model.")}
         return [*words, *(f"{key}={value}" for key, value in SMALL.items() if key not in given)]
 
     def _give_runs(self, words: list[str]) -> None:
-        """Make the runs that a command names, if they do not exist: copies of a trained one."""
+        """Provide the missing runs that a command names, as copies of the run `trained`."""
         out = words.index("--out") + 1 if "--out" in words else None
         for place, word in enumerate(words):
             if place == out and not {"--resume", "--overwrite"} & set(words):
-                if Path(word).is_file() or words[0] == "train":  # of an earlier example
+                # Delete what an earlier example wrote.
+                if Path(word).is_file() or words[0] == "train":
                     _remove(Path(word))
                 continue
             if found := RUNS.match(word):
@@ -218,7 +220,7 @@ class Shell:
             shutil.copytree("trained", run)
 
     def _foreign(self, name: str) -> None:
-        """A folder of Hugging Face's, which an import reads."""
+        """Provide the folder in Hugging Face's format that an import reads."""
         self._give("exported")
         if not Path(name).exists():
             outcome = self.cli("export", "exported", "--to", "huggingface", "--out", name)
@@ -226,7 +228,7 @@ class Shell:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it exists."""
+    """Remove a file or a folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -234,13 +236,13 @@ def _remove(path: Path) -> None:
 
 
 def program(block: Block) -> str:
-    """The program of a block, made small."""
+    """The program of a block, with fewer steps."""
     text = re.sub(r'"train.max_steps": \d+', '"train.max_steps": 8', block.text)
     return re.sub(r'"train.eval_every": \d+', '"train.eval_every": 4', text)
 
 
 def learner_class(path: Path) -> type:
-    """The class of a learner's file, with a source that can be found."""
+    """The class in a learner's file, imported so that inspect finds its source."""
     spec = importlib.util.spec_from_file_location("my_attention", path)
     assert spec is not None
     assert spec.loader is not None
@@ -251,7 +253,7 @@ def learner_class(path: Path) -> type:
 
 
 def raises(following: Block | None) -> bool:
-    """Whether the block after a program shows that the program raises a GptcliError."""
+    """Whether the next block shows that the program raises a GptcliError."""
     return following is not None and following.text.startswith("GptcliError")
 
 
@@ -263,7 +265,7 @@ def test_every_command_and_program_of_a_page_runs(
     folder = tmp_path / "work"
     shutil.copytree(kept, folder)
     monkeypatch.chdir(folder)
-    # Few steps fill the time of --minutes.
+    # Assume slow steps, so that few of them fill the time of --minutes.
     monkeypatch.setattr("gptcli.training.minutes.measured_step", lambda *_: StepTime(1.0, 1.0))
     monkeypatch.setattr("gptcli.training.planner.Planner.max_steps", lambda *_: None)
     shell = Shell(cli)
@@ -286,7 +288,7 @@ def test_every_command_and_program_of_a_page_runs(
 
 
 def test_each_reason_is_needed() -> None:
-    """A line of the tables that no page needs is deleted."""
+    """Each entry of NOT_RUN, NO_PROGRAMS and NEEDS applies to at least one page."""
     commands = [command for page in PAGES for block in blocks(page) for command in block.commands()]
     for beginning in NOT_RUN:
         assert any(command.startswith(beginning) for command in commands), beginning

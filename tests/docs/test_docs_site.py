@@ -1,6 +1,7 @@
-"""The website of the docs: it is built without a warning, its links lead somewhere, it asks nobody.
+"""The docs' website: it builds without warnings, its links work, and it asks no other host.
 
-Needs the extra `docs`; `make docs-check` installs it. The last tests open the site in Chromium.
+The tests need the extra `docs`, which `make docs-check` installs. The last ones open the site in
+Chromium.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ QUESTIONS = {
     "ask from Python": "questions.html#how-do-i-ask-my-model-from-python",
     "learning rate": "reference/config.html#trainlearning_rate",
 }
-"""What readers search for, and what answers it: it is among the first five results."""
+"""What readers search for, and the page that must be among the first five results."""
 
 
 @functools.cache
 def builder() -> Any:
-    """docs/build_site.py."""
+    """The module docs/build_site.py."""
     spec = importlib.util.spec_from_file_location("build_site", ROOT / "docs" / "build_site.py")
     assert spec is not None
     assert spec.loader is not None
@@ -131,7 +132,7 @@ def test_a_folder_that_is_no_site_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 class Page(html.parser.HTMLParser):
-    """What a page of the site links to, what it loads, and its anchors."""
+    """The links of a page of the site, the files that it loads, and its anchors."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -154,7 +155,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="session")
 def site(once: Once) -> Path:
-    """The built site. Skips the test without zensical."""
+    """The folder of the built site. Skips the test if zensical is not installed."""
     if importlib.util.find_spec("zensical") is None:
         pytest.skip("zensical is not installed (the extra `docs`)")
 
@@ -169,7 +170,7 @@ def site(once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def built(site: Path) -> dict[str, Page]:
-    """The pages of the built site by their address in it."""
+    """The pages of the built site, by their path in it."""
     return {path.relative_to(site).as_posix(): Page(path) for path in sorted(site.rglob("*.html"))}
 
 
@@ -183,7 +184,7 @@ def test_every_link_of_the_site_leads_to_a_page_and_an_anchor(
     site: Path, built: dict[str, Page]
 ) -> None:
     for name, page in built.items():
-        if name == "404.html":  # its links begin at the root of a server
+        if name == "404.html":  # its links start at the root of a server
             continue
         for link in page.links:
             if re.match(r"[a-z]+:", link):
@@ -200,7 +201,7 @@ def test_every_link_of_the_site_leads_to_a_page_and_an_anchor(
 
 
 def test_the_site_loads_nothing_from_elsewhere(site: Path, built: dict[str, Page]) -> None:
-    """No page, style sheet or script of the pages loads from another host."""
+    """No page or style sheet loads a file from another host."""
     for name, page in built.items():
         for address in page.loaded:
             assert not re.match(r"[a-z]+:|//", address), f"{name}: {address}"
@@ -221,7 +222,8 @@ def test_no_page_shows_the_machine_that_built_it(site: Path) -> None:
 
 @pytest.fixture
 def browser(site: Path) -> Iterator[Any]:
-    """Makes pages in Chromium. Fails on errors, and on requests that leave the site."""
+    """A function that opens a page in Chromium. Fails on errors and on requests that leave the
+    site."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     from gptcli.pages.chromium import find_chromium
     from tests.pages.browser import FLAGS
@@ -265,7 +267,7 @@ def test_pages_fit_every_width_and_ask_nobody(
 
 @pytest.mark.slow
 def test_the_search_answers_what_readers_ask(site: Path, browser: Any) -> None:
-    """The site is opened as a file, without a server."""
+    """The browser opens the site as a file, so the search works without a server."""
     page = browser(1280, "light")
     page.goto((site / "index.html").as_uri())
     page.click(".md-search__button")

@@ -1,4 +1,4 @@
-"""The documentation without running it: links, anchors, commands, options, keys, programs, YAML."""
+"""Checks the documentation without running it: links, anchors, commands, keys, programs, YAML."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tests.docs.markdown import (
 )
 
 OUTSIDE = ("https://pytorch.org/", "https://semver.org", "https://github.com/openai/")
-"""Where links to other hosts may lead."""
+"""The only addresses outside the project to which links may lead."""
 
 LANGUAGES = {"sh", "console", "python", "yaml", "text", "js", "json"}
 
 NO_KEY = re.compile(r"\w+\.(py|js|json|h|safetensors|svg|onnx)|model\.(tokenizer|config|module)")
-"""Files and attributes that have the form of a config key."""
+"""Names of files and attributes that look like config keys."""
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -62,13 +62,13 @@ def test_every_block_names_its_language_and_has_its_form(page: str) -> None:
             compile(block.text, str(block), "exec")
         if block.language == "yaml":
             parse_config(block.text, name=str(block))
-    # A fence that nothing closes would hide the rest of the page.
+    # Every fence must be closed. Otherwise the rest of the page would be hidden.
     assert len(re.findall(r"^```", text_of(page), re.MULTILINE)) == 2 * len(blocks(page))
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_bar_in_the_code_of_a_table_is_escaped(page: str) -> None:
-    """GitHub would begin a new cell there, and leave out what is too much."""
+    """GitHub would start a new cell at the bar, and hide the cells that are too many."""
     for line in prose(page).splitlines():
         if line.startswith("|"):
             for code in re.findall(r"`([^`]+)`", line):
@@ -77,13 +77,13 @@ def test_a_bar_in_the_code_of_a_table_is_escaped(page: str) -> None:
 
 @cache
 def command_line() -> tuple[Any, Any]:
-    """The command line with all commands, and its context."""
+    """The Click command of gptcli with all subcommands, and its context."""
     root: Any = get_command(app_of([]))
     return root, typer.Context(root, info_name="gptcli")
 
 
 def problem(words: list[str]) -> str | None:
-    """What is wrong with the words of a gptcli command; None if nothing is.
+    """The problem with the words of a gptcli command, or None if they are right.
 
     An ellipsis, and a word in capitals such as RUN, stand for anything."""
     command, context = command_line()
@@ -94,7 +94,7 @@ def problem(words: list[str]) -> str | None:
         name = rest.pop(0)
         if re.fullmatch(r"[A-Z]+|\.\.\.|check-\*", name):
             return None
-        names = name.replace("\\|", "|").split("|")  # one of several
+        names = name.replace("\\|", "|").split("|")  # `a|b` means one of the two commands
         if unknown := set(names) - set(command.commands):
             return f"no command {unknown}"
         command = command.commands[names[0]]
@@ -118,7 +118,7 @@ def problem(words: list[str]) -> str | None:
             texts.append(word)
     if command.name == "train" and len(texts) > 1:
         overrides.insert(0, f"data.source=[{', '.join(texts)}]")
-    if command.name == "sweep":  # its values are lists with commas
+    if command.name == "sweep":  # the values of a sweep are lists with commas
         keys = {word.partition("=")[0] for word in overrides}
         unknown = keys - set(dotted_keys())
         return f"no key {unknown}" if unknown else None
@@ -138,7 +138,7 @@ def test_every_command_and_option_exists(page: str) -> None:
             continue
         try:
             words, _ = words_of(line)
-        except ValueError:  # a part of a command, with an open quote
+        except ValueError:  # a part of a command, in which a quote is not closed
             continue
         usage = [re.sub(r"[\[\]]", "", word) for word in words[1:]]
         assert problem(usage) is None, f"{page}: {line}: {problem(usage)}"
@@ -162,7 +162,7 @@ def test_every_config_key_in_the_text_exists(page: str) -> None:
 
 
 def test_the_figures_of_the_performance_page_are_measured() -> None:
-    """Each figure of its tables is one of benchmarks/RESULTS.md, as it is or rounded."""
+    """Every figure in its tables is in benchmarks/RESULTS.md, possibly with more digits."""
     number = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
     measured = {
         float(found.replace(",", "")) for found in number.findall(text_of("benchmarks/RESULTS.md"))

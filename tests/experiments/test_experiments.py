@@ -1,4 +1,4 @@
-"""Seeds, sweeps and intervals: the statistics, the grid, resuming, what the commands print."""
+"""Seeds, sweeps and intervals: the statistics, the grid, resuming, and the commands' output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHORT = ("train.max_steps=4", "train.eval_every=2", "model.n_embd=8", "model.n_h
 
 @pytest.fixture
 def two(cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """runs/one and runs/two, of four steps each, with different learning rates."""
+    """The folder of runs/one and runs/two, which have four steps and different learning rates."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     for name, rate in (("one", 0.02), ("two", 0.001)):
@@ -42,7 +42,7 @@ def lines_of(out: str) -> list[Any]:
 
 
 def test_the_quantiles_are_those_of_student() -> None:
-    """Half of the density of t with n degrees of freedom, integrated, is 0.475 at the quantile."""
+    """The density of Student's t, integrated from 0 to the quantile, is 0.475."""
     for n in (1, 2, 5, 12, 30):
         scale = math.gamma((n + 1) / 2) / (math.sqrt(n * math.pi) * math.gamma(n / 2))
         width = t_975(n) / 20_000
@@ -54,7 +54,7 @@ def test_the_quantiles_are_those_of_student() -> None:
 
 
 def test_intervals_hold_the_truth_in_95_of_100() -> None:
-    """Of 2,000 comparisons of equal configs, 5 % look like more than noise; paired and not."""
+    """Of 2,000 comparisons of equal configs, about 5 % find more than noise, paired or not."""
     draw = random.Random(1)
     for paired in (True, False):
         wrong = 0
@@ -142,7 +142,7 @@ def test_two_runs_are_compared(two: Path, cli: Any, tmp_path: Path) -> None:
         "A B --seeds 3` can",
     ):
         assert fact in outcome.out, fact
-    assert "model.n_layer" not in outcome.out  # it does not differ
+    assert "model.n_layer" not in outcome.out  # both runs have the same n_layer
     text = (tmp_path / "ab.html").read_text("utf-8")
     assert "train.learning_rate" in text
     assert cli("compare", "one", "two", "--html", "ab.html").code == 2
@@ -168,7 +168,8 @@ def test_seeds_give_an_interval_and_are_trained_once(two: Path, cli: Any) -> Non
 def test_what_cannot_be_compared(two: Path, cli: Any, trained: Path) -> None:
     outcome = cli("compare", "one", trained, "--json")
     assert outcome.code == 0
-    assert lines_of(outcome.out)[0]["difference"] is not None  # the same text and tokenizer
+    # Both runs have the same text and tokenizer.
+    assert lines_of(outcome.out)[0]["difference"] is not None
     tokenizer = two / "two" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text("utf-8") + " ", "utf-8")
     assert "tokenizers differ" in lines_of(cli("compare", "one", "two", "--json").out)[0]["verdict"]

@@ -1,4 +1,4 @@
-"""`gptcli scaling`: the law on made-up points, and the command on networks of a few steps."""
+"""`gptcli scaling`: the law fitted to made-up losses, and the command on tiny networks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def test_an_exact_law_is_found() -> None:
 
 @pytest.mark.slow
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(slow: bool) -> None:
-    """Of 40 or 300 ladders with noise, 85 % of the intervals hold a new noisy network."""
+    """At least 85 % of the intervals, one for each noisy ladder, hold the loss of a larger
+    network."""
     draw = random.Random(3)
     inside, ladders = 0, 300 if slow else 40
     for _ in range(ladders):
@@ -60,7 +61,7 @@ def test_the_larger_one_is_eight_times_larger() -> None:
 def test_the_command(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Networks of a few steps; a lost one is trained again, the others are kept."""
+    """The command trains networks for a few steps. Later it trains only a deleted one again."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ladder, "_FEWEST_STEPS", 1)
     monkeypatch.setattr(ladder, "_CALIBRATION_STEPS", 2)
@@ -70,7 +71,7 @@ def test_the_command(
     words = ("scaling", text_file, "run.threads=1", "--out", "ladder")
     outcome = cli(*words, "--minutes", "0.2", "--json")
     assert outcome.code in (0, 1), outcome.err
-    if outcome.code == 1:  # of so few steps, larger networks can be worse
+    if outcome.code == 1:  # after so few steps, larger networks can be worse
         assert "not better" in outcome.err
     folder = tmp_path / "ladder"
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -1,4 +1,4 @@
-"""Strategies for fuzzed inputs: text, bytes and JSON, almost valid or completely invalid."""
+"""Strategies of Hypothesis for text, bytes and JSON, almost valid or completely invalid."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _edits = st.lists(
 
 
 def edited(base: bytes) -> Bytes:
-    """`base` with a few bytes changed, removed, doubled or inserted."""
+    """A strategy: `base` with a few bytes changed, removed, repeated or inserted."""
 
     def apply(edits: list[tuple[float, str, bytes]]) -> bytes:
         data = base
@@ -81,9 +81,9 @@ def _paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def changed(base: Any) -> st.SearchStrategy[Any]:
-    """`base`, a JSON value, with some of its parts replaced, renamed or removed."""
+    """A strategy: the JSON value `base` with some of its parts replaced, renamed or removed."""
     places = _paths(base)
-    # The first levels are worth more trials than the thousandth entry of a list.
+    # Change the first levels more often than, say, the thousandth entry of a list.
     shallow = [place for place in places if len(place) <= 2] or places
 
     def apply(changes: list[tuple[tuple[Any, ...], str, Any]]) -> Any:
@@ -116,7 +116,7 @@ def changed(base: Any) -> st.SearchStrategy[Any]:
 
 
 def as_json(value: Any) -> bytes:
-    """`value` as JSON in ASCII, in which a lone surrogate is an escape."""
+    """`value` as ASCII JSON, which writes a lone surrogate as an escape."""
     return json.dumps(value).encode("ascii")
 
 

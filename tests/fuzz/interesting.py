@@ -1,6 +1,6 @@
-"""Inputs that once caused a traceback, a hang or a full memory, and similar ones.
+"""Inputs that once caused a traceback, a hang or a full memory, and similar inputs.
 
-test_fuzz.py feeds each of them in every run of the suite.
+test_fuzz.py feeds them to the parsers in every run of the test suite.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 FOUND = Path(__file__).with_name("found.txt")
-"""The inputs that `make fuzz` found, one a line, as the repr of (target, input)."""
+"""The file of inputs that `make fuzz` found. Each line is the repr of (target, input)."""
 
 DEEP = b"[" * 100_000
 
@@ -75,11 +75,11 @@ INTERESTING: dict[str, list[Any]] = {
     "token cache": [DEEP, b"[1]", b"{}"],
     "names": ["a" * 5000, "~nobody-of-that-name", "²", "1" * 5000],
 }  # fmt: skip
-"""The inputs of each target, by the target's name."""
+"""The inputs for each target, by the target's name."""
 
 
 def save(target: str, value: object) -> Path:
-    """Add an input to FOUND, unless it is there, and return the path."""
+    """Add an input to FOUND if the file does not hold it yet. Return the path of FOUND."""
     line = f"{(target, value)!r}\n"
     assert literal_eval(line.strip()) == (target, value)
     old = FOUND.read_text("utf-8") if FOUND.exists() else ""

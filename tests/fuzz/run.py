@@ -1,8 +1,9 @@
 """Feeds many random inputs to every parser: `make fuzz`, or python -m tests.fuzz.run.
 
-It prints a line for each target: how many inputs it got, accepted and refused, the slowest, and
-what went wrong, with the smallest input that shows it. It adds that input to found.txt, whose lines
-test_fuzz.py feeds again in every run. The exit code is 1 if anything went wrong.
+It prints a line for each target: the numbers of inputs, accepted and refused, and the time of the
+slowest. If a target fails, it prints the traceback and adds the smallest failing input to
+found.txt. test_fuzz.py feeds the inputs of found.txt again in every run. The exit code is 1 if a
+target failed.
 """
 
 from __future__ import annotations
@@ -22,30 +23,31 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from tests.fuzz.interesting import INTERESTING, save
 from tests.fuzz.targets import Target, targets
 
-ROUND = 2_000  # inputs from one seed, because Hypothesis keeps all of them in memory
+ROUND = 2_000  # inputs for each seed; Hypothesis keeps all inputs of a seed in memory
 
 
 @dataclass
 class Count:
-    """How the inputs of one target ended."""
+    """The counts of one target's inputs, and its failure if there is one."""
 
     inputs: int = 0
     accepted: int = 0
     slowest: float = 0.0
-    """Seconds."""
+    """The time of the slowest input in seconds."""
     failure: str = ""
     smallest: object = None
-    """The smallest input that failed, if any did."""
+    """The smallest input that failed, if an input failed."""
 
 
 def fuzz(target: Target, count: int, first_seed: int) -> Count:
-    """Feed `count` inputs, or fewer if one goes wrong."""
+    """Feed `count` inputs to a target, but stop at the first failure."""
     done = Count()
 
     def feed(value: object) -> None:
         start = time.perf_counter()
         done.inputs += 1
-        done.smallest = value  # Hypothesis feeds the smallest failing input last
+        # Hypothesis feeds the smallest failing input last, so this value remains.
+        done.smallest = value
         done.accepted += target.accepts(value)
         done.slowest = max(done.slowest, time.perf_counter() - start)
 

@@ -1,4 +1,4 @@
-"""The fuzz targets: each accepts an input, or refuses it with a GptcliError and no other error.
+"""The fuzz targets: each accepts an input or raises GptcliError; any other error is a failure.
 
 Each target has a separate folder, which it uses for every input. It returns whether the input was
 accepted.
@@ -48,19 +48,19 @@ from gptcli.view.safe_text import clean
 from tests.fuzz import inputs
 from tests.fuzz.inputs import any_bytes, as_json, changed, edited, nested, yaml_like
 
-SECONDS = 60.0  # wall time; far more than any input takes, even on a busy machine
-LONGEST_ERROR = 100_000  # characters; a config can have a thousand problems, with a line for each
+SECONDS = 60.0  # wall time; even on a busy machine, no input takes nearly as long
+LONGEST_ERROR = 100_000  # characters; a config with a thousand problems has a line for each
 TEXT = "KING:\nWhat light is this, that comes by night? é🙂\n" * 4
 STEP = 12
 
 
 class HangError(Exception):
-    """An input took longer than any input should."""
+    """An input took longer than any input may take."""
 
 
 @contextmanager
 def no_longer_than(seconds: float) -> Iterator[None]:
-    """Raise HangError if the body takes longer, on systems that have a timer."""
+    """Raise HangError if the body takes longer than this. Do nothing on systems without a timer."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -79,16 +79,17 @@ def no_longer_than(seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Target:
-    """A name, a strategy that makes inputs, and a function that takes an input."""
+    """A fuzz target: its name, a strategy that makes inputs, and a function that takes an input."""
 
     name: str
     strategy: st.SearchStrategy[Any]
     feed: Callable[[Any], object]
     share: int = 1
-    """The target's share of the inputs of a long run, relative to the other targets."""
+    """This target's part of the inputs of a long run, relative to the other targets' parts."""
 
     def accepts(self, value: Any) -> bool:
-        """Whether the input is accepted. Raises every error that is not a GptcliError."""
+        """Return whether the target accepts the input. Errors that are not a GptcliError pass
+        through."""
         with no_longer_than(SECONDS):
             try:
                 self.feed(value)
@@ -102,7 +103,7 @@ class Target:
 
 
 def targets(folder: Path) -> list[Target]:
-    """All targets, which write below `folder`."""
+    """All fuzz targets. They write only below `folder`."""
     run = _run(folder / "run")
     return [
         *_configs(),
@@ -125,7 +126,7 @@ def _configs() -> list[Target]:
         st.text(max_size=60),
         edited(default).map(lambda data: data.decode("utf-8", "replace")),
         sections.map(lambda values: yaml.safe_dump(values, allow_unicode=True)),
-        # PyYAML needs a tenth of a second for a deeper input; `interesting.py` has a few of them.
+        # PyYAML takes a tenth of a second for deeper inputs. `interesting.py` has a few of them.
         nested.map(lambda data: data[:60].decode()),
     )
     overrides = st.lists(st.tuples(key, value).map("=".join) | st.text(max_size=10), max_size=4)
@@ -149,7 +150,7 @@ def _tokenizers(folder: Path) -> list[Target]:
         tokenizer.decode(tokenizer.encode("What"))
 
     class Learner:
-        """Stands for a learner's class. Accepts every file."""
+        """A stand-in for a learner's class that loads every file."""
 
         merges: ClassVar[list[tuple[int, int]]] = []
 
@@ -161,7 +162,7 @@ def _tokenizers(folder: Path) -> list[Target]:
             with suppress(ValueError, AttributeError, TypeError):  # the merges may be malformed
                 lines = [line.split() for line in model.get("merges", [])]
                 Learner.merges = [(int(left), int(right)) for left, right in lines]
-            with suppress(ValueError):  # load_tokenizer turns it into a GptcliError
+            with suppress(ValueError):  # load_tokenizer raises a GptcliError instead
                 user_bpe_from_json(model, Learner)
 
     user_parts = {"merges": ["97 98", "256 256", "257 257"], "saved": "", "kind": "own"}
@@ -191,7 +192,7 @@ MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=8)
 
 
 def _run(run: Path) -> Path:
-    """A run folder with one checkpoint, made without training."""
+    """Make a run folder with one checkpoint, without training. Return its path."""
     config = Config(model=MODEL)
     tokenizer = build_tokenizer("byte", 0, lambda: iter(()))
     run_folder.create(run, config, tokenizer)
@@ -389,7 +390,8 @@ def _cache(folder: Path) -> Target:
 
     def sealed(value: Any) -> bytes:
         if isinstance(value, dict):
-            value = json.loads(json.dumps(value))  # keys become text, which can be sorted
+            # JSON turns all keys into text, so that they can be sorted.
+            value = json.loads(json.dumps(value))
             value["sha256"] = cache._meta_sha256(value)
         return as_json(value)
 
@@ -407,7 +409,7 @@ def _cache(folder: Path) -> Target:
 def _names(run: Path) -> list[Target]:
     def feed(name: str) -> None:
         looks: list[Callable[[str], object]] = [find_config, find_file, run_folder.find_run]
-        # find_source would read a folder such as /.
+        # find_source would read the files of an existing folder such as /.
         if not os.path.exists(os.path.expanduser(name)):  # noqa: PTH110, PTH111
             looks.append(find_source)
         for look in looks:
@@ -416,6 +418,6 @@ def _names(run: Path) -> list[Target]:
         checkpoint.choose_step(run, name)
 
     part = st.sampled_from(["..", "/", ".", "~", "a", ":", "\n", "é", "*", "a" * 300, "-", "12"])
-    # The system gives no name with a NUL in it, and none longer than a few thousand characters.
+    # No name from the system holds a NUL or is longer than a few thousand characters.
     name = st.text(max_size=20).map(lambda text: text.replace("\0", ""))
     return [Target("names", st.lists(part, max_size=8).map("".join) | name, feed)]

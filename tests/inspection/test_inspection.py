@@ -1,4 +1,4 @@
-"""What `gptcli look` computes: weights, kinds of heads, the logit lens, the eight steps."""
+"""What `gptcli look` computes: attention weights, kinds of heads, logit lens, eight steps."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def model_of(tmp_path: Path, shape: str, kind: str = "char") -> Trained:
 
 
 def with_user_attention(tmp_path: Path, file: Path) -> Trained:
-    """A gpt2 model of random weights with the attention of a file."""
+    """A gpt2 model of random weights with the attention that a file defines."""
     base = trained(
         tmp_path / "run", "char", arch="gpt2", n_layer=2, n_head=2, n_embd=16, block_size=24
     )
@@ -91,7 +91,8 @@ def with_user_attention(tmp_path: Path, file: Path) -> Trained:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_weights_are_those_that_the_attention_uses(shape: str, tmp_path: Path) -> None:
-    """weights times values, projected, is what the module returns: to float32's rounding."""
+    """The weights times the values, projected, give the module's output up to float32's
+    rounding."""
     model = model_of(tmp_path, shape).model
     ids = torch.randint(model.vocab_size, (20,)).tolist()
     inside = look_inside(model, ids)
@@ -157,7 +158,8 @@ def test_a_prompt_begins_with_begin_of_text_if_the_tokenizer_asks_for_it(tmp_pat
 
 
 def test_the_kinds_are_those_of_heads_that_were_made_so(tmp_path: Path) -> None:
-    """Four heads by hand: previous token, first token, itself, induction; and one of nothing."""
+    """Four heads attend to the previous token, the first, themselves, or by induction. One is
+    mixed."""
     model = model_of(tmp_path, "modern").model
 
     def made(ids: list[int]) -> list[torch.Tensor | None]:
@@ -173,7 +175,7 @@ def test_the_kinds_are_those_of_heads_that_were_made_so(tmp_path: Path) -> None:
         heads[4] = torch.ones(T, T).tril() / (rows + 1)[:, None]
         return [heads]
 
-    maps = made(list(range(20)))  # no token comes twice: induction shows only on the probe
+    maps = made(list(range(20)))  # no token repeats here, so only the probe can show induction
     found = {one.head: one for one in head_kinds(model, maps, made)}
     assert [found[head].kind for head in range(3)] == list(KINDS[:3])
     assert found[0].shares[0] == pytest.approx(1)
@@ -184,7 +186,8 @@ def test_the_kinds_are_those_of_heads_that_were_made_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["course", PART_BY_PART, FUSED], ids=["course", "parts", "sdpa"])
 def test_a_learners_weights_are_found_in_the_trace(source: str, tmp_path: Path) -> None:
-    """The weights of a trace, times the values, are what the learner's module returns."""
+    """The weights in the learner's trace are those of `look`, and step 8 is what the module
+    returns."""
     file = COURSE
     if source != "course":
         file = tmp_path / "mine.py"

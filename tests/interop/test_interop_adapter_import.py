@@ -1,4 +1,4 @@
-"""The import of LoRA adapters of peft: what an export gives back, and what is refused by name."""
+"""The import of peft's LoRA adapters: round trips with exports, and refusals with the reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PREFIX = "base_model.model."
 
 @pytest.fixture
 def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine without transformers and peft: nothing is compared."""
+    """Skip the proof, as on a machine without transformers and peft."""
     nothing = Proof(None, (), "transformers is not installed")
     for name in ("hugging_face", "adapter"):
         monkeypatch.setattr(proof, name, lambda *_, **__: nothing)
@@ -36,7 +36,7 @@ def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def base(cli: Any, text_file: Path, tmp_path: Path) -> Any:
-    """base("gpt2") -> a run to tune."""
+    """base("gpt2") trains a run and returns its path; another run can be tuned from it."""
 
     def make(arch: str) -> Path:
         run = tmp_path / "base"
@@ -49,7 +49,8 @@ def base(cli: Any, text_file: Path, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def exported(cli: Any, base: Any, text_file: Path, tmp_path: Path) -> Any:
-    """exported("gpt2", "train.lora.rank=4") -> base run and export of a run with adapters."""
+    """exported("gpt2", "train.lora.rank=4") tunes and exports a run; returns the base and the
+    export."""
 
     def make(arch: str, *overrides: str) -> tuple[Path, Path]:
         origin, run, out = base(arch), tmp_path / "tuned", tmp_path / "export"
@@ -84,7 +85,7 @@ def test_an_export_of_an_import_gives_the_same_files(
     assert cli("export", run, "--out", again).code == 0
     for name in ("model.safetensors", f"adapter/{SETTINGS}", f"adapter/{WEIGHTS}"):
         assert (again / name).read_bytes() == (out / name).read_bytes()
-    # The run computes what the tuned one does, and is a run as any other.
+    # The imported run computes what the tuned run computes, and commands use it like any other run.
     ours, _ = checkpoint.best_valid(run)
     tuned = checkpoint.load(tmp_path / "tuned", 4)
     assert all(torch.equal(weight, ours.model[name]) for name, weight in tuned.model.items())
@@ -97,7 +98,8 @@ def test_an_export_of_an_import_gives_the_same_files(
 
 @pytest.mark.usefixtures("unproven")
 def test_a_layer_that_peft_trained_as_one_is_taken_apart(base: Any, tmp_path: Path) -> None:
-    """One A for query, key and value of GPT-2, and a scale of rank-stabilised LoRA."""
+    """peft adapts query, key and value of GPT-2 with one A. The scale is that of rank-stabilised
+    LoRA."""
     origin, folder = base("gpt2"), tmp_path / "adapter"
     generator = torch.Generator().manual_seed(1)
     folder.mkdir()
@@ -204,7 +206,7 @@ def test_wrong_files_and_wrong_bases(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of transformers and peft, about themselves
+@pytest.mark.filterwarnings("ignore")  # transformers and peft warn about their own code
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 def test_an_adapter_that_peft_saved_computes_the_same(
     arch: str, cli: Any, base: Any, tmp_path: Path

@@ -1,4 +1,4 @@
-"""What `gptcli export` writes, refuses and says, without any other program."""
+"""What `gptcli export` writes, refuses and prints. No other program is needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TINY = (
 
 @pytest.fixture(autouse=True)
 def _no_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests of this file have no proof, which takes seconds."""
+    """Skip the proof with transformers, because it takes seconds."""
     nothing = Proof(None, (), "transformers is not installed")
     monkeypatch.setattr(proof, "hugging_face", lambda *_: nothing)
 

@@ -1,4 +1,4 @@
-"""llama.cpp runs exports: log-probabilities, numbers of tokens, perplexity, every type."""
+"""llama.cpp runs exports: their log-probabilities, token counts and perplexity, in every type."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def test_random_shapes_give_the_same_log_probabilities(
     done = exporting.export(model, "gguf", tmp_path / "out.gguf")
     assert done.files == ("out.gguf",)
     assert done.proof.largest_difference is not None
-    limit = 1e-4 if arch == "modern" else 0.02  # llama.cpp's GELU is a table of 16 bits
+    # llama.cpp computes GELU with a table of 16-bit numbers.
+    limit = 1e-4 if arch == "modern" else 0.02
     assert done.proof.largest_difference <= limit
     assert "xllamacpp" in proof_sentence(done.proof)
     assert done.not_expressible
@@ -46,7 +47,7 @@ def test_random_shapes_give_the_same_log_probabilities(
 def test_perplexity_in_shorter_types(
     arch: str, type_name: str, most: float, tmp_path: Path
 ) -> None:
-    """The perplexity of the next token over windows of a text, which llama.cpp computes."""
+    """llama.cpp and gptcli predict the last token of many windows with about equal perplexity."""
     model = trained(
         tmp_path / "run", "byte", 2, arch=arch, n_layer=2, n_head=2, n_embd=64, block_size=32
     )

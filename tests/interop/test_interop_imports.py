@@ -1,4 +1,4 @@
-"""Imports: round trips, foreign configs, refusals by name, damaged and hostile files, commands."""
+"""Imports: round trips, foreign configs, refusals, damaged and hostile files, commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.interop.models import KINDS, shape, trained
 
 @pytest.fixture(autouse=True)
 def without_transformers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """transformers takes seconds to import; only the tests marked slow need it."""
+    """Skip the proof in quick tests, because importing transformers takes seconds."""
     if request.node.get_closest_marker("slow") is None:
         from gptcli.interop import proof
 
@@ -208,7 +208,8 @@ def test_tokens_of_vocab_and_merges_are_gpt2s(tmp_path: Path) -> None:
 
 
 def test_names_of_the_inner_model_and_old_buffers(tmp_path: Path) -> None:
-    """The files of the first GPT-2 have no prefix, and keep the causal mask as a buffer."""
+    """The weights of the first GPT-2 have names without a prefix, and buffers for the causal
+    mask."""
     from safetensors.torch import load_file, save_file
 
     folder = gpt2(tmp_path)
@@ -350,7 +351,7 @@ def load_ids(folder: Path) -> list[int]:
 
 
 def nanogpt(tmp_path: Path, kind: str, prefix: str = "", **more: Any) -> tuple[Path, Trained]:
-    """A checkpoint with the names and shapes of nanoGPT's."""
+    """A checkpoint with nanoGPT's names and shapes, and the model that it holds."""
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "bias": "true"}
     model = trained(tmp_path / "run", kind, arch="gpt2", **sizes)
     weights: dict[str, torch.Tensor] = {}
@@ -532,4 +533,5 @@ def test_models_of_transformers_give_the_same_logits(kind: str, seed: int, tmp_p
     assert done.proof.largest_difference is not None
     assert done.proof.largest_difference <= 1e-4
     if getattr(config, "sliding_window", None) is not None:
-        assert max(done.proof.lengths) > config.sliding_window  # the window itself was compared
+        # The proof also compared texts longer than the window.
+        assert max(done.proof.lengths) > config.sliding_window

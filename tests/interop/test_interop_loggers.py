@@ -1,4 +1,4 @@
-"""TensorBoard, trackio and wandb hold what metrics.jsonl and samples.txt say."""
+"""TensorBoard, trackio and wandb store what metrics.jsonl and samples.txt hold."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def needs(name: str) -> Any:
 
 
 Points = dict[str, dict[int, tuple[float, float]]]
-"""Metric -> step -> value and Unix time."""
+"""For each metric and step: the value and the Unix time."""
 
 
 class Found:
-    """What a log holds: the points, the samples as (step, text), and the config."""
+    """The content of a log: its points, its samples as (step, text), and its config."""
 
     def __init__(self) -> None:
         self.points: Points = {}
@@ -94,18 +94,18 @@ def read_trackio(folder: Path) -> Found:
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """The records of a .wandb file: LevelDB's log format, in blocks of 32 KiB, after 7 bytes."""
+    """Yield the records of a .wandb file. It has LevelDB's log format after the first 7 bytes."""
     data = path.read_bytes()
     assert data[:4] == b":W&B"
     at, record = 7, b""
     while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # the end of a block
+        if 32768 - at % 32768 < 7:  # the rest of the block is too short for a header
             at += 32768 - at % 32768
             continue
         _, size, kind = struct.unpack("<IHB", data[at : at + 7])
         record += data[at + 7 : at + 7 + size]
         at += 7 + size
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # the record is complete with this part
             yield record
             record = b""
 
@@ -143,7 +143,8 @@ PLACE = {"tensorboard": "loggers/tensorboard", "trackio": "loggers/trackio", "wa
 
 
 def expect_all(run: Path, name: str, folder: Path | None = None) -> Found:
-    """Assert that a log holds exactly what the files of the run say; returns what it holds."""
+    """Assert that a log holds exactly the data of the run's files. Return the content of the
+    log."""
     found = READ[name](folder or run / PLACE[name])
     items = Rows(run).read(ended=True)
     clock = run_clock(run, 0.0)
@@ -152,7 +153,7 @@ def expect_all(run: Path, name: str, folder: Path | None = None) -> Found:
         if isinstance(item, Row):
             for key, value in item.values.items():
                 time = clock(item.values["seconds"])
-                # TensorBoard keeps float32.
+                # TensorBoard stores float32 numbers.
                 kept = struct.unpack("f", struct.pack("f", value))[0]
                 expected.setdefault(key, {})[item.step] = (
                     kept if name == "tensorboard" else value,
@@ -182,7 +183,7 @@ def test_a_run_is_logged_resumed_and_logged_again(
     home.mkdir()
     for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(variable, str(home))
-    # No address can be reached: a logger that needs the network would fail.
+    # Every network address fails, and so would a logger that needs the network.
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     run = tmp_path / "run"
@@ -194,7 +195,7 @@ def test_a_run_is_logged_resumed_and_logged_again(
     assert outcome.code == 0, outcome.err
     assert "WARNING" not in outcome.err
     expect_all(run, name)
-    # The crash came after step 12 was logged, and the newest checkpoint is of step 10.
+    # This looks like a crash after step 12 was logged. The newest checkpoint left is of step 10.
     shutil.rmtree(run / "checkpoints" / "step-00000012")
     outcome = cli("train", "--resume", "--extend", "--out", run, "train.max_steps=16")
     assert outcome.code == 0, outcome.err
@@ -207,7 +208,7 @@ def test_a_run_is_logged_resumed_and_logged_again(
         expect_all(run, name)
     assert cli("log", run, "--to", name, "--out", tmp_path / "log").code == 0
     expect_all(run, name, tmp_path / "log")
-    # Nothing was written elsewhere, and the run folder can be copied and moved.
+    # The logger wrote no file elsewhere, so the run folder can be copied and moved.
     assert not [path for path in run.rglob("*") if path.is_symlink()]
     assert files_of(home) == set()
     assert files_of(tmp_path) == {"home", "run", "log"}
@@ -217,7 +218,7 @@ def test_a_run_is_logged_resumed_and_logged_again(
 
 @pytest.mark.parametrize("name", [needs(name) for name in PACKAGES])
 def test_an_old_run_is_logged_afterwards(name: str, cli: Any, tmp_path: Path) -> None:
-    """A run of an earlier version, without times in run.json, whose folder cannot be written."""
+    """`gptcli log` works with a run of an earlier version, and changes no file of the run."""
     old = Path(__file__).parent.parent / "old_runs" / "modern-char-muon" / "run"
     run = Path(shutil.copytree(old, tmp_path / "old"))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

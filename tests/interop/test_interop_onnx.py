@@ -1,4 +1,4 @@
-"""onnxruntime runs exports and computes the same: logits, greedy texts, every use of the cache."""
+"""onnxruntime runs exports: the same logits and greedy texts, with every use of the cache."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra `interop`")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `interop`")
 pytestmark = pytest.mark.slow
 
-# These import onnx and onnxruntime.
+# These two modules import onnx and onnxruntime.
 from gptcli.interop import onnx_graph, onnx_runtime  # noqa: E402
 
 SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12}
@@ -43,7 +43,7 @@ def cached(folder: Path) -> Any:
 
 
 def fed(model: Any, idx: torch.Tensor, sizes: list[int], keep: int | None = None) -> torch.Tensor:
-    """The logits of texts (B, T) that the model with a cache reads in pieces."""
+    """The logits (B, T, V) of texts (B, T) that the model with a cache reads in pieces."""
     model.clear(len(idx))
     found, start = [], 0
     for size in sizes:
@@ -77,7 +77,7 @@ def test_random_shapes_give_the_same_logits(arch: str, seed: int, tmp_path: Path
     model = trained(tmp_path / "run", KINDS[seed % 3], seed, **shape(seed, arch))
     done = exporting.export(model, "onnx", tmp_path / "out")
     assert done.proof.largest_difference is not None
-    assert done.proof.largest_difference <= 3e-4  # widths from 2 on
+    assert done.proof.largest_difference <= 3e-4  # the random widths start at 2
     past = max(done.proof.lengths) > model.config.model.block_size
     assert past == (arch == "modern")
     assert f"onnxruntime {onnxruntime.__version__} read" in proof_sentence(done.proof)
@@ -106,10 +106,10 @@ def test_every_use_of_the_cache(arch: str, tmp_path: Path) -> None:
         idx = texts(model, batch, length)
         wanted = ours(model, idx)
         for sizes in ([length], [1] * length, [5, length - 5], [7, 1, 1, length - 9]):
-            # The last: a caller drops the keys and values that no later token can look at.
+            # With 11, a caller drops the keys and values that no later token can attend to.
             for keep in (None, 100, 11):
                 assert close(fed(file, idx, sizes, keep), wanted), (batch, sizes, keep)
-    # One token fewer is one that the next token looks at.
+    # With 10, the caller drops one token that the next token still attends to.
     if arch == "modern":
         assert not close(fed(file, idx, [1] * length, 10), wanted)
 
@@ -150,7 +150,7 @@ def test_learned_positions_end_at_the_context_length(tmp_path: Path) -> None:
 
 
 def program(folder: Path, tokens: int, temperature: float) -> str:
-    """The program of a folder's card, with other settings."""
+    """The Python program in the card of a folder, with other settings."""
     (found,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.S)
     for old, new in (
         ('"THIS FOLDER"', repr(str(folder))),
@@ -174,7 +174,7 @@ def greedy(model: Any, prompt: list[int], tokens: int) -> list[int]:
 def test_the_program_of_the_card_writes_the_same_200_tokens(
     kind: str, arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Past the window, too: both archs have 48 tokens."""
+    """The 200 tokens exceed the window of 48 tokens."""
     model = trained(tmp_path / "run", kind, 3, arch=arch, n_layer=2, n_head=2, n_embd=32,
                     block_size=48)  # fmt: skip
     folder = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Models with tokenizers like Qwen3's and Llama 3's: imports, scores, exports elsewhere."""
+"""Models with tokenizers like Qwen3's and Llama 3's: their import, scores and further exports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def written(kind: str, folder: Path) -> Path:
-    """A random model of transformers with a tokenizer of `kind`, and rows without tokens."""
+    """Write a random model of transformers with a tokenizer of `kind`. Some embedding rows have no
+    token."""
     tokenizer = theirs(kind)
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -43,7 +44,7 @@ def written(kind: str, folder: Path) -> Path:
     model = transformers.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            parameter.data *= 5  # so that greedy texts are not one token repeated
+            parameter.data *= 5  # otherwise a greedy text would repeat one token
     model.save_pretrained(folder)
     return folder
 
@@ -62,7 +63,7 @@ def test_the_import_is_proven_and_scores_a_text_alike(
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
     ids = tokenizer("KING 12:\n What's").input_ids
-    if kind != "llama3":  # its tokenizer begins the text itself
+    if kind != "llama3":  # the tokenizer of llama3 adds the first token itself
         ids = [imported.trained.tokenizer.eot, *ids]
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0]

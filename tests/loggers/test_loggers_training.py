@@ -1,4 +1,4 @@
-"""run.loggers while a run trains: the same rows as metrics.jsonl, and no failure that stops it."""
+"""run.loggers during a training: the rows of metrics.jsonl, and no failure that stops the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRAIN = (*SMALL, "run.dtype=float32", "train.log_every=2", "train.eval_every=5")
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
-    """The rows that metrics.csv must have: those of metrics.jsonl, as text."""
+    """The rows that metrics.csv must have: the rows of metrics.jsonl as text."""
     return [
         {"step": str(item.step)} | {name: str(item.values.get(name, "")) for name in COLUMNS}
         for item in Rows(run).read(ended=True)
@@ -38,14 +38,14 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def same_numbers(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the values that depend on the clock."""
+    """The records of metrics.jsonl without the values that depend on the clock."""
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     clock = ("seconds", "tokens_per_second")
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
 
 
 def fake_package(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """A package `trackio` whose import runs `code`."""
+    """Install a package `trackio` that runs `code` when it is imported."""
     (folder / "fake" / "trackio").mkdir(parents=True)
     (folder / "fake" / "trackio" / "__init__.py").write_text(code)
     monkeypatch.syspath_prepend(str(folder / "fake"))
@@ -91,7 +91,7 @@ def test_a_missing_package_is_an_error_before_anything_happens(
     command: tuple[str, ...], cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "wandb").mkdir()  # as wandb itself makes
+    (tmp_path / "wandb").mkdir()  # wandb makes such a folder itself
     (tmp_path / "wandb" / "__init__.py").write_text("raise SystemExit('ran')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), ""])
     outcome = cli(*command)
@@ -115,7 +115,7 @@ def test_the_table_has_the_rows_of_the_run_also_after_a_resume(
     assert [row["step"] for row in first] == ["1", "2", "4", "5", "6", "8", "10", "12"]
     assert [row["step"] for row in first if row["val_loss"]] == ["5", "10", "12"]
     assert read_config(run).run.loggers == ["csv"]
-    # The crash came after step 12 was logged, and the newest checkpoint is of step 10.
+    # This looks like a crash after step 12 was logged. The newest checkpoint left is of step 10.
     shutil.rmtree(run / "checkpoints" / "step-00000012")
     outcome = cli("train", "--resume", "--extend", "--out", run, "train.max_steps=16")
     assert outcome.code == 0, outcome.err
@@ -178,7 +178,7 @@ def test_a_logger_that_fails_stops_nothing(
     train = ("train", text_file, *TRAIN, "train.max_steps=6")
     cli(*train, "--out", plain)
     fake_package(tmp_path, monkeypatch, code)
-    # A hanging logger is ended after this time; the others fail well before.
+    # gptcli ends a hanging logger after this time. The other faulty loggers end much earlier.
     monkeypatch.setattr(processes, "FINISH_S", 5.0 if code == HANG else 30.0)
     begun = time.monotonic()
     outcome = cli(*train, "--out", run, "run.loggers=trackio,csv")
@@ -190,7 +190,7 @@ def test_a_logger_that_fails_stops_nothing(
     step = "checkpoints/step-00000006/model.safetensors"
     assert (run / step).read_bytes() == (plain / step).read_bytes()
     assert same_numbers(run) == same_numbers(plain)
-    assert table(run / "metrics.csv") == rows_of(run)  # the other logger is not affected
+    assert table(run / "metrics.csv") == rows_of(run)  # the logger csv is not affected
     status = json.loads((run / "run.json").read_text())
     assert (status["stopped"], status["steps"]) == ("done", 6)
 
@@ -219,7 +219,7 @@ def test_a_log_is_never_written_outside_the_run_folder(
 def test_the_log_is_complete_after_a_signal(
     number: signal.Signals, text_file: Path, tmp_path: Path
 ) -> None:
-    """Also if the training is killed: its loggers write what is in metrics.jsonl, and end."""
+    """Even after SIGKILL, the process of the logger writes all rows of metrics.jsonl and ends."""
     run = tmp_path / "run"
     command = [
         sys.executable, "-m", "gptcli", "train", str(text_file), "--out", str(run), *TRAIN,
@@ -309,7 +309,7 @@ def test_log_while_the_run_trains(trained: Path, cli: Any, tmp_path: Path) -> No
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     config = (run / "config.yaml").read_text()
     with folder_lock(run):
-        assert cli("log", run).code == 0  # its training does not write this log
+        assert cli("log", run).code == 0  # this run has no loggers, so nothing else writes the log
         (run / "config.yaml").write_text(config.replace("loggers: []", "loggers: [csv]"))
         outcome = cli("log", run)
         assert outcome.code == 1

@@ -14,7 +14,7 @@ from gptcli.model.rotary import RotaryCausalSelfAttention
 
 
 def randomise(module: nn.Module, seed: int) -> None:
-    """Give all parameters random values: weights of unit scale, random biases and gains."""
+    """Give all parameters random values, those of matrices scaled by 1 / sqrt(inputs)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -32,7 +32,7 @@ def attention(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> CausalSelfAttention:
-    """An attention in evaluation mode. Its config has only the fields that learners may use."""
+    """An attention in evaluation mode. Its config has only the fields that learners may read."""
     config = SimpleNamespace(n_embd=H * D, n_head=H, dropout=dropout, bias=bias)
     module = (RotaryCausalSelfAttention if rotary else CausalSelfAttention)(config)
     randomise(module, seed)
@@ -40,7 +40,7 @@ def attention(
 
 
 def inputs(B: int, T: int, C: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
-    """Unit-scale x (B, T, C)."""
+    """Random x (B, T, C) of unit scale."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(B, T, C, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -54,7 +54,7 @@ def gpt(
     dtype: torch.dtype = torch.float32,
     **sizes: object,
 ) -> GPT:
-    """A GPT of two blocks in evaluation mode, initialised, or with `random` parameters."""
+    """A GPT of two blocks in evaluation mode, with initial or with `random` parameters."""
     values = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "bias": arch == "gpt2"}
     model = GPT(ModelConfig.model_validate({"arch": arch, **values, **sizes}), vocab_size)
     initialise(model, torch.Generator().manual_seed(seed))
@@ -64,5 +64,5 @@ def gpt(
 
 
 def tokens(B: int, T: int, vocab_size: int = 11, seed: int = 2) -> Tensor:
-    """Token ids, int64 (B, T)."""
+    """Random token ids, int64 (B, T)."""
     return torch.randint(vocab_size, (B, T), generator=torch.Generator().manual_seed(seed))

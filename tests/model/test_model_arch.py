@@ -1,4 +1,4 @@
-"""The archs' descriptions are complete, and nothing else in gptcli compares an arch's name."""
+"""The descriptions of the archs are complete. No other code of gptcli compares an arch's name."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def test_the_c_library_refuses_another_layout() -> None:
 
 
 def test_a_third_arch_needs_only_a_description(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mixture of both archs, from layers that exist: it trains, and its costs are known."""
+    """A new arch that combines layers of the two others can be trained, and its cost can be
+    estimated."""
     third = replace(ARCHS["modern"], positions="learned", qk_norm=False, tied_head=True)
     monkeypatch.setitem(ARCHS, "third", third)
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 8}

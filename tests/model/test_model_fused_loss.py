@@ -1,4 +1,4 @@
-"""The fused head and loss give the loss and gradients of the formula."""
+"""The fused head and loss give the loss and the gradients of the plain formula."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_cpu_does_not_use_it() -> None:
 def test_in_tritons_interpreter(
     rows: int, width: int, vocab_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run with TRITON_INTERPRET=1 on a machine with Triton and without a GPU."""
+    """To run this test: set TRITON_INTERPRET=1 on a machine with Triton but without a GPU."""
     check(rows, width, vocab_size, torch.float32, "cpu")
 
 

@@ -25,13 +25,14 @@ from tests.model.model_sizes import gpt, inputs, tokens
 def count(**values: object) -> tuple[int, int]:
     vocab_size = values.pop("vocab_size")
     assert isinstance(vocab_size, int)
-    with torch.device("meta"):  # has shapes but no memory
+    with torch.device("meta"):  # this device stores shapes but no numbers
         counted = count_parameters(GPT(ModelConfig.model_validate(values), vocab_size))
     return counted.total, counted.without_embeddings
 
 
 def test_gpt2_has_as_many_parameters_as_the_paper_counts() -> None:
-    """124,439,808 as released; 85,056,000 without token and position embeddings."""
+    """The released GPT-2 has 124,439,808 parameters, 85,056,000 of them outside the two
+    embeddings."""
     assert count(
         arch="gpt2", n_layer=12, n_head=12, n_embd=768, block_size=1024, bias=True, vocab_size=50257
     ) == (124_439_808, 85_056_000)
@@ -157,7 +158,7 @@ def test_logits_are_those_of_the_architecture(arch: str, again: object) -> None:
 
 
 def test_modern_has_the_weights_of_qwen3() -> None:
-    """It has no biases, gains on the norms, q_norm and k_norm per head, and an untied head."""
+    """It has RMSNorm gains, q_norm and k_norm for each head, an untied head, and no biases."""
     C, D, F_ = 16, 8, ARCHS["modern"].hidden_width(16)
     shapes = {name: tuple(p.shape) for name, p in gpt("modern", n_layer=1).named_parameters()}
     assert shapes == {
@@ -234,7 +235,7 @@ def test_gradients_reach_every_parameter(arch: str) -> None:
     model.loss(idx, idx.flip(0)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        if not name.endswith("key.bias"):  # softmax ignores it
+        if not name.endswith("key.bias"):  # softmax cancels the bias of the keys
             assert float(parameter.grad.abs().max()) > 1e-9, name
 
 
@@ -317,7 +318,8 @@ def test_norms_are_pytorchs() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("arch", ARCHS)
 def test_bfloat16_branches_leave_the_residual_stream_in_float32(arch: str) -> None:
-    """The stream, the norms and the head are not rounded, so the logits are closer to float32's."""
+    """The residual stream, norms and head stay in float32, so the logits are closer to the exact
+    ones."""
     exact, idx = gpt(arch, random=True), tokens(2, 8)
     expected = exact(idx)
     half, whole = gpt(arch, random=True), gpt(arch, random=True).to(torch.bfloat16)

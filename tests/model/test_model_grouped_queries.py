@@ -1,4 +1,6 @@
-"""Grouped queries, free head widths, rope_theta and Llama's layout: every path agrees."""
+"""Grouped queries, free head widths, rope_theta and Llama's layout: all paths give equal
+results.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def test_the_forward_pass_is_the_one_spelled_out(keys: dict[str, Any], T: int) -
     m = model("modern", 2, 70, **keys)
     idx = torch.randint(0, m.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(m(idx), banded(m, idx), rtol=1e-4, atol=1e-4)
-    m.double()  # the three batched operations instead of the fused kernel
+    m.double()  # float64 uses three batched operations instead of the fused kernel
     torch.testing.assert_close(m(idx), banded(m, idx).double(), rtol=1e-4, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""The table of parameters: complete, in the C library's order, and true of each network."""
+"""The table of parameters is complete, has the C library's order, and fits every network."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def test_the_places_are_those_of_the_c_library() -> None:
     header = (Path(gptcli.__file__).parent / "native" / "parameters.h").read_text("utf-8")
     enums = [re.findall(r"\w+", enum) for enum in re.findall(r"enum \{(.*?)\}", header, re.DOTALL)]
     for rows, enum in zip((OUTSIDE_BLOCKS, IN_BLOCK), enums, strict=True):
-        assert list(dict.fromkeys(row.place for row in rows)) == enum[:-1]  # the last one counts
+        # The last name of the enum is the count.
+        assert list(dict.fromkeys(row.place for row in rows)) == enum[:-1]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -65,7 +66,8 @@ def test_the_c_library_gets_every_parameter_once(arch: ArchName) -> None:
 
 @pytest.mark.parametrize(("arch", "layout"), [("gpt2", "gpt2"), ("modern", "qwen3")])
 def test_every_parameter_has_a_name_in_its_ecosystem(arch: ArchName, layout: str) -> None:
-    """Each name once; only query, key and value of GPT-2 share one, in this order."""
+    """Each name belongs to one parameter. Only GPT-2's query, key and value share a name, in this
+    order."""
     found: dict[str, list[int | None]] = {}
     for name, _ in network(arch).named_parameters():
         row = row_of(name)
@@ -84,10 +86,11 @@ def test_every_parameter_has_a_name_in_its_ecosystem(arch: ArchName, layout: str
     [
         ("wte.weight", 2, "embedding"),
         ("h.3.mlp.c_proj.weight", 2, "matrix"),
-        ("h.3.attn.c_attn.weight", 2, "matrix"),  # the user's: not in the table
+        ("h.3.attn.c_attn.weight", 2, "matrix"),  # a user's parameter, which is not in the table
         ("h.3.attn.c_attn.bias", 1, "bias"),
         ("h.3.ln_1.gamma", 1, "gain"),
-        ("h.3.ln_1.weight", 2, "matrix"),  # the user's: another shape than the table's
+        # A user's parameter, whose shape differs from the table's.
+        ("h.3.ln_1.weight", 2, "matrix"),
         ("h.3.attn.table", 3, "other"),
         ("h.3.attn.temperature", 0, "gain"),
         ("ln_f.weight", 2, "other"),

@@ -1,4 +1,4 @@
-"""Rotary positions: only distances matter, and the KV cache equals recomputation."""
+"""Rotary positions: only distances between tokens matter, and the KV cache equals recomputation."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_position_0_rotates_nothing_and_1_rotates_by_the_frequency() -> None:
 
 @torch.no_grad()
 def test_shifting_the_whole_text_changes_nothing() -> None:
-    """The same tokens from position 5 on give the same output."""
+    """If all positions grow by 5, the products of queries and keys stay the same."""
     module, x = attention(2, 6, rotary=True), inputs(2, 7, 12)
     q, k, v = module.heads(module.project(x), start=0)
     q5, k5, v5 = module.heads(module.project(x), start=5)
@@ -86,7 +86,7 @@ def test_the_length_of_queries_and_keys_is_normalised() -> None:
 
 
 def recomputed(module: CausalSelfAttention, x: Tensor, width: int) -> Tensor:
-    """Attention over the complete text under a banded causal mask: (B, T, C)."""
+    """Attention over the complete text with a banded causal mask, (B, T, C)."""
     at = torch.arange(x.shape[1])
     q, k, v = module.heads(module.project(x), start=0)
     mixed = attend_masked(q, k, v, banded_mask(at, at, width))
@@ -108,7 +108,7 @@ def test_the_cache_equals_recomputation_under_a_banded_mask(
     pieces: list[int],
     seed: int,
 ) -> None:
-    """Feed pieces of any size up to the width, until far past the width."""
+    """The pieces have any size up to the width. Together they are much longer than the width."""
     pieces = [min(piece, width) for piece in pieces]
     module = attention(3, 4, rotary=rotary, seed=seed)
     x = inputs(2, sum(pieces), 12, seed=seed + 1)
@@ -147,7 +147,7 @@ def test_odd_head_dim_is_refused() -> None:
 
 @pytest.mark.parametrize("start", [0, 100, (1 << 14) - 3, 1 << 14, 3_000_000])
 def test_late_positions_rotate_the_same_with_and_without_a_table(start: int) -> None:
-    """A complete table and one for these tokens only have the same values."""
+    """The shared table and a table for only these positions have the same values."""
     torch.manual_seed(0)
     config = SimpleNamespace(n_embd=16, n_head=2, dropout=0.0, bias=False)
     qkv = torch.randn(1, 5, 6, 8)

@@ -1,4 +1,4 @@
-"""Names and shapes without a module are those of the module; weights share its memory."""
+"""Names and shapes computed without a module equal the module's; the weights share its memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C libraries for several kinds of processors; tests are skipped if one cannot be built."""
+"""The C libraries for several kinds of processors. A test is skipped if its library is missing."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from gptcli.processor import KINDS, all_features, features_and_flags
 from tests.conftest import KEPT_LIBRARIES, Once
 
 EMULATED = Path(__file__).with_name("emulated")
-"""The intrinsics of AVX-512, AVX512-BF16 and AMX in plain C."""
+"""A folder with the intrinsics of AVX-512, AVX512-BF16 and AMX in plain C."""
 
 
 def compiled(
     once: Once, source: library.Source, flags: tuple[str, ...], with_: str | None = None
 ) -> Path:
-    """A C library compiled with other flags or another compiler, by one of the workers.
+    """The path of a C library that one of the workers compiled with other flags or another
+    compiler.
 
-    It is kept in .pytest_cache for the next run, until the code or the flags change."""
+    The next run finds it in .pytest_cache, until the code or the flags change."""
     file = library._HERE / source.file
     compiler = (with_ or os.environ.get("CC") or shutil.which("gcc") or "cc").split()
     words = [*compiler, *library._FLAGS, *source.flags, *flags]
@@ -50,7 +51,7 @@ def compiled(
 
 
 def emulated(once: Once, *, amx: bool) -> ctypes.CDLL:
-    """The bfloat16 library for AVX512-BF16, also with AMX, on a processor that has neither."""
+    """The bfloat16 library for AVX512-BF16, and for AMX if asked, on a processor without them."""
     kinds = ["avx512", "avx512_bf16", *(["amx"] if amx else [])]
     names = {name.upper() for kind in kinds for name in KINDS[kind].features}
     macros = [f"-D__{name.replace('AVX512_', 'AVX512')}__" for name in sorted(names)]
@@ -59,16 +60,17 @@ def emulated(once: Once, *, amx: bool) -> ctypes.CDLL:
 
 
 def of_kind(once: Once, source: library.Source, kind: str) -> ctypes.CDLL:
-    """A library compiled for a kind of processor that this processor contains."""
+    """The library for another kind of processor, if this processor has all features of that
+    kind."""
     here, asked = all_features(), features_and_flags(kind)
     if here is None or not here >= asked.features:
         pytest.skip(f"this processor is not {kind}")
-    quick = ("-O1",) if kind == "sse2" else ()  # it compiles in half the time
+    quick = ("-O1",) if kind == "sse2" else ()  # -O1 halves the time to compile
     return library._load(source, compiled(once, source, (*asked.flags, *quick, "-w")))
 
 
 def found_or_skipped(source: library.Source) -> ctypes.CDLL:
-    """The library of this machine, from a cache that outlives the tests."""
+    """The library of this machine, from a cache that remains after the tests."""
     library.find.cache_clear()
     found = library.find(source)
     if found.library is None:
@@ -78,19 +80,20 @@ def found_or_skipped(source: library.Source) -> ctypes.CDLL:
 
 
 def has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16."""
+    """Whether this processor can multiply bfloat16 numbers."""
     return (all_features() or frozenset()) >= library.TRAINING.required_features
 
 
 @pytest.fixture(scope="session")
 def native_float32() -> ctypes.CDLL:
-    """The training library of this machine in float32."""
+    """The float32 training library of this machine."""
     return found_or_skipped(library.TRAINING_FLOAT32)
 
 
 @pytest.fixture(scope="session", params=["float32", "bfloat16"])
 def native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
-    """The training library in both dtypes. The processor's bfloat16 is emulated if it has none."""
+    """The training library in each dtype. bfloat16 is emulated if the processor cannot multiply
+    it."""
     if request.param == "float32":
         return found_or_skipped(library.TRAINING_FLOAT32)
     return found_or_skipped(library.TRAINING) if has_bf16() else emulated(once, amx=False)
@@ -103,10 +106,10 @@ OTHERS = {
     "bfloat16, emulated AMX": ("bfloat16", "amx"),
     "bfloat16, emulated without AMX": ("bfloat16", "avx512_bf16"),
 }
-"""Builds for other kinds of processors: dtype, kind."""
+"""Builds for other kinds of processors, as (dtype, kind)."""
 
 _SLOW_OTHERS = tuple(name for name in OTHERS if name != "float32, sse2")
-"""On a processor with AVX2 alone, `native` tests the second and the last."""
+"""Only slow tests use these builds."""
 
 
 @pytest.fixture(
@@ -117,7 +120,7 @@ _SLOW_OTHERS = tuple(name for name in OTHERS if name != "float32, sse2")
     ],
 )
 def another_native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
-    """The training library, built for each of OTHERS."""
+    """The training library, built for each of OTHERS in turn."""
     dtype, kind = OTHERS[request.param]
     if kind == "clang":
         if shutil.which("clang") is None:
@@ -133,7 +136,7 @@ def another_native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
 
 @pytest.fixture
 def native_dtype(native: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    """The dtype of `native`, which runs of this dtype then find as the machine's library."""
+    """The dtype of `native`. Runs of this dtype find `native` as the library of this machine."""
     if native.number_bytes() == 4:
         return torch.float32
     find = library.find
@@ -152,10 +155,10 @@ DECODERS = {
     "without bfloat16": ("-march=x86-64-v3",),
     "without vectors": ("-march=x86-64",),
 }
-"""More compiler flags, which build the C decoder of other processors."""
+"""Compiler flags with which the C decoder is built for other processors."""
 
 IN_MAKE_TEST = ("as it is", "without vectors")
-"""Compiling the others takes 8 seconds each."""
+"""The decoders that `make test` compiles. Each other one would take 8 seconds more."""
 
 
 @pytest.fixture(
@@ -166,7 +169,7 @@ IN_MAKE_TEST = ("as it is", "without vectors")
     ],
 )
 def decoding(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
-    """The sampling library, built with each of DECODERS."""
+    """The sampling library, built with each of DECODERS in turn."""
     found = library.find(library.SAMPLING)
     if found.library is None:
         assert "the C compiler failed" not in found.reason, found.reason

@@ -1,4 +1,4 @@
-"""Networks for the tests of the C passes, and the same weights in PyTorch in any dtype."""
+"""Networks for the tests of the C passes, and the same networks in PyTorch in any dtype."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gptcli.training.training_state import build_model
 
 @dataclass
 class Network:
-    """A GPT without zero weights, and its C passes."""
+    """A GPT without zero weights, together with its C passes."""
 
     model: GPT
     weights: MasterWeights
@@ -26,7 +26,7 @@ class Network:
     dtype: torch.dtype
 
     def gradients(self) -> dict[str, Tensor]:
-        """A copy of the last gradients of the C passes, by parameter."""
+        """A copy of the gradients that the C passes computed last, by parameter."""
         self.weights.use_gradients()
         return {name: p.grad.clone() for name, p in self.weights.masters if p.grad is not None}
 
@@ -55,7 +55,8 @@ def network(
     seed: int = 0,
     **sizes: object,
 ) -> Network:
-    """Two blocks with `noise` added to the initial weights, because weights of 0 hide gradients."""
+    """A network of two blocks. Noise is added to its weights, because weights of 0 hide
+    gradients."""
     values = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "bias": arch == "gpt2"}
     config = ModelConfig.model_validate({"arch": arch, **values, **sizes})
     model = build_model(config, vocab_size, seed=seed)
@@ -72,7 +73,7 @@ def network(
 
 
 def batch(B: int, T: int, vocab_size: int = 11, seed: int = 2) -> tuple[Tensor, Tensor]:
-    """Random token ids and random targets, (B, T) each."""
+    """Random token ids and random targets, each (B, T)."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, vocab_size, (2, B, T), generator=generator)
     return ids[0], ids[1]

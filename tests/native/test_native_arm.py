@@ -1,4 +1,4 @@
-"""The training library for aarch64, compiled by a cross compiler and run in an emulator."""
+"""The training library for aarch64, built by a cross compiler and run in an emulator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The words that run step_on_arm.c."""
+    """The words of a command that runs step_on_arm.c in the emulator."""
     for tool in (COMPILER, EMULATOR):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed (packages gcc-aarch64-linux-gnu, qemu-user)")

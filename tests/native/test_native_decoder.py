@@ -1,4 +1,4 @@
-"""The C decoder gives PyTorch's logits in every batch, and chooses the same tokens."""
+"""The C decoder gives PyTorch's logits in every batch, and chooses the same tokens as PyTorch."""
 
 from __future__ import annotations
 
@@ -113,16 +113,17 @@ def test_bfloat16_logits_are_close_to_pytorchs(
     with torch.no_grad():
         expected = m(torch.tensor([ids]))[0, -1].log_softmax(-1)
         plain = m.to(torch.bfloat16)(torch.tensor([ids]))[0, -1].float().log_softmax(-1)
-    m.to(torch.float32)  # weights rounded as the decoder rounds them
+    m.to(torch.float32)  # the weights stay rounded, as in the decoder
     half = decoder(decoding, m, "bfloat16")
     half.feed([(0, 0, ids)])
     error = (logits_of(half, 0).log_softmax(-1) - expected).abs().max()
-    # Compared with the error of PyTorch, which rounds after every operation.
+    # The bound is PyTorch's error. PyTorch rounds after every operation.
     assert error <= 1.5 * (plain - expected).abs().max() + 0.01
 
 
 def in_bytes(weight: torch.Tensor) -> torch.Tensor:
-    """A weight matrix rounded to int8: multiples, at most 127, of a scale per 32 inputs.
+    """A weight matrix rounded to int8: each group of 32 inputs has a scale and whole numbers up to
+    127.
 
     The scale is a bfloat16, rounded up."""
     N, K = weight.shape
@@ -141,7 +142,7 @@ def in_bytes(weight: torch.Tensor) -> torch.Tensor:
 def test_int8_logits_are_those_of_rounded_weights(
     decoding: ctypes.CDLL, shape: dict[str, Any]
 ) -> None:
-    """Compares with PyTorch on rounded weights.
+    """The logits are close to those of PyTorch with rounded weights.
 
     The decoder also rounds activations to 15 bits, and keys and values to bfloat16. These errors
     are far smaller than those of the weights."""
@@ -154,7 +155,7 @@ def test_int8_logits_are_those_of_rounded_weights(
         for name, weight in m.named_parameters():
             if weight.dim() == 2 and name.split(".")[0] not in ("wte", "wpe"):
                 weight.copy_(in_bytes(weight))
-        if m.config.arch == "gpt2":  # the tied embedding is rounded as the head only
+        if m.config.arch == "gpt2":  # the embedding is rounded only in its use as the head
             hidden: list[torch.Tensor] = []
             m.lm_head.register_forward_pre_hook(lambda _, given: hidden.append(given[0]))
             m(torch.tensor([ids]))
@@ -224,7 +225,7 @@ def test_only_distances_between_positions_matter(decoding: ctypes.CDLL, far: int
     ids = text(m, 10)
     here, there = decoder(decoding, m), decoder(decoding, m)
     here.feed([(0, 0, ids)])
-    # Empty slots are masked only near the beginning, so fill the window first.
+    # Empty slots are masked only at the beginning of a text. Therefore fill the window first.
     there.feed([(0, far - 32, text(m, 32, 1))])
     here.feed([(0, 10, text(m, 32, 1))])
     here.feed([(0, 42, ids)])
@@ -280,7 +281,7 @@ def test_bytes_needed_grows_with_streams_and_dtype(decoding: ctypes.CDLL) -> Non
             ("int8", 1000),
         )
     ]
-    of_a_stream = 2 * 2 * 64 * 64 * 4  # layers, keys and values, tokens, channels, bytes
+    of_a_stream = 2 * 2 * 64 * 64 * 4  # layers * (keys and values) * tokens * channels * bytes
     assert sizes[1] - sizes[0] == pytest.approx(999 * of_a_stream, rel=0.3)
     assert sizes[2] < 0.7 * sizes[1]
     assert sizes[3] < 0.7 * sizes[1]
@@ -297,7 +298,7 @@ def chosen(
     found: ctypes.CDLL, logits: torch.Tensor, how: SamplingParamsStruct, uniform: float, seen: Any,
     after: Any = None,
 ) -> int:  # fmt: skip
-    """The token that the C library chooses from these logits."""
+    """The token that the C library chooses for these logits."""
     function = found.dec_choose
     function.restype = ctypes.c_int
     place = None if seen is None else seen.data_ptr()
@@ -314,7 +315,7 @@ def chosen(
 def test_extreme_uniform_numbers_draw_the_exact_token(
     decoding: ctypes.CDLL, logits: list[float], temperature: float, uniform: float, token: int
 ) -> None:
-    """tests/sampling proves that PyTorch draws the same tokens."""
+    """tests/sampling proves that PyTorch draws these tokens."""
     params = SamplingParamsStruct(temperature=temperature, top_p=1.0, penalty=1.0)
     assert (
         chosen(decoding, torch.tensor(logits, dtype=torch.float32), params, uniform, None) == token
@@ -341,7 +342,7 @@ def test_the_choice_is_pytorchs(
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(size, generator=generator)
     if seed % 3 == 0:
-        logits = logits.round()  # with ties
+        logits = logits.round()  # some logits are equal
     seen = torch.rand(size, generator=generator) < 0.3
     native = SamplingParamsStruct(
         temperature=temperature,
@@ -358,7 +359,7 @@ def test_the_choice_is_pytorchs(
             penalised = torch.where(seen, divided, logits)
         assert penalised[token] == penalised.max()
         return
-    # At the edge of top-p or min-p, rounding can keep one token more or one less.
+    # Near the limit of top-p or min-p, rounding can keep one token more or less.
     for off in (0.0, 1e-5, -1e-5):
         params = SamplingParams(
             temperature, top_k, None if top_p is None else min(1.0, max(0.0, top_p + off)),
@@ -368,7 +369,8 @@ def test_the_choice_is_pytorchs(
         if int(choose_token(logits[None], params, number, seen[None])) == token:
             return
         probability, before, after = share_of(token, logits, params, seen)
-        counts = probability >= 2**-55 * after > 0  # large enough to change the sum
+        # The probability is large enough to change the sum.
+        counts = probability >= 2**-55 * after > 0
         if counts and before - 1e-5 <= uniform <= after + 1e-5:
             return
     raise AssertionError(token)
@@ -377,7 +379,8 @@ def test_the_choice_is_pytorchs(
 def share_of(
     token: int, logits: torch.Tensor, params: SamplingParams, seen: torch.Tensor
 ) -> tuple[float, float, float]:
-    """The token's probability by PyTorch's formulas; the cumulative sums before and after it."""
+    """The token's probability by PyTorch's formulas, and the cumulative sums before and after
+    it."""
     kept = logits[None]
     if params.repetition_penalty != 1.0:
         kept = penalise(kept, seen[None], params.repetition_penalty)

@@ -1,4 +1,4 @@
-"""Compiling, caching and loading the C libraries, and the choice of the training engine."""
+"""The C libraries: compiling, caching and loading them, and the choice of the training engine."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ HERE = Path(library.__file__).parent
 
 
 def forget_libraries() -> None:
-    """Restore the state of a new process: no library is loaded, and no compiler runs."""
-    while library._Builder.running:  # started by a test that did not wait for it
+    """Restore the state of a new process, which has loaded no library and runs no compiler."""
+    while library._Builder.running:  # a test started the compiler and did not wait
         library._Builder.running.popitem()[1].abandon()
     library.find.cache_clear()
     library._cache_key.cache_clear()
@@ -62,7 +62,7 @@ def forget_libraries() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache folder."""
+    """An empty cache folder, in a process that has loaded no library."""
     monkeypatch.setenv("GPTCLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
@@ -74,7 +74,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def fake_compiler(folder: Path, script: str) -> str:
-    """A program for $CC that runs a shell script and adds a line to folder/calls."""
+    """A program for $CC. It adds a line to folder/calls and runs a shell script."""
     path = folder / "compiler"
     path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{script}\n', encoding="utf-8")
     path.chmod(0o755)
@@ -88,14 +88,14 @@ def calls(folder: Path) -> int:
 
 
 def copying_compiler(folder: Path, built: ctypes.CDLL) -> str:
-    """A fake compiler that copies a library that was compiled before."""
+    """A fake compiler that only copies a library that exists already."""
     output = 'while [ "$1" != -o ]; do shift; done'
     return fake_compiler(folder, f'{output}\nrm "$2"; cp {built._name} "$2"')
 
 
 @pytest.fixture(scope="session")
 def sampling_library() -> ctypes.CDLL:
-    """The SAMPLING library, which every Linux machine with a C compiler has."""
+    """The SAMPLING library. Every Linux machine with a C compiler has it."""
     library.find.cache_clear()
     found = library.find(SAMPLING)
     if found.library is None:
@@ -107,7 +107,7 @@ def sampling_library() -> ctypes.CDLL:
 def sampling_compiler(
     sampling_library: ctypes.CDLL, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The cache folder of a user whose compiler makes the SAMPLING library at once."""
+    """The cache folder of a user whose compiler provides the SAMPLING library immediately."""
     monkeypatch.setenv("CC", copying_compiler(tmp_path, sampling_library))
     return cache
 
@@ -116,7 +116,8 @@ def sampling_compiler(
 def training_compiler(
     native_float32: ctypes.CDLL, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The cache folder of a user whose compiler makes the TRAINING_FLOAT32 library at once."""
+    """The cache folder of a user whose compiler provides the TRAINING_FLOAT32 library
+    immediately."""
     monkeypatch.setenv("CC", copying_compiler(tmp_path, native_float32))
     return cache
 
@@ -144,7 +145,8 @@ def test_it_can_be_built_in_the_background(sampling_compiler: Path, tmp_path: Pa
 
 
 def put_into_cache(content: bytes) -> Path:
-    """Write a file where `find` looks for the library."""
+    """Write a file to the path where `find` looks for the SAMPLING library, and return this
+    path."""
     processor = usable_processor()
     assert processor is not None
     path = library._cached_path(SAMPLING, processor)
@@ -165,7 +167,7 @@ def test_what_others_can_write_is_not_loaded(
     assert calls(tmp_path) == 1
     if of == "file":
         assert not path.read_bytes().endswith(b"of another user")
-    else:  # the library is not stored in such a folder
+    else:  # find does not store the library in a folder that others can write to
         assert Path(found.library._name).parent != path.parent
         assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
@@ -247,7 +249,7 @@ def test_a_compiler_that_fails(
     monkeypatch.setenv("CC", fake_compiler(tmp_path, f"cat {tmp_path}/says >&2; exit 1"))
     if started:
         library.start_building(TRAINING_FLOAT32)
-    for _ in range(2):  # the compiler is called only once
+    for _ in range(2):  # the second call does not start the compiler again
         assert library.find(TRAINING_FLOAT32).reason == f"the C compiler failed: {reason}"
     assert library.find(TRAINING_FLOAT32).user_can_fix
     assert calls(tmp_path) == 1
@@ -285,8 +287,8 @@ def test_another_processor(cache: Path, tmp_path: Path, monkeypatch: pytest.Monk
         ("avx2", "auto", "gpt-float32"),
         ("amx", "auto", "gpt-bfloat16"),
         ("amx", "float32", "gpt-float32"),
-        ("avx2", "bfloat16", None),  # PyTorch trains
-        ("avx2", "float16", None),  # a GPU trains
+        ("avx2", "bfloat16", None),  # PyTorch trains, so no library is needed
+        ("avx2", "float16", None),  # only a GPU trains in this dtype
     ],
 )
 def test_the_library_of_the_dtype_is_built_in_the_background(
@@ -342,14 +344,14 @@ def test_nothing_stays_of_a_build_that_nobody_waited_for(cache: Path, tmp_path: 
     environment = {**os.environ, "CC": "gcc"}
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment)
     assert list((cache / "native").iterdir()) == []
-    assert list((tmp_path / "tmp").iterdir()) == []  # gcc's temporary files
+    assert list((tmp_path / "tmp").iterdir()) == []  # gcc has left no temporary files
 
 
 # ---- the library matches the Python code ---------------------------------------------------------
 
 
 class WrongShape(ctypes.Structure):
-    """DecoderShape with one field too many."""
+    """The struct DecoderShape with one more field."""
 
     _fields_ = [*library.DecoderShape._fields_, ("extra", ctypes.c_int32)]
 
@@ -372,18 +374,18 @@ def test_a_library_with_other_structs_is_refused(
     for _ in range(2):
         assert library.find(wrong) == library.Found(None, reason, user_can_fix=True)
         forget_libraries()
-    assert calls(tmp_path) == 1  # compiling again would not help
+    assert calls(tmp_path) == 1  # the compiler would make the same library again
 
 
 def header_constants() -> dict[str, float]:
-    """The numbers in constants.h, by name."""
+    """The numbers that constants.h defines, by name."""
     text = (HERE / "constants.h").read_text("utf-8")
     found = re.findall(r"^#define (\w+) \(?(-?[\d.]+(?:e-?\d+)?)f?\)?(?: .*)?$", text, re.MULTILINE)
     return {name: float(value) for name, value in found}
 
 
 def enum(text: str, first: str) -> list[str]:
-    """The names of the C enum that begins with `first`."""
+    """The names of the C enum whose first name is `first`."""
     found = re.search(rf"enum \{{\s*({first}\b[^}}]*)\}}", text)
     assert found is not None
     return [name.strip() for name in found[1].split(",") if name.strip()]
@@ -398,7 +400,7 @@ def test_the_c_code_has_muons_constants() -> None:
     constants = header_constants()
     muon = [constants[f"MUON_{name}"] for name in "ABC"]
     assert muon == [optimizers._A, optimizers._B, optimizers._C]
-    # A matrix so small that the eps decides: X / (norm + eps), then the quintic without iterations.
+    # For so small a matrix, the eps matters. With 0 iterations, the result is X / (norm + eps).
     small = torch.full((1, 1, 1), 1e-7, dtype=torch.float64)
     scaled = optimizers.orthogonalise(small, 0, torch.float64)
     assert scaled.item() == pytest.approx(1e-7 / (1e-7 + constants["MUON_EPS"]))
@@ -489,7 +491,7 @@ def test_the_c_library_trains_without_a_note(
 
 @pytest.fixture
 def stopped(training_compiler: Path, tmp_path: Path, text_file: Path) -> tuple[Path, Config]:
-    """A native run that stopped after its first step, and the user's config."""
+    """A native run that stopped after its first step, and its config as the user wrote it."""
     config = parse_config("", [*SMALL, f"data.source={text_file}", "train.max_steps=4"])
     setup = prepare_new(config, tmp_path / "r").setup
     assert setup.engine == "native"
@@ -520,9 +522,8 @@ def test_a_native_run_resumes_without_a_compiler(
     assert isinstance(prepare_resume(run, None), FinishedRun)
 
 
-@pytest.mark.parametrize(
-    "engine", ["auto", "native"]
-)  # as in the user's config, and in config.yaml
+# The user's config says "auto", and config.yaml says "native".
+@pytest.mark.parametrize("engine", ["auto", "native"])
 def test_a_native_run_resumes_in_another_dtype(
     engine: str, stopped: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

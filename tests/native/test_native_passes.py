@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tests.native.native_models import Network, batch, loss_and_gradients, network
 
-# arch, vocabulary, B, T, sizes. Some sizes end in the middle of a tile or of a block of 32 rows.
-# Heads have several widths (one and a half tiles too); one model has a single head; the matrices of
-# another are larger than the processor's cache.
+# Each value: arch, vocabulary size, B, T, sizes. Some sizes end in the middle of a tile or of a
+# block of 32 rows. Some heads are one and a half tiles wide. Some models have a single head. The
+# matrices of the wide models are larger than the processor's cache.
 SHAPES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
     "whole tiles": ("modern", 64, 2, 32, {"n_embd": 64, "block_size": 32}),
     "gpt2": ("gpt2", 65, 3, 64, {"n_embd": 64}),
@@ -74,7 +74,7 @@ ON_OTHERS = (
 
 
 def mean(n: Network, idx: Tensor, targets: Tensor, **how: Any) -> float:
-    """The mean loss. The engine's gradients are then those of the mean."""
+    """The mean loss. The engine then holds the gradients of the mean."""
     how = {"seed": 0, "scale": 1.0 / idx.numel(), "add": False, **how}
     return n.engine.gradients(idx, targets, **how) / idx.numel()
 
@@ -84,16 +84,17 @@ def error(found: Tensor, true: Tensor) -> float:
 
 
 BOUNDS = {torch.bfloat16: (1.5, 0.005, 2e-3, 1e-3), torch.float32: (2.0, 1e-6, 3e-6, 1e-6)}
-"""By dtype: the factor of PyTorch's error, what is added, the loss's error, and a gradient of 0."""
+"""For each dtype: the factor of PyTorch's error, what is added to it, the largest error of the
+loss, and the size below which a gradient counts as 0."""
 
 
 def agrees_with_pytorch(library: ctypes.CDLL, shape: str) -> None:
-    """The C library's error against float64 is about that of PyTorch in the same dtype.
+    """Assert that the C library's error against float64 is about PyTorch's in the same dtype.
 
-    Both round, but at different places: in bfloat16, PyTorch rounds the residual stream too. So the
-    C library's error can be half as large again, plus half a percent for small vectors, because
-    PyTorch can be exact there by chance. In float32, sums have another order; the error can be
-    twice as large, plus 1e-6."""
+    In bfloat16, both round at different places, and PyTorch also rounds the residual stream. The C
+    library's error may be 1.5 times PyTorch's, plus half a percent, because PyTorch can be exact by
+    chance for a small vector. In float32, sums have another order, so the error may be twice
+    PyTorch's, plus 1e-6."""
     arch, V, B, T, sizes = SHAPES[shape]
     n = network(library, arch, vocab_size=V, most_tokens=B * T, **sizes)
     idx, targets = batch(B, T, V)
@@ -107,7 +108,8 @@ def agrees_with_pytorch(library: ctypes.CDLL, shape: str) -> None:
     largest = max(float(g.norm()) for g in true_gradients.values())
     for name, g in true_gradients.items():
         found = gradients[name].double()
-        if g.norm() < 1e-9 * largest:  # keys' biases, and with one token queries and keys
+        # The gradient is 0: biases of keys, and with one token all of queries and keys.
+        if g.norm() < 1e-9 * largest:
             assert found.norm() < zero * largest, name
         else:
             assert error(found, g) <= factor * error(plain[name], g) + more, name
@@ -204,13 +206,14 @@ def test_gradients_are_added_and_scaled(arch: str, native: ctypes.CDLL) -> None:
     mean(n, *one, scale=0.04)
     scaled = n.gradients()
     for name, g in apart[0].items():
-        # float32 is summed in another order; a power of 2 is exact in bfloat16 too.
+        # Sums in another order differ in float32. Scaling by a power of 2 is exact, even in
+        # bfloat16.
         torch.testing.assert_close(together[name], g + apart[1][name], rtol=1e-4, atol=1e-6)
         assert torch.equal(scaled[name], 4 * g), name
 
 
 def test_a_large_vocabulary_is_computed_in_parts(native: ctypes.CDLL) -> None:
-    V, T = 40_000, 100  # the scratch holds 26 of 38 blocks of 32 rows
+    V, T = 40_000, 100  # of 38 blocks of 32 rows, 26 fit into the scratch
     whole = network(native, "gpt2", vocab_size=V, most_tokens=12 * T, n_embd=32, block_size=T)
     parts = network(native, "gpt2", vocab_size=V, most_tokens=4 * T, n_embd=32, block_size=T)
     idx, targets = batch(12, T, V)

@@ -1,4 +1,4 @@
-"""Sampling one stream switches to one thread while others disturb it, and back afterwards."""
+"""One thread samples a stream while other programs disturb it, and all threads do so afterwards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(
     switches: int = 0,
     steps: int = 64,
 ) -> list[int]:
-    """The numbers of threads that are chosen for `runs` runs of `steps` steps.
+    """The numbers of threads that ThreadCount chooses in `runs` runs of `steps` steps.
 
     A step takes `one` milliseconds on one thread and `team` on all; `switches` is the number of
     context switches in a run of all threads."""
@@ -40,20 +40,22 @@ def run(
 
 
 def test_one_thread_is_not_tried_on_an_idle_machine() -> None:
-    chosen = run(ThreadCount(USUAL), 500, one=0.1, team=1.0, switches=2)  # 31 a second
+    # 31 context switches a second.
+    chosen = run(ThreadCount(USUAL), 500, one=0.1, team=1.0, switches=2)
     assert chosen == [USUAL] * 500
 
 
 def test_few_switches_in_a_short_time_do_not_count() -> None:
     thread_count = ThreadCount(USUAL)
-    assert run(thread_count, 2, one=0.01, team=0.02, switches=2) == [USUAL] * 2  # 1,600 a second
+    # 1,600 context switches a second.
+    assert run(thread_count, 2, one=0.01, team=0.02, switches=2) == [USUAL] * 2
     assert run(thread_count, 100, one=0.01, team=0.02) == [USUAL] * 100
 
 
 def test_one_thread_is_tried_and_left_if_it_is_slower() -> None:
     chosen = run(ThreadCount(USUAL), 300, one=2.0, team=1.0, switches=100)
     assert chosen[:2] == [USUAL, 1]
-    assert 2 <= chosen.count(1) <= 5  # tried again now and then
+    assert 2 <= chosen.count(1) <= 5  # one thread is tried again from time to time
 
 
 def test_disturbed_threads_give_way_to_one_and_come_back() -> None:
@@ -67,7 +69,7 @@ def test_disturbed_threads_give_way_to_one_and_come_back() -> None:
     again = run(thread_count, 20, one=2.0, team=5.0, switches=1000)
     assert again[4:].count(USUAL) <= 1
     quiet = run(thread_count, 100, one=2.0, team=1.0)
-    assert quiet[40:].count(1) == 0  # sooner, because the disturbance was short
+    assert quiet[40:].count(1) == 0  # all threads return sooner after a short disturbance
 
 
 def test_one_thread_is_chosen_if_disturbed_from_the_beginning() -> None:

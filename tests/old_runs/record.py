@@ -1,11 +1,11 @@
-"""Records small runs for test_old_runs.py, and what each command makes of them.
+"""Records small runs, and the output of commands on them, for test_old_runs.py.
 
     python tests/old_runs/record.py FOLDER [NAME ...]
 
-It writes FOLDER/NAME for each run of RUNS. Use a folder such as /texts, which says nothing about
-the machine: a run folder stores the absolute path of its text, and the checksum in meta.json covers
-that path. Never record a stored run again, because its age is the point. Record another one if the
-format of a run folder changes.
+It writes FOLDER/NAME for each run of RUNS. Use a folder such as /texts, whose name tells nothing
+about the machine: a run folder stores the absolute path of its text, and the checksum in meta.json
+covers that path. Never record a stored run again, because it must stay as an earlier version wrote
+it. If the format of a run folder changes, record a new run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 PARTS = ("attention", "layernorm", "mlp", "tokenizer")
-# Ctrl-C arrives after step STOPPED_AT, whatever the speed of the machine.
+# Send Ctrl-C after step STOPPED_AT, however fast the machine is.
 INTERRUPTED = f"""
 import os, signal, sys
 from gptcli.training import loop
@@ -73,14 +73,14 @@ main()
 
 
 def parts_of(name: str, folder: Path) -> list[str]:
-    """The options that name the user's files of a run."""
+    """The options that name the user's files of a run. Most runs have none."""
     if name != "gpt2-user-parts":
         return []
     return [word for part in PARTS for word in (f"--{part}", str(folder / f"{part}.py"))]
 
 
 def gptcli(*words: object, code: int = 0, start: tuple[str, ...] = ("-m", "gptcli")) -> str:
-    """The standard output of a command."""
+    """Run a command, check its exit code, and return its standard output."""
     command = [sys.executable, *start, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code, (command, done.returncode, done.stderr)
@@ -88,7 +88,7 @@ def gptcli(*words: object, code: int = 0, start: tuple[str, ...] = ("-m", "gptcl
 
 
 def record(name: str, folder: Path) -> None:
-    """Train a run, stop it, and write down what the commands make of it."""
+    """Train a run, stop it, and write the output of commands on it to expected.json."""
     parts = parts_of(name, HERE / name)
     text, run = folder / TEXT, folder / name / "run"
     shutil.rmtree(folder / name, ignore_errors=True)
@@ -130,7 +130,7 @@ def record(name: str, folder: Path) -> None:
     }
     weights = resumed / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors"
     shutil.copy(weights, run.parent / "resumed.safetensors")
-    tokenizer = parts[-2:]  # the only part that inspect-batch asks for
+    tokenizer = parts[-2:]  # inspect-batch takes no other part of the user
     expected["batch"] = gptcli("inspect-batch", run, STOPPED_AT, *tokenizer)
     shutil.rmtree(resumed)
     for part in PARTS if parts else ():

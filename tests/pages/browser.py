@@ -1,4 +1,4 @@
-"""Opens a page in headless Chromium; fails on console errors and on any request."""
+"""Opens a page in headless Chromium, which fails on console errors and on any request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 @contextmanager
 def opened(path: Path, width: int = 1280, **options: Any) -> Iterator[Any]:
-    """The page of a file, as playwright's Page. Skips the test without playwright or Chromium."""
+    """Open a file as playwright's Page. Skip the test without playwright or Chromium."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = find_chromium()
     if program is None:

@@ -1,8 +1,8 @@
 """The advice of a report on real runs: its verdicts are true, and its commands work.
 
-recorded_runs.json holds the losses of runs that were trained for these tests: one that overfits a
-text of 1,600 characters, a good one with --minutes, one that was interrupted, one that diverged,
-one that its patience ended, one that was resumed, a short one, and one without validation.
+recorded_runs.json holds the losses of runs that were trained for these tests. One overfits a text
+of 1,600 characters, one is a good run with --minutes, one was interrupted, one diverged, one ended
+because of its patience, one was resumed, one is short, and one has no validation.
 """
 
 from __future__ import annotations
@@ -131,12 +131,12 @@ def test_a_run_that_trains_now_is_not_judged(tmp_path: Path) -> None:
         found = advice(still)
     assert found.answers[1].verdict == "Still training"
     assert [one[1].split()[:2] for one in found.next] == [["gptcli", "report"]]
-    assert "--resume" in advice(still).next[0][1]  # a killed run
+    assert "--resume" in advice(still).next[0][1]  # without the lock, the run must have been killed
 
 
 @pytest.mark.slow
 def test_the_commands_work(cli: Any, trained: Path, tmp_path: Path) -> None:
-    """Those of a real run and of each recorded one, with --dry-run on the config of a real run."""
+    """The `train` commands are run with --dry-run on the config of a real run."""
     for name in RECORDED:
         for _, command in advice(recorded(name, trained)).next:
             words = shlex.split(command)[1:]

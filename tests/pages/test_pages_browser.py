@@ -1,6 +1,7 @@
-"""A page in Chromium: every control, no error, no request, axe-core, the text of gptcli sample.
+"""The page of a model in Chromium: its controls, no error or request, axe-core, the right texts.
 
-Needs playwright (extra `interop`) and Chromium or Chrome; axe-core in build/axe (`make browser`).
+Needs playwright (extra `interop`) and Chromium or Chrome, and axe-core in build/axe (`make
+browser`).
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def written(once: Once) -> Any:
-    """written(kind): the page of a model with a story, written once."""
+    """written(kind) returns the page of a model with samples and losses. Each page is written
+    once."""
 
     def build(kind: str) -> Path:
         def write(folder: Path) -> None:
@@ -76,7 +78,7 @@ def written(once: Once) -> Any:
 
 
 class Opened:
-    """A page in a browser tab that fails on errors and on requests."""
+    """A page in a browser tab. It fails on errors and on requests."""
 
     def __init__(self, browser: Any, path: Path, address: str = "", **context: Any) -> None:
         self.context = browser.new_context(**context)
@@ -90,7 +92,8 @@ class Opened:
         self.tab.wait_for_selector("html[data-looked]")
 
     def asked(self, request: Any) -> None:
-        """Only the file itself and the worker's own script, a Blob of the page, are opened."""
+        """Report each request except for the file itself and for the worker's script, a Blob of the
+        page."""
         if request.url.partition("#")[0] != self.file and not request.url.startswith("blob:null/"):
             self.problems.append(f"request: {request.url}")
 
@@ -98,7 +101,7 @@ class Opened:
         return str(self.tab.text_content(selector))
 
     def settle(self) -> None:
-        """Waits until the text is complete and looked into."""
+        """Wait until the page has written the text and shows the attention of it."""
         self.tab.wait_for_selector("#output[data-done]", state="attached")
         self.tab.wait_for_selector("#stop:disabled")
         self.tab.wait_for_timeout(400)
@@ -117,7 +120,7 @@ def test_every_control_works_without_an_error_or_a_request(
     opened.settle()
     first = opened.text("#output")
     assert first
-    # Bars: ten, in order, and a click takes the token.
+    # Ten bars in order. A click on a bar takes its token.
     shares = [bar.inner_text() for bar in tab.query_selector_all("#bars .chance")]
     assert len(shares) == 10
     tab.click("#bars li:nth-child(2) button")
@@ -129,11 +132,11 @@ def test_every_control_works_without_an_error_or_a_request(
     assert opened.text("#output") == first
     tab.click("#step")
     opened.settle()
-    if "Wrote 1 token." in opened.text("#status"):  # else the model ended its text
+    if "Wrote 1 token." in opened.text("#status"):  # otherwise the model ended its text
         tab.click("#undo")
         opened.settle()
     assert opened.text("#output") == first
-    # The prompt: typing starts anew.
+    # Typing in the prompt starts a new text.
     tab.fill("#prompt", "e")
     tab.wait_for_selector("#echo:text-is('e')")
     tab.wait_for_timeout(500)
@@ -163,9 +166,9 @@ def test_every_control_works_without_an_error_or_a_request(
     tab.press("#prompt", "Control+Enter")
     opened.settle()
     assert opened.text("#output") != written_first
-    # Tokens: by the pointer and by the keys.
+    # The tokens react to the pointer and to keys.
     tokens = tab.query_selector_all("#strip .token")
-    assert tab.is_hidden("#later-help")  # the last token is followed: none is later
+    assert tab.is_hidden("#later-help")  # the page follows the last token, which has no later one
     tokens[0].hover()
     assert tab.is_visible("#later-help")
     tokens[min(3, len(tokens) - 1)].click()
@@ -176,7 +179,7 @@ def test_every_control_works_without_an_error_or_a_request(
     assert opened.text("#steps-subject") != followed
     for key in ("Home", "End", "ArrowLeft"):
         tab.keyboard.press(key)
-    # Every head, and the map.
+    # Every head and the map react.
     heads = tab.query_selector_all("#heads button")
     assert len(heads) == MODELS[kind]["n_layer"] * MODELS[kind]["n_head"]
     for head in heads:
@@ -221,7 +224,7 @@ def test_stop_ends_a_long_text(browser: Any, written: Any) -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_address_writes_what_the_network_writes(kind: str, browser: Any, written: Any) -> None:
-    """page.html#prompt=P&n=40&temperature=0, beside plain PyTorch on the rounded weights."""
+    """page.html#prompt=P&n=40&temperature=0 writes what PyTorch writes with the rounded weights."""
     from gptcli.pages.model_page.payload import rounded
     from gptcli.sampling.next_token import SamplingParams
     from gptcli.sampling.text import generate_one
@@ -253,7 +256,7 @@ def test_unknown_characters_are_said_and_left_out(browser: Any, written: Any) ->
 
 
 def test_the_policy_stops_a_request(browser: Any, written: Any) -> None:
-    """Scripts and fetches that somebody adds do nothing: the policy of the file forbids them."""
+    """The policy of the file forbids requests, also for scripts that somebody adds to it."""
     opened = Opened(browser, written("char"))
     refused = opened.tab.evaluate(
         """async () => {
@@ -291,7 +294,7 @@ def test_axe_finds_nothing(kind: str, width: int, scheme: str, browser: Any, wri
 
 
 def test_it_works_without_webassembly(browser: Any, written: Any) -> None:
-    """As in a browser without SIMD: the same text, computed in JavaScript."""
+    """Without SIMD, JavaScript computes the same text."""
     texts = []
     for script in ("", "delete WebAssembly.Memory"):
         path = written("char")

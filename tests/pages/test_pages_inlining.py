@@ -1,4 +1,4 @@
-"""Pages of one file: what is inlined, and the policy that forbids requests."""
+"""Pages of one file: what is inlined into it, and the policy that forbids requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def policy(text: str) -> dict[str, str]:
 
 
 def inside(text: str, tag: str) -> list[str]:
-    """The contents of the elements `tag` without attributes."""
+    """The contents of all elements `tag` that have no attributes."""
     return re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
 
 
@@ -48,7 +48,7 @@ def test_the_policy_allows_the_scripts_and_styles_of_the_file_and_nothing_else()
 
 
 def test_data_cannot_end_its_block() -> None:
-    """The parser sees one data block, whatever the data says."""
+    """Whatever the data holds, the parser sees it as one block."""
     blocks = []
 
     class Reader(HTMLParser):
@@ -75,7 +75,7 @@ def test_title_and_description_are_escaped() -> None:
 
 
 def contrast(one: str, other: str) -> float:
-    """The contrast of two colours (#rrggbb), by WCAG 2.2."""
+    """The contrast ratio of two colours (#rrggbb) by WCAG 2.2."""
 
     def light(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -88,7 +88,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_and_marks_stand_out_in_both_themes(theme: str) -> None:
-    """4.5 for text, 3 for marks: WCAG 2.2, success criteria 1.4.3 and 1.4.11."""
+    """WCAG 2.2 asks for a contrast of 4.5 for text (1.4.3) and of 3 for marks (1.4.11)."""
     light, dark = asset("theme.css").split("@media (prefers-color-scheme: dark)")
     found = dict(re.findall(r"--([\w-]+): (#\w{6})", light if theme == "light" else dark))
     for paper in ("paper", "panel", "faint"):

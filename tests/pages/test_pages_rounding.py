@@ -1,4 +1,4 @@
-"""Eight-bit weights: exactly the numbers of the C library, and how they are packed."""
+"""Eight-bit weights of a page: exactly the numbers of the C library, and how they are packed."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ int main(void) { /* groups of 16 x 32 floats in; 512 bytes and 16 scales out */
 
 
 def hard_weights() -> np.ndarray:  # type: ignore[type-arg]
-    """Groups of 32 weights of many sizes, with ties, zeros and tiny numbers: float32 (N, 32)."""
+    """Groups of 32 weights of many magnitudes, with halves, zeros and tiny numbers: float32 (N,
+    32)."""
     rng = np.random.default_rng(3)
     weights = rng.standard_normal((640, GROUP)).astype(np.float32)
     weights *= 10.0 ** rng.integers(-12, 6, (640, 1)).astype(np.float32)
     weights[0] = 0
     weights[1] = 1e-31
     weights[2, 0] = 127
-    weights[2, 1:] = np.arange(31) + 0.5  # halves, which go to the even number
+    weights[2, 1:] = np.arange(31) + 0.5  # halves are rounded to the even number
     weights[3] = -weights[2]
     weights[4] = np.float32(1.0)
     return weights
@@ -73,7 +74,7 @@ def test_the_numbers_are_those_of_sample_dtype_int8(tmp_path: Path) -> None:
     weights = hard_weights()
     done = subprocess.run([tmp_path / "round"], input=weights.tobytes(), capture_output=True)
     packed = np.frombuffer(done.stdout, dtype=np.uint8).reshape(-1, 16 * GROUP + 32)
-    # A panel holds, for each four inputs, the four weights of each of 16 outputs.
+    # Each part of a panel holds four inputs, with four weights for each of the 16 outputs.
     bytes_ = packed[:, : 16 * GROUP].reshape(-1, GROUP // 4, 16, 4).transpose(0, 2, 1, 3)
     theirs = (bytes_.reshape(-1, GROUP).astype(np.int16) - 128).astype(np.int8)
     scales = np.ascontiguousarray(packed[:, 16 * GROUP :]).view(np.uint16).reshape(-1, 1)

@@ -1,4 +1,4 @@
-"""The page's JavaScript in Node.js: tokenizers, networks, windows, undo, sampler, numbers."""
+"""A page's JavaScript in Node.js: tokenizers, networks, windows, undo, sampler, random numbers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_unknown_characters_are_named_and_left_out(tmp_path: Path) -> None:
 
 
 def test_special_tokens_between_the_others(tmp_path: Path) -> None:
-    """As in a tokenizer that was imported: special ids anywhere, bytes in another order."""
+    """Imported tokenizers can have special tokens at any id, and bytes in another order."""
     usual = tokenizer_of("bpe")
     assert isinstance(usual, RankedTokenizer)
     ranked = [*usual.pieces[255::-1], *usual.pieces[256:-1]]
@@ -99,7 +99,8 @@ SHAPES = [(arch, seed) for arch in ("modern", "gpt2") for seed in range(8)]
 def test_the_network_gives_the_same_logits_also_past_the_window_and_after_undo(
     arch: str, seed: int, tmp_path: Path
 ) -> None:
-    """Token by token, at once, after tokens were taken back; with WebAssembly and without."""
+    """The text grows token by token, comes at once, or loses tokens; with WebAssembly and
+    without."""
     model = trained(tmp_path / "run", "byte", seed, **shape(seed, arch))
     network, width = rounded(model.model), model.config.model.block_size
     rng = random.Random(seed)
@@ -128,7 +129,7 @@ def test_the_network_gives_the_same_logits_also_past_the_window_and_after_undo(
 
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 def test_the_reference_of_the_proof_is_what_sampling_computes(arch: str, tmp_path: Path) -> None:
-    """`network_logits` reads a text at once; TorchStreams grows it token by token."""
+    """`network_logits` reads a text at once. TorchStreams reads it token by token."""
     model = trained(tmp_path / "run", "char", 1, **shape(1, arch)).model
     streams = TorchStreams(model, 1, SamplingParams(temperature=0))
     start = [1, 2, 3]
@@ -162,7 +163,7 @@ def test_the_random_numbers_are_those_of_sample_seed(tmp_path: Path) -> None:
 
 
 def test_the_sampler_chooses_the_same_tokens(tmp_path: Path, slow: bool) -> None:
-    """Random logits, settings and numbers, with tokens that are not allowed."""
+    """The logits, settings and uniform numbers are random, and some tokens are not allowed."""
     generator = torch.Generator().manual_seed(5)
     cases, wanted = [], []
     for number in some(range(300), 100, slow):
@@ -231,7 +232,7 @@ def test_a_seed_gives_the_text_of_gptcli_sample(kind: str, tmp_path: Path) -> No
 def test_the_numbers_of_the_eight_steps_are_the_networks(
     arch: str, seed: int, tmp_path: Path
 ) -> None:
-    """Weights, values and projection of a head, beside a hook on the network's own attention."""
+    """A hook on PyTorch's attention gives the same weights, values and projection of a head."""
     model = trained(tmp_path / "run", "byte", seed, **shape(seed, arch))
     network, config = rounded(model.model), model.config.model
     tokens = [5, 80, 3, 200, 7][: config.block_size]
@@ -314,7 +315,7 @@ def test_a_user_tokenizer_is_refused() -> None:
 
 
 def test_a_tokenizer_with_another_split_is_refused() -> None:
-    """The page encodes by GPT-2's pattern, so it would give other ids."""
+    """The page splits texts by GPT-2's pattern, so it would give other ids."""
     from gptcli.pages.model_page.payload import _described
     from tests.tokenization.test_tokenization_imported import ours
 

@@ -1,7 +1,7 @@
-"""Report, compare, scaling and look in Chromium: every control, by pointer and by keys.
+"""The pages of report, compare, scaling and look in Chromium: every control, by pointer and keys.
 
-No console error and no request on any page; axe-core finds nothing, in light and dark, on a phone
-and on a wide screen. Needs playwright and Chromium (`make browser`).
+No page logs an error or makes a request. axe-core finds nothing, in light and dark, on a phone and
+on a wide screen. Needs playwright and Chromium (`make browser`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Written = Callable[[str], Path]
 
 @pytest.fixture
 def written(once: Once, cli: Any, text_file: Path) -> Written:
-    """written("report char") and so on: the page of a real run, written once."""
+    """written("report char") and so on return the page of a real run. Each page is written once."""
 
     def run(kind: str, rate: float = 0.02) -> Path:
         def train(folder: Path) -> None:
@@ -87,7 +87,8 @@ def a_scaling_page() -> str:
 
 
 def clicked_charts(page: Any) -> int:
-    """Uses each chart: points, drags, resets, hides lines, and the keys. Returns how many."""
+    """Use each chart: point, drag, reset, hide lines, and press keys. Return the number of
+    charts."""
     charts = page.locator(".chart").all()
     for chart in charts:
         chart.scroll_into_view_if_needed()
@@ -124,7 +125,7 @@ def clicked_charts(page: Any) -> int:
 
 
 def clicked_maps(page: Any) -> None:
-    """Chooses each head and tokens by pointer and by keys; points at the map."""
+    """Choose each head and each token by pointer and by keys, and point at the map."""
     heads = page.locator(".head")
     for head in heads.all():
         head.click()
@@ -218,7 +219,7 @@ def test_axe_finds_nothing_and_nothing_is_too_wide_or_tiny(name: str, written: W
 
 
 def test_the_lines_of_a_chart_differ_without_their_colours(written: Written) -> None:
-    """The samples in the legend: no two have the same dashes and marks."""
+    """In the legend, no two samples of lines have the same dashes and marks."""
     with opened(written("report char")) as page:
         samples = page.evaluate(
             """() => [...document.querySelectorAll(".chart")].map((chart) =>

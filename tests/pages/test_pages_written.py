@@ -1,4 +1,4 @@
-"""One way for `page`, `report`, `compare`, `look` and `scaling` to write and refuse a file."""
+"""`page`, `report`, `compare`, `look` and `scaling` write a file, or refuse to, in the same way."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Trials that damage files of a run folder or a token cache at random: is the damage noticed?
 
 One trial damages one file of a copy in one way, and loads the copy as `sample` and `--resume` do.
-It passes if the error names the damaged file, or if the loaded values are the saved ones.
+The trial passes if a message names the damaged file, or if the loaded values are the saved ones.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SETTINGS = (
 
 
 def train_small_run(run: Path, text: Path) -> Path:
-    """A finished run with a checkpoint at each of STEPS, step 8 marked as the best."""
+    """Train a run with a checkpoint at each of STEPS. Mark step 8 as the best. Return the run."""
     config = parse_config("", [f"data.source={text}", *SETTINGS])
     for _ in train(prepare_new(config, run).setup):
         pass
@@ -79,7 +79,7 @@ def lengthen(path: Path, draw: random.Random, others: list[Path]) -> None:
 
 
 def zero_page(path: Path, draw: random.Random, others: list[Path]) -> None:
-    """Set 512 bytes to zero, as on a disk that lost a block."""
+    """Set a block of 512 bytes to zero, as on a disk that lost it."""
     data = bytearray(path.read_bytes())
     place = draw.randrange(len(data)) // 512 * 512
     data[place : place + 512] = bytes(len(data[place : place + 512]))
@@ -91,7 +91,7 @@ def remove(path: Path, draw: random.Random, others: list[Path]) -> None:
 
 
 def exchange(path: Path, draw: random.Random, others: list[Path]) -> None:
-    """Replace the content by another file's: of another step, or of another kind."""
+    """Replace the content by that of another file of the run."""
     path.write_bytes(draw.choice(others).read_bytes())
 
 
@@ -100,7 +100,7 @@ DAMAGES: tuple[Damage, ...] = (flip_bit, flip_bit, cut_off, lengthen, zero_page,
 
 @contextmanager
 def undo_damage(path: Path) -> Iterator[None]:
-    """Restore the file's content at the end."""
+    """Restore the file's content when the block ends."""
     data = path.read_bytes()
     try:
         yield
@@ -113,7 +113,7 @@ def undo_damage(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Trial:
-    """One damage and its outcome: "found", "harmless", or what went wrong."""
+    """One damage and its outcome: "found", "harmless", or a description of the failure."""
 
     file: str
     damage: str
@@ -125,7 +125,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 class RunTrials:
-    """Trials that damage a run folder."""
+    """Trials that damage the files of a run folder."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -150,7 +150,7 @@ class RunTrials:
         return Trial(name, damage.__name__, outcome)
 
     def resumed(self, path: Path) -> str:
-        """The outcome for `train --resume`, which loads the newest checkpoint first."""
+        """The outcome for `train --resume`, which tries the newest checkpoint first."""
         try:
             saved, notes = checkpoint.newest_valid(self.run)
             assert saved is not None
@@ -169,7 +169,8 @@ class RunTrials:
         return self.small_file(path, notes)
 
     def sampled(self, path: Path) -> str:
-        """The outcome for `sample` and `eval`: the best checkpoint, then --checkpoint STEP."""
+        """The outcome for `sample` and `eval`, which load the best checkpoint, and with
+        --checkpoint STEP."""
         try:
             trained = load_trained(self.run, None, device=torch.device("cpu"), dtype=torch.float32)
         except GptcliError as error:
@@ -193,7 +194,7 @@ class RunTrials:
         return "harmless" if self.unchanged(path, step) else "a damaged step was loaded"
 
     def check_other_files(self, saved: checkpoint.Checkpoint) -> list[str]:
-        """The checks of `prepare_resume` on config.yaml and tokenizer.json; returns the notes."""
+        """Check config.yaml and tokenizer.json as `prepare_resume` does, and return the notes."""
         notes = same_config(self.run, saved.meta, run_folder.read_config(self.run))
         same_tokenizer(self.run, run_folder.read_tokenizer(self.run), saved.meta)
         return notes
@@ -202,7 +203,7 @@ class RunTrials:
         return int(path.parent.name[5:]) if path.parent.name.startswith("step-") else None
 
     def unchanged(self, path: Path, step: int) -> bool:
-        """Whether the file still means the same, such as `1E-3` for `1e-3`."""
+        """Whether meta.json still means the same, for example with `1E-3` instead of `1e-3`."""
         try:
             return path.is_file() and checkpoint.read_meta(self.run, step) == self.whole[step].meta
         except GptcliError:
@@ -214,14 +215,16 @@ class RunTrials:
         return same(saved.model, whole.model) and state and saved.meta == whole.meta
 
     def small_file(self, path: Path, notes: list[str]) -> str:
-        """The outcome for config.yaml, tokenizer.json and `best`: named, or the same meaning."""
+        """The outcome for a small file: "found" if a note names it, "harmless" if its meaning is
+        the same."""
         if self.named(path, notes) == "found":
             return "found"
         if path.name == "best":
             return "harmless" if checkpoint.find_best_step(self.run)[0] == 8 else "another best"
         if path.name == "config.yaml":
             config = run_folder.read_config(self.run)
-            other = config.data.source != self.config.data.source  # the text's content is compared
+            # A resume compares the content of the text, not its path.
+            other = config.data.source != self.config.data.source
             return "harmless" if other or config == self.config else "another config"
         return "not read" if self.step_of(path) is not None else "harmless"
 
@@ -232,7 +235,7 @@ class RunTrials:
 
 
 class CacheTrials:
-    """Trials that damage a prepared text."""
+    """Trials that damage a token cache."""
 
     def __init__(self, text: Path, cache: Path) -> None:
         self.text, self.cache = text, cache
@@ -269,7 +272,8 @@ class CacheTrials:
 
 
 def run_trials(run: Path, text: Path, cache: Path, count: int, seed: int = 0) -> list[Trial]:
-    """`count` trials: four fifths damage a copy of the run folder, the others a token cache."""
+    """Run `count` trials: four of five damage a copy of the run folder, the others a token
+    cache."""
     copy = run.with_name(f"{run.name}-damaged")
     shutil.copytree(run, copy)
     try:

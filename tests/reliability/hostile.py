@@ -1,4 +1,4 @@
-"""Malicious run folders; hostile_attempts.py runs gptcli on them."""
+"""Malicious run folders. hostile_attempts.py runs gptcli on each of them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 Case = Callable[[Path, Path], None]
-"""Changes a run folder with one checkpoint. The second argument is a folder outside it."""
+"""A function that changes a run folder with one checkpoint. Its second argument is a folder
+outside."""
 
 CASES: dict[str, tuple[Case, str]] = {}
 FILES_OF_LINES: dict[str, tuple[Case, str, frozenset[str]]] = {}
-"""Cases of metrics.jsonl, samples.txt and .lock: the change, words of the error, and the commands
-that open the file. `gptcli runs` lists such a run as damaged. The other commands work."""
+"""Cases that change metrics.jsonl, samples.txt or .lock, with the words of the error and the
+commands that open the file. `gptcli runs` lists such a run as damaged. All other commands work."""
 STEP = "checkpoints/step-00000012"
 
 
 def case(words: str) -> Callable[[Case], Case]:
-    """Register a case whose error must contain `words` (alternatives are separated by `|`)."""
+    """Register a case. Its error must contain one of the alternatives in `words`, separated by
+    `|`."""
 
     def register(function: Case) -> Case:
         CASES[function.__name__] = (function, words)
@@ -41,7 +43,7 @@ def change_meta(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def put_tensors(run: Path, data: bytes) -> None:
-    """Write model.safetensors, and its size and hash into meta.json."""
+    """Write model.safetensors, and write its size and hash to meta.json."""
     (run / STEP / "model.safetensors").write_bytes(data)
 
     def update(meta: dict[str, Any]) -> None:
@@ -158,7 +160,7 @@ def meta_that_is_a_pipe(run: Path, outside: Path) -> None:
 
 
 def network(run: Path, **changes: Any) -> None:
-    """Change the network in config.yaml, and meta.json accordingly."""
+    """Change the network in config.yaml, and meta.json in the same way."""
     from gptcli.config_files import dump_config, parse_config
 
     path = run / "config.yaml"
@@ -186,7 +188,8 @@ def a_context_of_ten_million(run: Path, outside: Path) -> None:
 
 @case("nats per token|is too short")
 def a_ring_of_ten_million(run: Path, outside: Path) -> None:
-    """Valid: the weights of `arch: modern` do not depend on the context length."""
+    """Such a run is valid, because the weights of `arch: modern` do not depend on the context
+    length."""
     network(run, block_size=10_000_000)
 
 
@@ -268,7 +271,7 @@ tokenizer_model(
 
 @case("tokenizer.json is not the tokenizer of this checkpoint|its tokens are too long")
 def tokenizer_of_as_much_work_as_may_be(run: Path, outside: Path) -> None:
-    """Long tokens, each correctly merged from two earlier ones."""
+    """The tokens are long, and each is correctly merged from two earlier tokens."""
     from gptcli.tokenization.bpe import BpeTokenizer
 
     merged = [b"a" * 2**k for k in range(1, 10)]
@@ -303,7 +306,7 @@ def tokenizer_nested_deeply(run: Path, outside: Path) -> None:
 
 
 def _moved_out(path: Path, outside: Path) -> None:
-    """Move a file outside and put a link in its place. Everything else stays valid."""
+    """Move a file outside the run, and put a link in its place. The run is otherwise valid."""
     path.rename(outside / path.name)
     path.symlink_to(outside / path.name)
 
@@ -338,7 +341,7 @@ def best_that_climbs(run: Path, outside: Path) -> None:
 
 
 def of_lines(name: str, who: str, kind: str, words: str) -> Callable[[Case], None]:
-    """Register a case of the file `name`, which the commands in `who` open."""
+    """Register a case of the file `name`, which only the commands in `who` open."""
 
     def register(function: Case) -> None:
         FILES_OF_LINES[f"{name.strip('.').partition('.')[0]}_{kind}"] = (
@@ -368,7 +371,8 @@ def file_of_lines(name: str, who: str, old: bytes) -> None:
     def pipe(run: Path, outside: Path) -> None:
         put(run, os.mkfifo)
 
-    @of_lines(name, who, "that_links_to_a_pipe", "")  # writers refuse the link, readers the pipe
+    # Commands that write refuse the link, and those that read refuse the pipe.
+    @of_lines(name, who, "that_links_to_a_pipe", "")
     def linked_pipe(run: Path, outside: Path) -> None:
         os.mkfifo(run / "pipe")
         put(run, lambda path: path.symlink_to("pipe"))

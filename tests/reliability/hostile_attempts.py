@@ -1,8 +1,9 @@
 """Runs `score`, `train --resume` and other commands on each hostile run folder of hostile.py.
 
 `python -m tests.reliability.hostile_attempts RUN TEXT FOLDER [--all]` prints a line of JSON for
-each case and command. A line has the exit code, the seconds of processor time, and the bytes of
-memory beyond PyTorch and gptcli. With --all it tries every command, else those of `commands_for`.
+each case and command, with the exit code, the seconds of processor time, and the memory in bytes
+beyond that of PyTorch and gptcli. With --all it tries all of COMMANDS on each case, and all of
+ALL_COMMANDS on each case of FILES_OF_LINES. Without --all it tries only `commands_for` each case.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ SECONDS = 5.0  # of processor time; most cases take less than a tenth of a secon
 BYTES = 200e6
 COMMANDS = ("score", "resume")
 ALL_COMMANDS = ("score", "eval", "sample", "runs", "inspect-batch", "resume")
-WAS_HERE = Path("/tmp/gptcli-was-here")  # the file that a case would write if it could run code
+WAS_HERE = Path("/tmp/gptcli-was-here")  # a case writes this file if it can run code
 
 
 def attempt(arguments: list[str], report: Path) -> None:
-    """Run the command line in this process and write a report of how it ended."""
+    """Run the command line in this process, and write to `report` how it ended."""
     import resource
     import signal
     import time
@@ -35,7 +36,7 @@ def attempt(arguments: list[str], report: Path) -> None:
 
     signal.alarm(300)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.process_time()  # processor time, which other processes cannot use up
+    start = time.process_time()  # other processes cannot use up processor time
     sys.argv = ["gptcli", *arguments]
     try:
         main()
@@ -50,7 +51,7 @@ def attempt(arguments: list[str], report: Path) -> None:
 
 
 def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
-    """Run the command line in a fork, which has everything imported. Returns how it ended."""
+    """Run the command line in a fork, which need not import anything. Return how it ended."""
     report, words = folder / "report.json", folder / "words.txt"
     report.unlink(missing_ok=True)
     child = os.fork()
@@ -68,7 +69,7 @@ def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
 
 
 def one_checkpoint(small_run: Path, goal: Path) -> Path:
-    """A copy of the small run with only its last checkpoint."""
+    """Copy the small run with only its last checkpoint to `goal`, and return `goal`."""
     shutil.copytree(small_run, goal)
     for path in (goal / "checkpoints").iterdir():
         if path.name != "step-00000012":
@@ -84,7 +85,8 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 def commands_for(name: str) -> list[str]:
     """The commands that `make test` tries on a case.
 
-    One of COMMANDS for every sixth case, or one of ALL_COMMANDS."""
+    It tries one of COMMANDS on every sixth of CASES, and one of ALL_COMMANDS on each of
+    FILES_OF_LINES."""
     if name in CASES:
         number, left = divmod(sorted(CASES).index(name), 6)
         return [] if left else [COMMANDS[number % 2]]
@@ -94,7 +96,8 @@ def commands_for(name: str) -> list[str]:
 def tried(
     source: Path, text: Path, folder: Path, names: Iterable[str], every_command: bool
 ) -> Iterator[dict[str, Any]]:
-    """How each case ended with each command. The process forks, so it must run no threads."""
+    """Yield how each case ended with each command. The process forks, so it must have one
+    thread."""
     short = folder / "short.txt"
     short.write_text(text.read_text("utf-8")[:300], encoding="utf-8")
     import torch
@@ -142,9 +145,10 @@ def check(ending: dict[str, Any]) -> None:
     case, command = ending["case"], ending["command"]
     if case in CASES:
         words = CASES[case][1].split("|")
-        # `score` reads no state of the optimizer.
+        # This run is valid, but `resume` needs a text as long as the run's context.
         works = (case, command) == ("a_ring_of_ten_million", "score")
-        if (case, command) == ("link_state.safetensors", "score"):  # it reads no optimizer's state
+        # `score` does not read the optimizer's state.
+        if (case, command) == ("link_state.safetensors", "score"):
             works, words = True, [""]
     else:
         words = [FILES_OF_LINES[case][1]]

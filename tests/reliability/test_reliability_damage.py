@@ -1,4 +1,4 @@
-"""Damaged files of a run are noticed and named, and the next valid checkpoint is used."""
+"""gptcli notices and names damaged files of a run, and uses the next valid checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.reliability import damage
 
 @pytest.fixture
 def run(small_run: Path, tmp_path: Path) -> Path:
-    """A copy of the small run that a test can damage."""
+    """A copy of the small run. A test can damage it."""
     return Path(shutil.copytree(small_run, tmp_path / "run"))
 
 

@@ -1,4 +1,4 @@
-"""A hostile run folder ends in an error, runs no code and takes little time and memory."""
+"""A hostile run folder causes an error, runs no code, and takes little time and memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and for
 def endings(
     small_run: Path, text_file: Path, once: Once, slow: bool
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """(case, command) -> how it ended. One process, which has imported PyTorch, forks for each."""
+    """How each (case, command) ended. A process that has imported PyTorch forks for each of
+    them."""
 
     def attempt(folder: Path) -> None:
         only_one = hostile_attempts.one_checkpoint(small_run, folder / "source")
@@ -48,7 +49,7 @@ def endings(
 
 
 def attempts(cases: Iterable[str], commands: Iterable[str]) -> list[Any]:
-    """(case, command), marked slow unless `make test` tries it, too."""
+    """Parameters (case, command). Those that `make test` does not try are marked slow."""
     return [
         pytest.param(
             case,

@@ -1,4 +1,4 @@
-"""The fixture `backend`: its tests run with each sampling engine, native, graph and torch."""
+"""The fixture `backend`, with which tests run on each sampling engine: native, graph and torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For tests: draws with known tokens, small random networks, the modern arch spelled out."""
+"""Draws with known tokens, small random networks, and the modern arch in plain operations."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ V = 13
 # ---- draws with known tokens ---------------------------------------------------------------------
 
 NEARLY_ONE = 1 - 2**-53
-"""The largest uniform number that PyTorch draws in float64."""
+"""The largest uniform number that PyTorch can draw in float64."""
 
 PEAKED = [
     -3, -3, -1, -1, 3, 2, -1, -6, 1, -4, 1, 1, 0, 4, 3, -1,
     -4, -5, 2, 2, 2, -5, -1, 6, 2, -2, -1, 1, 4, 5, 3, -3,
 ]  # fmt: skip
-"""Logits with ties. At temperature 0.1, token 23 has probability 0.99995, and token 30 has 9.4e-14.
-Tokens 0, 1 and 31 have less than e^-87 times the probability of token 23: they are never drawn.
-"""
+"""Logits, some of them equal. At temperature 0.1, token 23 has probability 0.99995, and token 30
+has 9.4e-14. Tokens 0, 1 and 31 have less than e^-87 times the probability of token 23, so they are
+never drawn."""
 
 _INF = float("inf")
 DRAWS: list[tuple[list[float], float, float, int]] = [
-    # The draw is 1.1e-16 below 1. Token 30 covers the last 9.4e-14 (exact arithmetic).
+    # This uniform number is 1.1e-16 below 1. Token 30 covers the last 9.4e-14 below 1, computed
+    # exactly.
     (PEAKED, 0.1, NEARLY_ONE, 30),
     (PEAKED, 0.1, 1 - 2**-52, 30),
     (PEAKED, 0.1, 1 - 2**-40, 29),
     (PEAKED, 0.1, 0.5, 23),
     (PEAKED, 0.1, 2**-53, 4),
     (PEAKED, 0.1, 0.0, 2),
-    # Equal logits: the cumulative sums are exact. A draw equal to a sum takes the next token.
+    # With equal logits, the cumulative sums are exact. A number equal to a sum draws the next
+    # token.
     ([1, 1, 1, 1], 0.8, 0.0, 0),
     ([1, 1, 1, 1], 0.8, math.nextafter(0.25, 0), 0),
     ([1, 1, 1, 1], 0.8, 0.25, 1),
@@ -48,7 +50,7 @@ DRAWS: list[tuple[list[float], float, float, int]] = [
     ([1, 1, 1, 1], 0.8, NEARLY_ONE, 3),
     ([2], 1.0, 0.0, 0),
     ([2], 1.0, NEARLY_ONE, 0),
-    # Tokens without probability are never drawn, wherever they are.
+    # Tokens with probability 0 are never drawn, at any place.
     ([-_INF, 0, -_INF, 0, -_INF], 1.0, 0.0, 1),
     ([-_INF, 0, -_INF, 0, -_INF], 1.0, math.nextafter(0.5, 0), 1),
     ([-_INF, 0, -_INF, 0, -_INF], 1.0, 0.5, 3),
@@ -61,11 +63,12 @@ DRAWS: list[tuple[list[float], float, float, int]] = [
     # Ten probabilities of 0.1 add up to less than 1 in float64.
     ([0] * 10, 1.0, NEARLY_ONE, 9),
 ]
-"""Logits, temperature, uniform number, and the token that PyTorch and the C library must draw."""
+"""Each item: logits, temperature, uniform number, and the token that PyTorch and the C library
+draw."""
 
 
 def exact_draw(logits: list[float], temperature: float, uniform: float) -> int:
-    """The token that is drawn in arithmetic of 60 digits from the float32 logits / temperature."""
+    """The token that exact arithmetic (60 digits) draws from the float32 logits / temperature."""
     scaled = (torch.tensor(logits, dtype=torch.float32) / temperature).tolist()
     top = max(scaled)
     with localcontext() as context:
@@ -95,7 +98,8 @@ def model(
     vocab_size: int = V,
     **more: Any,
 ) -> GPT:
-    """A network in evaluation mode whose head and residual branches are not zeros."""
+    """A network in evaluation mode. Noise is added, so its head and residual branches are not
+    zero."""
     sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": width}
     config = ModelConfig.model_validate({"arch": arch, **sizes, **more})
     built = GPT(config, vocab_size, attention)
@@ -107,7 +111,7 @@ def model(
 
 
 def banded(m: GPT, idx: Tensor) -> Tensor:
-    """Logits of the modern arch over the whole text under a banded mask: (1, T) -> (1, T, V)."""
+    """The logits of a modern network for a whole text with a banded mask: (1, T) -> (1, T, V)."""
     T = idx.shape[1]
     at = torch.arange(T)
     allowed = banded_mask(at, at, m.config.block_size)

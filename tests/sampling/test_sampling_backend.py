@@ -1,4 +1,4 @@
-"""The sampling engine and the number of streams, which depends on the free memory."""
+"""The choice of the sampling engine, and the number of streams that fit into the free memory."""
 
 from __future__ import annotations
 

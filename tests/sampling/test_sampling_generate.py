@@ -1,4 +1,4 @@
-"""The KV cache changes nothing: greedy output equals recomputation, within and past the window."""
+"""The KV cache changes no token: greedy texts equal recomputation, within and past the window."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write(
     streams: int | None = None,
     threads: int = 2,
 ) -> list[list[int]]:
-    """The tokens of each prompt's samples, in order."""
+    """The tokens of all samples, prompt by prompt."""
     requests = [SampleRequest(prompt, i) for prompt in prompts for i in range(samples)]
     opened = open_streams(m, streams or len(requests), params, backend, threads)
     texts: list[list[int]] = [[] for _ in requests]

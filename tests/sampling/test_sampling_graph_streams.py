@@ -1,6 +1,7 @@
-"""CUDA graph streams: a step has one shape and reads nothing back; recording it changes nothing.
+"""CUDA graph streams: a step has fixed shapes and reads nothing back; recording changes no text.
 
-test_sampling_generate.py compares their text with that of the other engines."""
+test_sampling_generate.py compares their texts with those of the other engines.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def numbers(streams: int, steps: int) -> list[list[float]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("params", [SamplingParams(0.0), ALL])
 def test_a_step_reads_nothing_back(arch: str, params: SamplingParams, dtype: torch.dtype) -> None:
-    """On the meta device, reading a number back or using a tensor of the host raises an error."""
+    """On the meta device, a step that reads a number back, or uses a tensor of the host, raises an
+    error."""
     streams = GraphStreams(model(arch).to("meta").branches_in(dtype), 3, params)
     with torch.no_grad():
         streams._step(8)
@@ -60,7 +62,7 @@ def test_a_step_replaces_no_tensor(arch: str) -> None:
 
 
 class _Rehearsal:
-    """Runs the steps that a recording runs, and records nothing."""
+    """Stands for a recorder: it runs the steps as a recording does, but records nothing."""
 
     def record(self, step: Callable[[], None]) -> None:
         for _ in range(4):
@@ -71,7 +73,7 @@ class _Rehearsal:
 @ARCHS
 @pytest.mark.parametrize("width", [8, 200])
 def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records several spans, within and past the window, and feeds tokens between runs."""
+    """The texts pass several recorded spans and the window, and get new tokens between two runs."""
     m = model(arch, width=width)
     texts = []
     for recorder in (None, _Rehearsal()):
@@ -122,7 +124,7 @@ def test_equal_prompts_are_computed_once(arch: str, monkeypatch: pytest.MonkeyPa
     streams = GraphStreams(m, 5, SamplingParams(0.0))
     streams.feed({i: [1, 2, 3 + (i == 4)] for i in range(5)}, restart=True)
     first = streams.run(range(5), numbers(5, 1))
-    assert rows == [1, 5]  # the prefill of one prompt, then a step of five streams
+    assert rows == [1, 5]  # first the prefill of the only new prompt, then a step of five streams
     assert len({tokens[0] for tokens in first[:4]}) == 1
 
 
@@ -145,7 +147,7 @@ class _Unrecordable(TorchDispatchMode):
 def test_a_step_can_be_recorded(arch: str, params: SamplingParams) -> None:
     streams = GraphStreams(model(arch), 2, params)
     streams.feed({0: [1, 2], 1: [3]}, restart=True)
-    streams.run([0, 1], numbers(2, 2))  # fills what is built on first use
+    streams.run([0, 1], numbers(2, 2))  # the first run fills what is built on first use
     with torch.no_grad(), _Unrecordable():
         streams._step(8)
     with _Unrecordable(), pytest.raises(AssertionError):
@@ -156,7 +158,7 @@ def test_a_step_can_be_recorded(arch: str, params: SamplingParams) -> None:
 
 @ARCHS
 def test_streams_are_freed_without_garbage_collection(arch: str) -> None:
-    """Streams form no reference cycle, because their KV cache takes half of a GPU's memory."""
+    """Streams must form no reference cycle, because their KV cache takes half of a GPU's memory."""
     streams = GraphStreams(model(arch), 2, ALL)
     streams.feed({0: [1, 2], 1: [3]}, restart=True)
     streams.run([0, 1], numbers(2, 3))
@@ -213,7 +215,7 @@ def test_a_recorded_step_generates_the_same_text(
 @gpu
 @ARCHS
 def test_graphs_do_not_depend_on_other_streams_graphs(arch: str) -> None:
-    """Freeing one object's graphs changes neither older nor newer ones."""
+    """Freeing the graphs of one object changes neither older nor newer objects."""
     m = model(arch, width=200).to("cuda")
     kept, freed = GraphStreams(m, 2, ALL), GraphStreams(m, 2, ALL)
     first = written(kept)
@@ -232,7 +234,7 @@ def test_steps_do_not_wait_for_the_host(arch: str) -> None:
     streams = GraphStreams(m, 2, ALL)
     written(streams)
     streams._step_index.zero_()
-    streams._position.zero_()  # the steps below must stay in the window
+    streams._position.zero_()  # start at 0, so that the next steps stay in the window
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(20):

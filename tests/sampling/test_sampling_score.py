@@ -1,4 +1,4 @@
-"""Scores: each token has the log-probability with which sampling would have drawn it."""
+"""Scores: the log-probability of each token is the one with which sampling would draw it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_c_library_gives_pytorchs_scores(arch: str, width: int, length: int)
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_rounded_scores_equal_those_of_sampling(arch: str, dtype: str) -> None:
-    """Feeding token by token, as sampling does, gives the same numbers."""
+    """The scores equal the numbers that sampling gets when it feeds the text token by token."""
     m, ids = model(arch), text(60)
     backend = Backend("native", dtype)
     found = native_log_probabilities(open_decoder(m, backend, 2), m.config, ids[:1], ids[1:])

@@ -1,4 +1,4 @@
-"""Tokens to text: stop strings across token borders, end-of-text, no half characters."""
+"""From tokens to text: stop strings across tokens, end-of-text, and only whole characters."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_beginning_of_a_stop_string_is_held_back() -> None:
 
 
 class FakeStreams:
-    """Streams that generate the given tokens: a row for each step."""
+    """Streams that generate the given tokens. Each row holds the tokens of one step."""
 
     refills = True
 

@@ -1,4 +1,6 @@
-"""A user's sampler in place of the builtin choice: the same texts if it is right, clear errors."""
+"""A user's sampler instead of the builtin one: right ones give the same texts, wrong ones
+errors.
+"""
 
 from __future__ import annotations
 

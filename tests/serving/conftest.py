@@ -1,4 +1,4 @@
-"""The fixture `backend`: its tests run with the C library and with PyTorch."""
+"""The fixture `backend`, with which tests run on the C library and on PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For tests: a small model that can be served, and a Batch that runs without a thread."""
+"""A small model that can be served, and a Batch that runs without a thread."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def served(
     width: int = 16,
     folder: str = "m",
 ) -> SamplingModel:
-    """A small random network and its tokenizer, for a sampling engine."""
+    """A small random network with its tokenizer, for a sampling engine."""
     tokenizer = build_tokenizer(kind, 300, lambda: iter([TEXT]))
     network = model(arch, 2, width, vocab_size=tokenizer.vocab_size)
     config = Config.model_validate({"model": network.config.model_dump()})
@@ -47,7 +47,7 @@ def alone(
     count: int,
     stops: Sequence[str] = (),
 ) -> Sample:
-    """What `gptcli sample` writes for one request."""
+    """The sample that `gptcli sample` writes for one request."""
     from gptcli.sampling.generate import SampleRequest
 
     streams = loaded.open_streams(1, params)
@@ -61,7 +61,7 @@ def alone(
 
 
 class Driven:
-    """A Batch that a test drives step by step, and what it has delivered."""
+    """A Batch that a test moves on step by step, and the pieces of text that it delivers."""
 
     def __init__(self, loaded: SamplingModel, slots: int) -> None:
         tokenizer: Tokenizer = loaded.trained.tokenizer
@@ -69,7 +69,7 @@ class Driven:
         self.pieces: dict[Text, list[Piece]] = {}
 
     def add(self, prompt: Sequence[int], count: int, **more: Any) -> Text:
-        """Let a text wait."""
+        """Add a text to the queue."""
         text = Text(
             prompt=prompt,
             sample=more.pop("sample", 0),
@@ -88,16 +88,16 @@ class Driven:
         return text
 
     def step(self) -> None:
-        """Admit what fits, then one step."""
+        """Admit texts from the queue while slots are free, then make one step."""
         self.batch.admit()
         for text, piece in self.batch.step():
             self.pieces[text].append(piece)
 
     def finish(self) -> None:
-        """Step until nothing is left to do."""
+        """Make steps until all texts are complete."""
         while self.batch.is_busy or self.batch.queue:
             self.step()
 
     def text(self, text: Text) -> str:
-        """What was delivered of a text."""
+        """All pieces of a text that the batch has delivered so far."""
         return "".join(piece.text for piece in self.pieces[text])

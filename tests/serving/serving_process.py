@@ -1,4 +1,4 @@
-"""For tests: `gptcli serve` in a process of its own, and clients that speak HTTP to it."""
+"""`gptcli serve` in its own process, and clients that send HTTP requests to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 
 @dataclass
 class Reply:
-    """A complete answer."""
+    """A complete answer of the server."""
 
     status: int
     headers: dict[str, str]
@@ -27,12 +27,12 @@ class Reply:
 
     @property
     def json(self) -> Any:
-        """The body as JSON."""
+        """The body, read as JSON."""
         return json.loads(self.body)
 
 
 class Server:
-    """A running server; `stderr` collects what it says."""
+    """A running server. `stderr` collects the lines that it prints."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -57,13 +57,14 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The address of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> Reply:
-        """Send one request. `body`: bytes, or an object that becomes JSON."""
+        """Send one request and return the answer. The body is bytes, or an object to send as
+        JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
@@ -73,25 +74,25 @@ class Server:
             return Reply(answer.status, told, answer.read())
 
     def complete(self, **body: Any) -> Reply:
-        """Ask for a completion."""
+        """Ask for a completion and return the answer."""
         return self.ask("POST", "/v1/completions", body)
 
     def metric(self, name: str) -> float:
-        """A number of /metrics that has no labels."""
+        """The value of a metric without labels in /metrics."""
         text = self.ask("GET", "/metrics").body.decode()
         found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
         assert found, text
         return float(found[1])
 
     def memory(self) -> int:
-        """The bytes of memory that the server has now (Linux)."""
+        """The memory that the server uses now, in bytes (Linux)."""
         status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
         found = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert found
         return int(found[1]) * 1024
 
     def has_connections(self) -> bool:
-        """Whether a client is connected (Linux): a socket is open besides three, which
+        """Whether a client is connected (Linux). The server itself has three open sockets: they
         listen and wake the event loop."""
         sockets = 0
         for file in Path(f"/proc/{self.process.pid}/fd").iterdir():
@@ -100,7 +101,7 @@ class Server:
         return sockets > 3
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and wait; returns the exit code."""
+        """Send a signal, wait for the server's end, and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -122,9 +123,10 @@ main()
 
 @contextlib.contextmanager
 def serving(*words: object, port: int = 0, patience: float | None = None) -> Iterator[Server]:
-    """`gptcli serve WORDS`, until the end of the block.
+    """Run `gptcli serve WORDS` until the end of the block.
 
-    `patience`: seconds after which it gives up on clients that neither send nor read."""
+    `patience` is the number of seconds after which the server gives up on clients that neither send
+    nor read."""
     start = ["-m", "gptcli"] if patience is None else ["-c", _IMPATIENT.format(seconds=patience)]
     command = [sys.executable, *start, "serve", *map(str, words), "--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -136,7 +138,7 @@ def serving(*words: object, port: int = 0, patience: float | None = None) -> Ite
 
 
 def request(port: int, body: dict[str, Any], *, key: str = "") -> bytes:
-    """The bytes of a request for a completion, on a connection of its own."""
+    """The bytes of an HTTP request for a completion. The connection closes after the answer."""
     data = json.dumps(body).encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
@@ -147,7 +149,7 @@ def request(port: int, body: dict[str, Any], *, key: str = "") -> bytes:
 
 
 async def exchange(port: int, data: bytes) -> Reply:
-    """Send bytes, and read the answer until the server closes the connection."""
+    """Send bytes, and return the answer when the server has closed the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(data)
@@ -178,12 +180,12 @@ def _without_chunks(data: bytes) -> bytes:
 
 
 def events(body: bytes) -> list[dict[str, Any]]:
-    """The events of a stream. It must end with [DONE]."""
+    """The events of a streamed answer. The answer must end with [DONE]."""
     parts = body.decode().split("\n\n")
     assert parts[-2:] == ["data: [DONE]", ""]
     return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
 
 
 def streamed_text(body: bytes) -> str:
-    """The text of a stream of one choice."""
+    """The text of a streamed answer with one choice."""
     return "".join(one["text"] for event in events(body) for one in event["choices"])

@@ -1,4 +1,4 @@
-"""Continuous batching: each text is what it would be alone; slots are shared fairly and freed."""
+"""Continuous batching: each text is the same as alone, and slots are shared fairly and freed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PARAMS = [
     ("arch", "kind"), [("modern", "char"), ("gpt2", "byte"), ("modern", "bpe")]
 )
 def test_each_text_is_what_it_would_be_alone(backend: Backend, arch: str, kind: str) -> None:
-    """Ragged prompts, shorter and longer than the window, join while others are written."""
+    """Prompts of many lengths, also beyond the window, join while other texts are being written."""
     loaded = served(backend, arch, kind)
     chance = random.Random(0)
     driven = Driven(loaded, 5)
@@ -56,7 +56,8 @@ def test_each_text_is_what_it_would_be_alone(backend: Backend, arch: str, kind: 
 
 
 def test_samples_of_a_prompt_that_is_read_in_parts(backend: Backend) -> None:
-    """Equal prompts are read once and copied; a prompt of several parts cannot be."""
+    """The server reads equal prompts once and copies the result, but not if a prompt has several
+    parts."""
     loaded = served(backend, width=16)
     prompt = [i * 7 % 20 for i in range(300)]
     driven = Driven(loaded, 4)
@@ -104,7 +105,8 @@ def test_a_text_begins_before_later_prompts_are_read(backend: Backend) -> None:
     for _ in range(3):
         driven.step()
         begun.append([bool(driven.pieces[text]) for text in texts])
-    assert begun[0] == [True, True, False]  # the second prompt begins within the first 128 tokens
+    # The second prompt begins within the first 128 tokens, the third does not.
+    assert begun[0] == [True, True, False]
     assert begun[1] == [True, True, True]
     driven.finish()
     assert [driven.pieces[text][-1].tokens for text in texts] == [10, 10, 10]
@@ -114,8 +116,8 @@ def test_logprobs_are_the_models_own(backend: Backend) -> None:
     loaded = served(backend)
     prompt = [3, 1, 4, 1, 5, 9, 2, 6]
     driven = Driven(loaded, 3)
-    driven.add([7], 30)  # another text is written meanwhile
-    params = SamplingParams(0.5, top_k=4)  # does not change them
+    driven.add([7], 30)  # meanwhile, another text is written
+    params = SamplingParams(0.5, top_k=4)  # log-probabilities do not depend on these
     text = driven.add(prompt, 12, scores=3, score_prompt_from=0, params=params)
     driven.finish()
     scores = [score for piece in driven.pieces[text] for score in piece.scores]
@@ -179,7 +181,7 @@ def test_the_queue_takes_turns() -> None:
 
 
 class Running:
-    """A Generator with an event loop in a thread."""
+    """A Generator in its thread, with an event loop in another thread."""
 
     def __init__(
         self, batch: Batch, *, most_waiting: int = 100, longest_wait: float = 60.0

@@ -1,4 +1,4 @@
-"""`gptcli serve` over HTTP: OpenAI's interface, errors, keys, web pages, limits, signals."""
+"""`gptcli serve` over HTTP: OpenAI's interface, errors, API keys, web pages, limits and signals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if sys.platform == "win32":
 
 @pytest.fixture(scope="module")
 def server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of two runs, with small limits."""
+    """A server of two runs with low limits."""
     other = tmp_path_factory.mktemp("serve") / "other"
     shutil.copytree(trained, other)
     limits = ("--max-length", 300, "--max-body", 20_000, "--streams", 8)
@@ -257,7 +257,7 @@ def test_a_client_that_leaves_frees_its_place(server: Server) -> None:
 
 
 def test_64_clients_get_what_each_would_get_alone(server: Server, trained: Path) -> None:
-    """Prompts and lengths are ragged; half of the clients stream."""
+    """The prompts and texts have many lengths, and half of the clients stream."""
     bodies = [
         {
             "model": ("small", "other")[i % 2],
@@ -311,7 +311,7 @@ def test_keys_origins_and_the_end(trained: Path) -> None:
 
 
 async def _end_meanwhile(server: Server) -> bytes:
-    """Send SIGTERM while a text is written; returns the answer."""
+    """Send SIGTERM while the server writes a text, and return the complete answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     body = {"prompt": "KING", "max_tokens": 5000, "stream": True}
     writer.write(request(server.port, body, key="secret"))

@@ -1,6 +1,6 @@
 """`gptcli serve` under attack: too many clients, slow, silent and broken ones, kill -9.
 
-Nothing hangs, memory stays bounded, and the others get their texts.
+No request hangs, the memory stays bounded, and all normal clients get their texts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if sys.platform != "linux":
 
 MIB = 1 << 20
 BROKEN = [
-    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # the start of TLS
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # how TLS starts
     b"GET\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nx",
@@ -42,7 +42,7 @@ BROKEN = [
 
 
 async def _normal(server: Server, chance: random.Random) -> str:
-    """Ask as clients do: try again if the server is full. Returns "served"."""
+    """Ask like a usual client, again if the server is full. Return "served" or "never served"."""
     count = chance.randrange(1, 60)
     body = {"prompt": "KING", "max_tokens": count, "stream": chance.random() < 0.5}
     for _ in range(200):
@@ -76,7 +76,7 @@ async def _connected(
 
 
 async def _reads_nothing(server: Server, chance: random.Random) -> str:
-    """Ask for a long answer, and read nothing until the server has no connection any more."""
+    """Ask for a long answer without reading it, until the server has closed the connection."""
     async with _connected(server) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         body = {"prompt": "KING", "max_tokens": 500, "n": 8, "logprobs": 5, "stream": True}
@@ -89,14 +89,14 @@ async def _reads_nothing(server: Server, chance: random.Random) -> str:
 
 
 async def _is_silent(server: Server, chance: random.Random) -> str:
-    """Connect, and send nothing or the start of a request."""
+    """Connect, and send nothing or only the start of a request."""
     async with _connected(server) as (reader, writer):
         writer.write(chance.choice([b"", b"POST /v1/comp", b"GET / HTTP/1.1\r\nHost: loc"]))
         return "cut" if await asyncio.wait_for(reader.read(-1), 60) == b"" else "answered"
 
 
 async def _sends_slowly(server: Server, chance: random.Random) -> str:
-    """Send a body byte by byte."""
+    """Send the body of a request byte by byte."""
     data = request(server.port, {"prompt": "KING" * 1000, "max_tokens": 5})
     async with _connected(server) as (reader, writer):
         writer.write(data[:-4000])
@@ -110,7 +110,7 @@ async def _sends_slowly(server: Server, chance: random.Random) -> str:
 
 
 async def _leaves(server: Server, chance: random.Random) -> str:
-    """Ask and disconnect before the answer is complete."""
+    """Ask, and disconnect before the answer is complete."""
     async with _connected(server) as (_, writer):
         body = {"prompt": "KING", "max_tokens": 1000, "n": 4, "stream": chance.random() < 0.5}
         writer.write(request(server.port, body))
@@ -119,7 +119,7 @@ async def _leaves(server: Server, chance: random.Random) -> str:
 
 
 async def _is_broken(server: Server, chance: random.Random) -> str:
-    """Send what is no request."""
+    """Send bytes that are not a valid request."""
     async with _connected(server) as (reader, writer):
         data = chance.choice([*BROKEN, chance.randbytes(1000)])
         with contextlib.suppress(ConnectionError):
@@ -130,7 +130,7 @@ async def _is_broken(server: Server, chance: random.Random) -> str:
 
 
 async def _attack(server: Server, kinds: list[Any], seed: int) -> Counter[tuple[str, str]]:
-    """All clients at once. Counts how each kind of client ended."""
+    """Start all clients at once. Count how the clients of each kind end."""
     random.Random(seed).shuffle(kinds)
 
     async def one(kind: Any, seed: int) -> tuple[str, str]:
@@ -143,7 +143,7 @@ async def _attack(server: Server, kinds: list[Any], seed: int) -> Counter[tuple[
 
 
 def _is_as_before(server: Server) -> None:
-    """The server is idle, its connections are gone, and it answers."""
+    """Assert that the server is idle, has no connections, and answers a new request."""
     end = time.monotonic() + 20
     while server.ask("GET", "/health").json != {"status": "ok", "running": 0, "waiting": 0}:
         assert time.monotonic() < end
@@ -170,7 +170,7 @@ def _check(found: Counter[tuple[str, str]]) -> None:
 
 
 def test_others_are_served_meanwhile(trained: Path) -> None:
-    """A short attack of 40 clients; the long ones are marked slow."""
+    """This attack has only 40 clients. Tests with more clients are marked slow."""
     kinds = (
         [_normal] * 16
         + [_reads_nothing, _is_silent, _sends_slowly, _leaves] * 3

@@ -27,7 +27,7 @@ AXE = ROOT / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    """A tab that fails on errors of the page, and on requests to other hosts."""
+    """A browser tab that fails on errors of the page, and on requests to other hosts."""
     path = find_chromium()
     if path is None:
         pytest.skip("neither Chromium nor Chrome is installed")
@@ -72,7 +72,8 @@ def test_the_page_stops_a_text(page: Any, trained: Path) -> None:
     with serving(trained, "--max-length", 10**6) as server:
         page.goto(server.url)
         page.fill("#tokens", "900000")
-        # In the page, because a fast machine writes all of it while texts travel to this process.
+        # The page itself must stop the text. A fast machine would finish it before this process
+        # reacts.
         page.evaluate("""() => {
             document.querySelector("#write").click();
             const waiting = setInterval(() => {

@@ -1,4 +1,4 @@
-"""BPE: the vocabulary and the cost of training; tiktoken and Hugging Face give the same ids."""
+"""BPE: its vocabulary, the cost of training, and the same ids as tiktoken and Hugging Face."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ MIXED = "naïve café 🙂🙂 世界世界世界 Привет\t\n\n\n    if x =
 
 
 def hugging_face(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """Our tokenizer.json loaded by Hugging Face, with end-of-text as plain text."""
+    """gptcli's tokenizer.json, loaded by Hugging Face, which then reads end-of-text as plain
+    text."""
     theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     theirs.encode_special_tokens = True
     return theirs
@@ -172,7 +173,7 @@ def test_different_words_are_bounded() -> None:
 
 @pytest.mark.slow
 def test_long_words_do_not_make_training_slow() -> None:
-    # If long words were not cut, these would take minutes.
+    # If training did not cut long words, these texts would take minutes.
     draw = random.Random(0)
     letters = "".join(draw.choices("acgt", k=400_000))
     blanks = "".join(draw.choices(" \t\n", k=400_000))

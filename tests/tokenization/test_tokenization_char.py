@@ -1,4 +1,4 @@
-"""The char tokenizer: its vocabulary, unknown characters, and its two encoders."""
+"""The char tokenizer: its vocabulary, its errors for unknown characters, and its two encoders."""
 
 from __future__ import annotations
 

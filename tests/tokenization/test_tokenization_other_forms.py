@@ -1,4 +1,4 @@
-"""Unknown characters that look known: the error says in which form the training text has them."""
+"""Unknown characters that look like known ones: the error names the form in the training text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Safe cuts: a text cut there has the same tokens."""
+"""Safe cuts: a text gives the same tokens if it is cut at these places."""
 
 from __future__ import annotations
 
@@ -61,5 +61,6 @@ def test_pieces_without_a_safe_cut_are_bounded() -> None:
 
 
 def test_many_small_pieces_without_a_safe_cut_take_linear_time() -> None:
-    # Searching the held text after every piece would read 10**11 characters.
+    # If each new piece caused a search of all the text held back, this would read 10**11
+    # characters.
     assert sum(map(len, safe_cuts(("x" for _ in range(500_000)), 1000, longest=10**9))) == 500_000

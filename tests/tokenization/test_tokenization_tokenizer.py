@@ -1,4 +1,4 @@
-"""Every kind of tokenizer: decode(encode(text)) == text, no half characters in streams, errors."""
+"""All kinds of tokenizers: decode(encode(text)) == text, streams of whole characters, errors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_stream_of_any_ids_gives_their_text(
     stream = tokenizer.stream()
     parts = [stream.push(id) for id in ids]
     assert "".join(parts) + stream.flush() == tokenizer.decode(ids)
-    # A flush resets the decoder.
+    # A flush resets the stream, so it can decode again.
     assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
 
 
@@ -76,7 +76,7 @@ def test_a_stream_holds_an_incomplete_emoji_back() -> None:
     assert [stream.push(byte) for byte in "🙂a".encode()] == ["", "", "", "🙂", "a"]
     assert [stream.push(byte) for byte in "🙂".encode()[:3]] == ["", "", ""]
     assert stream.flush() == "\N{REPLACEMENT CHARACTER}"
-    # A byte that makes the character invalid replaces it at once.
+    # If a byte makes the character invalid, the stream immediately gives a replacement character.
     assert [stream.push(byte) for byte in (0xF0, 0x41, 0xFF)] == ["", "\ufffdA", "\ufffd"]
 
 

@@ -1,4 +1,4 @@
-"""data.unknown: what replaces an unknown character, and what is counted and named."""
+"""data.unknown: it drops or replaces unknown characters, and a note counts and names them."""
 
 from __future__ import annotations
 

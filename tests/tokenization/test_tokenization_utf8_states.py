@@ -1,4 +1,4 @@
-"""The table of UTF-8 states says the same as Python's decoder, for every state and byte."""
+"""The table of UTF-8 states agrees with Python's decoder for every state and every byte."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ENDS = [bytes(end) for n in range(4) for end in product((0x80, 0xA0, 0xBF), repe
 
 
 def is_valid_so_far(data: bytes) -> bool:
-    """Whether some bytes after `data` make it valid. (Python's incremental decoder is less strict:
-    it waits for the third byte of a surrogate.)"""
+    """Whether `data` is the start of some valid UTF-8. (Python's incremental decoder is less
+    strict: it waits for the third byte of a surrogate.)"""
     return any(is_valid(data + end) for end in ENDS)
 
 
@@ -63,5 +63,5 @@ def test_end_of_text_cannot_cut_a_character() -> None:
         tokenizer = build_tokenizer(kind, 0, lambda: iter(()))
         table = np.asarray(next_states(tokenizer.pieces))
         assert table[:, tokenizer.eot].tolist() == [0] + 7 * [INVALID]
-        for state in range(STATES):  # some token always continues the text
+        for state in range(STATES):  # at least one token can continue the text
             assert (table[state] != INVALID).any()

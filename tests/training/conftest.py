@@ -1,4 +1,4 @@
-"""Fixtures that create, resume and drive runs without the command line."""
+"""Fixtures that create, resume and run trainings without the command line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Resumed = Callable[..., Setup]
 
 @pytest.fixture
 def new(tmp_path: Path, text_file: Path) -> New:
-    """new("name", "train.seed=3") -> the Setup of a new run tmp_path/name."""
+    """new("name", "train.seed=3") returns the Setup of a new run tmp_path/name."""
 
     def build(name: str, *overrides: str) -> Setup:
         config = parse_config("", [f"data.source={text_file}", *BASE, *overrides])
@@ -41,7 +41,7 @@ def new(tmp_path: Path, text_file: Path) -> New:
 
 @pytest.fixture
 def resumed(tmp_path: Path) -> Resumed:
-    """resumed("name") -> the Setup that resumes tmp_path/name."""
+    """resumed("name") returns the Setup that resumes the run tmp_path/name."""
 
     def build(name: str) -> Setup:
         prepared = prepare_resume(tmp_path / name, None)
@@ -52,7 +52,7 @@ def resumed(tmp_path: Path) -> Resumed:
 
 
 def run(setup: Setup, stop_at: int | None = None) -> list[Event]:
-    """All events of a run; with `stop_at`, interrupted after that step."""
+    """Train, and return all events. With `stop_at`, the training is interrupted after that step."""
     events: list[Event] = []
 
     def should_stop() -> bool:

@@ -1,7 +1,7 @@
-"""Trials of saving on disks that kill, fail, lose writes or are full.
+"""Trials of saving on disks that kill the process, fail, lose writes or are full.
 
-The tests in this folder run them, and benchmarks/reliability.py counts them. Each function yields
-once per trial that passed.
+The tests in this folder run the trials, and benchmarks/reliability.py counts them. Each function
+yields once for each trial that passed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,20 @@ from tests.training.faulty_disks import (
 from tests.training.lost_writes import Model, write_tree
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT)
-FLOATS = 3000  # 12 kB: a checkpoint of some pages
-TIDYING = ("a new best one", "the old ones go", "a resume", "shards are gathered")
-"""Stories that delete old files. What cannot be deleted or gathered is no error there."""
+FLOATS = 3000  # 12 kB, so a checkpoint takes some pages of the disk
+TIDYING = (
+    "a new best checkpoint",
+    "old checkpoints are deleted",
+    "a resume",
+    "shards are gathered",
+)
+"""Stories that delete old files. A file that cannot be deleted or gathered causes no error in
+them."""
 
 
 @contextmanager
 def on(disk: durable.Disk) -> Iterator[None]:
-    """Write through another disk."""
+    """Use another disk inside the block."""
     before, durable.disk = durable.disk, disk
     try:
         yield
@@ -51,20 +57,20 @@ def on(disk: durable.Disk) -> Iterator[None]:
 
 
 def begin(story: Story, folder: Path) -> Path:
-    """Create the run of a story, as it is before the calls."""
+    """Create the run of a story in the state before its calls, and return the run."""
     with on(Watched()):
         return story.begin(folder / "begun")
 
 
 def copy(begun: Path) -> Path:
-    """A fresh copy of a run. It replaces the previous copy."""
+    """Make a fresh copy of a run in place of the previous copy, and return it."""
     run = begun.parent / "run"
     shutil.rmtree(run, ignore_errors=True)
     return Path(shutil.copytree(begun, run))
 
 
 def record(story: Story, begun: Path) -> list[Operation]:
-    """The operations of a story without any fault."""
+    """The operations of a story on a disk without faults."""
     disk = Recording()
     with on(disk):
         story.tell(copy(begun))
@@ -72,7 +78,7 @@ def record(story: Story, begun: Path) -> list[Operation]:
 
 
 def check(story: Story, run: Path, returned: int) -> None:
-    """Assert what must be true of an interrupted run, and that it can be continued."""
+    """Assert what must be true of an interrupted run, and that the run can be continued."""
     with on(Watched()):
         story.check(run, returned)
         story.go_on(run)
@@ -82,9 +88,10 @@ def check(story: Story, run: Path, returned: int) -> None:
 
 
 def killed_at_any_operation(story: Story, half: bool, begun: Path) -> Iterator[int]:
-    """SIGKILL after each number of operations, or with `half` in the middle of each write.
+    """Kill with SIGKILL after each number of operations, or with `half` in the middle of each
+    write.
 
-    Yields the number."""
+    Yields the number of operations."""
     operations = record(story, begun)
     for count in range(len(operations) + 1):
         if half and (count == len(operations) or operations[count][0] != "write"):
@@ -103,15 +110,15 @@ def killed_at_any_operation(story: Story, half: bool, begun: Path) -> Iterator[i
 
 
 def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> Iterator[int]:
-    """A power cut after each operation: any subset of the data without fsync is lost or cut.
+    """Cut the power after each operation: any part of the data without fsync is lost or cut off.
 
-    Asserts also that a call that returned has saved its data for good. Crashes that leave the same
-    files are tried once. Yields their number."""
+    Also assert that each call that returned has saved its data for good. Crashes that leave equal
+    files are tried once. Yields the number of such crashes."""
     crashed = folder / "crashed"
     run = begin(story, folder)
     model = Model(run)
     disk = Recording()
-    returned: list[int] = []  # the number of operations at which each call returned
+    returned: list[int] = []  # how many operations had succeeded when each call returned
     with on(disk):
         story.tell(run, lambda: returned.append(len(disk.operations)))
     choice = random.Random(seed)
@@ -138,7 +145,7 @@ def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> It
 
 
 def refused(story: Story, begun: Path, disk: Refusing) -> tuple[Path, GptcliError | None]:
-    """Run a story on a failing disk; returns the run and the error that it raised."""
+    """Run a story on a failing disk. Return the run and the error that the story raised."""
     run = copy(begun)
     with on(disk):
         try:
@@ -149,13 +156,13 @@ def refused(story: Story, begun: Path, disk: Refusing) -> tuple[Path, GptcliErro
 
 
 def failing_at_any_operation(story: Story, begun: Path) -> Iterator[int]:
-    """Each operation fails once, with each of ERRORS. Yields its number."""
+    """Let each operation fail once, with each of ERRORS. Yields the number of the operation."""
     for count, operation in enumerate(record(story, begun)):
         for number in ERRORS:
             disk = Refusing(count, number)
             run, error = refused(story, begun, disk)
             assert disk.refused
-            if error is None:  # old files can be deleted later
+            if error is None:  # the story did not need to delete these old files
                 assert operation[0] in ("unlink", "rmdir") or story.name in TIDYING, operation
             else:
                 check_words(error, run, number)
@@ -166,7 +173,7 @@ def failing_at_any_operation(story: Story, begun: Path) -> Iterator[int]:
 
 
 def failing_for_good(story: Story, begun: Path) -> Iterator[int]:
-    """All operations fail, beginning with each of them. Yields its number."""
+    """Let all operations fail from some operation on. Yields the number of that operation."""
     for count in range(len(record(story, begun))):
         run, error = refused(story, begun, Refusing(count, errno.EIO, always=True))
         if error is not None:
@@ -176,7 +183,7 @@ def failing_for_good(story: Story, begun: Path) -> Iterator[int]:
 
 
 def check_words(error: GptcliError, run: Path, number: int) -> None:
-    """Assert that an error is one line with the path, the reason and the free space."""
+    """Assert that an error has one line, with the path, the reason and the free space."""
     assert error.exit_code == 1
     assert "\n" not in error.message
     assert str(run / "checkpoints") in error.message
@@ -185,7 +192,7 @@ def check_words(error: GptcliError, run: Path, number: int) -> None:
 
 
 def short_writes(size: int, folder: Path) -> Iterator[int]:
-    """A disk that writes at most `size` bytes at a time; with 0, nothing at all."""
+    """Save on a disk that writes at most `size` bytes at a time. With 0 it writes nothing."""
     run, refused = folder / "short", None
     run.mkdir()
     try:
@@ -207,7 +214,8 @@ def short_writes(size: int, folder: Path) -> Iterator[int]:
 
 
 def refuses(run: Path, step: int) -> str | None:
-    """Save a step; returns None, or the error message if the disk refused and nothing changed."""
+    """Save a step. Return None, or the error message if the disk refused and the run is
+    unchanged."""
     error = None
     try:
         write(run, step, size=FLOATS)
@@ -225,7 +233,7 @@ def refuses(run: Path, step: int) -> str | None:
 
 
 def check_old(run: Path, step: int) -> None:
-    """Assert that the newest checkpoint is valid and has this step."""
+    """Assert that the newest checkpoint is valid and is of this step."""
     saved, notes = checkpoint.newest_valid(run)
     assert saved is not None
     assert (saved.step, notes) == (step, [])
@@ -233,9 +241,9 @@ def check_old(run: Path, step: int) -> None:
 
 
 def limited_file_sizes(run: Path) -> Iterator[int]:
-    """RLIMIT_FSIZE, which acts like a quota: one write is short and the next one fails.
+    """Save with RLIMIT_FSIZE, which works like a quota: one write is short, and the next one fails.
 
-    Yields the limits."""
+    Yields each limit."""
     import resource
 
     write(run, 10, size=FLOATS)
@@ -261,7 +269,7 @@ def limited_file_sizes(run: Path) -> Iterator[int]:
 
 
 def no_more_open_files(run: Path) -> Iterator[int]:
-    """RLIMIT_NOFILE: the process cannot open any more files."""
+    """Save with RLIMIT_NOFILE, so that the process cannot open another file."""
     import resource
 
     write(run, 10, size=FLOATS)
@@ -277,7 +285,7 @@ def no_more_open_files(run: Path) -> Iterator[int]:
         except GptcliError as raised:
             error = raised
         finally:
-            checkpoint.prune(run, 2)  # does nothing and raises nothing
+            checkpoint.prune(run, 2)  # this cannot delete anything, and must raise no error
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert error is not None
         assert os.strerror(errno.EMFILE) in error.message
@@ -294,13 +302,13 @@ NOT_ALLOWED = 77
 
 
 class NotAllowedError(Exception):
-    """This system does not let us mount a file system."""
+    """This system does not allow the tests to mount a file system."""
 
 
 def mount_tmpfs(folder: Path, options: str) -> None:
-    """Mount a small file system in memory, which only this process and its children see.
+    """Mount a small file system in memory, visible only to this process and its children.
 
-    Exits with NOT_ALLOWED if the system refuses."""
+    Exit with NOT_ALLOWED if the system refuses this."""
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.getuid(), os.getgid()
     new_user, new_mount = 0x10000000, 0x00020000
@@ -317,10 +325,11 @@ def mount_tmpfs(folder: Path, options: str) -> None:
 
 
 def full_file_system(what: str, folder: Path) -> Iterator[int]:
-    """A small tmpfs without free space (`room`) or without free `inodes`.
+    """Save on a small tmpfs without free space (`room`) or without free `inodes`.
 
-    It is filled, then freed bit by bit, so that each save fails at a later operation. Yields
-    the number of each refused save. Raises NotAllowedError if it cannot be mounted."""
+    The tmpfs is filled and then freed bit by bit, so that each save fails at a later operation.
+    Yields the number of each refused save. Raises NotAllowedError if the tmpfs cannot be
+    mounted."""
     pages, inodes = 24, 40
     one = b"full" * 1024 if what == "room" else b""
     counts = folder.with_name(f"{folder.name}-{what}")
@@ -342,7 +351,8 @@ def full_file_system(what: str, folder: Path) -> Iterator[int]:
                 check_old(run, 10)
                 fillers.pop().unlink()
             assert all(os.strerror(errno.ENOSPC) in line for line in lines)
-            assert len(lines) >= 4  # the folder and the files of a checkpoint
+            # One save failed for each of the folder and the files of a checkpoint.
+            assert len(lines) >= 4
             check_old(run, 20)
             count.write(b"." * len(lines))
 

@@ -1,4 +1,4 @@
-"""Disks that record, kill or fail in place of durable.disk, and what must be true afterwards."""
+"""Disks that record, kill or fail instead of durable.disk, and what must be true afterwards."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from gptcli.training.meta_file import PARTS, shard_name
 from gptcli.training.training_state import Progress
 
 Operation = tuple[Any, ...]
-"""("write", path, data), ("rename", source, goal), or the name of an operation and its path."""
+"""("write", path, data), ("rename", source, goal), or (name of the operation, path)."""
 
 
 class Watched(durable.Disk):
     """A disk that hands each operation to `watch`.
 
-    It skips fsync, so the tests are fast: data that a process wrote survives its death anyway."""
+    It skips fsync, so that tests are fast. The data that a process has written survives its death
+    even without fsync."""
 
     def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
-        """Do the operation, or something else instead. Subclasses override this."""
+        """Do the operation. Subclasses override this method to do something else."""
         return do()
 
     def create(self, path: Path) -> io.FileIO:
@@ -65,7 +66,7 @@ class Watched(durable.Disk):
 
 
 class Recording(Watched):
-    """Records the operations that were tried, and those that succeeded."""
+    """A disk that records the operations that were tried, and those that succeeded."""
 
     def __init__(self) -> None:
         self.tried: list[Operation] = []
@@ -79,8 +80,8 @@ class Recording(Watched):
 
 
 class Deadly(Watched):
-    """Kills its process with SIGKILL after `count` operations; with `half`, in the middle of the
-    write that follows."""
+    """A disk that kills its process with SIGKILL after `count` operations. With `half`, it kills in
+    the middle of the next write."""
 
     def __init__(self, count: int, half: bool) -> None:
         self.left = count
@@ -98,7 +99,8 @@ class Deadly(Watched):
 
 
 class Refusing(Watched):
-    """Fails with errno `number` after `count` operations: once, or from then on with `always`.
+    """A disk that fails with errno `number` after `count` operations, once or `always` from then
+    on.
 
     A write that fails has written half of its data."""
 
@@ -120,7 +122,7 @@ class Refusing(Watched):
 
 
 class Short(durable.Disk):
-    """Writes at most `size` bytes at a time."""
+    """A disk that writes at most `size` bytes at a time."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -130,7 +132,7 @@ class Short(durable.Disk):
 
 
 def in_child(body: Callable[[], None]) -> tuple[int, str]:
-    """Run `body` in a forked process; returns its wait status (0: success) and its traceback."""
+    """Run `body` in a fork. Return its wait status (0: success) and its traceback."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -152,17 +154,18 @@ def in_child(body: Callable[[], None]) -> tuple[int, str]:
 
 
 def write(run: Path, step: int, more: int = 0, size: int = 5, best: int | None = None) -> None:
-    """Save a checkpoint with `size` floats, all equal to its step."""
+    """Save a checkpoint with `size` numbers, all equal to its step."""
     model, state = {"w": torch.full((size,), float(step))}, {"m": torch.full((3,), -float(step))}
     meta = {"progress": asdict(Progress(step=step, best_step=best)), "more": more}
     checkpoint.save(run, step, model, state, meta)
 
 
 class TwoShards(WholeFiles):
-    """The files that two ranks write. A number alone is in the first shard."""
+    """The files that two ranks write. Tensors without dimensions are only in the first shard."""
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write the first rows of each tensor, then the others."""
+        """Write the first rows of each tensor to one shard, and the other rows to a second
+        shard."""
         index = {}
         for part, tensors in zip(PARTS, self._parts, strict=True):
             for number in (1, 2):
@@ -177,7 +180,7 @@ class TwoShards(WholeFiles):
 
 
 def write_shards(run: Path, step: int) -> None:
-    """Save the checkpoint that `write` saves, in shards. Replaces a whole one of that step."""
+    """Save the checkpoint of `write` in shards, in place of a whole checkpoint of this step."""
     shutil.rmtree(checkpoint.folder_of(run, step), ignore_errors=True)
     model, state = {"w": torch.full((5,), float(step))}, {"m": torch.full((3,), -float(step))}
     meta = {"progress": asdict(Progress(step=step)), "more": 0}
@@ -185,12 +188,14 @@ def write_shards(run: Path, step: int) -> None:
 
 
 def gather(run: Path) -> None:
-    """Gather the weights, as the end of a training does, which only warns of what it cannot."""
+    """Gather the weights as the end of a training does. It only warns of weights that it cannot
+    gather."""
     gather_weights(run)
 
 
 def leave_behind(run: Path) -> None:
-    """Create the temporary files of killed writers, among the checkpoints and inside one."""
+    """Create the temporary files of killed processes, beside the checkpoints and inside one of
+    them."""
     folder = run / "checkpoints"
     (folder / ".best.77.tmp").write_bytes(b"half")
     for name in (".step-00000030.77.tmp", ".step-00000005.77.old"):
@@ -200,33 +205,33 @@ def leave_behind(run: Path) -> None:
 
 
 def damage(run: Path, step: int, name: str) -> None:
-    """Cut the last byte off a file of a checkpoint."""
+    """Cut off the last byte of a checkpoint's file."""
     path = checkpoint.folder_of(run, step) / name
     path.write_bytes(path.read_bytes()[:-1])
 
 
 @dataclass(frozen=True)
 class Story:
-    """Calls on a run with the checkpoints `before` (the first is the best), and what must be true
-    whenever the calls are interrupted."""
+    """Calls on a run with the checkpoints `before`, the first of which is the best. The fields say
+    what must be true whenever the calls are interrupted."""
 
     name: str
     before: tuple[int, ...]
     calls: tuple[Callable[[Path], None], ...]
     new: int | None
-    """The newest valid step after the first call."""
+    """The step of the newest valid checkpoint after the first call."""
     old: int | None
-    """The newest valid step before the first call."""
+    """The step of the newest valid checkpoint before the first call."""
     kept: frozenset[int]
-    """Steps that stay valid all the time."""
+    """The steps whose checkpoints stay valid all the time."""
     best: int | None
-    """The best step after all calls."""
+    """The step of the best checkpoint after all calls."""
     prepare: Callable[[Path], None] = lambda run: None
     torn: int | None = None
-    """A step that can be damaged, because it was damaged before."""
+    """The step whose checkpoint was damaged before the calls, and may stay damaged."""
 
     def begin(self, run: Path) -> Path:
-        """Create the run with the checkpoints `before`; returns `run`."""
+        """Create the run with the checkpoints `before`, prepare it, and return its folder."""
         run.mkdir()
         for step in self.before:
             write(run, step)
@@ -236,13 +241,14 @@ class Story:
         return run
 
     def tell(self, run: Path, returned: Callable[[], None] = lambda: None) -> None:
-        """Make the calls; `returned` is called after each."""
+        """Make the calls, and call `returned` after each of them."""
         for call in self.calls:
             call(run)
             returned()
 
     def check(self, run: Path, returned: int) -> None:
-        """Assert what must be true of `run` if it was interrupted after `returned` calls."""
+        """Assert what must be true of `run` if the calls were interrupted after the first
+        `returned` ones."""
         saved, notes = checkpoint.newest_valid(run)
         step = saved.step if saved else None
         assert step in ((self.new,) if returned else (self.old, self.new)), (step, notes)
@@ -264,7 +270,7 @@ class Story:
             assert more in ((1,) if ended else (0, 1))
 
     def go_on(self, run: Path) -> None:
-        """Assert that a resumed run can save checkpoints, and that no temporary files stay."""
+        """Assert that a resumed run can save checkpoints and leaves no temporary files."""
         saved, _ = checkpoint.newest_valid(run)
         checkpoint.delete_leftovers(run, saved.step if saved else -1)
         assert temporaries(run) == []
@@ -287,7 +293,7 @@ def check_tensors(run: Path, step: int) -> None:
 
 
 def temporaries(run: Path) -> list[str]:
-    """The names of the temporary files under a run folder."""
+    """The names of the temporary files in a run folder."""
     return sorted(p.name for p in run.rglob(".*"))
 
 
@@ -305,7 +311,7 @@ STORIES = (
         leave_behind,
     ),
     Story(
-        "a new best one",
+        "a new best checkpoint",
         (10, 20),
         (
             lambda run: write(run, 30),
@@ -347,7 +353,7 @@ STORIES = (
         20,
     ),
     Story(
-        "the old ones go",
+        "old checkpoints are deleted",
         (10, 20, 30, 40, 50),
         (lambda run: checkpoint.prune(run, 2),),
         50,
@@ -390,5 +396,5 @@ STORIES = (
 
 
 def names(stories: Iterable[Story]) -> list[str]:
-    """The ids of the stories for pytest.mark.parametrize."""
+    """The ids of the stories, for pytest.mark.parametrize."""
     return [story.name.replace(" ", "-") for story in stories]

@@ -2,8 +2,9 @@
 
     python forked_stops.py FOLDER KEY=VALUE ...
 
-Each training is a fork of this process, which has imported everything and computed nothing, so it
-starts at once. Prints the exit code of each training, and the step that it was resumed from.
+Each training is a fork of this process, which has imported all modules and computed nothing, so
+that each training starts at once. The program prints the exit code of each training, and the step
+from which it was resumed.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import gptcli.cli
 import gptcli.training.setup
 from gptcli.training import evaluate, loop
 
-# (event, step, signal). The signal comes after the listener has received that event, or, for
-# "evaluation", between two batches of that step's evaluation.
+# (event, step, signal). The signal comes after the caller has received this event of this step. For
+# "evaluation", it comes between two batches of the evaluation after this step.
 STOPS = (
     ("StepDone", 7, "SIGKILL"),
     ("Evaluated", 10, "SIGKILL"),
@@ -38,7 +39,7 @@ STOPS = (
 
 
 def stop_at(name: str, step: int, number: int) -> None:
-    """Send this process a signal at that moment."""
+    """Let this process send itself a signal at this event of this step."""
     train, windows = loop.train, evaluate.windows
     reached = 0
 
@@ -61,7 +62,7 @@ def stop_at(name: str, step: int, number: int) -> None:
 
 
 def run(words: list[str], output: Path, stop: tuple[str, int, str] | None) -> int:
-    """Run `gptcli WORDS` in a forked process; returns its exit code."""
+    """Run `gptcli WORDS` in a fork, stopped as `stop` says. Return its exit code."""
     pid = os.fork()
     if pid == 0:
         code = 70

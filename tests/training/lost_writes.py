@@ -1,8 +1,8 @@
-"""Everything that a disk can hold after a power cut: all operations, any subset without fsync lost.
+"""Everything that a disk can hold after a power cut, depending on which data had an fsync.
 
 A file's data is on the disk after an fsync of the file. The names in a folder (created, renamed,
-deleted) are on the disk after an fsync of the folder. Before that, each change of a name can have
-reached the disk or not, in any order. Of a file's data, all can be there, nothing, half, or zeros.
+deleted) are on the disk after an fsync of the folder. Before that, each change of a name may have
+reached the disk or not, in any order. A file may hold all of its data, none, half, or zeros.
 Source: ALICE (Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014).
 """
 
@@ -16,21 +16,21 @@ from pathlib import Path
 from tests.training.faulty_disks import Operation
 
 Tree = frozenset[tuple[str, bytes | None]]
-"""The files of a run with their data, and its folders with None as data."""
+"""The files of a run with their data, and its folders with None instead of data."""
 
 LIMIT = 2000
-"""The most combinations that are tried for one crash. If there are more, a sample is drawn."""
+"""The most combinations to try for one crash. If there are more, a random sample is tried."""
 
 
 class File:
-    """A file's data, and whether it is on the disk (`synced`)."""
+    """A file's data, and whether the data is on the disk (`synced`)."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.synced = True
 
     def remains(self) -> list[bytes]:
-        """Every content that the file can have after a crash."""
+        """Each content that the file can have after a crash."""
         if self.synced:
             return [self.data]
         size = len(self.data)
@@ -38,9 +38,10 @@ class File:
 
 
 class Folder:
-    """The names in a folder: as processes see them, and as they are on the disk.
+    """The names in a folder, as processes see them and as they are on the disk.
 
-    Each of `changes` since the last fsync sets names, or deletes them (None)."""
+    Each item of `changes` sets names or deletes them (None). These are the changes since the last
+    fsync."""
 
     def __init__(self) -> None:
         self.names: dict[str, File | Folder] = {}
@@ -48,12 +49,12 @@ class Folder:
         self.changes: list[dict[str, File | Folder | None]] = []
 
     def change(self, names: dict[str, File | Folder | None]) -> None:
-        """Set or delete names in one atomic change."""
+        """Set or delete (None) names in one atomic change."""
         self.changes.append(names)
         _set(self.names, names)
 
     def sync(self) -> None:
-        """fsync: all names are on the disk."""
+        """Do an fsync of the folder, so that all its names are on the disk."""
         self.on_disk = dict(self.names)
         self.changes = []
 
@@ -73,7 +74,7 @@ class Model:
     """A run folder on a disk that can crash."""
 
     def __init__(self, run: Path) -> None:
-        """Begin with the files of `run`, all on the disk."""
+        """Start with the files of `run`. All of them are on the disk."""
         self.run = run
         self.root = Folder()
         for path in sorted(run.rglob("*")):
@@ -94,7 +95,7 @@ class Model:
         """Apply a recorded operation."""
         name, path = operation[:2]
         if not path.is_relative_to(self.run):
-            assert name == "fsync_folder", operation  # of the folder that contains the run
+            assert name == "fsync_folder", operation  # this is the folder that contains the run
             return
         if name == "fsync_folder":
             self.folder(path).sync()
@@ -122,8 +123,8 @@ class Model:
                 file.synced = True
 
     def after_a_crash(self, choice: random.Random) -> set[Tree]:
-        """Every folder tree that the disk can hold if it crashes now; a sample if there are too
-        many."""
+        """All folder trees that the disk can hold if it crashes now, or a sample of them if there
+        are more than LIMIT combinations."""
         folders, files = _nodes(self.root)
         changes = [(folder, names) for folder in folders for names in folder.changes]
         options: list[Iterable[object]] = [[False, True]] * len(changes)
@@ -140,7 +141,7 @@ class Model:
 
 
 def _nodes(root: Folder) -> tuple[list[Folder], list[File]]:
-    """All folders and files that can have a name after a crash, each once."""
+    """All folders and files that can have a name after a crash, without duplicates."""
     folders, files, waiting = [root], [], [root]
     while waiting:
         folder = waiting.pop()
@@ -183,7 +184,7 @@ def _walk(
 
 
 def write_tree(tree: Tree, run: Path) -> Path:
-    """Write a tree to a folder, which must not exist."""
+    """Write a tree to a folder that does not exist yet, and return this folder."""
     run.mkdir()
     for name, content in sorted(tree, key=lambda item: item[0]):
         if content is None:

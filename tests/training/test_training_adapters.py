@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): the folded weights, the gradients, what changes, and exact resuming."""
+"""Low-rank adapters (LoRA): folded weights, gradients, which weights change, and exact resuming."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def network(arch: Any, **more: Any) -> ModelConfig:
 def state_with(
     lora: LoraConfig, model: ModelConfig, dtype: torch.dtype = torch.float32, **more: Any
 ) -> TrainingState:
-    """A state of a random network whose every weight differs from 0."""
+    """The state of a random network in which no weight is 0."""
     base = build_model(model, VOCABULARY, seed=5)
     generator = torch.Generator().manual_seed(6)
     weights = {
@@ -58,7 +58,7 @@ def adapters_of(state: TrainingState) -> Adapters:
 
 
 def with_random_b(state: TrainingState) -> Adapters:
-    """The adapters of a state in the middle of training: B is no longer 0."""
+    """Make B random, as in the middle of a training. Return the adapters."""
     adapters = adapters_of(state)
     generator = torch.Generator().manual_seed(8)
     for adapter in adapters.adapters:
@@ -74,7 +74,7 @@ def batch(seed: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Applied(nn.Module):
-    """What a layer's weight is to autograd if A and B are applied beside it."""
+    """A layer's weight as autograd sees it if A and B are applied to the base weight."""
 
     def __init__(self, A: torch.Tensor, B: torch.Tensor, scale: float) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Applied(nn.Module):
 
 
 def applied_model(state: TrainingState) -> tuple[GPT, dict[str, Applied]]:
-    """A model with the base weights, in which autograd sees A and B."""
+    """A model with the base weights, in which autograd computes gradients of A and B."""
     adapters = adapters_of(state)
     model = build_model(
         state.model.config, VOCABULARY, weights={n: p.detach() for n, p in state.weights.masters}
@@ -161,7 +161,7 @@ def test_dropout_is_a_function_of_the_seed_and_ends_with_the_step() -> None:
     first, other, again = gradients(1), gradients(2), gradients(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    # An input that was left out gets no gradient, in about half of the columns of A.
+    # A dropped input gets no gradient. This is so for about half of the columns of A.
     left_out = torch.stack([g.eq(0).all(dim=0).float().mean() for g in first[::2]])
     assert 0.3 < float(left_out.mean()) < 0.7
     state.passes.publish()
@@ -207,7 +207,7 @@ def test_names_presets_and_counts() -> None:
             VOCABULARY,
         )
         assert (both or 0) - (none or 0) == sum(p.numel() for p in tables)
-        # Every matrix of a block is a target, and nothing else.
+        # The targets are exactly the matrices of the blocks.
         matrices = {n for n, p in state.weights.masters if n.startswith("h.") and p.dim() == 2}
         assert {f"{a.name}.weight" for a in adapters.adapters} == matrices
 
@@ -235,7 +235,8 @@ def test_a_wrong_setting_says_what_to_write(override: str, words: str) -> None:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tables_get_the_gradients_of_full_training(arch: str) -> None:
-    """They are trained themselves: the same gradient, and no change by folding."""
+    """The tables are trained directly, so they get the same gradient, and folding does not change
+    them."""
     state = state_with(LoraConfig(rank=4, embeddings=True), network(arch))
     adapters = with_random_b(state)
     assert adapters.tables == (
@@ -259,7 +260,7 @@ def test_tables_get_the_gradients_of_full_training(arch: str) -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_tables_do_not_decay(kind: Any) -> None:
-    """Decay pulls towards 0, and the base weights are where a fine-tune starts."""
+    """Decay pulls weights towards 0, but a fine-tune should stay near the base weights."""
     lora = LoraConfig(rank=4, embeddings=True)
     state = state_with(lora, network("modern"), optimizer=kind)
     adapters = adapters_of(state)
@@ -290,13 +291,13 @@ def test_auto_trains_tables_that_are_no_larger_than_the_adapters() -> None:
 
 @pytest.fixture
 def base(new: Any, drive: Drive, tmp_path: Path) -> Path:
-    """A run to start from."""
+    """The run from which the fine-tunes start."""
     drive(new("base"))
     return tmp_path / "base"
 
 
 def tuning(folder: Path, base: Path, text: Path, *overrides: str) -> Any:
-    """The Setup of a fine-tune with adapters in `folder`."""
+    """The Setup of a fine-tune with adapters in the folder `folder`."""
     words = (*BASE, "train.lora.rank=2", "train.learning_rate=0.01", *overrides)
     config = parse_config("", [f"data.source={text}", *words])
     return prepare_new(config, folder, from_run=base).setup

@@ -1,4 +1,4 @@
-"""Kills, signals and failing disks while a checkpoint is written in the background."""
+"""Kills, signals and failing disks during the writing of a checkpoint in the background."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WORDS = (
     "run.threads=1", "run.device=cpu", "run.dtype=float32",
 )  # fmt: skip
 SAVED = (2, 3, 4, 6, 7)
-"""The steps that get a checkpoint; all except the last are written in the background."""
+"""The steps with a checkpoint. Except for the last one, they are written in the background."""
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def _all_in_background(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def begin(tmp_path: Path, text_file: Path) -> Callable[[str], Setup]:
-    """begin("name") -> the Setup of a new run tmp_path/name."""
+    """begin("name") returns the Setup of a new run tmp_path/name."""
 
     def new(name: str) -> Setup:
         config = parse_config("", [f"data.source={text_file}", *WORDS])
@@ -64,12 +64,12 @@ def begin(tmp_path: Path, text_file: Path) -> Callable[[str], Setup]:
 
 
 def final_weights(run: Path) -> bytes:
-    """The final weights of a run."""
+    """The bytes of a run's final weights."""
     return (checkpoint.folder_of(run, 7) / "model.safetensors").read_bytes()
 
 
 def resume(run: Path) -> list[Event]:
-    """Resume a run to its end, and assert that no temporary files stay."""
+    """Resume a run to its end and return the events. Assert that no temporary files are left."""
     prepared = prepare_resume(run, None)
     events = list(train(prepared.setup)) if isinstance(prepared, Prepared) else []
     assert temporaries(run) == []
@@ -77,7 +77,7 @@ def resume(run: Path) -> list[Event]:
 
 
 def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
-    """The disk operations of an undisturbed training."""
+    """The disk operations of a training without interruptions."""
     disk = Recording()
     writers: set[str] = set()
     save = checkpoint.save_files
@@ -96,9 +96,9 @@ def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
 
 
 def moments(operations: list[Operation]) -> Iterator[int]:
-    """The numbers of operations after which a trial strikes.
+    """The numbers of operations after which a trial acts.
 
-    Among consecutive writes to one file, only before the first, the second and the last."""
+    Among consecutive writes to one file, it acts only before the first, the second and the last."""
     for count, operation in enumerate(operations):
         before, after = operations[count - 2 : count], operations[count + 1 : count + 2]
         rows = [other[:2] == operation[:2] for other in (*before, *after)]
@@ -107,7 +107,7 @@ def moments(operations: list[Operation]) -> Iterator[int]:
 
 
 def newest_renamed(operations: list[Operation]) -> int | None:
-    """The newest checkpoint that has been renamed after these operations."""
+    """The step of the newest checkpoint that these operations have renamed, or None."""
     goals = [str(o[2].name) for o in operations if o[0] == "rename"]
     steps = [int(goal[5:]) for goal in goals if goal.startswith("step-")]
     return max(steps, default=None)
@@ -152,7 +152,7 @@ def test_any_operation_that_fails(
             patch.setattr(durable, "disk", disk)
             try:
                 events.extend(train(setup))
-            except GptcliError as error:  # about the last checkpoint
+            except GptcliError as error:  # only the last checkpoint raises an error
                 message, code = error.message, error.exit_code
         assert disk.refused
         assert code == 1
@@ -162,7 +162,7 @@ def test_any_operation_that_fails(
             assert os.strerror(number) in text
             assert "MiB free there" in text
             assert "\n" not in text
-        else:  # old files can be deleted later
+        else:  # gptcli can delete old files later
             assert operations[count][0] in ("rename", "unlink", "rmdir", "fsync_folder")
         for step in checkpoint.steps_of(setup.run):
             checkpoint.load(setup.run, step, with_state=True)
@@ -171,8 +171,8 @@ def test_any_operation_that_fails(
 
 
 class Interrupting(Watched):
-    """Sends its process a signal after `count` operations in the background, and then waits a
-    moment."""
+    """A disk that sends its process a signal after `count` operations in the background. It then
+    waits a moment."""
 
     def __init__(self, count: int, number: int) -> None:
         self.left, self.number = count, number
@@ -183,7 +183,7 @@ class Interrupting(Watched):
         self.left -= 1
         if self.left == -1:
             os.kill(os.getpid(), self.number)
-            threading.Event().wait(0.02)  # training continues meanwhile
+            threading.Event().wait(0.02)  # the training continues in this time
         return do()
 
 

@@ -1,4 +1,4 @@
-"""The rules for the time and memory of a step agree with the model and with measurements."""
+"""The estimates of time and memory for a step agree with the model and with measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A power cut at any moment of a save leaves the old checkpoint or the new one."""
+"""A power cut at any moment of a save leaves the old checkpoint or the new one intact."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ from tests.training.faulty_disks import STORIES, Story, names
 @pytest.mark.slow
 @pytest.mark.parametrize("story", STORIES, ids=names(STORIES))
 def test_a_crash_after_any_operation(story: Story, tmp_path: Path) -> None:
-    """After a call has returned, a crash loses nothing that the call saved."""
+    """After a call has returned, a crash loses nothing that this call has saved."""
     crashes = list(crashed_after_any_operation(story, tmp_path))
     assert sum(crashes) >= len(crashes) > len(story.calls)

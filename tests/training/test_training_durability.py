@@ -1,5 +1,4 @@
-"""A kill after any operation of a save, or any operation that fails, leaves the old checkpoint or
-the new one, and the run can be resumed."""
+"""A kill or an error at any operation of a save leaves a checkpoint from which the run resumes."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ Patch = pytest.MonkeyPatch
 
 @pytest.fixture
 def begun(story: Story, tmp_path: Path) -> Path:
-    """The run of a story, as it is before the calls."""
+    """The run of a story in the state before the calls."""
     return disk_fault_trials.begin(story, tmp_path)
 
 
@@ -67,7 +66,7 @@ def test_any_operation_that_fails(story: Story, begun: Path) -> None:
 
 
 def test_a_file_that_cannot_be_deleted_stops_no_other_deletion(tmp_path: Path) -> None:
-    story = next(story for story in STORIES if story.name == "the old ones go")
+    story = next(story for story in STORIES if story.name == "old checkpoints are deleted")
     begun = disk_fault_trials.begin(story, tmp_path)
     for count, (name, *_) in enumerate(record(story, begun)):
         run, error = refused(story, begun, Refusing(count, errno.EIO))
@@ -78,7 +77,8 @@ def test_a_file_that_cannot_be_deleted_stops_no_other_deletion(tmp_path: Path) -
 
 
 def test_a_save_first_deletes_what_a_killed_save_left(tmp_path: Path, monkeypatch: Patch) -> None:
-    """It deletes before it writes anything; otherwise a full disk would stay full."""
+    """A save deletes these files before it writes anything. Otherwise a full disk would stay
+    full."""
     for step in (10, 20):
         write(tmp_path, step)
     leave_behind(tmp_path)
@@ -119,7 +119,8 @@ def test_a_folder_whose_fsync_failed_is_fsynced_at_the_next_save_of_the_step(
         patch.setattr(durable, "disk", Refusing(len(disk.tried) - count - 1, errno.EIO))
         with pytest.raises(GptcliError):
             write(tmp_path, 20)
-    assert checkpoint.steps_of(tmp_path) == [10, 20]  # renamed, but perhaps not yet on the disk
+    # Step 20 is renamed, but its name may not be on the disk yet.
+    assert checkpoint.steps_of(tmp_path) == [10, 20]
     write(tmp_path, 20)
     assert disk.operations[-1] == last
 
@@ -140,8 +141,8 @@ def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_unreadable(tmp_path:
 def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_wrong(
     tmp_path: Path, mark: str | None
 ) -> None:
-    """The newest meta.json records the best step too. If the two differ, both steps are
-    kept."""
+    """The newest meta.json also records the best step. If it names another one, gptcli keeps both
+    steps."""
     for step in (10, 20, 30, 40, 50):
         write(tmp_path, step, best=20)
     if mark is not None:
@@ -208,7 +209,7 @@ AUDITED = {"os.mkdir": "mkdir", "os.rename": "rename", "os.remove": "unlink", "o
 @needs_fork
 @all_stories
 def test_every_write_goes_through_durable_disk(story: Story, begun: Path) -> None:
-    """The interpreter's audit hook sees no file operation that bypasses durable.disk."""
+    """Python's audit hook sees no file operation that bypasses durable.disk."""
     run = disk_fault_trials.copy(begun)
 
     def body() -> None:
@@ -216,7 +217,8 @@ def test_every_write_goes_through_durable_disk(story: Story, begun: Path) -> Non
 
         def hear(event: str, arguments: tuple[Any, ...]) -> None:
             if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                # Our opener causes two events: one of the file (with a mode), one of its os.open.
+                # gptcli's opener causes two events: one for the file (with a mode), and one for
+                # os.open.
                 if arguments[1] is not None or not arguments[2] & os.O_NOFOLLOW:
                     seen.append("create")
             elif event in AUDITED:
@@ -224,7 +226,7 @@ def test_every_write_goes_through_durable_disk(story: Story, begun: Path) -> Non
 
         disk = Recording()
         durable.disk = disk
-        sys.addaudithook(hear)  # cannot be removed, but this process ends soon
+        sys.addaudithook(hear)  # a hook cannot be removed, but this process ends soon
         story.tell(run)
         told = [name for name, *_ in disk.tried]
         assert seen == [name for name in told if name in {"create", *AUDITED.values()}]

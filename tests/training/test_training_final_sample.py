@@ -1,4 +1,4 @@
-"""The sample at the end of a run: from the best checkpoint, quickly, never at the run's cost."""
+"""The sample at the end of a run: from the best checkpoint, quick, and never harmful to the run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def samples(events: list[Any]) -> list[SampleDrawn]:
 
 @pytest.fixture(autouse=True)
 def _enough_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine must not shorten the samples that are compared."""
+    """Allow much time, because a busy machine must not shorten the compared samples."""
     monkeypatch.setattr(final_sample, "_SECONDS", 60.0)
 
 
 def test_it_comes_from_the_best_checkpoint(new: Any, drive: Any, cli: Any) -> None:
-    """A learning rate that is far too high makes the first evaluation the best one."""
+    """The learning rate is so high that the first evaluation is the best one."""
     setup = new("r", "train.eval_every=2", "train.max_steps=8", "train.learning_rate=0.9",
                 "train.optimizer=adamw", "train.warmup_steps=3")  # fmt: skip
     events = drive(setup)

@@ -1,4 +1,4 @@
-"""Which runs are finished: the checkpoints decide, not only run.json."""
+"""Whether a run is finished depends on its checkpoints, not on run.json alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def damage(run: Path, step: int) -> None:
 def test_a_run_whose_last_checkpoint_is_damaged_is_not_finished(
     why: str, cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    """The config's rule stopped the run. It resumes from the checkpoint before the damaged one."""
+    """A rule of the config ended the run. Now it resumes from the checkpoint before the damaged
+    one."""
     run = tmp_path / "r"
     small = [word for word in BASE if not word.startswith("train.max_steps")]
     rule = {"target": "train.stop_at_val_loss=100", "patience": "train.patience=1"}[why]
@@ -97,7 +98,8 @@ def test_a_parameter_without_a_gradient_does_not_prevent_a_resume(
 def test_the_sample_of_the_step_of_a_stop_is_drawn_at_the_resume(
     stop: int, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is drawn exactly once, even if the step's checkpoint was written before the sample."""
+    """The resumed run draws the sample once, even if the stop came between checkpoint and
+    sample."""
     from gptcli.events import SampleDrawn, StepDone
     from gptcli.training import final_sample, loop
 

@@ -1,4 +1,4 @@
-"""Mixtures in a training: resumed to the bit on both engines, and measured text by text."""
+"""Mixtures in a training: exact resuming with both engines, and a loss for each text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ENGINES = [
 
 @pytest.fixture
 def texts(tmp_path: Path) -> list[Path]:
-    """A long text of vowels and a short one of consonants, to tell them apart by their losses."""
+    """A long text of vowels and a short one of consonants. Their losses differ clearly."""
     places = [tmp_path / "vowels.txt", tmp_path / "consonants.txt"]
     places[0].write_text("aeiou" * 400)
     places[1].write_text("bcdfghjklmnpqrst" * 50)
@@ -39,7 +39,7 @@ def texts(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def mixed(texts: list[Path], tmp_path: Path) -> Callable[..., Setup]:
-    """mixed("name", "train.seed=3") -> the Setup of a new run on both texts."""
+    """mixed("name", "train.seed=3") returns the Setup of a new run on both texts."""
 
     def build(name: str, *overrides: str) -> Setup:
         source = json.dumps([str(path) for path in texts])
@@ -70,7 +70,7 @@ def test_ten_steps_and_ten_resumed_ones_equal_twenty(
 
 
 def test_an_evaluation_measures_each_text(mixed: Callable[..., Setup], drive: Drive) -> None:
-    """The whole is the mean by shares, not by length."""
+    """The total loss is the mean weighted by the shares, not by the lengths."""
     found = [event for event in drive(mixed("r")) if isinstance(event, Evaluated)]
     assert len(found) == 2
     for event in found:

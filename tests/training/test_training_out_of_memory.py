@@ -1,4 +1,4 @@
-"""Out of memory: the error names the setting to lower, and by how much."""
+"""Out of memory: the error names the setting to lower, and the value to try."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(
     where: str, there: str, cli: Any, text_file: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The run's name is free again, and an old run in the folder is unchanged."""
+    """The run's name can be used again, and an older run in the folder is unchanged."""
     from gptcli.training import training_state
     from gptcli.training.passes import TorchPasses
 
@@ -132,7 +132,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(
     assert left == {p: data for p, data in before.items() if p.name != ".lock"}
     assert run.exists() == (there != "nothing")
     if there != "a run":
-        assert cli(*again).code == 0  # not "exists already"
+        assert cli(*again).code == 0  # no error that the run exists already
 
 
 def test_a_run_that_made_a_step_is_kept(
@@ -159,7 +159,7 @@ def test_a_run_that_made_a_step_is_kept(
 def test_a_resumed_run_keeps_its_folder(
     cli: Any, text_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder stays, even if a kill stopped the run before its first step."""
+    """A resume that fails keeps the folder, even if the run has not made its first step."""
     from gptcli.training import training_state
 
     run = tmp_path / "r"

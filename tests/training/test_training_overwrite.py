@@ -1,4 +1,4 @@
-"""Kills and full disks while --overwrite replaces a run, or while the old run is restored."""
+"""Kills and full disks while --overwrite replaces a run, and while the old run is restored."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ OLD, NEW = (10, 20), (5,)
 
 
 def create(run: Path, seed: int) -> None:
-    """Create a run as `gptcli train --overwrite` does."""
+    """Create a run in the same way as `gptcli train --overwrite`."""
     config = parse_config("", [f"train.seed={seed}", "data.source=text.txt"])
     run_folder.create(run, config, ByteTokenizer())
 
 
 def overwrite(run: Path) -> None:
-    """Replace a run by a new one that has a checkpoint, then delete the old run."""
+    """Replace a run by a new one with a checkpoint, and delete the old run."""
     create(run, 2)
     write(run, *NEW)
     run_folder.delete_replaced(run)
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """The files of a run, without RUN/.replaced and temporary files."""
+    """The files of a run without those in RUN/.replaced and without temporary files."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
@@ -60,7 +60,7 @@ def content(run: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run with two checkpoints and a lock."""
+    """A run with two checkpoints and a lock file."""
     monkeypatch.setattr(durable, "disk", Watched())
     run = tmp_path / "old"
     create(run, 1)
@@ -73,7 +73,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Copies of `begun`: the first after a complete call, the others after a kill in it."""
+    """Copies of `begun`: on the first, the call was completed; on each other one, it was killed."""
     disk = Recording()
     runs = [shutil.copytree(begun, begun.parent / "whole")]
     with monkeypatch.context() as patch:
@@ -92,7 +92,7 @@ def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyP
 
 
 def check_not_mixed(run: Path) -> None:
-    """Assert that a run with a config.yaml has only checkpoints of that config."""
+    """Assert that all checkpoints of a run belong to its config.yaml, if it has one."""
     if (run / "config.yaml").exists():
         new = run_folder.read_config(run).train.seed == 2
         steps = checkpoint.steps_of(run)
@@ -109,7 +109,7 @@ def test_a_kill_while_a_run_is_replaced(old: Path, monkeypatch: pytest.MonkeyPat
     assert after.keys() & before.keys() == {"config.yaml", "tokenizer.json"}
     for run in runs:
         check_not_mixed(run)
-        run_folder.refuse_other_folder(run)  # --overwrite is still allowed
+        run_folder.refuse_other_folder(run)  # --overwrite is still allowed on this folder
         had_new = checkpoint.steps_of(run) == list(NEW)
         create(run, 2)
         assert temporaries(run / "checkpoints") == []
@@ -157,7 +157,8 @@ REFUSALS = [
 def test_the_exit_code_tells_a_failing_disk_from_a_wrong_path(
     number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk is not a wrong command line. The error names the free space."""
+    """Only errors of a failing disk name the free space, because a wrong path is the user's
+    mistake."""
     run = tmp_path / "new"
     disk = Recording()
     monkeypatch.setattr(durable, "disk", disk)

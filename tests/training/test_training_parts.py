@@ -1,4 +1,4 @@
-"""The learning rate schedule, the optimizers, dropout's seed and the master weights."""
+"""Parts of a training: the learning rate, the optimizers, dropout's seed and the master weights."""
 
 from __future__ import annotations
 
@@ -59,10 +59,11 @@ def test_auto_values() -> None:
     assert resolve_warmup(TrainConfig(optimizer="muon", max_steps=200)) == 10
     assert resolve_log_every(TrainConfig(max_steps=1000)) == 10
     assert resolve_log_every(TrainConfig(max_steps=3)) == 1
-    # Evaluating 60,000 tokens costs as much as training on 20,000, or 20 steps: 2 % of 1,000 steps.
+    # Evaluating 60,000 tokens costs as much as training on 20,000, which takes 20 steps: 2 % of
+    # 1,000 steps.
     assert resolve_eval_every(TrainConfig(max_steps=9999), 60_000, 1_000) == 1_000
     assert resolve_eval_every(TrainConfig(max_steps=10), 60_000, 1_000) == 10
-    # Even cheap evaluations come only twenty times in a run, because each best one is saved.
+    # Even cheap evaluations take place only twenty times, because each best checkpoint is saved.
     assert resolve_eval_every(TrainConfig(max_steps=1000), 30, 10_000) == 50
     assert resolve_eval_every(TrainConfig(eval_every=7), 60_000, 1_000) == 7
 
@@ -126,7 +127,8 @@ def test_every_optimizer_of_the_config_describes_itself() -> None:
 
 @pytest.mark.parametrize("kind", sorted(RECIPES))
 def test_an_optimizer_keeps_the_slots_that_it_describes(kind: str) -> None:
-    """`slots` counts float32 numbers per weight of a block's matrix; estimates of memory use it."""
+    """`slots` counts the float32 numbers for each weight of a matrix. Estimates of memory need
+    it."""
     matrix = ("h.0.attn.query.weight", torch.ones(4, 4))
     optimizers = Optimizers(kind, [matrix], 0.1, torch.float32)
     matrix[1].grad = torch.ones(4, 4)
@@ -182,7 +184,7 @@ def test_master_weights_keep_changes_too_small_for_bfloat16() -> None:
     assert model.wte.weight.dtype == torch.bfloat16
     master = weights.named()["wte.weight"]
     before = master.clone()
-    for _ in range(100):  # each far less than half the spacing of bfloat16 at 1.0
+    for _ in range(100):  # each change is far less than half the spacing of bfloat16 at 1.0
         master += 1e-4
     weights.publish()
     assert (master - before - 0.01).abs().max() < 1e-4

@@ -1,4 +1,4 @@
-"""What a run records of a passage at each evaluation: LookedInside, its losses, its maps."""
+"""The passage that a run records at each evaluation (LookedInside): its losses and its maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gptcli.view.metrics import passage_record
 
 
 class Store:
-    """Stands for the validation split: ids 0, 1, ... in a circle."""
+    """A stand-in for the validation split, whose ids repeat."""
 
     def __init__(self, length: int, vocab_size: int = 20) -> None:
         self._ids = torch.arange(length) * 7 % vocab_size
@@ -40,7 +40,8 @@ def a_model(n_layer: int = 2, n_head: int = 2, block_size: int = 40, **more: Any
         arch="gpt2", n_layer=n_layer, n_head=n_head, n_embd=8 * n_head, block_size=block_size
     )
     model = GPT(config, 20, **more).eval()
-    with torch.no_grad():  # so that heads differ, and no loss is that of a uniform guess
+    # Otherwise all heads would be alike, and each loss that of a uniform guess.
+    with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
     return model
@@ -63,7 +64,7 @@ def test_the_losses_are_those_of_the_network() -> None:
 
 
 def test_the_maps_are_those_of_the_first_tokens() -> None:
-    """Bytes of the lower triangles, 255 for a weight of 1; rows sum to 1 up to rounding."""
+    """The maps are bytes of lower triangles. A weight of 1 is 255."""
     model = a_model()
     (found,) = looked(Store(500), model)
     T = 24

@@ -1,4 +1,4 @@
-"""The peak of the machine: measured once, then read from the cache."""
+"""The peak speed of the machine is measured once, and later read from the cache."""
 
 from __future__ import annotations
 

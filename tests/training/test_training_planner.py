@@ -1,4 +1,4 @@
-"""A run with a time limit: the number of steps follows the clock; a resume replays the plans."""
+"""A run with a time limit: the steps follow the clock, and a resume repeats the plans."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RATES = {"peak": 1.0, "warmup_steps": 4, "decay_fraction": 0.6}
 
 
 class Clock:
-    """A clock that only `wait` moves."""
+    """A clock that shows `now`, which only the test changes."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -34,7 +34,7 @@ class Clock:
 def simulate(
     monkeypatch: pytest.MonkeyPatch, seconds_at: Any, planned: int, budget: float = 60.0
 ) -> tuple[float, int, int]:
-    """(seconds, steps, plans) of a run whose step at second t takes seconds_at(t)."""
+    """Simulate a run whose step at second t takes seconds_at(t): return (seconds, steps, plans)."""
     clock = Clock()
     monkeypatch.setattr(planner, "time", clock)
     config = Config.model_validate({"train": {"eval_every": 50, "max_steps": planned}})
@@ -135,7 +135,7 @@ SMALL = (
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
-    """step -> max_steps: the plans that every planner makes."""
+    """Let all planners make the same plans: step -> max_steps."""
     plans = {4: 14, 7: 21, 11: 16}
 
     def max_steps(self: Planner, step: int, planned: int, now: float) -> int | None:
@@ -168,7 +168,7 @@ def test_a_resumed_run_replays_its_plans(
             path.unlink()
         elif int(path.name.removeprefix("step-")) > keep:
             shutil.rmtree(path)
-    scripted.clear()  # now only the recorded plans can change the number of steps
+    scripted.clear()  # from now on, only recorded plans can change the number of steps
     done = cli("train", "--resume", "--out", part)
     assert done.code == 0, done.err
     name = "checkpoints/step-00000016/model.safetensors"
@@ -182,7 +182,8 @@ def test_a_resumed_run_replays_its_plans(
 def test_a_time_limit_for_many_documents(
     cli: Any, tmp_path: Path, scripted: dict[int, int]
 ) -> None:
-    """The validation documents lie between those for training. A part of them is timed early."""
+    """Documents for validation lie between documents for training. An early evaluation times some
+    of them."""
     texts = tmp_path / "texts"
     texts.mkdir()
     for number in range(20):

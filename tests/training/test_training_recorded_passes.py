@@ -1,4 +1,4 @@
-"""Recorded passes compute what PyTorch computes kernel by kernel; GPU runs repeat and resume."""
+"""Recorded passes compute what PyTorch's single kernels compute. GPU runs repeat and resume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 class _Rehearsal:
-    """Records nothing: a "graph" runs the work again."""
+    """Stands for a recorder, but records nothing: its "graph" runs the work again."""
 
     def __init__(self, *, works: bool = True) -> None:
         self.records = 0
@@ -63,7 +63,7 @@ def batches(
 
 
 def three_steps(state: TrainingState, passes: Any, count: int, scale: float) -> list[Tensor]:
-    """The losses, and the weights at the end."""
+    """The losses of three steps, and the weights after them."""
     device = state.model.wte.weight.device
     found = []
     for step in range(3):

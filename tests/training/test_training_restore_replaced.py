@@ -1,6 +1,6 @@
-"""The run that --overwrite replaced comes back unchanged, despite late saves, signals and kills.
+"""A run that --overwrite replaced is restored unchanged, despite late saves, signals and kills.
 
-Also: a training without the folder's lock does not touch the folder.
+Also, a training that does not hold the folder's lock changes nothing in the folder.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _all_in_background(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """Everything in a run folder except its lock."""
+    """The files of a run folder except its lock."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
@@ -51,14 +51,14 @@ def content(run: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def old(cli: Any, text_file: Path, tmp_path: Path) -> Path:
-    """A finished run, runs/old in a temporary folder."""
+    """A finished run in the folder runs/old."""
     run = tmp_path / "runs" / "old"
     assert cli("train", text_file, *WORDS, "--out", run).code == 0
     return run
 
 
 class Late(Watched):
-    """Holds the background thread at its first file, until `let_go` is set."""
+    """A disk that holds the background thread at its first file until `let_go` is set."""
 
     def __init__(self) -> None:
         self.at_work, self.let_go = threading.Event(), threading.Event()
@@ -82,7 +82,8 @@ def test_a_late_save_does_not_touch_the_old_run(
     one_step = _Loop.one_step
 
     def step(self: _Loop) -> Any:
-        if self.progress.step == 3:  # its first checkpoint, the best one, is being written
+        # The run's first checkpoint, which is the best one, is being written.
+        if self.progress.step == 3:
             assert disk.at_work.wait(60)
             raise error
         return one_step(self)
@@ -97,12 +98,12 @@ def test_a_late_save_does_not_touch_the_old_run(
         thread.join(60)
     assert content(old) == before
     if outcome.code == 130:
-        assert "--resume" not in outcome.err  # that would resume the old run
+        assert "--resume" not in outcome.err  # --resume would resume the old run
         assert f"the earlier run in {old} is restored" in outcome.err
 
 
 class Slow(Watched):
-    """Renames a checkpoint only once `go_on` is set."""
+    """A disk that renames a checkpoint only after `go_on` is set."""
 
     def __init__(self) -> None:
         self.begun, self.go_on, self.ended = threading.Event(), threading.Event(), False
@@ -133,13 +134,13 @@ def test_abandoning_waits_for_a_rename_but_not_long(
     saver = Saver(tmp_path, 2, 2, None)
     list(saver.save(State(), {}))  # type: ignore[arg-type]
     assert disk.begun.wait(60)
-    if waited_for:  # the disk answers in time, whatever else this machine does
+    if waited_for:  # the limit is long, so the disk answers in time even on a busy machine
         monkeypatch.setattr(saving, "_ABANDON_SECONDS", 60.0)
         threading.Timer(0.1, disk.go_on.set).start()
     saver.abandon()
     assert disk.ended == waited_for
     disk.go_on.set()
-    if waited_for:  # and marked as the best
+    if waited_for:  # the checkpoint is also marked as the best
         assert checkpoint.best_step(tmp_path) == 2
     list(saver.collect(wait=True))
 
@@ -194,8 +195,8 @@ def test_one_more_signal_during_the_restore(
 def test_no_file_of_the_new_run_stays(
     old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that was killed early has no run.json. The new run's file would name another
-    origin."""
+    """A run that was killed early has no run.json. A file left by the new run would be a wrong
+    one."""
     (old / "run.json").unlink()
     before = content(old)
 
@@ -208,8 +209,8 @@ def test_no_file_of_the_new_run_stays(
 
 
 def killed_during_restore(old: Path) -> Iterator[Path]:
-    """Copies of the run, killed at each operation of restore_replaced; only those without
-    config.yaml."""
+    """Yield the run after a kill at each operation of restore_replaced, if it has no config.yaml
+    then."""
     config = run_folder.read_config(old)
     tokenizer = run_folder.read_tokenizer(old)
     begun = shutil.copytree(old, old.parent.parent / "begun")
@@ -282,7 +283,7 @@ def test_a_training_without_the_lock_leaves_the_folder_alone(
     winner: list[Any] = []
 
     def make(path: Path) -> list[Path]:
-        """Both trainings have seen that the folder is missing; the other one is faster."""
+        """Both trainings find no folder. The other one is faster, and locks the new folder."""
         made = make_folder(path)
         if path == run and not winner:
             winner.append(durable.folder_lock(run))
@@ -348,7 +349,7 @@ def test_a_deleted_lock_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     deleted = []
 
     def deleting(file: Any) -> bool:
-        if not deleted:  # by the process that held it until now
+        if not deleted:  # the process that held the lock until now deletes it
             deleted.append((tmp_path / ".lock").unlink())
         return lock(file)
 

@@ -1,4 +1,4 @@
-"""Runs that stop at bad moments: what a resumed run finds, keeps and repairs."""
+"""Runs that stop at inconvenient moments: what a resumed run finds, keeps and repairs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def end(events: list[Event]) -> Finished:
 
 
 def stop_on(event_type: type, step: int) -> tuple[list[Event], Callable[[], bool]]:
-    """A list for events, and a should_stop that is True after that event of that step."""
+    """A list for the events, and a should_stop that is True after this event of this step."""
     events: list[Event] = []
     return events, lambda: any(
         isinstance(e, event_type) and getattr(e, "step", 0) >= step for e in events
@@ -79,7 +79,7 @@ def test_temporary_files_of_a_killed_save_are_deleted(
     resumed("r")
     assert not left.exists()
     assert not config.exists()
-    assert theirs.exists()  # gptcli did not write it
+    assert theirs.exists()  # gptcli has not written this file
 
 
 def test_a_reached_target_ends_the_run_even_if_it_is_interrupted(
@@ -87,7 +87,8 @@ def test_a_reached_target_ends_the_run_even_if_it_is_interrupted(
 ) -> None:
     setup = new("r", "train.stop_at_val_loss=100", "train.eval_every=5")
     events, should_stop = stop_on(Evaluated, 5)
-    for event in train(setup, should_stop):  # the signal comes while the best checkpoint is saved
+    # The signal comes during the save of the best checkpoint.
+    for event in train(setup, should_stop):
         events.append(event)
     assert (end(events).stopped, end(events).step) == ("target", 5)
 
@@ -96,7 +97,7 @@ def test_a_target_reached_just_before_a_kill_ends_the_resumed_run(new: Any, tmp_
     events = train(new("r", "train.stop_at_val_loss=100", "train.eval_every=5"))
     for event in events:
         if type(event).__name__ == "CheckpointSaved":
-            break  # killed here, after the checkpoint and before run.json
+            break  # a kill here comes after the checkpoint and before run.json
     events.close()
     done = prepare_resume(tmp_path / "r", None)
     assert isinstance(done, FinishedRun)
@@ -150,12 +151,12 @@ def test_an_overwritten_run_is_kept_until_the_new_one_has_a_checkpoint(
     (run / "checkpoints" / "mine.txt").write_text("not gptcli's", encoding="utf-8")
     new("r", "train.seed=2")
     assert checkpoint.steps_of(run) == []
-    run_folder.restore_replaced(run)  # the new run has no checkpoint
+    run_folder.restore_replaced(run)  # the old run returns, because the new run has no checkpoint
     assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() == whole
     assert (run / "config.yaml").read_text("utf-8") == config
     assert not (run / ".replaced").exists()
     drive(new("r", "train.seed=2"))
-    run_folder.restore_replaced(run)  # the new run has a checkpoint, so nothing is restored
+    run_folder.restore_replaced(run)  # nothing is restored, because the new run has a checkpoint
     assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() != whole
     run_folder.delete_replaced(run)
     assert not (run / ".replaced").exists()
@@ -252,7 +253,7 @@ def test_extending_before_the_first_checkpoint_is_saved(
 
 
 def test_float16_scales_its_loss_and_unscales_its_gradients(new: Any) -> None:
-    """The command line refuses float16 on a CPU, but its arithmetic works there."""
+    """The command line refuses float16 on a CPU, but the computation works."""
     from dataclasses import replace
 
     from gptcli.training.loop import _Loop
@@ -265,17 +266,18 @@ def test_float16_scales_its_loss_and_unscales_its_gradients(new: Any) -> None:
     losses = [(plain.one_step().loss, half.one_step().loss) for _ in range(5)]
     for one, other in losses:
         assert other == pytest.approx(one, rel=5e-3)
-    half.progress.loss_scale = 2.0**40  # so high that it is halved until the gradients are finite
+    # So high that it must be halved until all gradients are finite.
+    half.progress.loss_scale = 2.0**40
     half.one_step()
     assert 1.0 < half.progress.loss_scale < 2.0**40
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch warns about itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch warns about its own code
 @pytest.mark.slow
 def test_a_compiled_run_learns_the_same(new: Any, drive: Drive) -> None:
     if shutil.which("g++") is None and shutil.which("c++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    no_evaluation = ("data.val_fraction=0",)  # compiling an evaluation takes half a minute
+    no_evaluation = ("data.val_fraction=0",)  # to compile an evaluation takes half a minute
     losses = [
         [e.loss for e in drive(new(name, f"run.compile={on}", "train.max_steps=4", *no_evaluation))
          if type(e).__name__ == "StepDone"]
@@ -291,8 +293,8 @@ def test_overwriting_twice_before_any_checkpoint_keeps_the_trained_run(
     drive(new("r"))
     whole = (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes()
     config = (run / "config.yaml").read_text("utf-8")
-    new("r", "train.seed=2")  # killed before its first checkpoint
-    new("r", "train.seed=3")  # killed too
+    new("r", "train.seed=2")  # this run was killed before its first checkpoint
+    new("r", "train.seed=3")  # this run was killed too
     run_folder.restore_replaced(run)
     assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() == whole
     assert (run / "config.yaml").read_text("utf-8") == config

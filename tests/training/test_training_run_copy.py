@@ -1,4 +1,4 @@
-"""A run's copy at a URL: complete or as it was before, never in the way, and fetched whole."""
+"""A run's copy at a URL: whole or as it was before, harmless to the run, and fetched whole."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def never() -> bool:
 
 
 def trained(setup: Setup, copy: RunCopy, stop_at: int | None = None) -> None:
-    """Train, and copy after each checkpoint as gptcli.api.recording does."""
+    """Train a run and copy it after each checkpoint, as gptcli.api.recording does."""
     steps: list[int] = []
     for event in train(setup, lambda: stop_at is not None and bool(steps) and steps[-1] >= stop_at):
         if type(event).__name__ == "StepDone":
@@ -63,7 +63,7 @@ def test_a_copy_equals_the_run_and_comes_back(
     back = files_of(tmp_path / "back")
     here = files_of(setup.run)
     assert back == {name: here[name] for name in back}
-    # the newest and the best, not every checkpoint
+    # Only the newest and the best checkpoint come back.
     assert {name for name in here if name not in back} <= {
         name for name in here if "step-00000015" in name
     }
@@ -109,7 +109,7 @@ def test_a_network_that_hangs_delays_no_step(
             copy.saved()
     (warning,) = copy.finish(never, 0.2)
     assert "is not complete" in warning
-    (warning,) = copy.finish(lambda: True, 60)  # a second Ctrl-C
+    (warning,) = copy.finish(lambda: True, 60)  # as if Ctrl-C were pressed again
     assert "is not complete" in warning
     gate.set()
     assert copy.finish(never, 60) == []
@@ -150,7 +150,7 @@ def test_a_network_that_fails_ends_no_run(
 def test_a_checkpoint_is_complete_only_with_its_meta(
     new: Callable[..., Setup], drive: Drive, url: str, tmp_path: Path
 ) -> None:
-    """An upload that was killed leaves files without a meta.json: the checkpoint before counts."""
+    """A killed upload leaves files without a meta.json. Then the checkpoint before is used."""
     setup = new("r", *OFTEN)
     trained(setup, RunCopy(setup.run, url), stop_at=10)
     there = RemoteFolder(url)
@@ -165,7 +165,7 @@ def test_a_checkpoint_is_complete_only_with_its_meta(
         fetch_run(url, tmp_path / "c")
     assert not (tmp_path / "c").exists()
     assert not list(tmp_path.glob(".*.tmp"))
-    drive_again = RunCopy(setup.run, url)  # the run itself is whole, and repairs its copy
+    drive_again = RunCopy(setup.run, url)  # the run on this machine is intact, and repairs its copy
     assert drive_again.finish(never, 60) == []
     assert complete_steps(there) == [5, 10]
 
@@ -205,7 +205,7 @@ def test_names_from_elsewhere_are_not_followed(
 
 
 def copied(setup: Setup, url: str) -> tuple[RunCopy, list[str]]:
-    """Train with a copy, and return the warnings while it trains."""
+    """Train a run with a copy. Return the copy, and the warnings during the training."""
     copy, warnings = RunCopy(setup.run, url), []
     for event in train(setup):
         if isinstance(event, CheckpointSaved):
@@ -217,7 +217,7 @@ def copied(setup: Setup, url: str) -> tuple[RunCopy, list[str]]:
 
 
 def says_all(warning: str, goal: str, why: str, run: Path) -> bool:
-    """Whether a warning names the file at the URL, the reason, and the run, which is safe."""
+    """Whether a warning names the file at the URL, the reason, and the run as safe."""
     safe = f"The run itself is safe in {run}"
     return f" {goal}" in warning and f": {why}. " in warning and safe in warning
 
@@ -228,7 +228,7 @@ def test_a_place_that_cannot_be_written_ends_no_run(
 ) -> None:
     setup, there = new("r", *OFTEN), tmp_path / "copy"
     there.mkdir()
-    if os.geteuid() == 0:  # nothing refuses root, but a file cannot hold files
+    if os.geteuid() == 0:  # root may write everywhere, but a file cannot hold files
         (there / "checkpoints").write_text("not a folder")
         goal, why = f"{there.as_uri()}/checkpoints/step-", "Not a directory"
     else:
@@ -251,7 +251,7 @@ def test_a_place_that_cannot_be_written_ends_no_run(
 def test_the_end_waits_for_an_upload_that_began_after_it(
     new: Callable[..., Setup], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An upload that runs when the run ends may have read files that have changed since."""
+    """An upload that began before the end of the run may have read older states of its files."""
     setup = new("r", *OFTEN)
     for _ in train(setup):
         pass
@@ -274,14 +274,14 @@ def test_the_end_waits_for_an_upload_that_began_after_it(
     assert copy.finish(never, 60) == []
     assert len(uploads) == 2
     assert complete_steps(RemoteFolder(url)) == checkpoint.steps_of(setup.run)
-    assert copy.finish(never, 60) == []  # a thread that has ended begins again
+    assert copy.finish(never, 60) == []  # a new thread copies the run again
     assert len(uploads) == 3
 
 
 def test_a_full_disk_leaves_the_copy_as_it_was(
     new: Callable[..., Setup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk fills while a file is written. The file that was there before is still whole."""
+    """The disk fills up during the write of a file. The earlier content of that file stays."""
     setup, there = new("r", *OFTEN), tmp_path / "copy"
     copy = RunCopy(setup.run, there.as_uri())
     trained(setup, copy, stop_at=10)
@@ -303,7 +303,7 @@ def test_a_full_disk_leaves_the_copy_as_it_was(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB. Only root can make one."""
+    """A file system of 64 KiB. Only root can create it."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]

@@ -1,4 +1,4 @@
-"""Saving in the middle of a run: in the background, and on a disk that refuses to write."""
+"""Saving during a run: in the background, and on a disk that refuses to write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OFTEN = ("train.checkpoint_every=3", "train.eval_every=8", "train.keep_checkpoin
 
 @pytest.fixture(params=["at once", "background"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Write these small checkpoints in the training loop, the default, or in the background."""
+    """Write checkpoints in the training loop (the default for small ones) and in the background."""
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if request.param == "background" else 1 << 40)
     return str(request.param)
 
@@ -66,7 +66,7 @@ def test_a_stopped_run_continues_from_its_checkpoint(
 
 
 class FullDisk:
-    """Lets every write fail while `full`."""
+    """A disk on which every write fails while `full` is True."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.full, self.refused = False, 0
@@ -102,7 +102,7 @@ def test_a_failed_save_is_reported_and_tried_again(
     if how == "at once":
         assert {3, 15, 16, 18, 20} <= set(saved(events))
         assert not {6, 9} & set(saved(events))
-    else:  # the thread that writes can be some steps behind
+    else:  # the writing thread can be some steps behind
         assert 20 in saved(events)
         assert 6 not in saved(events)
     assert not list((tmp_path / "r" / "checkpoints").glob(".*"))
@@ -129,7 +129,8 @@ def test_a_failed_last_save_is_an_error(
     assert "free there" in failed.value.message
     newest, notes = checkpoint.newest_valid(tmp_path / "r")
     assert newest is not None
-    assert newest.step in ((12,) if how == "at once" else (9, 12))  # 12 was perhaps being written
+    # Step 12 was perhaps not complete yet.
+    assert newest.step in ((12,) if how == "at once" else (9, 12))
     assert notes == []
 
 
@@ -153,7 +154,7 @@ def test_without_a_thread_or_a_copy_the_checkpoint_is_written_at_once(
     what: str, error: type[Exception], new: Any, drive: Drive, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """There is no memory for the copy, or no thread can start."""
+    """The copy gets no memory, or the thread cannot start."""
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0)
     drive(new("whole", *OFTEN))
 

@@ -1,4 +1,4 @@
-"""Sharded checkpoints: read like whole ones, damage is named, gathered at the end of a run."""
+"""Sharded checkpoints: read like whole ones, gathered at the end of a run, damage is named."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ OFTEN = ("train.checkpoint_every=5", "train.eval_every=10", "train.keep_checkpoi
 
 @pytest.fixture
 def sharding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a training of one process write shards as two ranks do."""
+    """Let a training of one process write the shards of two ranks."""
     monkeypatch.setattr(training_state, "WholeFiles", TwoShards)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run with a whole checkpoint and two in shards."""
+    """A run with one whole checkpoint and two checkpoints in shards."""
     folder = tmp_path / "run"
     folder.mkdir()
     write(folder, 10)
@@ -91,7 +91,7 @@ def cut(path: Path) -> None:
 
 
 def exchange(path: Path) -> None:
-    """The other shard of the same step."""
+    """Replace a shard by the other shard of the same step."""
     number = 3 - int(path.name.split("-")[1])
     shutil.copyfile(path.with_name(shard_name(path.name.split("-")[0], number, 2)), path)
 
@@ -129,7 +129,7 @@ def test_an_index_without_one_shard_is_damaged(missing: str, run: Path) -> None:
 
 
 def test_shards_of_two_saves_are_not_one_checkpoint(run: Path) -> None:
-    """A meta.json that mixes the shards of two numbers of ranks lists neither completely."""
+    """If meta.json lists shards for two numbers of ranks, it lists no complete set of shards."""
     files = {shard_name("model", 1, 2): {}, shard_name("model", 2, 3): {}}
     with pytest.raises(ValueError, match="it lists neither"):
         names_of(files, "model")
@@ -166,7 +166,7 @@ def test_shards_that_do_not_fit_together(
 
 
 def test_fewer_rows_than_ranks() -> None:
-    """PyTorch gives the last ranks no rows."""
+    """In this case, PyTorch gives the last ranks no rows."""
     w = torch.arange(6.0).reshape(2, 3)
     assert torch.equal(joined([{"w": w[:1]}, {"w": w[1:]}, {"w": w[2:]}])["w"], w)
     views = [memoryview(w[:1].numpy().copy()), memoryview(b"").cast("f")]
@@ -201,7 +201,7 @@ def test_the_weights_are_gathered_for_other_programs(run: Path) -> None:
         assert set(load_file(folder / "model.safetensors")["w"].tolist()) == {float(step)}
         assert set(checkpoint.load(run, step, with_state=True).state["m"].tolist()) == {-step}
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert gather_weights(run) == []  # nothing is left to do
+    assert gather_weights(run) == []  # everything is gathered already
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
@@ -279,7 +279,7 @@ def test_a_copy_of_shards_comes_back_and_follows_what_was_gathered(
     there = set(RemoteFolder(url).names("checkpoints/step-00000020"))
     assert there == names(checkpoint.folder_of(setup.run, 20))
     assert [name for name in sent if "/step-00000020/" in name] == [
-        "checkpoints/step-00000020/model.safetensors"  # the state is there already
+        "checkpoints/step-00000020/model.safetensors"  # the copy has the state already
     ]
     assert fetch_run(url, tmp_path / "gathered") == 20
     again = checkpoint.load(tmp_path / "gathered", 20, with_state=True)

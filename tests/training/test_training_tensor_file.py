@@ -1,4 +1,4 @@
-"""Tensor files have the bytes of safetensors.torch.save, and writing them copies no tensor."""
+"""Tensor files equal the bytes of safetensors.torch.save. Writing them copies no tensor."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_bytes_are_those_of_safetensors(tensors: dict[str, Tensor], tmp_path
 
 
 def test_no_tensor_is_copied() -> None:
-    """A checkpoint of several gigabytes must not need that memory twice."""
+    """Saving a checkpoint of several gigabytes must not need the same memory again."""
     tensors = {name: numbers(100) for name in "abc"}
     _, *pieces = tensor_pieces(tensors)
     at = [np.frombuffer(piece, np.uint8).ctypes.data for piece in pieces]
@@ -62,7 +62,7 @@ def test_no_tensor_is_copied() -> None:
 
 
 def test_weights_are_read_without_pytorch(tmp_path: Path) -> None:
-    """As float32 memory, whatever dtype the file has."""
+    """The weights become float32 memory, whatever dtype the file has."""
     tensors = {
         "float32": numbers(3, 4),
         "bfloat16": numbers(2, 3).to(torch.bfloat16),
@@ -101,6 +101,6 @@ def test_numbers_that_are_not_finite_are_found(odd: float, finite: bool) -> None
         tensor = numbers(10, 10)
         tensor.view(-1)[at] = odd
         assert is_finite(tensor.numpy().data) == finite == bool(torch.isfinite(tensor.sum()))
-    huge = torch.full((4,), 3e38)  # their sum is not finite
+    huge = torch.full((4,), 3e38)  # all are finite, but their sum is not
     assert not is_finite(huge.numpy().data)
     assert not torch.isfinite(huge.sum())

@@ -1,4 +1,4 @@
-"""What a user asks for during a run is done at once, and changes no bit of the run."""
+"""What a user asks for during a run happens at once, and changes no bit of the run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gptcli.training.wishes import Wish
 
 
 def driven(setup: Setup, asked: dict[int, list[Wish]]) -> list[Event]:
-    """The events of a run in which the user asks for `asked` after these steps."""
+    """The events of a run. The user asks for `asked[step]` after each of these steps."""
     events: list[Event] = []
 
     def wishes() -> Collection[Wish]:
@@ -87,7 +87,8 @@ def test_each_wish_gets_its_event(new: Any) -> None:
     }
     assert found[ExtraEvaluation] == [5]
     assert found[SampleDrawn][:2] == [3, 8]
-    assert found[CheckpointSaved][:2] == [8, 8]  # again with the sample, so that a resume knows it
+    # The second one records the sample, so that a resume knows it.
+    assert found[CheckpointSaved][:2] == [8, 8]
     (loss,) = [e.val_loss for e in events if isinstance(e, ExtraEvaluation)]
     assert 0 < loss < 10
 

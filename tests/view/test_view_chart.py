@@ -1,4 +1,4 @@
-"""The chart of the live view: marks for evaluations, and the labels of the axes."""
+"""The chart of the live view: its marks for evaluations, and the labels of its axes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def test_curves_share_a_cell() -> None:
 
 
 def test_the_steep_start_runs_off_the_top() -> None:
-    """The later part of a usual curve fills the chart from the top to the bottom."""
+    """The steep start of a usual curve lies above the chart, so the later part can fill all of
+    it."""
     losses = [(float(step), 1.5 + 2.7 * math.exp(-step / 60)) for step in range(1, 1001)]
     lines = chart(loss_lines(losses, []), (1, 1000), 80, 10, UNICODE)
     drawn = [[i for i, line in enumerate(lines[:-1]) if line.plain[column] != " "]

@@ -1,4 +1,4 @@
-"""The loss curve drawn with characters, and the bounded loss history."""
+"""The loss curve in characters, and the loss history of limited length."""
 
 from __future__ import annotations
 
@@ -140,7 +140,8 @@ def test_bounds_are_never_empty(values: list[float]) -> None:
 
 
 def test_the_end_of_a_short_curve_is_in_the_range_if_asked() -> None:
-    """Of two runs, one that ended early with a high loss, and one that went on."""
+    """One of two runs ended early with a high loss. With `with_ends`, the range includes this
+    loss."""
     nan = math.nan
     short, long = [4.0, 3.0, *[nan] * 18], [4.0, 3.2, *[2.0] * 18]
     assert bounds(short, long)[1] < 3.0

@@ -1,4 +1,4 @@
-"""metrics.jsonl and samples.txt read back into events."""
+"""metrics.jsonl and samples.txt become events again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the live view shows beside the curve: the machine's use, notes, earlier samples, keys."""
+"""The parts of the live view beside the curve: use of the machine, notes, earlier samples, keys."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_every_promised_fact_is_shown(size: tuple[int, int]) -> None:
     text = "\n".join(drawn(status, *size, live()))
     for fact in (
         "mem    412 MB",
-        "of peak       30%",  # 6e5 operations * 50,000 tokens per second of 1e11
+        "of peak       30%",  # 6e5 operations for each of 50,000 tokens a second are 30 % of 1e11
         "saved at 400",
         "validation loss rising for 3 evaluations: overfitting; best at step 100",
         "new best at step 100: 2.0000",
@@ -142,7 +142,7 @@ def test_there_is_one_note_of_each_kind_the_newest() -> None:
         "checkpoint saved at step 200",
         "planned again: 900 steps; the machine is slower",
     ]
-    assert status.evaluated == evaluated(3.0, 2.0)[-1]  # the extra one is not counted
+    assert status.evaluated == evaluated(3.0, 2.0)[-1]  # the extra evaluation does not count
 
 
 def test_a_wide_window_shows_how_the_samples_improved() -> None:
@@ -152,7 +152,7 @@ def test_a_wide_window_shows_how_the_samples_improved() -> None:
     assert len(status.samples) <= MOST_SAMPLES + 1
     text = "\n".join(drawn(status, 199, 57, live()))
     assert "sample at step 990" in text
-    assert "at step 200" in text  # the first one, of a_run
+    assert "at step 200" in text  # the first sample, which comes from a_run
     assert text.index("text of 990") < text.index("at step 200")
 
 
@@ -170,7 +170,7 @@ def test_a_key_is_marked_until_its_work_is_done() -> None:
         assert word + "   " not in key_line(state, 100).plain
         state.absorb(event)
         assert word + "   " in key_line(state, 100).plain
-    state.press("s")  # the text was given up, so there is no event
+    state.press("s")  # the sample is never drawn, so there is no event
     for step in range(4):
         state.absorb(step_done(step))
     assert "s sample   " in key_line(state, 100).plain

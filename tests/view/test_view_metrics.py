@@ -1,4 +1,4 @@
-"""The records of metrics.jsonl."""
+"""The records that metrics.jsonl gets for events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live view's lines: which facts they show, and that they fit into any window."""
+"""The lines of the live view: which facts they show, and that they fit into any window."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_extreme_numbers_and_names_fit_into_the_width(width: int) -> None:
     assert all(cell_len(line) <= width for line in lines)
     assert "b.txt" in lines[0]
     assert "run-42" in lines[0]
-    assert any(" 99%" in line for line in lines)  # 100 % only when all steps are done
+    assert any(" 99%" in line for line in lines)  # the view shows 100 % only after the last step
 
 
 @pytest.mark.parametrize(

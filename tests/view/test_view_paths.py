@@ -1,4 +1,4 @@
-"""Paths as the headline shows them."""
+"""Paths in the headline of the view."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_path_is_written_as_short_as_possible(here: Path) -> None:
 
 
 def test_the_run_stays_beside_the_text(here: Path) -> None:
-    """A long spelling of the text once pushed the run's name to the edge of the window."""
+    """However the path of the text is written, the run's name follows it directly."""
     status = RunStatus()
     status.absorb(started(source=f"{here}/../texts/x.txt", run=Path("runs/x")))
     for width in (79, 199):

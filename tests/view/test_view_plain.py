@@ -1,4 +1,4 @@
-"""Plain progress lines: the format that logs and scripts rely on."""
+"""Plain lines of progress, whose format logs and scripts rely on."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_lines_after_a_new_plan_have_the_new_total() -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time.monotonic of the view, as a list with one value that a test changes."""
+    """A list whose only value is the time.monotonic of the view. A test can change it."""
     now = [100.0]
     monkeypatch.setattr("gptcli.view.plain.time.monotonic", lambda: now[0])
     return now
@@ -204,7 +204,7 @@ def test_a_run_prints_about_thirty_lines(steps: int, every: tuple[int, int, int]
 
 @pytest.mark.parametrize("seconds_per_step", [0.5, 9.0, 50.0])
 def test_a_long_run_prints_a_line_each_minute(seconds_per_step: float, clock: list[float]) -> None:
-    """However rarely steps are logged, and not more often than needed."""
+    """Even if steps are rarely logged, a line comes each minute, but not many more."""
     stream = io.StringIO()
     steps, printed = round(7200 / seconds_per_step), [clock[0]]
     with PlainView(Console(file=stream, width=80)) as view:
@@ -236,7 +236,7 @@ def a_run_that_memorises(loss_after: float = 0.5) -> Iterator[Event]:
 
 
 def test_a_line_says_that_the_run_memorises() -> None:
-    """It is printed once, at the second rise, and the summary says which step `sample` uses."""
+    """One line appears at the second rise, and the summary says which step `sample` uses."""
     lines = shown(*a_run_that_memorises(), Finished(500, 1, 1.0, "done", 0.4, 1.7, 1.567, 100))
     notes = [line for line in lines if "has risen" in line]
     assert notes == [

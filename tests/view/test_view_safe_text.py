@@ -1,4 +1,4 @@
-"""Text of a model must not control the terminal and must fit into its width."""
+"""The text of a model must not control the terminal, and must fit into the width."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ troublesome = st.text(
 
 
 def obeyed(character: str) -> bool:
-    """Whether a terminal could obey the character instead of showing it."""
+    """Whether a terminal could act on the character instead of showing it."""
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
@@ -109,6 +109,6 @@ def test_a_sample_fits_into_its_lines_and_width(
 ) -> None:
     lines = _plain(prompt, text * 3, width, height)
     assert len(lines) <= height
-    # A character of two cells does not fit into a width of one.
+    # With a width of one, a character of two cells still takes two.
     assert all(cell_len(line) <= max(width, 2) for line in lines)
     assert not any(obeyed(character) for line in lines for character in line)

@@ -1,4 +1,4 @@
-"""The live view on a terminal: the screen during training, above the panel, and afterwards."""
+"""The live view on a terminal: during the training, above the panel, and afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DONE = Finished(3000, 6_144_000, 100.0, "done", 1.43, 1.58, 1.57, 2800)
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time.monotonic of the view, as a list with one value that a test changes."""
+    """A list whose only value is the time.monotonic of the view. A test can change it."""
     now = [100.0]
     monkeypatch.setattr("gptcli.view.terminal.time.monotonic", lambda: now[0])
     return now
@@ -64,7 +64,7 @@ def test_the_panel_is_on_the_screen_once_and_no_line_wraps(
     assert not any("tok/s" in row and "speed" in row for row in screen.rows())
     assert not any("/3,000" in row for row in screen.rows())
     assert screen.wrapped == 0
-    # The picture, the summary, a blank line, `Next: ...` and the prompt fit into the window.
+    # The chart, the summary, a blank line, `Next: ...` and the prompt fit into the window.
     assert len(screen.rows()) + 2 <= size[1] or size[1] < 10
     assert screen.x == 0
 
@@ -159,7 +159,7 @@ def test_an_earlier_part_of_the_run_is_in_the_curve(clock: list[float]) -> None:
         text = "\n".join(screen.rows())
         assert "best  1.7000 at 200" in text
         assert re.search(r"\n       1 .* 204$", text, re.MULTILINE)
-        assert "eta 1:3" in text  # at this part's speed: 30 steps a second
+        assert "eta 1:3" in text  # the speed of this part counts: 30 steps a second
 
 
 def test_notices_and_prints_appear_above_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_an_exception_leaves_a_clean_screen(clock: list[float]) -> None:
         for event in a_run(60):
             clock[0] += 0.05
             view.handle(event)
-        screen.write("^C")  # as the terminal echoes it
+        screen.write("^C")  # a terminal echoes Ctrl-C like this
         raise KeyboardInterrupt
     assert screen.rows() == ["stopped at step 60 of 3,000 after 2.0 s, loss 3.1285", ""]
     assert screen.cursor
@@ -229,7 +229,8 @@ def test_a_narrower_window_is_repainted(clock: list[float]) -> None:
         console.size = (60, 60)  # type: ignore[assignment]
         clock[0] += 1
         view.handle(step_done(601))
-        # What scrolled off while the old lines were wrapped cannot be erased.
+        # Rows that scrolled off when the window became narrower cannot be erased. Look only below
+        # them.
         text = "\n".join(screen.rows()[screen.top :])
         assert text.count("shakespeare →") == 1
         assert text.count("/3,000") == 1
@@ -256,7 +257,7 @@ def test_the_view_draws_four_times_a_second(clock: list[float]) -> None:
         for step in range(1, 1001):
             clock[0] += 0.01
             view.handle(step_done(step))
-        assert 35 <= frames <= 45  # in ten seconds
+        assert 35 <= frames <= 45  # in the ten seconds of this run
 
 
 def test_a_step_that_is_not_drawn_takes_almost_no_time(
@@ -268,7 +269,7 @@ def test_a_step_that_is_not_drawn_takes_almost_no_time(
         view.handle(started())
         best = float("inf")
         for _ in range(3):
-            begin = time.thread_time()  # processor time, which other processes cannot use up
+            begin = time.thread_time()  # other processes cannot use up processor time
             for event in events:
                 view.handle(event)
             best = min(best, (time.thread_time() - begin) / len(events))
@@ -282,7 +283,7 @@ def test_slow_drawing_takes_at_most_2_percent_of_the_time(monkeypatch: pytest.Mo
         def write(self, text: str) -> int:
             if "\x1b[?25h" in text:
                 draws.append(now[0])
-                now[0] += 0.1  # the time of a frame on a slow connection
+                now[0] += 0.1  # a frame takes this long on a slow connection
             return super().write(text)
 
     monkeypatch.setattr("gptcli.view.terminal.time.monotonic", lambda: now[0])
@@ -291,7 +292,8 @@ def test_slow_drawing_takes_at_most_2_percent_of_the_time(monkeypatch: pytest.Mo
         while now[0] < 20:
             now[0] += 0.01
             view.handle(step_done(1 + int(now[0] * 100)))
-    assert 2 <= len(draws) <= 6  # 2 % of 20 s at 0.1 s each, plus the first frame
+    # 2 % of 20 s allow four frames of 0.1 s; the first one comes in addition.
+    assert 2 <= len(draws) <= 6
 
 
 @pytest.mark.parametrize("no_color", [False, True])

@@ -1,4 +1,4 @@
-"""Tokens on a terminal: tiles above their ids, the vocabulary in columns, compression."""
+"""Tokens on a terminal: tiles above their ids, the vocabulary in columns, and the compression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The line that stays on the terminal while a command computes."""
+"""The line that a terminal shows while a command computes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tests.view.view_screen import Screen
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    """A terminal of 80 by 24 as sys.stderr. (pytest replaces sys.stderr after the fixtures.)"""
+    """Make a terminal of 80 by 24 sys.stderr. (This is no fixture: pytest replaces sys.stderr
+    later.)"""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("LINES", "24")

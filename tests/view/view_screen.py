@@ -1,4 +1,4 @@
-"""A small terminal emulator, and the events of a run, for the tests of the view."""
+"""A small terminal emulator and the events of a run, for the tests of the view."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ _TOKEN = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 
 
 class Screen(io.StringIO):
-    """Keeps the rows that a terminal of this size would show after the writes of a program.
+    """Keeps the rows that a terminal of this size shows after a program's writes.
 
-    It knows the terminal codes that the view can use and fails on any other. A wide character
-    takes two cells, of which the second is empty.
-    """
+    It knows the terminal codes that the view may use, and fails on all others. A wide character
+    takes two cells; the second one is empty."""
 
     encoding = "utf-8"  # type: ignore[assignment]
 
     def __init__(self, width: int, height: int) -> None:
         super().__init__()
         self.width, self.height = width, height
-        self.cells: list[list[str]] = [[]]  # including rows that have scrolled off
+        self.cells: list[list[str]] = [[]]  # the rows, also those that have scrolled off
         self.top = 0
-        self.x = self.y = 0  # y counts from the very first row
+        self.x = self.y = 0  # y is counted from the first row of all
         self.cursor, self.wraps = True, True
-        self.wrapped = 0  # how often a line was too long for its row
+        self.wrapped = 0  # how many lines were too long for a row
 
     def isatty(self) -> bool:
         return True
@@ -90,11 +89,11 @@ class Screen(io.StringIO):
             self.x += wide
 
     def rows(self) -> list[str]:
-        """All rows, including those that have scrolled off."""
+        """All rows as text, also those that have scrolled off."""
         return ["".join(row).rstrip() for row in self.cells]
 
     def narrow(self, width: int) -> None:
-        """Make the window narrower and wrap longer rows, as terminals do."""
+        """Make the window narrower, and wrap rows that are too long, as terminals do."""
         rows, new_y = [], 0
         for y, row in enumerate(self.cells):
             if y == self.y:
@@ -115,7 +114,7 @@ class Screen(io.StringIO):
 
 
 def memory_console(width: int, height: int, *, encoding: str = "utf-8") -> Console:
-    """A console of this size that writes to memory. rich treats it as a terminal."""
+    """A console of this size that writes to memory but behaves like a terminal."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
     return Console(
         file=stream,
@@ -166,7 +165,7 @@ def step_done(
 
 
 def a_run(steps: int = 1000, sample: str = "KING:\nWhat say'st thou?\n" * 9) -> Iterator[Event]:
-    """The events of an unfinished run of 3000 steps, up to `steps`."""
+    """The events of the first `steps` steps of a run of 3000 steps."""
     yield started()
     for step in range(1, steps + 1):
         yield step_done(step, logged=step % 100 == 0)

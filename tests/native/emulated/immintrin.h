@@ -1,8 +1,9 @@
 /* AVX-512, AVX512-BF16 and AMX in plain C, for tests of the bfloat16 code on any processor.
  *
- * It has the intrinsics that gptcli/native uses, with the meaning of Intel's Intrinsics Guide. A
- * test compiles the library with this folder before the compiler's own, and with the macros of the
- * features. It is slow, and its sums can differ in the last bit from a processor's. */
+ * This file defines the intrinsics that gptcli/native uses, as Intel's Intrinsics Guide describes
+ * them. Tests compile the library with this folder first in the include path, and with the macros
+ * of the processor's features. The emulation is slow, and its sums can differ from a processor's in
+ * the last bit. */
 
 #ifndef EMULATED_IMMINTRIN_H
 #define EMULATED_IMMINTRIN_H
@@ -270,7 +271,7 @@ EMULATE void _tile_loadd(int t, const void *p, long stride) {
         memcpy(emulated_tiles.numbers[t][r], (const char *)p + r * stride, 64);
 }
 EMULATE void _tile_stored(int t, void *p, long stride) {
-    if (!emulated_tiles.configured) __builtin_trap(); /* a processor would stop the program too */
+    if (!emulated_tiles.configured) __builtin_trap(); /* a processor would also stop the program */
     for (int r = 0; r < emulated_tiles.rows[t]; r++)
         memcpy((char *)p + r * stride, emulated_tiles.numbers[t][r], 64);
 }
