@@ -1,13 +1,14 @@
 """The archs (layouts of the network) as data: norms, positions, feed-forward, head, initialisation.
 
-The rest of gptcli asks an arch for a trait and never compares its name. A third arch needs:
+The rest of gptcli asks an arch for a trait and never compares its name. A new arch needs:
 
 1. a description here, and its name in `ArchName`;
 2. the layers that no other arch has (layers.py, rotary.py), and code in gpt.py that chooses them
    (`norm_layer`, `attention_layer`, `feed_forward_layer`);
-3. a row in parameters.py for each parameter with a new name;
-4. nothing else to train and sample with PyTorch. The C library refuses a layout that it does not
-   know (`has_layout` in native/decoder.py).
+3. a row in parameters.py for each parameter with a new name.
+
+Then PyTorch can train and sample it. The C library refuses a layout that it does not know
+(`has_layout` in native/decoder.py).
 
 This file imports only the standard library, so that gptcli.config can check a config against it.
 
@@ -22,7 +23,7 @@ from typing import Literal
 
 ArchName = Literal["modern", "gpt2"]
 ROPE_THETA = 10_000.0
-"""The usual base of the frequencies of rotary positions. Source: Su et al. 2021, "RoFormer"."""
+"""The usual base theta of the rotation frequencies. Source: Su et al. 2021, "RoFormer"."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,19 @@ class Arch:
     """The traits of a network's layout."""
 
     norm: Literal["rms", "layer"]
-    """rms: RMSNorm, a gain only. layer: LayerNorm, which also subtracts the mean."""
+    """rms: RMSNorm, which has a gain only. layer: LayerNorm, which also subtracts the mean."""
     positions: Literal["rotary", "learned"]
-    """rotary: each attention rotates queries and keys. With the sliding window of model/cache.py,
-    texts can be longer than block_size.
+    """rotary: each attention rotates queries and keys by an angle that grows with the position.
+    Texts can be longer than block_size, because model/cache.py has a sliding window.
     learned: a table of block_size vectors is added to the embedding."""
     qk_norm: bool
-    """Whether queries and keys are normalised per head, each with a gain."""
+    """Whether RMSNorm normalises the queries and keys of each head (see rotary.py)."""
     gated: bool
     """Whether the feed-forward network is gated: three matrices (SwiGLU) instead of two (MLP)."""
     hidden_ratio: tuple[int, int]
-    """The hidden width of the feed-forward network divided by n_embd: numerator, denominator."""
+    """The feed-forward network's hidden width divided by n_embd, as (numerator, denominator)."""
     hidden_multiple: int
-    """The hidden width is rounded up to a multiple of this."""
+    """The hidden width is rounded up to a multiple of this number."""
     tied_head: bool
     """Whether the head's matrix is the token embedding itself."""
     can_have_biases: bool
@@ -50,22 +51,23 @@ class Arch:
     can_have_user_parts: bool
     """Whether the user's attention, layer norm, MLP or block can replace the builtin one."""
     norm_eps: float
-    """What every norm adds to the mean square (RMSNorm) or the variance (LayerNorm)."""
+    """The epsilon that every norm adds to the mean square (RMSNorm) or to the variance
+    (LayerNorm)."""
     model_type: Literal["qwen3", "llama", "gpt2"]
-    """The layout's name in Hugging Face's config.json and in GGUF files: gptcli.interop."""
+    """The layout's name in Hugging Face's config.json and in GGUF files, for gptcli.interop."""
     initialisation: Literal["fixed_std", "fan_in"]
     """The standard deviation with which gptcli.model.gpt.initialise draws a matrix.
 
     fixed_std: 0.02, but 0.02 / sqrt(2 n_layer) at the end of a residual branch.
-    fan_in: 1 / sqrt(inputs), but 1 for the embedding, and 0 for the head and at the end of a
-    residual branch."""
+    fan_in: 1 / sqrt(inputs), but 1 for the embedding (0.02 if it is also the head), and 0 for the
+    head and at the end of a residual branch."""
     rope_theta: float = ROPE_THETA
-    """The base of the frequencies of rotary positions."""
+    """The base theta of the rotation frequencies."""
     fixed_hidden_width: int | None = None
-    """The hidden width, if it does not follow from n_embd."""
+    """The hidden width, if n_embd does not determine it."""
 
     def hidden_width(self, n_embd: int) -> int:
-        """Width F of the feed-forward network's hidden layer."""
+        """The width F of the feed-forward network's hidden layer."""
         if self.fixed_hidden_width is not None:
             return self.fixed_hidden_width
         over, under = self.hidden_ratio
@@ -73,9 +75,9 @@ class Arch:
 
     @property
     def projections(self) -> dict[str, tuple[str, ...]]:
-        """The matrices of a block, in two groups: "attention" and "feed_forward".
+        """The names of a block's matrices, in two groups: "attention" and "feed_forward".
 
-        Their names in the model are "h.0.attn.query.weight" and so on; these are "attn.query"."""
+        The names are short: "attn.query" means "h.0.attn.query.weight" in block 0."""
         feed_forward = ("gate_proj", "up_proj", "down_proj") if self.gated else ("c_fc", "c_proj")
         return {
             "attention": tuple(f"attn.{name}" for name in ("query", "key", "value", "c_proj")),
@@ -84,13 +86,14 @@ class Arch:
 
     @property
     def feed_forward_matrices(self) -> int:
-        """Matrices of n_embd * hidden_width numbers in each block."""
+        """The number of matrices with n_embd * hidden_width numbers in each block."""
         return 3 if self.gated else 2
 
 
 ARCHS: dict[ArchName, Arch] = {
-    # The dense Qwen3 layout. With a hidden width of 8/3 n_embd, the three matrices are together as
-    # large as GPT-2's two. The width is a multiple of 32, because AMX tiles are 32 inputs deep.
+    # The dense Qwen3 layout. With a hidden width of 8/3 n_embd, its three feed-forward matrices
+    # together are as large as GPT-2's two. The width is a multiple of 32, because AMX tiles are 32
+    # inputs deep.
     "modern": Arch(
         norm="rms",
         positions="rotary",
@@ -129,5 +132,5 @@ def arch_named(name: ArchName) -> Arch:
 
 
 def archs_that(fit: Callable[[Arch], bool]) -> str:
-    """The archs for which `fit` is true, as a hint names them: "`arch: gpt2`"."""
+    """The archs for which `fit` is true, in the words of a hint: "`arch: gpt2`"."""
     return " or ".join(f"`arch: {name}`" for name, arch in ARCHS.items() if fit(arch))

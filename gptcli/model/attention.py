@@ -1,10 +1,10 @@
 """Causal multi-head attention: the mathematics in eight named steps, then the module.
 
 First reading: read only causal_attention. Its step 5 is the causal mask. The module below does the
-same eight steps, faster, and with a key/value cache for sampling.
+same eight steps faster, and can use a key/value cache for sampling.
 
 Dimensions: B batch, T time (tokens), C channels (n_embd), H heads, D channels per head
-(head_dim = C / H), S tokens that a query can look at (T, or more if a cache holds earlier ones).
+(head_dim = C / H), S tokens that a query can look at (T, or more if a cache holds earlier tokens).
 
 Source: Vaswani et al. 2017, "Attention Is All You Need", sections 3.2.1 and 3.2.2; the causal
 mask and the names are GPT-2's (Radford et al. 2019).
@@ -30,14 +30,14 @@ def causal_attention(
     n_head: int,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Causal multi-head attention, spelled out: (B, T, C) -> (B, T, C), in x's dtype.
+    """Causal multi-head attention in eight plain steps: (B, T, C) -> (B, T, C), in x's dtype.
 
-    Tests compare every faster path with this function. `dropout` acts on the attention weights
-    (step 6) and on the output (step 8); pass 0.0 in evaluation. n_head must divide C."""
+    Tests compare every faster implementation with this function. `dropout` acts on the attention
+    weights (step 6) and on the output (step 8); pass 0.0 in evaluation. n_head must divide C."""
     B, T, C = x.shape
     H, D = n_head, C // n_head
 
-    # 1. Queries, keys and values: what each token looks for, what it offers, what it passes on.
+    # 1. Queries: what each token looks for. Keys: how others find it. Values: what it passes on.
     q, k, v = query(x), key(x), value(x)  # each (B, T, C)
 
     # 2. Split the channels into heads; each head takes a contiguous block of D channels.
@@ -50,7 +50,7 @@ def causal_attention(
     k = k.reshape(B * H, T, D)
     v = v.reshape(B * H, T, D)
 
-    # 4. Scores: every query with every key, scaled so that their variance does not grow with D.
+    # 4. Scores: every query times every key. The scale keeps their variance from growing with D.
     scores = torch.bmm(q, k.transpose(1, 2)) / math.sqrt(D)  # (B*H, T, T)
 
     # 5. Causal mask: row t (a query) can look at columns 0..t only.
@@ -69,14 +69,14 @@ def causal_attention(
 
 
 class CausalSelfAttention(nn.Module):
-    """Attention as a module: layers `query`, `key`, `value` and an output projection `c_proj`.
+    """Causal attention as a module, with the layers `query`, `key`, `value` and `c_proj` (output).
 
     The constructor reads `n_embd`, `n_head`, `dropout` and `bias` of `config`. It raises ValueError
-    if n_head does not divide n_embd. `forward(x)` takes and returns (B, T, C); dropout acts in
+    if n_head does not divide n_embd. `forward(x)` takes and returns (B, T, C). Dropout acts in
     training only.
 
-    `cache` is for sampling: one layer of gptcli.model.cache.KeyValueCache. This layer stores the
-    new keys and values. It returns all keys and values that the queries can look at.
+    `cache` is for sampling: one layer of gptcli.model.cache.KeyValueCache. It stores the new keys
+    and values, and returns all keys and values that the queries can look at.
     """
 
     def __init__(self, config: Any) -> None:
@@ -103,10 +103,10 @@ class CausalSelfAttention(nn.Module):
         return drop(self.c_proj(mixed), dropout)
 
     def project(self, x: Tensor, kept: list[Tensor | None] | None = None) -> Tensor:
-        """Steps 1 and 2 as one matrix product: (B, T, C) -> (B, T, 3 H, D), first the heads of q.
+        """Steps 1 and 2 as one matrix product: (B, T, C) -> (B, T, 3 H, D).
 
-        `kept` stores the stacked weights between calls. Only sampling passes it, because sampling
-        never changes the weights.
+        The heads of q come first, then those of k, then those of v. `kept` stores the stacked
+        weights between calls. Only sampling passes it, because sampling never changes the weights.
         """
         B, T, _ = x.shape
         if kept:
@@ -124,17 +124,17 @@ class CausalSelfAttention(nn.Module):
     def heads(self, qkv: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Split q, k and v: (B, T, 3 H, D) -> each (B, H, T, D).
 
-        `start` is the position of the first token. GPT-2 adds positions to the embedding; a
-        subclass can apply them to q and k here."""
+        `start` is the position of the first token. GPT-2 adds positions to the embedding, so this
+        method ignores `start`. A subclass can apply positions to q and k here."""
         q, k, v = qkv.view(*qkv.shape[:2], 3, self.n_head, -1).permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Steps 3 to 7 over T tokens, fast: q (B, H, T, D) -> (B, H, T, D), in its dtype.
+    """Steps 3 to 7 over T tokens, fast: q (B, H, T, D) -> (B, H, T, D), in q's dtype.
 
-    k and v are (B, H, T, D). If they have fewer heads, H / G of them, each serves G query heads
-    (grouped-query attention; Ainslie et al. 2023).
+    k and v are (B, H, T, D), or (B, H / G, T, D). In the second case each head of k and v serves G
+    query heads (grouped-query attention; Ainslie et al. 2023).
 
     This uses PyTorch's fused kernel, or three batched operations with the same result. The three
     operations are faster on a CPU in bfloat16, for short T, or with dropout.
@@ -147,7 +147,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=G > 1
         )
-    # The G query heads that share keys and values are one matrix of G T rows.
+    # Stack the G query heads that share keys and values into one matrix of G T rows.
     q = q.reshape(B * K, G * T, D)
     k, v = (part.reshape(B * K, T, D) for part in (k, v))
     mask = _causal_mask.__wrapped__ if torch.compiler.is_compiling() else _causal_mask
@@ -160,11 +160,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
 
 
 def drop(x: Tensor, p: float) -> Tensor:
-    """x with dropout of probability p; callers pass 0 in evaluation.
+    """x with dropout of probability p. Callers pass 0 in evaluation.
 
-    On a CPU, F.dropout's random numbers cost more time than the matrix products around them. So
-    there, each byte of a 64-bit draw decides whether one number is dropped. This rounds p to a
-    multiple of 1/256, and to at least 1/256.
+    On a CPU, F.dropout's random numbers take more time than the matrix products around them. So on
+    a CPU, each byte of a 64-bit random number decides whether one number of x is dropped. This
+    rounds p to a multiple of 1/256, and to at least 1/256.
     """
     if p == 0.0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training=p > 0)
@@ -179,7 +179,7 @@ def attend_masked(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Te
     """Steps 3 to 7 for sampling: q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
 
     k and v can have fewer heads, as in `attend`. `allowed`, bool (T, S), is True for the keys that
-    a query can look at; None means all."""
+    a query can look at. None means that each query can look at all keys."""
     B, H, T, D = q.shape
     G = H // k.shape[1]
     if G > 1:
@@ -194,6 +194,6 @@ def attend_masked(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Te
 
 @lru_cache(maxsize=16)
 def _causal_mask(T: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The causal mask as a term to add to the scores: 0 up to the query, -inf after it. (T, T)"""
-    with torch.inference_mode(False):  # the cached tensor can be used in training later
+    """The causal mask (T, T), to add to the scores: 0 up to the query's position, -inf after it."""
+    with torch.inference_mode(False):  # training cannot use a tensor made in inference mode
         return torch.full((T, T), float("-inf"), dtype=dtype, device=device).triu(1)

@@ -3,7 +3,8 @@
 Dimensions: B batch, H heads, T new tokens, S tokens that a query can look at, D head_dim,
 W width of the window (block_size).
 
-First reading: LayerCache. Skip the classes below StreamPositions, which let a GPU record a step.
+First reading: LayerCache. Skip StreamPositions and the classes below it: they let a GPU record a
+step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 
 def banded_mask(query_at: Tensor, key_at: Tensor, width: int) -> Tensor:
-    """Banded causal mask: a query looks at its own position and at the width - 1 before it.
+    """Banded causal mask: a query looks at its own position and the width - 1 positions before it.
 
     `query_at` (T,) and `key_at` (S,) are positions in the text. Returns bool (T, S), True for keys
     that the query can look at.
@@ -28,7 +29,7 @@ class LayerCache:
     """One layer's ring buffer of W slots: the token at position p is in slot p mod W.
 
     Attention over the ring equals attention over the complete text under a banded causal mask: a
-    token looks at its own position and at the W - 1 before it."""
+    token looks at its own position and at the W - 1 positions before it."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class LayerCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        # A slot is read only after it is filled; on a CPU, empty slots take no memory.
+        # Nothing reads a slot before it is filled. On a CPU, empty slots take no memory.
         self.keys = torch.empty(batch, n_head, width, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
         self.width = width
@@ -47,7 +48,7 @@ class LayerCache:
         self.weights: list[Tensor | None] = []  # stored by CausalSelfAttention.project
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store T new keys and values (B, H, T, D); return all that the queries can look at.
+        """Store T new keys and values (B, H, T, D); return what the queries can look at.
 
         Returns keys and values, each (B, H, S, D), and a mask: bool (T, S), True if the query can
         look at the key. The mask is None if every query can look at every key. T is at most W."""
@@ -75,7 +76,7 @@ class LayerCache:
 
 
 class KeyValueCache:
-    """A ring buffer for each layer, allocated once."""
+    """The key/value cache of a model: a LayerCache for each layer, allocated once."""
 
     def __init__(
         self,
@@ -103,24 +104,25 @@ class KeyValueCache:
 
 
 class StreamPositions:
-    """The position in its text of each stream's next token: `at`, int64 (B,)."""
+    """The position of each stream's next token in its text: `at`, int64 (B,)."""
 
     def __init__(self, at: Tensor) -> None:
         self.at = at
         self._rotation: tuple[Tensor, Tensor] | None = None
 
     def rotation(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the positions; computed for the first layer, kept for the others."""
+        """Cosine and sine of the positions. The first layer computes them, the others reuse
+        them."""
         if self._rotation is None:
             self._rotation = compute(self.at)
         return self._rotation
 
 
 class StepLayerCache:
-    """The first `span` slots of a layer's ring, for one new token of each stream.
+    """The first `span` slots of a LayerCache, for steps that add one token to each stream.
 
     Each stream has its own position. A GPU can record the step as a graph and repeat it, because
-    shapes never change and the host reads nothing back."""
+    shapes never change and the host reads nothing from the GPU."""
 
     def __init__(self, ring: LayerCache, positions: StreamPositions, filled: Tensor) -> None:
         self._ring, self._filled = ring, filled
@@ -128,7 +130,7 @@ class StepLayerCache:
         self.weights = ring.weights
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store one key and value per stream (B, H, 1, D); return the slots and which are filled.
+        """Store one key and value for each stream (B, H, 1, D); return all slots and a mask.
 
         Returns keys and values, each (B, H, span, D), and a mask: bool (B, 1, 1, span), True for a
         filled slot."""
@@ -142,7 +144,7 @@ class StepLayerCache:
 class StaticCache:
     """A StepLayerCache for each layer, for one step at the positions `at`, int64 (B,).
 
-    Every position is below `span`, unless `span` is the width of the rings."""
+    Every position must be below `span`, unless `span` is the width W of the ring buffers."""
 
     def __init__(self, rings: KeyValueCache, at: Tensor, span: int) -> None:
         self.seen = StreamPositions(at)

@@ -1,8 +1,9 @@
 """Computes the head and its cross-entropy together on an NVIDIA GPU, with a Triton kernel.
 
 GPT-2's logits are the largest tensor of a step: 3.3 GB for 32 x 1,024 tokens in bfloat16. On an
-H200, PyTorch's cross-entropy took 8.5 of the step's 60 ms. The kernel reads each row twice, the
-second time from the GPU's cache if it is still there, and replaces the logits by their gradient.
+H200, PyTorch's cross-entropy took 8.5 of the step's 60 ms. This kernel reads each row of logits
+twice, the second time from the GPU's cache if the row is still in it. Then it replaces the logits
+by their gradient.
 
 Dimensions: N tokens, C channels, V vocabulary, P rows of the padded head.
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Columns that a program reads at once, 8 for each thread. Two programs of 32 warps fill a
-# multiprocessor, so that their rows stay in the cache until they are read again.
+# multiprocessor, so their rows stay in the cache until the second reading.
 _BLOCK = 8192
 _WARPS = 32
 PADDED_VOCABULARY = 128
@@ -30,7 +31,8 @@ PADDED_VOCABULARY = 128
 def can_fuse(x: Tensor) -> bool:
     """Whether head_loss works on x: on an NVIDIA GPU with Triton, in bfloat16 or float32.
 
-    In float16, gradients that are not multiplied by the loss scale would vanish."""
+    Not in float16, because the kernel computes gradients before the loss scale multiplies them, and
+    such small float16 numbers would round to 0."""
     return x.is_cuda and x.dtype != torch.float16 and _has_triton()
 
 
@@ -46,7 +48,7 @@ def padded(weight: Tensor) -> Tensor:
 
 
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """F.cross_entropy(x @ weight.T, targets), float32 ().
+    """The mean cross-entropy F.cross_entropy(x @ weight.T, targets), float32 ().
 
     x is (N, C), weight (V, C), targets int64 (N,). Softmax and loss are computed in float32."""
     loss: Tensor = _HeadLoss.apply(x, weight, targets)  # type: ignore[no-untyped-call]
@@ -74,8 +76,8 @@ class _HeadLoss(torch.autograd.Function):
 def loss_and_gradient_(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
     """The loss of each row, float32 (N,). Replaces the logits by the gradient of the mean loss.
 
-    logits are (N, P), contiguous. Columns from `vocab_size` on do not take part; their gradient
-    is 0."""
+    logits are (N, P), contiguous. Columns from `vocab_size` on are padding: the loss ignores them,
+    and their gradient is 0."""
     from gptcli.model.fused_loss_kernel import kernel
 
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)

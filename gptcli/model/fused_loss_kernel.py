@@ -8,11 +8,12 @@ import triton.language as tl
 def kernel(  # type: ignore[no-untyped-def]
     logits, targets, losses, columns, vocab_size, share, BLOCK: tl.constexpr
 ):
-    """The loss of one row; replaces the row's logits by their gradient times `share`."""
+    """Store the loss of one row, and replace the row's logits by their gradient times `share`."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * columns
     target = tl.load(targets + row)
-    # Read before the second loop overwrites it: the reductions below wait for all threads.
+    # Read the target's logit here, because the second loop overwrites it. The reductions between
+    # them wait until all threads have read it.
     wanted = tl.load(logits + target).to(tl.float32)
     largest = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)

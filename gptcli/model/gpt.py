@@ -31,7 +31,7 @@ from gptcli.model.user_parts import Maker, UserInitialisation, UserParts
 class Block(nn.Module):
     """Pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x)). (B, T, C) -> same.
 
-    A part of `user_parts`, built as part(config), replaces the builtin layer."""
+    Each part in `user_parts` replaces a builtin layer: part(config) builds the layer."""
 
     def __init__(self, config: ModelConfig, user_parts: UserParts | None = None) -> None:
         super().__init__()
@@ -40,19 +40,19 @@ class Block(nn.Module):
         self.attn = (user_parts.attention or attention_layer)(config)
         self.ln_2 = norm_layer(config, user_parts)
         self.mlp = (user_parts.mlp or feed_forward_layer)(config)
-        self.dtype: torch.dtype | None = None  # of the branches, if it is not the dtype of x
+        self.dtype: torch.dtype | None = None  # the branches' dtype, if it is not the dtype of x
 
     def branches_in(self, dtype: torch.dtype) -> None:
-        """From now on, compute attention and feed-forward network in `dtype`.
+        """Convert attention and feed-forward network to `dtype`.
 
-        x and the norms keep their own dtype."""
+        x and the norms keep their dtype."""
         self.attn.to(dtype)
         self.mlp.to(dtype)
         self.dtype = dtype
 
     def forward(self, x: Tensor, cache: object = None) -> Tensor:
         normed = self._to_branch(self.ln_1(x))
-        # The cache is passed only if there is one: the user's attention takes x only.
+        # Pass the cache only if there is one: a user's attention without a cache takes only x.
         x = x + (self.attn(normed) if cache is None else self.attn(normed, cache))
         x = x + self.mlp(self._to_branch(self.ln_2(x)))
         return x
@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 def norm_layer(config: ModelConfig, user_parts: UserParts) -> nn.Module:
-    """The user's norm, or the arch's."""
+    """A norm of the user's class, or else the arch's norm."""
     if user_parts.layernorm:
         return user_parts.layernorm(config)
     traits = config.traits
@@ -88,10 +88,9 @@ def feed_forward_layer(config: ModelConfig) -> nn.Module:
 class GPT(nn.Module):
     """Token ids (B, T) -> logits (B, T, V). T is at most config.block_size without a cache.
 
-    `user_parts` replace builtin layers; `attention` is short for UserParts(attention=...). If the
-    user wrote the attention or the block, the model samples without a cache, or with the user's.
-    Parameters are float32
-    until `.to(dtype)`.
+    `user_parts` replace builtin layers. `attention` is short for UserParts(attention=...). A model
+    with a user's block samples without a cache. A model with a user's attention samples with the
+    user's cache if there is one, else without a cache. Parameters are float32 until `.to(dtype)`.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         if traits.tied_head:
             self.lm_head.weight = self.wte.weight
-        self._branch_dtype: torch.dtype | None = None  # if it is not that of the other layers
+        self._branch_dtype: torch.dtype | None = None  # None: the other layers' dtype
 
     def forward(
         self,
@@ -128,7 +127,7 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Logits of the token that follows each position: int64 (B, T) -> (B, T, V).
 
-        The logits have the parameters' dtype. `last_only` computes those of the last position:
+        The logits have the parameters' dtype. `last_only` computes only the last position's logits:
         (B, 1, V)."""
         return self.lm_head(self.features(idx, cache, last_only))  # type: ignore[no-any-return]
 
@@ -149,7 +148,7 @@ class GPT(nn.Module):
         cache: KeyValueCache | StaticCache | None = None,
         last_only: bool = False,
     ) -> Tensor:
-        """What the head multiplies: int64 (B, T) -> (B, T, C), or (B, 1, C) if `last_only`."""
+        """The head's inputs: int64 (B, T) -> (B, T, C), or (B, 1, C) if `last_only`."""
         return self.body(self.wte(idx), cache, last_only)
 
     def body(
@@ -160,8 +159,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """The features of token embeddings x: (B, T, C) -> (B, T, C), or (B, 1, C) if `last_only`.
 
-        torch.compile gets only this part: it would add up an embedding's gradient in an order that
-        changes from run to run."""
+        torch.compile compiles only this method. It would sum an embedding's gradient in an order
+        that changes from run to run."""
         if self.wpe is not None:
             start = 0 if cache is None else cache.seen
             if isinstance(start, StreamPositions):
@@ -178,11 +177,11 @@ class GPT(nn.Module):
     # ---- for sampling ----------------------------------------------------------------------
 
     def branches_in(self, dtype: torch.dtype) -> GPT:
-        """From now on, compute attention and feed-forward networks in `dtype`.
+        """Convert attention and feed-forward networks to `dtype`; return this model.
 
-        Changes this model and returns it. Residual stream, norms, embeddings and head stay in
-        float32, because rounding there shows in every logit. A user's blocks cannot be split: with
-        them, the complete model changes to `dtype`."""
+        Residual stream, norms, embeddings and head stay in float32, because rounding in them
+        changes every logit. A user's block cannot be split, so a model with one changes to `dtype`
+        completely."""
         if self.user_parts.block is not None:
             return self.to(dtype)
         for block in self.h:
@@ -199,8 +198,8 @@ class GPT(nn.Module):
     def new_cache(self, batch: int, width: int | None = None) -> KeyValueCache:
         """An empty key/value cache for `batch` streams, on the device of the weights.
 
-        The cache keeps the last `width` tokens, block_size by default. It is the user's if the user
-        wrote one."""
+        The cache keeps the last `width` tokens, block_size by default. If the user wrote a cache,
+        this returns the user's cache, and `width` has no effect."""
         if self.user_parts.cache is not None:
             device = self.wte.weight.device
             users: KeyValueCache = self.user_parts.cache(
@@ -223,7 +222,7 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
     """Draw all weights from `generator` (CPU), in the order in which the model defines them."""
     users = UserInitialisation(model, model.user_parts, model.config, generator)
     fixed_std = model.config.traits.initialisation == "fixed_std"
-    for name, parameter in model.named_parameters():  # a tied head is listed once, as wte
+    for name, parameter in model.named_parameters():  # a tied head appears once, as wte
         if model.user_parts.owns(name):
             users.draw(name, parameter)
         elif fixed_std:
@@ -233,7 +232,7 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
 
 
 def _draw_gpt2(name: str, parameter: Tensor, n_layer: int, generator: torch.Generator) -> None:
-    """GPT-2: normal with std 0.02, or 0.02 / sqrt(2 n_layer) at the end of a residual branch.
+    """Draw from a normal with std 0.02, or 0.02 / sqrt(2 n_layer) at the end of a residual branch.
 
     Gains are 1, biases 0. Source: Radford et al. 2019, section 2.3."""
     row = row_of(name)
@@ -248,7 +247,7 @@ def _draw_gpt2(name: str, parameter: Tensor, n_layer: int, generator: torch.Gene
 def _draw_modern(
     name: str, parameter: Tensor, generator: torch.Generator, *, tied_head: bool
 ) -> None:
-    """The modern arch: normal, with std 1 / sqrt(inputs) for matrices and 1 for the embedding.
+    """Draw from a normal with std 1 / sqrt(inputs) for matrices, 1 for the embedding.
 
     The head, and the matrices that end a residual branch, are 0. So every block starts as the
     identity, and the loss starts at ln V. An embedding that is also the head has std 0.02, so that
@@ -264,13 +263,13 @@ def _draw_modern(
         std = 0.0
     else:
         std = 1 / math.sqrt(parameter.shape[1])
-    # Draw even if std is 0, so that later weights get the same random numbers in any case.
+    # Draw even if std is 0, so that later weights get the same random numbers whatever std is.
     parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters as papers count them. A tied head counts once."""
+    """The number of parameters, as papers count them. A tied head counts once."""
 
     total: int
     without_embeddings: int

@@ -1,8 +1,8 @@
-"""What a network computes on the way: attention weights of every head, and the residual stream.
+"""Records what a network computes inside: attention weights of every head, residual stream.
 
 Dimensions: T time, C channels, H heads, K heads of keys and values, D head_dim.
 
-First reading: skip this file. `gptcli look` and the maps that a training stores use it.
+First reading: skip this file. `gptcli look` uses it, and training uses it for attention.jsonl.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from gptcli.model.gpt import GPT
 class Inside:
     """What one forward pass over T tokens computed, on the device and in the dtype of the model.
 
-    `inputs` has what the attention of each layer got (T, C), after the norm; for a user's block,
-    what the block got. `stream` has the residual stream (T, C) before the first block, and after
-    each block."""
+    `inputs` has the input (T, C) of each layer's attention, after the norm. If the user wrote the
+    block, it has the block's input. `stream` has the residual stream (T, C) before the first block,
+    and after each block."""
 
     inputs: list[Tensor]
     stream: list[Tensor]
@@ -34,9 +34,9 @@ class Inside:
 
 @torch.no_grad()
 def look_inside(model: GPT, ids: list[int]) -> Inside:
-    """The values inside the network for one text: 1 to block_size ids, in evaluation mode.
+    """The Inside of one text of 1 to block_size ids, computed in evaluation mode.
 
-    Leaves the model and all random generators as they were."""
+    Does not change the model or any random generator."""
     inputs: list[Tensor] = []
     stream: list[Tensor] = []
 
@@ -63,14 +63,14 @@ def look_inside(model: GPT, ids: list[int]) -> Inside:
 
 
 def part_with_attention(model: GPT, layer: int) -> nn.Module:
-    """The attention of a layer, counted from 0; the user's block, if the user wrote the block."""
+    """The attention of a layer, counted from 0; the block itself if the user wrote the block."""
     block = model.h[layer]
     return block if model.user_parts.block is not None else block.get_submodule("attn")
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout; afterwards the model is in its earlier mode."""
+    """Put the model into evaluation mode (no dropout); restore its mode at the end."""
     was_training = model.training
     model.eval()
     try:
@@ -83,7 +83,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def builtin_weights(attention: CausalSelfAttention, x: Tensor) -> Tensor:
     """The attention weights (H, T, T) of a builtin attention for x (T, C), float32.
 
-    Row t has what query t looks at, and sums to 1: steps 1 to 6 of gptcli.model.attention."""
+    Row t is how much query t looks at each token; it sums to 1. These are steps 1 to 6 of
+    gptcli.model.attention."""
     q, k, _ = attention.heads(attention.project(x[None]), start=0)
     T, D = q.shape[2:]
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (1, H, T, D)
@@ -93,7 +94,9 @@ def builtin_weights(attention: CausalSelfAttention, x: Tensor) -> Tensor:
 
 
 def attention_maps(model: GPT, ids: list[int]) -> list[Tensor] | None:
-    """The weights (H, T, T) of each layer, in float32 on the CPU; None for a user's attention."""
+    """The attention weights (H, T, T) of each layer, float32 on the CPU.
+
+    None if the user wrote the attention or the block."""
     parts = [part_with_attention(model, i) for i in range(len(model.h))]
     if not all(isinstance(part, CausalSelfAttention) for part in parts):
         return None

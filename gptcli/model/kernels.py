@@ -1,7 +1,7 @@
-"""GELU, RMSNorm and QK-norm with rotation, fused for CPUs, with gradients written by hand.
+"""GELU, RMSNorm and QK-norm with rotary positions, fused for CPUs, with handwritten gradients.
 
 On a CPU these elementwise operations take longer than the matrix products around them. PyTorch
-composes some of them from many operations, and has no vector code for others in bfloat16. Each
+splits some of them into many operations, and has no vector code for others in bfloat16. Each
 docstring gives the plain formula; the tests compare each function with its formula. Dimensions:
 (..., C) channels last.
 
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 
 def fused_is_faster(x: Tensor) -> bool:
-    """Whether these functions are faster for x: on a CPU, unless torch.compile fuses anyway."""
+    """Whether these functions are faster than PyTorch's for x: on a CPU without torch.compile."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -29,7 +29,7 @@ def gelu(x: Tensor) -> Tensor:
 
     On a CPU in bfloat16 it computes the exact form x * Phi(x), which takes a quarter of the tanh
     form's time. The two forms differ by at most 0.0005. This is less than bfloat16's rounding error
-    of numbers over 0.1.
+    for numbers over 0.1.
     Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2."""
     exact = x.dtype == torch.bfloat16 and fused_is_faster(x)
     return F.gelu(x, approximate="none" if exact else "tanh")
@@ -90,8 +90,8 @@ class _NormRotate(torch.autograd.Function):
         unrotated = torch.addcmul(_swap(grad * sin), grad, cos)  # the gradient at normal * gain
         outer = unrotated * normal
         last = outer.shape[-gain.dim() :]
-        # First sum over the leading dimensions, as rows of a matrix: this is fast. Then sum over
-        # the heads.
+        # First sum over the leading dimensions, as rows of a matrix, because this is fast. Then sum
+        # over the heads.
         of_gain = outer.reshape(-1, math.prod(last)).sum(0).view(last).sum_to_size(gain.shape)
         return _through_norm(unrotated.mul_(gain), normal, scale), of_gain, None, None, None
 

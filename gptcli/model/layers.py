@@ -2,8 +2,8 @@
 
 Dimensions: B batch, T time, C channels (n_embd), F hidden width of the feed-forward network.
 
-First reading: RMSNorm and SwiGLU are what `arch: modern` uses; skip `kernels`, which computes the
-same numbers faster on a CPU.
+First reading: RMSNorm and SwiGLU, which `arch: modern` uses. Skip the calls of `kernels`: they
+compute the same numbers faster on a CPU.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
     """GPT-2's feed-forward network: expand to F, GELU, project back. (B, T, C) -> (B, T, C).
 
-    GELU has the tanh form with which GPT-2 was trained (Hendrycks and Gimpel 2016, section 2)."""
+    GELU is computed by its tanh approximation, as in GPT-2's training (Hendrycks and Gimpel 2016,
+    section 2)."""
 
     def __init__(self, n_embd: int, width: int, bias: bool, dropout: float) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """One table of all parameters: name, role, place in the C library, names in GPT-2 and Qwen3.
 
 The optimizers, the initialisation, the parameter counts and the C library's engine read this table.
-First reading: the two tables are enough; skip the functions below them.
+First reading: the two tables. Skip the functions below them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Role = Literal["embedding", "head", "matrix", "gain", "bias", "other"]
 
 | role | shape | what |
 |---|---|---|
-| embedding | 2 dimensions | a row per token or position; also the head if the arch ties it |
+| embedding | 2 dimensions | a row for each token or position; also the head, if the arch ties it |
 | head | 2 dimensions | residual stream to logits, if it is not the token embedding |
 | matrix | 2 dimensions | multiplies the activations inside a block |
 | gain | 1 dimension | a factor per channel |
@@ -25,16 +25,17 @@ Role = Literal["embedding", "head", "matrix", "gain", "bias", "other"]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A row of the table. A layout that has no such parameter has None for its name.
+    """A row of the table. Its name in GPT-2 or Qwen3 is None if that layout has no such parameter.
 
-    Matrices are (outputs, inputs), as nn.Linear and Qwen3 keep them. GPT-2 transposes the matrices
-    of its blocks. It also concatenates query, key and value along the outputs. For these three,
-    `gpt2_part` is the parameter's number among them (0, 1 or 2)."""
+    Matrices are (outputs, inputs), as in nn.Linear and Qwen3. GPT-2 stores the matrices of its
+    blocks transposed. It also stores query, key and value as one matrix, concatenated along the
+    outputs. `gpt2_part` is the number of the parameter in that matrix (0, 1 or 2); None for other
+    parameters."""
 
     name: str
     role: Role
     place: str
-    """The name in the enums of native/parameters.h, which have the order of these tables."""
+    """The name in the enums of native/parameters.h. The enums have the order of these tables."""
     gpt2: str | None
     """The name in Hugging Face's GPT2LMHeadModel."""
     qwen3: str | None
@@ -91,14 +92,14 @@ _INSIDE = {row.name: row for row in IN_BLOCK}
 
 
 def is_in_block(name: str) -> bool:
-    """Whether the model's parameter of that name belongs to a block."""
+    """Whether the parameter called `name` in the model belongs to a block."""
     return name.startswith("h.")
 
 
 def row_of(name: str) -> Parameter | None:
-    """The row of a model's parameter, for example "h.3.ln_1.weight".
+    """The row of a model's parameter, such as "h.3.ln_1.weight".
 
-    None if the table has no such parameter, because only a user's part has it."""
+    None if the table does not have it. Then it belongs to a user's part."""
     if is_in_block(name):
         return _INSIDE.get(name.split(".", 2)[-1])
     return _OUTSIDE.get(name)
@@ -108,8 +109,9 @@ def role_of(name: str, dimensions: int) -> Role:
     """The role of a model's parameter, from its name and its number of dimensions.
 
     A user's part can have parameters that are not in the table, or whose shape does not fit the
-    table. Then the number of dimensions decides. A parameter with none or one is a gain or a bias.
-    A parameter with two inside a block is a matrix. Any other has the role "other"."""
+    table. Then the number of dimensions decides. With fewer than two dimensions, a parameter is a
+    bias if its name ends with "bias", else a gain. With two dimensions, it is a matrix if it is
+    inside a block. Any other parameter has the role "other"."""
     row = row_of(name)
     if row is not None and dimensions == (1 if row.role in ("gain", "bias") else 2):
         return row.role
@@ -121,8 +123,8 @@ def role_of(name: str, dimensions: int) -> Role:
 def names_by_place(n_layer: int, there: Container[str]) -> list[str | None]:
     """Names in the order of native/parameters.h: first outside the blocks, then block by block.
 
-    `there` holds the names of the model's parameters. A place is None if the model has no parameter
-    for it. If the head is tied, the name in its place is that of the token embedding."""
+    `there` holds the names of the model's parameters. An entry is None if the model has no such
+    parameter. If the head is tied, its entry is the name of the token embedding."""
     names = [_first(rows, "", there) for rows in _by_place(OUTSIDE_BLOCKS)]
     if names[-1] is None:
         names[-1] = "wte.weight"

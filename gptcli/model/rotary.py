@@ -1,9 +1,10 @@
 """Attention with rotary positions (RoPE) and normalised queries and keys, for `arch: modern`.
 
-Computes Qwen3's attention, also with grouped queries; and Llama's, which normalises no queries and
-keys. Only q_norm and k_norm have Qwen3's names.
+Computes the attention of Qwen3, also with grouped queries, and of Llama, which does not normalise
+queries and keys. Of the layers, only q_norm and k_norm have Qwen3's names.
 
-First reading: rotary_at and rotate. Skip the tables that keep results between calls.
+First reading: rotary_at and rotate. Skip rotary_table and _consecutive, which keep results between
+calls.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads, K heads of keys and values (n_kv_head),
 D head_dim.
@@ -38,7 +39,7 @@ def rotary_table(
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine of `length` positions from `first` on, each (length, head_dim).
 
-    Computed by rotary_at, and kept for later calls."""
+    rotary_at computes the table, and lru_cache keeps it for later calls."""
     with torch.inference_mode(False):  # training cannot use a tensor made in inference mode
         cos, sin = rotary_at(torch.arange(first, first + length), head_dim, dtype, theta)
         return cos.to(device), sin.to(device)
@@ -47,11 +48,11 @@ def rotary_table(
 def rotary_at(
     positions: Tensor, head_dim: int, dtype: torch.dtype, theta: float = ROPE_THETA
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position times each frequency: int64 (n,) -> two of (n, head_dim).
+    """Cosine and sine of position times frequency: int64 (n,) -> two tensors (n, head_dim).
 
     Frequencies are theta^(-2i/D) for i in 0..D/2-1. The first half of the sine is negated, so that
-    rotated = x * cos + halves_swapped(x) * sin. Computed in float64, returned in `dtype`.
-    Source: Su et al. 2021, "RoFormer", section 3.4.2."""
+    rotated = x * cos + halves_swapped(x) * sin. The computation is in float64, the result in
+    `dtype`. Source: Su et al. 2021, "RoFormer", section 3.4.2."""
     half = torch.arange(head_dim // 2, dtype=torch.float64, device=positions.device)
     angle = positions.double()[:, None] * theta ** (-2.0 * half / head_dim)  # (n, D/2)
     cos = torch.cat((angle.cos(), angle.cos()), dim=-1)
@@ -71,9 +72,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class RotaryCausalSelfAttention(CausalSelfAttention):
     """CausalSelfAttention that normalises queries and keys, then rotates them by their position.
 
-    Each head is normalised by RMSNorm, with one gain per channel. All heads share these gains. The
-    trait `qk_norm` switches it off. With fewer heads of keys and values than of queries, each
-    serves n_head / n_kv_head neighbouring query heads.
+    RMSNorm normalises each head, with one gain per channel. All heads share these gains. If the
+    arch's trait `qk_norm` is false, nothing is normalised. If there are fewer heads of keys and
+    values than of queries, each of them serves n_head / n_kv_head neighbouring query heads.
 
     The constructor also reads `n_kv_head`, `head_dim` and `traits` of `config`, if it has them. It
     raises ValueError if head_dim is odd.
@@ -101,7 +102,7 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
         self.k_norm = RMSNorm(D, traits.norm_eps) if traits.qk_norm else None
 
     def heads(self, qkv: Tensor, start: int | StreamPositions) -> tuple[Tensor, Tensor, Tensor]:
-        """Split q, k and v, and normalise and rotate q and k.
+        """Split into q, k and v, then normalise and rotate q and k.
 
         (B, T, H + 2 K, D) -> q (B, H, T, D), k and v (B, K, T, D).
         `start` is the position of the first token, or StreamPositions if T is 1 and each stream has
@@ -117,7 +118,7 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
             qk = rotate(qkv[:, :, None, : H + K], cos, sin)[:, :, 0]  # (B, T, H + K, D)
             q, k = qk[:, :, :H], qk[:, :, H:]
         elif H == K:
-            # Computing q and k together takes half as many operations as one after the other.
+            # Computing q and k together takes half as many operations as computing them one by one.
             gains = torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None]  # (2, 1, D)
             qk = qkv.view(-1, T, 3, H, D)[:, :, :2]  # (B, T, 2, H, D)
             q, k = self._norm_rotate(qk, gains, cos, sin).unbind(2)
@@ -127,15 +128,15 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _norm_rotate(self, x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x normalised, times the gain, and rotated. All broadcast to x (..., D)."""
+        """x normalised, times the gain, then rotated. gain, cos and sin broadcast to x (..., D)."""
         if kernels.fused_is_faster(x):
             return kernels.norm_rotate(x, gain, cos, sin, self.eps)
         return rotate(F.rms_norm(x, x.shape[-1:], eps=self.eps) * gain, cos, sin)
 
     def _consecutive(self, start: int, T: int, D: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the T positions from `start` on, each (T, 1, 1, D)."""
-        # A table's length is a power of two, so that a growing text rarely needs a new one. Very
-        # late positions get a new table in every call.
+        # A table's length is a power of two, so that a growing text rarely needs a new one.
+        # If the positions are too large for such a table, every call makes a new table.
         first, length = 0, max(256, 1 << (start + T - 1).bit_length())
         if length > _LONGEST_TABLE:
             first, length = start, T

@@ -1,6 +1,6 @@
 """The user's parts (attention, layer norm, MLP, block, tokenizer) in place of builtin ones.
 
-Parts of the network need an arch that can have them: gpt2. First reading: skip this file.
+Only `arch: gpt2` can have user's parts in its network. First reading: skip this file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Maker = Callable[[Any], "nn.Module"]
 CacheMaker = Callable[[Any, int, "torch.dtype", "torch.device"], Any]
-"""Makes the caches of all layers from a ModelConfig, the number of streams, dtype and device."""
+"""Makes the cache of a model from its ModelConfig, the number of streams, dtype and device."""
 PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 
 
@@ -30,11 +30,12 @@ class UserParts:
     `layernorm` makes the two norms of each block and the last norm. `block` makes complete blocks.
     `tokenizer` is a class that gptcli.tokenization.user_bpe uses; it is not part of the network.
 
-    `matrices` finds the weights of query, key, value and output in a user's attention of any
-    layout, given the module, n_embd and n_head. It returns them in this order, each (C, C), or None
-    if it cannot find them.
+    `matrices` takes the module of a user's attention, n_embd and n_head. It finds the weights of
+    query, key, value and output in any layout, and returns them in this order, each (C, C). It
+    returns None if it cannot find them.
 
-    `cache` makes the key/value cache of the user's attention, for sampling; None if it has none."""
+    `cache` makes the key/value cache of the user's attention, for sampling. It is None if that
+    attention has no cache."""
 
     attention: Maker | None = None
     layernorm: Maker | None = None
@@ -53,11 +54,11 @@ class UserParts:
         return any(name != "tokenizer" for name in self.names())
 
     def has_cache(self) -> bool:
-        """Whether the attention can be sampled with a key/value cache, builtin or the user's."""
+        """Whether the model can sample with a key/value cache, the builtin one or the user's."""
         return self.block is None and (self.attention is None or self.cache is not None)
 
     def owns(self, parameter: str) -> bool:
-        """Whether the model's parameter of that name belongs to a user's part."""
+        """Whether the parameter called `parameter` belongs to a user's part."""
         path = parameter.split(".")
         if path[0] == "ln_f":
             return self.layernorm is not None
@@ -70,7 +71,7 @@ class UserParts:
 
 
 class UserInitialisation:
-    """Draws the parameters of the user's parts from the same distributions as GPT-2's.
+    """Draws the parameters of the user's parts from the distributions of GPT-2's parameters.
 
     Gains keep the value that the user's constructor gave them. If `UserParts.matrices` finds the
     matrices of a user's attention, they get exactly the numbers that the builtin attention would
@@ -86,7 +87,7 @@ class UserInitialisation:
         self._drawn: set[int] = set()  # addresses of weights drawn as in the builtin attention
 
     def draw(self, name: str, parameter: Tensor) -> None:
-        """Draw one parameter. Call it for the parameters in the model's order."""
+        """Draw one parameter. Call this method for the parameters in the model's order."""
         if self._parts.attention is not None and self._parts.block is None:
             path = ".".join(name.split(".")[:3])  # h.0.attn
             if path.endswith(".attn") and path not in self._begun:
@@ -135,7 +136,7 @@ def keeps_constructor_value(name: str, parameter: Tensor) -> bool:
 def parts_of(meta: dict[str, Any]) -> tuple[str, ...]:
     """The names of the parts that the user wrote, from the meta.json of a checkpoint.
 
-    Names that this version does not know are left out."""
+    Leaves out names that this version does not know."""
     if isinstance(meta.get("own_parts"), list):
         return tuple(name for name in PARTS if name in meta["own_parts"])
     return ("attention",) if meta.get("own_attention") else ()

@@ -1,6 +1,6 @@
-"""The weights of a network without its module: float32 memory by name; which there must be.
+"""The weights of a network as float32 memory, without PyTorch; the name and shape of each weight.
 
-The C libraries compute with this memory, so that a run is sampled without PyTorch and numpy.
+The C libraries compute with this memory, so gptcli can sample a run without PyTorch and numpy.
 
 Dimensions: C channels (n_embd), D head_dim, F hidden width, H heads, K heads of keys and values,
 T block_size, V vocabulary.
@@ -32,7 +32,7 @@ class Weights:
 
     @classmethod
     def of(cls, model: GPT) -> Weights:
-        """The weights of a float32 model on the CPU. They share its memory."""
+        """The weights of a float32 model on the CPU. They share the model's memory."""
         assert not model.user_parts.in_network()
         arrays: dict[str, Any] = {
             name: parameter.detach().contiguous().numpy().data
@@ -47,9 +47,9 @@ class Weights:
 
 
 def parameter_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
-    """Name and shape of every parameter of the builtin model. A tied head is listed once, as wte.
+    """Name and shape of every parameter of the builtin model.
 
-    Allocates no memory, and needs no PyTorch."""
+    A tied head appears once, as wte. Allocates no memory for weights, and needs no PyTorch."""
     names = [row.name for row in OUTSIDE_BLOCKS if _is_there(row, config)]
     shapes: Shapes = {name: _shape(name, config, vocab_size) for name in names}
     in_block = {

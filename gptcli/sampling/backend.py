@@ -1,4 +1,4 @@
-"""Chooses the sampling engine (C library, CUDA graphs, plain PyTorch) and how many streams fit."""
+"""Chooses the sampling engine (C library, CUDA graphs, plain PyTorch) and the number of streams."""
 
 from __future__ import annotations
 
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from gptcli.sampling.valid_text import Table
 
 MOST_STREAMS = 256
-_SHARE_OF_MEMORY = 0.5  # of the free memory
-_CHOICE_BYTES = (
-    128  # that choose_valid_token needs per stream and token: it sorts, and uses float64
-)
+_SHARE_OF_MEMORY = 0.5  # of the free memory that streams may use
+_CHOICE_BYTES = 128  # for each stream and token id: choose_valid_token sorts, and uses float64
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,12 @@ class Backend:
 
     @property
     def native(self) -> bool:
-        """Whether the C library samples. It needs no PyTorch."""
+        """Whether the C library samples. Then sampling needs no PyTorch."""
         return self.engine == "native"
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """PyTorch's dtype of that name."""
+        """The PyTorch dtype called `dtype`."""
         import torch
 
         dtype: torch.dtype = getattr(torch, self.dtype)
@@ -58,13 +56,13 @@ def choose_backend(wanted: str, device: str, *, has_user_parts: bool, arch: Arch
     """The engine and the dtype for sampling on a device ("cuda", "mps" or "cpu"), if the user wants
     the dtype `wanted`.
 
-    `auto` is bfloat16 if the C library works here and the processor multiplies bfloat16, else
-    float32. In float32, greedy sampling with the KV cache gives the same text as computing the
+    `auto` is bfloat16 if the C library works on this machine and the processor multiplies bfloat16,
+    else float32. In float32, greedy sampling with the KV cache gives the same text as computing the
     whole text again for each token. `int8` (eight-bit weights) needs the C library. Raises
     GptcliError if the dtype cannot be used."""
     found, reason = None, f"this is {device}" if device != "cpu" else ""
     if not has_layout(arch):
-        reason = "it does not have this arch"
+        reason = "it does not support this arch"
     elif device == "cpu" and not has_user_parts and wanted != "float16":
         search = library.find(library.SAMPLING)
         found, reason = search.library, search.reason
@@ -75,7 +73,7 @@ def choose_backend(wanted: str, device: str, *, has_user_parts: bool, arch: Arch
             raise GptcliError(
                 "--dtype `int8` needs the C library, which samples only builtin parts on a CPU: "
                 + (reason or "this network has your own parts"),
-                "use --dtype bfloat16 or float32, or leave it out",
+                "use --dtype bfloat16 or float32, or leave --dtype out",
             )
         return Backend("native", "int8")
     refuse_dtype(wanted, device)
@@ -94,13 +92,14 @@ def open_streams(
     table: Table | None = None,
     sampler: UserSampler | None = None,
 ) -> Streams:
-    """`wanted` streams, or fewer: at most MOST_STREAMS, and only as many as fit in memory.
+    """Return `wanted` streams, or fewer: at most MOST_STREAMS, and only as many as fit in memory.
 
     `table` keeps texts valid UTF-8 (valid_text.py). `sampler` chooses the tokens instead of the
     engine.
 
-    The C library takes weights, or a model in float32. PyTorch takes a model whose branches are in
-    the backend's dtype. Raises GptcliError (exit code 1) if the memory does not hold one stream."""
+    For the C library, `model` is Weights or a float32 model. For PyTorch, it is a model whose
+    branches are in the backend's dtype. Raises GptcliError (exit code 1) if the C library needs
+    more memory for one stream than is free."""
     count = min(wanted, MOST_STREAMS)
     if backend.native:
         weights = model if isinstance(model, Weights) else Weights.of(model)
@@ -153,7 +152,7 @@ def _native_streams(
     raise GptcliError(
         f"sampling needs {needed(1) / 2**30:.2f} GiB in addition to the model, but only "
         f"{free / 2**30:.2f} GiB are free",
-        "--dtype bfloat16 or int8 needs about half as much as float32; or use a smaller model",
+        "use --dtype bfloat16 or int8 (about half as much as float32), or a smaller model",
         exit_code=1,
     )
 
@@ -161,7 +160,7 @@ def _native_streams(
 def open_decoder(model: GPT | Weights, backend: Backend, threads: int) -> Decoder:
     """The C library's decoder with one stream, for scoring a text. The backend must be native.
 
-    Raises MemoryError."""
+    Raises MemoryError if the memory is not enough."""
     found = library.find(library.SAMPLING).library
     assert found is not None
     weights = model if isinstance(model, Weights) else Weights.of(model)
@@ -169,10 +168,10 @@ def open_decoder(model: GPT | Weights, backend: Backend, threads: int) -> Decode
 
 
 def _stream_bytes(model: GPT) -> int:
-    """Bytes that PyTorch needs for a stream.
+    """Estimate the bytes that PyTorch needs for a stream.
 
-    These are its KV cache and the tensors that choose_token makes from the logits. Without a cache,
-    the tensors of a forward pass over the window take the place of the KV cache."""
+    A stream needs a KV cache, and the tensors that choose_token makes from the logits. A model
+    without a cache needs the tensors of a forward pass over the window instead of the cache."""
     config, each = model.config, model.cache_dtype.itemsize
     choice = _CHOICE_BYTES * model.vocab_size
     if model.has_cache:
@@ -189,7 +188,7 @@ def _stream_bytes(model: GPT) -> int:
 def free_memory(device: Any) -> int:
     """Bytes that can be allocated without swapping on a torch.device, or on the CPU (None).
 
-    8 GiB if that is unknown."""
+    Returns 8 GiB if the system does not tell."""
     if device is not None and device.type == "cuda":
         import torch
 

@@ -1,4 +1,4 @@
-"""A text that the user and the model write in turns; its KV cache is kept between the turns."""
+"""A text that the user and the model write in turns, with a KV cache that stays between turns."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from gptcli.sampling.streams import Streams
 from gptcli.tokenization import Tokenizer
 
 _OVERTIME = 200
-"""An answer may take this many tokens past the limit to reach the end of its line. After that it
-may take as many again to reach the end of a word."""
+"""With `to_line_end`, an answer may have up to this many tokens more than `max_new_tokens` to reach
+the end of its line. After that it may have as many tokens again to reach the end of a word."""
 
 
 class Conversation:
@@ -43,11 +43,11 @@ class Conversation:
         self._line_is_open = False
 
     def reseed(self, seed: int) -> None:
-        """Start the sequence of random numbers that this seed gives."""
+        """Restart the sequence of random numbers from `seed`."""
         self._uniforms = UniformNumbers(seed, 0)
 
     def continue_with(self, streams: Streams) -> None:
-        """Continue the text in other streams of the same model, with other sampling parameters."""
+        """Continue the text in `streams`: of the same model, with other sampling parameters."""
         self._streams, self._restart = streams, True
 
     def say(
@@ -60,13 +60,14 @@ class Conversation:
     ) -> Iterator[str]:
         """Add the user's text on a new line, and continue the stream.
 
-        Yields the pieces of the answer as they come; some are empty. With an empty text the model
-        continues where it stopped. The answer ends after `max_new_tokens`, at a stop string, at
-        end-of-text, or if `should_stop` returns true between two tokens. With `to_line_end` it goes
-        on after `max_new_tokens` until a line ends, or at least a word, but not much longer. Raises
-        GptcliError, and changes nothing, if the tokenizer does not know a character of the text."""
-        # First encode the text without the newline, so that an error names positions in the user's
-        # text.
+        Yields the pieces of the answer as soon as they are ready; some are empty. If `text` is
+        empty, the model continues its last answer. The answer ends after `max_new_tokens`, at a
+        stop string, at end-of-text, or if `should_stop` returns true between two tokens. With
+        `to_line_end`, an answer that reaches `max_new_tokens` continues until its line ends, but
+        for a limited number of tokens (see _OVERTIME). Raises GptcliError, and changes nothing, if
+        the tokenizer does not know a character of the text."""
+        # First encode the text without the newline. If this fails, the error names positions in the
+        # user's text.
         ids = self._tokenizer.encode(text)
         if text and self._line_is_open and self._has_newline:
             text = "\n" + text
@@ -85,7 +86,7 @@ class Conversation:
                 self._line_is_open = not text.endswith("\n")
             yield from self._answer(max_new_tokens, should_stop, to_line_end)
         except BaseException:
-            self.new()  # it is unknown which tokens the interrupted stream has read
+            self.new()  # it may have read only some of the tokens
             raise
 
     def _answer(
@@ -101,7 +102,7 @@ class Conversation:
                 self._line_is_open = False
                 break
             text = decoder.push(token)
-            if text:  # text that the stop filter holds back is part of the stream too
+            if text:  # also text that the stop filter holds back
                 self._line_is_open = not text.endswith("\n")
             yield stops.push(text)
             over = count - max_new_tokens

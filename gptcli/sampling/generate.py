@@ -1,8 +1,8 @@
-"""The generation loop: prompts in, new tokens out, as many texts at once as there are streams.
+"""The generation loop: continues prompts with new tokens, one text in each stream at a time.
 
 A stream's text is a function of its prompt, the seed and its sample number. It does not depend on
-the other streams. The C library keeps this promise to the bit. PyTorch's matrix products can round
-differently in batches of other sizes.
+the other streams. With the C library this holds to the bit. PyTorch's matrix products can round
+differently if the size of the batch changes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from gptcli.sampling.mersenne_twister import MersenneTwister
 from gptcli.sampling.streams import Streams
 
 _BLOCK = 64  # random numbers drawn at once
-_MOST_STEPS = 64  # tokens of each stream per call, at most
-_SECONDS_UNSEEN = 0.015  # a faster call doubles the next one's steps; nobody sees so short a delay
+_MOST_STEPS = 64  # tokens of each stream in one call
+_SECONDS_UNSEEN = 0.015  # after a faster call, the next one has twice the steps
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """A prompt to continue (at least one token id), and the number of this sample of the prompt."""
+    """A prompt to continue (at least one token id), and which sample of this prompt it is."""
 
     prompt: Sequence[int]
     sample: int = 0
@@ -48,7 +48,7 @@ class GenerationLoop:
     """Continues each prompt by at most `max_new_tokens` tokens.
 
     Each iteration yields a list of pairs: the index of a request, and its next tokens. Call `end`
-    for a request that needs no more tokens. A free stream takes the next request."""
+    if a request needs no more tokens. Then its stream takes the next waiting request."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
-"""Streams of PyTorch in steps of one shape, which a GPU records once and replays as a CUDA graph.
+"""PyTorch streams whose steps have one shape, so a GPU records a step once as a CUDA graph.
 
-A step feeds each stream its last token at that stream's own position, chooses the next token on the
-device, and writes it where the next step reads it. Nothing returns to the host until a run of steps
-is complete. Dimensions: B streams, T tokens, V vocabulary, W window (block_size).
+A step feeds each stream's last token to the model, at that stream's own position. It chooses the
+next token on the GPU, and stores it for the next step. The host reads the tokens only after many
+steps. Dimensions: B streams, T tokens, V vocabulary, W window (block_size).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from gptcli.sampling.streams import StreamTokens, Uniform, window_start
 if TYPE_CHECKING:
     from gptcli.sampling.valid_text import Table
 
-_MOST_STEPS = 64  # steps between two transfers to the host
-_PREFILL_SLOTS = 4096  # cache slots, over several texts, that prefill computes at once: memory
-_LEAST_SPAN = 64  # cache slots that attention reads, at least
+_MOST_STEPS = 64  # steps before the host reads their tokens
+_PREFILL_SLOTS = 4096  # cache slots of all texts that one prefill computes: limits memory
+_LEAST_SPAN = 64  # the least number of cache slots that attention reads
 
 
 class GraphStreams:
-    """The protocol `Streams`, with one KV cache of fixed shape; the model must have a cache."""
+    """Implements `Streams` with one KV cache of fixed shape. The model must have a cache."""
 
     refills = True
 
@@ -41,8 +41,8 @@ class GraphStreams:
         table: Table | None = None,
         least_span: int = _LEAST_SPAN,
     ) -> None:
-        """`table`: see valid_text.py. Without it, any token can be chosen. A larger `least_span`
-        records fewer graphs, which is faster for a short text."""
+        """`table` limits the choice to tokens that keep the text valid UTF-8 (valid_text.py). A
+        larger `least_span` records fewer graphs, which is faster for a short text."""
         assert model.has_cache
         self.count = count
         self._model, self._params = model, params
@@ -51,7 +51,7 @@ class GraphStreams:
         self._least_span = least_span
         self._texts: dict[int, StreamTokens] = {}  # _prefill feeds all but the last token
         self._cache = model.new_cache(count)
-        # Attention also reads unused slots, with weight 0. A NaN in one would give NaN: 0 * NaN.
+        # Attention also reads unused slots, with weight 0. So none may hold a NaN: 0 * NaN is NaN.
         for layer in self._cache.layers:
             layer.keys.zero_()
             layer.values.zero_()
@@ -72,7 +72,7 @@ class GraphStreams:
         self._graphs: dict[int, Any] = {}  # span -> graph; None if it could not be recorded
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
-        """As in Streams. The model computes the tokens only when `run` is called."""
+        """Add tokens to the streams: see Streams. The model computes them in the next `run`."""
         for stream, ids in texts.items():
             if restart:
                 self._texts[stream] = StreamTokens(list(ids))
@@ -85,9 +85,9 @@ class GraphStreams:
 
     @torch.no_grad()
     def _prefill(self, streams: Sequence[int]) -> None:
-        """Feed each stream's waiting tokens, except the last one.
+        """Feed all tokens that each stream's KV cache lacks, except the last one.
 
-        If the window was full, feed the whole new window except its last token."""
+        If the window moved (learned positions), feed the whole new window except its last token."""
         groups: dict[tuple[int, int], dict[tuple[int, ...], list[int]]] = {}
         for stream in streams:
             text = self._texts[stream]
@@ -98,7 +98,7 @@ class GraphStreams:
             ids = tuple(text.tokens[text.fed : -1])
             before = text.fed - text.start
             if ids:
-                # A prompt that several streams share is computed once.
+                # Compute a prompt that several streams share only once.
                 key = ids if before == 0 else (*ids, -1 - stream)
                 groups.setdefault((before, len(ids)), {}).setdefault(key, []).append(stream)
             text.fed = len(text.tokens) - 1
@@ -111,7 +111,7 @@ class GraphStreams:
     def _prefill_group(
         self, before: int, length: int, texts: Sequence[tuple[tuple[int, ...], list[int]]]
     ) -> None:
-        """Feed `length` tokens of each text, and store their keys and values for its streams.
+        """Feed `length` tokens of each text; store the keys and values for the text's streams.
 
         The caches of these streams already hold `before` tokens."""
         filled = min(before + length, self._width)
@@ -132,7 +132,7 @@ class GraphStreams:
             ours.values[rows, :, :filled] = layer.values[source, :, :filled]
 
     def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
-        """As in Streams."""
+        """Generate the next tokens: see Streams."""
         drawn = torch.tensor(uniform, dtype=torch.float64)
         texts = [self._texts[stream] for stream in streams]
         parts: list[Tensor] = []
@@ -163,7 +163,7 @@ class GraphStreams:
         if self._table_here is not None:
             states = [valid_text.state_after(self._table_here, t.tokens) for t in texts]
             self._state[rows] = torch.tensor(states).to(self._device)
-        if self._model.wpe is not None:  # an idle stream can be past the end of its full window
+        if self._model.wpe is not None:  # an idle stream's position can be past the window
             self._position.clamp_(max=self._width - 1)
         self._active.zero_()
         self._step_index.zero_()
@@ -183,7 +183,8 @@ class GraphStreams:
     def _step(self, span: int) -> None:
         """Generate one token of each active stream.
 
-        An idle stream repeats its last token at the same position, so its cache does not change."""
+        A stream that is not active repeats its last token at the same position, so its cache does
+        not change."""
         cache = StaticCache(self._cache, self._position, span)
         logits = self._model(self._token[:, None], cache=cache, last_only=True)[:, -1]
         uniform = self._uniform.index_select(0, self._step_index)[0]

@@ -1,7 +1,8 @@
 """The random numbers of a torch.Generator on the CPU, without PyTorch: the Mersenne Twister.
 
-PyTorch seeds the twister with one number of 32 bits, Python's `random` with a list of them. So this
-file makes the state, and Python's generator continues from it.
+PyTorch seeds the twister with one 32-bit number, Python's `random` with a list of such numbers. So
+this file computes the twister's state from a seed as PyTorch does, and Python's generator continues
+from that state.
 Source: Matsumoto and Nishimura 1998, mt19937ar.c (init_genrand).
 """
 
@@ -11,14 +12,14 @@ import struct
 from random import Random
 
 _WORDS = 624
-_VERSION = 3  # of the states that random.Random takes
+_VERSION = 3  # the version of the states that random.Random takes
 
 
 class MersenneTwister:
     """The numbers that a torch.Generator draws after manual_seed(seed), for any seed."""
 
     def __init__(self, seed: int) -> None:
-        word = seed & 0xFFFFFFFF  # a torch.Generator, too, forgets the higher bits
+        word = seed & 0xFFFFFFFF  # a torch.Generator also drops the higher bits
         state = [word]
         for i in range(1, _WORDS):
             word = (1812433253 * (word ^ word >> 30) + i) & 0xFFFFFFFF
@@ -27,9 +28,9 @@ class MersenneTwister:
         self._random.setstate((_VERSION, (*state, _WORDS), None))
 
     def uniform(self, count: int) -> list[float]:
-        """The next numbers in [0, 1): what torch.rand(count, dtype=torch.float64) gives.
+        """The next `count` numbers in [0, 1), equal to torch.rand(count, dtype=torch.float64).
 
-        Each takes 53 of the 64 bits of two words, the first of which is the upper one."""
+        Each number has 53 of the 64 bits of two words. The first word has the upper bits."""
         drawn = self._random.getrandbits(64 * count).to_bytes(8 * count, "little")
         words = struct.unpack(f"<{2 * count}I", drawn)
         return [

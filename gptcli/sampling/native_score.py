@@ -1,4 +1,4 @@
-"""Score a text with the C library: the log-probability of each of its tokens, without PyTorch.
+"""Scores a text with the C library: the log-probability of each token, without PyTorch.
 
 Dimensions: T tokens, V vocabulary, W window (block_size).
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def native_log_probabilities(
     decoder: Decoder, config: ModelConfig, start: Sequence[int], ids: Sequence[int]
 ) -> FloatArray:
-    """What gptcli.sampling.score.log_probabilities gives, in the decoder's dtype: float64 (T,)."""
+    """The values of gptcli.sampling.score.log_probabilities, by the C library: float64 (T,)."""
     parts = [np.empty(0)]
     for logits, targets in native_prompt_logits(decoder, config, [*start, *ids]):
         parts.append(of_targets(logits, targets))
@@ -33,7 +33,7 @@ def native_log_probabilities(
 def native_prompt_logits(
     decoder: Decoder, config: ModelConfig, text: Sequence[int]
 ) -> Iterator[tuple[npt.NDArray[np.float32], Sequence[int]]]:
-    """What gptcli.sampling.score.prompt_logits gives, in the decoder's dtype.
+    """The values of gptcli.sampling.score.prompt_logits, computed in the decoder's dtype.
 
     text (T,) -> pairs of logits float32 (n, V) and tokens (n,)."""
     width, last = config.block_size, len(text) - 1
@@ -54,7 +54,7 @@ def of_targets(logits: npt.NDArray[np.float32], targets: Sequence[int]) -> Float
     """ln p of the targets: logits (T, V), targets (T,) -> float64 (T,)."""
     exact = logits.astype(np.float64)
     top = exact.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # NaN of a broken model gives NaN
+    with np.errstate(invalid="ignore"):  # NaN logits of a broken model give NaN
         sums = np.log(np.exp(exact - top).sum(axis=1)) + top[:, 0]
     chosen = exact[np.arange(len(targets)), np.asarray(targets, dtype=np.int64)]
     scores: FloatArray = chosen - sums

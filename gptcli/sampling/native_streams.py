@@ -1,4 +1,4 @@
-"""Streams of the C library (CPUs): tells the decoder where each token goes in its KV cache."""
+"""Streams of the C library (CPUs), which tell the decoder each token's place in its KV cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class NativeStreams:
-    """The protocol `Streams`, by the C library's decoder."""
+    """Implements `Streams` with the C library's decoder."""
 
     refills = True
 
@@ -32,32 +32,34 @@ class NativeStreams:
         table: Table | None = None,
         sampler: UserSampler | None = None,
     ) -> None:
-        """`table`: see valid_text.py. Without it, any token can be chosen.
+        """`table` limits the choice to tokens that keep the text valid UTF-8 (valid_text.py).
 
         `sampler` chooses the tokens instead of the C library."""
         self._sampler, self._sampling_params = sampler, params
         self.count = decoder.streams
         self._decoder = decoder
         learned = config.traits.positions == "learned"
-        self._width = config.block_size if learned else None  # None: never full
+        self._width = config.block_size if learned else None  # None: the window never moves
         self._params = [_struct(params)] * self.count
         self._texts: dict[int, StreamTokens] = {}
         self._table = table
         self._states = bytearray(self.count)
 
     def choose_by(self, stream: int, params: SamplingParams) -> None:
-        """Choose the tokens of this stream by other sampling parameters, from its next text on.
+        """Use other sampling parameters for the next text of this stream and all later ones.
 
-        Call it before `feed` starts the text."""
+        Call this method before `feed` starts the text."""
         self._params[stream] = _struct(params)
 
     def logits(self, streams: Sequence[int]) -> list[FloatArray]:
-        """The logits of the next token of each stream: float32 (V,) each."""
+        """The logits of each stream's next token: float32 (V,) for each stream."""
         self._prefill(streams)
         return [self._decoder.logits(stream) for stream in streams]
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
-        """As in Streams. Of streams with equal texts, one is fed; the others copy its KV cache."""
+        """Add tokens: see Streams.
+
+        If several streams start the same text, one reads it, and the others copy its KV cache."""
         reader: dict[tuple[int, ...], int] = {}  # text -> the stream that reads it
         copied_from: dict[int, int] = {}
         for stream, ids in texts.items():
@@ -80,7 +82,7 @@ class NativeStreams:
                 self._decoder.saw(stream, ids, restart=restart)
 
     def _prefill(self, streams: Sequence[int]) -> None:
-        """Feed all tokens that the KV cache lacks: the whole new window if the old one was full."""
+        """Feed all tokens that the KV cache lacks: the whole window if it has moved."""
         rows = []
         for stream in streams:
             text = self._texts[stream]
@@ -91,11 +93,11 @@ class NativeStreams:
                     text.start = text.fed = start
             rows.append((stream, text.fed - text.start, text.tokens[text.fed :]))
         self._decoder.feed(rows)
-        for stream in streams:  # after the call: if it is interrupted, the tokens are fed again
+        for stream in streams:  # after `feed`: if it is interrupted, the next call repeats it
             self._texts[stream].fed = len(self._texts[stream].tokens)
 
     def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
-        """As in Streams."""
+        """Generate the next tokens: see Streams."""
         if self._sampler is not None:
             of_steps = zip(*uniform, strict=True)
             chosen = [self._ask(self._sampler, streams, numbers) for numbers in of_steps]
@@ -107,7 +109,7 @@ class NativeStreams:
             self._prefill(streams)
             positions = [len(text.tokens) - text.start for text in texts]
             count = steps - done
-            if self._width is not None:  # + 1, because the last chosen token is not fed
+            if self._width is not None:  # + 1: the last chosen token is not fed yet
                 count = min(count, self._width - max(positions) + 1)
             tokens = self._decoder.run(
                 streams,
@@ -126,7 +128,7 @@ class NativeStreams:
     def _ask(
         self, sampler: UserSampler, streams: Sequence[int], uniform: Sequence[float]
     ) -> list[int]:
-        """The next token of each stream, as the user's sampler chooses it."""
+        """The next token of each stream, chosen by the user's sampler."""
         import torch
 
         self._prefill(streams)
@@ -148,7 +150,7 @@ class NativeStreams:
 
 
 def _struct(params: SamplingParams) -> SamplingParamsStruct:
-    """The sampling parameters as the C library reads them."""
+    """The sampling parameters in the struct that the C library reads."""
     return SamplingParamsStruct(
         temperature=params.temperature,
         top_p=1.0 if params.top_p is None else params.top_p,

@@ -1,9 +1,9 @@
 """Logits -> next token: repetition penalty, temperature, top-k, top-p, min-p, and the draw.
 
-Pure functions of tensors. Dimensions: B streams, V vocabulary. On a Linux CPU the C library does
-the same (native/next_token.h), and tests compare the two.
+All functions are pure functions of tensors. The C library chooses tokens by the same rules
+(native/next_token.h), and tests compare the two. Dimensions: B streams, V vocabulary.
 
-First reading: all of it; it is short.
+First reading: the whole file.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from torch import Tensor
 from gptcli.sampling.params import SamplingParams as SamplingParams
 from gptcli.sampling.params import is_greedy as is_greedy
 
-_NEVER_DRAWN = -87.0  # e^-87 = 1.6e-38: the C library's float32 weights are 0 from here on
+_NEVER_DRAWN = -87.0  # e^-87 = 1.6e-38: smaller weights are 0 in the C library's float32
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Logits in which tokens already in the text are less likely.
+    """Logits in which tokens that the text already has are less likely.
 
-    A positive logit of such a token is divided by the penalty; a negative one is multiplied by it.
-    logits (B, V), seen bool (B, V) -> (B, V). Source: Keskar et al. 2019, CTRL, section 4.1."""
+    A positive logit of such a token is divided by the penalty. A negative logit is multiplied by
+    the penalty. logits (B, V), seen bool (B, V) -> (B, V). Source: Keskar et al. 2019, CTRL,
+    section 4.1."""
     changed = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, changed, logits)
 
@@ -29,7 +30,7 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """Logits with -inf for all but the k largest of each row. (B, V) -> (B, V).
 
-    Logits that equal the k-th largest stay too."""
+    Logits that are equal to the k-th largest also stay."""
     if k >= logits.shape[-1]:
         return logits
     smallest = torch.topk(logits, k, dim=-1).values[:, -1:]
@@ -52,7 +53,9 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
-    """Logits with -inf for tokens less likely than min_p times the likeliest. (B, V) -> (B, V).
+    """Logits with -inf for tokens with less than min_p times the highest probability.
+
+    (B, V) -> (B, V).
 
     Source: Nguyen et al. 2024, "Min-p sampling"."""
     probabilities = torch.softmax(logits, dim=-1)
@@ -66,7 +69,7 @@ def choose_token(
     """The next token of each stream: logits (B, V), uniform float64 (B,) in [0, 1) -> int64 (B,).
 
     Each stream has its own uniform number, so its text does not depend on the other streams of the
-    batch. `seen`, bool (B, V), marks the tokens already in the text; it is needed if
+    batch. `seen`, bool (B, V), marks the tokens already in the text; pass it if
     params.repetition_penalty is not 1."""
     logits = logits.float()
     if params.repetition_penalty != 1.0:
@@ -93,9 +96,9 @@ def choose_valid_token(
 ) -> Tensor:
     """The next token of each stream, always one of `allowed`, bool (B, V).
 
-    A token is chosen as if all were allowed. Only if it is not, another is chosen among the allowed
-    ones. So a seed gives another text only where a token that is not allowed would have been drawn.
-    Reads nothing back from the device: both choices are made in one batch."""
+    First chooses among all tokens. If the chosen token is not allowed, chooses again among the
+    allowed tokens. So `allowed` changes the text of a seed only if a forbidden token would have
+    been drawn. The host reads nothing from the device, because one batch makes both choices."""
     logits = torch.cat((logits, logits.masked_fill(~allowed, float("-inf"))))
     uniform = torch.cat((uniform, second_number(uniform)))
     first, second = choose_token(
@@ -106,10 +109,10 @@ def choose_valid_token(
 
 
 def second_number(uniform: Tensor) -> Tensor:
-    """Another number in [0, 1) for each uniform number: its lower 27 of 53 bits.
+    """A second number in [0, 1) for each uniform number, made from the lower 27 of its 53 bits.
 
-    Whether the first choice was allowed depends almost only on the upper bits. So the lower bits
-    are still uniform."""
+    The upper bits almost alone decide whether the first choice was allowed. So the lower bits are
+    still uniform."""
     shifted = uniform * 2.0**26
     return shifted - shifted.floor()
 
@@ -117,15 +120,15 @@ def second_number(uniform: Tensor) -> Tensor:
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """The first token whose cumulative probability exceeds the uniform number.
 
-    Logits (B, V), uniform float64 (B,) in [0, 1) -> int64 (B,). A token's cumulative probability
-    is the sum of the probabilities of all ids up to its own. A token is never drawn if top-k, top-p
-    or min-p has cut it, or if it is less than e^-87 times as likely as the likeliest.
+    Logits (B, V), uniform float64 (B,) in [0, 1) -> int64 (B,). A token's cumulative probability is
+    the sum of the probabilities of all ids up to its own id. A token is never drawn if top-k, top-p
+    or min-p has removed it, or if its probability is at most e^-87 times the highest probability.
 
-    A token that exceeds the number always exists. Rounding can leave the largest cumulative
-    probability below 1, so the uniform number is first multiplied by that largest probability. The
-    product is smaller than it, because the uniform number is below 1. The C library draws by the
-    same rule. Logits that are NaN give token 0."""
-    assert uniform.dtype == torch.float64, "float32 rounds a number just below 1 up to 1"
+    Rounding can make the largest cumulative probability smaller than 1. So the uniform number is
+    first multiplied by the largest cumulative probability. The product is smaller than that
+    probability, because the uniform number is below 1. So there is always a token to draw. The C
+    library draws by the same rule. NaN logits give token 0."""
+    assert uniform.dtype == torch.float64, "float32 would round a number just below 1 to 1"
     never = logits - logits.amax(dim=-1, keepdim=True) <= _NEVER_DRAWN
     cumulative = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum_(dim=-1)
     cumulative.masked_fill_(never, 0.0)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_GREEDY_BELOW = 1e-6  # temperature; dividing logits by a smaller one could overflow float32
+_GREEDY_BELOW = 1e-6  # dividing logits by a lower temperature could overflow float32
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen. The parameters are applied in this order: repetition penalty,
-    temperature, top-k, top-p, min-p."""
+    """How to choose the next token.
 
-    temperature: float = 0.8  # 0 (or below a millionth): always the likeliest token (greedy)
+    The parameters act in this order: repetition penalty, temperature, top-k, top-p, min-p."""
+
+    temperature: float = 0.8  # 0, or less than 1e-6: always the likeliest token (greedy)
     top_k: int | None = None  # keep the k likeliest tokens
     top_p: float | None = None  # keep the fewest tokens whose probabilities add up to p
     min_p: float | None = None  # keep tokens with at least min_p times the likeliest's probability
@@ -20,5 +21,5 @@ class SamplingParams:
 
 
 def is_greedy(params: SamplingParams) -> bool:
-    """Whether the temperature is 0, or so small that dividing by it could overflow."""
+    """Whether the temperature is 0, or so low that dividing logits by it could overflow."""
     return params.temperature < _GREEDY_BELOW

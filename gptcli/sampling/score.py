@@ -1,4 +1,4 @@
-"""Score a text with PyTorch: the log-probability that sampling gives each of its tokens.
+"""Scores a text with PyTorch: the log-probability of each token, in the contexts of sampling.
 
 Dimensions: B windows, T tokens, V vocabulary, W window (block_size).
 """
@@ -15,16 +15,16 @@ from gptcli.model.gpt import GPT
 from gptcli.sampling.streams import later_windows
 
 _TOKENS_AT_ONCE = 4096
-_LONGEST_PIECE = 1024  # tokens; the memory of the attention scores grows with their square
-_LARGE_VOCABULARY = 8192  # above it, logits take more memory: compute a quarter of the tokens
+_LONGEST_PIECE = 1024  # tokens; attention's memory grows with the square
+_LARGE_VOCABULARY = 8192  # if larger, compute a quarter of the tokens at once: logits need memory
 
 
 @torch.no_grad()
 def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> Tensor:
-    """ln p of each of `ids` after `start` (at least one token) and the ids before it: float32 (T,).
+    """ln p of each of `ids`, which follow `start` (at least one token): float32 (T,).
 
-    Each token is predicted from the tokens that sampling would have looked at (streams.py). The
-    caller puts the model into evaluation mode first."""
+    The model predicts each token from the tokens that it would look at in sampling (streams.py).
+    The caller must put the model into evaluation mode first."""
     text = torch.tensor([*start, *ids], dtype=torch.int64, device=model.wte.weight.device)
     if len(ids) == 0:
         return torch.empty(0)
@@ -33,7 +33,7 @@ def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> T
 
 
 def prompt_logits(model: GPT, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The logits that predict each token of a text but the first, in parts, with these tokens.
+    """Yield the logits that predict a text's tokens, and these tokens, from the second token on.
 
     text (T,) -> pairs of logits (n, V) and tokens (n,), on the model's device."""
     return _ring_buffer(model, text) if model.wpe is None else _windows(model, text)
@@ -49,10 +49,10 @@ def _ring_buffer(model: GPT, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _windows(model: GPT, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """As prompt_logits, for a model with learned positions.
+    """Do what prompt_logits does, for a model with learned positions.
 
-    Computes each window once, several in a batch. A window gives the logits of the tokens that no
-    earlier window has scored."""
+    Computes each window once, several windows in a batch. A window gives the logits of those tokens
+    that no earlier window has scored."""
     width, last = model.config.block_size, len(text) - 1
     first = min(width, last)
     yield model(text[None, :first])[0], text[1 : first + 1]
@@ -60,8 +60,8 @@ def _windows(model: GPT, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     each = max(1, _at_once(model) // width)
     for i in range(0, len(starts), each):
         some = starts[i : i + each]
-        # The last window can reach past the text. Padding there does not change the logits of
-        # earlier tokens, because attention is causal.
+        # The last window can reach past the text. The padding after the text does not change the
+        # logits of earlier tokens, because attention is causal.
         idx = torch.stack(
             [F.pad(text[at : at + width], (0, max(0, at + width - len(text)))) for at in some]
         )

@@ -1,4 +1,4 @@
-"""Stop strings across token borders: shows text as it comes, holds back what could begin one."""
+"""Finds stop strings that span several tokens; holds back text that could begin a stop string."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class StopFilter:
-    """Returns text as it comes, but holds back an end that could begin a stop string."""
+    """Returns generated text, but holds back its end if this could begin a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -14,7 +14,7 @@ class StopFilter:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """The text that can be shown now that `text` is added; nothing after a stop string."""
+        """Add `text`; return what can be shown now. Drops a stop string and all text after it."""
         if self.stopped:
             return ""
         self._held += text
@@ -37,6 +37,6 @@ class StopFilter:
         return ready
 
     def flush(self) -> str:
-        """The text that was held back. Call it at the end of the text."""
+        """Return the text that was held back. Call this method at the end of the text."""
         ready, self._held = self._held, ""
         return ready

@@ -1,23 +1,23 @@
-"""Streams: several texts generated together, each with its place in the KV cache; sliding windows.
+"""The protocol of streams (texts that are generated together), and the rules of sliding windows.
 
-The generation loop (generate.py) asks for `Streams` and does not know which of three kinds it got.
-backend.py picks one. All three choose the same tokens, up to rounding:
+`Streams` has three implementations, and backend.py chooses one. The generation loop (generate.py)
+works with all of them. All three choose the same tokens, up to rounding:
 
 | kind, file | used for | how it generates |
 |---|---|---|
 | native (native_streams.py) | builtin networks on CPUs | C library, many tokens per call |
-| graph (graph_streams.py) | builtin networks on GPUs | PyTorch steps of one shape: a CUDA graph |
+| graph (graph_streams.py) | builtin networks with CUDA | PyTorch steps of one shape: a CUDA graph |
 | torch (torch_streams.py) | everything else | PyTorch step by step; the CPU chooses tokens |
 
 Dimensions: B streams, T tokens, V vocabulary, W window (block_size).
 
-If a text is longer than its window of W tokens, the model looks at:
+If a text is longer than the window of W tokens, the arch decides what the model looks at:
 
 - modern (rotary positions): each token looks at itself and the W - 1 tokens before it, in every
-  layer. This is what recomputing the whole text under a banded causal mask of width W gives.
+  layer. The result is the same as recomputing the whole text under a banded causal mask of width W.
 - gpt2 (learned positions): a token's vector depends on its position in the window. So if the window
-  moves, all its tokens have to be recomputed. To do this only once for every W / 4 tokens, the
-  window starts at a multiple of W / 4 tokens (at least 1): the smallest at which the text fits.
+  moves, the model must recompute all its tokens. The window moves only once in W / 4 tokens: it
+  starts at the smallest multiple of W / 4 (at least 1) at which the text fits.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Uniform = Sequence[Sequence[float]]
 def window_start(length: int, width: int) -> int:
     """The position at which the window starts in a text of `length` tokens (learned positions).
 
-    0 if the text has at most `width` tokens. Otherwise the smallest multiple of max(1, width // 4)
-    that leaves at most `width` tokens."""
+    The position is 0 if the text has at most `width` tokens. Otherwise it is the smallest multiple
+    of max(1, width // 4) from which at most `width` tokens are left."""
     stride = max(1, width // 4)
     return 0 if length <= width else -(-(length - width) // stride) * stride
 
@@ -42,8 +42,8 @@ def window_start(length: int, width: int) -> int:
 def later_windows(width: int, last: int) -> tuple[list[int], int]:
     """The starts of all windows but the first, and how many tokens each of them scores.
 
-    `last` tokens of the text are fed. A window scores the tokens at its end that no earlier window
-    has scored (learned positions)."""
+    For learned positions. The model reads the first `last` tokens of the text. A window scores the
+    tokens at its end that no earlier window has scored."""
     starts = {window_start(length, width) for length in range(width + 1, last + 1)}
     return sorted(starts), max(1, width // 4)
 
@@ -58,20 +58,20 @@ class StreamTokens:
 
 
 class Streams(Protocol):
-    """Texts that grow together, numbered from 0. No text depends on another."""
+    """Several texts that grow together, numbered from 0. No text depends on another text."""
 
     count: int
     """The largest number of streams."""
 
     refills: bool
-    """Whether a stream can start a new text while the others continue."""
+    """Whether a stream can start a new text while other streams continue."""
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
-        """Add tokens, at least one each, to the given streams: stream -> token ids.
+        """Add tokens to streams. `texts` maps a stream's number to at least one token id.
 
-        With `restart` the streams forget their text and begin with these tokens."""
+        With `restart` these streams forget their text and begin with the new tokens."""
 
     def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
-        """The next tokens of each of these streams: one for each of its random numbers.
+        """The next tokens of each of these streams: one token for each of its random numbers.
 
-        All have equally many numbers."""
+        All streams have equally many random numbers."""

@@ -1,4 +1,4 @@
-"""Generated tokens -> text as it comes, up to a stop string or end-of-text; no half characters."""
+"""Turns generated tokens into text piece by piece, up to a stop string or end-of-text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ StoppedBy = Literal["length", "stop", "end"]
 
 @dataclass
 class Sample:
-    """One continuation. It stopped after max_new_tokens ("length"), at a stop string ("stop") or at
+    """One complete continuation.
+
+    `stopped` says why it ended: after max_new_tokens ("length"), at a stop string ("stop") or at
     end-of-text ("end")."""
 
     index: int
@@ -33,29 +35,30 @@ class Sample:
 
 @dataclass(frozen=True)
 class NewText:
-    """Text that can be shown: no stop string can begin in it any more."""
+    """New text that can be shown, because no stop string can begin in it any more."""
 
     index: int
     text: str
 
 
 class Continuation:
-    """One text as it is generated: takes tokens, gives the text that is ready, and knows its end.
+    """One text during its generation: takes tokens, returns the text that is ready, finds the end.
 
     Text is ready when no stop string can begin in it and its characters are complete. End-of-text
     ends a text and is not part of it."""
 
     def __init__(self, tokenizer: Tokenizer, stops: StopFilter, *, at_once: bool) -> None:
-        """`at_once`: there are no stop strings, so tokens need not be looked at one by one."""
+        """`at_once` handles several tokens together. Set it only if there are no stop strings."""
         self._decoder, self._stops, self._eot = tokenizer.stream(), stops, tokenizer.eot
         self._at_once = at_once
         self.tokens = 0
         self.stopped: StoppedBy | None = None
-        """Why the text ended; None while it goes on. `end` sets "length"."""
+        """Why the text ended; None until it ends."""
 
     def take(self, tokens: Sequence[int]) -> str:
-        """The text that is ready with the next tokens. Ends the text at end-of-text or at a stop
-        string, and ignores what follows."""
+        """Add the next tokens; return the text that is ready.
+
+        Ends the text at end-of-text or at a stop string, and ignores the tokens after that."""
         assert self.stopped is None
         end = tokens.index(self._eot) if self._eot is not None and self._eot in tokens else None
         kept = tokens[:end]
@@ -71,7 +74,7 @@ class Continuation:
         return "".join(ready)
 
     def end(self, why: StoppedBy = "length") -> str:
-        """End the text: returns what was held back, without a stop string that ends it."""
+        """End the text; return the text that was held back, up to a stop string."""
         last = self._stops.push(self._decoder.flush()) + self._stops.flush()
         self.stopped = "stop" if self._stops.stopped else why
         return last
@@ -89,8 +92,8 @@ def generate_text(
 ) -> Iterator[NewText | Sample]:
     """Continue prompts: yields each NewText as soon as it is ready, and a Sample after each text.
 
-    NewText and Sample have the index of their request. End-of-text ends a text and is not part of
-    it."""
+    NewText and Sample have the index of their request. The end-of-text token ends a text and is not
+    part of it."""
     continuations = [
         Continuation(tokenizer, stop_filter(stops), at_once=not stops) for _ in requests
     ]
@@ -129,10 +132,10 @@ def generate_one(
     seed: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> str | None:
-    """One complete continuation: the sample that training shows.
+    """The text of one complete continuation, for the samples during training.
 
-    Calls `should_stop` after each piece of text, and returns None if it is true. Puts the model
-    into evaluation mode, and restores its mode at the end."""
+    Calls `should_stop` after each piece of text, and returns None if `should_stop` returns true.
+    Puts the model into evaluation mode, and restores its mode at the end."""
     ids = tokenizer.prompt_ids(prompt)
     was_training = model.training
     model.eval()
@@ -152,7 +155,7 @@ def generate_one(
 
 
 def _one_stream(model: GPT, params: SamplingParams, table: Table | None) -> Streams:
-    """PyTorch's stream, with recorded steps if the model is on an NVIDIA GPU."""
+    """One PyTorch stream, which replays recorded steps if the device can record CUDA graphs."""
     from gptcli.cuda_graphs import can_record
     from gptcli.sampling.graph_streams import GraphStreams
     from gptcli.sampling.torch_streams import TorchStreams

@@ -1,4 +1,4 @@
-"""Streams of plain PyTorch: any device, any dtype, the user's parts; a KV cache if possible.
+"""Streams of plain PyTorch: any device, any dtype, user's parts; with a KV cache if possible.
 
 Dimensions: B streams, T tokens, V vocabulary.
 """
@@ -66,12 +66,12 @@ class _Group:
     decoder: Decoder
     idx: Tensor  # tokens that the decoder has not read yet
     seen: Tensor | None  # for the repetition penalty
-    states: Tensor  # of UTF-8, int64 (B,)
+    states: Tensor  # UTF-8 states (valid_text.py), int64 (B,)
     texts: list[list[int]]  # for a user's sampler; else empty
 
 
 class TorchStreams:
-    """The protocol `Streams`, by plain PyTorch."""
+    """Implements `Streams` with plain PyTorch."""
 
     refills = False
 
@@ -83,7 +83,7 @@ class TorchStreams:
         table: Table | None = None,
         sampler: UserSampler | None = None,
     ) -> None:
-        """`table`: see valid_text.py. Without it, any token can be chosen.
+        """`table` limits the choice to tokens that keep the text valid UTF-8 (valid_text.py).
 
         `sampler` chooses the tokens instead of choose_token."""
         self.count, self._sampler = count, sampler
@@ -95,7 +95,7 @@ class TorchStreams:
         self._groups: list[_Group] = []
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
-        """As in Streams. Without `restart`, all streams must get the same number of tokens."""
+        """Add tokens: see Streams. Without `restart`, all streams get the same number of tokens."""
         device = self._model.wte.weight.device
         if not restart:
             for group in self._groups:
@@ -128,7 +128,7 @@ class TorchStreams:
         )
 
     def _choose(self, group: _Group, logits: Tensor, uniform: Tensor) -> Tensor:
-        """The next token of each stream; the same as choose_valid_token, but usually faster."""
+        """The next token of each stream, as by choose_valid_token, but usually computed faster."""
         if self._sampler is not None:
             return self._ask(group, self._sampler, logits, uniform)
         token = choose_token(logits, self._params, uniform, group.seen)
@@ -143,7 +143,7 @@ class TorchStreams:
         return token
 
     def _ask(self, group: _Group, sampler: UserSampler, logits: Tensor, uniform: Tensor) -> Tensor:
-        """The next token of each stream, as the user's sampler chooses it."""
+        """The next token of each stream, chosen by the user's sampler."""
         table = self._table
         allowed = None if table is None else valid_text.allowed(table, group.states)
         token = torch.zeros(len(group.texts), dtype=torch.int64)
@@ -161,17 +161,17 @@ class TorchStreams:
             group.seen.scatter_(1, idx.cpu(), True)
 
     def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
-        """As in Streams."""
+        """Generate the next tokens: see Streams."""
         drawn = torch.tensor(uniform, dtype=torch.float64)
         column = {stream: i for i, stream in enumerate(streams)}
         out = torch.zeros(drawn.shape[1], len(streams), dtype=torch.int64)
         self._groups = [g for g in self._groups if any(i in column for i in g.streams)]
         for group in self._groups:
-            # A stream that has ended stays in its batch. It uses the random numbers of the first
-            # stream, and its tokens are thrown away.
+            # A stream that has ended stays in its batch. It uses the first stream's random numbers,
+            # and this method drops its tokens.
             rows = [column.get(stream, 0) for stream in group.streams]
             for step, numbers in enumerate(drawn[rows].unbind(1)):
-                # The token is chosen on the CPU: the draw needs float64, which MPS lacks.
+                # Choose the token on the CPU, because the draw needs float64, which MPS lacks.
                 logits = group.decoder.feed(group.idx).float().cpu()
                 token = self._choose(group, logits, numbers)
                 group.idx = token[:, None].to(group.idx.device)

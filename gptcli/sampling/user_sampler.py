@@ -1,7 +1,7 @@
 """Uses the user's sampling functions (--sampler) to choose tokens and to stop at stop strings.
 
-The user's `next_token` gets the logits of one text, in float64. The forward pass stays that of the
-engine, so a right sampler gives the text that the builtin choice gives.
+The user's `next_token` gets the logits of one text, in float64. The engine still computes the
+logits, so a correct sampler gives the same text as the builtin sampling.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from gptcli.sampling.stop_filter import StopFilter
 
 @dataclass(frozen=True)
 class UserSampler:
-    """The user's functions. `file` is the name of their file, `path` where Python runs it.
+    """The user's functions. `file` is the file's name for messages, `path` the file that Python
+    runs.
 
     next_token(logits, seen_ids, u, t, k, p, m, penalty) returns an id. cut_at_stop(text, stops)
-    returns (show, hold, stopped). It is None if the file does not have it."""
+    returns (show, hold, stopped). `cut_at_stop` is None if the file does not define it."""
 
     file: str
     path: Path
@@ -46,8 +47,8 @@ class UserSampler:
     ) -> int:
         """The next token of one text: logits (V,), its ids, uniform float64 () -> an id.
 
-        As in choose_valid_token: if the id is not one of `allowed`, bool (V,), another is chosen
-        among the allowed ones. Raises GptcliError if the user's function fails."""
+        If the id is not one of `allowed`, bool (V,), the user's function chooses again among the
+        allowed ids, as in choose_valid_token. Raises GptcliError if the user's function fails."""
         first = self._ask(logits, seen_ids, params, uniform)
         if allowed is None or allowed[first]:
             return first
@@ -77,7 +78,7 @@ class UserSampler:
         return token
 
     def stop_filter(self, stops: Sequence[str]) -> StopFilter:
-        """A StopFilter that asks the user's function. Raises GptcliError if there is none."""
+        """A StopFilter that calls cut_at_stop. Raises GptcliError if the user's file lacks it."""
         if not stops:
             return StopFilter(())
         if self.cut_at_stop is None:
@@ -85,7 +86,8 @@ class UserSampler:
         return _UserStopFilter(self, stops)
 
     def cut(self, text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
-        """What the user's cut_at_stop makes of a text. Raises GptcliError if it fails."""
+        """Return (show, hold, stopped) from the user's cut_at_stop. Raises GptcliError if it
+        fails."""
         found = self._call("cut_at_stop", text, list(stops))
         try:
             show, hold, stopped = found
@@ -98,7 +100,7 @@ class UserSampler:
         raise self._unusable(f"its cut_at_stop returned {_short(found)}, not (show, hold, stopped)")
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """The result of the user's function; what it prints goes to stderr."""
+        """Call the user's function and return its result. What it prints goes to stderr."""
         try:
             with contextlib.redirect_stdout(sys.stderr), torch.no_grad():
                 return getattr(self, name)(*arguments)

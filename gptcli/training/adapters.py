@@ -1,19 +1,22 @@
-"""Low-rank adapters (LoRA): folded into the weights, trained by the projected gradient of these.
+"""Low-rank adapters (LoRA), folded into the weights and trained by the weights' gradients.
 
     W = W0 + s B A,    s = alpha / rank
     dA = s B^T dW,     dB = s dW A^T
 
-The token embedding and the head have no adapters. If the vocabulary is small, they are trained
-themselves: an adapter would have almost as many numbers, and learned less (benchmarks/LOG.md).
+The token embedding and the head have no adapters. If the vocabulary is small, training changes them
+directly. Adapters for them would have almost as many numbers as they have, and learned less when we
+measured it (benchmarks/LOG.md).
 
 The passes compute with the folded weights W, by PyTorch or the C library, with or without CUDA
-graphs. They give the gradient dW, and the chain rule gives those of A and B. W0 never changes.
+graphs. They compute the gradient dW, and the chain rule gives dA and dB. W0 never changes.
 Everything after training (sampling, evaluation, export) reads W and is as fast as without adapters.
-The price: a step computes the gradients of all weights and uses only those of the targets.
-benchmarks/LOG.md compares this with a forward pass that multiplies with A and B.
+The disadvantage is that a step computes the gradients of all weights, and uses only those of the
+targets and the tables. benchmarks/LOG.md compares this with a forward pass that multiplies with A
+and B.
 
-Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Dropout on the inputs
-of A, the same for all tokens of a step: Lin et al. 2024, "LoRA Dropout as a Sparsity Regularizer".
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". For dropout on the
+inputs of A, with one mask for all tokens of a step: Lin et al. 2024, "LoRA Dropout as a Sparsity
+Regularizer".
 
 First reading: `fold` and `project`.
 
@@ -38,15 +41,15 @@ from gptcli.training.passes import NativePasses, TorchPasses
 from gptcli.training.step import Batch
 
 BASE, VALUE = "base/", "weight/"
-"""What the names in a checkpoint's state begin with: the weights W0, and the numbers of A and B."""
+"""Prefixes of names in a checkpoint's state: of the weights W0, and of A and B."""
 TABLES = ("wte.weight", "lm_head.weight")
-"""The token embedding and the head, which have no adapters but can be trained themselves."""
+"""The names of the token embedding and the head, which can be trained without adapters."""
 
 
 def adapted_matrices(targets: Iterable[str], shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """The names of the matrices (O, I) that get an adapter: "h.0.attn.query.weight".
 
-    `shapes` are those of all parameters, by name; `targets` are names such as "attn.query"."""
+    `shapes` has the shape of every parameter by name. `targets` are names such as "attn.query"."""
     wanted = {f"{target}.weight" for target in targets}
     return [name for name in shapes if name.startswith("h.") and name.split(".", 2)[2] in wanted]
 
@@ -54,9 +57,9 @@ def adapted_matrices(targets: Iterable[str], shapes: Mapping[str, Sequence[int]]
 def trained_tables(
     config: LoraConfig, targets: Iterable[str], shapes: Mapping[str, Sequence[int]]
 ) -> list[str]:
-    """Which of the token embedding and the head are trained, too: train.lora.embeddings.
+    """The names of the token embedding and the head if train.lora.embeddings trains them, else [].
 
-    `targets` and `shapes` are those of `adapted_matrices`. A head that is the embedding counts
+    `targets` and `shapes` are as in `adapted_matrices`. A head that is the embedding counts
     once."""
     there = [name for name in TABLES if name in shapes]
     if config.embeddings == "auto":
@@ -67,7 +70,7 @@ def trained_tables(
 
 
 def resolve_adapters(config: Config, vocab_size: int) -> LoraConfig | None:
-    """The section train.lora without `auto`; None if the config has none."""
+    """The section train.lora with `auto` resolved; None if the config has no such section."""
     lora = config.train.lora
     if lora is None:
         return None
@@ -78,26 +81,26 @@ def resolve_adapters(config: Config, vocab_size: int) -> LoraConfig | None:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapter of one matrix, all in float32."""
+    """The adapter of one matrix. All its tensors are float32."""
 
     name: str
-    """Of the layer in the model: "h.0.attn.query"."""
+    """The name of the layer in the model, such as "h.0.attn.query"."""
     weight: Tensor
-    """W (O, I), the master weight in which base and adapter are folded."""
+    """W (O, I), the master weight: the base with the adapter folded in."""
     base: Tensor
-    """W0 (O, I)."""
+    """W0 (O, I), the weight before the fine-tune."""
     A: Tensor
-    """(R, I), drawn at random."""
+    """A (R, I), drawn at random."""
     B: Tensor
-    """(O, R), 0 at first: so the first step starts from the base weights exactly."""
+    """B (O, R), 0 at first, so the first step starts from exactly the base weights."""
 
 
 class Adapters:
     """The adapters of a model, and the tables (embedding, head) that are trained with them.
 
-    They take the place of its weights in the step and the optimizer.
+    The step and the optimizer use this object in place of the model's weights.
 
-    `weights` are the model's, laid out for its passes; `targets` are names such as "attn.query"."""
+    `weights` are the model's master weights. `targets` are names such as "attn.query"."""
 
     def __init__(
         self, config: LoraConfig, targets: Iterable[str], weights: MasterWeights, seed: int
@@ -105,7 +108,7 @@ class Adapters:
         self._weights = weights
         self.scale = config.alpha / config.rank
         self.dropout = config.dropout
-        self._keep: list[Tensor] | None = None  # dropout's factors in the present step, (I,) each
+        self._keep: list[Tensor] | None = None  # dropout's factors in this step, (I,) each
         names = tuple(targets)
         masters = weights.named()
         shapes = {name: weight.shape for name, weight in masters.items()}
@@ -115,14 +118,14 @@ class Adapters:
             weight = masters[name]
             base = weight.detach().clone()
             outputs, inputs = base.shape
-            # Uniform with bound 1 / sqrt(I), as peft draws it.
+            # Uniform between -1 / sqrt(I) and 1 / sqrt(I), as in peft.
             A = torch.rand(config.rank, inputs, generator=generator).mul_(2).sub_(1)
             A = A.mul_(1 / math.sqrt(inputs)).to(base.device)
             B = torch.zeros(outputs, config.rank, device=base.device)
             self.adapters.append(Adapter(name.removesuffix(".weight"), weight, base, A, B))
         assert self.adapters
         self.tables = trained_tables(config, names, shapes)
-        """The names of the embedding and the head if they are trained, too: "wte.weight"."""
+        """The names of the embedding and the head if they are trained too, such as "wte.weight"."""
         self._table_bases = {name: masters[name].detach().clone() for name in self.tables}
         self.parameters: list[tuple[str, Tensor]] = [
             (f"{adapter.name}.lora_{letter}", matrix)
@@ -132,7 +135,7 @@ class Adapters:
 
     @property
     def count(self) -> int:
-        """The numbers that are trained."""
+        """How many numbers are trained."""
         return sum(matrix.numel() for _, matrix in self.parameters)
 
     # ---- the mathematics -------------------------------------------------------------------
@@ -141,8 +144,8 @@ class Adapters:
     def fold(self, seed: int | None = None) -> None:
         """Write W0 + s B A into the master weights. With `seed`, dropout acts on the inputs of A.
 
-        A mask holds for all tokens of a step, so that it can be folded, too. Inputs that stay are
-        divided by the share that stays."""
+        One mask is used for all tokens of a step, so that it can be folded in too. Inputs that
+        dropout keeps are divided by the share that it keeps."""
         self._keep = None
         if seed is not None and self.dropout > 0:
             generator = torch.Generator().manual_seed(seed)
@@ -157,7 +160,7 @@ class Adapters:
 
     @torch.no_grad()
     def project(self) -> None:
-        """Turn the gradients of the master weights into those of A and B. Tables keep theirs."""
+        """Compute the gradients of A and B from the weights' gradients. Tables keep theirs."""
         for i, (adapter, A) in enumerate(zip(self.adapters, self._kept_inputs(), strict=True)):
             dW = adapter.weight.grad
             assert dW is not None
@@ -170,10 +173,10 @@ class Adapters:
             return [adapter.A for adapter in self.adapters]
         return [a.A * keep for a, keep in zip(self.adapters, self._keep, strict=True)]
 
-    # ---- what a step asks of its weights ---------------------------------------------------
+    # ---- the methods of TrainedWeights -----------------------------------------------------
 
     def norm(self) -> Tensor:
-        """The global norm of the gradients of A and B, float32 ()."""
+        """The global norm of the gradients of A, B and the trained tables, float32 ()."""
         norms = torch._foreach_norm(self._gradients())
         norm: Tensor = torch.linalg.norm(torch.stack(norms))
         return norm
@@ -181,7 +184,7 @@ class Adapters:
     def norms_by_part(self) -> tuple[float, ...]:
         """The norms of the gradients of the embedding, of each block, and of the head.
 
-        Those of an embedding or a head that is not trained are 0."""
+        The norm is 0 for an embedding or a head that is not trained."""
         squares = torch.stack(torch._foreach_norm(self._gradients())).square().tolist()
         parts: dict[str, float] = {}
         for (name, _), square in zip(self.parameters, squares, strict=True):
@@ -193,7 +196,7 @@ class Adapters:
 
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients down to the global norm `longest`. Their global norm is `norm`."""
+        """Scale the gradients, whose global norm is `norm`, down to at most the norm `longest`."""
         if norm > longest:
             torch._foreach_mul_(self._gradients(), longest / (norm + 1e-6))
 
@@ -209,9 +212,9 @@ class Adapters:
     # ---- checkpoints -----------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold besides the folded weights: W0, A and B of each target.
+        """The tensors that a checkpoint needs besides the folded weights: all W0, A and B.
 
-        Of a table that is trained: its base weights, for the export of the base model."""
+        Also the base weights of each trained table, for the export of the base model."""
         found = {
             f"{VALUE}{name}": matrix for name, matrix in self.parameters if name not in self.tables
         }
@@ -222,8 +225,8 @@ class Adapters:
     def load_state(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:
         """Restore what `state` returned, and return the other entries of `saved`.
 
-        The folded weights stay as they are: the checkpoint has them. Raises KeyError if a tensor is
-        missing or has another shape."""
+        Does not change the folded weights, because they come from the checkpoint. Raises KeyError
+        if a tensor is missing or has another shape."""
         rest = dict(saved)
         for name, tensor in self.state().items():
             found = rest.pop(name)
@@ -234,9 +237,9 @@ class Adapters:
 
 
 class AdaptedPasses:
-    """The passes of a model with adapters: they fold before they compute, and project afterwards.
+    """The passes of a model with adapters: they fold, compute, then project the gradients.
 
-    It has the methods of `Passes` in gptcli.training.step."""
+    This class has the methods of `Passes` in gptcli.training.step."""
 
     def __init__(self, passes: TorchPasses | NativePasses, adapters: Adapters) -> None:
         self._passes, self._adapters = passes, adapters
@@ -244,7 +247,7 @@ class AdaptedPasses:
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
         """The mean loss of `count` batches, (). Leaves the gradients in the adapters.
 
-        The masks of dropout are a function of `seed`, those of the adapters, too."""
+        The dropout masks of the model and of the adapters are functions of `seed`."""
         if self._adapters.dropout > 0:
             self._adapters.fold(seed)
             self._passes.publish()
@@ -253,14 +256,14 @@ class AdaptedPasses:
         return loss
 
     def publish(self) -> None:
-        """Fold the adapters and let the passes compute with the result."""
+        """Fold the adapters into the weights, and publish these to the passes."""
         self._adapters.fold()
         self._passes.publish()
 
     def evaluate(
         self, tokens: TokenStore, context: int, should_stop: Callable[[], bool]
     ) -> float | None:
-        """The loss over a split: see gptcli.training.evaluate."""
+        """The mean loss over a split: see gptcli.training.evaluate."""
         return self._passes.evaluate(tokens, context, should_stop)
 
     def model(self) -> GPT:

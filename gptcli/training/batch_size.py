@@ -1,8 +1,8 @@
-"""Resolves `train.batch_size: auto`: the largest micro-batch that fits; the step stays as large.
+"""Resolves `train.batch_size: auto` to the largest micro-batch that fits in memory.
 
-A step stays as large as with the default batch size: grad_accum becomes smaller as micro-batches
-become larger. On a CPU the estimate of gptcli.training.estimate decides. A GPU tries one step each
-with 1, 2, 4, 8 ... sequences until its memory is full.
+A step has as many sequences as with the default batch size, because grad_accum shrinks as the
+micro-batch grows. On a CPU or MPS, the estimate of gptcli.training.estimate decides. A CUDA GPU
+tries a step with 1, 2, 4, 8 ... sequences until its memory is full.
 
 First reading: skip this file."""
 
@@ -30,8 +30,9 @@ def with_fitting_batch_size(
 ) -> tuple[Config, list[str]]:
     """The config with numbers for batch_size and grad_accum, and a note about them for the user.
 
-    A config without `auto` stays as it is. `config` is resolved otherwise. `ranks` processes share
-    a step, and on a CPU also the memory. Raises GptcliError if not even one sequence fits."""
+    A config whose batch_size is not `auto` stays as it is. `config` must come from
+    gptcli.training.setup.resolve. `ranks` processes share a step, and on a CPU also the memory.
+    Raises GptcliError if not even one sequence fits."""
     train = config.train
     if train.batch_size != "auto":
         return config, []
@@ -68,10 +69,10 @@ def with_fitting_batch_size(
 
 
 def largest_that_fits(sequences: int, ranks: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest number of rows that divides `sequences`, that `ranks` can share, and that fits.
+    """The largest number of rows that fits, divides `sequences`, and lets `ranks` share evenly.
 
-    `fits` is asked for rising powers of two, and for no more once it says no. None if one row does
-    not fit. If no number can be shared evenly, the largest that fits is returned."""
+    Calls `fits` for 1, 2, 4, 8 ... rows until it returns False. Returns None if one row does not
+    fit. If the ranks cannot share evenly with any number, returns the largest number that fits."""
     fitting, rows = 0, 1
     while rows < sequences and fits(rows):
         fitting, rows = rows, 2 * rows
@@ -89,7 +90,7 @@ def _fits_in_memory(
     user_parts: UserParts | None,
     ranks: int,
 ) -> bool:
-    """Whether a run fits by the estimate, with a reserve for its error and other programs."""
+    """Whether the estimate says that a run fits, with a reserve for errors and other programs."""
     available = memory_for_training(device)
     if available is None:
         return config.train.rows <= TrainConfig().rows  # the default
@@ -104,7 +105,7 @@ def _fits_in_memory(
 def _fits_on_gpu(
     config: Config, vocab_size: int, device: torch.device, user_parts: UserParts | None
 ) -> bool:
-    """Whether a GPU gets through a step, with a reserve. Its memory is free again afterwards."""
+    """Whether the GPU can do a step and still has a reserve. Frees the memory afterwards."""
     free = memory_for_training(device) or 0.0
     torch.cuda.reset_peak_memory_stats(device)
     try:
@@ -115,7 +116,7 @@ def _fits_on_gpu(
             raise
         return False
     finally:
-        with suppress(RuntimeError):  # the GPU is in no state to be emptied
+        with suppress(RuntimeError):  # the GPU may be unable to free its memory
             gc.collect()
             torch.cuda.empty_cache()
 
@@ -123,7 +124,7 @@ def _fits_on_gpu(
 def _one_step(
     config: Config, vocab_size: int, device: torch.device, user_parts: UserParts | None
 ) -> None:
-    """Forward and backward pass of a micro-batch of random tokens, and an update."""
+    """Do a forward and backward pass on a micro-batch of random tokens, and an update."""
     state = TrainingState(
         config.model,
         config.train,

@@ -3,13 +3,15 @@
 checkpoints/step-00000200/ holds three files:
 - model.safetensors: the float32 weights.
 - state.safetensors: the optimizer's state.
-- meta.json: counters and config, and the sizes and SHA-256 of the others. It is written last.
-Several processes can write shards in place of the first two: gptcli.training.checkpoint_files.
+- meta.json: counters and config, and the sizes and SHA-256 of the other files. It is written last.
+Several processes can write shards instead of the first two: gptcli.training.checkpoint_files.
 
-A crash leaves the old checkpoint or the new one, never half of one. Nothing is pickled.
-`checkpoints` and the folders in it may be links to another disk, the files in them may not.
-On a first reading, read `save`, `_write_folder` and `load`. Skip the rest: it handles damaged
-files, disks that refuse to write, and the choice of the best step.
+After a crash there is either the old checkpoint or the complete new one. No file contains pickled
+data. `checkpoints` and the folders in it may be links to another disk, but the files may not be
+links.
+
+First reading: `save`, `_write_folder` and `load`. Skip the rest: it handles damaged files, disks
+that refuse to write, and the choice of the best step.
 """
 
 from __future__ import annotations
@@ -46,9 +48,9 @@ _WRITTEN_NAMES = r"step-[0-9]{8,18}|best|meta\.json|model\.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: its tensors, on the CPU, and its meta.json.
+    """A verified checkpoint: its tensors on the CPU, and its meta.json.
 
-    The weights, `model`, are tensors, or float32 memory if that was asked for."""
+    The weights (`model`) are tensors, or float32 memory (see `load`)."""
 
     step: int
     path: Path
@@ -63,7 +65,7 @@ class Checkpoint:
 def save(
     run: Path, step: int, model: dict[str, Tensor], state: dict[str, Tensor], meta: dict[str, Any]
 ) -> Path:
-    """Write the checkpoint of a step from its tensors, as `save_files` does."""
+    """Write the checkpoint of a step from its tensors: see `save_files`."""
     return save_files(run, step, WholeFiles(model, state), meta)
 
 
@@ -77,16 +79,16 @@ def save_files(
     """Write the checkpoint of a step, wait until it is on the disk, and return its folder.
 
     If the step has a valid checkpoint, replaces only meta.json, because the tensors are equal.
-    `still_wanted` is called once, before anything is renamed. If it raises, nothing is saved.
-    Raises GptcliError (exit code 1) if the disk refuses. Earlier checkpoints are not touched."""
+    Calls `still_wanted` once, before it renames anything. If `still_wanted` raises, nothing is
+    saved. Raises GptcliError (exit code 1) if the disk refuses. Earlier checkpoints do not
+    change."""
     goal = folder_of(run, step)
-    if not run.is_dir():  # a new folder would hold weights without a config and a tokenizer
+    if not run.is_dir():  # a new folder would lack config and tokenizer
         raise run_gone_error(run)
     with _disk_errors(goal):
         durable.make_folder(goal.parent)
-        durable.delete_temporaries(
-            goal.parent, _WRITTEN_NAMES
-        )  # left by killed saves; they would fill the disk
+        # Killed saves leave temporary files, which fill the disk.
+        durable.delete_temporaries(goal.parent, _WRITTEN_NAMES)
         index = _valid_files(run, step)
         if index is not None:
             still_wanted()
@@ -104,9 +106,9 @@ def _write_folder(
     meta: dict[str, Any],
     still_wanted: Callable[[], None],
 ) -> None:
-    """Write all files to a temporary folder, then rename it to `goal`: an atomic rename.
+    """Write all files to a temporary folder, then rename this folder atomically to `goal`.
 
-    Replaces a damaged checkpoint of that name. Leaves no temporary folder after an exception."""
+    Replaces a damaged checkpoint of that name. Deletes the temporary folder after an exception."""
     temporary = files.temporary(goal)
     try:
         durable.disk.mkdir(temporary)
@@ -124,7 +126,7 @@ def _write_folder(
 def _valid_files(run: Path, step: int) -> dict[str, Any] | None:
     """Sizes and hashes of a checkpoint's files; None if meta.json is missing or damaged.
 
-    None too if its folder is a link: what is behind the link stays as it is."""
+    Also None if the folder is a link, because gptcli writes nothing behind such a link."""
     if folder_of(run, step).is_symlink():
         return None
     try:
@@ -144,7 +146,7 @@ def run_gone_error(run: Path) -> GptcliError:
 
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the disk into a GptcliError about the writing of `path`."""
+    """Turn an OSError into a GptcliError that says that `path` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -159,8 +161,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
 def mark_best(run: Path, step: int) -> None:
     """Write the name of this step's checkpoint to `checkpoints/best`.
 
-    Raises GptcliError (exit code 1) if the disk refuses. In that case the file names the old or
-    the new step."""
+    Raises GptcliError (exit code 1) if the disk refuses. Then the file names the old or the new
+    step."""
     path = run / "checkpoints" / "best"
     with _disk_errors(path):
         durable.write_atomically(path, f"{folder_of(run, step).name}\n".encode())
@@ -173,8 +175,8 @@ def prune(run: Path, keep: int) -> None:
     """Delete old checkpoints: all except the newest `keep` (at least 2) and the best one.
 
     If a checkpoint cannot be deleted (on Windows, because a file is open), it stays until the next
-    call. Deletes nothing if it is unknown which checkpoint is the best."""
-    assert keep >= 2, "the newest can turn out to be damaged"
+    call. Deletes nothing if it cannot tell which checkpoint is the best."""
+    assert keep >= 2, "the newest checkpoint may be damaged"
     with suppress(OSError, ValueError, GptcliError):
         steps = steps_of(run)
         best = _possibly_best(run, steps) if steps[:-keep] else set()
@@ -185,7 +187,7 @@ def prune(run: Path, keep: int) -> None:
 
 
 def _possibly_best(run: Path, steps: list[int]) -> set[int | None]:
-    """The steps that can be the best one: according to meta.json, and to `checkpoints/best`.
+    """The steps that may be the best one: what meta.json says, and what `checkpoints/best` says.
 
     Raises OSError, ValueError or GptcliError if an unreadable file may name another step."""
     known = _best_by_meta(run, steps)
@@ -213,9 +215,9 @@ def _best_by_meta(run: Path, steps: list[int]) -> int | None:
 
 
 def delete_leftovers(run: Path, newest: int) -> None:
-    """Delete what must not stay if a run resumes from the checkpoint `newest` (-1: from none).
+    """Delete leftovers before a run resumes from the checkpoint of step `newest` (-1: from none).
 
-    Deletes the temporary files of killed saves, and the checkpoints after `newest`. Those
+    Deletes the temporary files of killed saves, and the checkpoints after `newest`. These
     checkpoints are damaged, but `prune` would count them.
     Raises GptcliError (exit code 1) if a checkpoint cannot be deleted."""
     for folder in (run / "checkpoints", *(folder_of(run, step) for step in steps_of(run))):
@@ -231,7 +233,7 @@ def delete_leftovers(run: Path, newest: int) -> None:
 
 
 def read_meta(run: Path, step: int) -> dict[str, Any]:
-    """meta.json of a checkpoint. Raises GptcliError (exit code 1) if it is damaged."""
+    """The content of a checkpoint's meta.json. Raises GptcliError (exit code 1) if damaged."""
     path = folder_of(run, step) / "meta.json"
     try:
         return parse_meta(read_bounded(path, MAX_JSON_BYTES, path.parent), step)
@@ -244,11 +246,11 @@ def read_meta(run: Path, step: int) -> dict[str, Any]:
 
 
 def load(run: Path, step: int, with_state: bool = False, *, as_arrays: bool = False) -> Checkpoint:
-    """The checkpoint of a step, after its sizes and hashes were verified.
+    """The checkpoint of a step, with verified sizes and hashes.
 
-    Its `state` is empty unless `with_state`. With `as_arrays`, its weights are float32 memory, and
-    nothing imports PyTorch.
-    Raises GptcliError (exit code 1) if a file is damaged. The error names the file."""
+    Its `state` is empty unless `with_state` is true. With `as_arrays`, its weights are float32
+    memory, and nothing imports PyTorch. Raises GptcliError (exit code 1) if a file is damaged. The
+    error names the file."""
     meta = read_meta(run, step)
     parts = [
         _read_part(run, step, meta["files"], part, as_arrays)
@@ -260,7 +262,7 @@ def load(run: Path, step: int, with_state: bool = False, *, as_arrays: bool = Fa
 def _read_part(
     run: Path, step: int, files: dict[str, Any], part: str, as_arrays: bool
 ) -> dict[str, Any]:
-    """The tensors of a part of a checkpoint, from one file or from shards."""
+    """The tensors of one part of a checkpoint (see PARTS), from one file or from shards."""
     read: Callable[..., dict[str, Any]] = read_arrays if as_arrays else read_tensors
     names, path = names_of(files, part), folder_of(run, step)
     shards: list[dict[str, Any]] = []
@@ -277,9 +279,10 @@ def _read_part(
 
 
 def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest valid checkpoint with its state, and a note for each newer, damaged checkpoint.
+    """The newest valid checkpoint with its state, and a note for each damaged checkpoint after it.
 
-    The checkpoint is None if the run has none yet. Raises GptcliError if all are damaged."""
+    The checkpoint is None if the run has none yet. Raises GptcliError if all checkpoints are
+    damaged."""
     steps = steps_of(run)
     return _first_valid(run, steps[::-1], with_state=True) if steps else (None, [])
 
@@ -287,8 +290,8 @@ def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
 def best_valid(run: Path, *, as_arrays: bool = False) -> tuple[Checkpoint, list[str]]:
     """The best checkpoint without its state, and notes for the user.
 
-    If the best one is damaged, returns the newest valid one.
-    Raises GptcliError if there is no checkpoint, or all are damaged."""
+    If the best checkpoint is damaged, returns the newest valid one. Raises GptcliError if there is
+    no checkpoint, or if all are damaged."""
     first = choose_step(run, "best")
     _, notes = find_best_step(run)
     others = [step for step in reversed(steps_of(run)) if step != first]
@@ -301,7 +304,7 @@ def best_valid(run: Path, *, as_arrays: bool = False) -> tuple[Checkpoint, list[
 def _first_valid(
     run: Path, steps: list[int], *, with_state: bool, as_arrays: bool = False
 ) -> tuple[Checkpoint, list[str]]:
-    """The first checkpoint of `steps` that loads, and the error messages of the steps before it."""
+    """The first checkpoint of `steps` that loads, and the errors of the steps tried before it."""
     notes: list[str] = []
     for step in steps:
         try:
@@ -344,9 +347,9 @@ def _read_best(run: Path) -> int | None:
 
 
 def find_best_step(run: Path) -> tuple[int | None, list[str]]:
-    """The best step, or None if there is none; and a note if `checkpoints/best` does not name it.
+    """The best step (None if there is none), and a note if `checkpoints/best` does not name it.
 
-    The newest valid meta.json records the best step too. If the two differ, meta.json counts."""
+    The newest valid meta.json also records the best step. If the two differ, meta.json counts."""
     path, named, steps = run / "checkpoints" / "best", best_step(run), steps_of(run)
     known = None
     with suppress(GptcliError):
@@ -361,7 +364,7 @@ def find_best_step(run: Path) -> tuple[int | None, list[str]]:
 
 
 def choose_step(run: Path, which: str) -> int:
-    """The step that `--checkpoint best|last|STEP` means. Raises GptcliError if there is none."""
+    """The step that `--checkpoint best|last|STEP` means. Raises GptcliError if it is missing."""
     steps = steps_of(run)
     if not steps:
         raise GptcliError(

@@ -1,8 +1,8 @@
-"""The tensor files of a checkpoint: one of each kind, or shards (each rank's rows) of each kind.
+"""The tensor files of a checkpoint: whole files, or shards with each rank's rows.
 
-A shard holds some rows of every tensor, under the tensor's own name. The tensor is the rows of all
-shards in the order of their numbers. A number alone (the step count of AdamW) is in the first one.
-On a first reading, read WholeFiles and skip the rest.
+A shard holds some rows of every tensor, under the tensor's name. The rows of all shards, in the
+order of the shards' numbers, make the whole tensor. A tensor without dimensions (AdamW's step
+count) is only in the first shard. First reading: WholeFiles. Skip the rest.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:  # `gptcli runs` must not wait for the import of torch
 
 
 class TensorFiles(Protocol):
-    """What a checkpoint stores besides meta.json, before it is written."""
+    """The tensors of a checkpoint that is to be written, and how to write their files."""
 
     @property
     def size(self) -> int:
         """The bytes that this process writes."""
 
     def copied(self) -> TensorFiles:
-        """The same with copies of the tensors, which later steps do not change."""
+        """The same files with copies of the tensors, so that later steps do not change them."""
 
     def temporary(self, goal: Path) -> Path:
         """The temporary name of the folder that will be `goal`."""
@@ -39,11 +39,11 @@ class TensorFiles(Protocol):
         Returns the index for meta.json: the size and the SHA-256 of each file, by its name."""
 
     def close(self) -> None:
-        """Called once at the end, whether they were written or not."""
+        """Release resources. The caller calls this once, whether the files were written or not."""
 
 
 class WholeFiles:
-    """One file of weights and one of state, written by one process."""
+    """One file of weights and one file of state, which one process writes."""
 
     def __init__(self, model: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         self._parts = (model, state)
@@ -54,15 +54,15 @@ class WholeFiles:
         return sum(bytes_of(part) for part in self._parts)
 
     def copied(self) -> WholeFiles:
-        """The same with copies of the tensors, on the CPU."""
+        """The same files with copies of the tensors, on the CPU."""
         return type(self)(*(copies_of(part) for part in self._parts))
 
     def temporary(self, goal: Path) -> Path:
-        """A name that only this process uses."""
+        """A temporary name for `goal` that only this process uses."""
         return durable.temporary_path(goal)
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write model.safetensors and state.safetensors; returns their index."""
+        """Write model.safetensors and state.safetensors; return their index."""
         names = (f"{part}.safetensors" for part in PARTS)
         return {
             name: write_tensors(folder / name, tensors)
@@ -70,30 +70,31 @@ class WholeFiles:
         }
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing: this class holds no resources."""
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
-    """The bytes of some tensors."""
+    """The number of bytes in all these tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def copies_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of some tensors, on the CPU."""
+    """Copies of these tensors, on the CPU."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write a file of tensors and wait until it is on the disk; returns its size and SHA-256."""
+    """Write a file of tensors and wait until it is on the disk; return its size and SHA-256."""
     pieces = HashedPieces(tensor_pieces(tensors))
     durable.write_file(path, pieces, large=bytes_of(tensors) >= DIRECT_IO_BYTES)
     return {"size": pieces.size, "sha256": pieces.digest.hexdigest()}
 
 
 def joined(shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """The whole tensors, from the shards in their order, which it empties.
+    """The whole tensors by name, joined from the shards in their order. Empties `shards`.
 
-    They are tensors, or float32 memory. Raises ValueError if the shards do not fit together."""
+    The tensors are PyTorch's or float32 memory, as in the shards. Raises ValueError if the shards
+    do not fit together."""
     first, *others = shards
     whole = {}
     for name in sorted(first):
@@ -105,7 +106,9 @@ def joined(shards: list[dict[str, Any]]) -> dict[str, Any]:
         try:
             whole[name] = _memory(rows) if isinstance(begin, memoryview) else _tensor(rows)
         except (ValueError, TypeError, RuntimeError):
-            raise ValueError(f"`{name[:80]}` has other shapes in other shards") from None
+            raise ValueError(
+                f"`{name[:80]}` has shapes in the shards that do not fit together"
+            ) from None
     if left := next((name for shard in others for name in shard), None):
         raise ValueError(f"`{left[:80]}` is not in the first shard")
     return whole

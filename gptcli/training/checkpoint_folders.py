@@ -1,8 +1,8 @@
 """The folders of a run's checkpoints: their names, their steps, and links to another disk.
 
-`checkpoints`, or a folder in it, may be a link: people keep checkpoints on a larger disk. A run
-folder can also come from somebody else, with a link to a place that is not theirs. So gptcli reads
-behind such a link only the files of a checkpoint, and `refuse_other_link` comes before a write.
+`checkpoints`, or a folder in it, may be a link, because people keep checkpoints on a larger disk.
+But a run folder can come from somebody else, and its link can lead to any place. So gptcli reads
+only the files of a checkpoint behind a link, and calls `refuse_other_link` before it writes.
 """
 
 from __future__ import annotations
@@ -16,36 +16,35 @@ from gptcli.files.bounded import LinkOutError
 from gptcli.training.run_commands import train_again_command
 
 FOLDER_NAME = re.compile(r"step-([0-9]{8,18})")
-"""The name of a checkpoint's folder."""
+"""Matches the name of a checkpoint's folder."""
 _LINKED_NAMES = re.compile(rf"{FOLDER_NAME.pattern}|best|lost\+found|\..*")
 
 
 class UnreadableError(GptcliError):
-    """The system refused to read a file. The file itself may be valid."""
+    """The error if the system refuses to read a file. The file itself may be valid."""
 
 
 def folder_of(run: Path, step: int) -> Path:
-    """The folder of a step's checkpoint, which need not exist."""
+    """The path of a step's checkpoint folder, which may not exist."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def steps_of(run: Path) -> list[int]:
-    """The steps that have a checkpoint folder, in rising order. The files are not verified.
+    """The steps that have a checkpoint folder, in rising order. Does not verify the files.
 
-    Raises GptcliError (exit code 1) if `checkpoints` cannot be read, or is a link to a place that
-    is missing."""
+    Raises GptcliError (exit code 1) if `checkpoints` cannot be read, or is a broken link."""
     found = []
     folder = run / "checkpoints"
     try:
         if folder.is_symlink() and not folder.exists():
             raise GptcliError(
                 f"{folder} is a link to {folder.readlink()}, which is missing",
-                "is that disk mounted? If the checkpoints have moved, renew the link",
+                "is that disk mounted? If the checkpoints have moved, change the link",
                 exit_code=1,
             )
         for path in folder.iterdir() if folder.is_dir() else ():
             match = FOLDER_NAME.fullmatch(path.name)
-            is_folder = path.is_dir() or path.is_symlink()  # a link to nowhere: a damaged one
+            is_folder = path.is_dir() or path.is_symlink()  # a broken link counts as damaged
             if match and is_folder and path == folder_of(run, int(match[1])):
                 found.append(int(match[1]))
     except OSError as error:
@@ -60,14 +59,14 @@ def steps_of(run: Path) -> list[int]:
 def refuse_other_link(run: Path) -> None:
     """Raise GptcliError (exit code 1) if `checkpoints` links to another run or to other files.
 
-    Call it before the first write. Such a folder holds other files than checkpoints, or belongs to
-    another run. A run folder that came from somebody else could contain such a link."""
+    Call this before the first write. A run folder that came from somebody else can contain such a
+    link."""
     folder = run / "checkpoints"
     if not folder.is_symlink():
         return
-    steps_of(run)  # raises if the goal is missing or cannot be read
+    steps_of(run)  # raises if the link's goal is missing or unreadable
     goal, place = folder.resolve(), folder
-    while place.is_symlink():  # a link can lead to another run's link
+    while place.is_symlink():  # a link may lead to another run's link
         place = place.parent / place.readlink()
         owner = place.parent.resolve()
         if place.name == "checkpoints" and (owner / "config.yaml").exists():
@@ -97,7 +96,7 @@ _NOT_OF_THE_FILE = {
 
 
 def unreadable_error(run: Path, step: int, path: Path, error: OSError) -> GptcliError:
-    """The error for a file of a checkpoint that the system does not read (exit code 1)."""
+    """The error for a checkpoint's file that the system refuses to read (exit code 1)."""
     message = f"{path} cannot be read ({error.strerror})"
     if error.errno in _NOT_OF_THE_FILE:
         return UnreadableError(message, "are you allowed to read it?", exit_code=1)
@@ -107,7 +106,7 @@ def unreadable_error(run: Path, step: int, path: Path, error: OSError) -> Gptcli
 
 
 def damaged_error(run: Path, step: int, message: str) -> GptcliError:
-    """The error for a damaged checkpoint; its hint names the others (exit code 1)."""
+    """The error for a damaged checkpoint (exit code 1). Its hint names the other checkpoints."""
     others = [str(other) for other in steps_of(run) if other != step]
     hint = (
         "choose another with --checkpoint: " + ", ".join(others)

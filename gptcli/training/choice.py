@@ -1,7 +1,8 @@
-"""Chooses network, tokenizer, batch and dropout for a text and for what the machine can compute.
+"""Chooses network, tokenizer, batch size and dropout for a text and a budget of operations.
 
-The choice is a function of two things: how many operations the machine does in the time, and the
-text. The rules were fitted on our runs: benchmarks/DIAL.md has the runs and the plot.
+The budget is the number of operations that the machine does in the user's time. The rules were
+fitted to our runs: benchmarks/DIAL.md has the runs and the plot.
+
 Dimensions: N parameters of the blocks, B batch, T context length, C channels.
 """
 
@@ -15,33 +16,34 @@ NETWORKS = (
     (2, 64), (2, 96), (2, 128), (3, 128), (4, 128), (4, 192), (5, 256), (6, 320), (6, 384),
     (8, 512), (10, 640), (12, 768),
 )  # fmt: skip
-"""(n_layer, n_embd) of the networks that can be chosen."""
+"""(n_layer, n_embd) of the networks among which the rules choose."""
 
 # Fitted in benchmarks/DIAL.md.
 _BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.65
 _MAX_PARAMETERS_PER_CHARACTER = 6.0
 _EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
 _TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # for a training of 3 million tokens
-# For so many tokens, the context length. A text that is read several times has the second rule.
+# (least number of training tokens, context length). The second table is for texts that are read
+# several times.
 _CONTEXTS = ((2.5e6, 256), (1.3e6, 128), (0.0, 64))
 _CONTEXTS_REPEATED = ((1e6, 256), (0.0, 128))
 _STEP_GROWS_SHORT, _STEP_GROWS_LONG = 0.6, 0.25  # a short training needs many small steps
 _CHARACTERS_PER_SUBWORD = 2.5
-_LONG_TEXT, _MIN_EPOCHS = 4e6, 0.6  # a longer text with fewer epochs gets subwords
+_LONG_TEXT, _MIN_EPOCHS = 4e6, 0.6  # in characters; a longer text with fewer epochs gets subwords
 _MAX_CHAR_VOCABULARY = 8192  # a text with more different characters is read as bytes
 _ALPHABET_BYTES = 1.5  # a text with more bytes per character has characters like Chinese
 _SUBWORD_BYTES_PER_SECOND = 3e6  # reading and encoding, on a slow machine
-_MOST_PREPARATION = 0.2  # share of the time that encoding may take
-_VAL_TOKENS = 0.24  # at most this share of the training tokens: an evaluation costs a third of them
+_MOST_PREPARATION = 0.2  # encoding may take this share of the time
+_VAL_TOKENS = 0.24  # validation tokens / training tokens, at most
 _LEAST_VAL_WINDOWS = 32
-_LEAST_STEPS_PER_EPOCH = 2  # a larger batch would read parts of a short text twice in a step
+_LEAST_STEPS_PER_EPOCH = 2  # else a step could read a part of a short text twice
 VAL_FRACTION = 0.1
 PATIENCE = 5
 
 
 @dataclass(frozen=True)
 class Text:
-    """What the choice needs to know about a text."""
+    """The facts about a text that the rules use."""
 
     characters: int
     bytes: int
@@ -51,22 +53,22 @@ class Text:
 
 @dataclass(frozen=True)
 class ChosenSettings:
-    """The chosen values by dotted key, and the reason for the choice in each section."""
+    """The chosen values by dotted key, and a reason for each section of the config."""
 
     values: dict[str, Any]
     reasons: dict[str, str]
 
 
 def dropout_for(epochs: float) -> float:
-    """Dropout for a text that is read `epochs` times.
+    """The dropout for a text that is read `epochs` times.
 
-    It is 0 up to 2.7 epochs. Each doubling of the epochs then adds 0.05, up to 0.4."""
+    It is 0 up to 2.7 epochs. After that, each doubling of the epochs adds 0.05, up to 0.4."""
     doublings = math.log2(max(1.0, epochs / _EPOCHS_WITHOUT_DROPOUT))
     return min(_MAX_DROPOUT, round(_DROPOUT_PER_DOUBLING * doublings, 2))
 
 
 def best_size(operations: float) -> float:
-    """The best N for a budget of operations (6 per parameter and token)."""
+    """The number of parameters N that is best for a budget of operations (6 N per token)."""
     return _BEST_SIZE * float((operations / _AT_OPERATIONS) ** _SIZE_GROWS)
 
 
@@ -78,7 +80,7 @@ def block_parameters(n_layer: int, n_embd: int) -> float:
 def network_of_size(parameters: float, **given: int) -> tuple[int, int]:
     """(n_layer, n_embd) whose N / `parameters` is nearest to 1, from NETWORKS.
 
-    `given` holds n_layer or n_embd if the user has set it; then only the other one is chosen."""
+    `given` holds n_layer or n_embd if the user has set it. Then only the other one is chosen."""
     candidates = {
         (given.get("n_layer", n_layer), given.get("n_embd", n_embd)) for n_layer, n_embd in NETWORKS
     }
@@ -87,7 +89,9 @@ def network_of_size(parameters: float, **given: int) -> tuple[int, int]:
 
 
 def heads_for(n_embd: int) -> int:
-    """The number of heads: of 64 channels, of 32 in a narrow network, or the nearest that fits."""
+    """The number of heads. A head has 64 channels if n_embd is 128, 192, 256 ..., else 32.
+
+    If 32 does not divide n_embd, a head has the nearest even number of channels that does."""
     wanted = 64 if n_embd % 64 == 0 and n_embd > 64 else 32
     sizes = [size for size in range(2, n_embd + 1, 2) if n_embd % size == 0] or [n_embd]
     return n_embd // min(sizes, key=lambda size: (abs(size - wanted), size))
@@ -102,7 +106,7 @@ def choose_settings(
 ) -> ChosenSettings:
     """Settings for a budget of operations and a text. `given` are the values that the user set.
 
-    `held_out` is the share of the text that is not for training.
+    `held_out` is the share of the text that is kept for validation.
 
     The rules:
     - The network grows with the operations, up to 6 parameters per character of the text.
@@ -110,8 +114,8 @@ def choose_settings(
     - The longer the training, the larger the batch.
     - A text that is too long to be read once as characters gets subwords, if it can be encoded in a
       fifth of the `seconds` of the run.
-    - A validation split that would take too long becomes smaller, unless the number of steps is
-      given: then no time is promised."""
+    - A validation split that would take too long becomes smaller. If the user set the number of
+      steps, it does not, because then no time limit is promised."""
     characters = max(1.0, text.characters * (1 - held_out))
     wanted, most = best_size(operations), _MAX_PARAMETERS_PER_CHARACTER * characters
     fixed = {
@@ -120,7 +124,7 @@ def choose_settings(
     n_head = given.get("model.n_head")
     n_layer, n_embd = network_of_size(min(wanted, most), **fixed)
     if n_head is not None and "n_embd" not in fixed:
-        pair = 2 * int(n_head)  # an even number of channels per head, for rotary positions
+        pair = 2 * int(n_head)  # rotary positions need an even number of channels per head
         n_embd = max(pair, pair * round(n_embd / pair))
     tokens = operations / (6 * block_parameters(n_layer, n_embd))
     kind, why = _tokenizer_for(text, tokens, characters, seconds)
@@ -169,7 +173,7 @@ def _characters_per_token(kind: str, text: Text) -> float:
 
 
 def _tokenizer_for(text: Text, tokens: float, characters: float, seconds: float) -> tuple[str, str]:
-    """The kind of tokenizer, and the reason."""
+    """The kind of tokenizer, and the reason for it."""
     too_long = characters > _LONG_TEXT and tokens < _MIN_EPOCHS * characters
     alphabet = text.bytes < _ALPHABET_BYTES * max(1, text.characters)
     quick = text.bytes / _SUBWORD_BYTES_PER_SECOND < _MOST_PREPARATION * seconds
@@ -178,5 +182,5 @@ def _tokenizer_for(text: Text, tokens: float, characters: float, seconds: float)
     if text.different > _MAX_CHAR_VOCABULARY:
         return "byte", f"{text.different:,} different characters are too many"
     if too_long and alphabet:
-        return "char", "subwords of so long a text would take too much of the time"
+        return "char", "finding subwords in this long text would take too much of the time"
     return "char", f"{text.different:,} different characters"

@@ -1,7 +1,7 @@
 """Checks that config.yaml and tokenizer.json of a run folder belong to the checkpoint's weights.
 
-A file can be valid by itself and still be the wrong one: the user edited or replaced it, or a bit
-of a number flipped. The checkpoint's meta.json records what the run's files contained.
+A file can be valid and still be wrong: the user may have edited or replaced it, or the disk may
+have changed a digit. The checkpoint's meta.json records what the run's files contained.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ NO_EFFECT_ON_WEIGHTS = {
     "run.loggers",
     "run.rank_timeout",
 }
-"""Keys that can change at a resume, because they do not change the weights."""
+"""The user can change these keys at --resume, because they do not change the weights."""
 
 ROUNDING_ONLY = {"run.device", "run.dtype", "run.compile", "run.engine", "run.threads",
                  "run.parallel"}  # fmt: skip
-"""Keys that can change at a resume. A note tells the user that numbers will round differently."""
+"""The user can change these keys at --resume. A note says that numbers will round differently."""
 
 
 def same_tokenizer(run: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
@@ -44,16 +44,17 @@ def same_tokenizer(run: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> Non
 
 
 def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
-    """Notes about keys of config.yaml that differ from the checkpoint's and change no weight.
+    """Notes about keys of config.yaml that differ from the checkpoint's but change no weight.
 
-    Raises GptcliError if a key that changes the weights differs. Three differences are allowed: the
-    text and the tokenizer's source can have moved (`same_tokenizer` compares the tokenizer itself),
-    `--extend` adds steps, and a checkpoint of an old version records only the network."""
+    Raises GptcliError if a key that changes the weights differs. Three kinds of differences are
+    allowed. The text and the tokenizer's source can have moved (`same_tokenizer` compares the
+    tokenizer itself). `--extend` adds steps. A checkpoint of an old version lacks keys that newer
+    versions have."""
     odd, notes = [], []
     then: dict[tuple[str, ...], Any] = keys_and_values(
         meta["config"] if "config" in meta else {"model": meta.get("model", {})}
     )
-    # --extend ends the time limit of a run, and its max_steps need only exceed the newest plan.
+    # --extend removes a run's time limit. Then max_steps must only be larger than the newest plan.
     unlimited = then.get(("train", "minutes")) is not None and config.train.minutes is None
     for key, now in keys_and_values(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)
@@ -82,9 +83,9 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
 
 
 def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
-    """One text for each key of `model` that differs from a checkpoint's: the key and both values.
+    """A phrase for each key of `model` that differs from a checkpoint's: the key and both values.
 
-    A different dropout does not count."""
+    Ignores dropout."""
     there, now = meta.get("model", {}), config.model.model_dump()
     return [
         text
@@ -95,7 +96,7 @@ def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
 
 
 def _other_values(key: str, now: Any, was: Any) -> list[str]:
-    """One text for each value below a key that differs from the checkpoint's: both values."""
+    """A phrase for each value under `key` that differs from the checkpoint's: both values."""
     return [
         f"{changed} {in_words(new)} (checkpoint: {in_words(old)})"
         for changed, (old, new) in changed_values(key, was, now).items()
@@ -103,7 +104,7 @@ def _other_values(key: str, now: Any, was: Any) -> list[str]:
 
 
 def refuse_other_network(config: Config, run: Path, meta: dict[str, Any]) -> None:
-    """Raise GptcliError if a fine-tune's network differs from the other run's (except dropout)."""
+    """Raise GptcliError if a fine-tune's network differs from the base run's. Ignores dropout."""
     odd = other_network(config, meta)
     if odd:
         raise GptcliError(

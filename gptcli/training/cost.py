@@ -1,4 +1,4 @@
-"""How the time of a training step grows with the shape of the model and the batch.
+"""How the time of a training step grows with the sizes of the network and the batch.
 
 Dimensions: L layers, B batch, T context, C channels, V vocabulary, M = B * T tokens.
 """
@@ -9,8 +9,8 @@ from gptcli.config import Config
 from gptcli.training.optimizers import RECIPES
 
 # Seconds per unit of work, fitted by benchmarks/cost.py on the machine of benchmarks/RESULTS.md.
-# On another machine, all of them are multiplied by one factor, which gptcli.training.estimate
-# measures.
+# For another machine, one factor multiplies all of them. gptcli.training.estimate measures this
+# factor.
 SECONDS = {
     "products": 2.805e-12,
     "attention": 9.079e-12,
@@ -20,7 +20,7 @@ SECONDS = {
 
 
 def matrix_parameters(config: Config, vocab_size: int) -> int:
-    """The number of weights in the matrices that multiply every token, the head included."""
+    """The number of weights in the matrices that multiply every token, including the head."""
     m, arch = config.model, config.model.traits
     hidden = arch.feed_forward_matrices * arch.hidden_width(m.n_embd)
     attention = 2 * m.attention_width + 2 * m.kv_heads * m.head_dim

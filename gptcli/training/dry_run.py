@@ -1,4 +1,4 @@
-"""`train --dry-run`: parameters, tokens, memory and estimated time, without a training."""
+"""`train --dry-run`: parameters, tokens, memory and estimated time, without training."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def dry_run_figures(
 ) -> dict[str, Any]:
     """The object that `train --dry-run --json` prints. Writes only to a temporary folder.
 
-    `is_short`: a fine-tune, whose steps suit the text.
-    `seconds_estimate` includes evaluations. It comes from two seconds of training on this machine.
-    It is None if the run does not fit into memory. `notes` are about the text and the settings."""
+    `is_short` is true for a fine-tune, whose number of steps depends on the text.
+    `seconds_estimate` includes evaluations. It is measured by two seconds of training on this
+    machine, and None if the run does not fit in memory. `notes` are about the text and the
+    settings."""
     has_user_parts = user_parts is not None and user_parts.in_network()
     refuse_other_machine(config, has_user_parts=has_user_parts)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -88,7 +89,7 @@ def dry_run_figures(
 
 
 def _memory_of(device: torch.device) -> float:
-    """Bytes of memory that the device has, used or free; infinite if the system does not say."""
+    """All bytes of the device's memory, used or free; infinite if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return total_memory() or math.inf

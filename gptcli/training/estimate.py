@@ -1,4 +1,4 @@
-"""What a training run needs: peak memory by rule, and seconds per step by measurement."""
+"""Estimates a run's peak memory from its shapes; measures seconds per step on this machine."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _MEASURE_SECONDS = 2.0
 
 
 def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
-    """Bytes that the forward pass of one batch keeps for its backward pass, by the layers' shapes.
+    """Bytes that the forward pass of one batch keeps for the backward pass, from the shapes.
 
     | kept | numbers |
     |---|---|
     | per token and layer: norms, branches, residual stream | 8 n_embd |
     | q, k, v and the mixed values | the width of each |
-    | with rotary positions: queries and keys before and after | three times their width more |
+    | with rotary positions: intermediate queries and keys | three times the width of each more |
     | feed-forward network: its hidden layer | 2 (MLP) or 3 (SwiGLU) hidden widths |
     | attention weights | n_head * T twice, three times with dropout |
     | per token: logits, and in float32 the loss's copy and its gradient | 3 vocab_size |"""
@@ -45,7 +45,7 @@ def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
 
 
 def adapter_parameters(config: Config, vocab_size: int) -> int | None:
-    """The numbers that a run with low-rank adapters trains; None if it trains all parameters."""
+    """How many numbers a run with low-rank adapters trains; None if it trains all parameters."""
     if config.train.lora is None:
         return None
     lora, targets = config.train.lora, config.train.lora.names(config.model.traits)
@@ -56,7 +56,7 @@ def adapter_parameters(config: Config, vocab_size: int) -> int | None:
 
 
 def _base_numbers(config: Config, vocab_size: int) -> int:
-    """The numbers of the base weights that low-rank adapters keep."""
+    """How many base weights a run with low-rank adapters keeps; 0 without adapters."""
     lora = config.train.lora
     if lora is None:
         return 0
@@ -68,12 +68,12 @@ def _base_numbers(config: Config, vocab_size: int) -> int:
 def memory_bytes(
     config: Config, vocab_size: int, parameters: int, bytes_each: int, engine: EngineName = "torch"
 ) -> int:
-    """Peak memory of a step in bytes, without what the libraries themselves take.
+    """Peak memory of a step in bytes, without the memory of the libraries themselves.
 
     It is the sum of four parts: the float32 master weights and their gradients; the working weights
-    and their gradients, if these are shorter than float32 (`bytes_each`); the optimizer's state;
-    the activations of one batch. If low-rank adapters are trained, only these have an optimizer's
-    state, and the weights that they adapt are kept as well."""
+    and their gradients, if `bytes_each` is less than 4; the optimizer's state; the activations of
+    one batch. With low-rank adapters, the optimizer has state only for the numbers that are
+    trained, and the base weights of the adapted matrices are added."""
     slots = RECIPES[config.train.optimizer].slots
     adapters = adapter_parameters(config, vocab_size)
     if adapters is not None:
@@ -101,10 +101,10 @@ def memory_bytes(
 def training_bytes(
     config: Config, vocab_size: int, parameters: int, bytes_each: int, engine: EngineName = "torch"
 ) -> int:
-    """Peak memory of training in bytes, without what the libraries themselves take.
+    """Peak memory of training in bytes, without the memory of the libraries themselves.
 
-    On a CPU, a large checkpoint is copied, and a thread writes the copy during the next steps. The
-    result includes this copy."""
+    On a CPU, training copies a large checkpoint, and a thread writes the copy during the next
+    steps. The result includes this copy."""
     step = memory_bytes(config, vocab_size, parameters, bytes_each, engine)
     slots = RECIPES[config.train.optimizer].slots
     adapters = adapter_parameters(config, vocab_size)
@@ -122,7 +122,7 @@ class StepTime:
 
     wall: float
     cpu: float
-    """Processor time, of all threads together."""
+    """The processor time of all threads together."""
 
 
 def seconds_per_step(
@@ -135,7 +135,7 @@ def seconds_per_step(
     seconds: float | None = None,
     compiled: bool = False,
 ) -> float:
-    """Time of one optimizer step in seconds, measured here: see `measured_step`."""
+    """The time of one optimizer step in seconds, measured on this machine: see `measured_step`."""
     return measured_step(
         config, vocab_size, dtype, device, engine, user_parts, seconds, compiled
     ).wall
@@ -151,10 +151,11 @@ def measured_step(
     seconds: float | None = None,
     compiled: bool = False,
 ) -> StepTime:
-    """Time of one optimizer step, measured here with random tokens.
+    """The time of one optimizer step, measured on this machine with random tokens.
 
-    The measurement takes about `seconds`, by default two. It runs complete batches if these are
-    fast enough, otherwise single sequences. gptcli.training.cost scales their time to a whole step.
+    The measurement takes about `seconds`, by default two. It runs complete batches if they are fast
+    enough, otherwise single sequences. It scales the measured time to a whole step by the rules of
+    gptcli.training.cost.
     """
     train = config.train
     state = TrainingState(
@@ -177,14 +178,14 @@ def measured_step(
         start, cpu = now(device), time.process_time()
         state.passes.gradients([(idx, idx)], 1, 0, 1.0)
         float(state.trained.norm())
-        # If the learning rate were near 0, gradients would stay subnormal numbers. These are slow.
+        # A learning rate near 0 would leave gradients that are subnormal numbers, which are slow.
         state.optimizers.step(1e-3)
         state.passes.publish()
         state.trained.clear_grads()
         return StepTime(now(device) - start, time.process_time() - cpu)
 
     most = _MEASURE_SECONDS if seconds is None else seconds
-    once(1)  # not timed, because the first pass also starts libraries and threads
+    once(1)  # not timed: the first pass also starts libraries and threads
     small = config.model_copy(
         update={"train": train.model_copy(update={"batch_size": 1, "grad_accum": 1})}
     )
@@ -205,7 +206,7 @@ def measured_step(
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, read after the device has finished its work."""
+    """The clock's seconds (time.perf_counter) after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

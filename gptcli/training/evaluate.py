@@ -1,6 +1,6 @@
-"""Evaluation: the loss over a complete split, the same number for every seed.
+"""Evaluation: the loss over a complete split, which does not depend on the seed.
 
-First reading: the loop in `evaluate`; skip how many tokens go into one forward pass.
+First reading: the loop in `evaluate`. Skip tokens_at_once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from gptcli.model.gpt import GPT
 # a quarter of this, because the logits take much memory (2,048 x 50,257 float32 is 0.4 GB).
 _TOKENS_AT_ONCE = 8192
 _TOKENS_AT_ONCE_ON_A_GPU = 65536
-# Parameters times tokens that a slow CPU gets through in a second of forward passes (two operations
-# for each parameter and token).
+# Parameters times tokens in the forward passes that a slow CPU does in a second (two operations for
+# each parameter and token).
 _SECOND_ON_A_SLOW_CPU = 1e10
 
 
@@ -33,16 +33,17 @@ def evaluate(
     native_loss: tuple[Callable[[Tensor, Tensor], float], int] | None = None,
     step_tokens: int | None = None,
 ) -> float | None:
-    """Mean loss in nats per token, or None if `should_stop` returned True between two batches.
+    """The mean loss in nats per token; None if `should_stop` returned True between two batches.
 
     Windows of `context` tokens follow each other without overlap, so every token but the first is
     predicted exactly once. `tokens` must hold at least two tokens. The model keeps its mode.
 
-    `native_loss` is a pair from the C library: a function from inputs and targets to the sum of
-    losses, and the most tokens that this function takes at once.
+    `native_loss` is a pair from the C library: a function that returns the sum of losses for inputs
+    and targets, and the largest number of tokens that this function takes at once.
 
-    `step_tokens` is the number of tokens in a training step. It limits a batch to the time of a
-    step or to a second, whichever is longer, so that `should_stop` is asked often enough."""
+    `step_tokens` is the number of tokens in a training step. It limits the size of a batch, so that
+    a batch takes at most about the time of a step or a second, whichever is longer. So
+    `should_stop` is called often enough."""
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
@@ -64,10 +65,10 @@ def evaluate(
 def loss_by_text(
     tokens: TokenStore, loss_on: Callable[[TokenStore], float | None]
 ) -> tuple[float | None, tuple[tuple[str, float], ...]]:
-    """The loss on a split, and of a mixture the loss on each text, with its name.
+    """The loss on a split, and a pair (name, loss) for each text if the split is a mixture.
 
-    The loss of a mixture is the mean over its texts, each weighted by its share in the training. It
-    is None if `loss_on`, which evaluates one text, gave up."""
+    The loss of a mixture is the mean over its texts, weighted by their shares in the training. It
+    is None if `loss_on`, which evaluates one text, returned None."""
     if not isinstance(tokens, MixedTokens):
         return loss_on(tokens), ()
     losses: list[tuple[str, float]] = []
@@ -80,7 +81,7 @@ def loss_by_text(
 
 
 def mixed_mean(tokens: MixedTokens, values: Sequence[float]) -> float:
-    """The mean of a value of each text, weighted by the shares of those that are trained on."""
+    """The mean of one value per text, weighted by the texts' shares in the training."""
     pairs = zip(tokens.texts, values, strict=True)
     return sum(text.share * value for text, value in pairs if text.share > 0)
 
@@ -91,14 +92,14 @@ def tokens_at_once(model: GPT, step_tokens: int | None) -> int:
     at_once = _TOKENS_AT_ONCE_ON_A_GPU if on_a_gpu else _TOKENS_AT_ONCE
     if model.vocab_size > 8192:
         at_once //= 4
-    if step_tokens is not None:  # a step has a backward pass, so a token costs three times as much
+    if step_tokens is not None:  # a training token costs three times as much
         parameters = sum(p.numel() for p in model.parameters())
         at_once = min(at_once, max(3 * step_tokens, int(_SECOND_ON_A_SLOW_CPU / parameters)))
     return at_once
 
 
 def loss_sum(model: GPT, idx: Tensor, targets: Tensor) -> float:
-    """The sum of the losses of all tokens, in nats: idx, targets int64 (B, T)."""
+    """The sum of the losses of all tokens in nats, for idx and targets int64 (B, T)."""
     device = model.wte.weight.device
     logits = model(idx.to(device))
     loss = F.cross_entropy(

@@ -1,4 +1,4 @@
-"""The sample at the end of a run: what `gptcli sample` would write, drawn within half a second."""
+"""Draws the sample at the end of a run, within half a second, as `gptcli sample` would."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gptcli.training import checkpoint
 from gptcli.training.meta_file import names_of
 from gptcli.training.training_state import Progress, build_model
 
-_SECONDS = 0.4  # loading included; --minutes counts on it
+_SECONDS = 0.4  # including loading; --minutes reserves this time
 _TOKENS = 200
 _MAX_PARAMETERS = 20_000_000  # a larger checkpoint takes too long to read and verify
 
@@ -40,11 +40,11 @@ def final_sample(
     seed: int,
     should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
-    """The sample of the checkpoint that `gptcli sample` uses: the best, or else the last.
+    """Yield a sample of the checkpoint that `gptcli sample` uses: the best, or else the last.
 
-    The checkpoint is read from the disk, so the weights of the run do not change. Yields nothing if
-    it is too large to be read in the time, or if a sample of this step was the last one. An error
-    becomes a notice, because the run itself is complete."""
+    Reads the checkpoint from the disk, so the weights of the run do not change. Yields nothing if
+    the checkpoint is too large to be read in time, or if the run's last sample came from the same
+    step. Turns an error into a notice, because the run itself is complete."""
     begun = time.perf_counter()
     step = progress.step if progress.best_step is None else progress.best_step
     if step == 0 or progress.sampled_at == step:
@@ -72,7 +72,7 @@ def final_sample(
 
 
 def _streams(model: GPT, device: torch.device, own_parts: bool, threads: int) -> Streams:
-    """One stream, of the C library if it need not be compiled first, else of PyTorch."""
+    """One stream of the C library if it is compiled already, else of PyTorch."""
     backend = Backend("torch", "float32")
     if device.type == "cpu" and not own_parts and library.is_compiled(library.SAMPLING):
         backend = choose_backend("auto", "cpu", has_user_parts=False, arch=model.config.traits)
@@ -82,7 +82,7 @@ def _streams(model: GPT, device: torch.device, own_parts: bool, threads: int) ->
 def _draw(
     streams: Streams, tokenizer: Tokenizer, seed: int, should_stop: Callable[[], bool]
 ) -> str:
-    """The text that the model writes until `should_stop` is true."""
+    """The text that the model writes until `should_stop` returns true or the text ends."""
     text = ""
     for item in generate_text(
         streams,

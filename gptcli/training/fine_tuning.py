@@ -1,6 +1,6 @@
-"""Fine-tuning: the config of a run that starts from another run's weights (`train --from`), LoRA.
+"""Fine-tuning (`train --from`) and LoRA: the config of a run that starts from a run's weights.
 
-It imports no PyTorch. docs/finetune.md says how these defaults were found.
+This file imports no PyTorch. docs/finetune.md says how we found these defaults.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ from gptcli.config import Config, DataConfig, RunConfig, TrainConfig
 from gptcli.errors import GptcliError
 
 RATE_SHARE = 0.25
-"""The learning rate of a fine-tune of all weights, divided by that of the run it starts from."""
+"""The learning rate of a fine-tune of all weights, divided by the base run's learning rate."""
 ADAPTER_OPTIMIZER = "adamw"
-"""Low-rank adapters learned more with it than with Muon (benchmarks/LOG.md)."""
+"""The optimizer for low-rank adapters. They learned more with it than with Muon
+(benchmarks/LOG.md)."""
 _EPOCHS = 3
 _LEAST_STEPS = 100
 _LEAST_EVALUATIONS = 5
 
 
 def fine_tuning_config(stored: Config, overridden: Set[str], *, is_tuned: bool) -> Config:
-    """The config of a fine-tune of a run, whose config is `stored` with the user's overrides.
+    """The config of a fine-tune. `stored` is the base run's config with the user's overrides.
 
-    `overridden` are the dotted keys that the user set; they stay as they are. `is_tuned` says that
-    the run is a fine-tune itself, so that its rate is low already. Warm-up, eval_every, log_every,
-    adapters and everything under `run` go back to their defaults. Adapters get their own optimizer
-    and rate."""
+    `overridden` are the dotted keys that the user set. They keep their values. `is_tuned` is true
+    if the base run is a fine-tune itself, so its learning rate is low already. Warm-up, eval_every,
+    log_every, adapters and everything under `run` return to their defaults. Adapters get their own
+    optimizer and learning rate."""
     values = stored.model_dump()
-    if "data.source" in overridden:  # how the other text was read and split says nothing now
+    if "data.source" in overridden:  # a new text: drop the old text's settings
         data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}
     elif values["data"]["val_split"] == "auto":  # a run of an earlier version
         data = {"val_split": "tail", "documents": "file"}
@@ -69,7 +70,7 @@ def _usual_rate(config: Config) -> float:
 
 
 def refuse_adapters(train: TrainConfig, *, has_base: bool, has_user_parts: bool) -> None:
-    """Raise GptcliError if the config asks for low-rank adapters and they cannot be trained."""
+    """Raise GptcliError if the config asks for low-rank adapters that cannot be trained."""
     if train.lora is None:
         return
     if not has_base:
@@ -79,17 +80,17 @@ def refuse_adapters(train: TrainConfig, *, has_base: bool, has_user_parts: bool)
         )
     if has_user_parts:
         raise GptcliError(
-            "train.lora adapts the project's own layers only: it is folded into their weights, and "
-            "your own part can use its weights in another way",
+            "train.lora adapts only built-in layers: adapters are folded into a layer's weights, "
+            "and your own part may use its weights in another way",
             "leave out your own parts, or set train.lora=null to train all weights",
         )
 
 
 def with_few_steps(config: Config, train_tokens: int) -> Config:
-    """The config of a fine-tune for whose steps and minutes the user has no wish.
+    """The config of a fine-tune whose number of steps and minutes the user did not set.
 
-    The steps read the text three times, but are at least a hundred, and not more than those of the
-    run that the fine-tune starts from."""
+    The steps read the text three times. There are at least 100 of them, but never more than the
+    base run has."""
     reading = math.ceil(_EPOCHS * train_tokens / config.tokens_per_step)
     steps = min(config.train.max_steps, max(_LEAST_STEPS, reading))
     return config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
@@ -98,8 +99,8 @@ def with_few_steps(config: Config, train_tokens: int) -> Config:
 def with_evaluations(config: Config) -> Config:
     """The resolved config of a fine-tune, with at least five evaluations over its steps.
 
-    Usually evaluations take 2 % of the time. A fine-tune is short, and may soon only memorise: then
-    the best of several checkpoints is much better than the last."""
+    By default evaluations take at most 2 % of the time. That can be too few for a short fine-tune,
+    which may soon overfit. Then the best of several checkpoints is much better than the last."""
     train = config.train
     every = min(int(train.eval_every), math.ceil(train.max_steps / _LEAST_EVALUATIONS))
     return config.model_copy(update={"train": train.model_copy(update={"eval_every": every})})

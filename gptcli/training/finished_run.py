@@ -1,4 +1,4 @@
-"""Whether a run is finished, why, and with which changes to its config it would train on."""
+"""Decides whether a run is finished, and which config changes would let it continue."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from gptcli.training.training_state import progress_of
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run: how it ended, with the keys of `train --json`, and notes for the user."""
+    """How a finished run ended, and how it could continue."""
 
     status: dict[str, Any]
+    """How the run ended, with the keys of `train --json`."""
     notes: list[str]
     changes: list[str]
-    """The changes to the config (KEY=VALUE) with which it would train on."""
+    """The changes to the config (KEY=VALUE) that would let the run continue."""
     extend: bool
-    """Whether that needs `--extend`."""
+    """Whether these changes need `--extend`."""
 
 
 def reason_to_stop(
     saved: checkpoint.Checkpoint, config: Config, planned: int | None = None
 ) -> str | None:
-    """Why a run does not train on from its newest checkpoint: target, patience or done; or None.
+    """Why a run is finished at its newest checkpoint: target, patience or done; None if it is not.
 
     `planned` is the newest plan of max_steps, if a run with a time limit made one.
 
-    A run with all its steps trains on if the last step's evaluation or sample is missing."""
+    A run that has done all its steps is not finished if the last step's evaluation or sample is
+    missing."""
     progress, train = progress_of(saved.meta), config.train
     if progress.evaluated_at == saved.step:
         loss, target = progress.val_loss, train.stop_at_val_loss
@@ -50,7 +52,7 @@ def reason_to_stop(
 
 
 def _is_patient(saved: checkpoint.Checkpoint, config: Config) -> bool:
-    """Whether patience ends the run: no new best loss in the last evaluations."""
+    """Whether patience ends the run, because the last evaluations had no new best loss."""
     patience = config.train.patience
     return patience is not None and progress_of(saved.meta).evaluations_without_best >= patience
 
@@ -64,11 +66,11 @@ def finished_run(
     notes: list[str],
     planned: int | None = None,
 ) -> FinishedRun:
-    """A finished run, with the changes to its config that would let it train on.
+    """The FinishedRun of a run, with the changes to its config that would let it continue.
 
-    `stored` is its config, `config` the one that the user asks for now. `planned` is the newest
-    number of steps that a time limit gave; None without a time limit."""
-    notes += gather_weights(run)  # missing if the run was killed after its last step
+    `stored` is the run's config, `config` the config that the user asks for now. `planned` is the
+    newest plan of max_steps; None if the run has no time limit."""
+    notes += gather_weights(run)  # a kill after the last step left the shards
     steps = planned or config.train.max_steps
     changes = override_words(stored, config)
     if reason == "target":
@@ -82,7 +84,7 @@ def finished_run(
 
 
 def _status_of_finished(run: Path, saved: checkpoint.Checkpoint, reason: str) -> dict[str, Any]:
-    """How a finished run ended: from run.json, which is completed if the run was killed."""
+    """How a finished run ended, from run.json. Completes run.json if the run was killed."""
     status = run_folder.read_status(run)
     if "stopped" not in status:
         status |= {"run": str(run), **progress_summary(progress_of(saved.meta), reason)}

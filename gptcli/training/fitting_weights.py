@@ -1,6 +1,6 @@
-"""Refuses the weights of a checkpoint that do not fit the config: other names, shapes or depth.
+"""Refuses a checkpoint's weights if their names, shapes or number of layers do not fit the config.
 
-It needs no PyTorch. First reading: skip this file."""
+This file needs no PyTorch. First reading: skip this file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def refuse_unfitting(
 ) -> None:
     """Raise GptcliError if a model of this config cannot have weights of the given shapes.
 
-    `given` is None for a new model. A model with the user's parts in its network (`users`) can have
-    any shapes inside its blocks. Also raises GptcliError if a builtin model is larger than this
+    `given` is None for a new model. If the user wrote parts of the network (`users`), the shapes
+    inside the blocks can be any. Also raises GptcliError if a builtin model is larger than this
     machine's memory."""
     if given is not None:
         outer: Shapes = {"wte.weight": (vocab_size, config.n_embd)}
@@ -36,9 +36,9 @@ def refuse_unfitting(
 
 
 def refuse_other_shapes(wanted: Shapes, given: Shapes, *, all_of_them: bool = True) -> None:
-    """Raise GptcliError if a name or shape differs.
+    """Raise GptcliError if a name or a shape differs.
 
-    Unless `all_of_them`, only the wanted names are looked at."""
+    Unless `all_of_them` is true, ignores names that are not in `wanted`."""
     odd = [name for name, shape in wanted.items() if given.get(name) != shape]
     if all_of_them:
         odd += [name for name in given if name not in wanted]

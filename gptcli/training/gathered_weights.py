@@ -1,10 +1,10 @@
-"""Puts the shards of a run's weights together in model.safetensors when the run ends.
+"""Joins the shards of a run's weights into model.safetensors when the run ends.
 
-gptcli reads shards as well as whole files; other programs read model.safetensors. The shards of the
-optimizer's state stay: only a resumed run reads them.
+gptcli reads shards and whole files, but other programs read only model.safetensors. The shards of
+the optimizer's state stay, because only a resumed run reads them.
 
-model.safetensors is written first, then meta.json names it in place of the shards, then they are
-deleted. So the checkpoint is complete at every moment.
+The steps are: write model.safetensors, replace the shards by it in meta.json, delete the shards. So
+the checkpoint is complete at every moment.
 
 First reading: skip this file.
 """
@@ -24,7 +24,7 @@ _WEIGHTS = PARTS[0]
 
 
 def gather_weights(run: Path) -> list[str]:
-    """Gather the weights of the newest checkpoint and of the best one; returns warnings.
+    """Gather the weights of the newest and the best checkpoint; return warnings.
 
     Needs memory for all weights. The caller must hold the folder's lock."""
     warnings = []
@@ -36,7 +36,7 @@ def gather_weights(run: Path) -> list[str]:
         except (GptcliError, OSError, MemoryError) as error:
             warnings.append(
                 f"WARNING: the weights of step {step} stay in shards, because they could not be "
-                f"gathered ({error or type(error).__name__}). gptcli reads shards, too"
+                f"gathered ({error or type(error).__name__}). gptcli also reads shards"
             )
     return warnings
 
@@ -45,7 +45,7 @@ def _gather(run: Path, step: int) -> None:
     """Write model.safetensors in place of the shards of one checkpoint, if it has shards."""
     folder, name = checkpoint.folder_of(run, step), f"{_WEIGHTS}.safetensors"
     meta = checkpoint.read_meta(run, step)
-    if folder.is_symlink():  # what is behind the link stays as it is
+    if folder.is_symlink():  # gptcli writes nothing behind a link
         return
     if name not in meta["files"]:
         shards = names_of(meta["files"], _WEIGHTS)
@@ -59,7 +59,7 @@ def _gather(run: Path, step: int) -> None:
         durable.fsync_folder(folder)
         files = {key: value for key, value in meta["files"].items() if key not in shards}
         durable.write_atomically(folder / "meta.json", dump_meta(step, meta, {name: file, **files}))
-    for path in folder.iterdir():  # also those that a kill left here
+    for path in folder.iterdir():  # also shards that a killed process left
         if is_shard(path.name, _WEIGHTS):
             with suppress(OSError):
                 durable.disk.unlink(path)

@@ -1,4 +1,4 @@
-"""Appends to the files that a run writes as it trains, and trims them when the run is resumed."""
+"""Appends to metrics.jsonl and samples.txt during training; trims them when a run resumes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _SAMPLE_HEADING = "=== step {step} ===\n"
 class Journal:
     """Writes metrics.jsonl (one JSON object per line) and samples.txt (what the model wrote).
 
-    Also writes attention.jsonl, which has a line for each evaluation, if there are any.
+    Also writes attention.jsonl, with a line for each evaluation, if the run evaluates.
 
-    A line is never torn, and never repeated after a resume. If the disk refuses a line, the line
-    waits in memory and is written before the next one.
+    After a resume, every line is complete and appears once. If the disk refuses a line, the line
+    waits in memory, and the journal writes it before the next line.
 
-    `resumed_from` is the step from which a run resumes, None for a new run. `evaluated_at` and
+    `resumed_from` is the step from which a run resumes; None for a new run. `evaluated_at` and
     `sampled_at` are the steps of the last evaluation and the last sample in the checkpoint. The
     constructor deletes later evaluations and samples, because the run repeats them.
 
-    Raises GptcliError (exit code 1) if a file is a link, a pipe or a folder."""
+    Raises GptcliError (exit code 1) if a file is a link, a pipe, a folder or too large."""
 
     notes: list[str]
     """Notes for the user: what is missing or damaged in metrics.jsonl."""
@@ -52,7 +52,7 @@ class Journal:
                 durable.write_atomically(metrics, filter(keep, read_lines(metrics, run)))
                 self.notes += keep.notes(metrics)
             elif resumed_from > 0:
-                self.notes.append(f"{metrics} is missing; it begins again with step {resumed_from}")
+                self.notes.append(f"{metrics} is missing; a new file begins at step {resumed_from}")
             self._metrics = durable.LineWriter(metrics)
         try:
             with _open_errors(samples):
@@ -69,19 +69,16 @@ class Journal:
         self._failing: set[durable.LineWriter] = set()
 
     def record(self, values: dict[str, Any]) -> GptcliError | None:
-        """Append an object to metrics.jsonl. Of several failed appends in a row, only the first
-        returns the error."""
+        """Append an object to metrics.jsonl. Returns the disk's error (see _append)."""
         return self._append(self._metrics, json.dumps(values) + "\n")
 
     def sample(self, step: int, prompt: str, text: str) -> GptcliError | None:
-        """Append a sample to samples.txt. Of several failed appends in a row, only the first
-        returns the error."""
+        """Append a sample to samples.txt. Returns the disk's error (see _append)."""
         heading = _SAMPLE_HEADING.format(step=step)
         return self._append(self._samples, f"{heading}{prompt}{text}\n\n")
 
     def inside(self, values: dict[str, Any]) -> GptcliError | None:
-        """Append an object to attention.jsonl. Of several failed appends in a row, only the first
-        returns the error."""
+        """Append an object to attention.jsonl. Returns the disk's error (see _append)."""
         if self._inside is None:
             path = self._run / "attention.jsonl"
             with _open_errors(path):
@@ -89,7 +86,7 @@ class Journal:
         return self._append(self._inside, json.dumps(values) + "\n")
 
     def _keep_inside_to(self, step: int | None) -> None:
-        """Delete the lines of attention.jsonl after an evaluation, or the file (None)."""
+        """Delete the lines of attention.jsonl after `step`; with None, delete the file."""
         path = self._run / "attention.jsonl"
         if not _is_there(path):
             return
@@ -100,7 +97,7 @@ class Journal:
             durable.write_atomically(path, filter(_up_to(step), read_lines(path, self._run)))
 
     def _append(self, lines: durable.LineWriter, text: str) -> GptcliError | None:
-        """Append `text`. Returns the error, unless the previous append to this file failed too."""
+        """Append `text`. Returns the error, but only the first of several errors in a row."""
         error = lines.write(text)
         known = lines in self._failing
         (self._failing.discard if error is None else self._failing.add)(lines)
@@ -114,7 +111,7 @@ class Journal:
 
 
 def _up_to(step: int) -> Callable[[bytes], bool]:
-    """Whether a line of attention.jsonl is complete, and of an evaluation up to `step`."""
+    """A filter for attention.jsonl: keeps complete lines of steps up to `step`."""
 
     def keep(line: bytes) -> bool:
         try:
@@ -128,7 +125,8 @@ def _up_to(step: int) -> Callable[[bytes], bool]:
 class _LinesToKeep:
     """Decides for each line of metrics.jsonl whether a resumed run keeps it.
 
-    `notes` then says what is missing: step 1 is logged, and then steps at equal distances."""
+    Afterwards, `notes` says what is missing. It relies on the rule that a run logs step 1 and then
+    steps at equal distances."""
 
     def __init__(self, resumed_from: int, evaluated_at: int) -> None:
         self._resumed_from, self._evaluated_at = resumed_from, evaluated_at
@@ -141,7 +139,7 @@ class _LinesToKeep:
         try:
             record = json.loads(line)
             kind, step = record["kind"], float(record["step"])
-            # A plan is made after its step was done, and it is saved with the weights.
+            # A plan of a step comes after the step itself, and its checkpoint has the plan too.
             kept = step <= (self._evaluated_at if kind == "eval" else self._resumed_from)
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             self._unreadable += 1
@@ -151,7 +149,7 @@ class _LinesToKeep:
         return kept
 
     def notes(self, path: Path) -> list[str]:
-        """Notes for the user: what is damaged or missing in the file. Call it after all lines."""
+        """Notes for the user: what is damaged or missing in the file. Call this after all lines."""
         found, steps = [], self._steps
         if self._unreadable:
             lines = (
@@ -172,7 +170,7 @@ class _LinesToKeep:
 
 @contextmanager
 def _open_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError about a link, pipe, folder or huge file into a GptcliError that names it."""
+    """Turn an OSError about a link, pipe, folder or huge file into a GptcliError with its path."""
     try:
         yield
     except OSError as error:
@@ -182,12 +180,10 @@ def _open_errors(path: Path) -> Iterator[None]:
 
 
 def cannot_open_error(path: Path, error: OSError) -> GptcliError:
-    """The error if metrics.jsonl or samples.txt is a link, a pipe, a folder or too large.
-
-    Its exit code is 1."""
+    """The error (exit code 1) if a file of the journal is a link, a pipe, a folder or too large."""
     return GptcliError(
         f"{path} cannot be opened ({error.strerror})",
-        "gptcli did not write it: move it away; the checkpoints do not need it"
+        "gptcli did not write this file: move it away; the checkpoints do not need it"
         + (f"; or {error.HINT}" if isinstance(error, LinkOutError) else ""),
         exit_code=1,
     )
@@ -201,7 +197,7 @@ def trim_samples(path: Path, sampled_at: int) -> None:
     """Delete the samples after step `sampled_at` from samples.txt."""
     if not _is_there(path):
         return
-    kept_bytes, begins = 0, True  # `begins`: the next part begins a line
+    kept_bytes, begins = 0, True  # `begins`: whether the next part begins a line
     for line in read_lines(path, path.parent):
         heading = re.fullmatch(rb"=== step ([0-9]{1,18}) ===\n?", line) if begins else None
         if heading is not None and int(heading[1]) > sampled_at:
@@ -213,7 +209,7 @@ def trim_samples(path: Path, sampled_at: int) -> None:
 
 
 def _first_bytes(path: Path, count: int) -> Iterator[bytes]:
-    """The first `count` bytes of a file. The last of them must end a line."""
+    """Yield the first `count` bytes of a file. The last of them must end a line."""
     for line in read_lines(path, path.parent):
         if count == 0:
             return

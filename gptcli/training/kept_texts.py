@@ -1,4 +1,4 @@
-"""The text of standard input, which a run folder keeps as text.txt, text.jsonl and so on."""
+"""Keeps a copy of standard input's text in the run folder: text.txt, text.jsonl and so on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from gptcli.training.text_of_run import texts_exist
 
 
 def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
-    """The config with a file of the run folder in place of standard input, and what to copy there.
+    """The config with a file of the run folder in place of standard input, and the file to copy.
 
-    The copy lets a resumed run, `eval` and `inspect-batch` read the text again."""
+    The copy lets a resumed run, `eval` and `inspect-batch` read the text again. The file is None if
+    the config does not read standard input."""
     data = config.data
     if STDIN not in (*data.sources, *data.val_sources):
         return config, None
@@ -32,9 +33,10 @@ def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
 
 
 def with_stored_texts(run: Path, stored: Config, config: Config) -> Config:
-    """The config of a resumed run, whose text has been compared, without standard input.
+    """The config of a resumed run without standard input. The caller has compared the texts.
 
-    The run's own texts take its place. If they are gone, the run folder keeps a copy."""
+    The run's own texts replace standard input. If these are gone, the run folder gets a new
+    copy."""
     data = config.data
     if STDIN not in (*data.sources, *data.val_sources):
         return config

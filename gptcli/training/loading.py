@@ -1,6 +1,6 @@
 """Loads a trained model from a run folder, for `sample`, `eval` and `score`.
 
-The weights are read as plain memory. PyTorch is imported only if somebody asks for the module.
+Reads the weights as plain memory. Imports PyTorch only if the caller uses the PyTorch module.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Trained:
     """A model in evaluation mode with its tokenizer and config, and notes for the user.
 
-    `source` is the model, or makes it when it is first asked for. `arrays` are the weights of the
-    checkpoint, if a run was read; `user_parts` are the parts that the user wrote."""
+    `source` is the model, or a function that makes it. `arrays` are the weights of the checkpoint,
+    if they were read from a run folder. `user_parts` are the parts that the user wrote."""
 
     run: Path
     source: GPT | Callable[[], GPT]
@@ -46,7 +46,7 @@ class Trained:
 
     @cached_property
     def model(self) -> GPT:
-        """The PyTorch module. It is made when it is first asked for."""
+        """The PyTorch module, made on first use."""
         from gptcli.model.gpt import GPT
 
         return self.source if isinstance(self.source, GPT) else self.source()
@@ -55,7 +55,7 @@ class Trained:
     def weights(self) -> Weights:
         """The weights for the C libraries, if the network has no part that the user wrote.
 
-        They are those of the module if it was made: somebody can have changed it."""
+        If the module exists, they are its weights, because the caller may have changed them."""
         if self.arrays is None or "model" in vars(self):
             return Weights.of(self.model)
         return Weights(self.config.model, self.tokenizer.vocab_size, self.arrays)
@@ -69,7 +69,7 @@ def load_trained(
     dtype: torch.dtype,
     user_parts: UserParts | None = None,
 ) -> Trained:
-    """The model of a run's checkpoint `which`: "best", "last" or a step; its module is made.
+    """The model of a run's checkpoint `which` ("best", "last" or a step), with its PyTorch module.
 
     None means the best checkpoint, or the newest if none is the best. If that checkpoint is
     damaged, None means the newest valid one.
@@ -89,11 +89,11 @@ def read_trained(
     *,
     config: Config | None = None,
 ) -> Trained:
-    """The same, but its module is made when it is first asked for, and then put where `place` says.
+    """The model of a run's checkpoint, as by load_trained, but without PyTorch.
 
-    `config` is the run's config if the caller has read it. It imports no PyTorch. Raises as
-    load_trained does, unless the weights do not fit a network of the user's parts: that shows when
-    the module is made."""
+    The module is made on first use, then passed through `place`. `config` is the run's config if
+    the caller has read it. Raises the errors of load_trained, with one exception: if the weights do
+    not fit a network with user's parts, the error comes when the module is made."""
     config = config or run_folder.read_config(run)
     if which is None:
         loaded, notes = checkpoint.best_valid(run, as_arrays=True)

@@ -2,8 +2,8 @@
 
     for event in train(setup): ...
 
-This file is the story of a run; gptcli.training.step is the mathematics of one step. The loop knows
-nothing of screens: the command line passes each event to the view and to the metrics file.
+gptcli.training.step has the mathematics of a step; this file decides what happens between steps.
+The loop prints nothing. The command line passes each event to the view and the metrics file.
 
 First reading: `events`, `steps`, `after_step` and `one_step`.
 """
@@ -62,7 +62,7 @@ class Setup:
     time_limit: TimeLimit | None = None
     plan_history: PlanHistory = NO_PLANS
     new_state: Callable[..., TrainingState] = TrainingState
-    """Builds the state; a test or gptcli.distributed can put another one in its place."""
+    """Builds the state. A test or gptcli.distributed can replace this function."""
 
 
 def train(
@@ -70,12 +70,12 @@ def train(
 ) -> Generator[Event, None, None]:
     """Train and yield events; the last event is always Finished.
 
-    `should_stop` is called after every step and between the batches of an evaluation. If it returns
-    True, the run saves a checkpoint and finishes as "interrupted". `wishes` is called after every
-    step; what it returns is done at once, and changes no weights. A loss or gradient that is not
-    finite finishes the run as "diverged" before the update. Raises GptcliError if a checkpoint
-    cannot be written. After the generator has ended, raised or been closed, none of its threads
-    touches the run folder."""
+    The loop calls `should_stop` after every step, between the batches of an evaluation and during a
+    sample. If `should_stop` returns True, the run saves a checkpoint and finishes as "interrupted".
+    The loop calls `wishes` after every step and does at once what it returns. This changes no
+    weights. If a loss or gradient is not finite, the run finishes as "diverged" before the update.
+    Raises GptcliError if a checkpoint cannot be written. After the generator has ended, raised or
+    been closed, none of its threads touches the run folder."""
     loop = _Loop(setup, should_stop, wishes)
     try:
         yield from loop.events()
@@ -105,14 +105,14 @@ class _Loop:
         )
         if setup.resume:
             self.state.restore(setup.resume)
-            # If a kill came between saving and marking the best checkpoint, the mark is missing.
+            # A kill can come between saving and marking the best checkpoint.
             best = self.state.progress.best_step
             if best in checkpoint.steps_of(setup.run):
                 checkpoint.mark_best(setup.run, best)
         saved = setup.resume
         for read in (setup.start_from, *((saved.model, saved.state) if saved else ())):
             if read:
-                read.clear()  # the model has copies; without this, the tensors would stay in memory
+                read.clear()  # the model has copies: free these tensors
         self.progress = self.state.progress
         # Only a fine-tune has a checkpoint of step 0.
         self.fine_tune = setup.start_from is not None or (saved is not None and saved.step == 0)
@@ -142,12 +142,12 @@ class _Loop:
     # ---- the run -------------------------------------------------------------------------
 
     def events(self) -> Iterator[Event]:
-        """All events of the run, from RunStarted to Finished."""
+        """Train; yield all events of the run, from RunStarted to Finished."""
         yield self.headline()
         self.state.model.train()
         self.started = time.perf_counter() - self.progress.seconds
         if self.fine_tune:
-            # A run that is killed in its first minute must keep the weights that it started from.
+            # A run that is killed in its first minute needs the weights that it started from.
             yield from self.saver.save_or_raise(self.state, self.meta())
         stopped = yield from self.steps()
         diagnosis = hint = None
@@ -192,9 +192,9 @@ class _Loop:
         )
 
     def steps(self) -> Generator[Event, None, Stopped | Diverged]:
-        """Step until the end; returns why the run stopped."""
+        """Do steps until the run ends; return why it stopped."""
         p = self.progress
-        # The run can have been interrupted during the evaluation or the sample of this step.
+        # The run may have been interrupted before the evaluation or the sample of this step.
         stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
         if stopped is None:
             yield from self.sample_if_due()
@@ -224,7 +224,7 @@ class _Loop:
         return stopped or "done"
 
     def after_step(self) -> Generator[Event, None, Stopped | Diverged | None]:
-        """Evaluate, sample and save, each if it is due now; returns why to stop, or None."""
+        """Evaluate, sample and save if each is due; return why to stop, or None."""
         if self.should_stop():
             return "interrupted"
         replanned = self.plan.again(self.progress.step)
@@ -244,7 +244,7 @@ class _Loop:
         return stopped or ("interrupted" if self.should_stop() else None)
 
     def is_logged(self, step: int) -> bool:
-        """Whether metrics.jsonl gets this step."""
+        """Whether the run logs this step in metrics.jsonl."""
         return step % int(self.config.log_every) == 0 or step in (1, self.plan.max_steps)
 
     def one_step(self) -> Updated | Diverged:
@@ -272,7 +272,7 @@ class _Loop:
     # ---- evaluations, samples, checkpoints -----------------------------------------------
 
     def evaluate_if_due(self) -> Generator[Event, None, Stopped | Diverged | None]:
-        """Evaluate if an evaluation is due now and is missing; returns why to stop, or None."""
+        """Evaluate if an evaluation is due and not yet done; return why to stop, or None."""
         p, config, val = self.progress, self.config, self.setup.corpus.val
         due = p.step % int(config.eval_every) == 0 or p.step == self.plan.max_steps
         due = due if p.step > 0 else self.fine_tune
@@ -305,7 +305,7 @@ class _Loop:
         return self.reason_to_stop()
 
     def loss_on(self, tokens: TokenStore) -> float | None:
-        """The mean loss on `tokens`, one text; None if the run is interrupted or far too late."""
+        """The mean loss on `tokens` of one text; None if the run is interrupted or far too late."""
 
         def give_up() -> bool:
             return self.should_stop() or self.plan.is_far_too_late()
@@ -324,13 +324,13 @@ class _Loop:
         return None
 
     def sample_if_due(self) -> Iterator[Event]:
-        """Draw a sample if one is due now and is missing."""
+        """Draw a sample if one is due and not yet drawn."""
         p, every = self.progress, self.config.sample_every
         if every and p.step > 0 and p.step % every == 0 and p.sampled_at != p.step:
             yield from self.sample()
 
     def sample(self) -> Iterator[Event]:
-        """Draw a sample, and save it with the checkpoint of this step if there is one."""
+        """Draw a sample. If this step has a checkpoint, save it again with the sample."""
         p = self.progress
         tokenizer = self.setup.corpus.tokenizer
         text = generate_one(
@@ -350,7 +350,7 @@ class _Loop:
             yield from self.save()
 
     def grant_wishes(self) -> Iterator[Event]:
-        """Do what the user has asked for. Weights and later decisions stay the same."""
+        """Do what the user asked for. Weights and later decisions of the run do not change."""
         p, val = self.progress, self.setup.corpus.val
         for wish in self.wishes():
             if wish == "sample":
@@ -361,7 +361,7 @@ class _Loop:
                 yield from self.save()
 
     def save(self) -> Iterator[Event]:
-        """Save a checkpoint, mark the best one and delete those that are no longer kept."""
+        """Save a checkpoint, mark the best one, delete old ones."""
         self.progress.seconds = self.clock()
         yield from self.saver.save(self.state, self.meta())
 
@@ -383,7 +383,7 @@ class _Loop:
     # ---- small things --------------------------------------------------------------------
 
     def clock(self) -> float:
-        """Seconds of training, including those before an interruption."""
+        """The seconds of training so far, including those before an interruption."""
         return time.perf_counter() - self.started
 
     def headline(self) -> Event:

@@ -1,4 +1,4 @@
-"""Detects loss spikes: a loss far above the recent ones, usually caused by an odd batch."""
+"""Detects loss spikes: losses far above the recent losses, usually because of an unusual batch."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class SpikeDetector:
     """Takes the loss of each step and reports spikes, at most one in 50 steps.
 
     A spike is above each of the last 50 losses, and above their median by more than 8 deviations
-    and 0.2 nats. The deviation is 1.4826 times the median distance from the median. For
-    normal noise this is the standard deviation, but a few odd losses hardly change it.
-    The first 20 losses are never spikes. While the loss falls steeply the deviation is large, so
-    only a real jump is reported. A loss that jumps and stays high is reported once."""
+    and 0.2 nats. The deviation is 1.4826 times the median distance from the median. For normally
+    distributed losses it is the standard deviation, but a few unusual losses hardly change it. The
+    first 20 losses are never spikes. While the loss falls steeply, the deviation is large, so only
+    a real jump is a spike. A loss that jumps and stays high is one spike."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._quiet = 0
 
     def excess(self, loss: float) -> float | None:
-        """The median of the recent losses if `loss` is a spike, else None. Call it each step."""
+        """The median of the recent losses if `loss` is a spike, else None. Call once a step."""
         recent = list(self._recent)
         self._recent.append(loss)
         self._quiet -= 1
@@ -44,7 +44,7 @@ class SpikeDetector:
 
 
 def spike_notice(run: Path, step: int, loss: float, usual: float) -> Notice:
-    """The notice of a loss far above the recent ones, with the command that shows its batch."""
+    """The notice about a loss spike, with the command that shows the step's batch."""
     return Notice(
         f"step {step}: loss {loss:.4g}, far above the recent {usual:.4g}; "
         f"its batch: gptcli inspect-batch {shell_word(run)} {step}",

@@ -1,8 +1,8 @@
 """Master weights: float32 weights for the optimizer, and the model's rounded working weights.
 
-A step changes a weight by less than bfloat16 can represent. So the optimizer updates float32 master
-weights, and the model computes with rounded copies of them, the working weights. In a float32 run,
-master weights and working weights are the same tensors.
+A step usually changes a weight by less than the distance between two bfloat16 numbers. So the
+optimizer updates float32 master weights. The model computes with rounded copies of them, the
+working weights. In a float32 run, master weights and working weights are the same tensors.
 
 First reading: `collect`, `clip` and `publish`. Skip _lay_out and flat, which place all weights in
 one tensor.
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from gptcli.model.gpt import GPT
 
-_ALIGNED = 64  # numbers; every tensor begins on a cache line, where matrix products are fastest
+_ALIGNED = 64  # numbers; tensors begin on a cache line, for fast matrix products
 
 
 class MasterWeights:
-    """A model's master weights and their gradients; converts them from and to working weights.
+    """A model's master weights and their gradients, with conversions from and to working weights.
 
-    If the passes use a shorter dtype, there are three large tensors: one of all master weights, one
-    of all gradients, one of all working weights. So one operation reaches all weights.
-    `same` says that the dtype is float32, so that working weights and master weights are one. Then
-    `flat` makes the large tensors, for the C library. `is_flat` says whether they are there."""
+    If the passes use a shorter dtype, there are three large tensors: one with all master weights,
+    one with all gradients, one with all working weights. So one operation changes all weights.
+    `same` is true if the dtype is float32, so that the working weights are the master weights. Then
+    only `flat` makes the large tensors, for the C library. `is_flat` is true if they exist."""
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         self.same = dtype == torch.float32
@@ -54,7 +54,7 @@ class MasterWeights:
         self._all_gradients = torch.zeros_like(self._all)
         tensors, self._gradients = views(self._all), views(self._all_gradients)
         torch._foreach_copy_(tensors, self._working)
-        if self.same:  # the parameters stay the master weights, and move into the large tensor
+        if self.same:  # move the parameters, which are the masters, into the large tensor
             self._all_working = self._all
         else:
             self._tensors = tensors
@@ -65,9 +65,9 @@ class MasterWeights:
         self.publish()
 
     def flat(self) -> tuple[Tensor, Tensor, dict[str, int]]:
-        """All master weights in one float32 tensor, all gradients in another, and offsets by name.
+        """One float32 tensor with all master weights, one with all gradients, and offsets by name.
 
-        A parameter begins at the same offset in each tensor."""
+        A parameter has the same offset in both tensors."""
         if not self.is_flat:
             with torch.no_grad():
                 self._lay_out(torch.float32)
@@ -79,14 +79,14 @@ class MasterWeights:
         return self._all, self._all_gradients, offsets
 
     def use_gradients(self) -> None:
-        """Let each master weight's gradient be its part of the flat gradients."""
+        """Make each master weight's gradient a view of the large tensor of gradients."""
         for master, place in zip(self._tensors, self._gradients, strict=True):
             master.grad = place
 
     @torch.no_grad()
     def collect(self, scale: float) -> None:
         """Add the working weights' gradients, times `scale`, to the master weights' gradients."""
-        if self.same:  # the backward pass has added the gradients already
+        if self.same:  # the backward pass added them already
             assert scale == 1.0
             return
         found: list[Tensor] = []
@@ -111,10 +111,10 @@ class MasterWeights:
 
     @torch.no_grad()
     def take_gradients(self, *, add: bool) -> None:
-        """Move the working weights' gradients to the flat gradients, or add them there.
+        """Copy the working weights' gradients into the large tensor, or add them to it (`add`).
 
-        A CUDA graph can record this: it reads nothing back. The dtype must not be float32, and
-        each weight must have a gradient."""
+        A CUDA graph can record this, because the host reads nothing from the GPU. The dtype must
+        not be float32, and each weight must have a gradient."""
         found = [working.grad for working in self._working if working.grad is not None]
         assert len(found) == len(self._working)
         (torch._foreach_add_ if add else torch._foreach_copy_)(self._gradients, found)
@@ -123,7 +123,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def scale_gradients(self, factor: float) -> None:
-        """Multiply all flat gradients by `factor`. The dtype must not be float32."""
+        """Multiply all gradients by `factor`. The dtype must not be float32."""
         self._all_gradients.mul_(factor)
 
     def norm(self) -> Tensor:
@@ -148,7 +148,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients down to the global norm `longest`. Their global norm is `norm`."""
+        """Scale the gradients, whose global norm is `norm`, down to at most the norm `longest`."""
         if norm > longest:
             gradients = [self._all_gradients] if self.is_flat else self.grads()
             torch._foreach_mul_(gradients, longest / (norm + 1e-6))
@@ -164,7 +164,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Round the master weights into the working weights."""
+        """Copy the master weights, rounded, into the working weights."""
         if not self.same:
             self._all_working.copy_(self._all)
 

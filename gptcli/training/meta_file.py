@@ -1,11 +1,12 @@
 """meta.json of a checkpoint: its counters and config, protected by a SHA-256 of its own content.
 
-The key `sha256` of format 2 is the hash of all other keys. Format 1 is older and has no hash, but
+In format 2, the key `sha256` is the hash of all other keys. Format 1 is older and has no hash.
 gptcli still reads it.
 
 The key `files` is the index of the tensor files, with their sizes and hashes. A part of a
-checkpoint (`model`, the weights; `state`, the optimizer's state) is one file, model.safetensors, or
-shards: model-00001-of-00004.safetensors holds the first rows of each tensor, -00002- the next ones.
+checkpoint (`model`, the weights; `state`, the optimizer's state) is one file, such as
+model.safetensors, or several shards. Of four shards, model-00001-of-00004.safetensors holds the
+first rows of each tensor, model-00002-of-00004.safetensors the next rows.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ _MAX_COUNT = 2**63
 
 
 def shard_name(part: str, number: int, count: int) -> str:
-    """The name of the shard `number`, from 1 to `count`, of a part of a checkpoint."""
+    """The file name of shard `number` (1 to `count`) of a part of a checkpoint."""
     return f"{part}-{number:05d}-of-{count:05d}.safetensors"
 
 
 def names_of(files: Mapping[str, Any], part: str) -> list[str]:
     """The names of the files that hold a part: one file, or all its shards in the order of rows.
 
-    `files` is the index of a meta.json. Raises ValueError if a shard is missing there."""
+    `files` is the index of a meta.json. Raises ValueError if the index lacks a shard."""
     whole = f"{part}.safetensors"
     if whole in files:
         return [whole]
@@ -53,12 +54,12 @@ def names_of(files: Mapping[str, Any], part: str) -> list[str]:
 
 
 def is_shard(name: str, part: str) -> bool:
-    """Whether a name is that of a shard of a part."""
+    """Whether `name` is a shard's file name, of the part `part`."""
     return re.fullmatch(rf"{part}-[0-9]{{5}}-of-[0-9]{{5}}\.safetensors", name) is not None
 
 
 def dump_meta(step: int, meta: dict[str, Any], files: dict[str, Any]) -> bytes:
-    """The bytes of meta.json for a step: `meta`, `files` (sizes, hashes), and its own hash."""
+    """The bytes of meta.json for a step: `meta`, `files` (sizes, hashes), and the hash of both."""
     whole: dict[str, Any] = {**meta, "format": FORMAT, "step": step, "files": files}
     whole.pop("sha256", None)
     # Hash what a reader will see: JSON turns tuples into lists and keys into strings.
@@ -67,7 +68,7 @@ def dump_meta(step: int, meta: dict[str, Any], files: dict[str, Any]) -> bytes:
 
 
 def parse_meta(content: bytes, step: int) -> dict[str, Any]:
-    """The content of meta.json for this step. Raises ValueError that says what is wrong."""
+    """The content of the meta.json of `step`. Raises a ValueError that says what is wrong."""
     try:
         return _parsed(content, step)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
@@ -144,7 +145,7 @@ def _invalid_file(files: Any) -> str | None:
 
 
 def _is_plan(value: Any) -> bool:
-    """Whether a value of JSON is a plan: [step, max_steps]."""
+    """Whether a JSON value is a plan: [step, max_steps]."""
     return (
         isinstance(value, list)
         and len(value) == 2

@@ -1,7 +1,7 @@
-"""Settings and steps for a text, a machine and a time: `gptcli train TEXT` and `--minutes M`.
+"""Chooses settings and steps for a text, a machine and a time: `train TEXT`, `--minutes M`.
 
 gptcli.training.choice has the rules. This file measures the machine, reads the text, and plans the
-number of steps. gptcli.training.planner plans it again during the run.
+number of steps. During the run, gptcli.training.planner corrects this number.
 """
 
 from __future__ import annotations
@@ -40,22 +40,23 @@ from gptcli.training.setup import resolve
 
 _OVERFIT_EPOCHS = 100.0
 _REFERENCE = (4, 128, 256, 8)  # n_layer, n_embd, T, B of the step that measures the machine's speed
-_MEASURED_VOCABULARY = 96  # of the networks whose speed is measured
+_MEASURED_VOCABULARY = 96  # vocabulary of the networks whose speed is measured
 _MOST_CHOICES, _SAME_SPEED = 3, 0.85
-_SAVE_SECONDS = 0.15  # for the checkpoint after an evaluation
+_SAVE_SECONDS = 0.15  # of the checkpoint after an evaluation
 _MIN_STEPS = 20
 _SAMPLES = 5
-_QUIET_SHARE = 0.9  # a thread that gets less of its core shares it with another program
+_QUIET_SHARE = 0.9  # if a thread gets less of its core, other programs are running
 _THREADS_GAIN = 0.8  # T threads are about T ** 0.8 times as fast as one
 
 
 def choose_for_text(
     config: Config, asked: set[str], minutes: float
 ) -> tuple[Config, dict[str, str]]:
-    """The config with settings for its text and this machine, and the reason in each section.
+    """The config with settings for its text and this machine, and a reason for each section.
 
-    `config` has the defaults and the values that the user set, whose dotted keys are `asked`.
-    Patience and samples are chosen only if the number of steps is planned, not asked for."""
+    `config` has the defaults and the values that the user set. `asked` has the dotted keys that the
+    user set. Sets patience only if there is a validation split and the user did not set the number
+    of steps."""
     config, named = follow_tokenizer(config)
     if named is not None:
         asked = asked | {"tokenizer.kind", "tokenizer.vocab_size"}
@@ -69,8 +70,8 @@ def choose_for_text(
         values |= fitting_values(_flat(config) | values, asked)
         if asked >= {"model.n_layer", "model.n_embd"}:
             break
-        # A small network computes fewer operations in a second than the one that was measured:
-        # much of its time goes to what does not grow with its size.
+        # A small network does fewer operations in a second than the measured network, because much
+        # of its time does not depend on its size.
         try:
             slower = _operations_with(with_values(config, values), seconds)
         except Exception as error:
@@ -98,9 +99,9 @@ def fit_to_minutes(
 ) -> tuple[Config, TimeLimit, str]:
     """The config whose training ends `minutes` after `begun`, its time limit, and the reason.
 
-    `begun` is a value of time.perf_counter(). Of dropout and samples, the keys in `choose` are set
-    for the number of epochs and steps. `ranks` processes share the training. Raises GptcliError if
-    `is_strict` and the time is too short for 20 steps."""
+    `begun` is a value of time.perf_counter(). If `choose` has "model.dropout" or
+    "train.sample_every", sets this key for the number of epochs or steps. `ranks` processes share
+    the training. Raises GptcliError if `is_strict` and the time is too short for 20 steps."""
     seconds = 60.0 * minutes
     choose_threads(config.run.threads)
     limit = TimeLimit(begun + seconds - SECONDS_AT_END, seconds)
@@ -127,7 +128,7 @@ def fit_to_minutes(
         # The model does not fit in memory. The training, or a dry run, says how large it is.
         if is_strict or not (isinstance(error, GptcliError) or is_out_of_memory(error)):
             raise
-        return config, limit, "a step could not be measured"
+        return config, limit, "the time of a step could not be measured"
     tokens_per_step = config.tokens_per_step
     val_steps = (len(corpus.val) if corpus.val else 0) / 3 / tokens_per_step
     evaluation_seconds = val_steps * step_seconds + _SAVE_SECONDS
@@ -139,7 +140,7 @@ def fit_to_minutes(
         over = steps * step_seconds + math.ceil(steps / every) * evaluation_seconds - remaining
         if over <= 0:
             break
-        # A step also brings its share of an evaluation.
+        # A step that is removed also saves its share of an evaluation.
         steps -= max(1, int(over / (step_seconds + evaluation_seconds / every)))
     if steps < _MIN_STEPS and is_strict:
         passed = seconds - remaining
@@ -164,7 +165,7 @@ def fit_to_minutes(
 
 
 def text_facts(config: Config) -> Text:
-    """The characters, bytes and different characters of the config's text. Reads all of it."""
+    """The characters, bytes and different characters of the config's text. Reads all texts."""
     refuse_shards(config.data)
     source = find_source(config.data)
     count = size = 0
@@ -181,7 +182,7 @@ def text_facts(config: Config) -> Text:
 
 
 def block_of_choice(config: Config, reasons: dict[str, str]) -> list[str]:
-    """The settings as YAML, a line for each section with chosen values; the reasons as comments."""
+    """The chosen settings as YAML: a line for each section, with the reason as a comment."""
     shown = (
         ("data", ("val_fraction",) if "data" in reasons else ()),
         ("tokenizer", ("kind", *(["vocab_size"] if config.tokenizer.kind == "bpe" else []))),
@@ -203,10 +204,10 @@ def _yaml(value: Any) -> str:
 
 
 def _operations(config: Config, asked: set[str], seconds: float) -> float:
-    """The operations of the run (6 per parameter of the blocks and token).
+    """The number of operations of the run: 6 for each parameter of the blocks and each token.
 
-    They follow from the steps and the network if the user set both, else from the speed that the
-    machine has if no other program runs."""
+    It follows from the steps and the network if the user set both. Otherwise it follows from the
+    speed of this machine without other programs."""
     model = config.model
     if asked >= {"train.max_steps", "model.n_layer", "model.n_embd"}:
         steps = config.train.max_steps * config.tokens_per_step
@@ -229,7 +230,7 @@ def _operations(config: Config, asked: set[str], seconds: float) -> float:
 
 
 def _operations_with(config: Config, seconds: float) -> float:
-    """The operations of the run with the network and the batch of `config`, measured."""
+    """The number of operations of the run, measured with the network and the batch of `config`."""
     vocab_size = _MEASURED_VOCABULARY
     step_seconds = _quiet_step_seconds(config, min(0.3, 0.01 * seconds), vocab_size)
     operations = 6.0 * block_parameters(config.model.n_layer, config.model.n_embd)
@@ -238,11 +239,12 @@ def _operations_with(config: Config, seconds: float) -> float:
 
 
 def _quiet_step_seconds(config: Config, seconds: float, vocab_size: int) -> float:
-    """Seconds per step if no other program runs on the processor.
+    """The seconds that a step takes if no other program uses the processor.
 
-    One thread's processor time does not depend on other programs. If it is under 90 % of the
-    wall-clock time, other programs are running. The time of all threads is then estimated: one
-    thread's time / threads ** _THREADS_GAIN. Otherwise all threads are measured."""
+    Measures one thread first. Its processor time does not depend on other programs. If this is
+    under 90 % of the wall-clock time, other programs are running. Then the time with all threads is
+    estimated: one thread's time / threads ** _THREADS_GAIN. Otherwise it is measured with all
+    threads."""
     threads = choose_threads(config.run.threads)
     if choose_device(config.run.device).type != "cpu":
         return _measure(config, vocab_size, None, seconds).wall
@@ -261,7 +263,7 @@ def _quiet_step_seconds(config: Config, seconds: float, vocab_size: int) -> floa
 def _measure(
     config: Config, vocab_size: int, user_parts: UserParts | None, seconds: float
 ) -> StepTime:
-    """The time of a step, measured on this machine with the present number of threads."""
+    """The time of a step, measured on this machine with the current number of threads."""
     device = choose_device(config.run.device)
     dtype = choose_dtype(config.run.dtype, device)
     engine, _ = choose_engine(
@@ -279,9 +281,9 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
-    """The config with `values`, by dotted key. Raises ValidationError if it is not valid.
+    """The config with `values`, by dotted key. Raises ValidationError if the result is not valid.
 
-    Keys that were not set before and are not in `values` still count as not set."""
+    Any other key stays set or not set (pydantic's model_fields_set), as in `config`."""
     tree = config.model_dump()
     sections: dict[str, set[str]] = {}
     for key, value in values.items():

@@ -22,10 +22,10 @@ class NamedTokenizer:
 
 
 def load_named(name: str, key: str = "tokenizer.from") -> NamedTokenizer:
-    """The tokenizer of a run (its name or folder), of a folder with a tokenizer.json, or of a file.
+    """Load a tokenizer. `name` is a run, a folder with a tokenizer.json, or such a file.
 
-    The file is data, and nothing in it is executed. `key` is the option or config key that holds
-    the name, for messages. Raises GptcliError if there is no such tokenizer, or it cannot be
+    The file is data: gptcli executes nothing in it. `key` is the option or config key that holds
+    the name, for messages. Raises GptcliError if there is no such tokenizer, or if it cannot be
     used."""
     path = path_of(name)
     is_run = os.path.isfile(path / "config.yaml")  # noqa: PTH113
@@ -43,10 +43,11 @@ def load_named(name: str, key: str = "tokenizer.from") -> NamedTokenizer:
 def follow_tokenizer(
     config: Config, key: str = "tokenizer.from"
 ) -> tuple[Config, Tokenizer | None]:
-    """The config with the kind and vocab_size of the tokenizer that it names, and this tokenizer.
+    """Load the tokenizer that tokenizer.from names; return the config with its kind and size.
 
-    Without `tokenizer.from`, the config stays as it is, and the tokenizer is None. Raises
-    GptcliError if the tokenizer cannot be used, or if the config asks for another kind or size."""
+    The second result is the tokenizer. Without `tokenizer.from`, the config stays as it is, and the
+    tokenizer is None. Raises GptcliError if the tokenizer cannot be used, or if the config asks for
+    another kind or size."""
     section = config.tokenizer
     if section.from_ is None:
         return config, None
@@ -70,22 +71,22 @@ def follow_tokenizer(
 
 
 def follow_base_run(config: Config, run: Path) -> tuple[Config, Tokenizer]:
-    """The config of a fine-tune with the tokenizer of the run that it starts from; this tokenizer.
+    """The config of a fine-tune with the base run's tokenizer, and this tokenizer.
 
     Raises GptcliError if the config asks for another tokenizer."""
     tokenizer = load_tokenizer(run / "tokenizer.json", inside=run)
     section = config.tokenizer
     inherited = read_config(run).tokenizer.from_
     hint = (
-        f"leave it out; or leave out --from, and train a new model with {section.kind}"
+        f"leave tokenizer.kind out; or leave out --from, and train a new model with {section.kind}"
         if section.from_ in (None, inherited)
-        else "leave it out; or leave out --from, and train a new model with this tokenizer"
+        else "leave --tokenizer and tokenizer.from out; or leave out --from, and train a new model"
     )
     if section.from_ not in (None, inherited):
         other = load_named(section.from_).tokenizer
         if other.fingerprint() != tokenizer.fingerprint():
             raise GptcliError(
-                f"--from takes the tokenizer of {run}, but {section.from_} has another one",
+                f"--from takes the tokenizer of {run}, but {section.from_} has another tokenizer",
                 hint,
             )
     if "kind" in section.model_fields_set and section.kind != tokenizer.kind:
@@ -100,7 +101,7 @@ def follow_base_run(config: Config, run: Path) -> tuple[Config, Tokenizer]:
 
 
 def refuse_other_tokenizer(run: Path, tokenizer: Tokenizer, name: str) -> None:
-    """Raise GptcliError unless the tokenizer that `name` names is that of the run."""
+    """Raise GptcliError unless the tokenizer called `name` is the run's tokenizer."""
     if load_named(name).tokenizer.fingerprint() != tokenizer.fingerprint():
         raise GptcliError(
             f"{run} was trained with another tokenizer than {name}",
@@ -112,7 +113,7 @@ def _load_file(path: Path) -> Tokenizer:
     if path.suffix == ".py":
         raise GptcliError(
             f"{path} is Python code, not a tokenizer.json",
-            "a tokenizer that you wrote is for `gptcli train --tokenizer FILE`",
+            "to use a tokenizer that you wrote: gptcli train --tokenizer FILE",
         )
     return load_tokenizer(path, other_programs=True)
 

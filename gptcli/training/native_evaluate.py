@@ -1,6 +1,6 @@
 """Evaluation by the C library, without PyTorch: the loss over a complete split in float32.
 
-First reading: skip this file. It computes what evaluate.py computes."""
+First reading: skip this file. It computes the same as evaluate.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOKENS_AT_ONCE = 2048
 
 
 def can_evaluate(weights: Weights) -> bool:
-    """Whether the C library evaluates this network here, and does not have to be compiled first."""
+    """Whether the C library supports this network and is compiled already."""
     if unsupported_reason(weights.config) is not None:
         return False
     return library.is_compiled(library.TRAINING_FLOAT32)
@@ -26,9 +26,9 @@ def can_evaluate(weights: Weights) -> bool:
 def evaluate_natively(
     weights: Weights, tokens: TokenStore, context: int, threads: int
 ) -> float | None:
-    """Mean loss in nats per token: see gptcli.training.evaluate. None if memory is short.
+    """The mean loss in nats per token: see gptcli.training.evaluate. None if memory is short.
 
-    `can_evaluate` must be true. `tokens` must hold at least two tokens."""
+    `can_evaluate(weights)` must be true. `tokens` must hold at least two tokens."""
     found = library.find(library.TRAINING_FLOAT32).library
     if found is None:
         return None
@@ -43,7 +43,7 @@ def evaluate_natively(
     predicted, start, total = len(tokens) - 1, 0, 0.0
     while start < predicted:
         windows = min(rows, (predicted - start) // context)
-        width = context if windows else predicted - start  # the last window can be shorter
+        width = context if windows else predicted - start  # the last window may be shorter
         span = tokens.read(start, (windows or 1) * width + 1).astype(np.int64)
         idx, targets = (ids.reshape(-1, width).copy() for ids in (span[:-1], span[1:]))
         total += passes.loss(idx, targets)

@@ -1,4 +1,4 @@
-"""Finds the first layer or parameter with NaN or infinity after a training diverged."""
+"""Finds the first layer or parameter with NaN or infinity, after training has diverged."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from gptcli.model.gpt import GPT
 
 
 def first_not_finite(model: GPT, batches: Iterable[tuple[Tensor, Tensor]]) -> str:
-    """The name of the place where NaN or infinity first appears, such as "the output of h.1.attn".
+    """The place where NaN or infinity first appears, such as "the output of h.1.attn".
 
-    Checks the weights first. Then computes a step's batches again. In the forward pass, checks the
-    outputs of the layers. After the backward pass, checks the gradients, last parameter first."""
+    Checks the weights first. Then repeats the forward and backward passes of `batches`. Checks the
+    outputs of the layers in the forward pass, and the gradients after the backward pass, beginning
+    with the last parameter."""
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             return f"the weight {name}"
@@ -45,4 +46,4 @@ def first_not_finite(model: GPT, batches: Iterable[tuple[Tensor, Tensor]]) -> st
         for handle in handles:
             handle.remove()
         model.zero_grad(set_to_none=True)
-    return "nowhere when the batch was computed again"
+    return "not found when the batch was computed again"

@@ -1,6 +1,6 @@
-"""Opens the text of a new run, or of a run folder wherever its text is now.
+"""Opens the text of a new run or of a run folder, also if the text has moved.
 
-It needs no PyTorch, so that `eval` does without. First reading: skip this file."""
+This file needs no PyTorch, so `eval` can work without it. First reading: skip this file."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def open_text(
     content_key: str | None = None,
     cache: Path | None = None,
 ) -> Corpus:
-    """The corpus of a config. `cache` replaces the cache folder.
+    """Open the corpus of a config. `cache` replaces the cache folder.
 
-    The tokenizer is `tokenizer` if given, else the user's, else the one that tokenizer.from names,
-    else one of the config's kind. With `content_key`, raises OtherTextError if the text has another
-    one."""
+    The tokenizer is `tokenizer` if given, else the user's, else the tokenizer of tokenizer.from,
+    else a new one of the config's kind. Raises OtherTextError if the text's content key is not
+    `content_key`."""
     if tokenizer is None and (user_parts is None or user_parts.tokenizer is None):
         config, tokenizer = follow_tokenizer(config)
     return open_corpus(
@@ -45,7 +45,8 @@ def open_text(
 def open_text_of_run(
     wanted: WantedText, config: Config, tokenizer: Tokenizer
 ) -> tuple[Corpus, Config]:
-    """The text of a run, wherever it is now, and the config with its place as `data.source`.
+    """Open the text of a run, which may have moved; return the corpus and the config.
 
-    Raises GptcliError if the text is missing or is another one."""
+    The config has the text's place. Raises GptcliError if the text is missing or is not the run's
+    text."""
     return wanted.open(config, lambda found, key: open_text(found, tokenizer, content_key=key))

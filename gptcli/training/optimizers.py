@@ -1,10 +1,11 @@
-"""The optimizers (AdamW, Muon): their updates, defaults, memory, and which parameter gets which.
+"""The optimizers (AdamW, Muon): their updates, defaults and memory, and their groups of parameters.
 
-To add an optimizer, write a class with its update here, and a row in RECIPES. The row answers
-everything that the rest of gptcli asks. Add the name to `train.optimizer` in gptcli.config.
+To add an optimizer, write a class with its update here, and a row in RECIPES. The row has
+everything that the rest of gptcli asks about an optimizer. Add the name to `train.optimizer` in
+gptcli.config.
 
-First reading: orthogonalise, Muon.step, AdamW.step and RECIPES. Skip functions with `native` in
-their name: the C library computes the same.
+First reading: orthogonalise, Muon.step, AdamW.step and RECIPES. Skip what has `native` in its name:
+the C library computes the same.
 
 Dimensions: N matrices of one shape, (R, C) rows and columns.
 """
@@ -24,16 +25,16 @@ from torch import Tensor
 from gptcli.model.parameters import Role, role_of
 from gptcli.native import engine
 
-# The quintic of Jordan et al. 2024. Applied repeatedly, it moves every singular value towards 1.
+# The quintic of Jordan et al. 2024. Applied repeatedly, it moves every singular value to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 NEWTON_SCHULZ_STEPS = 5
 
 Native = tuple[ctypes.CDLL, int]
-"""The C library and the number of threads that it can use."""
+"""The C library, and the number of threads that it may use."""
 
 
 class Update(Protocol):
-    """An optimizer's update of some parameters."""
+    """An optimizer's update rule for some parameters, with its state."""
 
     slots: frozenset[str]
     """The names of the tensors that the update keeps for each parameter."""
@@ -50,10 +51,11 @@ class Update(Protocol):
 def orthogonalise(
     update: Tensor, steps: int = NEWTON_SCHULZ_STEPS, dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
-    """For each matrix, roughly the nearest (semi-)orthogonal one: (N, R, C) -> (N, R, C).
+    """For each matrix, roughly the nearest (semi-)orthogonal matrix: (N, R, C) -> (N, R, C).
 
-    Singular values end between about 0.7 and 1.2. Computes in `dtype` and returns that dtype.
-    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers", Newton-Schulz iteration.
+    The singular values of the result are between about 0.7 and 1.2. Computes in `dtype` and returns
+    that dtype. Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers", Newton-Schulz
+    iteration.
     """
     X = update.to(dtype)
     tall = X.shape[1] > X.shape[2]
@@ -68,7 +70,7 @@ def orthogonalise(
 
 
 class Muon:
-    """Momentum whose update is orthogonalised: for the matrices of hidden layers.
+    """Muon: momentum with an orthogonalised update, for the matrices of hidden layers.
 
     Each step does, for every matrix:
     momentum = beta * momentum + gradient; update = orthogonalise(gradient + beta * momentum);
@@ -94,7 +96,8 @@ class Muon:
         self.weight_decay = weight_decay
         self._momentum, self._native = momentum, native
         self.orthogonalise: Callable[[Tensor], Tensor] = partial(orthogonalise, dtype=dtype)
-        """What orthogonalises a stack of matrices. Several processes can share its work."""
+        """Orthogonalises a stack of matrices. gptcli.distributed replaces it, so that processes
+        share the work."""
         shapes: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for p in params:
             shapes[tuple(sorted(p.shape))].append(p)
@@ -122,7 +125,7 @@ class Muon:
                 u if p.shape == u.shape else u.T for p, u in zip(params, update, strict=True)
             ]
             torch._foreach_mul_(params, 1 - rate * self.weight_decay)
-            for shape in {p.shape for p in params}:  # one operation for each: a GPU launches few
+            for shape in {p.shape for p in params}:  # few operations: few GPU launches
                 rows, columns = shape
                 torch._foreach_add_(
                     [p for p in params if p.shape == shape],
@@ -152,9 +155,9 @@ class Muon:
 
 
 class AdamW:
-    """AdamW with bias-corrected moments, by PyTorch's fused operation.
+    """AdamW with bias-corrected moments, by PyTorch's fused operation or the C library.
 
-    torch.optim.AdamW computes the same, but it imports PyTorch's compiler. That import takes most
+    torch.optim.AdamW computes the same, but it imports PyTorch's compiler. This import takes most
     of a second before the first step.
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"."""
 
@@ -234,31 +237,32 @@ class Group:
 
     roles: frozenset[Role]
     update: Callable[[list[Tensor], float, torch.dtype, Native | None], Update]
-    """Builds the update from parameters, weight decay, Muon's dtype and the C library."""
+    """Builds the update. The arguments: parameters, weight decay, Muon's dtype, the C library."""
     rate_share: float
-    """The group's learning rate divided by the run's."""
+    """The group's learning rate divided by the run's learning rate."""
     decays: bool
-    """Whether `train.weight_decay` applies."""
+    """Whether `train.weight_decay` applies to the group."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that gptcli asks about an optimizer.
+    """The facts about an optimizer that the rest of gptcli needs.
 
-    No field has a default, so that a new optimizer cannot get a value by accident."""
+    No field has a default, so a new optimizer cannot get a value by accident."""
 
     groups: tuple[Group, ...]
     """Each role is in exactly one group. Checkpoints store parameters in the order of groups."""
     default_rate: Callable[[int], float]
     """The peak learning rate that `auto` stands for, as a function of n_embd."""
     adapter_rate: float
-    """The peak learning rate that `auto` stands for if low-rank adapters are trained."""
+    """The peak learning rate that `auto` stands for in a run with low-rank adapters."""
     default_warmup: Callable[[int], int]
     """The warm-up steps that `auto` stands for, as a function of max_steps."""
     slots: int
-    """The float32 numbers of state that the optimizer keeps for each weight of a block's matrix."""
+    """How many float32 numbers of state the optimizer keeps for each weight of a block's matrix."""
     orthogonalises: bool
-    """Whether a step orthogonalises the blocks' matrices. gptcli.training.cost adds the time."""
+    """Whether a step orthogonalises the blocks' matrices. If so, gptcli.training.cost adds the time
+    for it."""
 
 
 def _muon(
@@ -281,7 +285,7 @@ RECIPES: dict[str, Recipe] = {
         groups=(
             Group(frozenset({"matrix"}), _muon, rate_share=1.0, decays=True),
             # With Muon the embeddings do not decay. The row of a rare token gets almost no
-            # gradient, so almost only decay would change it.
+            # gradient, so decay would shrink it to 0.
             Group(_TABLES, _adamw(eps=1e-10), rate_share=0.2, decays=False),
             Group(_VECTORS, _adamw(eps=1e-10), rate_share=0.2, decays=False),
         ),
@@ -308,8 +312,8 @@ RECIPES: dict[str, Recipe] = {
 class Optimizers:
     """All updates of a run in one object. Each parameter gets the update of its role's group.
 
-    `parameters` are (name, float32 tensor); `kind` is a name in RECIPES. Those whose names are in
-    `undecayed` never decay."""
+    `parameters` are pairs (name, float32 tensor). `kind` is a name in RECIPES. Weight decay never
+    applies to the parameters whose names are in `undecayed`."""
 
     def __init__(
         self,
@@ -336,7 +340,7 @@ class Optimizers:
             update.step(rate * group.rate_share)
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors of state that the next step depends on, by the name "slot/parameter"."""
+        """The tensors of state that the next step depends on, by the name "slot/parameter"."""
         return {
             f"{slot}/{self.names[p]}": value
             for _, update in self.updates
@@ -347,8 +351,8 @@ class Optimizers:
     def load_state(self, saved: dict[str, Tensor]) -> None:
         """Restore what `state` returned.
 
-        Raises KeyError if a parameter has other slots than its update keeps. A parameter that never
-        had a gradient has no slots."""
+        Raises KeyError if a parameter's slots in `saved` are not those that its update keeps. A
+        parameter that never had a gradient has no slots."""
         by_name = {self.names[p]: (update, p) for _, update in self.updates for p in update.params}
         slots: dict[str, set[str]] = {}
         for key in saved:

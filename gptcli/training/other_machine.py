@@ -1,9 +1,9 @@
 """Chooses device, dtype, threads, compile and engine again for a run that another machine trained.
 
-config.yaml holds what `auto` meant when the run began. run.json records the machine, and which
-keys of `run` were `auto`. On the same machine everything stays, so a resumed run gets the same
-weights to the bit. On another machine, gptcli chooses again the keys that were `auto`, and those
-that cannot work there.
+config.yaml holds the values that replaced `auto` when the run began. run.json records the machine,
+and which keys of `run` were `auto`. On the same machine no value changes, so a resumed run gets the
+same weights to the bit. On another machine, gptcli chooses new values for the keys that were
+`auto`, and for keys whose values cannot work on that machine.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def machine_record(
 ) -> dict[str, Any]:
     """What run.json records under the key `machine`.
 
-    `run` is the section of the config before `auto` is replaced. `before` is the old
-    record of a resumed run: its `auto` keys stay `auto`, unless the user has just set them
+    `run` is the section of the config before `auto` is replaced. `before` is the old record of a
+    resumed run. Its `auto` keys stay `auto`, except those that the user set for this resume
     (`asked`).
     """
     chosen = {key for key, value in run.model_dump().items() if value == "auto"}
@@ -43,10 +43,10 @@ def machine_record(
 
 
 def chosen_again(stored: RunConfig, record: object, asked: Set[str] = frozenset()) -> RunConfig:
-    """The section `run` of a stored config with `auto` for each key that must be chosen again.
+    """The section `run` of a stored config, with `auto` for each key that needs a new value.
 
-    `record` is the run's `machine_record`, None for a run of an old version. Keys in `asked` keep
-    their values: the user has just set them."""
+    `record` is the run's `machine_record`; None for a run of an old version. Keys in `asked` keep
+    their values, because the user set them for this resume."""
     values = stored.model_dump()
 
     def again(*keys: str) -> None:
@@ -61,7 +61,7 @@ def chosen_again(stored: RunConfig, record: object, asked: Set[str] = frozenset(
     if values["device"] != "auto" and not _has_device(values["device"]):
         again("device")
     if not _has_device(values["device"]):
-        return RunConfig.model_validate(values)  # the user asks for it: choose_device refuses it
+        return RunConfig.model_validate(values)  # the user's choice: choose_device refuses it
     device = choose_device(values["device"])
     other_device = device.type != stored.device
     if other_device:
@@ -83,7 +83,7 @@ def chosen_again(stored: RunConfig, record: object, asked: Set[str] = frozenset(
 
 
 def changes_note(stored: RunConfig, now: RunConfig, asked: Set[str]) -> list[str]:
-    """A note that names the keys that were chosen again with another value; [] if there is none."""
+    """A note that lists the keys of `run` that got another value; [] if there is none."""
     before, after = stored.model_dump(), now.model_dump()
     changed = [
         f"run.{key} is now {in_words(after[key])} (was {in_words(before[key])})"
@@ -99,7 +99,7 @@ def changes_note(stored: RunConfig, now: RunConfig, asked: Set[str]) -> list[str
 
 
 def refuse_other_machine(config: Config, *, has_user_parts: bool = False) -> None:
-    """Raise GptcliError if this machine cannot run the config. Names all problems at once."""
+    """Raise an error that names all problems if this machine cannot run the config."""
     run = config.run
     device = choose_device(run.device if _has_device(run.device) else "auto")
     dtype = torch.bfloat16 if run.dtype == "bfloat16" else torch.float32

@@ -1,4 +1,4 @@
-"""The error for a training that ran out of memory: which setting to lower, and by how much."""
+"""The error for a run that is out of memory: which setting to lower, and by how much."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gptcli.model.gpt import GPT, count_parameters
 from gptcli.training.estimate import training_bytes
 from gptcli.training.loop import Setup
 
-USABLE_SHARE = 0.9  # the estimate is off by up to 15 %, and other programs need memory too
+USABLE_SHARE = 0.9  # the estimate can be 15 % wrong, and other programs need memory
 
 
 def out_of_memory(setup: Setup) -> GptcliError:
-    """The error: how much memory the run needs, how much is available, and what would fit."""
+    """The error, with the memory that is needed, the memory that is available, and what fits."""
     with torch.device("meta"):
         parameters = count_parameters(
             GPT(setup.config.model, setup.corpus.tokenizer.vocab_size, user_parts=setup.user_parts)
@@ -33,7 +33,7 @@ def _what_to_lower(setup: Setup, parameters: int, available: float | None) -> st
     """The hint: a smaller batch_size, else a shorter context length, else a smaller network."""
     config = setup.config
     train, model = config.train, config.model
-    # Divisors of batch_size, because grad_accum can make up for them: the training is the same.
+    # If batch_size is divided by n, grad_accum times n gives the same training.
     parts = [n for n in range(2, train.rows + 1) if train.rows % n == 0]
     for n in parts:
         batch, accum = train.rows // n, train.grad_accum * n
@@ -44,7 +44,7 @@ def _what_to_lower(setup: Setup, parameters: int, available: float | None) -> st
         if available is None or need <= USABLE_SHARE * available:
             again = ", in a new run" if setup.resume is not None else ""
             return (
-                f"train.batch_size={batch} train.grad_accum={accum}{again}: the same training "
+                f"set train.batch_size={batch} train.grad_accum={accum}{again}: the same training "
                 f"in about {_amount(need)}"
             )
     one = train.model_copy(update={"batch_size": 1})
@@ -54,7 +54,7 @@ def _what_to_lower(setup: Setup, parameters: int, available: float | None) -> st
         need = _need(setup, config.model_copy(update={"train": one, "model": shorter}), parameters)
         if available is None or need <= USABLE_SHARE * available:
             return (
-                f"train.batch_size=1 train.grad_accum={train.sequences} and "
+                f"set train.batch_size=1 train.grad_accum={train.sequences} and "
                 f"model.block_size={block_size}, which need about {_amount(need)}"
             )
         block_size //= 2
@@ -78,7 +78,7 @@ def _need(setup: Setup, config: Config, parameters: int) -> int:
 def memory_for_training(device: torch.device) -> float | None:
     """Bytes that training can use on a device, including what this process holds now.
 
-    None if the system does not say."""
+    None if the system does not tell."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)

@@ -1,7 +1,7 @@
-"""What the network does with one passage of the validation text, at each evaluation, for reports.
+"""Records token losses and attention maps of one validation passage at each evaluation.
 
-A report shows how the losses of the passage's tokens fall, and how attention maps change. Both are
-small, so that attention.jsonl stays small, and looking takes a fraction of an evaluation.
+A report shows how the losses of the passage's tokens fall, and how the attention maps change. The
+passage is short, so attention.jsonl stays small, and recording takes a fraction of an evaluation.
 
 Dimensions: T time, H heads.
 """
@@ -22,14 +22,14 @@ from gptcli.model.inside import builtin_weights, look_inside, part_with_attentio
 
 PASSAGE = 192  # tokens whose losses are kept
 _MAP = 24  # tokens of the attention maps
-_MOST_CELLS = 40 * _MAP * _MAP  # of all maps together; larger networks get maps of fewer tokens
+_MOST_CELLS = 40 * _MAP * _MAP  # of all maps together: maps of large networks have fewer tokens
 _FEWEST = 8  # tokens of a map
 
 
 class Passage:
-    """The first tokens of the validation split, and how the network reads them.
+    """The first tokens of the validation split, and what the network computes for them.
 
-    `model` gives the network with the current weights."""
+    `model` returns the network with the current weights."""
 
     def __init__(self, val: TokenStore | None, block_size: int, model: Callable[[], GPT]) -> None:
         count = min(PASSAGE, block_size) + 1
@@ -37,7 +37,7 @@ class Passage:
         self._model = model
 
     def look(self, step: int) -> Iterator[LookedInside]:
-        """The losses and the attention maps at `step`; nothing without a validation split.
+        """Yield the losses and the attention maps at `step`; nothing without a validation split.
 
         Changes no weight and draws no random number."""
         if len(self._ids) < 2:
@@ -57,10 +57,10 @@ class Passage:
 
 
 def _maps(model: GPT, inputs: list[Tensor]) -> tuple[tuple[bytes, ...], ...]:
-    """For each layer and head, the lower triangle of its attention map, a byte for each weight.
+    """For each layer and head, the lower triangle of its attention map, one byte for each weight.
 
-    The maps are those of the first tokens: a causal network computes the same for them, whatever
-    comes later. () if the user wrote the attention."""
+    The maps cover only the first tokens of the passage. Later tokens do not change them, because
+    the network is causal. Returns () if the user wrote the attention or the block."""
     heads = model.config.n_layer * model.config.n_head
     T = max(_FEWEST, min(_MAP, int((_MOST_CELLS / heads) ** 0.5)))
     maps = []

@@ -1,4 +1,4 @@
-"""Forward and backward pass of a step, by PyTorch or the C library; choose_engine picks one.
+"""Forward and backward pass of a step, by PyTorch or the C library; choose_engine chooses.
 
 PyTorch and the C library compute the same numbers up to rounding. TorchPasses and NativePasses each
 have the methods of `Passes` in gptcli.training.step.
@@ -32,7 +32,7 @@ from gptcli.training.step import Batch, forward_backward
 
 EngineName = Literal["native", "torch"]
 
-# torch.compile took 20 to 50 s on an H200, which does this many operations in about two minutes.
+# torch.compile took 20 to 50 s on an H200. An H200 does this many operations in about two minutes.
 _COMPILE_FROM_OPERATIONS = 5e16
 
 
@@ -46,7 +46,8 @@ def choose_engine(
 ) -> tuple[EngineName, str | None]:
     """The engine that `run.engine` resolves to on this machine, and a note for the user or None.
 
-    Raises GptcliError if the config asks for `native` and the C library cannot be used."""
+    The note says why the C library cannot be used, if the user can change that. Raises GptcliError
+    if the config asks for `native` and the C library cannot be used."""
     wanted = config.run.engine
     if wanted == "torch":
         return "torch", None
@@ -77,32 +78,33 @@ def choose_engine(
 def choose_compile(
     config: Config, device: torch.device, vocab_size: int, *, has_user_parts: bool
 ) -> bool:
-    """Whether to compile the model with torch.compile: what `run.compile` resolves to.
+    """Whether to compile the model with torch.compile: the value for `run.compile`.
 
-    `auto` compiles for a GPU, if the run lasts about two minutes there."""
+    `auto` compiles on a CUDA GPU, if the run would last at least about two minutes on an H200."""
     if config.run.compile != "auto":
         return config.run.compile
     tokens = config.tokens_per_step * config.train.max_steps
     return (
         device.type == "cuda"
-        and find_spec("triton") is not None  # torch.compile needs it; Windows has none
+        and find_spec("triton") is not None  # torch.compile needs Triton, which Windows lacks
         and not has_user_parts
         and 6 * matrix_parameters(config, vocab_size) * tokens >= _COMPILE_FROM_OPERATIONS
     )
 
 
 def library_for(engine: EngineName, dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The C library for `native` in this dtype, None for `torch`."""
+    """The C library if the engine is `native`, for this dtype; None if it is `torch`."""
     source = training_source(dtype) if engine == "native" else None
     return None if source is None else library.find(source).library
 
 
 class TorchPasses:
-    """PyTorch's passes, compiled or not. They support every device, every dtype and user's parts.
+    """PyTorch's passes, compiled or not, for every device, every dtype and user's parts.
 
     `step_tokens` is the number of tokens in a step. It limits the size of an evaluation's batches.
-    On an NVIDIA GPU, the passes are recorded as CUDA graphs (gptcli.training.recorded_passes). The
-    user's parts are not recorded, because a graph cannot hold arbitrary Python."""
+    On an NVIDIA GPU, CUDA graphs record the passes (gptcli.training.recorded_passes), except in
+    float32. Passes with user's parts are not recorded, because a graph cannot hold arbitrary
+    Python."""
 
     def __init__(
         self, model: GPT, weights: MasterWeights, compiled: bool = False, *, step_tokens: int
@@ -115,8 +117,8 @@ class TorchPasses:
 
             def compiled_loss(idx: Tensor, targets: Tensor) -> Tensor:
                 with warnings.catch_warnings():
-                    # The compiler looks at the `grad` of every input. The embedding's output, which
-                    # is no parameter, has none.
+                    # The compiler reads the `grad` of every input. The embedding's output has no
+                    # `grad`, because it is not a parameter, so PyTorch warns.
                     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
                     x: Tensor = body(model.wte(idx))
                 return model.loss_of(x, targets)
@@ -130,14 +132,14 @@ class TorchPasses:
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
         """The mean loss of `count` batches, (). Leaves the mean gradients in the master weights.
 
-        Dropout's masks are a function of `seed`. `scale` is float16's loss scale, 1 for other
-        dtypes."""
+        The dropout masks are a function of `seed`. `scale` is the loss scale of float16; it is 1
+        for other dtypes."""
         if self._recorded is not None:
             return self._recorded.gradients(batches, count, seed, scale)
         return forward_backward(self.loss_of, self._weights, batches, count, seed, scale)
 
     def publish(self) -> None:
-        """Round the master weights into the model's weights."""
+        """Copy the master weights, rounded, into the model's weights."""
         self._weights.publish()
 
     def evaluate(
@@ -152,7 +154,7 @@ class TorchPasses:
 
 
 class NativePasses:
-    """The C library's passes: bfloat16 or float32 on a CPU."""
+    """The C library's passes, in bfloat16 or float32 on a CPU."""
 
     def __init__(
         self,
@@ -208,7 +210,7 @@ class NativePasses:
         return evaluate(self._model, tokens, context, should_stop, native_loss)
 
     def model(self) -> GPT:
-        """The model with the current weights. Updates PyTorch's copy of them if it is older."""
+        """The model with the current weights. Updates the model's weights if they are old."""
         if not self._model_is_current:
             self._weights.publish()
             self._model_is_current = True

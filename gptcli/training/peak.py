@@ -1,4 +1,4 @@
-"""The peak of this machine in matrix products, measured once and kept in the cache folder."""
+"""This machine's peak speed of matrix products, measured once and kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MAX_BYTES = 100_000
 
 
 def known_peak(dtype: torch.dtype, device: torch.device, threads: int) -> float:
-    """Floating-point operations per second of matrix products in `dtype` on this machine.
+    """Peak floating-point operations per second of matrix products in `dtype` on this machine.
 
-    The first call measures for about 0.3 seconds. Later ones, also of other processes, read the
-    cache. A cache that cannot be read or written only costs the time of measuring again."""
+    The first call measures for about 0.3 seconds. Later calls, also in other processes, read the
+    cache. If the cache cannot be read or written, each process measures again."""
     key = f"{platform.node()} {describe_device(device, threads)} {dtype_name(dtype)}"
     peaks = _read()
     peak = peaks.get(key)

@@ -1,9 +1,8 @@
-"""Plans the number of steps of a run with a time limit (`train.minutes`), again and again.
+"""Plans the number of steps of a run with a time limit (`train.minutes`), again during the run.
 
-The machine's speed changes while other programs run. So the loop asks the planner after every step
-whether the run needs another number of steps to end at its time limit. metrics.jsonl and the
-checkpoints record every plan. A resumed run replays the recorded plans, so that it gets the same
-weights.
+The machine's speed changes while other programs run. So after every step the loop asks the planner
+how many steps the run needs to end at its time limit. metrics.jsonl and the checkpoints record
+every plan. A resumed run repeats the recorded plans, so that it gets the same weights.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from gptcli.files.bounded import read_lines
 from gptcli.training.schedule import Plan
 
 SECONDS_AT_END = 1.3
-"""Kept free for the start of Python before the command, for the last messages and for the exit."""
+"""Reserved for the start of Python before the command, the last messages and the exit."""
 _SPEED_SHARE = 0.08  # the speed is an average over this share of the whole time
 _CONSIDER_SHARE = 0.08  # a plan is considered again after this share of the time left,
 _CONSIDER_LEAST = 0.2  # but not before this many seconds
-_TOLERANCE = 0.02  # a difference of fewer steps than this share of those left changes nothing
-_TIMED_AT, _TIMED_TOKENS = 5, 8193  # after so many steps, so many tokens are evaluated to time it
-_SAVE_SECONDS = 0.1  # until a save has been timed
-_MOST_LATE = 0.06  # an evaluation is given up when the run is this share of its time late
+_TOLERANCE = 0.02  # a change by less than this share of the steps left is ignored
+_TIMED_AT, _TIMED_TOKENS = 5, 8193  # after so many steps, time an evaluation of so many tokens
+_SAVE_SECONDS = 0.1  # until the first save is timed
+_MOST_LATE = 0.06  # the run stops an evaluation if it is this share of its time late
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,11 @@ class TimeLimit:
 
     end: float
     seconds: float
-    """The whole time of the run, start-up included."""
+    """The whole time of the run, including start-up."""
 
     @property
     def give_up(self) -> float:
-        """From this moment on, an evaluation is not worth the delay."""
+        """The time after which an evaluation is not worth the delay."""
         return self.end + _MOST_LATE * self.seconds
 
 
@@ -56,12 +55,12 @@ class Planner:
         # A token costs a third as much in evaluation as in training.
         self._val_steps = val_tokens / 3 / config.tokens_per_step
         self._evaluation_seconds: float | None = None
-        self._pause_seconds = _SAVE_SECONDS  # of the longest save or sample
+        self._pause_seconds = _SAVE_SECONDS  # of the longest sample and save
         self._speed = 0.0  # steps per second
         self._timed = 0.0  # seconds of steps so far
         now = time.perf_counter()
         self._next = now + _CONSIDER_SHARE * max(0.0, limit.end - now)
-        self._next_step = 0  # an eighth of the steps that are left, in case these are far too few
+        self._next_step = 0  # also replan after an eighth of the steps, if they are fast
 
     def stepped(self, seconds: float) -> None:
         """Record the time of a step."""
@@ -80,7 +79,7 @@ class Planner:
         self._pause_seconds = max(self._pause_seconds, seconds)
 
     def max_steps(self, step: int, planned: int, now: float) -> int | None:
-        """The new number of steps of the run after `step` steps; None if `planned` stays."""
+        """The new number of steps of the run, after `step` steps; None to keep `planned`."""
         if now >= self.limit.end:
             return step if planned > step else None
         self._next_step = self._next_step or max(1, planned // 8)
@@ -103,7 +102,7 @@ class Planner:
 
 @dataclass(frozen=True)
 class PlanHistory:
-    """The plans that a run recorded, for a resume."""
+    """The plans that a run recorded. A resume needs them."""
 
     plans: tuple[Plan, ...] = ()
     replay_until: int = 0
@@ -111,14 +110,14 @@ class PlanHistory:
 
     @property
     def max_steps(self) -> int | None:
-        """The number of steps by the newest plan; None if there is no plan."""
+        """The number of steps of the newest plan; None if there is no plan."""
         return self.plans[-1][1] if self.plans else None
 
     @staticmethod
     def of(run: Path, config: Config, meta: dict[str, Any], step: int) -> PlanHistory:
         """The history of a run with the config `config` and the checkpoint `meta` of `step`.
 
-        Plans up to the checkpoint are in its meta.json; later ones are in metrics.jsonl."""
+        Plans up to the checkpoint are in its meta.json. Later plans are in metrics.jsonl."""
         if config.train.minutes is None:
             return PlanHistory()
         recorded, last = recorded_plans(run)
@@ -133,7 +132,7 @@ NO_PLANS = PlanHistory()
 def recorded_plans(run: Path) -> tuple[list[Plan], int]:
     """The plans in a run's metrics.jsonl, and the last step that the file records.
 
-    ([], 0) if the file does not exist or cannot be read."""
+    Returns ([], 0) if the file does not exist or cannot be read."""
     metrics = run / "metrics.jsonl"
     try:
         return _plans(read_lines(metrics, run)) if metrics.is_file() else ([], 0)
@@ -159,7 +158,7 @@ def _plans(lines: Iterable[bytes]) -> tuple[list[Plan], int]:
 
 
 def _in_order(plans: Iterable[Plan]) -> list[Plan]:
-    """The plans whose steps grow and whose max_steps are not below their steps."""
+    """The valid plans: their steps grow, and their max_steps are not below their steps."""
     found: list[Plan] = []
     for step, max_steps in plans:
         if max_steps >= step and (not found or step > found[-1][0]):
@@ -168,7 +167,7 @@ def _in_order(plans: Iterable[Plan]) -> list[Plan]:
 
 
 def time_left(config: Config, used: float) -> TimeLimit | None:
-    """The limit of a run that is resumed now after `used` seconds; None if the run has no limit."""
+    """The time limit of a run that resumes now, after `used` seconds; None if it has no limit."""
     if config.train.minutes is None:
         return None
     seconds = 60.0 * config.train.minutes
@@ -196,11 +195,11 @@ class StepPlan:
 
     @property
     def max_steps(self) -> int:
-        """The number of steps by the newest plan."""
+        """The number of steps of the newest plan."""
         return self.plans[-1][1] if self.plans else self._first
 
     def again(self, step: int) -> Replanned | None:
-        """Plan again after `step` steps, if the run did so before or if the clock asks for it."""
+        """Plan again after `step` steps, if a recorded plan or the clock says so."""
         planned = self.max_steps
         steps = self._recorded.get(step)
         if steps is None and self._planner is not None and step >= self._replay_until:
@@ -223,7 +222,7 @@ class StepPlan:
     def time_evaluation(
         self, step: int, val: TokenStore | None, loss_on: Callable[[TokenStore], float | None]
     ) -> None:
-        """Evaluate a part of `val` early in the run, to plan with the time of an evaluation."""
+        """Evaluate a part of `val` early in the run, to learn the time of an evaluation."""
         if self._planner is None or val is None or step != self._time_evaluation_at:
             return
         part = val.part(0, min(len(val), _TIMED_TOKENS))
@@ -242,7 +241,11 @@ class StepPlan:
 
 
 def _why(planned: int, steps: int, step: int) -> str:
-    """The reason of a new plan, for the user."""
+    """The reason for a new plan, for the user."""
     if steps <= step:
         return "the time is over"
-    return "the machine is faster than planned" if steps > planned else "the machine is slower"
+    return (
+        "the machine is faster than planned"
+        if steps > planned
+        else "the machine is slower than planned"
+    )

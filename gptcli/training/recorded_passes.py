@@ -1,9 +1,10 @@
 """The forward and backward pass of a micro-batch, recorded once as a CUDA graph and replayed.
 
-On a GPU, Python needs longer to launch the kernels of a small network than the GPU to run them. A
-recorded pass is one launch. It runs the same kernels on the same numbers as `forward_backward` in
-gptcli.training.step, so the losses are equal to the last bit. The masks of dropout are also
-equal: a replay reads the seed and position of the GPU's random generator.
+For a small network, Python takes longer to launch the kernels than the GPU takes to run them. A
+recorded pass needs only one launch. It runs the same kernels on the same numbers as
+`forward_backward` in gptcli.training.step, so the losses are equal to the last bit. The dropout
+masks are also equal, because a replay reads the seed and the position of the GPU's random
+generator.
 
 First reading: skip this file.
 """
@@ -26,11 +27,11 @@ class Graph(Protocol):
     """A recorded CUDA graph."""
 
     def replay(self) -> None:
-        """Run what was recorded."""
+        """Run the recorded work."""
 
 
 class Recorder(Protocol):
-    """Records work as CUDA graphs: gptcli.cuda_graphs.GraphRecorder."""
+    """Records work as CUDA graphs: see gptcli.cuda_graphs.GraphRecorder."""
 
     def record(self, work: Callable[[], None]) -> Graph | None:
         """A graph of `work`, or None if recording fails. Runs the work a few times first."""
@@ -40,8 +41,8 @@ class RecordedPasses:
     """The gradients of a step, with one CUDA graph for each shape of a micro-batch.
 
     `loss_of` is the model's loss, compiled or not. The working weights must be shorter than
-    float32, because the graph moves their gradients to the flat gradients of the master weights.
-    A second graph adds the gradients of all micro-batches of a step but the first."""
+    float32, because the graph copies their gradients to the master weights' gradients. A second
+    graph is for all micro-batches of a step except the first: it adds their gradients."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class RecordedPasses:
         self._shapes: dict[tuple[int, ...], _OneShape] = {}
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
-        """The same as `forward_backward`: the mean loss, and the mean gradients in the masters."""
+        """Do the same as `forward_backward`: return the mean loss, leave the mean gradients."""
         waiting = iter(batches)
         first = next(waiting)
         shape = tuple(first[0].shape)
@@ -76,7 +77,7 @@ class RecordedPasses:
         return mean_loss(one.total, count)
 
     def _record(self, one: _OneShape, count: int) -> bool:
-        """Whether the graphs that `count` micro-batches need are recorded; records missing ones."""
+        """Record the graphs that `count` micro-batches need; return whether all are recorded."""
         for add in (False, True) if count > 1 else (False,):
             if add not in one.graphs:
                 self._weights.clear_grads()
@@ -102,10 +103,10 @@ class _OneShape:
         self.factor = torch.ones((), device=device)  # multiplies the loss before its backward pass
         self.total = torch.zeros((), device=device)  # sum of the losses of the micro-batches
         self.graphs: dict[bool, Graph | None] = {}
-        """By whether the gradients are added. None: it could not be recorded."""
+        """The graph that sets gradients (False) or adds them (True). None: recording failed."""
 
     def replay(self, batch: Batch, *, add: bool) -> None:
-        """Add the loss of a micro-batch, and set or add its gradients."""
+        """Add a micro-batch's loss to `total`; set its gradients, or add them if `add` is true."""
         self.idx.copy_(batch[0], non_blocking=True)
         self.targets.copy_(batch[1], non_blocking=True)
         graph = self.graphs[add]

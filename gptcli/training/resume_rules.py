@@ -1,4 +1,4 @@
-"""Which config keys can change at --resume, and which changes are refused."""
+"""Decides which config keys may change at --resume, and refuses other changes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def config_for_resume(
 ) -> tuple[Config, list[str]]:
     """The run's config with the changes that the user asks for, and a note about each change.
 
-    `stored` is the run's config, `wanted` the user's (None: no changes), `step` the checkpoint's.
-    `planned` is the newest plan of train.max_steps, if a run with a time limit made one. An `auto`
-    in `wanted` changes nothing, except for the keys in `explicit`, which the command line sets.
-    Raises GptcliError if a changed key would change the weights, or if `extend` is set and
+    `stored` is the run's config, `wanted` the user's config (None: no changes), `step` the
+    checkpoint's step. `planned` is the newest plan of train.max_steps; None if there is no plan. An
+    `auto` in `wanted` changes nothing, except for the keys in `explicit`, which the command line
+    sets. Raises GptcliError if a changed key would change the weights, or if `extend` is set and
     train.max_steps does not grow."""
     steps = planned or stored.train.max_steps
     wanted_steps = stored.train.max_steps if wanted is None else wanted.train.max_steps
@@ -64,9 +64,9 @@ def config_for_resume(
         changes.pop("tokenizer.kind", None)
         changes.pop("tokenizer.vocab_size", None)
     if stored.tokenizer.kind != "bpe" or wanted.tokenizer.vocab_size >= stored.tokenizer.vocab_size:
-        changes.pop("tokenizer.vocab_size", None)  # a short text has fewer subwords than asked
+        changes.pop("tokenizer.vocab_size", None)  # a short text has fewer subwords than wanted
     if wanted.train.batch_size == "auto" and wanted.train.sequences == stored.train.sequences:
-        changes.pop("train.batch_size", None)  # the run keeps the numbers that it chose
+        changes.pop("train.batch_size", None)  # the run keeps the numbers that `auto` chose
         changes.pop("train.grad_accum", None)
     auto = stored.train.model_copy(update={"learning_rate": "auto", "warmup_steps": "auto"})
     if changes.get("train.learning_rate") == "auto":
@@ -82,13 +82,13 @@ def config_for_resume(
             else:
                 refused[key] = new
         elif key in ("data.source", "data.val_source"):
-            pass  # the text can have moved: prepare_resume compares the content
+            pass  # the text may have moved: prepare_resume compares contents
         elif key == "train.minutes" and new is None and extend:
-            pass  # --extend ends the time limit
+            pass  # --extend removes the time limit
         elif key == "tokenizer.from":
             pass  # prepare_resume compares the tokenizers
         elif key in ROUNDING_ONLY:
-            if new != "auto":  # prepare_resume notes what it is replaced by
+            if new != "auto":  # prepare_resume makes a note about the new value
                 notes.append(
                     f"{key} is now {in_words(new)}: numbers will round differently from now on"
                 )
@@ -106,7 +106,7 @@ def config_for_resume(
 
 
 def override_words(stored: Config, config: Config) -> list[str]:
-    """The changes from one config to another as KEY=VALUE, without the places of texts."""
+    """The changes from `stored` to `config` as KEY=VALUE, without the places of texts."""
     changes = differences(stored, config)
     places = ("data.source", "data.val_source")
     return [
@@ -123,7 +123,7 @@ def _value(config: Config, key: str) -> Any:
 
 
 def _refusal(run: Path, stored: Config, refused: dict[str, Any]) -> GptcliError:
-    """The error for keys that would change the weights. Its hint works if it is typed."""
+    """The error for keys that would change the weights. The command in its hint works."""
     odd: dict[str, tuple[Any, Any]] = {}
     for key, new in refused.items():
         odd |= changed_values(key, _value(stored, key), new)
@@ -141,18 +141,18 @@ def _refusal(run: Path, stored: Config, refused: dict[str, Any]) -> GptcliError:
     if any(key.startswith(("model.", "tokenizer.")) for key in refused):
         return GptcliError(
             message,
-            "leave them as they are, or train a new run with another --out: weights fit only the "
-            "network and the tokenizer that they were trained with",
+            "leave these keys unchanged, or train a new run with another --out: weights fit only "
+            "the network and the tokenizer that they were trained with",
         )
     return GptcliError(
         message,
-        "leave them as they are, or start a new run from these weights: gptcli train --from "
+        "leave these keys unchanged, or start a new run from these weights: gptcli train --from "
         + " ".join([shell_word(run), *map(shell_word, words)]),
     )
 
 
 def _extension_note(stored: Config, max_steps: int, step: int) -> str:
-    """How the learning rate continues after `--extend`."""
+    """A note that says how the learning rate continues after `--extend`."""
     train = stored.train
     rates = [
         lr_at(
@@ -173,7 +173,7 @@ def _extension_note(stored: Config, max_steps: int, step: int) -> str:
 
 
 def _same_mixture(stored: Config, wanted: Config) -> bool:
-    """Whether the weights of the texts give the same shares: 6,2 means the same as 3,1."""
+    """Whether the texts have the same shares in both configs: weights 6,2 are the same as 3,1."""
     ours, theirs = stored.data.shares, wanted.data.shares
     if ours is None or theirs is None:
         return ours is theirs
@@ -181,7 +181,9 @@ def _same_mixture(stored: Config, wanted: Config) -> bool:
 
 
 def _same_adapters(stored: Config, wanted: Config) -> bool:
-    """Whether the same is trained: `all` means the names of all, and `auto` what the run chose."""
+    """Whether both configs train the same adapters. `all` equals the list of all names.
+
+    `auto` equals the value that the run chose."""
     ours, theirs = stored.train.lora, wanted.train.lora
     if ours is None or theirs is None:
         return ours is theirs
@@ -193,7 +195,7 @@ def _same_adapters(stored: Config, wanted: Config) -> bool:
 
 
 def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:
-    """Whether the user names no tokenizer, or the one that the run began with."""
+    """Whether the user names no tokenizer, or the tokenizer with which the run began."""
     name = wanted.tokenizer.from_
     if name is None:
         return True
@@ -203,7 +205,7 @@ def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:
 
 
 def _same_source(key: str, stored: Config, wanted: Config) -> bool:
-    """Whether a key names the texts that the run has already."""
+    """Whether `key` is a text's key and names the same texts in both configs."""
     name = key.removeprefix("data.")
     return key in ("data.source", "data.val_source") and (
         getattr(absolute_texts(wanted.data), name) == getattr(stored.data, name)

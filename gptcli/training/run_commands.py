@@ -1,6 +1,6 @@
-"""Command lines about a run that hints print: resume it, train it again.
+"""Builds the commands that hints print: resume a run, train a run again.
 
-Each names the run, so that it does what it says in the user's current folder.
+Each command names the run's folder, so it works in the user's current folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def resume_command(
     *,
     extend: bool = False,
 ) -> str:
-    """The command that resumes a run with changes KEY=VALUE, and with the files of user's parts."""
+    """The command that resumes a run, with changes KEY=VALUE and the files of user's parts."""
     words = ["gptcli train", *map(shell_word, changes), "--resume", *(["--extend"] * extend)]
     return " ".join([*words, "--out", shell_word(run), *_part_options(files or {})])
 

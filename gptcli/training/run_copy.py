@@ -1,9 +1,9 @@
 """Copies a run folder to a URL while it trains (`--copy-to URL`), and fetches it from there.
 
 The copy has the same files in the same places. A checkpoint's meta.json is uploaded last, so a
-checkpoint with a meta.json is complete. A thread uploads: a slow network delays no step, and one
-that fails ends no run. `fetch_run` believes nothing: names come from lists of its own, sizes and
-SHA-256 from meta.json.
+checkpoint with a meta.json is complete. A thread uploads, so a slow network does not delay steps,
+and a network error does not end the run. `fetch_run` does not trust the URL: it fetches only file
+names that gptcli knows, and checks sizes and SHA-256 from meta.json.
 
 First reading: skip this file."""
 
@@ -27,30 +27,30 @@ from gptcli.files.remote import RemoteFolder, joined, reason
 from gptcli.training.checkpoint_folders import FOLDER_NAME, folder_of, steps_of
 from gptcli.training.meta_file import PARTS, names_of, parse_meta
 
-_FIRST = ("config.yaml", "tokenizer.json")  # without them a folder is no run
+_FIRST = ("config.yaml", "tokenizer.json")  # a folder without these files is not a run
 _JOURNAL = ("metrics.jsonl", "samples.txt", "attention.jsonl", "run.json")
 _BEST = "checkpoints/best"
 FINISH_S = 600.0
-"""Seconds that the end of a run waits for its copy."""
-_INCOMPLETE = "not complete; what is there is an earlier state of the run"
+"""The most seconds that a run waits at its end for its copy."""
+_INCOMPLETE = "not complete: it holds an earlier state of the run"
 
 
 class RunCopy:
-    """Keeps the folder at a URL equal to a run folder, in a thread. Only the leader has one."""
+    """Copies a run folder to a URL in a thread, after each checkpoint. Only the leader has one."""
 
     def __init__(self, run: Path, url: str) -> None:
-        """Raises GptcliError if the URL is that of the run folder, or of a place inside it."""
+        """Raise GptcliError if the URL is the run folder or a place inside it."""
         refuse_own_folder(run, url)
         self._run, self._there = run, RemoteFolder(url)
-        self._metas: dict[int, bytes] = {}  # of each step, as it was uploaded
-        self._changed = threading.Condition()  # for all that follows
-        self._asked = self._done = 0  # how often `saved` was called; the newest call that is met
+        self._metas: dict[int, bytes] = {}  # step -> its meta.json, as uploaded
+        self._changed = threading.Condition()  # guards the fields below
+        self._asked = self._done = 0  # the newest call of `saved`; the newest whose upload is done
         self._ended = False
         self._problems: list[str] = []
         self._thread: threading.Thread | None = None
 
     def refuse_other_run(self) -> None:
-        """Raise GptcliError if the URL holds another run, or a newer state of this one."""
+        """Raise GptcliError if the URL holds another run, or a newer state of this run."""
         if self._there.size("config.yaml") is None:
             return
         first = (
@@ -70,11 +70,11 @@ class RunCopy:
         if newest > max(steps_of(self._run), default=-1) and not self._is_its_journal():
             raise GptcliError(
                 f"{self._there.url} holds step {newest:,}, which is newer than {self._run}",
-                f"move {self._run} away: --resume then fetches the newer one",
+                f"move {self._run} away: --resume then fetches the newer state",
             )
 
     def _is_its_journal(self) -> bool:
-        """Whether the run here was just fetched: a newer checkpoint there is then damaged."""
+        """Whether the local run was just fetched. Then a newer checkpoint at the URL is damaged."""
         if not steps_of(self._run):
             return False
         try:
@@ -84,7 +84,7 @@ class RunCopy:
             return False
 
     def saved(self) -> None:
-        """A checkpoint is on the disk: begin to upload it, without waiting."""
+        """Begin to upload a checkpoint that is on the disk, without waiting for the upload."""
         with self._changed:
             self._asked += 1
             self._ended = False
@@ -94,12 +94,12 @@ class RunCopy:
             self._changed.notify_all()
 
     def problems(self) -> list[str]:
-        """Warnings since the last call."""
-        again = f"{self._safe}. The training goes on, and copies again after the next checkpoint"
+        """The warnings since the last call."""
+        again = f"{self._safe}. The training continues, and copies again after the next checkpoint"
         return [f"WARNING: {why}. {again}" for why in self._new_problems()]
 
     def finish(self, should_stop: Callable[[], bool], seconds: float) -> list[str]:
-        """Upload what is left, but for at most so many seconds; returns warnings."""
+        """Upload the rest of the run, but for at most `seconds`; return warnings."""
         self._new_problems()
         self.saved()
         goal, limit = self._asked, time.monotonic() + seconds
@@ -112,9 +112,10 @@ class RunCopy:
         ]
 
     def _is_met(self, goal: int) -> bool:
-        """Wait briefly for the upload that call `goal` of `saved` asked for; then end the thread.
+        """Wait 0.1 s for the upload of call number `goal` of `saved`; return whether it is done.
 
-        An upload that had begun before that call does not count: the run has changed since."""
+        If it is done, the thread ends. An upload that began before that call does not count,
+        because the run has changed since then."""
         with self._changed:
             met = self._changed.wait_for(lambda: self._done >= goal, 0.1)
             if met:
@@ -144,7 +145,7 @@ class RunCopy:
                 self._mirror()
             except GptcliError as error:
                 why = error.message
-            except Exception as error:  # of the disk, or of a package of a protocol
+            except Exception as error:  # from the disk, or from a protocol's package
                 why = f"the copy to {self._there.url} failed: {reason(error)}"
             with self._changed:
                 self._problems = [why] if why else []
@@ -152,11 +153,11 @@ class RunCopy:
                 self._changed.notify_all()
 
     def _mirror(self) -> None:
-        """Upload what the URL lacks, then delete the checkpoints that the run has deleted."""
+        """Upload what the URL lacks; delete checkpoints at the URL that the run has deleted."""
         there = self._there
         for name in _FIRST:
             there.upload(str(self._run / name), name)
-        for name in KEPT_NAMES:  # the text of standard input: it does not change
+        for name in KEPT_NAMES:  # the text of standard input, which never changes
             size = (self._run / name).stat().st_size if (self._run / name).is_file() else None
             if size is not None and there.size(name) != size:
                 there.upload(str(self._run / name), name)
@@ -189,19 +190,19 @@ class RunCopy:
         before = self._metas.get(step)
         known = json.loads(before)["files"] if before is not None else self._files_there(name)
         if known != files:
-            # Files that stay the same stay there: the state, if only the weights were gathered.
+            # Unchanged files stay at the URL: if only the weights were gathered, the state stays.
             missing = [file for file in _tensor_files(files) if known.get(file) != files[file]]
             self._there.delete(f"{name}/meta.json")
             for file in missing:
                 self._there.upload(str(folder / file), f"{name}/{file}")
         self._there.write(f"{name}/meta.json", meta)
         self._metas[step] = meta
-        if known != files:  # shards that were gathered since
+        if known != files:  # shards that the run has gathered since then
             for file in set(self._there.names(name)) - files.keys() - {"meta.json"}:
                 self._there.delete(f"{name}/{file}")
 
     def _files_there(self, name: str) -> dict[str, Any]:
-        """The index of the files that an earlier process has uploaded completely."""
+        """The index of a checkpoint's files at the URL; {} if the checkpoint is not complete."""
         path = f"{name}/meta.json"
         if self._there.size(path) is None:
             return {}
@@ -218,7 +219,7 @@ def _tensor_files(files: dict[str, Any]) -> list[str]:
 
 
 def refuse_own_folder(run: Path, url: str) -> None:
-    """Raise GptcliError if a URL names no folder, or the run folder or a place inside it."""
+    """Raise GptcliError if a URL names no folder, the run folder or a place inside it."""
     if not url.lower().startswith("file:"):
         return
     path = url.partition(":")[2].lstrip("/")
@@ -230,7 +231,7 @@ def refuse_own_folder(run: Path, url: str) -> None:
 
 
 def refuse_used(url: str) -> None:
-    """Raise GptcliError if a new run cannot be copied to a URL, because a run is there."""
+    """Raise GptcliError if a URL holds a run already, so that a new run cannot be copied to it."""
     there = RemoteFolder(url)
     if there.size("config.yaml") is not None:
         raise GptcliError(
@@ -250,11 +251,11 @@ def complete_steps(there: RemoteFolder) -> list[int]:
 
 
 def fetch_run(url: str, run: Path) -> int | None:
-    """Fetch the run at a URL into the new folder `run`, with its newest valid checkpoint and its
-    best one; returns the newest step, None if it has no checkpoint.
+    """Fetch the run at a URL into the new folder `run`; return its newest step.
 
-    The folder appears when it is complete. Raises GptcliError if no run is there, or every
-    checkpoint of it is damaged."""
+    Fetches the newest valid checkpoint and the best one. Returns None if the run has no checkpoint.
+    The folder appears when it is complete. Raises GptcliError if the URL holds no run, or if every
+    checkpoint is damaged."""
     there = RemoteFolder(url)
     if there.size("config.yaml") is None:
         raise GptcliError(f"{there.url} holds no run", "check the URL that --copy-to named")
@@ -299,7 +300,7 @@ def _fetch_checkpoints(there: RemoteFolder, place: Path) -> int | None:
 
 
 def _fetch_checkpoint(there: RemoteFolder, step: int, place: Path) -> bool:
-    """Fetch a checkpoint into the run folder `place`. False if it is damaged there."""
+    """Fetch a checkpoint into the folder `place`. Returns False if it is damaged at the URL."""
     folder = folder_of(place, step)
     name = f"checkpoints/{folder.name}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""Run folders: finding one, creating, replacing (--overwrite) and restoring one, and its run.json.
+"""Finds, creates, replaces (--overwrite) and restores run folders; reads and writes run.json.
 
 A run folder holds config.yaml, tokenizer.json, metrics.jsonl, samples.txt, run.json (how the run
-ended) and checkpoints/. gptcli.training.checkpoint writes checkpoints/, gptcli.training.journal
-writes metrics.jsonl and samples.txt; gptcli.loggers writes metrics.csv and loggers/.
+ended) and checkpoints/. gptcli.training.checkpoint writes checkpoints/. gptcli.training.journal
+writes metrics.jsonl and samples.txt. gptcli.loggers writes metrics.csv and loggers/.
 
-With --overwrite the old run's files move to RUN/.replaced, and stay there until the new run has a
-checkpoint. If the new run ends before that, the old run comes back. config.yaml always leaves its
-folder first and comes back last. A folder without config.yaml is no run, so no command uses a run
-that is moved only in part.
+With --overwrite, the old run's files move to RUN/.replaced, and stay there until the new run has a
+checkpoint. If the new run ends before its first checkpoint, the old run's files move back.
+config.yaml moves first, and moves back last. A folder without config.yaml is not a run, so no
+command uses a run whose files are moved only in part.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _CHECKPOINT_NAMES = r"step-\d+|best"
 
 
 class RunExistsError(GptcliError):
-    """The folder of a new run exists already and is not empty."""
+    """The error if a new run's folder exists already and is not empty."""
 
 
 # ---- finding -----------------------------------------------------------------------------------
 
 
 def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
-    """The run folder that RUN means: a path, a name under `runs`, or the newest run (None).
+    """The run folder that `name` means: a path, a name under `runs`, or None for the newest run.
 
-    First restores the run if its replacement was interrupted (`repair_replacement`). Raises
-    GptcliError, with the nearest name, if there is no such run."""
+    First restores the run if its replacement was interrupted (`repair_replacement`). If there is no
+    such run, raises GptcliError with the nearest name."""
     known = list_runs(runs)
     if name is None:
         if not known:
@@ -94,10 +94,10 @@ def list_runs(runs: Path) -> list[Path]:
 
 
 def oldest_first(runs: Iterable[Path]) -> list[Path]:
-    """The runs in the order in which they were begun or last resumed.
+    """The runs in the order of their start or last resume, oldest first.
 
-    run.json has the time. A run of an earlier version counts by the time of its config.yaml, which
-    a copy of the folder (`cp -r`) changes."""
+    run.json has this time. If it is missing, as in runs of an earlier version, the time of
+    config.yaml counts. A copy of the folder (`cp -r`) changes that time."""
 
     def began(run: Path) -> tuple[float, float]:
         written = (run / "config.yaml").stat().st_mtime
@@ -118,8 +118,8 @@ def free_name(name: str, runs: Path = Path("runs")) -> Path:
 def refuse_existing(run: Path) -> None:
     """Raise RunExistsError if a new run's folder exists and holds more than a lock.
 
-    It may also hold an empty `checkpoints`: a link to a folder on another disk. The hint is right
-    for a command line that asks for a new run in this folder."""
+    The folder may also hold an empty `checkpoints`, such as a link to a folder on another disk. The
+    hint suits a command that asks for a new run in this folder."""
     if run.is_dir():
         names = {path.name for path in run.iterdir()}
         if names <= {".lock"} or (names <= {".lock", "checkpoints"} and not _has_steps(run)):
@@ -146,7 +146,7 @@ def refuse_other_folder(run: Path) -> None:
 
 
 def _is_half_made(run: Path) -> bool:
-    """Whether a folder belongs to a run that was killed before it wrote config.yaml."""
+    """Whether a killed run left this folder before it wrote config.yaml."""
     ours = {*_RUN_FILES, "checkpoints", _LOGS, ".lock", _REPLACED}
     names = {path.name for path in run.iterdir()} if run.is_dir() else set()
     temporary = re.compile(r"\.(tokenizer\.json|config\.yaml)\.\d+\.tmp")
@@ -167,12 +167,12 @@ def create(
     status: dict[str, Any] | None = None,
     text: Path | None = None,
 ) -> None:
-    """Make a run folder with its config and tokenizer; an earlier run moves to RUN/.replaced.
+    """Make a run folder with its config and tokenizer; move an earlier run to RUN/.replaced.
 
-    A copy of `text` (see gptcli.training.kept_texts) keeps its name.
-    `status` becomes run.json, which is written before the other files. Until the first checkpoint,
-    only run.json tells which run a fine-tune starts from, and which parts the user wrote.
-    Raises GptcliError if the folder cannot be written or the disk is full (exit code 1)."""
+    Copies `text` (see gptcli.training.kept_texts) into the folder under the same name. `status`
+    becomes run.json, which is written before the other files. Until the first checkpoint, only
+    run.json says which run a fine-tune starts from, and which parts the user wrote. Raises
+    GptcliError (exit code 1) if the folder cannot be written or the disk is full."""
     try:
         move_to_replaced(run)
         delete_temporaries(run)
@@ -193,20 +193,20 @@ def create(
 
 
 def write_config(run: Path, config: Config) -> None:
-    """Replace config.yaml by the resolved config."""
+    """Write the resolved config to config.yaml, atomically."""
     durable.write_atomically(run / "config.yaml", dump_config(config).encode("utf-8"))
 
 
 def delete_unstarted(run: Path) -> None:
     """Delete a new run's files if an error ended the run before its first step.
 
-    Afterwards the name is free again. Deletes nothing if run.json says how the run ended."""
+    Then the name is free again. Deletes nothing if run.json says how the run ended."""
     metrics = run / "metrics.jsonl"
     with suppress(OSError):
         begun = metrics.exists() and metrics.stat().st_size > 0
         if begun or _has_checkpoints(run) or "stopped" in read_status(run):
             return
-        for name in _RUN_FILES:  # config.yaml first: without it this is no run any more
+        for name in _RUN_FILES:  # config.yaml first: a folder without it is not a run
             with suppress(FileNotFoundError):
                 durable.disk.unlink(run / name)
         durable.delete_temporaries(run / "checkpoints", _CHECKPOINT_NAMES)
@@ -216,7 +216,7 @@ def delete_unstarted(run: Path) -> None:
 def remove_empty(run: Path) -> None:
     """Delete a run folder that holds only its lock and temporary files.
 
-    The temporary files are those of processes killed while writing. The caller must hold the lock.
+    Killed processes left these temporary files. The caller must hold the lock.
     """
     delete_temporaries(run)
     with suppress(OSError):
@@ -226,7 +226,7 @@ def remove_empty(run: Path) -> None:
 
 
 def delete_temporaries(run: Path) -> None:
-    """Delete the temporary files left in a run folder when a writing process was killed."""
+    """Delete the temporary files that a killed process left in a run folder."""
     durable.delete_temporaries(run, "|".join(map(re.escape, _RUN_FILES)))
 
 
@@ -236,18 +236,18 @@ def delete_temporaries(run: Path) -> None:
 def move_to_replaced(run: Path) -> None:
     """Move an earlier run's files to RUN/.replaced. Files that gptcli did not write stay.
 
-    config.yaml moves first. If only the other files are left in the folder, an earlier call was
-    interrupted, and this call completes its move."""
+    config.yaml moves first. If the folder has other files of a run but no config.yaml, an earlier
+    call was interrupted, and this call completes the move."""
     replaced = run / _REPLACED
     checkpoints = run / "checkpoints"
     old = [run / name for name in (*_RUN_FILES, _LOGS)]
     if not checkpoints.is_symlink():
         old += [path for path in checkpoints.glob("*") if _is_checkpoint_file(path)]
     elif _has_steps(run) or not checkpoints.exists():
-        old.append(checkpoints)  # only the link: what it leads to stays as it is
+        old.append(checkpoints)  # move only the link, not the folder behind it
     old = [path for path in old if os.path.lexists(path)]
     if replaced.exists() and _has_checkpoints(run):
-        durable.remove_tree(replaced)  # no longer needed: the run in its place has checkpoints
+        durable.remove_tree(replaced)  # not needed: the run that replaced it has checkpoints
     for path in old:
         goal = replaced / path.relative_to(run)
         if not os.path.lexists(goal):
@@ -259,15 +259,15 @@ def move_to_replaced(run: Path) -> None:
 
 
 def link_to_leave(run: Path) -> Path | None:
-    """The folder that `checkpoints` leads to, if `move_to_replaced` moves only that link."""
+    """The folder behind the link `checkpoints`, if `move_to_replaced` moves only the link."""
     checkpoints = run / "checkpoints"
     return checkpoints.resolve() if checkpoints.is_symlink() and _has_steps(run) else None
 
 
 def restore_replaced(run: Path) -> bool:
-    """Undo `move_to_replaced` if the new run has no checkpoint; returns True if it was undone.
+    """Undo `move_to_replaced` if the new run has no checkpoint; return whether it was undone.
 
-    config.yaml comes back last. If the undo is interrupted, `repair_replacement` completes it."""
+    config.yaml moves back last. `repair_replacement` completes an interrupted call."""
     replaced = run / _REPLACED
     if not replaced.is_dir() or _has_checkpoints(run):
         return False
@@ -278,8 +278,8 @@ def restore_replaced(run: Path) -> bool:
                     durable.disk.unlink(run / name)
         durable.remove_tree(run / _LOGS)
         durable.fsync_folder(run)
-    # Move what is inside `checkpoints`, not the folder itself: an abandoned save may be creating
-    # run/checkpoints now.
+    # Move the content of `checkpoints`, not the folder itself, because an abandoned save may be
+    # creating run/checkpoints now.
     checkpoints = replaced / "checkpoints"
     is_link = checkpoints.is_symlink()
     waiting = [*([] if is_link else checkpoints.glob("*")), *replaced.iterdir()]
@@ -292,7 +292,7 @@ def restore_replaced(run: Path) -> bool:
             _move(path, goal)
         elif path != checkpoints and (path.is_file() or not goal.exists()):
             _move(path, goal)
-    durable.delete_temporaries(run / "checkpoints", _CHECKPOINT_NAMES)  # left by an abandoned save
+    durable.delete_temporaries(run / "checkpoints", _CHECKPOINT_NAMES)  # of an abandoned save
     durable.remove_tree(replaced)
     return True
 
@@ -300,11 +300,11 @@ def restore_replaced(run: Path) -> bool:
 def repair_replacement(run: Path) -> None:
     """Restore the replaced run if a kill interrupted `move_to_replaced` or `restore_replaced`.
 
-    Until then the folder has no config.yaml, so no command finds the run. Does nothing if another
-    process holds the folder's lock."""
+    After such a kill the folder has no config.yaml, so no command finds the run. Does nothing if
+    another process holds the folder's lock."""
     if _is_interrupted(run):
         with suppress(OSError, GptcliError), durable.folder_lock(run):
-            if _is_interrupted(run):  # another process can have repaired it meanwhile
+            if _is_interrupted(run):  # another process may have repaired it
                 restore_replaced(run)
 
 
@@ -325,13 +325,13 @@ def _may_not_enter(folder: Path) -> bool:
 
 
 def _is_interrupted(run: Path) -> bool:
-    # os.path: `run` can be any text that a user typed, and Path raises for some.
+    # os.path, because `run` can be any text that a user typed, and Path raises for some texts.
     there = os.path.isfile(run / "config.yaml")  # noqa: PTH113
     return not there and os.path.isfile(run / _REPLACED / "config.yaml")  # noqa: PTH113
 
 
 def _move(path: Path, goal: Path) -> None:
-    """Move a file to another folder, and fsync both folders before anything else happens."""
+    """Move a file to another folder, and fsync both folders."""
     durable.make_folder(goal.parent)
     durable.disk.rename(path, goal)
     durable.fsync_folder(goal.parent)
@@ -339,7 +339,7 @@ def _move(path: Path, goal: Path) -> None:
 
 
 def _has_checkpoints(run: Path) -> bool:
-    """Whether the run has checkpoints. If config.yaml is missing, they belong to an earlier run."""
+    """Whether the run has checkpoints. Without config.yaml, they belong to an earlier run."""
     return (run / "config.yaml").exists() and _has_steps(run)
 
 
@@ -357,11 +357,11 @@ def _is_checkpoint_file(path: Path) -> bool:
 def read_config(run: Path) -> Config:
     """The resolved config of a run.
 
-    Earlier versions knew neither data.val_split nor data.documents. They read and split every text
-    as `tail` and `file` do."""
+    Earlier versions had no data.val_split and no data.documents. They read and split every text as
+    `tail` and `file` do, so such a run gets these values."""
     path = run / "config.yaml"
     config = parse_config(read_yaml(path, inside=run), name=str(path))
-    if config.data.val_split == "auto":  # a run of this version has another value
+    if config.data.val_split == "auto":  # only a run of an earlier version
         before = {"val_split": "tail", "documents": "file"}
         data = config.data.model_copy(update=before)
         config = config.model_copy(update={"data": data})

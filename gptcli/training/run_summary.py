@@ -1,4 +1,4 @@
-"""The result of a run, collected from its events: the content of `train --json` and run.json."""
+"""Collects the result of a run from its events, for `train --json` and run.json."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gptcli.training.run_times import now, starts_of
 from gptcli.training.training_state import Progress, progress_of
 
 _KEPT = ("started_from", "text", "machine")
-"""Keys that gptcli.training.setup writes: where a fine-tune starts from, the run's text, and the
+"""Keys that gptcli.training.setup writes: the base run of a fine-tune, the run's text, and the
 machine that trains it."""
 
 
 class RunSummary:
-    """Collects a run's events for run.json, which holds `begun` at first and `ended` at the end."""
+    """Collects a run's events for run.json, which gets `begun` at first and `ended` at the end."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -34,7 +34,7 @@ class RunSummary:
         self._starts = [*earlier, {"seconds": seconds, "at": self._began_at}]
 
     def absorb(self, event: Event) -> None:
-        """Update the counters from one event."""
+        """Update the counters with the values of one event."""
         p = self._progress
         if isinstance(event, RunStarted):
             self._parameters = event.parameters
@@ -52,10 +52,10 @@ class RunSummary:
             self._stopped = event.stopped
 
     def begun(self) -> dict[str, Any]:
-        """The keys known before the first step: the user's parts, and those of _KEPT.
+        """The keys that are known before the first step: the user's parts, times, and _KEPT.
 
-        `began_at` is the time of this start or resume: it decides which run is the newest.
-        `starts` has, for each part of the run, its time and the seconds trained before it."""
+        `began_at` is the time of this start or resume. It decides which run is the newest. `starts`
+        has the time of each start or resume, and the seconds trained before it."""
         user_parts: dict[str, Any] = {
             "own_parts": list(self._setup.user_parts.names()) if self._setup.user_parts else [],
             "began_at": self._began_at,
@@ -64,7 +64,7 @@ class RunSummary:
         return user_parts | self._kept
 
     def ended(self) -> dict[str, Any]:
-        """The keys of `train --json`, counts of parameters and tokens, and the keys of `begun`."""
+        """All keys of run.json at the end: those of `train --json`, of `begun`, and counts."""
         corpus = self._setup.corpus
         return self.begun() | {
             "train_tokens": len(corpus.train),

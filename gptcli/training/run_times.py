@@ -7,14 +7,14 @@ from typing import Any
 
 
 def now() -> str:
-    """The time now, as run.json records it: UTC in the format of ISO 8601."""
+    """The current time as run.json records it: UTC, in ISO 8601 format."""
     return datetime.now(timezone.utc).isoformat()
 
 
 def starts_of(status: dict[str, Any]) -> list[dict[str, Any]]:
     """The starts and resumes that run.json lists, without damaged ones.
 
-    Each has `seconds`, the training time before it, and `at`, its time."""
+    Each start has `seconds`, the training time before it, and `at`, its own time."""
     found = status.get("starts")
     return [
         start
@@ -27,7 +27,7 @@ def starts_of(status: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def time_in(status: dict[str, Any], key: str) -> datetime | None:
-    """A time of run.json, in the local zone; None if it is missing or damaged."""
+    """A time of run.json in the local time zone; None if it is missing or damaged."""
     try:
         return datetime.fromisoformat(status[key]).astimezone()
     except (KeyError, TypeError, ValueError, OverflowError, OSError):

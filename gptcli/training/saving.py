@@ -1,8 +1,10 @@
 """Saves checkpoints when they are due (once a minute); writes large ones in the background.
 
-A large checkpoint is copied in memory, and a thread writes the copy while training continues.
-`checkpoint.save_files` writes small and large ones, so the guarantees after a crash are the same.
-On a first reading, read `Saver.due` and `Saver.save`. Skip the rest: threads, failures, Ctrl-C.
+gptcli copies a large checkpoint in memory. A thread writes the copy to the disk while training
+continues. `checkpoint.save_files` writes both small and large checkpoints, so the guarantees after
+a crash are the same.
+
+First reading: `Saver.due` and `Saver.save`. Skip the rest: threads, failures, Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from gptcli.training.training_state import TrainingState
 
 _AUTO_SECONDS = 60.0
 _AUTO_MAX_SHARE = 0.01  # of the training time
-_ABANDON_SECONDS = 0.5  # a second Ctrl-C waits no longer than this for a disk that hangs
+_ABANDON_SECONDS = 0.5  # the longest that a second Ctrl-C waits for a slow disk
 BACKGROUND_BYTES = 32 << 20
-"""Checkpoints of this size or more are copied and written in the background."""
+"""A checkpoint of this many bytes or more is copied and written in the background."""
 
 
 @dataclass
@@ -43,20 +45,20 @@ class _Writing:
 class Saver:
     """Saves a run's checkpoints.
 
-    If `save` fails in the middle of a run, it yields a Notice, and the next due save tries again.
-    If `save_or_raise` fails, it raises the error."""
+    If `save` fails in the middle of a run, it yields a Notice. The next save that is due tries
+    again. If `save_or_raise` fails, it raises the error."""
 
     def __init__(self, run: Path, keep: int, every: int | str, saved_at: int | None) -> None:
         self.saved_at = saved_at
-        """The step of the newest checkpoint that is written or being written."""
+        """The step of the newest checkpoint, which a thread may still be writing."""
         self._run, self._keep, self._every = run, keep, every
         self._folder = _identity(run)
         self._writing: _Writing | None = None
         self._last = time.perf_counter()
-        self._cost = 0.0  # seconds that the last save took from training
+        self._cost = 0.0  # seconds by which the last save delayed training
         self._tried_at = saved_at
         self._must_succeed = False
-        self._renaming = threading.Lock()  # held while a written checkpoint gets its name
+        self._renaming = threading.Lock()  # held while a checkpoint is renamed
         self._abandoned = False
 
     def due(self, step: int) -> bool:
@@ -73,10 +75,10 @@ class Saver:
     def save(
         self, state: TrainingState, meta: dict[str, Any], *, background: bool = True
     ) -> Iterator[Event]:
-        """Write a checkpoint of the current state; a large one in the background, if `background`.
+        """Write a checkpoint of the current state. If `background`, a thread writes a large one.
 
-        First waits for a checkpoint that is still being written. Yields CheckpointSaved or Notice
-        for each checkpoint that is finished."""
+        First waits for the checkpoint that a thread is still writing. Yields CheckpointSaved or
+        Notice for each checkpoint that is finished."""
         yield from self.collect(wait=True)
         begin = time.perf_counter()
         files = state.files()
@@ -128,15 +130,16 @@ class Saver:
         if self._must_succeed or not expected:
             raise writing.error
         yield Notice(
-            f"WARNING: {writing.error}. The training goes on, and tries again when the next "
+            f"WARNING: {writing.error}. The training continues, and tries again when the next "
             "checkpoint is due"
         )
 
     def abandon(self) -> None:
-        """Give up the checkpoint that is being written, without waiting for it.
+        """Give up the checkpoint that a thread is writing, without waiting for it.
 
-        From now on its thread does not rename it, mark it as best or delete other checkpoints,
-        because the folder can become another run's. If the thread is just renaming it, waits."""
+        From now on the thread does not rename the checkpoint, mark it as best or delete others,
+        because another run may get the folder. If the thread is renaming at this moment, waits
+        briefly."""
         self._abandoned = True
         if self._renaming.acquire(timeout=_ABANDON_SECONDS):
             self._renaming.release()
@@ -144,9 +147,9 @@ class Saver:
     def _write_in_background(
         self, writing: _Writing, files: TensorFiles, meta: dict[str, Any], best: bool
     ) -> None:
-        """Copy the tensors, because the next steps change them, and start a thread that writes."""
+        """Copy the tensors, because the next steps change them; start a thread that writes."""
         copied = files.copied()
-        # daemon: the end of the process can kill the thread. The checkpoint before stays intact.
+        # daemon: the thread dies with the process. Then the earlier checkpoint is still intact.
         thread = threading.Thread(
             target=self._write, args=(writing, copied, meta, best), daemon=True
         )
@@ -160,12 +163,12 @@ class Saver:
     def _write(
         self, writing: _Writing, files: TensorFiles, meta: dict[str, Any], best: bool
     ) -> None:
-        """Write a checkpoint, mark it if it is the best, and delete old ones. Stores any error."""
+        """Write a checkpoint, mark it if best, delete old ones. Keeps an error in `writing`."""
         begin = time.thread_time()
         try:
             with closing(files), ExitStack() as held:
                 if self._run.is_dir() and not os.path.samestat(_identity(self._run), self._folder):
-                    raise checkpoint.run_gone_error(self._run)  # another run has taken its place
+                    raise checkpoint.run_gone_error(self._run)  # another run is at this path
 
                 def still_wanted() -> None:
                     held.enter_context(self._renaming)
@@ -193,7 +196,7 @@ class _AbandonedError(Exception):
 
 
 def _identity(run: Path) -> os.stat_result:
-    """The stat of RUN/.lock. It tells this run folder from a later one at the same path.
+    """The stat of RUN/.lock, which differs if another run folder is now at the same path.
 
     This process holds .lock open, so no other file can get its inode. If there is no .lock, returns
     the stat of the folder."""

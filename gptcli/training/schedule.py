@@ -1,7 +1,7 @@
-"""The learning rate schedule (warm-up, flat, decay to 0), and the values that `auto` resolves to.
+"""The learning rate schedule (warm-up, constant, decay to 0); the values of `auto` for steps.
 
-First reading: lr_at. Skip `decay_at` below its first line: it matters only if the number of steps
-was planned again during the run.
+First reading: lr_at. Skip the body of `decay_at`: its details matter only if the number of steps
+changed during the run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def lr_at(
     """The learning rate of step `step`, counted from 0.
 
     It rises over `warmup_steps`, stays at `peak`, and decays in a straight line over the last
-    `decay_fraction` of the steps. It would reach 0 one step after the last. `plans` are later plans
-    of the number of steps, in order.
+    `decay_fraction` of the steps. It would reach 0 one step after the last step. `plans` are later
+    plans of the number of steps, in order.
     Source: the trapezoidal schedule of Hägele et al. 2024."""
     rising = (step + 1) / (warmup_steps + 1)
     falling = decay_at(step, [(0, max_steps), *plans], decay_fraction)
@@ -38,9 +38,9 @@ def lr_at(
 def decay_at(step: int, plans: Sequence[Plan], decay_fraction: float) -> float:
     """The share of the peak that the decay leaves at `step`: 1 before the decay, 0 after it.
 
-    Each plan goes on from the share at its step and reaches 0 at its max_steps. The share never
-    rises: if a plan adds steps during the decay, the rate stays the same until the new line meets
-    it, or falls more slowly."""
+    Each plan starts from the share at its step, and reaches 0 at its max_steps. The share never
+    rises. If a plan adds steps during the decay, the share either stays constant until the new
+    straight line reaches it, or falls more slowly."""
     share = 1.0
     for i, (start, end) in enumerate(plans):
         if start > step:
@@ -81,11 +81,11 @@ def resolve_log_every(train: TrainConfig) -> int:
 def resolve_eval_every(train: TrainConfig, val_tokens: int, tokens_per_step: int) -> int:
     """The number of steps from one evaluation to the next.
 
-    With `auto`, evaluations take at most 2 % of the time, and there are at most twenty. The last
-    step is always evaluated in addition.
+    With `auto`, evaluations take at most about 2 % of the time, and there are at most twenty. The
+    last step is evaluated too.
 
     A token costs a third as much in evaluation as in training, because a backward pass takes twice
-    as long as a forward pass. The result depends on sizes and not on a clock, so the same config
+    as long as a forward pass. The result depends on sizes, not on the clock. So the same config
     always evaluates at the same steps."""
     if train.eval_every != "auto":
         return train.eval_every

@@ -1,4 +1,4 @@
-"""Notes about settings that work but are rarely meant, such as a warm-up longer than the run."""
+"""Notes about settings that work but are probably mistakes, such as too long a warm-up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_TEXTS = 12
 
 
 def setting_notes(config: Config, corpus: Corpus) -> list[str]:
-    """A sentence for each setting that does not suit the run or the text; [] if all do.
+    """A sentence for each setting that does not suit the run or the text; [] if all suit.
 
     `config` is resolved: train.warmup_steps is a number."""
     train, block_size = config.train, config.model.block_size
@@ -48,7 +48,7 @@ def setting_notes(config: Config, corpus: Corpus) -> list[str]:
 
 
 def rank_notes(config: Config) -> list[str]:
-    """A note if adapters have more numbers than the matrices that they change can use."""
+    """A note if the rank of adapters is larger than the rank that a matrix's change can have."""
     lora = config.train.lora
     if lora is None:
         return []
@@ -68,7 +68,7 @@ def rank_notes(config: Config) -> list[str]:
 
 
 def _mixture_notes(config: Config, corpus: Corpus) -> list[str]:
-    """What each text of a mixture gives to the training; [] if the texts are not mixed."""
+    """A note with each text's share and how often it is read; [] if the texts are not mixed."""
     if not isinstance(corpus.train, MixedTokens):
         return []
     tokens = config.tokens_per_step * config.train.max_steps

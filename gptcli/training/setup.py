@@ -1,7 +1,7 @@
 """Prepares a run: resolves every `auto`, opens the text, builds the Setup of a new or resumed run.
 
-On a first reading, read `resolve` and `prepare_new`. Skip `prepare_resume` and the functions below
-it: they compare the run folder with what the user asks for now.
+First reading: `resolve` and `prepare_new`. Skip `prepare_resume` and the functions below it: they
+compare the run folder with what the user asks for now.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ from gptcli.training.training_state import progress_of
 
 @dataclass(frozen=True)
 class Prepared:
-    """A Setup that can start, and notes for the user."""
+    """A Setup that is ready to train, and notes for the user."""
 
     setup: Setup
     notes: list[str]
@@ -77,8 +77,8 @@ class Prepared:
 def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> Config:
     """The config with every `auto` replaced by a value for this text and machine.
 
-    Two keep their `auto`: checkpoint_every, because the Saver decides by the clock, and batch_size,
-    which gptcli.training.batch_size resolves afterwards."""
+    Two keys keep `auto`: checkpoint_every, because the Saver decides by the clock, and batch_size,
+    which gptcli.training.batch_size resolves later."""
     train, run = config.train, config.run
     device = choose_device(run.device)
     tokens_per_step = config.tokens_per_step
@@ -89,7 +89,7 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
     engine, _ = choose_engine(
         config, device, dtype, compiled=compiled, has_user_parts=has_user_parts
     )
-    # A user's tokenizer is a bpe as well; meta.json records that the user wrote it.
+    # A user's tokenizer is a bpe too. meta.json records that the user wrote it.
     kind = "bpe" if corpus.tokenizer.kind == "own" else corpus.tokenizer.kind
     return config.model_copy(
         update={
@@ -123,9 +123,9 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
 
 
 def engine_notes(config: Config, user_parts: UserParts | None) -> list[str]:
-    """A note for the user that says why the C library cannot be used here; [] if it can be used.
+    """A note that says why the C library cannot be used, if the user can change that; else [].
 
-    Call it before `resolve`."""
+    Call this before `resolve`."""
     device = choose_device(config.run.device)
     _, note = choose_engine(
         config,
@@ -147,13 +147,13 @@ def prepare_new(
     ranks: int = 1,
     is_short: bool = False,
 ) -> Prepared:
-    """Create the run folder `run` and return the Setup of the new run, which `ranks` processes
-    share.
+    """Create the run folder `run` and return the Setup of the new run.
 
-    With `from_run` the run is a fine-tune: it starts from that run's best weights and takes its
-    tokenizer. `is_short` lowers its number of steps to what suits the text. An earlier
-    run in the folder moves to RUN/.replaced (gptcli.training.run_folder). Raises GptcliError if
-    config, text, user's parts and `from_run` do not fit together."""
+    `ranks` processes share the training. With `from_run`, the run is a fine-tune: it starts from
+    the best weights of `from_run`, and takes its tokenizer. `is_short` lowers the number of steps
+    to what suits the text. An earlier run in the folder moves to RUN/.replaced
+    (gptcli.training.run_folder). Raises GptcliError if config, text, user's parts and `from_run` do
+    not fit together."""
     notes: list[str] = []
     has_user_parts = user_parts is not None and user_parts.in_network()
     refuse_other_machine(config, has_user_parts=has_user_parts)
@@ -178,7 +178,7 @@ def prepare_new(
     elif config.tokenizer.from_ is not None:
         raise GptcliError(
             f"tokenizer.from is {config.tokenizer.from_}, so --tokenizer would have no effect",
-            "leave one of the two out",
+            "leave out --tokenizer or tokenizer.from",
         )
     refuse_other_link(run)
     corpus = open_text(config, tokenizer, user_parts)
@@ -198,7 +198,9 @@ def prepare_new(
     config, kept = with_kept_texts(run, config)
     status["text"] = text_record(config.data, run, corpus.content_key)
     if (left := run_folder.link_to_leave(run)) is not None:
-        notes.append(f"the old checkpoints stay in {left}: {run / 'checkpoints'} was a link to it")
+        notes.append(
+            f"the old checkpoints stay in {left}: {run / 'checkpoints'} was a link to that folder"
+        )
     run_folder.create(run, config, corpus.tokenizer, status, kept)
     setup = _build_setup(
         run, config, corpus, user_parts=user_parts, start_from=weights, time_limit=time_limit
@@ -217,9 +219,9 @@ def prepare_resume(
     """The Setup that continues a run folder, or a FinishedRun if nothing is left to do.
 
     `wanted` is the config that the user asks for now (None: the run's config), and `explicit` the
-    keys that the command line sets. A changed key is refused, noted, or allowed with `extend`: see
-    gptcli.training.resume_rules. On another machine, device, dtype, threads, compile and engine are
-    chosen again. Raises GptcliError if the text, the tokenizer or the user's parts are not those of
+    keys that the command line sets. gptcli.training.resume_rules refuses a changed key, or makes a
+    note about it. On another machine, this function chooses device, dtype, threads, compile and
+    engine again. Raises GptcliError if the text, the tokenizer or the user's parts are not those of
     the run."""
     stored = run_folder.read_config(run)
     saved, notes = checkpoint.newest_valid(run)
@@ -239,14 +241,14 @@ def prepare_resume(
         parts = parts_of(saved.meta)
         notes += same_config(run, saved.meta, stored)
     refuse_other_parts(run, parts, user_parts)
-    if config.train.minutes is None:  # extended: the number of steps is fixed from now on
+    if config.train.minutes is None:  # no time limit, or --extend removed it
         history = NO_PLANS
     reason = reason_to_stop(saved, config, history.max_steps) if saved is not None else None
     if not explicit & TEXT_KEYS and STDIN in (*config.data.sources, *config.data.val_sources):
-        config = config.model_copy(update={"data": stored.data})  # the run folder has kept it
+        config = config.model_copy(update={"data": stored.data})  # the run folder has a copy
     named = named_texts(stored.data, config.data) | (explicit & TEXT_KEYS)
     if saved is not None and reason is not None and not named:
-        checkpoint.delete_leftovers(run, saved.step)  # left if a kill came after the last step
+        checkpoint.delete_leftovers(run, saved.step)  # leftovers of a kill after the last step
         return finished_run(run, saved, stored, config, reason, notes, history.max_steps)
     tokenizer = run_folder.read_tokenizer(
         run, user_parts.tokenizer if user_parts is not None else None
@@ -269,7 +271,7 @@ def prepare_resume(
     )
     refuse_other_link(run)
     config = with_stored_texts(run, stored, config)
-    if saved is not None and reason is not None:  # the text moved, but is the same
+    if saved is not None and reason is not None:  # the text has moved, but is unchanged
         remembered = remember_source(run, stored, config.data, is_locked=True)
         notes += [remembered] if remembered is not None else []
         checkpoint.delete_leftovers(run, saved.step)
@@ -328,7 +330,7 @@ def _build_setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setu
 
 
 def _fine_tune_weights(run: Path) -> dict[str, Any] | None:
-    """The weights that a fine-tuning run without a checkpoint starts from; None for other runs."""
+    """The base weights of a fine-tune that has no checkpoint yet; None for other runs."""
     origin = run_folder.read_status(run).get("started_from")
     if origin is None:
         return None
@@ -339,7 +341,7 @@ def _fine_tune_weights(run: Path) -> dict[str, Any] | None:
         raise GptcliError(
             f"{run} was stopped before its first checkpoint, and the weights that it starts from "
             f"are gone: {why}",
-            f"start it again: {train_again_command(run)}",
+            f"start the run again: {train_again_command(run)}",
             exit_code=1,
         ) from None
 
@@ -350,12 +352,12 @@ def _refuse_from_with_user_parts(
     if there := parts_of(meta):
         raise GptcliError(
             f"{run} was trained with your own parts ({', '.join(there)})",
-            "--from needs a run whose parts are all built in",
+            "--from needs a run with only built-in parts",
         )
     if user_parts is not None and user_parts.tokenizer is not None:
         raise GptcliError(
             f"--from takes the tokenizer of {run}, so --tokenizer would have no effect",
-            "leave one of the two out",
+            "leave out --tokenizer or --from",
         )
 
 

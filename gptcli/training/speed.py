@@ -1,4 +1,4 @@
-"""How fast this machine trains and samples a config, compared with its measured limits.
+"""Measures how fast this machine trains and samples, compared with the machine's limits.
 
 Dimensions: B streams, T time, C channels, V vocabulary.
 """
@@ -47,13 +47,13 @@ class Speed:
     @property
     def train_flops_fraction_of_peak(self) -> float:
         """FLOP per second of training, divided by the peak of matrix products."""
-        return min(1.0, self.train_flops / self.peak_flops)  # the peak is an estimate, too
+        return min(1.0, self.train_flops / self.peak_flops)  # the peak is an estimate too
 
 
 def multiplied_weights(model: GPT) -> int:
-    """The number of weights in the matrices that multiply every token, the head included.
+    """The number of weights in the matrices that multiply every token, including the head.
 
-    An embedding is looked up and does not count, unless it is also the head."""
+    An embedding does not count, because it is only a table, unless it is also the head."""
     weights = sum(
         p.numel()
         for name, p in model.named_parameters()
@@ -65,9 +65,9 @@ def multiplied_weights(model: GPT) -> int:
 def flops_per_token(model: GPT) -> float:
     """Floating-point operations per token of a training step's matrix products.
 
-    Each weight that multiplied_weights counts takes 6 operations (2 forward, 4 backward). The
-    attention of a layer takes 12 operations for each channel of its heads and each earlier token:
-    T / 2 tokens on average.
+    Each weight that multiplied_weights counts takes 6 operations (2 forward, 4 backward). A layer's
+    attention takes 12 operations for each channel of its heads and each earlier token. A token has
+    T / 2 earlier tokens on average.
 
     Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1."""
     config = model.config
@@ -78,7 +78,7 @@ def flops_per_token(model: GPT) -> float:
 def peak_flops(dtype: torch.dtype, device: torch.device, seconds: float = _PEAK_SECONDS) -> float:
     """The highest measured floating-point operations per second of matrix products in `dtype`.
 
-    It takes about `seconds`, and draws no number from PyTorch's own generators."""
+    The measurement takes about `seconds`. It draws no number from PyTorch's default generators."""
     best = 0.0
     numbers = torch.Generator(device).manual_seed(0)
     for rows, inner, columns in _PRODUCTS if device.type == "cpu" else _PRODUCTS_OF_A_GPU:
@@ -127,7 +127,7 @@ def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[
     """Measure sampling with full windows. Returns (speed, share, streams).
 
     `speed` is tokens per second of all streams together. `share` is that speed divided by the
-    machine's limit. `streams` is the number of streams, at most as many as fit in memory."""
+    machine's limit. The result `streams` is the number of streams that fit in memory."""
     block_size = model.config.block_size
     writer = open_streams(model, streams, SamplingParams(), backend, torch.get_num_threads())
     streams = min(streams, writer.count)  # as many as fit in memory
@@ -150,11 +150,11 @@ def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[
 
 
 def _share_of_limit(model: GPT, streams: int, backend: Backend, peak: float, speed: float) -> float:
-    """The share of the machine's limit that `speed` tokens per second of each stream reach.
+    """`speed` (tokens per second of each stream), divided by the limit of the machine.
 
-    The limit is an estimate from short measurements, which another process can disturb. If the
-    speed is above it, gptcli measures the limit again. A speed that was reached is possible, so the
-    limit is never below it, and the share never above 1."""
+    The limit is an estimate from short measurements, which another process can disturb. If `speed`
+    is above the limit, this function measures the limit again. The share is never above 1, because
+    a speed that was reached must be possible."""
     share, reading, dtype = math.inf, 0.0, backend.torch_dtype
     for _ in range(_LIMIT_TRIES):
         reading = max(reading, read_speed(model, dtype))
@@ -168,10 +168,10 @@ def _share_of_limit(model: GPT, streams: int, backend: Backend, peak: float, spe
 def least_seconds(
     model: GPT, streams: int, bytes_each: int, flops: float, bytes_per_second: float
 ) -> float:
-    """The least time in seconds for one token of each of `streams` streams.
+    """The least time in seconds to compute one token for each of `streams` streams.
 
     It is the longer of two times. One is the time to read all weights once, and the keys and values
-    of every stream's window. The other is the time to multiply them."""
+    of every stream's window. The other is the time for the matrix products with them."""
     config = model.config
     weights = multiplied_weights(model)
     cached = 2 * config.n_layer * config.n_embd * config.block_size * streams
@@ -180,7 +180,7 @@ def least_seconds(
 
 
 def read_speed(model: GPT, dtype: torch.dtype) -> float:
-    """Bytes per second of reading a block of memory as large as the weights, repeatedly."""
+    """The most bytes per second when reading a block of memory as large as the weights."""
     device = model.wte.weight.device
     numbers = torch.ones(multiplied_weights(model) * dtype.itemsize // 4, device=device)
     best = 0.0

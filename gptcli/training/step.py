@@ -1,23 +1,23 @@
 """One optimizer step: forward, backward, clip, update; dropout's seed, loss scale, divergence.
 
-gptcli.training.loop calls take_step again and again. nanoGPT's train.py writes the same step in 25
-lines. This table shows where each of those lines is here, and why some need more code.
+gptcli.training.loop calls take_step for every step. nanoGPT's train.py does the same step in 25
+lines. This table shows where gptcli does the work of each line, and why some lines need more code.
 
 | nanoGPT | here | why |
 |---|---|---|
 | get_lr | lr_at (schedule.py) | the same |
 | param_group['lr'] = lr | optimizers.step(rate) | the rate is an argument, not a state |
-| get_batch | `micro_batches` | a batch is a function of its number: a resumed run reads the same |
+| get_batch | `micro_batches` | a batch depends only on its number: a resumed run reads the same |
 | - | dropout_seed | dropout depends on (seed, step): a resumed run ends with the same bytes |
-| with ctx (autocast) | MasterWeights | the model is bfloat16; its float32 weights are kept apart |
+| with ctx (autocast) | MasterWeights | a bfloat16 model, with separate float32 master weights |
 | model(X, Y), backward | passes.gradients | the C library can compute both instead of PyTorch |
 | scaler (GradScaler) | `loss_scale` | the scale of float16 losses; checkpoints save it |
 | clip_grad_norm_ | weights.norm, weights.clip | the view shows the norm; `Diverged` reads it |
-| - | Diverged | numbers that are not finite update nothing; the diagnosis names a layer |
+| - | Diverged | if a number is not finite, no update; the diagnosis names a layer |
 | scaler.step | optimizers.step, passes.publish | round the new weights for the next forward pass |
 | zero_grad | weights.clear_grads | the same |
 
-First reading: `take_step`. Skip the branch for float16 and the one for Diverged.
+First reading: `take_step`. Skip the branches for float16 and Diverged.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _DOUBLE_SCALE_EVERY = 1000  # steps
 
 
 class Passes(Protocol):
-    """Forward and backward pass, by PyTorch or by the C library: gptcli.training.passes."""
+    """Forward and backward pass, by PyTorch or the C library: see gptcli.training.passes."""
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
         """The mean loss of `count` batches, (). Leaves the mean gradients in the master weights."""
@@ -66,7 +66,7 @@ class TrainedWeights(Protocol):
         """The norms of the gradients of the embeddings, of each block, and of the other weights."""
 
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients down to the global norm `longest`. Their global norm is `norm`."""
+        """Scale the gradients, whose global norm is `norm`, down to at most the norm `longest`."""
 
     def clear_grads(self) -> None:
         """Forget all gradients."""
@@ -76,8 +76,8 @@ class TrainedWeights(Protocol):
 class Updated:
     """What a step did: mean loss in nats per token, learning rate, gradient norm before clipping.
 
-    `loss_scale` is for the next step. `part_norms` are the norms of the parts of the network, if
-    they were wanted."""
+    `loss_scale` is for the next step. `part_norms` are the gradient norms of the parts of the
+    network, or () if the caller did not ask for them."""
 
     loss: float
     rate: float
@@ -88,7 +88,7 @@ class Updated:
 
 @dataclass(frozen=True)
 class Diverged:
-    """Why no update was made, and what the user can do."""
+    """Why a step did not update the weights, and what the user can do."""
 
     diagnosis: str
     hint: str
@@ -108,9 +108,9 @@ def take_step(
 ) -> Updated | Diverged:
     """Do step `step`, counted from 0, or return why the weights did not change.
 
-    `micro_batches` returns the step's config.grad_accum batches each time that it is called. The
-    model is in training mode; `dtype` is that of the passes. `plans` are the later plans of
-    max_steps, for the learning rate. `part_norms` asks for the gradient norms of the parts."""
+    Each call of `micro_batches` returns the step's config.grad_accum batches. The model must be in
+    training mode. `dtype` is the dtype of the passes. `plans` are the later plans of max_steps,
+    which change the learning rate. `part_norms` asks for the gradient norms of the parts."""
     rate = lr_at(
         step,
         peak=float(config.learning_rate),
@@ -122,7 +122,7 @@ def take_step(
     seed = dropout_seed(config.seed, step)
     while True:
         mean = passes.gradients(micro_batches(), config.grad_accum, seed, loss_scale)
-        # Read both numbers after both are computed: each float() waits for the device.
+        # Compute both numbers before reading them, because float() waits for the device.
         loss, norm = map(float, (mean, weights.norm()))
         if math.isfinite(norm) or loss_scale <= 1.0 or not math.isfinite(loss):
             break
@@ -151,7 +151,7 @@ def take_step(
 def diverged_in_evaluation(
     step: int, loss: float, model: GPT, batches: Iterable[Batch], config: TrainConfig
 ) -> Diverged:
-    """What to say about a validation loss that is not finite. `batches` show where it begins."""
+    """Return Diverged for a validation loss that is not finite. Finds the place with `batches`."""
     where = first_not_finite(model, batches)
     return Diverged(
         f"step {step}: the validation loss is {loss:g}; first place with NaN or infinity: {where}",
@@ -169,8 +169,8 @@ def forward_backward(
 ) -> Tensor:
     """PyTorch's `Passes.gradients`: the mean loss of `count` batches and its gradients.
 
-    `loss_of` is the model's loss, compiled or not. The loss is multiplied by `scale`, so that
-    float16 gradients do not vanish. The gradients of the master weights are divided by `scale`."""
+    `loss_of` is the model's loss, compiled or not. Multiplies the loss by `scale`, so that float16
+    gradients do not round to 0. Divides the gradients of the master weights by `scale`."""
     weights.clear_grads()
     total: Tensor | None = None
     for idx, targets in batches:
@@ -185,12 +185,12 @@ def forward_backward(
 
 
 def mean_loss(total: Tensor, count: int) -> Tensor:
-    """`total` (), the sum of `count` losses, divided by `count`; float64 if the device has it."""
+    """`total` (), the sum of `count` losses, divided by `count`; in float64 unless on MPS."""
     return (total if total.device.type == "mps" else total.double()) / count
 
 
 def dropout_seed(seed: int, step: int) -> int:
-    """The seed of dropout's masks in a step, so that a resumed run draws the same masks.
+    """The seed of the dropout masks in a step, so that a resumed run draws the same masks.
 
     NativePasses derives one seed for each micro-batch from this one."""
     return (seed * 1_000_003 + step) % 2**63
@@ -199,8 +199,8 @@ def dropout_seed(seed: int, step: int) -> int:
 def seed_dropout(seed: int, device: torch.device) -> None:
     """Seed the random generator of `device`, from which dropout draws its masks.
 
-    torch.manual_seed seeds the generators of all devices. If there is no GPU, it formats three
-    stack traces for that."""
+    torch.manual_seed would seed the generators of all devices. Without a GPU, it formats three
+    stack traces for that, which is slow."""
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     elif device.type == "cpu":

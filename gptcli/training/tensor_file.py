@@ -1,8 +1,8 @@
 """Safetensors files: written tensor by tensor, verified by size, SHA-256 and header when read.
 
-The format: 8 bytes with the length of the header; the header, a JSON object with the dtype, shape
-and offsets of each tensor; then the numbers. The header is checked against the size of the file,
-because the file may come from anybody.
+The format: first 8 bytes with the length of the header; then the header, a JSON object with the
+dtype, shape and offsets of each tensor; then the numbers. This file checks the header against the
+size of the file, because the file may come from anybody.
 Source: the safetensors repository, README, "Format".
 """
 
@@ -23,7 +23,7 @@ from gptcli.memory import total_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MAX_HEADER_BYTES = 1 << 24  # a network of a thousand layers needs an eighth of that
+_MAX_HEADER_BYTES = 1 << 24  # a network with a thousand layers needs an eighth
 _MAX_DIMENSIONS = 8
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "U8": 8, "BOOL": 8}
 _NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8",
@@ -46,9 +46,9 @@ def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, 
 
 
 def read_arrays(path: Path, size: int, sha256: str, inside: Path) -> dict[str, memoryview[float]]:
-    """The tensors of a file as float32 memory, by name: for weights, without PyTorch and numpy.
+    """The tensors of a file by name, as float32 memory. Does not import PyTorch.
 
-    A memoryview has the shape of the tensor, and is writable. Raises as read_tensors does."""
+    Each memoryview has the shape of its tensor, and is writable. Raises as read_tensors does."""
     from safetensors import SafetensorError, deserialize
 
     data = _verified(path, size, sha256, inside)
@@ -56,7 +56,7 @@ def read_arrays(path: Path, size: int, sha256: str, inside: Path) -> dict[str, m
     try:
         for name, entry in deserialize(data):  # type: ignore[no-untyped-call]
             numbers = _float32(entry["data"], entry["dtype"])
-            flat = memoryview(numbers).cast("f")  # its shape stays (0,) if it is empty
+            flat = memoryview(numbers).cast("f")  # an empty tensor keeps the shape (0,)
             arrays[name] = flat.cast("B").cast("f", entry["shape"]) if numbers else flat
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _not_safetensors(error) from None
@@ -64,7 +64,7 @@ def read_arrays(path: Path, size: int, sha256: str, inside: Path) -> dict[str, m
 
 
 def _float32(data: bytearray, kind: str) -> bytearray:
-    """The numbers of a tensor as float32. gptcli writes weights so; others are converted."""
+    """The numbers of a tensor as float32. gptcli writes float32; converts other dtypes."""
     if kind == "F32" and sys.byteorder == "little":
         return data
     import numpy as np
@@ -78,7 +78,8 @@ def _float32(data: bytearray, kind: str) -> bytearray:
 def is_finite(array: memoryview[float]) -> bool:
     """Whether the sum of float32 numbers is finite: no number is NaN, infinite or absurdly large.
 
-    Almost always the exponents, of which the last of four bytes has seven bits, tell."""
+    The exponents are usually enough to tell. The last of a number's four bytes has seven of the
+    eight bits of the exponent."""
     numbers = array.cast("B")
     last = bytes(numbers)[3::4] if sys.byteorder == "little" else bytes(numbers)[::4]
     if not last.translate(None, delete=_SMALL):
@@ -90,7 +91,7 @@ def is_finite(array: memoryview[float]) -> bool:
 
 
 _SMALL = bytes(byte for byte in range(256) if byte & 0x7F < 0x60)
-"""The bytes with the sign and most of the exponent, of numbers whose magnitude is below 2^65."""
+"""The values of this last byte in numbers whose magnitude is below 2^65."""
 
 
 def _not_safetensors(error: Exception) -> ValueError:
@@ -99,35 +100,35 @@ def _not_safetensors(error: Exception) -> ValueError:
 
 
 def _verified(path: Path, size: int, sha256: str, inside: Path) -> bytes:
-    """The content of a file of tensors with this size and SHA-256, and with a valid header."""
+    """The content of a file of tensors, after a check of its size, SHA-256 and header."""
     refuse_larger_than_memory(size)
     found = path.stat().st_size
     if found <= LARGEST_POINTER and is_lfs_pointer(read_bounded(path, LARGEST_POINTER, inside)):
         raise ValueError(f"it is a git-lfs pointer, not the file itself; {POINTER_HINT}")
     if found != size:
-        raise ValueError(f"{found:,} bytes, meta.json says {size:,}")
+        raise ValueError(f"it has {found:,} bytes, but meta.json says {size:,}")
     data = read_bounded(path, size, inside)
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError("its SHA-256 differs from the one in meta.json")
+        raise ValueError("its SHA-256 differs from the SHA-256 in meta.json")
     check_header(data)
     return data
 
 
 def refuse_larger_than_memory(size: int) -> None:
-    """Raise ValueError if so many bytes cannot be in this machine's memory."""
+    """Raise ValueError if `size` bytes are more than this machine's memory."""
     memory = total_memory()
     if memory is not None and size > memory:
-        raise ValueError(f"{size:,} bytes, more than this machine's memory ({memory:,})")
+        raise ValueError(f"it has {size:,} bytes, more than this machine's memory ({memory:,})")
 
 
 def tensor_pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes that safetensors.torch.save returns, in pieces: the header, then each tensor.
+    """The bytes of safetensors.torch.save, in pieces: the header, then each tensor.
 
-    Float32 tensors on the CPU are not copied."""
+    Does not copy float32 tensors on the CPU."""
     import torch
 
     if sys.byteorder != "little" or any(t.dtype != torch.float32 for t in tensors.values()):
-        from safetensors.torch import save as save_all  # knows every dtype, but copies all tensors
+        from safetensors.torch import save as save_all  # for every dtype, but copies all tensors
 
         yield save_all({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
         return
@@ -144,7 +145,7 @@ def tensor_pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]
 
 
 class HashedPieces:
-    """An iterator over pieces that counts their `size` in bytes and their SHA-256 `digest`."""
+    """An iterator over pieces that computes their `size` in bytes and their SHA-256 `digest`."""
 
     def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
         self._pieces = pieces

@@ -1,9 +1,9 @@
 """Finds the text of a run by its content (SHA-256), also after the run or the text has moved.
 
-config.yaml names the text by its absolute path. run.json also has its path relative to the run
-folder, and its content key. After a project has moved as a whole, the relative path still leads to
-the text. The user can name a new place as data.source=NEW (or data.val_source=NEW). It is
-remembered if the text is the same.
+config.yaml has the text's absolute path. run.json has the path relative to the run folder, and the
+text's content key. If the text moves together with the run folder, the relative path still leads to
+the text. The user can name a new place by data.source=NEW (or data.val_source=NEW). If the text
+there is the same, gptcli writes the new place to config.yaml.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from gptcli.training import run_folder
 T = TypeVar("T")
 
 TEXT_KEYS = frozenset({"data.source", "data.val_source"})
-"""The keys that name a text, which can move."""
+"""The keys that name a text. Texts can move, so these keys can change."""
 
 _WHAT = {"data.source": "text", "data.val_source": "validation text"}
 
 
 def absolute_texts(data: DataConfig) -> DataConfig:
-    """The section with absolute paths, so that a resume from another folder finds the texts.
+    """The section `data` with absolute paths, so that a resume from another folder finds the texts.
 
-    The names of shipped texts and of standard input stay as they are."""
+    The names of shipped texts, URLs and standard input stay as they are."""
     return _each_text(data, _absolute)
 
 
@@ -49,7 +49,7 @@ def _absolute(name: str) -> str:
 
 
 def texts_exist(names: list[str]) -> bool:
-    """Whether there is a shipped text, a file or a folder of each name, or it is standard input."""
+    """Whether each name is standard input, a URL, a shipped text, or an existing file or folder."""
     return _first_missing(names) is None
 
 
@@ -70,7 +70,7 @@ def text_record(data: DataConfig, run: Path, content_key: str) -> dict[str, Any]
             return name
         if is_url(name):
             return None
-        with suppress(ValueError):  # Windows: no relative path leads to another drive
+        with suppress(ValueError):  # on Windows, another drive has no relative path
             return shown(Path(os.path.relpath(path_of(name), absolute(run))).as_posix())
         return None
 
@@ -88,7 +88,7 @@ def content_key_of(run: Path, meta: dict[str, Any] | None) -> str | None:
 
 
 def with_moved_texts(run: Path, data: DataConfig, named: Set[str] = frozenset()) -> DataConfig:
-    """The section with the new place of each missing text that moved together with the run.
+    """The section `data` with the new place of each missing text that moved with the run folder.
 
     Texts of the keys in `named` keep their places."""
     moved = _moved(run, data, named)
@@ -102,21 +102,21 @@ def with_moved_texts(run: Path, data: DataConfig, named: Set[str] = frozenset())
 
 @dataclass(frozen=True)
 class WantedText:
-    """The text that a command needs: the run, its text's content key, and the user's words."""
+    """The text that a command needs: the run, the text's content key, and words for messages."""
 
     run: Path
-    content_key: str | None  # None: the run has no checkpoint that records it
+    content_key: str | None  # None: the run does not record it
     named: Set[str]  # the keys of TEXT_KEYS that the command line sets
-    command: str  # such as `gptcli eval RUN`: the hint adds data.source=PATH
-    other_text: str  # what to do with another text
+    command: str  # such as `gptcli eval RUN`; the hint adds data.source=PATH
+    other_text: str  # the hint about how to use another text
 
     def open(
         self, config: Config, open_text: Callable[[Config, str | None], T]
     ) -> tuple[T, Config]:
-        """What `open_text` returns for the first place that has the text, and the config with it.
+        """Open the text at the first place that has it; return `open_text`'s result and the config.
 
-        `open_text(config, content_key)` raises OtherTextError if the text there is another one.
-        Raises GptcliError if no place has the text."""
+        `open_text(config, content_key)` must raise OtherTextError if the text has another content
+        key. Raises GptcliError if no place has the text."""
         data = with_moved_texts(self.run, config.data, self.named)
         moved = _moved(self.run, config.data, self.named)
         places, shipped = [data, *([moved] if moved != data else [])], []
@@ -161,7 +161,7 @@ class WantedText:
         return GptcliError(
             f"the text of {name}{f' or of {val}' if val else ''} has changed since the run "
             f"{self.run}",
-            "if the old text is still somewhere, name it: "
+            "if you still have the old text, name its place: "
             f"{self.command} {_places('data.source', config.data.sources, all_of_them=True)}"
             f"{' data.val_source=PATH' if val else ''}; {self.other_text}",
         )
@@ -195,7 +195,7 @@ class WantedText:
 
 
 def _places(key: str, names: list[str], *, all_of_them: bool = False) -> str:
-    """What to type for texts that have moved: key=PATH, or a list with a PATH for each of them."""
+    """The argument for texts that have moved: key=PATH, or a list with a PATH for each of them."""
     if len(names) == 1:
         return f"{key}=PATH"
     here = [
@@ -208,11 +208,11 @@ def _places(key: str, names: list[str], *, all_of_them: bool = False) -> str:
 def remember_source(
     run: Path, stored: Config, data: DataConfig, *, is_locked: bool = False
 ) -> str | None:
-    """Write the new place of a run's text to its config.yaml. Returns a note for the user.
+    """Write the new place of a run's text to its config.yaml; return a note for the user.
 
-    `is_locked` says that this process holds the lock of the run folder already. The run stays as
-    new or old as it was, because other commands use the newest run by default."""
-    if STDIN in (*data.sources, *data.val_sources):  # no other process can read it again
+    `is_locked` is true if this process already holds the lock of the run folder. Keeps the time of
+    config.yaml, because other commands use the newest run by default."""
+    if STDIN in (*data.sources, *data.val_sources):  # nobody can read it again
         return None
     places = absolute_texts(data)
     changed = {"source": places.source, "val_source": places.val_source}
@@ -244,13 +244,13 @@ def _first_missing(names: list[str]) -> str | None:
                 path_of(name).lstat()
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return name
-        except (OSError, GptcliError):  # it may exist; opening it says what is wrong
+        except (OSError, GptcliError):  # it may exist; the error comes when it is opened
             pass
     return None
 
 
 def _moved(run: Path, data: DataConfig, named: Set[str]) -> DataConfig:
-    """The section with each text where it is if it moved together with the run folder.
+    """The section `data` with the places that the texts have if they moved with the run folder.
 
     Texts of the keys in `named` keep their places."""
     record = _recorded(run)

@@ -1,7 +1,7 @@
 """The state of a run between two steps: model, master weights, optimizers, counters.
 
-The order of the text and the dropout masks are functions of (seed, step). So a checkpoint needs no
-state of a random generator. It saves weights, optimizer state, counters and the loss scale.
+The order of the batches and the dropout masks are functions of (seed, step). So a checkpoint needs
+no state of a random generator. It holds the weights, the optimizer's state and the counters.
 
 First reading: Progress and TrainingState.
 """
@@ -37,7 +37,7 @@ class Progress:
     seconds: float = 0.0
     train_loss: float | None = None
     val_loss: float | None = None
-    first_val_loss: float | None = None  # of the weights that a fine-tune starts from
+    first_val_loss: float | None = None  # of a fine-tune's base weights
     evaluated_at: int | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
@@ -49,7 +49,7 @@ class Progress:
 class TrainingState:
     """A model with its master weights, passes, optimizers and counters.
 
-    It starts from a checkpoint's `weights`, or draws new ones if `weights` is None."""
+    It starts from a checkpoint's `weights`. If `weights` is None, it draws new weights."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class TrainingState:
         self.model = build_model(model, vocab_size, user_parts, weights, seed=train.seed)
         self.model.to(device)
         self.weights = MasterWeights(self.model, dtype)
-        # Newton-Schulz needs few digits, so bfloat16 is enough. But it is slow on some machines:
-        # those resolve the dtype of the passes to float32.
+        # Newton-Schulz needs few digits, so bfloat16 is enough. But bfloat16 is slow on some
+        # machines. There, the dtype of the passes is float32.
         muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
         native = library_for(engine, dtype)
         passes: TorchPasses | NativePasses
@@ -92,7 +92,8 @@ class TrainingState:
             train.weight_decay,
             muon_dtype,
             None if native is None else (native, threads),
-            # Decay pulls towards 0, and a fine-tune starts from the base weights.
+            # Decay would pull the trained tables to 0, but a fine-tune starts from the base
+            # weights.
             undecayed=() if self.adapters is None else self.adapters.tables,
         )
         self.progress = Progress(loss_scale=first_loss_scale(dtype))
@@ -103,12 +104,12 @@ class TrainingState:
         return self.weights if self.adapters is None else self.adapters
 
     def to_save(self) -> dict[str, Tensor]:
-        """The tensors besides the weights that a resumed run needs."""
+        """The tensors that a resumed run needs besides the weights."""
         optimizer = self.optimizers.state()
         return optimizer if self.adapters is None else optimizer | self.adapters.state()
 
     def files(self) -> TensorFiles:
-        """What a checkpoint of this moment stores."""
+        """The tensor files of a checkpoint of the current state."""
         return WholeFiles(self.weights.named(), self.to_save())
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
@@ -129,7 +130,7 @@ class TrainingState:
                 exit_code=1,
             ) from None
         if scale == 1.0 or self.progress.loss_scale == 1.0:
-            self.progress.loss_scale = scale  # only one of the two runs is float16
+            self.progress.loss_scale = scale  # float16 was switched on or off at the resume
 
 
 def progress_of(meta: dict[str, Any]) -> Progress:
@@ -144,11 +145,11 @@ def build_model(
     weights: dict[str, Tensor] | None = None,
     seed: int = 0,
 ) -> GPT:
-    """A float32 model on the CPU with the given weights, or with newly drawn ones.
+    """A float32 model on the CPU with the given weights, or with newly drawn weights.
 
-    Raises GptcliError if the weights have other names or shapes than the config asks for (exit
-    code 1), or if the model is larger than this machine's memory. It
-    allocates nothing before these checks, except to check the shapes of the user's parts."""
+    Raises GptcliError (exit code 1) if names or shapes of the weights do not fit the config. Raises
+    GptcliError if the model is larger than this machine's memory. Makes the model only after these
+    checks. Only the shapes of user's parts are checked later, in the model."""
     in_network = user_parts is not None and user_parts.in_network()
     given = None if weights is None else {name: tuple(t.shape) for name, t in weights.items()}
     refuse_unfitting(config, vocab_size, given, users=in_network)

@@ -1,6 +1,7 @@
-"""What the user asks for while a run trains: a sample, an evaluation or a checkpoint, now.
+"""Wishes of the user during training: a sample, an evaluation or a checkpoint, now.
 
-A wish is granted between two steps. It changes no weights and nothing that the run decides later.
+The loop fulfils a wish between two steps. A wish does not change the weights or later decisions of
+the run.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from gptcli.training.evaluate import loss_by_text
 
 Wish = Literal["sample", "evaluate", "checkpoint"]
 Wishes: TypeAlias = Callable[[], Collection[Wish]]
-"""Returns what was asked for since the last call."""
+"""Returns the user's wishes since the last call."""
 
 
 def no_wishes() -> Collection[Wish]:
-    """No wish: nobody is asked."""
+    """No wishes, for a run without a user interface."""
     return ()
 
 
@@ -28,9 +29,9 @@ def extra_evaluation(
     loss_on: Callable[[TokenStore], float | None],
     should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
-    """The validation loss after `step` steps; a Notice if there is none.
+    """Yield the validation loss after `step` steps, or a Notice if there is no validation loss.
 
-    `val` is None if the run has no validation text. `loss_on` returns None if it was given up."""
+    `val` is None if the run has no validation text. `loss_on` returns None if it stopped early."""
     if val is None:
         yield Notice("there is no validation text to evaluate on (data.val_fraction=0)")
         return

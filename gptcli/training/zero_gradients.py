@@ -6,22 +6,22 @@ _STEPS = 5
 
 
 class ZeroGradients:
-    """Takes the gradient norm of each step and reports, once, that it stays 0.
+    """Takes the gradient norm of each step, and reports if it stays 0.
 
-    A learning rate that is far too high makes every unit of the network constant. The loss is
-    finite then, and nothing else looks wrong."""
+    A learning rate that is far too high can make every unit of the network constant. Then the loss
+    is finite, and nothing else looks wrong."""
 
     def __init__(self) -> None:
         self._in_a_row = 0
 
     def begin(self, grad_norm: float) -> bool:
-        """Whether this is the step at which the norm has been 0 for five steps in a row."""
+        """Whether this is the fifth step in a row whose norm is 0. Later steps return False."""
         self._in_a_row = self._in_a_row + 1 if grad_norm == 0 else 0
         return self._in_a_row == _STEPS
 
 
 def still(step: int, learning_rate: float | str) -> str:
-    """The note for users that the network stands still."""
+    """The note for the user that the network no longer learns."""
     return (
         f"step {step}: the norm of the gradient has been exactly 0 for {_STEPS} steps, so the "
         "network no longer learns. The learning rate is probably too high: the highest is "

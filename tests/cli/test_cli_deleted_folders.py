@@ -59,7 +59,7 @@ def test_a_run_folder_that_disappears(
         outcome = cli("train", text_file, *SMALL, "--out", run)
     assert outcome.code == 1
     gone = f"{run} is gone: it was deleted or moved during training"
-    assert f"WARNING: {gone}. The training goes on" in outcome.err
+    assert f"WARNING: {gone}. The training continues" in outcome.err
     assert f"\nerror: {gone}\n\nhint: if you moved it, continue there: " in outcome.err
     assert "Traceback" not in outcome.err
     assert not run.exists()

@@ -131,7 +131,7 @@ def test_a_checkpoint_with_a_flipped_byte(cli: Any, trained: Path, tmp_path: Pat
         assert outcome.code == 1
         message, _ = form(outcome)
         assert message.endswith(
-            "model.safetensors is damaged: its SHA-256 differs from the one in meta.json"
+            "model.safetensors is damaged: its SHA-256 differs from the SHA-256 in meta.json"
         )
 
 

@@ -111,7 +111,7 @@ def test_the_kind_of_a_run_is_followed_and_other_wishes_are_refused(
         ((f"tokenizer.from={trained}", "tokenizer.kind=bpe"), "tokenizer.kind is bpe, but"),
         (("--tokenizer", pieces, "tokenizer.vocab_size=999"), "tokenizer.vocab_size is 999, but"),
         (("--tokenizer", pieces, f"tokenizer.from={trained}"), "cannot be used together"),
-        (("--tokenizer", pieces, "--from", trained), "has another one"),
+        (("--tokenizer", pieces, "--from", trained), "has another tokenizer"),
         (("--from", trained, "tokenizer.kind=byte"), "tokenizer.kind=byte would have no effect"),
     ):
         sizes = SMALL[4:] if "--from" in words else SMALL

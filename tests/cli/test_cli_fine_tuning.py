@@ -83,7 +83,10 @@ def test_what_adapters_need_is_said_before_anything_is_read(
         (("train", text_file, LORA), "add --from RUN"),
         (("train", "tiny", LORA), "add --from RUN"),
         (("train", text_file, LORA, "--from", trained, "--devices", "2"), "in one process"),
-        (("train", text_file, LORA, "--from", trained, "--attention", "my.py"), "own layers only"),
+        (
+            ("train", text_file, LORA, "--from", trained, "--attention", "my.py"),
+            "only built-in layers",
+        ),
         (("train", text_file, "train.lora.rank=0", "--from", trained), "at least 1"),
     )
     for words, said in cases:

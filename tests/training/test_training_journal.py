@@ -153,7 +153,7 @@ def test_a_resume_reports_missing_lines_of_the_metrics(
 
     assert "metrics.jsonl" not in resumed(b"".join(lines))
     assert "metrics.jsonl" not in resumed(b"".join(lines) + b'{"kind": "st')
-    assert "metrics.jsonl is missing; it begins again" in resumed(None)
+    assert "metrics.jsonl is missing; a new file begins" in resumed(None)
     assert "metrics.jsonl lacks the steps up to 12" in resumed(b"")
     assert "metrics.jsonl lacks the steps before 4" in resumed(b"".join(lines[3:]))
     assert "metrics.jsonl lacks the steps from 6 to 12" in resumed(b"".join(lines[:6]))

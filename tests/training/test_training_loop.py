@@ -254,7 +254,7 @@ def test_the_first_layer_that_is_not_finite_is_named() -> None:
         config, TrainConfig(), 10, dtype=torch.float32, device=torch.device("cpu")
     )
     idx = torch.arange(8)[None] % 10
-    assert first_not_finite(state.model, [(idx, idx)]).startswith("nowhere")
+    assert first_not_finite(state.model, [(idx, idx)]).startswith("not found")
     handle = state.model.h[1].attn.register_forward_hook(lambda m, i, o: o * float("inf"))
     assert first_not_finite(state.model, [(idx, idx)]) == "the output of h.1.attn"
     handle.remove()

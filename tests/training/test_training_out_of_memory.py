@@ -204,4 +204,4 @@ def test_the_command_shows_the_error(
                   "--out", tmp_path / "r", "--json")  # fmt: skip
     assert outcome.code == 1
     assert re.search(r"^error: out of memory: this run needs about \d+ MiB", outcome.err, re.M)
-    assert re.search(r"^hint: train.batch_size=4 train.grad_accum=2", outcome.err, re.M)
+    assert re.search(r"^hint: set train.batch_size=4 train.grad_accum=2", outcome.err, re.M)

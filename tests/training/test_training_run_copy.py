@@ -138,7 +138,7 @@ def test_a_network_that_fails_ends_no_run(
         assert copy._changed.wait_for(lambda: copy._done == copy._asked, 60)
     (warning,) = copy.problems()
     assert f"ConnectionError: no route. The run itself is safe in {setup.run}. The" in warning
-    assert "The training goes on, and copies again" in warning
+    assert "The training continues, and copies again" in warning
     (warning,) = copy.finish(never, 60)
     assert "ConnectionError: no route. memory://" in warning
     assert "is not complete" in warning
@@ -238,7 +238,7 @@ def test_a_place_that_cannot_be_written_ends_no_run(
     assert warnings
     for warning in (*warnings, *copy.finish(never, 60)):
         assert says_all(warning, goal, why, setup.run), warning
-    assert "The training goes on" in warnings[0]
+    assert "The training continues" in warnings[0]
     assert checkpoint.steps_of(setup.run)[-1] == 20
     if os.geteuid() == 0:
         (there / "checkpoints").unlink()
@@ -296,7 +296,7 @@ def test_a_full_disk_leaves_the_copy_as_it_was(
     (setup.run / "run.json").write_text("{}\n")
     (warning,) = copy.finish(never, 60)
     assert says_all(warning, f"{there.as_uri()}/", "No space left on device", setup.run), warning
-    assert "is not complete; what is there is an earlier state" in warning
+    assert "is not complete: it holds an earlier state" in warning
     assert files_of(there) == before
     assert fetch_run(there.as_uri(), tmp_path / "back") == 10
 
