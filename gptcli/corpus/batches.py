@@ -1,4 +1,4 @@
-"""Makes batches: of the shuffled windows of an epoch, and of the windows of an evaluation.
+"""Makes batches: shuffled windows of the tokens for training, windows in order for evaluation.
 
 B batch (sequences), T time (block_size), N tokens of the split.
 
@@ -31,17 +31,18 @@ class Batches:
 
     Batch k is a pure function of (tokens, block_size, batch_size, seed, k).
 
-    The N tokens form a ring: after the last token comes the first. Each epoch draws a random offset
+    The N tokens form a ring: the first token follows the last one. Each epoch draws a random offset
     in [0, T), cuts the ring from there into n = N // T windows, and shuffles the windows. An epoch
-    predicts every token once, except N mod T tokens. The epochs form one endless list of sequences.
-    Batch k holds sequences k * B to k * B + B - 1 of this list. The list does not depend on B.
+    predicts every token once, except N mod T tokens. The windows of all epochs form one endless
+    list of sequences. Batch k holds sequences k * B to k * B + B - 1 of this list. The list does
+    not depend on B.
 
-    Of token shards, the list is that of PooledEpochs, which reads them block by block.
+    Token shards have no ring: their list comes from PooledEpochs, which reads them block by block.
 
-    Of MixedTokens, every text has such a ring and such a list of its own, and MixedOrder says from
-    which list each sequence is.
+    In MixedTokens, each text has its own ring and its own list. MixedOrder says from which list
+    each sequence comes.
 
-    Needs at least block_size + 1 tokens, of a mixture for each text."""
+    The text needs at least block_size + 1 tokens. In a mixture, each text needs as many."""
 
     def __init__(self, tokens: TokenStore, block_size: int, batch_size: int, seed: int) -> None:
         assert block_size >= 1
@@ -68,7 +69,7 @@ class Batches:
         else:
             self._lists = [_Epochs(*each, block_size) for each in zip(words, lengths, strict=True)]
         self.per_epoch = sum(each.count for each in self._lists)
-        """The number of sequences that read all tokens once, but for the rest of each ring."""
+        """The number of sequences in an epoch: the sum over all texts."""
 
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of batch k >= 0: two int64 tensors of shape (B, T).
@@ -102,7 +103,7 @@ class Batches:
             yield window
 
     def _rows(self, k: int) -> Tokens | None:
-        """The same in one array (B, T + 1), if the tokens are one text in token shards."""
+        """All windows of batch k, (B, T + 1), if the tokens are one text of token shards."""
         pooled = self._lists[0]
         if self._order is not None or not isinstance(pooled, PooledEpochs):
             return None
@@ -118,21 +119,21 @@ class Batches:
         return [self._firsts[text] + self._lists[text].starts(n, 1)[0] for text, n in pairs]
 
     def texts_of(self, k: int) -> list[int]:
-        """The number of the text, in a mixture, of each of the B sequences of batch k."""
+        """The number of the text of each of the B sequences of batch k; 0 if nothing is mixed."""
         if self._order is None:
             return [0] * self._batch_size
         found: list[int] = self._order.sequences(k * self._batch_size, self._batch_size)[0].tolist()
         return found
 
     def epoch_of(self, k: int) -> float:
-        """The number of epochs before batch k; 1.5 means half of the second epoch is read.
+        """The number of epochs before batch k; 1.5 means that half of the second has been read.
 
-        Of a mixture: how often as many tokens were read as all texts have together."""
+        An epoch of a mixture is as many tokens as all its texts have together."""
         return k * self._batch_size / self.per_epoch
 
 
 class _Epochs:
-    """The endless list of sequences of one ring of tokens; see Batches. `words` seed it."""
+    """The endless list of sequences of one ring of tokens; see Batches. `words` is the seed."""
 
     def __init__(self, words: str, length: int, block_size: int) -> None:
         self._words, self._length, self._block_size = words, length, block_size
@@ -169,10 +170,10 @@ class _Epochs:
 def windows(
     tokens: TokenStore, block_size: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of an evaluation: together they predict every token of a split once, but the first.
+    """Batches of an evaluation, which predict every token of a split once, except the first token.
 
-    Yields inputs and targets, int64 (at most batch_size, block_size), in the order of the text. A
-    shorter window at the end is a batch of one row. Yields nothing for fewer than 2 tokens."""
+    Yields inputs and targets, int64 (at most batch_size, block_size), in the order of the text. If
+    the last window is shorter, it is a batch of one row. Yields nothing for fewer than 2 tokens."""
     assert block_size >= 1
     assert batch_size >= 1
     predicted = len(tokens) - 1

@@ -1,12 +1,12 @@
 """The cache of encoded texts.
 
-An entry is found by its content hash and verified before use. A new one is built in a temporary
+An entry is found by its content hash and verified before use. A new entry is built in a temporary
 folder, which is then renamed atomically.
 
 An entry is a folder named after its key. It holds the token shards, the tokenizer.json that made
 them, and a meta.json, which is written last. meta.json has the size and SHA-256 of each shard, the
-SHA-256 of tokenizer.json, and the SHA-256 of its own content. An entry is not used if its files do
-not agree with its meta.json.
+SHA-256 of tokenizer.json, and the SHA-256 of its own content. An entry is used only if its files
+agree with its meta.json.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 FORMAT = 1
-"""Increase this number whenever the same text would give other tokens or other files."""
+"""Increase this number if a change of the code gives other tokens or files for the same text."""
 
 STARTS = np.dtype("<i8")
 """The dtype of the positions at which documents start."""
 
-_MOST_META = 1 << 24  # bytes of meta.json, which has about a hundred for each shard of 128 MiB
+_MOST_META = 1 << 24  # bytes of meta.json; it has about 100 bytes for each shard
 _ABANDONED_SECONDS = 24 * 3600.0
 _ATTEMPTS = 5
 
@@ -59,18 +59,18 @@ class Entry:
     starts: NDArray[Any]
     """The position of the first token of each document, int64; [0] if the text is one document."""
     train_documents: int
-    """The documents after these are the user's own validation text."""
+    """The number of documents for training. Later documents are the user's own validation text."""
     marks: int
-    """How many `<|endoftext|>` ended a document."""
+    """The number of `<|endoftext|>` in the text that ended a document."""
     texts: tuple[int, ...] = ()
-    """The documents before each text of a mixture; () if the texts are not mixed."""
+    """The number of documents before each text of a mixture; () if the texts are not mixed."""
 
 
 def entry_key(content_key: str, tokenizer: str) -> str:
-    """The name of a cache entry: SHA-256 of the text's content key and of the tokenizer's key.
+    """The name of a cache entry: SHA-256 of the text's content key and the tokenizer's key.
 
-    The tokenizer's key is `Tokenizer.encoding_key()`. If the tokenizer is trained on the text, its
-    key can be a description of the training instead, for example "bpe 512"."""
+    The tokenizer's key is `Tokenizer.encoding_key()`. For a tokenizer that is trained on the text,
+    the key can also describe its training, for example "bpe 512"."""
     return hashlib.sha256(f"{FORMAT}\n{content_key}\n{tokenizer}\n".encode()).hexdigest()
 
 
@@ -105,10 +105,10 @@ def write_meta(
 def read_entry(
     folder: Path, key: str, tokenizer: Tokenizer | None = None, notes: list[str] | None = None
 ) -> Entry | None:
-    """The verified entry, or None if it is absent, incomplete, damaged or has another key.
+    """The verified entry; None if it is absent, incomplete, damaged or has another key.
 
     Adds a note to `notes` if a file is damaged. If `tokenizer` is given, the entry must have been
-    made by this tokenizer. Reads every byte once."""
+    made by this tokenizer. Reads every byte of the entry once."""
     try:
         return _opened(folder, key, tokenizer)
     except _DamagedError as error:
@@ -140,7 +140,7 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
         ours = all(Path(shard.name).name == shard.name for shard in (*shards, *start_shards))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _DamagedError("meta.json") from None
-    # not `ours`: a shard name that contains a folder could point outside the entry
+    # `ours` is False if a shard's name contains a folder: such a name could lead out of the entry.
     if not sealed or not ours:
         raise _DamagedError("meta.json")
     try:
@@ -151,7 +151,7 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
     except (OSError, GptcliError):
         raise _DamagedError("tokenizer.json") from None
     if tokenizer.fingerprint() != fingerprint:
-        return None  # not damaged, but made by another tokenizer
+        return None  # another tokenizer made the entry
     tokens = TokenStore(_mapped(folder, shards, dtype))
     starts = TokenStore(_mapped(folder, start_shards, STARTS)) if start_shards else None
     return Entry(
@@ -185,10 +185,10 @@ def open_or_build(
 ) -> Entry:
     """The entry `key` of the cache `folder`. Builds the entry if it is missing.
 
-    `build` fills a temporary folder. This folder is then renamed atomically to the entry's name. If
-    several processes build the same entry, all use the files of the first to finish. If the cache
-    cannot be written, the entry stays in a temporary folder until the process ends, and a note says
-    so. Raises GptcliError if the disk is full."""
+    `build` fills a temporary folder, which is then renamed atomically to the entry's name. If
+    several processes build the same entry, all of them use the files of the process that finishes
+    first. If the cache is not writable, the entry is in a temporary folder until the process ends,
+    and a note tells the user about this. Raises GptcliError if the disk is full."""
     goal = folder / key
     for _ in range(_ATTEMPTS):
         entry = read_entry(goal, key, tokenizer, notes)
@@ -196,8 +196,8 @@ def open_or_build(
         if entry is not None:
             return entry
     raise GptcliError(
-        f"{goal} is damaged as soon as it is written",
-        "find out which program writes there, or set the environment variable GPTCLI_CACHE to "
+        f"{goal} was damaged as soon as it was written",
+        "find out which program writes to it, or set the environment variable GPTCLI_CACHE to "
         "another folder",
         exit_code=1,
     )
@@ -210,7 +210,7 @@ def _build_entry(
     tokenizer: Tokenizer | None,
     notes: list[str],
 ) -> Entry | None:
-    """Build the entry `goal` and return it, opened; None if its files were damaged at once."""
+    """Build and return the entry `goal`; None if its files were already damaged when read back."""
     _remove_abandoned(goal.parent)
     built = _new_build_folder(goal.parent, notes)
     kept = False
@@ -236,20 +236,21 @@ def _run(build: Callable[[Path], None], built: Path) -> None:
     except OSError as error:
         raise GptcliError(
             f"cannot write the encoded text into {built.parent}: {error.strerror or error}",
-            "make room there, or set the environment variable GPTCLI_CACHE to a folder on "
+            "free space on that disk, or set the environment variable GPTCLI_CACHE to a folder on "
             "another disk",
             exit_code=1,
         ) from error
 
 
 def _publish(built: Path, goal: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None:
-    """Rename the built folder to `goal`, unless another process was faster; return the entry.
+    """Rename the built folder to `goal`, and return the entry that is there then.
 
-    None if the folder cannot be renamed, or if the files of the entry were damaged at once."""
+    If another process was faster, this is the entry of that process. Returns None if the folder
+    cannot be renamed, or if the files of the entry are damaged."""
     fsync_folder(built)
     for _ in range(_ATTEMPTS):
         with suppress(OSError):
-            built.rename(goal)  # fails if an entry exists, so no entry in use is replaced
+            built.rename(goal)  # fails if the entry exists, so it replaces no entry in use
             fsync_folder(goal.parent)
         entry = read_entry(goal, key, tokenizer)
         if entry is not None or not built.exists():
@@ -260,12 +261,12 @@ def _publish(built: Path, goal: Path, key: str, tokenizer: Tokenizer | None) -> 
 
 def _remove_damaged(goal: Path, key: str) -> None:
     aside = goal.with_name(f".{uuid.uuid4().hex}.old")
-    with suppress(OSError):  # removed already, or (on Windows) open in another process
+    with suppress(OSError):  # already removed, or (on Windows) open in another process
         goal.rename(aside)
         if read_entry(aside, key) is None:
             shutil.rmtree(aside, ignore_errors=True)
             aside.unlink(missing_ok=True)  # if it was a file
-        else:  # another process has repaired the entry in the meantime
+        else:  # meanwhile another process has repaired the entry
             aside.rename(goal)
 
 
@@ -274,7 +275,7 @@ def _meta_sha256(meta: dict[str, Any]) -> str:
 
 
 def _new_build_folder(folder: Path, notes: list[str]) -> Path:
-    """A new folder in the cache. If the cache is not writable: a temporary folder, and a note."""
+    """A new folder in the cache. If the cache is not writable: a temporary folder and a note."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
@@ -287,7 +288,7 @@ def _new_build_folder(folder: Path, notes: list[str]) -> Path:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete the temporary folders that were left when a building process was killed."""
+    """Delete the temporary folders of processes that were killed while they built an entry."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             if path.suffix in (".tmp", ".old"):

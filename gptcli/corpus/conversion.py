@@ -1,4 +1,4 @@
-"""The command that converts a text file to UTF-8, for the hints of errors."""
+"""Writes the command that converts a text file to UTF-8, for the hints of errors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _DECOMPRESS = {".gz": "gunzip -c", ".bz2": "bunzip2 -c", ".xz": "xz -dc"}
 
 
 def conversion_command(path: Path, encoding: str) -> str:
-    """`iconv ...` as users can copy it: complete paths, quoted for a shell.
+    """The `iconv` command that users can copy: with complete paths, quoted for a shell.
 
-    It writes utf8-NAME beside the file. A compressed file is decompressed first. The text of
-    standard input is converted on the way from the user's command, `...`, to gptcli."""
+    The command writes the file utf8-NAME next to the old file. It decompresses a compressed file
+    first. For standard input, the command is a pipe: `...` (the user's command), iconv, gptcli."""
     convert = f"iconv -f {encoding} -t UTF-8"
     if shown(path) == STANDARD_INPUT:
         return f"... | {convert} | gptcli train -"

@@ -1,4 +1,4 @@
-"""Puts a run's batches on its device; for a GPU, a thread reads the next batch meanwhile.
+"""Puts a run's batches on its device. For a GPU, a thread reads the next batch in advance.
 
 First reading: skip this file."""
 
@@ -15,8 +15,9 @@ from gptcli.corpus.batches import Batches
 class DeviceBatches:
     """The batches of `batches` on `device`.
 
-    For an NVIDIA GPU, a thread reads batch k + 1 after each call of `batch(k)`. It reads into
-    pinned memory, from which the GPU copies without waiting. Call `close` at the end."""
+    For an NVIDIA GPU, a thread reads batch k + 1 after each call of `batch(k)`. The thread reads
+    into pinned memory, so the CPU need not wait for the copy to the GPU. Call `close` at the
+    end."""
 
     def __init__(self, batches: Batches, device: torch.device) -> None:
         self._batches, self._device = batches, device
@@ -24,7 +25,7 @@ class DeviceBatches:
         self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
 
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of batch k, as in Batches: int64 (B, T) each, on the device."""
+        """Inputs and targets of batch k on the device, as in Batches: each int64 (B, T)."""
         if self._reader is None:
             idx, targets = self._batches.batch(k)
             return idx.to(self._device), targets.to(self._device)
@@ -37,7 +38,7 @@ class DeviceBatches:
         return idx.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread that reads."""
         if self._reader is not None:
             self._reader.shutdown(wait=True, cancel_futures=True)
 

@@ -12,12 +12,12 @@ END_OF_TEXT = "<|endoftext|>"
 def split_at_end_of_text(
     pieces: Iterable[Piece], ended: Callable[[int], object]
 ) -> Iterator[Piece]:
-    """The documents of `pieces`, each ended by every `<|endoftext|>` in it.
+    """The documents of `pieces`; every `<|endoftext|>` ends one.
 
-    `ended` is called with the number of marks found since the last call. Blank text between two
-    marks is no document."""
+    `ended` is called with the number of `<|endoftext|>` found since the last call. Blank text
+    between two of them is not a document."""
     document = _Document()
-    held = ""  # the last characters of a piece, if a mark can begin there
+    held = ""  # the end of a piece, if `<|endoftext|>` can begin in it
     for piece in pieces:
         if piece.starts:
             yield from document.add(held)
@@ -36,7 +36,7 @@ def split_at_end_of_text(
 def split_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Each line of `pieces` as a document, without its line end. Blank lines are left out."""
     document = _Document()
-    held = ""  # a carriage return that can belong to a line end
+    held = ""  # a carriage return at the end of a piece: a newline can follow
     for piece in pieces:
         if piece.starts:
             yield from document.add(held)
@@ -51,7 +51,7 @@ def split_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 class _Document:
-    """A document that arrives in parts. It starts with its first part that is not blank."""
+    """A document that arrives in parts. It starts with the first part that is not blank."""
 
     def __init__(self) -> None:
         self._started = False
@@ -70,7 +70,7 @@ class _Document:
 
 
 def _beginning_of_mark(text: str) -> str:
-    """The longest end of `text` with which a mark can begin; "" if there is none."""
+    """The longest end of `text` with which `<|endoftext|>` can begin; "" if there is none."""
     for length in range(min(len(text), len(END_OF_TEXT) - 1), 0, -1):
         if text.endswith(END_OF_TEXT[:length]):
             return text[-length:]

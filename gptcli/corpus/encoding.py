@@ -1,4 +1,4 @@
-"""Encodes a stream of text into token ids, in threads, with end-of-text between documents."""
+"""Encodes a stream of text into token ids, in threads, with end-of-text before each document."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ def encode_all(
     known: KnownCharacters | None = None,
     write_starts: Callable[[Tokens], None] = lambda starts: None,
 ) -> int:
-    """Encode the documents of a text; returns the number of documents.
+    """Encode the documents of a text, and return the number of documents.
 
-    Passes their ids to `write`, in order, and the position of each document's first token to
-    `write_starts`, int64. End-of-text precedes every document. If the tokenizer has
-    no end-of-text, a newline joins two documents, unless the first ends with one. A document gets
-    the same ids as if its whole text were encoded at once, but memory does not grow with the
-    text. `known` applies the rule of data.unknown first. If the rule is "error" and a character is
-    unknown, the rest of the text is only counted."""
+    Passes the ids to `write`, in order, and the position of each document's first token to
+    `write_starts`, int64. End-of-text precedes every document. If the tokenizer has no end-of-text,
+    a newline separates two documents, unless the first document ends with a newline. A document
+    gets the same ids as if its whole text were encoded at once, but memory does not grow with the
+    text. `known` first applies the rule of data.unknown to the text. If the rule is "error" and a
+    character is unknown, the rest of the text is not encoded: its unknown characters are only
+    counted."""
     from gptcli.tokenization import line_cuts, safe_cuts
 
     stream = iter(pieces)
@@ -49,10 +50,10 @@ def encode_all(
         stream = _regrouped(stream, line_cuts)
     elif tokenizer.kind != "byte":
         stream = _regrouped(stream, partial(safe_cuts, last_cut=tokenizer.last_cut))
-    tokenizer.encode_array("")  # prepares the tokenizer once, before several threads would do it
+    tokenizer.encode_array("")  # prepares the tokenizer once, not in each thread
     encode = partial(_encode_group, tokenizer)
     groups = _grouped(stream)
-    # The user's code need not be thread-safe, and Python's lock would not let it run in parallel.
+    # The user's code need not be thread-safe. Because of Python's lock, threads would not help it.
     arrays = map(encode, groups) if tokenizer.kind == "own" else _in_threads(encode, groups)
     documents = position = 0
     for ids, starts in arrays:
@@ -67,7 +68,7 @@ def encode_all(
 def _regrouped(
     pieces: Iterable[Piece], cuts: Callable[[Iterable[str], int], Iterator[str]]
 ) -> Iterator[Piece]:
-    """The same documents, cut by `cuts` into pieces that can be encoded independently."""
+    """The documents of `pieces`, cut by `cuts` into pieces that can be encoded independently."""
     document = 0
 
     def number(piece: Piece) -> int:
@@ -83,7 +84,7 @@ def _regrouped(
 
 
 def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The same pieces, with a newline between two documents unless the first ends with one."""
+    """The pieces, with a newline between two documents unless the first ends with a newline."""
     last = "\n"
     for piece in pieces:
         text = piece.text
@@ -92,7 +93,7 @@ def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def characters(pieces: Iterable[Piece]) -> Iterator[str]:
-    """Texts with every character of `pieces` at least once: enough for a char vocabulary."""
+    """Texts that have every character of `pieces` at least once, to make a char vocabulary from."""
     seen = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
     seen_ascii = b""
     for group in _grouped(pieces):
@@ -111,7 +112,7 @@ def characters(pieces: Iterable[Piece]) -> Iterator[str]:
 
 
 def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Lists of pieces, each of about CHUNK characters in all: so short documents cost little."""
+    """Lists of pieces, each with about CHUNK characters, so that short documents cost little."""
     group: list[Piece] = []
     size = 0
     for piece in pieces:
@@ -136,7 +137,7 @@ def _with_known(pieces: Iterable[Piece], known: KnownCharacters) -> Iterator[Pie
 
 
 def _encode_group(tokenizer: Tokenizer, group: list[Piece]) -> tuple[Tokens, Tokens]:
-    """The ids of a group of pieces, and the positions in them at which a document starts, int64."""
+    """The ids of a group of pieces, and the positions (int64) at which documents start in them."""
     starts: list[int] = []
     position = 0
     if tokenizer.eot is None:
@@ -164,7 +165,7 @@ def _in_threads(
 ) -> Iterator[tuple[Tokens, Tokens]]:
     """What `encode` returns for each of `groups`, in order, computed on several cores.
 
-    Holds only a few groups in memory. Threads gain time, because encoding, writing and hashing
+    Holds only a few groups in memory. Threads save time, because encoding, writing and hashing
     release Python's lock."""
     threads = min(usable_cores(), _MOST_THREADS)
     waiting: deque[Future[tuple[Tokens, Tokens]]] = deque()

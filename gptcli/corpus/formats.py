@@ -1,4 +1,4 @@
-"""Decides how a file is read: plain text, .jsonl, .json, .csv, .tsv or .parquet; also as .gz."""
+"""Decides how a file is read: as plain text, .jsonl, .json, .csv, .tsv or .parquet; also .gz."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gptcli.files.names import shown
 
 Kind = Literal["text", "jsonl", "json", "csv", "parquet"]
 Rule = Literal["auto", "file", "line"]
-"""What a document is: data.documents."""
+"""The value of data.documents, which says what a document is."""
 
 _KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".jsonlines": "jsonl", ".json": "json",
@@ -42,17 +42,17 @@ class Format:
 
     kind: Kind
     field: str | None = None
-    """data.field; None for its default, and for plain text."""
+    """data.field; None if it has its default, and for plain text."""
     lines: bool = False
-    """Whether each line of a plain text is a document."""
+    """True if each line of a plain text is a document."""
     marked: bool = False
-    """Whether `<|endoftext|>` ends a document. False if the file has none."""
+    """True if `<|endoftext|>` ends a document. False if the file has no `<|endoftext|>`."""
     encoding: str | None = None
     """None is UTF-8."""
 
     @property
     def key(self) -> str:
-        """Everything of the format that changes the documents of a file, for the content key."""
+        """A text for the content key: everything in the format that changes a file's documents."""
         more = {
             "field": self.field,
             "lines": self.lines,
@@ -73,7 +73,7 @@ class Format:
     def pieces(
         self, path: Path, advance: Advance = ignore, ended: Callable[[int], object] = ignore
     ) -> Iterator[Piece]:
-        """Stream the documents of a file; `ended` is called with the number of marks found."""
+        """Stream the documents of a file; `ended` gets the number of `<|endoftext|>` found."""
         stream: Iterator[Piece]
         if self.kind == "text":
             stream = text_pieces(path, advance, self.encoding)
@@ -93,14 +93,14 @@ def compressed(path: Path) -> bool:
 
 
 def named_kind(path: Path) -> Kind:
-    """The kind of file that its name promises."""
+    """The kind of file that the ending of its name stands for."""
     return _KINDS.get((path.with_suffix("") if compressed(path) else path).suffix.lower(), "text")
 
 
 def choose_format(
     path: Path, rule: Rule, field: str | None, marked: bool, encoding: str | None
 ) -> tuple[Format, str | None]:
-    """The format of a file, and why a .json or .csv is read as plain text (None if it is not).
+    """The format of a file, and the reason if a .json or .csv is read as plain text, else None.
 
     `marked` says that `<|endoftext|>` can be in the file. Raises NoSuchFieldError if `field` is
     given and the records have no such field."""
@@ -125,7 +125,7 @@ def choose_format(
 
 
 def _kind_of_json(path: Path, field: str | None, encoding: str | None) -> tuple[Kind, str | None]:
-    """json for a list of documents, jsonl for a document in each line, else text and the reason."""
+    """ "json" for a list of documents, "jsonl" for one in each line, else "text" and the reason."""
     try:
         entry: Any = None
         for where, entry in json_entries(path, encoding=encoding):
@@ -171,10 +171,10 @@ def _kind_of_csv(path: Path, field: str | None, encoding: str | None) -> tuple[K
             raise
         return "text", f"it has {_what(error)}"
     except GptcliError:
-        pass  # reading the file reports it
+        pass  # the reader reports the error
     return "csv", None
 
 
 def _what(error: GptcliError) -> str:
-    """An error's message without the place: "no column `text`; its columns: `a`, `b`"."""
+    """An error's message without file and line: "no column `text`; its columns: `a`, `b`"."""
     return re.sub(r"^.*?:\d+: (entry \d+: )?", "", error.message)

@@ -1,7 +1,8 @@
-"""Line ends of texts: a note about those of Windows and old Macs, and texts that differ only there.
+"""Finds line ends of Windows and old Macs, and texts that differ only in their line ends.
 
-git with core.autocrlf, editors and transfers change the line ends of files. A model learns them
-like any other character, so a run needs its text with the line ends that it had.
+git with core.autocrlf, editors and transfers change the line ends of files. A model learns line
+ends like any other character. So a resumed run needs its text with the line ends that the text had
+at first.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ _TOOLS = {b"\n": "dos2unix", b"\r\n": "unix2dos", b"\r": "unix2mac"}
 _CHANGES = ((b"\n", False), (b"\r\n", False), (b"\n", True), (b"\r\n", True), (b"\r", True))
 # Formats whose line ends are not part of the text.
 _RECORDS = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".gz")
-_SEEN = CHUNK  # bytes at the beginning of each file that the note is based on
+_SEEN = CHUNK  # bytes: the note looks only at the beginning of each file
 
 
 def line_ends_note(source: Source) -> list[str]:
-    """A note for users if files have CRLF or CR line ends; [] if they have none. Never an error."""
+    """Notes for users about files with CRLF or CR line ends; [] if there are no such files."""
     plain = [file for file in source.files if file.path.suffix.lower() not in _RECORDS]
     windows = mac = 0
     for file in plain:
@@ -45,9 +46,9 @@ def line_ends_note(source: Source) -> list[str]:
 
 
 def changed_line_ends(source: Source, content_key: str) -> tuple[str, str] | None:
-    """What changed and what to do, if a text differs only in its line ends from what it was.
+    """What changed and what to do, if only the line ends of a text changed; else None.
 
-    `content_key` is that of the text as it was. None if it was another text."""
+    `content_key` is the key of the text before the change."""
     for ends, alone in _CHANGES:
         files = tuple(
             replace(file, sha256=_hash_with(file.path, ends, alone)) for file in source.files
@@ -62,7 +63,7 @@ def changed_line_ends(source: Source, content_key: str) -> tuple[str, str] | Non
 
 
 def _hash_with(path: Path, ends: bytes, alone: bool) -> str:
-    """SHA-256 of a file with other line ends. `alone`: a CR without LF is a line end, too."""
+    """SHA-256 of a file with `ends` as line ends. `alone`: a CR without LF is a line end, too."""
     digest = hashlib.sha256()
     for chunk in _chunks(path):
         plain = chunk.replace(b"\r\n", b"\n")
@@ -73,7 +74,7 @@ def _hash_with(path: Path, ends: bytes, alone: bool) -> str:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file in parts that do not end between CR and LF."""
+    """The bytes of a file, in parts that never end between CR and LF."""
     held = b""
     with open_bytes(path) as file:
         while chunk := file.read(CHUNK):

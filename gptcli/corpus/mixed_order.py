@@ -1,8 +1,9 @@
-"""Mixes several texts by weight: which text each sequence of the training is from.
+"""Mixes several texts by weight: says from which text each sequence of the training comes.
 
-In every CYCLE sequences, each text has its share of them, exactly. They are spread over the cycle:
-the c sequences of a text have one random place in each c-th part of it. So at every step the
-sequences so far have the shares of the whole, but for a few sequences.
+A cycle has CYCLE sequences, and each text has exactly its share of them. The sequences of a text
+are spread over the cycle: if it has c of them, the cycle is cut into c equal parts, and one
+sequence gets a random place in each part. So at every step, each text has had its share of the
+sequences so far, with an error of a few sequences.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 CYCLE = 100_000
-"""Sequences in a cycle. A text has a whole number of them, so shares are exact to 0.001 %."""
+"""Sequences in a cycle. Each text has a whole number of them, so shares are exact to 0.001 %."""
 
 _KEPT_CYCLES = 2
 
 
 class MixedOrder:
-    """Which text the sequences of a mixture are from: a pure function of (shares, seed)."""
+    """Says from which text each sequence of a mixture comes: a pure function of (shares, seed)."""
 
     def __init__(self, shares: Sequence[float], seed: int) -> None:
         self.counts = sequences_of_cycle(shares)
@@ -31,9 +32,9 @@ class MixedOrder:
         self._cycles: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
 
     def sequences(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of sequences first to first + count - 1: the text of each, and its number there.
+        """Of sequences first to first + count - 1: the text of each, and its number in this text.
 
-        The text's own sequences are numbered from 0 in the order in which the mixture reads them.
+        The sequences of a text are numbered from 0 in the order in which the mixture reads them.
         Returns two arrays, int64 (count,)."""
         texts, numbers = [], []
         last = first + count
@@ -47,8 +48,10 @@ class MixedOrder:
         return np.concatenate(texts), np.concatenate(numbers)
 
     def _cycle(self, cycle: int) -> NDArray[np.int64]:
-        """The order of a cycle's sequences, int64 (CYCLE,): those of the first text are numbered
-        from 0, then come those of the second, and so on."""
+        """The order of a cycle's sequences, int64 (CYCLE,).
+
+        The numbers from 0 on stand for the sequences of the first text, the next numbers for those
+        of the second text, and so on."""
         order = self._cycles.get(cycle)
         if order is None:
             digest = hashlib.sha256(f"{self._seed} mixture {cycle}".encode()).digest()
@@ -66,8 +69,8 @@ class MixedOrder:
 def sequences_of_cycle(shares: Sequence[float]) -> NDArray[np.int64]:
     """The number of sequences of each text in a cycle: int64, with the sum CYCLE.
 
-    Every share is rounded down or up; the largest remainders are rounded up. A share above 0 has
-    one sequence at least."""
+    Every share is rounded to a whole number of sequences; the largest remainders are rounded up. A
+    text with a share above 0 gets at least one sequence."""
     exact = np.asarray(shares, dtype=np.float64) / sum(shares) * CYCLE
     counts = np.floor(exact + 1e-9).astype(np.int64)
     counts[(counts == 0) & (exact > 0)] = 1
@@ -75,6 +78,6 @@ def sequences_of_cycle(shares: Sequence[float]) -> NDArray[np.int64]:
     remainders = np.argsort(-(exact - counts), kind="stable")
     if missing > 0:
         counts[remainders[:missing]] += 1
-    elif missing < 0:  # several tiny shares were rounded up
+    elif missing < 0:  # so many tiny shares were rounded up that the sum is too large
         counts[np.argmax(counts)] += missing
     return counts

@@ -1,4 +1,4 @@
-"""A mixture of several texts by weight: their tokens in a row, and the share of each.
+"""A mixture of several texts by weight: their tokens, one text after the other, and their shares.
 
 gptcli.corpus.mixed_order says in which order the training reads them.
 """
@@ -19,16 +19,16 @@ class MixedText:
 
     name: str
     share: float
-    """Its share of the sequences, from 0 to 1."""
+    """The text's share of the sequences, from 0 to 1."""
     tokens: TokenStore
-    """A part of the mixture: `tokens.start` is its place there."""
+    """The part of the mixture that is this text; `tokens.start` is its position in the mixture."""
 
 
 class MixedTokens(TokenStore):
-    """The tokens of several texts in a row, each with its share in a mixture.
+    """The tokens of several texts, one after the other; each text has a share in a mixture.
 
-    `texts` has a name, a share (they add up to 1) and a store for each. All stores are on the same
-    shards."""
+    `texts` has a name, a share and a store for each text. The shares add up to 1. All stores are on
+    the same shards."""
 
     def __init__(self, texts: Sequence[tuple[str, float, TokenStore]]) -> None:
         super().__init__(
@@ -45,8 +45,9 @@ class MixedTokens(TokenStore):
 def times_read(tokens: TokenStore, count: int) -> float:
     """How often a token has been read on average when `count` tokens were read.
 
-    Of a mixture, it is the mean over the tokens that were read: each counts how often its text was
-    read. So a short text with a large share makes it larger."""
+    For a mixture, this is the mean over the tokens that were read: each token counts with the
+    number of times that its text was read. So a short text with a large share makes the mean
+    larger."""
     if not isinstance(tokens, MixedTokens):
         return count / len(tokens)
     return count * sum(text.share**2 / len(text.tokens) for text in tokens.texts)

@@ -1,9 +1,10 @@
-"""The order in which token shards are read: shuffled blocks, whose windows are shuffled in pools.
+"""The order in which token shards are read: blocks are shuffled, and windows within a few blocks.
 
-A block is 2^21 tokens (shards.py). An epoch shuffles the blocks. Of each block it takes the windows
-of T tokens from a random offset on, at most two fewer than would fit. Some blocks in a row form a
-pool, and all windows of a pool are shuffled. So memory holds two pools, of which one is read ahead,
-and any sequence is found without reading those before it.
+A block is 2^21 tokens (shards.py). An epoch shuffles the blocks. It cuts each block into windows of
+T tokens, from a random offset on, and drops the rest. A few blocks in a row (in the shuffled order)
+form a pool, and all windows of a pool are shuffled. So memory holds two pools: the one in use, and
+the next one, which is read ahead. Any sequence can be found without reading the sequences before
+it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _KEPT_POOLS = 3
 class PooledEpochs:
     """The endless list of sequences of a text in token shards: a pure function of its arguments.
 
-    `words` seed it; a pool has the windows of `pool_blocks` blocks."""
+    `words` is the seed. A pool has the windows of `pool_blocks` blocks."""
 
     def __init__(self, words: str, tokens: TokenStore, block_size: int, pool_blocks: int) -> None:
         self._words, self._block_size, self._pool_blocks = words, block_size, pool_blocks
@@ -52,11 +53,11 @@ class PooledEpochs:
         return found
 
     def windows(self, first: int, count: int) -> Tokens:
-        """The tokens of each of these sequences: uint16 or uint32 (count, T + 1)."""
+        """The tokens of sequences first to first + count - 1: uint16 or uint32 (count, T + 1)."""
         blocks, offsets = self._places(first, count)
         begins = (self._begins[blocks] + offsets).tolist()
         numbers = self._numbers[blocks].tolist()
-        # A loop over rows is most of the reader's time, so it does as little as it can.
+        # The loop over rows takes most of the reader's time, so it does as little as possible.
         tokens = {number: self._reader.get(number) for number in dict.fromkeys(numbers)}
         length = self._block_size + 1
         rows = np.empty((count, length), tokens[numbers[0]].dtype)
@@ -65,7 +66,7 @@ class PooledEpochs:
         return rows
 
     def _places(self, first: int, count: int) -> NDArray[np.int64]:
-        """The block of each of these sequences, and its offset there: int64 (2, count)."""
+        """The block of each of these sequences, and the offset in the block: int64 (2, count)."""
         last = first + count
         found = []
         while first < last:
@@ -79,7 +80,7 @@ class PooledEpochs:
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The blocks of an epoch in their order, and the number of its windows after each pool."""
+        """The blocks of an epoch in order, and the number of windows up to the end of each pool."""
         kept = self._epochs.get(epoch)
         if kept is None:
             order = torch.randperm(len(self._starts), generator=self._generator(f"{epoch}")).numpy()
@@ -95,9 +96,9 @@ class PooledEpochs:
         return self._epoch(epoch)[0][first : first + self._pool_blocks]
 
     def _pool(self, epoch: int, pool: int) -> NDArray[np.int64]:
-        """The blocks of a pool's windows and their offsets, shuffled: int64 (2, windows).
+        """The block and the offset of each window of a pool, shuffled: int64 (2, windows).
 
-        The blocks of this pool and of the next one are fetched."""
+        Begins to read the blocks of this pool and of the next pool."""
         kept = self._pools.get((epoch, pool))
         if kept is not None:
             return kept
@@ -129,16 +130,16 @@ class PooledEpochs:
 
 
 class StoreBlocks(NamedTuple):
-    """The blocks of a store in token shards. A block is cut if the store has only a part of it."""
+    """The blocks of a store in token shards. If the store has only a part of a block, its part."""
 
     reader: Blocks
     starts: NDArray[np.int64]
-    """The position of each in the store: int64 (n,), as all that follow."""
+    """The position of each block in the store: int64 (n,), as in the fields below."""
     lengths: NDArray[np.int64]
     numbers: NDArray[np.int64]
-    """The number of the whole block, for the reader."""
+    """The number by which the reader knows the whole block."""
     begins: NDArray[np.int64]
-    """The place in the whole block at which the store's part of it begins."""
+    """The position in the whole block at which the store's part begins."""
 
 
 def blocks_of(tokens: TokenStore) -> StoreBlocks:

@@ -1,4 +1,4 @@
-"""`open_corpus`: finds a text, trains its tokenizer, encodes it once into shards, splits it."""
+"""`open_corpus`: finds a text, trains a tokenizer on it, encodes the text once, and splits it."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 
 class OtherTextError(GptcliError):
-    """A text that was found is not the one that the caller wants.
+    """The text that was found is not the text that the caller wants.
 
-    `line_ends` says what changed and what to do if only the line ends differ, else it is None."""
+    If only the line ends differ, `line_ends` says what changed and what to do; else it is None."""
 
     def __init__(self, source: str, line_ends: tuple[str, str] | None) -> None:
-        super().__init__(f"{source} is another text", "name the text that has this content")
+        super().__init__(f"{source} is another text", "name the text that the run was trained on")
         self.line_ends = line_ends
 
 
@@ -60,12 +60,12 @@ class Corpus:
     val: TokenStore | None
     """None if there is no validation part."""
     val_split: Literal["tail", "documents"]
-    """How the text was split: data.val_split without `auto`."""
+    """How the text was split: data.val_split with `auto` replaced by its value."""
     documents: int
     source_bytes: int
     """Size of the files of the text."""
     content_key: str
-    """SHA-256 of the files' content and of how they are read: equal for equal texts."""
+    """SHA-256 of the files' content and of how they are read; equal texts have equal keys."""
     notes: list[str]
     """Messages for the user, one line each."""
 
@@ -86,23 +86,23 @@ def open_corpus(
 ) -> Corpus:
     """The corpus of the section `data`. Encodes the text if it is not in the cache yet.
 
-    `data` can also be a data.source (see `find_source`). `val_fraction` replaces that of `data`.
+    `data` can also be a data.source (see `find_source`). `val_fraction` replaces data.val_fraction.
     The tokenizer is `tokenizer` if given, else an object of the user's class `user_tokenizer`, else
-    one of `kind`. Char, bpe and the user's tokenizer are trained on the text; `vocab_size` is for
-    bpe and the user's tokenizer.
+    a new tokenizer of `kind`. Char, bpe and the user's tokenizer are trained on the text;
+    `vocab_size` is for bpe and the user's tokenizer.
 
-    End-of-text precedes every document. Char has no end-of-text: instead, a newline joins two
-    documents, unless the first ends with one. The validation part is data.val_source, or a part of
-    the text: see gptcli.corpus.validation_split.
+    End-of-text precedes every document. Char has no end-of-text: instead, a newline separates two
+    documents, unless the first document ends with a newline. The validation part is
+    data.val_source, or a part of the text: see gptcli.corpus.validation_split.
 
     Token shards (gptcli.corpus.shards) are read as they are, with their own tokenizer.
 
-    `unknown` says what becomes of characters that a given char tokenizer does not know.
+    `unknown` says what to do with characters that a given char tokenizer does not know.
 
-    With `content_key`, raises OtherTextError before anything is encoded if the text has another.
-    `cache` replaces `cache_folder()`; `progress` allows a progress bar on a terminal. Memory does
-    not grow with the text. Raises GptcliError if the source cannot be read, is not text, or is too
-    short for `block_size` or for its validation split."""
+    If `content_key` is given and the text has another key, raises OtherTextError before anything is
+    encoded. `cache` replaces `cache_folder()`; `progress` allows a progress bar on a terminal.
+    Memory does not grow with the text. Raises GptcliError if the source cannot be read, is not
+    text, or is too short for `block_size` or for its validation split."""
     data = section_of(data)
     if val_fraction is not None:
         data = data.model_copy(update={"val_fraction": val_fraction})
@@ -120,9 +120,9 @@ def open_corpus(
         tokenizer = _train_user_bpe(found, user_tokenizer, vocab_size, bar, notes)
     if tokenizer is not None:
         kind = tokenizer.kind
-    # Entries of several documents also hold where each document starts.
+    # Entries with several documents also hold the position at which each document starts.
     content = found.content_key + ("" if found.one_document else " documents")
-    if data.shares is not None:  # and where each text of a mixture starts
+    if data.shares is not None:  # and the document at which each text of a mixture starts
         refuse_missing_texts(data, found)
         content += " texts " + ",".join(map(str, found.counts))
     trained = entry_key(content, f"bpe {vocab_size}" if kind == "bpe" else kind)
@@ -131,8 +131,8 @@ def open_corpus(
     if kind not in ("char", "bpe"):
         tokenizer = tokenizer or _fixed_tokenizer(kind, vocab_size)
     elif tokenizer is not None:
-        # A resumed run passes the tokenizer that was trained on this text: use the entry that was
-        # made after that training.
+        # A resumed run passes the tokenizer that was trained on this text. The cache has the entry
+        # under the key of this training.
         entry = read_entry(folder / trained, trained, tokenizer, notes)
     if tokenizer is not None:
         rule = f" unknown {unknown}" if kind == "char" and unknown != "error" else ""
@@ -173,7 +173,7 @@ def _open_shards(
     user_tokenizer: type[Any] | None,
     content_key: str | None,
 ) -> Corpus:
-    """The corpus of token shards. Their tokenizer decides; another one is refused."""
+    """The corpus of token shards. Raises GptcliError if `tokenizer` is not that of the shards."""
     shards = OpenedShards(data)
     if content_key is not None and shards.content_key != content_key:
         raise OtherTextError(data.name, None)
@@ -245,8 +245,8 @@ def _build(
 ) -> None:
     """Fill `folder` with the entry `key`: encode the text.
 
-    Trains a tokenizer first if `tokenizer` is None. The entry of a text that is `mixed` also holds
-    where each of its texts starts."""
+    Trains a tokenizer first if `tokenizer` is None. If the text is a mixture (`mixed`), the entry
+    also holds the document at which each of its texts starts."""
     for text in (source, source.val):
         if text is not None and next(text.pieces(), None) is None:
             raise GptcliError(
@@ -259,7 +259,7 @@ def _build(
     starts = ShardWriter(folder, STARTS, SHARD_TOKENS, "starts")
     marks: list[int] = []
     train_documents = 0
-    before: list[int] = []  # documents before each file
+    before: list[int] = []  # number of documents before each file
 
     def all_pieces() -> Iterator[Piece]:
         nonlocal train_documents
@@ -306,7 +306,7 @@ def _train_tokenizer(source: Source, kind: str, vocab_size: int, progress: Progr
         with progress.phase(f"reading for {kind}", source.size) as advance:
             texts = [source.pieces(advance)]
             if kind == "char" and source.val is not None:
-                texts.append(source.val.pieces())  # every character of both texts gets a token
+                texts.append(source.val.pieces())  # its characters get tokens, too
             pieces = joined(chain.from_iterable(texts))
             yield from characters(pieces) if kind == "char" else (p.text for p in pieces)
 

@@ -1,4 +1,4 @@
-"""A progress bar with bytes per second, while a text is read or encoded for over a second."""
+"""A progress bar with bytes per second, for reading or encoding that takes over a second."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Progress:
     """Shows one progress bar per phase, on stderr.
 
     It prints nothing if `wanted` is false, if stderr is not a terminal, or if a phase ends within a
-    second. It also prints nothing outside the main thread: the library, which prints nothing, reads
-    texts in another one. A bar disappears when its phase ends.
+    second. It also prints nothing outside the main thread, because `import gptcli` must print
+    nothing and reads texts in another thread. A bar disappears when its phase ends.
     """
 
     def __init__(self, wanted: bool) -> None:
@@ -31,7 +31,7 @@ class Progress:
 
     @contextmanager
     def phase(self, what: str, total: int) -> Iterator[Advance]:
-        """Run a phase over `total` bytes: yields the function that moves the bar."""
+        """Run a phase that processes `total` bytes: yields the function that moves the bar."""
         if not self.shown:
             yield ignore
             return

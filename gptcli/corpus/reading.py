@@ -1,4 +1,4 @@
-"""Reads text files as streams of pieces: encodings, BOM, .gz, binary files, long lines."""
+"""Reads text files as streams of pieces; handles encodings, BOM, .gz, binary files, long lines."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ CHUNK = 1 << 18
 """Bytes read at once, and characters in the largest piece."""
 
 LINE_LIMIT = 1 << 24
-"""The most bytes in a line of a .jsonl: enough for several books. A line is parsed at once, and the
-parsed objects can take 25 times as much memory as the line."""
+"""The most bytes in a line of a .jsonl: enough for several books.
+
+A line is parsed as a whole, and the parsed objects can take 25 times as much memory as the line."""
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 """Suffix of a compressed file -> the module of the standard library that reads it."""
@@ -33,14 +34,14 @@ WIDE = ("utf16", "utf32")
 
 
 class BinaryFileError(GptcliError):
-    """The file is certainly not UTF-8 text. Such files in a folder are skipped."""
+    """The file is certainly not UTF-8 text. If a folder is read, such files are left out."""
 
 
 class UndecodableError(GptcliError):
     """The file is not text in the encoding in which it was read.
 
-    `offset` is the position of the first bad byte in the decompressed file. `incomplete` says that
-    the file ends there in the middle of a character."""
+    `offset` is the position of the first bad byte in the decompressed file. If `incomplete`, the
+    file ends at this byte in the middle of a character."""
 
     def __init__(self, path: Path, encoding: str, byte: int, offset: int, incomplete: bool) -> None:
         super().__init__(
@@ -53,7 +54,7 @@ class UndecodableError(GptcliError):
 
 
 class Piece(NamedTuple):
-    """Part of the text of one document; never empty."""
+    """A part of the text of one document; never empty."""
 
     text: str
     starts: bool
@@ -61,7 +62,7 @@ class Piece(NamedTuple):
 
 
 class Content(NamedTuple):
-    """The content of a text file as UTF-8 bytes, and how far the file itself has been read."""
+    """The content of a text file as UTF-8 bytes, and how many bytes of the file have been read."""
 
     stream: IO[bytes]
     position: Callable[[], int]
@@ -84,8 +85,8 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 def open_content(path: Path, encoding: str | None = None) -> Iterator[Content]:
     """Open a text file for reading: decompressed by its suffix, converted to UTF-8 if needed.
 
-    `encoding` is that of the file; None means UTF-8, whose validity the reader checks. Raises
-    GptcliError if the file cannot be read or decompressed."""
+    `encoding` is the encoding of the file. None means UTF-8: then the caller must check the bytes.
+    Raises GptcliError if the file cannot be read or decompressed."""
     how = COMPRESSED.get(path.suffix.lower())
     with open_bytes(path) as raw:
         if how is None and encoding is None:
@@ -102,19 +103,19 @@ def open_content(path: Path, encoding: str | None = None) -> Iterator[Content]:
                 raise
             raise GptcliError(
                 f"{shown(path)} cannot be decompressed: {error}",
-                "is it cut off, or has it the wrong ending? Get the whole file again",
+                "get the whole file again if it is cut off, or correct the ending of its name",
             ) from error
 
 
 def _is_of_decompression(error: Exception) -> bool:
-    """Whether a module of the standard library reports that a compressed file is damaged."""
-    if isinstance(error, OSError):  # an OSError of the system has a number
+    """Whether an error says that a compressed file is damaged, and not that the system failed."""
+    if isinstance(error, OSError):  # an OSError of the system has an error number
         return error.errno is None
     return isinstance(error, (EOFError, zlib.error)) or type(error).__name__ == "LZMAError"
 
 
 class _Converted(io.RawIOBase):
-    """A file as UTF-8 bytes, converted from `encoding` (None: it should be UTF-8 already)."""
+    """A file as UTF-8 bytes, converted from `encoding` (None: the file should be UTF-8)."""
 
     def __init__(self, path: Path, stream: IO[bytes], encoding: str | None) -> None:
         self._path = path
@@ -148,7 +149,7 @@ class _Converted(io.RawIOBase):
         try:
             return self._decoder.decode(data, final=not data).encode("utf-8", "surrogatepass")
         except UnicodeDecodeError as error:
-            before = self._read - len(error.object)  # error.object has the bytes of this decoding
+            before = self._read - len(error.object)  # error.object: the bytes being decoded
             raise UndecodableError(
                 self._path,
                 self._encoding,
@@ -156,12 +157,12 @@ class _Converted(io.RawIOBase):
                 before + error.start,
                 not data,
             ) from error
-        except UnicodeError as error:  # UTF-16 or UTF-32 without its mark at the beginning
+        except UnicodeError as error:  # UTF-16 or UTF-32 without a byte-order mark at the beginning
             raise UndecodableError(self._path, self._encoding, data[0], 0, False) from error
 
 
 def codec_name(encoding: str) -> str:
-    """The name of an encoding without case, hyphens and underscores: `utf16le`, `cp1252`."""
+    """The name of an encoding in lower case without hyphens and underscores, such as `utf16le`."""
     return encoding.lower().replace("-", "").replace("_", "")
 
 
@@ -179,7 +180,7 @@ def text_pieces(
 
 
 def refuse_binary(path: Path, data: bytes, offset: int) -> None:
-    """Raise BinaryFileError if `data` is UTF-16 or has a NUL byte: then it is no UTF-8 text.
+    """Raise BinaryFileError if `data` is UTF-16 or has a NUL byte. Such data is not UTF-8 text.
 
     `data` begins at byte `offset` of the file."""
     if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -200,8 +201,9 @@ def refuse_binary(path: Path, data: bytes, offset: int) -> None:
 def decoded(path: Path, advance: Advance = ignore, encoding: str | None = None) -> Iterator[str]:
     """The text of a file, in parts that are not empty.
 
-    A part that was read at once can end inside a character, so the rest of it is kept."""
-    offset = shown_bytes = 0  # offset: the position of data[0] in the content
+    A chunk of bytes can end inside a character. The rest of the chunk is decoded with the next
+    chunk."""
+    offset = shown_bytes = 0  # `offset` is the position of data[0] in the content
     data = b""
     with open_content(path, encoding) as content:
         while chunk := content.stream.read(CHUNK):
@@ -269,6 +271,6 @@ def lines(
 def signature(file: IO[bytes]) -> tuple[int, int]:
     """The size of a file (bytes) and the time of its last change (ns).
 
-    If they stay the same, nothing was written to the file."""
+    If both stay the same, nothing was written to the file."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns

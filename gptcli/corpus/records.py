@@ -1,4 +1,4 @@
-"""Reads documents from records: .jsonl, .json lists, .csv, .tsv, .parquet, and chats in them."""
+"""Reads documents from records: .jsonl, .json lists, .csv, .tsv, .parquet; also chats."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _ROW_EXAMPLE = "every row of the column is a string or a chat"
 
 
 class NoSuchFieldError(GptcliError):
-    """The records of a file have no field with the wanted name."""
+    """The records of a file have no field of the name that was asked for."""
 
 
 class NotAListError(GptcliError):
-    """A .json file holds something else than a list. The message says what."""
+    """A .json file does not hold a list. The message says what it holds instead."""
 
 
 # ---- .jsonl and .json --------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def jsonl_pieces(
 ) -> Iterator[Piece]:
     """Stream a .jsonl file: each line is an object whose `text` is one document.
 
-    `field` names another field. Blank lines, empty texts and other fields are ignored. Raises
+    `field` replaces `text`. Blank lines, empty texts and other fields are ignored. Raises
     GptcliError with file and line if a line is not JSON or has no such string."""
     name = shown(path)
     for number, line in lines(path, advance, encoding):
@@ -57,7 +57,7 @@ def _parsed(path: Path, number: int, line: str) -> Any:
             f"{shown(path)}:{number}: not JSON: {error.msg} (column {error.pos + 1})",
             f"{_EXAMPLE}; if the file is plain text, rename it to {shown(path.stem)}.txt",
         ) from error
-    except (ValueError, RecursionError) as error:  # a number with 5,000 digits; 100,000 brackets
+    except (ValueError, RecursionError) as error:  # such as 5,000 digits
         raise GptcliError(
             f"{shown(path)}:{number}: JSON that cannot be read: {error}", _EXAMPLE
         ) from error
@@ -66,7 +66,7 @@ def _parsed(path: Path, number: int, line: str) -> Any:
 def json_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .json file: each entry of its list is a string or an object, and one document.
+    """Stream a .json file: each entry of its list, a string or an object, is one document.
 
     Raises GptcliError with file, line and entry if an entry cannot be read or has no such field."""
     for where, value in json_entries(path, advance, encoding):
@@ -78,8 +78,8 @@ def json_entries(
 ) -> Iterator[tuple[str, Any]]:
     """The entries of the list in a .json file, each with its place: "a.json:7: entry 3".
 
-    Holds one entry in memory, not the whole list. Raises NotAListError if the file holds something
-    else."""
+    Memory holds one entry, not the whole list. Raises NotAListError if the file does not hold a
+    list."""
     buffer = _JsonBuffer(path, decoded(path, advance, encoding))
     if buffer.next() != "[":
         raise NotAListError(f"{shown(path)} is not a JSON list", "")
@@ -99,19 +99,19 @@ def json_entries(
 
 
 class _JsonBuffer:
-    """Reads JSON values one after the other from a stream of texts."""
+    """Reads JSON values one after the other from a stream of strings."""
 
     def __init__(self, path: Path, texts: Iterator[str]) -> None:
         self._path = path
         self._texts = texts
         self._text = ""
         self._at = 0
-        self._line = 1  # of the first character of _text
+        self._line = 1  # the line and the column of the first character of _text
         self._decoder = json.JSONDecoder()
         self._blank = re.compile(r"[ \t\r\n]*")
 
     def next(self) -> str:
-        """The next character that is not blank, which stays in the buffer; "" at the end."""
+        """The next character that is not blank, or "" at the end. It stays in the buffer."""
         while True:
             found = self._blank.match(self._text, self._at)
             assert found is not None
@@ -122,7 +122,7 @@ class _JsonBuffer:
                 return ""
 
     def skip(self) -> None:
-        """Leave the next character behind."""
+        """Remove the next character from the buffer."""
         self._at += 1
 
     def value(self, entry: int) -> Any:
@@ -133,7 +133,7 @@ class _JsonBuffer:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # It can be incomplete. Twice as much text is read each time.
+                # The value can be incomplete, so read more: twice as much text each time.
                 if not self._more(len(self._text) - self._at):
                     raise self.error(f"not JSON: {error.msg}, in", entry) from error
             except (ValueError, RecursionError) as error:
@@ -144,12 +144,12 @@ class _JsonBuffer:
                     return value
 
     def place(self, entry: int) -> str:
-        """Where the buffer is: file, line and entry."""
+        """The place in the file for a message: file, line and entry."""
         line = self._line + self._text.count("\n", 0, self._at)
         return f"{shown(self._path)}:{line}: entry {entry}"
 
     def error(self, what: str, entry: int) -> GptcliError:
-        """An error at this place of the file."""
+        """A GptcliError whose message names this place of the file."""
         place, _, _ = self.place(entry).rpartition(": entry")
         return GptcliError(
             f"{place}: {what} entry {entry} of the list",
@@ -157,7 +157,7 @@ class _JsonBuffer:
         )
 
     def _more(self, characters: int) -> bool:
-        """Read at least so many characters more; False if there are none."""
+        """Read at least `count` more characters; returns False if the file has ended."""
         if len(self._text) - self._at > reading.LINE_LIMIT:
             return False
         self._line += self._text.count("\n", 0, self._at)
@@ -173,10 +173,11 @@ class _JsonBuffer:
 
 
 def text_of(value: Any, field: str | None, where: str, example: str = _EXAMPLE) -> str:
-    """The text of a record: a string, the field of an object, or a chat.
+    """The text of a record: a string, the field of an object, or a chat as plain text.
 
-    `field` is data.field; None means `text`, or else `messages`. Raises GptcliError that begins
-    with `where`, or NoSuchFieldError if an object lacks the field. `example` is the hint."""
+    `field` is data.field. None means `text`, or `messages` if there is no `text`. Raises
+    GptcliError that begins with `where`, or NoSuchFieldError if an object lacks the field.
+    `example` is the hint."""
     if isinstance(value, str) and field is None:
         return _whole_characters(value, "the string", where)
     if not isinstance(value, dict):
@@ -202,8 +203,8 @@ def text_of(value: Any, field: str | None, where: str, example: str = _EXAMPLE) 
 def _chat(messages: list[Any], where: str) -> str:
     """A chat as plain text: `User: ...`, `Assistant: ...`, with a blank line between messages.
 
-    A message has `role` and `content`, or `from` and `value`. One without text, such as the call of
-    a tool, is left out."""
+    A message has `role` and `content`, or `from` and `value`. A message without text, such as the
+    call of a tool, is left out."""
     turns = []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict):
@@ -212,7 +213,7 @@ def _chat(messages: list[Any], where: str) -> str:
             )
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value"))
-        if isinstance(content, list):  # the parts of a message, such as texts and pictures
+        if isinstance(content, list):  # the parts of a message, such as a text and a picture
             parts = [part.get("text") for part in content if isinstance(part, dict)]
             content = "".join(part for part in parts if isinstance(part, str))
         if not isinstance(role, str) or not isinstance(content, str | None):
@@ -233,7 +234,7 @@ def _whole_characters(text: str, what: str, where: str) -> str:
             raise GptcliError(
                 f"{where}: {what} has half of a surrogate pair, "
                 f"\\u{ord(text[error.start]):04x}, at character {error.start}",
-                "the escape was cut in two when the file was written; remove it from the line",
+                "the program that wrote the file cut an escape in two; remove the half escape",
             ) from error
     return text
 
@@ -246,7 +247,7 @@ def _how_to_select(texts: dict[str, str], example: str) -> str:
 
 
 def _as_argument(field: str) -> str:
-    """A field's name as part of KEY=VALUE in a shell."""
+    """A field's name as the value in KEY=VALUE on a command line."""
     return field if re.fullmatch(r"[A-Za-z_][\w.-]*", field, re.ASCII) else f"'\"{field}\"'"
 
 
@@ -268,7 +269,7 @@ def _kind_of(value: object) -> str:
 
 
 def _cut(text: str) -> Iterable[Piece]:
-    """A document in pieces."""
+    """The pieces of a document."""
     if 0 < len(text) <= CHUNK:
         return (Piece(text, True),)
     return _long_cut(text)
@@ -285,7 +286,9 @@ def _long_cut(text: str) -> Iterator[Piece]:
 def csv_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .csv or .tsv file: one column has the documents. The first row names the columns.
+    """Stream a .csv or .tsv file: each row of one column is a document.
+
+    The first row names the columns.
 
     Raises GptcliError with file and line if a row cannot be read, or NoSuchFieldError if there is
     no such column."""
@@ -297,7 +300,7 @@ def csv_pieces(
             raise GptcliError(
                 f"{shown(path)}:{line}: the row ends before column {column + 1}, "
                 f"`{names[column].strip()}`",
-                'is a quote or a comma missing? A text with commas or line ends stands in "quotes"',
+                'is a quote or a comma missing? Write a text with commas or line ends in "quotes"',
             )
         yield from _cut(row[column])
 
@@ -323,13 +326,16 @@ def _rows(
     except csv.Error as error:
         raise GptcliError(
             f"{shown(path)}:{number}: this row cannot be read: {error}",
-            'is a quote missing? A text with commas, quotes or line ends stands in "quotes", and '
-            'a quote in it is written twice: ""',
+            'is a quote missing? Write a text with commas, quotes or line ends in "quotes", and '
+            'each quote in it twice: ""',
         ) from error
 
 
 def _delimiter(path: Path, header: str, field: str) -> str:
-    """The character between columns: that with which the first row has the field, or the most."""
+    """The delimiter of the columns, found in the first row.
+
+    It is a delimiter with which the row has the column `field`, else the one that gives the most
+    columns."""
     if ".tsv" in (suffix.lower() for suffix in path.suffixes[-2:]):
         return "\t"
 
@@ -351,12 +357,14 @@ def has_column(header: str, field: str) -> bool:
 def _names_in(header: str, mark: str) -> list[str]:
     try:
         return [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
-    except csv.Error:  # a field that is longer than csv allows
+    except csv.Error:  # a field is longer than the module csv allows
         return []
 
 
 def _column(path: Path, names: list[str], field: str, rows: Iterator[tuple[int, list[str]]]) -> int:
-    """The position of a column. The error proposes that with the longest text in the next row."""
+    """The position of a column.
+
+    If it does not exist, the error proposes the column with the longest text in the next row."""
     stripped = [name.strip() for name in names]
     if field in stripped:
         return stripped.index(field)
@@ -375,7 +383,9 @@ def _column(path: Path, names: list[str], field: str, rows: Iterator[tuple[int, 
 def parquet_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .parquet file: one column has the documents. Null and empty texts are left out.
+    """Stream a .parquet file: each row of one column is a document.
+
+    Null and empty texts are left out.
 
     Raises GptcliError if pyarrow is missing or the file is damaged, or NoSuchFieldError if there is
     no such column."""

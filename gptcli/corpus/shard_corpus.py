@@ -1,4 +1,4 @@
-"""Opens token shards as a corpus: their tokenizer, and tokens for training and validation."""
+"""Opens token shards as a corpus: reads their tokenizer, and splits their tokens."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 POOL_BLOCKS = 16
-"""Blocks whose windows are shuffled together. Several texts of a mixture share this number."""
+"""The number of blocks whose windows are shuffled together. The texts of a mixture share it."""
 
 
 class OpenedShards:
-    """The token shards of the section `data`, whose indexes are read."""
+    """The token shards that the section `data` names, with their indexes."""
 
     def __init__(self, data: DataConfig) -> None:
-        """Raises GptcliError if they cannot be read, or are not of one tokenizer."""
+        """Raises GptcliError if they cannot be read, or were encoded by different tokenizers."""
         names = [*data.sources, *data.val_sources]
         if other := [name for name in names if not is_shard_folder(name)]:
             raise GptcliError(
-                f"data.source and data.val_source name token shards, and {other[0]}, which is a "
-                "text",
-                f"encode it with the same tokenizer: gptcli tokenizer shards {other[0]} "
+                f"data.source and data.val_source mix token shards with a text, {other[0]}",
+                f"encode the text with the same tokenizer: gptcli tokenizer shards {other[0]} "
                 "--tokenizer RUN --out FOLDER",
             )
         if data.val_split == "documents":
@@ -60,7 +59,7 @@ class OpenedShards:
                 )
 
     def _refuse_repeated(self) -> None:
-        """Raise GptcliError if the same tokens are named twice, or are also for validation."""
+        """Raise GptcliError if tokens are named twice, or for both training and validation."""
         seen: dict[str, tuple[str, int]] = {}
         for number, (folder, index) in enumerate(self.folders):
             if index.content_key not in seen:
@@ -71,7 +70,8 @@ class OpenedShards:
             if before < training <= number:
                 raise GptcliError(
                     f"{folder.name} is the validation text, and data.source names it too",
-                    "the loss on text that a model trains on says nothing about new text",
+                    "name other shards with data.val_source; the loss on training text says "
+                    "nothing about new text",
                 )
             same = "twice" if folder.name == other else f"the tokens of {other} again"
             raise GptcliError(
@@ -81,36 +81,36 @@ class OpenedShards:
 
     @property
     def content_key(self) -> str:
-        """SHA-256 of the tokens and their tokenizer, wherever they are."""
+        """SHA-256 of the tokens and their tokenizer; it does not depend on their place."""
         keys = [index.content_key for _, index in self.folders]
         keys.insert(len(self.data.sources), "validation")
         return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
     @property
     def tokenizer(self) -> str:
-        """The fingerprint of the tokenizer."""
+        """The fingerprint of the tokenizer that made the tokens."""
         return self.folders[0][1].tokenizer
 
     def read_tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises GptcliError if it is damaged."""
+        """The tokenizer that made the tokens. Raises GptcliError if its file is damaged."""
         return read_tokenizer(*self.folders[0])
 
     @property
     def documents(self) -> int:
-        """The number of documents, without those for validation."""
+        """The number of documents, without the documents of data.val_source."""
         return sum(index.documents for _, index in self.folders[: len(self.data.sources)])
 
     @property
     def bytes(self) -> int:
-        """The size of the shards, without those for validation."""
+        """The size of the shards in bytes, without the shards of data.val_source."""
         each = 2 if self.folders[0][1].vocab_size <= 1 << 16 else 4
         return each * sum(index.tokens for _, index in self.folders[: len(self.data.sources)])
 
     def split(self, block_size: int) -> tuple[TokenStore, TokenStore | None]:
         """Tokens for training and validation. Raises GptcliError if a part is too short.
 
-        Without a data.val_source, the last data.val_fraction of each text of a mixture, or of all
-        tokens, is for validation."""
+        Without a data.val_source, validation gets the last data.val_fraction of all tokens; in a
+        mixture, of each text."""
         data, shares = self.data, self.data.shares
         texts = len(data.sources) if shares is not None else 1
         tokens = ShardTokens(self.folders, (2 * pool_blocks(texts) + 4) * texts)
@@ -137,12 +137,12 @@ class OpenedShards:
 
 
 def pool_blocks(texts: int) -> int:
-    """The number of blocks in a pool of each text, of so many texts in a mixture."""
+    """The number of blocks in a pool of each text, if a mixture has `texts` texts."""
     return max(2, POOL_BLOCKS // texts)
 
 
 def refuse_shards(data: DataConfig) -> None:
-    """Raise GptcliError if the text is token shards, whose beginning is no text to choose by."""
+    """Raise GptcliError if data.source is token shards: they have no text to choose settings by."""
     if names_shards(data.sources):
         raise GptcliError(
             f"gptcli cannot choose settings for the token shards {data.name}",
@@ -151,5 +151,5 @@ def refuse_shards(data: DataConfig) -> None:
 
 
 def names_shards(names: Sequence[str]) -> bool:
-    """Whether any of the texts of data.source and data.val_source is token shards."""
+    """Whether data.source or data.val_source names token shards."""
     return any(is_shard_folder(name) for name in names)

@@ -26,8 +26,8 @@ def write_shards_to(
 ) -> str:
     """Write tokens into a new folder or to a URL, and return its name.
 
-    The files are complete before the index is there. Raises GptcliError if the folder holds
-    something already, or cannot be written."""
+    The index is written last, when all other files are complete. Raises GptcliError if the folder
+    is not empty or cannot be written."""
     if is_url(out):
         _upload(RemoteFolder(out), tokens, tokenizer, documents)
         return out
@@ -71,9 +71,9 @@ def _umask() -> int:
 def write_shards(
     folder: Path, tokens: Iterable[Tokens], tokenizer: Tokenizer, documents: int
 ) -> int:
-    """Write tokens and their tokenizer into a folder; returns the number of tokens.
+    """Write tokens and their tokenizer into a folder, and return the number of tokens.
 
-    The index is written last, so a folder without one is not complete."""
+    The index is written last, so a folder without an index is not complete."""
     dtype = dtype_for(tokenizer.vocab_size)
     writer = ShardWriter(folder, dtype, SHARD_TOKENS)
     for ids in tokens:

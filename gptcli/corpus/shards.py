@@ -1,10 +1,10 @@
-"""Token shards of any size in a folder or at a URL: written once, read in blocks with read-ahead.
+"""Token shards of any size, in a folder or at a URL: written once, read block by block.
 
 A folder of token shards holds tokens-00000.bin, ... (token ids, little-endian), the tokenizer.json
-that made them, and tokens.json, written last: the sizes and SHA-256 of the shards, and the CRC-32
-of each block of 2^21 tokens. Nothing of a shard is read before it is needed, and memory does not
-grow with the shards. Every block is verified when it is read: its length, its CRC-32, and that its
-token ids are in the vocabulary.
+that made them, and the index tokens.json, which is written last. The index has the size and SHA-256
+of each shard, and the CRC-32 of each block of 2^21 tokens. A block is read shortly before it is
+needed, so memory does not grow with the shards. Every block is verified when it is read: its length
+and its CRC-32 must be right, and its token ids must be in the vocabulary.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ if TYPE_CHECKING:
 INDEX = "tokens.json"
 FIRST_SHARD = "tokens-00000.bin"
 BLOCK_TOKENS = 1 << 21
-"""Tokens of a block: 4 MiB of uint16. Changing it changes the order in which shards are read."""
+"""Tokens of a block: 4 MiB of uint16. Another number changes the order in which shards are read."""
 
 FORMAT = 1
-_MOST_INDEX = 1 << 28  # bytes: a terabyte of uint16 has an index of 4 MB
+_MOST_INDEX = 1 << 28  # bytes; the index of a terabyte of uint16 tokens has 4 MB
 _MOST_TOKENIZER = 1 << 28
 _THREADS = 4
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What tokens.json says."""
+    """The content of tokens.json."""
 
     vocab_size: int
     tokenizer: str
-    """The fingerprint of the tokenizer."""
+    """The fingerprint of the tokenizer that made the tokens."""
     documents: int
     shards: tuple[tuple[str, int, str, tuple[int, ...]], ...]
-    """Name, number of tokens, SHA-256, and the CRC-32 of each block."""
+    """For each shard: name, number of tokens, SHA-256, and the CRC-32 of each block."""
 
     @property
     def tokens(self) -> int:
@@ -61,7 +61,7 @@ class ShardIndex:
 
     @property
     def content_key(self) -> str:
-        """SHA-256 (hex) of the tokens and the tokenizer, without their place and names."""
+        """SHA-256 (hex) of the tokens and the tokenizer; it does not depend on names and places."""
         words = [f"shards {self.tokenizer}", *(sha256 for _, _, sha256, _ in self.shards)]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
@@ -85,26 +85,27 @@ class ShardFolder:
         except OSError as error:
             raise GptcliError(
                 f"cannot read {Path(self.name, file)}: {error.strerror}",
-                "are the token shards still there?",
+                "check that the token shards are still there",
                 exit_code=1,
             ) from None
 
     def read_small(self, file: str, most: int) -> bytes:
-        """A whole file. Raises GptcliError if it cannot be read or has more than `most` bytes."""
+        """The content of a file. Raises GptcliError if it is unreadable or longer than `most`."""
         if self._remote is not None:
             return self._remote.read_small(file, most)
         try:
             return read_bounded(Path(self.name, file), most, Path(self.name))
         except OSError as error:
             raise GptcliError(
-                f"cannot read {Path(self.name, file)}: {error.strerror}", "is it a regular file?"
+                f"cannot read {Path(self.name, file)}: {error.strerror}",
+                "check that it is a regular file",
             ) from None
 
 
 def is_shard_folder(name: str) -> bool:
-    """Whether a name of data.source is that of token shards: a URL, or a folder with an index.
+    """Whether a name in data.source names token shards: a URL, or a folder with an index.
 
-    Raises GptcliError for a folder of shards whose index is missing."""
+    Raises GptcliError for a folder of shards without an index."""
     if is_url(name):
         return True
     from gptcli.files.names import path_of
@@ -125,7 +126,7 @@ def is_shard_folder(name: str) -> bool:
 
 
 def is_lazy(tokens: TokenStore) -> bool:
-    """Whether tokens are in token shards, which are read block by block."""
+    """Whether tokens are read block by block, because they are in token shards."""
     return any(isinstance(shard, LazyShard) for shard in tokens.shards)
 
 
@@ -133,7 +134,7 @@ def is_lazy(tokens: TokenStore) -> bool:
 
 
 class LazyShard:
-    """The tokens of one shard as a sequence, which is read in blocks when it is sliced."""
+    """The tokens of one shard as a sequence. A slice reads only the blocks that it needs."""
 
     def __init__(self, blocks: Blocks, first: int, tokens: int) -> None:
         self.blocks, self.first, self._tokens = blocks, first, tokens
@@ -158,15 +159,15 @@ class LazyShard:
 
 
 class Blocks:
-    """The blocks of some shards. Keeps those that were read last, and reads ahead in threads.
+    """The blocks of some shards. Keeps the last blocks in memory, and reads ahead in threads.
 
-    `places` has a function that reads and verifies a block, for each block. All threads can share
-    the object."""
+    `places` has, for each block, a function that reads and verifies it. All threads can share the
+    object."""
 
     def __init__(self, places: Sequence[Callable[[], Tokens]], kept: int) -> None:
         self._places, self._kept = places, kept
         self._found: OrderedDict[int, Future[Tokens]] = OrderedDict()
-        self._ready: dict[int, Tokens] = {}  # the results of some of them, without a lock
+        self._ready: dict[int, Tokens] = {}  # results, read without a lock
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -178,7 +179,7 @@ class Blocks:
                 return ready
             try:
                 return self._get(number)
-            except CancelledError:  # other blocks were read in between, and took its place
+            except CancelledError:  # other blocks were read in between and replaced this one
                 continue
 
     def _get(self, number: int) -> Tokens:
@@ -191,13 +192,13 @@ class Blocks:
                     self._ready[number] = tokens
             return tokens
         except BaseException:
-            with self._lock:  # a later call tries it again
+            with self._lock:  # so that a later call tries again
                 if self._found.get(number) is future:
                     del self._found[number]
             raise
 
     def read_ahead(self, numbers: Iterable[int]) -> None:
-        """Begin to read blocks that will be needed soon, in this order."""
+        """Begin to read the blocks that will be needed soon, in the order of `numbers`."""
         with self._lock:
             for number in numbers:
                 if number not in self._found:
@@ -216,7 +217,7 @@ class Blocks:
 
 
 class ShardTokens(TokenStore):
-    """All tokens of some folders of shards in a row, which are read when they are needed.
+    """All tokens of some folders of shards, one after the other. Reads blocks when they are needed.
 
     `kept` blocks stay in memory."""
 
@@ -246,16 +247,16 @@ def _reader(
 ) -> Callable[[], Tokens]:
     """A function that reads a block of a shard and verifies it."""
 
-    def read() -> Tokens:  # exit code 1: the run has begun, and fails
+    def read() -> Tokens:  # exit code 1, because the run has begun
         start, size = first * dtype.itemsize, count * dtype.itemsize
-        for _ in range(2):  # bytes can be damaged on their way
+        for _ in range(2):  # the network can damage bytes, so try again
             content = folder.read(name, start, start + size)
             if len(content) == size and zlib.crc32(content) == crc:
                 break
         else:
             raise GptcliError(
                 f"{joined(folder.name, name)} is damaged: the block of bytes {start:,} to "
-                f"{start + size:,} is not what {INDEX} says",
+                f"{start + size:,} does not match {INDEX}",
                 "write the shards again, or restore them from a copy",
                 exit_code=1,
             )

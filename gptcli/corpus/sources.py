@@ -35,12 +35,12 @@ from gptcli.files.leftovers import POINTER_HINT, is_editor_backup, is_lfs_pointe
 from gptcli.files.names import exists, path_of, shown
 from gptcli.files.shipped import shipped_texts
 
-_MARK = END_OF_TEXT.strip("<>").encode()  # JSON can write `<` as an escape
+_MARK = END_OF_TEXT.strip("<>").encode()  # without `<` and `>`: JSON can escape them
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file and how to read it, with its hash, size and time of change when it was hashed."""
+    """A file, how to read it, its hash, and its size and time of change when it was hashed."""
 
     path: Path
     signature: tuple[int, int]
@@ -75,7 +75,7 @@ class Source:
     files: tuple[SourceFile, ...]
     notes: tuple[str, ...]
     val: Source | None = None
-    """The user's own validation text."""
+    """The text of data.val_source; None if the user named none."""
     counts: tuple[int, ...] = ()
     """The number of files of each text of data.source."""
 
@@ -88,7 +88,7 @@ class Source:
     def content_key(self) -> str:
         """SHA-256 (hex) of the content of all files in order, and of how they are read.
 
-        It does not depend on their names."""
+        It does not depend on the names of the files."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{file.format.key} {file.sha256}\n".encode())
@@ -98,7 +98,7 @@ class Source:
 
     @property
     def one_document(self) -> bool:
-        """Whether the text is certainly one document: one file, read as a whole."""
+        """Whether the text is certainly one document: a single file, read as a whole."""
         return len(self.files) == 1 and self.files[0].format == Format("text") and self.val is None
 
     def pieces(
@@ -110,8 +110,8 @@ class Source:
         """Stream the pieces of all documents in order. Each call starts another pass.
 
         `ended` gets the number of `<|endoftext|>` that end documents. `begins` is called before the
-        pieces of each file. Raises GptcliError if a file is not text, a record in it is not valid,
-        or it has changed since it was hashed."""
+        pieces of each file. Raises GptcliError if a file is not text, has an invalid record, or has
+        changed since it was hashed."""
         for file in self.files:
             begins()
             try:
@@ -121,12 +121,12 @@ class Source:
                 raise (undecodable_files(files, len(files) > 1) or error) from error
 
     def beginning(self, characters: int) -> tuple[str, float]:
-        """The first characters of the text, and the estimated number of characters of the whole.
+        """The first characters of the text, and an estimate of its number of characters.
 
-        The estimate counts how much of the files was read for the beginning, so it is right for
-        compressed files and for files with several fields."""
+        The estimate compares the size of the files with the bytes that were read for the beginning.
+        So it also fits compressed files and records with several fields."""
         parts: list[str] = []
-        read = read_as = found = 0  # `read` bytes of the files were `read_as` characters
+        read = read_as = found = 0  # `read` bytes of the files gave `read_as` characters
 
         def advance(count: int) -> None:
             nonlocal read, read_as
@@ -142,7 +142,7 @@ class Source:
 
 @dataclass
 class _Survey:
-    """What is found while the files are hashed."""
+    """What was found out about the files while they were hashed."""
 
     data: DataConfig
     advance: Advance = ignore
@@ -156,10 +156,10 @@ class _Survey:
 def find_source(data: DataConfig | str, progress: Progress | None = None) -> Source:
     """The files that data.source and data.val_source name, hashed. A string is a data.source.
 
-    A folder is read recursively. Its files are sorted by path, character by character, which gives
-    the same order on every system. Hidden files and folders, linked folders, runs, caches and
-    binary files are left out; notes name them. Raises GptcliError if there is no such text, or if a
-    single file is empty, binary or not readable."""
+    A folder is read recursively. Its files are sorted by path, part by part, so the order is the
+    same on every system. Hidden files and folders, linked folders, run folders, caches and binary
+    files are left out. Notes name what was left out, except hidden files. Raises GptcliError if
+    there is no such text, or if a single file is empty, binary or not readable."""
     data = section_of(data)
     progress = progress or Progress(False)
     val = None
@@ -172,8 +172,8 @@ def find_source(data: DataConfig | str, progress: Progress | None = None) -> Sou
 
 
 def section_of(data: DataConfig | str) -> DataConfig:
-    """The section `data` of a config, or one with this data.source and defaults."""
-    # Not validated: an empty name, and a name of any characters, get errors that say more.
+    """`data` itself, or if it is a name, a section `data` with this data.source and defaults."""
+    # DataConfig does not validate the name here: for an empty or odd name, later errors say more.
     if not isinstance(data, str):
         return data
     undecodable = any("\ud800" <= character <= "\udfff" for character in data)
@@ -183,7 +183,7 @@ def section_of(data: DataConfig | str) -> DataConfig:
 def _found(
     names: list[str], data: DataConfig, progress: Progress, for_validation: set[Path]
 ) -> Source:
-    """The files of several texts. A file is used once, and not if it is `for_validation`."""
+    """The files of several texts. Each file is used once; files `for_validation` are left out."""
     survey = _Survey(data)
     files: list[SourceFile] = []
     counts: list[int] = []
@@ -197,8 +197,8 @@ def _found(
         else:
             raise GptcliError(
                 f"{shown(path)} is neither a file nor a folder",
-                "gptcli reads a text more than once, which a pipe or a device does not allow: save "
-                f"the data in a file, or use standard input: gptcli train - < {shown(path)}",
+                "gptcli reads a text more than once, and a pipe or device only once: save the data "
+                f"in a file, or use standard input: gptcli train - < {shown(path)}",
             )
         used = before | for_validation
         twice = [file.path for file in found if used and file.path.resolve() in used]
@@ -215,7 +215,7 @@ def _found(
         raise error or next(iter(survey.skipped.values()))
     if not files:
         raise GptcliError(
-            f"no training text is left in {name}: every file of it is also the validation text",
+            f"no training text is left in {name}: every file of it is also in the validation text",
             "name another text with data.source or data.val_source",
         )
     for why, left_out in survey.left_out.items():
@@ -231,7 +231,7 @@ def _found(
 
 
 def _path_of_text(source: str, field: str | None, notes: list[str]) -> Path:
-    """The file or folder that a text's name means. Raises GptcliError if there is none."""
+    """The path of the text that has this name. Raises GptcliError if there is no such text."""
     shipped = shipped_texts()
     if source in shipped:
         if Path(source).exists():
@@ -249,14 +249,14 @@ def _path_of_text(source: str, field: str | None, notes: list[str]) -> Path:
 
 
 def no_such_text(source: str) -> GptcliError:
-    """The error for a name that is no shipped text, file or folder."""
+    """The error for a name that is not the name of a shipped text, a file or a folder."""
     shipped = list(shipped_texts())
     choices = f"the shipped texts are: {', '.join(shipped)}" if shipped else "no text is shipped"
     if not source:
         return GptcliError("the name of the text is empty", choices)
     is_path = set("./\\\r") & set(source) and " " not in source and len(source) < 256
     if is_path and any(character < " " for character in source):
-        return GptcliError(  # `"texts\new.txt"` in a config
+        return GptcliError(  # for example `"texts\new.txt"` in a config
             f"no shipped text, file or folder is named {source!r}",
             "in double quotes YAML reads \\n as a newline and \\t as a tab: write the path in "
             "single quotes, or with /",
@@ -286,11 +286,11 @@ def no_such_text(source: str) -> GptcliError:
     return GptcliError(message, f"{choices}; or give the path of a text, a folder or a .jsonl")
 
 
-_LONGEST_NAME = 1000  # characters; a longer text that names no file is not meant as a name
+_LONGEST_NAME = 1000  # characters; something longer is a text, not the name of a file
 
 
 def _survey_file(path: Path, progress: Progress, survey: _Survey) -> list[SourceFile]:
-    """The file; [] if data.skip_undecodable leaves it out."""
+    """The file, hashed, in a list; [] if data.skip_undecodable leaves it out."""
     with progress.phase("reading", _size(path)) as survey.advance:
         try:
             file = _surveyed(path, survey)
@@ -315,7 +315,7 @@ def _survey_folder(folder: Path, progress: Progress, survey: _Survey) -> list[So
     if _is_run(folder, _names_in(folder)):
         raise GptcliError(
             f"{shown(folder)} is a run folder, not a text",
-            "continue it with --resume --out, or start from its weights with --from",
+            "continue the run with --resume --out, or start from its weights with --from",
         )
     paths = _files_below(folder, survey)
     for path in [path for path in paths if is_editor_backup(path.name)]:
@@ -356,7 +356,9 @@ def _why_no_text(files: int) -> str:
 
 
 def _files_below(folder: Path, survey: _Survey) -> list[Path]:
-    """The files in a folder and below. Leaves out what is hidden, a linked folder, run or cache."""
+    """The files in a folder and its subfolders.
+
+    Leaves out hidden files, and subfolders that are hidden, links, run folders or caches."""
     found: list[Path] = []
     caches = {os.path.realpath(cache_folder())}
 
@@ -386,7 +388,7 @@ def _files_below(folder: Path, survey: _Survey) -> list[Path]:
         files = [Path(place, name) for name in names if not name.startswith(".")]
         try:
             found += [path for path in files if path.is_file()]
-        except OSError as error:  # a link to a folder that cannot be read
+        except OSError as error:  # a link into a folder that cannot be read
             refuse(error, "")
     return sorted(found, key=lambda path: _order(path.relative_to(folder)))
 
@@ -395,11 +397,11 @@ def _names_in(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)  # noqa: PTH208
     except OSError:
-        return []  # os.walk reports it
+        return []  # os.walk reports the error
 
 
 def _is_run(folder: Path, names: Iterable[str]) -> bool:
-    """Whether a folder holds a run of gptcli, or what is left of one that was killed."""
+    """Whether a folder holds a run of gptcli, or the rest of a run that was killed."""
     held = set(names)
     files = {"tokenizer.json", "metrics.jsonl", "run.json"}
     return {"config.yaml", "tokenizer.json"} <= held or (".lock" in held and bool(held & files))
@@ -417,12 +419,12 @@ def _is_cache(folder: Path) -> bool:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # removed meanwhile; opening it raises an error
+    except OSError:  # the file was removed meanwhile, so opening it raises an error
         return 0
 
 
 def _order(path: Path) -> list[str]:
-    # macOS can return decomposed names, and Windows compares paths without case.
+    # On macOS names can be decomposed, and on Windows Path compares without regard to case.
     return [unicodedata.normalize("NFC", part) for part in path.parts]
 
 
@@ -431,8 +433,9 @@ def _names(names: list[str]) -> str:
 
 
 def _surveyed(path: Path, survey: _Survey) -> SourceFile:
-    """A file with its hash and format. Raises BinaryFileError, UndecodableError or
-    NoSuchFieldError if it cannot be read as a text."""
+    """A file with its hash and its format.
+
+    Raises BinaryFileError, UndecodableError or NoSuchFieldError if it cannot be read as a text."""
     data = survey.data
     opaque = (data.documents != "file" and named_kind(path) == "parquet") or compressed(path)
     wide = data.encoding is not None and codec_name(data.encoding).startswith(WIDE)
@@ -451,12 +454,12 @@ def _surveyed(path: Path, survey: _Survey) -> SourceFile:
             refuse_binary(path, content.stream.read(CHUNK), 0)
     if compressed(path):
         with open_content(path, encoding) as content:
-            content.stream.read(1)  # refuses a compressed file whose beginning is binary
+            content.stream.read(1)  # raises BinaryFileError if the decompressed beginning is binary
     chosen, why = choose_format(
         path, data.documents, data.field, marked or encoding is not None or opaque, encoding
     )
     if why is None and chosen.kind == "text" and data.field and is_standard_input(path):
-        why = f"it is no JSON, and has no column `{data.field}`"
+        why = f"it is not JSON and has no column `{data.field}`"
     if why is not None:
         survey.plain.append(f"{shown(path)} ({why})")
     return SourceFile(*file, chosen)
@@ -467,7 +470,7 @@ def _field(data: DataConfig) -> str | None:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Whether a file is UTF-8, perhaps cut off. Then no other encoding would read it rightly."""
+    """Whether a file is UTF-8, perhaps cut off. Then any other encoding would misread it."""
     try:
         problem = first_problem(path, None)
         return problem is None or is_cut_off(path, problem)
@@ -480,11 +483,11 @@ def _hashed(
 ) -> tuple[tuple[Path, tuple[int, int], str], bool]:
     """Path, signature and SHA-256 of a file, and whether `<|endoftext|>` is in it.
 
-    Raises BinaryFileError if it is no text, unless it may be `binary`."""
+    Raises BinaryFileError if the file is not text, unless `binary` allows this."""
     digest = hashlib.sha256()
     offset = 0
     marked = False
-    end = b""  # of the last chunk: a mark can lie in two
+    end = b""  # the end of the last chunk, because the mark can begin in it
     with open_bytes(path) as file:
         before = signature(file)
         while chunk := file.read(CHUNK):
@@ -501,6 +504,6 @@ def _hashed(
                 end = chunk[1 - len(_MARK) :]
             offset += len(chunk)
             advance(len(chunk))
-    # `before` is the signature from before hashing. So if the file grew during hashing, the text's
-    # reader finds another signature.
+    # `before` is the signature before hashing. If the file grew during hashing, the reader of the
+    # text later finds another signature.
     return (path, before, digest.hexdigest()), marked

@@ -1,4 +1,4 @@
-"""Splits an encoded text into tokens for training and for validation; each text of a mixture alone.
+"""Splits an encoded text, or each text of a mixture, into training and validation tokens.
 
 gptcli.corpus.validation_split chooses the tokens.
 """
@@ -23,11 +23,11 @@ from gptcli.corpus.validation_split import (
 from gptcli.errors import GptcliError
 
 Split: TypeAlias = tuple[TokenStore, TokenStore | None, Literal["tail", "documents"]]
-"""Tokens for training, for validation (None if there are none), and data.val_split."""
+"""Training tokens, validation tokens (None if there are none), and how the text was split."""
 
 
 def split_text(name: str, entry: Entry, data: DataConfig, block_size: int) -> Split:
-    """The tokens for training and for validation (None if there are none), and data.val_split."""
+    """The split of a text that is not a mixture. Raises GptcliError if the text is too short."""
     tokens, total = entry.tokens, len(entry.tokens)
     if data.val_source is not None:
         begin = int(entry.starts[entry.train_documents])
@@ -44,10 +44,10 @@ def split_text(name: str, entry: Entry, data: DataConfig, block_size: int) -> Sp
 
 
 def split_mixture(entry: Entry, data: DataConfig, block_size: int) -> Split:
-    """The split of a mixture: of each of its texts, as if it were alone.
+    """The split of a mixture. Each of its texts is split as if it were alone.
 
-    The user's own validation text is one text for the whole mixture. Raises GptcliError, with the
-    name of the text, if a text is too short."""
+    If the user named a validation text, it is for the whole mixture, and the texts are not split.
+    Raises GptcliError with the name of the text if a text is too short."""
     assert data.shares is not None
     tokens, total = entry.tokens, len(entry.tokens)
     documents = [*entry.texts, entry.train_documents]
@@ -78,11 +78,11 @@ def split_mixture(entry: Entry, data: DataConfig, block_size: int) -> Split:
 
 
 def refuse_missing_texts(data: DataConfig, found: Source) -> None:
-    """Raise GptcliError if no file of a text of the mixture is left."""
+    """Raise GptcliError if a text of the mixture has no files left."""
     for name, count in zip(data.sources, found.counts, strict=True):
         if count == 0:
             raise GptcliError(
-                f"nothing is left of {name} in the mixture: its files are named twice, or are the "
-                "validation text",
-                "leave it out of data.source, and its weight out of data.weights",
+                f"nothing is left of {name} in the mixture: its files are also in another text, or "
+                "in the validation text",
+                "remove it from data.source, and its weight from data.weights",
             )

@@ -1,4 +1,4 @@
-"""The text from standard input (`gptcli train -`), kept in a temporary file: it is read twice."""
+"""Keeps the text from standard input (`gptcli train -`) in a file that can be read twice."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gptcli.errors import GptcliError
 from gptcli.files.names import STANDARD_INPUT, show_as
 
 STDIN = "-"
-"""The name of standard input as a text."""
+"""The name that stands for standard input in data.source."""
 
 KEPT_NAMES = ("text.txt", "text.jsonl", "text.json", "text.csv", "text.parquet")
-"""Names of the file in a run folder that keeps the text of standard input."""
+"""Possible names of the file in a run folder that keeps the text of standard input."""
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "lzma"}  # by the first bytes
-_STRINGS = 1000  # must be JSON strings, if the first is one: a story can begin with a quote
+_STRINGS = 1000  # lines that must be JSON strings: a plain text can begin with a quote
 
 _kept: list[Path] = []  # the temporary file, once standard input has been read
 
@@ -33,9 +33,9 @@ _kept: list[Path] = []  # the temporary file, once standard input has been read
 def standard_input(field: str | None = None) -> Path:
     """A temporary file with all of standard input, which is read at the first call.
 
-    A .gz, .bz2 or .xz is decompressed. The ending of the name says what the content looks like; it
-    looks like a .csv only if its first line has the column `field`. Raises GptcliError if there is
-    no standard input or it is empty."""
+    A .gz, .bz2 or .xz is decompressed. The ending of the file's name fits the content. The content
+    counts as .csv only if its first line has the column `field`. Raises GptcliError if there is no
+    standard input or it is empty."""
     if not _kept:
         _kept.append(_read(field))
         show_as(_kept[0], STANDARD_INPUT)
@@ -43,7 +43,7 @@ def standard_input(field: str | None = None) -> Path:
 
 
 def is_standard_input(path: Path) -> bool:
-    """Whether a path is that of the temporary file with standard input."""
+    """Whether this is the path of the temporary file with standard input."""
     return path in _kept
 
 
@@ -72,7 +72,7 @@ def _read(field: str | None) -> Path:
     except (OSError, EOFError, LZMAError, zlib.error) as error:
         raise GptcliError(
             f"cannot keep standard input in {folder}: {getattr(error, 'strerror', None) or error}",
-            "is the disk full, or the input cut off? The environment variable TMPDIR names "
+            "is the disk full, or is the input cut off? The environment variable TMPDIR names "
             "another folder for temporary files",
             exit_code=1,
         ) from error
@@ -82,12 +82,12 @@ def _read(field: str | None) -> Path:
 
 
 def _ending(path: Path, field: str | None) -> str:
-    """The ending of a file's name that fits its content."""
+    """The ending of a file's name, without the dot, that fits the file's content."""
     with path.open("rb") as file:
         beginning = file.read(4)
     if beginning == b"PAR1":
         return "parquet"
-    # A text in another encoding has its structure in ASCII.
+    # Read as Latin-1, because braces, quotes and commas are ASCII in most encodings.
     try:
         first = next(lines(path, encoding="latin-1"), (1, ""))[1].removeprefix("ï»¿")
     except GptcliError:  # UTF-16, binary, or one long line
@@ -97,7 +97,7 @@ def _ending(path: Path, field: str | None) -> str:
     value = _json(first)
     if isinstance(value, dict) or (isinstance(value, str) and _are_strings(path)):
         return "jsonl"
-    if first.strip() == "{":  # an object on several lines: reading it says why it is plain text
+    if first.strip() == "{":  # on several lines: the reader of .json says why it is plain text
         return "json"
     return "csv" if field is not None and has_column(first, field) else "txt"
 
@@ -111,7 +111,7 @@ def _json(line: str) -> object:
 
 
 def _are_strings(path: Path) -> bool:
-    """Whether each of the first lines is a JSON string."""
+    """Whether each of the first _STRINGS lines is a JSON string."""
     found = islice(lines(path, encoding="latin-1"), _STRINGS)
     return all(isinstance(_json(line.removeprefix("ï»¿")), str) for _, line in found)
 

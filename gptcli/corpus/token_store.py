@@ -1,4 +1,4 @@
-"""Token shards: writes token ids to files of 128 MiB, and reads them memory-mapped."""
+"""Writes token ids to files of 128 MiB (shards), and reads the files memory-mapped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Tokens = NDArray[Any]
 
 
 class LazyTokens(Protocol):
-    """A sequence of token ids that is read when it is sliced."""
+    """A sequence of token ids. A slice reads its ids from the disk."""
 
     def __len__(self) -> int: ...
 
@@ -29,7 +29,7 @@ class LazyTokens(Protocol):
 
 
 Shard: TypeAlias = "Tokens | LazyTokens"
-"""A shard in memory, or memory-mapped, or read block by block."""
+"""The tokens of a shard: in memory, memory-mapped, or read block by block."""
 
 SHARD_TOKENS = 1 << 26
 """Tokens per shard: 128 MiB of uint16."""
@@ -38,7 +38,7 @@ _CHUNK_TOKENS = 1 << 20
 
 
 class ShardFile(NamedTuple):
-    """The name, size and hash that a valid shard has."""
+    """The name, number of tokens and hash of a shard, to verify its file."""
 
     name: str
     bytes: int
@@ -53,13 +53,13 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 class TokenStore:
     """A sequence of token ids in one or more shards; `len(store)` counts the tokens.
 
-    All shards have the same dtype. The store only reads them. It can be a part of the shards'
-    tokens, or several parts in a row: see `part` and `parts`."""
+    All shards have the same dtype. The store never changes them. It can have a part of the shards'
+    tokens, or several parts, one after the other: see `part` and `parts`."""
 
     def __init__(
         self, shards: Sequence[Shard], ranges: Sequence[tuple[int, int]] | Tokens | None = None
     ) -> None:
-        # Use plain arrays on the same memory: slicing an np.memmap takes ten times as long.
+        # Plain arrays on the same memory, because slicing an np.memmap takes ten times as long.
         self._shards: list[Shard] = [
             np.asarray(shard) if isinstance(shard, np.ndarray) else shard for shard in shards
         ]
@@ -68,19 +68,20 @@ class TokenStore:
         both = np.array([(0, total)] if ranges is None else ranges, dtype=np.int64).reshape(-1, 2)
         assert ((both[:, 0] >= 0) & (both[:, 0] <= both[:, 1]) & (both[:, 1] <= total)).all()
         self._starts = both[:, 0]
-        self._ends = np.cumsum(both[:, 1] - both[:, 0])  # of each range, counted in this store
+        self._ends = np.cumsum(both[:, 1] - both[:, 0])  # the end of each range in this store
         self._length = int(self._ends[-1]) if len(both) else 0
         self._first = int(both[0, 0]) if len(both) == 1 else None  # if there is only one range
         self.start = 0
-        """The position of the first token in the store that this one is a `part` of."""
+        """The position of the first token in the store of which this store is a `part`."""
 
     def __len__(self) -> int:
         return self._length
 
     def read(self, start: int, count: int) -> Tokens:
-        """Tokens [start, start + count), which must be in the store: uint16 or uint32 (count,).
+        """Tokens [start, start + count) of the store: uint16 or uint32 (count,).
 
-        If one shard holds all of them in a row, the result is a read-only view."""
+        All of them must be in the store. If they lie in a row in one shard, the result is a
+        read-only view of the shard."""
         assert 0 <= start <= start + count <= self._length, (start, count, self._length)
         if self._first is not None:
             return self._read_shards(self._first + start, count)
@@ -94,7 +95,7 @@ class TokenStore:
         return _joined(parts)
 
     def _read_shards(self, first: int, count: int) -> Tokens:
-        """Tokens [first, first + count) of the shards."""
+        """Tokens [first, first + count) of the shards, also if the store does not have them."""
         parts: list[Tokens] = []
         at = bisect_right(self._shard_ends, first)
         while at < len(self._shards):
@@ -115,14 +116,14 @@ class TokenStore:
         return found
 
     def parts(self, ranges: Sequence[tuple[int, int]] | Tokens) -> TokenStore:
-        """A store of the tokens of several ranges [start, stop) in a row, on the same shards."""
+        """A store of the tokens of several ranges [start, stop), on the same shards."""
         wanted = np.array(ranges, dtype=np.int64).reshape(-1, 2)
         if self._first is not None:
             return TokenStore(self._shards, wanted + self._first)
         return TokenStore(self._shards, [each for a, b in wanted for each in self._within(a, b)])
 
     def _within(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The ranges of the shards' tokens that hold tokens [start, stop) of this store."""
+        """The ranges of the shards' tokens that are tokens [start, stop) of this store."""
         assert 0 <= start <= stop <= self._length, (start, stop, self._length)
         at = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
@@ -133,7 +134,7 @@ class TokenStore:
 
     @property
     def shards(self) -> list[Shard]:
-        """All tokens of the shards, also those that are not in this store."""
+        """The shards, also with tokens that are not in this store."""
         return self._shards
 
     @property
@@ -143,12 +144,12 @@ class TokenStore:
         return np.stack([self._starts, self._starts + lengths], axis=1)
 
     def chunks(self, start: int = 0) -> Iterator[Tokens]:
-        """All tokens from `start` on, in arrays of at most 2^20 tokens."""
+        """Yield the tokens from `start` to the end, in arrays of at most 2^20 tokens."""
         for first in range(start, self._length, _CHUNK_TOKENS):
             yield self.read(first, min(_CHUNK_TOKENS, self._length - first))
 
     def byte_count(self, tokenizer: Tokenizer, start: int = 0) -> int:
-        """The bytes of the text of the tokens from `start` on; end-of-text counts as 0.
+        """The number of UTF-8 bytes of the tokens from `start` on; end-of-text counts as 0.
 
         Bits per byte of a split = summed loss in nats / ln 2 / byte_count(tokenizer, 1), because
         the first token is not predicted."""
@@ -169,7 +170,7 @@ def _joined(parts: list[Tokens]) -> Tokens:
 
 
 class ShardWriter:
-    """Writes a stream of token ids to shards in a folder; `finish` syncs them to the disk.
+    """Writes a stream of token ids to shards in a folder; `finish` fsyncs the shards.
 
     The shards are named NAME-00000.bin, NAME-00001.bin and so on."""
 
@@ -189,7 +190,7 @@ class ShardWriter:
         self._done: list[ShardFile] = []
 
     def write(self, ids: Tokens) -> None:
-        """Append ids. Short arrays are buffered."""
+        """Append ids; short arrays wait in a buffer."""
         self.tokens += len(ids)
         self._waiting.append(ids)
         self._waiting_tokens += len(ids)
@@ -234,13 +235,13 @@ class ShardWriter:
 def map_shard(folder: Path, shard: ShardFile, dtype: np.dtype[Any]) -> Tokens | None:
     """The tokens of a shard, memory-mapped; None if the shard is missing or damaged.
 
-    The hash is computed from the memory map itself. So later reads get exactly the verified bytes,
-    even if another process replaces the file."""
+    The hash is computed from the memory map. So later reads get the verified bytes, even if another
+    process replaces the file."""
     try:
         if (folder / shard.name).stat().st_size != shard.bytes or shard.bytes % dtype.itemsize:
             return None
         ids: Tokens = np.asarray(np.memmap(folder / shard.name, dtype=dtype, mode="r"))
-    except (OSError, ValueError, TypeError):  # ValueError: the file was cut off meanwhile
+    except (OSError, ValueError, TypeError):  # ValueError: the file was cut off in between
         return None
     digest = hashlib.sha256()
     for first in range(0, len(ids), _CHUNK_TOKENS):

@@ -1,4 +1,4 @@
-"""Names every file that is not UTF-8, the encoding it looks like, and files that are cut off."""
+"""Names files that are not UTF-8, with their likely encoding, and files that are cut off."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gptcli.corpus.reading import COMPRESSED, UndecodableError, decoded, open_co
 from gptcli.errors import GptcliError
 from gptcli.files.names import STANDARD_INPUT, shown
 
-_LOOKED_AT = 1 << 15  # bytes around the first bad one
+_LOOKED_AT = 1 << 15  # bytes before and after the first bad byte
 _MOST_NAMED = 100
 
-# Encodings that people's text files have, in the names of Python. charset-normalizer knows many
-# more, and takes short texts for them.
+# Common encodings of text files, by Python's names. charset-normalizer knows many more, and often
+# guesses a rare encoding for a short text.
 _COMMON = [
     "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "cp932",
     "euc_jp", "gb18030", "big5", "euc_kr",
@@ -30,7 +30,7 @@ class UndecodableFilesError(GptcliError):
 
 
 def first_problem(path: Path, encoding: str | None) -> UndecodableError | None:
-    """The error of decoding a file to its end; None if it is text in `encoding` (None: UTF-8)."""
+    """The error of decoding a whole file; None if it is text in `encoding` (None: UTF-8)."""
     try:
         for _ in decoded(path, encoding=encoding):
             pass
@@ -50,7 +50,7 @@ def undecodable_files(
 ) -> UndecodableFilesError | None:
     """The error that names each of `files` (path and encoding) that cannot be decoded.
 
-    `several` says that the text has other files, so that these can be left out."""
+    `several` says that the text has other files, so the hint proposes to leave these out."""
     found = [
         (path, encoding, error)
         for path, encoding in files
@@ -68,7 +68,7 @@ def undecodable_files(
 def _explained(
     path: Path, encoding: str | None, error: UndecodableError, several: bool, *, only: bool
 ) -> tuple[str, str]:
-    """The message and the hint for a file."""
+    """The message and the hint about a file that cannot be decoded."""
     name = shown(path)
     leave_out = "; data.skip_undecodable=true leaves such files out" if several else ""
     if encoding is not None:
@@ -101,12 +101,12 @@ def _explained(
 
 
 def _any_file(path: Path) -> Path:
-    """FILE with the suffix of a compressed file."""
+    """The path FILE, which stands for any file in a hint, with the suffix of a compressed file."""
     return Path(f"FILE{path.suffix}" if path.suffix.lower() in COMPRESSED else "FILE")
 
 
 def _around(path: Path, offset: int) -> tuple[bytes, int]:
-    """The content around a byte, and the position of its first byte."""
+    """The bytes of a file around a position, and the position of the first of these bytes."""
     start = max(0, offset - _LOOKED_AT // 2)
     with open_content(path) as content:
         left = start
@@ -116,7 +116,7 @@ def _around(path: Path, offset: int) -> tuple[bytes, int]:
 
 
 def _line_of(path: Path, offset: int) -> int:
-    """The number of the line in which a byte lies."""
+    """The number of the line (from 1) that holds the byte at `offset`."""
     line = 1
     with open_content(path) as content:
         while offset and (data := content.stream.read(min(offset, 1 << 20))):
@@ -128,8 +128,8 @@ def _line_of(path: Path, offset: int) -> int:
 def _cut_off(data: bytes, bad: int, from_start: bool, incomplete: bool) -> str | None:
     """`begins` or `ends` if a file of UTF-8 seems to be cut in the middle of a character.
 
-    One byte after pure ASCII says little: a Latin-1 file can end with `café`. Then only bytes with
-    which frequent characters of UTF-8 begin count."""
+    One last byte after pure ASCII can also be Latin-1: `café`. It counts as a cut character only if
+    frequent characters begin with this byte in UTF-8."""
     if incomplete:
         others = _has_other(data, bad)
         likely = len(data) - bad > 1 or data[bad] in b"\xc2\xc3\xc4\xc5\xd0\xd1\xe2\xf0"
@@ -143,17 +143,17 @@ def _cut_off(data: bytes, bad: int, from_start: bool, incomplete: bool) -> str |
 
 
 def _has_other(data: bytes, end: int) -> bool:
-    """Whether there are characters beyond ASCII before a byte: then the file is UTF-8 so far."""
+    """Whether a byte beyond ASCII precedes position `end`. If so, valid UTF-8 precedes it."""
     return not data[:end].isascii()
 
 
 def public_name(encoding: str) -> str:
-    """The name of an encoding for people and for iconv: "WINDOWS-1252" for "cp1252"."""
+    """The usual name of an encoding, which iconv knows, too: "WINDOWS-1252" for "cp1252"."""
     return encoding.upper().replace("CP125", "WINDOWS-125").replace("_", "-")
 
 
 def looks_like(data: bytes) -> str | None:
-    """Python's name of the encoding that bytes seem to be in; None if none is likely."""
+    """Python's name of the encoding that bytes seem to have; None if no encoding is likely."""
     if _is_western(data):
         return "cp1252"
     from charset_normalizer import from_bytes
@@ -163,13 +163,14 @@ def looks_like(data: bytes) -> str | None:
 
 
 def _is_western(data: bytes) -> bool:
-    """Whether bytes are Windows-1252 (or Latin-1): ASCII letters, and Western Europe's others.
+    """Whether bytes are Windows-1252 (or Latin-1): ASCII and the letters of Western Europe.
 
-    charset-normalizer takes French and German for cp1250, which shares most of these letters."""
+    charset-normalizer mistakes French and German for cp1250, which has most of these letters,
+    too."""
     others = set(data.decode("cp1252", "replace")) - set(map(chr, range(128)))
     high = sum(byte > 127 for byte in data)
     letters = sum(byte > 127 or chr(byte).isalpha() for byte in data)
-    hungarian = "õ" in others and "ã" not in others  # there it is ő
+    hungarian = "õ" in others and "ã" not in others  # the same byte is ő in cp1250
     return bool(others) and others <= _WESTERN and high <= 0.25 * letters and not hungarian
 
 

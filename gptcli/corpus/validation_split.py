@@ -1,4 +1,4 @@
-"""The validation split: which tokens are for validation; errors if a text is too short."""
+"""The validation split: chooses the tokens for validation, and refuses texts that are too short."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Ranges = NDArray[np.int64]
 """Ranges [start, stop) of tokens in rising order: int64 (n, 2)."""
 
 LEAST_VALIDATION = 2
-"""Tokens that an evaluation needs: one as input and one to predict."""
+"""The fewest tokens for an evaluation: one as input and one to predict."""
 
 
 def train_tokens(tokens: int, val_fraction: float) -> int:
-    """The number of training tokens. The tokens after them, to the end, are for validation."""
+    """The number of training tokens. All tokens after them are for validation."""
     return int(tokens * (1 - val_fraction))
 
 
 def check_split(name: str, tokens: int, val_fraction: float, block_size: int) -> int:
-    """The number of training tokens of the text `name` with `tokens` tokens.
+    """The number of training tokens of the text `name`, which has `tokens` tokens.
 
-    Training needs block_size + 1 tokens: a window and the token after it. Validation needs 2, or
-    none if val_fraction is 0. Raises GptcliError if a split is too short; its hint proposes values
-    that work."""
+    Training needs block_size + 1 tokens: a window and the token after it. Validation needs 2
+    tokens, or none if val_fraction is 0. Raises GptcliError if a split is too short. The hint
+    proposes values that work."""
     train = train_tokens(tokens, val_fraction)
     validation = tokens - train
     if train < block_size + 1:
@@ -60,23 +60,24 @@ def check_validation(names: list[str], tokens: int) -> None:
 def split_documents(
     starts: NDArray[Any], tokens: int, val_fraction: float
 ) -> tuple[Ranges, Ranges]:
-    """The ranges for training and for validation if both parts should be alike.
+    """The ranges for training and for validation, chosen from all documents so that both are alike.
 
-    `starts` has the position of the first token of each document, in rising order. A long document
-    (more than a twentieth of the validation part) gives its own last part, val_fraction of it. Of
-    the other documents, a fixed shuffle chooses as many as make val_fraction of their tokens. With
-    one document this is the split at the end of the text."""
+    `starts` has the position of the first token of each document, in rising order. A document is
+    long if it has more than a twentieth as many tokens as the validation part. The end of each long
+    document is for validation: val_fraction of its tokens. Of the other documents, a fixed shuffle
+    chooses some, which together have val_fraction of the tokens of these documents. If the text is
+    one document, its end is for validation."""
     starts = np.asarray(starts, dtype=np.int64)
     stops = np.append(starts[1:], tokens).astype(np.int64)
     lengths = stops - starts
     tails = lengths - (lengths * (1 - val_fraction)).astype(np.int64)
     validation = tokens - train_tokens(tokens, val_fraction)
     long = (lengths * _LONG > validation) & (tails >= LEAST_VALIDATION)
-    from_ = np.where(long, stops - tails, stops)  # the first validation token of each document
+    from_ = np.where(long, stops - tails, stops)  # each document's first token for validation
     short = np.flatnonzero(~long)
     order = short[np.argsort(_shuffled(short), kind="stable")]
     filled = np.cumsum(lengths[order])
-    # Choose the number of documents whose sum is nearest to their share.
+    # The documents in this order whose sum is nearest to the wanted share.
     chosen = order[filled - lengths[order] / 2 <= lengths[order].sum() * val_fraction]
     from_[chosen] = starts[chosen]
     return _ranges(starts, from_), _ranges(from_, stops)
@@ -101,11 +102,12 @@ def unlike_note(
 
 
 def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[float, float, float]:
-    """How far from the rest are: the validation part, other parts (the median), a spread sample.
+    """Three distances from the rest of the text: of validation, other parts, a spread sample.
 
-    The distance is the relative entropy of token frequencies, in nats per token. All come from
-    equally many tokens, because a small sample makes every distance larger. If all parts are far
-    from each other, as in a sorted text, only the sample that is spread over the text is near."""
+    The distance is the relative entropy of token frequencies, in nats per token. Of the other
+    parts, it is the median. All three are computed from the same number of tokens, because a small
+    sample makes every distance larger. In a sorted text, all parts are far from each other, and
+    only the spread sample is near."""
     each = min(_SAMPLE, len(val), len(train) // _PARTS)
     if each < _LEAST_SAMPLE:
         return 0.0, 0.0, 0.0
@@ -116,7 +118,7 @@ def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[floa
     whole = parts.sum(axis=0)
     there = _counts(val, 0, len(val), each, vocab_size)
     spread = _counts(train, 0, len(train), each, vocab_size, places=128)
-    # Each is compared with equally many parts: the validation part replaces the last of them.
+    # Compare each with the same number of parts: the validation part replaces the last part.
     return (
         _relative_entropy(there, whole - parts[-1]),
         float(np.median([_relative_entropy(part, whole - part) for part in parts])),
@@ -129,8 +131,8 @@ _SAMPLE = 1 << 15
 _LEAST_SAMPLE = 1000
 
 # Measured on texts in three languages, code and documentation of 5 KB to 1 MB, with char, byte and
-# bpe tokens: texts of one kind have at most 1.9 times the distance of the other parts, and texts
-# that end in another language or kind have 2.9 to 65 times.
+# bpe tokens. In texts of one kind, the distance of the validation part is at most 1.9 times that of
+# the other parts. In texts that end in another language or kind, it is 2.9 to 65 times as large.
 _MOST, _TIMES, _MOST_SORTED = 0.05, 2.5, 0.2
 
 
@@ -151,11 +153,11 @@ def _relative_entropy(part: Any, whole: Any) -> float:
     return float((p[used] * np.log(p[used] / q[used])).sum())
 
 
-_LONG = 20  # a document is long if fewer than this many would fill the validation part
+_LONG = 20  # fewer than this many long documents would fill the validation part
 
 
 def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Ranges:
-    """The ranges that are not empty; neighbours that touch become one."""
+    """The ranges [start, stop) that are not empty. Ranges that touch become one range."""
     kept = starts < stops
     starts, stops = starts[kept], stops[kept]
     apart = np.flatnonzero(stops[:-1] != starts[1:]) + 1
@@ -167,7 +169,7 @@ def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Ranges:
 
 
 def _shuffled(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A random number for each of `numbers`, by SplitMix64: the same on every machine."""
+    """A pseudo-random number for each of `numbers`, by SplitMix64; equal on every machine."""
     z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -198,9 +200,9 @@ def _ways_to_validate(tokens: int, block_size: int) -> str:
 
 
 def _fraction(tokens: int, train: int, *, down: bool = False) -> float:
-    """A val_fraction with two digits that leaves `train` tokens for training.
+    """A val_fraction with two digits that leaves about `train` tokens for training.
 
-    The value is rounded. If `down`, it leaves at least `train` tokens, else at most `train`."""
+    If `down`, it leaves at least `train` tokens, else at most `train`."""
     exact = 1 - train / tokens
     scale = 10.0 ** (1 - math.floor(math.log10(exact)))  # two significant digits
     exact_units = round(exact * scale, 6)  # 20.000000000002 is 20

@@ -1,9 +1,11 @@
-"""Training in several processes (ranks): who decides, who writes, how gradients are combined.
+"""Training in several processes (ranks): which rank decides and writes, how gradients are averaged.
 
-Rank 0 leads. It runs the training loop of one process, gptcli.training.loop, which knows nothing of
-ranks. Two things are injected: passes that share the work, and an optimizer that tells the others.
-The other ranks follow: they wait for the leader's next order (`orders.py`) and carry it out. So one
-rank decides everything, prints and writes, and the others cannot disagree.
+Rank 0 leads. It runs the same training loop as a single process, gptcli.training.loop, which does
+not know about ranks. The loop gets two special objects: passes that share the work, and an
+optimizer that tells the other ranks about each update. The other ranks follow: they wait for the
+leader's next order (`orders.py`) and carry it out. So only one rank decides and prints, and the
+other ranks cannot disagree. Rank 0 also writes all files, but with FSDP each rank writes its shard
+of a checkpoint.
 
 Start with `orders.py`, then `passes.py`. gptcli.training never imports this package.
 """

@@ -1,4 +1,4 @@
-"""The entry point of a rank that `gptcli train --devices N` starts."""
+"""The entry point of each rank that `gptcli train --devices N` starts."""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,8 @@ from gptcli.__main__ import main
 
 
 def rank() -> None:
-    """Run the command line as a rank."""
-    if sys.stdin is not None and sys.stdin.isatty():  # the terminal belongs to the launcher
+    """Run gptcli's command line in this rank, and end the process with the exit code."""
+    if sys.stdin is not None and sys.stdin.isatty():  # only the launcher uses the terminal
         sys.stdin = Path("/dev/null").open(encoding="utf-8")  # noqa: SIM115
     main()
 

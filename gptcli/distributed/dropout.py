@@ -1,9 +1,10 @@
 """Dropout whose masks depend on (seed, step, position in the step), not on the number of ranks.
 
-One process seeds its generator once for each step, and its micro-batches draw one after the other.
-A rank skips what the micro-batches of other ranks draw. On a CPU it draws the same numbers and
-forgets them, which costs a few per cent of a forward pass; on a GPU it moves the generator's
-offset. If the ranks split a micro-batch, each draws the numbers of the whole and keeps its part.
+A single process seeds its generator once for each step, and its micro-batches draw one after the
+other. A rank must skip the numbers of the micro-batches of other ranks. On a CPU, the rank draws
+these numbers and drops them, which takes a few per cent of the time of a forward pass. On a GPU, it
+moves the generator's offset. If the ranks split a micro-batch, each rank draws the numbers of the
+whole micro-batch and keeps its part.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_MOST = 1 << 20  # numbers that are drawn at once to be forgotten
+_MOST = 1 << 20  # numbers that are drawn at once and dropped
 Draw = Callable[[], None]
 
 
 class Draws:
-    """The random numbers that a forward pass draws, so that a rank can skip or split them."""
+    """Knows which random numbers a forward pass draws, so that a rank can skip or split them."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -29,7 +30,7 @@ class Draws:
         self._offset = 0
 
     def record(self, forward: Callable[[], object]) -> None:
-        """Run a forward pass and remember what it draws."""
+        """Run a forward pass and remember which numbers it draws."""
         if self._device.type == "cuda":
             generator = torch.cuda.default_generators[torch.cuda.current_device()]
             before = generator.get_offset()
@@ -41,7 +42,7 @@ class Draws:
         self._replay = recording.draws
 
     def skip(self, passes: int) -> None:
-        """Move the generator on, as if `passes` forward passes had drawn."""
+        """Move the generator on, as if `passes` forward passes had drawn their numbers."""
         if self._device.type == "cuda":
             if passes and self._offset:
                 generator = torch.cuda.default_generators[torch.cuda.current_device()]
@@ -52,7 +53,7 @@ class Draws:
                 draw()
 
     def part(self, rank: int, ranks: int) -> AbstractContextManager[object]:
-        """Within, random tensors are parts `rank` of those of a batch `ranks` times as large."""
+        """A context in which a forward pass draws part `rank` of a micro-batch in `ranks` parts."""
         if not self._replay or self._device.type == "cuda":
             return nullcontext()
         return _Part(rank, ranks)
@@ -63,13 +64,13 @@ def _is_random(func: Any) -> bool:
 
 
 def _words(func: Any, args: tuple[Any, ...]) -> Tensor | None:
-    """The tensor that an in-place operation fills; None if it makes a new one."""
+    """The tensor that an in-place operation fills; None if the operation makes a new tensor."""
     first = args[0] if args else None
     return first if func._schema.is_mutable and isinstance(first, Tensor) else None
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Remembers the random operations within it."""
+    """A context that remembers the random operations that run in it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -85,10 +86,11 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _again(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
-    """A function that draws what an operation draws."""
+    """A function that draws the same numbers as an operation, and drops them."""
     filled = _words(func, args)
     if filled is not None and filled.dtype == torch.int64 and len(args) == 3 and args[2] is None:
-        # gptcli's own dropout: 64-bit numbers, drawn one by one. Many small draws are one long one.
+        # gptcli's own dropout draws 64-bit numbers one by one. Many small draws equal one long
+        # draw.
         count, low = filled.numel(), args[1]
 
         def draw_words() -> None:
@@ -108,12 +110,12 @@ def _again(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
         func(*again, **kwargs)
 
     others = [each if not isinstance(each, Tensor) else None for each in args]
-    args = tuple(others)  # keep no tensor of the pass
+    args = tuple(others)  # so that no tensor of the pass is kept
     return draw
 
 
 class _Part(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Draws the numbers of the whole micro-batch, and keeps those of this rank's rows."""
+    """A context that draws the numbers of a whole micro-batch, and keeps those of this rank."""
 
     def __init__(self, rank: int, ranks: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,12 +1,13 @@
-"""FSDP2: each rank keeps a part of all weights, gradients and optimizer state (`fully_shard`).
+"""FSDP2: each rank holds a part of all weights, gradients and optimizer state (`fully_shard`).
 
-A block's weights are gathered before it computes and dropped afterwards; its gradients are averaged
-and scattered while the backward pass goes on. The shards are the float32 master weights. In a
-shorter dtype, FSDP rounds them as it gathers them, and averages gradients in float32.
+The ranks gather the weights of a block before it computes, and drop them afterwards. They average
+and scatter its gradients while the backward pass goes on. The shards are the float32 master
+weights. If the passes use a shorter dtype, FSDP rounds the weights when it gathers them, and
+averages gradients in float32.
 
-A shard is some rows of a parameter: of R rows on W ranks, each rank has ceil(R / W), the last ones
-fewer. The optimizers see the shards as ordinary tensors. AdamW needs nothing else; Muon needs whole
-matrices.
+A shard is some rows of a parameter. If R rows are on W ranks, each rank has ceil(R / W) rows; the
+last ranks can have fewer. The optimizers see the shards as ordinary tensors. This is enough for
+AdamW, but Muon needs complete matrices.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from gptcli.training.optimizers import Muon, Optimizers
 
 
 def shard_model(model: GPT, team: Team, dtype: torch.dtype) -> None:
-    """Replace the parameters of a float32 model by this rank's shards. It computes in `dtype`."""
+    """Replace the parameters of a float32 model by this rank's shards. The passes use `dtype`."""
     device = model.wte.weight.device
     mesh = init_device_mesh(device.type, (team.place.size,))
     options: dict[str, Any] = {"mesh": mesh}
@@ -52,7 +53,7 @@ def shard_model(model: GPT, team: Team, dtype: torch.dtype) -> None:
 
 
 class ShardedWeights(MasterWeights):
-    """The master weights of a rank. Until `shard` they are whole, then the rank's shards."""
+    """The master weights of a rank: complete until `shard` is called, then this rank's shards."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__(model, torch.float32)
@@ -62,11 +63,11 @@ class ShardedWeights(MasterWeights):
 
     @property
     def parts(self) -> list[str]:
-        """The names of the parameters, in their order."""
+        """The names of the parameters, in the order of the model."""
         return [name for name, _ in self.masters]
 
     def shard(self) -> None:
-        """Take the shards that `shard_model` has made as master weights."""
+        """Use the shards that `shard_model` made as master weights."""
         for name, p in self._model.named_parameters():
             assert isinstance(p, DTensor)
             self._sharded[name] = p
@@ -76,7 +77,7 @@ class ShardedWeights(MasterWeights):
         self.masters = list(zip(self._sharded, self._tensors, strict=True))
 
     def collect(self, scale: float) -> None:
-        """Take the shards of the gradients, times `scale`, as the gradients of the masters."""
+        """Give the shards of the gradients, times `scale`, to the master weights."""
         for (_, master), p in zip(self.masters, self._sharded.values(), strict=True):
             gradient = p.grad
             if gradient is not None:
@@ -86,13 +87,13 @@ class ShardedWeights(MasterWeights):
                     master.grad.mul_(scale)
 
     def squares(self) -> list[float]:
-        """The sum of the squares of each parameter's gradient in this rank's shard."""
+        """For each parameter: the sum of the squares of its gradient in this rank's shard."""
         zero = torch.zeros((), dtype=torch.float64, device=self._tensors[0].device)
         found = [zero if p.grad is None else p.grad.double().square().sum() for p in self._tensors]
         return [float(each) for each in torch.stack(found).tolist()]
 
     def know_squares(self, sums: list[float]) -> None:
-        """Keep the sums of `squares` over all ranks, from which norms follow."""
+        """Keep the sums of `squares` over all ranks; `norm` and `norms_by_part` use them."""
         self._squares = dict(zip(self.parts, sums, strict=True))
 
     def norm(self) -> Tensor:
@@ -100,7 +101,7 @@ class ShardedWeights(MasterWeights):
         return torch.tensor(sum(self._squares.values()), dtype=torch.float64).sqrt()
 
     def norms_by_part(self) -> tuple[float, ...]:
-        """The norms of the gradients of the embeddings, of each block, and of the others."""
+        """The norms of the gradients of the embeddings, of each block, and of the rest."""
         parts: dict[int, float] = {}
         for name, square in self._squares.items():
             first, rest, *_ = name.split(".")
@@ -112,12 +113,12 @@ class ShardedWeights(MasterWeights):
         """FSDP rounds the weights itself when it gathers them."""
 
     def gather(self) -> dict[str, Tensor]:
-        """All weights, whole. All ranks must call this."""
+        """All weights, complete, on the CPU. All ranks must call this."""
         with peers_needed(), torch.no_grad():
             return {name: p.full_tensor().cpu() for name, p in self._sharded.items()}
 
     def gather_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state of an optimizer, whole, from that of the shards. All ranks must call this."""
+        """The complete state of an optimizer, from the shards. All ranks must call this."""
         whole = {}
         with peers_needed(), torch.no_grad():
             for key in sorted(state):
@@ -127,7 +128,7 @@ class ShardedWeights(MasterWeights):
         return whole
 
     def local(self, key: str, whole: Tensor) -> Tensor:
-        """This rank's shard of a whole tensor of state."""
+        """This rank's shard of a complete tensor of optimizer state."""
         slot, _, name = key.partition("/")
         if slot == "step":
             return whole
@@ -138,7 +139,7 @@ class ShardedWeights(MasterWeights):
 
 
 def _whole(shard: Tensor, like: DTensor) -> Tensor:
-    """The whole tensor of which a rank has a shard, on the CPU."""
+    """The complete tensor, on the CPU, of which each rank has a shard."""
     made = DTensor.from_local(
         shard,
         like.device_mesh,
@@ -155,7 +156,7 @@ def sharded_optimizers(
 ) -> Optimizers:
     """Optimizers of the shards, with this rank's part of the state of `before`.
 
-    `dtype` is that of the passes."""
+    `dtype` is the dtype of the passes."""
     whole_state = Optimizers.state(before)
     muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
     optimizers = Optimizers(train.optimizer, weights.masters, train.weight_decay, muon_dtype)
@@ -174,9 +175,9 @@ def sharded_optimizers(
 
 
 class _ShardedMuon(Muon):
-    """Muon on shards: the ranks gather the updates, each orthogonalises its share of the matrices.
+    """Muon on shards: the ranks gather the updates, and each orthogonalises some of the matrices.
 
-    `shapes` are those of the whole matrices."""
+    `shapes` are the shapes of the complete matrices."""
 
     def __init__(self, alone: Muon, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> None:
         super().__init__(alone.params, weight_decay=alone.weight_decay, dtype=dtype)
@@ -187,7 +188,7 @@ class _ShardedMuon(Muon):
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Update every matrix that has a gradient."""
+        """Update the shard of every matrix that has a gradient."""
         beta = self._momentum
         ranks, rank = dist.get_world_size(), dist.get_rank()
         for (rows, columns), group in self._groups.items():
@@ -220,7 +221,7 @@ class _ShardedMuon(Muon):
 
 
 class FsdpPasses(RankPasses):
-    """Passes by FSDP: the model's parameters become this rank's shards, as do the weights."""
+    """Passes by FSDP. The model's parameters and the master weights become this rank's shards."""
 
     _all_must_compute = True
 

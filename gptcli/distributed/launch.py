@@ -1,7 +1,8 @@
 """`gptcli train --devices N`: starts N ranks on this machine, and ends with the leader's exit code.
 
-The agent of torch.distributed.run starts the processes, ends all if one fails, and restarts them
-if `--max-restarts` allows it. This file turns what it reports into gptcli's messages.
+The agent of torch.distributed.run starts the processes. If one fails, the agent ends all ranks,
+and restarts them if `--max-restarts` allows this. This file turns the agent's reports into gptcli's
+messages.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from gptcli.distributed.place import LAUNCH_FOLDER, LOST, word_of
 from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
 
-_SHUTDOWN_S = 600  # for a save after SIGTERM
+_SHUTDOWN_S = 600  # enough time for a save after SIGTERM
 
 
 def launch(devices: int, max_restarts: int, arguments: Sequence[str]) -> int:
     """Run `gptcli ARGUMENTS` in `devices` ranks, and return the exit code of the command.
 
-    Raises GptcliError if a rank died without saying why."""
+    Raises GptcliError if a rank died without an error message."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -65,18 +66,18 @@ def launch(devices: int, max_restarts: int, arguments: Sequence[str]) -> int:
 
 
 def _explain(failures: dict[int, Any], devices: int, run: str | None) -> None:
-    """Raise GptcliError for the rank that died first, unless it has shown its own error."""
+    """Raise GptcliError for the rank that died first, unless it printed its own error."""
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
     if any(code > 0 and code != LOST for code in codes.values()):
-        return  # that rank has shown its error
-    # The agent ends the other ranks by SIGTERM.
+        return  # that rank has printed its error
+    # The agent ends the other ranks with SIGTERM, so SIGTERM is not the cause.
     killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
     if killed:
         rank, number = next(iter(killed.items()))
         name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
         message = f"rank {rank} of {devices} was killed ({name}), so all ranks ended"
     else:
-        message = "the ranks lost their connection, so all ended"
+        message = "the ranks lost their connection, so all ranks ended"
     raise GptcliError(
         message,
         "is the memory full? "
@@ -85,6 +86,6 @@ def _explain(failures: dict[int, Any], devices: int, run: str | None) -> None:
             if run is not None
             else "Start it again"
         )
-        + "; --max-restarts N does that by itself",
+        + "; --max-restarts N does this automatically",
         exit_code=1,
     )

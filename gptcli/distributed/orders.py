@@ -1,4 +1,4 @@
-"""The leader's orders and what the other ranks do on each: this is how ranks stay in step.
+"""The leader's orders, and what the other ranks do on each order. So all ranks stay in step.
 
     leader                                    every other rank
     ------                                    ----------------
@@ -10,9 +10,10 @@
       state.files      -> "save"       ---->    write its shards to the disk (FSDP: shards.py)
     the end            -> "end"       ----->    leave with the same exit code
 
-The loop calls the same methods as without ranks. On the leader, the methods of this table also give
-the order. What the loop decides (to stop, halve the loss scale, diverge) needs no order: the other
-ranks only see which order comes next. A save needs an order only with FSDP.
+The loop calls the same methods as in a single process. On the leader, the methods in this table
+also give the order. The loop's decisions (to stop, to halve the loss scale, that the run diverged)
+need no order, because the other ranks only do what the next order says. A save needs an order only
+with FSDP.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from gptcli.training.training_state import TrainingState, build_model
 
 Kind = Literal["gradients", "update", "evaluate", "gather weights", "gather state", "save", "end"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
-_NUMBERS = 4  # the kind, and three numbers for it
+_NUMBERS = 4  # the kind of the order, and three numbers for it
 
 
 class Orders:
@@ -54,20 +55,22 @@ class Orders:
         self._team = team
 
     def give(self, kind: Kind, first: float = 0.0, second: float = 0.0, third: float = 0.0) -> None:
-        """Tell all ranks what to do next."""
+        """Tell all other ranks what to do next."""
         numbers = [float(_KINDS.index(kind)), first, second, third]
         self._team.tell(torch.tensor(numbers, dtype=torch.float64))
 
     def receive(self) -> tuple[Kind, float, float, float]:
-        """Wait for the next order of the leader."""
+        """Wait for the leader's next order, and return its kind and its three numbers."""
         order = self._team.tell(torch.zeros(_NUMBERS, dtype=torch.float64))
         kind, first, second, third = order.tolist()
         return _KINDS[int(kind)], first, second, third
 
 
 def shard_writer(team: Team, state: TrainingState, words: dict[str, Any]) -> ShardWriter | None:
-    """What writes this rank's shards. None if not all weights are sharded, or if a rank does not
-    see the run folder: then the leader gathers all and writes alone."""
+    """The writer of this rank's shards; None if the leader gathers all weights and writes alone.
+
+    The leader does this if the weights are not sharded, or if a rank does not see the run
+    folder."""
     if not isinstance(state.weights, ShardedWeights):
         return None
     run = Path(words["run"])
@@ -81,7 +84,7 @@ def shard_writer(team: Team, state: TrainingState, words: dict[str, Any]) -> Sha
 
 
 def folder_mark(run: Path) -> list[int]:
-    """What tells a run folder from a copy of it on another disk; [] if it cannot be read."""
+    """Numbers that tell a run folder from its copy on another disk; [] if it is unreadable."""
     try:
         found = (run / "config.yaml").stat()
     except OSError:
@@ -92,7 +95,7 @@ def folder_mark(run: Path) -> list[int]:
 def rank_passes(
     team: Team, state: TrainingState, alone: TorchPasses, config: Config, corpus: Corpus
 ) -> RankPasses:
-    """The passes of this rank. `alone` are those of one process, for the same weights."""
+    """The passes of this rank. `alone` are the passes of a single process with the same weights."""
     share = Share.of(config.train, team.place.size)
     batches = RankBatches(
         corpus.train, config.model.block_size, config.train.seed, share, team.place.rank
@@ -118,9 +121,9 @@ def rank_passes(
 
 
 class LeaderState(TrainingState):
-    """The state of the leader: its passes and optimizers tell the other ranks what they do.
+    """The training state of the leader. Its passes and optimizers give orders to the other ranks.
 
-    The others begin with the first order, because by then the loop has restored a checkpoint."""
+    The other ranks begin at the first order, because by then the loop has restored a checkpoint."""
 
     def __init__(
         self,
@@ -150,7 +153,7 @@ class LeaderState(TrainingState):
         self.is_busy = False
 
     def shared(self) -> RankPasses:
-        """The passes that all ranks share. The first call lets the others begin."""
+        """The passes that all ranks share. The first call lets the other ranks begin."""
         if self._shared is None:
             optimizer = self.optimizers.state()
             slots = {name: list(optimizer[name].shape) for name in sorted(optimizer)}
@@ -164,30 +167,30 @@ class LeaderState(TrainingState):
         return self._shared
 
     def files(self) -> TensorFiles:
-        """What a checkpoint of this moment stores: shards, once the weights are sharded."""
+        """The content of a checkpoint of this step: shards, if the weights are sharded."""
         if self._writer is None:
             return super().files()
 
         def order(background: bool) -> None:
             with self.ordered("save", float(background)):
-                pass  # the leader writes when the Saver asks for it
+                pass  # the leader itself writes when the Saver asks for it
 
         return LeaderShards(self._writer, order)
 
     @property
     def validation(self) -> TokenStore | None:
-        """The validation split, of which an evaluation reads all or a part."""
+        """The validation split. An evaluation reads all of it or a part."""
         return self._corpus.val
 
     def has_begun(self) -> bool:
-        """Whether the other ranks take part already."""
+        """Whether the other ranks already take part."""
         return self._shared is not None
 
     @contextmanager
     def ordered(
         self, kind: Kind, first: float = 0.0, second: float = 0.0, third: float = 0.0
     ) -> Iterator[RankPasses]:
-        """Give an order. Within, this rank does what it told the others."""
+        """Give an order. In this context, this rank does what it told the other ranks to do."""
         passes = self.shared()
         self.is_busy = True
         self._orders.give(kind, first, second, third)
@@ -195,20 +198,21 @@ class LeaderState(TrainingState):
         self.is_busy = False
 
     def dismiss(self, code: int) -> None:
-        """Let the other ranks leave with an exit code. They must be waiting for an order."""
+        """Let the other ranks end with an exit code. They must be waiting for an order."""
         self._orders.give("end", code)
 
 
 class _LeadingPasses(TorchPasses):
-    """The passes that the loop of the leader calls."""
+    """The passes that the leader's loop calls."""
 
     def __init__(self, state: LeaderState, alone: TorchPasses) -> None:
         self._state, self.alone = state, alone
         self._gathered: tuple[int, GPT] | None = None
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
-        """The mean loss of the step, (), over all ranks. Each rank reads its own share of
-        `batches`, so the leader does not read them here."""
+        """The mean loss of the step over all ranks, a scalar tensor ().
+
+        Each rank reads its own share of `batches`, so the leader does not read `batches` here."""
         step = self._state.progress.step
         with self._state.ordered("gradients", step, scale) as passes:
             return passes.gradients(step, seed, scale)
@@ -220,14 +224,14 @@ class _LeadingPasses(TorchPasses):
     def evaluate(
         self, tokens: TokenStore, context: int, should_stop: Callable[[], bool]
     ) -> float | None:
-        """The loss over a split, of which each rank evaluates its share."""
+        """The loss over a split; each rank evaluates its share."""
         first = 0 if tokens is self._state.validation else tokens.start
         end = first + len(tokens)
         with self._state.ordered("evaluate", first, end, context) as passes:
             return passes.evaluate(tokens, context, should_stop)
 
     def model(self) -> GPT:
-        """The model with the current weights, on this rank alone."""
+        """The model with the current weights, complete on this rank."""
         state = self._state
         if not (isinstance(state.weights, ShardedWeights) and state.has_begun()):
             return self.alone.model()
@@ -241,7 +245,7 @@ class _LeadingPasses(TorchPasses):
 
 
 class _LeadingOptimizers(Optimizers):
-    """The optimizers of the leader: a step is done by all ranks."""
+    """The leader's optimizers. All ranks do each step together."""
 
     def __init__(self, alone: Optimizers, state: LeaderState) -> None:
         self.names, self.updates, self._state = alone.names, alone.updates, state
@@ -252,7 +256,7 @@ class _LeadingOptimizers(Optimizers):
             super().step(rate)
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors of state, whole, by the name "slot/parameter"."""
+        """All tensors of optimizer state, complete, by the name "slot/parameter"."""
         weights = self._state.weights
         if not (isinstance(weights, ShardedWeights) and self._state.has_begun()):
             return super().state()
@@ -261,14 +265,14 @@ class _LeadingOptimizers(Optimizers):
 
 
 class _LeadingShards(ShardedWeights):
-    """The sharded weights of the leader, whose names give the whole weights."""
+    """The leader's sharded weights; `named` gathers the complete weights."""
 
     def __init__(self, state: LeaderState) -> None:
         super().__init__(state.model)
         self._state = state
 
     def named(self) -> dict[str, Tensor]:
-        """The whole master weights by parameter name."""
+        """The complete master weights by parameter name."""
         if not self._state.has_begun():
             return super().named()
         with self._state.ordered("gather weights"):
@@ -290,9 +294,9 @@ def starting_tensors(state: TrainingState) -> list[Tensor]:
 def follow(
     team: Team, state: TrainingState, config: Config, corpus: Corpus, words: dict[str, Any]
 ) -> int:
-    """Carry out the leader's orders until the end, and return the exit code that it names.
+    """Carry out the leader's orders until the end, and return the exit code that the leader names.
 
-    `words` are those of the leader's announcement."""
+    `words` are the words of the leader's announcement."""
     orders = Orders(team)
     assert isinstance(state.passes, TorchPasses)
     passes = rank_passes(team, state, state.passes, config, corpus)
@@ -306,7 +310,8 @@ def follow(
             passes.gradients(int(first), dropout_seed(config.train.seed, int(first)), second)
         elif kind == "evaluate":
             assert corpus.val is not None
-            tokens = corpus.val.part(int(first), int(second))  # all of it, its begin or one text
+            # the whole split, its beginning or one text
+            tokens = corpus.val.part(int(first), int(second))
             passes.evaluate(tokens, int(third), team.wants_stop)
         elif kind == "save":
             assert writer is not None

@@ -1,8 +1,9 @@
-"""Muon's orthogonalisation, shared by the ranks: each does a part of the matrices.
+"""Muon's orthogonalisation, shared by the ranks: each rank orthogonalises some of the matrices.
 
-Newton-Schulz iterations are most of Muon's work, and the same on every rank. So each rank takes its
-share of a stack of matrices, and then all gather the results. Momentum and weights stay whole.
-Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers", whose trainer does the same.
+Newton-Schulz iterations are most of Muon's work, and every rank would compute the same. So each
+rank takes its share of a stack of matrices, and then all ranks gather the results. Each rank keeps
+the complete momentum and weights. Source: Jordan et al. 2024, "Muon: An optimizer for hidden
+layers", whose trainer does the same.
 
 Dimensions: N matrices of one shape, (R, C) rows and columns, W ranks.
 """
@@ -19,14 +20,14 @@ from gptcli.training.optimizers import Muon, Optimizers
 
 
 def share_orthogonalisation(team: Team, optimizers: Optimizers) -> None:
-    """Let the ranks share the orthogonalisation of each Muon among the updates."""
+    """Let the ranks share the orthogonalisation of each Muon among `updates`."""
     for _, update in optimizers.updates:
         if isinstance(update, Muon):
             update.orthogonalise = _Shared(team, update.orthogonalise)
 
 
 class _Shared:
-    """Orthogonalises a stack on all ranks together: (N, R, C) -> (N, R, C)."""
+    """Orthogonalises a stack of matrices on all ranks together: (N, R, C) -> (N, R, C)."""
 
     def __init__(self, team: Team, alone: Callable[[Tensor], Tensor]) -> None:
         self._team, self._alone = team, alone

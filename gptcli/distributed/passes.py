@@ -1,9 +1,10 @@
-"""The passes of a step, shared by the ranks: each computes its share, then gradients are averaged.
+"""The passes of a step, shared by the ranks: each computes a share, then they average gradients.
 
 Subclasses combine the gradients: DdpPasses here, FsdpPasses in fsdp.py. PyTorch's
-DistributedDataParallel (DDP) averages them while the backward pass still runs, and once in a step:
-the micro-batches before the last one only add theirs. In a shorter dtype than float32, a hook adds
-and averages the float32 gradients of the master weights instead.
+DistributedDataParallel (DDP) averages gradients while the backward pass still runs. It does this
+once in a step, in the last micro-batch; earlier micro-batches only add their gradients. If the
+passes use a shorter dtype than float32, a hook adds and averages the float32 gradients of the
+master weights instead.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from gptcli.training.step import mean_loss, seed_dropout
 
 
 class RankBatches(Batches):
-    """The parts of the global order that one rank reads: its batch k is part k * W + r."""
+    """The parts of the global order that rank r reads: its batch k is part k * W + r."""
 
     def __init__(
         self, tokens: TokenStore, block_size: int, seed: int, share: Share, rank: int
@@ -39,17 +40,17 @@ class RankBatches(Batches):
         self._ranks, self._rank = share.ranks, rank
 
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the rank's batch k >= 0: two int64 tensors (rows, T)."""
+        """Inputs and targets of batch k >= 0 of this rank: two int64 tensors (rows, T)."""
         return super().batch(k * self._ranks + self._rank)
 
 
 class RankPasses:
     """A rank's share of the passes. All ranks call the same methods in the same order.
 
-    A subclass computes a micro-batch, and combines the gradients with those of the other ranks."""
+    A subclass computes a micro-batch, and averages the gradients over the ranks."""
 
     _all_must_compute = False
-    """Whether a forward pass of one rank needs all others."""
+    """True if a forward pass of one rank needs all other ranks."""
 
     def __init__(
         self, team: Team, share: Share, batches: DeviceBatches, model: GPT, step_tokens: int
@@ -63,7 +64,7 @@ class RankPasses:
     def gradients(self, step: int, seed: int, scale: float) -> Tensor:
         """The mean loss of a step, (), the same number on every rank.
 
-        Leaves the mean gradients of all ranks in the master weights."""
+        Leaves the mean of the gradients of all ranks in the master weights."""
         share, rank = self._share, self._team.place.rank
         self._begin(scale)
         total = torch.zeros((), device=self._device)
@@ -81,23 +82,24 @@ class RankPasses:
         return torch.tensor(sums[0] / share.ranks, dtype=torch.float64)
 
     def _begin(self, scale: float) -> None:
-        """Forget the gradients; the next ones are multiplied by `scale`."""
+        """Clear the gradients. The next gradients are multiplied by `scale`."""
         raise NotImplementedError
 
     def _pass(
         self, idx: Tensor, targets: Tensor, part: AbstractContextManager[object], *, last: bool
     ) -> Tensor:
-        """The loss of a micro-batch; its gradients are added. The `last` one combines them.
+        """The loss of a micro-batch. Adds its gradients to those of the step.
 
-        The forward pass draws its random numbers within `part`."""
+        The `last` micro-batch averages the gradients over the ranks. The forward pass runs in the
+        context `part`, which draws its random numbers."""
         raise NotImplementedError
 
     def _finish(self) -> list[float]:
-        """Put the combined gradients in their places; returns numbers to sum over the ranks."""
+        """Put the averaged gradients in place; return numbers to be summed over the ranks."""
         return []
 
     def _learn(self, sums: list[float]) -> None:
-        """Take the sums of what `_finish` returned."""
+        """Take the sums over all ranks of the numbers that `_finish` returned."""
 
     def publish(self) -> None:
         """Let the passes compute with the current master weights."""
@@ -161,7 +163,7 @@ class DdpPasses(RankPasses):
             zip(model.parameters(), (master for _, master in weights.masters), strict=True)
         )
         self._scale = 1.0
-        self._adds = False  # whether earlier micro-batches have left gradients in the masters
+        self._adds = False  # True if the master weights have gradients already
         self._ddp = self._wrapped(loss_of)
 
     def _wrapped(self, loss_of: Callable[[Tensor, Tensor], Tensor]) -> DistributedDataParallel:
@@ -170,7 +172,7 @@ class DdpPasses(RankPasses):
         losses: list[Tensor] = []
         self._draws.record(lambda: losses.append(model.loss(*self._batches.batch(0))))
         losses[0].backward()  # type: ignore[no-untyped-call]
-        # A user's part can have parameters that nothing uses. DDP would wait for their gradients.
+        # A user's part can have unused parameters, and DDP would wait for their gradients.
         unused = [name for name, p in module.named_parameters() if p.grad is None]
         cast(Any, DistributedDataParallel)._set_params_and_buffers_to_ignore_for_model(
             module, [*unused, *(name for name, _ in module.named_buffers())]
@@ -179,11 +181,12 @@ class DdpPasses(RankPasses):
         with peers_needed():
             ddp = DistributedDataParallel(module)
             if not weights.same:
-                # DDP refuses annotations that are strings; a lambda has none.
+                # DDP refuses a hook whose annotations are strings. A lambda has no annotations.
                 ddp.register_comm_hook(None, lambda _, bucket: self._average_in_float32(bucket))
                 weights.use_gradients()
-            # After its first backward pass DDP orders its buckets anew, which changes how sums are
-            # rounded. Let that happen before the first step, so that a resumed run rounds equally.
+            # After the first backward pass, DDP reorders its buckets, which changes the rounding of
+            # sums. Do this pass before the first step, so that a resumed run rounds in the same
+            # way.
             ddp(*self._batches.batch(0)).backward()
         weights.clear_grads()
         return ddp
@@ -209,7 +212,7 @@ class DdpPasses(RankPasses):
         return loss.detach()
 
     def _finish(self) -> list[float]:
-        if not self._weights.same:  # the hook has moved them to the master weights
+        if not self._weights.same:  # the hook has moved the gradients to the master weights
             for p, master in self._masters.items():
                 if p.grad is None:  # unused
                     master.grad = None
@@ -217,7 +220,7 @@ class DdpPasses(RankPasses):
         return []
 
     def _average_in_float32(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """DDP's hook: the mean of a bucket over the ranks, in the masters' float32 gradients."""
+        """DDP's hook: average a bucket over the ranks, in the masters' float32 gradients."""
         masters = [self._masters[cast(nn.Parameter, p)] for p in bucket.parameters()]
         places = [cast(Tensor, master.grad) for master in masters]
         found = [gradient.float() for gradient in bucket.gradients()]
@@ -244,7 +247,7 @@ class DdpPasses(RankPasses):
 
 
 class _Loss(nn.Module):
-    """The model's loss as a module, which is what DDP wraps."""
+    """The model's loss as a module, because DDP wraps modules."""
 
     def __init__(self, model: GPT, loss_of: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which rank this process is, from the variables that torchrun sets. Imports no torch."""
+"""Says which rank this process is, from the variables that torchrun sets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAUNCH_FOLDER = "GPTCLI_LAUNCH"
-"""Names the folder in which ranks that `gptcli train --devices N` started leave notes for it."""
+"""The variable that names the folder in which ranks leave notes for `gptcli train --devices N`."""
 LOST = 75
-"""The exit code of a rank that ends because another one died. Only the launcher sees it."""
+"""The exit code of a rank that ends because another rank died. Only the launcher sees it."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place of this process among the ranks."""
+    """The rank of this process, and the number of ranks."""
 
     rank: int
     size: int
@@ -30,7 +30,7 @@ class Place:
 
 
 def place() -> Place | None:
-    """The place of this process; None if it is the only one."""
+    """The place of this process among the ranks; None if it is the only process."""
     try:
         found = Place(
             int(os.environ["RANK"]),
@@ -44,7 +44,7 @@ def place() -> Place | None:
 
 
 def was_restarted() -> bool:
-    """Whether the ranks run again after one of them died."""
+    """Whether the ranks were restarted after one of them died."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
@@ -52,7 +52,7 @@ def was_restarted() -> bool:
 
 
 def leave_word(name: str, text: str) -> None:
-    """Leave a word for the launcher, and for the ranks after a restart."""
+    """Write a word for the launcher and for the ranks after a restart, under a name."""
     folder = os.environ.get(LAUNCH_FOLDER)
     if folder is not None:
         path = Path(folder, name)
@@ -61,7 +61,7 @@ def leave_word(name: str, text: str) -> None:
 
 
 def word_of(name: str, folder: str | None = None) -> str | None:
-    """The word that was left, or None."""
+    """The word that was written under a name; None if there is none."""
     folder = folder or os.environ.get(LAUNCH_FOLDER)
     try:
         return Path(folder, name).read_text(encoding="utf-8") if folder is not None else None

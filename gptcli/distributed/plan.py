@@ -1,7 +1,7 @@
 """Predicts how a config would train on N GPUs: memory, traffic, time, failures; for `gptcli plan`.
 
 Everything is arithmetic on a few stated numbers (docs/scaling.md shows it). Nothing is measured.
-The processor in the list is the one on which the predictions were compared with measurements.
+The predictions were compared with measurements on the processor in the list (zen4).
 
 Letters: P parameters, N ranks, M machines of n ranks (8 GPUs), S bytes.
 """
@@ -16,43 +16,43 @@ from gptcli.training.cost import matrix_parameters
 from gptcli.training.estimate import activation_bytes
 from gptcli.training.optimizers import RECIPES
 
-_PASSES = 2 / 3  # share of the computation that is the backward pass, in which gradients travel
-# Dubey et al. 2024, "The Llama 3 Herd of Models", table 5: 466 interruptions in 54 days on 16,384.
+_PASSES = 2 / 3  # share of the backward pass, in which gradients travel
+# Dubey et al. 2024, "The Llama 3 Herd of Models", table 5: 466 failures in 54 days on 16,384 GPUs.
 GPU_HOURS_PER_FAILURE = 16_384 * 54 * 24 / 466
 RESTART_SECONDS = 120.0  # assumed
 CHECKPOINT_SECONDS = 60.0  # train.checkpoint_every: auto
-DISK_BYTES_PER_SECOND = 2e9  # assumed: what one machine writes. Under fsdp all machines write
+DISK_BYTES_PER_SECOND = 2e9  # assumed, for one machine; under fsdp all machines write
 
 
 @dataclass(frozen=True)
 class Gpu:
     """A kind of GPU: its data sheet, and the share of its peak that one GPU reaches in training.
 
-    A core of a processor counts as one, too: each rank has one thread."""
+    A core of a processor counts as a GPU, too; then each rank has one thread."""
 
     name: str
     peak: float
     """Operations per second in bfloat16, without sparsity."""
     memory: float
     inside: float
-    """Bytes per second that a GPU sends to the others of its machine."""
+    """Bytes per second that a GPU sends to other GPUs of its machine."""
     between: float
     """Bytes per second that a GPU sends to other machines."""
     share: float = 0.485
-    """Measured with configs/gpt2-124m.yaml on one H200: benchmarks/RESULTS.md."""
+    """Of the peak: measured with configs/gpt2-124m.yaml on one H200 (benchmarks/RESULTS.md)."""
     of_a_machine: int = 8
     cores: int | None = None
-    """How many ranks compute at the same time; None: all. More of them take turns."""
+    """The number of ranks that can compute at once (more take turns); None: all."""
     overlaps: bool = True
-    """Whether gradients travel while the ranks compute. A core does one or the other."""
+    """Whether gradients travel while the ranks compute. A core cannot do both at once."""
 
 
 GPUS = {
     "a100": Gpu("A100 80 GB SXM", 312e12, 80e9, 300e9, 25e9),
     "h100": Gpu("H100 SXM", 989.4e12, 80e9, 450e9, 50e9),
     "h200": Gpu("H200 SXM", 989.4e12, 141e9, 450e9, 50e9),
-    # Measured, all three: products in bfloat16 and one process in training (benchmarks/RESULTS.md),
-    # and an all-reduce between two processes over Gloo.
+    # All three numbers are measured: products in bfloat16 (peak), training in one process (share)
+    # in benchmarks/RESULTS.md, and an all-reduce between two processes over Gloo (inside, between).
     "zen4": Gpu(
         "cores of an EPYC Zen 4 (two of them)",
         peak=219e9,
@@ -85,12 +85,14 @@ class Plan:
     step_seconds: float
     tokens_per_second: float
     mfu: float
-    """Share of all GPUs' peak that trains the model."""
+    """Model FLOPs utilisation: the share of all GPUs' peak that trains the model."""
     checkpoint_bytes: float
     checkpoint_seconds: float
     hours_per_failure: float
     lost_share: float
-    """Share of the time that failures cost: half a checkpoint interval and a restart each."""
+    """The share of the time that failures cost.
+
+    Each failure costs half a checkpoint interval and a restart."""
 
 
 def predict(
@@ -108,7 +110,7 @@ def predict(
     n = min(gpus, gpu.of_a_machine)
     machines = -(-gpus // gpu.of_a_machine)
     inside, between = _traffic(parallel, parameters, n, machines, passes)
-    if recipe.orthogonalises and gpus > 1:  # bfloat16 results are gathered; under fsdp both ways
+    if recipe.orthogonalises and gpus > 1:  # bfloat16 results travel; under fsdp updates, too
         blocks = matrices - vocab_size * model.n_embd
         inside += (2 if parallel == "ddp" else 6) * blocks
     seconds = (inside / gpu.inside + between / gpu.between) * gpus / at_once
@@ -147,15 +149,16 @@ def _traffic(
     """Bytes that a GPU sends in a step: inside its machine of n, and to other machines.
 
     An all-reduce of S bytes inside a machine of n sends 2 S (n - 1) / n. Between M machines, each
-    GPU all-reduces its n-th part: 2 S / n * (M - 1) / M. Gathering or scattering is half of it."""
+    GPU all-reduces its n-th part: 2 S / n * (M - 1) / M. Gathering or scattering sends half of
+    this."""
     near, far = (n - 1) / n, (machines - 1) / machines / n
     if parallel == "ddp":
-        size = 2 * 4.0 * parameters  # float32 gradients, all-reduced once
+        size = 2 * 4.0 * parameters  # float32 gradients are all-reduced once
     else:
-        size = 2 * 2.0 * parameters * passes + 4.0 * parameters  # weights twice; gradients once
+        size = 2 * 2.0 * parameters * passes + 4.0 * parameters  # weights twice, gradients once
     return size * near, size * far
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """A plan as an object of JSON."""
+    """A plan as a dict for JSON."""
     return asdict(plan)

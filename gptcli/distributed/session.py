@@ -1,7 +1,7 @@
-"""What one process does in a run of several ranks: it leads the training, or follows.
+"""Runs one process of a run with several ranks: as the leader, or as a follower.
 
-The command line of every rank is the same. Only rank 0 reads it; the others read the files of the
-user's parts, and get everything else from the leader.
+The command line of every rank is the same. Only rank 0 carries it out. The other ranks read
+only the files of the user's parts that it names, and get everything else from the leader.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Leader:
         self._state: LeaderState | None = None
 
     def lead(self, setup: Setup) -> Setup:
-        """The setup whose training all ranks share. Raises GptcliError if they cannot share it."""
+        """The setup of a shared training. Raises GptcliError if the ranks cannot share it."""
         from gptcli.distributed.orders import LeaderState, folder_mark
         from gptcli.distributed.share import Share
 
@@ -74,7 +74,7 @@ class Leader:
         state = self._state
         if isinstance(error, LostError) or (state is not None and state.is_busy):
             self._team.watch.end()
-            return  # the others see that the connection is closed
+            return  # the other ranks see that the connection is closed
         code = exit_code(error)
         leave_word("ended", str(code))
         with suppress(LostError):
@@ -86,9 +86,9 @@ class Leader:
 
 
 def follow_leader(place: Place, load_parts: Callable[[], UserParts | None]) -> int:
-    """Take part in the training of the leader, and return the exit code that it names.
+    """Take part in the leader's training, and return the exit code that the leader names.
 
-    `load_parts` loads the user's parts, whose files the command line names."""
+    `load_parts` loads the user's parts from the files that the command line names."""
     asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -165,7 +165,7 @@ def use_own_gpu(place: Place) -> None:
 
 
 def exit_code(error: BaseException | None) -> int:
-    """The exit code of a command that ends with an error, as gptcli.cli chooses it."""
+    """The exit code of a command that ends with an error, as in gptcli.cli."""
     if error is None:
         return 0
     if isinstance(error, SystemExit):
@@ -176,7 +176,7 @@ def exit_code(error: BaseException | None) -> int:
 
 
 def run_to_continue(out: Path | None) -> Path | None:
-    """The run to resume if the ranks were restarted after one of them died; None at a first start.
+    """The run to resume if a rank died and all ranks were restarted; None at the first start.
 
     `out` is the folder that the command line names."""
     if not was_restarted():

@@ -1,4 +1,4 @@
-"""Sharded checkpoints of FSDP: each rank writes its rows to the disk, and rank 0 makes it one.
+"""Sharded checkpoints of FSDP: each rank writes its rows to the disk, and rank 0 joins them.
 
     leader                                              every other rank
     ------                                              ----------------
@@ -8,12 +8,14 @@
     gather sizes and SHA-256                   <-----   report them, or why the disk refused
     write meta.json with all of them, rename the folder
 
-Until the last line there is no checkpoint, and the one before is complete: a rank that dies earlier
-leaves a temporary folder, which the next save or resume deletes. The order comes between two steps,
-so all rows are those of one step; the folder's name is new in each save, so no late rank can write
-into another one's. Nothing is pickled: what ranks tell each other is JSON.
+The checkpoint exists only after the last line. If a rank dies earlier, the checkpoint before is
+still complete, and the next save or resume deletes the temporary folder. The order comes between
+two steps, so all rows belong to the same step. Each save uses a new name for the folder, so a late
+rank cannot write into the folder of another save. Nothing is pickled: the ranks send each other
+JSON.
 
-gptcli.training.checkpoint_files says what a shard holds, gptcli.training.meta_file how it is named.
+gptcli.training.checkpoint_files says what a shard holds. gptcli.training.meta_file says how a shard
+is named.
 """
 
 from __future__ import annotations
@@ -41,17 +43,17 @@ if TYPE_CHECKING:
     from gptcli.training.master_weights import MasterWeights
 
 _MESSAGE_BYTES = 4096
-_LONGEST_REASON = 500  # characters of a disk's error; in JSON they can take six bytes each
+_LONGEST_REASON = 500  # characters of an error; in JSON, each can take six bytes
 
 Rows = tuple[dict[str, Tensor], dict[str, Tensor]]
 """This rank's rows of the weights, and of the optimizer's state."""
 
 
 class ShardGroup:
-    """What the ranks tell each other while they save, on connections of their own.
+    """The messages between the ranks during a save, on separate connections.
 
-    A thread can use it while the main thread trains. Every rank must call the same methods in the
-    same order. Raises LostError if another rank is gone."""
+    A thread can use the object while the main thread trains. Every rank must call the same methods
+    in the same order. The methods raise LostError if another rank is gone."""
 
     def __init__(self, place: Place) -> None:
         with peers_needed():
@@ -71,7 +73,7 @@ class ShardGroup:
         return str(_unpacked(message))
 
     def report(self, record: dict[str, Any]) -> list[dict[str, Any]]:
-        """Send a record to the leader; returns those of all ranks there, and [] elsewhere."""
+        """Send a record to the leader. The leader gets all records, the other ranks get []."""
         message = _packed(record)
         leads = self._place.leads
         found = [torch.zeros_like(message) for _ in range(self._place.size)] if leads else None
@@ -81,7 +83,7 @@ class ShardGroup:
 
 
 def _packed(value: object) -> Tensor:
-    """A value of JSON as a message of fixed length."""
+    """A JSON value as a message of fixed length."""
     text = json.dumps(value).encode("ascii")
     assert len(text) <= _MESSAGE_BYTES
     return torch.frombuffer(bytearray(text.ljust(_MESSAGE_BYTES)), dtype=torch.uint8)
@@ -92,8 +94,9 @@ def _unpacked(message: Tensor) -> Any:
 
 
 class ShardWriter:
-    """Writes this rank's shards, and knows where to find its rows. `checkpoints` is the folder of
-    the run's checkpoints."""
+    """Writes this rank's shards, and finds its rows.
+
+    `checkpoints` is the folder of the run's checkpoints."""
 
     def __init__(
         self,
@@ -108,30 +111,30 @@ class ShardWriter:
         self._thread: threading.Thread | None = None
 
     def rows(self) -> Rows:
-        """This rank's rows. The next step changes them."""
+        """This rank's rows. They are not copies: the next step changes them."""
         state = self._state()
-        if not self._place.leads:  # a number alone has no rows: the leader saves it
+        if not self._place.leads:  # a single number has no rows, so the leader saves it
             state = {name: tensor for name, tensor in state.items() if tensor.dim()}
         return dict(self._weights.masters), state
 
     def write(self, folder: Path, rows: Rows) -> dict[str, Any]:
-        """Write this rank's shards; returns their part of the index, or a reason under `error`."""
+        """Write this rank's shards; return their part of the index, or the reason under `error`."""
         try:
             files = {}
             for part, tensors in zip(PARTS, rows, strict=True):
                 name = shard_name(part, self._place.rank + 1, self._place.size)
                 files[name] = write_tensors(folder / name, tensors)
             return {"files": files}
-        except Exception as error:  # the leader must hear of it, or it would wait
+        except Exception as error:  # tell the leader, which would wait otherwise
             reason = (error.strerror if isinstance(error, OSError) else None) or repr(error)
             return {"error": reason[:_LONGEST_REASON], "free": durable.free_space(folder)}
 
     # ---- the others --------------------------------------------------------------------------
 
     def follow(self, *, background: bool) -> None:
-        """Take part in a save that the leader has ordered; in a thread, if `background`."""
+        """Take part in a save that the leader has ordered. If `background`, write in a thread."""
         if self._thread is not None:
-            self._thread.join()  # the leader has waited for it, too
+            self._thread.join()  # the leader has also waited for its thread
             self._thread = None
         rows = self.rows()
         if background:
@@ -141,12 +144,12 @@ class ShardWriter:
                 thread.start()
                 self._thread = thread
                 return
-            except (MemoryError, RuntimeError):  # no memory for the copy, or no more threads
+            except (MemoryError, RuntimeError):  # no memory for the copy, or no thread
                 pass
         self._take_part(rows)
 
     def _in_thread(self, rows: Rows) -> None:
-        with suppress(LostError):  # the main thread notices, too, and ends this process
+        with suppress(LostError):  # the main thread also notices it, and ends this process
             self._take_part(rows)
 
     def _take_part(self, rows: Rows) -> None:
@@ -158,7 +161,7 @@ class ShardWriter:
 class LeaderShards:
     """The TensorFiles of a sharded checkpoint, on the leader.
 
-    `order` tells the other ranks to take part; it is called once, from the main thread."""
+    `order` tells the other ranks to take part. It is called once, in the main thread."""
 
     def __init__(self, writer: ShardWriter, order: Callable[[bool], None]) -> None:
         self._writer, self._order = writer, order
@@ -167,23 +170,23 @@ class LeaderShards:
 
     @property
     def size(self) -> int:
-        """The bytes of the leader's rows."""
+        """The size of the leader's rows in bytes."""
         return sum(bytes_of(part) for part in self._rows)
 
     def copied(self) -> LeaderShards:
-        """The same with copies, on every rank."""
+        """The same files, from copies of the rows on every rank."""
         self._order_once(background=True)
         self._rows = copies_of(self._rows[0]), copies_of(self._rows[1])
         return self
 
     def temporary(self, goal: Path) -> Path:
-        """A name that no rank of any run has used before."""
+        """A name for the temporary folder that no rank of any run has used before."""
         return goal.with_name(f".{goal.name}.{secrets.randbelow(10**15)}.tmp")
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Let all ranks write their shards; returns the index of all.
+        """Let all ranks write their shards, and return the index of all shards.
 
-        Raises GptcliError if one of them could not, after all have ended."""
+        Raises GptcliError if a rank could not write, after all ranks have finished."""
         self._order_once(background=False)
         self._announced = True
         self._writer.group.announce(folder.name)
@@ -203,7 +206,7 @@ class LeaderShards:
         return index
 
     def close(self) -> None:
-        """Let the other ranks go on if nothing was written."""
+        """Let the other ranks go on if this save wrote nothing."""
         if self._ordered and not self._announced:
             self._announced = True
             self._writer.group.announce("")

@@ -1,9 +1,10 @@
-"""Which sequences of a step each rank computes, in the one global order of gptcli.corpus.batches.
+"""Says which sequences of a step each rank computes, in the global order of gptcli.corpus.batches.
 
-A step is batch_size * grad_accum sequences on any number of ranks. If the number of ranks divides
+A step has batch_size * grad_accum sequences, on any number of ranks. If the number of ranks divides
 grad_accum, rank r of W takes micro-batches r, W + r, 2 W + r, ... Otherwise every micro-batch is
-split: rank r takes its r-th part. The order is a list of sequences that does not depend on the
-size of batches, so both are the same formula: parts k * W + r of equal size.
+split: rank r takes its r-th part. The global order is a list of sequences that does not depend on
+the size of batches. So one formula covers both cases: rank r takes parts k * W + r, all of equal
+size.
 """
 
 from __future__ import annotations
@@ -23,21 +24,22 @@ class Share:
 
     ranks: int
     count: int
-    """Forward passes of a rank in a step."""
+    """The number of forward passes of a rank in a step."""
     rows: int
-    """Sequences of a forward pass."""
+    """The number of sequences in a forward pass."""
     splits: bool
-    """Whether the ranks share every micro-batch, instead of taking whole ones in turn."""
+    """True if the ranks split every micro-batch, False if they take micro-batches in turn."""
 
     @staticmethod
     def of(train: TrainConfig, ranks: int) -> Share:
-        """The share of a rank. Raises GptcliError, with the nearest values, if it is not even.
+        """The share of a rank.
 
-        Also raises GptcliError if several ranks would train low-rank adapters."""
+        Raises GptcliError if the ranks cannot share a step evenly; the hint has the nearest values.
+        Also raises it if several ranks would train low-rank adapters."""
         if train.lora is not None and ranks > 1:
             raise GptcliError(
-                "train.lora trains in one process: several would send each other the gradients of "
-                "all weights in each step, to train a few small adapters",
+                "train.lora works in one process: several processes would send each other the "
+                "gradients of all weights in each step, to train a few small adapters",
                 "train without --devices, or set train.lora=null to train all weights",
             )
         batch, accum = train.rows, train.grad_accum
@@ -56,6 +58,6 @@ class Share:
 
 
 def _nearest(value: int, unit: int) -> str:
-    """The nearest multiples of `unit`."""
+    """The multiples of `unit` that are nearest to `value`, as text."""
     below = value - value % unit
     return f"{below} or {below + unit}" if below else str(unit)

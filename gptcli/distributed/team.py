@@ -1,7 +1,7 @@
-"""The ranks of a run as one team: the process groups, and what a rank that lost the others does.
+"""The ranks of a run as one team: process groups, collectives, and the loss of other ranks.
 
 `Team.connect` connects this process with the others. NCCL combines gradients on NVIDIA GPUs, Gloo
-on CPUs. Orders and single numbers always go through Gloo, so that they never wait for a GPU.
+on CPUs. Orders and single numbers always go through Gloo, so they never wait for a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gptcli.distributed.watch import Watch
 
 _CONNECT = timedelta(minutes=5)
 LONGEST = timedelta(hours=2)
-"""The limit of a collective. Long before, the watch ends a run that hangs."""
+"""The time limit of a collective. The watch (watch.py) ends a run that hangs long before."""
 _PEER_GONE = re.compile(
     r"connection (was )?(closed|reset|refused)|closed by peer|broken pipe|socket (closed|error)|"
     r"timed out|time ?out|remote process exited|communicator was aborted|failed to recv|"
@@ -38,8 +38,10 @@ _PEER_GONE = re.compile(
 
 
 class LostError(SystemExit):
-    """Another rank has ended, so this one ends, too. It prints nothing: the first error is shown by
-    the rank that had it, or by the launcher."""
+    """Another rank has ended, so this rank ends, too.
+
+    It prints nothing, because the rank with the first error prints that error, or the launcher
+    does."""
 
     def __init__(self) -> None:
         super().__init__(LOST if LAUNCH_FOLDER in os.environ else 1)
@@ -47,7 +49,7 @@ class LostError(SystemExit):
 
 @contextmanager
 def peers_needed() -> Iterator[None]:
-    """Turn the errors of collectives whose peers are gone into LostError."""
+    """Turn errors of collectives into LostError if another rank is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -73,10 +75,10 @@ class Team:
         self.wants_stop: Callable[[], bool] = lambda: False
         """Whether this process was asked to stop (Ctrl-C, SIGTERM)."""
         self.stop_seen = False
-        """Whether any rank was asked to stop, as of the last `agree`."""
+        """Whether any rank had been asked to stop at the last `agree`."""
 
     def connect(self, device_type: str) -> None:
-        """Connect with the other ranks, which call this, too."""
+        """Connect with the other ranks. All ranks must call this."""
         both = "cpu:gloo,cuda:nccl"
         with peers_needed():
             dist.init_process_group(
@@ -90,14 +92,14 @@ class Team:
     # ---- before the first step ---------------------------------------------------------------
 
     def announce(self, words: dict[str, Any]) -> None:
-        """The leader's first message: what the others must know to take part."""
+        """Send the leader's first message, which says all that other ranks need to take part."""
         with peers_needed():
             self._store.set("begin", json.dumps(words))
 
     def await_announcement(self) -> dict[str, Any]:
-        """Wait for the leader's first message, however long it prepares the text.
+        """Wait for the leader's first message, while it prepares the text, and return it.
 
-        Ends with exit code 130 if this process is asked to stop meanwhile."""
+        Ends with exit code 130 if this process is asked to stop during the wait."""
         while True:
             with peers_needed():
                 if self._store.check(["begin"]):
@@ -108,7 +110,7 @@ class Team:
             time.sleep(0.05)
 
     def share(self, tensors: list[Tensor]) -> None:
-        """Overwrite the tensors of all ranks by those of the leader."""
+        """Overwrite the tensors of all ranks with those of the leader."""
         with peers_needed():
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
@@ -116,7 +118,7 @@ class Team:
     # ---- collectives -------------------------------------------------------------------------
 
     def tell(self, order: Tensor) -> Tensor:
-        """The leader's order, float64 on the CPU; the others pass a tensor that receives it."""
+        """The leader's order, float64 on the CPU. The other ranks pass a tensor to receive it."""
         self.watch.tick()
         with peers_needed():
             dist.broadcast(order, 0)
@@ -124,7 +126,7 @@ class Team:
         return order
 
     def agree(self, *values: float) -> list[float]:
-        """The sums of the values over all ranks; also learns whether any rank was asked to stop."""
+        """The sums of the values over all ranks; also asks whether any rank was asked to stop."""
         numbers = torch.tensor([*values, float(self.wants_stop())], dtype=torch.float64)
         self.watch.tick()
         with peers_needed():
@@ -135,7 +137,7 @@ class Team:
         return sums
 
     def leave(self) -> None:
-        """Disconnect, without waiting for anybody."""
+        """Disconnect without waiting for the other ranks."""
         self.watch.end()
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -1,8 +1,8 @@
 """Finds the rank that hangs, and ends the run if one does.
 
-Each rank counts what it has done, and a thread writes the count to the store once a second. If a
-rank has waited longer than the limit (`run.rank_timeout`), the ranks with the smallest count are
-those that all others wait for.
+Each rank counts the parts of its work that it has done, and a thread writes the count to the store
+once a second. If a rank has waited longer than the limit (`run.rank_timeout`), all other
+ranks are waiting for the ranks with the smallest count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _BEAT = 1.0  # seconds
 class Watch:
     """The progress of this rank, and a thread that compares it with the others'.
 
-    The thread has its own connection to the store, because the main thread can wait in a call."""
+    The thread has its own connection to the store, because the main thread can be waiting in a
+    call."""
 
     def __init__(self, place: Place) -> None:
         self._place, self._limit = place, float("inf")
@@ -33,7 +34,7 @@ class Watch:
         self._begun = False
 
     def begin(self, limit: float) -> None:
-        """Start to watch: from now on, no rank may let the others wait for more seconds."""
+        """Start to watch. No rank may let the others wait for more than `limit` seconds."""
         self._limit = limit
         self.tick()
         if not self._begun:
@@ -41,7 +42,7 @@ class Watch:
             threading.Thread(target=self._run, name="watch of the ranks", daemon=True).start()
 
     def tick(self) -> None:
-        """Count one more thing as done."""
+        """Count one more part of the work as done."""
         self._count += 1
         self._since = time.monotonic()
 
@@ -50,7 +51,7 @@ class Watch:
         self._ended.set()
 
     def _run(self) -> None:
-        with suppress(Exception):  # without a store, the limits of the process group remain
+        with suppress(Exception):  # if the store is gone, torch's time limit remains
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store: Store = PrefixStore(
                 f"watch/{attempt}",
@@ -69,12 +70,12 @@ class Watch:
                     self._report(store)
 
     def _report(self, store: Store) -> None:
-        """Say which rank hangs, if no rank has said so yet, and end this process."""
+        """Print which rank hangs, unless another rank has printed it, and end this process."""
         first = _read(store, self._place.size)
         time.sleep(3 * _BEAT)
         second = _read(store, self._place.size)
         if time.monotonic() - self._since <= self._limit or self._ended.is_set():
-            return  # it went on meanwhile
+            return  # the rank went on in the meantime
         frozen = [r for r in first if first[r] == second[r] and r != self._place.rank]
         least = min(count for count, _ in second.values())
         behind = [r for r, (count, _) in second.items() if count == least]
@@ -83,7 +84,7 @@ class Watch:
                 names = " and ".join(f"rank {r}" for r in found)
                 verb = "does" if len(found) == 1 else "do"
                 sys.stderr.write(
-                    f"error: {names} of {self._place.size} {verb} not answer: the others have "
+                    f"error: {names} of {self._place.size} {verb} not answer: the other ranks have "
                     f"waited for {self._limit:g} s\n\nhint: if a step, a sample or a save can take "
                     "longer, raise run.rank_timeout; else look at what that process does\n"
                 )
@@ -93,7 +94,7 @@ class Watch:
 
 
 def _read(store: Store, size: int) -> dict[int, tuple[int, int]]:
-    """The count and the beat of each rank; 0 for a rank that has written none."""
+    """The count and the beat of each rank; 0 if a rank has not written them."""
     found = {}
     for rank in range(size):
         if store.check([str(rank)]):

@@ -1,1 +1,1 @@
-"""Files: durable writes (fsync, atomic rename), bounded reads, caches, shipped texts."""
+"""Files: durable writes (fsync, atomic rename), reads with limits, caches, shipped texts."""

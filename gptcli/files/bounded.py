@@ -1,8 +1,9 @@
-"""Opens run-folder files safely: type and size are checked before anything is read or written.
+"""Opens files of a run folder safely: checks type and size before it reads or writes.
 
-A run folder can come from anybody. It can hold a link out of the folder, a pipe that never ends or
-a file of absurd size. Opening these raises OSError, as if the system had refused. Only
-`checkpoints` and the folders in it may be links to another disk: see gptcli.training.checkpoint.
+A run folder can come from anybody. It can hold a link to a file outside the folder, a pipe that
+never ends or a huge file. Opening such a file raises OSError, as if the system had refused. Only
+`checkpoints` and the folders in it may be links, for example to another disk: see
+gptcli.training.checkpoint.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from contextlib import suppress
 from pathlib import Path
 
 MAX_JSON_BYTES = 1 << 20
-"""Size limit of a small JSON file (meta.json, run.json): 100 times what gptcli writes."""
+"""Size limit in bytes of a small JSON file (meta.json, run.json): 100 times what gptcli writes."""
 MAX_LINES_BYTES = 1 << 30
-"""Size limit of metrics.jsonl and of samples.txt. Five million logged steps fit into it."""
+"""Size limit in bytes of metrics.jsonl and samples.txt. Five million logged steps fit into it."""
 _MAX_LINE_BYTES = 1 << 20
 
 
 class LinkOutError(OSError):
-    """A link leads out of the folder of a run."""
+    """A link in a run folder leads to a file outside the folder."""
 
     HINT = "if you trust that file, put a copy of it in place of the link"
 
@@ -30,8 +31,8 @@ class LinkOutError(OSError):
 def read_bounded(path: Path, at_most: int, inside: Path | None = None) -> bytes:
     """The content of a regular file of at most `at_most` bytes.
 
-    With `inside`, the file must lie in that folder after all links are resolved. Raises an OSError
-    whose `strerror` says what is wrong."""
+    With `inside`, the file must lie in this folder after all links are resolved. Raises OSError;
+    its `strerror` says what is wrong."""
     if inside is not None:
         refuse_link_out(path, inside)
     with os.fdopen(open_regular(path), "rb") as file:
@@ -45,8 +46,8 @@ def read_bounded(path: Path, at_most: int, inside: Path | None = None) -> bytes:
 def read_lines(path: Path, inside: Path) -> Iterator[bytes]:
     """Iterate over the lines of a file in the folder `inside`, with their line ends.
 
-    A line of more than 1 MiB comes in parts; gptcli never writes such a line. Raises OSError as
-    `read_bounded` does, when the first line is asked for."""
+    A line of more than 1 MiB comes in parts; gptcli never writes such a line. The first call of
+    `next` raises OSError as `read_bounded` does."""
     refuse_link_out(path, inside)
     with os.fdopen(open_regular(path), "rb") as file:
         _bounded_size(file.fileno(), path, MAX_LINES_BYTES)
@@ -57,8 +58,8 @@ def read_lines(path: Path, inside: Path) -> Iterator[bytes]:
 def open_without_links(name: str | os.PathLike[str], flags: int) -> int:
     """A descriptor of a regular file, opened without following links. Use it as open()'s `opener`.
 
-    It is for files that are written in place. Raises OSError if `name` is a link or resolves to a
-    place outside its folder."""
+    For files that are written in place. Raises OSError if `name` is a link or leads out of its
+    folder."""
     path = Path(name)
     refuse_link_out(path, path.parent)
     if path.is_symlink():
@@ -68,7 +69,7 @@ def open_without_links(name: str | os.PathLike[str], flags: int) -> int:
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """A descriptor of a regular file. Never blocks: raises OSError for a pipe or a device."""
-    with suppress(FileNotFoundError):  # check before opening: opening a device can have effects
+    with suppress(FileNotFoundError):  # check first, because opening a device can have effects
         _refuse_irregular(os.stat(path), path)  # noqa: PTH116
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | _BINARY, 0o666)
     try:
@@ -99,7 +100,7 @@ def refuse_link_out(path: Path, folder: Path) -> None:
     try:
         goal = path.resolve()
         home = folder.resolve()
-    except RuntimeError:  # links in a circle, before Python 3.13
+    except RuntimeError:  # Python before 3.13, if links form a circle
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
     if not goal.is_relative_to(home):
         raise LinkOutError(errno.ELOOP, f"A link to {goal}, outside {folder}", str(path))

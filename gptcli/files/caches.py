@@ -1,4 +1,4 @@
-"""The cache folder ($GPTCLI_CACHE): prepared texts and compiled C libraries."""
+"""Finds the cache folder ($GPTCLI_CACHE), which holds encoded texts and compiled C libraries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cache_folder() -> Path:
             raise GptcliError(f"GPTCLI_CACHE: {error.message}", error.hint) from None
     try:
         return _system_caches() / "gptcli"
-    except RuntimeError:  # some containers have no home folder
+    except RuntimeError:  # in some containers the user has no home folder
         return Path(tempfile.gettempdir(), "gptcli")
 
 

@@ -1,4 +1,4 @@
-"""Writes large files with O_DIRECT: bypassing the page cache costs less CPU time.
+"""Writes large files with O_DIRECT, which bypasses the page cache and so takes less CPU time.
 
 Only on Linux (open(2)). O_DIRECT takes whole blocks from page-aligned memory, so the data goes
 through an aligned buffer. If the file system does not support it, the data is written normally.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 DIRECT_IO_BYTES = 32 << 20
-"""Files of this size or more gain from O_DIRECT."""
+"""O_DIRECT is used for files of at least so many bytes."""
 _BUFFER = 4 << 20
 _FLAG = getattr(os, "O_DIRECT", 0)
 
@@ -54,13 +54,13 @@ def write_direct(
             if filled == _BUFFER:
                 flush(buffer)
                 filled = 0
-    direct = direct and _set_direct(file, False)  # the rest is less than a block
+    direct = direct and _set_direct(file, False)  # the rest is smaller than a block
     if filled:
         write(buffer[:filled])
 
 
 def _set_direct(file: io.FileIO, on: bool) -> bool:
-    """Switch O_DIRECT on or off; returns whether it is on now."""
+    """Switch O_DIRECT on or off, and return whether it is on now."""
     if not _FLAG:
         return False
     import fcntl

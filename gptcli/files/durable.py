@@ -1,7 +1,8 @@
-"""Durable writes: temporary file, fsync, atomic rename, fsync of the folder; and a folder's lock.
+"""Durable writes (temporary file, fsync, atomic rename, fsync of the folder), and folder locks.
 
-A crash at any moment leaves the old file or the new one. The order is always the same:
-1. Write to a temporary name in the same folder; it begins with a dot.
+A crash at any moment leaves the complete old file or the complete new file. The order is always the
+same:
+1. Write to a file in the same folder, with a temporary name that begins with a dot.
 2. fsync the file.
 3. Rename it to its final name.
 4. fsync the folder (not on Windows, where this is impossible).
@@ -29,16 +30,17 @@ from gptcli.files.direct_io import write_direct
 
 
 class Disk:
-    """The elementary disk operations. A crash can come between any two of them, and each can fail.
+    """The elementary disk operations.
 
-    Tests replace the global `disk` by one that kills, fails or records."""
+    A crash can come between any two operations, and each operation can fail. Tests replace the
+    global `disk` by an object that kills the process, fails or records the calls."""
 
     def create(self, path: Path) -> io.FileIO:
-        """Open an empty file for writing, unbuffered: nothing needs a flush."""
+        """Open an empty file for writing. It has no buffer, so it needs no flush."""
         return io.FileIO(path, "w", opener=open_without_links)
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
-        """Write as many bytes as the system takes at once; returns the number."""
+        """Write as many bytes as the system takes in one call, and return their number."""
         return file.write(data)
 
     def fsync(self, file: IO[bytes]) -> None:
@@ -51,12 +53,12 @@ class Disk:
             return
         try:
             descriptor = os.open(path, os.O_RDONLY)
-        except PermissionError:  # a folder with write but no read permission
+        except PermissionError:  # a folder that we may write to but not read
             return
         try:
             _sync(descriptor)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # a file system that does not sync folders
+            if error.errno != errno.EINVAL:  # this file system cannot sync folders
                 raise
         finally:
             os.close(descriptor)
@@ -86,7 +88,7 @@ def _sync(descriptor: int) -> None:
     if sys.platform == "darwin":
         import fcntl
 
-        with suppress(OSError):  # not every file system supports it
+        with suppress(OSError):  # some file systems do not support it
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
     os.fsync(descriptor)
@@ -97,8 +99,8 @@ def write_file(
 ) -> None:
     """Write `data`, whole or in pieces, to `path` and wait until it is on the disk.
 
-    A `large` file bypasses the page cache (O_DIRECT). Not atomic: use it for files in a temporary
-    folder that is renamed afterwards."""
+    A `large` file bypasses the page cache (O_DIRECT). The write is not atomic, so use it for files
+    in a temporary folder that is renamed afterwards."""
     pieces = (data,) if isinstance(data, bytes) else data
     with disk.create(path) as file:
         if large:
@@ -130,10 +132,11 @@ def fsync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> list[Path]:
-    """Make a folder and its missing parents, and fsync the names. Returns the folders that it made.
+    """Make a folder and its missing parents, and fsync the names.
 
-    If the folder exists, fsyncs its name too: the process that made the folder can have been killed
-    before the fsync. If a folder cannot be made, removes those that it made."""
+    Returns the folders that it made. If the folder exists, its name is fsynced, too, because the
+    process that made the folder can have been killed before the fsync. If a folder cannot be made,
+    removes the folders that it has made."""
     made: list[Path] = []
     missing = [path]
     try:
@@ -157,7 +160,7 @@ def make_folder(path: Path) -> list[Path]:
 
 
 def remove_made(folders: list[Path]) -> None:
-    """Delete the folders that `make_folder` made, innermost first, up to one that is in use."""
+    """Delete the folders that `make_folder` made, innermost first, if they are empty."""
     with suppress(OSError):
         for folder in reversed(folders):
             disk.rmdir(folder)
@@ -171,7 +174,7 @@ def temporary_path(goal: Path) -> Path:
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Replace the file `path` by `data` with an atomic rename.
 
-    A reader sees the old content or the new one, also after a crash at any moment."""
+    A reader sees the old or the new content, also after a crash at any moment."""
     temporary = temporary_path(path)
     try:
         write_file(temporary, data)
@@ -185,21 +188,21 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
 def replace_folder(temporary: Path, goal: Path) -> None:
     """Rename a folder to `goal` and fsync the name.
 
-    The files in it must be on the disk already, and `goal` must not exist."""
+    The folder's files must already be on the disk, and `goal` must not exist."""
     disk.fsync_folder(temporary)
     disk.rename(temporary, goal)
     disk.fsync_folder(goal.parent)
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder: rename it first, so that nobody sees half a folder under its name.
+    """Delete a folder. It is renamed first, so that nobody sees half a folder under its name.
 
-    Raises OSError if the folder cannot be renamed. Files that cannot be deleted stay under the
-    temporary name, until `delete_temporaries` is called."""
+    Raises OSError if the folder cannot be renamed. Files that cannot be deleted stay under a
+    temporary name until `delete_temporaries` is called."""
     doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
     remove_tree(doomed)
     disk.rename(path, doomed)
-    disk.fsync_folder(path.parent)  # else a crash could bring back the old name
+    disk.fsync_folder(path.parent)  # without it, a crash could bring back the old name
     remove_tree(doomed)
 
 
@@ -217,7 +220,7 @@ def remove_tree(path: Path) -> None:
 
 
 def delete_temporaries(folder: Path, goals: str) -> None:
-    """Delete temporary files and folders left in a folder when a writing process was killed.
+    """Delete the temporary files and folders that killed processes left in a folder.
 
     `goals` is a regular expression for the final names. Ignores what cannot be deleted. The caller
     must hold the folder's lock, because this deletes the temporary files of every process."""
@@ -229,9 +232,10 @@ def delete_temporaries(folder: Path, goals: str) -> None:
 
 
 def delete_abandoned(goal: Path) -> None:
-    """Delete what processes that were killed left beside `goal`: `.NAME.PID.tmp`.
+    """Delete the temporary files `.NAME.PID.tmp` that killed processes left beside `goal`.
 
-    Keeps the files of processes that still run on this machine. Ignores what cannot be deleted."""
+    Keeps the files of processes that still run on this machine. Ignores files that cannot be
+    deleted."""
     temporary = re.compile(rf"\.{re.escape(goal.name)}\.(\d{{1,9}})\.tmp")
     with suppress(OSError):
         for path in goal.parent.iterdir():
@@ -241,18 +245,18 @@ def delete_abandoned(goal: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    if sys.platform == "win32":  # os.kill ends the process there
+    if sys.platform == "win32":  # on Windows, os.kill ends the process
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # somebody else's process
+    except (OSError, OverflowError):  # another user's process, so it runs
         pass
     return True
 
 
-# These errors come from the path, not from the disk: the user can choose another path.
+# These errors come from the path, not from the disk, so the user can choose another path.
 _PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR,
                 errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG}  # fmt: skip
 
@@ -260,7 +264,7 @@ _PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOE
 def folder_error(folder: Path, error: OSError) -> GptcliError:
     """The error for a folder that cannot be made or written to.
 
-    Exit code 2 if the path is wrong (a mistake on the command line), 1 if the disk fails."""
+    The exit code is 2 if the path is wrong (a mistake on the command line), 1 if the disk fails."""
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         for path in (folder, *folder.parents):
             if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises errors)
@@ -269,7 +273,7 @@ def folder_error(folder: Path, error: OSError) -> GptcliError:
     if error.errno in _PATH_ERRORS:
         return GptcliError(
             f"{folder}: cannot be written ({error.strerror})",
-            "choose another folder with --out, one that you can write to",
+            "choose a folder that you can write to with --out",
         )
     return write_error(
         folder, error, "free some space, or choose a folder on another disk with --out"
@@ -285,11 +289,11 @@ def path_errors(folder: Path) -> Iterator[None]:
         raise folder_error(folder, error) from None
 
 
-_LONGEST_INSIDE = 100  # bytes of `/checkpoints/.step-00000020.1234567.tmp/state.safetensors`
+_LONGEST_INSIDE = 100  # bytes: /checkpoints/.step-00000020.1234567.tmp/state.safetensors has 57
 
 
 def refuse_long_path(folder: Path) -> None:
-    """Raise GptcliError if the paths of the files in a run folder would be too long."""
+    """Raise GptcliError if the files of this run folder would have paths that are too long."""
     try:
         longest = os.pathconf("/", "PC_PATH_MAX")
     except (AttributeError, OSError, ValueError):  # Windows
@@ -304,7 +308,7 @@ def refuse_long_path(folder: Path) -> None:
 
 
 def write_error(path: Path, error: OSError, hint: str) -> GptcliError:
-    """The error for a failed write: the path, the reason, the free space (exit code 1)."""
+    """The error for a failed write, with the path, the reason and the free space (exit code 1)."""
     return GptcliError(
         f"{path} could not be written ({error.strerror or error}); {free_space(path)} free there",
         hint,
@@ -313,7 +317,7 @@ def write_error(path: Path, error: OSError, hint: str) -> GptcliError:
 
 
 def free_space(path: Path) -> str:
-    """The free space of the disk that holds (or would hold) `path`, as text: "123 MiB"."""
+    """The free space of the disk on which `path` is or will be, as text: "123 MiB"."""
     while not path.exists() and path != path.parent:
         path = path.parent
     try:
@@ -323,7 +327,7 @@ def free_space(path: Path) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits, read in pieces of 1 MiB."""
+    """SHA-256 of a file's content, as 64 hexadecimal digits. Reads the file in pieces of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -332,20 +336,21 @@ def sha256_file(path: Path) -> str:
 
 
 class LineWriter:
-    """Appends pieces of text to a file, without fsync. A kill leaves a piece whole or absent.
+    """Appends pieces of text to a file, without fsync.
 
-    A piece that the disk refuses waits in memory, and is written before later pieces.
-    Raises OSError if the path is a link or not a regular file."""
+    If the process is killed, the last piece is complete or absent. A piece that the disk refuses
+    waits in memory, and is written before later pieces. Raises OSError if the path is a link or not
+    a regular file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = io.FileIO(path, "a", opener=open_without_links)
         self._size = path.stat().st_size
-        self._torn = False  # the file ends with part of a refused piece
+        self._torn = False  # the file ends with a part of a refused piece
         self._waiting: deque[bytes] = deque()
 
     def write(self, text: str) -> GptcliError | None:
-        """Append a piece. If the disk refuses, keep the piece and return the error."""
+        """Append a piece. If the disk refuses it, keep the piece in memory and return the error."""
         self._waiting.append(text.encode("utf-8"))
         return self._catch_up()
 
@@ -369,7 +374,7 @@ class LineWriter:
             self._torn = False
 
     def close(self) -> GptcliError | None:
-        """Close the file; returns the disk's error if waiting pieces are lost."""
+        """Close the file, and return the disk's error if pieces that wait in memory are lost."""
         refused = self._catch_up()
         with suppress(OSError):
             self._file.close()
@@ -385,7 +390,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder (FOLDER/.lock). The system releases it when the process ends.
 
     Raises LockedError (exit code 1) if another process holds the lock. Tries a few times, because
-    a call of `is_locked` holds the lock for a moment."""
+    `is_locked` holds the lock for a moment."""
     path = folder / ".lock"
     for tries, wait in enumerate((0.02, 0.05, 0.1, 0.0)):
         try:
@@ -396,7 +401,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
             if path.is_symlink() or path.exists():
                 raise GptcliError(
                     f"{path} cannot be opened ({error.strerror})",
-                    "it keeps two trainings apart; if no training runs there, delete it",
+                    "it keeps two trainings apart; delete it if no training uses this folder",
                     exit_code=1,
                 ) from None
             raise folder_error(folder, error) from None
@@ -413,7 +418,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def _is_at(file: io.FileIO, path: Path) -> bool:
-    """Whether `path` still names this open file. A lock on a deleted file would lock nothing."""
+    """Whether `path` still names this open file. A lock on a deleted file locks nothing."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
@@ -433,13 +438,13 @@ def is_locked(folder: Path) -> bool:
             errno.EACCES,
             errno.EPERM,
             errno.EROFS,
-        ):  # another user's run, read-only for us
+        ):  # another user's run, which we may only read
             return False
         raise
 
 
 def _lock(file: io.FileIO) -> bool:
-    """Try to lock an open file; returns whether it worked. Closing the file releases the lock."""
+    """Try to lock an open file; return whether it worked. Closing the file releases the lock."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -456,5 +461,5 @@ def _lock(file: io.FileIO) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        return True  # a file system without locks: better to train than to refuse
+        return True  # the file system has no locks: train without a lock, do not refuse
     return True

@@ -1,4 +1,4 @@
-"""File names that are not UTF-8: how they are printed, stored in a config, and found again."""
+"""Prints file names that are not UTF-8, stores them in a config, and finds the files again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from gptcli.errors import GptcliError
 
 STANDARD_INPUT = "standard input"
-"""What `shown` returns for the temporary file with standard input."""
+"""The name that `shown` returns for the temporary file with standard input."""
 
 
 def shown(name: str | os.PathLike[str]) -> str:
-    """The name as one line of UTF-8: a byte that is not UTF-8 is written as `\\xe9`.
+    """The name of a file as one line of UTF-8: a byte that is not UTF-8 is written as `\\xe9`.
 
     Python holds such a byte as half of a surrogate pair, which no YAML, JSON or UTF-8 stream can
     hold. A newline is written as `\\x0a`. A backslash in such a name is written as `\\x5c`, so that
@@ -27,7 +27,7 @@ def shown(name: str | os.PathLike[str]) -> str:
 
 
 def show_as(path: Path, what: str) -> None:
-    """From now on, `shown` returns `what` for this path: users do not know a temporary file."""
+    """Let `shown` return `what` for this path, because users do not know a temporary file."""
     _shown_as[str(path)] = what
 
 
@@ -45,11 +45,11 @@ _SPECIAL_OR_BACKSLASH = re.compile(_SPECIAL.pattern[:-1] + r"\\]")
 def path_of(name: str) -> Path:
     """The path of a name that `shown` returned or the user typed, with `~` expanded.
 
-    A file with exactly this name comes first. Raises GptcliError if no file can have this name, or
-    if a folder on the way cannot be entered."""
+    If a file has exactly this name, returns its path. Raises GptcliError if no file can have this
+    name, or if a folder in the path cannot be entered."""
     try:
         path = Path(name).expanduser()
-    except RuntimeError:  # `~user` is unknown
+    except RuntimeError:  # the user of `~user` is unknown
         path = Path(name)
     if "\\x" not in name or exists(path):
         return path
@@ -57,7 +57,7 @@ def path_of(name: str) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a file or folder. Raises GptcliError if a folder cannot be entered."""
+    """Whether a path exists. Raises GptcliError if a folder in the path cannot be entered."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -65,9 +65,9 @@ def exists(path: Path) -> bool:
     except PermissionError as error:
         raise GptcliError(
             f"cannot look for {shown(path)}: {error.strerror}",
-            f"you may not enter a folder of this path; `ls -ld {shown(path.parent)}` shows who may",
+            f"you may not enter a folder of this path; see ls -ld {shown(path.parent)}",
         ) from error
-    except (OSError, ValueError):  # the name is too long, holds NUL, or links form a circle
+    except (OSError, ValueError):  # the name is too long or holds NUL, or links form a circle
         return False
     return True
 

@@ -1,6 +1,6 @@
-"""Paths as users write them: `~` expanded, written for a shell, and names that are not UTF-8.
+"""Expands `~` in paths, quotes paths for a shell, and prints names that are not UTF-8.
 
-The system gives a name that is not UTF-8 as a text with lone surrogates (PEP 383). Such a text
+Python holds a name that is not UTF-8 as a string with lone surrogates (PEP 383). Such a string
 cannot be encoded, so it is printed with `\\xe9` for each byte that is not UTF-8.
 """
 
@@ -14,14 +14,14 @@ from pathlib import Path
 from gptcli.errors import GptcliError
 
 ESCAPE_UNDECODABLE = "gptcli.escape"
-"""The error handler of streams: a byte of a name that is not UTF-8 is written as `\\xe9`."""
+"""The name of an error handler for streams: it writes a byte that is not UTF-8 as `\\xe9`."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with `~` or `~user` at its beginning replaced by that user's home folder.
+    """The path with the home folder in place of `~` or `~user` at the beginning.
 
-    Raises GptcliError if that user or their home folder is unknown, unless there is a file or a
-    folder with exactly this name."""
+    Raises GptcliError if the user or the home folder is unknown, unless a file or folder has
+    exactly this name."""
     text = os.fspath(path)
     if not text.startswith("~"):
         return Path(text)
@@ -32,17 +32,19 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     raise GptcliError(
         f"{text}: "
         + (f"there is no user `{user[1:]}`" if len(user) > 1 else "your home folder is unknown"),
-        f"write the complete path, or ./{text} for a file or folder whose name begins with `~`",
+        f"write the complete path, or ./{text} if the name itself begins with `~`",
     )
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """The path from the root on, with `~` expanded and `..` resolved. Links keep their names."""
+    """The absolute path, with `~` expanded and `..` resolved.
+
+    Links stay in the path, unless `..` after a link leads to another folder."""
     found = expanded(path).absolute()
     if ".." not in found.parts:
         return found
     without_dots = Path(os.path.normpath(found))
-    try:  # after a link to a folder, `..` is the parent of the link's goal
+    try:  # after a link to a folder, `..` means the parent of the link's goal
         same = without_dots.samefile(found)
     except OSError:
         same = not found.exists()
@@ -50,7 +52,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise GptcliError if there is something at `path`, where a command is to write."""
+    """Raise GptcliError if `path` exists, so that a command replaces nothing."""
     if os.path.lexists(path):
         raise GptcliError(f"{path} exists", "name another --out, or move it away")
 
@@ -58,7 +60,7 @@ def refuse_existing(path: Path) -> None:
 def shell_word(text: str | os.PathLike[str]) -> str:
     """The text as one word of a command line that users can copy, quoted if necessary.
 
-    Control characters and bytes that are not UTF-8 are written as in $'caf\\xe9'."""
+    Control characters and bytes that are not UTF-8 are written as escapes: $'caf\\xe9'."""
     text = os.fspath(text)
     if text.isprintable():
         return shlex.quote(text)
@@ -75,7 +77,7 @@ def shell_word(text: str | os.PathLike[str]) -> str:
 
 
 def escape_undecodable(text: str) -> str:
-    """The text with `\\xe9` in place of each byte that is not UTF-8."""
+    """The text of a name, with `\\xe9` in place of each byte that is not UTF-8."""
     return text.encode("utf-8", ESCAPE_UNDECODABLE).decode("utf-8")
 
 

@@ -1,7 +1,8 @@
 """Files at a URL (s3://, gs://, hf://, ...), read and written through fsspec.
 
-fsspec is imported when the first URL is opened. It knows many protocols, and some of them lead to
-other URLs or unpack archives. gptcli takes only those of PROTOCOLS, each without chains (`a::b`).
+fsspec is imported when the first URL is opened. fsspec knows many protocols; some of them lead to
+other URLs or unpack archives. gptcli takes only the protocols in PROTOCOLS, and no chains of
+protocols (`a::b`).
 """
 
 from __future__ import annotations
@@ -28,31 +29,31 @@ PROTOCOLS = {
     "file": "fsspec",
     "memory": "fsspec",
 }
-"""The protocols of URLs, and the package that each needs."""
+"""Protocol of a URL -> the package that it needs."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_PAUSES = (0.5, 2.0, 5.0)  # seconds before another try
+_PAUSES = (0.5, 2.0, 5.0)  # seconds to wait before each further try
 _LASTING = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM,
     errno.EROFS, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG,
     errno.ENAMETOOLONG,
 }  # fmt: skip
-"""Errors of a file system that another try some seconds later would meet again."""
+"""Errors of a file system for which another try would not help."""
 T = TypeVar("T")
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is a URL, and not a path of this machine."""
+    """Whether a name is a URL, and not a path on this machine."""
     return _URL.match(name) is not None
 
 
 def joined(url: str, name: str) -> str:
-    """The URL of a file in the folder at a URL."""
+    """The URL of the file `name` in the folder at a URL."""
     return f"{url.rstrip('/')}/{name}"
 
 
 class RemoteFolder:
-    """The folder at a URL. Every method that meets a failing network tries it four times."""
+    """The folder at a URL. If the network fails, each method tries four times in all."""
 
     def __init__(self, url: str) -> None:
         """Raises GptcliError if the protocol is unknown or its package is missing."""
@@ -68,25 +69,26 @@ class RemoteFolder:
                 f"{url}: {protocol}:// needs the package {package} ({error})",
                 f"pip install {package}",
             ) from None
-        except Exception as error:  # what a protocol's package raises for a URL is its own affair
+        except Exception as error:  # each protocol's package raises its own errors
             raise _failed("open", url, error) from None
         self.url = url.rstrip("/")
         self._is_local = protocol == "file"
         self._path = str(path).rstrip("/")
 
     def read(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file: fewer if the file ends before. Raises GptcliError."""
+        """Bytes [start, stop) of a file; fewer if the file ends earlier. Raises GptcliError."""
         content: bytes = self._try(
             "read", name, lambda path: self._fs.cat_file(path, start=start, end=stop)
         )
         return content
 
     def read_small(self, name: str, most: int) -> bytes:
-        """The whole file. Raises GptcliError if it has more than `most` bytes."""
+        """The content of a file. Raises GptcliError if the file has more than `most` bytes."""
         content = self.read(name, 0, most + 1)
         if len(content) > most:
             raise GptcliError(
-                f"{joined(self.url, name)} has more than {most:,} bytes", "is it what gptcli wrote?"
+                f"{joined(self.url, name)} has more than {most:,} bytes",
+                "check that gptcli wrote this file",
             )
         return content
 
@@ -114,21 +116,21 @@ class RemoteFolder:
         return self._try("list", folder, found)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file; a file of this name is replaced. Raises GptcliError."""
+        """Write a file, or replace the file of this name. Raises GptcliError."""
 
         self._put(name, lambda path: self._fs.pipe_file(path, content))
 
     def upload(self, source: str, name: str) -> None:
-        """Copy a file of this machine there. Raises GptcliError."""
+        """Copy a file of this machine into the folder. Raises GptcliError."""
 
         self._put(name, lambda path: self._fs.put_file(source, path))
 
     def download(self, name: str, goal: str) -> None:
-        """Copy a file from there to this machine. Raises GptcliError."""
+        """Copy a file from the folder to this machine. Raises GptcliError."""
         self._try("read", name, lambda path: self._fs.get_file(path, goal))
 
     def delete(self, folder: str) -> None:
-        """Delete a folder with everything in it, if it exists. Raises GptcliError."""
+        """Delete a subfolder with everything in it, if it exists. Raises GptcliError."""
 
         def remove(path: str) -> None:
             if self._fs.exists(path):
@@ -137,9 +139,10 @@ class RemoteFolder:
         self._try("delete", folder, remove)
 
     def _put(self, name: str, write: Callable[[str], None]) -> None:
-        """Write a file. If that fails, a file of this name stays as it was.
+        """Write a file. If this fails, an existing file of this name does not change.
 
-        Object stores show a file when it is complete. A disk does not, and it can be full."""
+        Object stores show a file only when it is complete. A disk (file://) shows incomplete files,
+        and can be full, so the file is first written under a temporary name."""
 
         def put(path: str) -> None:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -161,7 +164,7 @@ class RemoteFolder:
         for pause in (*_PAUSES, None):
             try:
                 return do(path)
-            except Exception as error:  # of many packages; a network fails in many ways
+            except Exception as error:  # many packages raise many types of errors
                 lasts = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
                 if lasts or getattr(error, "errno", None) in _LASTING or pause is None:
                     raise _failed(verb, url, error) from None
@@ -170,7 +173,7 @@ class RemoteFolder:
 
 
 def _protocol(url: str) -> str:
-    """The protocol of a URL. Raises GptcliError if gptcli does not take it."""
+    """The protocol of a URL. Raises GptcliError if PROTOCOLS does not have it."""
     found = _URL.match(url)
     protocol = found[1].lower() if found else ""
     if protocol not in PROTOCOLS or "::" in url:
@@ -185,8 +188,10 @@ def _protocol(url: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Why something failed, on one line: the system's words ("No space left on device") if it has
-    some, else those of the package."""
+    """The cause of an error, on one line.
+
+    These are the system's words ("No space left on device") if there are any, else the words of the
+    package."""
     if isinstance(error, OSError) and error.strerror and error.errno in _LASTING:
         return error.strerror
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,1 +1,1 @@
-"""Takes models to other programs and back: Hugging Face, llama.cpp, onnxruntime, nanoGPT."""
+"""Exports and imports models: Hugging Face, llama.cpp, onnxruntime, nanoGPT."""

@@ -1,15 +1,15 @@
 """Writes low-rank adapters (LoRA) as a folder that peft loads on the exported base model.
 
 Qwen3 and Llama have a layer for each of our matrices. GPT-2 has one layer, c_attn, for query, key
-and value, so their adapters become one of a higher rank, exactly:
+and value. So their adapters become one adapter of a higher rank, which computes exactly the same:
 
     [Bq Aq]   [Bq        ] [Aq]
     [Bk Ak] = [   Bk     ] [Ak]
     [Bv Av]   [      Bv  ] [Av]
 
-If the run trained the token embedding and the head, too, the folder holds them whole, and peft puts
-them in the place of the base model's (`modules_to_save`). A tied head is written as well: peft
-replaces each layer by a copy of its own.
+If the run trained the token embedding and the head, too, the folder holds both complete tables, and
+peft replaces the tables of the base model by them (`modules_to_save`). A tied head is also written,
+because peft replaces each layer by a separate copy.
 
 Dimensions: R rank, I inputs and O outputs of a matrix, n of query, key and value that are adapted.
 """
@@ -39,12 +39,12 @@ from gptcli.training.training_state import build_model
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of an adapter."""
 BASE_KEY = "gptcli_base_sha256"
-"""The metadata of WEIGHTS that says of which base model the adapter is."""
+"""The key of the metadata of WEIGHTS that identifies the base model of the adapter."""
 ADAPTER = "adapter"
-"""The folder of the adapter, inside that of the base model.
+"""The folder of the adapter, inside the folder of the base model.
 
-Not the same folder: transformers loads an adapter_config.json beside a config.json without being
-asked, so the base model could not be loaded alone."""
+It is a folder of its own, because transformers always loads an adapter_config.json that is next to
+a config.json. Then nobody could load the base model alone."""
 
 
 def has_adapters(config: Config) -> bool:
@@ -53,8 +53,10 @@ def has_adapters(config: Config) -> bool:
 
 
 def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
-    """The base model of a run with adapters, and what it trained, by name: A and B
-    ("h.0.attn.query.lora_A"), and the embedding and the head ("wte.weight") if it trained these.
+    """The base model of a run with adapters, and the tensors that the run trained, by name.
+
+    These are A and B ("h.0.attn.query.lora_A"), and the embedding and the head ("wte.weight") if
+    the run trained them.
 
     Raises GptcliError (exit code 1) if the checkpoint is damaged or has no adapters."""
     saved = checkpoint.load(trained.run, trained.step, with_state=True)
@@ -70,7 +72,7 @@ def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
     if not adapters:
         raise GptcliError(
             f"{saved.path} has no adapters, although config.yaml has train.lora",
-            "choose another with --checkpoint, or export the merged model with --merge",
+            "choose another checkpoint with --checkpoint, or export the merged model with --merge",
             exit_code=1,
         )
     base = build_model(trained.config.model, trained.tokenizer.vocab_size, weights=weights).eval()
@@ -80,7 +82,7 @@ def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
 def write_adapter(base: Trained, adapters: Mapping[str, Tensor], folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors into a new folder.
 
-    `base` is the base model, with the config of the run that was tuned from it."""
+    `base` is the base model, with the config of the run that trained the adapter."""
     folder.mkdir()
     config = base.config
     data = save(peft_tensors(config, adapters), metadata={"format": "pt"})
@@ -91,7 +93,7 @@ def write_adapter(base: Trained, adapters: Mapping[str, Tensor], folder: Path) -
 
 
 def base_digest(model: GPT) -> str:
-    """SHA-256 (hex) of a model's weights, by which an import knows the base of an adapter."""
+    """SHA-256 (hex) of a model's weights. An import recognises the base of an adapter by it."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
@@ -100,9 +102,9 @@ def base_digest(model: GPT) -> str:
 
 
 def _with_metadata(data: bytes, more: dict[str, str]) -> bytes:
-    """A safetensors file with more metadata.
+    """The bytes of a safetensors file with more metadata.
 
-    The package itself writes several entries in an order that changes from call to call."""
+    The package safetensors writes several entries in an order that changes from call to call."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] |= more
@@ -129,12 +131,12 @@ def peft_config(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Any
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        # Names with their part of the block: "c_proj" alone would mean two layers of GPT-2.
+        # The names include the part of the block, because GPT-2 has two layers "c_proj".
         "target_modules": list(layers),
         "rank_pattern": {layer: count * lora.rank for layer, count in fused.items()},
         # alpha / rank must stay the same.
         "alpha_pattern": {layer: count * lora.alpha for layer, count in fused.items()},
-        "fan_in_fan_out": is_gpt2,  # its layers keep their weights transposed
+        "fan_in_fan_out": is_gpt2,  # GPT-2's layers store their weights transposed
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
@@ -145,10 +147,10 @@ def peft_config(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Any
 
 
 def peft_tensors(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A (n R, I) and B (n O, n R) under peft's names, and whole tables; n is 1 but for GPT-2's
-    c_attn.
+    """A (n R, I) and B (n O, n R) under peft's names, and complete tables.
 
-    A part of c_attn that is not adapted gets rows of zeros in B."""
+    n is 1, except in GPT-2's c_attn. A part of c_attn that is not adapted gets rows of zeros in
+    B."""
     parts: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
     for name in _layers(adapters):
         row = row_of(f"{name}.weight")
@@ -170,14 +172,14 @@ def peft_tensors(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Te
         found[f"base_model.model.{layer}.lora_A.weight"] = A.contiguous()
         found[f"base_model.model.{layer}.lora_B.weight"] = B.contiguous()
     for layer, table in _tables(config, adapters).items():
-        found[f"base_model.model.{layer}.weight"] = table.clone()  # safetensors shares no memory
+        found[f"base_model.model.{layer}.weight"] = table.clone()  # tensors must not share memory
     return found
 
 
 def _tables(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tables that were trained, by the layer of the Hugging Face model.
+    """The trained embedding and head, by the layer of the Hugging Face model.
 
-    Two layers have the same table if the head is the embedding."""
+    If the head is tied, both layers have the same table."""
     found = {name: adapters[name] for name in TABLES if name in adapters}
     if found and config.model.traits.tied_head:
         found["lm_head.weight"] = found["wte.weight"]
@@ -185,7 +187,7 @@ def _tables(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def their_table(config: Config, name: str) -> str:
-    """The layer of the Hugging Face model that holds our table "wte.weight" or "lm_head.weight"."""
+    """The name of the Hugging Face layer that holds our table "wte.weight" or "lm_head.weight"."""
     row = row_of(name)
     assert row is not None
     theirs = row.gpt2 if config.model.traits.model_type == "gpt2" else row.qwen3
@@ -194,7 +196,7 @@ def their_table(config: Config, name: str) -> str:
 
 
 def _layers(adapters: Mapping[str, Tensor]) -> list[str]:
-    """The layers that have an adapter, block by block in the order of the model."""
+    """The names of the layers that have an adapter, in the order of the model."""
     there = {name.removesuffix(".lora_A") for name in adapters if name.endswith(".lora_A")}
     order = {row.name: i for i, row in enumerate(IN_BLOCK)}
     return sorted(
@@ -203,7 +205,7 @@ def _layers(adapters: Mapping[str, Tensor]) -> list[str]:
 
 
 def their_layer(config: Config, name: str) -> str:
-    """The layer of the Hugging Face model that holds our layer, for example "h.0.attn.query"."""
+    """The name of the Hugging Face layer that holds our layer, for example "h.0.attn.query"."""
     row, block = row_of(f"{name}.weight"), name.split(".")[1]
     assert row is not None
     if config.model.traits.model_type == "gpt2":

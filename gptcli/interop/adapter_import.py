@@ -1,12 +1,13 @@
-"""Imports a LoRA adapter of peft: a run with adapters, on a run that is its base model.
+"""Imports a LoRA adapter of peft as a run with adapters. The base model must be a run, too.
 
-Only adapter_config.json and adapter_model.safetensors are read. What `train.lora` does not hold
-exactly is refused by name: DoRA, biases, other layers, several ranks. An export of the imported run
-writes the same two files, if they came from an export.
+Only adapter_config.json and adapter_model.safetensors are read. The import refuses everything that
+`train.lora` cannot hold exactly (DoRA, biases, other layers, several ranks), and names it. If the
+two files came from an export, an export of the imported run writes the same files.
 
 GPT-2 has one layer, c_attn, for query, key and value. `gptcli.interop.adapter_folder` writes their
-adapters as blocks of one of a higher rank, and here they are taken apart again. An adapter that
-peft trained has one A for all three: each of the three gets it, and its rows of B.
+adapters as the blocks of one adapter of a higher rank, and the import separates them again. An
+adapter that peft trained has one A for all three: query, key and value each get this A, and their
+own rows of B.
 
 Dimensions: R rank, I inputs and O outputs of a matrix.
 """
@@ -46,7 +47,8 @@ from gptcli.training.schedule import resolve_rate
 from gptcli.training.training_state import build_model
 
 _PREFIX = "base_model.model."
-# Keys of adapter_config.json that say nothing about what the adapter computes, or that are read.
+# Keys of adapter_config.json: those that the import reads, and those that do not change what the
+# adapter computes.
 _READ = {
     "peft_type", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora",
     "use_dora", "bias", "init_lora_weights",
@@ -54,20 +56,20 @@ _READ = {
 _SAYS_NOTHING = {
     "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
     "peft_version", "fan_in_fan_out", "ensure_weight_tying", "qalora_group_size", "megatron_core",
-    # The names of the tensors say the same:
+    # The names of the tensors already say what these keys say.
     "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern",
 }  # fmt: skip
 _BASE_UNCHANGED = (True, False, "gaussian", "orthogonal", "eva")
 
 Pair = tuple[Tensor, Tensor]
-"""A (R, I) and B (O, R)."""
+"""The matrices of an adapted layer: A (R, I) and B (O, R)."""
 
 
 @dataclass(frozen=True)
 class Adapter:
     """A LoRA adapter under gptcli's parameter names.
 
-    `pairs` maps a layer ("h.0.attn.query") to its A and B. `tables` holds whole tables."""
+    `pairs` maps a layer ("h.0.attn.query") to its A and B. `tables` has complete tables by name."""
 
     lora: LoraConfig
     pairs: dict[str, Pair]
@@ -77,13 +79,14 @@ class Adapter:
 def import_adapter(folder: Path, base: Path, out: Path, *, name: str | None = None) -> Import:
     """Write the adapter in `folder`, on the best model of the run `base`, as the run folder `out`.
 
-    If peft is installed, it reads the adapter, too, and logits are compared. `name` is the
-    adapter's on the Hugging Face Hub. Raises GptcliError if a file is missing or damaged, if the
-    adapter is not of this base model, or is more than train.lora holds (exit code 1)."""
+    If peft is installed, it reads the adapter, too, and the logits are compared. `name` is the name
+    of the adapter on the Hugging Face Hub. Raises GptcliError if a file is missing or damaged, or
+    if the adapter has another base model. Raises it with exit code 1 if train.lora cannot hold the
+    adapter."""
     refuse_taken(out)
     if not (folder / SETTINGS).is_file():
         raise GptcliError(
-            f"{folder} has no {SETTINGS}, so it is no adapter",
+            f"{folder} has no {SETTINGS}, so it is not an adapter",
             "name the folder `adapter` that gptcli export wrote, or a folder that peft saved; or "
             "leave --base out to import a model",
         )
@@ -97,7 +100,7 @@ def import_adapter(folder: Path, base: Path, out: Path, *, name: str | None = No
         found = read_adapter(folder, trained)
     except Refused as refused:
         raise GptcliError(
-            f"{folder}: train.lora does not hold exactly this adapter: {refused}",
+            f"{folder}: train.lora cannot hold exactly this adapter: {refused}",
             "merge it into its base model with peft (merge_and_unload), and import the model",
             exit_code=1,
         ) from None
@@ -115,8 +118,8 @@ def import_adapter(folder: Path, base: Path, out: Path, *, name: str | None = No
 def read_adapter(folder: Path, base: Trained) -> Adapter:
     """The adapter in a folder of peft, for the base model.
 
-    Raises Refused if train.lora does not hold it exactly, and GptcliError if a file is damaged or
-    the adapter is of another base model."""
+    Raises Refused if train.lora cannot hold the adapter exactly, and GptcliError if a file is
+    damaged or the adapter has another base model."""
     settings = read_json(folder / SETTINGS)
     _refuse_settings(settings)
     path = folder / WEIGHTS
@@ -126,8 +129,8 @@ def read_adapter(folder: Path, base: Trained) -> Adapter:
         of_base = (file.metadata() or {}).get(BASE_KEY)
     if of_base is not None and of_base != base_digest(base.model):
         raise GptcliError(
-            f"{folder} was tuned from another model than that of {base.run}",
-            "name the run that it was tuned from with --base; or import the folder around it, "
+            f"{folder} was trained on another model than {base.run}",
+            "name its base run with --base; or import the folder around the adapter, "
             f"which holds its base model: gptcli import {shell_word(folder.parent)}",
         )
     shapes = {name: tuple(p.shape) for name, p in base.model.named_parameters()}
@@ -152,14 +155,16 @@ def read_adapter(folder: Path, base: Trained) -> Adapter:
             pairs[name] = a.contiguous(), b.contiguous()
     tables = _tables(base, tensors, shapes)
     if tensors:
-        raise Refused(f"`{min(tensors).removeprefix(_PREFIX)}` is no adapter of a block's matrix")
+        raise Refused(
+            f"`{min(tensors).removeprefix(_PREFIX)}` is not an adapter of a block's matrix"
+        )
     if not pairs:
         raise Refused("it changes no matrix of a block")
     return Adapter(_lora(settings, base.config, pairs, scales, bool(tables)), pairs, tables)
 
 
 def _refuse_settings(settings: Mapping[str, Any]) -> None:
-    """Raise Refused if a key of adapter_config.json asks for more than A, B and their scale."""
+    """Raise Refused if adapter_config.json asks for more than A, B and their scale."""
     if settings.get("peft_type") != "LORA":
         raise Refused(f"`peft_type` is {settings.get('peft_type')}")
     if settings.get("use_dora"):
@@ -177,12 +182,15 @@ def _refuse_settings(settings: Mapping[str, Any]) -> None:
 def _number(values: Mapping[str, Any], key: str) -> float:
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
-        raise Refused(f"`{key}` is no number above 0")
+        raise Refused(f"`{key}` is not a number above 0")
     return value
 
 
 def _of_layer(settings: Mapping[str, Any], pattern: str, key: str, layer: str) -> float:
-    """The rank or alpha of a layer: that of a pattern whose name ends the layer's, or the usual."""
+    """The rank or alpha of a layer.
+
+    If the layer's name ends with a name in `pattern`, it is the value of this name, else the usual
+    value."""
     patterns = settings.get(pattern) or {}
     for name in patterns:
         if layer == name or layer.endswith(f".{name}"):
@@ -193,7 +201,7 @@ def _of_layer(settings: Mapping[str, Any], pattern: str, key: str, layer: str) -
 
 
 def _layers(config: Config) -> dict[str, list[str]]:
-    """The layers of the Hugging Face model, each with ours that it holds, in their order."""
+    """The layers of the Hugging Face model; each with the names of our layers in it, in order."""
     found: dict[str, list[str]] = defaultdict(list)
     for block in range(config.model.n_layer):
         for names in config.model.traits.projections.values():
@@ -204,18 +212,20 @@ def _layers(config: Config) -> dict[str, list[str]]:
 
 
 def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str, Pair]:
-    """The pairs of our layers, of the pair of the layer that holds them. Raises Refused."""
+    """A and B of each of our layers `names`, from A and B of the layer that holds them.
+
+    Raises Refused if B cannot be split."""
     if len(names) == 1:
         return {names[0]: (A, B)}
     if B.shape[0] % len(names):
-        raise Refused("c_attn has not three equal parts")
+        raise Refused("c_attn does not have three equal parts")
     rows = B.chunk(len(names))
     if A.shape[0] % usual_rank == 0:
         columns = range(0, A.shape[0], usual_rank)
         used = [
             [i for i, part in enumerate(rows) if part[:, c : c + usual_rank].any()] for c in columns
         ]
-        if all(len(parts) <= 1 for parts in used):  # blocks: what gptcli exports
+        if all(len(parts) <= 1 for parts in used):  # blocks, as gptcli exports them
             free = (i for i in range(len(names)) if [i] not in used)
             places = [parts[0] if parts else next(free, -1) for parts in used]
             if -1 not in places and places == sorted(set(places)):
@@ -229,9 +239,10 @@ def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str,
 def _tables(
     base: Trained, tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """Take the embedding and the head out of the tensors; {} if neither is there.
+    """Take the embedding and the head out of `tensors` and return them; {} if both are absent.
 
-    One that is not there stays as it is in the base model. Raises Refused."""
+    If only one of them is there, the other is taken from the base model. Raises Refused if they do
+    not fit the base model."""
     given = {
         name: table
         for name in TABLES
@@ -241,7 +252,7 @@ def _tables(
     if given and base.config.model.traits.tied_head:
         head = given.pop("lm_head.weight", None)
         if head is None or not torch.equal(head, given.get("wte.weight", head[:0])):
-            raise Refused(f"it tunes embedding and head apart, and in {base.run} they are one")
+            raise Refused(f"it has a separate embedding and head, but {base.run} has a tied head")
     for name, table in given.items():
         if tuple(table.shape) != shapes[name]:
             raise Refused(f"{their_table(base.config, name)} has another shape than in {base.run}")
@@ -258,7 +269,7 @@ def _lora(
     scales: list[float],
     embeddings: bool,
 ) -> LoraConfig:
-    """The section train.lora of an adapter. Raises Refused if no section describes it."""
+    """The section train.lora for an adapter. Raises Refused if train.lora cannot describe it."""
     ranks = {A.shape[0] for A, _ in pairs.values()}
     if len(ranks) > 1 or not all(math.isclose(scale, scales[0]) for scale in scales):
         raise Refused("its matrices have several ranks or scales (`rank_pattern`, `alpha_pattern`)")
@@ -272,7 +283,7 @@ def _lora(
     usual = _number(settings, "r") == rank and not settings.get("use_rslora")
     dropout = settings.get("lora_dropout") or 0.0
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise Refused("`lora_dropout` is no number from 0 to below 1")
+        raise Refused("`lora_dropout` is not a number from 0 to below 1")
     return LoraConfig(
         rank=rank,
         alpha=_number(settings, "lora_alpha") if usual else scales[0] * rank,
@@ -283,7 +294,7 @@ def _lora(
 
 
 def _tuned(base: Trained, found: Adapter, out: Path) -> tuple[Trained, dict[str, Tensor]]:
-    """The base model with the adapter folded in, and the state that its checkpoint keeps."""
+    """The base model with the adapter folded in, and the tensors of state for its checkpoint."""
     weights = {name: p.detach() for name, p in base.model.named_parameters()}
     state: dict[str, Tensor] = {}
     for layer, (A, B) in found.pairs.items():

@@ -1,4 +1,4 @@
-"""Exports a trained model: writes the files, proves them, and writes the card."""
+"""Exports a trained model: writes the files, proves them, and writes the model card."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Format = Literal["huggingface", "gguf", "onnx"]
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, what the proof gave, and what the other program cannot do."""
+    """The written files, the result of the proof, and what the other program cannot do."""
 
     format: Format
     path: Path
@@ -37,10 +37,10 @@ def export(
     """Write a trained model in the format `to` to `out`, which must not exist.
 
     For Hugging Face, a run with low-rank adapters becomes its base model and a folder `adapter` in
-    peft's format; with `merge`, and in all other formats, one model with the adapters merged.
-    The model must have builtin parts only. `out` is a folder, but for GGUF a file, whose matrices
-    are stored in `type_name`. It appears when it is complete and proven. Raises
-    GptcliError if the other program computes something else from it (exit code 1)."""
+    peft's format. With `merge`, and in all other formats, it becomes one model with the adapters
+    merged. The model must have builtin parts only. `out` is a folder; for GGUF it is a file, whose
+    matrices are stored in `type_name`. `out` appears when it is complete and proven. Raises
+    GptcliError (exit code 1) if the other program computes something else."""
     assert not trained.model.user_parts.in_network()
     assert trained.tokenizer.kind != "own"
     refuse_existing(out)
@@ -72,7 +72,7 @@ def export(
                 for path in files
             )
             for path in files:
-                path.chmod(0o666 & ~_umask())  # safetensors lets only the owner read
+                path.chmod(0o666 & ~_umask())  # else only the owner can read
                 durable.fsync_file(path)
             for folder in {path.parent for path in files} - {out.parent}:
                 durable.fsync_folder(folder)
@@ -86,7 +86,7 @@ def export(
 
 
 def _write_with_adapter(trained: Trained, folder: Path) -> proof.Proof:
-    """Write the base model and its adapter, and prove both."""
+    """Write the base model and its adapter, prove both, and return the proof."""
     base, adapters = adapter_folder.split(trained)
     hugging_face.write_folder(base, folder)
     adapter_folder.write_adapter(base, adapters, folder / adapter_folder.ADAPTER)
@@ -98,10 +98,10 @@ def _write_with_adapter(trained: Trained, folder: Path) -> proof.Proof:
 
 @contextlib.contextmanager
 def _write_errors(out: Path) -> Iterator[None]:
-    """Turn an error while `out` is written into a GptcliError, for example on a full disk."""
+    """Turn an error while `out` is written, for example a full disk, into a GptcliError."""
     try:
         yield
-    except SafetensorError as error:  # of the disk, too: "... (os error 28)"
+    except SafetensorError as error:  # also for errors of the disk: "... (os error 28)"
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -112,14 +112,14 @@ def _write_errors(out: Path) -> Iterator[None]:
 
 
 def _umask() -> int:
-    """The permission bits that the user's new files do not get."""
+    """The umask: the permission bits that new files do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def not_expressible(trained: Trained, to: Format) -> tuple[str, ...]:
-    """What the other program's model cannot do as ours does, in sentences."""
+    """Sentences that say what the other program cannot do as gptcli does."""
     config = trained.config.model
     found: tuple[str, ...] = ()
     if to == "onnx":

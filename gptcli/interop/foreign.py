@@ -1,7 +1,8 @@
 """Reads models of other programs: Hugging Face folders and nanoGPT's ckpt.pt; runs no code.
 
-Only safetensors and JSON are read, and a ckpt.pt with `weights_only=True`. What a layout of gptcli
-does not hold exactly is refused by name. Dimensions: C channels (n_embd), V vocabulary.
+Only safetensors and JSON are read, and a ckpt.pt with `weights_only=True`. A model that no layout
+of gptcli can hold exactly is refused, with the reason. Dimensions: C channels (n_embd), V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from gptcli.model.weights import parameter_shapes
 _Json = dict[str, Any]
 _INDEX_BYTES = 64 << 20
 _OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "tf_model.h5")
-_IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # buffers of old versions
+_IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # buffers in old files
 
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A model of another program in gptcli's layout, with float32 weights by gptcli's names.
+    """A model of another program in gptcli's layout: float32 weights by gptcli's names.
 
-    `vocab_size` is the number of rows of the embedding, and `eot` the id of end-of-text if the
-    config names one. `notes` are sentences for the user."""
+    `vocab_size` is the number of rows of the embedding. `eot` is the id of end-of-text if the
+    config has it. `notes` are sentences for the user."""
 
     config: ModelConfig
     vocab_size: int
@@ -45,14 +46,14 @@ class ForeignModel:
 
 
 class Refused(Exception):
-    """gptcli cannot hold this exactly. The message names the key and its value."""
+    """gptcli cannot hold a model exactly. The message names the key and its value."""
 
 
 def read_model(path: Path, block_size: int | None = None) -> ForeignModel:
     """The model in a Hugging Face folder or in nanoGPT's ckpt.pt.
 
-    `block_size` replaces the context length, and must not be longer. Raises GptcliError if a file
-    is missing, damaged or too large for the memory, and if gptcli's layouts do not hold the model
+    `block_size` replaces the context length, and must not be larger. Raises GptcliError if a file
+    is missing, damaged or too large for the memory, or if no layout of gptcli can hold the model
     exactly."""
     try:
         if path.is_dir():
@@ -95,7 +96,7 @@ def _read_folder(path: Path, block_size: int | None) -> ForeignModel:
 
 
 def model_config(described: _Json) -> tuple[ModelConfig, list[str]]:
-    """Our config for the content of a config.json, and notes. Raises Refused."""
+    """The ModelConfig for the content of a config.json, and notes. Raises Refused."""
     kind = described.get("model_type")
     if kind == "gpt2":
         return _gpt2_config(described)
@@ -143,7 +144,7 @@ def _rotary_config(kind: str, described: _Json) -> tuple[ModelConfig, list[str]]
     n_embd, n_head = get.required("hidden_size"), get.required("num_attention_heads")
     n_layer, length = get.required("num_hidden_layers"), get.required("max_position_embeddings")
     get.required("vocab_size")
-    # Qwen3's head width is 128 if the file does not give it.
+    # Qwen3's head width is 128 if the file has no `head_dim`.
     head_dim = get.count("head_dim", 128 if kind == "qwen3" else None) or n_embd // n_head
     n_kv_head = get.count("num_key_value_heads", None) or n_head
     width = get.required("intermediate_size")
@@ -168,9 +169,9 @@ def _rotary_config(kind: str, described: _Json) -> tuple[ModelConfig, list[str]]
 
 
 def _window(get: _Getter, kind: str, n_layer: int, length: int) -> int:
-    """How many tokens a token sees: the sliding window, or the complete context. Raises Refused.
+    """The number of tokens that a token sees: the sliding window, or the complete context.
 
-    gptcli's window is block_size in every layer."""
+    Raises Refused if the layers differ, because gptcli's window is block_size in every layer."""
     window = get.count("sliding_window", None)
     if window is None or (kind == "qwen3" and not get.flag("use_sliding_window", False)):
         return length
@@ -189,7 +190,7 @@ def _window(get: _Getter, kind: str, n_layer: int, length: int) -> int:
 
 
 def _rope_theta(described: _Json) -> float:
-    """The base of the rotary frequencies. Raises Refused for any scaling of the positions."""
+    """The base of the rotary frequencies. Raises Refused if positions are scaled."""
     rules = described.get("rope_parameters") or {}
     if not isinstance(rules, dict):
         raise Refused("`rope_parameters` cannot be read")
@@ -203,7 +204,7 @@ def _rope_theta(described: _Json) -> float:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and float32 values of every tensor in the folder's safetensors files."""
+    """Yield the name and the float32 values of every tensor in the folder's safetensors files."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.exists():
         paths = [whole]
@@ -226,9 +227,9 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and float32 values of every tensor in a safetensors file.
+    """Yield the name and the float32 values of every tensor in a safetensors file.
 
-    Raises Refused for whole numbers, GptcliError for a damaged file."""
+    Raises Refused for whole numbers, and GptcliError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -249,7 +250,7 @@ def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
 def _without_prefix(
     tensors: Iterator[tuple[str, Tensor]], config: ModelConfig
 ) -> dict[str, Tensor]:
-    """The tensors by the names of the complete model: a file can hold the inner model's alone."""
+    """The tensors by the names of the complete model. A file can hold only the inner model."""
     inner = "transformer." if config.traits.model_type == "gpt2" else "model."
     found: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -267,10 +268,10 @@ def _read_nanogpt(path: Path, block_size: int | None) -> ForeignModel:
     refuse_too_large([path])
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for damaged and for hostile files
+    except Exception as error:  # torch raises many types of errors for damaged and hostile files
         words = str(error).strip().splitlines()[0][:120] if str(error).strip() else repr(error)
         raise GptcliError(
-            f"{path} cannot be read as weights alone: {words}",
+            f"{path} cannot be read as a file of weights: {words}",
             "only tensors, numbers and texts are read; a checkpoint with code is refused",
         ) from None
     sizes = stored.get("model_args") if isinstance(stored, dict) else None
@@ -300,12 +301,13 @@ def _read_nanogpt(path: Path, block_size: int | None) -> ForeignModel:
         name = name.removeprefix("_orig_mod.")
         if name.endswith(_IGNORED):
             continue
-        # nanoGPT keeps matrices as (outputs, inputs), Hugging Face's GPT-2 transposes the blocks'.
+        # nanoGPT stores matrices as (outputs, inputs). Hugging Face's GPT-2 stores those of the
+        # blocks transposed.
         turned = ".h." in name and tensor.dim() == 2
         renamed[name] = (tensor.T if turned else tensor).float()
     note = (
-        "nanoGPT computes GELU exactly, gptcli (as GPT-2) in the tanh form: "
-        "activations differ by at most 0.0005"
+        "nanoGPT computes GELU exactly, gptcli in GPT-2's tanh form, so activations differ by at "
+        "most 0.0005"
     )
     return _foreign(config, renamed, "nanogpt", None, [note], path)
 
@@ -321,7 +323,7 @@ def _foreign(
     notes: list[str],
     path: Path,
 ) -> ForeignModel:
-    """Rename the weights, and check what a config cannot say. Raises GptcliError or Refused."""
+    """The model with renamed weights, which are checked. Raises GptcliError or Refused."""
     embedding = theirs.get(
         "transformer.wte.weight"
         if config.traits.model_type == "gpt2"
@@ -332,7 +334,7 @@ def _foreign(
     head = theirs.get("lm_head.weight")
     if config.traits.tied_head:
         if head is not None and not torch.equal(head, embedding):
-            raise Refused("its config ties the head to the embedding, but the two differ")
+            raise Refused("its config ties the head to the embedding, but their weights differ")
         theirs.pop("lm_head.weight", None)
     biases = [tensor for name, tensor in theirs.items() if name.endswith(".bias")]
     if config.bias and not any(bias.any() for bias in biases):
@@ -340,7 +342,7 @@ def _foreign(
         if biases:
             notes = [
                 *notes,
-                "all of its biases are 0, so the model here has none, and a fine-tune trains none",
+                "all of its biases are 0, so the imported model has no biases to train",
             ]
     positions = theirs.get("transformer.wpe.weight")
     if positions is not None and positions.dim() == 2 and len(positions) > config.block_size:
@@ -368,7 +370,7 @@ def _foreign(
 def _check_shapes(
     config: ModelConfig, vocab_size: int, weights: Mapping[str, Tensor], path: Path
 ) -> None:
-    """Raise GptcliError if a weight has another shape than the foreign config says."""
+    """Raise GptcliError if a weight has another shape than config.json describes."""
     theirs = {ours: name for ours, name, _ in pairs(config)}
     for name, shape in parameter_shapes(config, vocab_size).items():
         found = tuple(weights[name].shape)
@@ -398,7 +400,7 @@ def _with_block_size(config: ModelConfig, block_size: int | None) -> ModelConfig
 
 
 def _checked(values: _Json) -> ModelConfig:
-    """A ModelConfig of these values. Raises Refused if they do not fit together."""
+    """The ModelConfig of these values. Raises Refused if the values do not fit together."""
     from pydantic import ValidationError
 
     try:
@@ -410,7 +412,7 @@ def _checked(values: _Json) -> ModelConfig:
 
 
 def _unless(value: Any, usual: Any) -> Any:
-    """`value`, or None if it is the usual one."""
+    """`value`, or None if `value` is the usual one."""
     return None if value == usual else value
 
 
@@ -437,7 +439,9 @@ def refuse_too_large(paths: list[Path]) -> None:
 
 
 def read_json(path: Path, at_most: int = MAX_JSON_BYTES) -> _Json:
-    """The object in a JSON file. Raises GptcliError if it is too large, damaged or no object."""
+    """The object in a JSON file.
+
+    Raises GptcliError if the file is too large, damaged or not an object."""
     try:
         value = json.loads(read_bounded(path, at_most).decode("utf-8-sig"))
     except OSError as error:
@@ -453,7 +457,7 @@ def read_json(path: Path, at_most: int = MAX_JSON_BYTES) -> _Json:
 
 
 class _Getter:
-    """Reads values of a foreign config, and refuses those of another type."""
+    """Reads values of another program's config, and refuses values of a wrong type."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
@@ -470,7 +474,7 @@ class _Getter:
         return found
 
     def required(self, key: str) -> int:
-        """A size that every config must have. Raises GptcliError if it is absent."""
+        """The value of a size that every config must have. Raises GptcliError if it is absent."""
         found = self.count(key, None)
         if found is None:
             raise GptcliError(
@@ -490,5 +494,5 @@ class _Getter:
         return bool(self._read(key, usual, lambda v: type(v) is bool))
 
     def only(self, key: str, usual: Any, *allowed: Any) -> None:
-        """Raise Refused unless the value is one of these."""
+        """Raise Refused if the value of `key` is not one of the allowed values."""
         self._read(key, usual, lambda v: v in allowed)

@@ -1,4 +1,4 @@
-"""Writes a model as a GGUF file, which llama.cpp and programs built on it run.
+"""Writes a model as a GGUF file for llama.cpp and programs that are built on llama.cpp.
 
 `arch: modern` becomes llama.cpp's qwen3, `arch: gpt2` its gpt2. The package `gguf` writes the file.
 """
@@ -24,7 +24,7 @@ from gptcli.tokenization.tokenizer import END_OF_TEXT
 from gptcli.training.loading import Trained
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
-"""What the matrices can be stored in. Norms, biases and positions are always float32."""
+"""The types in which matrices can be stored. Norms, biases and positions are always float32."""
 
 _Q8_BLOCK = 32
 _OUTSIDE = {
@@ -78,11 +78,11 @@ def write_file(trained: Trained, path: Path, type_name: str) -> None:
 
 
 def named_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the file with their names, in float32, matrices as (outputs, inputs)."""
+    """Yield name and values of each tensor of the file: float32, matrices as (outputs, inputs)."""
     config = trained.config.model
     weights = to_hugging_face(config, dict(trained.model.named_parameters()))
     for name, tensor in weights.items():
-        # Hugging Face's GPT-2 keeps the matrices of its blocks transposed.
+        # Hugging Face's GPT-2 stores the matrices of its blocks transposed.
         turned = config.traits.model_type == "gpt2" and ".h." in name and tensor.dim() == 2
         tensor = tensor.T if turned else tensor
         if config.traits.model_type == "llama" and name.endswith(
@@ -93,15 +93,16 @@ def named_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
 
 
 def _in_pairs(matrix: Tensor, head_dim: int) -> Tensor:
-    """The rows (outputs) of each head in the order 0, D/2, 1, D/2 + 1, ...: (H D, C) -> same.
+    """The matrix (H D, C) with the rows of each head in the order 0, D/2, 1, D/2 + 1, ...
 
-    llama.cpp's "llama" rotates neighbouring channels, its "qwen3" the channels i and i + D/2."""
+    llama.cpp's "llama" rotates neighbouring channels, and its "qwen3" rotates the channels i and i
+    + D/2."""
     heads = matrix.view(-1, 2, head_dim // 2, matrix.shape[1])
     return heads.transpose(1, 2).reshape(matrix.shape)
 
 
 def gguf_name(name: str) -> str:
-    """The name in GGUF of a parameter that has the name `name` in Hugging Face's model."""
+    """The name in GGUF of the parameter `name` of Hugging Face's model."""
     if name in _OUTSIDE:
         return _OUTSIDE[name]
     inside = name.removeprefix("model.layers.").removeprefix("transformer.h.")
@@ -111,7 +112,7 @@ def gguf_name(name: str) -> str:
 
 
 def _type_of(name: str, tensor: Tensor, type_name: str) -> str:
-    """The type in which a tensor is stored."""
+    """The GGUF type in which a tensor is stored."""
     if tensor.dim() < 2 or name == "position_embd.weight":
         return "f32"
     return "f16" if type_name == "q8_0" and tensor.shape[1] % _Q8_BLOCK else type_name
@@ -138,8 +139,8 @@ def _add_sizes(writer: Any, config: ModelConfig, tokenizer: Tokenizer) -> None:
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
     """Write the vocabulary: subwords as "gpt2", characters and bytes as "rwkv".
 
-    "rwkv" takes the longest token at each place of the text. It has no merges and, unlike "gpt2",
-    no end-of-text by default."""
+    "rwkv" takes the longest token at each position of the text. It has no merges. Unlike "gpt2", it
+    has no end-of-text by default."""
     import gguf
 
     kinds = [int(gguf.TokenType.NORMAL)] * tokenizer.vocab_size
@@ -176,7 +177,7 @@ def _add_imported(writer: Any, tokenizer: ImportedTokenizer) -> None:
     pre = tokenizer.splitting.llama_cpp
     if pre is None:
         raise GptcliError(
-            "llama.cpp has no name for the way in which this tokenizer splits texts",
+            "llama.cpp cannot split texts as this tokenizer does",
             "export it with --to huggingface or --to onnx",
             exit_code=1,
         )
@@ -197,7 +198,7 @@ def _add_imported(writer: Any, tokenizer: ImportedTokenizer) -> None:
 
 
 def _escaped(piece: bytes) -> str:
-    """The text of a token in a vocabulary of the kind "rwkv", which reads escapes as C does."""
+    """A token as text for a vocabulary of the kind "rwkv", which reads escapes as in C."""
     try:
         text = piece.decode("utf-8")
     except UnicodeDecodeError:

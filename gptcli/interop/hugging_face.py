@@ -19,7 +19,7 @@ from gptcli.tokenization import Tokenizer
 from gptcli.training.loading import Trained
 
 SHARD_BYTES = 5 << 30
-"""The largest file of weights. Above it, the weights are written in several files."""
+"""The most bytes in a file of weights. Larger weights are written to several files."""
 
 
 def write_folder(trained: Trained, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -45,7 +45,7 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         **_token_ids(tokenizer),
         "dtype": "float32",
-        "torch_dtype": "float32",  # the name before transformers 4.56
+        "torch_dtype": "float32",  # the name of this key before transformers 4.56
         "tie_word_embeddings": traits.tied_head,
         "use_cache": True,
     }
@@ -79,7 +79,7 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "max_position_embeddings": config.block_size,
         "rms_norm_eps": traits.norm_eps,
-        "rope_theta": traits.rope_theta,  # for transformers before version 5
+        "rope_theta": traits.rope_theta,  # transformers before version 5 reads this key
         "rope_parameters": {"rope_type": "default", "rope_theta": traits.rope_theta},
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -89,7 +89,7 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         return {**found, "mlp_bias": False}
     return {
         **found,
-        # Past the window, a token looks at itself and at the block_size - 1 tokens before it.
+        # Past the window, a token looks at itself and the block_size - 1 tokens before it.
         "use_sliding_window": True,
         "sliding_window": config.block_size,
         "max_window_layers": 0,
@@ -116,8 +116,8 @@ def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    # Without this class, AutoTokenizer takes the tokenizer of the model_type. Qwen3's would replace
-    # the rules of tokenizer.json, and give other ids without a word.
+    # Without this class, AutoTokenizer takes the tokenizer of the model_type. That of Qwen3 would
+    # replace the rules of tokenizer.json and give other ids, without an error.
     found: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.block_size,

@@ -25,7 +25,7 @@ from gptcli.training.schedule import resolve_rate
 from gptcli.training.training_state import Progress, build_model
 
 IMPORTED = "an imported model"
-"""The `data.source` of an imported run: its text is not here."""
+"""The `data.source` of an imported run, whose training text is not known."""
 
 _STEP_TOKENS = 4096
 _ALLOWED = ("*.json", "*.safetensors", "merges.txt")
@@ -33,7 +33,7 @@ _ALLOWED = ("*.json", "*.safetensors", "merges.txt")
 
 @dataclass(frozen=True)
 class Import:
-    """The run that was written, what was compared with the other program, and notes."""
+    """The run that was written, the result of the comparison with the other program, and notes."""
 
     run: Path
     model_type: str
@@ -47,9 +47,10 @@ def read_foreign(
 ) -> tuple[Trained, ForeignModel]:
     """The model and tokenizer of another program, ready to sample; nothing is written.
 
-    `path` is a Hugging Face folder or nanoGPT's ckpt.pt. `tokenizer` names a tokenizer.json, a
-    folder with one, or a text whose characters are the vocabulary, if `path` has no tokenizer.
-    Raises GptcliError if something is missing, damaged, or not exactly what gptcli computes."""
+    `path` is a Hugging Face folder or nanoGPT's ckpt.pt. If `path` has no tokenizer, `tokenizer`
+    names a tokenizer.json, a folder with a tokenizer, or a text whose characters are the
+    vocabulary. Raises GptcliError if something is missing or damaged, or if gptcli cannot compute
+    exactly this model."""
     foreign = read_model(path, block_size)
     found = tokenizer_of_folder(tokenizer or path, foreign.vocab_size)
     found, note = padded(found, foreign.vocab_size, path)
@@ -68,7 +69,7 @@ def read_foreign(
 
 
 def meta_of_import(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a checkpoint of an imported run records besides its tensors."""
+    """The meta.json of the checkpoint of an imported run, without the list of tensors."""
     return {
         "progress": asdict(Progress()),
         "vocab_size": tokenizer.vocab_size,
@@ -83,7 +84,7 @@ def meta_of_import(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _train_config(model: ModelConfig) -> TrainConfig:
-    """How `train --from` goes on: AdamW, with steps of at most 4,096 tokens."""
+    """The section `train` for `train --from`: AdamW, with steps of at most 4,096 tokens."""
     train = TrainConfig(
         optimizer="adamw", batch_size=max(1, min(16, _STEP_TOKENS // model.block_size))
     )
@@ -100,12 +101,12 @@ def import_model(
 ) -> Import:
     """Write a model of another program as the run folder `out`, which must not exist.
 
-    If transformers is installed, it reads the folder too, and logits and token ids are compared.
-    The run appears when it is complete. Raises GptcliError as `read_foreign` does, if the other
-    program computes something else (exit code 1), or if the folder cannot be written."""
+    If transformers is installed, it reads the folder, too, and the logits and token ids are
+    compared. `out` appears when it is complete. Raises GptcliError like `read_foreign`, and if the
+    other program computes something else (exit code 1) or `out` cannot be written."""
     refuse_taken(out)
     trained, foreign = read_foreign(path, tokenizer=tokenizer, block_size=block_size)
-    found = proof.Proof(None, (), "a ckpt.pt has no reader to compare with")
+    found = proof.Proof(None, (), "no other program can read a ckpt.pt to compare with")
     if path.is_dir():
         found = proof.hugging_face(trained, path, doing="import", with_texts=tokenizer is None)
     origin = {"from": name or path.resolve().name, "model_type": foreign.model_type}
@@ -117,7 +118,7 @@ def refuse_taken(out: Path) -> None:
     """Raise GptcliError if the run folder of an import exists and is not empty."""
     try:
         run_folder.refuse_existing(out)
-    except run_folder.RunExistsError as error:  # its hint is that of a training
+    except run_folder.RunExistsError as error:  # its hint is about training
         raise GptcliError(error.message, "name another folder with --out") from None
 
 
@@ -130,7 +131,8 @@ def write_run(
 ) -> None:
     """Write an imported model as the run folder `out`, which appears when it is complete.
 
-    `origin` says what was imported, `state` are the tensors besides the weights."""
+    `origin` says what was imported. `state` has the tensors of the checkpoint that are not
+    weights."""
     status = {
         "imported": origin,
         "stopped": "imported",
@@ -148,14 +150,14 @@ def write_run(
         with suppress(OSError):
             durable.remove_tree(out)
             durable.remove_made(made)
-        if isinstance(error, GptcliError):  # its hint is that of a training
-            hint = "free some space, or choose another disk with --out"
+        if isinstance(error, GptcliError):  # its hint is about training
+            hint = "free some space, or choose a folder on another disk with --out"
             raise GptcliError(error.message, hint, exit_code=error.exit_code) from None
         raise
 
 
 def from_hub(name: str) -> Path:
-    """The folder of a model of the Hugging Face Hub, downloaded if it is not in the cache.
+    """The local folder of a model of the Hugging Face Hub. Downloads what is not in the cache.
 
     Only JSON, safetensors and merges.txt are downloaded. Raises GptcliError if huggingface_hub is
     not installed, or if there is no such model or no network."""
@@ -168,10 +170,10 @@ def from_hub(name: str) -> Path:
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=list(_ALLOWED)))
-    except Exception as error:  # its many types of errors, and those of its network library
+    except Exception as error:  # it and its network library raise many types of errors
         words = " ".join(str(error).split())[:160] or type(error).__name__
         raise GptcliError(
-            f"there is no file or folder {name}, and the Hugging Face Hub did not give it: {words}",
+            f"there is no file or folder {name}, and the Hugging Face Hub cannot send it: {words}",
             "check the name and the network, or name a folder that you downloaded",
             exit_code=1,
         ) from None

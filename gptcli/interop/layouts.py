@@ -1,6 +1,6 @@
-"""Renames and reshapes weights between our model and the Hugging Face models that hold it exactly.
+"""Renames and reshapes weights between our model and Hugging Face's models, without loss.
 
-The names are in the table of gptcli.model.parameters. Dimensions: C channels (n_embd).
+The names come from the table in gptcli.model.parameters. Dimensions: C channels (n_embd).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _QK_NORM = ("attn.q_norm.weight", "attn.k_norm.weight")
 def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weights:
     """Our weights under the names of GPT2LMHeadModel, Qwen3ForCausalLM or LlamaForCausalLM.
 
-    GPT-2 keeps the matrices of its blocks transposed, and query, key and value as one matrix. It
-    has a bias everywhere: a bias that our model does not have is written as zeros."""
+    Hugging Face's GPT-2 stores the matrices of its blocks transposed, and query, key and value as
+    one matrix. All of its layers have a bias: if our layer has no bias, zeros are written."""
     found: _Weights = {}
     if config.traits.model_type != "gpt2":
         for name, theirs, _ in pairs(config):
@@ -46,9 +46,10 @@ def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weig
 
 
 def from_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weights:
-    """The inverse of to_hugging_face: weights under our names, contiguous.
+    """The inverse of to_hugging_face: contiguous weights under our names.
 
-    Raises KeyError if a weight is missing, and ValueError if there is one that our model lacks."""
+    Raises KeyError if a weight is missing, and ValueError for a weight that our model does not
+    have."""
     found: _Weights = {}
     used = set()
     for name, theirs, row in pairs(config):
@@ -65,15 +66,15 @@ def from_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _We
         found[name] = tensor.contiguous()
     other = sorted(set(weights) - used)
     if other:
-        raise ValueError(f"it has the weight `{other[0]}`, which gptcli's layout lacks")
+        raise ValueError(f"it has the weight `{other[0]}`, which gptcli's layout does not have")
     return found
 
 
 def pairs(config: ModelConfig) -> list[tuple[str, str, Parameter]]:
-    """Our name, the Hugging Face name and the row of each parameter of this arch.
+    """For each parameter of this arch: our name, the Hugging Face name and the row of the table.
 
-    A tied head is left out, and QK-norm if the model has none. GPT-2's biases are in the list even
-    if our model has none."""
+    Leaves out a tied head, and QK-norm if the model has no QK-norm. GPT-2's biases are in the list
+    even if our model has no biases."""
     modern = config.traits.model_type != "gpt2"
     prefix = "model.layers." if modern else "transformer.h."
     found: list[tuple[str, str, Parameter]] = []

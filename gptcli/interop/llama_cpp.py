@@ -1,7 +1,8 @@
-"""Runs a GGUF file in llama.cpp (the package xllamacpp), in a process of its own, for the proof.
+"""Runs a GGUF file in llama.cpp (package xllamacpp), in a separate process, for the proof.
 
-llama.cpp ends the process if it cannot load a file, so it must not run in ours. The process reads a
-request in JSON from standard input and writes the answer to the file that the request names.
+llama.cpp ends its process if it cannot load a file, so it must not run in our process. The separate
+process reads a request in JSON from standard input and writes the answer to the file that the
+request names.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ _SECONDS = 300
 
 @dataclass(frozen=True)
 class Answer:
-    """What llama.cpp computed.
+    """The results of llama.cpp.
 
-    `log_probabilities` has, for each prompt, the log-probability of each token as the next one.
+    `log_probabilities` has, for each prompt, the log-probability of each token as the next token.
     `counts` has the number of tokens of each text."""
 
     log_probabilities: list[dict[int, float]]
@@ -31,7 +32,7 @@ class Answer:
 
 
 def is_installed() -> bool:
-    """Whether the package xllamacpp is there."""
+    """Whether the package xllamacpp is installed."""
     return find_spec("xllamacpp") is not None
 
 
@@ -45,10 +46,10 @@ def version() -> str:
 def ask(
     path: Path, prompts: Sequence[Sequence[int]], texts: Sequence[str], vocab_size: int, letter: int
 ) -> Answer | None:
-    """llama.cpp's answer for prompts of token ids, and for texts; None if its process failed.
+    """llama.cpp's answer for prompts of token ids and for texts; None if its process failed.
 
-    `letter` is the id of a token that is a letter. llama.cpp is made to choose it, because it
-    gives no probabilities for a token that is part of a character."""
+    `letter` is the id of a token that is a letter. llama.cpp must choose this token, because it
+    gives no probabilities if it chooses a part of a character."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "answer.json")
         request = {
@@ -85,7 +86,7 @@ def _main() -> None:
     params.n_ctx = max(longest + 8, 256)
     params.n_parallel = 1
     params.warmup = False
-    # With flash attention, or a cache of 16 bits, the differences are a thousand times as large.
+    # With flash attention or a 16-bit cache, the differences are a thousand times as large.
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(params)

@@ -1,4 +1,4 @@
-"""The losses of a run as an SVG picture, for the model card and for notebooks."""
+"""Draws the losses of a run as an SVG picture, for the model card and for notebooks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from gptcli.files.bounded import read_lines
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 640, 260, 56, 16, 36  # of the curve, in pixels
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 640, 260, 56, 16, 36  # the curve's place, in pixels
 
 Points = list[tuple[int, float]]
-"""Pairs of step and loss."""
+"""The points of a curve: pairs of step and loss."""
 
 
 def recorded_losses(run: Path) -> tuple[Points, Points]:
@@ -31,7 +31,7 @@ def recorded_losses(run: Path) -> tuple[Points, Points]:
 
 
 def loss_curve(train: Points, val: Points) -> str:
-    """An SVG of both losses against the steps; `train` has at least two points."""
+    """An SVG with the curves of both losses over the steps; `train` has at least two points."""
     steps = [step for step, _ in (*train, *val)]
     losses = [loss for _, loss in (*train, *val)]
     last, low, high = max(steps), min(losses), max(losses)

@@ -1,4 +1,4 @@
-"""Writes the model card of an export: README.md with data, loss curve, sample, proof and limits."""
+"""Writes an export's model card: README.md with data, loss curve, sample, proof and limits."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _hugging_face_usage(trained: Trained, *, adapter: bool) -> Iterator[str]:
 
 
 def _onnx_usage(trained: Trained) -> Iterator[str]:
-    """A program that continues a prompt with the cache, and goes on past the window."""
+    """The lines of a program that continues a prompt with the cache, also past the window."""
     config = trained.config.model
     learned = config.traits.positions == "learned"
     first = " - start" if learned else ""
@@ -140,7 +140,7 @@ def _onnx_usage(trained: Trained) -> Iterator[str]:
     if learned:
         yield "    cache = dict(zip(cache, present))"
     else:
-        width = max(1, config.block_size - 1)  # what the next token looks at
+        width = max(1, config.block_size - 1)  # the next token looks at so many earlier tokens
         yield f"    cache = {{name: part[:, :, -{width}:] for name, part in zip(cache, present)}}"
     yield "    chances = np.exp((logits[0, -1] - logits[0, -1].max()) / temperature)"
     yield "    ids.append(int(rng.choice(len(chances), p=chances / chances.sum())))"
@@ -148,7 +148,7 @@ def _onnx_usage(trained: Trained) -> Iterator[str]:
 
 
 def proof_sentence(proof: Proof, doing: Doing = "export") -> str:
-    """What the proof showed, in a sentence."""
+    """The result of the proof in one or two sentences."""
     if proof.largest_difference is None:
         nothing = f"Nothing was proven: {proof.reader}."
         packages = ("transformers", "xllamacpp", "onnxruntime", "peft")
@@ -181,7 +181,7 @@ def _facts(trained: Trained) -> Iterator[tuple[str, str]]:
 
 
 def _prompt(trained: Trained) -> str:
-    """A short prompt that the tokenizer can encode: "The", a letter, or any other token."""
+    """A short prompt that the tokenizer can encode: "The", else a letter, else any token."""
     letters_first = sorted(trained.tokenizer.pieces, key=lambda piece: not piece.isalpha())
     for text in (b"The", *letters_first):
         with suppress(GptcliError, UnicodeDecodeError):
@@ -191,7 +191,7 @@ def _prompt(trained: Trained) -> str:
 
 
 def _config_lines(trained: Trained) -> Iterator[str]:
-    """The sections `model` and `train` of the config; the others name places of the machine."""
+    """The sections `model` and `train` of the config; other sections name private folders."""
     inside = False
     for line in dump_config(trained.config).splitlines():
         if line and not line.startswith((" ", "#")):

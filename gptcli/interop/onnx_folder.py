@@ -1,7 +1,8 @@
-"""Writes a model as a folder of ONNX files, which onnxruntime, Optimum and transformers.js run.
+"""Writes a model as a folder of ONNX files for onnxruntime, Optimum and transformers.js.
 
-Names and places of the files are those of transformers.js: `onnx/model.onnx` has a key/value cache.
-`onnx/model_without_cache.onnx` takes complete texts. The other files are as for Hugging Face.
+The files have the names and places that transformers.js expects. `onnx/model.onnx` has a key/value
+cache. `onnx/model_without_cache.onnx` takes complete texts. The other files are those of a Hugging
+Face folder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from gptcli.training.loading import Trained
 WITH_CACHE, WITHOUT_CACHE = "onnx/model.onnx", "onnx/model_without_cache.onnx"
 
 EXTERNAL_BYTES = 1 << 30
-"""Weights of more bytes are written to a file of their own: a protobuf ends at 2 GB."""
+"""Weights of more bytes go to a separate file, because a protobuf can have only 2 GB."""
 
 
 def write_folder(trained: Trained, folder: Path, *, external_bytes: int = EXTERNAL_BYTES) -> None:
@@ -29,17 +30,17 @@ def write_folder(trained: Trained, folder: Path, *, external_bytes: int = EXTERN
         external = _save(
             onnx_graph.build(trained.model, cache=cache), folder / name, external_bytes
         )
-    # Without a dtype, transformers.js asks for another file in a browser: model_quantized.onnx.
+    # Without a dtype, transformers.js in a browser asks for another file, model_quantized.onnx.
     settings: dict[str, Any] = {"dtype": "fp32"}
     if external:
-        settings["use_external_data_format"] = {Path(WITH_CACHE).name: 1}  # the number of files
+        settings["use_external_data_format"] = {Path(WITH_CACHE).name: 1}  # files with weights
     hugging_face.write_settings(trained, folder, {"transformers.js_config": settings})
 
 
 def _save(model: Any, path: Path, external_bytes: int) -> bool:
-    """Write a model to a file; weights of more than `external_bytes` to NAME_data beside it.
+    """Write a model to a file, and weights of over `external_bytes` to NAME_data next to it.
 
-    Returns whether there is such a file."""
+    Returns whether it wrote NAME_data."""
     import onnx
 
     size = sum(len(weight.raw_data) for weight in model.graph.initializer)

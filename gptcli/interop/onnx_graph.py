@@ -1,7 +1,7 @@
 """Builds the ONNX graph of a model from its parameters, with a key/value cache or without.
 
-The graph is built node by node with the package onnx. torch.onnx would trace our forward pass and
-fix what depends on the time there: the length of the rotary table, the choice of the fused kernel.
+The graph is built node by node with the package onnx. torch.onnx would trace our forward pass, and
+fix what depends on T in it: the length of the rotary table and the choice of the fused kernel.
 
 Dimensions: B batch, T new tokens, P tokens in the cache, S = P + T tokens that a query can look at,
 H heads, K heads of keys and values, D head_dim, C channels, V vocabulary, W window (block_size).
@@ -22,13 +22,14 @@ from gptcli import __version__
 from gptcli.model.gpt import GPT
 
 OPSET = 18
-"""The version of ONNX's operators, of December 2022. onnxruntime 1.14 and later run it."""
-_IR_VERSION = 8  # of the file format, the one of that opset
+"""The version of ONNX's operators (December 2022). onnxruntime 1.14 and later run it."""
+_IR_VERSION = 8  # the version of the file format that belongs to OPSET
 
 _TURN = 1 << 40  # parts of a turn; a position below 2^25 times a rotation fits into 64 bits
 _NEVER = float(np.finfo(np.float32).min)  # the score of a key that a query cannot look at
 
-# The names of Optimum and transformers.js; the latter gives an empty cache to `batch_size`.
+# The names that Optimum and transformers.js use. transformers.js looks for `batch_size` to make an
+# empty cache.
 _BATCH, _TIME, _PAST, _ALL = (
     "batch_size",
     "sequence_length",
@@ -40,16 +41,16 @@ _BATCH, _TIME, _PAST, _ALL = (
 def build(model: GPT, *, cache: bool) -> Any:
     """The model as an onnx.ModelProto in float32; builtin parts only.
 
-    Inputs: `input_ids` int64 (B, T). Output: `logits` (B, T, V). With `cache` there are more
+    Inputs: `input_ids` int64 (B, T). Output: `logits` (B, T, V). With `cache`, there are more
     inputs: `attention_mask` int64 (B, S), 0 for padding; `position_ids` int64 (B, T);
-    `past_key_values.i.key` and `.value` (B, K, P, D) of each layer i. There are more outputs:
-    `present.i.key` and `.value` (B, K, S, D), the cache of the next call. P can be 0. A caller can
-    drop all but the last W - 1 tokens of a cache, because a query looks at no others."""
+    `past_key_values.i.key` and `.value` (B, K, P, D) of each layer i. There are also more outputs:
+    `present.i.key` and `.value` (B, K, S, D), the cache for the next call. P can be 0. A caller can
+    drop all but the last W - 1 tokens of a cache, because a query looks at no earlier tokens."""
     return _Builder(model, cache).model()
 
 
 class _Builder:
-    """The nodes, weights, inputs and outputs of a graph that grows."""
+    """Builds a graph: collects its nodes, weights, inputs and outputs."""
 
     def __init__(self, model: GPT, cache: bool) -> None:
         config = model.config
@@ -66,7 +67,7 @@ class _Builder:
         self._count = 0
 
     def model(self) -> Any:
-        """The complete model."""
+        """The complete model, as an onnx.ModelProto."""
         gpt = self._gpt
         ids = self._input("input_ids", TensorProto.INT64, (_BATCH, _TIME))
         time = self._size(ids, 1)
@@ -120,7 +121,7 @@ class _Builder:
             producer_name="gptcli",
             producer_version=__version__,
         )
-        for name, value in self._weights.items():  # one by one: make_graph would copy all of them
+        for name, value in self._weights.items():  # added here: make_graph would copy all of them
             model.graph.initializer.append(numpy_helper.from_array(value, name))
         return model
 
@@ -161,7 +162,7 @@ class _Builder:
         return self._linear(mixed, [attention.c_proj], name + "c_proj")
 
     def _repeated(self, x: str) -> str:
-        """Keys or values (B, K, S, D), each head as often as query heads share it: (B, H, S, D)."""
+        """Keys or values (B, K, S, D), repeated for query heads that share them: (B, H, S, D)."""
         if self._kv_heads == self._heads:
             return x
         groups = self._heads // self._kv_heads
@@ -170,7 +171,7 @@ class _Builder:
         return self._op("Reshape", x, self._integers([0, self._heads, -1, self._head_dim]))
 
     def _present(self, name: str, past: str, new: str) -> str:
-        """The keys or values of all S tokens, which are an output, too."""
+        """The keys or values of all S tokens. They are also an output of the graph."""
         info = helper.make_tensor_value_info(name, TensorProto.FLOAT, self._kept(_ALL))
         self._outputs.append(info)
         return self._op("Concat", past, new, axis=2, output=name)
@@ -198,7 +199,7 @@ class _Builder:
         return self._op("Mul", x, gate)
 
     def _norm(self, x: str, layer: Any, name: str) -> str:
-        """RMSNorm or LayerNorm over the last dimension, after the type of `layer`'s arch."""
+        """RMSNorm or LayerNorm over the last dimension, as the arch says."""
         gain = self._weight(name + ".weight", layer.weight)
         if self._traits.norm == "layer":
             bias = getattr(layer, "bias", None)
@@ -209,9 +210,9 @@ class _Builder:
         return self._op("Mul", self._op("Div", x, root), gain)
 
     def _linear(self, x: str, layers: Sequence[Any], name: str) -> str:
-        """One matrix product with the matrices of all `layers`, whose outputs are concatenated.
+        """One matrix product with the matrices of all `layers`; their outputs are concatenated.
 
-        The matrix is (inputs, outputs), the transposed matrix of nn.Linear."""
+        The matrix is (inputs, outputs), which is the transposed matrix of nn.Linear."""
         weight = torch.cat([layer.weight for layer in layers]).T
         x = self._op("MatMul", x, self._weight(name + ".weight", weight))
         if layers[0].bias is None:
@@ -222,9 +223,10 @@ class _Builder:
     def _rotation(self, positions: str) -> tuple[str, str]:
         """Cosine and sine of each position: int64 (B, T) -> two of (B, 1, T, D).
 
-        As in gptcli.model.rotary, the first half of the sine is negated. That file multiplies in
-        float64, which few runtimes have. With products in float32, logits were wrong by 0.001 at
-        position 10,000. So integers count the parts of a turn, and complete turns are dropped."""
+        As in gptcli.model.rotary, the first half of the sine is negated. gptcli.model.rotary
+        multiplies in float64, which few runtimes have. With products in float32, logits were wrong
+        by 0.001 at position 10,000. So integers count the parts of a turn, and complete turns are
+        dropped."""
         half = np.arange(self._head_dim // 2)
         turns = self._traits.rope_theta ** (-2.0 * half / self._head_dim) / (
             2 * math.pi
@@ -243,15 +245,16 @@ class _Builder:
         )
 
     def _rotate(self, x: str, cos: str, sin: str) -> str:
-        """Queries or keys (B, H, T, D), rotated by their positions' angles."""
+        """Queries or keys (B, H, T, D), rotated by the angles of their positions."""
         half = self._head_dim // 2
         first, second = self._ops("Split", 2, x, self._integers([half, half]), axis=-1)
         swapped = self._op("Concat", second, first, axis=-1)
         return self._op("Add", self._op("Mul", x, cos), self._op("Mul", swapped, sin))
 
     def _forbidden(self, past: str, time: str, mask: str | None) -> str:
-        """The banded causal mask as a term of the scores: 0, or the lowest number for a key that a
-        query cannot look at. (T, S), or (B, 1, T, S) with a mask of padding."""
+        """The banded causal mask, to be added to the scores: (T, S), or (B, 1, T, S) with padding.
+
+        It is 0, or the lowest number for a key that a query cannot look at."""
         total = self._op("Add", past, time)
         query = self._op("Unsqueeze", self._range(past, total), self._integers([1]))
         key = self._op("Unsqueeze", self._range(self._integers([0]), total), self._integers([0]))
@@ -270,14 +273,14 @@ class _Builder:
     # ---- nodes, inputs and weights ---------------------------------------------------------
 
     def _op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """The name of the output of a new node, `output` or one that is made up."""
+        """Add a node, and return the name of its output: `output`, or a new name."""
         (found,) = self._ops(kind, 1, *inputs, output=output, **attributes)
         return found
 
     def _ops(
         self, kind: str, outputs: int, *inputs: str, output: str | None = None, **attributes: Any
     ) -> list[str]:
-        """The names of a new node's outputs."""
+        """Add a node, and return the names of its outputs."""
         self._count += 1
         name = f"{kind}_{self._count}"
         names = [output or f"{name}_{i}" for i in range(outputs)]
@@ -289,12 +292,12 @@ class _Builder:
         return name
 
     def _size(self, tensor: str, dimension: int) -> str:
-        """The size of one dimension, int64 (1,)."""
+        """The name of a tensor with the size of one dimension, int64 (1,)."""
         shape = self._op("Shape", tensor)
         return self._op("Gather", shape, self._integers([dimension]))
 
     def _range(self, first: str, end: str) -> str:
-        """The integers from `first` up to `end`, which is left out; both int64 (1,)."""
+        """The integers from `first` to `end` - 1; both are int64 (1,)."""
         scalar = self._constant("scalar", np.zeros(0, np.int64))
         first, end = self._op("Reshape", first, scalar), self._op("Reshape", end, scalar)
         return self._op("Range", first, end, self._constant("one", np.array(1, np.int64)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def session(path: Path) -> Any:
-    """An InferenceSession on the CPU, with as many threads as PyTorch uses, which logs errors only.
+    """An InferenceSession on the CPU that logs only errors, with as many threads as PyTorch.
 
     The package onnxruntime must be installed."""
     import onnxruntime
@@ -26,19 +26,19 @@ def session(path: Path) -> Any:
 
 
 class TextModel:
-    """The file without a cache."""
+    """Runs the ONNX file without a cache."""
 
     def __init__(self, path: Path) -> None:
         self._session = session(path)
 
     def logits(self, idx: Tensor) -> Tensor:
-        """Logits of complete texts: int64 (B, T) -> float32 (B, T, V)."""
+        """The logits of complete texts: int64 (B, T) -> float32 (B, T, V)."""
         (found,) = self._session.run(None, {"input_ids": idx.numpy()})
         return torch.from_numpy(found)
 
 
 class CachedModel:
-    """The file with a cache, and the cache."""
+    """Runs the ONNX file with a cache, and holds the cache."""
 
     def __init__(self, path: Path) -> None:
         self._session = session(path)
@@ -46,7 +46,7 @@ class CachedModel:
         self._mask = np.ones((1, 0), np.int64)
 
     def clear(self, batch: int) -> None:
-        """Forget all tokens; from now on there are `batch` texts."""
+        """Forget all tokens, and begin with `batch` new texts."""
         self._mask = np.ones((batch, 0), np.int64)
         self._past = {
             put.name: np.zeros((batch, put.shape[1], 0, put.shape[3]), np.float32)
@@ -68,20 +68,20 @@ class CachedModel:
         return torch.from_numpy(logits)
 
     def keep(self, tokens: int) -> None:
-        """Drop all but the last tokens of the cache."""
+        """Drop all but the last `tokens` tokens of the cache."""
         first = max(0, self._mask.shape[1] - tokens)
         self._mask = self._mask[:, first:]
         self._past = {name: kept[:, :, first:] for name, kept in self._past.items()}
 
     def in_one_call(self, idx: Tensor) -> Tensor:
-        """Logits of a text: int64 (1, T) -> float32 (1, T, V)."""
+        """The logits of a text, read in one call: int64 (1, T) -> float32 (1, T, V)."""
         self.clear(1)
         return self.feed(idx, torch.arange(idx.shape[1])[None], torch.ones_like(idx))
 
     def in_pieces(self, idx: Tensor, window: int) -> Tensor:
-        """The same, half of the text in one call, then single tokens, then the rest in one call.
+        """The logits of a text, read in several calls: half of it, single tokens, the rest.
 
-        The cache keeps what the next token can look at."""
+        Between two calls, the cache keeps only the tokens that the next token can look at."""
         half = idx.shape[1] // 2
         singles = min(32, idx.shape[1] - half)
         sizes = [half, *[1] * singles, idx.shape[1] - half - singles]
@@ -96,11 +96,11 @@ class CachedModel:
         return torch.cat(found, dim=1)
 
     def in_batch(self, idx: Tensor) -> Tensor:
-        """The same, as the second of two texts, with two tokens of padding before it."""
+        """The logits of a text, read as the second text of a batch, after two tokens of padding."""
         two = torch.zeros(2, idx.shape[1] + 2, dtype=torch.int64)
         mask = torch.ones_like(two)
         two[1, 2:], mask[1, :2] = idx[0], 0
         positions = torch.arange(two.shape[1]) - torch.tensor([[0], [2]])
         self.clear(2)
-        # The end of the first text, which is not compared, has no positions in some models.
+        # The last positions of the first text, which is not compared, do not exist in some models.
         return self.feed(two, positions.clamp(0, idx.shape[1] - 1), mask)[1:, 2:]

@@ -1,4 +1,4 @@
-"""Proves an export: reads it back with the other program and compares logits and token ids.
+"""Proves an export: the other program reads it, and its logits and token ids are compared.
 
 Dimensions: T tokens, V vocabulary, W window (block_size).
 """
@@ -24,7 +24,7 @@ from gptcli.tokenization import Tokenizer
 from gptcli.training.loading import Trained
 
 TOLERANCE = 1e-3
-"""Largest difference of two logits that rounding explains, for logits of up to 10."""
+"""The largest difference of two logits that rounding can cause, for logits of up to 10."""
 
 Doing = Literal["export", "import"]
 
@@ -40,11 +40,11 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Proof:
-    """What the other program computed with the exported files, compared with our model.
+    """The result of comparing the other program, which reads the files, with our model.
 
-    `largest_difference` is that of all compared logits, None if nothing was compared. `lengths` are
-    the prompts' lengths in tokens. `reader` names the program with its version, or says why there
-    is none."""
+    `largest_difference` is the largest difference of two logits, None if nothing was compared.
+    `lengths` are the lengths of the prompts in tokens. `reader` names the other program with its
+    version, or says why no program could read the files."""
 
     largest_difference: float | None
     lengths: tuple[int, ...]
@@ -63,7 +63,7 @@ def prove(
     """Compare `logits_of` (int64 (1, T) -> (1, T, V)) with our model on a fixed set of prompts.
 
     With `past_window`, one prompt is longer than the window. Raises GptcliError (exit code 1) if a
-    logit differs by more than rounding."""
+    logit differs by more than rounding can cause."""
     window = trained.config.model.block_size
     lengths = sorted({1, min(3, window), max(1, window // 2), window})
     lengths += [window + min(window, 50) + 3] if past_window else []
@@ -84,9 +84,9 @@ def prove(
 
 @torch.no_grad()
 def our_logits(model: GPT, idx: Tensor) -> Tensor:
-    """Our logits, also past the window, where a token sees the W tokens up to itself.
+    """The logits of our model, also past the window: int64 (1, T) -> float32 (1, T, V).
 
-    int64 (1, T) -> float32 (1, T, V)."""
+    Each token sees itself and the W - 1 tokens before it."""
     window = model.config.block_size
     if idx.shape[1] <= window:
         logits: Tensor = model(idx)
@@ -102,7 +102,7 @@ def same_ids(
     reader: str,
     doing: Doing = "export",
 ) -> None:
-    """Compare the token ids of a few texts. Raises GptcliError (exit code 1) if some differ."""
+    """Compare the token ids of a few texts. Raises GptcliError (exit code 1) if any ids differ."""
     for text in _texts_for(tokenizer):
         if encode(text) != [*tokenizer.prefix, *_ids(tokenizer, text)]:
             raise GptcliError(
@@ -115,9 +115,9 @@ def same_ids(
 def hugging_face(
     trained: Trained, folder: Path, *, doing: Doing = "export", with_texts: bool = True
 ) -> Proof:
-    """The proof of a Hugging Face folder, exported or imported, by transformers if it is there.
+    """The proof of a Hugging Face folder, exported or imported, by transformers if it is installed.
 
-    `with_texts`: also compare token ids."""
+    With `with_texts`, token ids are compared, too."""
     with _quiet_and_offline():
         try:
             import transformers
@@ -144,19 +144,19 @@ def hugging_face(
 
 
 def _has_window(theirs: Any, block_size: int) -> bool:
-    """Whether transformers gives each layer of a model a sliding window of block_size tokens."""
+    """Whether each layer of a model has a sliding window of block_size tokens in transformers."""
     kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"]
     window = getattr(theirs, "sliding_window", None)
     return window == block_size and set(kinds) == {"sliding_attention"}
 
 
 def adapter(trained: Trained, base: Path, folder: Path, *, doing: Doing = "export") -> Proof:
-    """The proof of an adapter in `folder`, on the base model in `base`, by peft if it is there.
+    """The proof of an adapter in `folder`, on the base model in `base`, by peft if it is installed.
 
-    The logits must be those of our model with the adapters merged. Call it after `hugging_face` has
-    proven the base model."""
+    The logits must equal those of our model with the adapters merged. Call it after `hugging_face`
+    has proven the base model."""
     with _quiet_and_offline(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft's, about transformers
+        warnings.simplefilter("ignore")  # warnings of peft about transformers
         try:
             import peft
             import transformers
@@ -177,10 +177,10 @@ def adapter(trained: Trained, base: Path, folder: Path, *, doing: Doing = "expor
 
 
 def onnx(trained: Trained, folder: Path) -> Proof:
-    """The proof of a folder of `gptcli.interop.onnx_folder`, by onnxruntime if it is there.
+    """The proof of a folder with ONNX files, by onnxruntime if it is installed.
 
-    The file without a cache reads each prompt. The file with a cache reads it in one call, in
-    pieces and in a batch. Raises GptcliError (exit code 1) if a file breaks ONNX's rules."""
+    The file without a cache reads each prompt. The file with a cache reads each prompt in one call,
+    in pieces and in a batch. Raises GptcliError (exit code 1) if a file breaks ONNX's rules."""
     _valid_onnx(folder)
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     try:
@@ -197,7 +197,7 @@ def onnx(trained: Trained, folder: Path) -> Proof:
     try:
         text_model = onnx_runtime.TextModel(folder / onnx_folder.WITHOUT_CACHE)
         cached = onnx_runtime.CachedModel(folder / onnx_folder.WITH_CACHE)
-    except Exception as error:  # onnxruntime has no class of its own for all of its errors
+    except Exception as error:  # onnxruntime's errors have no common class
         raise GptcliError(
             f"the export was not kept: {reader} cannot load it: {' '.join(str(error).split())}",
             "this is a fault of gptcli or of that version: please report it",
@@ -215,7 +215,7 @@ def onnx(trained: Trained, folder: Path) -> Proof:
 
 
 def _valid_onnx(folder: Path) -> None:
-    """Check both files by the rules of ONNX, shapes included. Raises GptcliError (exit code 1)."""
+    """Return both files, checked by the rules of ONNX. Raises GptcliError (exit code 1)."""
     import onnx
 
     for name in (onnx_folder.WITH_CACHE, onnx_folder.WITHOUT_CACHE):
@@ -231,23 +231,23 @@ def _valid_onnx(folder: Path) -> None:
 
 
 _GGUF_TOLERANCE = {"f32": 0.02, "f16": 0.1, "bf16": 0.5, "q8_0": 1.0}
-"""The largest difference of two log-probabilities that the type of the matrices explains.
+"""The largest difference of two log-probabilities that the type of the matrices can cause.
 
-llama.cpp computes GELU from a table of 16 bits, so float32 needs a tolerance, too."""
-_LEAST_LOG_PROBABILITY = -15.0  # below it, llama.cpp's sums in float32 are too rough to compare
+llama.cpp computes GELU from a 16-bit table, so float32 needs a tolerance, too."""
+_LEAST_LOG_PROBABILITY = -15.0  # below it, llama.cpp's float32 sums are too rough
 
 
 def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
-    """The proof of a file of `gptcli.interop.gguf_file`: its tensors, and llama.cpp if it is there.
+    """The proof of a GGUF file: its tensors are read back, and llama.cpp runs it if installed.
 
-    The largest difference is one of log-probabilities of the next token."""
+    The largest difference is that of two log-probabilities of the next token."""
     _same_tensors(trained, path, type_name)
     if not llama_cpp.is_installed():
         return Proof(None, (), "llama.cpp (the package xllamacpp) is not installed")
     window, tokenizer = trained.config.model.block_size, trained.tokenizer
     letters = [i for i, p in enumerate(tokenizer.pieces) if p.isalpha() and p.isascii()]
     if not letters:
-        return Proof(None, (), "the vocabulary has no letter, without which llama.cpp gives none")
+        return Proof(None, (), "llama.cpp gives no probabilities, because no token is a letter")
     lengths = sorted({1, min(3, window), max(1, window // 2), max(1, window - 1)})
     prompts = [idx[0].tolist() for idx in _prompts(tokenizer, lengths)]
     texts = [text for text in _texts_for(tokenizer) if 0 < len(tokenizer.encode(text)) < window]
@@ -284,11 +284,11 @@ def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
 
 
 _TENSOR_TOLERANCE = {"f32": 0.0, "f16": 2**-10, "bf16": 2**-7, "q8_0": 2**-6}
-"""The largest error of a stored number, divided by the largest number of its tensor."""
+"""For each type: the largest error of a stored number, as a part of its tensor's largest number."""
 
 
 def _same_tensors(trained: Trained, path: Path, type_name: str) -> None:
-    """Read the file back and compare each tensor. Raises GptcliError (exit code 1)."""
+    """Read the file back and compare all tensors. Raises GptcliError (exit code 1)."""
     stored = dict(gguf_file.read_tensors(path))
     for name, tensor in gguf_file.named_tensors(trained):
         error = (stored.pop(name) - tensor).abs().max()
@@ -302,17 +302,17 @@ def _same_tensors(trained: Trained, path: Path, type_name: str) -> None:
 
 
 def _prompts(tokenizer: Tokenizer, lengths: list[int]) -> Iterator[Tensor]:
-    """For each length, token ids that are the same every time, int64 (1, T)."""
+    """Yield token ids for each length, equal in each call: int64 (1, T)."""
     generator = torch.Generator().manual_seed(20_000)
     for length in lengths:
         yield torch.randint(0, tokenizer.vocab_size, (1, length), generator=generator)
 
 
 def _texts_for(tokenizer: Tokenizer) -> Iterator[str]:
-    """Texts that the tokenizer can encode, some of them made of its own tokens."""
+    """Texts that the tokenizer can encode. Some of them are made of its tokens."""
     generator = torch.Generator().manual_seed(20_001)
     drawn = torch.randint(0, tokenizer.vocab_size, (8, 40), generator=generator)
-    # The other program reads the name of a special token in a text as this token.
+    # Leave out names of special tokens, which the other program reads as these tokens.
     names = {*tokenizer.special_ids} - ({tokenizer.eot} if tokenizer.reads_end_of_text else set())
     rows = ([id for id in row if id not in names] for row in drawn.tolist())
     for text in (*_TEXTS, *(tokenizer.decode(row) for row in rows)):
@@ -322,13 +322,13 @@ def _texts_for(tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids as the other program gives them: `<|endoftext|>` in a text is the token."""
+    """The ids as the other program gives them: `<|endoftext|>` in a text is a token."""
     return tokenizer.encode(text, allow_eot=tokenizer.reads_end_of_text)
 
 
 @contextlib.contextmanager
 def _quiet_and_offline() -> Iterator[None]:
-    """Let the Hugging Face libraries print nothing and ask no server."""
+    """Stop the Hugging Face libraries from printing and from asking a server."""
     wanted = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

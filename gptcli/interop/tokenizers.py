@@ -1,4 +1,4 @@
-"""Finds the tokenizer of an imported model, and pads it to the rows of the model's embedding."""
+"""Finds the tokenizer of an imported model, and pads it to the rows of the embedding."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from gptcli.tokenization.tokenizer import END_OF_TEXT
 
 _MOST_BYTES = 64 << 20
 GPT2 = "gpt2"
-"""Names GPT-2's tokenizer, which gptcli has, if there is no file or folder of this name."""
-_GPT2_SIZES = (50_257, 50_304)  # nanoGPT rounds its embedding up to a multiple of 64
+"""This name means gptcli's own GPT-2 tokenizer, unless a file or folder has the name."""
+_GPT2_SIZES = (50_257, 50_304)  # nanoGPT rounds the rows of its embedding up to a multiple of 64
 
 
 def tokenizer_of_folder(path: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer in a folder or file; GPT-2's for a ckpt.pt of its size, and for `gpt2`.
+    """The tokenizer in a folder or file; GPT-2's for `gpt2`, and for a ckpt.pt of GPT-2's size.
 
     A folder has tokenizer.json, or vocab.json and merges.txt. A file is a tokenizer.json, or a text
-    whose characters are the vocabulary. Raises GptcliError if there is none that gptcli can use."""
+    whose characters are the vocabulary. Raises GptcliError if gptcli finds no tokenizer that it can
+    use."""
     if path == Path(GPT2) and not path.exists():
         return gpt2_tokenizer()
     if path.is_dir():
@@ -59,10 +60,11 @@ def tokenizer_of_folder(path: Path, vocab_size: int) -> Tokenizer:
 
 
 def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str | None]:
-    """The tokenizer with as many tokens as the embedding has rows, and a note if some were added.
+    """The tokenizer with as many tokens as the embedding has rows, and a note if tokens were added.
 
-    Models often have more rows than tokens, because round numbers are faster. Raises GptcliError
-    if there are fewer rows, or if a vocabulary of characters or bytes has another size."""
+    Models often have more rows than tokens, because round numbers are faster. Raises GptcliError if
+    the embedding has fewer rows than tokens, or if a tokenizer of characters or bytes has another
+    size."""
     missing = rows - tokenizer.vocab_size
     if missing == 0:
         return tokenizer, None
@@ -84,7 +86,7 @@ def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str 
 
 
 def _from_two_files(vocab: Path, merges: Path) -> Tokenizer:
-    """The tokenizer of GPT-2's older files: vocab.json (token: id) and merges.txt."""
+    """The tokenizer of GPT-2's older format: vocab.json (token: id) and merges.txt."""
     table = read_json(vocab, _MOST_BYTES)
     try:
         lines = read_bounded(merges, _MOST_BYTES).decode("utf-8").splitlines()

@@ -1,1 +1,1 @@
-"""Loggers: a run's metrics.jsonl and samples.txt in a table, TensorBoard, trackio or wandb."""
+"""Loggers write a run's metrics and samples into a table, or for TensorBoard, trackio or wandb."""

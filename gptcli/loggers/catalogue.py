@@ -1,4 +1,4 @@
-"""The loggers by name: the package that each needs, where it writes, how to look at its log."""
+"""The loggers by name: their packages, where they write, and the command that shows a log."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gptcli.files.paths import shell_word
 
 @dataclass(frozen=True)
 class Logger:
-    """What the command line knows about a logger. Importing its package takes seconds."""
+    """What the command line knows about a logger. Importing the logger's package is slow."""
 
     name: str
-    package: str | None  # to import, and to install; None: gptcli needs none
-    place: str  # in the run folder
+    package: str | None  # to be installed and imported; None: none is needed
+    place: str  # the log's path in the run folder
     shown_by: Callable[[Path], str]  # the command that shows a log at a path
 
 
@@ -42,7 +42,7 @@ LOGGERS = {
         Logger(
             "wandb",
             "wandb",
-            "loggers",  # wandb adds a folder `wandb`
+            "loggers",  # wandb itself adds a folder `wandb`
             lambda path: f"wandb sync {shell_word(path)}/wandb/offline-run-*",
         ),
     )
@@ -52,7 +52,7 @@ LOGGERS = {
 def import_path() -> list[str]:
     """The folders to import packages from: sys.path without the current folder.
 
-    A file such as `wandb.py` there is the user's own, and must not run."""
+    A file such as `wandb.py` in the current folder is the user's own, and must not run."""
     own = Path(gptcli.__file__).resolve().parent.parent
     here = Path.cwd()
     return [
@@ -65,7 +65,7 @@ def import_path() -> list[str]:
 def refuse_missing_packages(names: Iterable[str], hint: str = "") -> None:
     """Raise GptcliError if the package of a logger is not installed. Imports nothing.
 
-    `hint` follows the command that installs the package."""
+    `hint` is appended to the command that installs the package."""
     path = import_path()
     packages = [LOGGERS[name].package for name in names]
     missing = [name for name in packages if name is not None and not _is_in(path, name)]
@@ -77,6 +77,6 @@ def refuse_missing_packages(names: Iterable[str], hint: str = "") -> None:
 
 
 def _is_in(path: list[str], package: str) -> bool:
-    """Whether a package is there. A folder of its name without code, such as `wandb`, is none."""
+    """Whether a package is installed. A folder of this name without code does not count."""
     found = PathFinder.find_spec(package, path)
     return found is not None and found.origin is not None

@@ -1,4 +1,4 @@
-"""Writes metrics.csv: a header, and one line for each logged step, for spreadsheets."""
+"""Writes metrics.csv, for spreadsheets: a header, and one line for each logged step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from gptcli.loggers.rows import COLUMNS, Row, Sample
 
 
 class CsvLog:
-    """A table of the run. A cell is empty if the run did not log the value. It has no samples.
+    """The table of a run, without samples.
 
-    A line is never torn. Raises GptcliError if the path holds another file."""
+    A cell is empty if the run did not log the value. If the process is killed, no line is
+    incomplete. Raises GptcliError if the path holds a file that gptcli did not write."""
 
     def __init__(self, path: Path) -> None:
         durable.make_folder(path.parent)
@@ -35,10 +36,10 @@ class CsvLog:
         self._write(_line([row.step, *(row.values.get(name, "") for name in COLUMNS)]))
 
     def sample(self, sample: Sample, time: float) -> None:
-        """A table has no place for a text of many lines."""
+        """Ignore a sample: a text of many lines does not fit into a table."""
 
     def flush(self) -> None:
-        """Lines are not buffered."""
+        """Do nothing, because lines are not buffered."""
 
     def close(self) -> None:
         problem = self._lines.close()

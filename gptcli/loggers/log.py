@@ -1,4 +1,4 @@
-"""What every logger is: it opens a log for a run, takes rows and samples, and closes the log."""
+"""The interface of every logger: opens a log for a run, takes rows and samples, closes the log."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from gptcli.loggers.rows import Row, Sample
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a log says about its run, besides the rows."""
+    """What a log says about its run, besides rows and samples."""
 
-    name: str  # of the run folder
-    identity: str  # of the training: stays the same at a resume
-    config: dict[str, Any]  # by dotted key; lists as text
+    name: str  # the name of the run folder
+    identity: str  # of the training; a resume keeps it
+    config: dict[str, Any]  # values by dotted key; lists are text
     began: float  # Unix time of step 0
 
 
 class Log(Protocol):
     """A log that is being written. Opening it replaces an earlier log of the same run.
 
-    `time` is the Unix time. Every method can raise anything: the packages behind them do."""
+    `time` is the Unix time. Every method can raise any exception, because the loggers' packages
+    do."""
 
     def row(self, row: Row, time: float) -> None:
-        """Write a row. The steps rise."""
+        """Write a row. Each row has a larger step than the row before."""
 
     def sample(self, sample: Sample, time: float) -> None:
-        """Write a sample. Its step can be one that has been logged."""
+        """Write a sample. Its step is that of the last row or of an earlier row."""
 
     def flush(self) -> None:
-        """Let readers see what was written."""
+        """Make everything that was written visible to readers."""
 
     def close(self) -> None:
-        """Write what is left, and end the log."""
+        """Write the rest, and end the log."""

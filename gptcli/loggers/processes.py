@@ -1,4 +1,4 @@
-"""Starts the process that writes a log, reads its answer, and ends it if it hangs."""
+"""Starts the process that writes a log, reads its answer, and ends the process if it hangs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gptcli.files.paths import shell_word
 from gptcli.loggers.catalogue import LOGGERS, import_path
 
 FINISH_S = 30.0
-"""How long a training waits at its end for the last rows of a log."""
+"""Seconds that a training waits at its end for the last rows of a log."""
 
 _BOOT = (
     "import sys; request, *sys.path[:] = sys.argv[1:]; "
@@ -30,7 +30,7 @@ _BOOT = (
 
 @dataclass(frozen=True)
 class Written:
-    """The answer of a writer: the numbers of rows and samples, or a problem and perhaps a hint."""
+    """The answer of a writer: the numbers of rows and samples, or a problem with its hint."""
 
     rows: int = 0
     samples: int = 0
@@ -39,7 +39,7 @@ class Written:
 
 
 class Writer:
-    """A process that writes one log. It has its own process group, which `kill` ends as a whole."""
+    """A process that writes one log, in its own process group, which `kill` ends completely."""
 
     def __init__(self, run: Path, logger: str, path: Path | None, *, follow: bool) -> None:
         self.logger = logger
@@ -81,16 +81,16 @@ class Writer:
         return self._process.poll() is not None
 
     def end(self) -> None:
-        """Ask the process to write what is left and to end."""
+        """Ask the process to write the rest and to end."""
         assert self._process.stdin is not None
         with suppress(OSError, ValueError):
-            self._process.stdin.write(b"\n")  # a fork of the training can hold the pipe open
+            self._process.stdin.write(b"\n")  # a fork of the training can keep the pipe open
             self._process.stdin.flush()
         with suppress(OSError):
             self._process.stdin.close()
 
     def kill(self) -> None:
-        """End the process and those that it started, whatever they are doing."""
+        """End the process and the processes that it started, at once."""
         with suppress(OSError):
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -103,7 +103,7 @@ class Writer:
         code = self._process.wait()
         self.end()
         for thread in self._threads:
-            thread.join(timeout=1.0)  # a process that the writer started can keep a pipe open
+            thread.join(timeout=1.0)  # a process that the writer started can hold a pipe open
         found: Any = None
         with suppress(ValueError):
             found = json.loads(self._answer)
@@ -122,9 +122,9 @@ class RunLoggers:
         self._writers: list[Writer] = []
 
     def start(self) -> list[str]:
-        """Start the loggers, once metrics.jsonl is as the run continues it.
+        """Start the loggers, and return a note for the user about each.
 
-        Returns a note for the user about each."""
+        Call it when metrics.jsonl is in the state from which the run continues."""
         notes = []
         for name in self._names:
             try:
@@ -149,8 +149,8 @@ class RunLoggers:
     def finish(self, give_up: Callable[[], bool], seconds: float = FINISH_S) -> list[str]:
         """Let the loggers write their last rows, and return the warnings for the user.
 
-        Waits for at most `seconds`, and ends the loggers that have not finished by then, or as soon
-        as `give_up` returns True."""
+        Waits for at most `seconds`, or until `give_up` returns True. Then it ends the loggers that
+        have not finished."""
         for writer in self._writers:
             writer.end()
         until = time.monotonic() + seconds

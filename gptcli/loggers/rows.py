@@ -1,4 +1,4 @@
-"""Reads metrics.jsonl and samples.txt as rows for loggers, also while the run appends to them.
+"""Reads metrics.jsonl and samples.txt as rows and samples for loggers, also while the run trains.
 
 A row has everything that metrics.jsonl says about a step: its training, evaluation and new plan.
 """
@@ -27,9 +27,10 @@ COLUMNS = (
     "tokens_per_second",
     "max_steps",
 )
-"""What a row can hold, under the names of metrics.jsonl. `max_steps` is the newest plan.
+"""The values that a row can have, under the names of metrics.jsonl.
 
-A row of a mixture also has `val_loss/NAME` for each text."""
+`max_steps` is the newest plan. If the run trains on a mixture, a row also has `val_loss/NAME` for
+each text."""
 
 _MAX_LINE = 1 << 20
 _MAX_SAMPLE = 1 << 20  # bytes
@@ -38,7 +39,7 @@ Values: TypeAlias = "dict[str, int | float]"
 
 @dataclass(frozen=True)
 class Row:
-    """What the run logged about a step. `values` lacks what is null or was not logged."""
+    """What the run logged about a step. `values` has only logged values that are not null."""
 
     step: int
     values: Values
@@ -46,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model wrote with the weights of a step. `number` counts the run's samples from 0."""
+    """The text that the model wrote after a step. `number` counts the run's samples from 0."""
 
     step: int
     number: int
@@ -55,13 +56,13 @@ class Sample:
 
 @dataclass
 class _Tail:
-    """The lines that were appended to a file of a run since the last call of `lines`."""
+    """Reads the lines that were appended to a file of a run since the last call of `lines`."""
 
     path: Path
     offset: int = 0
 
     def lines(self) -> Iterator[bytes]:
-        """Complete lines only. A file that is missing or is no regular file has none."""
+        """The new complete lines. There are none if the file is missing or not a regular file."""
         with suppress(OSError):
             refuse_link_out(self.path, self.path.parent)
             with os.fdopen(open_regular(self.path), "rb") as file:
@@ -79,12 +80,12 @@ class _Tail:
 class Rows:
     """The rows and samples of a run, in the order of their steps.
 
-    A row is complete once a later step is logged, because an evaluation of the same step follows
-    the step. Only the sample that is drawn at the end can belong to an earlier step."""
+    A row is complete when a later step is logged, because the evaluation of a step is logged after
+    the step. Only the sample at the end of the run can belong to an earlier step."""
 
     run: Path
     first: bytes = b""
-    """The first record of metrics.jsonl: it is different for each run, and stays at a resume."""
+    """The first record of metrics.jsonl: it identifies the run, also after a resume."""
     _waiting: dict[int, Values] = field(default_factory=dict)
     _samples: list[Sample] = field(default_factory=list)
     _done: int = -1  # the last step that was returned
@@ -96,13 +97,13 @@ class Rows:
         self._texts = _Tail(self.run / "samples.txt")
 
     def read(self, *, ended: bool) -> list[Row | Sample]:
-        """What is complete and new since the last call; with `ended`, everything that is left."""
+        """The rows and samples that are complete since the last call; with `ended`, the rest."""
         for line in self._metrics.lines():
             self._take(line)
         newest = max(self._waiting, default=self._done)
-        # The run writes a sample before it logs the next step, so read the samples afterwards.
+        # The run writes a sample before it logs the next step, so read the samples after the rows.
         self._take_samples()
-        # The text of this step's own sample can be half written.
+        # The sample of this step itself can be half written.
         if self._text is not None and (ended or self._text[0] < newest):
             self._end_sample()
         found: list[Row | Sample] = []
@@ -131,7 +132,7 @@ class Rows:
             if _is_number(record.get(name)):
                 values.setdefault(
                     name, record[name]
-                )  # `seconds` of the step, not of its evaluation
+                )  # `seconds` is that of the step, not of its evaluation
 
         by_text = record.get("val_losses")  # of a mixture
         for name, loss in by_text.items() if isinstance(by_text, dict) else ():

@@ -1,4 +1,4 @@
-"""The time of day at which a run had trained for so many seconds."""
+"""Converts a run's seconds of training into the time of day."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gptcli.training.run_times import starts_of, time_in
 
 
 def run_clock(run: Path, seconds: float) -> Callable[[float], float]:
-    """A function from the seconds of metrics.jsonl to Unix time.
+    """A function from the seconds in metrics.jsonl to Unix time.
 
-    run.json has the time at which each part of the run began. In a run of an earlier version it has
-    only the time at which the run ended, so the pauses between the parts are left out. `seconds`
-    are those of the newest record of metrics.jsonl."""
+    run.json has the time at which each part of the run began. In a run of an earlier version,
+    run.json has only the time at which the run ended, so the pauses between the parts are ignored.
+    `seconds` are the seconds in the newest record of metrics.jsonl."""
     status = _status(run)
     starts = [
         (float(start["seconds"]), begun.timestamp())

@@ -19,7 +19,7 @@ from gptcli.loggers.rows import Row, Sample
 class TensorboardLog:
     """An event file of the run. TensorBoard keeps numbers in float32.
 
-    Raises GptcliError if the folder holds event files that are not of this run."""
+    Raises GptcliError if the folder holds event files of another run."""
 
     def __init__(self, folder: Path, facts: RunFacts) -> None:
         ending = f".gptcli-{facts.identity}"
@@ -40,7 +40,7 @@ class TensorboardLog:
             self._add(scalar_pb(name, value), row.step, time)
 
     def sample(self, sample: Sample, time: float) -> None:
-        # TensorBoard shows Markdown: four blanks keep the lines as they are.
+        # TensorBoard shows Markdown. Four spaces before each line keep the lines as they are.
         text = "\n".join(f"    {line}" for line in sample.text.split("\n"))
         self._add(text_pb("sample", text), sample.step, time)
 

@@ -1,4 +1,4 @@
-"""Writes a run into the SQLite database of trackio, without a server and without the network."""
+"""Writes a run into trackio's SQLite database, without a server and without the network."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PROJECT = "gptcli"
 
 
 class TrackioLog:
-    """A run in the project `gptcli` of the folder's database, next to other runs there.
+    """A run in the project `gptcli` of the folder's database, which can hold other runs, too.
 
-    It writes as trackio's own importers do, because `trackio.log` takes no times. Each record has
-    an identity, so that none is written twice."""
+    It writes in the same way as trackio's own importers, because `trackio.log` takes no times. Each
+    record has an id, so that no record is written twice."""
 
     def __init__(self, folder: Path, facts: RunFacts) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        os.environ["TRACKIO_DIR"] = str(folder.absolute())  # read when trackio is imported
+        os.environ["TRACKIO_DIR"] = str(folder.absolute())  # trackio reads it when it is imported
         from trackio import Markdown
         from trackio.sqlite_storage import SQLiteStorage
 

@@ -14,22 +14,22 @@ PROJECT = "gptcli"
 
 
 class WandbLog:
-    """A wandb run whose steps are those of the training, in the folder `wandb` of `folder`.
+    """A wandb run in the folder `wandb` of `folder`. Its steps are the steps of the training.
 
-    Offline, it replaces the earlier files of the run. Online, the run goes on: wandb takes no step
-    a second time, so rows up to its last step are left out."""
+    Offline, it replaces the earlier files of the run. Online, it continues the run: wandb takes no
+    step twice, so rows up to wandb's last step are left out."""
 
     def __init__(self, folder: Path, facts: RunFacts) -> None:
         files = folder / "wandb"
         files.mkdir(parents=True, exist_ok=True)
         offline = os.environ.setdefault("WANDB_MODE", "offline") not in ("online", "shared", "run")
-        # wandb reports its own errors to its makers, unless this is set.
+        # Without this, wandb reports its own errors to its makers.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self._cache = files / "cache"
         shutil.rmtree(self._cache, ignore_errors=True)
         for name in ("CACHE", "DATA", "ARTIFACT"):
             os.environ[f"WANDB_{name}_DIR"] = str(self._cache)
-        if offline:  # else the user's own settings and login count
+        if offline:  # otherwise, the user's settings and login apply
             os.environ["WANDB_CONFIG_DIR"] = str(self._cache)
             for earlier in files.glob(f"offline-run-*-{facts.identity}"):
                 shutil.rmtree(earlier)
@@ -66,18 +66,18 @@ class WandbLog:
 
     def sample(self, sample: Sample, time: float) -> None:
         text = self._html(f"<pre>{html.escape(sample.text)}</pre>", inject=False)
-        # The sample at the end belongs to the best step, which is behind.
+        # The sample at the end belongs to the best step, which is earlier.
         self._logged = max(sample.step, self._logged)
         self._run.log(
             {"sample": text, "sample_step": sample.step, "_timestamp": time}, step=self._logged
         )
 
     def flush(self) -> None:
-        """wandb writes from a process of its own."""
+        """Do nothing, because wandb writes in its own process."""
 
     def close(self) -> None:
         self._run.finish()
-        # A link in `logs` leads into the cache; a copy of the run folder would break at it.
+        # A link in `logs` leads into the cache, so it would break a copy of the run folder.
         for path in self._cache.parent.glob(f"*-{self._run.id}/logs/*"):
             if path.is_symlink():
                 path.unlink()

@@ -1,7 +1,7 @@
 """The process that writes one log of a run. It only reads the files of the run.
 
-A logger can fail, hang, end the process or start others. None of this reaches the training, which
-only starts this process, and closes its standard input at the end.
+A logger can fail, hang, end the process or start other processes. None of this reaches the
+training, which only starts this process and closes its standard input at the end.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ _POLL_S = 0.5
 def main(arguments: str) -> None:
     """Write the log that the JSON object `arguments` describes, and end the process.
 
-    Prints one JSON object on stdout: `rows` and `samples`, the numbers written; or `problem` and
-    `hint`. The object's keys: `run`, `logger`, `path`; `inside`, whether the path must lie in the
-    run folder; and `follow`, whether to go on until standard input has a line or ends."""
+    Prints one JSON object on stdout: either `rows` and `samples`, the numbers written, or `problem`
+    and `hint`. The keys of `arguments` are `run`, `logger`, `path`, `inside` (whether the path must
+    lie in the run folder) and `follow` (whether to go on until standard input has a line or
+    ends)."""
     answer = _own_stdout()
     request = json.loads(arguments)
-    for name in ("SIGINT", "SIGHUP"):  # a Ctrl-C in the terminal is for the training
+    for name in ("SIGINT", "SIGHUP"):  # a Ctrl-C in the terminal must stop only the training
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     with suppress(AttributeError, OSError):
-        os.nice(10)  # the training comes first
+        os.nice(10)  # the training has priority
     try:
         found: dict[str, Any] = _write(request)
     except GptcliError as error:
@@ -49,18 +50,18 @@ def main(arguments: str) -> None:
     with suppress(OSError):
         answer.write(json.dumps(found) + "\n")
         answer.flush()
-    os._exit(1 if "problem" in found else 0)  # threads of the logger must not hold the process
+    os._exit(1 if "problem" in found else 0)  # do not wait for threads of the logger
 
 
 def _own_stdout() -> IO[str]:
-    """The stream to which stdout led. From now on, what libraries print goes to stderr."""
+    """The stream that was stdout. From now on, everything that libraries print goes to stderr."""
     own = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return own
 
 
 def _write(request: dict[str, Any]) -> dict[str, Any]:
-    """Write the log, and return how many rows and samples it has."""
+    """Write the log, and return the numbers of its rows and samples."""
     run, path = Path(request["run"]), Path(request["path"])
     ended = threading.Event()
     if request["follow"]:
@@ -71,20 +72,20 @@ def _write(request: dict[str, Any]) -> dict[str, Any]:
         refuse_link_out(path, run)
     rows, log, count = Rows(run), None, {"rows": 0, "samples": 0}
     while True:
-        is_end = ended.is_set()  # before reading: nothing is appended afterwards
+        is_end = ended.is_set()  # ask before reading, because nothing is appended after the end
         found = rows.read(ended=is_end)
         if rows.first and found and log is None:
             clock = run_clock(run, max(map(_seconds, found)))
             log = _open_log(request["logger"], path, _facts(run, rows.first, clock(0.0)))
             time = clock(0.0)
         for item in found:
-            if log is None:  # samples of a run without metrics
+            if log is None:  # a run without metrics can have samples
                 break
             if isinstance(item, Row):
                 time = clock(item.values["seconds"]) if "seconds" in item.values else time
                 log.row(item, time)
             else:
-                log.sample(item, time)  # it follows the row of its step
+                log.sample(item, time)  # the sample follows the row of its step
             count["rows" if isinstance(item, Row) else "samples"] += 1
         if is_end:
             break
@@ -97,7 +98,7 @@ def _write(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open_log(name: str, path: Path, facts: RunFacts) -> Log:
-    """A new log of the logger `name` at `path`. Imports the logger's package."""
+    """Open and return a new log of the logger `name` at `path`. Imports the logger's package."""
     if name == "csv":
         from gptcli.loggers.csv_log import CsvLog
 
@@ -121,7 +122,7 @@ def _seconds(item: Row | Sample) -> float:
 
 
 def _facts(run: Path, first: bytes, began: float) -> RunFacts:
-    """What the log says about the run."""
+    """The RunFacts of a run, which the log also shows."""
     path = run / "config.yaml"
     config = parse_config(read_yaml(path, inside=run), name=str(path)).model_dump()
     return RunFacts(
@@ -133,14 +134,14 @@ def _facts(run: Path, first: bytes, began: float) -> RunFacts:
 
 
 def _plain(value: object) -> bool | int | float | str:
-    """A value of a config as every logger takes it: a list and null as text."""
+    """A value of a config as all loggers take it; a list and null become text."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return value if isinstance(value, (bool, int, float, str)) else "null"
 
 
 def _wait_for_end(ended: threading.Event) -> None:
-    """Set `ended` when standard input has a line or ends: the training has ended, or was killed."""
+    """Wait until the training ends (standard input has a line or ends), then set `ended`."""
     with suppress(OSError):
         os.read(0, 1)
     ended.set()

@@ -1,1 +1,1 @@
-"""Serves trained models over HTTP: OpenAI's completions interface over the streams of sampling/."""
+"""Serves trained models over HTTP, with OpenAI's completions interface."""

@@ -1,4 +1,4 @@
-"""Answers in the form of OpenAI's completions: the objects, and the events of a stream."""
+"""Builds answers in the form of OpenAI's completions: objects, and the events of a stream."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _REASONS = {"length": "length", "stop": "stop", "end": "stop"}
 
 
 class Logprobs:
-    """OpenAI's `logprobs` of one text: collects tokens, and gives those whose text is out."""
+    """OpenAI's `logprobs` of one text: collects tokens, returns those whose text is sent."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._decoder = tokenizer, tokenizer.stream()
-        self._at = 0  # characters before the next token
+        self._at = 0  # characters of the text before the next token
         self._waiting: list[tuple[int, TokenScore]] = []
         self.sum, self.count = 0.0, 0
-        """Of the log-probabilities of all tokens: `best_of` compares their means."""
+        """The sum of all log-probabilities, and their number; `best_of` compares the means."""
 
     def add(self, scores: Iterable[TokenScore]) -> None:
-        """Collect the scores of the next tokens."""
+        """Add the scores of the next tokens."""
         for score in scores:
             self._waiting.append((self._at, score))
             self._at += len(self._decoder.push(score.token))
@@ -38,7 +38,8 @@ class Logprobs:
     def take(self, length: int) -> dict[str, Any]:
         """The object for the tokens that begin in the first `length` characters of the text.
 
-        A token is given once. Tokens beyond the text, as those of a stop string, are not given."""
+        Each token is returned once. Tokens after the end of the text, such as those of a stop
+        string, are never returned."""
         ready = [(at, score) for at, score in self._waiting if at < length]
         self._waiting = self._waiting[len(ready) :]
         return {
@@ -53,7 +54,7 @@ class Logprobs:
         }  # fmt: skip
 
     def _name(self, token: int) -> str:
-        """A token as text; `bytes:\\xe2\\x80` if it is a part of a character, as OpenAI does."""
+        """A token as text; `bytes:\\xe2\\x80` if it is part of a character, as OpenAI writes it."""
         piece = self._tokenizer.token_bytes(token)
         try:
             return piece.decode("utf-8")
@@ -62,7 +63,7 @@ class Logprobs:
 
 
 class Answer:
-    """The objects of one answer, which share an id, a time and a model."""
+    """Builds the objects of one answer, which share an id, a time and a model."""
 
     def __init__(self, model: str, fingerprint: str) -> None:
         self._same = {
@@ -76,17 +77,17 @@ class Answer:
         self._usage = b""
 
     def complete(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
-        """The object of an answer that is not streamed."""
+        """The object of a complete answer, which is not streamed."""
         return {**self._same, "choices": choices, "usage": usage}
 
     def with_usage(self) -> None:
-        """Events get the field `usage`, which is null until the last one."""
+        """If true, events have the field `usage`, which is null until the last event."""
         self._usage = b',"usage":null'
 
     def event(
         self, index: int, text: str, logprobs: dict[str, Any] | None, stopped: StoppedBy | None
     ) -> bytes:
-        """An event of a stream: more text of one choice."""
+        """An event of a stream: the next text of one choice."""
         scores = b"null" if logprobs is None else _json(logprobs)
         reason = b"null" if stopped is None else b'"%s"' % _REASONS[stopped].encode()
         return b'%s{"text":%s,"index":%d,"logprobs":%s,"finish_reason":%s}]%s}\n\n' % (
@@ -99,14 +100,14 @@ class Answer:
         )
 
     def usage_event(self, usage: dict[str, int]) -> bytes:
-        """The event with the number of tokens, which has no choices."""
+        """The event with the number of tokens. It has no choices."""
         return b'%s],"usage":%s}\n\n' % (self._start, _json(usage))
 
 
 def choice(
     index: int, text: str, logprobs: dict[str, Any] | None, stopped: StoppedBy
 ) -> dict[str, Any]:
-    """One of the texts of an answer that is not streamed."""
+    """A choice: one text of an answer that is not streamed."""
     return {
         "text": text,
         "index": index,
@@ -116,7 +117,7 @@ def choice(
 
 
 def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
-    """OpenAI's `usage`."""
+    """OpenAI's `usage`: the numbers of tokens of the prompts and of the texts."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": new_tokens,
@@ -125,7 +126,7 @@ def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
 
 
 def error_event(body: dict[str, Any]) -> bytes:
-    """The event that ends a stream which fails."""
+    """The event that ends a stream after an error."""
     return b"data: " + _json(body) + b"\n\n"
 
 

@@ -1,4 +1,4 @@
-"""The server as an ASGI application: its paths, who may use them, and errors in OpenAI's form."""
+"""The server as an ASGI application: its paths, access to them, and errors in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from gptcli.serving.refusal import RETRY_AFTER, Refusal, overloaded
 
 _OPEN = ("/", "/health")  # paths that need no key
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-_LONGEST_BODY = 30.0  # seconds; so long can a client take to send its body
-_LONG_BODY = 1 << 14  # bytes; a longer one is read in a thread, so that texts go on meanwhile
-_MOST_BODY_BYTES = 64 << 20  # of all bodies that are being received
+_LONGEST_BODY = 30.0  # seconds that a client has to send its body
+_LONG_BODY = 1 << 14  # bytes; a longer body is parsed in a thread, so that other texts go on
+_MOST_BODY_BYTES = 64 << 20  # in all bodies that are being received
 _PAGE_HEADERS = {
-    # The page loads nothing, from nowhere, and no other page can show it in a frame.
+    # The page loads nothing from anywhere, and no other page can show it in a frame.
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'; "
     "base-uri 'none'",
@@ -45,16 +45,16 @@ _PAGE_HEADERS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client can ask for, and who may ask."""
+    """The limits of a request, and the clients that may send one."""
 
     most_tokens: int
-    """Of a prompt and its text together."""
+    """The most tokens of a prompt and its text together."""
     most_body_bytes: int
     api_keys: Sequence[str] = ()
     origins: Sequence[str] = ()
-    """Web pages of other origins that may use the server; `*` for all."""
+    """The origins of other web pages that may use the server; `*` for all."""
     only_local: bool = False
-    """Whether requests for another host name are refused (see `_refuse_other_pages`)."""
+    """True if requests with another host name than localhost are refused."""
 
 
 class Application:
@@ -68,7 +68,7 @@ class Application:
         self._body_bytes = 0
         self._reading = asyncio.Lock()
         self.is_ending = False
-        """Whether the server is shutting down: `/health` then says so."""
+        """True if the server is shutting down, which `/health` reports."""
         routes = [
             Route("/", self._page),
             Route("/health", self._health),
@@ -100,7 +100,7 @@ class Application:
     # ---- around all paths ----------------------------------------------------------------
 
     def _counted(self, app: ASGIApp) -> ASGIApp:
-        """Count the answers by path and status."""
+        """Wrap the application so that answers are counted by path and status."""
 
         async def counting(scope: Scope, receive: Receive, send: Send) -> None:
             async def sending(message: Message) -> None:
@@ -114,7 +114,7 @@ class Application:
         return counting
 
     def _guarded(self, app: ASGIApp) -> ASGIApp:
-        """Refuse requests without the key, and those of web pages that may not ask."""
+        """Wrap the application to refuse requests without a key or from other web pages."""
 
         async def guarding(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
@@ -145,11 +145,12 @@ class Application:
             raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
 
     def _refuse_other_pages(self, headers: Headers) -> None:
-        """Raise Refusal (403) for a web page of another origin, unless it is allowed.
+        """Raise Refusal (403) for a web page of another origin, unless the origin is allowed.
 
-        A page that the user happens to visit must not use a server on the user's machine. Its
-        requests have its origin. If its name was made to point to this machine (DNS rebinding),
-        they have its name as host; so a server without a key answers only to its own names."""
+        A page that the user visits must not use a server on the user's machine. The page's requests
+        name its origin. If the page's name points to this machine (DNS rebinding), its requests
+        have this name as host. So a local server without a key answers only requests for
+        localhost."""
         host = urlsplit(f"//{headers.get('host', '')}")
         try:
             name = host.hostname
@@ -193,7 +194,7 @@ class Application:
     async def _complete(self, request: Request) -> Completion:
         body = await self._body(request)
         client: Hashable = None
-        if request.client is not None:  # clients on this machine differ only in their port
+        if request.client is not None:  # clients on this machine differ only in the port
             host, port = request.client
             client = (host, port) if host in _LOCAL else host
 
@@ -210,7 +211,7 @@ class Application:
                 most_tokens=self._limits.most_tokens,
             )
 
-        async with self._reading:  # a user's tokenizer need not be safe for threads
+        async with self._reading:  # a user's tokenizer need not be thread-safe
             if len(body) < _LONG_BODY:
                 completion = read()
             else:
@@ -219,7 +220,7 @@ class Application:
         return completion
 
     async def _body(self, request: Request) -> bytes:
-        """The body of a request. Raises Refusal if it is too large or does not come."""
+        """The body of a request. Raises Refusal if it is too large or does not arrive in time."""
         most = self._limits.most_body_bytes
         length = request.headers.get("content-length", "0")
         too_large = Refusal(413, f"The body is larger than {most} bytes.", code="request_too_large")
@@ -265,7 +266,7 @@ def _refused(refusal: Refusal) -> Response:
     if refusal.status == 401:
         headers["www-authenticate"] = "Bearer"
     if refusal.status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not read
+        headers["connection"] = "close"  # because the rest of the body is not read
     return JSONResponse(refusal.body(), refusal.status, headers)
 
 

@@ -1,9 +1,9 @@
-"""Continuous batching: texts wait in a queue, take a free slot, and all slots grow together.
+"""Continuous batching: texts wait in a queue, take a free slot, and are generated together.
 
-A thread generates; the server's event loop hands texts in and gets their pieces. A waiting text
-takes a slot between two tokens of the others. A long prompt is read in parts, so that the others
-go on meanwhile. A text is a function of its prompt, its seed and its sample number: the other texts
-do not change it (gptcli/sampling/generate.py).
+A thread generates. The server's event loop gives texts to this thread and gets their pieces. A
+waiting text takes a free slot between two tokens of the other texts. A long prompt is read in
+parts, so that the other texts go on. A text depends only on its prompt, its seed and its sample
+number, not on the other texts (gptcli/sampling/generate.py).
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from gptcli.serving.slots import Slots
 from gptcli.serving.token_scores import TokenScore, scores_of
 from gptcli.tokenization import Tokenizer
 
-_PROMPT_TOKENS = 128  # that are read at once; complete prompts then get their first tokens
-_LONGEST_PAUSE = 0.1  # seconds that the other texts wait while prompts are read
-_MOST_STEPS = 64  # tokens of each text per call, at most
-_LONGEST_CALL = 0.004  # seconds; so long can a new text have to wait for the running call
-_FOR_OTHERS = 8  # one client leaves one of so many slots, and places in the queue, to the others
+_PROMPT_TOKENS = 128  # read at once; complete prompts then get their first tokens
+_LONGEST_PAUSE = 0.1  # seconds that other texts wait while prompts are read
+_MOST_STEPS = 64  # the most tokens of each text in one call
+_LONGEST_CALL = 0.004  # seconds; a new text waits at most so long for the running call
+_FOR_OTHERS = 8  # one in so many slots and queue places is kept for other clients
 
 
-_LOOK_AGAIN = 0.05  # seconds between two searches for texts that waited too long
+_LOOK_AGAIN = 0.05  # seconds between two searches for texts that have waited too long
 
 
 class QueueFullError(Exception):
-    """Too many texts wait already, or are kept until their clients have read them."""
+    """Too many texts already wait, or are kept until their clients have read them."""
 
 
 class TooLargeError(Exception):
-    """One request asks for too much."""
+    """One request asks for more than the server can keep in memory."""
 
 
 Problem = Literal["expired", "ending", "failed", "memory"]
@@ -57,24 +57,24 @@ Problem = Literal["expired", "ending", "failed", "memory"]
 
 @dataclass
 class Piece:
-    """The next part of a text: what is ready of it, the tokens so far, and its end if it ended."""
+    """The next part of a text. `tokens` is the number of all tokens so far."""
 
     text: str
     tokens: int
     stopped: StoppedBy | None = None
     scores: list[TokenScore] = field(default_factory=list)
-    """Of the new tokens, if they were wanted."""
+    """The scores of the new tokens, if the request wants them."""
     problem: Problem | None = None
-    """Why no more comes: it waited too long, the server ends, or computing failed."""
+    """Why the text ends early: it waited too long, the server ends, or the computation failed."""
 
 
 @dataclass(eq=False)
 class Text:
-    """A text to write: what is asked for, and how far it is.
+    """A text to write: what the request asks for, and how much of it is done.
 
-    `deliver` gets each Piece, in the thread of the event loop. `client` is whoever takes turns with
-    the others. `scores` is how many of the likeliest tokens come with each token, or None.
-    `score_prompt_from` is the first token of the prompt that gets scores too, or None."""
+    `deliver` gets each Piece, in the thread of the event loop. `client` identifies the client,
+    because clients take turns. `scores` is the number of likeliest tokens to report for each token,
+    or None. `score_prompt_from` is the first token of the prompt to report scores for, or None."""
 
     prompt: Sequence[int]
     sample: int
@@ -89,11 +89,11 @@ class Text:
     since: float = field(default_factory=time.monotonic)
     canceled: bool = False
     slot: int = -1
-    read: int = 0  # tokens of the prompt that the slot has read
+    read: int = 0  # number of prompt tokens that the slot has read
 
     @property
     def size(self) -> int:
-        """What the text needs in memory until its client has read it, in tokens without scores."""
+        """The memory that the text needs until its client has read it, in tokens without scores."""
         each = 1 if self.scores is None else 4 + 2 * self.scores
         scored = 0 if self.score_prompt_from is None else len(self.prompt)
         return len(self.prompt) + each * (self.max_tokens + scored)
@@ -103,9 +103,10 @@ Delivery = tuple[Text, Piece]
 
 
 class Batch:
-    """The texts of one model: those that wait, those whose prompt is read, and those written.
+    """The texts of one model, which wait, have their prompts read, or are being written.
 
-    Only the generating thread calls it, except `queue`, which the Generator's lock protects."""
+    Only the generating thread uses it. Other threads can use `queue`, which the Generator's lock
+    protects."""
 
     def __init__(self, slots: Slots, tokenizer: Tokenizer, scorer: PromptScorer) -> None:
         self.queue: FairQueue[Text] = FairQueue()
@@ -119,7 +120,7 @@ class Batch:
         self._numbers: dict[int, UniformNumbers] = {}
         self._growing: dict[int, Continuation] = {}
         self._steps = 1
-        self._all_written = 0.0  # when all texts last got tokens
+        self._all_written = 0.0  # the last time at which all texts got tokens
 
     @property
     def count(self) -> int:
@@ -128,7 +129,7 @@ class Batch:
 
     @property
     def running(self) -> list[Text]:
-        """The texts that have a slot."""
+        """The texts that have slots."""
         return [*self._scoring, *self._reading, *self._writing.values()]
 
     @property
@@ -137,7 +138,7 @@ class Batch:
         return bool(self._scoring or self._reading or self._writing)
 
     def admit(self) -> None:
-        """Give free slots to waiting texts. Needs the lock."""
+        """Give free slots to waiting texts. The caller must hold the Generator's lock."""
         while self._free and self.queue:
             text = self.queue.take(lambda client: self._held[client] < self._most_of_one)
             if text is None:
@@ -152,13 +153,13 @@ class Batch:
                 self._read_later(text)
 
     def drop_canceled(self) -> None:
-        """Free the slots of the texts that nobody waits for."""
+        """Free the slots of texts that were cancelled."""
         for text in self.running:
             if text.canceled:
                 self._leave(text)
 
     def drop_all(self, problem: Problem) -> list[Delivery]:
-        """End all texts that have a slot, because of a problem."""
+        """End all texts that have slots, because of a problem; return their last pieces."""
         out: list[Delivery] = []
         for text in self.running:
             self._leave(text)
@@ -166,10 +167,10 @@ class Batch:
         return out
 
     def step(self) -> list[Delivery]:
-        """Read a part of the prompts, then write the next tokens.
+        """Read a part of the prompts, then write the next tokens. Returns the new pieces.
 
-        While prompts wait, a text gets its first token as soon as its prompt is read. The others
-        get a token at least each _LONGEST_PAUSE."""
+        While prompts wait, a text gets its first token as soon as its prompt is read. The other
+        texts get a token at least every _LONGEST_PAUSE seconds."""
         out = self._score_prompts()
         new = self._read_prompts()
         if self._reading and time.perf_counter() - self._all_written < _LONGEST_PAUSE:
@@ -194,11 +195,11 @@ class Batch:
         self._reading.append(text)
 
     def _read_prompts(self) -> list[int]:
-        """Read the next tokens of prompts. Returns the slots whose prompts are complete now."""
+        """Read the next tokens of the prompts. Returns the slots whose prompts are now complete."""
         left = _PROMPT_TOKENS
         first: dict[int, Sequence[int]] = {}
         more: dict[int, Sequence[int]] = {}
-        shared: set[int] = set()  # prompts of several samples: one slot reads, the others copy
+        shared: set[int] = set()  # if samples share a prompt, one slot reads it and the others copy
         for text in self._reading:
             if left <= 0:
                 break
@@ -229,7 +230,7 @@ class Batch:
         return [text.slot for text in complete]
 
     def _write(self, slots: Sequence[int]) -> list[Delivery]:
-        """Write the next tokens of these slots."""
+        """Write the next tokens of these slots, and return the new pieces."""
         out = [self._ended(text, "length") for text in self._done()]
         order = [slot for slot in slots if slot in self._writing]
         if not order:
@@ -263,7 +264,7 @@ class Batch:
         return out
 
     def _done(self) -> list[Text]:
-        """The texts that are to have no tokens."""
+        """The texts that need no tokens, because their max_tokens is 0."""
         return [text for text in self._writing.values() if text.max_tokens == 0]
 
     def _ended(self, text: Text, why: StoppedBy) -> Delivery:
@@ -271,7 +272,7 @@ class Batch:
         return text, Piece("", 0, why)
 
     def _choose_steps(self, count: int, seconds: float) -> None:
-        """Make the next call about as long as _LONGEST_CALL, if one token takes less."""
+        """Choose how many tokens the next call writes, so that it takes about _LONGEST_CALL."""
         each = seconds / count
         self._steps = max(1, min(_MOST_STEPS, 2 * count, int(_LONGEST_CALL / max(each, 1e-9))))
 
@@ -293,7 +294,7 @@ def _began_before(time: float, text: Text) -> bool:
 
 
 class Generator:
-    """The thread that generates the texts of all models. The methods are for the event loop."""
+    """The thread that generates the texts of all models. Call its methods from the event loop."""
 
     def __init__(
         self,
@@ -304,8 +305,9 @@ class Generator:
         longest_wait: float,
         most_kept: int = 1 << 22,
     ) -> None:
-        """`most_waiting` texts wait at most, each for `longest_wait` seconds at most. All texts
-        that are not forgotten have at most the size `most_kept` (Text.size) together."""
+        """At most `most_waiting` texts wait, each for at most `longest_wait` seconds.
+
+        The sum of Text.size of all texts that are not forgotten is at most `most_kept`."""
         self._batches, self._metrics = batches, metrics
         self._most_waiting, self._longest_wait = most_waiting, longest_wait
         self._most_kept, self._kept = most_kept, 0
@@ -316,18 +318,18 @@ class Generator:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the thread. Pieces are delivered in this loop."""
+        """Start the thread, which delivers pieces in this event loop."""
         self._loop = loop
         self._thread.start()
 
     def is_alive(self) -> bool:
-        """Whether the thread generates."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def submit(self, model: str, texts: Sequence[Text]) -> None:
-        """Let texts of one client wait for slots of a model, until `forget`.
+        """Put texts of one client into the queue of a model. They are kept until `forget`.
 
-        Raises TooLargeError or QueueFullError; then none of them waits."""
+        Raises TooLargeError or QueueFullError; then no text is queued."""
         size = sum(text.size for text in texts)
         if size > self._most_kept // _FOR_OTHERS:
             raise TooLargeError
@@ -349,12 +351,12 @@ class Generator:
             self._changed.notify()
 
     def forget(self, texts: Sequence[Text]) -> None:
-        """Give back the memory that is kept for texts that were submitted."""
+        """Release the memory that is reserved for texts that were submitted."""
         with self._changed:
             self._kept -= sum(text.size for text in texts)
 
     def cancel(self, texts: Sequence[Text]) -> None:
-        """Generate no more of these texts. Nothing more is delivered of those that wait."""
+        """Stop generating these texts. Texts that wait get no more pieces."""
         with self._changed:
             for text in texts:
                 text.canceled = True
@@ -363,7 +365,7 @@ class Generator:
             self._changed.notify()
 
     def drain(self) -> None:
-        """Take no new texts. Those that have slots are completed, those that wait are refused."""
+        """Take no new texts. Texts with slots are completed, and waiting texts are refused."""
         with self._changed:
             self._ending = True
             self._changed.notify()
@@ -376,7 +378,7 @@ class Generator:
         self._thread.join()
 
     def counts(self) -> tuple[int, int]:
-        """How many texts have slots, and how many wait."""
+        """The number of texts that have slots, and the number of texts that wait."""
         batches = self._batches.values()
         with self._changed:
             return sum(len(one.running) for one in batches), sum(len(one.queue) for one in batches)
@@ -411,7 +413,7 @@ class Generator:
         return any(batch.is_busy or batch.queue for batch in self._batches.values())
 
     def _step(self, batch: Batch) -> list[Delivery]:
-        """A step of a batch. If it fails, its texts end with a problem, and the server goes on."""
+        """A step of a batch. If it fails, the texts end with a problem, and the server goes on."""
         try:
             out = batch.step()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""One request for completions: its texts, what came of them so far, and the answer."""
+"""Answers one request for completions: holds its texts, collects their pieces, sends the answer."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from gptcli.serving.metrics import Metrics
 from gptcli.serving.models import ServedModel
 from gptcli.serving.refusal import Refusal, overloaded
 
-_LONG_PART = 1 << 16  # bytes; uvicorn lets so many wait for a client
+_LONG_PART = 1 << 16  # bytes; uvicorn buffers so many for a client
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx must pass on each event at once
+    (b"x-accel-buffering", b"no"),  # so that nginx passes on each event at once
 ]
 
 
 class _Growing:
-    """A text of the answer: what came of it, and what of it was sent."""
+    """A text of the answer: the part that has arrived, and the part that was sent."""
 
     def __init__(self, echo: str, logprobs: Logprobs | None) -> None:
         self.logprobs = logprobs
         self.tokens = 0
         self.stopped: Any = None
-        self.length = 0  # characters that were ready so far
+        self.length = 0  # characters that have arrived so far
         self.parts: list[str] = [echo] if echo else []
 
     def add(self, piece: Piece) -> bool:
-        """Take a piece. Returns whether there is something to send."""
+        """Add a piece of the text. Returns whether there is something to send."""
         if self.logprobs is not None:
             self.logprobs.add(piece.scores)
         self.tokens = max(self.tokens, piece.tokens)
@@ -49,14 +49,14 @@ class _Growing:
         return piece.tokens > 0 or piece.stopped is not None  # not only scores of the prompt
 
     def take(self) -> tuple[str, dict[str, Any] | None]:
-        """The text that is new since the last call, and its log-probabilities if wanted."""
+        """The text that arrived since the last call, and its log-probabilities if wanted."""
         text, self.parts = "".join(self.parts), []
         self.length += len(text)
         return text, None if self.logprobs is None else self.logprobs.take(self.length)
 
 
 class Completion:
-    """The answer to a request: an ASGI application that generates it while the client listens."""
+    """The answer to a request, as an ASGI application: sends the texts while they are generated."""
 
     def __init__(
         self,
@@ -68,8 +68,10 @@ class Completion:
         client: Hashable,
         most_tokens: int,
     ) -> None:
-        """`most_tokens` of a prompt and its text together. Raises Refusal. Can be called in any
-        thread."""
+        """A prompt and its text can have at most `most_tokens` tokens.
+
+        Raises Refusal if they would have more, or if the model cannot read a prompt. Can be called
+        in any thread."""
         self._request, self._model = request, model
         self._generator, self._metrics = generator, metrics
         self._answer = Answer(model.name, model.fingerprint)
@@ -124,9 +126,9 @@ class Completion:
             )
 
     def submit(self) -> None:
-        """Let the texts wait for slots. Raises Refusal (503) if too many wait already.
+        """Let the texts wait for slots. Raises Refusal (503) if too many texts already wait.
 
-        The answer (`__call__`) must follow, which gives back the memory that is kept for it."""
+        `__call__` must follow, because it releases the memory that is reserved for the answer."""
         try:
             self._generator.submit(self._model.name, self._texts)
         except QueueFullError:
@@ -142,12 +144,12 @@ class Completion:
         self._metrics.prompt_tokens[self._model.name] += self._prompt_tokens
 
     def _arrive(self, index: int, piece: Piece) -> None:
-        """Take a piece of a text, in the event loop."""
+        """Receive a piece of a text, in the event loop."""
         self._arrived.append((index, piece))
         self._something.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer. If the client leaves, its texts are not generated further."""
+        """Send the answer. If the client leaves, the server stops generating its texts."""
         watching = asyncio.create_task(self._watch(receive))
         try:
             if self._request.stream:
@@ -172,8 +174,9 @@ class Completion:
         return any(one.stopped is None for one in self._growing)
 
     async def _pieces(self) -> list[int]:
-        """Wait for pieces and take them. Returns the texts that have something to send, in order;
-        nothing if the client left. Raises Refusal if no more comes of a text."""
+        """Wait for pieces, and return the texts that have something to send, in order.
+
+        Returns nothing if the client left. Raises Refusal if a text ended with a problem."""
         while True:
             await self._something.wait()
             self._something.clear()
@@ -200,7 +203,7 @@ class Completion:
             metrics.took(metrics.complete, name, seconds)
 
     async def _stream(self, send: Send) -> None:
-        """Send each text as it comes, as server-sent events."""
+        """Send each piece of text when it arrives, as server-sent events."""
         changed = await self._pieces()
         if not changed:
             return
@@ -246,12 +249,12 @@ class Completion:
 
 
 async def _send_part(send: Send, data: bytes) -> None:
-    """Send a part of an answer. Waits while the client does not read the parts before."""
+    """Send a part of an answer. Waits until the client has read enough of the earlier parts."""
     await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 async def _send_all(send: Send, data: bytes) -> None:
-    """Send the last part of an answer. If it is long, waits until the client has read most."""
+    """Send the last part of an answer; if it is long, wait until the client has read most."""
     if len(data) > _LONG_PART:
         await _send_part(send, data)
         data = b""
@@ -259,13 +262,13 @@ async def _send_all(send: Send, data: bytes) -> None:
 
 
 def _mean_logprob(one: _Growing) -> float:
-    """The mean log-probability of a text's tokens: `best_of` keeps the texts with the largest."""
+    """The mean log-probability of a text's tokens; `best_of` keeps the largest."""
     assert one.logprobs is not None
     return one.logprobs.sum / one.logprobs.count if one.logprobs.count else -math.inf
 
 
 def _refusal(problem: Problem) -> Refusal:
-    """The answer to a request whose texts cannot be completed."""
+    """The refusal for a request whose texts cannot be completed."""
     if problem == "expired":
         return overloaded("the request waited too long for its turn")
     if problem == "ending":

@@ -1,7 +1,7 @@
-"""Reads the body of a completions request: OpenAI's fields, checked, with OpenAI's defaults.
+"""Reads and checks the body of a completions request: OpenAI's fields with OpenAI's defaults.
 
-Source: OpenAI's API reference, "Create completion". Fields of llama.cpp's server that OpenAI does
-not have are `top_k`, `min_p` and `repeat_penalty`.
+Source: OpenAI's API reference, "Create completion". The fields `top_k`, `min_p` and
+`repeat_penalty` come from llama.cpp's server; OpenAI does not have them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gptcli.errors import nearest
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.serving.refusal import Refusal
 
-MOST_TEXTS = 256  # that one request can ask for
+MOST_TEXTS = 256  # of one request
 
 _Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
 _Penalty = Annotated[float, Field(ge=-2, le=2, strict=True)]
@@ -61,7 +61,7 @@ class CompletionRequest(BaseModel):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts as a list: texts, or token ids."""
+        """The prompts as a list. Each prompt is a text or a list of token ids."""
         given: Any = self.prompt
         if isinstance(given, str) or (given and isinstance(given[0], int)):
             return [given]
@@ -89,7 +89,7 @@ class CompletionRequest(BaseModel):
 
 
 def read_request(body: bytes) -> CompletionRequest:
-    """The request in a body. Raises Refusal (400) with the field that is wrong."""
+    """The request in a body. Raises Refusal (400) that names the wrong field."""
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):
@@ -107,7 +107,7 @@ def read_request(body: bytes) -> CompletionRequest:
 
 
 def _refusal(errors: list[ErrorDetails]) -> Refusal:
-    """The answer to a body with wrong fields: what is wrong with the first of them."""
+    """The refusal of a body with wrong fields; it says what is wrong with the first of them."""
     first = errors[0]
     name = ".".join(str(part) for part in first["loc"][:1])
     if first["type"] == "extra_forbidden":
@@ -130,7 +130,7 @@ _FORMS = {
 
 
 def _refuse_what_cannot_be(request: CompletionRequest) -> None:
-    """Raise Refusal for values that do not go together, and for fields without a meaning here."""
+    """Raise Refusal for values that contradict each other, and for unsupported fields."""
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(request, name):
             raise Refusal(

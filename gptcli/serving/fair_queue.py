@@ -1,4 +1,4 @@
-"""A queue that takes turns among clients: each gets one place after the other, in a circle."""
+"""A queue in which clients take turns: each client gets one place, then the next client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """Things that wait, each of a client. A client with many delays its own, not others'."""
+    """A queue of things, each of which belongs to a client.
+
+    A client with many things delays only its own things."""
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[Hashable, deque[T]] = OrderedDict()
@@ -24,18 +26,18 @@ class FairQueue(Generic[T]):
             yield from waiting
 
     def waiting(self, client: Hashable) -> int:
-        """How many things of a client wait."""
+        """The number of things of a client that wait."""
         return len(self._waiting.get(client, ()))
 
     def add(self, client: Hashable, thing: T) -> None:
-        """Let a thing of a client wait behind the client's other things."""
+        """Add a thing of a client, behind the client's other things."""
         self._waiting.setdefault(client, deque()).append(thing)
         self._count += 1
 
     def take(self, may: Callable[[Hashable], bool] = lambda client: True) -> T | None:
-        """The next thing of the next client that `may` have one; None if there is none.
+        """Remove and return the next thing of the next client that `may` allows, or None.
 
-        The client then goes behind all others."""
+        The client then goes behind all other clients."""
         for client, waiting in self._waiting.items():
             if may(client):
                 thing = waiting.popleft()
@@ -47,7 +49,7 @@ class FairQueue(Generic[T]):
         return None
 
     def remove(self, unwanted: Callable[[T], bool]) -> list[T]:
-        """Take out all things that are unwanted, and return them."""
+        """Remove all things for which `unwanted` is true, and return them."""
         found: list[T] = []
         for client, waiting in list(self._waiting.items()):
             out = [thing for thing in waiting if unwanted(thing)]

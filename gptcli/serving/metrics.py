@@ -1,4 +1,4 @@
-"""Counts what the server does, and writes the counts in the text format of Prometheus.
+"""Counts requests, texts and times of the server, and writes them in Prometheus' text format.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/, version 0.0.4.
 """
@@ -12,21 +12,21 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 
 
 class Histogram:
-    """How often a number of seconds was at or under each bound."""
+    """A histogram of durations: counts how many are at or under each bound, in seconds."""
 
     def __init__(self) -> None:
         self.buckets = [0] * len(_SECONDS)
         self.sum, self.count = 0.0, 0
 
     def add(self, seconds: float) -> None:
-        """Count a duration."""
+        """Count a duration in seconds."""
         self.sum += seconds
         self.count += 1
         for i, bound in enumerate(_SECONDS):
             self.buckets[i] += seconds <= bound
 
     def lines(self, name: str, model: str) -> Iterator[str]:
-        """The lines of this histogram, with the label `model`."""
+        """The lines of this histogram in Prometheus' format, with the label `model`."""
         label = f"model={_quoted(model)}"
         for bound, count in zip((*_SECONDS, "+Inf"), (*self.buckets, self.count), strict=True):
             yield f'{name}_bucket{{{label},le="{bound}"}} {count}'
@@ -35,10 +35,10 @@ class Histogram:
 
 
 class Metrics:
-    """The counts since the server started. The texts that run and wait now come in addition."""
+    """The counts since the server started. `text` adds the texts that run and wait now."""
 
     def __init__(self) -> None:
-        self.answers: Counter[tuple[str, int]] = Counter()  # (path, status)
+        self.answers: Counter[tuple[str, int]] = Counter()  # by (path, status)
         self.prompt_tokens: Counter[str] = Counter()  # by model
         self.new_tokens: Counter[str] = Counter()
         self.first_token: dict[str, Histogram] = {}
@@ -47,7 +47,7 @@ class Metrics:
         self.steps = 0
 
     def took(self, table: dict[str, Histogram], model: str, seconds: float) -> None:
-        """Count a duration of a model: `table` is `first_token` or `complete`."""
+        """Count a duration for a model; `table` is `first_token` or `complete`."""
         table.setdefault(model, Histogram()).add(seconds)
 
     def text(self, running: int, waiting: int) -> str:
@@ -94,6 +94,6 @@ class Metrics:
 
 
 def _quoted(value: str) -> str:
-    """A label's value in quotes."""
+    """A label's value in quotes, escaped for Prometheus."""
     escaped = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
     return f'"{escaped}"'

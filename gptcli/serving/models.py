@@ -1,4 +1,4 @@
-"""The models of a server: their names, their texts' limits, and what `/v1/models` says of them."""
+"""The models of a server: names, token ids of prompts, and the answer to `/v1/models`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class ServedModel:
 
     @property
     def fingerprint(self) -> str:
-        """What a seed's text depends on besides the request: the checkpoint and the dtype."""
+        """What a text depends on besides the request and its seed: the checkpoint and the dtype."""
         dtype = self.loaded.backend.dtype
         return f"step-{self.loaded.trained.step}-{self.loaded.backend.engine}-{dtype}"
 
     def description(self) -> dict[str, Any]:
-        """The object of OpenAI's list of models. `meta` is as in llama.cpp's server."""
+        """The model's object in OpenAI's list of models. `meta` is as in llama.cpp's server."""
         trained = self.loaded.trained
         return {
             "id": self.name,
@@ -47,9 +47,9 @@ class ServedModel:
         }
 
     def ids(self, prompt: str | Sequence[int]) -> tuple[list[int], int]:
-        """The token ids that the model reads for a prompt, and how many precede its own.
+        """The token ids that the model reads for a prompt, and how many precede its own ids.
 
-        Raises Refusal (400) if the model cannot read it."""
+        Raises Refusal (400) if the model cannot read the prompt."""
         tokenizer = self.loaded.trained.tokenizer
         if not isinstance(prompt, str):
             for id in prompt:
@@ -73,7 +73,7 @@ class ServedModel:
 
 
 class ServedModels:
-    """All models of a server. The first is the one that requests without a model get."""
+    """All models of a server. Requests without a model get the first model."""
 
     def __init__(self, loaded: Sequence[SamplingModel]) -> None:
         self._models: dict[str, ServedModel] = {}
@@ -87,7 +87,7 @@ class ServedModels:
         return iter(self._models.values())
 
     def named(self, name: str | None) -> ServedModel:
-        """The model of this name, or the first. Raises Refusal (404) if there is none."""
+        """The model of this name; the first for None. Raises Refusal (404) if there is none."""
         if name is None:
             return next(iter(self._models.values()))
         if name not in self._models:

@@ -1,4 +1,4 @@
-"""Scores the tokens of a prompt, part by part: for requests with `echo` and `logprobs`."""
+"""Scores the tokens of a prompt, part by part, for requests with `echo` and `logprobs`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gptcli.serving.token_scores import TokenScore, scores_of
 
 
 class PromptScorer:
-    """Scores prompts by the engine that samples. It opens a decoder for its first prompt."""
+    """Scores prompts with the engine that samples. Opens a decoder for the first prompt."""
 
     def __init__(self, model: SamplingModel) -> None:
         self._model = model
@@ -23,10 +23,10 @@ class PromptScorer:
 
     @torch.no_grad()
     def scores(self, prompt: Sequence[int], first: int, count: int) -> Iterator[list[TokenScore]]:
-        """The scores of the prompt's tokens from `first` on, in parts, each with the `count`
-        likeliest tokens.
+        """Yield the scores of the prompt's tokens from `first` on, in parts.
 
-        Token 0 has no log-probability, because nothing precedes it."""
+        Each score has the `count` likeliest tokens. Token 0 has no log-probability, because nothing
+        precedes it."""
         if first == 0:
             yield [TokenScore(prompt[0], None)]
         at = 1

@@ -1,16 +1,16 @@
-"""Refusal: an answer that says why a request is not served, in the form of OpenAI's errors."""
+"""Refusal: the answer to a request that is not served, in the form of OpenAI's errors."""
 
 from __future__ import annotations
 
 from typing import Any
 
-RETRY_AFTER = 1  # seconds after which a client should try again if the server is full
+RETRY_AFTER = 1  # seconds; a client should wait so long before it tries again if the server is full
 
 
 class Refusal(Exception):
-    """A request that is not served: HTTP status, and what OpenAI's errors say.
+    """A request is not served. Holds the HTTP status and the content of OpenAI's error.
 
-    `param` names the field of the request that is wrong, `code` the kind of error."""
+    `param` names the wrong field of the request. `code` names the kind of error."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
@@ -19,7 +19,7 @@ class Refusal(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def body(self) -> dict[str, Any]:
-        """The object that the client gets."""
+        """The JSON object that the client gets."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {
             "error": {
@@ -32,5 +32,5 @@ class Refusal(Exception):
 
 
 def overloaded(why: str) -> Refusal:
-    """The server is full: the client should try again later."""
+    """The refusal of a full server, with the advice to try again later."""
     return Refusal(503, f"The server is overloaded: {why}. Try again later.", code="overloaded")

@@ -1,4 +1,4 @@
-"""Runs the application: the port, the end of slow connections, and what signals do."""
+"""Runs the application: opens the port, closes slow connections, and handles signals."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from gptcli.serving.application import Application
     from gptcli.serving.batching import Generator
 
-_PATIENCE = 30.0  # seconds for the lines of a request, and between two requests of a connection
-_READ_PARTS = 20  # a client that stopped reading has to read so much of its answer in _PATIENCE
-_SEND_BUFFER = 1 << 18  # bytes of an answer that the system takes before the client reads
-_MOST_HEADER_BYTES = 1 << 18  # of one request, with the frames of its body
-_MOST_PIPELINED = 8  # requests that a client sends ahead of the answers
+_PATIENCE = 30.0  # seconds for a request's headers, and between two requests of a connection
+_READ_PARTS = 20  # a slow client must read this part (1/20) of its answer in _PATIENCE
+_SEND_BUFFER = 1 << 18  # bytes of an answer that the system buffers until the client reads
+_MOST_HEADER_BYTES = 1 << 18  # of one request, including the frames of its body
+_MOST_PIPELINED = 8  # requests that a client can send before it has the answers
 _MOST_CONNECTIONS = 2000
-_LONGEST_DRAIN = 30  # seconds in which running texts can be completed at the end
-_SWITCH_INTERVAL = 0.0005  # seconds; so long can a thread wait for Python (its usual value: 0.005)
+_LONGEST_DRAIN = 30  # seconds that running texts have at the shutdown
+_SWITCH_INTERVAL = 0.0005  # seconds that a thread waits for Python's lock (default: 0.005)
 
 
 class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
     """uvicorn's protocol. Closes connections that send no complete request or read no answer."""
 
     _timer: asyncio.TimerHandle | None = None
-    _has_asked = False  # since the last check
-    _stalled: tuple[int, int] | None = None  # unsent bytes: when the client stopped reading, last
+    _has_asked = False  # True if a request came since the last check
+    _stalled: tuple[int, int] | None = None  # unsent bytes: at the first check, at the last
     _header_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -47,7 +47,7 @@ class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """As in asyncio.Protocol. Ends connections with endless headers."""
+        """As in asyncio.Protocol. Closes connections whose headers are too long."""
         self._header_bytes += len(data)
         super().data_received(data)
         if self._header_bytes > _MOST_HEADER_BYTES or len(self.pipeline) > _MOST_PIPELINED:
@@ -80,7 +80,7 @@ class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
             self._timer.cancel()
 
     def _check(self) -> None:
-        """Close the connection if the client neither asks nor reads."""
+        """Close the connection if the client neither sends a request nor reads its answer."""
         self._timer = self.loop.call_later(_PATIENCE, self._check)
         is_answered = self.cycle is None or self.cycle.response_complete
         unsent = self.transport.get_write_buffer_size()
@@ -95,7 +95,7 @@ class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]
-    """uvicorn's server. The first signal completes what runs, the second ends at once."""
+    """uvicorn's server. A first signal lets running texts complete; a second ends it at once."""
 
     def __init__(
         self, config: uvicorn.Config, started: Callable[[], None], drain: Callable[[], None]
@@ -107,7 +107,7 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals until the server has ended. uvicorn would raise them again then."""
+        """Handle signals until the server ends, and do not raise them again, as uvicorn would."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._signal) for number in numbers}
         try:
@@ -122,25 +122,28 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As in uvicorn. Then says that requests are taken."""
+        """Start as in uvicorn, then report that the server takes requests."""
         await super().startup(sockets)
         self._started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As in uvicorn. First refuses the texts that wait."""
+        """Refuse the texts that wait, then shut down as in uvicorn."""
         self._drain()
         await super().shutdown(sockets)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Port 0 is any free one. Raises GptcliError (exit code 1)."""
+    """A socket that is bound to host and port; port 0 is any free port.
+
+    Raises GptcliError (exit code 1) if this fails."""
     listener = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
-        if os.name == "posix":  # elsewhere two programs could then have the port
+        if os.name == "posix":  # on Windows, two programs could then use the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections inherit this. Else the kernel keeps megabytes for each slow reader.
+        # Connections inherit this limit. Without it, the kernel keeps megabytes for each slow
+        # reader.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         listener.bind((host, port))
     except OSError as error:
@@ -148,14 +151,14 @@ def bind(host: str, port: int) -> socket.socket:
             listener.close()
         raise GptcliError(
             f"cannot listen on {host} port {port}: {error.strerror}",
-            "name another --port; 0 takes any free one",
+            "name another --port; 0 takes any free port",
             exit_code=1,
         ) from None
     return listener
 
 
 def _allow_connections() -> None:
-    """Let this process have as many open files as there can be connections."""
+    """Raise this process's limit of open files to the number of connections."""
     try:
         import resource
     except ImportError:  # Windows
@@ -176,7 +179,7 @@ def serve(
 ) -> int:
     """Serve until a signal comes. Returns the exit code: 0 after SIGTERM, 130 after Ctrl-C.
 
-    Calls `started` when requests are taken."""
+    Calls `started` when the server takes requests."""
     sys.setswitchinterval(_SWITCH_INTERVAL)
     _allow_connections()
     config = uvicorn.Config(

@@ -1,7 +1,7 @@
 """Slots: places for texts that are generated together, each with its own sampling parameters.
 
-The C library computes all slots in one call. PyTorch computes them one after the other, so that
-each text is exactly what it would be alone. Dimensions: V vocabulary.
+The C library computes all slots in one call. PyTorch computes the slots one after the other, so
+each text is exactly the same as without the others. Dimensions: V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 
 
 class Slots(Protocol):
-    """Texts that grow together, numbered from 0. No text depends on another."""
+    """Texts that are generated together, numbered from 0. No text depends on another."""
 
     count: int
     """The number of slots."""
 
     def choose_by(self, slot: int, params: SamplingParams) -> None:
-        """Choose the tokens of the next text of this slot by these sampling parameters."""
+        """Set the sampling parameters for the next text of this slot."""
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
-        """Add tokens to the texts of these slots. With `restart` the texts begin with them."""
+        """Add tokens to the texts of these slots. With `restart`, they begin new texts."""
 
     def logits(self, slots: Sequence[int]) -> list[FloatArray]:
-        """The logits of the next token of each slot: float32 (V,) each."""
+        """The logits for the next token of each slot: each float32 (V,)."""
 
     def run(self, slots: Sequence[int], uniform: Uniform) -> list[list[int]]:
-        """The next tokens of n slots: the random numbers of each -> the tokens of each."""
+        """Generate the next tokens of these slots: random numbers of each -> tokens of each."""
 
 
 def open_slots(model: SamplingModel, count: int) -> Slots:
-    """`count` slots of a model, or as many as the memory holds.
+    """`count` slots of a model, or fewer if the memory is too small.
 
-    Raises GptcliError if the memory does not hold one."""
+    Raises GptcliError if the memory is too small for one slot."""
     if model.backend.native:
         return cast(NativeStreams, model.open_streams(count, SamplingParams()))
     table = valid_text.table_of(model.trained.tokenizer)
@@ -54,7 +54,7 @@ def open_slots(model: SamplingModel, count: int) -> Slots:
 
 
 class _Text:
-    """The text of a slot: its decoder, and the tokens that the decoder has not read yet."""
+    """The text of a slot: its decoder, and the tokens that the decoder has not read."""
 
     def __init__(self, model: GPT, params: SamplingParams) -> None:
         self.decoder, self.params = Decoder(model, 1), params
@@ -68,10 +68,10 @@ class _Text:
 
 
 class TorchSlots:
-    """The protocol `Slots`, by plain PyTorch: any device, any dtype, the user's parts."""
+    """The protocol `Slots` in plain PyTorch: for any device, any dtype, and the user's parts."""
 
     def __init__(self, model: GPT, count: int, table: valid_text.Table | None) -> None:
-        """`table`: see gptcli/sampling/valid_text.py. Without it, any token can be chosen."""
+        """`table` is that of gptcli/sampling/valid_text.py; None allows any token."""
         self.count = count
         self._model, self._bytes = model, table
         self._table = None if table is None else valid_text.as_tensor(table)
@@ -84,7 +84,7 @@ class TorchSlots:
         self._texts.pop(slot, None)
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
-        """As in Slots. The model reads the tokens when its logits are needed."""
+        """As in Slots. The model reads the tokens only when logits are needed."""
         for slot, ids in texts.items():
             if restart:
                 self._texts[slot] = _Text(self._model, self._params[slot])
@@ -118,9 +118,9 @@ class TorchSlots:
             text.seen[0, list(ids)] = True
 
     def _read(self, text: _Text) -> Tensor:
-        """The logits of the next token of a text: float32 (1, V).
+        """The logits for the next token of a text: float32 (1, V).
 
-        First feeds the model the tokens that it has not read."""
+        Before this, the model reads the tokens that it has not read."""
         if text.unread:
             idx = torch.tensor([text.unread], device=self._model.wte.weight.device)
             text.logits = text.decoder.feed(idx).float().cpu()

@@ -1,4 +1,4 @@
-"""Scores of tokens: the log-probability of each token, and the likeliest tokens at its place.
+"""Scores of tokens: the log-probability of each token, and the likeliest tokens in its place.
 
 Dimensions: T tokens, V vocabulary.
 """
@@ -14,24 +14,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenScore:
-    """A token, its log-probability (None for the first of a text), and the likeliest tokens."""
+    """A token, its log-probability (None for a text's first token), and the likeliest tokens."""
 
     token: int
     logprob: float | None
     likeliest: tuple[tuple[int, float], ...] = ()
 
     def with_likeliest(self, count: int) -> TokenScore:
-        """The same with at most `count` of the likeliest tokens."""
+        """This score with at most `count` of the likeliest tokens."""
         if len(self.likeliest) <= count:
             return self
         return TokenScore(self.token, self.logprob, self.likeliest[:count])
 
 
 def scores_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[TokenScore]:
-    """The scores of tokens: logits (T, V) at their places, with the `count` likeliest tokens.
+    """The scores of `tokens`, from their logits (T, V), each with the `count` likeliest tokens.
 
-    They are of the model's own distribution, before temperature and the other sampling parameters,
-    as llama.cpp's server gives them."""
+    They come from the model's own distribution, before temperature and the other sampling
+    parameters, as in llama.cpp's server."""
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     idx = torch.tensor(list(tokens), device=logits.device)
     own = logprobs.gather(1, idx[:, None])[:, 0].tolist()

@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
     from gptcli.tokenization.tokenizer import IdArray
 
-# GPT-2's pattern with possessive quantifiers, which find the same parts without backtracking.
-# The original:
+# GPT-2's pattern, written with possessive quantifiers. They find the same parts without
+# backtracking. The original:
 # 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # `\s+(?!\S)` backtracks by one character. If a run of white space has almost a million characters,
-# tiktoken's stack for backtracking overflows. So long runs are cut where the pattern would cut
-# them. A quick test for such runs looks at every thousandth character of a text.
+# tiktoken's stack for backtracking overflows. So long runs are cut at the place where the pattern
+# cuts them, too. A quick test for such runs looks at every thousandth character of a text.
 _LONG_RUN = re.compile(f"(?<![{WHITE_SPACE}])[{WHITE_SPACE}]{{10000,}}")
 _LONG_RUN_BY_THOUSANDS = re.compile(f"[{WHITE_SPACE}]{{10}}")
 
-_ENCODED_AT_ONCE = 2**20  # characters: bounds the memory of tiktoken
+_ENCODED_AT_ONCE = 2**20  # characters; this limits the memory of tiktoken
 
 
 class RankedTokenizer(Tokenizer):
-    """A BPE whose ids are in the order of the ranks, with special tokens between them.
+    """A BPE whose ordinary tokens have ids in the order of their ranks, between special tokens.
 
     `ranked` has the bytes of the ordinary tokens by rank. All 256 single bytes must be among them.
-    `special` maps ids to names: tokens that no text becomes. Without it, the last id is end-of-text
-    and no other token is special. A file of another program can have several, at any id.
+    `special` maps the ids of special tokens to their names. No text is encoded to such a token.
+    Without `special`, the last id is end-of-text, and no other token is special.
     """
 
     eot: int
@@ -67,7 +67,7 @@ class RankedTokenizer(Tokenizer):
 
     @cached_property
     def _ranks(self) -> dict[bytes, int]:
-        """The id of each ordinary token."""
+        """The bytes of each ordinary token, mapped to its id."""
         return {piece: id for id, piece in enumerate(self._pieces) if id not in self.special}
 
     @property
@@ -111,7 +111,7 @@ class RankedTokenizer(Tokenizer):
 
     @cached_property
     def merges(self) -> list[tuple[bytes, bytes]]:
-        """For each token of several bytes, the two tokens that merge into it, in order of rank.
+        """For each token of several bytes, in order of rank: the two tokens that it joins.
 
         Raises GptcliError if a token is not a merge of two earlier ones.
         """
@@ -141,7 +141,7 @@ class BpeTokenizer(RankedTokenizer):
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Pieces of `text`, cut where this changes no token, so that tiktoken can encode any length."""
+    """Pieces of `text`, short enough for tiktoken, cut at places where a cut changes no token."""
     for piece in _without_long_runs(text):
         yield from safe_cuts([piece], _ENCODED_AT_ONCE, longest=len(piece) + 1)
 
@@ -149,7 +149,7 @@ def _parts(text: str) -> Iterator[str]:
 def _without_long_runs(text: str) -> Iterator[str]:
     """Pieces of `text`, cut before the last character of every long run of white space.
 
-    A run at the end of the text is not cut."""
+    A run at the end of the text stays one piece."""
     start = 0
     for run in _LONG_RUN.finditer(text) if _LONG_RUN_BY_THOUSANDS.search(text[::1000]) else ():
         if run.end() < len(text):

@@ -1,4 +1,4 @@
-"""Trains a BPE on a text: samples it evenly, counts pairs and merges the most frequent ones."""
+"""Trains a BPE on an even sample of a text: counts pairs and merges the most frequent pair."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from gptcli.tokenization.safe_cuts import safe_cuts
 from gptcli.tokenization.tokenizer import utf8
 
 SMALLEST_VOCABULARY = 257
-"""The single bytes and end-of-text."""
+"""The smallest vocabulary: the 256 single bytes and end-of-text."""
 LARGEST_VOCABULARY = 1_000_000
-"""Larger than any published vocabulary. The trainer allocates memory for the size it is given."""
+"""Larger than any published vocabulary.
+
+There is a limit, because the trainer allocates memory for the size that it is asked for."""
 
 SAMPLE_BYTES = 16 * 2**20
-"""Bytes of text that training reads, at most; see `even_sample`."""
+"""The most bytes of text that training reads; see `even_sample`."""
 DISTINCT_BYTES = 3 * 2**20
-"""Bytes of different words in that text, at most; see `few_words`."""
+"""The most bytes of different words in the text that training reads; see `few_words`."""
 
-_BLOCK = 2**16  # characters in a block of the sample
+_BLOCK = 2**16  # characters in each block of the sample
 
 # The time for training is proportional to the length of the text times the length of its words. So
-# stretches of over 64 characters without white space (base64, for example) are cut. No word of a
-# language is this long.
+# text of over 64 characters without white space, such as base64, is cut. No word of a language is
+# so long.
 _LONG_WORD = re.compile(r"\S{64}(?=\S)|\s{64}(?=\s)")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     """A BPE of at most `vocab_size` tokens, end-of-text included, trained on a text.
 
-    It has fewer tokens if too few pairs occur twice: see `vocab_size` of the result. The same text
-    always gives the same tokens.
+    It has fewer tokens if too few pairs occur twice; the result's `vocab_size` has the number. The
+    same text always gives the same tokens.
 
     Training reads a sample spread evenly over the text, so memory does not grow with the text. The
     sample has at most SAMPLE_BYTES. Its different words have at most DISTINCT_BYTES, because the
@@ -57,14 +59,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,  # without end-of-text
-        min_frequency=2,  # merging a pair that occurs once saves nothing elsewhere
+        min_frequency=2,  # a pair that occurs once shortens no other text
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     with _one_thread():
         model.train_from_iterator(_without_long_words(few_words(even_sample(texts))), trainer)
-    # Only the order of the merges is used, because our ids are the ranks; those of the single bytes
-    # come first. If two merges give the same bytes, they are one token.
+    # Use only the order of the merges, because our ids are the ranks, and the single bytes come
+    # first. Two merges that give the same bytes are one token.
     merges = json.loads(model.to_str())["model"]["merges"]
     return BpeTokenizer(list(dict.fromkeys(from_characters("".join(merge)) for merge in merges)))
 
@@ -73,8 +75,8 @@ def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _B
     """Blocks of about `block` characters, spread evenly over a text; at most `limit` bytes in all.
 
     Reads the text once and holds little more than `limit` bytes. Whenever the blocks exceed the
-    limit, every second one is dropped, and from then on half as many of the following blocks are
-    kept. A text within the limit is returned completely.
+    limit, every second block is dropped, and from then on half as many of the next blocks are kept.
+    A text within the limit is returned completely.
     """
     kept: list[tuple[str, int]] = []
     total, step = 0, 1
@@ -92,11 +94,11 @@ def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _B
 
 
 def few_words(blocks: Sequence[str], limit: int = DISTINCT_BYTES) -> Sequence[str]:
-    """Some of the `blocks`, so few that their different words have at most `limit` bytes.
+    """So many of the `blocks` that their different words have at most `limit` bytes.
 
     Returns all blocks if possible, else every second, fourth, ... block. Only different words cost
-    the trainer memory. English repeats most of its words, so all blocks of an English text stay. In
-    a script without spaces, nearly every stretch between two punctuation marks is a new word.
+    the trainer memory. English repeats most of its words, so all blocks of an English text are
+    kept. In a script without spaces, nearly all text between two punctuation marks is a new word.
     """
     step = 1
     while step < len(blocks) and not _few_words(blocks[::step], limit):
@@ -127,9 +129,9 @@ def _without_long_words(blocks: Iterable[str]) -> Iterator[str]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep `tokenizers` in one thread.
+    """Let `tokenizers` use only one thread while this context lasts.
 
-    Its threads save little time here. After they have run, `tokenizers` prints a warning in every
+    More threads save little time here. After they have run, `tokenizers` prints a warning in every
     process that is forked later, for example by a data loader.
     """
     name = "TOKENIZERS_PARALLELISM"

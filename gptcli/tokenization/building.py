@@ -10,13 +10,14 @@ from gptcli.tokenization.char import CharTokenizer
 from gptcli.tokenization.tokenizer import Tokenizer
 
 MOST_BYTES = 1 << 24
-"""The largest tokenizer.json that can be read, in bytes. It has about 300,000 tokens."""
+"""The size in bytes of the largest tokenizer.json that gptcli reads: about 300,000 tokens."""
 
 MOST_PARTS = 700_000
-"""The most commas and brackets in tokenizer.json. Each starts a value, and a parsed value takes up
-to 200 bytes of memory."""
+"""The most commas and brackets in tokenizer.json.
 
-_SURELY_SMALL = 20_000  # tokens; none has more than a few hundred bytes
+Each of them starts a value, and a parsed value takes up to 200 bytes of memory."""
+
+_SURELY_SMALL = 20_000  # tokens; each has at most a few hundred bytes
 KINDS = ("char", "byte", "bpe", "gpt2")
 
 
@@ -49,7 +50,7 @@ def build_tokenizer(kind: str, vocab_size: int, texts: Callable[[], Iterator[str
 
 
 def _check_readable(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer. Raises GptcliError if its file is too large for `load_tokenizer`."""
+    """Return `tokenizer`. Raises GptcliError if its file is too large for `load_tokenizer`."""
     if tokenizer.vocab_size > _SURELY_SMALL and _is_too_large(tokenizer):
         raise GptcliError(
             f"a tokenizer.json of {tokenizer.vocab_size:,} tokens is too large to be read again",
@@ -64,5 +65,5 @@ def _is_too_large(tokenizer: Tokenizer) -> bool:
 
 
 def has_too_many_parts(content: bytes, most: int = MOST_PARTS) -> bool:
-    """Whether parsing this JSON would take more memory than any real tokenizer needs."""
+    """Whether parsing this JSON takes more memory than any real tokenizer needs."""
     return sum(map(content.count, (b",", b"[", b"{"))) > most

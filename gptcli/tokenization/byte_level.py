@@ -1,7 +1,7 @@
 """Writes a byte-level BPE as a tokenizer.json for Hugging Face: bytes as printable characters.
 
-The byte-level format gives each of the 256 byte values a printable character. This is the byte's
-Latin-1 character if that is visible, else the next unused character from U+0100 on. So a space
+The byte-level format writes each of the 256 byte values as a printable character: the byte's
+Latin-1 character if it is visible, else the next unused character from U+0100 on. So a space
 becomes `Ġ`. The table is GPT-2's (encoder.py, `bytes_to_unicode`).
 """
 
@@ -23,18 +23,20 @@ _CHARACTERS = _byte_characters()
 _BYTES = {char: value for value, char in enumerate(_CHARACTERS)}
 _TO_CHARACTERS = dict(enumerate(_CHARACTERS))
 _TO_BYTES = {
-    **dict.fromkeys(range(0x100), 0xFFFF),  # no byte, so that encoding as Latin-1 fails
+    **dict.fromkeys(range(0x100), 0xFFFF),  # no byte: encoding it as Latin-1 fails
     **{ord(char): value for char, value in _BYTES.items()},
 }
 
 
 def to_characters(piece: bytes) -> str:
-    """The characters that the byte-level format writes for the bytes of a token."""
+    """The bytes of a token, written as characters in the byte-level format."""
     return piece.decode("latin-1").translate(_TO_CHARACTERS)
 
 
 def from_characters(text: str) -> bytes:
-    """The bytes of a token in the byte-level format. Raises KeyError for any other character."""
+    """The bytes of a token that is written in the byte-level format.
+
+    Raises KeyError for a character that stands for no byte."""
     try:
         return text.translate(_TO_BYTES).encode("latin-1")
     except UnicodeEncodeError:
@@ -53,7 +55,7 @@ def byte_level_json(
 
     `pieces` are the bytes of the tokens by id. `merges` are in order of rank. With `split_words`,
     GPT-2's pattern splits the text before the merges. `special` maps ids to names of special
-    tokens; without it, the last token is end-of-text.
+    tokens. Without `special`, the last token is end-of-text.
     """
     if special is None:
         special = {len(pieces) - 1: END_OF_TEXT}

@@ -18,7 +18,7 @@ from gptcli.tokenization.tokenizer import Tokenizer, id_dtype, utf8
 if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
-_MOST_NAMED = 5  # characters that one error message names
+_MOST_NAMED = 5  # the most characters that one error message names
 
 
 class CharTokenizer(Tokenizer):
@@ -36,9 +36,9 @@ class CharTokenizer(Tokenizer):
 
     @classmethod
     def from_texts(cls, texts: Iterable[str]) -> CharTokenizer:
-        """The tokenizer of the characters that occur in `texts`, in order of code points.
+        """A tokenizer with the characters that occur in `texts`, in order of code points.
 
-        Raises GptcliError if the texts have no characters, or if one is a lone surrogate.
+        Raises GptcliError if the texts have no characters, or if a character is a lone surrogate.
         """
         seen: set[str] = set()
         for text in texts:
@@ -46,7 +46,7 @@ class CharTokenizer(Tokenizer):
         if not seen:
             raise GptcliError(
                 "the text is empty, so a char tokenizer has no characters to learn",
-                "train on a text with something in it, or set tokenizer.kind=byte",
+                "train on a text that is not empty, or set tokenizer.kind=byte",
             )
         chars = "".join(sorted(seen))
         utf8(chars)
@@ -79,7 +79,7 @@ class CharTokenizer(Tokenizer):
 
     @cached_property
     def _lookup(self) -> tuple[Any, Any]:
-        """Two arrays by code point: the id of the character, and whether it has one."""
+        """Two arrays with an entry for each code point: its id, and whether it has an id."""
         import numpy as np
 
         size = max(256, ord(max(self.chars)) + 1)
@@ -130,8 +130,8 @@ class CharTokenizer(Tokenizer):
                 },
                 "post_processor": None,
                 "decoder": {"type": "Fuse"},
-                # "<unk>" is never in the vocabulary, because it is longer than one character. So
-                # the Hugging Face library refuses an unknown character, as this class does.
+                # The vocabulary cannot contain "<unk>", which has several characters. So the
+                # Hugging Face library refuses an unknown character, as this class does.
                 "model": {
                     "type": "WordLevel",
                     "kind": self.kind,
@@ -145,7 +145,7 @@ class CharTokenizer(Tokenizer):
 
 
 def _name(char: str) -> str:
-    """The character, code point and name: `'é' (U+00E9, latin small letter e with acute)`."""
+    """A character with code point and name: `'é' (U+00E9, latin small letter e with acute)`."""
     name = unicodedata.name(char, "").lower()
     if char == "\r":
         name = "carriage return, as in line ends of Windows"

@@ -17,7 +17,9 @@ RANK_FILE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838d
 
 @cache
 def gpt2_tokenizer() -> RankedTokenizer:
-    """GPT-2's tokenizer with 50,257 tokens, end-of-text last. The first call reads the file.
+    """GPT-2's tokenizer: 50,257 tokens, of which end-of-text is the last.
+
+    Only the first call reads the file.
 
     Raises GptcliError if the rank file is missing or is not the shipped one.
     """
@@ -25,7 +27,7 @@ def gpt2_tokenizer() -> RankedTokenizer:
 
 
 def read_ranks(path: Path) -> list[bytes]:
-    """The bytes of GPT-2's tokens by id, without end-of-text. Raises GptcliError for other files.
+    """The bytes of GPT-2's tokens by id, without end-of-text. Raises GptcliError for another file.
 
     Each line of the file (tiktoken's format) is a token in base64, a space, and its rank.
     """

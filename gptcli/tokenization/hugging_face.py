@@ -1,8 +1,8 @@
-"""Reads a byte-level BPE from a tokenizer.json of Hugging Face, if gptcli gives the same ids.
+"""Reads a byte-level BPE from Hugging Face's tokenizer.json if gptcli can give the same ids.
 
-gptcli splits text by GPT-2's pattern and merges by rank (bpe.py). A file that asks for anything
-else is refused here, and the message says what differs; imported.py can read many of those. The
-file is data: nothing in it is executed.
+gptcli splits text by GPT-2's pattern and merges by rank (bpe.py). This file refuses a
+tokenizer.json that asks for anything else, and the message says what differs. imported.py can read
+many of the refused files. A tokenizer.json is data: nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ OTHER_RULES = {
     "end_of_word_suffix": "marks the end of words",
     "byte_fallback": "is not byte-level",
 }
-"""Keys of `model` that no tokenizer of gptcli can have, and what they do."""
+"""Keys of `model` that gptcli does not support, and what they do."""
 
 
 class OtherTokenizerError(Exception):
-    """gptcli would not give the same ids as this file. The message says why."""
+    """gptcli cannot give the same ids as this tokenizer.json. The message says why."""
 
 
 def from_hugging_face(stored: dict[str, Any]) -> RankedTokenizer:
-    """The tokenizer of a tokenizer.json that is not gptcli's: the same ids for every text.
+    """The tokenizer of another program's tokenizer.json, with the same ids for every text.
 
     Raises OtherTokenizerError if the file asks for something that gptcli does not do."""
     model = stored.get("model")
     if not isinstance(model, dict) or "vocab" not in model:
-        raise OtherTokenizerError("it is no tokenizer.json (it has no `model.vocab`)")
+        raise OtherTokenizerError("it is not a tokenizer.json (it has no `model.vocab`)")
     _refuse_other_rules(stored, model)
     special = special_tokens(stored.get("added_tokens"))
     tokens = _tokens_by_id(model["vocab"], special)
@@ -58,7 +58,7 @@ def from_hugging_face(stored: dict[str, Any]) -> RankedTokenizer:
 
 
 def special_tokens(added: Any) -> dict[int, str]:
-    """id -> name of the added tokens. Raises OtherTokenizerError if one is an ordinary token."""
+    """The added tokens: id -> name. Raises OtherTokenizerError if one of them is not special."""
     found: dict[int, str] = {}
     for token in added if isinstance(added, list) else []:
         id, name = (token.get("id"), token.get("content")) if isinstance(token, dict) else (0, 0)
@@ -108,14 +108,14 @@ def _tokens_by_id(vocab: Any, special: dict[int, str]) -> list[str]:
     by_id: dict[int, str] = dict(special)
     for token, id in vocab.items():
         if type(id) is not int or by_id.setdefault(id, token) != token:
-            raise OtherTokenizerError(f"the id of its token {token[:40]!r} is not one of its own")
+            raise OtherTokenizerError(f"its token {token[:40]!r} has no id of its own")
     if set(by_id) != set(range(len(by_id))):
         raise OtherTokenizerError("its ids do not count up from 0")
     return [by_id[id] for id in range(len(by_id))]
 
 
 def _refuse_other_merges(tokenizer: RankedTokenizer, merges: Any) -> None:
-    """Raise OtherTokenizerError unless the merges follow from the order of the ids."""
+    """Raise OtherTokenizerError if the merges are not in the order of the ids."""
     derived = tokenizer.merges
     if not isinstance(merges, list) or len(merges) != len(derived):
         count = len(merges) if isinstance(merges, list) else 0

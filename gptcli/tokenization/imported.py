@@ -1,8 +1,8 @@
-"""The tokenizer of an imported model: a byte-level BPE that Hugging Face's `tokenizers` encodes.
+"""The tokenizer of an imported model: a byte-level BPE, encoded by Hugging Face's `tokenizers`.
 
-Qwen's and Llama 3's tokenizers split texts by other patterns than GPT-2's, normalise them, or begin
-every text with a token (begin-of-text). Their tokenizer.json is kept, and the library that they
-were made for reads it, so the ids are theirs.
+Qwen's and Llama 3's tokenizers split texts by other patterns than GPT-2's, normalise texts, or
+begin every text with a token (begin-of-text). A run keeps their tokenizer.json, and Hugging Face's
+library reads it. So the ids are exactly those of the other model.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
 FILE_KIND = "imported"
-"""`model.kind` in the tokenizer.json of a run."""
+"""The value of `model.kind` in the tokenizer.json of a run with such a tokenizer."""
 
-_ENCODED_AT_ONCE = 2**16  # characters: the library keeps about 200 bytes for each token
+_ENCODED_AT_ONCE = 2**16  # characters; the library holds about 200 bytes for each token
 _NORMALISERS = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 class ImportedTokenizer(Tokenizer):
     """A byte-level BPE as its tokenizer.json describes it; `decode(encode(text))` normalises text.
 
-    `stored` is the parsed file. Special tokens (`"special": true`) are tokens that no text becomes;
-    other added tokens are found in texts. `self.stored` is what `to_json` writes, `names` are the
-    tokens by id as the file spells them. Raises ValueError, with words for the user, if the file
-    asks for something that gptcli cannot keep exactly."""
+    `stored` is the parsed file. No text is encoded to a special token (`"special": true`); other
+    added tokens are found in texts. `self.stored` is what `to_json` writes. `names` are the tokens
+    by id, as the file spells them. Raises ValueError, with a message for the user, if the file asks
+    for something that gptcli cannot do exactly."""
 
     kind = "bpe"
     eot: int
@@ -75,7 +75,7 @@ class ImportedTokenizer(Tokenizer):
         import tokenizers
 
         made = tokenizers.Tokenizer.from_str(self.to_json())
-        made.encode_special_tokens = True  # they are ordinary text if a text has them
+        made.encode_special_tokens = True  # their names in a text are ordinary text
         return made
 
     @property
@@ -84,7 +84,7 @@ class ImportedTokenizer(Tokenizer):
 
     @property
     def merges(self) -> list[str]:
-        """The merges in order: two tokens in the byte-level format, with a space between them."""
+        """The merges in order; each is two tokens in the byte-level format, joined by a space."""
         merges: list[str] = self.stored["model"]["merges"]
         return merges
 
@@ -108,7 +108,7 @@ class ImportedTokenizer(Tokenizer):
         return ids
 
     def normalised(self, text: str) -> str:
-        """The text that the ids of `text` decode to."""
+        """The text that the ids of `text` decode to: `text` after the file's normalisation."""
         for form in self._normal_forms:
             text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
         return text
@@ -121,7 +121,7 @@ class ImportedTokenizer(Tokenizer):
         return self._json
 
     def with_rows(self, rows: int) -> ImportedTokenizer:
-        """This tokenizer with special tokens `<|unused_ID|>` until it has `rows` tokens."""
+        """This tokenizer, padded to `rows` tokens with special tokens `<|unused_ID|>`."""
         more = [
             {"id": id, "content": f"<|unused_{id}|>", "special": True}
             for id in range(self.vocab_size, rows)
@@ -132,13 +132,15 @@ class ImportedTokenizer(Tokenizer):
 
 
 def _canonical(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's content in the form in which a run keeps it. Raises ValueError if parts lack."""
+    """The file's content in the form in which a run keeps it.
+
+    Raises ValueError if a part is missing or has another type."""
     model = stored.get("model")
     vocab, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (0, 0)
     if isinstance(model, dict) and model.get("type", "BPE") != "BPE":
         raise ValueError(f"it is a {model['type']} tokenizer, not a byte-level BPE")
     if not isinstance(model, dict) or not isinstance(vocab, dict) or not isinstance(merges, list):
-        raise ValueError("it is no byte-level BPE (it has no `model.vocab` and `model.merges`)")
+        raise ValueError("it is not a byte-level BPE (it has no `model.vocab` and `model.merges`)")
     if any(type(id) is not int or not isinstance(token, str) for token, id in vocab.items()):
         raise ValueError("its `model.vocab` is not a table of tokens and ids")
     pairs = [merge if isinstance(merge, str) else _joined(merge) for merge in merges]
@@ -197,7 +199,7 @@ def _normal_forms(normalizer: Any) -> list[str]:
     kinds = [str(part.get("type")) if isinstance(part, dict) else "unreadable" for part in parts]
     lossy = next((kind for kind in kinds if kind not in _NORMALISERS), None)
     if lossy is not None:
-        raise ValueError(f"it changes texts in a way that is lost (`normalizer` is {lossy})")
+        raise ValueError(f"it changes texts in a way that decoding loses (`normalizer` is {lossy})")
     return kinds
 
 
@@ -212,7 +214,7 @@ def _added_tokens(added: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
         if not token["special"] and (
             token["single_word"] or token["lstrip"] or token["rstrip"] or len(name.split()) != 1
         ):
-            raise ValueError(f"its added token {name!r} takes white space of the text")
+            raise ValueError(f"its added token {name!r} takes in white space")
         found[id] = token
     return found
 
@@ -221,7 +223,7 @@ def _names_by_id(vocab: dict[str, int], added: dict[int, dict[str, Any]]) -> lis
     names = {id: token["content"] for id, token in added.items()}
     for token, id in vocab.items():
         if names.setdefault(id, token) != token:
-            raise ValueError(f"the id of its token {token[:40]!r} is not one of its own")
+            raise ValueError(f"its token {token[:40]!r} has no id of its own")
     if set(names) != set(range(len(names))):
         raise ValueError("its ids do not count up from 0")
     return [names[id] for id in range(len(names))]
@@ -274,14 +276,14 @@ def _prefix(post_processor: Any, special: dict[str, int]) -> tuple[int, ...]:
 
 
 def read_imported(stored: Mapping[str, Any]) -> ImportedTokenizer:
-    """The tokenizer of a parsed tokenizer.json, after the library has read it, too.
+    """The tokenizer of a parsed tokenizer.json that Hugging Face's library can read, too.
 
-    Raises ValueError, with words for the user, if one of the two cannot use it."""
+    Raises ValueError, with a message for the user, if gptcli or the library cannot use it."""
     found = ImportedTokenizer(stored)
     try:
         size = found._library.get_vocab_size(with_added_tokens=True)
-    except Exception as error:  # the library raises Exception itself
+    except Exception as error:  # the library raises the class Exception itself
         raise ValueError(f"Hugging Face's `tokenizers` cannot read it: {error}") from None
     if size != found.vocab_size:
-        raise ValueError(f"it has {size:,} tokens for ids up to {found.vocab_size - 1:,}")
+        raise ValueError(f"it has {size:,} tokens, but ids up to {found.vocab_size - 1:,}")
     return found

@@ -24,18 +24,18 @@ from gptcli.tokenization.imported import FILE_KIND, ImportedTokenizer, read_impo
 from gptcli.tokenization.tokenizer import END_NAMES, Tokenizer
 from gptcli.tokenization.user_bpe import UserTokenizer, user_bpe_from_json
 
-_LONGEST = 1024  # bytes of a token; training makes none longer than a third of this
+_LONGEST = 1024  # bytes of a token; training makes tokens of at most a third of this
 # The time for finding the merges is proportional to the sum of the squared token lengths. The limit
-# for this sum has a fixed part, for a few long tokens (rows of dashes or blanks), and a part for
-# each token.
+# for this sum has a fixed part, which allows a few long tokens (rows of dashes or blanks), and a
+# part for each token.
 _MOST_WORK, _MOST_WORK_EACH = 1 << 22, 150
 
-# Limits for a file that the user names. Llama 3.2's has 17 MB and 1.2 million parts.
+# Limits for another program's file. The file of Llama 3.2 has 17 MB and 1.2 million parts.
 _MOST_BYTES_OTHER, _MOST_PARTS_OTHER = 64 << 20, 3_000_000
 
 
 class _DamagedError(Exception):
-    """The file is damaged. The message says how; the caller puts the path and a colon before it."""
+    """The file is damaged. The message says how. The caller puts the path and a colon before it."""
 
 
 def load_tokenizer(
@@ -50,7 +50,7 @@ def load_tokenizer(
     The tokenizer is rebuilt from the kind and the vocabulary in the file. What its `to_json` writes
     must then equal the file, so that Hugging Face `tokenizers` encodes text in the same way. To
     load the user's tokenizer, pass their class as `user_class`. If `inside` is given, the file must
-    be in that folder after following links. With `other_programs`, the file can also be a
+    be in this folder after links are followed. With `other_programs`, the file can also be a
     byte-level BPE of Hugging Face (hugging_face.py). Raises GptcliError if the file cannot be read,
     is damaged, or holds a tokenizer that gptcli cannot use.
     """
@@ -102,7 +102,7 @@ def _parsed(content: bytes, path: Path, most_parts: int) -> dict[str, Any]:
 
 
 def _from_hugging_face(stored: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of another program; GPT-2's own if it has the same tokens."""
+    """The tokenizer of another program's file. If it has GPT-2's tokens, gptcli's own GPT-2."""
     from gptcli.tokenization.gpt2 import gpt2_tokenizer
 
     vocab = stored["model"].get("vocab") if stored.get("model") else None
@@ -110,7 +110,7 @@ def _from_hugging_face(stored: dict[str, Any]) -> Tokenizer:
         _refuse_long_tokens([token.encode("utf-8", "replace") for token in vocab])
     try:
         tokenizer = from_hugging_face(stored)
-    except OtherTokenizerError:  # not GPT-2's rules
+    except OtherTokenizerError:  # the file has other rules than GPT-2's
         try:
             return read_imported(stored)
         except ValueError as error:
@@ -175,7 +175,9 @@ def _tokens_by_id(vocab: Any) -> list[str]:
     by_id: dict[int, str] = {}
     for token, id in vocab.items():
         if type(id) is not int or not 0 <= id < len(vocab):
-            raise _DamagedError(f"token {_short(token)} has the id {_short(id)}")
+            raise _DamagedError(
+                f"token {_short(token)} has the id {_short(id)}, not one from 0 to {len(vocab) - 1}"
+            )
         if id in by_id:
             raise _DamagedError(
                 f"tokens {_short(by_id[id])} and {_short(token)} have the same id {id}"
@@ -220,7 +222,9 @@ def _refuse_long_tokens(pieces: Sequence[Sized]) -> None:
     longest = max(map(len, pieces), default=0)
     most = _MOST_WORK + _MOST_WORK_EACH * len(pieces)
     if longest > _LONGEST or sum(len(piece) ** 2 for piece in pieces) > most:
-        raise _DamagedError(f"its tokens are too long (up to {longest:,} bytes), or too many")
+        raise _DamagedError(
+            f"its tokens are too long (up to {longest:,} bytes), or too many are long"
+        )
 
 
 def _short(value: Any) -> str:

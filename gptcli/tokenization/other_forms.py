@@ -1,4 +1,4 @@
-"""Why characters are unknown that look known: line ends of Windows, decomposed accents (NFD)."""
+"""Says why characters that look known are unknown: Windows line ends, decomposed accents (NFD)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable
 
 
 def other_form(unknown: Iterable[str], known: Collection[str]) -> str | None:
-    """A sentence for users, if the training text has the same characters in another form.
+    """A sentence for users if the training text has these characters in another form, else None.
 
-    `unknown` are characters that a char tokenizer does not know, `known` those that it knows. None
-    if that is not so for all of `unknown`."""
+    `unknown` are characters that a char tokenizer does not know, `known` are the characters that it
+    knows. Returns None unless all of `unknown` have such a form."""
     unknown = set(unknown)
     sentences = []
     if "\r" in unknown and "\n" in known:
@@ -38,7 +38,7 @@ def other_form(unknown: Iterable[str], known: Collection[str]) -> str | None:
 
 
 def _letter_with(mark: str, known: Collection[str]) -> str | None:
-    """A known letter that contains this combining mark when it is decomposed."""
+    """A known letter whose decomposed form contains this combining mark; None if there is none."""
     if not unicodedata.combining(mark):
         return None
     return next((c for c in sorted(known) if mark in unicodedata.normalize("NFD", c)[1:]), None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-# Unicode's White_Space: what \s matches in tiktoken and in tokenizers. Python's str.isspace() does
-# not fit, because it also accepts U+001C to U+001F.
+# Unicode's White_Space: what \s matches in tiktoken and in tokenizers. Python's str.isspace() also
+# accepts U+001C to U+001F, so it cannot be used.
 WHITE_SPACE = (
     "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009"
     "\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -18,8 +18,8 @@ LONGEST = 2**22
 def last_safe_cut(text: str) -> int:
     """The last position in `text` where a cut changes no token; 0 if there is none.
 
-    The position is after a character that is not white space, and before a space or newline. No
-    part of GPT-2's split pattern crosses such a position or depends on the text after it, because
+    Such a position follows a character that is not white space, and precedes a space or newline. No
+    part of GPT-2's split pattern crosses the position or depends on the text after it, because
     white space is only at the beginning of a part.
     """
     end = max(text.rfind(" "), text.rfind("\n"))
@@ -35,12 +35,12 @@ def safe_cuts(
     """Regroup the pieces of a text so that each can be encoded independently.
 
     Yields pieces of about `minimum` to 2 * `minimum` characters (the last can be shorter). The
-    joined pieces are the same text. The cuts change no token: `last_cut` gives the last place for a
-    cut in a text, 0 if there is none. The default is for a BPE with GPT-2's split pattern.
+    joined pieces are the same text. The cuts change no token: `last_cut` returns the last safe
+    place in a text, 0 if there is none. The default is for a BPE with GPT-2's split pattern.
 
-    If there is no safe place within `longest` characters, the text is cut anyway, so that memory is
-    bounded. Such a cut changes the tokens next to it, but not the text that they decode to. No
-    piece is longer than `longest + 2 * minimum`.
+    If there is no safe place within `longest` characters, the text is cut anyway, to limit the
+    memory. Such a cut changes the tokens next to it, but they decode to the same text. No piece is
+    longer than `longest + 2 * minimum`.
     """
     assert minimum > 0
     held: list[str] = []
@@ -48,7 +48,7 @@ def safe_cuts(
     for piece in pieces:
         start = 0
         while start < len(piece):
-            # Hold exactly the wanted length, so that the cuts do not depend on the given pieces.
+            # Hold exactly `wanted` characters, so that the cuts do not depend on the pieces.
             part = piece[start : start + wanted - size]
             held.append(part)
             start += len(part)

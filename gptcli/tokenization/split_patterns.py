@@ -1,8 +1,9 @@
-r"""The patterns by which byte-level tokenizers split texts, and where each pattern allows a cut.
+r"""The patterns by which byte-level tokenizers split texts, and the places that are safe to cut.
 
-A tokenizer.json names its pattern as a regular expression. A pattern is known here if each of its
-alternatives is: so an unknown one, which could take for ever on some text, is never run. Sources:
-the tokenizer.json files of GPT-2, GPT-4, GPT-4o, Llama 3, Qwen2, Mistral Nemo and SmolLM.
+A tokenizer.json names its pattern as a regular expression. gptcli knows a pattern if it knows each
+alternative of the pattern. It never runs an unknown pattern, which could take for ever on some
+text. Sources: the tokenizer.json files of GPT-2, GPT-4, GPT-4o, Llama 3, Qwen2, Mistral Nemo and
+SmolLM.
 
 \p{L} is a letter, \p{N} a digit or another number, \p{M} a combining mark, \s white space.
 """
@@ -33,7 +34,7 @@ _CUT_BEFORE_SPACE = {
     *GPT2.split("|"), "'ll", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r"\s", r"\s+$", r"\s++$",
     r" ?\p{L}++", r" ?\p{N}++", r" ?[^\s\p{L}\p{N}]++", "'(?:[sdmt]|ll|ve|re)",
 }  # fmt: skip
-"""Alternatives that end before white space that follows another character."""
+"""Alternatives whose match ends before white space, unless the match begins with white space."""
 _CUT_AFTER_LETTER = {
     _CONTRACTIONS, "'(?i:[sdmt]|ll|ve|re)", *_TWO_CASES,
     *(words + _CONTRACTIONS + "?" for words in _TWO_CASES),
@@ -43,16 +44,17 @@ _CUT_AFTER_LETTER = {
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
     r"\s*[\r\n]+", r"\s*[\r\n]",
 }  # fmt: skip
-"""Alternatives that can go on into line ends, but never from a letter or digit into white space."""
+"""Alternatives whose match never goes on from a letter or digit into white space."""
 
 _LLAMA_CPP = {GPT2: "gpt-2", QWEN2: "qwen2", LLAMA3: "llama-bpe", GPT4O: "gpt-4o", TEKKEN: "tekken"}
 
 
 @dataclass(frozen=True)
 class Splitting:
-    """How a tokenizer splits texts. `last_cut(text)` is the last place for a cut, 0 if none.
+    """How a tokenizer splits texts.
 
-    `llama_cpp` is llama.cpp's name for it (tokenizer.ggml.pre), None if it has none."""
+    `last_cut(text)` is the last safe place for a cut, 0 if there is none. `llama_cpp` is
+    llama.cpp's name for the splitting (tokenizer.ggml.pre), None if it has no name."""
 
     last_cut: Callable[[str], int]
     llama_cpp: str | None
@@ -61,7 +63,7 @@ class Splitting:
 def splitting_of(pre_tokenizer: Any) -> Splitting:
     """The splitting that the `pre_tokenizer` of a tokenizer.json asks for.
 
-    Raises ValueError, with words for the user, if gptcli does not know it."""
+    Raises ValueError, with a message for the user, if gptcli does not know the splitting."""
     parts = [pre_tokenizer]
     if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("type") == "Sequence":
         parts = pre_tokenizer.get("pretokenizers") or []
@@ -84,7 +86,7 @@ def splitting_of(pre_tokenizer: Any) -> Splitting:
     if last.get("use_regex", True):
         patterns.append(GPT2)
     if not patterns:
-        raise ValueError("it does not split texts into words, so nothing bounds its time")
+        raise ValueError("it does not split texts into words, so encoding could take any time")
     known = _CUT_BEFORE_SPACE | _CUT_AFTER_LETTER
     alternatives = [each for pattern in patterns for each in _alternatives(pattern)]
     unknown = next((each for each in alternatives if each not in known), None)
@@ -98,7 +100,7 @@ def splitting_of(pre_tokenizer: Any) -> Splitting:
 
 
 def _pattern_of(part: dict[str, Any]) -> str:
-    """The regular expression of a Split that keeps every character, each match as one part."""
+    """The regular expression of a Split that makes a part of each match, and loses nothing."""
     pattern = part.get("pattern")
     found = pattern.get("Regex") if isinstance(pattern, dict) else None
     keeps = (part.get("behavior"), part.get("invert", False)) in (
@@ -111,7 +113,7 @@ def _pattern_of(part: dict[str, Any]) -> str:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """The alternatives of a pattern: what is between the `|` outside groups and classes."""
+    """The alternatives of a pattern: its parts between each `|` outside groups and classes."""
     found, depth, start, at = [], 0, 0, 0
     while at < len(pattern):
         char = pattern[at]
@@ -131,7 +133,7 @@ def _alternatives(pattern: str) -> list[str]:
 def last_cut_after_letter(text: str) -> int:
     """The last position after a letter or digit and before a space or newline; 0 if there is none.
 
-    No part of the patterns above crosses such a position or depends on the text after it."""
+    No match of the patterns above crosses such a position or depends on the text after it."""
     end = len(text)
     while end:
         end = max(text.rfind(" ", 0, end), text.rfind("\n", 0, end))

@@ -1,4 +1,4 @@
-"""The base class of all tokenizers, and the decoder of id streams (no half characters)."""
+"""The base class of all tokenizers, and a decoder for streams of ids (no half characters)."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    # Ids have the smallest of these two types that holds every id of the vocabulary.
+    # Ids have the smaller of these two types if it can hold every id of the vocabulary.
     IdArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 END_OF_TEXT = "<|endoftext|>"
-"""The name of the end-of-text token. In a text, it is thirteen ordinary characters, not a token."""
+"""The name of the end-of-text token. In a text, this name is thirteen ordinary characters."""
 
 END_NAMES = (
     END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )  # fmt: skip
-"""Names of the end-of-text token in files of other programs; the first that a file has is used."""
+"""Names of end-of-text in other programs' files. The first name that a file has is used."""
 
 
 class Tokenizer(ABC):
     """Maps text to token ids and back; `decode(encode(text)) == text`.
 
     `kind` is "char", "byte", "bpe", "gpt2" or "own" (the user's). Ids go from 0 to
-    `vocab_size - 1`. `eot` is the id of end-of-text; None if the kind has none (char). A tokenizer
-    never changes.
+    `vocab_size - 1`. `eot` is the id of end-of-text; None if the kind has no end-of-text (char). A
+    tokenizer never changes.
     """
 
     kind: str
     eot: int | None
     prefix: tuple[int, ...] = ()
-    """The ids that precede every prompt: begin-of-text, if a model was imported that has it."""
+    """The ids that precede every prompt: begin-of-text if an imported model has it, else none."""
 
     @property
     @abstractmethod
@@ -62,7 +62,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_array(self, text: str) -> IdArray:
-        """The same ids as `encode(text)`, but faster: shape (tokens,), dtype of `id_dtype`."""
+        """The ids of `encode(text)`, computed faster: shape (tokens,), dtype of `id_dtype`."""
 
     @abstractmethod
     def to_json(self) -> str:
@@ -94,19 +94,19 @@ class Tokenizer(ABC):
     def show(self, text: str) -> list[tuple[int, str]]:
         """The tokens of `text` in readable form: pairs of id and text.
 
-        Printable characters do not change; others are escaped as in Python (`\\n`, `\\u200b`). A
+        Printable characters stay as they are; others are escaped as in Python (`\\n`, `\\u200b`). A
         token with an incomplete character shows its bytes (`\\xe2\\x82`).
         """
         return [(id, visible(self.token_bytes(id))) for id in self.encode(text)]
 
     @property
     def special_ids(self) -> Collection[int]:
-        """The ids of tokens that no text becomes, such as end-of-text."""
+        """The ids of tokens to which no text is encoded, such as end-of-text."""
         return () if self.eot is None else (self.eot,)
 
     @property
     def reads_end_of_text(self) -> bool:
-        """Whether the end-of-text token has the name that `allow_eot` looks for in texts."""
+        """Whether end-of-text has the name that `allow_eot` looks for in texts."""
         return self.eot is not None and self.token_bytes(self.eot) == END_OF_TEXT.encode()
 
     def last_cut(self, text: str) -> int:
@@ -114,15 +114,15 @@ class Tokenizer(ABC):
         return last_safe_cut(text)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """The ids of a prompt: `prefix` and the text's ids, or `start_ids()` if it has none."""
+        """The ids of a prompt: `prefix` and the ids of `text`, or `start_ids()` for no text."""
         ids = self.encode(text)
         return [*self.prefix, *ids] if ids else self.start_ids()
 
     def start_ids(self) -> list[int]:
         """The ids that a sample without a prompt starts from.
 
-        This is `prefix`, or end-of-text. If the kind has none, it is the newline. If the vocabulary
-        has no newline, it is the first token.
+        These are the first of the following that the tokenizer has: `prefix`, end-of-text, the
+        newline, the first token.
         """
         if self.prefix:
             return list(self.prefix)
@@ -139,12 +139,12 @@ class Tokenizer(ABC):
         return self._fingerprint
 
     def encoding_key(self) -> str:
-        """A key for caching encoded texts: tokenizers with equal keys give equal ids."""
+        """A key for caching encoded texts. Tokenizers with equal keys give equal ids."""
         return self._fingerprint
 
 
 class StreamDecoder:
-    """Turns ids into text one by one, and holds incomplete characters back.
+    """Turns ids into text one by one. It holds a character back until all of its bytes are there.
 
     Call `push` for each id, then `flush`. The joined texts equal `decode` of all ids.
     """
@@ -158,9 +158,9 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.token_bytes(id))
 
     def flush(self) -> str:
-        """U+FFFD if an incomplete character was held back, else nothing.
+        """U+FFFD if an incomplete character was held back, else "".
 
-        This resets the decoder.
+        Resets the decoder.
         """
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()

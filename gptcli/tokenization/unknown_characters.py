@@ -10,9 +10,9 @@ from gptcli.errors import GptcliError
 from gptcli.tokenization.tokenizer import Tokenizer
 
 Rule = Literal["error", "drop", "replace"]
-MOST_NAMED = 5  # characters that one message names
+MOST_NAMED = 5  # the most characters that one message names
 
-# Punctuation that people write for each other's sake, and that Unicode does not decompose.
+# Similar spellings that Unicode's decompositions do not know.
 _ALIKE = {
     **dict.fromkeys("‘’‚‛′´`ʼ", "'"),
     **dict.fromkeys("“”„‟″«»", '"'),
@@ -28,14 +28,14 @@ class UnknownCharactersError(GptcliError):
 
 
 class UnknownSummary(NamedTuple):
-    """The unknown characters of a text: how often, how many different, and the most frequent."""
+    """The unknown characters of a text: how many, how many different, and the most frequent."""
 
     total: int
     different: int
     most: list[tuple[str, int]]
 
     def __str__(self) -> str:
-        """`1,234 characters ...: 'é' (U+00E9) 1,200 times, ...`, without the verb before it."""
+        """`1,234 characters ...: 'é' (U+00E9) 1,200 times, ...`; callers put a verb before it."""
         named = ", ".join(
             f"{char!r} (U+{ord(char):04X}) {_times(times)}" for char, times in self.most
         )
@@ -49,7 +49,7 @@ class UnknownSummary(NamedTuple):
 class KnownCharacters:
     """Applies the rule of data.unknown to texts, and counts the characters that were unknown.
 
-    With the rule "error", texts do not change; the caller looks at the counts. "drop" leaves
+    With the rule "error", texts do not change; the caller must look at the counts. "drop" leaves
     unknown characters out. "replace" writes the most similar known characters instead
     (`replacement`)."""
 
@@ -60,7 +60,7 @@ class KnownCharacters:
         self.counts: Counter[str] = Counter()
 
     def apply(self, text: str) -> str:
-        """The text with known characters only (with "error": the same text)."""
+        """The text with known characters only; with "error", the unchanged text."""
         unknown = set(text) - self._known
         if not unknown:
             return text
@@ -74,7 +74,7 @@ class KnownCharacters:
         return text.translate(table)
 
     def summary(self) -> UnknownSummary | None:
-        """What was unknown in all texts so far; None if nothing was."""
+        """The unknown characters of all texts so far; None if there were none."""
         if not self.counts:
             return None
         most = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_NAMED]
@@ -82,12 +82,12 @@ class KnownCharacters:
 
 
 def replacement(char: str, known: set[str]) -> str:
-    """Known characters that stand for an unknown one.
+    """The known characters that replace an unknown character; "" if nothing replaces it.
 
-    The first of these whose characters are all known: the letter without its accents, a similar
-    punctuation mark or spelling (— becomes -, ß becomes ss), the same in the other case. Marks that
-    only change the letter before them are left out. Anything else becomes a space, or is left out
-    if the tokenizer has no space."""
+    Returns the first of these whose characters are all known: a similar punctuation mark or
+    spelling (— becomes -, ß becomes ss), the letter without its accents, the letter in the other
+    case. Marks that only change the letter before them are left out. Any other character becomes a
+    space, or is left out if the tokenizer has no space."""
     if char in _ALIKE and set(_ALIKE[char]) <= known:
         return _ALIKE[char]
     if unicodedata.category(char) in ("Mn", "Me", "Cf"):  # accents, joiners, soft hyphens
@@ -108,8 +108,8 @@ def replacement(char: str, known: set[str]) -> str:
 def readable(tokenizer: Tokenizer, rule: Rule, text: str) -> tuple[str, str | None]:
     """A prompt as the model can read it under the rule, and a note that says what was changed.
 
-    The text stays as it is if all characters are known, or if the rule is "error"; then `encode`
-    raises an error with the position of the first unknown character."""
+    The text does not change if all characters are known, or if the rule is "error". With "error",
+    `encode` later raises an error with the position of the first unknown character."""
     if tokenizer.kind != "char" or rule == "error":
         return text, None
     known = KnownCharacters(tokenizer, rule)
@@ -119,7 +119,7 @@ def readable(tokenizer: Tokenizer, rule: Rule, text: str) -> tuple[str, str | No
 
 
 def done(rule: Rule) -> str:
-    """The verb of a note: what was done with the unknown characters."""
+    """The verb of a note, which says what was done with the unknown characters."""
     return "left out" if rule == "drop" else "replaced"
 
 

@@ -1,8 +1,8 @@
 """Uses the user's byte-pair encoding class (--tokenizer) as the tokenizer of a model.
 
 The user's `train` reads the beginning of the text. `encode` turns the text into ids, line by line.
-`save` and `load` store the merges in the run folder and restore them for the next command. The
-merges give the bytes of each token. End-of-text gets the id after the last merge.
+`save` and `load` store the merges in the run folder and restore them for the next command. gptcli
+computes the bytes of each token from the merges. End-of-text gets the id after the last merge.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
 LEARNS_FROM = 100_000
-"""Characters that `train` reads. A plain Python `train` counts all pairs again for each merge: for
-a text of this length, this takes about ten seconds."""
+"""The number of characters that `train` reads.
+
+A `train` in plain Python counts all pairs again for each merge. For a text of this length, this
+takes about ten seconds."""
 
 LONGEST_LINE = 1_000
-"""Characters. Longer lines are cut, because merging in plain Python takes quadratic time."""
+"""The most characters in a line.
 
-_MOST_BYTES = 1 << 24  # all tokens together
+Longer lines are cut, because merging in plain Python takes quadratic time."""
+
+_MOST_BYTES = 1 << 24  # of all tokens together
 
 _MOST_CACHED_LINES = 50_000  # many lines repeat, for example the names of speakers
 
@@ -39,8 +43,8 @@ _MOST_CACHED_LINES = 50_000  # many lines repeat, for example the names of speak
 class UserTokenizer(Tokenizer):
     """The user's tokenizer.
 
-    `user_object` is a trained object of the user's class, `merges` are the merges of this object,
-    and `saved` is the content of the file that its `save` wrote."""
+    `user_object` is a trained object of the user's class, `merges` are its merges, and `saved` is
+    the content of the file that its `save` wrote."""
 
     kind = "own"
 
@@ -57,7 +61,7 @@ class UserTokenizer(Tokenizer):
         return self._pieces
 
     def encode(self, text: str, *, allow_eot: bool = False) -> list[int]:
-        """The ids that the user's `encode` gives each line, joined."""
+        """The ids of `text`: the joined ids that the user's `encode` returns for its lines."""
         utf8(text)
         ids: list[int] = []
         for number, segment in enumerate(text.split(END_OF_TEXT) if allow_eot else [text]):
@@ -87,8 +91,8 @@ class UserTokenizer(Tokenizer):
     def to_json(self) -> str:
         """The text of tokenizer.json: the merges, and the file of the user's `save` in base64.
 
-        This is not Hugging Face's format. In that format, two tokens cannot have the same bytes.
-        Here they can, because the text is not split into words before the merges."""
+        This is not Hugging Face's format. In Hugging Face's format, two tokens cannot have the same
+        bytes. Here they can, because the text is not split into words before the merges."""
         model = {
             "type": "BPE",
             "kind": self.kind,
@@ -107,7 +111,7 @@ class UserTokenizer(Tokenizer):
 def train_user_bpe(
     cls: type[Any], texts: Iterable[str], vocab_size: int
 ) -> tuple[UserTokenizer, int]:
-    """Train the user's tokenizer; returns it and the number of characters that `train` read.
+    """Train the user's tokenizer; return it and the number of characters that `train` read.
 
     `cls` is the user's class. `texts` is the text in pieces; `train` reads its first LEARNS_FROM
     characters. `vocab_size`, end-of-text included, limits the number of merges. Raises GptcliError
@@ -123,13 +127,13 @@ def train_user_bpe(
     merges = _merges_of(user_object)
     if len(merges) > vocab_size - 257:
         raise _unusable(
-            f"its train made {len(merges)} merges, but at most {vocab_size - 257} were asked for"
+            f"its train made {len(merges)} merges, but at most {vocab_size - 257} are allowed"
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "merges")
         _call("save", lambda: user_object.save(str(path)))
         if not path.is_file():
-            raise _unusable("its save(path) wrote no file at path")
+            raise _unusable("its save(path) wrote no file at `path`")
         saved = path.read_bytes()
     return restore_user_bpe(cls, merges, saved), size
 
@@ -162,11 +166,11 @@ def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
         words = line.split(" ") if isinstance(line, str) else []
         plain = all(w.isdecimal() and w.isascii() and len(w) < 10 for w in words)
         if len(words) != 2 or not plain:
-            raise ValueError(f"merge {number} is {line!r:.80}")
+            raise ValueError(f"merge {number} is {line!r:.80}, not two token ids")
         merges.append((int(words[0]), int(words[1])))
         if max(merges[-1]) >= 256 + number:
             raise ValueError(f"merge {number}, {line!r}, names a token that comes later")
-        lengths.append(sum(lengths[id] for id in merges[-1]))  # can be twice the longest before
+        lengths.append(sum(lengths[id] for id in merges[-1]))  # at most twice the longest
         total += lengths[-1]
         if total > _MOST_BYTES:
             raise ValueError(
@@ -178,7 +182,7 @@ def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
 def line_cuts(pieces: Iterable[str], minimum: int) -> Iterator[str]:
     """Regroup the pieces of a text so that each can be encoded independently.
 
-    Yields pieces of at least `minimum` characters (the last can be shorter). They are cut after a
+    Yields pieces of at least `minimum` characters (the last can be shorter). The cuts are after a
     newline, or within a line at a multiple of LONGEST_LINE."""
     held = ""
     for piece in pieces:
@@ -242,7 +246,7 @@ def _merges_of(user_object: Any) -> list[tuple[int, int]]:
 
 
 def _call(what: str, call: Callable[[], Any]) -> Any:
-    """The result of `call`, which runs the user's code; what this code prints goes to stderr.
+    """The result of `call`, which runs the user's code. What this code prints goes to stderr.
 
     Raises GptcliError if the user's code raises an exception."""
     try:

@@ -1,6 +1,6 @@
-"""Which tokens can follow a text so that its bytes stay valid UTF-8: a table of states and tokens.
+"""A table that says which tokens can follow a text so that its bytes stay valid UTF-8.
 
-A state says what the next byte can be (The Unicode Standard, table 3-7):
+A state says what the next byte of a text can be (The Unicode Standard, table 3-7):
 
 | state | the next byte |
 |---|---|
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 STATES = 8
 INVALID = 255
-"""In the table: a text in this state cannot continue with this token."""
+"""The entry of the table for a token that cannot follow a text in this state."""
 
 _CONTINUED = {  # state: lowest byte, highest byte, next state
     1: (0x80, 0xBF, 0),
@@ -31,10 +31,10 @@ _ONLY_AT_START = bytes([0]) + bytes([INVALID]) * (STATES - 1)
 
 
 def next_states(pieces: Sequence[bytes]) -> memoryview | None:
-    """The state after each token, bytes (STATES, tokens), or INVALID. `pieces` are tokens' bytes.
+    """The table: the state after each token, or INVALID; bytes (STATES, tokens).
 
-    None if every token is made of complete characters, as in a char tokenizer. Then a text cannot
-    become invalid."""
+    `pieces` are the bytes of the tokens. Returns None if every token is made of complete
+    characters, as in a char tokenizer. Then a text cannot become invalid."""
     rows = [_states_after(piece) for piece in pieces]
     if all(row == _ONLY_AT_START for row in rows):
         return None

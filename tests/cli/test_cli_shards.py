@@ -79,7 +79,7 @@ def test_what_cannot_be_trained_on(cli: Any, tokens: Path) -> None:
     assert alone.code == 2
     assert "give a CONFIG: gptcli train CONFIG data.source=tokens" in alone.err
     both = cli("train", "tiny", "data.source=[tokens, two.txt]", "--out", "runs/x")
-    assert "token shards, and two.txt, which is a text" in both.err
+    assert "mix token shards with a text, two.txt" in both.err
     again = cli("tokenizer", "shards", "one.txt", "--tokenizer", "byte", "--out", "tokens")
     assert again.code == 2
     assert "tokens exists already" in again.err

@@ -356,7 +356,7 @@ def test_standard_input_without_the_field_is_noted(here: Path, stdin: Any) -> No
     stdin(b"title,words\n1,2\n")
     found = find_source(DataConfig(source="-", field="body"))
     assert found.notes == (
-        "read as plain text: standard input (it is no JSON, and has no column `body`); "
+        "read as plain text: standard input (it is not JSON and has no column `body`); "
         "data.field=NAME selects the field or column that holds the text",
     )
     stdin(b'{"text": "a"}\n{"text": 1}\n')

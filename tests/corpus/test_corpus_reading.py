@@ -112,7 +112,7 @@ EXAMPLE = 'every line is one object with a string `text`, such as {"text": "Once
         (
             b'{"text": "ab\\ud83d"}',
             "`text` has half of a surrogate pair, \\ud83d, at character 2",
-            "the escape was cut in two when the file was written; remove it from the line",
+            "the program that wrote the file cut an escape in two; remove the half escape",
         ),
         (b'{"text": ' + b"[" * 100_000, "JSON that cannot be read: ", EXAMPLE),
         pytest.param(

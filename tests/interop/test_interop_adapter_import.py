@@ -150,20 +150,20 @@ def test_what_cannot_be_held_is_refused_by_name(cli: Any, exported: Any, tmp_pat
         ({"init_lora_weights": "pissa"}, None, "`init_lora_weights: pissa` changes the base"),
         ({"target_parameters": ["x"]}, None, "`target_parameters` is set"),
         ({"a_key_of_tomorrow": 3}, None, "`a_key_of_tomorrow` is set"),
-        ({"r": 0}, None, "`r` is no number above 0"),
-        ({"lora_alpha": "16"}, None, "`lora_alpha` is no number above 0"),
-        ({"lora_dropout": 1}, None, "`lora_dropout` is no number"),
+        ({"r": 0}, None, "`r` is not a number above 0"),
+        ({"lora_alpha": "16"}, None, "`lora_alpha` is not a number above 0"),
+        ({"lora_dropout": 1}, None, "`lora_dropout` is not a number"),
         ({"r": 3}, None, "q_proj has rank 2, and adapter_config.json says 3"),
         ({"alpha_pattern": {"self_attn.q_proj": 5}}, None, "several ranks or scales"),
         ({"rank_pattern": {"^model.*": 5}}, None, "`rank_pattern` holds regular expressions"),
         ({}, without_block, "it changes attn.query in some blocks only"),
-        ({}, with_tensor("lm_head.lora_A.weight", 2, 32), "`lm_head.lora_A.weight` is no adapter"),
+        ({}, with_tensor("lm_head.lora_A.weight", 2, 32), "`lm_head.lora_A.weight` is not an"),
         ({}, with_tensor("lm_head.weight", 3, 32), "lm_head has another shape"),
         ({}, first_wider, "is for a matrix of another shape"),
         (
             {},
             with_tensor("model.layers.0.self_attn.q_proj.lora_magnitude_vector.weight", 32),
-            "lora_magnitude_vector.weight` is no adapter",
+            "lora_magnitude_vector.weight` is not an adapter",
         ),
     ]  # fmt: skip
     for settings, change, said in cases:
@@ -196,7 +196,7 @@ def test_wrong_files_and_wrong_bases(
     assert f"gptcli import {adapter} --base RUN" in refused(adapter)
     assert "leave --tokenizer" in refused(adapter, "--base", origin, "--block-size", "8")
     assert "has no adapter_config.json" in refused(out, "--base", origin)
-    assert "was tuned from another model" in refused(adapter, "--base", tmp_path / "tuned")
+    assert "was trained on another model than" in refused(adapter, "--base", tmp_path / "tuned")
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
     assert "has no adapter_model.safetensors" in refused(adapter, "--base", origin)
     (adapter / WEIGHTS).write_bytes(b"\x10" * 64)

@@ -107,7 +107,7 @@ class NoIds(Reference):
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (TooMany, "made 4 merges, but at most 3 were asked for"),
+        (TooMany, "made 4 merges, but at most 3 are allowed"),
         (Stops, "its train raises ValueError: not today"),
         (SavesNothing, "wrote no file"),
         (LoadsNothing, "does not restore the merges"),
