@@ -1,1 +1,2 @@
-"""Experiments of several runs: seeds, sweeps and scaling, and whether differences are noise."""
+"""Runs experiments with several runs: seeds, sweeps and scaling. Tests whether differences are
+noise."""

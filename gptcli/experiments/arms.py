@@ -1,4 +1,4 @@
-"""The arms of an experiment: configs that are compared, each with one run or one for each seed."""
+"""Defines the arms of an experiment: the configs that are compared, each with one or more runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gptcli.pages.run_data import RunData, flat, read_run
 from gptcli.training import run_folder
 
 _MACHINE = ("run.", "data.source", "train.seed")
-"""Settings that differ without changing what is compared."""
+"""Prefixes of the settings that a comparison of configs leaves out."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One config and its runs, by seed."""
+    """A config and its runs by seed."""
 
     name: str
     runs: dict[int, RunData]
@@ -31,16 +31,16 @@ class Arm:
         return next(iter(self.runs.values()))
 
     def losses(self) -> dict[int, float]:
-        """The best validation loss of each seed that has one."""
+        """The best validation loss of each seed, for seeds with an evaluation."""
         return {seed: run.best.val_loss for seed, run in self.runs.items() if run.best}
 
     def mean_and_interval(self) -> tuple[float | None, tuple[float, float] | None]:
-        """The mean of `losses()`, None if there are none, and its interval."""
+        """The mean of `losses()` and its 95 % interval. The mean is None if there are no losses."""
         losses = list(self.losses().values())
         return mean_and_interval(losses) if losses else (None, None)
 
     def curve(self) -> list[tuple[int, float]]:
-        """(step, mean validation loss of the seeds) for each step that all seeds evaluated."""
+        """Pairs (step, mean validation loss), for each step at which all seeds were evaluated."""
         at: dict[int, list[float]] = {}
         for run in self.runs.values():
             for one in run.evaluations:
@@ -52,7 +52,7 @@ class Arm:
         ]
 
     def training_curve(self) -> list[tuple[int, float]]:
-        """(step, loss) of the logged steps of the first seed."""
+        """Pairs (step, training loss) of the logged steps of the first seed."""
         return [(one.step, one.loss) for one in self.first.steps]
 
     @property
@@ -61,13 +61,13 @@ class Arm:
         return self.first.best
 
     def settings(self) -> dict[str, Any]:
-        """The config by dotted key, without seed and machine."""
+        """The config by dotted key, without text, seed and machine."""
         found = flat(self.first.config.model_dump())
         return {key: v for key, v in found.items() if not key.startswith(_MACHINE)}
 
 
 def differing_settings(arms: list[Arm]) -> dict[str, list[Any]]:
-    """The settings that differ between the arms: key -> value of each arm."""
+    """The settings that differ between arms: a dict from key to the value of each arm."""
     settings = [arm.settings() for arm in arms]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     values = {key: [one.get(key) for one in settings] for key in keys}
@@ -75,12 +75,12 @@ def differing_settings(arms: list[Arm]) -> dict[str, list[Any]]:
 
 
 def why_not_comparable(arms: list[Arm]) -> str | None:
-    """Why losses of the arms cannot be compared; None if they can."""
+    """The reason why losses of the arms cannot be compared; None if they can."""
     tokenizers = {_content(arm.first.path / "tokenizer.json") for arm in arms}
     if len(tokenizers) > 1:
         return (
-            "the tokenizers differ, so losses per token cannot be compared; `gptcli eval RUN` "
-            "prints bits per byte, which can"
+            "the tokenizers differ, so losses per token cannot be compared; compare the bits per "
+            "byte that `gptcli eval RUN` prints"
         )
     texts = {str(_text_of(arm.first)) for arm in arms}
     if len(texts) > 1:
@@ -105,7 +105,7 @@ def _text_of(run: RunData) -> Any:
 
 
 def existing_arms(paths: list[Path]) -> list[Arm]:
-    """An arm for each run folder, with its one run."""
+    """An arm for each run folder, with this run only."""
     names = [path.resolve().name for path in paths]
     arms = []
     for path, name in zip(paths, names, strict=True):
@@ -116,9 +116,9 @@ def existing_arms(paths: list[Path]) -> list[Arm]:
 
 
 def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
-    """For each seed, the finished run that has it, or the trial that makes it.
+    """For each seed, its finished run or the trial that trains this run.
 
-    The runs of new seeds are in RUN-seeds/SEED, next to the run."""
+    New runs go to RUN-seeds/SEED, next to the folder of the run."""
     config = run_folder.read_config(path)
     found: dict[int, Trial | Path] = {}
     for seed in seeds:
@@ -138,7 +138,8 @@ def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
 
 
 def _refuse_other_config(run: Path, folder: Path) -> None:
-    """Raise GptcliError if a run of an earlier comparison has another config than its run."""
+    """Raise GptcliError if a run of an earlier comparison has a different config than the compared
+    run."""
     now, then = (
         {key: v for key, v in flat(run_folder.read_config(one).model_dump()).items()
          if not key.startswith(_MACHINE)}

@@ -1,4 +1,4 @@
-"""The grid of a sweep: all combinations of the values that the user gives for some keys."""
+"""Builds the grid of a sweep: all combinations of the values that the user gives for the keys."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ MOST_RUNS = 200
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a grid: a name for its folder, and its overrides KEY=VALUE."""
+    """One run of a grid: the name of its folder, and its overrides KEY=VALUE."""
 
     name: str
     overrides: tuple[str, ...]
 
 
 def grid_of(words: Sequence[str]) -> tuple[list[Point], list[str]]:
-    """The points of a grid, and the overrides that all of them share.
+    """The points of a grid, and the overrides that all points share.
 
     A word KEY=V1,V2 has several values. Commas within brackets or quotes do not separate values.
-    Raises GptcliError if no key has two values, or if there are over 200 points."""
+    Raises GptcliError if no key has two values, or if there are more than 200 points."""
     swept: list[tuple[str, list[str]]] = []
     shared = []
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not re.fullmatch(r"[a-z_.]+", key):
             raise GptcliError(
-                f"`{word}` is no KEY=V1,V2", "for example train.learning_rate=1e-3,3e-3"
+                f"`{word}` is not of the form KEY=V1,V2",
+                "for example train.learning_rate=1e-3,3e-3",
             )
         values = split_values(text)
         if len(values) == 1:
             shared.append(word)
         elif len(set(values)) < len(values) or not all(values):
-            raise GptcliError(f"`{word}` has a value twice, or an empty one", "give each once")
+            raise GptcliError(
+                f"`{word}` has an empty value, or the same value twice", "give each once"
+            )
         elif key in (known for known, _ in swept):
             raise GptcliError(f"`{key}` is given twice", "put all its values into one list")
         else:
@@ -54,7 +57,8 @@ def grid_of(words: Sequence[str]) -> tuple[list[Point], list[str]]:
         points.append(Point(name, tuple(f"{key}={value}" for key, value in pairs)))
     if len(points) > MOST_RUNS:
         raise GptcliError(
-            f"the grid has {len(points)} runs; it can have {MOST_RUNS}", "give fewer values"
+            f"the grid has {len(points)} runs; at most {MOST_RUNS} are allowed",
+            "give fewer values",
         )
     if len({point.name for point in points}) < len(points):
         raise GptcliError("two runs of the grid would have the same name", "give simpler values")
@@ -62,7 +66,7 @@ def grid_of(words: Sequence[str]) -> tuple[list[Point], list[str]]:
 
 
 def split_values(text: str) -> list[str]:
-    """The values between commas that are not within brackets or quotes."""
+    """Split a text at the commas that are not within brackets or quotes."""
     values, depth, quote, start = [], 0, "", 0
     for i, character in enumerate(text):
         if quote:

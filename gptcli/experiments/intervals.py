@@ -1,4 +1,4 @@
-"""Whether one config is better than another: the mean difference of losses and its interval.
+"""Decides whether one config is better than another: mean difference of losses, and its interval.
 
 Source: Student 1908, "The probable error of a mean"; for unpaired runs, Welch 1947.
 """
@@ -19,14 +19,15 @@ _T_975 = (
 
 
 def t_975(degrees: float) -> float:
-    """The 97.5 % quantile of Student's t. Rounds `degrees` down; over 30, takes that of 30."""
+    """The 97.5 % quantile of Student's t. Rounds `degrees` down. More than 30 degrees count as
+    30."""
     return _T_975[max(1, min(len(_T_975), math.floor(degrees))) - 1]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean loss of b minus that of a. `interval` is that of 95 %, None if there is one run of
-    either. `seeds` is the smaller number of runs."""
+    """The mean loss of b minus the mean loss of a. `interval` is the 95 % interval, or None if a or
+    b has only one run. `seeds` is the smaller number of runs."""
 
     difference: float
     interval: tuple[float, float] | None
@@ -35,16 +36,16 @@ class Difference:
 
     @property
     def is_more_than_noise(self) -> bool | None:
-        """Whether the interval excludes 0; None if there is no interval."""
+        """Whether the interval excludes 0; None without an interval."""
         if self.interval is None:
             return None
         return self.interval[0] > 0 or self.interval[1] < 0
 
 
 def difference_of(a: dict[int, float], b: dict[int, float]) -> Difference:
-    """The difference of losses by seed. It is paired if both have the same seeds.
+    """The mean difference of two dicts of losses by seed. It is paired if both have the same seeds.
 
-    Runs of one seed read the same batches, so their common luck cancels out."""
+    Runs with the same seed read the same batches, so chance that affects both cancels out."""
     if set(a) == set(b):
         pairs = [b[seed] - a[seed] for seed in sorted(a)]
         mean, interval = mean_and_interval(pairs)
@@ -64,7 +65,7 @@ def difference_of(a: dict[int, float], b: dict[int, float]) -> Difference:
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """The mean, and its 95 % interval; None for one value."""
+    """The mean and its 95 % interval. The interval is None for a single value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None
@@ -73,13 +74,14 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, tuple[float, floa
 
 
 def verdict(a: str, b: str, found: Difference) -> str:
-    """One sentence that says which is better, by how much, and whether that is more than noise."""
+    """A sentence that says which config is better, by how much, and whether this is more than
+    noise."""
     better, worse = (b, a) if found.difference < 0 else (a, b)
     size = abs(found.difference)
     if found.interval is None:
         return (
-            f"{better} is lower than {worse} by {size:.4f}, but one run of each cannot tell "
-            "whether that is more than noise: `gptcli compare A B --seeds 3` can"
+            f"{better} is lower than {worse} by {size:.4f}, but a single run of each cannot tell "
+            "whether this is more than noise: `gptcli compare A B --seeds 3` can"
         )
     low, high = sorted(abs(end) for end in found.interval)
     runs = f"{found.seeds} seeds, {'paired' if found.paired else 'not paired'}"

@@ -1,4 +1,4 @@
-"""The ladder of small networks of `gptcli scaling`: sizes, the number of steps, the runs."""
+"""Plans the small networks that `gptcli scaling` trains: sizes, the number of steps, the runs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from gptcli.experiments.trials import Trial, train_all
 from gptcli.pages.run_data import read_run
 
 RUNGS = ((1, 32), (2, 32), (2, 48), (2, 64), (3, 80), (4, 96))
-"""(n_layer, n_embd): about 12 thousand to 440 thousand parameters in the blocks."""
+"""Pairs (n_layer, n_embd). The blocks have about 12 thousand to 440 thousand parameters."""
 LARGER = 2
-"""Twice the layers and twice the width are eight times the parameters."""
+"""Twice the layers and twice the width give eight times the parameters."""
 _HEAD = 16
 _BLOCK, _BATCH = 64, 16
 _CALIBRATION_STEPS = 24
 _FEWEST_STEPS = 60
 _SHARE = 0.85
-"""Of the time, for the steps; the rest is for evaluations and checkpoints."""
+"""The share of the time for steps. The rest is for evaluations and checkpoints."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One network: its layers and width, its parameters in the blocks, and its folder."""
+    """A network of the ladder: its layers, its width and its folder."""
 
     n_layer: int
     n_embd: int
@@ -39,12 +39,12 @@ class Rung:
 
     @property
     def name(self) -> str:
-        """The name of the folder."""
+        """The name of the network's folder."""
         return self.folder.name
 
 
 def rungs_in(folder: Path) -> list[Rung]:
-    """The ladder with its folders."""
+    """The networks of the ladder, with their folders."""
     return [Rung(n, c, folder / f"{n}x{c}") for n, c in RUNGS]
 
 
@@ -55,7 +55,8 @@ def larger_in(folder: Path) -> Rung:
 
 
 def trial_of(rung: Rung, text: str, steps: int, overrides: Sequence[str]) -> Trial:
-    """The run of a rung: `steps` steps, of 1,024 tokens by default, evaluated at its end."""
+    """The trial that trains a rung for `steps` steps, of 1,024 tokens by default, and evaluates it
+    at the end."""
     config: dict[str, Any] = {
         "data": {"source": text},
         "tokenizer": {"kind": "char"},
@@ -73,10 +74,10 @@ def trial_of(rung: Rung, text: str, steps: int, overrides: Sequence[str]) -> Tri
 def planned_steps(
     folder: Path, text: str, minutes: float, overrides: Sequence[str], say: Callable[[str], None]
 ) -> int:
-    """How many steps all rungs can train in `minutes`, the same number for each.
+    """The number of steps that each rung can train so that all together take `minutes`.
 
-    Trains the smallest and the largest for a moment; the time of a step between them grows with
-    the size. Raises GptcliError if the time is too short."""
+    Trains the smallest and the largest rung for a moment. The time of a step of the others is
+    interpolated by size. Raises GptcliError if the time is too short."""
     rungs = rungs_in(folder)
     seconds = []
     for rung in (rungs[0], rungs[-1]):
@@ -96,8 +97,8 @@ def planned_steps(
     if steps < _FEWEST_STEPS:
         needed = minutes * _FEWEST_STEPS / max(1, steps)
         raise GptcliError(
-            f"{minutes:g} minutes are {steps} steps for each network here; it takes "
-            f"{_FEWEST_STEPS}",
+            f"{minutes:g} minutes are enough for {steps} steps of each network here; "
+            f"{_FEWEST_STEPS} are needed",
             f"--minutes {math.ceil(11 * needed) / 10:g}",
             exit_code=1,
         )

@@ -1,4 +1,4 @@
-"""Fits loss = floor + scale * size^-exponent to a ladder of networks, and predicts a larger one.
+"""Fits loss = floor + scale * size^-exponent to small networks, and predicts a larger network.
 
 Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models"; the floor as in Hoffmann et
 al. 2022, "Training Compute-Optimal Large Language Models".
@@ -18,13 +18,14 @@ from gptcli.experiments.intervals import t_975
 
 _EXPONENTS = np.geomspace(0.01, 3.0, 1200)
 FEWEST = 5
-"""Points that a fit of three numbers needs for an interval."""
+"""The fewest points for which a fit of three numbers has an interval."""
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """loss = floor + scale * size^-exponent, and how far the points are from it, in nats."""
+    """loss = floor + scale * size^-exponent, and how far the points are from this curve, in
+    nats."""
 
     floor: float
     scale: float
@@ -34,13 +35,13 @@ class PowerLaw:
     points: int
 
     def at(self, size: float) -> float:
-        """The loss of a network of `size`."""
+        """The loss that the law gives for a network of `size`."""
         return float(self.floor + self.scale * size**-self.exponent)
 
     def predict(self, size: float) -> tuple[float, tuple[float, float]]:
-        """The loss of a network of `size`, and the 95 % interval of one run of it.
+        """The loss that the law gives for `size`, and the 95 % interval for a single run.
 
-        The interval has the uncertainty of the three fitted numbers (to first order), and the
+        The interval includes the uncertainty of the three fitted numbers (to first order) and the
         scatter of the points around the curve."""
         slope = _gradient(np.array([size]), self.scale, self.exponent)[0]
         variance = float(slope @ self.covariance @ slope) + self.residual**2
@@ -49,15 +50,16 @@ class PowerLaw:
 
 
 def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
-    """The law with the least squared error. The floor is not negative.
+    """The law with the least squared error whose floor is not negative.
 
     Raises GptcliError if there are fewer than five points, or if larger networks are not better."""
     x, y = np.asarray(sizes, dtype=float), np.asarray(losses, dtype=float)
     if len(x) < FEWEST:
         raise GptcliError(
-            f"{len(x)} networks are too few to fit a law; it takes {FEWEST}", "give more --minutes",
+            f"{len(x)} networks are too few to fit a law; {FEWEST} are needed",
+            "give more --minutes",
             exit_code=1,
-        )  # fmt: skip
+        )
     unit = float(np.exp(np.log(x).mean()))  # so that the numbers are of similar size
     best: tuple[float, float, float, float] | None = None
     for exponent in _EXPONENTS:
@@ -83,6 +85,6 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
 
 
 def _gradient(x: Floats, scale: float, exponent: float) -> Floats:
-    """The derivatives of the loss by floor, scale and exponent, a row for each size."""
+    """The derivatives of the loss by floor, scale and exponent, one row for each size."""
     powers = x**-exponent
     return np.stack((np.ones_like(x), powers, -scale * powers * np.log(x)), axis=1)

@@ -1,4 +1,4 @@
-"""Trains the runs of an experiment one after the other; runs that are finished are not repeated."""
+"""Trains the runs of an experiment one after the other. Does not repeat finished runs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gptcli.events import Evaluated, RunStarted, StepDone
 from gptcli.training import checkpoint, run_folder
 
 ENDED = ("done", "target", "patience")
-"""How a finished run stopped."""
+"""The values of `stopped` in the status of a finished run."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A run to make: where, from which config, with which overrides, and in how many minutes."""
+    """A run to train: its folder, its config, its overrides, and its time limit in minutes."""
 
     name: str
     folder: Path
@@ -43,10 +43,10 @@ def is_finished(run: Path) -> bool:
 
 
 def train_all(trials: Sequence[Trial], say: Callable[[str], None]) -> Trained:
-    """Train the trials that are not finished. `say` gets a line about the progress.
+    """Train the trials that are not finished. `say` gets lines about the progress.
 
-    An interrupted run is continued. Ctrl-C saves the run that trains now; the same command goes on
-    from there. A run that diverges counts as failed. Raises GptcliError if a run cannot start."""
+    An interrupted run continues. Ctrl-C saves the current run, and the same command then continues
+    it. A run that diverges counts as failed. Raises GptcliError if a run cannot start."""
     done = Trained()
     for number, trial in enumerate(trials, 1):
         if is_finished(trial.folder):
@@ -67,7 +67,7 @@ def train_all(trials: Sequence[Trial], say: Callable[[str], None]) -> Trained:
 
 
 def _train(trial: Trial, head: str, say: Callable[[str], None]) -> str:
-    """Train one trial; returns why it stopped."""
+    """Train one trial. Returns why the run stopped."""
     resume = bool(trial.folder.is_dir() and checkpoint.steps_of(trial.folder))
     trial.folder.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,1 +1,1 @@
-"""Looks inside a trained network: attention maps and their kinds, logit lens, eight steps."""
+"""Looks inside a trained network: attention maps, kinds of heads, logit lens, eight steps."""

@@ -1,6 +1,6 @@
-"""The eight steps of attention with their shapes and numbers, for one head and one token of a text.
+"""Computes the eight steps of attention, with shapes and numbers, for one head and one token.
 
-The steps are those of gptcli.model.attention and of the course.
+The steps are the same as in gptcli.model.attention and in the course.
 
 Dimensions: T time, C channels, H heads, K heads of keys and values, D head_dim.
 """
@@ -26,10 +26,10 @@ Numbers = list[float]
 
 @dataclass(frozen=True)
 class ShownStep:
-    """One step: its number and name, the computation with its shapes, and its numbers by name.
+    """One step: its number and name, its computation with the shapes, and its values by name.
 
-    `line` is the place in the learner's file that completes the step, with its text; None for a
-    builtin attention, or if the trace does not show it."""
+    `line` is the number and the text of the line in the learner's file that completes the step. It
+    is None for the builtin attention, and if the trace does not show the line."""
 
     step: int
     name: str
@@ -50,8 +50,9 @@ class EightSteps:
 
 @dataclass(frozen=True)
 class _Computed:
-    """The values of the steps: q, k, v (T, H or K, D) before and after positions; the rest of one
-    head: scores and weights of the token (T,), mixed (D,), and out (C,)."""
+    """The values of the steps. q, k and v (T, H or K, D) are given before and after positions. The
+    other values are those of one head and one token: scores and weights (T,), mixed (D,), and out
+    (C,)."""
 
     q: Tensor
     k: Tensor
@@ -73,9 +74,9 @@ def eight_steps(
     position: int,
     learner: LearnerFile | None = None,
 ) -> EightSteps:
-    """The steps with the numbers of one token. `layer`, `head` and `position` count from 0.
+    """The eight steps for one head and one token. `layer`, `head` and `position` count from 0.
 
-    Raises GptcliError if the run's attention is the user's, and is not that of the course."""
+    Raises GptcliError if the run has a user's attention that does not follow the course's steps."""
     part, x = part_with_attention(model, layer), inside.inputs[layer]
     H, lines = model.config.n_head, {}
     if isinstance(part, CausalSelfAttention):
@@ -86,7 +87,7 @@ def eight_steps(
             raise GptcliError(
                 "--steps cannot follow this attention: it is not recognised as the course's eight "
                 "steps",
-                "leave --steps out; the maps and the logit lens work with any attention",
+                "leave out --steps; the logit lens works with any attention",
             )
         lines, v, K = theirs.lines, theirs.values, H
         found = _Computed(
@@ -144,13 +145,13 @@ def _shown(
     rotary: bool,
     normed: bool,
 ) -> list[tuple[int, str, dict[str, Numbers]]]:
-    """(number, shapes, numbers) of the eight steps."""
+    """For each of the eight steps: (number, shapes, values by name)."""
     T, C = x.shape
     D, group = found.q.shape[-1], head // (H // K)
     qkv = f"q ({T}, {H * D}), k and v ({T}, {K * D})" if K < H else f"q, k, v ({T}, {H * D}) each"
     split = f"q ({H}, {T}, {D}), k and v ({K}, {T}, {D})" if K < H else f"({H}, {T}, {D}) each"
     if K < H:
-        split += f"; {H // K} heads of q share one of k and v"
+        split += f"; {H // K} heads of q share one head of k and v"
     before = {"q": found.q[at, head].tolist(), "k": found.k[at, group].tolist()}
     steps: list[tuple[int, str, dict[str, Numbers]]] = [
         (1, f"x ({T}, {C}) -> {qkv}", {"x": x[at].tolist()}),

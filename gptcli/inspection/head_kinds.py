@@ -1,4 +1,4 @@
-"""Names what each head does by measured scores: previous token, first token, itself, induction.
+"""Names the kind of each head by measured scores: previous token, first token, itself, induction.
 
 Dimensions: T time, H heads.
 """
@@ -16,15 +16,16 @@ from gptcli.model.gpt import GPT
 KINDS = ("previous token", "first token", "itself", "induction")
 HABITS = {
     "previous token": "looks at the token just before",
-    "first token": "looks at the first token, where heads rest that find nothing",
+    "first token": "looks at the first token, as heads do that find nothing to look at",
     "itself": "looks at the token itself",
     "induction": "looks at what came after an earlier copy of the token",
 }
-"""What a head of each kind does, in words for those who meet heads for the first time."""
+"""What a head of each kind does, in words for readers who do not know attention heads yet."""
 _NAMED_FROM = 0.4
+"""A head is of a kind if at least this share of its attention fits the kind."""
 _WORTH_SAYING = 0.1
-"""A head has the name of a kind if it pays at least this share of its attention there."""
-_SHORTEST = 8  # tokens of a prompt on which scores say something
+"""`habit` mentions no kind if all shares are below this one."""
+_SHORTEST = 8  # tokens; the scores of a shorter prompt mean little
 _PROBES = 4
 _LONGEST_HALF = 48
 _SEED = 1
@@ -32,10 +33,10 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class HeadKind:
-    """One head, counted from 0, and the share of its attention that fits each kind of KINDS.
+    """One head, counted from 0, and the share of its attention that fits each kind in KINDS.
 
-    A share is 0 if the head looks there as much as a head that spreads its attention evenly, and 1
-    if it looks nowhere else; it can be slightly negative. `kind` is "mixed" if none is large."""
+    A share is 0 if the head looks there only as much as a head with evenly spread attention. It is
+    1 if the head looks nowhere else. It can be slightly negative."""
 
     layer: int
     head: int
@@ -43,17 +44,17 @@ class HeadKind:
 
     @property
     def best(self) -> float:
-        """The largest share."""
+        """The largest share of the head."""
         return max(self.shares)
 
     @property
     def kind(self) -> str:
-        """The name of the kind with the largest share, or "mixed"."""
+        """The name of the kind with the largest share; "mixed" if this share is too small."""
         return KINDS[self.shares.index(self.best)] if self.best >= _NAMED_FROM else "mixed"
 
     @property
     def habit(self) -> str:
-        """What the head does, as the end of a sentence: "looks at ... (67 % of its attention)"."""
+        """What the head does, as in "looks at the token itself (67 % of its attention)"."""
         if self.best < _WORTH_SAYING:
             return "spreads its attention over many tokens"
         most = HABITS[KINDS[self.shares.index(self.best)]]
@@ -68,12 +69,13 @@ def head_kinds(
     maps: Sequence[Tensor | None],
     maps_of: Callable[[list[int]], list[Tensor | None]],
 ) -> list[HeadKind]:
-    """All heads whose weights `maps` (H, T, T) has by layer, the one with the largest share first.
+    """The kinds of all heads in `maps`, (H, T, T) for each layer. The heads with the largest shares
+    come first.
 
-    The share of induction is measured on random tokens, each different, that are repeated: how much
-    a head looks at the token that came after the earlier copy of its token (Olsson et al. 2022,
+    The share of induction is measured on a sequence of different random tokens that is repeated. It
+    says how much a head looks at the token after the earlier copy of its token (Olsson et al. 2022,
     "In-context Learning and Induction Heads"). The other shares are measured on the text itself, or
-    on the same random tokens if the text is shorter than 8 tokens. `maps_of` gives the maps of
+    on these random tokens if the text is shorter than 8 tokens. `maps_of` computes the maps of
     other ids."""
     half = min(_LONGEST_HALF, model.config.block_size // 2, model.vocab_size)
     induction: dict[int, Tensor] = {}
@@ -91,7 +93,7 @@ def head_kinds(
 
 
 def kinds_in_maps(maps: Sequence[Tensor | None]) -> list[HeadKind]:
-    """All heads of stored maps, the one with the largest share first; induction is not measured."""
+    """The kinds of all heads in stored maps, largest shares first. Induction is not measured."""
     return _sorted(maps, {}, {})
 
 
@@ -112,9 +114,10 @@ def _sorted(
 
 
 def _places(weights: Tensor) -> Tensor:
-    """The shares of the previous token, the first and the token itself: (H, T, T) -> (3, H)."""
+    """The shares of the previous token, the first token and the token itself: (H, T, T) -> (3,
+    H)."""
     T = weights.shape[1]
-    # From token 2 on, the previous token is not the first.
+    # Starts at token 2, whose previous token is not the first one.
     rows = torch.arange(min(2, T - 1), T)
     chance = 1.0 / (rows + 1)
     first = ((weights[:, rows, 0] - chance) / (1 - chance).clamp(min=0.5)).mean(1)
@@ -122,9 +125,10 @@ def _places(weights: Tensor) -> Tensor:
 
 
 def _share(weights: Tensor, back: int, first: int) -> Tensor:
-    """The share of attention on the token `back` places back, from token `first` on: (H,).
+    """The mean share of attention on the token `back` places earlier, for tokens from `first` on:
+    (H,).
 
-    Corrected for chance: even attention has share 0."""
+    It is corrected for chance: evenly spread attention has share 0."""
     T = weights.shape[1]
     rows = torch.arange(max(first, back), T)
     if not len(rows):

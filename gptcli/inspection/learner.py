@@ -1,6 +1,6 @@
 """Finds the attention weights and the eight steps in a trace of a learner's own attention.
 
-The tracer and the search for values are those of the checker: gptcli.course.attention.
+The tracer and the search for values are those of the course's checker, gptcli.course.attention.
 
 Dimensions: T time, C channels, H heads.
 """
@@ -27,7 +27,7 @@ from gptcli.course.sandbox.modern_file import find_part
 from gptcli.errors import GptcliError
 from gptcli.model.inside import evaluating
 
-_MOST_NUMBERS = 4_000_000  # of a traced tensor: 16 heads of 500 tokens
+_MOST_NUMBERS = 4_000_000  # numbers of a traced tensor: 16 heads of 500 tokens
 _TOLERANCE = 1e-5
 
 
@@ -47,9 +47,9 @@ class LearnerFile:
 
 @dataclass(frozen=True)
 class LearnerSteps:
-    """The values of the eight steps in float64, and the line of the file that completes each.
+    """The values of the eight steps in float64, and the line of the file that completes each step.
 
-    A step without a line was not seen in the trace."""
+    A step has no line if the trace does not show it."""
 
     values: Values
     lines: dict[int, tuple[int, str]]
@@ -61,9 +61,9 @@ def traced_weights(
     part: nn.Module, x: Tensor, n_head: int, learner: LearnerFile | None
 ) -> Tensor | None:
     """The attention weights (H, T, T) of a learner's attention or block for x (T, C), on the CPU.
-
-    They are the tensors of the forward pass whose rows sum to 1 and are 0 in the future; heads that
-    are computed one by one are put together. None if there are none: a kernel can hide them."""
+    These are the tensors of the forward pass whose rows sum to 1 and are 0 for future tokens. Heads
+    that are computed one by one are joined. Returns None if there are no such tensors, because a
+    kernel can hide them."""
     trace = _traced(part, x, learner)
     T = x.shape[0]
     heads: list[Tensor] = []
@@ -92,7 +92,7 @@ def _are_weights(found: Tensor) -> bool:
 def _traced(part: nn.Module, x: Tensor, learner: LearnerFile | None) -> ForwardTrace:
     path = learner.path if learner is not None else Path()
     with evaluating(part), contextlib.redirect_stdout(None):
-        # PyTorch's own attention module hides its steps in one kernel unless gradients are needed.
+        # Without gradients, PyTorch's attention module hides its steps in one kernel.
         trace = trace_forward(part, x[None].clone(), path, grad=True, most_numbers=_MOST_NUMBERS)
     if trace.error is not None and not isinstance(trace.error, Exception):
         raise trace.error
@@ -102,10 +102,10 @@ def _traced(part: nn.Module, x: Tensor, learner: LearnerFile | None) -> ForwardT
 def learner_steps(
     part: nn.Module, x: Tensor, n_head: int, learner: LearnerFile
 ) -> LearnerSteps | None:
-    """The eight steps of a learner's attention for x (T, C), and where its file does them.
+    """The eight steps of a learner's attention for x (T, C), with the lines of its file.
 
-    None if the file has another kind of attention than the course: its projections are not
-    recognised, or it is a block."""
+    Returns None if the file has a block, or if the projections of its attention are not
+    recognised."""
     file = find_part(learner.spec, learner.part)
     if learner.part != "attention" or file.exercise != "attention":
         return None
@@ -127,7 +127,7 @@ def learner_steps(
 def _lines(
     trace: ForwardTrace, completed_at: dict[str, int], path: Path
 ) -> Iterator[tuple[int, tuple[int, str]]]:
-    """The last line of the file that completes a value of each step."""
+    """For each step, the last line of the file that computes one of its values."""
     text = path.read_text("utf-8", "replace").splitlines()
     for name, index in completed_at.items():
         line = trace.operations[index].line

@@ -1,4 +1,4 @@
-"""Runs a text through a trained network and returns what its heads looked at, and its logit lens.
+"""Runs a text through a trained network. Returns what its heads looked at, and its logit lens.
 
 Dimensions: T time, H heads, V vocabulary.
 """
@@ -19,13 +19,13 @@ from gptcli.model.inside import Inside, builtin_weights, look_inside, part_with_
 from gptcli.training.loading import Trained
 
 MOST_TOKENS = 256
-"""A map of more tokens is neither readable nor small."""
-_GUESSES = 5  # that the lens keeps of each layer and token
+"""The most tokens of a text. A map of more tokens would be large and hard to read."""
+_GUESSES = 5  # kept by the lens for each layer and token
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A token that a layer would write next, and its probability."""
+    """A next token that the model would write after a layer, and its probability."""
 
     id: int
     probability: float
@@ -35,10 +35,10 @@ class Guess:
 class Look:
     """What the network did with a text of T tokens.
 
-    `maps` has the attention weights (H, T, T) of each layer, None if they cannot be seen. `heads`
-    are the heads that can be seen, best first. `lens[layer][t]` are the most likely next tokens
-    after token t, if the network ended before layer 0 (`lens[0]`), or after each layer.
-    `dropped` tokens at the beginning did not fit."""
+    `maps` has the attention weights (H, T, T) of each layer, or None if they are hidden. `heads`
+    are the heads with known weights, the clearest kinds first. `lens[i][t]` are the most likely
+    next tokens after token t, if the network ended after its first i layers. `dropped` is the
+    number of tokens at the beginning that did not fit."""
 
     ids: list[int]
     maps: list[Tensor | None]
@@ -49,9 +49,8 @@ class Look:
 
 
 def ids_of_prompt(trained: Trained, prompt: str) -> tuple[list[int], int]:
-    """The ids of a prompt, and how many at its beginning were left out because they do not fit.
-
-    Raises GptcliError if the prompt is empty, or has a character that the tokenizer lacks."""
+    """The ids of a prompt that fit, and how many were left out at its beginning. Raises GptcliError
+    if the prompt is empty, or has a character that the tokenizer lacks."""
     if not prompt:
         raise GptcliError("the prompt is empty", 'give a text: --prompt "To be or not to be"')
     tokenizer = trained.tokenizer
@@ -63,7 +62,8 @@ def ids_of_prompt(trained: Trained, prompt: str) -> tuple[list[int], int]:
 
 
 def look(trained: Trained, prompt: str, learner: LearnerFile | None = None) -> Look:
-    """What the network does with `prompt`. `learner` is the file with the run's attention."""
+    """What the network does with `prompt`. `learner` is the file of the run's own attention, if
+    any."""
     ids, dropped = ids_of_prompt(trained, prompt)
     model = trained.model
     inside = look_inside(model, ids)
@@ -84,8 +84,8 @@ def weights_of_layers(
 ) -> list[Tensor | None]:
     """The attention weights (H, T, T) of each layer, float32 on the CPU.
 
-    Those of a builtin attention are computed from its queries and keys. Those of a learner's are
-    searched in a trace of its forward pass; None if the trace has none."""
+    For the builtin attention, they are computed from its queries and keys. For a learner's, a trace
+    of its forward pass is searched for them. A layer is None if nothing is found."""
     found: list[Tensor | None] = []
     for layer, x in enumerate(inside.inputs):
         part = part_with_attention(model, layer)
@@ -98,8 +98,8 @@ def weights_of_layers(
 
 @torch.no_grad()
 def logit_lens(model: GPT, inside: Inside) -> list[list[list[Guess]]]:
-    """What the network would write after each token, if it ended before the first block or after
-    each one: the last norm and the head, applied to the residual stream.
+    """The most likely next tokens after each token if the network ended before the first block, or
+    after each block. The last norm and the head are applied to the residual stream there.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens"."""
     count = min(_GUESSES, model.vocab_size)

@@ -1,6 +1,6 @@
-"""C libraries compiled on this machine: bfloat16 training on x86-64; sampling on Linux CPUs.
+"""Trains and samples on CPUs with C libraries that are compiled on this machine.
 
-Sampling computes in float32, bfloat16 or int8. gptcli.model defines what the libraries compute, and
-tests compare the two. If a library cannot be compiled or the processor does not support it, PyTorch
-computes everything. README.md explains the C code.
+Training computes in float32 or bfloat16, sampling in float32, bfloat16 or int8. gptcli.model
+defines what the libraries compute, and tests compare their results. PyTorch replaces a library that
+cannot be compiled or that the processor does not support. README.md explains the C code.
 """

@@ -1,6 +1,6 @@
-/* Constants that the Python code has too: GELU's and Muon's numbers.
+/* Constants of GELU and Muon that the Python code also has.
  *
- * tests/native/test_native_library.py reads this file and compares it with the Python values. */
+ * tests/native/test_native_library.py reads this file and compares the values with Python's. */
 
 #ifndef GPTCLI_CONSTANTS_H
 #define GPTCLI_CONSTANTS_H
@@ -10,8 +10,8 @@
 #define GELU_SCALE 1.5957691216f
 #define GELU_CUBIC 0.044715f
 
-/* Newton-Schulz iteration of Muon: X becomes A X + (B Y + C Y Y) X with Y = X X^T. The eps keeps a
- * matrix of zeros finite. training/optimizers.py has the same four numbers. */
+/* Newton-Schulz iteration of Muon: X becomes A X + (B Y + C Y Y) X with Y = X X^T. The eps prevents
+ * a division by zero for a matrix of zeros. training/optimizers.py has the same four numbers. */
 #define MUON_A 3.4445f
 #define MUON_B (-4.7750f)
 #define MUON_C 2.0315f

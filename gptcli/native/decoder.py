@@ -1,4 +1,4 @@
-"""Sampling with the C library: packed weights, a KV cache per stream, next-token choice.
+"""Samples with the C library: packed weights, a KV cache per stream, choice of the next token.
 
 Dimensions: V vocabulary, W window (block_size).
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     FloatArray = npt.NDArray[np.float32]
 
-_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # `Kind` of packed.h
+_KINDS = {"float32": 0, "bfloat16": 1, "int8": 2}  # the values of `Kind` in packed.h
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -44,7 +44,7 @@ def bytes_needed(
     streams: int,
     threads: int,
 ) -> int:
-    """The most memory that a Decoder takes, in bytes. The model's own weights come in addition."""
+    """The most memory that a Decoder takes, in bytes, without the model's own weights."""
     shape = _shape(config, vocab_size, dtype, streams, threads)
     return int(library.dec_bytes(ctypes.byref(shape))) + streams * vocab_size
 
@@ -55,7 +55,7 @@ def _shape(
     arch = config.traits
     assert has_layout(arch)
     return DecoderShape(
-        modern=arch.positions == "rotary",  # has_layout: the other traits then fit too
+        modern=arch.positions == "rotary",  # has_layout has checked the other traits
         qk_norm=arch.qk_norm,
         kind=_KINDS[dtype],
         L=config.n_layer,
@@ -77,15 +77,15 @@ class Decoder:
     """A decoder of one network for `streams` streams, numbered from 0.
 
     `dtype` is float32, bfloat16 or int8. With bfloat16, weights, keys and values are bfloat16. With
-    int8, weights have eight bits and a scale per 32 weights; keys and values are bfloat16. Raises
-    MemoryError."""
+    int8, weights have eight bits and one scale per 32 weights, and keys and values are bfloat16.
+    Raises MemoryError."""
 
     def __init__(
         self, library: ctypes.CDLL, weights: Weights, *, dtype: str, streams: int, threads: int
     ) -> None:
         config, known = weights.config, weights.arrays
         assert all(w.format == "f" and w.c_contiguous for w in known.values())
-        self._kept = known  # the library reads this memory as long as it lives
+        self._kept = known  # keeps alive the memory that the library reads
         names = names_by_place(config.n_layer, known)
         places = array("Q", [0 if name is None else _address(known[name]) for name in names])
         self._library = library
@@ -94,8 +94,8 @@ class Decoder:
         self._decoder = library.dec_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._decoder:
             raise MemoryError("no memory for the decoder")
-        # Learned positions end with their table. Rotary positions end at the largest int32, because
-        # the library counts positions in int32.
+        # Learned positions are limited by their table. Rotary positions are limited by int32,
+        # because the library counts in int32.
         learned = config.traits.positions == "learned"
         self._last_position = config.block_size if learned else 2**31 - 1
         self._piece = int(library.dec_max_chunk(self._decoder))
@@ -113,13 +113,13 @@ class Decoder:
     def feed(self, rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
         """Feed tokens to several streams: rows of (stream, position of the first token, tokens).
 
-        Afterwards, `logits(stream)` predicts the token after the last one that was fed. Rotary
+        Afterwards, `logits(stream)` gives the logits of the token after the last one fed. Rotary
         positions count from the beginning of the stream, and a token looks at the last W tokens.
         Learned positions are below W."""
         for stream, position, tokens in rows:
             assert 0 <= stream < self.streams
             assert 0 <= position <= self._last_position - len(tokens)
-        # The index of each row that is not completely fed, and how many of its tokens are fed.
+        # For each row that is not completely fed: its index, and how many of its tokens are fed.
         waiting = [(i, 0) for i, (_, _, tokens) in enumerate(rows) if tokens]
         while waiting:
             parts: list[tuple[int, int, Sequence[int], bool]] = []
@@ -150,14 +150,14 @@ class Decoder:
         flags = array("B", last)
         places = [a.buffer_info()[0] for a in (streams, positions, ids, flags)]
         threads, by_stream = self._team(len(parts))
-        if len(ids) > 1:  # more than one token is enough work for all threads
+        if len(ids) > 1:  # two tokens or more are enough work for all threads
             threads = self._threads
         elif threads > 1:
             threads = self._thread_count.choose()
         self._library.dec_feed(self._decoder, len(ids), *places, threads, int(by_stream))
 
     def score(self, position: int, tokens: Sequence[int]) -> FloatArray:
-        """Feed n tokens to stream 0; returns the logits after each of them, float32 (n, V).
+        """Feed n tokens to stream 0. Returns the logits after each token, float32 (n, V).
 
         n is at most `most_scored`. `position` is the position of the first token, as in `feed`."""
         n, ids = len(tokens), array("i", tokens)
@@ -173,9 +173,8 @@ class Decoder:
         return out
 
     def saw(self, stream: int, tokens: Sequence[int], *, restart: bool) -> None:
-        """Record tokens of a stream for the repetition penalty.
-
-        With `restart`, earlier tokens of the stream are forgotten first."""
+        """Record tokens of a stream for the repetition penalty. With `restart`, earlier tokens are
+        forgotten first."""
         first = stream * self._vocab_size
         if restart:
             self._seen[first : first + self._vocab_size] = bytes(self._vocab_size)
@@ -183,11 +182,12 @@ class Decoder:
             self._seen[first + token] = 1
 
     def copy(self, stream: int, to: int, count: int) -> None:
-        """Copy a stream, whose cache holds `count` tokens, to stream `to`. `saw` is not copied."""
+        """Copy a stream, whose cache holds `count` tokens, to stream `to`. The tokens that `saw`
+        recorded are not copied."""
         self._library.dec_copy(self._decoder, stream, to, count)
 
     def logits(self, stream: int) -> FloatArray:
-        """A copy of a stream's logits of the next token, float32 (V,)."""
+        """A copy of the logits of a stream's next token, float32 (V,)."""
         place = self._library.dec_logits(self._decoder, stream)
         import numpy as np
 
@@ -203,16 +203,14 @@ class Decoder:
         how: SamplingParamsStruct | Sequence[SamplingParamsStruct],
         utf8: tuple[memoryview, bytearray] | None = None,
     ) -> list[list[int]]:
-        """Choose the next `steps` tokens of n different streams; returns the tokens of each stream.
+        """Choose the next `steps` tokens of n different streams. Returns the tokens of each stream.
 
-        `uniform` holds the random numbers of each stream, one for each step.
-        `positions[i]` is the position of the first token chosen for `streams[i]`. Every chosen
-        token but the last is fed. `how` holds the sampling parameters of each of these streams, or
-        one for all of them.
-
-        `utf8` is a table of the UTF-8 state after each token in each state, uint8 (8, V), and the
-        state of every stream of the decoder, which is updated. Then only tokens are chosen
-        that keep the text valid UTF-8."""
+        `uniform` holds the random numbers of each stream, one for each step. `positions[i]` is the
+        position of the first token chosen for `streams[i]`. Every chosen token but the last is fed.
+        `how` holds the sampling parameters of each stream, or one set for all streams. `utf8` is a
+        table of the UTF-8 state after each token in each state, uint8 (8, V), and the state of
+        every stream of the decoder, which is updated. With `utf8`, only tokens are chosen that keep
+        the text valid UTF-8."""
         n, steps = len(uniform), len(uniform[0])
         assert len({*streams}) == len(streams) == len(positions) == n
         assert all(len(numbers) == steps for numbers in uniform)
@@ -259,7 +257,7 @@ class Decoder:
         """The number of threads, and whether each thread computes some of the streams.
 
         If not, each thread computes some of the outputs of each product. Then the threads wait for
-        each other, but together read the weights only once."""
+        each other, but they read the weights only once together."""
         if streams > 1 and (
             self._weight_bytes <= _MOST_TO_READ_TWICE
             or (streams >= 16 * self._threads and self._weight_bytes <= _MOST_FOR_MANY_STREAMS)
@@ -269,13 +267,13 @@ class Decoder:
 
 
 def _address(memory: memoryview[Any] | bytearray) -> int:
-    """The address of a writable buffer. It does not change while the buffer lives."""
+    """The address of a writable buffer. It stays valid as long as the buffer exists."""
     flat = memory.cast("B") if isinstance(memory, memoryview) else memory
     return ctypes.addressof(ctypes.c_char.from_buffer(flat))
 
 
-# Limits for the bytes of the weights. Measured on two cores of a Xeon, each with AMX and 2 MiB of
-# L2 cache: benchmarks/LOG.md.
+# Limits for the bytes of the weights, measured on two cores of a Xeon, each with AMX and 2 MiB of
+# L2 cache (benchmarks/LOG.md).
 _MOST_TO_READ_TWICE = 4 << 20
 _MOST_FOR_MANY_STREAMS = 48 << 20
 _MOST_FOR_ONE_THREAD = 1 << 20

@@ -1,4 +1,4 @@
-"""Training with the C library: loss, gradients, AdamW and Muon through ctypes.
+"""Trains with the C library through ctypes: loss, gradients, AdamW and Muon.
 
 Dimensions: B batch, T time, V vocabulary.
 """
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_LONGEST = 4096  # tokens of context; the scratch of the backward pass grows with their square
+_LONGEST = 4096  # tokens of context; the backward pass needs memory that grows with their square
 _WIDEST_HEAD = 512
 
 
 def training_source(dtype: torch.dtype) -> Source | None:
-    """The C library that trains in this dtype, or None if there is none."""
+    """The C library that trains in this dtype; None if there is none."""
     return {"torch.float32": TRAINING_FLOAT32, "torch.bfloat16": TRAINING}.get(str(dtype))
 
 
 def unsupported_reason(config: ModelConfig) -> str | None:
-    """Why the C library cannot train a network of this shape, or None if it can."""
+    """Why the C library cannot train a network of this shape; None if it can."""
     if not has_layout(config.traits):
         return f"the C library does not have `model.arch: {config.arch}`"
     width = config.traits.hidden_width(config.n_embd)
@@ -49,19 +49,18 @@ def unsupported_reason(config: ModelConfig) -> str | None:
 def bytes_needed(
     library: ctypes.CDLL, config: ModelConfig, vocab_size: int, *, most_tokens: int, threads: int
 ) -> int:
-    """The memory that an Engine of this shape takes, in bytes.
-
-    Weights, gradients and Muon's memory during a step come in addition."""
+    """The memory that an Engine of this shape takes, in bytes. Weights, gradients and Muon's
+    temporary memory are not included."""
     shape = shape_of(config, vocab_size, most_tokens, threads)
     return int(library.gpt_bytes(ctypes.byref(shape)))
 
 
 def shape_of(config: ModelConfig, vocab_size: int, most_tokens: int, threads: int) -> Shape:
-    """What gpt_new must know about a network."""
+    """The struct that describes a network to gpt_new."""
     arch = config.traits
     assert has_layout(arch)
     return Shape(
-        modern=arch.positions == "rotary",  # has_layout: the other traits then fit too
+        modern=arch.positions == "rotary",  # has_layout has checked the other traits
         qk_norm=arch.qk_norm,
         tied=arch.tied_head,
         L=config.n_layer,
@@ -83,8 +82,8 @@ def shape_of(config: ModelConfig, vocab_size: int, most_tokens: int, threads: in
 class Engine:
     """The forward and backward passes of one network, for at most `most_tokens` (B * T) at once.
 
-    `weights` and `gradients` are flat float32 tensors on the CPU. In each of the two, a parameter
-    begins at index `offsets[name]`. The two tensors must outlive the engine. Raises MemoryError."""
+    `weights` and `gradients` are flat float32 tensors on the CPU. In both, a parameter begins at
+    index `offsets[name]`. Both must exist as long as the engine. Raises MemoryError."""
 
     def __init__(
         self,
@@ -125,10 +124,9 @@ class Engine:
     def gradients(
         self, idx: Tensor, targets: Tensor, *, seed: int, scale: float, add: bool
     ) -> float:
-        """The sum of the losses in nats. Its gradients go into the flat gradients, times `scale`.
-
-        With `add`, they are added to the old numbers there; otherwise they replace them. Dropout's
-        masks are a function of `seed`, from 0 to below 2**64."""
+        """The sum of the losses in nats. Also computes its gradients, times `scale`. They replace
+        the flat gradients, or are added to them with `add`. The masks of dropout depend only on
+        `seed`, from 0 to below 2**64."""
         return self._call(idx, targets, self._gradients.data_ptr(), seed, scale, add=add)
 
     def _call(
@@ -180,7 +178,7 @@ def adamw(
 ) -> None:
     """Update the weights by AdamW. `tensors` are weights, gradients, means and squares.
 
-    The first step has number 1."""
+    Steps are counted from 1."""
     if not tensors[0]:
         return
     arrays = [*map(_pointers, tensors), array("q", [p.numel() for p in tensors[0]])]

@@ -1,8 +1,9 @@
 """Compiles the C libraries for this processor, caches them, and loads them through ctypes.
 
 There are three libraries: TRAINING_FLOAT32, TRAINING (in bfloat16) and SAMPLING. All need Linux or
-macOS and a C compiler, gcc or `cc`. TRAINING also needs x86-64 with AVX512-BF16 (Intel from Cooper
-Lake on, AMD from Zen 4 on). `GPTCLI_CPU` restricts them to what a kind of processor has.
+macOS and a C compiler (`gcc` or `cc`). TRAINING also needs x86-64 with AVX512-BF16 (Intel from
+Cooper Lake on, AMD from Zen 4 on). $GPTCLI_CPU restricts the libraries to the features of a kind of
+processor.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _P, _I, _I64, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A C file that is compiled into a library, and what its library exports and needs."""
+    """A C file that is compiled into a library, and what the library exports and needs."""
 
     name: str
     """The library's name in the cache."""
@@ -50,11 +51,11 @@ class Source:
     functions: dict[str, tuple[Any, list[Any]]]
     """The result type and the argument types of each exported function."""
     expected: dict[str, int]
-    """What some functions must return: the sizes of structs and the numbers of parameters."""
+    """The values that some functions must return: sizes of structs, and numbers of parameters."""
     required_features: frozenset[str] = frozenset()
     """Features that the processor must have, as /proc/cpuinfo calls them."""
     flags: tuple[str, ...] = ()
-    """The compiler's flags for this library, besides those of all and of the processor."""
+    """The compiler flags that only this library needs."""
 
 
 class Shape(ctypes.Structure):
@@ -165,15 +166,15 @@ class Found:
     library: ctypes.CDLL | None
     reason: str
     user_can_fix: bool = False
-    """Whether the user can do something about the reason, for example install a compiler."""
+    """Whether the user can remove the reason, for example by installing a compiler."""
 
 
 @functools.cache
 def find(source: Source) -> Found:
-    """The library, or the reason why it cannot be used. Compiles it first if necessary.
+    """The loaded library, or the reason why it cannot be used. Compiles it first if necessary.
 
     Raises GptcliError only if $GPTCLI_CACHE names the home folder of an unknown user, or if
-    $GPTCLI_CPU asks for what the processor does not have."""
+    $GPTCLI_CPU asks for features that the processor does not have."""
     processor = usable_processor()
     if processor is None:
         return Found(None, "this is not Linux or macOS")
@@ -202,14 +203,14 @@ def start_building(source: Source) -> None:
     if processor is None or not processor.features >= source.required_features:
         return
     if _trusted_file(source, processor) is None:
-        with suppress(_BuildError, OSError):  # `find` meets the same error and reports it
+        with suppress(_BuildError, OSError):  # `find` gets the same error, and reports it
             _Builder.running[source] = _Builder(source, processor)
 
 
 def start_building_training(dtype: str) -> None:
-    """Start to compile the library that trains if `run.dtype` is `dtype`, as start_building does.
+    """Start to compile the library that trains if the setting `run.dtype` is `dtype`.
 
-    It needs no PyTorch, so that the compiler starts early."""
+    Like start_building, but needs no PyTorch, so the compiler can start early."""
     processor = usable_processor()
     if processor is None or dtype == "float16":
         return
@@ -220,7 +221,7 @@ def start_building_training(dtype: str) -> None:
 
 
 def is_compiled(source: Source) -> bool:
-    """Whether the library is in the cache, so that `find` does not have to compile it."""
+    """Whether the library is in the cache. If it is, `find` need not compile it."""
     processor = usable_processor()
     if processor is None or not processor.features >= source.required_features:
         return False
@@ -232,11 +233,11 @@ class _BuildError(Exception):
 
 
 class _MismatchError(Exception):
-    """The library's structs or parameters are not those of the Python code."""
+    """The library's structs or parameters differ from those of the Python code."""
 
 
 def _load(source: Source, path: Path) -> ctypes.CDLL:
-    """The library in a file, with the types of its functions set.
+    """Load the library in a file, and set the types of its functions.
 
     Raises OSError or AttributeError if the file is damaged, and _MismatchError if the library does
     not match the Python code."""
@@ -253,13 +254,13 @@ def _load(source: Source, path: Path) -> ctypes.CDLL:
 
 
 def _sources() -> list[Path]:
-    """All C files: a header can be part of either library."""
+    """All C files, because a header can be part of several libraries."""
     return sorted(p for p in _HERE.rglob("*") if p.suffix in (".c", ".h"))
 
 
 @functools.cache
 def _cache_key(source: Source, processor: Processor) -> str:
-    """A hash of everything that decides what the compiler makes."""
+    """A hash of everything that the compiled library depends on."""
     digest = hashlib.sha256()
     for path in _sources():
         name = path.relative_to(_HERE).as_posix()
@@ -271,14 +272,13 @@ def _cache_key(source: Source, processor: Processor) -> str:
 
 
 def _cached_path(source: Source, processor: Processor) -> Path:
-    """Where the compiled library is in the cache, or will be."""
+    """The path in the cache where the compiled library is or will be."""
     return cache_folder() / "native" / f"{source.name}-{_cache_key(source, processor)}.so"
 
 
 def _trusted_file(source: Source, processor: Processor) -> Path | None:
-    """The path of the compiled library in the cache, if no other user can have written the file.
-
-    None if there is no such file."""
+    """The path of the compiled library in the cache. It is None if the file is missing, or if
+    another user can have written it."""
     path = _cached_path(source, processor)
     try:
         return path if _only_we_can_write(path) and _only_we_can_write(path.parent) else None
@@ -293,16 +293,16 @@ def _only_we_can_write(path: Path) -> bool:
 
 
 def _load_cached(source: Source, processor: Processor) -> ctypes.CDLL | None:
-    """The library from the cache; None if it is not there or damaged."""
+    """The library from the cache; None if it is missing or damaged."""
     path = _trusted_file(source, processor)
     try:
         return None if path is None else _load(source, path)
-    except (OSError, AttributeError):  # damaged: the next build replaces the file
+    except (OSError, AttributeError):  # the file is damaged, and the next build replaces it
         return None
 
 
 def _build_and_load(source: Source, processor: Processor) -> ctypes.CDLL:
-    """The loaded library. Waits for the compiler that `start_building` started, or starts one."""
+    """Build and load the library. Waits for the compiler of `start_building`, or starts one."""
     builder = _Builder.running.pop(source, None) or _Builder(source, processor)
     try:
         return _load(source, builder.wait())
@@ -311,13 +311,13 @@ def _build_and_load(source: Source, processor: Processor) -> ctypes.CDLL:
 
 
 class _Builder:
-    """A running compiler. It writes to a temporary file. `wait` renames the complete file.
+    """A running compiler, which writes to a temporary file. `wait` renames the complete file.
 
     If the cache cannot be used, each process compiles the library into a private temporary folder.
     Raises _BuildError if the compiler cannot be started."""
 
     running: ClassVar[dict[Source, _Builder]] = {}
-    """Compilers that `start_building` has started, and for which `find` has not waited yet."""
+    """The compilers that `start_building` has started and that `find` has not waited for yet."""
 
     def __init__(self, source: Source, processor: Processor) -> None:
         compiler = os.environ.get("CC", "").strip() or shutil.which("gcc") or shutil.which("cc")
@@ -348,7 +348,7 @@ class _Builder:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                start_new_session=True,  # makes a process group, which stop_compiler can stop
+                start_new_session=True,  # a process group, which stop_compiler can stop
             )
         except OSError as error:
             self.remove_temporary_files()
@@ -356,18 +356,18 @@ class _Builder:
         atexit.register(self.abandon)
 
     def abandon(self) -> None:
-        """Clean up when the process ends before anybody waited for the compiler."""
+        """Clean up if the process ends before `wait` was called."""
         if self.process.poll() is None:
             self.stop_compiler()
         elif self.process.returncode == 0 and self.private is None and self.temporary.exists():
-            self.temporary.chmod(0o700)  # the library is complete: the next process can load it
+            self.temporary.chmod(0o700)  # the library is complete, so the next process can load it
             self.temporary.replace(self.target)
         self.remove_temporary_files()
 
     def stop_compiler(self) -> None:
         """Stop the compiler and all processes that it started.
 
-        SIGTERM comes first, because gcc then removes its own temporary files."""
+        Sends SIGTERM first, because gcc then removes its own temporary files."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
@@ -411,7 +411,7 @@ before_leaving.append(_abandon_all)
 
 
 def _first_error(errors: bytes) -> str:
-    """The first line with "error" in a compiler's output; without one, the first line of all.
+    """The first line with "error" in a compiler's output, or the first line if none has it.
 
     gcc writes a list of the including files before an error in a header."""
     lines = errors.decode("utf-8", "replace").strip().splitlines() or ["without a message"]
@@ -419,8 +419,8 @@ def _first_error(errors: bytes) -> str:
 
 
 def _remove_stale_files(folder: Path) -> None:
-    """Remove the temporary files that were left when a compiling process was killed."""
+    """Remove the temporary files that killed compiling processes have left."""
     for path in folder.glob(".building-*"):
-        with suppress(OSError):  # another process can remove the same file
+        with suppress(OSError):  # another process can have removed the file
             if path.stat().st_mtime < time.time() - 10 * _SECONDS_TO_BUILD:
                 path.unlink()

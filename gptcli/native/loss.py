@@ -1,4 +1,4 @@
-"""The loss of a network by the C library that trains, without PyTorch: for `gptcli eval`.
+"""Computes the loss of a network for `gptcli eval` with the training library, without PyTorch.
 
 Dimensions: B batch, T time.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class LossPasses:
     """The forward passes of one network, for at most `most_tokens` (B * T) at once.
 
-    The library computes in its own dtype. It must be able to train this network. Raises
+    The library computes in its own dtype. The network must be one that it can train. Raises
     MemoryError."""
 
     def __init__(

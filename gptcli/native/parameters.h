@@ -33,7 +33,8 @@ enum {
     PER_LAYER
 };
 
-/* The two counts. library.py compares them with the Python table's when it loads a library. */
+/* The two counts. When library.py loads a library, it compares them with those of the Python
+ * tables. */
 int global_parameters(void) { return GLOBALS; }
 int layer_parameters(void) { return PER_LAYER; }
 

@@ -1,7 +1,8 @@
-"""The number of threads for sampling one stream: all of them, or one if another process disturbs.
+"""Chooses the number of threads for sampling one stream: all, or one if another process disturbs.
 
 Threads that share a step wait for each other at every layer. If another process occupies a core,
-the threads together are far slower than a single one. The text does not depend on their number.
+the threads together are far slower than a single thread. The text does not depend on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from collections import deque
 
 try:
     import resource
-except ImportError:  # Windows has no such count: threads never look disturbed
+except ImportError:  # Windows does not count switches, so threads never look disturbed
     resource = None  # type: ignore[assignment]
 
 _LEAST_STEPS = 16  # shorter runs are not measured
-_LAST_RUNS = 3  # the fastest of these runs counts as the speed of a number of threads
+_LAST_RUNS = 3  # for each number of threads, the fastest of so many runs counts
 _TRY_ONE_EVERY = 64  # disturbed runs of all threads before one thread is tried again
-_TRY_ALL_AFTER = (16, 256)  # runs of one thread before all are tried: the first time, at most
+_TRY_ALL_AFTER = (16, 256)  # runs of one thread before all are tried again: at first, and at most
 _MUCH_FASTER = 0.8  # one thread must need less than this share of the time of all
-# Context switches: in these, the system takes the processor from a thread. The threads count as
-# disturbed if there were more than _SWITCHES, plus _SWITCHES_PER_SECOND for each second, in their
-# last _SWITCHED_RUNS runs. Measured on two cores: 32 switches a second on an idle machine, 150 to
-# 94,000 next to another process.
+# In a forced context switch, the system takes the processor from a thread. The threads count as
+# disturbed if their last _SWITCHED_RUNS runs had more than _SWITCHES switches, plus
+# _SWITCHES_PER_SECOND for each second. Measured on two cores: 32 switches a second on an idle
+# machine, 150 to 94,000 next to another process.
 _SWITCHED_RUNS, _SWITCHES, _SWITCHES_PER_SECOND = 16, 8, 100
 
 
@@ -29,7 +30,7 @@ class ThreadCount:
     """Chooses between one thread and `usual` threads by how long recent runs took.
 
     Tries one thread only if the runs of all threads are disturbed. On an idle machine, a trial
-    would cost too much of the time of a short text."""
+    would slow down a short text too much."""
 
     def __init__(self, usual: int) -> None:
         self._usual = usual
@@ -37,7 +38,7 @@ class ThreadCount:
             threads: deque(maxlen=_LAST_RUNS) for threads in (1, usual)
         }
         self._switched: deque[tuple[int, float]] = deque(maxlen=_SWITCHED_RUNS)  # count, seconds
-        self._runs_since = {1: 0, usual: 0}  # runs of this number since the other was tried
+        self._runs_since = {1: 0, usual: 0}  # runs since the other number was tried
         self._try_all_after = _TRY_ALL_AFTER[0]
 
     def choose(self) -> int:
@@ -56,7 +57,7 @@ class ThreadCount:
         return count > _SWITCHES + _SWITCHES_PER_SECOND * seconds
 
     def took(self, threads: int, steps: int, seconds: float, switches: int) -> None:
-        """Record a run: its threads, steps and duration, and the count of `context_switches`."""
+        """Record a run: its threads, steps and duration, and the growth of `context_switches`."""
         if threads == self._usual:
             self._switched.append((switches, seconds))
         if steps < _LEAST_STEPS:
@@ -71,5 +72,5 @@ class ThreadCount:
 
 
 def context_switches() -> int:
-    """How often the system has taken the processor from this process's threads so far."""
+    """How often the system has taken the processor from this process's threads. 0 on Windows."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0

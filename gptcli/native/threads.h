@@ -1,10 +1,11 @@
-/* A team of threads that runs a function, with loops that share their rounds, and barriers.
+/* A team of threads that runs a function. Threads share the rounds of loops, and wait at barriers.
  *
- * Why not OpenMP: Apple's clang has none, and its threads spin while they wait. If another program
- * takes a processor, the spinning threads use up the time that the working ones need. Here a thread
- * spins for some microseconds, if nothing disturbs, and then sleeps until it is woken. Threads take
- * the rounds of a loop one by one, so a thread that lost its processor does not hold up more than
- * one round. Results must not depend on which thread computes a round. */
+ * OpenMP is not used here, because Apple's clang does not have it, and because OpenMP's threads
+ * spin while they wait. If another program takes a processor, the spinning threads use up time that
+ * the working threads need. Here, a waiting thread spins for some microseconds if no other program
+ * disturbs, and then sleeps until it is woken. Threads take the rounds of a loop one by one, so a
+ * thread that loses its processor delays only one round. Results must not depend on which thread
+ * computes a round. */
 
 #ifndef GPTCLI_THREADS_H
 #define GPTCLI_THREADS_H
@@ -27,25 +28,25 @@
 enum {
     MOST_THREADS = 1 << 10,
     COUNT_MASK = (1 << 11) - 1, /* the bits of a job's number that hold the count of threads */
-    OPEN_LOOPS = 16,            /* shared loops between two barriers, at most */
+    OPEN_LOOPS = 16,            /* the most shared loops between two barriers */
     STACK_BYTES = 4 << 20,
-    SPIN_NANOSECONDS = 60000, /* how long a waiting thread spins if nothing disturbs */
-    SPINS_DISTURBED = 50,     /* how often it looks if something does */
+    SPIN_NANOSECONDS = 60000, /* how long a waiting thread spins if undisturbed */
+    SPINS_DISTURBED = 50,     /* how often it checks the signal if disturbed */
 };
 
-/* A number that threads wait for, alone in its cache line. */
+/* A number on which threads wait. It has a cache line of its own. */
 typedef struct {
     _Atomic int value, sleepers;
     char rest[56];
 } __attribute__((aligned(64))) Signal;
 
-/* The number of the next round of a shared loop, alone in its cache line. */
+/* The number of the next round of a shared loop. It has a cache line of its own. */
 typedef struct {
     _Atomic long next;
     char rest[56];
 } __attribute__((aligned(64))) Round;
 
-/* A thread in a function that the team runs. */
+/* A thread that runs the team's function. */
 typedef struct {
     int number;    /* from 0 */
     unsigned loop; /* how many shared loops it has begun */
@@ -55,11 +56,11 @@ typedef void (*TeamFunction)(void *argument, Worker *worker);
 
 static struct {
     pthread_mutex_t mutex; /* one caller at a time */
-    int threads;           /* that exist, besides the callers */
-    int count;             /* that run the function, the caller included */
+    int threads;           /* threads that exist, without the callers */
+    int count;             /* threads that run the function, with the caller */
     int spin;              /* whether waiting threads spin */
     int seen_by_new;       /* the job after which a new thread begins */
-    long switches;         /* how often the system had taken the processor away, at the last run */
+    long switches;         /* context switches that the system had forced by the last run */
     TeamFunction function;
     void *argument;
     Signal job, barrier; /* a job's value has a serial number and the count of its threads */
@@ -159,12 +160,13 @@ static inline long first_round(Worker *w) {
     return next_round(w);
 }
 
-/* for (long i = 0; i < n; i++), with its rounds shared between the threads. All threads of the team
- * must come to it. It does not wait at its end: use team_barrier if later code needs the results.
+/* The loop for (long i = 0; i < n; i++), whose rounds the threads share. All threads of the team
+ * must reach the loop. They do not wait at its end: call team_barrier if later code needs the
+ * results.
  */
 #define SHARED_FOR(w, i, n) for (long i = first_round(w); i < (n); i = next_round(w))
 
-/* What a thread of the team does: waits for the next function, runs it, reports. */
+/* The function of a thread of the team: waits for the next job, runs it, and reports its end. */
 static void *team_thread(void *number) {
     Worker worker = {(int)(size_t)number, 0};
     int job = team.seen_by_new;
@@ -174,12 +176,12 @@ static void *team_thread(void *number) {
         if (worker.number >= (job & COUNT_MASK)) continue;
         worker.loop = 0;
         team.function(team.argument, &worker);
-        team_barrier(); /* the caller then knows that all have ended */
+        team_barrier(); /* tells the caller that all have ended */
     }
     return NULL;
 }
 
-/* A process that fork has made has no threads but one. */
+/* Resets the team in a process made by fork, which has only one thread. */
 static void forget_threads(void) {
     team.threads = 0;
     team.arrived = 0;
@@ -188,7 +190,7 @@ static void forget_threads(void) {
     pthread_mutex_init(&team.mutex, NULL);
 }
 
-/* Starts threads until there are `wanted`, or as many as the system allows. */
+/* Starts threads until the team has `wanted` threads, or as many as the system allows. */
 static void start_threads(int wanted) {
     static int registered;
     if (!registered) pthread_atfork(NULL, NULL, forget_threads), registered = 1;
@@ -199,7 +201,7 @@ static void start_threads(int wanted) {
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the program's own threads */
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* the program's own threads get signals */
     for (; team.threads < wanted; team.threads++) {
         pthread_t thread;
         if (pthread_create(&thread, &attributes, team_thread, (void *)(size_t)(team.threads + 1)))

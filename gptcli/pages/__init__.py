@@ -1,1 +1,1 @@
-"""HTML pages that people open in a browser: each is one file, and requests nothing."""
+"""Makes HTML pages for a browser. Each page is one file, and requests nothing from elsewhere."""

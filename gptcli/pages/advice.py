@@ -1,4 +1,4 @@
-"""What happened in a run, in plain language, each answer with the figures behind it."""
+"""Answers questions about a run in plain words and with figures, and says what to try next."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from gptcli.training.schedule import resolve_rate
 from gptcli.view.number_formats import human_count, time_taken
 
 _LEAST_RISE = 0.01
-"""The share of the best loss that a later loss must be above it to count as overfitting."""
+"""A run overfits if its last validation loss is above the best one by at least this share."""
 _WORTH = 0.02
-"""Nats of validation loss for which a doubled training is worth it."""
+"""Twice as many steps are worth it if they lower the loss by at least so many nats."""
 _MANY_EPOCHS = 30
 _CLOSE = 0.1
-"""The share of the validation loss that the training loss can be below it, if they are close."""
+"""Both losses are close if the training loss is less than this share below the validation loss."""
 _MOST_DROPOUT = 0.4
 _SPIKE = 8.0
-"""A gradient norm of so many times the median is a spike."""
+"""A spike is a gradient norm of more than this many times the median."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to a question about a run. `verdict` is its first word or two."""
+    """An answer to a question about a run. `verdict` is the short answer, such as "Yes"."""
 
     question: str
     verdict: str
@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answers about a run, and what to try next: sentences, and commands that do it."""
+    """The answers about a run. `next` has what to try: pairs of a sentence and its command."""
 
     summary: str
     answers: list[Answer]
@@ -45,7 +45,7 @@ class Advice:
 
 
 def advice(run: RunData) -> Advice:
-    """The advice for a run, from its losses alone."""
+    """The answers and ideas for a run, from its losses, gradient norms and config."""
     overfit, improvement = overfitting(run.evaluations), doubled(_points(run))
     answers = [_overfitting(run, overfit), _more_time(run, overfit, improvement), _stable(run)]
     return Advice(_summary(run), answers, _numbered(run, _next(run, overfit, improvement)))
@@ -65,14 +65,15 @@ class Overfit:
 
     @property
     def rise(self) -> float:
-        """Nats between the last and the best loss."""
+        """How far the last validation loss is above the best one, in nats."""
         return self.last.val_loss - self.best.val_loss
 
 
 def overfitting(evaluations: Sequence[Evaluated]) -> Overfit | None:
-    """Whether the validation loss rose after its best value; None without two evaluations.
+    """The best and the last evaluation, and whether the run overfits; None without two evaluations.
 
-    It counts from two evaluations after the best one, and a rise of 1 %."""
+    A run overfits if two evaluations or more follow the best one, and the last loss is at least 1 %
+    above the best."""
     if len(evaluations) < 2:
         return None
     place = min(range(len(evaluations)), key=lambda i: evaluations[i].val_loss)
@@ -85,9 +86,10 @@ def overfitting(evaluations: Sequence[Evaluated]) -> Overfit | None:
 def doubled(points: Sequence[tuple[int, float]]) -> float | None:
     """How much lower the loss would be after twice as many steps, in nats.
 
-    `points` are (step, loss). From the least-squares line of the loss over the logarithm of the
-    step, through the second half of the points (at least three); None if there are fewer. A falling
-    learning rate makes the line too steep, so this is an upper estimate."""
+    `points` are pairs (step, loss). A least-squares line is fitted to the loss over the logarithm
+    of the step, for the second half of the points (at least three). Returns None if there are fewer
+    than three. A falling learning rate makes the line too steep, so the result is an upper
+    estimate."""
     half = [(step, loss) for step, loss in points if step > 0]
     half = half[-max(3, len(half) // 2) :]
     if len(half) < 3:
@@ -100,8 +102,9 @@ def doubled(points: Sequence[tuple[int, float]]) -> float | None:
 
 
 def _points(run: RunData) -> list[tuple[int, float]]:
-    """The validation losses by step. If there are fewer than three, the training losses, as long as
-    these say the same: the text was read once at most, or both losses are close."""
+    """Pairs (step, validation loss), or (step, training loss) if there are fewer than three
+    evaluations and both losses say the same: the text was read at most once, or both losses are
+    close."""
     often = epochs(run)
     if len(run.evaluations) < 3 and ((often is not None and often <= 1) or _is_close(run)):
         return [(one.step, one.loss) for one in run.steps]
@@ -116,7 +119,7 @@ def _is_close(run: RunData) -> bool:
 
 
 def mean_loss_at(steps: Sequence[StepDone], step: int) -> float | None:
-    """The mean training loss of the logged steps around `step`: a tenth of them."""
+    """The mean training loss near `step`: over the tenth of the logged steps around it."""
     if not steps:
         return None
     width = max(1, len(steps) // 20)
@@ -126,7 +129,7 @@ def mean_loss_at(steps: Sequence[StepDone], step: int) -> float | None:
 
 
 def spikes(steps: Sequence[StepDone]) -> list[StepDone]:
-    """The logged steps after the first tenth whose gradient norm is far above the median."""
+    """The logged steps whose gradient norm is a spike. The first tenth of the steps is left out."""
     later = [one for one in steps[len(steps) // 10 :] if math.isfinite(one.grad_norm)]
     if len(later) < 10:
         return []
@@ -135,23 +138,23 @@ def spikes(steps: Sequence[StepDone]) -> list[StepDone]:
 
 
 def epochs(run: RunData) -> float | None:
-    """How often the run read its text; None for a run that does not say how long the text is."""
+    """How many times the run read its text; None if the run does not record the text's length."""
     tokens, read = run.count("train_tokens"), run.config.tokens_per_step * run.last_step
     return read / tokens if tokens else None
 
 
-# ---- saying it ---------------------------------------------------------------------------------
+# ---- wording ----------------------------------------------------------------------------------
 
 
 def _summary(run: RunData) -> str:
-    """What the run is: size, text, steps, time and best loss, in two or three sentences."""
+    """Sentences that describe the run: its size, text, steps, time and best loss."""
     model, parameters = run.config.model, run.count("parameters")
     size = f" of {human_count(parameters)} parameters" if parameters else ""
     heads = f"{_counted(model.n_layer, 'layer')}{', each' if model.n_layer > 1 else ''}"
     heads += f" with {_counted(model.n_head, 'attention head')}"
     words = [
         f"A {model.arch} network{size} ({heads}) "
-        f"trained {_counted(run.last_step, 'step')} in {time_taken(run.seconds)}."
+        f"was trained for {_counted(run.last_step, 'step')} in {time_taken(run.seconds)}."
     ]
     read, often = run.config.tokens_per_step * run.last_step, epochs(run)
     if often:
@@ -161,17 +164,18 @@ def _summary(run: RunData) -> str:
             + (
                 f"{100 * often:.0f} % of {text}."
                 if often < 0.995
-                else f"{text} {often:.1f} times."
+                else f"{often:.1f} times {text}."
                 if often < 10
-                else f"{text} {often:,.0f} times."
+                else f"{often:,.0f} times {text}."
             )
         )
     if run.best:
         perplexity = math.exp(min(50.0, run.best.val_loss))
         words.append(
-            f"Its best validation loss, the loss on text that it never trains on, is "
-            f"{run.best.val_loss:.3f} nats per token, at step {run.best.step:,}: before each next "
-            f"token, it is as unsure as if it chose among {perplexity:.1f} equally likely ones."
+            "Its best validation loss, which is the loss on text that it never trains on, is "
+            f"{run.best.val_loss:.3f} nats per token, at step {run.best.step:,}. Before each next "
+            f"token, the network is as unsure as if it chose among {perplexity:.1f} equally "
+            "likely ones."
         )
     return " ".join(words)
 
@@ -183,7 +187,8 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
         return Answer(
             question,
             "No",
-            f"It read {100 * often:.0f} % of its text, so there was little to learn by heart.",
+            f"It read {100 * often:.0f} % of its text, so it had little chance to learn the text "
+            "by heart.",
         )
     if found is None and run.evaluations:
         return _one_evaluation(run, question)
@@ -194,7 +199,7 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
             else "was never evaluated"
         )
         return Answer(
-            question, "Unknown", f"The run {why}, so nothing shows how it does on new text."
+            question, "Unknown", f"The run {why}, so nothing shows how well it predicts new text."
         )
     best, last = found.best, found.last
     then, now = mean_loss_at(run.steps, best.step), mean_loss_at(run.steps, last.step)
@@ -207,10 +212,10 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
         return Answer(
             question,
             "Yes",
-            f"The validation loss was best at step {best.step:,} ({best.val_loss:.3f}) and rose to "
-            f"{last.val_loss:.3f} at step {last.step:,}.{training} After step {best.step:,} the "
-            "network learned its text by heart, and got worse at new text. `gptcli sample` uses "
-            f"step {best.step:,}.",
+            f"The validation loss was best at step {best.step:,} ({best.val_loss:.3f}) and rose "
+            f"to {last.val_loss:.3f} at step {last.step:,}.{training} After step {best.step:,} "
+            "the network learned its text by heart, and became worse at predicting new text. "
+            f"`gptcli sample` uses step {best.step:,}.",
         )
     if found.later:
         rise = f"{100 * found.rise / best.val_loss:.1f} %"
@@ -219,17 +224,17 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
                 question,
                 "Too early to tell",
                 f"The last validation loss, {last.val_loss:.3f}, is {rise} above the best one, "
-                f"{best.val_loss:.3f} at step {best.step:,}. One evaluation can be chance; two "
-                "would be overfitting.",
+                f"{best.val_loss:.3f} at step {best.step:,}. One such evaluation can be chance. "
+                "Two would mean overfitting.",
             )
         return Answer(
             question,
             "No",
             f"The last validation loss, {last.val_loss:.3f}, is within "
             f"{100 * _LEAST_RISE:.0f} % of the best one, {best.val_loss:.3f} at step "
-            f"{best.step:,}" + (": it stands still." if found.later >= 2 else "."),
+            f"{best.step:,}" + (", and no longer falls." if found.later >= 2 else "."),
         )
-    gap = "" if now is None else f" The training loss is {now:.3f} at the same time."
+    gap = "" if now is None else f" The training loss is {now:.3f} at that step."
     return Answer(
         question,
         "No",
@@ -239,11 +244,12 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
 
 
 def _one_evaluation(run: RunData, question: str) -> Answer:
-    """What a single evaluation says: only how far its loss is from the training loss."""
+    """The answer for a single evaluation, which only shows how far its loss is from the training
+    loss."""
     last, now = run.evaluations[-1], mean_loss_at(run.steps, run.last_step)
     only = (
-        "The run has one evaluation, and it takes two to see whether the validation loss rose. "
-        f"This one is {last.val_loss:.3f}"
+        "The run has one evaluation, but only two can show whether the validation loss rose. "
+        f"This validation loss is {last.val_loss:.3f}"
     )
     if now is None:
         return Answer(question, "Unknown", f"{only}.")
@@ -251,13 +257,14 @@ def _one_evaluation(run: RunData, question: str) -> Answer:
         return Answer(
             question,
             "No sign of it",
-            f"{only}, near the training loss of {now:.3f}: what it learned holds for new text too.",
+            f"{only}, near the training loss of {now:.3f}. What the network learned also holds "
+            "for new text.",
         )
     return Answer(
         question,
         "Unknown",
-        f"{only}; the training loss is {now:.3f} at the same time. A distance that grows from "
-        "evaluation to evaluation means overfitting.",
+        f"{only}, and the training loss is {now:.3f}. If their distance grows from evaluation to "
+        "evaluation, the network overfits.",
     )
 
 
@@ -265,44 +272,46 @@ def _more_time(run: RunData, found: Overfit | None, improvement: float | None) -
     question = "Would more time help?"
     if run.status.get("stopped") == "diverged":
         return Answer(
-            question, "No", "The training broke down. It first needs another setting; see below."
+            question, "No", "The training diverged. Change a setting first, as described below."
         )
     if run.is_training:
         return Answer(
-            question, "Still training", f"It is at step {run.last_step:,} of {run.max_steps:,}."
+            question,
+            "Still training",
+            f"The run is at step {run.last_step:,} of {run.max_steps:,}.",
         )
     if found is not None and found.later >= 2:
         none = f"None of the {found.later} evaluations after step {found.best.step:,} was better."
         if found.is_overfit:
             return Answer(
-                question, "No", f"{none} More steps on the same text make it worse at new text."
+                question,
+                "No",
+                f"{none} More steps on the same text would make the network worse at new text.",
             )
         patience = run.config.train.patience
-        end = f" So the run ended, as train.patience={patience} asks."
+        end = f" So train.patience={patience} ended the run."
         return Answer(question, "Hardly", none + end * (run.status.get("stopped") == "patience"))
     if improvement is None:
         return Answer(
             question,
             "Unknown",
-            "Three evaluations would show how fast the validation loss falls: train longer, or "
-            "set a smaller train.eval_every.",
+            "It takes three evaluations to see how fast the validation loss falls. Train longer, "
+            "or set a smaller train.eval_every.",
         )
     if improvement < _WORTH:
         return Answer(
             question,
             "Hardly",
-            "The loss has almost stopped falling: by its last course, twice as many steps would "
+            "The loss has almost stopped falling. If this continues, twice as many steps would "
             f"lower it by {max(0.0, improvement):.3f} nats.",
         )
     what = "validation loss" if len(run.evaluations) >= 3 else "training loss"
-    less = ", or by less, because the learning rate fell meanwhile"
+    less = ", or by less, because the falling learning rate helped"
     return Answer(
         question,
         "Yes",
-        f"The {what} was still falling at the end: by its last course, twice as many steps would "
-        f"lower the {what} by about {improvement:.2f} nats"
-        + less * (run.last_step >= run.max_steps)
-        + ".",
+        f"The {what} was still falling at the end. If this continues, twice as many steps would "
+        f"lower it by about {improvement:.2f} nats" + less * (run.last_step >= run.max_steps) + ".",
     )
 
 
@@ -312,18 +321,18 @@ def _stable(run: RunData) -> Answer:
         return Answer(
             question,
             "No",
-            f"It stopped at step {run.last_step:,}, because a number was no longer finite. The "
-            f"learning rate was {float(run.config.train.learning_rate):g}.",
+            f"It stopped at step {run.last_step:,} because the training diverged: a number was no "
+            f"longer finite. The learning rate was {float(run.config.train.learning_rate):g}.",
         )
     found = spikes(run.steps)
     if len(run.steps) < 20:
         return Answer(
             question,
             "Unknown",
-            f"Only {_counted(len(run.steps), 'step')} were logged; it takes 20.",
+            f"Only {_counted(len(run.steps), 'step')} were logged. An answer needs 20.",
         )
     usual = statistics.median(one.grad_norm for one in run.steps)
-    norm = "gradient norm (how large a change a step asks for)"
+    norm = "gradient norm (how steeply the loss changes with the weights)"
     if found:
         worst = max(found, key=lambda one: one.grad_norm)
         return Answer(
@@ -336,12 +345,12 @@ def _stable(run: RunData) -> Answer:
     return Answer(
         question,
         "Yes",
-        f"After the start, the {norm} never was over {_SPIKE:.0f} times its median of {usual:.2f}.",
+        f"After the start, the {norm} was never over {_SPIKE:.0f} times its median of {usual:.2f}.",
     )
 
 
 def _numbered(run: RunData, ideas: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The same with a run folder of its own for each command: RUN-2, RUN-3, ..."""
+    """The ideas, with a different run folder in each command: RUN-2, RUN-3, ..."""
     first, number, out = shell_word(f"{run.path}-2"), 2, []
     for sentence, command in ideas:
         if first in command:
@@ -352,14 +361,14 @@ def _numbered(run: RunData, ideas: list[tuple[str, str]]) -> list[tuple[str, str
 
 
 def _next(run: RunData, found: Overfit | None, improvement: float | None) -> list[tuple[str, str]]:
-    """(sentence, command) of what to try, the most promising first."""
+    """What to try next: pairs (sentence, command), the most promising first."""
     run_word, config = shell_word(run.path), shell_word(run.path / "config.yaml")
     parts = "".join(f" --{part} FILE" for part in parts_of(run.status))
     train = f"gptcli train {config} --out {shell_word(f'{run.path}-2')}{parts}"
     stopped = run.status.get("stopped")
     if run.is_training:
         return [
-            ("The run still trains. Write this report again when it has ended.",
+            ("The run is still training. Write this report again when it has ended.",
              f"gptcli report {run_word} --overwrite")
         ]  # fmt: skip
     if stopped == "diverged":
@@ -370,8 +379,8 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
     if stopped in (None, "interrupted") and run.last_step < run.max_steps:
         return [
             (
-                f"The run was interrupted at step {run.last_step:,} of {run.max_steps:,}: "
-                "finish it.",
+                f"The run was interrupted at step {run.last_step:,} of {run.max_steps:,}. "
+                "Finish it.",
                 f"gptcli train --resume --out {run_word}{parts}",
             )
         ]
@@ -397,8 +406,8 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
     often = epochs(run)
     if often and often > _MANY_EPOCHS:
         ideas.append(
-            (f"Use more text: this one was read {often:,.0f} times, so little is left to learn "
-             "in it. `gptcli train` takes several files, and folders.", "")
+            (f"Use more text: the run read this one {often:,.0f} times, so little is left to "
+             "learn from it. `gptcli train` takes several files, and folders.", "")
         )  # fmt: skip
     elif _is_close(run):
         layers = run.config.model.n_layer + 2
@@ -406,8 +415,8 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
         ideas.append(
             (
                 f"Train a larger network: training loss ({now:.3f}) and validation loss "
-                f"({run.evaluations[-1].val_loss:.3f}) are close, so a larger one does not overfit "
-                "soon.",
+                f"({run.evaluations[-1].val_loss:.3f}) are close, so a larger one would not "
+                "overfit soon.",
                 f"{train} model.n_layer={layers}",
             )
         )
@@ -423,7 +432,7 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
 
 
 def _calmer(run: RunData, train: str) -> tuple[str, str]:
-    """What to try if the training broke down: the usual learning rate, or a quarter of this one."""
+    """What to try if the training diverged: a lower learning rate, the usual one or a quarter."""
     rate = float(run.config.train.learning_rate)
     automatic = run.config.train.model_copy(update={"learning_rate": "auto"})
     usual = resolve_rate(automatic, run.config.model.n_embd)
@@ -440,11 +449,11 @@ def _calmer(run: RunData, train: str) -> tuple[str, str]:
 
 def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
     often, model = epochs(run), run.config.model
-    why = f" This one was read {often:,.0f} times." if often and often >= 2 else ""
+    why = f" The run read this one {often:,.0f} times." if often and often >= 2 else ""
     ideas = [
         (
-            f"Use more text: nothing helps against overfitting as much.{why} "
-            "`gptcli train` takes several files, and folders.",
+            f"Use more text: nothing else helps as much against overfitting.{why} `gptcli train` "
+            "takes several files, and folders.",
             "",
         )
     ]
@@ -452,7 +461,7 @@ def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
     if patience:
         ideas.append(
             (
-                "Stop early: end the run when three evaluations bring no better loss.",
+                "Stop early: end the run after three evaluations without a better loss.",
                 f"{train}{patience}",
             )
         )
@@ -460,7 +469,8 @@ def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
         dropout = 0.2 if model.dropout < 0.1 else _MOST_DROPOUT
         ideas.append(
             (
-                f"Let the network forget a share of its numbers in each step: dropout {dropout}.",
+                f"Use dropout: each step leaves out a share of {dropout} of the network's "
+                "activations.",
                 f"{train} model.dropout={dropout}{patience}",
             )
         )
@@ -468,8 +478,8 @@ def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
         layers = max(1, model.n_layer // 2)
         ideas.append(
             (
-                f"Train a smaller network, of {_counted(layers, 'layer')}: it has less room for "
-                "learning by heart.",
+                f"Train a smaller network, of {_counted(layers, 'layer')}: it can learn less by "
+                "heart.",
                 f"{train} model.n_layer={layers}{patience}",
             )
         )
@@ -477,7 +487,7 @@ def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
 
 
 def _longer(run: RunData, train: str) -> tuple[str, str]:
-    """Twice the time of a run with a time limit, else twice the steps."""
+    """The idea to train twice as long: in minutes if the run has a time limit, else in steps."""
     minutes = run.config.train.minutes
     if minutes is not None:
         return (

@@ -1,8 +1,8 @@
-// Attention maps: a small map for each head, and a large one whose tokens can be pointed at.
+// Draws attention maps: a small one for each head, and a large one of the chosen head.
 //
-// attentionMaps(root, labels) returns { show(heads) }. `heads` is a list of
-// { layer, head, kind, share, habit, weights }: weights is base64 of the lower triangle, a byte for
-// each; habit is what the head does, in words.
+// attentionMaps(root, labels) returns { show(heads) }. `heads` is a list of { layer, head, kind,
+// share, habit, weights }: `weights` is base64 of the lower triangle, with one byte per weight.
+// `habit` says in words what the head does.
 
 function unpackTriangle(text) {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -26,15 +26,15 @@ function attentionMaps(root, labels) {
   const title = make("h3");
   const habit = make("p", { class: "habit" });
   const hint = make("p", { class: "quiet" },
-    "Point at a token, or move to it with the Tab key: below each earlier token is the share of " +
-    "its attention.");
+    "Point at a token, or move to it with the Tab key. The number below each earlier token is the " +
+    "share of attention that goes to it.");
   const strip = make("div", { class: "tokens" });
   const frame = make("div", { class: "frame", tabindex: "0", role: "region", "aria-label": "Map" });
   const canvas = make("canvas", { class: "map", role: "img" });
   const sentence = make("p", { class: "sentence", "aria-live": "polite" });
   frame.append(canvas, make("p", { class: "quiet" },
-    "Each row is a token that looks, each column a token that it looked at; the stronger the colour, " +
-    "the more. The upper right half is the future, which it cannot see."));
+    "Each row is a token that looks, and each column a token that it looks at. A stronger colour " +
+    "means more attention. The upper right half is empty, because a token cannot see later tokens."));
   large.append(title, habit, hint, strip, sentence, frame);
   root.append(grid, large);
 
@@ -62,7 +62,7 @@ function attentionMaps(root, labels) {
   const key = (one) => `${one.layer}.${one.head}`;
   const current = () => heads.find((one) => key(one) === chosen) ?? heads[0];
 
-  // The map; with `named`, its tokens at the left and above, if the cells have room for them.
+  // Draws a map, with the labels `named` at the left and above if the cells have room for them.
   function draw(target, rows, cell, named = []) {
     const ratio = Math.max(1, Math.min(3, devicePixelRatio || 1));
     const size = rows.length * cell;
@@ -92,7 +92,7 @@ function attentionMaps(root, labels) {
     }
     context.translate(edge, edge);
     rows.forEach((row, t) => row.forEach((weight, s) => {
-      context.fillStyle = `rgba(${colour}, ${0.05 + 0.95 * Math.sqrt(weight)})`; // small shares show
+      context.fillStyle = `rgba(${colour}, ${0.05 + 0.95 * Math.sqrt(weight)})`; // keeps small shares visible
       context.fillRect(s * cell, t * cell, Math.max(1, cell - (cell > 5 ? 1 : 0)),
         Math.max(1, cell - (cell > 5 ? 1 : 0)));
     }));
@@ -127,7 +127,7 @@ function attentionMaps(root, labels) {
     mapped = { cell, edge: draw(canvas, one.rows, cell, labels) };
     canvas.setAttribute("aria-label",
       `Attention weights of layer ${one.layer}, head ${one.head}: rows are tokens, columns are ` +
-      "the tokens that they looked at; darker is more.");
+      "the tokens that they look at. A stronger colour means more attention.");
     for (const button of grid.children) {
       button.setAttribute("aria-pressed", String(button.dataset.key === key(one)));
     }

@@ -1,4 +1,4 @@
-"""Attention maps as data for attention_maps.js: tokens, and the weights of each head in bytes."""
+"""Attention maps as data for attention_maps.js: labels of tokens, and a byte for each weight."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from gptcli.view.token_labels import token_label
 
 
 def packed(weights: Tensor) -> str:
-    """The lower triangle of one head's weights (T, T), row by row: base64 of a byte for each,
-    255 for a weight of 1."""
+    """The lower triangle of one head's weights (T, T), row by row, as base64. Each weight is a
+    byte: 255 means 1."""
     T = weights.shape[0]
     rows = (weights * 255).round().clamp(0, 255).to(torch.uint8).tolist()
     return base64.b64encode(bytes(w for t in range(T) for w in rows[t][: t + 1])).decode("ascii")
 
 
 def head_record(one: HeadKind, weights: Tensor) -> dict[str, Any]:
-    """What attention_maps.js shows of a head with the weights (T, T); counted from 1."""
+    """What attention_maps.js shows of a head with weights (T, T). Layer and head count from 1."""
     return {
         "layer": one.layer + 1,
         "head": one.head + 1,
@@ -34,5 +34,5 @@ def head_record(one: HeadKind, weights: Tensor) -> dict[str, Any]:
 
 
 def labels(pieces: Sequence[bytes]) -> list[str]:
-    """The tokens as the page shows them."""
+    """The labels that the page shows for tokens."""
     return [token_label(piece) for piece in pieces]

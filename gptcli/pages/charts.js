@@ -1,10 +1,10 @@
-// Charts of a page, drawn by uPlot: zoom by dragging or by keys, values at the pointer or at the
-// arrow keys, a legend whose buttons hide lines, colours of the theme.
+// Draws the charts of a page with uPlot, in the colours of the theme. Dragging or keys zoom, the
+// pointer or the arrow keys read values, and the buttons of the legend hide lines.
 //
 // drawChart(root, { title, note, xLabel, yLabel, x, series, bands, clip, sync, log, logX, height })
-// where a series is { label, values, style, points }: with `points`, it has marks and no line.
-// `bands` are pairs of series between which the area is tinted. Styles differ in colour, dashes and
-// marks, so that no line is told by its colour alone.
+// A series is { label, values, style, points }: with `points`, it has marks and no line. `bands`
+// are pairs of series between which the area is tinted. Styles differ in colour, dashes and marks,
+// so that readers can tell lines apart without colours.
 
 const CHARTS = [];
 
@@ -25,7 +25,7 @@ function chartNumber(value) {
     : Number(value.toPrecision(4)).toString();
 }
 
-// A tick of a logarithmic axis: "10 k", "1 M"; nothing between powers of ten.
+// The label of a tick on a logarithmic axis: "10 k", "1 M"; "" between powers of ten.
 function powerOfTen(value) {
   if (value === null || Math.abs(Math.log10(value) % 1) > 1e-6) return "";
   const [size, unit] = value >= 1e9 ? [1e9, " G"] : value >= 1e6 ? [1e6, " M"]
@@ -42,7 +42,7 @@ function styleOf(series, i) {
   return series.points ? { ...style, dash: [], mark: true } : style;
 }
 
-// A short piece of the line, with its dashes and its mark.
+// A picture for the legend: a short piece of the line with its dashes and its mark.
 function lineSample(style, hasLine) {
   const space = "http://www.w3.org/2000/svg";
   const picture = document.createElementNS(space, "svg");
@@ -122,11 +122,11 @@ function drawChart(root, given) {
     });
   }
 
-  // uPlot asks for the range of x first, and changes u.scales after that of y.
+  // uPlot asks for the range of x first. It updates u.scales only after it has asked for that of y.
   let shown = [first, last];
   const keepShown = (u, from, to) => { if (from !== null) shown = [from, to]; return [from, to]; };
 
-  // Without the steep start, which would flatten everything that comes later.
+  // The range of y. It leaves out the steep start, which would flatten the rest of the curve.
   function clipped(low, high) {
     const whole = shown[0] <= first && shown[1] >= last;
     if (whole && given.clip) {
@@ -137,7 +137,7 @@ function drawChart(root, given) {
     const starts = given.series.map((one) => one.values.find((value) => value !== null))
       .filter((value) => value > high);
     above.textContent = whole && starts.length
-      ? `The first steps lie above the chart: it starts at ${chartNumber(Math.max(...starts))}.` : "";
+      ? `The first values are above the chart. The highest is ${chartNumber(Math.max(...starts))}.` : "";
     const margin = 0.06 * (high - low || Math.abs(high) || 1);
     return [low - margin, high + margin];
   }
@@ -193,7 +193,7 @@ function drawChart(root, given) {
     }, [given.x, ...given.series.map((one) => one.values)], place);
   }
 
-  // Charts with the same `sync` zoom together, as uPlot does when one is dragged across.
+  // Charts with the same `sync` zoom together, also by keys. uPlot does this only for dragging.
   const together = () => CHARTS.filter((one) => one === own || (given.sync && one.sync === given.sync));
   const showAll = () => together().forEach((one) => one.zoomTo(null));
   function moveTo(i) {
@@ -237,7 +237,7 @@ function drawChart(root, given) {
     zoomTo: (range) => plot.setScale("x", range ?? { min: first, max: last }),
   };
   CHARTS.push(own);
-  // Not only with the window: a chart that is added beside another one takes half of its place.
+  // A chart's width changes with the window, and when a chart is added beside it.
   new ResizeObserver(size).observe(place);
 }
 

@@ -1,4 +1,4 @@
-"""Pictures and PDF files of pages, made by Chromium or Chrome if this machine has one."""
+"""Makes pictures and PDF files of pages with Chromium or Chrome, if it is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptcli.errors import GptcliError
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _MOST_SECONDS = 120
-_MOST_HEIGHT = 16_000  # pixels of a picture; Chromium draws no higher one
+_MOST_HEIGHT = 16_000  # pixels; Chromium cannot draw a higher picture
 _DRAWN_WITHIN = 5_000  # virtual milliseconds
 
 
@@ -28,7 +28,8 @@ def refuse_without_chromium() -> str:
     if program is None:
         raise GptcliError(
             "this needs Chromium or Chrome, which is not installed",
-            "install it (Debian: apt install chromium), or open the HTML page and print it there",
+            "install one of them (Debian: apt install chromium), or print the HTML page from a "
+            "browser",
             exit_code=1,
         )
     return program
@@ -37,8 +38,8 @@ def refuse_without_chromium() -> str:
 def picture(page: str, width: int = 1280) -> bytes:
     """A PNG of a complete page, `width` pixels wide.
 
-    The page's script writes its height in pixels into the attribute data-height of the root.
-    Raises GptcliError if there is no Chromium, or if it fails."""
+    The page's script must write the page's height in pixels into the root's attribute data-height.
+    Raises GptcliError if Chromium is missing or fails."""
     with tempfile.TemporaryDirectory(prefix="gptcli-page-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         dom = _run(folder, page, [f"--window-size={width},900", "--dump-dom"])
@@ -50,7 +51,7 @@ def picture(page: str, width: int = 1280) -> bytes:
 
 
 def pdf(page: str) -> bytes:
-    """The page as a PDF file. Raises GptcliError if there is no Chromium, or if it fails."""
+    """The page as a PDF file. Raises GptcliError if Chromium is missing or fails."""
     with tempfile.TemporaryDirectory(prefix="gptcli-page-", ignore_cleanup_errors=True) as name:
         made = Path(name) / "page.pdf"
         _run(Path(name), page, ["--no-pdf-header-footer", f"--print-to-pdf={made}"])
@@ -64,9 +65,11 @@ def _content(path: Path) -> bytes:
 
 
 def command(program: str, folder: Path, milliseconds: int) -> list[str]:
-    """The start of a command line that opens a page without a window, with its profile in `folder`.
+    """The start of a command line that opens a page in headless Chromium, with a profile in
+    `folder`.
 
-    Options and the page's address follow. The page gets `milliseconds` of virtual time."""
+    The caller adds options and the page's address. The page runs for `milliseconds` of virtual
+    time."""
     is_root = hasattr(os, "geteuid") and os.geteuid() == 0
     return [
         program,
@@ -81,7 +84,7 @@ def command(program: str, folder: Path, milliseconds: int) -> list[str]:
 
 
 def _run(folder: Path, page: str, arguments: list[str]) -> str:
-    """Chromium's output for a page."""
+    """Open a page in Chromium with `arguments`, and return Chromium's output."""
     program = refuse_without_chromium()
     source = folder / "page.html"
     source.write_text(page, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The page of `gptcli compare` and `sweep`: curves over each other, differences, samples."""
+"""The page of `gptcli compare` and `sweep`: all curves in one chart, a table, and samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _MOST_LINES = 8
 
 @dataclass(frozen=True)
 class ComparedArm:
-    """What the page says about one config: mean curves, its loss with an interval, its settings."""
+    """What the page says about one config: its mean curves, its loss with an interval, its
+    settings."""
 
     name: str
     points: Sequence[tuple[int, float]]
@@ -33,7 +34,7 @@ class ComparedArm:
 
 
 def compare_page(title: str, arms: Sequence[ComparedArm], verdicts: Sequence[str]) -> str:
-    """The page as HTML. `verdicts` are sentences about which is better."""
+    """The page as HTML. `verdicts` are sentences that say which config is better."""
     said = "".join(f"<li>{words_as_html(one)}</li>" for one in verdicts)
     samples = "".join(
         f'<div class="panel"><h3>{html.escape(clean(arm.name))}</h3>'

@@ -1,7 +1,7 @@
-"""Builds a page of one file: styles, scripts and data inlined, and a policy that forbids requests.
+"""Builds a page as one HTML file: inlines styles, scripts and data, and forbids all requests.
 
-The Content-Security-Policy lets the browser run the scripts of the file and nothing else, and load
-nothing from anywhere. A script or style that is not in the file when it is written does not run.
+The Content-Security-Policy allows the scripts and styles that the file has when it is written. The
+browser ignores every other script or style, and loads nothing from anywhere.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Page:
 
 
 def asset(name: str) -> str:
-    """The text of a file of this package, for example "theme.css"."""
+    """The text of a file in this package, for example "theme.css"."""
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 
@@ -84,7 +84,7 @@ def document(page: Page) -> str:
 
 
 def json_block(value: Any) -> str:
-    """A value as JSON that can stand in a data block of a page."""
+    """A value as JSON text that is safe inside a data block of a page."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 

@@ -1,4 +1,4 @@
-"""The page of `gptcli look --html`: attention maps to point at, and the logit lens as a table."""
+"""The page of `gptcli look --html`: interactive attention maps, and the logit lens as a table."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def look_page(trained: Trained, found: Look) -> str:
     missing = (
         ""
         if heads
-        else "<p>The attention weights cannot be seen: the code of this model never computes them."
-        "</p>"
+        else "<p>The attention weights cannot be shown, because no tensor of this model's code "
+        "holds them.</p>"
     )
     body = f"""<main>
 <header>
 <h1>What the heads of {name} looked at</h1>
-<p>Step {trained.step:,}: {model.n_layer} layers of {model.n_head} heads. The best heads come first:
-those that look at the previous token, the first token, the token itself, or at what came after an
-earlier copy of it (induction).</p>
+<p>Step {trained.step:,}: {model.n_layer} layers of {model.n_head} heads. The heads with the
+clearest habits come first. They look at the previous token, the first token, the token itself, or
+at what came after an earlier copy of the token (induction).</p>
 </header>
 <section><h2>Attention</h2>{missing}<div id="maps"></div></section>
 <section><h2>Logit lens</h2>
-<p class="prose">What the model would write next after each token, if it ended at that layer, with
-the probability.</p>
+<p class="prose">Each cell shows which token the model would write next, and with which probability,
+if the model ended at that layer.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Logit lens">
 {_lens(trained, found, pieces)}
 </div></section>

@@ -1,4 +1,4 @@
-// The page of `gptcli report`: charts, a passage by loss, attention maps over the training.
+// The page of `gptcli report`: charts, a passage by loss, attention maps during training.
 
 const report = JSON.parse(document.getElementById("report").textContent);
 for (const one of report.charts) drawChart(document.getElementById(one.place), one);
@@ -35,7 +35,7 @@ function setUpPassage() {
     spans[at].classList.add("pointed");
     const loss = i === 0 ? null : moment().losses[i - 1];
     pointed.textContent = loss === null
-      ? `“${labels[i]}” is the first token: nothing predicts it.`
+      ? `“${labels[i]}” is the first token, so the network did not predict it.`
       : `“${labels[i]}” (token ${i + 1}): loss ${loss.toFixed(2)}, probability ` +
         `${(100 * Math.exp(-loss)).toPrecision(2)} %`;
   }

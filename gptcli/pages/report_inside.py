@@ -1,4 +1,4 @@
-"""A passage by loss and attention maps over the training, for the page of `gptcli report`."""
+"""Two parts of the page of `gptcli report`: a passage by loss, and attention maps over training."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from gptcli.tokenization import Tokenizer
 from gptcli.view.safe_text import clean
 from gptcli.view.token_labels import token_label
 
-_HABITS = 4  # the report puts the habits of at most so many heads in words
+_HABITS = 4  # at most so many heads are described in words
 
 
 def passage_record(
     inside: list[dict[str, Any]], tokenizer: Tokenizer, used: int | None
 ) -> dict[str, Any] | None:
-    """The tokens of the passage and their losses at each moment; None if the ids are unknown.
+    """The tokens of the passage, and their losses at each evaluation; None if an id is unknown.
 
-    The page opens with the moment nearest to the step `used`, that of the checkpoint that `sample`
-    takes; without one, with the last."""
+    The page opens with the evaluation nearest to `used`, the step of the checkpoint that `sample`
+    uses. If `used` is None, the page opens with the last evaluation."""
     ids = inside[-1]["ids"]
     try:
         pieces = [tokenizer.token_bytes(id) for id in ids]
@@ -44,14 +44,14 @@ def passage_record(
 
 
 def _nearest(steps: Sequence[int], used: int | None) -> int:
-    """The place of the step nearest to `used`; the last place without one."""
+    """The index of the step nearest to `used`; the last index if `used` is None."""
     if used is None:
         return len(steps) - 1
     return min(range(len(steps)), key=lambda i: (abs(steps[i] - used), -i))
 
 
 def _in_text(piece: bytes) -> str:
-    """A token within a text: blanks stay blanks, a newline gets a sign."""
+    """A token as the passage shows it: blanks stay blanks, a newline becomes "⏎"."""
     text = clean(piece.decode("utf-8", "replace"))
     return text.replace("\n", "⏎")
 
@@ -59,7 +59,7 @@ def _in_text(piece: bytes) -> str:
 def maps_record(
     inside: list[dict[str, Any]], tokenizer: Tokenizer, most_heads: int, used: int | None
 ) -> dict[str, Any] | None:
-    """The maps at each moment, with the heads that are clearest at the one nearest to `used`."""
+    """The maps at each evaluation, for the heads with the clearest habits near step `used`."""
     moments = []
     for one in inside:
         tensors = _unpacked(one["maps"])
@@ -89,7 +89,7 @@ def maps_record(
 
 
 def _unpacked(layers: Any) -> list[Tensor]:
-    """The maps (H, T, T) of each layer from base64 of their lower triangles; [] if damaged."""
+    """The maps (H, T, T) of each layer, decoded from base64 of lower triangles; [] if damaged."""
     found = []
     try:
         for heads in layers:
@@ -110,9 +110,10 @@ def _unpacked(layers: Any) -> list[Tensor]:
 def passage_section(passage: dict[str, Any] | None) -> str:
     if passage is None:
         return ""
-    return f"""<section><h2>A passage it never trained on</h2>
-<p class="prose">The beginning of the validation text. The marks show how probable the network
-found each token, from the tokens before it.{_move(passage["moments"], "it learn")}</p>
+    return f"""<section><h2>A passage that it never trained on</h2>
+<p class="prose">This is the beginning of the validation text. The marks show which probability the
+network gave to each token when it had read only the tokens before.
+{_move(passage["moments"], "the network learn")}</p>
 <p class="legend"><span class="expected">expected (over 1/2)</span>
 <span>likely (1/10 to 1/2)</span>
 <span class="unlikely">unlikely (1/100 to 1/10)</span>
@@ -131,11 +132,11 @@ def maps_section(maps: dict[str, Any] | None) -> str:
     if maps is None:
         return ""
     return f"""<section><h2>What its heads looked at</h2>
-<p class="prose">Attention is how a network fetches what it needs from earlier tokens. Each head
-looks back from every token, and shares out 100 % of its attention among that token and those before
-it; it cannot see later ones. These are the first {len(maps["labels"])} tokens of the passage above.
-In a map, a diagonal line means that the head looks at the token just before, a column that it
-always looks at the same one.</p>
+<p class="prose">With attention, a network fetches what it needs from earlier tokens. At every
+token, each head shares out 100 % of its attention among this token and the tokens before it. It
+cannot see later tokens. The maps show the first {len(maps["labels"])} tokens of the passage above.
+A diagonal line in a map means that the head looks at the token just before. A column means that it
+always looks at the same token.</p>
 {_habits(maps["moments"][maps["opensAt"]])}
 <p class="prose">{_move(maps["moments"], "how the heads changed")}</p>
 <div class="range"{_hidden(maps["moments"])}><label for="maps-step">Evaluation</label>
@@ -146,17 +147,17 @@ value="0">
 
 
 def _move(moments: Sequence[Any], what: str) -> str:
-    """What the slider is for, if there are several evaluations to choose from."""
+    """The sentence that explains the slider; "" if there is only one evaluation."""
     return f" Move the slider to see {what}." if len(moments) > 1 else ""
 
 
 def _hidden(moments: Sequence[Any]) -> str:
-    """The attribute that hides a slider with a single position."""
+    """The attribute that hides a slider if there is only one evaluation."""
     return "" if len(moments) > 1 else " hidden"
 
 
 def _habits(moment: dict[str, Any]) -> str:
-    """What the clearest heads do at an evaluation, as a list: at least two, if there are."""
+    """An HTML list of what the clearest heads do at an evaluation."""
     heads = moment["heads"]
     clear = sum(one["kind"] != "mixed" for one in heads)
     shown = heads[: min(_HABITS, max(2, clear))]

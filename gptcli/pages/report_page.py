@@ -22,14 +22,14 @@ from gptcli.view.number_formats import time_taken
 from gptcli.view.safe_text import clean
 
 MOST_BYTES = 1_000_000
-_MOMENTS = 8  # evaluations whose maps the page has
+_MOMENTS = 8  # evaluations whose maps the page shows
 _MOST_HEADS = 24
 _SAMPLES = 6
 _SAMPLE_CHARACTERS = 700
 
-CHARTS_HELP = """<p class="quiet no-print">Point at a chart to read its values; drag across it to
-zoom; double-click to see all again. With the keyboard: move to a chart with the Tab key, then use
-the left and right keys, plus and minus.</p>"""
+CHARTS_HELP = """<p class="quiet no-print">Point at a chart to read its values. Drag
+across it to zoom in, and double-click to see all again. Or use the keyboard: the Tab key moves to a
+chart, the left and right keys read its values, and plus and minus zoom.</p>"""
 UPLOT_STYLE = "third_party/uPlot.min.css"
 UPLOT_SCRIPT = "third_party/uPlot.iife.min.js"
 
@@ -99,7 +99,7 @@ def _document(run: RunData, tokenizer: Tokenizer | None, moments: int, heads: in
 
 
 def _charts(run: RunData) -> list[dict[str, Any]]:
-    """What charts.js draws: losses, learning rate, gradient norms, throughput."""
+    """The charts for charts.js: losses, learning rate, throughput, gradient norms."""
     charts = []
     steps, evaluations = run.steps, run.evaluations
     if steps or evaluations:
@@ -117,7 +117,7 @@ def _charts(run: RunData) -> list[dict[str, Any]]:
         charts.append(
             _chart(
                 "Throughput", "tokens per second", x, [("tokens per second", speeds)],
-                "Without the time of evaluations, samples and checkpoints.",
+                "The time for evaluations, samples and checkpoints is left out.",
             )
         )  # fmt: skip
         charts.append(
@@ -134,7 +134,7 @@ def _charts(run: RunData) -> list[dict[str, Any]]:
 
 
 def _loss_chart(run: RunData) -> dict[str, Any]:
-    """Training and validation loss over one axis of steps."""
+    """The chart of training and validation loss over the steps."""
     x, losses = (
         thinned([[one.step for one in run.steps], [one.loss for one in run.steps]])
         if run.steps
@@ -163,7 +163,8 @@ def _loss_chart(run: RunData) -> dict[str, Any]:
 
 
 def _part_norms(steps: Sequence[StepDone]) -> list[dict[str, Any]]:
-    """The chart of the gradient norms of embeddings, blocks and head; [] if they were not kept."""
+    """A chart of the gradient norms of embeddings, blocks and head, in a list; [] if not
+    recorded."""
     known = [one for one in steps if one.part_norms]
     if not known:
         return []
@@ -177,9 +178,10 @@ def _part_norms(steps: Sequence[StepDone]) -> list[dict[str, Any]]:
     )
     names = ["embeddings", *(f"block {i}" for i in range(1, count - 1)), "last norm and head"]
     pairs = list(zip(names, parts, strict=True))
-    if len(pairs) > 8:  # no eye follows more lines
+    if len(pairs) > 8:  # more lines cannot be told apart
         pairs = spread(pairs, 8)
-    # Of a network that starts with zeros, the first gradients are 0: a logarithm shows none.
+    # If a network starts with weights of zero, its first gradients are 0. A logarithmic axis cannot
+    # show these.
     shown = [(name, [v if v > 1e-8 else math.nan for v in values]) for name, values in pairs]
     return [_chart("Gradient norm by part of the network", "norm", x, shown, log=True)]
 
@@ -206,12 +208,12 @@ def _chart(
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:
-    """Values for JSON, with five digits; None for what is not finite."""
+    """The values for JSON, rounded to five digits; None for a value that is not finite."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
 
 
 def _table(run: RunData) -> str:
-    """The evaluations as a table, for those who cannot see or do not want the chart."""
+    """The evaluations as an HTML table, for readers who cannot see the chart; "" if none."""
     if not run.evaluations:
         return ""
     best = run.best
@@ -252,7 +254,7 @@ def _samples(run: RunData) -> str:
 
 
 def _command(text: str) -> str:
-    """A command as HTML that breaks between words only, not within an option."""
+    """A command as HTML whose lines break only between words, not within an option."""
     return " ".join(f"<span>{html.escape(word)}</span>" for word in clean(text).split(" "))
 
 
@@ -262,10 +264,10 @@ def _command(text: str) -> str:
 def _subtitle(run: RunData) -> str:
     stopped = {
         "done": "all steps done",
-        "target": "stopped at its target",
+        "target": "stopped at the target loss",
         "patience": "stopped because the validation loss did not improve",
         "interrupted": "interrupted",
-        "diverged": "stopped because a number was no longer finite",
+        "diverged": "diverged: a number was no longer finite",
     }.get(str(run.status.get("stopped")), "still training, or killed")
     words = [
         f"{run.last_step:,} of {run.max_steps:,} steps, {stopped}",
@@ -276,7 +278,7 @@ def _subtitle(run: RunData) -> str:
 
 
 def _text_name(run: RunData) -> str:
-    """The name of the text without its folder, which says nothing to others."""
+    """The name of the training text without its folder, which means nothing to other people."""
     name = re.split(r"[/\\]", str(run.config.data.source).strip("/\\'[]\""))[-1]
     return clean(name.replace("\n", " "))[-80:]
 
@@ -290,7 +292,7 @@ def _answers(found: Advice) -> str:
 
 
 def words_as_html(text: str) -> str:
-    """A sentence as HTML; what stands between backticks is code."""
+    """A sentence as HTML. Text between backticks becomes code."""
     return re.sub(r"`([^`]+)`", r'<code class="inline">\1</code>', html.escape(clean(text)))
 
 
@@ -304,22 +306,23 @@ def _ideas(found: Advice) -> str:
 
 
 def _missing(run: RunData, has_passage: bool, has_maps: bool) -> str:
-    """What this report lacks, and why; "" if it lacks nothing."""
+    """A paragraph on what this report lacks, and why; "" if it lacks nothing."""
     lacks = []
     if not run.evaluations:
         lacks.append("a validation curve: the run was never evaluated")
     if run.steps and not any(one.part_norms for one in run.steps):
         lacks.append("gradient norms by part: an earlier version of gptcli trained the run")
     if not run.count("train_tokens"):
-        lacks.append("how often it read its text: the run does not say how long it is")
+        lacks.append("how often the run read its text: the length of the text is not recorded")
     if not has_passage:
         lacks.append(
-            "the passage by loss: the run was not evaluated, or an earlier version trained it"
+            "the passage by loss: the run was not evaluated, or an earlier version of gptcli "
+            "trained it"
         )
     if not has_maps and has_passage:
-        lacks.append("attention maps: the run has a user's own attention")
+        lacks.append("attention maps: the run has your own attention")
     elif not has_maps:
-        lacks.append("attention maps, for the same reason; see <code>gptcli look</code>")
+        lacks.append("attention maps, for the same reason (<code>gptcli look</code> can show them)")
     if not lacks:
         return ""
     return f'<p class="quiet">This report lacks {"; ".join(lacks)}.</p>'
@@ -363,9 +366,9 @@ def _repeat(run: RunData) -> str:
     return (
         '<p class="prose">The config below has every setting, also those that gptcli chose, and '
         f"the seed {run.config.train.seed}. On the same machine with the same number of threads, "
-        "this gives the same weights to the bit"
+        "this command gives exactly the same weights"
         + (
-            "; a run with a time limit also depends on the speed of the machine"
+            ", but a run with a time limit also depends on the speed of the machine"
             if run.config.train.minutes is not None
             else ""
         )

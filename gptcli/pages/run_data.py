@@ -1,4 +1,4 @@
-"""Everything that the files of a run say about it: curves, samples, passage, machine, config."""
+"""Reads all that the files of a run say about it: curves, samples, passage, machine, config."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gptcli.training import run_folder
 from gptcli.view.history import recorded_events, recorded_samples
 
 MOST_POINTS = 1200
-"""Of a curve in a page: more than a screen has columns."""
+"""The most points of a curve in a page. A screen has fewer columns, so more would not show."""
 
 
 @dataclass(frozen=True)
 class RunData:
-    """A run, as its files tell it. Lists are empty and values None if the files do not say.
+    """The contents of a run's files. A list is empty if its file is missing or holds no records.
 
     `inside` has the records of attention.jsonl: step, ids, losses and maps of each evaluation."""
 
@@ -44,33 +44,33 @@ class RunData:
 
     @property
     def last_step(self) -> int:
-        """The last step that is known."""
+        """The last step that the files of the run mention."""
         known = [one.step for one in self.steps[-1:]] + [one.step for one in self.evaluations[-1:]]
         return max([*known, int(self.status.get("steps") or 0)])
 
     @property
     def seconds(self) -> float:
-        """The time that the run trained."""
+        """How long the run has trained, in seconds."""
         ends: list[StepDone | Evaluated] = [*self.steps[-1:], *self.evaluations[-1:]]
         known = [one.seconds for one in ends]
         return max([*known, float(self.status.get("seconds") or 0.0)])
 
     @property
     def is_training(self) -> bool:
-        """Whether a process trains the run now."""
+        """Whether a process is training the run now."""
         try:
             return is_locked(self.path)
         except OSError:
             return False
 
     def count(self, key: str) -> int | None:
-        """A count of run.json, such as "parameters" or "train_tokens"."""
+        """A count of run.json, such as "parameters" or "train_tokens"; None if missing or 0."""
         value = self.status.get(key)
         return value if isinstance(value, int) and value > 0 else None
 
 
 def read_run(run: Path, name: str | None = None) -> RunData:
-    """The data of a run folder. Raises GptcliError if it has no readable config."""
+    """Read the files of a run folder. Raises GptcliError if the folder has no readable config."""
     config = run_folder.read_config(run)
     steps: list[StepDone] = []
     evaluations: list[Evaluated] = []
@@ -96,7 +96,7 @@ def read_run(run: Path, name: str | None = None) -> RunData:
 
 
 def _inside(run: Path) -> list[dict[str, Any]]:
-    """The records of attention.jsonl that are complete; [] for a run of an earlier version."""
+    """The complete records of attention.jsonl; [] if an earlier version trained the run."""
     found = []
     with suppress(OSError):
         for line in read_lines(run / "attention.jsonl", run):
@@ -110,7 +110,7 @@ def _inside(run: Path) -> list[dict[str, Any]]:
 
 
 def thinned(columns: Sequence[Sequence[float]], most: int = MOST_POINTS) -> list[list[float]]:
-    """The columns with at most `most` rows: neighbouring rows are replaced by their mean."""
+    """The columns shortened to at most `most` rows: each row is the mean of neighbouring rows."""
     count = len(columns[0])
     every = max(1, -(-count // most))
     return [[_mean(column[i : i + every]) for i in range(0, count, every)] for column in columns]
@@ -122,7 +122,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most `most` items, evenly spaced, with the first and the last."""
+    """At most `most` of the items, evenly spaced, including the first and the last."""
     if len(items) <= most:
         return list(items)
     places = {round(i * (len(items) - 1) / (most - 1)) for i in range(most)}
@@ -130,7 +130,7 @@ def spread(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """The values of a config by dotted key."""
+    """The values of a config by dotted key, such as "model.n_layer"."""
     return {
         f"{section}.{key}": value
         for section, values in tree.items()

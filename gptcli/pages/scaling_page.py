@@ -1,4 +1,4 @@
-"""The page of `gptcli scaling`: the loss of small networks by size, the law, and its prediction."""
+"""The page of `gptcli scaling`: losses of small networks by size, the law, and its prediction."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from gptcli.pages.inlining import Page, asset, document, json_block
 from gptcli.pages.report_page import CHARTS_HELP, UPLOT_SCRIPT, UPLOT_STYLE, numbers, words_as_html
 from gptcli.view.safe_text import clean
 
-_POINTS = 60  # of the law, between the smallest and the larger network
+_POINTS = 60  # of the law's curve, from the smallest network to the larger one
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the ladder, or the larger one: its parameters in the blocks, its loss (None if
-    it was not trained), the law's loss, and the law's 95 % interval."""
+    """A network of the ladder, or the larger network. `size` counts the parameters in the blocks.
+    `loss` is None if the network was not trained. `law` is the loss that the law gives, and
+    `interval` its 95 % interval."""
 
     name: str
     size: int
@@ -29,7 +30,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Law:
-    """The law as a formula, and its values: (size, loss, (low, high))."""
+    """The law as a formula, and points on its curve: (size, loss, 95 % interval)."""
 
     formula: str
     points: Sequence[tuple[float, float, tuple[float, float]]]
@@ -42,17 +43,18 @@ def sizes_between(first: float, last: float) -> list[float]:
 
 
 def scaling_page(title: str, networks: Sequence[Network], law: Law, said: Sequence[str]) -> str:
-    """The page as HTML. The last network is the larger one; `said` are sentences about it."""
+    """The page as HTML. The last network is the larger one, and `said` are sentences about it."""
     body = f"""<main>
 <header><p>Scaling law of small networks</p><h1>{html.escape(clean(title))}</h1></header>
-<section><h2>How good would a larger one be?</h2>
+<section><h2>How good would a larger network be?</h2>
 {"".join(f'<p class="prose">{words_as_html(one)}</p>' for one in said)}
 <div class="charts one" id="law"></div>
 {CHARTS_HELP}
 <div class="scroll" tabindex="0" role="region" aria-label="Table of the networks">
 {_table(networks)}</div>
-<p class="quiet">Size counts the parameters outside embeddings and head; compute is 6 operations for
-each of them and token. The law is {html.escape(law.formula)}.</p></section>
+<p class="quiet">Size counts the parameters outside embeddings and head. Compute counts 6 operations
+for each of these parameters and each training token. The law is
+{html.escape(law.formula)}.</p></section>
 </main>"""
     return document(
         Page(
@@ -83,7 +85,7 @@ def _chart(networks: Sequence[Network], law: Law) -> dict[str, object]:
             "style": style,
             "values": numbers([curve.get(size, nothing)[at] for size in x]),
         }
-        for at, label, style in (  # the law last: the band lies over what is drawn before it
+        for at, label, style in (  # the law comes last, because the band covers earlier lines
             (1, "95 % interval, low", 7),
             (2, "95 % interval, high", 7),
             (0, "law", 0),

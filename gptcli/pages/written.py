@@ -1,4 +1,4 @@
-"""Writes pages, pictures and PDF files to the place that the user names."""
+"""Writes pages, pictures and PDF files to the path that the user gives."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gptcli.files.paths import shell_word
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise GptcliError if a file would be replaced without `overwrite`, or if it is a folder.
+    """Raise GptcliError if `path` is a folder, or if it exists and `overwrite` is false.
 
-    Call it before any work; a folder that is missing is made by `write`."""
+    Call this before any work. `write` makes a missing folder."""
     if path.is_dir():
         raise GptcliError(
             f"{path} is a folder", f"name a file in it: {shell_word(path / 'x.html')}"
@@ -22,9 +22,9 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file, completely or not at all, and make its folder if it is missing.
+    """Write a file completely or not at all. Make its folder if it is missing.
 
-    Raises GptcliError if the disk refuses."""
+    Raises GptcliError if the disk is full or cannot be written."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     with durable.path_errors(path.parent):
         durable.make_folder(path.parent)

@@ -1,1 +1,1 @@
-"""What the terminal shows. This package reads events and never imports the training loop."""
+"""Shows runs and results in the terminal. Reads events, and never imports the training loop."""

@@ -1,4 +1,4 @@
-"""Several configs beside each other in a terminal: curves, a table of figures, samples."""
+"""Shows several configs in a terminal: their loss curves, a table of figures, their samples."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from gptcli.view.token_labels import padded
 _STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _MARKS = "ox+*#@"
 _FEWEST_ROWS, _MOST_ROWS = 7, 24  # of the chart
-_ROWS_BELOW = 17  # samples, verdict and titles
+_ROWS_BELOW = 17  # for samples, verdict and titles below the chart
 _LINES = 6  # of a chart
 
 
 @dataclass(frozen=True)
 class ArmRow:
-    """What a row of the table says about one config. `low` and `high` bound its loss, if known."""
+    """A row of the table: one config. `low` and `high` are the interval of its loss, if known."""
 
     name: str
     points: Sequence[tuple[int, float]]
@@ -37,7 +37,7 @@ class ArmRow:
 
 
 def arms_lines(arms: Sequence[ArmRow], console: Console) -> list[Text]:
-    """The chart of the validation losses, and a table with the best config first."""
+    """The chart of the validation losses, then a table of the configs with the best one first."""
     width = (console.width if console.is_terminal else max(80, console.width)) - 1
     lines: list[Text] = []
     drawn = [arm for arm in arms if arm.points][:_LINES]
@@ -95,7 +95,8 @@ def _table(
 def samples_lines(
     samples: Sequence[tuple[str, str, str]], rows: int, console: Console
 ) -> list[Text]:
-    """(name, prompt, continuation) of each config, side by side if at least 36 columns fit each."""
+    """The samples of the configs, side by side if each gets at least 36 columns. A sample is given
+    as (name, prompt, continuation)."""
     width = (console.width if console.is_terminal else max(80, console.width)) - 1
     together = max(1, min(len(samples), width // 38))
     column = (width - 3 * (together - 1)) // together

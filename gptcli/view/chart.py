@@ -1,4 +1,4 @@
-"""The chart of the live view: the line of the training loss, and joined marks of evaluations."""
+"""Draws the chart of the live view: a line of training losses, and joined marks for evaluations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gptcli.view.number_formats import human_count, norm_text
 
 LABEL_WIDTH = 6  # "123.45"
 MOST_LABELS = 8  # on the vertical axis
-MEANS = 100  # the values of a line without marks: single batches would only show their noise
+MEANS = 100  # points of a line without marks; single batches would show only noise
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Line:
 
 
 def loss_lines(losses: Points, val_losses: Points) -> list[Line]:
-    """The two lines of a run. They differ even without colours."""
+    """The two lines of a run. They look different even without colours."""
     return [Line("loss", losses, LOSS), Line("val loss", val_losses, VAL, "o")]
 
 
@@ -50,10 +50,11 @@ def chart(
     *,
     with_ends: bool = False,
 ) -> list[Text]:
-    """The lines over `steps` (first, last): `rows` lines of curve, then one line of axis.
+    """Draw lines over `steps` (first, last): `rows` lines of text for the curves, then the step
+    axis.
 
-    A later line lies over an earlier one. No line of text is wider than `width` cells if `width`
-    is at least eight. With `with_ends`, the end of each line is in the picture.
+    Later lines are drawn over earlier ones. No line of text is wider than `width` cells if `width`
+    is at least eight. With `with_ends`, the picture includes the last point of each line.
     """
     ascii_only = glyphs.ascii_only
     columns = max(1, width - LABEL_WIDTH - 1)
@@ -93,7 +94,7 @@ def chart(
 
 
 def _step_axis(lines: Sequence[Line], steps: tuple[int, int], columns: int, glyphs: Glyphs) -> Text:
-    """The line below the curves: the first and the last step, and between them what is what."""
+    """The text below the curves: the first and the last step, and the legend between them."""
     left, right = map(human_count, steps)
     legend = Text("   ").join(
         Text.assemble((line.mark or glyphs.line, f"bold {line.style}" if line.mark else line.style),
@@ -109,7 +110,7 @@ def _step_axis(lines: Sequence[Line], steps: tuple[int, int], columns: int, glyp
 
 
 def axis_labels(low: float, high: float, rows: int, dots: int) -> dict[int, str]:
-    """The labels of the vertical axis by row: round numbers, or both ends if they do not fit."""
+    """The labels of the vertical axis by row: round numbers, or both ends if no round ones fit."""
     wanted = min(MOST_LABELS, max(3 if rows >= 6 else 2, rows // 4))
     found: dict[int, str] = {}
     for unit in _round_units(high - low):
@@ -125,14 +126,14 @@ def axis_labels(low: float, high: float, rows: int, dots: int) -> dict[int, str]
 
 
 def _round_units(at_most: float) -> Iterator[float]:
-    """1, 0.5, 0.2, 0.1, 0.05 and so on, from about `at_most`, over three powers of ten."""
+    """The units 1, 0.5, 0.2, 0.1, 0.05 and so on: from about `at_most` down three powers of ten."""
     power = math.floor(math.log10(at_most))
     for exponent in range(power, power - 3, -1):
         yield from (digit * 10.0**exponent for digit in (5, 2, 1))
 
 
 def _multiples(unit: float, low: float, high: float, rows: int, dots: int) -> dict[int, str]:
-    """The multiples of `unit` from `low` to `high`, as text by row."""
+    """A dict from each row to the text of its multiple of `unit` between `low` and `high`."""
     decimals = 0 if unit >= 10 else max(1, -math.floor(math.log10(unit) + 1e-9))
     counts = range(math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9) + 1)
     labels = {}
@@ -150,9 +151,9 @@ def markers(
     up: tuple[float, float],
     ascii_only: bool,
 ) -> dict[int, int]:
-    """A dict from each column to the row of its newest point. Rows are counted from the top.
+    """A dict from each column to the row of the newest point in it. Rows are counted from the top.
 
-    `curve` draws the same value at the same step in the same cell. Points outside the chart are
+    `curve` draws a point of the same step and value in the same cell. Points outside the chart are
     left out.
     """
     (first, last), (low, high) = across, up

@@ -1,4 +1,4 @@
-"""Two runs side by side: both curves in one chart, their figures, and the settings that differ."""
+"""Compares two runs: both curves in one chart, their figures, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class ShownRun:
     status: RunStatus
     ending: str  # "done", "running", ...
     seconds: float | None
-    settings: dict[str, Any] = field(default_factory=dict)  # of its config, by dotted key
-    tokenizer: bytes = b""  # tokenizer.json
+    settings: dict[str, Any] = field(default_factory=dict)  # the config, by dotted key
+    tokenizer: bytes = b""  # the content of tokenizer.json
     text: str = ""  # the hash of its text, or its path
 
 
 def comparison(runs: tuple[ShownRun, ShownRun], console: Console) -> list[Text]:
-    """A chart with both runs, a table of figures and settings, and which run is better."""
+    """The chart of both runs, a table of figures and settings, and a verdict on which is better."""
     width, encoding = console.size.width - 1, console.encoding
     table = _table(runs, width, encoding)
     verdict = Text(_verdict(*runs))
@@ -46,7 +46,8 @@ def comparison(runs: tuple[ShownRun, ShownRun], console: Console) -> list[Text]:
 
 
 def _chart(runs: tuple[ShownRun, ShownRun], console: Console, width: int, rows: int) -> list[Text]:
-    """The validation losses of both runs; their training losses if one has too few evaluations."""
+    """The chart of both validation losses, or of the training losses if a run has few
+    evaluations."""
     histories = [run.status.val_losses.points() for run in runs]
     evaluated = all(len(history) >= 2 for history in histories)
     if not evaluated:
@@ -64,7 +65,7 @@ def _chart(runs: tuple[ShownRun, ShownRun], console: Console, width: int, rows: 
 
 
 def _table(runs: tuple[ShownRun, ShownRun], width: int, encoding: str) -> list[Text]:
-    """Names above two columns; a row for each figure and for each setting that differs."""
+    """A table with a column for each run, and a row for each figure and each differing setting."""
     rows = [("", *(run.name for run in runs)), *_figures(runs), *_settings(runs)]
     label_width = min(max(cell_len(row[0]) for row in rows), width // 3)
     room = max(8, (width - label_width - 5) // 2)
@@ -117,7 +118,7 @@ def _figures(runs: Sequence[ShownRun]) -> list[tuple[str, str, str]]:
 
 
 def _settings(runs: tuple[ShownRun, ShownRun]) -> list[tuple[str, str, str]]:
-    """The settings that differ, with both values."""
+    """The settings that differ: (key, value of the first run, value of the second)."""
     one, other = (run.settings for run in runs)
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     return [(key, _value(one.get(key)), _value(other.get(key))) for key in keys]
@@ -131,16 +132,16 @@ def _verdict(one: ShownRun, other: ShownRun) -> str:
     """Which run has the lower best validation loss, or why the two cannot be compared."""
     if one.tokenizer != other.tokenizer:
         return (
-            "the tokenizers differ, so losses per token cannot be compared; "
-            "`gptcli eval RUN` prints bits per byte, which can"
+            "the tokenizers differ, so losses per token cannot be compared; compare the bits per "
+            "byte that `gptcli eval RUN` prints"
         )
     if one.text != other.text:
         return "the texts differ, so the losses cannot be compared"
     a, b = one.status.best, other.status.best
     if a is None or b is None:
-        return "without an evaluation of both, the runs cannot be compared"
+        return "the runs cannot be compared, because one of them has no evaluation"
     if a.val_loss == b.val_loss:
-        return "both have the same best validation loss"
+        return "both runs have the same best validation loss"
     better = one if a.val_loss < b.val_loss else other
     return (
         f"{better.name} is better by {abs(a.val_loss - b.val_loss):.4f} "

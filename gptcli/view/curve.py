@@ -1,4 +1,4 @@
-"""Loss curves drawn with characters (braille or ASCII), and the loss history behind them."""
+"""Draws loss curves with characters (braille or ASCII), and keeps a history of losses."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ BRAILLE = 0x2800
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 # The ASCII characters for three heights within a cell.
 _MARKS = "'-."
-# The share of the range above the last three quarters of a curve that its start can take.
+# How far the start of a curve can raise the top of the chart, as a share of the range of the last
+# three quarters of the curve.
 ROOM_FOR_START = 0.35
 
 
 class LossHistory:
-    """A history of (step, value) in bounded memory. An append takes O(1) amortised time.
+    """A history of pairs (step, value) in bounded memory. `add` takes O(1) amortised time.
 
     Buckets of equal size hold the mean of consecutive values. When all buckets are full,
     neighbouring buckets are merged in pairs. Values that are not finite are left out.
@@ -30,11 +31,11 @@ class LossHistory:
         self._capacity = capacity
         self._stride = 1  # values in a full bucket
         self._full: list[tuple[float, float]] = []  # mean step, mean value
-        self._steps = self._values = 0.0  # sums over the bucket being filled
+        self._steps = self._values = 0.0  # sums in the bucket that is being filled
         self._count = 0
 
     def add(self, step: int, value: float) -> None:
-        """Append one value."""
+        """Append a value."""
         if not math.isfinite(value):
             return
         self._steps += step
@@ -51,17 +52,17 @@ class LossHistory:
             self._stride *= 2
 
     def points(self) -> list[tuple[float, float]]:
-        """(mean step, mean value) of each bucket in order. The last bucket can be partly filled."""
+        """The pair (mean step, mean value) of each bucket. The last bucket can be partly full."""
         if not self._count:
             return list(self._full)
         return [*self._full, (self._steps / self._count, self._values / self._count)]
 
 
 def resample(points: Points, columns: int, first: float, last: float) -> list[float]:
-    """The mean of the points in each of `columns` equal parts of [first, last].
+    """The mean value in each of `columns` equal parts of the steps [first, last].
 
-    A part without a point is interpolated linearly between its neighbours. Parts before the first
-    point and after the last point are nan.
+    A part without a point gets a linear interpolation between its neighbours. Parts before the
+    first point and after the last point get nan.
     """
     sums = [0.0] * columns
     counts = [0] * columns
@@ -81,7 +82,7 @@ def resample(points: Points, columns: int, first: float, last: float) -> list[fl
 
 
 def means(points: Points, parts: int) -> Points:
-    """At most `parts` points: the means of so many equal parts of the range of steps."""
+    """At most `parts` points: the mean in each of `parts` equal parts of the range of steps."""
     if len(points) <= parts:
         return points
     first, last = points[0][0], points[-1][0]
@@ -96,13 +97,13 @@ def means(points: Points, parts: int) -> Points:
 
 
 def bounds(*curves: Sequence[float], with_ends: bool = False) -> tuple[float, float]:
-    """(lowest, highest) value of the vertical axis for curves over the same steps.
+    """The range (low, high) of the vertical axis for curves over the same steps.
 
-    The steep start of a training does not set the top: a new model's loss falls from ln V, and
+    The steep start of a training does not set the top. A new model's loss falls from ln V, and
     would press the rest of the curve into the bottom rows. The top is the highest value of the last
-    three quarters, plus some room for the first quarter. With `with_ends`, the last value of each
-    curve is in the range too: a short run keeps its place beside long ones. The range is never
-    empty; it is (0, 1) if no value is finite.
+    three quarters, plus some room for the first quarter. With `with_ends`, the range also includes
+    the last value of each curve, so that a short run stays visible beside long ones. The range is
+    never empty. It is (0, 1) if no value is finite.
     """
     everything = _finite(curves, 0.0)
     if not everything:
@@ -122,14 +123,16 @@ def bounds(*curves: Sequence[float], with_ends: bool = False) -> tuple[float, fl
 
 
 def _finite(curves: Iterable[Sequence[float]], begin: float) -> list[float]:
-    """The finite values of all curves after the share `begin` of each."""
+    """The finite values of all curves, without the first `begin` of each (a share from 0 to 1)."""
     return [v for c in curves for v in c[math.ceil(begin * len(c)) :] if math.isfinite(v)]
 
 
 def overlay(layers: Sequence[str]) -> tuple[str, list[int | None]]:
-    """One row of several curves, and for each cell the number of the last curve in it, or None.
+    """Combine a row of several curves. Returns the text, and for each cell the index of the last
+    curve in it, or None.
 
-    Curves in braille share a cell. Of two ASCII characters, the one of the later curve stays."""
+    In braille, the dots of several curves share a cell. In ASCII, the later curve's character
+    stays."""
     cells, owners = list(layers[0]), [0 if cell != " " else None for cell in layers[0]]
     for number, layer in enumerate(layers[1:], 1):
         for column, cell in enumerate(layer):
@@ -142,12 +145,12 @@ def overlay(layers: Sequence[str]) -> tuple[str, list[int | None]]:
 
 
 def dots_per_cell(ascii_only: bool) -> tuple[int, int]:
-    """(columns, rows) of dots within one character."""
+    """The number of dots in one character: (columns, rows)."""
     return (1, 3) if ascii_only else (2, 4)
 
 
 def dot_row(value: float, low: float, high: float, rows: int) -> int:
-    """The row in which a value is drawn, counted from the top.
+    """The row of dots in which a value is drawn, counted from the top.
 
     Returns -1 if the value is above `high`, and `rows` if it is below `low`. If the range is empty,
     returns the middle row.
@@ -166,12 +169,12 @@ def curve(
     ascii_only: bool = False,
     dotted: bool = False,
 ) -> list[str]:
-    """Draw equally spaced values as `height` strings of exactly `width` characters.
+    """Draw equally spaced values as `height` strings, each of exactly `width` characters.
 
-    A braille character has two columns and four rows of dots. An ASCII character has one column
-    and three heights. Neighbouring values are joined. Towards values outside [low, high] (default:
-    `bounds(values)`) the line runs off the edge. Values that are not finite are not drawn.
-    `dotted` draws every second column of dots, and every second ASCII character.
+    A braille character has two columns and four rows of dots. An ASCII character has one column and
+    three heights. Lines join neighbouring values. A line to a value outside [low, high] (default:
+    `bounds(values)`) ends at the edge. Values that are not finite are not drawn. `dotted` draws
+    only every second column of dots or every second ASCII character.
     """
     if width < 1 or height < 1:
         return [""] * max(0, height)
@@ -190,7 +193,7 @@ def curve(
         row = dot_row(value, low, high, rows)
         start, stop = row, row
         if previous is not None and abs(previous - row) > 1:
-            # Draw a line to the previous value. The dot of that value is there already.
+            # Draw a line to the previous value, whose own dot is already drawn.
             start, stop = (previous + 1, row) if previous < row else (row, previous - 1)
         for y in range(max(start, 0), min(stop, rows - 1) + 1):
             if ascii_only:

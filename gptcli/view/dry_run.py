@@ -1,4 +1,4 @@
-"""The lines that `gptcli train --dry-run` prints: parameters, tokens, memory and time."""
+"""Formats the lines that `gptcli train --dry-run` prints: parameters, tokens, memory and time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gptcli.view.number_formats import duration
 
 
 def dry_run_lines(plan: dict[str, Any]) -> list[str]:
-    """One line for each figure of a dry run. `plan` is the object that --json prints."""
+    """The lines of a dry run, one for each figure. `plan` is the object that --json prints."""
     return [
         f"parameters  {plan['parameters']:,} "
         f"({plan['parameters_without_embeddings']:,} without embeddings)",

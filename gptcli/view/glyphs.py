@@ -1,4 +1,4 @@
-"""The colours of the live view, and its characters for Unicode and for ASCII terminals."""
+"""Defines the colours of the live view, and its characters for Unicode and ASCII terminals."""
 
 from __future__ import annotations
 

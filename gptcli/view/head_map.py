@@ -1,4 +1,4 @@
-"""Draws what a head looked at: a triangle of shades, tokens down and across, for a terminal."""
+"""Draws a head's attention map for a terminal: a triangle of shades, with a row for each token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_CELL = 7
 
 @dataclass(frozen=True)
 class HeadMap:
-    """A heading and the lines below it, none wider than `width` cells."""
+    """A heading and the lines of a map. No line is wider than `width` cells."""
 
     heading: Text
     lines: list[Text]
@@ -32,7 +32,7 @@ def shade(weight: float, unicode: bool) -> str:
 
 
 def legend(unicode: bool) -> str:
-    """What the shades mean."""
+    """The line that explains the shades."""
     signs = _SHADES if unicode else _PLAIN_SHADES
     words = [f"{sign} under {level:.0%}" for sign, level in zip(signs, _LEVELS, strict=False)]
     return "   ".join([*words, f"{signs[-1]} more"])
@@ -41,14 +41,14 @@ def legend(unicode: bool) -> str:
 def head_map(
     heading: Text, pieces: Sequence[bytes], weights: Sequence[Row], width: int, encoding: str
 ) -> HeadMap:
-    """The map of one head: a row for each token, a column for each token that it can look at.
+    """The map of one head: a row for each token, and a column for each token that it can look at.
 
-    After each row comes the token that it looked at most. If the rows are too wide, the map shows
-    the last tokens only."""
+    Each row ends with the token that it looked at most. If the map would be too wide, it shows only
+    the last tokens."""
     unicode = encoding.lower().startswith("utf")
     labels = [token_label(piece, encoding) for piece in pieces]
     label = min(_MOST_LABEL, max(map(cell_len, labels)))
-    target = label + 7  # the token and its percentage
+    target = label + 7  # and the token looked at most, with its percentage
     numbers = any(cell_len(text) > _MOST_CELL - 1 for text in labels) or (
         max(map(cell_len, labels)) > 1
         and 6 + label + target + (max(map(cell_len, labels)) + 1) * len(labels) > width
@@ -85,7 +85,7 @@ def head_map(
 
 
 def side_by_side(maps: Sequence[HeadMap], width: int) -> list[Text]:
-    """The maps in rows of as many as fit, with a blank line between the rows."""
+    """The maps side by side, as many in a row as fit, with a blank line between the rows."""
     lines: list[Text] = []
     waiting = list(maps)
     while waiting:

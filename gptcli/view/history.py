@@ -13,16 +13,14 @@ from typing import Any
 from gptcli.events import Evaluated, Event, Replanned, SampleDrawn, StepDone
 from gptcli.files.bounded import read_lines
 
-_MAX_SAMPLE = 20_000  # bytes of a sample that are kept: no window shows more
+_MAX_SAMPLE = 20_000  # bytes kept of a sample; no window shows more
 
 
 def recorded_events(run: Path, *, has_time_limit: bool = True) -> Iterator[Event]:
-    """The steps, evaluations and plans of metrics.jsonl, then the last sample of samples.txt.
+    """The steps, evaluations and plans in metrics.jsonl, then the last sample in samples.txt.
 
-    The plans of max_steps count only if the run `has_time_limit`; --extend ends the limit.
-
-    Lines that gptcli did not write are left out. A file that is missing or cannot be read counts as
-    empty."""
+    Plans are included only if the run `has_time_limit`, because --extend removes a time limit.
+    Lines that gptcli did not write are left out. A missing or unreadable file counts as empty."""
     best = math.inf
     with suppress(OSError):
         for line in read_lines(run / "metrics.jsonl", run):
@@ -37,7 +35,7 @@ def recorded_events(run: Path, *, has_time_limit: bool = True) -> Iterator[Event
 
 
 def _event(line: bytes, best: float) -> Event | None:
-    """The event of a line, None if it has none. `best` is the lowest validation loss before it."""
+    """The event in a line; None if there is none. `best` is the lowest earlier validation loss."""
     try:
         record = json.loads(line)
         kind, step = record["kind"], _integer(record["step"])
@@ -58,7 +56,7 @@ def _event(line: bytes, best: float) -> Event | None:
 
 
 def _by_text(record: dict[str, Any]) -> tuple[tuple[str, float], ...]:
-    """The validation loss of each text of a mixture; () if the texts are not mixed."""
+    """Pairs of text and validation loss for a mixture of texts; () if the run has no mixture."""
     found = record.get("val_losses")
     if not isinstance(found, dict):
         return ()
@@ -66,7 +64,7 @@ def _by_text(record: dict[str, Any]) -> tuple[tuple[str, float], ...]:
 
 
 def _norms(record: dict[str, Any]) -> tuple[float, ...]:
-    """The gradient norms of the parts; () for a run of an earlier version."""
+    """The gradient norms of the network's parts; () if an earlier version trained the run."""
     found = record.get("part_norms")
     return tuple(map(_number, found)) if isinstance(found, list) else ()
 
@@ -79,7 +77,7 @@ def _integer(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    """The value as a float; nan for null, which stands for nan and infinity in metrics.jsonl."""
+    """The value as a float; nan for None, which metrics.jsonl has in place of nan and infinity."""
     if value is None:
         return math.nan
     if not isinstance(value, (int, float)) or abs(value) > 1e300:

@@ -1,4 +1,4 @@
-"""Tables of what happens inside a network: heads with their scores, the logit lens, eight steps."""
+"""Draws tables of a network's inside: heads with scores, the logit lens, the eight steps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rich.text import Text
 
 from gptcli.view.token_labels import padded, short_label, token_label
 
-_CELL = 13  # of the logit lens: a token, a blank and a percentage
+_CELL = 13  # cells of a guess of the logit lens: a token, a blank and a percentage
 _NUMBER = 8  # "  -0.123"
 
 
 @dataclass(frozen=True)
 class HeadRow:
-    """A row of the table of heads; `layer` and `head` count from 1."""
+    """A row of the table of heads. `layer` and `head` are counted from 1."""
 
     layer: int
     head: int
@@ -27,7 +27,8 @@ class HeadRow:
 def heads_table(
     rows: Sequence[HeadRow], kinds: Sequence[str], height: int, unicode: bool
 ) -> list[Text]:
-    """The first `height` heads, each with its kind and a percentage for each of `kinds`."""
+    """A table of the first `height` heads: the kind of each, and a percentage for each of
+    `kinds`."""
     widths = [max(6, len(kind)) for kind in kinds]
     head = "  ".join(f"{kind:>{wide}}" for kind, wide in zip(kinds, widths, strict=True))
     lines = [Text(f"{'layer':>5}  {'head':>4}  {'kind':<14}  {head}", style="dim")]
@@ -52,10 +53,10 @@ def lens_table(
     width: int,
     encoding: str,
 ) -> list[Text]:
-    """The most likely next token after each token of the text, for each layer.
+    """A table of the most likely next token after each token of the text, as each layer guesses it.
 
-    `guesses[column][t]` is a token and its probability. If the columns are too many, the first and
-    the last ones stay."""
+    `guesses[column][t]` is a token and its probability. If not all columns fit, the table has the
+    first column and the last ones."""
     label = min(10, max(cell_len(token_label(piece, encoding)) for piece in pieces))
     label = max(5, label)
     fits = max(1, (width - label - 2) // _CELL)
@@ -84,10 +85,11 @@ def path_table(
     width: int,
     encoding: str,
 ) -> list[Text]:
-    """The path of one token: what each layer's heads looked at, and what it would write next.
+    """A table for one token: what the heads of each layer looked at, and what the model would write
+    next after the layer.
 
-    `looked_at[i]` is what the heads of column i looked at; None before the first block, and if it
-    cannot be seen."""
+    `looked_at[i]` is what the heads of row i looked at. It is None before the first block, and if
+    it is not known."""
 
     def items(pairs: Sequence[tuple[bytes, float]]) -> str:
         return "".join(
@@ -108,7 +110,7 @@ def path_table(
 
 @dataclass(frozen=True)
 class StepLines:
-    """One of the eight steps, ready to draw: numbers by name, and the learner's line if known."""
+    """One of the eight steps: its numbers by name, and the line of the learner's file if known."""
 
     step: int
     name: str
@@ -120,8 +122,8 @@ class StepLines:
 def steps_lines(
     steps: Sequence[StepLines], pieces: Sequence[bytes], width: int, encoding: str
 ) -> list[Text]:
-    """The eight steps: a name, the shapes, and the numbers. Scores and weights have a column for
-    each token that they belong to; of long vectors, the first numbers are shown."""
+    """The lines of the eight steps: names, shapes and numbers. Scores and weights have a column for
+    each token. Of long vectors, only the first numbers are shown."""
     unicode = encoding.lower().startswith("utf")
     lines: list[Text] = []
     for step in steps:
@@ -164,7 +166,7 @@ def _vector(name: str, values: Sequence[float], width: int, unicode: bool) -> Te
 def _by_token(
     name: str, values: Sequence[float], pieces: Sequence[bytes], width: int, encoding: str
 ) -> list[Text]:
-    """The tokens, with a number below each. They wrap into as many rows as the width needs."""
+    """The tokens with a number below each, wrapped into as many rows as the width requires."""
     percent = name == "weights"
     wide = max(6, *(min(9, cell_len(token_label(piece, encoding)) + 1) for piece in pieces))
     fits = max(1, (width - 11) // wide)

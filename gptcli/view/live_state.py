@@ -1,4 +1,4 @@
-"""What the live view shows beside the events of the run: the machine's use, and the keys."""
+"""What the live view shows besides the events of a run: keys, memory, and use of the machine."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from gptcli.view.run_status import RunStatus
 
 KEYS = {
     "s": ("sample", "sampling", "write a sample now"),
-    "e": ("evaluate", "evaluating", "evaluate now; the run does not count it"),
+    "e": ("evaluate", "evaluating", "evaluate now; does not count as an evaluation of the run"),
     "c": ("checkpoint", "saving", "save a checkpoint now"),
-    "q": ("save and quit", "quitting", "finish the step, save and quit; --resume goes on"),
+    "q": (
+        "save and quit",
+        "quitting",
+        "finish the step, save and quit; --resume continues it",
+    ),
     "?": ("help", "help", "show or hide this help"),
 }
-"""Each key: its name, its name while it is being done, and what it does."""
+"""For each key: the name of its action, the name while the action is pending, and what it does."""
 
 _NUMBERS = {
-    "loss": "on the newest batch, in nats per token; lower is better",
-    "val loss": "on text kept out of training; if it rises, the model overfits",
+    "loss": "loss on the newest batch in nats per token; lower is better",
+    "val loss": "loss on text kept out of training; if it rises, the model overfits",
     "lr": "the learning rate: how far each step moves the weights",
-    "norm": "of the gradient, before clipping; a jump means an odd batch",
-    "of peak": "share of this machine's measured speed in matrix products",
+    "norm": "norm of the gradient before clipping; a jump means an unusual batch",
+    "of peak": "share of the speed that this machine reached in matrix products",
 }
-_STEPS_OF_A_WISH = 2  # a wish is done after the step in which it was made; a save can take longer
+_STEPS_OF_A_WISH = 2  # steps until a key's work is done; a save can take longer
 
 
 @dataclass
@@ -37,20 +41,20 @@ class LiveState:
     has_keys: bool = False
     peak_flops: float | None = None
     memory_held: Callable[[], int | None] = lambda: None
-    """Returns the bytes of memory that the run holds now."""
+    """A function that returns how many bytes of memory the run holds now."""
     shows_help: bool = False
     pending: dict[str, int] = field(default_factory=dict)
-    """The keys whose work is not done, with the steps since they were pressed."""
+    """The keys whose work is not done, with the number of steps since the key was pressed."""
 
     def press(self, key: str) -> None:
-        """Take in a key."""
+        """Take in a key that was pressed."""
         if key == "?":
             self.shows_help = not self.shows_help
         elif key in KEYS:
             self.pending[key] = 0
 
     def absorb(self, event: Event) -> None:
-        """Forget the keys whose work is done."""
+        """Take in an event, and forget the keys whose work is done."""
         if not self.pending:
             return
         done = {SampleDrawn: "s", ExtraEvaluation: "e", CheckpointSaved: "c"}.get(type(event))
@@ -63,17 +67,17 @@ class LiveState:
             }
 
     def share_of_peak(self, status: RunStatus) -> float | None:
-        """The operations per second of the run, divided by the machine's peak; None if unknown."""
+        """The run's operations per second as a share of the machine's peak; None if unknown."""
         if status.step is None or status.started is None or not self.peak_flops:
             return None
         per_token = status.started.flops_per_token
         speed = status.step.tokens_per_second
-        # The peak is an estimate, too.
+        # The peak is also an estimate, so the share could exceed 1.
         return min(1.0, per_token * speed / self.peak_flops) if per_token else None
 
 
 def key_line(state: LiveState, width: int) -> Text:
-    """One line with the keys. A key whose work is not done is bold, with what is being done."""
+    """One line with the keys and their actions. A pending action is bold."""
     line = Text(" ")
     for key, (name, doing, _) in KEYS.items():
         busy = key in state.pending
@@ -89,7 +93,7 @@ def key_line(state: LiveState, width: int) -> Text:
 
 
 def help_lines(width: int, height: int, glyphs: Glyphs) -> list[Text]:
-    """What each key does, and what the numbers mean: at most `height` lines."""
+    """The help: what each key does and what the numbers mean, in at most `height` lines."""
     keys = [Text.assemble("   ", (f"{key:<8} ", "bold"), what) for key, (*_, what) in KEYS.items()]
     numbers = [
         Text.assemble("   ", (f"{name:<8} ", "bold"), what) for name, what in _NUMBERS.items()

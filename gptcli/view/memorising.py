@@ -1,4 +1,4 @@
-"""The lines that say that a run only memorises its text: during training, and in the summary."""
+"""Writes the lines that say that a run only memorises its text: in training and in the summary."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from gptcli.events import Evaluated, Event, Finished
 from gptcli.view.number_formats import human_count, loss_text
 from gptcli.view.run_status import RunStatus
 
-RISES = 2  # evaluations in a row with a rising loss: one alone is often chance
-RISES_OF_OVERFITTING = 3  # from here on, the live view says so as long as it lasts
+RISES = 2  # a note comes after so many rising losses in a row; one alone is often chance
+RISES_OF_OVERFITTING = 3  # from this count on, the live view shows overfitting
 
 
 class MemorisingNote:
-    """Says once after each best evaluation that the validation loss has begun to rise."""
+    """Tells that the validation loss has begun to rise, once after each best evaluation."""
 
     def __init__(self) -> None:
         self._told_after: int | None = None  # the best step that the last note was about
@@ -33,7 +33,7 @@ class MemorisingNote:
 
 
 def best_step_line(finished: Finished, status: RunStatus | None) -> str | None:
-    """Which step `gptcli sample` uses, if it is not the last one; else None.
+    """The line on which step `gptcli sample` uses; None if it uses the last step.
 
     If the run has only memorised the text since then, the line says so."""
     best = finished.best_step
@@ -42,14 +42,15 @@ def best_step_line(finished: Finished, status: RunStatus | None) -> str | None:
     step = human_count(best)
     if status is not None and status.only_memorises():
         return (
-            f"best at step {step}; since then it has only memorised the text; "
-            f"`sample` uses step {step}"
+            f"best at step {step}; since then the model has only memorised the text; `sample` "
+            f"uses step {step}"
         )
     return f"`sample` uses step {step}, the best"
 
 
 def overfitting(status: RunStatus) -> str | None:
-    """The sentence that a run overfits: its validation loss rises, or has long not been better."""
+    """The note that a run overfits, because its validation loss rises or no longer improves; else
+    None."""
     best = status.best
     if best is None:
         return None

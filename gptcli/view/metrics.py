@@ -1,6 +1,5 @@
-"""The records of metrics.jsonl, one for each logged step, each evaluation and each new plan.
-
-Also those of attention.jsonl, one for each evaluation.
+"""Makes the records of metrics.jsonl: one for each logged step, each evaluation and each new plan.
+Also makes the records of attention.jsonl: one for each evaluation.
 """
 
 from __future__ import annotations
@@ -54,7 +53,8 @@ def metrics_record(event: Event) -> Record | None:
 
 
 def passage_record(event: LookedInside) -> dict[str, Any]:
-    """The record of attention.jsonl. Each map is base64 of its lower triangle, row by row."""
+    """The record of attention.jsonl for an evaluation. Each map is base64 of its lower triangle,
+    row by row."""
     return {
         "step": event.step,
         "ids": list(event.ids),

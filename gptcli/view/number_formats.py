@@ -1,4 +1,4 @@
-"""Numbers formatted for people: counts, losses, durations, tokens per second, the time left."""
+"""Formats numbers for people: counts, losses, durations, tokens per second, the time left."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _three_digits(value: float) -> str:
 def losses_text(by_text: Sequence[tuple[str, float]]) -> str:
     """The loss on each text of a mixture: "a.txt 1.2345  b.txt 2.3456"; "" for no texts.
 
-    After eight texts it says how many more there are."""
+    Names at most eight texts, and says how many more there are."""
     listed = [f"{name} {loss_text(loss)}" for name, loss in by_text[:_MOST_TEXTS]]
     if len(by_text) > _MOST_TEXTS:
         listed.append(f"and {len(by_text) - _MOST_TEXTS} more")
@@ -43,7 +43,7 @@ def losses_text(by_text: Sequence[tuple[str, float]]) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a clock: "0:42", "1:02:03", "2d 03:04:05"; "-" if unknown or not finite."""
+    """A duration in seconds as a clock: "0:42", "1:02:03", "2d 03:04:05"; "-" if not known."""
     if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
     whole = max(0, round(seconds))
@@ -58,12 +58,12 @@ def duration(seconds: float | None) -> str:
 
 
 def time_taken(seconds: float) -> str:
-    """How long something took: "0.4 s" if it is under ten seconds, else as a clock."""
+    """How long something took: "0.4 s" if under ten seconds, else as `duration` writes it."""
     return f"{seconds:.1f} s" if 0 <= seconds < 10 else duration(seconds)
 
 
 def rate(count: float, seconds: float) -> float | None:
-    """How many of something per second; None if no time has passed."""
+    """The count divided by the seconds; None if no time has passed."""
     return count / seconds if seconds > 0 else None
 
 
@@ -79,7 +79,7 @@ def memory_text(size: int | None) -> str:
 
 
 def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
-    """Seconds that `steps_left` steps take if `steps` steps took `seconds`.
+    """The seconds that `steps_left` steps will take if `steps` steps took `seconds`.
 
     None if no step has been timed yet.
     """
@@ -91,13 +91,13 @@ def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
 
 
 class StepRate:
-    """Steps per second of wall time over about the last minute, evaluations included.
+    """Measures steps per second of wall time over about the last minute, including evaluations.
 
     The first step of this process only starts the clock, because its time can include a
-    compilation. If the run was resumed, another process made the steps before it.
+    compilation. After a resume, the steps before it were made by another process.
     """
 
-    APART = 1.0  # least seconds between two marks: to mark each fast step would take time
+    APART = 1.0  # least seconds between two marks, because marking every fast step would take time
     MARKS = 64
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The live training view: headline, model, progress, numbers, curve, samples, notes, keys.
+"""Draws the live training view: headline, model, progress, numbers, curve, samples, notes, keys.
 
 `headline` is the first line on the screen, `model_line` the second, `progress_line` the third.
 """
@@ -27,24 +27,24 @@ from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean, crop, ellipsis_for, sample_lines
 
 WIDEST_TEXT = 100  # cells; longer lines of text are harder to read
-CHART_SHARE = 0.6  # of the rows for chart and sample; the sample gets the others
-WIDE, WIDE_ROWS = 140, 20  # from this window on, samples and notes stand beside the curve
+CHART_SHARE = 0.6  # of the rows for chart and sample; the rest is for the sample
+WIDE, WIDE_ROWS = 140, 20  # in a window of this size, samples and notes are beside the curve
 WIDE_SHARE = 0.6  # of the width, for the curve
-EARLIER_ROWS = 3  # of an earlier sample
-LEAST_SAMPLE_ROWS = 2  # one row of text says less than one more row of chart
-ROOMY = 26  # rows; a lower window shows more of the curve instead of a blank line
-GAPS_FROM = 17  # rows; a window with fewer has no room for blank lines
+EARLIER_ROWS = 3  # of text for each earlier sample
+LEAST_SAMPLE_ROWS = 2  # a single row of text is less useful than another row of chart
+ROOMY = 26  # rows; a lower window uses a blank line for the curve instead
+GAPS_FROM = 17  # rows; a lower window has no room for blank lines
 FINAL_CHART_ROWS, FINAL_SAMPLE_ROWS = 16, 8  # at most, in the picture that stays after the run
 
 
 def panel(
     status: RunStatus, console: Console, width: int, height: int, live: LiveState | None = None
 ) -> list[Text]:
-    """The lines of the live view: at most `height` lines of at most `width` cells each.
+    """The live view as at most `height` lines of at most `width` cells each.
 
-    If the window is too small, the notes, the sample and the curve shrink and then disappear, then
-    the headline disappears. The progress bar always stays. In a wide window, samples and notes
-    stand beside the curve. Before the run starts the list is empty.
+    If the window is too small, the notes, the sample and the curve shrink and then disappear. In a
+    still smaller window, the headline disappears too, but the progress bar always stays. In a wide
+    window, samples and notes are beside the curve. Before the run starts, the list is empty.
     """
     if status.started is None or width < 1 or height < 1:
         return []
@@ -75,7 +75,7 @@ def panel(
 def _stacked(
     status: RunStatus, console: Console, width: int, room: int, gap: list[Text], glyphs: Glyphs
 ) -> list[Text]:
-    """The curve, below it the sample, below it the notes, in at most `room` lines."""
+    """The curve, the sample and the notes below each other, in at most `room` lines."""
     notes = note_lines(status, width, (2 if room < 2 * GAPS_FROM else 4) if gap else 0, glyphs)
     if notes:
         notes = [*(gap if room >= GAPS_FROM else []), *notes]
@@ -89,7 +89,7 @@ def _stacked(
 def _side_by_side(
     status: RunStatus, console: Console, width: int, rows: int, glyphs: Glyphs
 ) -> list[Text]:
-    """The curve in `rows` lines; to its right, the samples, and the notes at the bottom."""
+    """The curve in `rows` lines, with the samples and, at the bottom, the notes to its right."""
     left_width = round(WIDE_SHARE * width)
     right_width = width - left_width - 2
     curve = _cropped(chart_block(status, left_width, rows, glyphs), left_width)
@@ -105,9 +105,9 @@ def _side_by_side(
 
 
 def final_picture(status: RunStatus, console: Console, width: int, height: int) -> list[Text]:
-    """What stays on the screen after a run: headline, curve and the newest sample.
+    """The picture that stays on the screen after a run: headline, curve and newest sample.
 
-    At most `height` lines of at most `width` cells. Without a step there is no picture.
+    It has at most `height` lines of at most `width` cells. It is empty if the run made no step.
     """
     if status.started is None or status.step is None:
         return []
@@ -136,7 +136,7 @@ def _cropped(lines: list[Text], width: int) -> list[Text]:
 
 
 def headline(status: RunStatus, width: int, encoding: str, glyphs: Glyphs) -> Text:
-    """The first line: the text that is trained on, and the run folder."""
+    """The first line: the training text and the run folder."""
     started = status.started
     assert started is not None
     cut = ellipsis_for(encoding)
@@ -163,7 +163,7 @@ def model_line(status: RunStatus, width: int, encoding: str, glyphs: Glyphs) -> 
         parts.append("compiled")
     if started.resumed_from is not None:
         parts.append(f"from step {human_count(started.resumed_from)}")
-    for part in (tokenizer, "compiled"):  # the least important parts
+    for part in (tokenizer, "compiled"):  # leave out the least important parts first
         if part in parts and len(glyphs.dot.join(parts)) >= width:
             parts.remove(part)
     line = clean(" " + glyphs.dot.join(parts), encoding)
@@ -171,7 +171,7 @@ def model_line(status: RunStatus, width: int, encoding: str, glyphs: Glyphs) -> 
 
 
 def progress_line(status: RunStatus, width: int, glyphs: Glyphs) -> Text:
-    """The progress bar, the steps done, percent, the time elapsed and the time left."""
+    """The progress bar, with the steps done, the percentage, the time elapsed and the time left."""
     step, steps = status.current_step, max(1, status.max_steps)
     share = min(1.0, step / steps)
     total = human_count(status.max_steps)
@@ -190,14 +190,14 @@ def progress_line(status: RunStatus, width: int, glyphs: Glyphs) -> Text:
 
 
 def bar(share: float, width: int, glyphs: Glyphs) -> Text:
-    """A progress bar of `width` cells. `share` in [0, 1] is filled, to half a cell."""
+    """A progress bar of `width` cells. It is filled up to `share` (0 to 1), in half cells."""
     halves = math.floor(2 * width * share)
     filled = glyphs.bar * (halves // 2) + glyphs.half * (halves % 2)
     return Text.assemble((filled, LOSS), (glyphs.rest * (width - len(filled)), LABEL))
 
 
 def number_lines(status: RunStatus, width: int) -> list[Text]:
-    """Two lines of columns: the losses; learning rate, gradient norm and tokens per second."""
+    """Two lines in columns: the losses, then learning rate, gradient norm and tokens per second."""
     step, best = status.step, status.best
     val_loss = status.evaluated.val_loss if status.evaluated else None
     best_text = loss_text(best.val_loss if best else None)
@@ -231,7 +231,7 @@ def number_lines(status: RunStatus, width: int) -> list[Text]:
 
 
 def machine_line(status: RunStatus, live: LiveState, width: int) -> Text | None:
-    """The line below the numbers: memory, share of the peak, newest checkpoint; None if unknown."""
+    """The line of memory, share of the peak and newest checkpoint; None without the first two."""
     held, share = live.memory_held(), live.share_of_peak(status)
     if held is None and live.peak_flops is None:
         return None
@@ -260,14 +260,14 @@ def sample_block(status: RunStatus, console: Console, width: int, height: int) -
 
 
 def samples_block(status: RunStatus, console: Console, width: int, height: int) -> list[Text]:
-    """The newest sample and, below it, earlier ones, in at most `height` lines."""
+    """The newest sample, and earlier ones below it, in at most `height` lines."""
     earlier = status.samples[:-1]
-    each = EARLIER_ROWS + 2  # with a title and a blank line
+    each = EARLIER_ROWS + 2  # each also has a title and a blank line
     slots = min(len(earlier), max(0, height - LEAST_SAMPLE_ROWS - 1) // (2 * each))
     newest = sample_block(status, console, width, height - slots * each)
     lines = list(newest)
     for slot in range(slots):
-        # From the newest of the earlier ones to the very first one.
+        # Spread over the earlier samples, from the newest to the first.
         at = len(earlier) - 1 - round(slot * (len(earlier) - 1) / max(1, slots - 1))
         sample = earlier[at]
         room = min(width - 3, WIDEST_TEXT)

@@ -1,4 +1,4 @@
-"""Paths as people write them: without `a/../`, from the current folder or from `~`."""
+"""Shortens paths as people write them: without `a/../`, from the current folder or from `~`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def short_path(path: str) -> str:
-    """The shortest spelling of a path: as it is, from the current folder, or from `~`.
+    """The shortest of three spellings of a path: as it is, from the current folder, or from `~`.
 
     >>> short_path("shakespeare")
     'shakespeare'

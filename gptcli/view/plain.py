@@ -1,4 +1,4 @@
-"""Training progress as plain lines, for log files, pipes and terminals without cursor control."""
+"""Prints progress as plain lines, for log files, pipes and terminals without cursor control."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ALWAYS_AT_END = (StepDone, Evaluated, SampleDrawn)
 PACED = (StepDone, Evaluated, SampleDrawn, Replanned, CheckpointSaved)
 
 
-# How often a line of each kind is printed: so many times in a run, however long its log is.
+# How many lines of each kind a run prints. The number does not grow with the length of the run.
 PARTS: dict[type[Event], int] = {
     StepDone: 6,
     Evaluated: 5,
@@ -46,16 +46,16 @@ PARTS: dict[type[Event], int] = {
     Replanned: 2,
     CheckpointSaved: 1,
 }
-MOST_NOTICES = 5  # while the run trains, warnings apart
+MOST_NOTICES = 5  # while the run trains, not counting warnings
 SECONDS_APART = 60.0  # the longest time without a line
 
 
 class PlainView:
-    """Prints about thirty lines in a run, and at least one a minute.
+    """Prints about thirty lines in a run, and at least one line a minute.
 
     PARTS says how many lines of each kind a run prints. They are spread evenly over its steps. The
-    first line of each kind is always printed. So are the lines of the last step, each warning and
-    the first notices. metrics.jsonl and samples.txt leave nothing out.
+    first line of each kind, the lines of the last step, all warnings and the first notices are
+    always printed. metrics.jsonl and samples.txt have everything.
     """
 
     def __init__(self, console: Console) -> None:
@@ -63,7 +63,7 @@ class PlainView:
         self._status = RunStatus()
         self._memorising = MemorisingNote()
         self._notices = 0
-        self._part: dict[type[Event], int] = {}  # the part of the run of the last line of a kind
+        self._part: dict[type[Event], int] = {}  # by kind, the part of its last line
         self._last_line = self._last_event = time.monotonic()
 
     def __enter__(self) -> PlainView:
@@ -84,7 +84,7 @@ class PlainView:
         self._status.recall(event)
 
     def handle(self, event: Event) -> None:
-        """Take in one event and print its lines, if it is their turn."""
+        """Take in one event, and print its lines if their turn has come."""
         self._status.absorb(event)
         if self._is_turn(event):
             for line in plain_lines(event, self._status, self._console.encoding):
@@ -102,14 +102,15 @@ class PlainView:
         if parts is None or not isinstance(event, PACED):
             return True
         step, steps = event.step, max(1, self._status.max_steps)
-        # A minute would have passed before the next event, if that takes as long as this one.
+        # Print now if, at this pace, more than a minute would pass before the next event.
         late = (
             isinstance(event, StepDone) and now + (now - before) - self._last_line > SECONDS_APART
         )
         if isinstance(event, StepDone) and not event.logged and not late:
             return False
         part = parts * step // steps
-        # The sample after the last step can be from an earlier one: from the best checkpoint.
+        # The sample after the last step can have an earlier step, because it uses the best
+        # checkpoint.
         last = self._status.current_step >= steps and isinstance(event, ALWAYS_AT_END)
         if part <= self._part.get(type(event), -1) and not last and not late:
             return False
@@ -117,14 +118,15 @@ class PlainView:
         return True
 
     def _is_turn_of_notice(self, event: Notice) -> bool:
-        """Whether to print a notice. A long run can have hundreds that say that the loss jumped."""
+        """Whether to print a notice. A long run can have hundreds of notices on jumps of the
+        loss."""
         status = self._status
         trains = status.step is not None and status.current_step < status.max_steps
         if not trains or event.message.startswith("WARNING"):
             return True
         self._notices += 1
         if self._notices == MOST_NOTICES + 1:
-            self._print("further notes of this kind are left out; metrics.jsonl has each loss")
+            self._print("further notes of this kind are not printed; metrics.jsonl has every loss")
         return self._notices <= MOST_NOTICES
 
     def _print(self, line: str) -> None:
@@ -136,7 +138,7 @@ def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> lis
     """The log lines of one event. `status` must have absorbed the event.
 
     Lines are shorter than 80 columns, except notices, diagnoses and hints. Two blanks separate the
-    fields. A field begins with its name and ends with its unit.
+    fields. Each field begins with its name and ends with its unit.
     """
     if isinstance(event, StepDone):
         return [step_line(event, status)]
@@ -188,7 +190,7 @@ def step_line(event: StepDone, status: RunStatus) -> str:
 
 
 def _step_of(step: int, status: RunStatus) -> str:
-    # No commas in the numbers, because scripts read them.
+    # The numbers have no commas, because scripts read them.
     of = f"/{status.max_steps}" if status.started is not None else ""
     return f"step {step}{of}"
 
@@ -213,7 +215,7 @@ def _opening_lines(event: RunStarted) -> list[str]:
 
 
 def _adapter_line(event: RunStarted) -> list[str]:
-    """How many parameters LoRA trains; [] if all are trained."""
+    """A line on how many parameters LoRA trains, as a list; [] without LoRA."""
     trained = event.adapter_parameters
     if trained is None:
         return []

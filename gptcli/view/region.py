@@ -1,10 +1,11 @@
-"""The lines at the bottom of the terminal that the live view repaints in place.
+"""Repaints the live view's lines in place, at the bottom of the terminal.
 
-rich.live does not fit here, for three reasons. It erases all lines before it draws them. It hides
-the cursor for the whole run. It draws at the wrong rows after the window has become narrower.
+rich.live is not used, for three reasons. It erases all lines before it draws them, which flickers.
+It hides the cursor for the whole run. It draws in the wrong rows after the window has become
+narrower.
 
-A Region overwrites its lines, so nothing flickers. If a narrower window has wrapped these lines,
-the Region still finds their rows. If the process is killed, the terminal stays in order.
+A Region overwrites its lines, so nothing flickers. If a narrower window has wrapped its lines, the
+Region still finds their rows. If the process is killed, the terminal stays usable.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from rich.text import Text
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 # Automatic wrapping is off while the lines are painted. If the terminal draws a character wider
-# than rich expects, that line is cut and the lines below keep their rows.
+# than rich expects, the line is cut, and the lines below it stay in their rows.
 WRAP_OFF, WRAP_ON = "\x1b[?7l", "\x1b[?7h"
 ERASE_REST_OF_LINE, ERASE_BELOW = "\x1b[K", "\x1b[J"
 
 
 class _Codes:
-    """Terminal codes that rich passes through without counting them as text."""
+    """Terminal codes that rich prints without counting them as text."""
 
     def __init__(self, codes: str) -> None:
         self.segment = Segment(codes, None, [(ControlType.ERASE_IN_LINE, 0)])
@@ -37,7 +38,7 @@ class _Codes:
 
 
 class _Frame:
-    """The lines of the region. The rest of each row is erased; the cursor ends below the lines."""
+    """The lines of the region. Erases the rest of each row. Leaves the cursor below the lines."""
 
     def __init__(self, lines: list[Text]) -> None:
         self.lines = lines
@@ -53,10 +54,10 @@ class _Frame:
 class Region(RenderHook):
     """Shows the lines that `draw(width, height)` returns at the bottom of the terminal.
 
-    `draw` must return at most `height` lines of at most `width` cells. Output to the console
-    appears above the region while it is open. So does output to sys.stdout and sys.stderr if they
-    are terminals. The last column and the last row stay free. The cursor waits at the start of the
-    row below the region, where the next frame paints over the ^C that a terminal echoes.
+    `draw` must return at most `height` lines of at most `width` cells. While the region is open,
+    output to the console appears above it. Output to sys.stdout and sys.stderr does too if they are
+    terminals. The last column and the last row stay free. The cursor waits at the start of the row
+    below the region. If the terminal echoes ^C there, the next frame paints over it.
     """
 
     def __init__(self, console: Console, draw: Callable[[int, int], list[Text]]) -> None:
@@ -69,7 +70,7 @@ class Region(RenderHook):
         self.is_open = False
 
     def open(self) -> None:
-        """Take over the bottom of the screen without painting anything yet."""
+        """Take over the bottom of the screen. Paints nothing yet."""
         assert not self.is_open
         self.is_open = True
         self._console.push_render_hook(self)
@@ -94,7 +95,7 @@ class Region(RenderHook):
         for name, proxy in self._proxies.items():
             with suppress(OSError):
                 proxy.flush()
-            if getattr(sys, name) is proxy:  # else other code has replaced the stream meanwhile
+            if getattr(sys, name) is proxy:  # else other code has replaced the stream
                 setattr(sys, name, proxy.rich_proxied_file)
         self._proxies.clear()
         self.is_open = False
@@ -103,12 +104,12 @@ class Region(RenderHook):
         self._painted = []
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        """Put the region below the output that rich is about to print. rich calls this method."""
+        """Add the region below the output that rich is about to print. rich calls this method."""
         size = self._console.size
         lines = self._draw(size.width - 1, size.height - 1)
-        # A refresh changes nothing above the region, so nothing has to be erased first. If the
+        # A refresh changes nothing above the region, so it need not erase anything first. If the
         # window's size has changed, the old lines must be erased, because terminals remember which
-        # rows they wrapped.
+        # rows they have wrapped.
         overwrite = self._refreshing and size == self._painted_size
         begin = self._to_top() + ("" if overwrite else ERASE_BELOW)
         self._painted_size = size

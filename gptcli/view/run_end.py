@@ -1,4 +1,4 @@
-"""The lines that stay on the screen after training: the summary, and what to do next."""
+"""Writes the lines that stay on the screen after training: the summary, and what to do next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gptcli.view.region import rows_on_screen
 from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean
 
-ROWS_BELOW = 5  # below the last picture: blank lines, the line `Next: ...` and the prompt
+ROWS_BELOW = 5  # below the summary: blank lines, the line `Next: ...` and the prompt
 _ENDINGS = {
     "done": ("done", "bold green"),
     "target": ("target reached", "bold green"),
@@ -43,11 +43,11 @@ def run_end_lines(
     ending: str | None = None,
     encoding: str = "utf-8",
 ) -> list[Text]:
-    """How and where the run ended, its time and speed, its losses, which step `sample` uses, and a
-    diagnosis if it diverged.
+    """The summary: how and where the run ended, its time and speed, its losses, which step `sample`
+    uses, and a diagnosis if it diverged.
 
-    The first three lines are shorter than 60 columns. The others can be longer. `ending` replaces
-    the word for how it ended, for a run that has not ended.
+    The first three lines are shorter than 60 columns. The others can be longer. If the run has not
+    ended, `ending` is the word for its state.
     """
     ending, style = (ending, "bold cyan") if ending is not None else _ENDINGS[finished.stopped]
     max_steps = status.max_steps if status is not None and status.started is not None else None
@@ -93,7 +93,8 @@ def run_end_lines(
 def last_lines(
     finished: Finished, status: RunStatus, console: Console, *, ending: str | None = None
 ) -> list[Text]:
-    """The curve and a sample, then the summary. They and the next prompt fit into the window."""
+    """The curve, a sample and the summary. Together with the next prompt, they fit into the
+    window."""
     summary = run_end_lines(finished, status, ending=ending, encoding=console.encoding)
     size = console.size
     rows = rows_on_screen([line.cell_len for line in summary], size.width)
@@ -106,8 +107,8 @@ def last_lines(
 def next_lines(run: Path, options: Sequence[str] = (), width: int = 100) -> list[str]:
     """`Next: gptcli sample runs/de --prompt "..." · gptcli sample runs/de -i`.
 
-    Two lines if one is too long for `width` cells. `options` are those that every use of the run
-    needs, such as --attention FILE."""
+    Returns two lines if one would be too long for `width` cells. `options` are the options that
+    every use of the run needs, such as --attention FILE."""
     command = shlex.join(["gptcli", "sample", str(run), *options])
     commands = [f'{command} --prompt "..."', f"{command} -i"]
     line = "Next: " + " · ".join(commands)
@@ -117,7 +118,7 @@ def next_lines(run: Path, options: Sequence[str] = (), width: int = 100) -> list
 
 
 def unfinished_line(status: RunStatus) -> Text | None:
-    """The last step of a run that ended by an error or a second Ctrl-C; None if it made no step."""
+    """The last step of a run that an error or a second Ctrl-C ended; None if it made no step."""
     if status.step is None or status.started is None:
         return None
     step, max_steps = human_count(status.step.step), human_count(status.max_steps)

@@ -1,6 +1,6 @@
-"""The notes of the live view: new best, checkpoint saved, loss spike, overfitting, a new plan.
+"""Collects the notes of the live view: new best, checkpoint saved, loss spike, overfitting, plan.
 
-There is one note of each kind, the newest, so that the notes stay calm.
+Only the newest note of each kind is shown, so that the notes do not change too often.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from gptcli.view.glyphs import BEST, SECOND, VAL
 from gptcli.view.number_formats import human_count, loss_text, losses_text
 
 _KINDS = ("overfits", "spike", "best", "asked", "texts", "saved", "plan")
-"""In the order in which notes are shown; if there is no room, the first kinds stay."""
+"""The kinds of notes in the order shown. If there is not enough room, the first kinds are shown."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """A line of the live view, in a colour."""
+    """A note: one line of the live view, with its colour."""
 
     text: str
     style: str = ""
@@ -49,7 +49,8 @@ class RunNotes:
             self._notes["spike"] = Note(event.short, SECOND)
 
     def shown(self, overfits: str | None, most: int) -> list[Note]:
-        """At most `most` notes, the most important kinds; `overfits` is the first one."""
+        """At most `most` notes, those of the most important kinds. `overfits` is the text of the
+        first note."""
         notes = dict(self._notes)
         if overfits is not None:
             notes["overfits"] = Note(overfits, f"bold {VAL}")

@@ -1,4 +1,4 @@
-"""The status of a training run, collected from its events. Both views draw from it."""
+"""Collects the status of a training run from its events, for the live view and the plain lines."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from gptcli.view.curve import LossHistory
 from gptcli.view.number_formats import StepRate
 from gptcli.view.run_notes import RunNotes
 
-MOST_SAMPLES = 8  # kept, spread over the run
-SMOOTHING = 0.1  # the share of the newest loss in the smoothed loss
+MOST_SAMPLES = 8  # samples that are kept, spread over the run
+SMOOTHING = 0.1  # the weight of the newest loss in the smoothed loss
 
 
 class RunStatus:
-    """The newest event of each kind, the two loss histories and the speed in steps."""
+    """The newest event of each kind, the two loss histories, and the speed in steps per second."""
 
     def __init__(self) -> None:
         self.started: RunStarted | None = None
         self.max_steps = 0  # of the newest plan
-        self.first_step: int | None = None  # where the curve begins: the first step of this process
+        self.first_step: int | None = None  # the first step of this process, where the curve begins
         self.step: StepDone | None = None
         self.evaluated: Evaluated | None = None
         self.best: Evaluated | None = None
-        self.before_tuning: Evaluated | None = None  # of the weights that a fine-tune starts from
-        self.rises = 0  # evaluations in a row, each with a higher loss than the one before it
-        self.recent_loss: float | None = None  # of the training text, smoothed
+        self.before_tuning: Evaluated | None = None  # of the weights before fine-tuning
+        self.rises = 0  # how many evaluations in a row had a higher loss than the one before
+        self.recent_loss: float | None = None  # the smoothed loss on the training text
         self._recent_loss_at_best: float | None = None
         self.sample: SampleDrawn | None = None
-        self.samples: list[SampleDrawn] = []  # the first one, the newest, and some between them
+        self.samples: list[SampleDrawn] = []  # the first sample, the newest, and some between them
         self.saved_at: int | None = None  # the step of the newest checkpoint
         self.notes = RunNotes()
         self.finished: Finished | None = None
@@ -47,7 +47,7 @@ class RunStatus:
         self.val_losses = LossHistory()
 
     def absorb(self, event: Event) -> None:
-        """Take in one event. It must be fast, because every step calls it."""
+        """Take in one event. This must be fast, because every step calls it."""
         if isinstance(event, StepDone):
             self.step = event
             if self.first_step is None:
@@ -89,23 +89,23 @@ class RunStatus:
             self.finished = event
 
     def recall(self, event: Event) -> None:
-        """Take in an event of an earlier part of the run, which says nothing about the speed."""
+        """Take in an event of an earlier part of the run, which does not count for the speed."""
         speed, self.step_rate = self.step_rate, StepRate()
         self.absorb(event)
         self.step_rate = speed
 
     @property
     def current_step(self) -> int:
-        """The last step done, by this process or before the resume; 0 before the first step."""
+        """The last finished step, also if it was before a resume; 0 before the first step."""
         if self.step is not None:
             return self.step.step
         return (self.started.resumed_from or 0) if self.started is not None else 0
 
     def only_memorises(self) -> bool:
-        """Whether the run has learned the training text alone since its best evaluation.
+        """Whether the run has only memorised the training text since its best evaluation.
 
-        The loss on the training text fell, and the validation loss is 2 % above the best one, or
-        was not better at two evaluations."""
+        This is so if the loss on the training text fell since then, and the validation loss is over
+        2 % above the best one or has not improved for two evaluations."""
         best, last = self.best, self.evaluated
         if best is None or last is None or self.recent_loss is None:
             return False
@@ -114,5 +114,5 @@ class RunStatus:
         return worse and at_best is not None and self.recent_loss < at_best
 
     def eta(self) -> float | None:
-        """Seconds until the last step is done; None if too few steps have been timed."""
+        """The seconds until the last step is done; None if too few steps have been timed."""
         return self.step_rate.eta(self.max_steps) if self.started is not None else None

@@ -1,4 +1,4 @@
-"""The output of `gptcli runs`: a table for a terminal, aligned columns for pipes and files."""
+"""Formats the output of `gptcli runs`: a table for terminals, aligned columns for pipes."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ class RunRow:
     best_val_loss: float | None
     seconds: float | None
     parameters: int | None
-    when: datetime | None  # the last write to the run, in local time
-    text: str | None = None  # the texts, of a mixture with their shares
+    when: datetime | None  # when the run was last written to, in local time
+    text: str | None = None  # the training texts; a mixture also has their shares
 
 
 @dataclass(frozen=True)
 class Order:
-    """The column by which rows are sorted (a key of SORT_KEYS), and whether from high to low."""
+    """The order of rows: the column to sort by (a key of SORT_KEYS), and whether from high to
+    low."""
 
     column: str
     reverse: bool = False
@@ -63,11 +64,11 @@ SORT_KEYS: dict[str, Callable[[RunRow], Any]] = {
     "params": lambda row: row.parameters,
     "when": lambda row: row.when,
 }
-"""What each column of the table is sorted by."""
+"""For each column, the value by which its rows are sorted."""
 
 
 def sorted_rows(rows: Sequence[RunRow], order: Order) -> list[RunRow]:
-    """The rows in this order. Rows without the value come last, in either direction."""
+    """The rows in this order. Rows without a value in the column come last in both directions."""
     key = SORT_KEYS[order.column]
 
     def is_known(row: RunRow) -> bool:
@@ -117,17 +118,17 @@ _COLUMNS = (
     _PARAMETERS,
     _WHEN,
 )
-# The columns that a narrow terminal leaves out, in this order.
+# The columns that are left out in a narrow terminal, the first one first.
 _DISPENSABLE = (_PARAMETERS, _WHEN, _VAL)
 
 
 def runs_table(
     rows: Sequence[RunRow], width: int = 80, encoding: str = "utf-8", order: Order | None = None
 ) -> Table:
-    """The runs as a table that fits into `width` cells. It is readable from 60 cells on.
+    """The runs as a table that fits into `width` cells. It is readable if `width` is at least 60.
 
-    In a narrow terminal, long names are cut first. Then the columns params, when and val are left
-    out. The title of the column of `order` has an arrow.
+    In a narrow terminal, long names are cut first. Then columns are left out: params, then when,
+    then val. The title of the column of `order` has an arrow.
     """
     columns = [_marked(column, order, encoding) for column in _COLUMNS]
     name, others = columns[0], columns[1:]
@@ -160,7 +161,7 @@ def _marked(column: _Column, order: Order | None, encoding: str) -> _Column:
 
 
 def runs_lines(rows: Sequence[RunRow]) -> list[str]:
-    """The runs as aligned lines under a line of titles. Nothing is cut, so lines can be wide."""
+    """The runs as aligned lines below a line of titles. Nothing is cut, so lines can be long."""
     widths = [_width(column, rows) for column in _COLUMNS]
     table = [[column.title for column in _COLUMNS]]
     table += [[column.cell(row) for column in _COLUMNS] for row in rows]
@@ -179,5 +180,5 @@ def _width(column: _Column, rows: Sequence[RunRow]) -> int:
 
 
 def _rest_width(columns: Sequence[_Column], rows: Sequence[RunRow]) -> int:
-    """Cells that the columns beside the name fill, gaps included."""
+    """The width in cells of all columns except the name, including the gaps."""
     return sum(GAP + _width(column, rows) for column in columns)

@@ -1,4 +1,4 @@
-"""The lines of `gptcli runs --watch`: the table, what fits of it, and the keys."""
+"""Formats the screen of `gptcli runs --watch`: the rows of the table that fit, and the keys."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gptcli.view.glyphs import LABEL
 from gptcli.view.runs_table import SORT_KEYS, Order, RunRow, runs_table
 
 FIRST_ORDER = {"run", "status", "loss", "val", "best"}
-"""The columns that a key sorts from low to high at first: the best run comes first."""
+"""The columns that are first sorted from low to high, so that the best run comes first."""
 
 
 @dataclass(frozen=True)
 class Watched:
-    """The rows in their order, and when they were read."""
+    """The rows, their order, and the time at which they were read."""
 
     rows: Sequence[RunRow]
     order: Order | None
@@ -25,7 +25,7 @@ class Watched:
 
 
 def next_order(order: Order | None, key: str) -> Order | None:
-    """The order after a key: right and left choose another column, r turns the order round."""
+    """The order after a key: right and left choose another column, and r reverses the order."""
     if key == "r" and order is not None:
         return replace(order, reverse=not order.reverse)
     if key not in ("left", "right"):
@@ -39,9 +39,10 @@ def next_order(order: Order | None, key: str) -> Order | None:
 def watch_lines(
     watched: Watched, width: int, height: int, console: Console, *, has_keys: bool
 ) -> list[Text]:
-    """At most `height` lines: the table, a blank line, what is shown, and the keys.
+    """The screen in at most `height` lines: the table, a blank line, a summary, and the keys.
 
-    If not all rows fit, the newest are shown, or the first ones of an order."""
+    If not all rows fit, the newest are shown. If the user chose an order, its first rows are
+    shown."""
     if height < 1:
         return []
     footer = _footer(watched, width, has_keys)[: max(0, height - 3)]
@@ -74,7 +75,7 @@ def _footer(watched: Watched, width: int, has_keys: bool) -> list[Text]:
 
 
 def _as_lines(table: object, width: int, console: Console) -> list[Text]:
-    """A table of rich as lines of text."""
+    """The lines of a table of rich."""
     options = console.options.update(width=width)
     return [
         Text.assemble(*((part.text, part.style or "") for part in line))

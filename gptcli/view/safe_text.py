@@ -1,6 +1,6 @@
-"""Makes text of a model or a file safe to print: control characters replaced, cut to a width.
+"""Makes text of a model or a file safe to print: replaces control characters, and cuts it.
 
-A model can write anything that its tokenizer can spell, including escape sequences. Those must
+A model can write anything that its tokenizer can spell, including escape sequences. Such text must
 not move the cursor, ring the bell or reverse the reading direction.
 """
 
@@ -16,17 +16,16 @@ from gptcli.files.paths import escape_undecodable
 
 TAB = "    "
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# Unicode categories that a terminal obeys or shows with an unknown width: control, format,
-# surrogate, private use, unassigned, line separator, paragraph separator.
+# Unicode categories of characters that a terminal obeys or draws with an unknown width: control,
+# format, surrogate, private use, unassigned, line separator, paragraph separator.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _INVISIBLE = dict.fromkeys((*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), 0x200D, 0x00AD))
 
 
 def clean(text: str, encoding: str = "utf-8") -> str:
-    """The text without characters that a terminal obeys. Newlines stay; tabs become blanks.
-
-    A byte of a file name that is not UTF-8 becomes `\\xe9`, in ASCII. A carriage return becomes a
-    newline. A control character becomes its Unicode picture (from U+2400 on). Another character
+    """The text without characters that control the terminal. Newlines stay, carriage returns become
+    newlines, and tabs become blanks. A byte of a file name that is not UTF-8 becomes ASCII such as
+    `\\xe9`. A control character becomes its Unicode picture (from U+2400 on). Any other character
     without a fixed width becomes U+FFFD. Joiners and variation selectors are removed, so that one
     character is one glyph. A character that `encoding` does not have becomes "?".
     """
@@ -50,14 +49,14 @@ def _harmless(character: str) -> str:
 
 
 def ellipsis_for(encoding: str) -> str:
-    """The mark of cut text: `…` if the encoding has it, else three dots."""
+    """The mark for text that was cut: `…` if the encoding has this character, else three dots."""
     return "…" if encoding.lower().startswith("utf") else "..."
 
 
 def crop(text: str, width: int, *, ellipsis: str = "…", keep_end: bool = False) -> str:
-    """The text cut to at most `width` cells, with an ellipsis if something was cut.
+    """The text cut to at most `width` cells. An ellipsis marks a cut.
 
-    `keep_end` keeps the end instead of the beginning: for a path, whose end says more.
+    With `keep_end`, the end is kept instead of the beginning, which suits paths.
     """
     if cell_len(text) <= width:
         return text

@@ -1,4 +1,4 @@
-"""When the live view of a training run redraws, and when plain lines replace it."""
+"""Decides when the live view of a run redraws, and when plain lines replace it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from gptcli.view.safe_text import clean
 
 REFRESH_SECONDS = 0.25
 DRAWING_SHARE = 0.02  # the largest share of the time that drawing can take
-TALL = 15  # rows; from this height on, LINES_ABOVE rows stay free for the newest notes
+TALL = 15  # rows; a window this high keeps LINES_ABOVE rows free for the newest notes
 LINES_ABOVE = 2
 
 
 class LiveView:
-    """A panel at the bottom of the terminal during training; a few lines after it has ended.
+    """Shows a panel at the bottom of the terminal during training, and a few lines after its end.
 
-    Use it as a context manager and pass every event to `handle`, which also draws. It draws at
-    most four times a second and at most 2 % of the time. There is no thread, so the panel does not
-    change while no events come, for example during an evaluation.
+    Use it as a context manager and pass every event to `handle`, which also draws. Drawing happens
+    at most four times a second, and takes at most 2 % of the time. There is no thread, so the panel
+    does not change between events, for example during an evaluation.
     """
 
     def __init__(self, console: Console, live: LiveState | None = None) -> None:
@@ -55,7 +55,7 @@ class LiveView:
         self._close([line] if line is not None else [])
 
     def handle(self, event: Event) -> None:
-        """Take in one event, and redraw if the last drawing is old enough."""
+        """Take in one event. Redraw if the last drawing is old enough."""
         self._status.absorb(event)
         self._live.absorb(event)
         if isinstance(event, StepDone):
@@ -72,7 +72,7 @@ class LiveView:
             self._console.print(Text(note, style=VAL))
 
     def press(self, key: str) -> None:
-        """Take in a key that the user has pressed, and show that at once."""
+        """Take in a key that the user has pressed, and redraw at once."""
         self._live.press(key)
         self._draw()
 
@@ -81,7 +81,7 @@ class LiveView:
         self._status.recall(event)
 
     def render(self, width: int | None = None, height: int | None = None) -> RenderableType:
-        """The current panel, by default in the console's size, for tests."""
+        """The current panel, by default in the size of the console. Tests use it."""
         size = self._console.size
         lines = panel(
             self._status,
@@ -106,7 +106,7 @@ class LiveView:
         self._next_draw = max(begin + REFRESH_SECONDS, end + (end - begin) / DRAWING_SHARE)
 
     def _close(self, lines: list[Text]) -> None:
-        with self._console:  # one write, so that the summary replaces the panel without flicker
+        with self._console:  # one write: the summary replaces the panel without flicker
             self._region.close()
             for line in lines:
                 self._console.print(line)
@@ -115,14 +115,14 @@ class LiveView:
 def is_live(console: Console) -> bool:
     """Whether this console gets the live view: a terminal with cursor control.
 
-    Asks the file, because rich's is_terminal is also true for a pipe if FORCE_COLOR is set."""
+    This asks the file, because rich's is_terminal is also true for a pipe if FORCE_COLOR is set."""
     return console.file.isatty() and console.is_interactive and not console.legacy_windows
 
 
 def open_view(console: Console, live: LiveState | None = None) -> LiveView | PlainView:
     """The live view if the console is a terminal, else plain lines.
 
-    A terminal without cursor control (TERM=dumb, an old Windows console) gets plain lines. So does
-    a pipe, even if FORCE_COLOR asks for colours.
+    A terminal without cursor control (TERM=dumb or an old Windows console) gets plain lines. A pipe
+    does too, even if FORCE_COLOR asks for colours.
     """
     return LiveView(console, live) if is_live(console) else PlainView(console)

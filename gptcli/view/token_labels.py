@@ -1,4 +1,4 @@
-"""Tokens as short labels: visible blanks and newlines, half characters as bytes."""
+"""Writes tokens as short labels: with visible blanks and newlines, and bytes in hexadecimal."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _PLAIN = {" ": "_", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def token_label(piece: bytes, encoding: str = "utf-8") -> str:
-    """A token on one line. Blanks are visible; bytes that are no character read `\\xe2`.
+    """A token on one line. Blanks are visible. Bytes that form no character become `\\xe2`.
 
-    If `encoding` is not a Unicode encoding, the label is ASCII as far as the token is."""
+    If `encoding` is not a Unicode encoding, the signs that the label adds are ASCII."""
     text = piece.decode("utf-8", "backslashreplace")
     signs = _SIGNS if encoding.lower().startswith("utf") else _PLAIN
     return clean("".join(signs.get(c, c) for c in text), encoding) or '""'
 
 
 def short_label(piece: bytes, width: int, encoding: str = "utf-8") -> str:
-    """The label cut to `width` cells."""
+    """The label of a token, cut to `width` cells."""
     return crop(token_label(piece, encoding), width, ellipsis=ellipsis_for(encoding)[:1])
 
 
 def padded(text: str, width: int, *, right: bool = False) -> str:
-    """The text with blanks up to `width` cells: after it, or before it if `right`."""
+    """The text filled with blanks up to `width` cells: after the text, or before it if `right`."""
     blanks = " " * max(0, width - cell_len(text))
     return blanks + text if right else text + blanks

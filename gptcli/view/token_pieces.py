@@ -1,6 +1,6 @@
-"""Tokens for a terminal: pieces as coloured tiles above their ids, and the vocabulary in columns.
-
-Tiles are apart, and blanks within them are visible, so nothing is shown by colour alone.
+"""Draws tokens in a terminal: as coloured tiles above their ids, and the vocabulary in columns.
+There are gaps between tiles, and blanks within them are visible. So nothing is shown by colour
+alone.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from gptcli.view.number_formats import UNKNOWN, human_count
 from gptcli.view.safe_text import clean, crop, ellipsis_for
 
 TILES = ("black on #a6cee3", "black on #fdbf6f", "black on #b2df8a", "black on #cab2d6")
-"""Four light colours of ColorBrewer's scheme "Paired", under black text."""
+"""The background colours of tiles with black text: four light colours of ColorBrewer's "Paired"."""
 WIDEST_PIECE = 24  # cells in a column of the vocabulary; longer pieces are cut
 BLANK, ASCII_BLANK = "\N{OPEN BOX}", "_"
 
 Piece = tuple[int, str]
-"""The id of a token, and its readable text (`Tokenizer.show`)."""
+"""The id of a token, and its readable text as `Tokenizer.show` gives it."""
 
 
 def token_tiles(tokens: Sequence[Piece], width: int, encoding: str = "utf-8") -> list[Text]:
-    """The tokens as rows of tiles, and below each row the ids: lines of at most `width` cells.
+    """The tokens as rows of tiles with the ids below each row. No line is wider than `width` cells.
 
     A token that ends in a newline ends its row. A piece wider than `width` is cut."""
     lines: list[Text] = []
@@ -61,7 +61,7 @@ def _visible(piece: str, encoding: str) -> str:
 
 @dataclass(frozen=True)
 class Compression:
-    """How short a tokenizer makes a text."""
+    """How much a tokenizer compresses a text."""
 
     name: str
     vocab_size: int
@@ -69,7 +69,7 @@ class Compression:
 
 
 def compression_lines(found: Sequence[Compression], text_bytes: int) -> list[str]:
-    """A small table: one row for each tokenizer, with bytes per token of the same text."""
+    """A table with a row for each tokenizer: its bytes per token of the same text."""
     titles = ("tokenizer", "vocabulary", "tokens", "bytes per token")
     rows = [
         (
@@ -92,7 +92,7 @@ def compression_lines(found: Sequence[Compression], text_bytes: int) -> list[str
 def vocabulary_columns(
     pieces: Sequence[Piece], width: int, encoding: str = "utf-8"
 ) -> Iterator[Text]:
-    """The vocabulary in as many columns as fit into `width` cells, to be read down each column."""
+    """The vocabulary in as many columns as fit into `width` cells. The ids go down each column."""
     cut = ellipsis_for(encoding)
     number = max((len(str(id)) for id, _ in pieces), default=1)
     room = max(1, min(WIDEST_PIECE, width - number - 2))

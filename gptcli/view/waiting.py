@@ -1,4 +1,4 @@
-"""A line on the terminal while a command computes, erased when the result is there."""
+"""Shows a line on the terminal while a command computes, and erases it before the result."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def waiting(what: str) -> Iterator[Callable[[str], None]]:
-    """Show `what` and three dots on the terminal (stderr) until the block ends.
+    """Show `what` and three dots on the terminal (stderr) while the block runs.
 
-    Gives the block a function that replaces the text, for a count of what is done.
+    Gives the block a function that replaces the text, for example by a count of what is done.
     Output to the terminal appears above the line. A terminal without cursor control keeps the line.
     A file or a pipe gets nothing."""
     if not sys.stderr.isatty():

@@ -84,7 +84,7 @@ def test_runs_of_the_same_name_show_their_folders(cli: Any, runs: Path) -> None:
     shutil.copytree(runs / "one", runs.parent / "old" / "one")
     out = cli("show", "one", "old/one").out
     assert re.search(r"^ +runs/one +old/one$", out, re.MULTILINE)
-    assert "both have the same best validation loss" in out
+    assert "both runs have the same best validation loss" in out
 
 
 def test_a_run_that_was_killed_and_one_without_steps(cli: Any, runs: Path) -> None:

@@ -116,7 +116,7 @@ def test_the_grid_has_all_combinations() -> None:
     ("words", "message"),
     [
         (["a.x=1"], "two values or more"),
-        (["a.x"], "no KEY=V1,V2"),
+        (["a.x"], "not of the form KEY=V1,V2"),
         (["a.x=1,1"], "twice"),
         (["a.x=1,"], "empty"),
         (["a.x=1,2", "a.x=3,4"], "given twice"),

@@ -87,8 +87,8 @@ def changed(answer: Answer, what: str) -> Answer:
     ("what", "message"),
     [
         ("ids", "gives other token ids for"),
-        ("logits", "computes other logits: those of a prompt of"),
-        ("tokens", "writes another greedy text, from its token 10 on"),
+        ("logits", "computes other logits: after a prompt of"),
+        ("tokens", "writes another greedy text: it differs from token 10 on"),
     ],
 )
 def test_a_page_that_differs_is_refused(what: str, message: str, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_the_command_writes_a_page_and_says_how_it_was_proven(
     assert str(trained) not in text
     assert str(tmp_path) not in text
     assert text_file.name in text
-    assert "redid this page&#x27;s arithmetic" in text
+    assert "repeated this page&#x27;s arithmetic" in text
     for line in text_file.read_text("utf-8").splitlines():
         assert len(line) < 12 or line not in text  # the page never holds the training text
     again = cli("page", trained)
@@ -193,11 +193,11 @@ def test_a_large_page_is_refused_and_a_middling_one_noted(
     monkeypatch.setattr(page, "LARGE", 1000)
     outcome = cli("page", trained, "--out", "a.html")
     assert outcome.code == 0
-    assert "note: the page has 0.1 MB, which is much for a mail or a phone" in outcome.err
+    assert "note: the page has 0.1 MB, which is large for a mail or a phone" in outcome.err
     monkeypatch.setattr(page, "TOO_LARGE", 1000)
     outcome = cli("page", trained, "--out", "b.html")
     assert outcome.code == 1
-    assert "is the most" in outcome.err
+    assert "at most 0 MB are allowed" in outcome.err
     assert "gptcli export" in outcome.err
     assert not (tmp_path / "b.html").exists()
 

@@ -82,7 +82,7 @@ def test_the_report_of_a_run(cli: Any, trained: Path, tmp_path: Path) -> None:
         "Did it overfit?",
         "Would more time help?",
         "What to try next",
-        "A passage it never trained on",
+        "A passage that it never trained on",
         "What its heads looked at",
         "uPlot (v1.6.32)",
     ):

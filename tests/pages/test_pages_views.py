@@ -149,7 +149,7 @@ def clicked_maps(page: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_control_of_a_report(kind: str, written: Written) -> None:
     with opened(written(f"report {kind}")) as page:
-        cut = "The first steps lie above the chart: it starts at"
+        cut = "The first values are above the chart. The highest is"
         assert cut in page.locator("#losses .chart").inner_text()
         assert clicked_charts(page) == 5
         assert cut in page.locator("#losses .chart").inner_text()

@@ -244,7 +244,7 @@ def test_a_line_says_that_the_run_memorises() -> None:
         "(1.5670 at step 100, now 1.6120): the model is memorising the text"
     ]
     assert lines[-1] == (
-        "best at step 100; since then it has only memorised the text; `sample` uses step 100"
+        "best at step 100; since then the model has only memorised the text; `sample` uses step 100"
     )
 
 

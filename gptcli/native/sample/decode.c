@@ -1,12 +1,12 @@
-/* The next token of many streams on a CPU: a decoder with a KV cache, in one translation unit.
+/* Computes the next tokens of many streams on a CPU, with a KV cache. This is a library's C file.
  *
  * gptcli/native/decoder.py calls it. Dimensions as in decoder.h. README.md gives a reading order.
  *
- * A step takes rows. Each row is a token of a stream at a position. While texts are generated, a
- * step takes one row of each stream; before that, a prompt's tokens come in chunks. Threads divide
+ * A step computes rows. Each row is a token of a stream at a position. While texts are generated, a
+ * step has one row of each stream. Before this, a prompt's tokens come in chunks. Threads divide
  * either the streams or the outputs of each product. If they divide the streams, each thread
- * computes the whole network. No sum is divided, so the number of threads does not change a bit of
- * the result. */
+ * computes the whole network. No sum is divided between threads, so their number does not change a
+ * bit of the result. */
 
 #include "../vectors/amx_permission.h"
 #include "../constants.h"
@@ -16,16 +16,16 @@
 typedef struct {
     Decoder *d;
     ThreadScratch *scratch;
-    int part, parts; /* this part's number and how many; 0 and 1 if threads divide the streams */
+    int part, parts; /* number of this part, and of all; 0 and 1 if threads divide streams */
     int n;           /* rows */
     long first_row;  /* number of the first row in the decoder's arrays */
     const int32_t *stream, *position, *token;
     const uint8_t *wants_logits; /* per row; NULL: all rows do */
-    const int32_t *logits_rows;  /* where a row's logits go; NULL: to its stream */
+    const int32_t *logits_rows;  /* where a row's logits are stored; NULL: at its stream */
 } Step;
 
 /* Waits until all threads of the team have called this. A waiting thread spins, and after a while
- * yields its core. */
+ * it yields its core. */
 static void team_barrier(const Step *s) {
     if (s->parts == 1) return;
     Decoder *d = s->d;
@@ -39,12 +39,12 @@ static void team_barrier(const Step *s) {
         if (i > 20000) sched_yield();
 }
 
-/* This thread's share of n things: from `from` to before `to`. */
+/* This thread's share of n items: numbers `from` to `to` - 1. */
 static void thread_range(const Step *s, long n, long *from, long *to) {
     *from = n * s->part / s->parts, *to = n * (s->part + 1) / s->parts;
 }
 
-/* Stores sixteen numbers as bfloat16 or float32, from number i on. */
+/* Stores sixteen numbers as bfloat16 or float32, beginning at index i. */
 INLINE void store_number(int is_bf16, char *to, long i, v16 x) {
     if (is_bf16)
         store_as_bf16((bf16 *)to + i, x);
@@ -52,14 +52,15 @@ INLINE void store_number(int is_bf16, char *to, long i, v16 x) {
         store((float *)to + i, x);
 }
 
-/* Loads sixteen numbers that are bfloat16 or float32, from number i on. */
+/* Loads sixteen numbers that are bfloat16 or float32, beginning at index i. */
 INLINE v16 load_number(int is_bf16, const char *from, long i) {
     return is_bf16 ? load_from_bf16((const bf16 *)from + i) : load((const float *)from + i);
 }
 
 /* ---- rows ------------------------------------------------------------------------------------ */
 
-/* x = token embedding + position embedding; or, with rotary positions, the angles of each row. */
+/* x = token embedding + position embedding. With rotary positions, x is the token embedding, and
+ * the cosines and sines of each row's angles are computed. */
 static void embed(const Step *s) {
     const Decoder *d = s->d;
     const int C = d->s.C, half_dim = d->D / 2;
@@ -118,11 +119,11 @@ static void norm(const Decoder *d, const float *x, const float *gain, const floa
                      (load(x + c) - mean) * scale * load(gain + c) + load(bias + c));
 }
 
-/* Whether every thread of a team repeats a cheap computation on all rows. For few rows, this is
- * faster than a barrier. */
+/* Whether every thread of a team repeats a cheap computation for all rows. If there are few rows,
+ * this is faster than a barrier. */
 static int each_thread_alone(const Step *s) { return s->parts > 1 && s->n <= 4; }
 
-/* Returns all rows, normalised; each thread of the team can read them. */
+/* Returns all rows, normalised. Each thread of the team can read them. */
 static const char *normalise_rows(const Step *s, const float *gain, const float *bias) {
     Decoder *d = s->d;
     const size_t row = d->Cp * input_bytes(d);
@@ -134,8 +135,8 @@ static const char *normalise_rows(const Step *s, const float *gain, const float 
     return out;
 }
 
-/* Returns all rows in the format that products with p read: quantized if p has int8 weights. Each
- * thread of the team can read them. */
+/* Returns all rows in the format of products with p: quantized if p has int8 weights. Each thread
+ * of the team can read them. */
 static const char *quantize_if_int8(const Step *s, const Packed *p, const char *rows) {
     if (p->kind != INT8) return rows;
     const int repeat = each_thread_alone(s);
@@ -149,13 +150,13 @@ static const char *quantize_if_int8(const Step *s, const Packed *p, const char *
 
 /* ---- attention ------------------------------------------------------------------------------- */
 
-/* x (D) becomes rotated(x / rms(x) * gain): QK-norm and rotary positions. Without QK-norm, x is
- * only rotated, and the gain is 1. */
+/* x (D) becomes rotate(x / rms(x) * gain): QK-norm and rotary positions. Without QK-norm, x is only
+ * rotated, and the gain is 1. */
 static void norm_rotate(const Decoder *d, float *x, const float *gain, const float *rotation) {
     const int D = d->D, half_dim = D / 2;
     float scale = 1.0f;
     if (d->s.qk_norm) {
-        v16 squares = broadcast(0.0f); /* over P numbers; those beyond D are 0 */
+        v16 squares = broadcast(0.0f); /* of P numbers; those after D are 0 */
         for (int j = 0; j < d->P; j += LANES) squares += load(x + j) * load(x + j);
         scale = 1.0f / sqrtf(sum_lanes(squares) / D + d->s.norm_eps);
     }
@@ -196,12 +197,12 @@ static void store_key_and_value(const Decoder *d, char *keys, int slot, const fl
     }
 }
 
-/* Groups of 16 keys, and numbers of each value, whose sums stay in registers. */
+/* How many groups of 16 keys, and how many numbers of each value, have their sums in registers. */
 enum { GROUPS = 4 / REGISTERS, WIDEST = 64 / REGISTERS };
 
-/* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Meanwhile it prefetches the
- * same number of keys at next_keys and of values at next_values, which are read next. If next_keys
- * is NULL, it prefetches nothing. */
+/* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Also prefetches what is read
+ * next: as many keys at next_keys, and values at next_values. Prefetches nothing if next_keys is
+ * NULL. */
 INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const float *q,
                        const char *keys, int slot, const char *next_keys, const char *next_values,
                        float *scores) {
@@ -231,7 +232,7 @@ INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const f
         store_part(scores + slot + i * LANES_OF_PART, (even[i] + odd[i]) * scale);
 }
 
-/* out (wide) = the sum of weights times values over the slots in `ranges`. Takes `wide` numbers of
+/* out (wide) = the sum of weights times values over the slots in `ranges`. Uses `wide` numbers of
  * each value: 16, 32 or 64. */
 INLINE void sum_values(const int is_bf16, const int wide, const char *values, long P,
                        const float *weights, const int ranges[4], float *out) {
@@ -250,7 +251,7 @@ INLINE void sum_values(const int is_bf16, const int wide, const char *values, lo
                         sum[i][j] += weight * firsts(pairs);
                         sum[i][n / 2 + j] += weight * seconds(pairs);
                     }
-                else if (is_bf16) { /* a part has 16 lanes */
+                else if (is_bf16) { /* a part has all 16 lanes */
                     const v16 numbers = load_from_bf16((const bf16 *)values + (s + i) * P);
                     sum[i][0] += weight * load_part(&numbers);
                 } else
@@ -271,13 +272,13 @@ INLINE void sum_values(const int is_bf16, const int wide, const char *values, lo
 
 /* Attention of one head for one row: q (E) at `position` sees the last W tokens. Computes scores,
  * softmax, and the weighted sum of values into out (P). next_stream_keys: the keys that are read
- * after this call, to prefetch them; NULL if they need no prefetch. */
+ * after this call, which are prefetched; NULL to prefetch none. */
 INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const char *keys,
                    int position, float *scores, char *out, const char *next_stream_keys) {
     const int R = d->R, P = d->P, slot = position % R;
     const int seen = position < d->s.W ? position + 1 : d->s.W;
     /* The visible slots are one range of the ring, from `from` to `slot`. If `from` is below 0, the
-     * range wraps around and makes two ranges. They share no group of 16 slots. */
+     * range wraps around and makes two ranges. The two ranges share no group of 16 slots. */
     const int from = slot + 1 - seen;
     const int ranges[4] = {from < 0 ? from + R : 0, from < 0 ? R : 0, from < 0 ? 0 : from,
                            slot + 1};
@@ -337,8 +338,8 @@ INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const ch
 
 /* Attention of this thread's KV heads, each with its G query heads. First computes queries, keys
  * and values of all rows from `in`, and writes keys and values into the cache. If wants_logits is
- * not NULL, attention itself is computed only for the rows that it marks, and their outputs are
- * side by side. */
+ * not NULL, attention itself is computed only for the rows that it marks. Their outputs are stored
+ * without gaps. */
 static void attention_heads(const Step *s, int l, const char *in, const uint8_t *wants_logits) {
     const Decoder *d = s->d;
     const Layer *layer = d->layers + l;
@@ -350,8 +351,8 @@ static void attention_heads(const Step *s, int l, const char *in, const uint8_t 
     for (long k = from; k < to; k++) {
         for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
             const int n = s->n - r0 < MAX_ROWS ? s->n - r0 : MAX_ROWS;
-            /* `panels` must be even. So for an odd number, one more panel is computed; its outputs
-             * are not used. */
+            /* `panels` must be even. If the number is odd, one more panel is computed, and its
+             * outputs are not used. */
             multiply_panels(&layer->qkv, in + r0 * row, n, k * (G + 2) * P / PANEL, panels,
                             s->scratch->products, width);
             for (int r = 0; r < n; r++) {
@@ -375,12 +376,13 @@ static void attention_heads(const Step *s, int l, const char *in, const uint8_t 
             const char *keys = keys_of(d, s->stream[r], l, k);
             const float *q = d->q + (s->first_row + r) * d->HP + k * G * P;
             char *out = d->mixed + ((s->first_row + to++) * d->HP + k * G * P) * input_bytes(d);
-            /* If the next row is of the same stream, its keys are in the processor's cache. */
+            /* If the next row is of the same stream, its keys are already in the processor's
+             * cache. */
             const char *next_stream_keys = r + 1 < s->n && s->stream[r + 1] == s->stream[r] ? NULL
                                            : r + 1 < s->n ? keys_of(d, s->stream[r + 1], l, k)
                                                           : keys;
             for (int i = 0; i < G; i++, q += P, out += P * input_bytes(d)) {
-                const char *next = i + 1 < G ? NULL : next_stream_keys; /* the same keys are next */
+                const char *next = i + 1 < G ? NULL : next_stream_keys; /* NULL: same keys */
                 if (cache_bytes(d) == 2)
                     attend(1, d, q, keys, p, s->scratch->scores, out, next);
                 else
@@ -445,7 +447,7 @@ static void feed_forward(const Step *s, const Layer *layer, const char *in) {
     }
 }
 
-/* Computes the logits of `rows` rows. Those of row r go to row logits_row[r] of d->logits. */
+/* Computes the logits of `rows` rows. The logits of row r go to row logits_row[r] of d->logits. */
 static void to_logits(const Step *s, const char *in, int rows, const int32_t *logits_row) {
     const Decoder *d = s->d;
     const long row = row_bytes(&d->head);
@@ -467,8 +469,8 @@ static void to_logits(const Step *s, const char *in, int rows, const int32_t *lo
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 
-/* Moves the rows that want logits side by side and forgets the others. stream[i] becomes the stream
- * of the i-th row that is left. */
+/* Moves the rows that want logits together, and drops the others. stream[i] becomes the stream of
+ * the i-th remaining row. */
 static void keep_wanted_rows(Step *s, int32_t *stream) {
     const Decoder *d = s->d;
     int count = 0;
@@ -493,7 +495,7 @@ static void run_step(Step s) {
         const Layer *layer = d->layers + l;
         const uint8_t *wanted =
             l == d->s.L - 1 ? s.wants_logits
-                            : NULL; /* the other rows were needed only for their keys and values */
+                            : NULL; /* the other rows only had to store keys and values */
         attention_heads(&s, l, normalise_rows(&s, layer->ln1, layer->ln1_bias), wanted);
         team_barrier(&s);
         if (wanted) {
@@ -513,15 +515,16 @@ static void run_step(Step s) {
     team_barrier(&s);
 }
 
-/* The first row, from r on, that begins a stream, as row 0 does. If there is none, n. */
+/* The first row from r on that begins a stream (row 0 does); n if there is none. */
 static int skip_to_next_stream(const int32_t *stream, int n, int r) {
     while (r > 0 && r < n && stream[r] == stream[r - 1]) r++;
     return r;
 }
 
-/* Feeds n tokens: row r is token[r] of stream[r] at position[r]. Rows of a stream are side by side
- * and in order, at most dec_max_chunk of them. If last[r], the logits after row r become the logits
- * of its stream. share_streams: threads divide the streams; otherwise the outputs of products. */
+/* Feeds n tokens: row r is token[r] of stream[r] at position[r]. The rows of a stream, at most
+ * dec_max_chunk, follow each other in order. If last[r], the logits after row r become the logits
+ * of its stream. If share_streams, threads divide the streams, otherwise the outputs of
+ * products. */
 void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
               const int32_t *token, const uint8_t *last, int threads, int share_streams) {
 #pragma omp parallel num_threads(threads)
@@ -567,7 +570,7 @@ int dec_max_scored(const Decoder *d) { return d->chunk < MAX_ROWS ? d->chunk : M
 /* 1 if activations are rounded to bfloat16 for products with bfloat16 weights. */
 int dec_rounds_rows(void) { return BF16_ROWS; }
 
-/* The most tokens of one stream, and the most rows, that dec_feed takes. */
+/* The most tokens of one stream that dec_feed takes, and the most rows. */
 int dec_max_chunk(const Decoder *d) { return d->chunk; }
 int dec_max_rows(const Decoder *d) { return d->rows - 32 * d->s.threads; }
 
@@ -584,16 +587,16 @@ void dec_copy(Decoder *d, int from, int to, int count) {
     memcpy(d->logits + to * d->Vp, d->logits + from * d->Vp, d->Vp * sizeof(float));
 }
 
-/* The logits of the next token of a stream: V numbers. */
+/* The V logits of the next token of a stream. */
 const float *dec_logits(const Decoder *d, int stream) { return d->logits + stream * d->Vp; }
 
 /* Generates `steps` tokens for each of n different streams, into out (steps, n). Each token is
- * chosen from its stream's logits and then fed, except the last. positions[i] is the position of
- * the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). params (n): how
- * the tokens of streams[i] are chosen. seen: V bytes for each stream of the decoder, read if
- * there is a penalty. next_states: the UTF-8 state after each token, (8, V), or
- * NULL; states: the state of each stream of the decoder, which is updated. share_streams: as in
- * dec_feed. */
+ * chosen from its stream's logits. Each token but the last is then fed. positions[i] is the
+ * position of the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). params
+ * (n): the sampling parameters of streams[i]. seen: V bytes for each stream of the decoder, which
+ * are read if there is a penalty. next_states (8, V): the UTF-8 state after each token in each
+ * state, or NULL. states: the state of each stream of the decoder, which is updated. share_streams:
+ * as in dec_feed. */
 void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions, int steps,
              const double *uniform, const SamplingParams *params, uint8_t *seen,
              const uint8_t *next_states, uint8_t *states, int32_t *out, int threads,

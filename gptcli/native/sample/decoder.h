@@ -1,12 +1,12 @@
 /* A decoder's shape, its packed weights, the KV cache of its streams, and the memory of a step.
  *
- * C channels, H query heads, K heads of keys and values, G = H / K query heads that share one of
- * them, head width D, P = D rounded up to 16, E = D rounded up to 2, F the feed-forward's hidden
- * width, V vocabulary, W the context length. Cp, Fp, Vp are C, F, V rounded up to 32. A stream is
- * one text that is being generated.
+ * C channels, H query heads, K heads of keys and values, G = H / K query heads for each head of
+ * keys and values, head width D, P = D rounded up to 16, E = D rounded up to 2, F the
+ * feed-forward's hidden width, V vocabulary, W the context length. Cp, Fp, Vp are C, F, V rounded
+ * up to 32. A stream is one text that is being generated.
  *
  * KV cache: each stream has a ring buffer of R slots for each layer and KV head. The token at
- * position p is in slot p mod R. R is at least W; with rotary positions, R is at least W plus one
+ * position p is in slot p mod R. R is at least W. With rotary positions, R is at least W plus one
  * chunk of a prompt. Keys are in groups of 16 slots: (R / 16, E, 16) in float32, (R / 16, E / 2,
  * 16, 2) in bfloat16. Values are slot by slot: (R, P). So attention reads keys and values in the
  * order in which they are stored. README.md has a drawing. */
@@ -23,7 +23,8 @@
 #include "packed.h"
 #include "../parameters.h"
 
-/* The shape that Python passes. DecoderShape in library.py mirrors it. packed.h lists the kinds. */
+/* The shape that Python passes. DecoderShape in library.py mirrors this struct. packed.h lists the
+ * kinds. */
 typedef struct {
     int32_t modern, qk_norm, kind, L, H, K, D, C, F, V, W, streams, threads;
     float norm_eps;
@@ -35,8 +36,8 @@ int shape_bytes(void) { return sizeof(Shape); }
 
 /* The packed weights of a layer. */
 typedef struct {
-    Packed qkv; /* by KV head: G P queries, P keys, P values; then a panel of unused zeros */
-    Packed out; /* inputs: P numbers of each head */
+    Packed qkv; /* for each KV head: G P queries, P keys, P values; last a panel of zeros */
+    Packed out; /* its inputs: P numbers of each head */
     Packed up;  /* with a gate: 16 outputs of the gate, 16 of up, and so on */
     Packed down;
     float *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
@@ -82,25 +83,25 @@ typedef struct {
  * table, plus those of r, in the fine table. A chunk is a part of a prompt that one step takes. */
 enum { FINE_STEPS = 1024, COARSE_STEPS = 256, MAX_CHUNK = 128 };
 
-/* Bytes of each number in the rows that products read. */
+/* Bytes of a number in the rows that products read. */
 static size_t input_bytes(const Decoder *d) { return d->s.kind == BFLOAT16 && BF16_ROWS ? 2 : 4; }
 
-/* Bytes of each number in the KV cache. */
+/* Bytes of a number in the KV cache. */
 static size_t cache_bytes(const Decoder *d) { return d->s.kind == FLOAT32 ? 4 : 2; }
 
-/* The keys of KV head h in the cache; its values follow them. */
+/* The address of the keys of KV head h in the cache. The head's values follow its keys. */
 static char *keys_of(const Decoder *d, int stream, int l, int h) {
     const size_t head = (size_t)d->R * (d->E + d->P) * cache_bytes(d);
     return d->cache + stream * d->stream_bytes + ((size_t)l * d->s.K + h) * head;
 }
 
-/* The values that follow a head's keys. */
+/* The address of the values that follow a head's keys. */
 static char *values_of(const Decoder *d, char *keys) {
     return keys + (size_t)d->R * d->E * cache_bytes(d);
 }
 
-/* Returns the bytes of all arrays. If `at` is not NULL, also places the arrays in the memory that
- * begins there. */
+/* Returns the number of bytes of all arrays. If `at` is not NULL, also places the arrays in the
+ * memory at `at`. */
 static size_t lay_out(Decoder *d, char *at) {
     const Shape s = d->s;
     size_t used = 0;
@@ -156,7 +157,7 @@ static size_t lay_out(Decoder *d, char *at) {
 
 /* ---- packing weights ------------------------------------------------------------------------- */
 
-/* Copies n numbers; none if `from` is NULL. */
+/* Copies n numbers if `from` is not NULL. */
 static void copy_if_present(float *to, const float *from, long n) {
     if (from) memcpy(to, from, n * sizeof(float));
 }
@@ -178,7 +179,7 @@ static void qkv_panel_rows(const Decoder *d, const float *const *W, long n, cons
     }
 }
 
-/* Packs W (N, K). `columns` and K mean what `columns` and `count` mean in pack_panel. */
+/* Packs W (N, K). `columns` and K are `columns` and `count` of pack_panel. */
 static void pack(const Decoder *d, const Packed *p, const float *W, long N, long K,
                  const int *columns) {
 #pragma omp parallel for num_threads(d->s.threads) schedule(static)
@@ -189,8 +190,9 @@ static void pack(const Decoder *d, const Packed *p, const float *W, long N, long
     }
 }
 
-/* Packs all weights. parameters: their addresses in the order of parameters.h, NULL if absent. The
- * embeddings wte and wpe are not copied: the decoder reads the caller's arrays. */
+/* Packs all weights. parameters: the addresses of the weights in the order of parameters.h; NULL
+ * for an absent weight. The embeddings wte and wpe are not copied: the decoder reads the caller's
+ * arrays. */
 static void pack_weights(Decoder *d, const float *const *parameters) {
     const Shape s = d->s;
     int head_columns[d->HP];
@@ -293,7 +295,7 @@ size_t dec_bytes(const Shape *shape) {
 Decoder *dec_new(const Shape *shape, const float *const *parameters) {
     Decoder *d = new_without_memory(shape);
     if (!d) return NULL;
-    /* mmap gives zeros. The system provides memory only for pages that are written to. */
+    /* mmap gives zeros, and the system provides memory only for pages that are written to. */
     d->memory = mmap(NULL, d->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (d->memory == MAP_FAILED) {
         d->memory = NULL;

@@ -1,15 +1,15 @@
 /* int8 weights with a scale for each 32 inputs, and their exact products with rows of activations.
  *
  * A linear layer has K inputs, a multiple of 32. An int8 weight w is stored as the byte w + 128.
- * Each output has a scale for each 32 of its inputs. This is the smallest bfloat16 that makes the
- * largest of the 32 weights at most 127 after division by it.
+ * Each output has a scale for each 32 of its inputs. A scale is the smallest bfloat16 number for
+ * which the largest of the 32 weights, divided by the scale, is at most 127.
  *
- * Each row of activations has one scale t. An activation is a times t, where a is an integer of 15
- * bits. The products of 32 inputs are summed exactly, in int32. So the result is the same on each
- * processor and for any number of rows. A processor that multiplies bytes (VNNI, AMX) reads a as
- * two bytes: a = 128 high + low. Others read it as an int16. Sources: Dettmers et al. 2022, "8-bit
- * Optimizers via Block-wise Quantization", section 2.1, for scales of blocks; Intel's manual,
- * VPDPBUSD and PMADDWD.
+ * Each row of activations has one scale t. An activation is stored as an integer a of 15 bits, and
+ * stands for a times t. The products of 32 inputs are summed exactly, in int32. So the result is
+ * the same on all processors and for any number of rows. A processor that multiplies bytes (VNNI,
+ * AMX) reads a as two bytes: a = 128 high + low. Others read it as an int16. Sources: Dettmers et
+ * al. 2022, "8-bit Optimizers via Block-wise Quantization", section 2.1, for scales of blocks;
+ * Intel's manual, VPDPBUSD and PMADDWD.
  *
  * Layout in bytes, for each K:
  *
@@ -29,7 +29,7 @@
 
 #include "../vectors/lanes.h"
 
-/* Inputs that share a scale, outputs of a panel, and the largest weight and activation. */
+/* Inputs that share a scale, outputs of a panel, the largest weight and the largest activation. */
 enum { SCALE_GROUP = 32, OUTPUTS = 16, MAX_WEIGHT = 127, MAX_ACTIVATION = 127 * 128 + 63 };
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
@@ -38,7 +38,7 @@ enum { SCALE_GROUP = 32, OUTPUTS = 16, MAX_WEIGHT = 127, MAX_ACTIVATION = 127 * 
 #define MULTIPLIES_BYTES 0
 #endif
 
-enum { MIN_TILE_ROWS = 6 }; /* fewer rows are faster without AMX tiles; measured */
+enum { MIN_TILE_ROWS = 6 }; /* fewer rows were faster without AMX tiles */
 
 /* Bytes of a panel. */
 static long int8_panel_bytes(long K) { return round_up(OUTPUTS * (K + K / SCALE_GROUP * 2), 64); }
@@ -46,7 +46,7 @@ static long int8_panel_bytes(long K) { return round_up(OUTPUTS * (K + K / SCALE_
 /* Bytes of a row. */
 static long int8_row_bytes(long K) { return round_up(2 * K + K / SCALE_GROUP * 4 + 4, 64); }
 
-/* Rounds the weights of 32 inputs, for the 16 outputs of a panel, to int8; also sets the scales. */
+/* Rounds the weights of 32 inputs for the 16 outputs of a panel to int8, and sets their scales. */
 static void quantize_group(float inputs[OUTPUTS][SCALE_GROUP], uint8_t *weights, bf16 *scales) {
     for (int i = 0; i < OUTPUTS; i++) {
         float largest = 0.0f;
@@ -101,7 +101,7 @@ static void quantize_row(const float *row, long K, char *out) {
     memcpy(correction, &row_scale, sizeof row_scale);
 }
 
-/* Vectors of the width of a register, with int32 or int16 lanes. */
+/* Vectors as wide as a register, with int32 or int16 lanes. */
 #if defined(__AVX512BW__)
 enum { VECTOR_BYTES = 64 };
 #elif defined(__AVX2__)
@@ -112,7 +112,7 @@ enum { VECTOR_BYTES = 16 };
 typedef int32_t vint32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef int16_t vint16 __attribute__((vector_size(VECTOR_BYTES)));
 
-/* For each lane: the products of its two int16 pairs, added. */
+/* For each lane of two int16: the sum of the two products of a and b. */
 INLINE vint32 multiply_add_pairs(vint32 a, vint32 b) {
 #if defined(__AVX512BW__)
     return (vint32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
@@ -129,7 +129,7 @@ enum { PARTS = 64 / VECTOR_BYTES };
 
 #if MULTIPLIES_BYTES
 /* In each lane: sum + the products of four unsigned weights with four signed bytes. `four` holds
- * the four bytes; they are the same for all lanes. */
+ * the four bytes, which are the same for all lanes. */
 INLINE vint32 dot_fours(vint32 sum, vint32 weights, int32_t four) {
     const vint32 fours = four - (vint32){0};
 #if defined(__AVX512VNNI__)
@@ -167,7 +167,7 @@ INLINE void sum_group(const int nr, const int nb, const char *w, long panel, con
 }
 #else
 /* whole = the exact sums over 32 inputs of nr rows times nb panels. The four weights of an output
- * are taken as int16: bytes 0 and 2, then bytes 1 and 3. */
+ * become int16: first bytes 0 and 2, then bytes 1 and 3. */
 INLINE void sum_group(const int nr, const int nb, const char *w, long panel, const char *group,
                       const char *corrections, long row, vint32 whole[6][4][PARTS]) {
     const int32_t low = 0x00ff00ff;
@@ -226,7 +226,7 @@ INLINE void few_int8_rows(const int nr, const int nb, long K, const char *panels
 #if HAS_BF16_TILES && defined(__AMX_INT8__)
 #define HAS_INT8_TILES 1
 
-/* Tiles 0 to 3 hold 16 x 16 sums; 4 and 5, bytes of up to 16 rows; 6 and 7, weights of a panel. */
+/* Tiles 0 to 3 hold 16 x 16 sums, 4 and 5 bytes of up to 16 rows, 6 and 7 weights of a panel. */
 static void int8_tiles_begin(int rows) {
     TileConfig shape = {.palette = 1};
     for (int i = 0; i < 8; i++) {
@@ -238,12 +238,12 @@ static void int8_tiles_begin(int rows) {
 }
 
 typedef int32_t GroupSums[4][16]
-                         [OUTPUTS]; /* of 32 inputs: high and low bytes, for two panels each */
+                         [OUTPUTS]; /* over 32 inputs: of high and low bytes, for two panels */
 
-/* The sums over 32 inputs: the high and the low bytes of 16 rows times two panels. The panels are
- * `panel` bytes apart. */
+/* Computes the sums over 32 inputs of the high and of the low bytes of 16 rows times two panels.
+ * The panels are `panel` bytes apart. */
 INLINE void multiply_group(const char *w, long panel, const char *bytes, long row, GroupSums sums) {
-    __asm__ volatile("" ::: "memory"); /* gcc does not know that tiles are read from memory */
+    __asm__ volatile("" ::: "memory"); /* gcc does not know that tile loads read memory */
     _tile_loadd(4, bytes, row);
     _tile_loadd(5, bytes + SCALE_GROUP, row);
     _tile_loadd(6, w, 64);
@@ -262,7 +262,8 @@ INLINE void multiply_group(const char *w, long panel, const char *bytes, long ro
     _tile_stored(3, sums[3], 64);
 }
 
-/* out (n, 32) = n rows, at most 16, times two panels: exactly the numbers of few_int8_rows. */
+/* out (n, 32) = n rows, at most 16, times two panels. Gives exactly the numbers of
+ * few_int8_rows. */
 static void tiled_int8_rows(int n, long K, const char *panels, const char *rows, float *out,
                             long out_row) {
     const long panel = int8_panel_bytes(K), row = int8_row_bytes(K), groups = K / SCALE_GROUP;
@@ -272,7 +273,7 @@ static void tiled_int8_rows(int n, long K, const char *panels, const char *rows,
         for (int j = 0; j < 2; j++) store(out + r * out_row + OUTPUTS * j, broadcast(0.0f));
     multiply_group(panels, panel, rows, row, sums[0]);
     for (long g = 0; g < groups; g++) {
-        /* Compute the next group first: the processor must wait to read what a tile just stored. */
+        /* Compute the next group first, because reading what a tile has just stored is slow. */
         if (g + 1 < groups)
             multiply_group(panels + (g + 1) * SCALE_GROUP * OUTPUTS, panel,
                            rows + 2 * (g + 1) * SCALE_GROUP, row, sums[(g + 1) % 2]);

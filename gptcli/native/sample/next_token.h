@@ -1,6 +1,6 @@
 /* Chooses the next token from logits: repetition penalty, temperature, top-k, top-p, min-p.
  *
- * Does the same operations in the same order as choose_token of gptcli/sampling/next_token.py. V is
+ * The operations and their order are those of choose_token in gptcli/sampling/next_token.py. V is
  * the size of the vocabulary. Arrays of V numbers have room for V rounded up to 16. */
 
 #ifndef GPTCLI_NEXT_TOKEN_H
@@ -10,7 +10,7 @@
 
 #include "../vectors/lanes.h"
 
-/* The sampling parameters. Their mirror in Python is SamplingParamsStruct in library.py. */
+/* The sampling parameters. SamplingParamsStruct in library.py mirrors this struct. */
 typedef struct {
     double temperature, top_p, min_p, penalty; /* top_p 1, min_p 0 or penalty 1 has no effect */
     int32_t top_k;                             /* 0: all tokens */
@@ -54,7 +54,7 @@ static float kth_largest(float *x, long n, long k) {
     return x[target];
 }
 
-/* The order for qsort: larger logits first; among equal logits, smaller tokens first. */
+/* The order for qsort: larger logits first. Of equal logits, the smaller token comes first. */
 static int by_falling_logit(const void *a, const void *b) {
     const Candidate *x = a, *y = b;
     if (x->logit != y->logit) return x->logit > y->logit ? -1 : 1;
@@ -87,7 +87,7 @@ static float largest_logit(const float *logits, int V) {
  * -infinity. */
 static void keep_top_p(float *logits, int V, float top, double p, const ChoiceScratch *c) {
     const double target = p * exp_weights(logits, V, top, c->weights);
-    /* A few tokens are usually enough, so only the `limit` largest are sorted at first. */
+    /* A few tokens are usually enough, so at first only the `limit` largest logits are sorted. */
     for (long limit = 64;; limit *= 8) {
         float threshold = -INFINITY;
         if (limit < V) {
@@ -112,12 +112,12 @@ static void keep_top_p(float *logits, int V, float top, double p, const ChoiceSc
     }
 }
 
-/* In a table of UTF-8 states: the token would make the text invalid. Python's INVALID. */
+/* In a table of UTF-8 states: the token would make the text invalid. INVALID in Python. */
 enum { NOT_UTF8 = 255 };
 
-/* The chosen token, 0 to V - 1. This is the first token whose cumulative probability exceeds
- * `uniform`, a number in [0, 1). seen: V bytes, not 0 for tokens that the penalty applies to; NULL
- * without penalty. after: V bytes, NOT_UTF8 for tokens that must not be chosen; NULL for none. */
+/* Chooses a token, 0 to V - 1: the first one whose cumulative probability exceeds `uniform`, a
+ * number in [0, 1). seen: V bytes, not 0 for tokens that get the penalty; NULL without a penalty.
+ * after: V bytes, NOT_UTF8 for forbidden tokens; NULL if all are allowed. */
 static int choose_token(const float *raw_logits, int V, const SamplingParams *params,
                         double uniform, const uint8_t *seen, const uint8_t *after,
                         const ChoiceScratch *c) {
@@ -167,9 +167,9 @@ static int choose_token(const float *raw_logits, int V, const SamplingParams *pa
     return last;
 }
 
-/* The chosen token, never one that `after` forbids. A forbidden token can be chosen first, so that
- * a seed gives another text only there; then another token is chosen, by the lower 27 of the 53
- * bits of `uniform`. */
+/* Chooses a token that `after` allows. The first choice ignores `after`. If the chosen token is
+ * forbidden, the lower 27 of the 53 bits of `uniform` choose an allowed token. So `after` changes
+ * the text of a seed only where the first choice is forbidden. */
 static int choose_valid_token(const float *raw_logits, int V, const SamplingParams *params,
                               double uniform, const uint8_t *seen, const uint8_t *after,
                               const ChoiceScratch *c) {

@@ -1,12 +1,12 @@
 /* Packed weights of linear layers for sampling, and their products with a few rows.
  *
- * N outputs and K inputs; N and K are padded with zeros to multiples of 32. A panel holds the
- * weights of 16 outputs. In float32 it has 16 numbers for each input. In bfloat16 it has 16 pairs
- * for each two inputs; this is also the layout of AMX's B tiles. int8.h describes panels of int8
- * weights. README.md has drawings.
+ * A layer has N outputs and K inputs. N and K are padded with zeros to multiples of 32. A panel
+ * holds the weights of 16 outputs. In float32 it has 16 numbers for each input. In bfloat16 it has
+ * 16 pairs for each two inputs, which is also the layout of AMX's B tiles. int8.h describes panels
+ * of int8 weights. README.md has drawings.
  *
- * The sums of a row run in the same order for any number of rows. So a stream's text does not
- * depend on the other streams. */
+ * The numbers of a row are added in the same order for any number of rows. So a stream's text does
+ * not depend on the other streams. */
 
 #ifndef GPTCLI_PACKED_H
 #define GPTCLI_PACKED_H
@@ -19,7 +19,7 @@
 #endif
 
 #if defined(__AVX512BF16__)
-#define BF16_ROWS 1 /* activations are rounded to bfloat16 if the weights are */
+#define BF16_ROWS 1 /* with bfloat16 weights, activations are rounded to bfloat16 */
 #include <immintrin.h>
 #else
 #define BF16_ROWS 0
@@ -29,7 +29,7 @@
 
 enum { PANEL = 16, MAX_ROWS = 32 };
 
-/* The weights' type; DecoderShape.kind in library.py. */
+/* The type of the weights: DecoderShape.kind in library.py. */
 typedef enum { FLOAT32, BFLOAT16, INT8 } Kind;
 
 typedef struct {
@@ -54,8 +54,8 @@ static long row_bytes(const Packed *p) {
 }
 
 /* Packs outputs n to n + 15. rows: the weights of the 16 outputs; NULL for zeros. Input k comes
- * from column columns[k], or is zero if that is -1. If `columns` is NULL, it comes from column k,
- * or is zero if k >= count. */
+ * from column columns[k], or is zero if columns[k] is -1. If `columns` is NULL, input k comes from
+ * column k, or is zero if k >= count. */
 static void pack_panel(const Packed *p, long n, const float *const rows[PANEL], const int *columns,
                        long count) {
     char *to = p->weights + n / PANEL * panel_bytes(p);
@@ -141,7 +141,7 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
     for (; r + 2 <= n; r += 2)
         few_rows(2, nb, p, rows + r * row, panel, out + r * out_row, out_row);
     for (; r < n; r++) few_rows(1, nb, p, rows + r * row, panel, out + r * out_row, out_row);
-#else /* with AVX2, 12 of 16 registers hold sums; groups of rows have equal sizes */
+#else /* with AVX2, 12 of 16 registers hold sums; groups of rows have almost equal sizes */
     for (int groups = (n + 5) / 6; groups; groups--) {
         const int take = (n + groups - 1) / groups;
         for (int j = 0; j < nb; j++) {
@@ -164,9 +164,9 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
 #endif
 }
 
-/* out (n, 16 * panels) = rows (n, K) times `panels` panels. `panel` is the number of the first one.
- * `panels` is even, n is at most 32. AMX reads and writes 16 or 32 rows, so `rows` and `out` need
- * room for 16 or 32. */
+/* out (n, 16 * panels) = rows (n, K) times `panels` panels. `panel` is the number of the first
+ * panel. `panels` is even, and n is at most 32. AMX reads and writes 16 or 32 rows, so `rows` and
+ * `out` need room for so many. */
 static void multiply_panels(const Packed *p, const char *rows, int n, long panel, int panels,
                             float *out, long out_row) {
     if (p->kind == INT8) {

@@ -1,13 +1,14 @@
 /* Causal attention of one head of one sequence, forward and backward.
  *
  * T tokens, D numbers of a head (a multiple of 16). q, k, v and their gradients are columns of
- * larger arrays, so two neighbouring rows are `row` numbers apart. Scores are computed for 32
- * queries at a time, so that they stay in the cache. The backward pass computes the scores again,
- * and the weights from scores and log2_sum_exp, as in FlashAttention. Source: Dao et al. 2022,
+ * larger arrays, whose rows are `row` numbers apart. Scores are computed for 32 queries at a time,
+ * so that they stay in the cache. The backward pass computes the scores again. From these and
+ * log2_sum_exp it computes the weights, as in FlashAttention. Source: Dao et al. 2022,
  * "FlashAttention", section 3.1.
  *
  * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. Rows
- * of keys are padded to a multiple of 32. The padding gets weight 0 but must be finite (README.md).
+ * of keys are padded to a multiple of 32. The padding gets weight 0, but its values must be finite
+ * (README.md).
  */
 
 #ifndef GPTCLI_ATTENTION_H
@@ -17,16 +18,16 @@
 
 typedef struct {
     num *by_d[2];             /* keys, values: B tiles that sum over D */
-    num *by_t[3];             /* B tiles that sum over time: values, or keys, dmixed and queries */
+    num *by_t[3];             /* B tiles that sum over T: values, or keys, dmixed and queries */
     float *scores, *dweights; /* (32, T) */
-    num *weights, *dscores;   /* (32, T): rounded to bfloat16 for products */
+    num *weights, *dscores;   /* (32, T): in the type that products read */
     num *transposed[2]; /* weights and dscores of all queries, as A tiles that sum over queries */
     float *out;         /* (32, D) */
-    float *sums[2];     /* (T, D): the gradients at values and keys of all heads that share them */
+    float *sums[2];     /* (T, D): gradients at values and keys, over all heads that share them */
 } AttentionScratch;
 
-/* Returns the bytes of the scratch. If `start` is not NULL, also places the arrays of s in the
- * memory that begins there. */
+/* Returns the number of bytes of the scratch. If `start` is not NULL, also places the arrays of s
+ * in the memory at `start`. */
 static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) {
     const long t = round_up(T, 32), d = round_up(D, 32);
     const size_t head = t * d * sizeof(num), line = 32 * t * sizeof(num);
@@ -51,26 +52,26 @@ static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) 
     return used;
 }
 
-/* x (T, D) as B tiles whose products sum over D: for scores. */
+/* Packs x (T, D) as B tiles whose products sum over D, as for scores. */
 static void pack_head_by_d(const num *x, long row, int T, int D, num *out) {
     const long panel = round_up(D, 32) / 32 * TILE;
     for (int t = 0; t < T; t += 16, out += panel) pack_b16_transposed(x + t * row, row, D, out);
 }
 
-/* x (T, D) as B tiles whose products sum over T. */
+/* Packs x (T, D) as B tiles whose products sum over T. */
 static void pack_head_by_t(const num *x, long row, int T, int D, num *out) {
     const long panel = round_up(T, 32) / 32 * TILE;
     for (int t = 0; t < T; t += 32, out += TILE) pack_b32(x + t * row, row, D, out, panel);
 }
 
-/* mixed (T, D) = softmax(q k^T / sqrt(D), causal) v. Its rows are mixed_row apart. Also computes
- * log2_sum_exp (T), the base-2 logarithm of each query's sum of exponentials. drop: the dropout of
- * this head's weights. */
+/* mixed (T, D) = softmax(q k^T / sqrt(D), causal) v. The rows of `mixed` are mixed_row apart. Also
+ * computes log2_sum_exp (T), the base-2 logarithm of each query's sum of exponentials. drop: the
+ * dropout of this head's weights. */
 static void attention_forward(const num *q, const num *k, const num *v, long row, int T, int D,
                               num *mixed, long mixed_row, float *log2_sum_exp, Dropout drop,
                               AttentionScratch *s) {
     const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32);
-    const float scale2 = LOG2_E / sqrtf(D); /* exponents have base 2 */
+    const float scale2 = LOG2_E / sqrtf(D); /* for powers of 2 instead of e */
     pack_head_by_d(k, row, T, D, s->by_d[0]);
     pack_head_by_t(v, row, T, D, s->by_t[0]);
     for (int t0 = 0; t0 < T; t0 += 32) {
@@ -110,8 +111,9 @@ static void attention_forward(const num *q, const num *k, const num *v, long row
 }
 
 /* Computes dq, dk and dv (T, D) from dmixed, the gradient at `mixed`. Rows of dq, dk and dv are
- * `row` apart; rows of mixed and dmixed are mixed_row apart. Heads that share keys and values come
- * one after the other: `add_old` says that their sums go on, `last` that dk and dv are complete.
+ * `row` apart; rows of mixed and dmixed are mixed_row apart. Heads that share keys and values are
+ * computed one after the other. `add_old` adds to the sums of the earlier heads. `last` says that
+ * dk and dv are then complete.
  *
  * P are the weights, dP the gradient at the weights, dS the gradient at the scores:
  *

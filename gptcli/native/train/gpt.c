@@ -1,5 +1,5 @@
-/* A GPT's training step on a CPU, in bfloat16 or float32: loss and gradients, in one translation
- * unit.
+/* Computes loss and gradients of a GPT's training step on a CPU, in bfloat16 or float32. This is a
+ * library's C file.
  *
  * gptcli/native/engine.py calls it. Dimensions as in model.h. README.md gives a reading order. */
 
@@ -7,8 +7,8 @@
 #include "gradients.h"
 #include "optimizers.h"
 
-/* Clears the values after the last real row. They are read, because rows come in blocks of 32. They
- * get weight 0 but must be finite, because 0 times infinity is NaN. */
+/* Clears the values after the last real row. Products read these too, because rows come in blocks
+ * of 32. They get weight 0, but they must be finite, because 0 times infinity is NaN. */
 static void clear_past_end(const Pass *p) {
     Model *g = p->g;
     const long Q = g->Q, QKV = g->QKV, end = 32 * p->MB;
@@ -29,8 +29,8 @@ typedef struct {
     long span; /* see sequences_at_once */
 } LossCall;
 
-/* The part of a training step that needs no other rows than those of some sequences: b to end - 1.
- * Their rows fill whole groups. */
+/* The part of a training step that needs only the rows of the sequences b to end - 1. These rows
+ * fill whole groups. */
 static void some_sequences(const LossCall *call, long b, long end, ThreadScratch *s) {
     const Pass *p = &call->pass;
     Model *g = p->g;
@@ -61,7 +61,7 @@ static void some_sequences(const LossCall *call, long b, long end, ThreadScratch
     }
 }
 
-/* A thread's part of a training step, or of a loss only, if threads share the sequences. */
+/* A thread's part of a training step (or only of a loss) if threads share the sequences. */
 static void loss_by_sequences(const LossCall *call, Worker *w) {
     const Pass *p = &call->pass;
     const Model *g = p->g;
@@ -82,8 +82,8 @@ static void loss_by_sequences(const LossCall *call, Worker *w) {
     embedding_gradients(p, call->gradients, call->add_old, w);
 }
 
-/* The same, if threads share the rows of each layer. One loop over the groups ends a layer and
- * begins the next one, while a group's rows are still in the cache. */
+/* A thread's part of the same computation if threads share the rows of each layer. A loop over the
+ * groups ends one layer and begins the next, while a group's rows are still in the cache. */
 static void loss_by_layers(const LossCall *call, Worker *w) {
     const Pass *p = &call->pass;
     Model *g = p->g;
@@ -109,8 +109,8 @@ static void loss_by_layers(const LossCall *call, Worker *w) {
     }
     SHARED_FOR(w, k, groups) after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
     team_barrier();
-    /* If the layers share Tiles, each row block's part of the gradients of the last norm is in
-     * `partials`, which the layers need only later. */
+    /* The gradients of the last norm have partial sums in `partials`. If the layers share Tiles,
+     * the layers use this memory only later. */
     for (long m0 = 0; m0 < MB; m0 += g->head_blocks) {
         const long end = MB - m0 < g->head_blocks ? MB : m0 + g->head_blocks;
         const long first = m0 / g->group, parts = (end + g->group - 1) / g->group - first;
@@ -155,11 +155,13 @@ static void loss_thread(void *argument, Worker *w) {
     tiles_end();
 }
 
-/* The number of sequences that a thread takes at once; 0 if threads share the rows of each layer.
+/* The number of sequences that a thread takes at once. It is 0 if threads share the rows of each
+ * layer.
  *
- * With sequences, a step has three barriers instead of six for each layer. So a thread that loses
- * its processor holds up the others less. It needs Tiles for each layer, and enough sequences for
- * all threads. The results are the same to the last bit, because no sum depends on groups. */
+ * If threads share sequences, a step has three barriers instead of six for each layer. So a thread
+ * that loses its processor delays the others less. This needs Tiles for each layer, and enough
+ * sequences for all threads. The results are the same to the last bit, because no sum depends on
+ * groups. */
 static long sequences_at_once(const Pass *p) {
     const Model *g = p->g;
     const long rows = 32L * g->group;
@@ -175,9 +177,9 @@ static long sequences_at_once(const Pass *p) {
 
 /* The sum of the losses of B sequences of T tokens, in nats. B T is at most most_tokens.
  *
- * weights: the float32 parameters that gpt_pack packed last. gradients: where the gradients of the
- * sum go, times `scale`; they are added to the old numbers if `add_old`. NULL for a loss only.
- * Dropout depends on `seed`. idx and targets: (B, T). */
+ * weights: the float32 parameters that gpt_pack packed last. gradients: gets the gradients of the
+ * sum, times `scale`, which are added to the old numbers if `add_old`; NULL to compute only the
+ * loss. Dropout depends on `seed`. idx and targets: (B, T). */
 double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t *idx,
                 const int64_t *targets, int B, int T, uint64_t seed, float scale, int add_old) {
     LossCall call = {{g, weights, idx, targets, B, T, gradients != NULL, (long)B * T, 0, seed},

@@ -1,4 +1,4 @@
-/* Gradients of the parameters, from the tiles that the backward pass has stored.
+/* Computes the gradients of the parameters from the tiles that the backward pass has stored.
  *
  * Dimensions as in model.h. */
 
@@ -7,8 +7,8 @@
 
 #include "passes.h"
 
-/* dW (N, K) = the gradient at a layer's outputs, transposed, times the layer's inputs. N need not
- * be a multiple of a tile's rows. */
+/* dW (N, K) = the transposed gradient at a layer's outputs, times the layer's inputs. N need not be
+ * a multiple of a tile's rows. */
 typedef struct {
     float *to;
     const num *outputs, *inputs;    /* A tiles, B tiles; tiles of a row block are side by side */
@@ -16,14 +16,14 @@ typedef struct {
     long N, K;
 } MatrixGradient;
 
-/* The gradient of a vector: the sum of all row blocks' parts. */
+/* The gradient of a vector: the sum of the parts of all row blocks. */
 typedef struct {
     float *to;
     const float *partial; /* the first row block's */
     long width;
 } VectorGradient;
 
-/* Lists of gradients: of a layer, or of the whole network. */
+/* Lists of gradients of a layer or of the whole network. */
 typedef struct {
     MatrixGradient *matrices;
     VectorGradient *vectors;
@@ -33,8 +33,8 @@ typedef struct {
 enum { LAYER_MATRICES = 7, LAYER_VECTORS = 12 }; /* the most that a layer has */
 
 /* Computes rows n to n + rows - 1 of a matrix's gradient: the sum over `blocks` row blocks, added
- * to the old values if `add_old`. Takes the row blocks in chunks. Tiles are read several times, and
- * those of a chunk stay in the second-level cache. */
+ * to the old values if `add_old`. Takes the row blocks in chunks, because tiles are read several
+ * times, and the tiles of a chunk stay in the second-level cache. */
 static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks, int add_old) {
     const long chunk = a->K <= 512 ? 16 : 64;
     float piece[32 * 32] __attribute__((aligned(64)));
@@ -69,15 +69,15 @@ static void vector_sum(const VectorGradient *a, long stride, long blocks, int ad
     }
 }
 
-/* Rows of a matrix's gradient that a thread computes at once. */
+/* The number of rows of a matrix's gradient that a thread computes at once. */
 static long rows_at_once(const MatrixGradient *a, int threads) {
     const long rows = round_up((a->N + 2 * threads - 1) / (2 * threads), 32);
     const long limit = a->K <= 512 ? 256 : 128;
     return rows > limit ? limit : rows;
 }
 
-/* Computes all gradients of a list: those of matrices from `blocks` row blocks, those of vectors
- * from part_blocks. All threads of a team call this; it ends with a barrier. */
+/* Computes all gradients of a list. The matrices' gradients come from `blocks` row blocks, the
+ * vectors' from part_blocks. All threads of a team call this. It ends with a barrier. */
 static void sum_gradients(Worker *w, const Gradients *g, const Model *model, long blocks,
                           long part_blocks, int add_old) {
     const int threads = model->s.threads;
@@ -176,7 +176,7 @@ static MatrixGradient head_gradient(const Pass *p, float *grads, long m0) {
 }
 
 /* Computes the gradients of token and position embeddings. Each thread takes some of the columns.
- * So one thread computes each sum, over the rows in order. */
+ * So a single thread computes each sum, over the rows in order. */
 static void embedding_gradients(const Pass *p, float *grads, int add_old, Worker *w) {
     Model *g = p->g;
     const int C = g->s.C;

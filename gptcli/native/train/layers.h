@@ -1,7 +1,7 @@
 /* LayerNorm, RMSNorm, rotary positions, GELU, SwiGLU and dropout on rows, forward and backward.
  *
- * Dimensions: C channels, D numbers of a head. C is a multiple of 32, D of 16. Sums are in float32
- * and always run in the same order. `hat` is a norm's normalised input, before gain and bias. A
+ * Dimensions: C channels, D numbers of a head. C is a multiple of 32, D of 16. Sums are in float32,
+ * and their order is always the same. `hat` is a norm's normalised input, before gain and bias. A
  * gradient's name begins with d. */
 
 #ifndef GPTCLI_LAYERS_H
@@ -14,7 +14,7 @@
 
 /* ---- dropout --------------------------------------------------------------------------------- */
 
-/* A hash of (key, i) decides whether number i of a site is kept. A site is one place in the network
+/* A hash of (key, i) decides whether number i of a site is kept. A site is a place in the network
  * that has dropout. The forward and the backward pass compute the same hash, so no mask is stored.
  * Source of the mixing constants: Ellis 2018, "hash-prospector" (lowbias32), public domain. */
 
@@ -36,7 +36,7 @@ static uint32_t mix_bits(uint32_t x) {
 /* Dropout with probability p at a site, for a step's seed. */
 static Dropout dropout_at(float p, uint64_t seed, uint32_t site) {
     Dropout d = {0, 0, 1.0f};
-    if (p > 1 - 0x1p-24f) p = 1 - 0x1p-24f; /* the largest below 1, so that 1 / (1 - p) is finite */
+    if (p > 1 - 0x1p-24f) p = 1 - 0x1p-24f; /* the largest float below 1 keeps 1 / (1 - p) finite */
     if (p > 0) {
         d.key = mix_bits(mix_bits((uint32_t)seed ^ mix_bits((uint32_t)(seed >> 32) + 0x9e3779b9u)) +
                          site);
@@ -62,7 +62,7 @@ INLINE f32x16 apply_dropout(const Dropout d, uint32_t i, f32x16 x) {
 /* ---- norms ----------------------------------------------------------------------------------- */
 
 /* RMSNorm, or LayerNorm if `centred`. hat = (x - mean) * scale; out = hat * gain + bias. hat is
- * stored in rows, out in pieces (tiles.h). */
+ * stored in rows, out in pieces (numbers.h). */
 
 typedef struct {
     const float *gain, *bias; /* bias can be NULL */
@@ -74,8 +74,8 @@ typedef struct {
 static void norm_forward(const float *x, int rows, int C, Norm n, num *hat, float *scale,
                          num *out) {
     for (int i = 0; i < rows; i++, x += C, hat += C) {
-        /* Each addition to a sum waits for the one before it. So two sums are faster than one. C is
-         * a multiple of 32. */
+        /* Each addition to a sum waits for the addition before, so two sums are faster than one. C
+         * is a multiple of 32. */
         f32x16 sum[2] = {zeros(), zeros()}, square[2] = {sum[0], sum[0]};
         float mean = 0.0f;
         if (n.centred) {
@@ -104,7 +104,7 @@ static void norm_forward(const float *x, int rows, int C, Norm n, num *hat, floa
 }
 
 /* Computes dx, the gradient at x, from dout, the gradient at `out`. If `add_old`, adds it to the
- * old dx. dgain (C) and dbias (C) get what these rows contribute to the gradients of gain and bias.
+ * old dx. dgain (C) and dbias (C) get the parts of these rows in the gradients of gain and bias.
  * dbias can be NULL. */
 static void norm_backward(const float *dout, int rows, int C, Norm n, const num *hat,
                           const float *scale, float *dx, int add_old, float *dgain, float *dbias) {
@@ -134,7 +134,7 @@ static void norm_backward(const float *dout, int rows, int C, Norm n, const num 
 
 /* ---- QK-norm and rotary positions ------------------------------------------------------------ */
 
-/* For one head of one token, D numbers: out = rotated(x * scale * gain). Numbers j and j + D / 2
+/* For one head of one token, D numbers: out = rotate(x * scale * gain). Numbers j and j + D / 2
  * rotate as a pair. D is a multiple of 16, so the last vector of D / 2 numbers can be half full.
  * Callers pass D as a constant if they can, so that the compiler unrolls the loops. */
 
@@ -193,7 +193,7 @@ INLINE void norm_rotate_backward_sized(const int D, const num *dout, const float
     }
 }
 
-/* out = rotated(x), for one head of one token without QK-norm. */
+/* out = rotate(x), for one head of one token without QK-norm. */
 static void rotate(const float *x, int D, const float *cos, const float *sin, num *out) {
     const int half_dim = D / 2;
     for (int j = 0; j < half_dim; j += 16) {
@@ -205,7 +205,7 @@ static void rotate(const float *x, int D, const float *cos, const float *sin, nu
     }
 }
 
-/* Replaces d, the gradient at rotated(x), by the gradient at x. */
+/* Replaces d, the gradient at rotate(x), by the gradient at x. */
 static void rotate_back(num *d, int D, const float *cos, const float *sin) {
     const int half_dim = D / 2;
     for (int j = 0; j < half_dim; j += 16) {
@@ -241,13 +241,14 @@ static void norm_rotate_backward(const num *dout, int D, const float *gain, cons
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
-/* Sixteen numbers at a time. */
+/* These functions compute sixteen numbers at a time. */
 
 /* out = silu(g) * u. */
 INLINE void swiglu(f32x16 g, f32x16 u, num *out) { store_num(out, mul(mul(g, sigmoid(g)), u)); }
 
 /* Computes dgate and dup, the gradients at gate and up, from d, the gradient at silu(gate) * up.
- * Also computes this product again, into `out`: storing it in the forward pass would cost more. */
+ * Also computes this product again, into `out`, because storing it in the forward pass would take
+ * longer. */
 INLINE void swiglu_backward(f32x16 d, const num *gate, const num *up, num *out, num *dgate,
                             num *dup) {
     const f32x16 one = broadcast(1.0f);
@@ -259,7 +260,7 @@ INLINE void swiglu_backward(f32x16 d, const num *gate, const num *up, num *out, 
 }
 
 /* x * gelu_gate(x) is GELU in its tanh form; see constants.h. LOG2_E is a factor, because sigmoid2
- * has powers of 2. */
+ * uses powers of 2. */
 INLINE f32x16 gelu_gate(f32x16 x) {
     const f32x16 a = broadcast(GELU_CUBIC * GELU_SCALE * LOG2_E);
     const f32x16 b = broadcast(GELU_SCALE * LOG2_E);

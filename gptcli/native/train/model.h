@@ -1,11 +1,11 @@
 /* The shape of a GPT in training, its packed weights, and the memory of a training step.
  *
  * B sequences of T tokens, M = B T rows in MB blocks of 32, L layers, C channels, H heads of
- * queries, K heads of keys and values (each serves H / K heads of queries), head width D, Q = H D,
- * QKV = (H + 2 K) D, F the feed-forward's hidden width, F1 the width of its first product (2 F with
- * a gate), V vocabulary. Vp is V rounded up to 32. Weights and gradients are float32 and have the
- * same offsets in two arrays. Matrices are (outputs, inputs), as in torch.nn.Linear. "modern" and
- * "gpt2" are the two archs. */
+ * queries, K heads of keys and values (each serves H / K heads of queries), D the width of a head,
+ * Q = H D, QKV = (H + 2 K) D, F the feed-forward's hidden width, F1 the width of its first product
+ * (2 F with a gate), V vocabulary. Vp is V rounded up to 32. Weights and gradients are float32 and
+ * have the same offsets in two arrays. Matrices are (outputs, inputs), as in torch.nn.Linear.
+ * "modern" and "gpt2" are the two archs. */
 
 #ifndef GPTCLI_MODEL_H
 #define GPTCLI_MODEL_H
@@ -18,7 +18,8 @@
 #include "../parameters.h"
 #include "../threads.h"
 
-/* The shape that Python passes. Shape in library.py mirrors it. T is the longest sequence. */
+/* The shape that Python passes. Shape in library.py mirrors this struct. T is the longest
+ * sequence. */
 typedef struct {
     int32_t modern, qk_norm, tied, L, H, K, D, C, F, V, T, threads;
     float dropout, norm_eps;
@@ -41,11 +42,11 @@ typedef struct {
  * second product. */
 enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
 
-/* Arrays that a layer keeps for the backward pass. They are stored in rows, except those marked "in
- * pieces" (tiles.h) or "B tiles". */
+/* Arrays that a layer keeps for the backward pass. They are stored in rows, except the arrays
+ * marked "in pieces" (numbers.h) or "B tiles". */
 typedef struct {
     num *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
-    num *in1, *in2;   /* (M, C): the norms' outputs as B tiles, those of a row block side by side */
+    num *in1, *in2;   /* (M, C): the norms' outputs as B tiles; a row block's are side by side */
     num *qkv;         /* (M, QKV): queries, keys, values */
     num *qk_hat;      /* (M, (H + K) D), with QK-norm: normalised queries and keys */
     num *mixed;       /* (M, Q): the heads' outputs */
@@ -55,7 +56,7 @@ typedef struct {
     float *log2_sum_exp;    /* (B, H, T): see attention.h */
 } Layer;
 
-/* What a layer's gradients of weights are computed from. */
+/* The arrays from which a layer's gradients of weights are computed. */
 typedef struct {
     num *d_qkv, *d_out, *d_up, *d_down; /* gradients at outputs, transposed, as A tiles */
     num *mixed_tiles, *act_tiles;       /* inputs of out and down, as B tiles */
@@ -73,7 +74,7 @@ typedef struct {
 } ThreadScratch;
 
 enum {
-    MOST_TILES = 256 << 20,                         /* bytes that the layers' own Tiles may take */
+    MOST_TILES = 256 << 20,                         /* the most bytes of all layers' own Tiles */
     LARGE_WEIGHTS = BFLOAT16 ? 1 << 20 : 256 << 10, /* bytes of a layer's weights */
 };
 
@@ -93,7 +94,7 @@ typedef struct {
     num *dqkv, *dmixed; /* (M, QKV) (M, Q) */
     num *d_head;        /* gradients at the logits, transposed, as A tiles */
     long head_blocks;   /* row blocks whose gradients at the logits fit into d_head at once */
-    int keeps_tiles; /* whether each layer has its own Tiles; else all share those of the first */
+    int keeps_tiles; /* whether each layer has its own Tiles; else all share the first's */
     Tiles *tiles;    /* of each layer; then partials of the last norm */
     long partial_width;
     ThreadScratch *scratch;
@@ -104,8 +105,8 @@ typedef struct {
 /* The offsets of layer l's parameters. */
 static int64_t *layer_offsets(Model *g, int l) { return g->offset + GLOBALS + (long)l * PER_LAYER; }
 
-/* Returns the bytes of all arrays. If `start` is not NULL, also places the arrays in the memory
- * that begins there. */
+/* Returns the number of bytes of all arrays. If `start` is not NULL, also places the arrays in the
+ * memory at `start`. */
 static size_t lay_out(Model *g, char *start) {
     const Shape s = g->s;
     const long rows = 32 * (g->blocks + 1), C = s.C, MB = g->blocks, Vp = round_up(s.V, 32);
@@ -186,7 +187,7 @@ static size_t lay_out(Model *g, char *start) {
 /* ---- packing weights ------------------------------------------------------------------------- */
 
 /* Packs rows n to n + 31 of W (N, K). Several matrices can share `backward`, one below the other.
- * Together they have `steps` row blocks; those of W begin at number `from`. */
+ * Together they have `steps` row blocks, and the row blocks of W begin at number `from`. */
 static void pack_matrix_rows(const float *W, long N, long K, long n, num *forward, num *backward,
                              long steps, long from) {
     num piece[32 * 32] __attribute__((aligned(64)));
@@ -252,8 +253,8 @@ static void pack_blocks(void *argument, Worker *w) {
     }
 }
 
-/* Packs the float32 weights, rounded to bfloat16 in that library, into tiles. Call this after every
- * change of the weights. */
+/* Packs the float32 weights into tiles. The bfloat16 library also rounds them. Call this after
+ * every change of the weights. */
 void gpt_pack(Model *g, const float *weights) {
     WeightBlock blocks[7 * g->s.L + 1];
     Packing packing = {weights, blocks, weight_blocks(g, blocks)};
@@ -280,7 +281,7 @@ static Model *new_without_memory(const Shape *shape) {
     g->blocks = (s.most_tokens + 31) / 32;
     const long Vp = round_up(s.V, 32), budget = 64L << 20;
     /* If a layer's weights are too large for the second-level cache, they are read from memory for
-     * each group. So groups are then larger, if there are enough for all threads. */
+     * each group. So groups are then larger, if enough groups remain for all threads. */
     const long weights = (long)(g->QKV + g->Q + g->F1 + s.F) * s.C * sizeof(num);
     const long most = weights > LARGE_WEIGHTS ? g->blocks / (4 * s.threads) : 1;
     g->group = most >= 3 ? 4 : most >= 2 ? 2 : 1;
@@ -311,9 +312,9 @@ size_t gpt_bytes(const Shape *shape) {
     return bytes;
 }
 
-/* A model of this shape with memory for most_tokens (B T) at once, or NULL if there is not enough.
- * offsets: where each parameter begins (parameters.h); they are copied. The caller has checked the
- * sizes: C, F, H D and K D are multiples of 32, and D is a multiple of 16 up to 512. */
+/* A model of this shape with memory for most_tokens (B T) at once, or NULL if there is not enough
+ * memory. offsets: where each parameter begins (parameters.h). They are copied. The caller has
+ * checked the sizes: C, F, H D and K D are multiples of 32, and D is a multiple of 16 up to 512. */
 Model *gpt_new(const Shape *shape, const int64_t *offsets) {
     Model *g = new_without_memory(shape);
     if (g) {
@@ -321,8 +322,8 @@ Model *gpt_new(const Shape *shape, const int64_t *offsets) {
         memcpy(g->offset, offsets, (GLOBALS + (size_t)s.L * PER_LAYER) * sizeof *g->offset);
         g->memory = aligned_alloc(HUGE_PAGE, round_up(g->bytes, HUGE_PAGE));
 #ifdef MADV_HUGEPAGE
-        /* Tiles lie far apart. With small pages, the processor would spend most of its time on
-         * translating addresses. */
+        /* Tiles are far apart in memory. With small pages, the processor would spend most of its
+         * time on translating addresses. */
         if (g->memory) madvise(g->memory, round_up(g->bytes, HUGE_PAGE), MADV_HUGEPAGE);
 #endif
     }

@@ -1,7 +1,7 @@
-/* The type of activations and packed weights: bfloat16 or float32, and what depends on it.
+/* The type of activations and packed weights (bfloat16 or float32), and what depends on it.
  *
- * BFLOAT16 is 1 or 0; library.py sets it. Residual stream, sums, norms' scales, gradients of
- * weights and the weights themselves are float32 in both libraries. */
+ * BFLOAT16 is 1 or 0; library.py sets it. In both libraries, the residual stream, sums, the norms'
+ * scales, the weights and their gradients are float32. */
 
 #ifndef GPTCLI_NUMBERS_H
 #define GPTCLI_NUMBERS_H
@@ -30,13 +30,13 @@ INLINE f32x16 load_first_num(const num *p, long n) { return load_first(p, n); }
 INLINE void store_first_num(num *p, long n, f32x16 x) { store_first(p, n, x); }
 #endif
 
-/* Bytes of a number. library.py compares them with those of the dtype that it wants. */
+/* Bytes of a number. library.py compares them with the bytes of the dtype that it needs. */
 int number_bytes(void) { return sizeof(num); }
 
 /* ---- arrays in pieces ------------------------------------------------------------------------ */
 
 /* An array (rows, C) in pieces consists of blocks of 32 x 32 numbers. The blocks of the same 32
- * rows are side by side. So code that goes block by block reads memory in order. */
+ * rows are side by side. So code that works block by block reads memory in order. */
 
 enum { PIECE = 1024 }; /* numbers in a piece */
 
@@ -60,8 +60,8 @@ static void pack_a_pieces_transposed(const num *X, long numbers, num *out) {
 #if BFLOAT16
 
 /* 2^x with a relative error of about 3e-6; 0 or infinity beyond float32's range. A polynomial gives
- * 2^r for the fraction r of x; it was fitted for the least relative error over [0, 1). The whole
- * part of x becomes the exponent. */
+ * 2^r for the fraction r of x. It was fitted for the least relative error over [0, 1). The whole
+ * part of x is added to the exponent. */
 INLINE f32x16 vexp2(f32x16 x) {
     f32x16 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     f32x16 y = broadcast(0.0135341384f);
@@ -72,7 +72,8 @@ INLINE f32x16 vexp2(f32x16 x) {
     return _mm512_scalef_ps(y, x);
 }
 
-/* 1 / (1 + 2^-x) with an error of about 6e-5: much smaller than bfloat16's rounding error. */
+/* 1 / (1 + 2^-x) with an error of about 6e-5, which is much smaller than bfloat16's rounding
+ * error. */
 INLINE f32x16 sigmoid2(f32x16 x) { return _mm512_rcp14_ps(add(vexp2(negate(x)), broadcast(1.0f))); }
 
 #else

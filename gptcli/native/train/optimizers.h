@@ -6,7 +6,7 @@
 #include "../constants.h"
 #include "model.h"
 
-/* What gpt_adamw passes to its threads: arrays, and the numbers of the formula. */
+/* What gpt_adamw passes to its threads: the arrays and the numbers of the formula. */
 typedef struct {
     int n;
     float **weights, **grads, **mean, **square;
@@ -72,14 +72,15 @@ void gpt_adamw(int threads, int n, float **weights, float **grads, float **mean,
 
 /* ---- Muon ------------------------------------------------------------------------------------ */
 
-/* x (r, c) and gram (r, r), each also as tiles. wide (32, c) and square (r, r) hold sums. */
+/* The matrices x (r, c) and gram (r, r), also as tiles. wide (32, c) and square (r, r) hold
+ * sums. */
 typedef struct {
     num *x, *tiles, *gram, *gram_tiles;
     float *wide, *square;
 } MuonScratch;
 
-/* Returns the bytes of the scratch for an (R, C) matrix, R at most C. If `start` is not NULL, also
- * sets the pointers in s. */
+/* Returns the number of bytes of the scratch for an (R, C) matrix, R at most C. If `start` is not
+ * NULL, also sets the pointers in s. */
 static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
     const long r = round_up(R, 32), c = round_up(C, 32);
     size_t used = 0;
@@ -95,9 +96,9 @@ static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
     return used;
 }
 
-/* square = A A^T (r, r), where A (r, n) is `a`, and tiles have its rows as columns. r and n are
- * multiples of 32. Computes the blocks up to the diagonal and mirrors them: a product of rows i and
- * j sums the same numbers in the same order as one of rows j and i, so no bit differs. */
+/* square = A A^T (r, r). A (r, n) is `a`, and `tiles` have the rows of A as columns. r and n are
+ * multiples of 32. Computes the blocks up to the diagonal and mirrors them. No bit differs, because
+ * the products of rows i and j and of rows j and i sum the same numbers in the same order. */
 static void product_with_own_transpose(const num *a, const num *tiles, long r, long n,
                                        float *square) {
     for (long i = 0; i < r; i += 32)
@@ -122,7 +123,7 @@ static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
             pack_b16_transposed(X + i * c, c, c, s->tiles + i / 16 * (c / 32) * TILE);
         product_with_own_transpose(X, s->tiles, r, c, s->square); /* Y = X X^T */
         for (long i = 0; i < r * r; i += 16) store_num(s->gram + i, load(s->square + i));
-        for (long i = 0; i < r; i += 16) /* Y is symmetric: its rows are its columns */
+        for (long i = 0; i < r; i += 16) /* Y is symmetric, so its rows are its columns */
             pack_b16_transposed(s->gram + i * r, r, r, s->gram_tiles + i / 16 * (r / 32) * TILE);
         product_with_own_transpose(s->gram, s->gram_tiles, r, r, s->square);
         for (long i = 0; i < r * r; i += 16) { /* Y becomes B Y + C Y Y */

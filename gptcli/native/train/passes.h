@@ -1,11 +1,11 @@
-/* The forward and the backward pass of a GPT: functions for a group of rows or a head of a layer.
+/* The forward and backward pass of a GPT, as functions for a group of rows or a head of a layer.
  *
- * Dimensions as in model.h. A group is one or four blocks of 32 rows. A group's rows stay in the
- * cache between two products. Weights too large for the cache are read once for the whole group.
- * Threads divide groups, heads and rows of gradients between them. No sum is divided, so the number
- * of threads does not change a bit of the result.
+ * Dimensions as in model.h. A group is one, two or four blocks of 32 rows. A group's rows stay in
+ * the cache between two products. Weights that are too large for the cache are read once for the
+ * whole group. Threads divide groups, heads and rows of gradients between them. No sum is divided,
+ * so the number of threads does not change a bit of the result.
  *
- * A block of the network is computed in three parts, because attention needs all rows of a
+ * A block of the network is computed in three parts, because the middle part needs all rows of a
  * sequence: before_attention (norm, queries, keys, values), attend_head, and after_attention
  * (output projection, feed-forward). x is the residual stream, A the left factor of a product. */
 
@@ -37,7 +37,7 @@ static int group_rows(const Pass *p, long k) {
 /* Sites of dropout: two in each layer, the embedding, and each head's weights. */
 enum { DROP_OUT, DROP_DOWN, DROP_SITES, DROP_EMBEDDING = 1 << 28, DROP_WEIGHTS = 1 << 29 };
 
-/* The dropout of a site. Drops nothing if no backward pass follows. */
+/* The dropout of a site. It drops nothing if no backward pass follows. */
 static Dropout dropout_for(const Pass *p, uint32_t site) {
     return dropout_at(p->training ? p->g->s.dropout : 0.0f, p->seed, site);
 }
@@ -52,7 +52,7 @@ static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
     return (Norm){p->w + gain, vector_at(p, bias), !p->g->s.modern, p->g->s.norm_eps};
 }
 
-/* The saved arrays of layer l. All layers share those of the first if no backward pass follows. */
+/* The saved arrays of layer l. If no backward pass follows, all layers share the first layer's. */
 static Layer *saved_layer(const Pass *p, int l) { return p->g->layers + (p->training ? l : 0); }
 
 /* The distance between two A tiles along a sum. A is in pieces if a_row is 32, else in rows. */
@@ -85,7 +85,7 @@ static void times_backward(const num *A, long a_row, int rows, const Packed *w, 
                     w->N / 32, 2, out + r * w->K + c, w->K);
 }
 
-/* x (rows, C) += dropout(A W^T + bias). Row 0 of x is row r0 of the batch; dropout needs this. */
+/* x (rows, C) += dropout(A W^T + bias). Row 0 of x is row r0 of the batch, as dropout must know. */
 static void add_branch(float *x, const num *A, long a_row, const Packed *w, const float *bias,
                        int rows, Dropout d, long r0) {
     const long C = w->N;
@@ -104,7 +104,7 @@ static void add_branch(float *x, const num *A, long a_row, const Packed *w, cons
         }
 }
 
-/* x = dropout(token embedding + position embedding), for rows r0 on. Padding rows become 0. */
+/* x = dropout(token embedding + position embedding), for rows from r0 on. Padding rows become 0. */
 static void embed(const Pass *p, long r0, int rows) {
     Model *g = p->g;
     const int C = g->s.C;
@@ -125,7 +125,7 @@ static void embed(const Pass *p, long r0, int rows) {
     }
 }
 
-/* Which of queries, keys and values column c of qkv belongs to (0, 1, 2), and where it begins. */
+/* The part to which column c of qkv belongs (queries 0, keys 1, values 2), and its first column. */
 typedef struct {
     int which, begin;
 } Columns;
@@ -145,7 +145,7 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
                  layer->hat1 + r0 * C, layer->scale1 + r0, s->rows_c);
     if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, layer->in1 + r0 * C);
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
-    /* Rotating needs whole heads, so the width is a common multiple of 32 and D. */
+    /* A rotation needs whole heads, so the width is a common multiple of 32 and D. */
     const int width = !g->s.modern || 32 % D == 0 ? 32 : D % 32 == 0 ? D : 2 * D;
     float piece[32 * 1024] __attribute__((aligned(64)));
     for (int c = 0; c < QKV; c += width)
@@ -297,8 +297,8 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
-/* Computes the gradient at the output of a branch, before dropout, from dx. `out` gets it as
- * bfloat16 in pieces; `transposed` gets its transpose as A tiles. */
+/* Computes the gradient at the output of a branch, before dropout, from dx. `out` gets the gradient
+ * in pieces, `transposed` gets its transpose as A tiles. */
 static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d, long r0, num *out,
                             num *transposed) {
     const int C = p->g->s.C;
@@ -314,7 +314,7 @@ typedef struct {
     float *qkv, *up, *out, *down, *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
 } Partials;
 
-/* Where the parts of row r's block in layer l begin. They do not depend on the size of groups. */
+/* Where the parts of row r's block in layer l begin. This does not depend on the size of groups. */
 static Partials partials_at(const Model *g, int l, long r) {
     const int C = g->s.C;
     float *start = g->tiles[l].partials + r / 32 * g->partial_width;
@@ -384,7 +384,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Th
         }
 }
 
-/* The backward pass of attend_head for all heads that share keys and values: computes their dqkv
+/* The backward pass of attend_head for all heads that share keys and values. Computes their dqkv
  * from dmixed. shared = b K + k. */
 static void attend_heads_backward(const Pass *p, int l, long shared, ThreadScratch *s) {
     Model *g = p->g;

@@ -11,8 +11,8 @@
 #include <unistd.h>
 #endif
 
-/* Asks for the permission. 1 if this process now has it, else 0. A library that was compiled
- * without AMX needs no permission: 1. */
+/* Asks for the permission. Returns 1 if this process now has it, else 0. A library that was
+ * compiled without AMX needs no permission, so it returns 1. */
 int request_amx(void) {
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };

@@ -17,7 +17,7 @@ INLINE f32part part_fmadd(f32part a, f32part b, f32part c) {
     return (f32part)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 }
 
-/* b if one of the two is NaN. */
+/* The result is b if one of the two is NaN. */
 INLINE f32part part_max(f32part a, f32part b) {
     return (f32part)_mm256_max_ps((__m256)a, (__m256)b);
 }

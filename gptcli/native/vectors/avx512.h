@@ -55,10 +55,10 @@ INLINE i32x16 xor_ints(i32x16 a, i32x16 b) { return _mm512_xor_si512(a, b); }
 INLINE i32x16 and_ints(i32x16 a, i32x16 b) { return _mm512_and_si512(a, b); }
 INLINE i32x16 shift_left(i32x16 a, int n) { return _mm512_slli_epi32(a, n); }
 
-/* The sign is copied into the highest bits. */
+/* Copies the sign into the highest bits. */
 INLINE i32x16 shift_right(i32x16 a, int n) { return _mm512_srai_epi32(a, n); }
 
-/* Zeros come into the highest bits. */
+/* Puts zeros into the highest bits. */
 INLINE i32x16 shift_right_unsigned(i32x16 a, int n) { return _mm512_srli_epi32(a, n); }
 
 INLINE mask16 at_least_unsigned(i32x16 a, i32x16 b) { return _mm512_cmpge_epu32_mask(a, b); }
@@ -82,14 +82,14 @@ INLINE void store_bf16(bf16 *p, f32x16 x) {
 #endif
 }
 
-/* The first n lanes; the others become 0. */
+/* Loads the first n lanes; the others become 0. */
 INLINE f32x16 load_first_bf16(const bf16 *p, long n) {
     const __m256i bits = _mm256_maskz_loadu_epi16(first_lanes(n), p);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
 #if defined(__AVX512BF16__)
-/* The first n lanes; the other numbers in memory do not change. */
+/* Stores the first n lanes; the other numbers in memory do not change. */
 INLINE void store_first_bf16(bf16 *p, long n, f32x16 x) {
     _mm256_mask_storeu_epi16(p, first_lanes(n), (__m256i)_mm512_cvtneps_pbh(x));
 }

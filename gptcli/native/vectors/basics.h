@@ -1,4 +1,4 @@
-/* What all vector code shares: inlining, unrolling, the type of bfloat16, lanes, prefetching. */
+/* Shared by all vector code: inlining, unrolling, the type of bfloat16, lanes, prefetching. */
 
 #ifndef GPTCLI_BASICS_H
 #define GPTCLI_BASICS_H
@@ -8,7 +8,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Unrolls the loop that follows, if it has at most n rounds. */
+/* Unrolls the loop that follows if it has at most n rounds. */
 #define AS_TEXT(x) #x
 #if defined(__clang__)
 #define UNROLL(n) _Pragma("clang loop unroll(full)")
@@ -16,7 +16,7 @@
 #define UNROLL(n) _Pragma(AS_TEXT(GCC unroll n))
 #endif
 
-/* A bfloat16 is kept as its bits. */
+/* A bfloat16 number is stored as its bits. */
 typedef uint16_t bf16;
 
 enum { LANES = 16 };

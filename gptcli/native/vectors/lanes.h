@@ -19,8 +19,8 @@ typedef float v16 __attribute__((vector_size(64)));
 typedef int32_t v16i __attribute__((vector_size(64)));
 typedef uint16_t v16bf16 __attribute__((vector_size(32)));
 
-/* A part of a v16 that is one register. gcc keeps variables of several registers in memory, so
- * loops that hold many sums use parts. A v16 has REGISTERS of them. */
+/* A part of a v16 that fills one register. gcc keeps variables of several registers in memory, so
+ * loops that hold many sums use parts. A v16 has REGISTERS parts. */
 #if defined(__AVX512F__)
 #define REGISTERS 1
 #elif defined(__AVX2__)
@@ -35,12 +35,12 @@ typedef int32_t int_part __attribute__((vector_size(64 / REGISTERS)));
 /* Lane i holds i. */
 static const v16i LANE_INDEX = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-/* x in every lane: gcc spreads a scalar operand over the lanes of the vector operand. */
+/* x in every lane. gcc spreads a scalar operand over the lanes of the vector operand. */
 INLINE v16 broadcast(float x) { return x - (v16){0}; }
 
 INLINE v16i broadcast_int(int32_t x) { return x - (v16i){0}; }
 
-/* Read from an address that need not be aligned. */
+/* These read from an address that need not be aligned. */
 INLINE int32_t read_int(const void *p) {
     int32_t x;
     memcpy(&x, p, sizeof x);
@@ -69,11 +69,11 @@ INLINE part load_part(const void *p) {
 
 INLINE void store_part(float *p, part x) { memcpy(p, &x, sizeof x); }
 
-/* Sixteen bfloat16 as float32: a bfloat16 is the upper half of the float32's bits. */
+/* Sixteen bfloat16 as float32. A bfloat16 has the upper half of the bits of a float32. */
 INLINE v16 load_from_bf16(const bf16 *p) {
     v16bf16 x;
     memcpy(&x, p, sizeof x);
-#if defined(__AVX512F__) /* older versions of gcc do not find this instruction */
+#if defined(__AVX512F__) /* older versions of gcc do not choose this instruction */
     return (v16)((v16i)_mm512_cvtepu16_epi32((__m256i)x) << 16);
 #else
     return (v16)(__builtin_convertvector(x, v16i) << 16);
@@ -87,7 +87,7 @@ INLINE v16i load_ints(const void *p) {
     return x;
 }
 
-/* Of the pairs of bfloat16 in a part: the first number of each as float32, or the second. */
+/* The first or the second number of each pair of bfloat16 in a part, as float32. */
 INLINE part firsts(part pairs) { return (part)((int_part)pairs << 16); }
 
 INLINE part seconds(part pairs) { return (part)((int_part)pairs & (int32_t)0xffff0000); }
@@ -103,7 +103,7 @@ INLINE void store_as_bf16(bf16 *p, v16 x) {
     memcpy(p, &y, sizeof y);
 }
 
-/* One number, rounded as store_as_bf16 rounds. */
+/* One number, rounded as by store_as_bf16. */
 INLINE bf16 round_to_bf16(float x) {
     int32_t bits;
     memcpy(&bits, &x, sizeof bits);

@@ -15,7 +15,7 @@ typedef int32x4_t i32part;
 
 INLINE f32part part_fmadd(f32part a, f32part b, f32part c) { return vfmaq_f32(c, a, b); }
 
-/* NaN if one of the two is NaN. */
+/* The result is NaN if one of the two is NaN. */
 INLINE f32part part_max(f32part a, f32part b) { return vmaxq_f32(a, b); }
 
 INLINE f32part part_min(f32part a, f32part b) { return vminq_f32(a, b); }

@@ -1,4 +1,4 @@
-/* Packs rows of bfloat16 into tiles, with the layouts of tiles_bf16.h. */
+/* Packs rows of bfloat16 into tiles with the layouts of tiles_bf16.h. */
 
 #ifndef GPTCLI_PACK_BF16_H
 #define GPTCLI_PACK_BF16_H
@@ -6,7 +6,7 @@
 #include "f32x16.h"
 #include "tiles_bf16.h"
 
-/* C (32, 16 nb) (+)= A B, summed over `steps` tiles. A has been made by pack_a32_transposed. */
+/* C (32, 16 nb) (+)= A B, summed over `steps` tiles. pack_a32_transposed has made A. */
 INLINE void multiply_transposed(const int nb, const bf16 *A, long a_tile, long a_step,
                                 const bf16 *B, long b_tile, long b_step, int steps, float *C,
                                 long c_row, int add_old) {
@@ -46,7 +46,7 @@ static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out,
 }
 
 /* Packs the transpose of X (16, columns) as B tiles: one for each 32 columns, side by side. A
- * product with them sums over the columns of X. The last tile is filled up with zeros. */
+ * product with them sums over the columns of X. Zeros fill the rest of the last tile. */
 static void pack_b16_transposed(const bf16 *X, long row, int columns, bf16 *out) {
     for (int c = 0; c < columns; c += 32, out += TILE) {
         __mmask16 mask = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);

@@ -1,8 +1,8 @@
 /* Sixteen numbers as two or four registers, for vector units with registers of 16 or 32 bytes.
  *
- * The file of a vector unit defines PARTS, the types f32part and i32part, and a few operations on
- * a part. This file makes f32x16 and i32x16 of them. gcc keeps its own vectors of 64 bytes in
- * memory on these processors, so they would be several times as slow. */
+ * The file of a vector unit defines PARTS, the types f32part and i32part, and a few operations on a
+ * part. This file makes f32x16 and i32x16 of them. On these processors, gcc would keep its own
+ * vectors of 64 bytes in memory, which is several times as slow. */
 
 #ifndef GPTCLI_PARTS_H
 #define GPTCLI_PARTS_H
@@ -210,13 +210,13 @@ INLINE i32x16 shift_left(i32x16 a, int n) {
     return a;
 }
 
-/* The sign is copied into the highest bits. */
+/* Copies the sign into the highest bits. */
 INLINE i32x16 shift_right(i32x16 a, int n) {
     EACH_PART a.v[i] >>= n;
     return a;
 }
 
-/* Zeros come into the highest bits. */
+/* Puts zeros into the highest bits. */
 INLINE i32x16 shift_right_unsigned(i32x16 a, int n) {
     EACH_PART a.v[i] = (i32part)((u32part)a.v[i] >> n);
     return a;

@@ -15,7 +15,7 @@ typedef int32_t i32part __attribute__((vector_size(16)));
 
 INLINE f32part part_fmadd(f32part a, f32part b, f32part c) { return a * b + c; }
 
-/* b if one of the two is NaN. */
+/* The result is b if one of the two is NaN. */
 INLINE f32part part_max(f32part a, f32part b) { return (f32part)_mm_max_ps((__m128)a, (__m128)b); }
 
 INLINE f32part part_min(f32part a, f32part b) { return (f32part)_mm_min_ps((__m128)a, (__m128)b); }

@@ -1,7 +1,7 @@
 /* Products of bfloat16 matrices with AMX tiles, or with AVX512-BF16 on processors without AMX.
  *
  * A tile is 1 KiB: 16 rows of 64 bytes, so 16 x 32 bfloat16 or 16 x 16 float32. One AMX instruction
- * computes C += A B for three tiles. It adds 32 products to each number of C, in float32:
+ * computes C += A B for three tiles. In float32, it adds 32 products to each number of C:
  *
  *   A  16 rows of 32 consecutive bfloat16; the rows can be any distance apart
  *   B  16 columns; row i of the tile holds the pairs (2i, j), (2i + 1, j) for j = 0 to 15
@@ -31,8 +31,8 @@ enum { TILE = 512 }; /* bfloat16 in a tile */
  *
  * The A tile of row block i for step s is at A + i * a_tile + s * a_step; its rows are a_row apart.
  * The B tile of column block j for step s is at B + j * b_tile + s * b_step. Rows of C are c_row
- * apart; its old values are added if `add_old`. With four tiles of C, each loaded tile of A and B
- * is used twice. */
+ * apart. The old values of C are added if `add_old`. With four tiles of C, each loaded tile of A
+ * and B is used twice. */
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
 
@@ -63,7 +63,7 @@ INLINE void multiply_tiles(const int na, const int nb, const bf16 *A, long a_til
                            long a_step, const bf16 *B, long b_tile, long b_step, int steps,
                            float *C, long c_row, int add_old) {
     const long row = a_row * (long)sizeof(bf16), c = c_row * (long)sizeof(float);
-    __asm__ volatile("" ::: "memory"); /* gcc does not know that tiles are read from memory */
+    __asm__ volatile("" ::: "memory"); /* gcc does not know that tile loads read memory */
     if (add_old) {
         _tile_loadd(0, C, c);
         if (nb == 2) _tile_loadd(1, C + 16, c);

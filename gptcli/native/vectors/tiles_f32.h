@@ -81,11 +81,12 @@ INLINE void product(const float *A, long a_row, long a_step, const float *B, lon
     }
 }
 
-/* C (32, 16 nb) (+)= A B, summed over `steps` tiles. A has been made by pack_a32_transposed. */
+/* C (32, 16 nb) (+)= A B, summed over `steps` tiles. pack_a32_transposed has made A. */
 INLINE void multiply_transposed(const int nb, const float *A, long a_tile, long a_step,
                                 const float *B, long b_tile, long b_step, int steps, float *C,
                                 long c_row, int add_old) {
-    /* One step at a time: the tiles of several steps would fall into the same sets of the cache. */
+    /* Takes one step at a time, because the tiles of several steps would use the same sets of the
+     * cache. */
     for (int s = 0; s < steps; s++, A += a_step, B += b_step)
         for (int i = 0; i < 2; i++)
             for (int j = 0; j < nb; j += PANELS_AT_ONCE)
@@ -107,13 +108,13 @@ static void pack_b32(const float *X, long row, int columns, float *out, long til
         for (int r = 0; r < 32; r++) store(out + 16 * r, load(X + r * row + c));
 }
 
-/* Packs X (32, columns) as A tiles of its transpose. They have the layout of B tiles. */
+/* Packs the transpose of X (32, columns) as A tiles. They have the layout of B tiles. */
 static void pack_a32_transposed(const float *X, long row, int columns, float *out, long tile) {
     pack_b32(X, row, columns, out, tile);
 }
 
 /* Packs the transpose of X (16, columns) as B tiles: one for each 32 columns, side by side. A
- * product with them sums over the columns of X. The last tile is filled up with zeros. */
+ * product with them sums over the columns of X. Zeros fill the rest of the last tile. */
 static void pack_b16_transposed(const float *X, long row, int columns, float *out) {
     for (int c = 0; c < columns; c += 16, out += TILE / 2) {
         f32x16 r[16];

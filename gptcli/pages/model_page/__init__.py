@@ -1,1 +1,1 @@
-"""`gptcli page`: a model in one HTML file that writes text and shows what the network computes."""
+"""`gptcli page`: puts a model into one HTML file that generates text and shows the computation."""

@@ -1,7 +1,8 @@
-"""The page's arithmetic in numpy, from the same payload: the proof without a JavaScript engine.
+"""The page's arithmetic in numpy: proves a page if the machine has no JavaScript engine.
 
-It does what runtime/network.js does, token by token. Dimensions: C channels, H heads, K heads of
-keys and values, D head_dim, P channels of a head as stored, S tokens in sight, V vocabulary.
+It reads the page's payload and computes what runtime/network.js computes, token by token.
+Dimensions: C channels, H heads, K heads of keys and values, D head_dim, P channels of a head as
+stored, S tokens in sight, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from gptcli.sampling.streams import window_start
 from gptcli.tokenization import Tokenizer
 from gptcli.tokenization.utf8_states import INVALID, next_states
 
-_HALF_LOG = np.float32(0.7978845608028654)  # sqrt(2 / pi): GELU's tanh form
+_HALF_LOG = np.float32(0.7978845608028654)  # sqrt(2 / pi), for GELU in its tanh form
 
 
 def ask(payload: str, texts: Sequence[str], steps: int, tokenizer: Tokenizer) -> Answer:
-    """What the page answers. Raises GptcliError if the payload holds another tokenizer."""
+    """The answers that the page would give. Raises GptcliError if its tokenizer differs."""
     header, sections = read_payload(payload)
     if read_pieces(header, sections) != list(tokenizer.pieces):
         raise GptcliError(
-            "the page was not written: its tokenizer reads back with other tokens",
+            "the page was not written: the tokenizer in it has other tokens than the run's",
             "this is a fault of gptcli: please report it",
             exit_code=1,
         )
@@ -85,7 +86,7 @@ class _Network:
         self.last: Floats = np.zeros(self.m["vocab_size"], dtype=np.float32)
 
     def logits(self, tokens: Sequence[int]) -> Floats:
-        """The logits after a text that continues the one of the last call."""
+        """The logits after a text. The text must continue the text of the last call."""
         learned = self.m["positions"] == "learned"
         start = window_start(len(tokens), self.m["block_size"]) if learned else 0
         if start != self.start:

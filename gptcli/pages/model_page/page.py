@@ -1,6 +1,5 @@
-"""Writes the page of a run: builds it, proves it, and puts it in its place.
-
-A page of more than 20 MB is refused, and one of more than 5 MB gets a note.
+"""Builds the page of a run, proves it, and writes it. A page of more than 20 MB raises an error,
+and one of more than 5 MB gets a note.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ from gptcli.training.opening_text import open_text_of_run
 from gptcli.training.text_of_run import WantedText, content_key_of
 
 LARGE, TOO_LARGE = 5_000_000, 20_000_000  # bytes of a page
-_COMPARED = 8192  # tokens on which eight bits are compared with the run's own weights
+_COMPARED = 8192  # tokens on which eight-bit weights are compared with the run's own
 _SAMPLE_TOKENS = 400
 
 
 @dataclass(frozen=True)
 class WrittenPage:
-    """A page that was written: its size, its proof, and what rounding to eight bits changed.
+    """A page that was written: its size, its proof, and the effect of rounding to eight bits.
 
-    `compared_on` says which text the rounding was measured on."""
+    `compared_on` names the text on which the effect was measured."""
 
     path: Path
     size: int
@@ -55,11 +54,11 @@ class WrittenPage:
 def write_page(
     trained: Trained, out: Path, program: Program | None, say: Callable[[str], None]
 ) -> WrittenPage:
-    """Write the page of a trained run to `out`, and replace a file that is there.
+    """Write the page of a trained run to `out`, also over an existing file.
 
-    `program` runs the page's JavaScript for the proof; None means numpy. `say` is told what is
-    being done. The model must have builtin parts only. Raises GptcliError if the page is too large,
-    or does not compute what the network computes (exit code 1)."""
+    `program` runs the page's JavaScript for the proof; None means numpy. `say` gets a line about
+    each stage. The model must have builtin parts only. Raises GptcliError (exit code 1) if the page
+    is too large, or if it does not compute what the network computes."""
     assert not trained.model.user_parts.in_network()
     say("rounding the weights to eight bits")
     packed = payload(trained.model, trained.tokenizer)
@@ -103,8 +102,8 @@ def write_page(
 def _refuse_large(size: int, trained: Trained) -> None:
     if size > TOO_LARGE:
         raise GptcliError(
-            f"the page would have {size / 1e6:.0f} MB, and {TOO_LARGE / 1e6:.0f} MB is the most: "
-            "larger files open slowly, and few mail programs take them",
+            f"the page would have {size / 1e6:.0f} MB, but at most {TOO_LARGE / 1e6:.0f} MB are "
+            "allowed: larger files open slowly, and few mail programs send them",
             _smaller(trained) + "; for large models, export for onnxruntime or llama.cpp: "
             f"gptcli export {shell_word(trained.run)} --to onnx",
             exit_code=1,
@@ -115,24 +114,26 @@ def _notes(size: int, trained: Trained) -> list[str]:
     if size <= LARGE:
         return []
     return [
-        f"the page has {size / 1e6:.1f} MB, which is much for a mail or a phone; "
+        f"the page has {size / 1e6:.1f} MB, which is large for a mail or a phone; "
         + _smaller(trained)
     ]
 
 
 def _smaller(trained: Trained) -> str:
-    """How to get a smaller page."""
+    """Advice on how to get a smaller page, as part of a sentence."""
     embedding = trained.model.wte.weight.numel()
     total = sum(parameter.numel() for parameter in trained.model.parameters())
     if 2 * embedding > total:
-        return "most of it is the vocabulary: train with tokenizer.kind=bpe or char instead"
+        return "most of it is the token embedding: train with tokenizer.kind=bpe or char instead"
     return "train with a smaller model.n_embd or model.n_layer"
 
 
 def _windows(trained: Trained) -> tuple[Tensor, str]:
-    """A text to compare two networks on, int64 (B, T + 1), and what it is.
+    """Token ids on which two networks are compared, int64 (B, T + 1), and a description of the
+    text.
 
-    The validation text, if the run's text is still there; else a text that the model writes."""
+    The text is the validation text if the run's text still exists, else one that the model
+    writes."""
     width = trained.config.model.block_size
     with contextlib.suppress(GptcliError, OSError):
         wanted = WantedText(
@@ -163,7 +164,7 @@ def _windows(trained: Trained) -> tuple[Tensor, str]:
 
 
 def first_prompt(trained: Trained, story: Story) -> str:
-    """A prompt for the reader to start with: the first words of the model's own last sample."""
+    """The prompt that the page opens with: the first words of the model's last sample."""
     sample = story.samples[-1][1] if story.samples else ""
     if not sample:
         sample = _own_text(trained)
@@ -194,7 +195,7 @@ def _own_text(trained: Trained) -> str:
 def _body(
     trained: Trained, story: Story, proven: Proof, rounding: RoundingError, compared_on: str
 ) -> str:
-    """page.html with the figures of the run filled in."""
+    """The text of page.html with the run's figures filled in."""
     config = trained.config.model
     rotary = config.traits.positions == "rotary"
     values = {
@@ -212,10 +213,10 @@ def _body(
         "proof": proof_sentence(proven),
         "rounding": rounding_sentence(rounding, compared_on),
         "window_rule": (
-            "Past that, each token looks at itself and the tokens just before it."
+            "In a longer text, each token looks only at itself and the tokens just before it."
             if rotary
-            else "Past that, the oldest quarter of the window is dropped, and the rest is read "
-            "again."
+            else "If the text grows longer, the model drops the oldest quarter of the window and "
+            "reads the rest again."
         ),
         "curve_words": curve_words(story) if len(story.train) > 1 else "",
     }
@@ -238,29 +239,32 @@ def _body(
 
 
 def proof_sentence(proven: Proof) -> str:
-    """What the proof showed, in two sentences."""
+    """Three sentences for the page that say what the proof showed."""
     ran = (
         f"{proven.program} ran this page's JavaScript"
         if proven.how == "javascript"
-        else f"{proven.program} redid this page's arithmetic (there was no JavaScript engine)"
+        else f"{proven.program} repeated this page's arithmetic, because there was no JavaScript "
+        "engine,"
     )
     texts = (
         "the same"
         if not proven.close_calls
-        else f"the same but for {proven.close_calls} that were as likely as another"
+        else f"the same, except {proven.close_calls} that were as likely as another token"
     )
     return (
-        f"Before this file was written, {ran} on {proven.prompts} prompts, beside the network of "
-        f"gptcli with the same eight-bit weights. The logits, which are the scores of all next "
-        f"tokens, differ by at most {proven.largest_difference:.1e}. The next "
-        f"{proven.greedy_tokens} tokens of each prompt, each time the likeliest one, are {texts}."
+        f"Before this file was written, {ran} on {proven.prompts} prompts, and gptcli compared "
+        "the answers with those of its own network, which had the same eight-bit weights. The "
+        "logits, which are the scores of all possible next tokens, differ by at most "
+        f"{proven.largest_difference:.1e}. The {proven.greedy_tokens} tokens that follow each "
+        f"prompt, if the likeliest one is always chosen, are {texts}."
     )
 
 
 def rounding_sentence(rounding: RoundingError, compared_on: str) -> str:
-    """How far eight bits are from the run's own weights, in a sentence."""
+    """Two sentences for the page on how much rounding to eight bits changes the network."""
     return (
         f"Eight bits change the loss from {rounding.loss:.4f} to {rounding.rounded_loss:.4f} nats "
-        f"per token, on {compared_on}; a logit moves by {rounding.logit:.3f} on average, and the "
-        f"likeliest token stays the same in {100 * rounding.same_choice:.1f} % of places."
+        f"per token, on {compared_on}. A logit changes by {rounding.logit:.3f} on average, and "
+        f"the likeliest next token stays the same at {100 * rounding.same_choice:.1f} % of the "
+        "positions."
     )

@@ -1,4 +1,4 @@
-"""The payload of a page: weights, tokenizer and sizes as one compressed block of base64.
+"""Packs weights, tokenizer and sizes of a page into its payload: compressed, then in base64.
 
 Layout before compression (zlib): the size of the header (uint32), the header (JSON), the sections.
 The header says where each section begins and how long it is. All numbers are little-endian.
@@ -10,7 +10,8 @@ The header says where each section begins and how long it is. All numbers are li
 | NAME | a gain or a bias, float32 |
 | merges | two ids for each merge: four planes of bytes of the left ids, then of the right ones |
 
-runtime/payload.js reads it. arithmetic.py reads it too, for the proof without a browser.
+runtime/payload.js reads the payload. For a proof without a JavaScript engine, arithmetic.py reads
+it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _HEAD_UNIT = 16  # the C library pads each head to a multiple of this
 
 
 def payload(model: GPT, tokenizer: Tokenizer) -> str:
-    """The payload of a model with builtin parts only, on the CPU in float32."""
+    """The payload of a model, as text. The model has builtin parts only, on the CPU in float32."""
     sections: dict[str, bytes] = {}
     matrices: dict[str, tuple[int, int]] = {}
     vectors: list[str] = []
@@ -76,7 +77,7 @@ def payload(model: GPT, tokenizer: Tokenizer) -> str:
 
 
 def read_payload(text: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The header and the sections of a payload."""
+    """The header of a payload, and its sections by name."""
     whole = zlib.decompress(base64.b64decode(text))
     (size,) = struct.unpack_from("<I", whole)
     header = json.loads(whole[4 : 4 + size])
@@ -88,7 +89,7 @@ def read_payload(text: str) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def read_pieces(header: dict[str, Any], sections: dict[str, bytes]) -> list[bytes]:
-    """The bytes of every token, as the page finds them in its payload."""
+    """The bytes of every token, by id, as the payload describes them."""
     described = header["tokenizer"]
     if described["kind"] == "char":
         return [char.encode() for char in described["chars"]]
@@ -111,7 +112,7 @@ def read_pieces(header: dict[str, Any], sections: dict[str, bytes]) -> list[byte
 
 @torch.no_grad()
 def rounded(model: GPT) -> GPT:
-    """A copy of the network with the eight-bit weights of its page, in float32."""
+    """A copy of the network in float32, with the matrices rounded as in its page."""
     copy = GPT(model.config, model.vocab_size).eval()
     own = dict(copy.named_parameters())
     for name, weights in _parameters(model):
@@ -125,22 +126,22 @@ def rounded(model: GPT) -> GPT:
 
 
 def _parameters(model: GPT) -> Iterator[tuple[str, Floats]]:
-    """The names and the numbers of all parameters; a tied head is not listed."""
+    """All parameters by name, as float32 arrays. A tied head is left out."""
     for name, parameter in model.named_parameters():
         yield name, parameter.detach().float().numpy()
 
 
 def _columns(name: str, weights: Floats, config: ModelConfig) -> int:
-    """The inputs of a matrix as stored, before they are padded to a multiple of 32.
+    """The number of inputs of a matrix in the payload, before padding to a multiple of 32.
 
-    The output projection of attention reads heads, and each head is padded."""
+    The inputs of attention's output projection are the heads, and each head is padded."""
     if not name.endswith("attn.c_proj.weight"):
         return int(weights.shape[1])
     return config.n_head * (-(-config.head_dim // _HEAD_UNIT) * _HEAD_UNIT)
 
 
 def _column_places(name: str, weights: Floats, config: ModelConfig) -> npt.NDArray[np.int64]:
-    """The stored column of each input of a matrix."""
+    """For each input of a matrix, its column in the payload."""
     inputs = np.arange(weights.shape[1])
     if not name.endswith("attn.c_proj.weight"):
         return inputs
@@ -149,7 +150,7 @@ def _column_places(name: str, weights: Floats, config: ModelConfig) -> npt.NDArr
 
 
 def _padded(name: str, weights: Floats, config: ModelConfig) -> Floats:
-    """A matrix as stored: (N, K) with K padded to a multiple of 32."""
+    """A matrix as the payload stores it: (N, K) with K padded to a multiple of 32."""
     width = -(-_columns(name, weights, config) // GROUP) * GROUP
     padded = np.zeros((weights.shape[0], width), dtype=np.float32)
     padded[:, _column_places(name, weights, config)] = weights
@@ -179,7 +180,7 @@ def _sizes(config: ModelConfig, vocab_size: int) -> dict[str, Any]:
 
 
 def _described(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:
-    """The header's part on the tokenizer, and the section of its merges."""
+    """The header's entry for the tokenizer, and the section `merges`."""
     found: dict[str, Any] = {
         "kind": tokenizer.kind,
         "size": tokenizer.vocab_size,
@@ -195,14 +196,14 @@ def _described(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:
         return found | {"special": {str(tokenizer.eot): name}}, b""
     if isinstance(tokenizer, ImportedTokenizer):
         raise GptcliError(
-            "the tokenizer of this imported run does not split texts as GPT-2's, so it does not "
+            "the tokenizer of this imported run does not split texts like GPT-2's, so it cannot "
             "run in a page",
             "share the model with gptcli export",
             exit_code=1,
         )
     if not isinstance(tokenizer, RankedTokenizer):
         raise GptcliError(
-            "the run was trained with your own tokenizer, which does not run in a page",
+            "the run was trained with your own tokenizer, which cannot run in a page",
             "train with tokenizer.kind=bpe to get a page",
             exit_code=1,
         )
@@ -219,7 +220,8 @@ def _bytes(numbers: npt.NDArray[Any], dtype: str) -> bytes:
 
 
 def _planes(numbers: npt.NDArray[Any], dtype: str) -> bytes:
-    """The numbers as planes: all lowest bytes first. Planes compress better than numbers."""
+    """The numbers as planes of bytes: all lowest bytes first. This compresses better than whole
+    numbers."""
     octets = np.frombuffer(_bytes(numbers, dtype), dtype=np.uint8)
     planes: bytes = octets.reshape(-1, np.dtype(dtype).itemsize).T.tobytes()
     return planes

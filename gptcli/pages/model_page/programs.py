@@ -1,4 +1,5 @@
-"""Runs the page's JavaScript outside the page, for the proof: in Node.js or headless Chromium."""
+"""Runs a page's JavaScript in Node.js or headless Chromium, to prove the page before it is
+written."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from gptcli.pages import chromium
 from gptcli.pages.model_page.rounding import Floats
 from gptcli.pages.model_page.runtime_files import proof_script
 
-_OLDEST_NODE = 18  # the first with DecompressionStream
+_OLDEST_NODE = 18  # the first version with DecompressionStream
 _MOST_SECONDS = 900
 
 _NODE_END = """
@@ -47,13 +48,13 @@ prove(asked.payload, asked).then(
 
 
 class ProgramError(Exception):
-    """The program did not answer; the message says why."""
+    """The program gave no answer. The message says why."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the runtime computed: for each text, its token ids, the logits of the next token and a
-    greedy continuation. `logits` is float32 (texts, V). `kernels` names what multiplied."""
+    """What the runtime computed for each text: token ids, the logits of the next token and a greedy
+    continuation. `logits` is float32 (texts, V). `kernels` names what computed the products."""
 
     ids: list[list[int]]
     logits: Floats
@@ -63,16 +64,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Program:
-    """A program that runs JavaScript: its name with the version, and how to ask it."""
+    """A program that runs JavaScript: its name with the version, and the function that asks it."""
 
     name: str
     path: str
     ask: Callable[[str, str, Sequence[str], int], Answer]
-    """ask(path, payload, texts, steps). Raises ProgramError."""
+    """Called as ask(path, payload, texts, steps); returns the Answer or raises ProgramError."""
 
 
 def find_program() -> Program | None:
-    """Node.js, else Chromium or Chrome; None if this machine has neither."""
+    """Node.js, or else Chromium or Chrome; None if this machine has none of them."""
     for name in ("node", "nodejs"):
         path = shutil.which(name)
         version = _version(path) if path else ""
@@ -166,7 +167,8 @@ def _run(command: list[str]) -> str:
 
 
 def name_and_version(printed: str) -> str:
-    """The words up to the first with a digit: "Google Chrome 131.0" of "Google Chrome 131.0 x"."""
+    """The words up to the first one with a digit: "Google Chrome 131.0" of "Google Chrome 131.0
+    x"."""
     words = printed.split()
     numbers = [i for i, word in enumerate(words) if any(letter.isdigit() for letter in word)]
     return " ".join(words[: numbers[0] + 1] if numbers else words[:2])

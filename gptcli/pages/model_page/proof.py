@@ -1,7 +1,7 @@
-"""Proves a page before it is written: its JavaScript gives the network's logits and greedy texts.
+"""Proves before a page is written that its JavaScript gives the network's logits and greedy texts.
 
-The page's payload, runtime and tokenizer answer 64 prompts in Node.js or headless Chromium. If the
-machine has neither, arithmetic.py computes the same from the payload in numpy.
+Node.js or headless Chromium runs the page's payload, runtime and tokenizer on 64 prompts. If the
+machine has neither program, arithmetic.py computes the same in numpy.
 
 Dimensions: T tokens, V vocabulary, W window (block_size).
 """
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from gptcli.sampling.valid_text import Table
 
 TOLERANCE = 1e-3
-"""Largest difference of two logits."""
+"""The largest difference between a page's logit and the network's that passes."""
 
 PROMPTS, GREEDY_TOKENS = 64, 200
-_LONGEST = 512  # tokens of a prompt: longer windows are not filled
+_LONGEST = 512  # tokens of a window; the prompts do not fill a longer one
 
 _TEXTS = (
     "To be, or not to be, that is the question.\n",
@@ -49,10 +49,12 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Proof:
-    """How a page was proven. `how` is what ran it: JavaScript itself, or the same arithmetic.
+    """How a page was proven. `how` says whether its JavaScript ran, or the same arithmetic in
+    numpy.
 
-    `program` is the name and version of what ran it. `largest_difference` is that of all logits.
-    `close_calls` counts the greedy tokens beside which the network prefers another, by a hair."""
+    `program` is the name and version of the program. `largest_difference` is the largest one
+    between two logits. `close_calls` counts the greedy tokens for which the network prefers another
+    token by less than TOLERANCE."""
 
     how: Literal["javascript", "numpy"]
     program: str
@@ -80,8 +82,8 @@ def prove(payload: str, rounded: GPT, tokenizer: Tokenizer, program: Program | N
         difference = float((logits[0] - found).abs().max())
         if not difference <= TOLERANCE:
             raise _refused(
-                f"{name} computes other logits: those of a prompt of {len(start):,} tokens differ "
-                f"by {difference:.2g}"
+                f"{name} computes other logits: after a prompt of {len(start):,} tokens they "
+                f"differ by {difference:.2g}"
             )
         largest = max(largest, difference)
         close_calls += _greedy(logits, start, tokens, table, name)
@@ -92,7 +94,7 @@ def prove(payload: str, rounded: GPT, tokenizer: Tokenizer, program: Program | N
 def _ask(
     payload: str, texts: Sequence[str], tokenizer: Tokenizer, program: Program | None
 ) -> tuple[Answer, str]:
-    """The answer, and the name of what gave it."""
+    """The answer, and the name of the program that gave it."""
     if program is None:
         return arithmetic.ask(payload, texts, GREEDY_TOKENS, tokenizer), f"numpy {np.__version__}"
     try:
@@ -100,8 +102,8 @@ def _ask(
     except ProgramError as error:
         raise GptcliError(
             f"the page was not written: {program.name} could not run its JavaScript: {error}",
-            f"does `{program.path}` work, and is there memory? Without it on PATH, gptcli checks "
-            "the page in numpy",
+            f"check that `{program.path}` works and that there is enough memory; if it is not on "
+            "PATH, gptcli checks the page in numpy",
             exit_code=1,
         ) from None
 
@@ -109,9 +111,10 @@ def _ask(
 def _greedy(
     logits: Tensor, start: Sequence[int], tokens: Sequence[int], table: Table | None, name: str
 ) -> int:
-    """How many of the greedy tokens are not the network's, which must be as good as equal.
+    """How many greedy tokens differ from the network's, with a logit lower by at most TOLERANCE.
 
-    logits (T, V): those before each token. Raises GptcliError if one is not the likeliest."""
+    `logits` (T, V) are the network's, from which each token is chosen. Raises GptcliError if a
+    token's logit is more than TOLERANCE below the largest one."""
     taken = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
     behind = logits.amax(dim=1) - taken
     if table is not None and float(behind.max()) > 0:  # the likeliest token can be forbidden
@@ -123,7 +126,7 @@ def _greedy(
         behind = logits.amax(dim=1) - taken
     if not float(behind.max()) <= TOLERANCE:
         at = int((~(behind <= TOLERANCE)).nonzero()[0])
-        raise _refused(f"{name} writes another greedy text, from its token {at + 1} on")
+        raise _refused(f"{name} writes another greedy text: it differs from token {at + 1} on")
     return int((behind > 0).sum())
 
 
@@ -131,8 +134,8 @@ def _greedy(
 def network_logits(model: GPT, tokens: Sequence[int], first: int) -> Tensor:
     """The logits of the token after each of tokens[first:], float32, as sampling computes them.
 
-    With rotary positions a token sees the W tokens up to itself in each layer. With learned
-    positions, the window moves by a quarter: `window_start`."""
+    With rotary positions, a token sees the W tokens up to itself in each layer. With learned
+    positions, the window moves by a quarter of W, as `window_start` says."""
     width, idx = model.config.block_size, torch.tensor([list(tokens)])
     if model.wpe is None:
         cache = model.new_cache(1) if len(tokens) > width else None
@@ -151,7 +154,7 @@ def network_logits(model: GPT, tokens: Sequence[int], first: int) -> Tensor:
 
 
 def prompts(tokenizer: Tokenizer, block_size: int) -> Iterator[str]:
-    """The texts of a proof, the same every time: from one token to more than the window."""
+    """The texts of a proof, always the same ones. Their lengths go up to more than the window."""
     count = 0
     for text in _TEXTS:
         with suppress(GptcliError):
@@ -169,10 +172,10 @@ def prompts(tokenizer: Tokenizer, block_size: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class RoundingError:
-    """How far eight-bit weights are from the run's own: on average over the tokens of a text.
+    """How much eight-bit weights change a network, on average over the tokens of a text.
 
-    `logit` is the mean difference of two logits, `same_choice` the share of positions with the same
-    likeliest token. The losses are in nats per token."""
+    `logit` is the mean difference between the logits. `same_choice` is the share of positions at
+    which the likeliest token stays the same. The losses are in nats per token."""
 
     loss: float
     rounded_loss: float
@@ -183,7 +186,7 @@ class RoundingError:
 
 @torch.no_grad()
 def rounding_error(model: GPT, rounded: GPT, windows: Tensor) -> RoundingError:
-    """Both networks on the same text: `windows` is int64 (B, T + 1), T at most block_size."""
+    """Compare both networks on a text: `windows` is int64 (B, T + 1), with T at most block_size."""
     idx, targets = windows[:, :-1], windows[:, 1:]
     losses, logit, same = [0.0, 0.0], 0.0, 0.0
     for row, target in zip(torch.split(idx, 4), torch.split(targets, 4), strict=True):
@@ -191,7 +194,7 @@ def rounding_error(model: GPT, rounded: GPT, windows: Tensor) -> RoundingError:
         for place, logits in enumerate((ours, theirs)):
             loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
             losses[place] += float(loss)
-        # Only differences between logits count: a constant added to all changes nothing.
+        # Only differences between logits matter, because a constant added to all changes nothing.
         ours, theirs = ours - ours.mean(-1, keepdim=True), theirs - theirs.mean(-1, keepdim=True)
         logit += float((ours - theirs).abs().mean(-1).sum())
         same += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
@@ -202,6 +205,6 @@ def rounding_error(model: GPT, rounded: GPT, windows: Tensor) -> RoundingError:
 def _refused(why: str) -> GptcliError:
     return GptcliError(
         f"the page was not written: {why}",
-        "this is a fault of gptcli or of that version: please report it",
+        "this is a fault of gptcli or of the program that it used: please report it",
         exit_code=1,
     )

@@ -1,7 +1,7 @@
-"""Eight-bit weights with a scale for each 32 inputs: exactly what `sample --dtype int8` rounds to.
+"""Rounds weights to eight bits with a scale for each 32 inputs, exactly as `sample --dtype int8`.
 
-native/int8.h has the rule in C. A scale is the smallest bfloat16 that makes the largest of its 32
-weights at most 127 after division by it. All arithmetic is float32.
+native/sample/int8.h does the same in C. A scale is the smallest bfloat16 number by which the 32
+weights can be divided to be at most 127. All arithmetic is float32.
 
 Dimensions: N outputs, K inputs, a multiple of 32.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-GROUP = 32  # inputs that share a scale
+GROUP = 32  # inputs with one scale
 _MAX_WEIGHT = np.float32(127)
 _LEAST = np.float32(1e-30)  # smaller weights become 0
 
@@ -21,9 +21,8 @@ Floats = npt.NDArray[np.float32]
 
 
 def quantised(weights: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uint16]]:
-    """The rounded weights and their scales: float32 (N, K) -> int8 (N, K), bfloat16 (N, K / 32).
-
-    The scales are the bits of bfloat16 numbers."""
+    """Round float32 weights (N, K) to int8 weights (N, K) and their scales (N, K / 32). The scales
+    are returned as the bits of bfloat16 numbers."""
     N, K = weights.shape
     assert K % GROUP == 0
     groups = np.ascontiguousarray(weights, dtype=np.float32).reshape(N, K // GROUP, GROUP)
@@ -38,7 +37,7 @@ def quantised(weights: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uin
 
 
 def dequantised(whole: npt.NDArray[np.int8], scales: npt.NDArray[np.uint16]) -> Floats:
-    """The weights that rounded weights and scales stand for: float32 (N, K)."""
+    """The float32 weights (N, K) that int8 weights and their scales stand for."""
     N, K = whole.shape
     groups = whole.reshape(N, K // GROUP, GROUP).astype(np.float32)
     weights: Floats = (groups * as_float32(scales)[:, :, None]).reshape(N, K)
@@ -46,7 +45,7 @@ def dequantised(whole: npt.NDArray[np.int8], scales: npt.NDArray[np.uint16]) -> 
 
 
 def as_float32(bits: npt.NDArray[np.uint16]) -> Any:
-    """The float32 numbers of bfloat16 numbers."""
+    """The float32 numbers that these bits of bfloat16 numbers stand for."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 

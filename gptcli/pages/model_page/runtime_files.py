@@ -1,4 +1,4 @@
-"""The JavaScript of a page: the files of runtime/ and view/, in the order that they need."""
+"""Joins the JavaScript files of runtime/ and view/ in the right order for a page."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ _VIEW = ("elements", "engine", "writing", "tokens", "attention", "steps", "lens"
 
 
 def network_script() -> str:
-    """The runtime that Node.js and the worker run: payload, tokenizer, network, sampler."""
+    """The script for Node.js and the worker: payload, tokenizer, network, sampler."""
     return _joined("runtime", _NETWORK)
 
 
 def proof_script() -> str:
-    """The runtime, and the function `prove`."""
+    """The script for a proof: the runtime and the function `prove`."""
     return network_script() + _joined("runtime", ("prove",))
 
 
 def worker_script() -> str:
-    """The Web Worker of a page."""
+    """The script of a page's Web Worker."""
     return '"use strict";\n' + network_script() + _joined("runtime", ("inspect", "worker"))
 
 
 def view_script() -> str:
-    """The script of the page itself."""
+    """The script of the page's own thread, which draws."""
     return _joined("view", _VIEW)
 
 

@@ -1,6 +1,6 @@
-"""The story of a run for its page: what it was trained on, how it went, and how to make another.
-
-Everything comes from the run folder. The page names the text and its size, and never holds it.
+"""Collects what a page tells about its run: the text's name, facts, losses, samples and config.
+Everything comes from the run folder. The page names the training text and its size, but never
+contains the text.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from gptcli.training.training_state import progress_of
 from gptcli.view.history import recorded_events
 from gptcli.view.number_formats import human_count, loss_text
 
-_MOST_SAMPLE = 1200  # characters of a sample that are shown
+_MOST_SAMPLE = 1200  # characters of a sample
 _MOST_SAMPLES = 12
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 800, 320, 56, 144, 18, 40  # of the curve
 
 Points = list[tuple[int, float]]
-"""Pairs of step and loss."""
+"""Pairs (step, loss)."""
 
 
 @dataclass(frozen=True)
 class Story:
-    """What a page tells about its run. `samples` are pairs of step and text, in order of steps."""
+    """What a page tells about its run. `samples` are pairs (step, text), sorted by step."""
 
     name: str
     data: str
@@ -49,7 +49,7 @@ class Story:
 
 
 def story_of(trained: Trained, text_bytes: int | None) -> Story:
-    """The story of a trained run. `text_bytes` is the size of its text, None if it is unknown."""
+    """The Story of a trained run. `text_bytes` is the size of its text; None if unknown."""
     status = read_status(trained.run)
     losses = _losses(trained)
     return Story(
@@ -65,7 +65,7 @@ def story_of(trained: Trained, text_bytes: int | None) -> Story:
 
 
 def data_name(config: Config, status: dict[str, Any]) -> str:
-    """What the run was trained on, in a few words: the names of files, without their folders."""
+    """A short name for the training text: the names of its files, without their folders."""
     imported = status.get("imported")
     if isinstance(imported, dict):
         return f"{imported.get('from')}, imported"
@@ -77,7 +77,7 @@ def data_name(config: Config, status: dict[str, Any]) -> str:
 
 
 def text_size(config: Config) -> int | None:
-    """The bytes of the run's texts as files on this machine; None if one is not there."""
+    """The size in bytes of the run's text files; None if one is missing or is a folder."""
     shipped, total = shipped_texts(), 0
     for source in config.data.sources:
         path = shipped.get(source, Path(source))
@@ -88,7 +88,7 @@ def text_size(config: Config) -> int | None:
 
 
 def samples_of(run: Path, last_step: int) -> list[tuple[int, str]]:
-    """What the model wrote as it learned, up to `last_step`: evenly chosen if there are many."""
+    """The run's samples up to `last_step`, as (step, text). Of many samples, evenly chosen ones."""
     found: list[tuple[int, str]] = []
     with suppress(OSError):
         for line in read_lines(run / "samples.txt", run):
@@ -159,10 +159,10 @@ def _facts(
 
 
 def _loss_in_words(loss: float) -> str:
-    """A loss, and the probability of the right token that it stands for."""
+    """A sentence with a loss, and the mean probability of the correct token that it stands for."""
     return (
-        f"{loss_text(loss)} nats per token: on average (geometric), the right next token had a "
-        f"probability of {100 * math.exp(-loss):.2g} %"
+        f"{loss_text(loss)} nats per token: the correct next token had a probability of "
+        f"{100 * math.exp(-loss):.2g} % (geometric mean)"
     )
 
 
@@ -181,14 +181,15 @@ def _count(number: int, what: str) -> str:
 
 
 def file_size(size: int) -> str:
-    """Bytes for people: "812 bytes", "1.1 MB"."""
+    """A size in bytes as text: "812 bytes", "1.1 MB"."""
     if size < 1000:
         return f"{size} bytes"
     return f"{size / 1e3:.0f} KB" if size < 999_500 else f"{size / 1e6:.1f} MB"
 
 
 def _config_lines(config: Config) -> Iterator[str]:
-    """The sections `tokenizer`, `model` and `train`; the others name places of the machine."""
+    """The lines of the config's sections `tokenizer`, `model` and `train`. Others can name
+    paths."""
     inside = False
     for line in dump_config(config).splitlines():
         if line and not line.startswith((" ", "#")):
@@ -201,11 +202,11 @@ def _config_lines(config: Config) -> Iterator[str]:
 
 
 def curve(story: Story) -> str:
-    """Both losses against the steps as an SVG, in the colours of the page; "" without two points.
+    """An SVG of both losses over the steps, in the page's colours; "" with fewer than two points.
 
-    The first losses often fall too steeply to show the rest, so the scale ends at the loss that
-    95 of 100 points are below. The lines leave the chart at the top, with the loss at which they
-    start beside them."""
+    The first losses are often so high that they would flatten the rest of the curve. So the scale
+    ends at a loss that 95 % of the points are below. The lines leave the chart at the top, and a
+    label there says at which loss they start."""
     if len(story.train) < 2:
         return ""
     last = max(step for step, _ in (*story.train, *story.val))
@@ -251,7 +252,7 @@ def curve(story: Story) -> str:
                 parts.append(f'<circle class="val" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
         ends.append(("unseen text", "val", place(*story.val[-1])[1]))
     parts.append("</g>")
-    if len(ends) == 2 and abs(ends[0][2] - ends[1][2]) < 26:  # labels side by side collide
+    if len(ends) == 2 and abs(ends[0][2] - ends[1][2]) < 26:  # keeps the two labels apart
         upper = 0 if ends[0][2] < ends[1][2] else 1
         middle = (ends[0][2] + ends[1][2]) / 2
         for number in (0, 1):
@@ -264,11 +265,11 @@ def curve(story: Story) -> str:
 
 
 def curve_words(story: Story) -> str:
-    """What the curve shows, in words."""
+    """A description of the curve, for readers who cannot see it."""
     first, last = story.train[0], story.train[-1]
     words = (
-        f"Loss against training steps. On the training text it falls from {first[1]:.2f} at step "
-        f"{first[0]:,} to {last[1]:.2f} at step {last[0]:,}."
+        f"The loss over the training steps. On the training text it goes from {first[1]:.2f} at "
+        f"step {first[0]:,} to {last[1]:.2f} at step {last[0]:,}."
     )
     if story.val:
         best = min(story.val, key=lambda point: point[1])
@@ -277,7 +278,7 @@ def curve_words(story: Story) -> str:
 
 
 def _thinned(points: Points) -> Points:
-    """At most about 200 of the points."""
+    """At most about 400 points, evenly chosen."""
     every = max(1, len(points) // 200)
     return [*points[::every], *([points[-1]] if (len(points) - 1) % every else [])]
 

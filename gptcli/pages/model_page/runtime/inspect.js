@@ -1,6 +1,6 @@
-/* What the network computed for a text: attention of each head, the eight steps, the logit lens. */
+/* Returns what the network computed for a text: attention of heads, eight steps, logit lens. */
 
-/** The weights of one head for the token at position `at`: of the tokens firstSeen(at) to `at`. */
+/** The attention weights of one head for the token at `at`, on the tokens firstSeen(at) to `at`. */
 function attentionWeights(network, l, h, at) {
   const { scaled } = attentionScores(network, l, h, at);
   const top = Math.max(...scaled);
@@ -9,7 +9,7 @@ function attentionWeights(network, l, h, at) {
   return weights.map((weight) => weight / total);
 }
 
-/** Step 4 for one head and one token: the products with all keys in sight, and the scaled ones. */
+/** Step 4 for one head and one token: its products with all keys that it sees, also scaled. */
 function attentionScores(network, l, h, at) {
   const { H, D, K } = network;
   const { q, k } = network.kept[l];
@@ -43,8 +43,8 @@ function attentionMaps(network, from) {
   return { from, count, maps };
 }
 
-/** What a head does on average over the tokens of a map: shares of attention, by what it looks at.
-    `tokens` are the tokens of the map's rows. */
+/** A head's shares of attention by what it looks at, on average over the tokens of a map. `tokens`
+    are the tokens of the map's rows. */
 function headHabits(map, tokens) {
   const count = tokens.length;
   const sums = { itself: 0, before: 0, first: 0, same: 0, repeated: 0, distance: 0 };
@@ -84,7 +84,7 @@ function headHabits(map, tokens) {
   };
 }
 
-/** The numbers of the eight steps for one head and one token. */
+/** The numbers of all eight steps for one head and one token. */
 function attentionSteps(network, l, h, at) {
   const { C, D, H, K, P } = network;
   const name = `h.${l}.attn`;
@@ -122,7 +122,7 @@ function attentionSteps(network, l, h, at) {
     query,
     key,
     value,
-    headQuery: part(kept.q, H * D, h * D, D), // normalised and rotated, if the model does that
+    headQuery: part(kept.q, H * D, h * D, D), // normalised and rotated if the model does so
     headKey: part(kept.k, K * D, group * D, D),
     headValue: value.slice(group * D, (group + 1) * D),
     rawQuery: query.slice(h * D, (h + 1) * D),
@@ -139,8 +139,8 @@ function attentionSteps(network, l, h, at) {
   };
 }
 
-/** The logit lens: what the head would say after each block, likeliest first.
-    Source: nostalgebraist 2020, "interpreting GPT: the logit lens". */
+/** The logit lens: the likeliest next tokens before the first block and after each block, as the
+    output head gives them. Source: nostalgebraist 2020, "interpreting GPT: the logit lens". */
 function logitLens(network, at, count) {
   const rows = [];
   for (let l = 0; l <= network.L; l++) {
@@ -153,7 +153,7 @@ function logitLens(network, at, count) {
   return rows;
 }
 
-/** The `count` likeliest tokens: pairs of id and likelihood. */
+/** The `count` likeliest tokens, as pairs of id and likelihood. */
 function likeliest(chances, count) {
   const best = [];
   for (let id = 0; id < chances.length; id++) {

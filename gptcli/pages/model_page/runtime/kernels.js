@@ -1,11 +1,11 @@
-/* Matrix times vector in float32: WebAssembly SIMD, whose bytes are assembled here, or JavaScript.
+/* Multiplies matrices by vectors in float32: in WebAssembly SIMD, assembled here, or in JavaScript.
 
    Both read the same memory. Rows are padded to a multiple of 4, columns to a multiple of 8. */
 
 const padded = (count, unit) => Math.ceil(count / unit) * unit;
 
 class Kernels {
-  /** Memory for `floats` numbers. `simd`: whether to try WebAssembly. */
+  /** Allocates memory for `floats` numbers. `simd` says whether to try WebAssembly. */
   constructor(floats, simd = true) {
     this.used = 0;
     this.run = null;
@@ -36,13 +36,14 @@ class Kernels {
     return { data: this.array(padded(rows, 4) * stride), rows, columns, stride };
   }
 
-  /** y = matrix x. x has matrix.stride numbers, of which those past the columns are 0. */
+  /** y = matrix x. x has matrix.stride numbers, and those after the first matrix.columns are 0. */
   multiply({ data, rows, stride }, x, y) {
     this.product(data, rows, stride, stride, x, y);
   }
 
-  /** y = the first `columns` of `rows` rows, which begin every `stride` numbers, times x.
-      Rows are rounded up to 4 and columns to 8. So y and the rows must have room, and x zeros. */
+  /** y = A x. A is the first `columns` numbers of each of `rows` rows, which begin every `stride`
+      numbers. `rows` is rounded up to a multiple of 4, and `columns` to one of 8. So y and A must
+      have room for these, and x must have zeros there. */
   product(data, rows, stride, columns, x, y) {
     if (this.run !== null) {
       const wide = (columns + 7) & -8;
@@ -65,11 +66,11 @@ class Kernels {
   }
 }
 
-/** How many floats `matrix(rows, columns)` takes. */
+/** The number of floats that `matrix(rows, columns)` takes. */
 const matrixFloats = (rows, columns) => padded(rows, 4) * padded(columns, 32);
 
-/** The bytes of a WebAssembly module with one function, of six integers:
-    multiply(weights, x, y, rows, stride, columns), which is Kernels.product, four rows at a time.
+/** The bytes of a WebAssembly module with one function, of six integers: multiply(weights, x, y,
+    rows, stride, columns). It computes Kernels.product, four rows at a time.
 
     Addresses count bytes. The binary format: WebAssembly Core Specification, chapter 5. */
 function simdModule() {
@@ -99,8 +100,9 @@ function simdModule() {
   const plus = (local, bytes) => [...get(local), ...bytes, ...add, ...set(local)];
   const loop = (body, counter) => [0x03, 0x40, ...body, ...get(counter), 0x0d, 0, 0x0b];
 
-  // Six parameters, then locals: a place in x, columns that are left, the bytes of a row, the
-  // addresses of four rows; then vectors: two sums for each row, and two parts of x.
+  // The numbers of the six parameters and of the locals. The locals are an address in x, the
+  // columns that are left, the bytes of a row and the addresses of four rows. After these come
+  // vectors: two sums for each row, and two parts of x.
   const [WEIGHTS, X, Y, ROWS, STRIDE, COLUMNS, AT, LEFT, ROW_BYTES] = Array(9).keys();
   const rowAt = (r) => 9 + r;
   const sum = (r, half) => 13 + 2 * r + half;
@@ -123,7 +125,7 @@ function simdModule() {
   products.push(...plus(AT, constant(32)));
   products.push(...get(LEFT), ...constant(8), ...subtract, ...set(LEFT));
 
-  // Adds the four lanes of each of four vectors: two rounds of shuffles.
+  // Adds up the four lanes of each of four vectors, in two rounds of shuffles.
   const lanes = (vectors, pick) => [
     ...get(vectors[0]),
     ...get(vectors[1]),

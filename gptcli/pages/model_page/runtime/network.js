@@ -1,13 +1,14 @@
-/* The network, one token at a time: embedding, blocks, head; it keeps what each token computed.
+/* Computes the network one token at a time: embedding, blocks, head. Keeps the values of each
+   token.
 
    Dimensions: T tokens, C channels (n_embd), H heads, K heads of keys and values, D channels of a
    head, P channels of a head as stored (D rounded up to 16), F hidden width, V vocabulary, W width
    of the window (block_size). */
 
-const LONGEST_TEXT = 4096; // tokens; the view writes no longer texts
+const LONGEST_TEXT = 4096; // tokens; the page writes no longer texts
 
 class Network {
-  /** From a payload: {header, section}. `simd`: whether to try WebAssembly. */
+  /** Builds the network of a payload: {header, section}. `simd` says whether to try WebAssembly. */
   constructor({ header, section }, simd = true) {
     const m = (this.model = header.model);
     const { n_layer: L, n_embd: C, n_head: H, n_kv_head: K, head_dim: D, hidden_width: F } = m;
@@ -54,7 +55,8 @@ class Network {
     this.reserve(64);
   }
 
-  /** Makes room for `count` tokens: what each layer reads (C), its queries, keys and values. */
+  /** Makes room for `count` tokens: for each layer, its input (C numbers), queries, keys and
+      values. */
   reserve(count) {
     if (count <= this.room) return;
     const old = this.kept;
@@ -104,7 +106,7 @@ class Network {
     return Math.max(0, at - this.model.block_size + 1);
   }
 
-  /** Adds a token. Afterwards this.logits predict the next one, if `wantsLogits`. */
+  /** Reads a token. If `wantsLogits`, this.logits then predict the next token. */
   feed(token, wantsLogits) {
     const at = this.length;
     const { C, L, x } = this;
@@ -123,7 +125,7 @@ class Network {
     if (wantsLogits) this.head(x);
   }
 
-  /** this.logits of a residual stream: the final norm, then the head. */
+  /** Sets this.logits from a residual stream: the final norm, then the head. */
   head(x) {
     this.norm(x, "ln_f", this.normed);
     this.kernels.multiply(this.weights["lm_head.weight"], this.normed, this.logits);
@@ -242,7 +244,7 @@ class Network {
   }
 }
 
-/** Turns `count` scores, times `scale`, into weights that sum to 1. The rest becomes 0. */
+/** Replaces `count` scores by the softmax of scores times `scale`, and the padding by 0. */
 function softmax(scores, count, scale) {
   let top = -Infinity;
   for (let s = 0; s < count; s++) if (scores[s] > top) top = scores[s];

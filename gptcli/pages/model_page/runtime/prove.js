@@ -1,9 +1,9 @@
-/* What gptcli asks the runtime before it writes a page: token ids, logits and greedy texts.
+/* Answers what gptcli asks before it writes a page: token ids, logits and greedy texts.
 
    gptcli/pages/model_page/proof.py compares the answers with the network's. */
 
-/** Answers {texts, steps, simd}, for each text: its ids, the logits of the token after it, and
-    `steps` tokens of greedy text. Returns {ids, tokens, kernels} and logits, float32 (texts, V). */
+/** Computes for each text its ids, the logits of the token after it, and `steps` tokens of greedy
+    text. Returns {answer: {ids, tokens, kernels}, logits}. The logits are float32 (texts, V). */
 async function prove(payloadText, { texts, steps, simd }) {
   const payload = await readPayload(payloadText);
   const tokenizer = new Tokenizer(payload.header.tokenizer, payload.section("merges"));

@@ -1,4 +1,4 @@
-/* Logits -> next token: temperature, top-k, top-p and the draw, as gptcli/sampling/next_token.py.
+/* Chooses the next token: temperature, top-k, top-p and the draw, as gptcli/sampling/next_token.py.
 
    The random numbers are those of `gptcli sample --seed`: PyTorch's Mersenne Twister. So the same
    seed gives the same text, as far as rounding allows. */
@@ -39,7 +39,8 @@ class MersenneTwister {
   }
 }
 
-/** The random numbers of a text: a function of the seed. get(i) is that of its i-th new token. */
+/** The random numbers of a text, which depend on its seed only. get(i) is for new token i, from
+    0. */
 class UniformNumbers {
   constructor(seed) {
     const mixed = BigInt(seed) * 0x9e3779b97f4a7c15n + 0x94d049bb133111ebn;
@@ -57,7 +58,8 @@ const GREEDY_BELOW = 1e-6; // temperature
 const NEVER_DRAWN = -87; // e^-87 is 0 in the C library's float32
 
 /** The likelihood of each token after temperature, top-k and top-p: Float64Array, sum 1.
-    `allowed(id)`: whether a token may come at all. Temperature 0 leaves the likeliest token. */
+    `allowed(id)` says whether a token may come at all. At temperature 0, the likeliest token has
+    1. */
 function likelihoods(logits, size, { temperature, topK, topP }, allowed) {
   const chances = new Float64Array(size);
   const best = greedy(logits, size, allowed);
@@ -84,7 +86,7 @@ function likelihoods(logits, size, { temperature, topK, topP }, allowed) {
   return chances;
 }
 
-/** Leaves the fewest tokens whose likelihoods add up to p; the others become 0. */
+/** Keeps the likeliest tokens, as few as add up to p. The likelihoods of the others become 0. */
 function keepTopP(chances, p) {
   const order = Uint32Array.from(chances.keys()).sort((a, b) => chances[b] - chances[a] || a - b);
   let before = 0;
@@ -129,6 +131,6 @@ function chooseToken(logits, size, params, uniform, allowed) {
   }
   const first = draw(likelihoods(logits, size, params), uniform);
   if (!allowed || allowed(first)) return first;
-  const shifted = uniform * 2 ** 26; // the lower bits are still random
+  const shifted = uniform * 2 ** 26; // the lower bits are random too
   return draw(likelihoods(logits, size, params, allowed), shifted - Math.floor(shifted));
 }

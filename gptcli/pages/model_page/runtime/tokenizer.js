@@ -1,13 +1,13 @@
-/* Text <-> token ids: characters, bytes and byte-level BPE (also GPT-2's), as gptcli encodes. */
+/* Encodes and decodes text as gptcli does: characters, bytes and byte-level BPE (also GPT-2's). */
 
-// GPT-2's pattern. \p{White_Space} is \s of other languages; JavaScript's own \s is another set.
+// GPT-2's pattern. Its \s is written \p{White_Space}, because \s differs in JavaScript.
 const SPLIT = new RegExp(
   "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\p{White_Space}\\p{L}\\p{N}]+" +
     "|\\p{White_Space}+(?!\\P{White_Space})|\\p{White_Space}+",
   "gu",
 );
 
-/** A string with a character for each byte: a key for Map. */
+/** A string with one character for each byte, as a key of a Map. */
 function byteString(bytes) {
   let text = "";
   for (const byte of bytes) text += String.fromCharCode(byte);
@@ -15,7 +15,7 @@ function byteString(bytes) {
 }
 
 class Tokenizer {
-  /** `described` is the header's part on the tokenizer, `merges` the section of that name. */
+  /** `described` is the header's entry for the tokenizer, `merges` the section of that name. */
   constructor(described, merges) {
     this.kind = described.kind;
     this.start = described.start; // ids that a text without a prompt starts from
@@ -57,7 +57,8 @@ class Tokenizer {
     return { ids, unknown: [...unknown] };
   }
 
-  /** Appends the ids of one part: merges the two neighbours of the lowest rank, again and again. */
+  /** Appends the ids of one part. Repeatedly merges the two neighbours that have the lowest
+      rank. */
   merge(bytes, ids) {
     const parts = Array.from(bytes, (byte) => String.fromCharCode(byte));
     const whole = this.ids.get(parts.join(""));
@@ -169,7 +170,7 @@ function utf8States(pieces) {
   );
 }
 
-/** The state of a text that ends with these tokens. After an invalid byte it begins anew. */
+/** The state of a text that ends with these tokens. After an invalid byte, the state is 0 again. */
 function utf8StateAfter(states, ids) {
   let state = 0;
   for (const id of ids.slice(-4)) {

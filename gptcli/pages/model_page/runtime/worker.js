@@ -1,8 +1,8 @@
 /* The Web Worker: keeps the model, answers the page's questions, and streams text. */
 
-const UNSEEN_MS = 50; // tokens are sent together if they come faster than people read them
+const UNSEEN_MS = 50; // new tokens are collected for this time, and sent together
 let model = null; // {tokenizer, growing, network}
-let job = 0; // the text that is being written; another number ends it
+let job = 0; // the number of the text that is being written; another number ends it
 
 const answers = {
   async open({ payload, simd }) {
@@ -23,8 +23,9 @@ const answers = {
 
   encode: ({ text }) => model.tokenizer.encode(text),
 
-  /** The next token: the likeliest ids with their likelihood as the model gives it, and as the
-      settings change it; 0 if they cut it off. */
+  /** The likeliest next tokens: triples of id, the model's likelihood, and the likelihood with the
+      settings, which is 0 if they exclude the token. `rest` is the likelihood of all other
+      tokens. */
   next({ tokens, params, count }) {
     const { growing, network, tokenizer } = model;
     growing.set(tokens);
@@ -63,8 +64,8 @@ const answers = {
     return logitLens(network, at - growing.start, count);
   },
 
-  /** Writes `count` tokens, or until end-of-text; `made` tokens at the end of `tokens` are the
-      continuation so far. Sends {tokens} as they come; the answer says why it stopped. */
+  /** Writes up to `count` tokens, and stops at end-of-text. The last `made` of `tokens` are the
+      continuation so far. Sends new tokens as {tokens}. The answer says why the text ended. */
   async write({ tokens, made, count, params, seed }, send) {
     const { growing, network, tokenizer } = model;
     const mine = ++job;
@@ -106,7 +107,7 @@ const answers = {
           stopped = "stop";
           break;
         }
-        growing.set(text); // another question can have been answered meanwhile
+        growing.set(text); // the answer to another question can have changed it
       }
     }
     flush();

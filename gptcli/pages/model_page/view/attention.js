@@ -1,13 +1,13 @@
-/* The maps of all heads, the chosen head's map, and sentences about what a head looks at. */
+/* Draws the maps of all heads, and describes what the chosen head looks at. */
 
 const LEAST_LABEL = 9; // pixels of a cell that has room for a letter
 const LONGEST_LABEL = 7; // characters
 
 const HABITS = {
   before: "the token just before",
-  repeated: "what followed the same token earlier",
+  repeated: "what came after an earlier copy of the same token",
   itself: "the token itself",
-  first: "the first token in sight",
+  first: "the first token shown",
   same: "earlier copies of the same token",
 };
 
@@ -54,13 +54,13 @@ class Attention {
     return this.found.habits[layer * this.model.sizes.n_head + head];
   }
 
-  /** The weights of the token at a place, from the first token in the strip on. */
+  /** The attention weights of the token at position `at`, one for each token in the strip. */
   weightsOf(at) {
     const { from, count } = this.found;
     return this.map.subarray((at - from) * count, (at - from + 1) * count);
   }
 
-  /** What a head does most: [habit, share]. The mean distance decides if nothing stands out. */
+  /** What a head looks at most, its share, and the mean distance at which the head looks. */
   mainHabit(layer, head) {
     const shares = this.habits(layer, head);
     const [name, share] = Object.keys(HABITS)
@@ -72,10 +72,10 @@ class Attention {
   habitWords(layer, head) {
     const { name, share, distance } = this.mainHabit(layer, head);
     if (share >= 0.3) return `${percent(share)} of its attention goes to ${HABITS[name]}`;
-    return `it spreads its attention, on average ${distance.toFixed(1)} tokens back`;
+    return `it spreads its attention; on average, it looks ${distance.toFixed(1)} tokens back`;
   }
 
-  /** Starts with the head that looks away from its own token most clearly. */
+  /** Chooses the head that most clearly looks at the token before, or is an induction head. */
   chooseTypical() {
     const { n_layer, n_head } = this.model.sizes;
     let best = -1;
@@ -187,13 +187,14 @@ class Attention {
 
   drawMap() {
     this.paint(this.canvas, this.map, this.strip.at);
-    byId("map-label").textContent = `All tokens of ${this.headName()}`;
+    byId("map-label").textContent = `Attention of all tokens in ${this.headName()}`;
     const words = this.habitWords(this.layer, this.head);
     byId("habit").textContent =
       `${this.headName()[0].toUpperCase()}${this.headName().slice(1)}: ${words}.`;
   }
 
-  /** Paints a map; the darker, the more attention. The row of the followed token gets a frame. */
+  /** Paints a map. A stronger colour means more attention. The followed token's row gets a
+      frame. */
   paint(canvas, map, followed = null) {
     const { from, count } = this.found;
     const box = canvas.getBoundingClientRect();
@@ -228,7 +229,7 @@ class Attention {
     context.strokeRect(1, row * cell, Math.max(cell, (row + 1) * cell) - 1, cell);
   }
 
-  /** The tokens of the map, cropped. */
+  /** The labels of the map's tokens, cropped. */
   labels() {
     const { from, count } = this.found;
     return this.tokens.slice(from, from + count).map((id) => {
@@ -237,7 +238,8 @@ class Attention {
     });
   }
 
-  /** Writes the tokens beside the rows and, turned if they are long, above the columns. */
+  /** Writes the tokens beside the rows and above the columns. Above, it turns them if one is
+      long. */
   label(context, cell, ink) {
     const labels = this.labels();
     const turned = labels.some((label) => label.length > 1);
@@ -258,7 +260,7 @@ class Attention {
     });
   }
 
-  /** Says what the token at a place looks at. */
+  /** Writes a sentence on what the token at position `at` looks at. */
   describe(at) {
     const { from } = this.found;
     const weights = Array.from(this.weightsOf(at).subarray(0, at - from + 1));
@@ -277,7 +279,7 @@ class Attention {
     byId("followed").replaceChildren(
       `In ${this.headName()}, token ${at + 1} `,
       piece(pieces[this.tokens[at]]),
-      parts.length ? " looks at " : " looks a little at everything before it",
+      parts.length ? " looks at " : " looks a little at many tokens",
       ...parts,
       ".",
     );

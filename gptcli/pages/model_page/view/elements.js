@@ -1,6 +1,6 @@
-/* Builds elements, and writes numbers and tokens as people read them. */
+/* Builds HTML elements, and formats numbers and tokens for readers. */
 
-/** An element: tag "li.panel", properties and attributes, children (elements or text). */
+/** An element, for example of tag "li.panel", with attributes and children (elements or text). */
 function element(tag, attributes = {}, ...children) {
   const [name, ...classes] = tag.split(".");
   const made = document.createElement(name);
@@ -27,7 +27,7 @@ function percent(share) {
 /** A number with two decimals and a real minus sign. */
 const number = (value) => value.toFixed(2).replace("-", "\u2212");
 
-/** A bar whose width is a share of its place. */
+/** A bar that fills this share of its place. */
 function fill(share) {
   const made = element("span.fill");
   made.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
@@ -36,8 +36,8 @@ function fill(share) {
 
 const BLANKS = { " ": "\u2423", "\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d" };
 
-/** The bytes of a token as text that shows blanks: a space is U+2423; bytes that are no character
-    are in hexadecimal. */
+/** A token's bytes as text with visible blanks: a space becomes U+2423. Bytes that form no
+    character are shown in hexadecimal. */
 function visible(bytes) {
   try {
     const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
@@ -49,7 +49,7 @@ function visible(bytes) {
   }
 }
 
-/** A token as people say it: for screen readers and sentences. */
+/** A token as words for screen readers and sentences, such as "space". */
 function spoken(bytes) {
   const names = { " ": "space", "\n": "line end", "\t": "tab", "\r": "carriage return" };
   const text = new TextDecoder().decode(bytes);

@@ -1,4 +1,4 @@
-/* Starts the model in a Web Worker, asks it questions, and hands on its answers. */
+/* Starts the model in a Web Worker, sends it questions, and returns its answers. */
 
 class Engine {
   constructor() {
@@ -14,7 +14,8 @@ class Engine {
     });
   }
 
-  /** The answer to a question of worker.js. `onPart` gets what it sends before the answer. */
+  /** The worker's answer to a question of worker.js. `onPart` gets each part sent before the
+      answer. */
   ask(kind, question = {}, onPart = null) {
     const id = ++this.count;
     const answered = new Promise((resolve, reject) =>

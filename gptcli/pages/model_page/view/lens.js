@@ -1,4 +1,4 @@
-/* The logit lens: a table of what each layer would say comes next. */
+/* The logit lens: a table of the next tokens that the model would guess after each layer. */
 
 const GUESSES = 4;
 
@@ -13,8 +13,8 @@ function showLens({ rows, model, tokens, at }) {
     piece(model.pieces[tokens[at]]),
     "?",
     ...(next === undefined
-      ? [" Nothing yet: it is the last one."]
-      : [" In the text it is ", piece(model.pieces[next]), ", framed below."]),
+      ? [" Nothing yet: it is the last token."]
+      : [" In the text it is ", piece(model.pieces[next]), ", which has a frame in the table."]),
   );
   const guess = ([id, chance]) =>
     element(
@@ -35,7 +35,7 @@ function showLens({ rows, model, tokens, at }) {
       element(
         "tr",
         {},
-        element("th", { scope: "col" }, "asked"),
+        element("th", { scope: "col" }, "when asked"),
         element("th", { scope: "col" }, "likeliest"),
         ["second", "third", "fourth"].map((words) => element("th", { scope: "col" }, words)),
       ),
@@ -50,7 +50,7 @@ function showLens({ rows, model, tokens, at }) {
           element(
             "th",
             { scope: "row" },
-            l === rows.length - 1 ? `${places[l]}: the answer` : places[l],
+            l === rows.length - 1 ? `${places[l]}: the final guess` : places[l],
           ),
           row.map(guess),
         ),

@@ -1,13 +1,13 @@
-/* Starts the page: opens the model, connects its parts, and reads the address. */
+/* Starts the page: opens the model, connects the parts of the page, and reads its address. */
 
-const FIRST_TOKENS = 80; // written at once when the page opens
+const FIRST_TOKENS = 80; // written when the page opens
 const MOST_FOLLOWED = 40; // tokens in the strip
 
 async function start() {
   const data = JSON.parse(byId("page-data").textContent);
   showSamples(data.samples);
   if (typeof DecompressionStream === "undefined" || typeof Worker === "undefined")
-    throw new Error("this browser is too old; one from 2023 or later runs the model");
+    throw new Error("this browser is too old; use one from 2023 or later");
   const engine = new Engine();
   const model = await engine.ask("open", { payload: byId("payload").textContent, simd: true });
   byId("kernels").textContent = model.kernels;
@@ -56,7 +56,7 @@ async function start() {
   document.documentElement.dataset.ready = "";
 }
 
-/** Writes what the address asks for, such as #prompt=Once&n=40&temperature=0. False if nothing. */
+/** Writes what the address asks for, such as #prompt=Once&n=40. False if it asks for nothing. */
 async function writeFromAddress(writing) {
   const asked = new URLSearchParams(location.hash.slice(1));
   if (!asked.has("prompt")) return false;

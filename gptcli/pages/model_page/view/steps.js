@@ -21,13 +21,13 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       "Queries, keys and values",
       [
         text(
-          "Three matrices turn the numbers of the token into three lists: the ",
+          "Three matrices turn the numbers of each token into three lists. The ",
           element("em", {}, "query"),
-          " says what it looks for, the ",
+          " says what the token looks for, the ",
           element("em", {}, "key"),
-          " what it has to offer, the ",
+          " says what it offers, and the ",
           element("em", {}, "value"),
-          " what it hands over. Every token does this.",
+          " is what other tokens get from it.",
         ),
         vector(`${subject} as it enters layer ${layer + 1}`, found.stream),
         vector("query", found.query, [head * D, (head + 1) * D]),
@@ -39,14 +39,16 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       "Splitting into heads",
       [
         text(
-          `Each list is cut into ${H} parts of ${D} numbers. Head ${head + 1} gets the framed part, and sees nothing of the others.`,
-          K < H ? ` Here ${H / K} heads share one key and one value.` : "",
+          K < H
+            ? `The query is cut into ${H} parts of ${D} numbers, the key and the value into ${K}. So ${H / K} heads share one part of the key and of the value.`
+            : `Each list is cut into ${H} parts of ${D} numbers.`,
+          ` Head ${head + 1} gets the framed parts, and does not see the others.`,
         ),
         vector(`query of head ${head + 1}`, found.rawQuery),
         ...(positions === "rotary"
           ? [
               text(
-                `${qk_norm ? "This model brings queries and keys to the same length, and turns" : "This model turns"} them by an angle that depends on their place in the text. So a head can tell how far back a key is.`,
+                `This model ${qk_norm ? "normalises queries and keys, and turns them" : "turns queries and keys"} by angles that depend on the token's place in the text. So a head can tell how far back a key is.`,
               ),
               vector(
                 `the same query, ${qk_norm ? "normalised and " : ""}turned for place ${at + 1}`,
@@ -55,7 +57,7 @@ function showSteps({ found, model, tokens, at, layer, head }) {
             ]
           : [
               text(
-                "Where a token stands in the text was added before the first layer: the model has a list of numbers for each place.",
+                "The model has a list of numbers for each place in the text. It added this list to the token's numbers before the first layer.",
               ),
             ]),
       ],
@@ -64,7 +66,7 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       "Folding batch and heads",
       [
         text(
-          `No head needs another one, so the ${H} heads are ${H} separate problems of the same shape: ${weights.length} token${weights.length === 1 ? "" : "s"} of ${D} numbers each. The computer solves them together, as one stack. (In training, the heads of many texts.)`,
+          `The heads do not need each other, so they are ${H} separate problems of the same shape: ${weights.length} token${weights.length === 1 ? "" : "s"} of ${D} numbers each. The computer solves them together, as one stack. (In training, the stack holds the heads of many texts.)`,
         ),
         element(
           "div.folded",
@@ -83,9 +85,9 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       "Scores and their scale",
       [
         text(
-          "The query is multiplied with the key of every token, number by number, and the products are added. A large sum means that they fit. Dividing by \u221a",
+          "The query is multiplied by the key of every token, number by number, and the products are added. A large sum means that the key fits the query. Dividing by \u221a",
           String(D),
-          " keeps the scores small, however long the lists are. With the token that fits best, ",
+          " keeps the scores small even if the lists are long. For the token that fits best, ",
           piece(pieceAt(most)),
           ":",
         ),
@@ -100,7 +102,7 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       "Causal mask",
       [
         text(
-          "Tokens that come later are hidden: their scores become \u2212\u221e. While the model learns, it must not peek at what it should guess.",
+          "Later tokens are hidden: their scores become \u2212\u221e. Otherwise the model could see the tokens that it should learn to guess.",
         ),
         maskTable(),
       ],
@@ -111,7 +113,7 @@ function showSteps({ found, model, tokens, at, layer, head }) {
         text(
           "Each score becomes e",
           element("sup", {}, "score"),
-          ", and all are divided by their sum. Now they are shares of 100 %: the attention that you saw above. Hidden tokens get exactly 0.",
+          ", and each result is divided by the sum of all results. This gives shares of 100 %: the attention that you saw above. Hidden tokens get exactly 0.",
         ),
         scoreTable(
           ["token", "score", "weight", ""],
@@ -121,7 +123,7 @@ function showSteps({ found, model, tokens, at, layer, head }) {
         ),
         weights.length > ROWS
           ? text(
-              `The other ${weights.length - ROWS} tokens share ${percent(1 - order.reduce((sum, s) => sum + weights[s], 0))}.`,
+              `The other ${weights.length - ROWS} tokens together get ${percent(1 - order.reduce((sum, s) => sum + weights[s], 0))}.`,
             )
           : null,
       ],
@@ -130,13 +132,13 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       "Weighted sum of the values",
       [
         text(
-          "Each value is multiplied by its weight, and everything is added up. The result is mostly the value of ",
+          "Each value is multiplied by its weight, and the products are added. The largest share comes from the value of ",
           piece(pieceAt(most)),
           ".",
         ),
         vector(`value of ${spoken(pieceAt(most))}`, found.mostValue),
         vector(
-          `${percent(weights[most - first])} of it, plus the shares of the others`,
+          `${percent(weights[most - first])} of this value, plus the shares of the others`,
           found.mixed,
         ),
       ],
@@ -145,9 +147,9 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       "Concatenation and projection",
       [
         text(
-          `The results of the ${H} heads are put side by side, and a last matrix mixes them into ${C} numbers. They are added to the numbers of ${subject}: now it knows something about what stands before it.`,
+          `The results of the ${H} heads are joined into one list, and a last matrix turns this list into ${C} numbers. These are added to the numbers of ${subject}, which now also tell something about the tokens before it.`,
         ),
-        vector(`all heads side by side`, found.all.flat(), [head * D, (head + 1) * D]),
+        vector(`results of all heads`, found.all.flat(), [head * D, (head + 1) * D]),
         vector("what is added to the token", found.projected),
       ],
     ],

@@ -1,4 +1,4 @@
-/* The strip of tokens: which one is followed, and how much it looks at each of the others. */
+/* The strip of tokens: the reader chooses one, and sees how much it looks at each of the others. */
 
 class Strip {
   /** `onFollow(at)` is called with the place of the token that the reader chose. */
@@ -60,7 +60,8 @@ class Strip {
     this.onFollow(at);
   }
 
-  /** Shows the weights of the token under the pointer, or again those of the followed one. */
+  /** Shows the weights of the token under the pointer, or those of the followed token if none
+      is. */
   point(token) {
     if (this.at === undefined || !this.weightsOf) return;
     this.draw(token ? Number(token.dataset.at) : this.at);

@@ -3,7 +3,8 @@
 const BARS = 10;
 
 class Writing {
-  /** `model` is the worker's answer to "open". `onChange(tokens)` is called when the text rests. */
+  /** `model` is the worker's answer to "open". `onChange(tokens)` is called when the text no longer
+      changes. */
   constructor(engine, model, onChange) {
     Object.assign(this, { engine, model, onChange });
     this.prompt = []; // token ids
@@ -50,7 +51,7 @@ class Writing {
     };
   }
 
-  /** The whole text: the prompt, or what a text without one starts from, and the continuation. */
+  /** The whole text: the prompt (or the start ids if it is empty), and the continuation. */
   get tokens() {
     return [...(this.prompt.length ? this.prompt : this.model.start), ...this.made];
   }
@@ -82,7 +83,7 @@ class Writing {
       byId("echo").textContent = this.decoded(this.prompt);
     }
     if (ids.length > this.prompt.length)
-      note += ` Only the first ${this.prompt.length} tokens are used.`;
+      note += ` Only the first ${this.prompt.length} tokens of your beginning are used.`;
     byId("prompt-note").textContent = note;
     this.showText();
     byId("status").textContent = "";
@@ -97,7 +98,7 @@ class Writing {
     );
   }
 
-  /** Writes the continuation anew. */
+  /** Shows the whole continuation again. */
   showText() {
     this.decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     byId("output").textContent = "";
@@ -125,7 +126,7 @@ class Writing {
     byId("output").setAttribute("data-done", "");
   }
 
-  /** Writes up to `count` tokens. `quietly`: shows them all at once. */
+  /** Writes up to `count` tokens. If `quietly`, shows them all at once at the end. */
   async write(count, quietly = false) {
     if (this.busy) return;
     this.busy = true;
@@ -169,11 +170,11 @@ class Writing {
   report(written, seconds, stopped) {
     const tokens = `${written} token${written === 1 ? "" : "s"}`;
     const speed =
-      written > 20 ? `, ${Math.round(written / seconds).toLocaleString("en")} a second` : "";
+      written > 20 ? `, ${Math.round(written / seconds).toLocaleString("en")} per second` : "";
     const why = {
       end: " The model ended its text.",
       stop: " Stopped.",
-      longest: " The text is as long as this page allows.",
+      longest: " The text has the greatest length that this page allows.",
     };
     return `Wrote ${tokens}${speed}.${why[stopped] ?? ""}`;
   }
@@ -184,7 +185,7 @@ class Writing {
     this.chosen.delete(this.made.length);
     this.showText();
     this.complete();
-    byId("status").textContent = `Took back one token; ${this.made.length} left.`;
+    byId("status").textContent = `Removed one token; ${this.made.length} are left.`;
     this.rest();
   }
 
@@ -209,7 +210,7 @@ class Writing {
     for (const bar of byId("bars").querySelectorAll("button")) bar.disabled = this.busy || full;
   }
 
-  /** The text does not change now: show what follows from it. */
+  /** Called when the text no longer changes: shows the next tokens and calls `onChange`. */
   async rest() {
     this.enable();
     await this.showNext();
@@ -256,7 +257,7 @@ class Writing {
     byId("others").textContent =
       rest > 0.0005 ? `All other tokens together: ${percent(rest)}.` : "";
     if (top.some(([, , set]) => set === 0))
-      byId("others").textContent += " Crossed out: never drawn with these settings.";
+      byId("others").textContent += " Tokens that are crossed out are never drawn with these settings.";
     this.enable();
   }
 }
