@@ -23,7 +23,7 @@ Trial = Callable[[Workshop, int, random.Random], Outcome]
 
 @dataclass(frozen=True)
 class Part:
-    """One way to try a promise."""
+    """One way to test a promise, and the numbers of its trials."""
 
     promise: str
     how: str
@@ -32,13 +32,13 @@ class Part:
     """The key in a trial's counts that the table shows as the number of trials."""
     reduced: int
     full: int
-    """The target for that count in a reduced and in a full series."""
+    """The targets for this count in a reduced series and in a full series."""
     cases: bool = False
     """If True, `reduced` and `full` are numbers of calls instead: `trial` is called once with each
     number from 0."""
 
     def target(self, full: bool, count: int | None) -> int:
-        """The count at which the part is done."""
+        """The count (or number of calls) at which the part is done."""
         if count is not None:
             return min(count, self.full) if self.cases else count
         return self.full if full else self.reduced
