@@ -109,7 +109,8 @@ def main() -> None:
             over |= share > case.most
     print(f"{header()}\n")
     print(
-        "| network | steps | without | with | checkpoints | one takes | at one a minute | limit |"
+        "| network | steps | time without checkpoints | with checkpoints | checkpoints "
+        "| time of one | share at one a minute | limit of the share |"
     )
     print("|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))

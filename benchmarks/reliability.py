@@ -32,8 +32,10 @@ def main() -> None:
     """Read the command line, run the trials that are missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
-    parser.add_argument("--full", action="store_true", help="the full counts: hours")
-    parser.add_argument("--count", type=int, help="this many trials of each part")
+    parser.add_argument(
+        "--full", action="store_true", help="run the full number of trials, which takes hours"
+    )
+    parser.add_argument("--count", type=int, help="run this number of trials of each part")
     parser.add_argument(
         "--state", type=Path, help="a file of trials, so that a later call can continue"
     )
@@ -42,10 +44,10 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, for comparison")
     asked = parser.parse_args()
     if not hasattr(os, "fork"):
-        sys.exit("this needs os.fork: Linux or macOS")
+        sys.exit("this benchmark needs os.fork: run it on Linux or macOS")
     parts = asked.parts or [name for name in PARTS if name != "nanogpt" or asked.nanogpt]
     if "nanogpt" in parts and asked.nanogpt is None:
-        parser.error("the part nanogpt needs --nanogpt")
+        parser.error("the part nanogpt needs a checkout of nanoGPT: name it with --nanogpt")
     if asked.nanogpt is not None:
         os.environ["NANOGPT"] = str(asked.nanogpt.resolve())
     targets = {name: PARTS[name].target(asked.full, asked.count) for name in PARTS if name in parts}

@@ -279,7 +279,7 @@ def build(out: Path) -> None:
         fail("zensical is not installed; `make docs` installs it, for Python 3.11 or newer")
     is_site = (out / "search.json").is_file() and (out / "index.html").is_file()
     if out.exists() and not is_site and (not out.is_dir() or any(out.iterdir())):
-        fail(f"{out} is not a site: name a new folder")
+        fail(f"{out} is not a site of the docs: name a new folder with --out")
     with tempfile.TemporaryDirectory(prefix="gptcli-site-") as name:
         work = Path(name)
         Pages(work / "pages").write()
