@@ -81,7 +81,7 @@ NAVIGATION: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ("Performance", "docs/performance.md"),
         ("Reliability", "docs/reliability.md"),
         ("Security", "SECURITY.md"),
-        ("1 to 1,024 GPUs, on paper", "docs/scaling.md"),
+        ("Predictions for many GPUs", "docs/scaling.md"),
         ("All measurements", "benchmarks/RESULTS.md"),
         ("How settings are chosen", "benchmarks/DIAL.md"),
         ("Is a run ever lost?", "benchmarks/RELIABILITY.md"),
