@@ -1,4 +1,4 @@
-# make train | make test | make install; the README explains how to work without make.
+# Main targets: make install, make train, make test. The README explains how to work without make.
 PYTHON ?= python3
 unexport PYTHONDONTWRITEBYTECODE
 BIN = .venv/bin
@@ -22,7 +22,7 @@ train: $(STAMP)
 	$(BIN)/gptcli train
 	$(BIN)/gptcli sample --max-new-tokens 400
 
-# Gives the same answer every time: no random examples, no clocks. Python keeps the compiled modules,
+# Has the same result every time: no random examples, no timed tests. Python keeps the compiled modules,
 # because hundreds of processes import them.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -49,18 +49,19 @@ $(DOCS): $(STAMP)
 docs: $(DOCS)
 	$(BIN)/python docs/build_site.py
 
-# Builds the site and opens it in Chromium; runs every command and program of the docs, as far as what they need
-# is installed (`make programs` installs all).
+# Builds the site and opens it in Chromium. Runs every command and program of the docs, if the packages that it
+# needs are installed (`make programs` installs them).
 docs-check: $(DOCS)
 	$(BIN)/python -m pytest -n 2 tests/docs
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow tests/docs
 
-# Installs what draws pictures: a terminal, playwright and Pillow, matplotlib.
+# Installs the packages that draw pictures: pyte (a terminal), playwright, Pillow and matplotlib.
 $(PICTURES): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,pictures]'
 	@touch $@
 
-# Draws every picture of the docs from the commands that it shows. Needs Chromium; trains runs in build/pictures.
+# Draws every picture of the docs from the commands that the picture shows. Needs Chromium. Trains runs in
+# build/pictures.
 pictures: $(PICTURES)
 	$(BIN)/python docs/pictures.py
 
@@ -68,48 +69,51 @@ $(RELEASE): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,release]'
 	@touch $@
 
-# Installs the built wheel in an empty environment, outside the checkout, by pip and by uvx. Needs the package index.
+# Installs the built wheel in an empty environment outside the checkout, with pip and with uvx. Needs the package
+# index.
 wheel-check: $(RELEASE)
 	$(BIN)/python tests/wheel_check.py
 
-# Random examples for every property test, then random inputs for every parser (FUZZ=2000000 for a
-# night). Failing examples are saved: as a patch in .hypothesis/patches, and in tests/fuzz/found.txt.
+# Tests with random examples for every property test, then with random inputs for every parser
+# (FUZZ=2000000 takes a night). Saves failing examples as patches in .hypothesis/patches, and failing inputs
+# in tests/fuzz/found.txt.
 FUZZ ?= 200000
 fuzz: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=random
 	$(BIN)/python -m tests.fuzz.run --count $(FUZZ)
 
-# The tests that `make test` leaves out or shortens: those that take seconds each, every moment at
-# which a save can be killed or fail, and every wrong file of every style. gptcli starts as a fresh
-# process; `make test` forks one. Takes most of an hour.
+# Runs the tests that `make test` leaves out or shortens: tests that take seconds each, every moment at
+# which a save can be killed or fail, and every wrong file of every style. Here gptcli starts as a new
+# process, but `make test` forks one. Takes most of an hour.
 slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
 
-# What needs other programs, a browser or several processes, with the slow tests of each.
+# Runs the tests that need other programs, a browser or several processes, with their slow tests.
 interop: programs browser ranks
 
-# Installs what exports are made for, OpenAI's client, Jupyter and playwright.
+# Installs the programs that read exports, OpenAI's client, Jupyter and playwright.
 $(INTEROP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,interop]'
 	@touch $@
 
-# Runs the tests with the programs that exports are made for, with Jupyter, and with OpenAI's client.
+# Runs the slow tests that use these programs, Jupyter and OpenAI's client.
 programs: $(INTEROP)
 	$(BIN)/python -m pytest -n 2 --slow tests/interop tests/serving tests/api/test_api_notebook.py
 
-# Opens pages in Chromium or Chrome, with playwright, and with axe-core if there is npm. Debian's packages: chromium fonts-dejavu nodejs npm.
+# Opens pages in Chromium or Chrome with playwright, and tests them with axe-core if npm is installed. Debian's
+# packages: chromium fonts-dejavu nodejs npm.
 browser: $(INTEROP)
 	if command -v npm > /dev/null; then npm install --silent --no-save --prefix build/axe axe-core@4; fi
 	$(BIN)/python -m pytest -n 2 --slow tests/pages tests/serving/test_serving_page.py
 
-# Trains in two and four processes, kills them, and joins two network namespaces (as root).
+# Trains in two and four processes, kills processes, and trains across two network namespaces (as root).
 ranks: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --slow tests/distributed
 
 check: test lint types wheel-check
 
-# Tries every promise about runs and files many times: in under ten minutes, or (soak) with the full
-# counts, which can be stopped and continued.
+# Tests every promise about runs and files many times. `make reliability` takes under ten minutes. `make soak`
+# makes the full number of trials, and can be stopped and continued.
 reliability: $(STAMP)
 	$(BIN)/python -m benchmarks.reliability
 

@@ -2,8 +2,8 @@
 
     python benchmarks/against_llama_cpp.py --llama-cpp ../llama.cpp
 
-GPT-2's architecture with random weights, one stream, no prompt: new tokens per second of
-`gptcli sample`'s streams, which also choose each token, and of `llama-bench` (tg), which does not.
+Both compute GPT-2's architecture with random weights, in one stream without a prompt. The result is
+new tokens per second. `gptcli sample` also chooses each token; `llama-bench` (tg) does not.
 llama.cpp is the user's checkout of https://github.com/ggml-org/llama.cpp. Build it first: `cmake -B
 build && cmake --build build --target llama-bench`. llama.cpp's `gguf` package writes the weights.
 """
@@ -22,7 +22,7 @@ from typing import Any
 from sampling import SHAPES, other
 
 PRECISIONS = (("float32", "F32"), ("bfloat16", "BF16"), ("int8", "Q8_0"))
-NEW = {"0.8 M": 64, "10.65 M": 250, "124 M": 100}  # tokens; all within the context
+NEW = {"0.8 M": 64, "10.65 M": 250, "124 M": 100}  # tokens, fewer than the context length
 
 
 def main() -> None:
@@ -66,7 +66,8 @@ def theirs(weights: Path, new: int, llama_cpp: Path, threads: int) -> float:
 
 
 def write_gguf(path: Path, sizes: dict[str, int], kind: str, llama_cpp: Path) -> None:
-    """GPT-2 of this shape with random weights, its matrices in the precision `kind`."""
+    """Write a GGUF file: GPT-2 of this shape with random weights, its matrices in precision
+    `kind`."""
     sys.path.insert(0, str(llama_cpp / "gguf-py"))
     import gguf  # type: ignore[import-not-found]
     import numpy as np

@@ -3,11 +3,11 @@
     python benchmarks/against_nanogpt.py --nanogpt ../nanoGPT steps
     python benchmarks/against_nanogpt.py --nanogpt ../nanoGPT loss --text tinyshakespeare.txt
 
-`steps`: tokens per second of a whole training step (forward, backward, clipping, AdamW) of the same
-GPT-2 shape on random tokens: nanoGPT unchanged, eager and in float32; gptcli with the dtype and
-engine that `gptcli train` chooses.
-`loss`: wall time of whole processes until the loss on the full validation split is 1.898, which
-nanoGPT's CPU preset reaches at its end. gptcli uses the config `shakespeare-speedrun`.
+`steps`: tokens per second of a whole training step (forward, backward, clipping, AdamW). Both sides
+have the same GPT-2 shape and random tokens. nanoGPT is unchanged, eager and in float32. gptcli uses
+the dtype and engine that `gptcli train` chooses. `loss`: wall time of whole processes that train to
+a loss of 1.898 on the full validation split. This is the final loss of nanoGPT's CPU preset. gptcli
+uses the config `shakespeare-speedrun`.
 
 nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
 """
@@ -34,7 +34,7 @@ VOCABULARY = 65
 
 
 def main() -> None:
-    """Read the command line; run one side, or both in turn."""
+    """Read the command line, then run one side, or both in turn."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("steps", "loss"))
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def steps(nanogpt: Path, rounds: int) -> None:
-    """A table of tokens per second, medians of alternating rounds."""
+    """Print a table of tokens per second: medians of rounds in which the sides alternate."""
     print("| shape | dropout | nanoGPT tokens/s | gptcli tokens/s | ratio |\n|---|---|---|---|---|")
     for shape, dropout in (("0.8 M", 0.0), ("0.8 M", 0.2), ("10.65 M", 0.0), ("10.65 M", 0.2)):
         found: dict[str, list[float]] = {"nanogpt": [], "gptcli": []}
@@ -78,7 +78,7 @@ def steps(nanogpt: Path, rounds: int) -> None:
 
 
 def timed(step: object, tokens: int) -> dict[str, float]:
-    """Tokens per second of the median step of about eight seconds, and the peak memory."""
+    """Tokens per second by the median of the steps in about eight seconds, and the peak memory."""
     import resource
 
     assert callable(step)
@@ -165,7 +165,7 @@ def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, 
 
 
 def to_loss(nanogpt: Path, text: Path, rounds: int) -> None:
-    """Wall time of whole processes, in turn."""
+    """Print the wall times of whole processes that train to the loss, in turn."""
     data = nanogpt / "data" / "shakespeare_char"
     if not (data / "train.bin").exists():
         (data / "input.txt").write_bytes(text.read_bytes())
@@ -203,7 +203,7 @@ def to_loss(nanogpt: Path, text: Path, rounds: int) -> None:
 
 
 def seconds_of(words: list[str], folder: Path) -> float:
-    """How long a process takes from start to end."""
+    """The wall time of a process from start to end, in seconds."""
     start = time.perf_counter()
     subprocess.run(words, cwd=folder, check=True, capture_output=True)
     return time.perf_counter() - start

@@ -5,13 +5,12 @@
     python benchmarks/checkpoint_cost.py --tiny                # a quick test of the benchmark
 
 Checkpoints: trains the same steps with and without a checkpoint every N steps, in turn, each in a
-separate process. The cost of a checkpoint is the difference of the medians, divided by the number
-of checkpoints. A sixtieth of that is its share of the time at one checkpoint a minute. The first
-steps and the save at the end of a run do not count.
-Evaluations and logging: `gptcli train` with the default config, whole processes, in turn with the
-intervals at `auto` and longer than the run. Both evaluate the last step, so the time of that
-evaluation is added.
-Run nothing else meanwhile. The exit code is 1 if a cost exceeds its limit.
+separate process. The cost of a checkpoint is the difference of the median times, divided by the
+number of checkpoints. With one checkpoint per minute, its share of the time is this cost divided by
+60 s. The first steps and the save at the end of a run do not count. Evaluations and logging: runs
+whole processes of `gptcli train` with the default config, in turn with intervals of `auto` and with
+intervals longer than the run. Both evaluate after the last step, so the time of that evaluation is
+added to the cost. Run no other programs meanwhile. The exit code is 1 if a cost exceeds its limit.
 """
 
 from __future__ import annotations
@@ -36,18 +35,20 @@ WARM_UP = 3  # steps
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its interval between checkpoints, and the limit of their cost."""
+    """A network, the interval between its checkpoints, and the limit of their cost."""
 
     overrides: tuple[str, ...]
     every: int
-    """Steps between checkpoints. They must take longer than writing a checkpoint."""
+    """The number of steps between checkpoints. These steps must take longer than writing a
+    checkpoint."""
     checkpoints: int
     most: float
-    """The largest allowed share of the time at one checkpoint a minute."""
+    """The largest allowed share of the time with one checkpoint per minute."""
 
     @property
     def steps(self) -> int:
-        """The steps of a run. The last checkpoint is written during one more interval."""
+        """The number of steps of a run: after the last checkpoint there is one more interval for
+        its writing."""
         return self.every * (self.checkpoints + 1) - 1
 
 
@@ -76,14 +77,18 @@ MOST_EVALUATING = 0.02
 
 
 def main() -> None:
-    """Read the command line; run one side, or all in turn."""
+    """Read the command line, then run one side, or all in turn."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=(*CASES, EVALUATING), help="default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--every", type=int, help="steps between checkpoints")
     parser.add_argument("--checkpoints", type=int, help="checkpoints in a run")
-    parser.add_argument("--runs", type=Path, help="a folder on the disk in question; else TMPDIR")
-    parser.add_argument("--tiny", action="store_true", help="tiny shapes, to see that it works")
+    parser.add_argument(
+        "--runs", type=Path, help="a folder on the disk to measure (default: TMPDIR)"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny shapes, to test the benchmark itself"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
@@ -104,7 +109,8 @@ def main() -> None:
             over |= share > case.most
     print(f"{header()}\n")
     print(
-        "| network | steps | without | with | checkpoints | one takes | at one a minute | limit |"
+        "| network | steps | time without checkpoints | with checkpoints | checkpoints "
+        "| time of one | share at one a minute | limit of the share |"
     )
     print("|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
@@ -120,11 +126,12 @@ def main() -> None:
 
 
 def checkpoint_row(name: str, case: Case, rounds: int, runs: Path | None) -> tuple[str, float]:
-    """A row of the table, and the share of the time at one checkpoint a minute."""
+    """A row of the table, and the share of the time with one checkpoint per minute."""
     found: dict[str, list[float]] = {"without": [], "with": []}
     saved = 0
     for number in range(rounds):
-        # Each side comes first equally often, so a machine that slows down favours neither.
+        # Each side comes first equally often. So a machine that slows down does not favour one
+        # side.
         for side in ("without", "with") if number % 2 == 0 else ("with", "without"):
             told = one(case, side == "with", runs)
             found[side].append(told["seconds"])
@@ -142,14 +149,15 @@ def checkpoint_row(name: str, case: Case, rounds: int, runs: Path | None) -> tup
 
 
 def one(case: Case, saving: bool, runs: Path | None) -> dict[str, float]:
-    """`train_one` in a separate process."""
+    """Run `train_one` in a separate process and return its result."""
     words = [sys.executable, __file__, "--one"]
     words.append(json.dumps({"case": asdict(case), "saving": saving, "runs": str(runs or "")}))
     return dict(json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout))
 
 
 def train_one(case: dict, saving: bool, runs: str) -> dict[str, float]:
-    """Seconds from the end of the warm-up to the end of the last step; the checkpoints in them."""
+    """The seconds from the end of the warm-up to the end of the last step, and the number of
+    checkpoints in this time."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line sets it
     sys.path.insert(0, str(ROOT))
     from gptcli.config_files import parse_config
@@ -189,7 +197,7 @@ def train_one(case: dict, saving: bool, runs: str) -> dict[str, float]:
 
 
 def evaluating_row(rounds: int, runs: Path | None, tiny: bool) -> tuple[str, float]:
-    """A row of the table, and the share of the time."""
+    """A row of the table, and the share of the time that evaluations and logging take."""
     sides = {
         "auto": ("train.eval_every=auto", "train.log_every=auto"),
         "never": (f"train.eval_every={NEVER}", f"train.log_every={NEVER}"),

@@ -2,9 +2,9 @@
 
     python benchmarks/cost.py [--plot cost.svg]
 
-Measures steps of many shapes on this machine, fits the prices of gptcli.training.cost by least
-squares of the relative errors (none below zero), and prints them with the errors of shapes that the
-fit has not seen. The plot needs matplotlib.
+The program measures steps of many shapes on this machine. It fits the prices of
+gptcli.training.cost by least squares of the relative errors, with no price below zero. It prints
+the prices, and the errors also for shapes that the fit has not seen. The plot needs matplotlib.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measured(shape: tuple[int, ...]) -> dict:
-    """`measure` in a separate process, so that its peak memory is measured separately."""
+    """Run `measure` in a separate process, so that the peak memory is only that of this shape."""
     words = [sys.executable, __file__, "--one", json.dumps(shape)]
     out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     print(out.strip(), file=sys.stderr)
@@ -64,7 +64,8 @@ def measured(shape: tuple[int, ...]) -> dict:
 
 
 def measure(n_layer: int, n_embd: int, T: int, B: int) -> dict:
-    """Seconds of a step, peak memory beyond the libraries', and the rules' inputs."""
+    """The seconds of a step, its peak memory without that of the libraries, and the inputs of the
+    rules."""
     import resource
 
     import torch
@@ -97,13 +98,13 @@ def measure(n_layer: int, n_embd: int, T: int, B: int) -> dict:
 
 
 def config_of(Config: type, n_layer: int, n_embd: int, T: int, B: int) -> object:
-    """The config of a modern network of that shape, with heads 64 wide."""
+    """The config of a modern network of this shape, with heads of width 64."""
     model = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // 64, "block_size": T}
     return Config.model_validate({"model": model, "train": {"batch_size": B}})
 
 
 def fit(seen: list[dict]) -> dict[str, float]:
-    """Prices that make the rule's relative errors small: non-negative least squares."""
+    """The prices with the smallest relative errors of the rule, by non-negative least squares."""
     import numpy as np
 
     kinds = list(seen[0]["counts"])

@@ -1,8 +1,8 @@
-"""Prints and plots the runs behind `--minutes`: loss against size at equal time.
+"""Prints and plots the runs behind the choices of `--minutes`: loss against size at equal time.
 
     python benchmarks/dial.py [--plot docs/dial.svg]
 
-RUNS are measured losses. This command repeats one of them:
+RUNS holds runs with their measured losses. This command repeats one run:
     gptcli train model.n_layer=L model.n_embd=C model.n_head=C/64 model.block_size=T \
         train.batch_size=B train.max_steps=N model.dropout=P train.eval_every=N
 The plot needs matplotlib (extra `pictures`).
@@ -49,7 +49,7 @@ CHARACTERS = 1_140_545
 
 
 def main() -> None:
-    """Print the table; draw."""
+    """Print the table, and draw the plot if --plot names a file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def budget(run: tuple[float, ...]) -> float:
-    """Seconds of the run's steps according to gptcli.training.cost."""
+    """The seconds of the run's steps, as gptcli.training.cost estimates them."""
     n_layer, n_embd, T, B, steps, *_ = run
     model = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // 64, "block_size": T}
     config = Config.model_validate({"model": model, "train": {"batch_size": B}})
@@ -75,9 +75,8 @@ def budget(run: tuple[float, ...]) -> float:
 
 
 def draw(path: Path) -> None:
-    """Plot loss against size. Times differ in mark and colour; hollow marks have dropout.
-
-    The same runs give the same file."""
+    """Plot loss against size. Marks and colours show the time, and hollow marks are runs with
+    dropout. The same runs give the same file."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,4 +1,4 @@
-"""Tests and measures gptcli on an NVIDIA GPU, beside nanoGPT; takes less than eight minutes.
+"""Tests gptcli on an NVIDIA GPU and compares it with nanoGPT, in less than eight minutes.
 
     python benchmarks/gpu.py --nanogpt ../nanoGPT --text tinyshakespeare.txt --json gpu.json
 
@@ -42,7 +42,7 @@ TARGET = 1.4697
 PEAK = 989.4e12
 SIZES = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024}
 LIMITS = {"tests": 150, "train": 90, "step": 170, "bench": 90, "sample": 80}
-"""Seconds after which a part is ended."""
+"""The time limit of each part, in seconds."""
 TESTS = (
     "tests/training/test_training_recorded_passes.py",
     "tests/sampling/test_sampling_graph_streams.py",
@@ -52,7 +52,7 @@ Found = dict[str, Any]
 
 
 def main() -> None:
-    """Read the command line; run one part, or all in turn."""
+    """Read the command line, then run one part, or all in turn."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--text", type=Path, help="tiny Shakespeare, for `train`")
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def machine() -> Found:
-    """The GPU, the processor and the versions."""
+    """The names of the GPU and the processor, and the versions of the programs."""
     import torch
 
     found: Found = {"torch": torch.__version__, "python": sys.version.split()[0]}
@@ -90,7 +90,7 @@ def machine() -> Found:
 
 
 def in_a_process(name: str, asked: argparse.Namespace) -> Found:
-    """The result of a part, or what went wrong."""
+    """Run a part in a process, and return its result or an error."""
     words = [sys.executable, __file__, "--part", name, "--batch", str(asked.batch)]
     for option in ("nanogpt", "text"):
         if (path := getattr(asked, option)) is not None:
@@ -111,7 +111,7 @@ def in_a_process(name: str, asked: argparse.Namespace) -> Found:
 
 
 def report(found: Found) -> None:
-    """Print what a part has found so far; the last line counts."""
+    """Print the result of a part so far. The last printed line counts."""
     print(json.dumps(found), flush=True)
 
 
@@ -119,7 +119,7 @@ def report(found: Found) -> None:
 
 
 def tests(asked: argparse.Namespace) -> Found:
-    """Run the tests that need a GPU."""
+    """Run the tests that need a GPU, and report how many passed."""
     words = [
         sys.executable,
         "-m",
@@ -157,7 +157,7 @@ def train(asked: argparse.Namespace) -> Found:
 
 
 def step(asked: argparse.Namespace) -> Found:
-    """A training step of both sides, in turn."""
+    """Measure a training step of both sides, in turn."""
     sides: dict[str, Callable[[], None]] = {"gptcli": our_step(asked.batch)}
     notes = {}
     if asked.nanogpt:
@@ -195,7 +195,7 @@ def step(asked: argparse.Namespace) -> Found:
 
 
 def bench(asked: argparse.Namespace) -> Found:
-    """What `gptcli bench` says of GPT-2 124M."""
+    """Measure GPT-2 124M with `gptcli bench`."""
     words = [sys.executable, "-m", "gptcli", "bench", "gpt2-124m", "--json"]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
@@ -205,7 +205,7 @@ def bench(asked: argparse.Namespace) -> Found:
 
 
 def sample(asked: argparse.Namespace) -> Found:
-    """New tokens per second of all streams together, from a prompt of one token."""
+    """Measure new tokens per second of all streams together, after a prompt of one token."""
     found: Found = {}
     for streams, count, name in (
         (1, 400, "gptcli"),
@@ -248,7 +248,8 @@ PARTS: dict[str, Callable[[argparse.Namespace], Found]] = {
 
 
 def our_step(batch: int) -> Callable[[], None]:
-    """One step as gptcli's training loop does it, which reads loss and norm of each step."""
+    """A function that makes one step as gptcli's training loop does, and reads its loss and
+    norm."""
     import itertools
 
     import torch
@@ -297,7 +298,7 @@ def our_step(batch: int) -> Callable[[], None]:
 
 
 def our_sampling(streams: int) -> Callable[[int], None]:
-    """Sampling of GPT-2 124M in bfloat16 as `gptcli sample` does it."""
+    """A function that samples from GPT-2 124M in bfloat16 as `gptcli sample` does."""
     import torch
 
     from gptcli.config import ModelConfig
@@ -340,7 +341,7 @@ def their_model(path: Path) -> Any:
 
 
 def their_step(batch: int, path: Path) -> Callable[[], None]:
-    """One step as nanoGPT's train.py does it on a GPU, compiled."""
+    """A function that makes one compiled step as nanoGPT's train.py does on a GPU."""
     import torch
 
     model = their_model(path)
@@ -362,7 +363,8 @@ def their_step(batch: int, path: Path) -> Callable[[], None]:
 
 
 def their_sampling(streams: int, path: Path, *, compiled: bool) -> Callable[[int], None]:
-    """Sampling as nanoGPT's sample.py does it; compiled for any length of the text."""
+    """A function that samples as nanoGPT's sample.py does. If compiled, it works for any length of
+    the text."""
     import torch
 
     model = their_model(path).eval()
@@ -397,7 +399,7 @@ def flops_per_token() -> float:
 
 
 def now() -> float:
-    """Seconds on a clock, read after the GPU has finished its work."""
+    """The time of a clock in seconds, read after the GPU has finished its work."""
     import torch
 
     torch.cuda.synchronize()

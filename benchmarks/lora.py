@@ -2,9 +2,10 @@
 
     python benchmarks/lora.py [--large] [--rank 8] [--seconds 10]
 
-Folded is what gptcli does (gptcli.training.adapters), by the C library and by PyTorch. Applied is
-what peft does: the forward pass computes W x + s B (A x), so that the backward pass skips the
-gradients of W. The three take turns, step by step; the figures are medians.
+gptcli folds the adapters into the weights (gptcli.training.adapters), with the C library or with
+PyTorch. peft applies them beside the weights: its forward pass computes W x + s B (A x), so its
+backward pass need not compute the gradients of W. The three kinds of step take turns, and the
+figures are medians.
 """
 
 from __future__ import annotations
@@ -43,21 +44,21 @@ class Applied(nn.Module):
         self.B = nn.Parameter(torch.zeros(outputs, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = x.dtype  # A and B stay float32, and are rounded for the passes
+        dtype = x.dtype  # A and B stay float32, so they are rounded here for the passes
         low = F.linear(x, self.A.to(dtype))
         found: Tensor = self.layer(x) + F.linear(low, self.B.to(dtype)) * self.scale
         return found
 
 
 def project(attention: CausalSelfAttention, x: Tensor, kept: object = None) -> Tensor:
-    """CausalSelfAttention.project, but it calls the three layers."""
+    """Like CausalSelfAttention.project, but it calls the three layers."""
     layers = (attention.query, attention.key, attention.value)
     heads = attention.n_head + 2 * attention.n_kv_head
     return torch.cat([layer(x) for layer in layers], dim=-1).view(*x.shape[:2], heads, -1)
 
 
 def applied_step(model: ModelConfig, lora: LoraConfig, dtype: torch.dtype) -> Callable[..., None]:
-    """A step of a model with applied adapters."""
+    """A function that makes a step of a model with applied adapters."""
     gpt = GPT(model, VOCABULARY)
     for p in gpt.parameters():
         p.requires_grad_(False)
@@ -87,7 +88,7 @@ def applied_step(model: ModelConfig, lora: LoraConfig, dtype: torch.dtype) -> Ca
 def folded_step(
     model: ModelConfig, lora: LoraConfig, dtype: torch.dtype, engine: str, batch: int
 ) -> Callable[..., None]:
-    """A step of gptcli's own training."""
+    """A function that makes a step of gptcli's own training."""
     state = TrainingState(
         model,
         TrainConfig(lora=lora, batch_size=batch),

@@ -1,4 +1,4 @@
-"""One line about the machine that ran a benchmark."""
+"""Describes the machine that runs a benchmark in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def header() -> str:
-    """Date, machine, versions, command."""
+    """A line with the date, the machine, the versions and the command."""
     import torch
 
     cpu = platform.processor() or platform.machine()

@@ -1,21 +1,21 @@
-"""Measures processes that share a training on this machine, beside what `gptcli plan` predicts.
+"""Measures processes that share a training, and compares them with predictions of `gptcli plan`.
 
-    python -m benchmarks.ranks --rounds 3            # about six minutes; nothing else may run
+    python -m benchmarks.ranks --rounds 3            # about six minutes; run no other programs
 
-10.65 million parameters (configs/shakespeare-gpu.yaml as gpt2, with AdamW and no dropout), PyTorch
-in every process. In turn:
+The network has 10.65 million parameters (configs/shakespeare-gpu.yaml as gpt2, with AdamW and no
+dropout). Every process uses PyTorch. These run in turn:
 
 | name | processes, threads of each |
 |---|---|
 | 1x1, 1x2 | one process |
 | 2x1 ddp, 2x1 fsdp, 4x1 ddp, 4x1 fsdp | ranks, started as torchrun starts them |
-| 2x1 alone, 4x1 alone | as many processes, each alone on a rank's share: no traffic |
+| 2x1 alone, 4x1 alone | as many processes, each computes a rank's share without traffic |
 
 The time of a step is the median of all rounds, without the first steps. A rank computes the same in
-"alone" and "ddp", so the difference is what sharing costs: traffic, and waiting for slower ranks.
-Beside it: an all-reduce of the same bytes, with nothing else to do. The last column is what other
-programs used of the processor meanwhile; on Linux, a session of higher priority keeps them from
-disturbing: `echo -20 > /proc/self/autogroup` as root.
+"alone" and "ddp", so the difference is the time for traffic and for waiting for slower ranks. For
+comparison, the program measures an all-reduce of the same bytes without other work. The last column
+is the share of the processor that other programs used at the same time. On Linux, give the session
+a higher priority so that they disturb less: `echo -20 > /proc/self/autogroup` as root.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from benchmarks.machine import header
 
 SKIPPED = 3  # steps
 Round = tuple[float, list[float]]
-"""The share of the processor that others used, and the seconds of the steps."""
+"""The share of the processor that other programs used, and the seconds of each step."""
 ALL = ("1x1", "1x2", "2x1 ddp", "2x1 fsdp", "2x1 alone", "4x1 ddp", "4x1 fsdp", "4x1 alone")
 MODEL = ("shakespeare-gpu", "model.arch=gpt2", "model.dropout=0", "train.optimizer=adamw",
          "train.eval_every=100000", "train.sample_every=0", "train.checkpoint_every=100000",
@@ -50,7 +50,7 @@ MODEL = ("shakespeare-gpu", "model.arch=gpt2", "model.dropout=0", "train.optimiz
 
 
 def words_of(name: str, batch: int, accum: int, steps: int, dtype: str) -> list[str]:
-    """The settings of a training."""
+    """The command-line words with the settings of a training."""
     ranks = int(name[0])
     own = accum // ranks if name.endswith("alone") else accum
     return [*MODEL, f"train.batch_size={batch}", f"train.grad_accum={own}",
@@ -59,9 +59,9 @@ def words_of(name: str, batch: int, accum: int, steps: int, dtype: str) -> list[
 
 
 def times(name: str, words: list[str], folder: Path) -> tuple[list[float], float]:
-    """Seconds of each step but the first ones; of the slowest process, if they train alone.
-
-    Also returns the share of the processor's time that other programs used meanwhile."""
+    """The seconds of each step without the first steps. If the processes train alone, these are the
+    times of the slowest process. Also returns the share of the processor time that other programs
+    used."""
     before, begun = _busy(), time.perf_counter()
     ranks, alone = int(name[0]), name.endswith("alone")
     runs = [folder / f"run-{number if alone else 0}" for number in range(ranks)]
@@ -71,7 +71,7 @@ def times(name: str, words: list[str], folder: Path) -> tuple[list[float], float
     trainings = []
     for rank, run in enumerate(runs):
         variables = {**os.environ, "OMP_NUM_THREADS": name[2], "GLOO_SOCKET_IFNAME": "lo"}
-        if ranks > 1 and not alone:  # what torchrun sets
+        if ranks > 1 and not alone:  # the variables that torchrun sets
             variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                           "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
                           "MASTER_PORT": str(port)}  # fmt: skip
@@ -109,7 +109,7 @@ def _seconds(run: Path) -> list[float]:
 
 
 def all_reduce(ranks: int, numbers: int) -> float:
-    """Seconds of an all-reduce of so many float32 numbers over Gloo: the median of several."""
+    """The median seconds of an all-reduce of this number of float32 values over Gloo."""
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
         with context.Pool(ranks) as pool:
@@ -137,7 +137,8 @@ def _reduce(rank: int, ranks: int, numbers: int, store: str) -> float:
 
 
 def predicted(name: str, words: list[str]) -> tuple[float, int]:
-    """The seconds of a step that `gptcli plan --gpu zen4` predicts, and the parameters."""
+    """The seconds of a step that `gptcli plan --gpu zen4` predicts, and the number of
+    parameters."""
     import torch
 
     from gptcli.cli.train_arguments import config_of_arguments
@@ -145,7 +146,7 @@ def predicted(name: str, words: list[str]) -> tuple[float, int]:
     from gptcli.model.gpt import GPT, count_parameters
 
     config = config_of_arguments(words)
-    vocab_size = 65  # of the shipped text
+    vocab_size = 65  # about the number of characters in the text
     with torch.device("meta"):
         parameters = count_parameters(GPT(config.model, vocab_size)).total
     parallel = config.run.parallel
@@ -162,7 +163,9 @@ def main() -> None:
     parser.add_argument("--accum", type=int, default=4, help="forward passes in a step")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--only", nargs="+", choices=ALL, default=ALL)
-    parser.add_argument("--state", type=Path, help="a file of measurements, to continue")
+    parser.add_argument(
+        "--state", type=Path, help="a file of measurements, so that a later call can continue"
+    )
     asked = parser.parse_args()
     measured: dict[str, list[Round]] = defaultdict(list)
     known = asked.state.read_text() if asked.state and asked.state.exists() else ""

@@ -1,9 +1,10 @@
 """Measures how fast token shards are read: `python benchmarks/reader.py FOLDER|URL`.
 
-It writes shards of random ids to FOLDER or to the URL, if nothing is there, and reads them as a
-training does: in blocks that are verified, with read-ahead, in the order of a run. Each process
-reads another part of the order, as the ranks of a node do. Nothing else runs. The page cache holds
-the shards, so this is the speed of the reader and not that of a disk.
+If FOLDER or the URL is empty, the program first writes shards of random ids there. Then it reads
+the shards as a training does: it verifies each block, reads ahead, and follows the order of a run.
+Each process reads another part of the order, like the ranks of a node. Run no other programs
+meanwhile. The shards are in the page cache, so the result is the speed of the reader and not of a
+disk.
 
 | figure | what is read |
 |---|---|
@@ -11,8 +12,8 @@ the shards, so this is the speed of the reader and not that of a disk.
 | windows | the sequences of a run in its order, as token ids of 2 bytes |
 | batches | what the network gets: inputs and targets as int64, eight times as many bytes each |
 
-GB/s counts the tokens' 2 bytes in the shards, and all processes together. A second of a core is
-processor time, which other programs on the machine change less.
+GB/s counts 2 bytes for each token, and adds up all processes. "A second of a core" is a second of
+processor time. Other programs on the machine change it less than the wall time.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ BLOCK_SIZE, ROWS = 1024, 32
 
 
 def write(place: str, gigabytes: float) -> None:
-    """Shards of random token ids, if there are none."""
+    """Write shards of random token ids, if there are none."""
     tokenizer = build_tokenizer("gpt2", 0, lambda: iter(()))
     generator = np.random.default_rng(0)
     chunks = (
@@ -54,12 +55,13 @@ def write(place: str, gigabytes: float) -> None:
 def rate(
     place: str, what: str, process: int, processes: int, seconds: float
 ) -> tuple[float, float]:
-    """Bytes of tokens per second that one of several processes reads; and per second of a core."""
+    """The bytes of tokens that one of several processes reads per second, and per second of
+    processor time."""
     data = DataConfig(source=place, val_fraction=0.0)
     tokens = open_corpus(data, kind="gpt2", vocab_size=0, block_size=BLOCK_SIZE).train
     read = {"blocks": _blocks, "windows": _windows, "batches": _batches}[what]
     once = read(tokens, process, processes)
-    once()  # reads the first pool
+    once()  # reads the first pool, which does not count
     begun, used, done = time.perf_counter(), time.process_time(), 0
     while (passed := time.perf_counter() - begun) < seconds:
         done += once()

@@ -4,11 +4,10 @@
     python -m benchmarks.reliability --full --state soak.jsonl  # hours, in parts
     python -m benchmarks.reliability --parts kills signals --nanogpt ../nanoGPT
 
-Each trial is one line of the --state file, so a long series can be stopped and continued. A trial
-depends only on its part and number, except for the moment at which a signal reaches a process, so
-a failure can be repeated. The series ends with a table. The exit code is 1 if anything failed.
-Other benchmarks measure speed and cost. nanoGPT is the user's checkout of
-https://github.com/karpathy/nanoGPT.
+Each trial is one line of the --state file, so you can stop and continue a long series. A trial
+depends only on its part and number, and on the moment at which a signal reaches a process. So you
+can repeat almost every failure. The series ends with a table. The exit code is 1 if a trial failed.
+nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
 """
 
 from __future__ import annotations
@@ -33,18 +32,22 @@ def main() -> None:
     """Read the command line, run the trials that are missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
-    parser.add_argument("--full", action="store_true", help="the full counts: hours")
-    parser.add_argument("--count", type=int, help="this many trials of each part")
-    parser.add_argument("--state", type=Path, help="a file of trials, to continue")
+    parser.add_argument(
+        "--full", action="store_true", help="run the full number of trials, which takes hours"
+    )
+    parser.add_argument("--count", type=int, help="run this number of trials of each part")
+    parser.add_argument(
+        "--state", type=Path, help="a file of trials, so that a later call can continue"
+    )
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, for comparison")
     asked = parser.parse_args()
     if not hasattr(os, "fork"):
-        sys.exit("this needs os.fork: Linux or macOS")
+        sys.exit("this benchmark needs os.fork: run it on Linux or macOS")
     parts = asked.parts or [name for name in PARTS if name != "nanogpt" or asked.nanogpt]
     if "nanogpt" in parts and asked.nanogpt is None:
-        parser.error("the part nanogpt needs --nanogpt")
+        parser.error("the part nanogpt needs a checkout of nanoGPT: name it with --nanogpt")
     if asked.nanogpt is not None:
         os.environ["NANOGPT"] = str(asked.nanogpt.resolve())
     targets = {name: PARTS[name].target(asked.full, asked.count) for name in PARTS if name in parts}
@@ -78,7 +81,7 @@ def work(
     job: int, asked: argparse.Namespace, targets: dict[str, int], state: Path, folder: Path
 ) -> None:
     """Run every trial whose number modulo the number of jobs is `job`, until all jobs together have
-    run enough."""
+    reached the target."""
     mine = folder / f"job-{job}"
     mine.mkdir()
     shop = Workshop(mine)
@@ -93,7 +96,9 @@ def work(
                 chance = random.Random(f"{asked.seed} {name} {trial}")
                 outcome = part.trial(shop, trial, chance)
                 record = {"part": name, "trial": trial, **vars(outcome)}
-                with state.open("a", encoding="utf-8") as file:  # one write: jobs do not mix
+                with state.open(
+                    "a", encoding="utf-8"
+                ) as file:  # one write, so that lines do not mix
                     file.write(json.dumps(record) + "\n")
                 for failure in outcome.failures:
                     print(f"FAILED {name}: {failure}", file=sys.stderr, flush=True)
@@ -101,7 +106,7 @@ def work(
 
 
 def read(state: Path) -> list[dict[str, Any]]:
-    """The trials in the file, one per line."""
+    """The trials in the state file, which has one trial per line."""
     lines = state.read_text("utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 

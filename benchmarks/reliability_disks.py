@@ -22,7 +22,7 @@ SHORT = (0, 1, 2, 3, 7, 64, 100, 1000)
 
 
 def kills_at_each_operation(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A story, killed between any two of its operations, or within each of its writes."""
+    """Kill a story (a kind of save) before each of its operations, or within each of its writes."""
     story, half = STORIES[trial // 2], trial % 2 == 1
 
     def body(folder: Path) -> Iterator[object]:
@@ -34,8 +34,8 @@ def kills_at_each_operation(shop: Workshop, trial: int, chance: random.Random) -
 
 
 def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A story, and every tree that a power cut can leave; if there are too many, a new sample in
-    each trial."""
+    """Test every file tree that a power cut in a story can leave. If there are too many, test a new
+    sample in each trial."""
     story, seed = STORIES[trial % len(STORIES)], trial // len(STORIES)
 
     def tried(folder: Path) -> Outcome:
@@ -54,8 +54,8 @@ def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A story in which each operation fails in turn: once with each error, or with all operations
-    after it."""
+    """Let each operation of a story fail in turn, once with each error, or together with all later
+    operations."""
     story, for_good = STORIES[trial // 2], trial % 2 == 1
     fail = (
         disk_fault_trials.failing_for_good
@@ -70,7 +70,7 @@ def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Out
 
 
 def full_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Saves with writes of only a few bytes, with limits of the system, or on a full tmpfs."""
+    """Save with writes of only a few bytes, with limits of the system, or on a full tmpfs."""
     if trial < len(SHORT):
         size = SHORT[trial]
         return _counted(

@@ -15,11 +15,11 @@ from benchmarks.reliability_runs import Workshop
 from tests.reliability import damage, hostile_attempts
 from tests.reliability.hostile import CASES
 
-DAMAGES = 50  # in one trial
+DAMAGES = 50  # files damaged in one trial
 HOSTILE = len(CASES)
-TARGETS = 16  # in tests/fuzz/targets.py
+TARGETS = 16  # the number of targets in tests/fuzz/targets.py
 INPUTS = 250  # in one trial of a target with share 1
-ROUNDS = 34  # 200,000 inputs
+ROUNDS = 34  # of all targets: 200,000 inputs
 
 
 def _small_run(shop: Workshop) -> Path:
@@ -41,7 +41,8 @@ def _small_run(shop: Workshop) -> Path:
 
 
 def damages(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Damage a copy of a run folder and of a token cache several times."""
+    """Damage files in copies of a run folder and of a token cache, and check that gptcli finds
+    this."""
     run = _small_run(shop)
 
     def tried(folder: Path) -> Outcome:
@@ -89,7 +90,7 @@ def hostile_folders(shop: Workshop, trial: int, chance: random.Random) -> Outcom
 
 
 def fuzzing(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Feed random inputs to one target."""
+    """Give random inputs to one target, a parser of files or names."""
     from tests.fuzz import run as fuzz  # before the fork, because Hypothesis takes long to import
 
     def tried(folder: Path) -> Outcome:

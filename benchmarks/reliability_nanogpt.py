@@ -1,7 +1,6 @@
-"""Kills nanoGPT's unchanged train.py in the same way, for comparison, at the same tiny size.
-
-nanoGPT keeps one checkpoint, which torch.save overwrites in place; here after every fifth step, as
-in gptcli. $NANOGPT names a checkout.
+"""Kills nanoGPT's unchanged train.py in the same way and at the same tiny size, for comparison.
+nanoGPT keeps one checkpoint, which torch.save overwrites in place. Here it saves after every fifth
+step, like gptcli. $NANOGPT names a checkout.
 """
 
 from __future__ import annotations
@@ -68,8 +67,8 @@ class TheirTraining(Training):
 
 
 def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A run that is killed at random times after its first checkpoint, until it is done or can no
-    longer be resumed."""
+    """Kill a run at random times after its first checkpoint, until it is done or cannot be
+    resumed."""
     outcome = Outcome()
     with tempfile.TemporaryDirectory(dir=shop.folder) as name:
         folder = Path(name)
@@ -108,7 +107,8 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def _uninterrupted(shop: Workshop, folder: Path) -> tuple[float, float]:
-    """Seconds of an undisturbed run before and after its first step; measured once."""
+    """The seconds of an undisturbed run before and after its first step, measured at the first
+    call."""
     if not hasattr(shop, "nanogpt_seconds"):
         importlib.import_module("torch._dynamo")  # nanoGPT's optimizer imports it
         training = TheirTraining(_WORDS, folder)

@@ -23,13 +23,14 @@ from benchmarks.reliability_runs import (
 from tests.training.disk_fault_trials import ERRORS
 from tests.training.faulty_disks import Refusing
 
-# In a run of this length; a few more if no checkpoint is written in the background.
+# The disk operations of such a run. It has a few more if no checkpoint is written in the
+# background.
 OPERATIONS = 294
 REFUSING = 2 * OPERATIONS
 
 
 def second_trainings(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Starts a run, and during it three more in the same folder: new, resumed, overwriting."""
+    """Start a run, and during it three more in the same folder: new, resumed and overwriting."""
     combination = trial % len(GRID)
     reference, outcome = shop.reference(combination), Outcome()
     with tempfile.TemporaryDirectory(dir=shop.folder) as name:
@@ -74,13 +75,15 @@ def _slowly() -> None:
 
 
 def refusing_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A run on a disk that refuses one operation, or one and all that follow; it is then resumed or
-    started again on a working disk."""
+    """Train on a disk that refuses one operation, or this and all later operations. Then resume the
+    run, or start it again, on a working disk."""
     combination = trial // 2 % len(GRID)
     how = in_background if trial // 2 // len(GRID) % 2 else at_once
     reference, outcome = shop.reference(combination), Outcome()
     number, for_good = chance.choice(ERRORS), trial % 2 == 1
-    count = 37 * (trial // 2) % OPERATIONS  # each once; the first few are spread over the run
+    count = (
+        37 * (trial // 2) % OPERATIONS
+    )  # each operation once, the first trials spread over the run
     outcome.about = (
         f"operation {count}{' and all after it' * for_good}: {errno.errorcode[number]}, "
         f"checkpoints {how.__name__}"

@@ -22,7 +22,7 @@ class Outcome:
     most: dict[str, float] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     about: str = ""
-    """What the trial tried, for readers of the file of trials."""
+    """What the trial did, for people who read the state file."""
 
     def count(self, what: str, by: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + by
@@ -31,7 +31,7 @@ class Outcome:
         self.most[what] = max(self.most.get(what, value), value)
 
     def count_each(self, what: str, held: Iterator[object]) -> None:
-        """Count the trials that a function yields. An exception is a failed trial."""
+        """Count what a function yields as trials. An exception counts as a failed trial."""
         try:
             for _ in held:
                 self.count(what)
@@ -43,7 +43,8 @@ class Outcome:
 def apart(trial: Callable[[Path], Outcome], folder: Path) -> Outcome:
     """Run a trial in a forked process, with a new folder under `folder`.
 
-    What the trial replaces (disk, limits, signal handlers, environment) ends with the process."""
+    The trial may replace the disk, limits, signal handlers and the environment. These changes end
+    with the process."""
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as name:
         report = Path(name) / "outcome.json"
         sys.stdout.flush()

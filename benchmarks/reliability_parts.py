@@ -23,7 +23,7 @@ Trial = Callable[[Workshop, int, random.Random], Outcome]
 
 @dataclass(frozen=True)
 class Part:
-    """One way to try a promise."""
+    """One way to test a promise, and the numbers of its trials."""
 
     promise: str
     how: str
@@ -32,13 +32,13 @@ class Part:
     """The key in a trial's counts that the table shows as the number of trials."""
     reduced: int
     full: int
-    """The target for that count in a reduced and in a full series."""
+    """The targets for this count in a reduced series and in a full series."""
     cases: bool = False
     """If True, `reduced` and `full` are numbers of calls instead: `trial` is called once with each
     number from 0."""
 
     def target(self, full: bool, count: int | None) -> int:
-        """The count at which the part is done."""
+        """The count (or number of calls) at which the part is done."""
         if count is not None:
             return min(count, self.full) if self.cases else count
         return self.full if full else self.reduced
@@ -50,19 +50,19 @@ class Part:
         return sum(line["counts"].get(self.counts, 0) for line in lines) >= target
 
 
-TORN = "a checkpoint is old or new, never torn"
-FAILING = "every failing write, sync, rename and open is survived"
+TORN = "a checkpoint is the old one or the new one, never incomplete"
+FAILING = "a run survives every failing write, sync, rename and open"
 RESUMED = "resuming changes nothing"
-DAMAGED = "damage is found"
-LOADED = "nothing that is loaded can run code or take the machine"
-RANKS = "a rank that dies loses no run"
-INTERRUPTED = "a second signal and a second training are safe"
+DAMAGED = "gptcli finds damaged files"
+LOADED = "no file that gptcli loads can run code or use up the machine"
+RANKS = "if a rank dies, the run is not lost"
+INTERRUPTED = "a second signal and a second training do no harm"
 COMPARISON = "for comparison: nanoGPT (unchanged train.py, `always_save_checkpoint`)"
 
 PARTS = {
     "operations": Part(
         TORN,
-        "SIGKILL before each operation on the disk and within each write, of each kind of save",
+        "SIGKILL before each operation on the disk and within each write, for each kind of save",
         reliability_disks.kills_at_each_operation,
         "kills",
         reliability_disks.KILLS,
@@ -71,7 +71,7 @@ PARTS = {
     ),
     "crashes": Part(
         TORN,
-        "a power cut after each operation, any unsynced data lost, cut or zeroed",
+        "a simulated power cut after each operation: unsynced data is lost, cut or zeroed",
         reliability_disks.crashes,
         "trees",
         3 * reliability_disks.CRASHES,
@@ -80,8 +80,8 @@ PARTS = {
     ),
     "kills": Part(
         TORN,
-        "SIGKILL to real trainings at random times after the first checkpoint, and at starts; "
-        "resumed, they end with the same bytes as an undisturbed run",
+        "SIGKILL to real trainings at random times after the first checkpoint, and while they "
+        "start. Resumed, they end with the same bytes as an undisturbed run",
         reliability_runs.kills,
         "kills",
         100,
@@ -89,8 +89,8 @@ PARTS = {
     ),
     "failing": Part(
         FAILING,
-        "each operation of each kind of save fails: once with ENOSPC, EIO, EMFILE, EDQUOT (a write "
-        "half done), and for good",
+        "each operation of each kind of save fails, once with each error (ENOSPC, EIO, EMFILE, or "
+        "EDQUOT in the middle of a write) or together with all later operations",
         reliability_disks.failing_operations,
         "failures of the disk",
         reliability_disks.FAILING,
@@ -99,7 +99,7 @@ PARTS = {
     ),
     "full": Part(
         FAILING,
-        "writes that take only a few bytes; limits on file sizes and open files; a full tmpfs",
+        "writes that accept only a few bytes; limits on file sizes and open files; a full tmpfs",
         reliability_disks.full_disks,
         "saves",
         reliability_disks.FULL,
@@ -108,8 +108,9 @@ PARTS = {
     ),
     "refused": Part(
         FAILING,
-        "real trainings on a disk that refuses one operation (ENOSPC, EIO, EMFILE or EDQUOT), or "
-        "all from there on; they continue, or end with an error and are resumed, to the same bytes",
+        "real trainings on a disk that refuses one operation, or all operations from there on "
+        "(ENOSPC, EIO, EMFILE or EDQUOT). They continue, or end with an error and are resumed. In "
+        "both cases they end with the same bytes",
         reliability_neighbours.refusing_disks,
         "trainings",
         60,
@@ -118,8 +119,8 @@ PARTS = {
     ),
     "signals": Part(
         RESUMED,
-        "SIGTERM or Ctrl-C to real trainings at random times, evaluations included: saved and "
-        "ended in time, exit code 130; resumed, they end with the same bytes",
+        "SIGTERM or Ctrl-C to real trainings at random times, also during evaluations. They save "
+        "and end in time with exit code 130. Resumed, they end with the same bytes",
         reliability_runs.signals,
         "signals",
         100,
@@ -127,8 +128,8 @@ PARTS = {
     ),
     "damage": Part(
         DAMAGED,
-        "a bit, a block, the length or the whole of a random file of a run or a token cache is "
-        "changed: the file is named when it is loaded, and its content is never used",
+        "a bit, a block, the length or the whole content of a random file of a run or a token "
+        "cache is changed. gptcli names the file when it loads it, and never uses its content",
         reliability_loading.damages,
         "damages",
         20,
@@ -137,8 +138,8 @@ PARTS = {
     ),
     "hostile": Part(
         LOADED,
-        "hostile run folders end with an error within a second and 200 MB, for `score` and "
-        "`train --resume`",
+        "`score` and `train --resume` on hostile run folders end with an error, and need at most "
+        "a second and 200 MB",
         reliability_loading.hostile_folders,
         "attempts",
         reliability_loading.HOSTILE,
@@ -147,7 +148,8 @@ PARTS = {
     ),
     "fuzz": Part(
         LOADED,
-        "random inputs for every parser of a file or a name: accepted, or refused with an error",
+        "random inputs for every parser of a file or a name. The parser accepts them, or refuses "
+        "them with an error",
         reliability_loading.fuzzing,
         "inputs",
         4 * reliability_loading.TARGETS,
@@ -156,8 +158,8 @@ PARTS = {
     ),
     "second": Part(
         INTERRUPTED,
-        "a second Ctrl-C, in a slow step or save, ends the process at once and leaves nothing "
-        "torn; resumed, the run ends with the same bytes",
+        "a second Ctrl-C, during a slow step or save, ends the process at once and leaves no "
+        "incomplete file. Resumed, the run ends with the same bytes",
         reliability_runs.second_interrupts,
         "second signals",
         24,
@@ -165,8 +167,8 @@ PARTS = {
     ),
     "neighbours": Part(
         INTERRUPTED,
-        "a second training into the same folder, new, resumed or overwriting, is refused with an "
-        "error; the first is not affected",
+        "a second training in the same folder (new, resumed or overwriting) is refused with an "
+        "error. The first training is not affected",
         reliability_neighbours.second_trainings,
         "second trainings",
         24,
@@ -174,8 +176,8 @@ PARTS = {
     ),
     "ranks": Part(
         RANKS,
-        "SIGKILL to a random one of two ranks (DDP and FSDP) at random times: all end within 30 s, "
-        "restart by themselves, and end with the same bytes",
+        "SIGKILL to a random rank of two (DDP and FSDP) at random times. Both ranks end within 30 "
+        "s, restart automatically, and end with the same bytes",
         reliability_ranks.kills,
         "kills of a rank",
         10,
@@ -183,7 +185,7 @@ PARTS = {
     ),
     "nanogpt": Part(
         COMPARISON,
-        "SIGKILL at random times after the first checkpoint; it can be resumed "
+        "SIGKILL at random times after the first checkpoint. The run can be resumed "
         "(--init_from=resume)",
         reliability_nanogpt.kills,
         "kills",

@@ -1,7 +1,6 @@
-"""Runs each training in a separate process, for benchmarks/reliability.py.
-
-A process calls `gptcli.cli.main`. To save start-up time, it is a fork of a process that has
-imported everything and computed nothing yet (POSIX only).
+"""Runs each training in a separate process, for benchmarks/reliability.py. The process calls
+`gptcli.cli.main`. To save start-up time, it is forked from a process that has imported all modules
+but has not computed anything (POSIX only).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ PATIENCE = 60.0  # seconds until a training counts as hung
 
 
 def warm() -> None:
-    """Import what a training imports, without computing anything: no thread may run at a fork."""
+    """Import the modules of a training. Computes nothing, because no thread may run at a fork."""
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in ("safetensors.torch", "tokenizers", "yaml", "gptcli.cli", "gptcli.config_files",
                  "gptcli.tokenization.bpe_training", "gptcli.training.loop",
@@ -86,8 +85,8 @@ class Training:
         return self._code is None
 
     def wait(self) -> int:
-        """Wait for the exit code: negative for a signal; -100 if the process hung and was
-        killed."""
+        """Wait for the process and return its exit code: the negative signal number if a signal
+        ended it, or -100 if it hung and was killed."""
         deadline = time.perf_counter() + PATIENCE
         while self.running():
             if time.perf_counter() > deadline:
@@ -118,12 +117,13 @@ class Training:
         return self.said()[-500:]
 
     def summary(self) -> dict[str, Any]:
-        """The object that `--json` printed; {} if nothing was printed."""
+        """The object that `--json` printed, or {} if it printed nothing."""
         lines = self._out.read_text("utf-8").splitlines()
         return dict(json.loads(lines[-1])) if lines else {}
 
     def resumed_from(self) -> int | None:
-        """The step that the headline names as the start of a resume; None if there is none yet."""
+        """The step at which the run was resumed, from the headline, or None if there is no headline
+        yet."""
         found = re.search(r" tokens, from step (\d+)$", self.said(), re.MULTILINE)
         return int(found[1]) if found else None
 

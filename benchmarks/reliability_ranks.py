@@ -1,4 +1,4 @@
-"""Trainings of two ranks, of which a random one is killed, for benchmarks/reliability.py."""
+"""Kills random ranks of trainings with two ranks, for benchmarks/reliability.py."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from benchmarks.reliability_runs import TINY, Workshop, newest, records
 from tests.distributed.launching import Launched, weights
 
 STEPS = 400
-KILLS = 5  # in a trial
-END_WITHIN = 30.0  # seconds after a rank died
+KILLS = 5  # in one trial
+END_WITHIN = 30.0  # seconds after the death of the other rank
 
 _REFERENCES: dict[str, Path] = {}
 
 
 def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A run of two ranks with --max-restarts, of which random ranks are killed at random times."""
+    """Train two ranks with --max-restarts, and kill random ranks at random times."""
     parallel, outcome = ("ddp", "fsdp")[trial % 2], Outcome()
     outcome.about = f"run.parallel={parallel}"
     whole = _reference(shop, parallel, outcome)
@@ -48,7 +48,8 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def _kill(training: Launched, run: Path, chance: random.Random, outcome: Outcome) -> bool:
-    """Kill a random rank after the next checkpoint; whether the training was still running."""
+    """Kill a random rank after the next checkpoint. Return whether the training was still
+    running."""
     before, ranks = newest(run), {}
     while training.process.poll() is None and (newest(run) <= before or len(ranks) < 2):
         ranks = training.ranks()
@@ -84,14 +85,14 @@ def _await_save(training: Launched, run: Path) -> None:
 
 
 def _is_saving(run: Path) -> bool:
-    """Whether a checkpoint is being written: it has a temporary folder."""
+    """Whether a checkpoint is being written, which means that its temporary folder exists."""
     with suppress(OSError):
         return any(name.endswith(".tmp") for name in os.listdir(run / "checkpoints"))  # noqa: PTH208
     return False
 
 
 def _reference(shop: Workshop, parallel: str, outcome: Outcome) -> Path:
-    """The undisturbed run."""
+    """The folder of the undisturbed run, which is trained at the first call."""
     if parallel not in _REFERENCES:
         folder = Path(tempfile.mkdtemp(dir=shop.folder))
         training = Launched(_words(shop, folder / "run", parallel), folder)

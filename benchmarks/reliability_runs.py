@@ -21,7 +21,7 @@ from benchmarks.reliability_outcome import Outcome
 from benchmarks.reliability_processes import Training
 
 STEPS, EVERY, EVAL_EVERY = 60, 5, 10
-LEAVE_WITHIN = 1.25  # one second, one step and one save of this size
+LEAVE_WITHIN = 1.25  # a second, and the time of a step and a save of this size
 
 TINY = (
     "model.n_layer=1",
@@ -76,7 +76,7 @@ class Workshop:
         return ["train", str(self.text), *TINY, *GRID[combination], "--out", str(run), "--json"]
 
     def reference(self, combination: int) -> Reference:
-        """The undisturbed run of a config, trained when it is first asked for."""
+        """The undisturbed run of a config, which is trained at the first call."""
         if combination not in self._references:
             run = Path(tempfile.mkdtemp(dir=self.folder)) / "whole"
             for name in ("first", "timed"):  # the first one may have to build the C library
@@ -91,18 +91,18 @@ class Workshop:
 
 
 def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A run that is killed at random times after its first checkpoint, until it is done."""
+    """Kill a run at random times after its first checkpoint, until it is done."""
     return _disturbed(shop, trial, chance, _kill)
 
 
 def signals(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A run that gets SIGTERM or Ctrl-C at random times, evaluations included, until it is done."""
+    """Send a run SIGTERM or Ctrl-C at random times, also during evaluations, until it is done."""
     return _disturbed(shop, trial, chance, _interrupt)
 
 
 def second_interrupts(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """A run that gets a second Ctrl-C before the first one has ended it, in a slow step or a slow
-    save. It is then resumed to its end."""
+    """Send a run a second Ctrl-C before the first one has ended it, during a slow step or a slow
+    save. Then resume the run to its end."""
     return _disturbed(shop, trial, chance, _interrupt_twice, most=1)
 
 
@@ -184,7 +184,7 @@ def _kill(
         outcome.count("kills")
         lost = reached - newest(run)
         outcome.largest("steps lost", lost)
-        if lost > 2 * EVERY:  # one interval, and one more during a background save
+        if lost > 2 * EVERY:  # one interval, and one more during a save in the background
             outcome.failures.append(f"{lost} steps lost, a checkpoint every {EVERY}")
     return training
 
@@ -288,7 +288,7 @@ def check_resumed(training: Training, before: int, code: int, outcome: Outcome) 
         return
     origin = training.resumed_from()
     if origin is None and (code == -signal.SIGKILL or "is finished" in training.said()):
-        return  # killed before it could say, or nothing was left to do
+        return  # killed before it printed the step, or the run was done
     if origin is None and code == 130 and not training.has_begun():
         return
     if origin != before:
@@ -320,7 +320,7 @@ def check_equal(run: Path, reference: Reference, outcome: Outcome) -> None:
 
 
 def newest(run: Path) -> int:
-    """The step of a run's newest checkpoint; 0 if there is none."""
+    """The step of a run's newest checkpoint, or 0 if there is none."""
     from gptcli.training import checkpoint
 
     return max(checkpoint.steps_of(run), default=0)
@@ -331,8 +331,8 @@ def final_weights(run: Path) -> bytes:
 
 
 def records(run: Path, torn: bool = False) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl without times. With `torn`, an incomplete last line is
-    skipped."""
+    """The records of metrics.jsonl without times. With `torn`, leaves out an incomplete last
+    line."""
     path = run / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     if lines[-1] and not torn:

@@ -7,9 +7,9 @@
 The first command measures new tokens per second after a prompt of one token, with random weights.
 nanoGPT runs its unchanged `generate`: eager, float32, no cache. gptcli runs `--dtype auto` and
 `--dtype int8` with both archs, and float32 with gpt2. The second command compares the
-log-probabilities of 1,000 tokens in bfloat16 and int8 with float32, and counts the tokens before
-greedy outputs differ. The third command measures the wall time of whole processes `gptcli sample
-RUN --max-new-tokens 200`.
+log-probabilities of 1,000 tokens in bfloat16 and int8 with PyTorch's in float32. It also counts the
+equal tokens at the beginning of greedy outputs. The third command measures the wall time of whole
+processes `gptcli sample RUN --max-new-tokens 200`.
 
 nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
 """
@@ -48,7 +48,7 @@ WAYS = (
 
 
 def main() -> None:
-    """Read the command line; run one side, or both in turn."""
+    """Read the command line, then run one side, or both in turn."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--run", type=Path, help="a run folder")
@@ -69,7 +69,8 @@ def main() -> None:
 
 
 def compare(nanogpt: Path, rounds: int, only: str | None) -> None:
-    """A table of tokens per second, medians of alternating rounds, and of the rounds' ratios."""
+    """Print a table of tokens per second: medians of rounds in which the sides alternate, and
+    medians of the rounds' ratios."""
     heads = [f"{arch}, {dtype}" for arch, dtype in WAYS]
     print(f"| shape | streams | nanoGPT | {' | '.join(heads)} |")
     print("|---" * (3 + len(WAYS)) + "|")
@@ -102,7 +103,7 @@ def other(case: dict[str, Any], nanogpt: Path) -> float:
 
 
 def side(case: dict[str, Any], nanogpt: Path) -> float:
-    """New tokens per second, all streams together."""
+    """New tokens per second of all streams together, on one side."""
     sizes = dict(SHAPES[case["shape"]])
     vocabulary = sizes.pop("vocab")
     streams, new = case["streams"], case["new"]
@@ -164,7 +165,8 @@ def startup(run: Path, rounds: int) -> None:
 
 
 def precision(run: Path, text: Path) -> None:
-    """Log-probabilities token by token, and greedy outputs, of both dtypes and of PyTorch."""
+    """Print how log-probabilities and greedy outputs of each dtype differ from PyTorch's in
+    float32."""
     import torch
 
     from gptcli.native import library

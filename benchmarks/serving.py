@@ -3,12 +3,13 @@
     python benchmarks/serving.py --run runs/NAME --text TEXT
     python benchmarks/serving.py --run runs/NAME --text TEXT --against-streams
 
-Clients of one process send streaming requests to /v1/completions, each the next as soon as its last
-is answered: prompts of 20 to 100 characters of TEXT, 100 new tokens. The first command starts both
-servers in turn, with 1, 8 and 64 clients, and prints new tokens per second, and the time to the
-first token. The package xllamacpp has llama.cpp's server, and the package gguf writes its file:
-`pip install xllamacpp gguf`. The second command compares 64 clients with what 64 streams reach
-without a server, as `gptcli bench` measures them: with full windows, and without reading prompts.
+The clients run in one process and send streaming requests to /v1/completions. Each client sends its
+next request as soon as it has its answer. Prompts have 20 to 100 characters of TEXT, and answers
+have 100 new tokens. The first command starts both servers in turn, with 1, 8 and 64 clients. It
+prints new tokens per second and the time to the first token. The package xllamacpp has llama.cpp's
+server, and the package gguf writes its file: `pip install xllamacpp gguf`. The second command
+compares 64 clients with 64 streams without a server. It measures these streams like `gptcli bench`:
+with full windows, and without reading prompts.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ import os; os._exit(0)
 
 @dataclass
 class Result:
-    """What the clients of one measurement saw: tokens per second, seconds to each first token."""
+    """The result of one measurement: tokens per second, and the seconds to the first token of each
+    answer."""
 
     speed: float
     first: list[float]
@@ -57,7 +59,9 @@ def main() -> None:
     """Read the command line, measure, print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", type=Path, required=True, help="a run folder")
-    parser.add_argument("--text", type=Path, required=True, help="where prompts are taken from")
+    parser.add_argument(
+        "--text", type=Path, required=True, help="a text from which the prompts are taken"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=4, help="of each client")
     parser.add_argument("--against-streams", action="store_true")
@@ -71,7 +75,7 @@ def main() -> None:
 
 
 def against_llama_cpp(run: Path, text: str, rounds: int, requests: int) -> None:
-    """A table of both servers: medians over the rounds, and the medians of the rounds' ratios."""
+    """Print a table of both servers: medians of the rounds, and medians of the rounds' ratios."""
     found: dict[tuple[int, str], list[Result]] = {}
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder, "model.gguf")
@@ -81,7 +85,9 @@ def against_llama_cpp(run: Path, text: str, rounds: int, requests: int) -> None:
             for side in ("gptcli", "llama.cpp"):
                 start = gptcli(run) if side == "gptcli" else llama_cpp(gguf, context(run))
                 with start as port:
-                    measure(port, text, 2, 1, seed=0)  # fills what is built on first use
+                    measure(
+                        port, text, 2, 1, seed=0
+                    )  # fills caches that are built at the first use
                     for clients in CLIENTS:
                         count = max(requests, 8 // clients)
                         result = measure(port, text, clients, count, seed=number)
@@ -107,7 +113,7 @@ def against_llama_cpp(run: Path, text: str, rounds: int, requests: int) -> None:
 
 
 def against_streams(run: Path, text: str, rounds: int, requests: int) -> None:
-    """The speed of 64 clients as a share of 64 streams without a server."""
+    """Print the speed of 64 clients as a share of the speed of 64 streams without a server."""
     shares, served, alone = [], [], []
     for number in range(rounds):
         alone.append(streams(run))
@@ -139,7 +145,7 @@ def context(run: Path) -> int:
 
 @contextlib.contextmanager
 def gptcli(run: Path) -> Iterator[int]:
-    """`gptcli serve`; its port."""
+    """A context in which `gptcli serve` runs. It gives the server's port."""
     port = free_port()
     words = [sys.executable, "-m", "gptcli", "serve", run, "--port", str(port)]
     server = subprocess.Popen(words, stderr=subprocess.DEVNULL)
@@ -153,7 +159,7 @@ def gptcli(run: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def llama_cpp(gguf: Path, context: int) -> Iterator[int]:
-    """llama.cpp's server with 64 slots; its port."""
+    """A context in which llama.cpp's server runs with 64 slots. It gives the server's port."""
     port = free_port()
     words = [gguf, port, context, len(os.sched_getaffinity(0))]
     server = subprocess.Popen(
@@ -170,7 +176,7 @@ def llama_cpp(gguf: Path, context: int) -> Iterator[int]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """A port of this machine that no program uses."""
     import socket
 
     with socket.socket() as one:
@@ -179,7 +185,7 @@ def free_port() -> int:
 
 
 def wait_for(port: int) -> None:
-    """Wait until a server is healthy."""
+    """Wait until a server answers its health check."""
     for _ in range(600):
         with (
             contextlib.suppress(OSError),
@@ -192,7 +198,7 @@ def wait_for(port: int) -> None:
 
 
 def measure(port: int, text: str, clients: int, requests: int, *, seed: int) -> Result:
-    """All requests of all clients, in this process."""
+    """Send all requests of all clients from this process, and return the result."""
 
     async def run() -> Result:
         chance = random.Random(seed)
@@ -208,18 +214,20 @@ def measure(port: int, text: str, clients: int, requests: int, *, seed: int) -> 
 
 
 def prompt(chance: random.Random, text: str) -> str:
-    """A random piece of the text."""
+    """A random part of the text as a prompt."""
     at = chance.randrange(len(text) - 100)
     return text[at : at + chance.randrange(20, 101)]
 
 
 async def client(port: int, prompts: list[str]) -> list[tuple[int, float]]:
-    """For each prompt: the number of new tokens, and the seconds until the first text came."""
+    """Send the prompts one after the other. Return for each the number of new tokens and the
+    seconds to the first text."""
     return [await ask(port, one) for one in prompts]
 
 
 async def ask(port: int, prompt: str) -> tuple[int, float]:
-    """The same for one prompt, on a connection of its own."""
+    """Send one prompt on a new connection. Return the number of new tokens and the seconds to the
+    first text."""
     body = json.dumps(
         {"prompt": prompt, "max_tokens": NEW, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
          "min_p": 0.0, "stream": True,

@@ -1,11 +1,11 @@
-"""How long `gptcli sample` takes from a cold shell, in turn with another checkout and nanoGPT.
+"""Measures the time of `gptcli sample` from a cold shell, in turn with other checkouts and nanoGPT.
 
     python benchmarks/start.py runs/NAME --nanogpt ../nanoGPT --other ../gptcli-before --rounds 10
 
-Each round starts every side once, in a process of its own, and the rounds change their order. A
-side writes 200 tokens of a network of the run's size. nanoGPT's sample.py is unchanged: it reads a
-checkpoint of random weights, which this script writes. Besides the wall time, the table has the
-time to the first character and the processor time, which suffers less from other processes.
+Each round starts every side once in a separate process, and the order of the sides changes from
+round to round. A side writes 200 tokens with a network of the run's size. nanoGPT's sample.py is
+unchanged, and reads a checkpoint of random weights that this program writes. The table has the wall
+time, the time to the first character, and the processor time, which other processes change less.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOKENS = 200
 
 @dataclass(frozen=True)
 class Side:
-    """A command that is timed, with the folder it runs in and its PYTHONPATH."""
+    """A command whose time is measured, with the folder in which it runs and its PYTHONPATH."""
 
     name: str
     command: list[str]
@@ -69,7 +69,8 @@ def main() -> None:
 
 
 def nanogpt(run: Path, checkout: Path, folder: Path) -> Side:
-    """nanoGPT's sample.py on a checkpoint of the run's size with random weights, in `folder`."""
+    """The side of nanoGPT: sample.py with a checkpoint of random weights of the run's size in
+    `folder`."""
     import pickle
     import string
 
@@ -100,7 +101,7 @@ def nanogpt(run: Path, checkout: Path, folder: Path) -> Side:
 
 
 def report(sides: Sequence[Side], rounds: int) -> None:
-    """Time the sides in turn and print the medians, after one round that warms the caches."""
+    """Measure the sides in turn, and print the medians. A first round only warms the caches."""
     took: dict[str, list[tuple[float, float, float]]] = {side.name: [] for side in sides}
     for number in range(rounds + 1):
         for side in sides if number % 2 else reversed(sides):
@@ -115,9 +116,12 @@ def report(sides: Sequence[Side], rounds: int) -> None:
 
 
 def timed(side: Side) -> tuple[float, float, float]:
-    """Seconds of the whole process, to its first byte of output, and of the processor."""
+    """The seconds of the whole process, the seconds to its first byte of output, and its processor
+    time."""
     environment = {**os.environ, "PYTHONPATH": str(side.path)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed gptcli has compiled modules
+    environment.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # so that Python keeps compiled modules, as if installed
     before, begin = os.times(), time.perf_counter()
     with subprocess.Popen(
         side.command,

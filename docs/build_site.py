@@ -2,10 +2,10 @@
 
     python docs/build_site.py [--out FOLDER]
 
-The pages are Markdown files of the repository, which people also read on their own. NAVIGATION says
-which, and in which order. They are copied to a temporary folder. There, links between them are set
-right, and a link to a file of the code leads to a page that shows the file. zensical, the
-generator, must print no warning. Needs the extra `docs`.
+The pages are Markdown files of the repository. NAVIGATION lists them in their order. The program
+copies them to a temporary folder and changes their links so that they work in the site. For a link
+to a file of the code, it makes a page that shows the file. Then zensical builds the site. The
+program fails if zensical prints a warning. It needs the extra `docs`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ NAVIGATION: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ("Performance", "docs/performance.md"),
         ("Reliability", "docs/reliability.md"),
         ("Security", "SECURITY.md"),
-        ("1 to 1,024 GPUs, on paper", "docs/scaling.md"),
+        ("Predictions for many GPUs", "docs/scaling.md"),
         ("All measurements", "benchmarks/RESULTS.md"),
         ("How settings are chosen", "benchmarks/DIAL.md"),
         ("Is a run ever lost?", "benchmarks/RELIABILITY.md"),
@@ -101,44 +101,49 @@ PLACES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
-"""Where the pages are in the site whose place does not follow from their file."""
+"""The places in the site of pages whose place does not follow from their file name."""
 
 UNSEARCHED = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/LOG.md", "gptcli/native/README.md")
-"""Pages that the search leaves out, with the files of the code: they would hide the others."""
+"""Pages that the search leaves out, because their many hits would hide those of other pages. The
+search also leaves out the files of the code."""
 NOT_SEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
 CODE_ALONE = "---\nsearch: {exclude: true}\nhide: [toc]\n---\n\n"
-"""What stands at the top of such a page, and of a page that shows a file of the code."""
+"""The first lines of a page of UNSEARCHED (NOT_SEARCHED), and of a page that shows a file of the
+code (CODE_ALONE)."""
 
 LANGUAGES = {
     ".py": "python", ".yaml": "yaml", ".json": "json", ".sh": "bash", ".c": "c", ".h": "c",
 }  # fmt: skip
-"""Files of the code that a page can show, and how they are coloured."""
+"""The suffixes of the code files that a page can show, and their languages for the syntax
+colours."""
 
 SLUGS = {"object": "pymdownx.slugs.slugify", "kwds": {"case": "lower"}}
-"""How the anchor of a heading follows from its words: as on GitHub."""
+"""The setting that makes the anchors of headings as GitHub makes them."""
 
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 CODE = re.compile(r"(?<!`)(`+)(?!`)((?:(?!\n\n).)+?)(?<!`)\1(?!`)", re.DOTALL)
-SHORT = 26  # characters of code that stays in one line
+SHORT = 26  # characters: shorter code in a text is never broken over two lines
 NO_PROSE = re.compile(
     r"^(?P<fence>```+)[^\n]*\n.*?^(?P=fence)[ \t]*$|(?<=\n\n)(?:    [^\n]*\n)+|<!--.*?-->",
     re.MULTILINE | re.DOTALL,
 )
-"""Blocks of code, between fences or indented, and comments."""
+"""Matches the parts of a page without prose: fenced and indented code blocks, and comments."""
 
 
 def fail(message: str) -> None:
-    """End with a message."""
+    """End the program with a message and exit code 1."""
     sys.exit(f"docs: {message}")
 
 
 def pages() -> list[str]:
-    """The files of all pages of the navigation, from the root of the repository, in order."""
+    """The files of all pages in the order of the navigation, as paths from the root of the
+    repository."""
     return [file for _, section in NAVIGATION for _, file in section]
 
 
 def place(file: str) -> str:
-    """Where a file of the repository is in the site, as a path of Markdown or of a picture."""
+    """The place in the site of a file of the repository, as the path of a Markdown file or
+    picture."""
     if file in PLACES:
         return PLACES[file]
     path = PurePosixPath(file)
@@ -150,7 +155,7 @@ def place(file: str) -> str:
 
 
 def shown(file: str) -> str:
-    """The page of a file of the code: its name as the title, and its text."""
+    """The Markdown of a page that shows a file of the code: its name as the title, and its text."""
     text = (ROOT / file).read_text("utf-8")
     fence = "````" if "```" in text else "```"
     language = LANGUAGES[PurePosixPath(file).suffix]
@@ -158,13 +163,15 @@ def shown(file: str) -> str:
 
 
 def _code(found: re.Match[str]) -> str:
-    """Code in a text, as the generator reads it: bars in a table need no backslash there."""
+    """Inline code in the form that zensical reads: without the backslash before a bar in a
+    table."""
     code = found[0].replace("\\|", "|")
     return code + "{.short}" * (len(found[2]) <= SHORT)
 
 
 class Pages:
-    """The Markdown of the site: pages of the navigation, what they link to, and their pictures."""
+    """Writes the Markdown of the site: the pages of the navigation, the files that they link to,
+    and their pictures."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -172,7 +179,7 @@ class Pages:
         self.waiting = pages()
 
     def write(self) -> None:
-        """Write everything. Ends the program if a link leads nowhere."""
+        """Write all files. Ends the program if a link leads to no file."""
         while self.waiting:
             file = self.waiting.pop(0)
             if file in self.done:
@@ -193,7 +200,7 @@ class Pages:
                 fail(f"no page can show {file}")
 
     def _linked(self, file: str, text: str) -> str:
-        """The text of a page with its links set right, except in blocks of code."""
+        """The text of a page with links that work in the site. Blocks of code stay as they are."""
         parts, end = [], 0
         for block in NO_PROSE.finditer(text):
             parts += [self._prose(file, text[end : block.start()]), block[0]]
@@ -201,12 +208,13 @@ class Pages:
         return "".join([*parts, self._prose(file, text[end:])])
 
     def _prose(self, file: str, text: str) -> str:
-        """Text without blocks of code: its links set right, and short code never in two lines."""
+        """The text between two code blocks, with links that work in the site and short code that is
+        never broken over two lines."""
         text = LINK.sub(lambda link: link[1] + self._target(file, link[2]) + link[3], text)
         return CODE.sub(_code, text)
 
     def _target(self, file: str, link: str) -> str:
-        """Where a link of a page leads in the site."""
+        """The target in the site of a link of a page."""
         name, hash_, anchor = link.partition("#")
         if not name or re.match(r"[a-z]+:", name):
             return link
@@ -225,7 +233,7 @@ def version() -> str:
 
 
 def config() -> dict[str, object]:
-    """The configuration of zensical."""
+    """The configuration of zensical as a dict."""
     return {
         "site_name": "gptcli",
         "site_description": "Train, sample and understand tiny GPTs on the machine you have",
@@ -251,7 +259,8 @@ def config() -> dict[str, object]:
             ],
         },
         "plugins": {"search": {}, "offline": {}},
-        # Instead of a script from a server; the plugin `offline` looks for the word iframe-worker.
+        # This file replaces a script that the page would load from a server. The plugin `offline`
+        # looks for the word iframe-worker.
         "extra": {"generator": False, "polyfills": ["assets/iframe-worker.js"]},
         "extra_css": ["assets/site.css"],
         "markdown_extensions": {
@@ -264,14 +273,13 @@ def config() -> dict[str, object]:
 
 
 def build(out: Path) -> None:
-    """Build the site into a folder, which replaces an earlier site there.
-
-    Ends the program if the folder holds anything else, a link is wrong, or zensical warns."""
+    """Build the site into a folder, and replace an earlier site there. Ends the program if the
+    folder holds other files, a link is wrong, or zensical prints a warning."""
     if importlib.util.find_spec("zensical") is None:
         fail("zensical is not installed; `make docs` installs it, for Python 3.11 or newer")
     is_site = (out / "search.json").is_file() and (out / "index.html").is_file()
     if out.exists() and not is_site and (not out.is_dir() or any(out.iterdir())):
-        fail(f"{out} is not a site: name a new folder")
+        fail(f"{out} is not a site of the docs: name a new folder with --out")
     with tempfile.TemporaryDirectory(prefix="gptcli-site-") as name:
         work = Path(name)
         Pages(work / "pages").write()

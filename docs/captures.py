@@ -11,8 +11,8 @@ from terminal import Frame, Terminal, paced, svg
 
 DOCS = Path(__file__).resolve().parent
 MINUTES = 3
-FASTER = 12  # the waiting in the moving picture is shortened by this factor
-LEAST, MOST = 0.35, 2.0  # seconds that a frame of waiting is shown there
+FASTER = 12  # the moving picture plays waiting times so many times faster
+LEAST, MOST = 0.35, 2.0  # seconds for which it shows a frame of waiting
 
 UNSCALED = """\
 import torch
@@ -37,8 +37,8 @@ class CausalSelfAttention(nn.Module):
 
 
 def training(shop: Workshop) -> None:
-    """Write docs/train-moving.svg, a training and a sample as a person does them, and
-    docs/train.svg, the live view at the end of that training."""
+    """Write docs/train-moving.svg and docs/train.svg. The first shows how a person trains and
+    samples in a terminal. The second shows the live view at the end of that training."""
     train, sample = f"gptcli train --minutes {MINUTES}", 'gptcli sample -p "KING:" -n 200'
     with Terminal(shop.fresh("recording"), 80, 24) as window:
         window.run(train)
@@ -64,7 +64,7 @@ def check(shop: Workshop) -> None:
 
 
 def tokens(shop: Workshop) -> None:
-    """Write docs/tokens.svg: a text in the tokens of a tokenizer trained on Shakespeare."""
+    """Write docs/tokens.svg: the tokens of a text. The tokenizer is trained on Shakespeare."""
     folder = shop.fresh("tokens")
     words = ("tokenizer", "train", "shakespeare", "--vocab-size", "512", "--out", "p.json")
     shop.gptcli(*words, folder=folder)
@@ -80,7 +80,7 @@ def dial(_: Workshop) -> None:
 
 
 def still(folder: Path, name: str, command: str, columns: int = 80) -> None:
-    """Write docs/NAME: a command and everything that it printed."""
+    """Write docs/NAME: a picture of a command and of its whole output."""
     with Terminal(folder, columns, 60) as window:
         window.run(command, timeout=120)
         frame = window.still()
@@ -88,7 +88,7 @@ def still(folder: Path, name: str, command: str, columns: int = 80) -> None:
 
 
 def words_of(frame: Frame) -> str:
-    """The text of a frame, for those who do not see it."""
+    """The text of a frame, for readers who cannot see the picture."""
     lines = []
     for row in frame.rows:
         line = ""
@@ -99,5 +99,5 @@ def words_of(frame: Frame) -> str:
 
 
 def save(name: str, picture: str) -> None:
-    """Write docs/NAME."""
+    """Write an SVG picture to docs/NAME."""
     (DOCS / name).write_text(picture, encoding="utf-8")

@@ -1,7 +1,7 @@
 """The pictures of the course, from real checks of files with one mistake each.
 
-It fills in two skeletons of `gptcli exercise` in a folder of its own, each with one wrong step, and
-shows what the commands print.
+It fills in two skeletons of `gptcli exercise` in a temporary folder, each with one wrong step, and
+draws the output of the commands.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ LAYERNORM = (
 
 
 def fill_in(path: Path, steps: tuple[str, ...]) -> None:
-    """Replace each `raise NotImplementedError` of the skeleton at `path` by a line of `steps`."""
+    """Replace each `raise NotImplementedError` in the skeleton at `path` by the line in `steps` for
+    it."""
     text = path.read_text(encoding="utf-8")
     for number, line in enumerate(steps, start=1):
         blank = rf'raise NotImplementedError\("step {number}: [^"]*"\)'
@@ -42,7 +43,8 @@ def fill_in(path: Path, steps: tuple[str, ...]) -> None:
 
 
 def checks(shop: Workshop) -> None:
-    """Write docs/course/check-attention.svg, check-layernorm.svg and status.svg."""
+    """Write docs/course/check-attention.svg, docs/course/check-layernorm.svg and
+    docs/course/status.svg."""
     folder = shop.fresh("course")
     for exercise in ("attention", "layernorm", "mlp"):
         shop.gptcli("exercise", exercise, "--out", "my", folder=folder)

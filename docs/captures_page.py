@@ -38,7 +38,8 @@ def model(shop: Workshop) -> None:
 
 
 def report(shop: Workshop) -> None:
-    """Write report.png, of a run that overfits, and report-heads.png, of clear heads."""
+    """Write report.png from a run that overfits, and report-heads.png from a run with clear kinds
+    of heads."""
     text = shop.some_shakespeare("play.txt", 60_000)
     words = ("tokenizer.kind=bpe", "tokenizer.vocab_size=512", GPT2, "train.max_steps=900",
              "train.eval_every=50", "train.sample_every=100", "train.patience=null",
@@ -73,7 +74,7 @@ def scaling(shop: Workshop) -> None:
 
 
 def look(shop: Workshop) -> None:
-    """Write look.png: the heads of a small network on a text."""
+    """Write look.png: the attention maps of a small network for a text."""
     train_char(shop)
     words = ("--prompt", "To be, or not to be", "--html", "look.html", "--overwrite")
     shop.gptcli("look", "char", *words)
@@ -82,14 +83,14 @@ def look(shop: Workshop) -> None:
 
 
 def train_char(shop: Workshop) -> None:
-    """Train the network whose heads the pictures show."""
+    """Train the run `char`, whose heads the pictures show."""
     words = ("train.max_steps=1500", "train.eval_every=100", "train.sample_every=300")
     shop.train("char", "tiny", *words, ONE_THREAD)
 
 
 @contextmanager
 def tab(path: Path, width: int, theme: str = "light") -> Iterator[Any]:
-    """A page that is open in Chromium, without motion."""
+    """A context with a page that is open in Chromium and shows no motion."""
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         context = browser.new_context(
@@ -102,7 +103,8 @@ def tab(path: Path, width: int, theme: str = "light") -> Iterator[Any]:
 
 
 def shoot(page: Any, name: str, parts: Sequence[str]) -> None:
-    """Write docs/NAME: the page from the top of the first part to the end of the last one."""
+    """Write docs/NAME: a picture of the page from the top of the first part to the end of the last
+    part."""
     page.wait_for_timeout(500)
     boxes = [page.locator(part).first.bounding_box() for part in parts]
     top = min(box["y"] for box in boxes) - 12

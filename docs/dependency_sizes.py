@@ -2,9 +2,10 @@
 
     python docs/dependency_sizes.py
 
-It measures what is installed beside the Python that runs it: the files of each package, without the
-compiled modules that Python adds. Other versions and systems have other sizes, so the page says
-which these are. tests/docs compares its packages with pyproject.toml, not its sizes.
+It measures the packages in the environment of the Python that runs it: the files of each package,
+without the .pyc files that Python adds. Sizes differ between versions and systems, so the page
+names the measured ones. tests/docs compares the packages of the page with pyproject.toml, but not
+their sizes.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ BEFORE = """# What is installed
 
 <!-- written by `python docs/dependency_sizes.py`; do not edit -->
 
-These packages are all that gptcli needs to run: each with the packages that it needs itself. One
-that several need is counted once.
+gptcli needs only these packages to run. The last column lists what each package needs itself. A
+package that several others need counts only once.
 
 """
 
 
 def needs(found: Distribution) -> Iterator[str]:
-    """The names of the packages that a package needs here, without its extras."""
+    """The names of the packages that a package needs on this system, without its extras."""
     for text in found.requires or []:
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
@@ -45,7 +46,7 @@ def size(found: Distribution) -> int:
 
 
 def installed(name: str) -> Distribution | None:
-    """A package; None if it is not installed (a marker can name packages that are not needed)."""
+    """An installed package by its name, or None if it is not installed."""
     try:
         return distribution(name)
     except PackageNotFoundError:
@@ -53,7 +54,8 @@ def installed(name: str) -> Distribution | None:
 
 
 def closure(name: str, known: set[str]) -> list[Distribution]:
-    """A package and those that it needs and that are not known yet. Adds them to `known`."""
+    """A package and the packages that it needs, without those in `known`. Adds their names to
+    `known`."""
     found = installed(name)
     if found is None or name in known:
         return []
@@ -63,14 +65,14 @@ def closure(name: str, known: set[str]) -> list[Distribution]:
 
 
 def megabytes(count: int) -> str:
-    """A size for people: 0.04 MB, 1.4 MB, 512 MB."""
+    """A number of bytes as text in megabytes, such as 0.04 MB, 1.4 MB or 512 MB."""
     value = count / 1e6
     digits = 2 if value < 0.1 else 1 if value < 10 else 0
     return f"{value:,.{digits}f} MB"
 
 
 def page() -> str:
-    """The page, measured now."""
+    """The Markdown of the page, with sizes that are measured now."""
     direct = list(needs(distribution("gptcli")))
     known: set[str] = set(direct)
     rows, total = [], 0
@@ -88,7 +90,7 @@ def page() -> str:
     build = "PyTorch's CPU build" if "+cpu" in distribution("torch").version else "PyTorch"
     return (
         BEFORE
-        + "| package | version | size | and what it needs |\n|---|---|---|---|\n"
+        + "| package | version | size | packages that it needs |\n|---|---|---|---|\n"
         + "\n".join(row for _, row in rows)
         + f"\n| all | | {megabytes(total)} | |\n\nMeasured on {where}, with {build}: "
         "`python docs/dependency_sizes.py`.\n"

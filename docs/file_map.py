@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- file map: made by `make map` -->", "<!-- end of the file map -->"
 
-# The order in which text flows through the packages; a folder that is not listed comes last.
+# The folders in the order in which a text passes through them. A folder that is not in this list
+# comes last.
 ORDER = (
     "gptcli", "gptcli/cli", "gptcli/serving",
     "gptcli/api", "gptcli/files", "gptcli/tokenization", "gptcli/corpus",
@@ -23,7 +24,8 @@ ORDER = (
     "gptcli/view", "gptcli/interop", "gptcli/pages",
 )  # fmt: skip
 
-# What the folders of C and JavaScript hold; a Python package says it in its __init__.py.
+# The descriptions of the folders with C and JavaScript. The __init__.py of a Python package has its
+# own description.
 FOLDERS = {
     "gptcli/native/sample": "The C library for sampling",
     "gptcli/native/train": "The C library for training",
@@ -35,7 +37,7 @@ FOLDERS = {
 
 
 def summary(path: Path) -> str:
-    """The first paragraph of a file's docstring or, if it is not Python, of its opening comment."""
+    """The first paragraph of a Python file's docstring, or of the first comment of another file."""
     text = path.read_text("utf-8")
     if path.suffix == ".py":
         doc = ast.get_docstring(ast.parse(text)) or ""
@@ -55,7 +57,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def folders() -> list[Path]:
-    """Every folder of gptcli/ that holds source files, in reading order."""
+    """Every folder of gptcli/ that holds source files, in the order of the map."""
     found = {
         p.parent for p in (ROOT / "gptcli").rglob("*") if p.suffix in (".py", ".c", ".h", ".js")
     }
@@ -84,7 +86,8 @@ def table() -> str:
 
 
 def with_table(guide: str) -> str:
-    """CONTRIBUTING.md with a new file map. Raises ValueError if the markers are missing."""
+    """The text of CONTRIBUTING.md with a new file map. Raises ValueError if the markers are
+    missing."""
     before, _, rest = guide.partition(BEGIN)
     _, _, after = rest.partition(END)
     if not rest or END not in rest:

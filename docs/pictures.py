@@ -3,8 +3,8 @@
     python docs/pictures.py [NAME ...]     # all of them, or those whose path holds a NAME
     python docs/pictures.py --list
 
-Runs are trained in build/pictures, by `gptcli train`, and kept there: a second call trains nothing.
-Delete that folder to train them again.
+`gptcli train` trains the runs in build/pictures. They stay there, so a second call trains nothing.
+Delete this folder to train the runs again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: its path from the root, who draws it ("module:function"), and what it shows.
-
-    `commands` are the words of gptcli without their values. One function can draw several."""
+    """A picture: its path from the root, its maker ("module:function"), and the commands in it.
+    `commands` holds gptcli's commands without their arguments. One function can draw several
+    pictures."""
 
     path: str
     maker: str
@@ -52,40 +52,42 @@ PICTURES = (
 
 
 class Workshop:
-    """The folder in which the runs are trained and the commands are run."""
+    """The folder in which pictures.py trains the runs and runs the commands."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "runs").mkdir(parents=True, exist_ok=True)
 
     def gptcli(self, *words: str, folder: Path | None = None) -> None:
-        """Run a command in a folder, by default in this one. Ends with its message if it fails."""
+        """Run a gptcli command in `folder` (default: the workshop's folder). If the command fails,
+        end the program with a message."""
         command = [sys.executable, "-m", "gptcli", *words]
         done = subprocess.run(command, cwd=folder or self.folder, check=False)
         if done.returncode != 0:
             sys.exit(f"{' '.join(command)} ended with {done.returncode}")
 
     def fresh(self, name: str) -> Path:
-        """An empty folder, so that pictures show short paths and no earlier runs."""
+        """A new empty folder. In it, pictures show short paths and no earlier runs."""
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         return folder
 
     def train(self, name: str, *words: str) -> None:
-        """Train runs/NAME, if that is not done."""
+        """Train runs/NAME, if it is not finished yet."""
         if not (self.folder / "runs" / name / "checkpoints").is_dir():
             self.gptcli("train", *words, "--out", f"runs/{name}", "--overwrite")
 
     def some_shakespeare(self, name: str, characters: int) -> str:
-        """A file with the beginning of the shipped text; its name."""
+        """Write a file with the beginning of the shipped text, and return its name."""
         text = (ROOT / "data" / "shakespeare.txt").read_text("utf-8")
         (self.folder / name).write_text(text[:characters], encoding="utf-8")
         return name
 
 
 def main(words: Sequence[str]) -> None:
-    """Draw the pictures whose path holds one of `words`; without words, all."""
+    """Draw the pictures whose path contains one of `words`, or all pictures if there are no
+    words."""
     if "--list" in words:
         for one in PICTURES:
             print(f"{one.path}  gptcli {', '.join(one.commands)}")

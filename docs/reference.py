@@ -2,8 +2,9 @@
 
     python docs/reference.py [--check]
 
-`make reference` runs it. The texts are those of the code: the docstrings of the config, the help of
-the commands, the docstrings of the library. With --check it exits with 1 if a page is out of date.
+`make reference` runs it. The texts come from the code: the docstrings of the config, the help of
+the commands, and the docstrings of the library. With --check, the program writes nothing and exits
+with 1 if a page is out of date.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NOTE = "<!-- written by `make reference`; do not edit -->\n\n"
 
 
 def escaped(text: str) -> str:
-    """Text in which Markdown and HTML have no meaning outside of `code`."""
+    """The text with escapes, so that Markdown and HTML outside of `code` appear literally."""
     special = r"[*<|\[\]]|(?<!\w)_|_(?!\w)"
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
@@ -35,7 +36,7 @@ def escaped(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Text for a cell of a table: one line, without bars."""
+    """The text as a cell of a table: in one line, with escaped bars."""
     return " ".join(escaped(text).replace("\\|", "|").replace("|", "\\|").split())
 
 
@@ -43,16 +44,17 @@ def cell(text: str) -> str:
 
 
 def config_page() -> str:
-    """Every config key with its default, its values and its meaning."""
+    """The page of config keys: each key with its default, its values and its meaning."""
     from gptcli.config_schema import config_schema
 
     schema = config_schema()
     parts = [
         f"# Config keys\n\n{NOTE}"
-        "A config is a YAML file with these sections. `gptcli train CONFIG` takes one, and a run "
-        "folder\nholds one (`config.yaml`). `KEY=VALUE` on the command line changes a key: "
-        "`gptcli train my.txt\nmodel.n_layer=6`. `gptcli configs` prints the shipped configs, and "
-        "`gptcli schema` this list as\nJSON Schema, which editors understand.\n"
+        "A config is a YAML file with these sections. `gptcli train CONFIG` trains with a config, "
+        "and a run\nfolder holds its config (`config.yaml`). `KEY=VALUE` on the command line "
+        "changes a key:\n`gptcli train my.txt model.n_layer=6`. `gptcli configs` prints the "
+        "shipped configs. `gptcli schema`\nprints this list as JSON "
+        "Schema, which editors understand.\n"
     ]
     for name, entry in schema["properties"].items():
         section = _definition(schema, entry)
@@ -62,13 +64,13 @@ def config_page() -> str:
 
 
 def _definition(schema: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """The definition that an entry refers to."""
+    """The definition in the schema that an entry refers to."""
     found: dict[str, Any] = schema["$defs"][entry["$ref"].rpartition("/")[2]]
     return found
 
 
 def _keys(schema: dict[str, Any], section: str, definition: dict[str, Any]) -> Iterator[str]:
-    """A part of the page for each key of a section, and for the keys of sections inside it."""
+    """The parts of the page for the keys of a section, and of the sections inside it."""
     for name, entry in definition["properties"].items():
         key = f"{section}.{name}"
         inner = [choice for choice in entry.get("anyOf", [entry]) if "$ref" in choice]
@@ -83,7 +85,7 @@ def _keys(schema: dict[str, Any], section: str, definition: dict[str, Any]) -> I
 
 
 def _values(entry: dict[str, Any]) -> str:
-    """The values that one type of a key takes, in words."""
+    """The values that a key accepts, in words."""
     if "const" in entry:
         return f"`{entry['const']}`"
     if "enum" in entry:
@@ -100,7 +102,7 @@ def _values(entry: dict[str, Any]) -> str:
 
 
 def _range(entry: dict[str, Any]) -> str:
-    """The bounds of a number in words; "" if it has none."""
+    """The bounds of a number in words, or "" if it has no bounds."""
     least, above = entry.get("minimum"), entry.get("exclusiveMinimum")
     most, below = entry.get("maximum"), entry.get("exclusiveMaximum")
     if least is not None and most is not None:
@@ -118,7 +120,7 @@ def _number(bound: float) -> str:
 
 
 def commands_page() -> str:
-    """Every command with its arguments and options, as --help prints them."""
+    """The page of commands: each command with its arguments and options, as in --help."""
     import typer
     from typer.main import get_command
 
@@ -132,16 +134,17 @@ def commands_page() -> str:
         for path, command, _ in found
     )
     parts = [
-        "# Commands\n\n" + NOTE + "Every command has `--help`, which prints what is here. "
-        "`--debug` after any command shows the\ntraceback of an error.\n\n"
-        f"| command | does |\n|---|---|\n{table}\n"
+        "# Commands\n\n" + NOTE + "With `--help`, every command prints the text of this page. "
+        "`--debug` after any command shows\nthe traceback of an error.\n\n"
+        f"| command | what it does |\n|---|---|\n{table}\n"
     ]
     parts += [_command(path, command, inner) for path, command, inner in found]
     return "\n".join(parts)
 
 
 def _commands(group: Any, context: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The path, the command and the context of each command, groups expanded."""
+    """The path, the command and the context of each command. A group is replaced by its
+    commands."""
     import typer
 
     for name, command in group.commands.items():
@@ -173,7 +176,7 @@ def _command(path: str, command: Any, context: Any) -> str:
 
 
 def _code(text: str) -> str:
-    """Text between backticks in a table."""
+    """The text as it must be between backticks in a table."""
     return text.replace("|", "\\|")
 
 
@@ -181,7 +184,7 @@ def _code(text: str) -> str:
 
 
 def python_page() -> str:
-    """Every public name of the library with its signature and docstring."""
+    """The page of the library: each public name with its signature and docstring."""
     import gptcli
 
     order = ["train", "Training", "load", "Model", "Score", "check", "Verdict"]
@@ -191,8 +194,9 @@ def python_page() -> str:
         for name in names
     )
     parts = [
-        "# Python\n\n" + NOTE + "What `import gptcli` gives. [In Python](../library.md) "
-        f"explains it with examples.\n\n| name | is |\n|---|---|\n{table}\n"
+        "# Python\n\n" + NOTE + "These are the public names of `import gptcli`. "
+        "[In Python](../library.md) explains them\nwith examples.\n\n"
+        f"| name | what it is |\n|---|---|\n{table}\n"
     ]
     parts += [_name(name, getattr(gptcli, name)) for name in names]
     return "\n".join(parts)
@@ -239,7 +243,7 @@ def _name(name: str, thing: Any) -> str:
 
 
 def _doc(thing: Any) -> str:
-    """A docstring as Markdown: its paragraphs, and indented programs as code."""
+    """The docstring of a thing as Markdown. Indented programs become code blocks."""
     text = inspect.getdoc(thing) or ""
     blocks = []
     for block in text.split("\n\n"):
@@ -252,7 +256,7 @@ def _doc(thing: Any) -> str:
 
 
 def _signature(name: str, function: Any) -> str:
-    """A signature as code; with an argument in each line if it is long."""
+    """The signature of a function as a code block. A long signature has one argument per line."""
     signature = inspect.signature(function)
     texts: list[str] = []
     for parameter in signature.parameters.values():
@@ -273,14 +277,14 @@ def _signature(name: str, function: Any) -> str:
 
 
 def _plain(annotation: Any) -> str:
-    """An annotation as people write it."""
+    """A type annotation as people write it, without module names."""
     if isinstance(annotation, str):
         return annotation.strip("'\"")
     return getattr(annotation, "__name__", str(annotation))
 
 
 def _remarks(cls: type) -> dict[str, str]:
-    """The comment after each field of a dataclass."""
+    """The comments after the fields of a dataclass, by the names of the fields."""
     source = inspect.getsource(cls)
     lines = source.splitlines()
     found = {}
@@ -293,11 +297,11 @@ def _remarks(cls: type) -> dict[str, str]:
 
 
 PAGES = {"config.md": config_page, "commands.md": commands_page, "python.md": python_page}
-"""The pages of docs/reference that the code writes."""
+"""The pages of docs/reference, and the functions that write them."""
 
 
 def main() -> None:
-    """Write the pages, or compare them."""
+    """Write the pages, or with --check compare them with the files."""
     stale = []
     for name, page in PAGES.items():
         path, text = FOLDER / name, page().rstrip() + "\n"

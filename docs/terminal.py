@@ -1,7 +1,7 @@
 """Runs commands in a terminal as a person types them, and draws its screens as SVG, also moving.
 
-pyte is the terminal: gptcli writes to a pseudo-terminal, and pyte keeps what a window would show.
-The SVG holds each different row once. It loads nothing, and stands still if the reader asks for
+The commands write to a pseudo-terminal, and pyte computes the screen that a window would show. The
+SVG stores equal rows only once. It loads no other files, and does not move if the reader prefers
 less motion.
 """
 
@@ -25,10 +25,10 @@ from pathlib import Path
 import pyte
 
 PROMPT = "$ "
-KEY_SECONDS = 0.06  # between two keys
-FRAME_SECONDS = 0.25  # between two frames, at least
-END_SECONDS = 6.0  # of the last frame
-ROUNDS = 3  # of a moving picture; then it stands still
+KEY_SECONDS = 0.06  # between two typed keys
+FRAME_SECONDS = 0.25  # the shortest time between two frames
+END_SECONDS = 6.0  # for which the last frame is shown
+ROUNDS = 3  # a moving picture plays so many times, then stops
 CELL, LINE, SIZE = 8.4, 19.0, 14  # width of a cell, height of a row, size of the type, in pixels
 EDGE = 12.0
 PAPER, INK = "#16181d", "#e8e6e1"
@@ -37,12 +37,13 @@ COLOURS = {
     "brown": "#e8b44c", "blue": "#82b8ff", "magenta": "#e49be0", "cyan": "#5fcbe0",
     "white": "#ffffff", "brightblack": "#a3a09a",
 }  # fmt: skip
-"""Each has a contrast of at least 4.5 on PAPER, but black, which gptcli prints on tiles only."""
+"""Each colour has a contrast of at least 4.5 on PAPER, except black, which gptcli uses only on
+coloured tiles."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How the characters of a span look; colours as CSS writes them."""
+    """The colours and weight of a span's characters. Colours are CSS colours."""
 
     ink: str
     paper: str
@@ -55,14 +56,14 @@ Row = tuple[tuple[Style, int, str], ...]
 
 @dataclass(frozen=True)
 class Frame:
-    """A screen, and for how many seconds a moving picture shows it."""
+    """A screen, and the seconds for which a moving picture shows it."""
 
     rows: tuple[Row, ...]
     seconds: float
 
 
 class _Screen(pyte.Screen):
-    """pyte's screen, which also knows the faint style (SGR 2), as a colour of its own."""
+    """A pyte screen that also knows the faint style (SGR 2), as the colour `dim`."""
 
     def select_graphic_rendition(self, *attributes: int) -> None:
         super().select_graphic_rendition(*attributes)
@@ -74,7 +75,8 @@ class _Screen(pyte.Screen):
 
 
 class Terminal:
-    """A shell in a window of `columns` by `lines`, in `folder`. Use it as a context manager."""
+    """A shell that runs in `folder`, in a window of `columns` by `lines`. Use it as a context
+    manager."""
 
     def __init__(
         self, folder: Path, columns: int = 80, lines: int = 24, env: Mapping[str, str] | None = None
@@ -99,7 +101,7 @@ class Terminal:
     def __enter__(self) -> Terminal:
         self._wait(self._at_prompt, 20)
         self._stream.feed(b"\x1b[2J\x1b[H")
-        self.press("\n", 20)  # a fresh prompt
+        self.press("\n", 20)  # for a new prompt
         self._stream.feed(b"\x1b[2J\x1b[H" + PROMPT.encode())
         return self
 
@@ -122,12 +124,12 @@ class Terminal:
         self._keep(always=True)
 
     def press(self, keys: str, timeout: float = 1.0) -> None:
-        """Press keys, and wait until nothing more is written, or for `timeout`."""
+        """Press keys, and wait until the output stops, at most `timeout` seconds."""
         os.write(self._master, keys.encode())
         self._wait(self._at_prompt, timeout)
 
     def text(self) -> str:
-        """What the window shows."""
+        """The text that the window shows."""
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
 
     def still(self, *, without_prompt: bool = True) -> Frame:
@@ -155,7 +157,8 @@ class Terminal:
                 return False
 
     def _keep(self, *, always: bool = False) -> None:
-        """Keep the screen as a frame, if the last one is old enough."""
+        """Add the screen to the frames, if the last frame is older than FRAME_SECONDS or with
+        `always`."""
         now = time.monotonic()
         if not always and now - self._last < FRAME_SECONDS:
             return
@@ -203,10 +206,9 @@ def _plain(row: Row) -> str:
 
 
 def paced(frames: Sequence[Frame], faster: float, least: float, most: float) -> list[Frame]:
-    """The frames as a moving picture shows them: typing as it was, waiting `faster` times faster.
-
-    Frames of waiting are shown `least` seconds at least, so some are left out, and `most` at
-    most."""
+    """The frames with the times of a moving picture: waiting is `faster` times faster, typing is
+    not. A frame of waiting is shown from `least` to `most` seconds, so some of these frames are
+    left out."""
     kept: list[Frame] = []
     waited = 0.0
     for number, one in enumerate(frames):
@@ -222,10 +224,9 @@ def paced(frames: Sequence[Frame], faster: float, least: float, most: float) -> 
 
 
 def svg(frames: Sequence[Frame], title: str, description: str) -> str:
-    """The frames as one SVG picture: still if there is one, else moving.
-
-    The frames stand below each other in a strip, which moves by steps. A reader who wants less
-    motion, and a program that knows no animation, sees the last frame."""
+    """An SVG picture of the frames. It moves if there are several frames. The frames are below each
+    other in a strip, and the animation moves this strip in steps. Readers who prefer less motion,
+    and programs without animation, see the last frame."""
     columns = max((_end(row) for frame in frames for row in frame.rows), default=1)
     columns = max(columns, 40)
     lines = max(len(frame.rows) for frame in frames)
@@ -263,7 +264,7 @@ def _end(row: Row) -> int:
 
 
 class _Styles:
-    """The CSS classes of the styles that occur."""
+    """The CSS classes of the styles in a picture."""
 
     def __init__(self) -> None:
         self._names: dict[Style, str] = {}
@@ -279,7 +280,8 @@ class _Styles:
 
 
 def _drawn(row: Row, styles: _Styles) -> str:
-    """The elements of a row whose top is 0. Each span is as wide as its cells in every font."""
+    """The SVG elements of a row at y = 0. Each span is exactly as wide as its cells, in every
+    font."""
     parts = []
     for style, first, text in row:
         x, wide = first * CELL, len(text) * CELL
@@ -302,7 +304,7 @@ def _drawn(row: Row, styles: _Styles) -> str:
 
 
 def _motion(frames: Sequence[Frame], height: float) -> str:
-    """The CSS that moves the strip; not for readers who ask for less motion."""
+    """The CSS that moves the strip, except for readers who prefer less motion."""
     total = sum(frame.seconds for frame in frames)
     at, stops = 0.0, []
     for number, frame in enumerate(frames):

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Trains with gptcli on several machines under Slurm, and goes on after a pre-emption.
+# Trains with gptcli on several machines under Slurm, and continues after a pre-emption.
 #
 #   sbatch recipes/slurm.sh CONFIG RUN [KEY=VALUE ...]
 #
-# CONFIG, the text and RUN must be on a file system that all nodes share. The first start trains,
-# every later one resumes RUN from its newest checkpoint. Adapt the #SBATCH lines.
+# CONFIG, the text and RUN must be on a file system that all nodes share. The first start begins the
+# training. Every later start resumes RUN from its newest checkpoint. Adapt the #SBATCH lines.
 #
 #SBATCH --job-name=gptcli
 #SBATCH --nodes=2
@@ -29,10 +29,10 @@ else
     words=(train "$config" "$@" --out "$run")
 fi
 
-# Slurm sends SIGTERM before it pre-empts the job, and five minutes before its time is over. All
-# ranks then save and end, and the job waits in the queue again.
+# Slurm sends SIGTERM before it pre-empts the job, and five minutes before its time is over. Then all
+# ranks save and end, and this script puts the job back into the queue.
 asked_to_stop=no
-# shellcheck disable=SC2317,SC2329 # the trap calls it
+# shellcheck disable=SC2317,SC2329 # the trap calls this function
 stop() {
     asked_to_stop=yes
     kill -TERM "$training" 2> /dev/null || true

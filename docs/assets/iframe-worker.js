@@ -1,6 +1,6 @@
-// Lets the search work if the site is opened as a file: browsers start no worker from file: addresses.
-// The script of the worker runs in a hidden frame instead. Messages are copied and come later, as
-// those of a worker do.
+// Makes the search work if the site is opened as a file, because browsers start no worker from file:
+// addresses. The worker's script runs in a hidden frame instead. Its messages are copied and arrive
+// later, as with a real worker.
 "use strict";
 
 if (location.protocol === "file:") {
