@@ -40,18 +40,18 @@ STEPS = (
     Step(
         "first norm",
         "what does the attention read: x, or x after a norm?",
-        "pre-norm: the first norm comes before the attention, and you keep x itself",
+        "pre-norm: apply the first norm before the attention, and keep x without the norm",
         "pass self.ln_1(x) to the attention, and keep x for the sum",
     ),
     Step(
         "attention and residual",
         "what is the attention's output added to?",
         "add the attention's output to the x that came in, not to the normed x",
-        "the sum is the new x, which the second half continues with",
+        "store the sum as the new x; the second half continues with it",
     ),
     Step(
         "second norm",
-        "what does the second norm read, and which norm is it?",
+        "what is the input of the second norm, and which of the two norms is it?",
         "the second half has its own norm, applied to the sum after the attention",
         "pass self.ln_2 of the new x to the feed-forward network",
     ),
@@ -59,14 +59,13 @@ STEPS = (
         "feed-forward and residual",
         "what is the feed-forward network's output added to, and what comes after?",
         "add it to the sum after the attention; that is the output",
-        "return the new x plus self.mlp of its norm; no norm after it",
+        "return the new x plus self.mlp of the normed new x, without a norm after the sum",
     ),
 )
 
 
 class Part:
-    """One submodule of a learner's block. It is called as the learner's forward called it.
-
+    """One submodule of a learner's block. It takes the arguments that the learner's forward passes.
     So a part can be PyTorch's nn.MultiheadAttention, which takes x three times and returns two
     tensors. `inputs` holds the first tensor of each call of the learner's forward."""
 
@@ -111,7 +110,7 @@ class Part:
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """The result of each step, as far as the block has the parts for it."""
+    """The correct result of each step, up to the first step whose part the block lacks."""
     if w.n1 is None:
         return
     first = w.n1(x)
@@ -128,14 +127,14 @@ def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
 
 
 def first_wrong(run: Run) -> int | None:
-    """The first wrong step, from what forward passes to each part."""
+    """The first wrong step, found from the inputs that forward passes to each part."""
     w, x = run.weights, run.x
     marks = run.landmarks
     if not marks:
         return 1
 
     def reads(part: Part, wanted: Tensor) -> bool:
-        """Whether one call of the part reads `wanted`, in either order of batch and time."""
+        """Whether an input of the part is `wanted`, as (B, T, C) or as (T, B, C)."""
         return any(
             close(each, wanted) or close(each, wanted.transpose(0, 1)) for each in part.inputs
         )
@@ -152,7 +151,7 @@ def first_wrong(run: Run) -> int | None:
         if any(close(each, one) for each in others for one in halves):
             return 3
         if w.n1.inputs[1:] and any(close(each, h) for each in w.n1.inputs[1:]):
-            return 3  # the first norm again
+            return 3  # forward calls the first norm again
         return 3 if not others and run.trace.has(h) and _keeps(run, h) else 2
     (second,) = marks[2]
     if w.mlp is not None and w.mlp.inputs and not reads(w.mlp, second):
@@ -161,7 +160,7 @@ def first_wrong(run: Run) -> int | None:
 
 
 def _keeps(run: Run, h: Tensor) -> bool:
-    """Whether forward continues with h itself: the output is h, or the MLP reads h."""
+    """Whether forward uses h without a norm: the output is h, or the MLP reads h."""
     mlp = run.weights.mlp
     if mlp is None or not mlp.inputs:
         return close(run.y, h)
@@ -174,7 +173,7 @@ def _h(w: Weights, x: Tensor) -> Tensor:
 
 
 def _then(w: Weights, h: Tensor) -> Tensor:
-    """The correct second half, applied to h."""
+    """The output of a correct second half for the input h."""
     out: Tensor = h + w.mlp(w.n2(h))
     return out
 
@@ -199,39 +198,42 @@ MISTAKES = (
             "make two norms in the constructor", at=r"ln_?2|norm_?2|self\.(ln|norm)\b"),
     ExerciseMistake("post-norm", 1, "x = self.ln_1(x + self.attn(x))",
             "your norms of {C} channels come after the sums, not before the branches",
-            "that is the transformer of 2017; GPT-2 norms before, so that x passes unchanged",
+            "the transformer of 2017 norms the sums; GPT-2 norms the input of each branch, so x "
+            "passes unchanged",
             "norm the input of the branch, not the sum", (
                 lambda w, x: w.n2((h := w.n1(x + w.attn(x))) + w.mlp(h)),
                 lambda w, x: _then(w, w.n1(x + w.attn(x)))), at=r"(ln|norm)_?\d\(x \+"),
     ExerciseMistake("branch-normed", 1, "x = x + self.ln_1(self.attn(x))",
             "your attention reads x of {C} channels without a norm, and the norm comes after it",
             "the norm belongs on the input of the branch",
-            "swap the two: the norm first, then the branch",
+            "apply the norm first, then the attention",
             (lambda w, x: (h := x + w.n1(w.attn(x))) + w.n2(w.mlp(h)),
              lambda w, x: _then(w, x + w.n1(w.attn(x)))), at=r"(ln|norm)_?\d\(self\."),
     ExerciseMistake("no-norms", 1, "x = x + self.attn(x); x = x + self.mlp(x)",
             "neither of your norms of {C} channels is used",
-            "without norms deep stacks do not train",
+            "deep networks do not train without norms",
             "norm the input of each branch",
             (lambda w, x: (h := x + w.attn(x)) + w.mlp(h),), at=r"(attn|attention|sa)\(x"),
     ExerciseMistake("no-first-norm", 1, "x = x + self.attn(x)",
-            "your attention reads x of {C} channels without a norm", "the first norm is left out",
+            "your attention reads x of {C} channels without a norm",
+            "the attention must read the output of the first norm",
             "norm the input of the attention", (lambda w, x: _then(w, x + w.attn(x)),),
             at=r"(attn|attention)\(x"),
     ExerciseMistake("norms-swapped", 1, "self.attn(self.ln_2(x))",
             "your norms of {C} channels are swapped: ln_2 comes before the attention",
-            "each half has its own; if they are swapped, the weights of a trained model do not fit",
-            "ln_1 for the attention, ln_2 for the feed-forward network",
+            "each half has its own norm; with swapped norms, the weights of a trained model do not "
+            "fit",
+            "use ln_1 for the attention, and ln_2 for the feed-forward network",
             (lambda w, x: (h := x + w.attn(w.n2(x))) + w.mlp(w.n1(h)),), at=r"ln_?2\(x\)|norm_?2"),
     ExerciseMistake("mlp-first", 1, "the feed-forward network before the attention",
-            "your feed-forward network comes first, the attention of {C} channels second",
-            "first the tokens look at each other, then each is processed separately",
-            "swap the two halves",
+            "your feed-forward network comes first, and your attention of {C} channels second",
+            "first the tokens look at each other, then each token is processed separately",
+            "put the half with the attention first",
             (lambda w, x: (h := x + w.mlp(w.n2(x))) + w.attn(w.n1(h)),
              lambda w, x: (h := x + w.mlp(w.n1(x))) + w.attn(w.n2(h))), at=MLP_CALL),
     ExerciseMistake("no-residuals", 2, "x = self.attn(self.ln_1(x)); x = self.mlp(self.ln_2(x))",
             "neither of your branches of {C} channels is added to its input",
-            "without residuals no signal and no gradient gets through many blocks",
+            "without residual connections, the signal and the gradients fade in a deep network",
             "add each branch to x", (lambda w, x: w.mlp(w.n2(w.attn(w.n1(x)))),),
             at=ATTENTION_CALL),
     ExerciseMistake("no-first-residual", 2, "x = self.attn(self.ln_1(x))",
@@ -260,27 +262,28 @@ MISTAKES = (
             at=r"return"),
     ExerciseMistake("attention-twice", 2, "x = x + 2 * ..., or the first half done twice",
             "your attention's output of {C} channels is added twice", "add it once",
-            "look for a second sum, or a factor",
+            "look for a second addition, or for a factor",
             (lambda w, x: _then(w, x + 2 * w.attn(w.n1(x))),
              lambda w, x: _then(w, (h := _h(w, x)) + w.attn(w.n1(h)))), at=ATTENTION_CALL),
     ExerciseMistake("residual-doubled", 2, "x = x + x + self.attn(...)",
             "you add x of {C} channels twice", "each block would double the residual stream",
             "add x once", (lambda w, x: _then(w, x + _h(w, x)),), at=r"\+"),
     ExerciseMistake("first-norm-again", 3, "self.mlp(self.ln_1(x))",
-            "you use the first norm of {C} channels in both halves, and the second not at all",
+            "you use the first norm of {C} channels in both halves, and never use the second",
             "the second half has its own norm", "use ln_2 there",
             (lambda w, x: (h := _h(w, x)) + w.mlp(w.n1(h)),), at=MLP_CALL),
     ExerciseMistake("no-second-norm", 3, "x = x + self.mlp(x)",
             "your feed-forward network reads the {C} channels without a norm",
-            "the second norm is left out", "norm its input with ln_2",
+            "the feed-forward network must read the output of the second norm",
+            "apply ln_2 to the input of the feed-forward network",
             (lambda w, x: (h := _h(w, x)) + w.mlp(h),), at=MLP_CALL),
     ExerciseMistake("second-branch-normed", 3, "x = x + self.ln_2(self.mlp(x))",
             "your second norm of {C} channels comes after the feed-forward network",
             "the norm belongs on the input of the branch", "apply the norm first, then the branch",
             (lambda w, x: (h := _h(w, x)) + w.n2(w.mlp(h)),), at=r"ln_?2\(self|norm_?2"),
     ExerciseMistake("parallel", 3, "x + self.attn(self.ln_1(x)) + self.mlp(self.ln_2(x))",
-            "your second half reads the x of {C} channels from before the attention",
-            "the halves follow each other: the second reads the output of the first",
+            "your second half reads x of {C} channels as it was before the attention",
+            "the second half must read the output of the first half",
             "add the attention to x first, then norm the sum",
             (lambda w, x: _h(w, x) + w.mlp(w.n2(x)),
              lambda w, x: _h(w, x) + w.mlp(w.n1(x))), at=MLP_CALL),
@@ -291,7 +294,7 @@ MISTAKES = (
              lambda w, x: x + w.mlp(w.n2(w.attn(w.n1(x))))), at=MLP_CALL),
     ExerciseMistake("no-second-residual", 4, "x = self.mlp(self.ln_2(x))",
             "your feed-forward output of {C} channels replaces x instead of being added to it",
-            "everything before it is lost", "add it to the sum after the attention",
+            "x and the attention's output are lost", "add it to the sum after the attention",
             (lambda w, x: w.mlp(w.n2(_h(w, x))),), at=MLP_CALL),
     ExerciseMistake("second-residual-from-norm", 4, "h = self.ln_2(x); return h + self.mlp(h)",
             "you add the feed-forward output to the normed {C} channels, not to the sum itself",
@@ -329,7 +332,7 @@ MISTAKES = (
     ExerciseMistake("norm-at-the-end", 4, "return self.ln_2(x)",
             "your block ends with one more norm of {C} channels",
             "the residual stream must pass through the block unchanged; the model has one norm at "
-            "its very end", "return the sum itself",
+            "its very end", "return the sum without a norm",
             (lambda w, x: w.n2(_then(w, _h(w, x))), lambda w, x: w.n1(_then(w, _h(w, x)))),
             at=r"return"),
     *general_mistakes(4, dropout_step=2),
@@ -340,8 +343,8 @@ MISTAKES = (
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The learner's norms, attention and MLP, found by name or else by the shapes of the weights.
 
-    Each is a Part. `attn` or `mlp` is None if there is none, and `n1` is `n2` if there is only one
-    norm; `start` says so. Raises CheckFailed if there is no norm."""
+    Each is a Part. `attn` or `mlp` is None if the block has none. `n1` is `n2` if the block has
+    only one norm. `start` reports these faults. Raises CheckFailed if the block has no norm."""
     children = dict(_children(module))
     found: dict[str, nn.Module] = {}
     for role, names in NAMES.items():
@@ -373,7 +376,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The submodules by name. Of an nn.Sequential that begins with a norm, its parts."""
+    """The submodules with their names. Of an nn.Sequential with a norm first, its submodules."""
     for name, part in module.named_children():
         inner = list(part.children()) if isinstance(part, nn.Sequential) else []
         first = list(inner[0].parameters()) if inner else []
@@ -393,7 +396,7 @@ def _in_words(module: nn.Module) -> str:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Faults of the constructor: two norms, an attention and a feed-forward network."""
+    """Yield the faults of the constructor: no attention, no MLP, or one norm in both halves."""
     size = SIZES[0]
     module = learner.construct(size)
     w = weights(learner, module, size)
@@ -407,7 +410,7 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
 
 
 def _calls_of_norm(learner: LearnerModule, module: nn.Module, w: Weights, size: Size) -> int:
-    """How often forward calls the only norm, or 0 if forward stops."""
+    """How often forward calls the only norm, or 0 if forward raises."""
     x = draw(size, torch.Generator().manual_seed(1))
     try:
         with torch.no_grad():
@@ -418,12 +421,12 @@ def _calls_of_norm(learner: LearnerModule, module: nn.Module, w: Weights, size: 
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """An x whose scale and mean a norm changes."""
+    """A random x whose mean is not 0 and whose scale is not 1, so that a norm changes it."""
     return 1.7 * torch.randn(size.B, size.T, size.C, generator=generator, dtype=torch.float64) + 0.4
 
 
 def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
-    """Training mode is not compared: the parts have dropout of their own."""
+    """Yield nothing: the attention and the MLP have dropout, so training mode is not compared."""
     return iter(())
 
 

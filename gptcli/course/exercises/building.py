@@ -17,7 +17,7 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from torch import nn
 
-_SIZES = ("normalized_shape", "C")  # as well as the names in conventions/words.py
+_SIZES = ("normalized_shape", "C")  # words for C that conventions/words.py does not have
 _FIELDS = {
     words.N_EMBD: "n_embd",
     words.N_HEAD: "n_head",
@@ -79,14 +79,14 @@ def build(
 
 
 def _setting(config: Any, field: str) -> Any:
-    """A field of the config. Without key/value heads of its own, it has one for each head."""
+    """The value of a config field. Without `n_kv_head`, each head has its own keys and values."""
     if field == "head_dim":
         return config.n_embd // config.n_head
     return getattr(config, field, config.n_head) if field == "n_kv_head" else getattr(config, field)
 
 
 def _meaning_of(name: str, bound: set[str]) -> str | None:
-    """What an argument means. After a width, `hidden_dim` is that of the feed-forward network."""
+    """The meaning of an argument's name. `hidden_dim` after n_embd is the width of the MLP."""
     if name in _SIZES:
         return words.N_EMBD
     meaning = words.meaning_of(name) if words.is_exact(name) else None

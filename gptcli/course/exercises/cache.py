@@ -27,7 +27,7 @@ class KeyValueCache:
         self.values: Tensor | None = None
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps 1 and 2: store T new tokens (B, H, T, D); returns all, (B, H, S, D) each."""
+        """Steps 1 and 2: store T new tokens (B, H, T, D). Returns all k, v (B, H, S, D)."""
         if self.keys is not None and self.values is not None:
             k = torch.cat((self.keys, k), dim=2)
             v = torch.cat((self.values, v), dim=2)
@@ -44,12 +44,12 @@ class KeyValueCache:
         return self.length + count <= self.block_size
 
     def clear(self) -> None:
-        """Step 4: forget all tokens."""
+        """Step 4: remove all tokens."""
         self.keys = self.values = None
 
 
 def causal(T: int, S: int) -> Tensor:
-    """Step 5: query t is token S - T + t of the text, and looks at keys up to it. Bool (T, S)."""
+    """Step 5: the causal mask, bool (T, S). Query t, token S - T + t, sees keys up to itself."""
     return torch.ones(T, S, dtype=torch.bool).tril(diagonal=S - T)
 
 
@@ -78,10 +78,10 @@ def any_weights(
     scale: Callable[[int, int, int], float] = lambda T, S, D: math.sqrt(D),
     soft: str = "keys",
 ) -> tuple[Tensor, Tensor]:
-    """Step 5 and the softmax: weights (B, H, T, S) of `count` tokens from `start` on, and values.
+    """Steps 5 and 6: the attention weights of `count` tokens from `start` on, and the values.
 
-    `text` is (B, N, C). With parts replaced by keyword arguments, this does what a known mistake
-    does."""
+    `text` is (B, N, C), and the weights are (B, H, T, S). The keyword arguments replace parts of
+    the computation, to imitate known mistakes."""
     first = start if reads == "new" else 0
     end = start if reads == "old" and start else start + count
     x, seen = text[:, start : start + count], text[:, first:end]
@@ -104,7 +104,7 @@ def any_weights(
     weights = F.softmax(scores, dim=-2 if soft == "queries" else -1)
     if soft == "then masked":
         weights = weights.masked_fill(~allowed, 0.0)
-    if soft == "safe":  # as scaled_dot_product_attention treats a query that sees nothing
+    if soft == "safe":  # scaled_dot_product_attention returns 0 for a query that sees nothing
         weights = weights.nan_to_num(0.0)
     return weights, v
 
@@ -114,7 +114,8 @@ def any_attention(
 ) -> Tensor:
     """The outputs (B, T, C) of `count` tokens of the text, from token `start` on.
 
-    `merge` and `parts` (of any_weights) replace parts, as known mistakes do."""
+    `merge`, and `parts` for any_weights, replace parts of the computation, to imitate known
+    mistakes."""
     weights, v = any_weights(w, text, start, count, **parts)
     mixed = weights @ v  # (B, H, T, D)
     if merge != "view":

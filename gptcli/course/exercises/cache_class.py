@@ -1,4 +1,4 @@
-"""A learner's key/value cache: finds its class and methods, and makes one for each layer."""
+"""A learner's key/value cache: find its class and its methods, and make a cache for each layer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CacheSizes:
 
 
 def cache_class(module: ModuleType, name: str = NAME) -> type[Any] | None:
-    """The cache class of a learner's module: of that name, of a usual one, or with `append`."""
+    """The learner's cache class: named `name` or a usual name, or the class that has `append`."""
     own = {
         key: value
         for key, value in vars(module).items()
@@ -59,7 +59,7 @@ def cache_class(module: ModuleType, name: str = NAME) -> type[Any] | None:
 
 
 def method_of(cls: type[Any], what: str, names: Iterable[str] = ()) -> str | None:
-    """The name that the class uses for a method of METHODS, or None."""
+    """The name that the class has for the method `what` of METHODS, or None."""
     for name in names or METHODS[what]:
         if name in vars(cls) or (not name.startswith("__") and hasattr(cls, name)):
             return name
@@ -74,7 +74,8 @@ class CacheClass:
         self.names = {what: method_of(cls, what) for what in METHODS}
 
     def make(self, sizes: CacheSizes) -> Any:
-        """A new cache. Raises what the constructor raises, and TypeError for unknown arguments."""
+        """A new cache. Raises what the constructor raises, and TypeError if it needs an argument
+        that is unknown."""
         arguments: dict[str, Any] = {}
         config = SimpleNamespace(
             block_size=sizes.block_size,
@@ -123,7 +124,7 @@ class CacheClass:
 
 
 def _value_of(name: str, sizes: CacheSizes) -> Any:
-    """What a constructor's argument of that name gets, or None."""
+    """The value for the constructor's argument `name`, or None if the name is unknown."""
     meaning = words.meaning_of(name) if words.is_exact(name) else None
     return {
         words.BATCH_SIZE: sizes.batch,
@@ -148,7 +149,7 @@ def cache_argument(cls: type[nn.Module]) -> str | None:
 
 
 class LayerCaches:
-    """A learner's cache for each layer, as the network uses them."""
+    """The learner's caches of a network, one for each layer."""
 
     def __init__(self, kind: CacheClass, n_layer: int, sizes: CacheSizes) -> None:
         self._kind = kind
@@ -160,14 +161,14 @@ class LayerCaches:
         return int(self._kind.length(self.layers[0]))
 
     def clear(self) -> None:
-        """Forget all tokens."""
+        """Remove all tokens."""
         for layer in self.layers:
             self._kind.clear(layer)
 
 
 @dataclass(frozen=True)
 class CachedFile:
-    """A learner's file with an attention and a key/value cache, to sample with."""
+    """A learner's file with an attention and a key/value cache, from which the network samples."""
 
     file: LearnerFile
     kind: CacheClass
@@ -176,10 +177,10 @@ class CachedFile:
     def of(
         cls, file: LearnerFile, module: ModuleType, attention: type[nn.Module]
     ) -> CachedFile | None:
-        """The cache of a file that was run; None if it has none, or if forward takes none.
+        """The cache of a file that was run; None if the file or forward has no cache.
 
-        Raises GptcliError if the class of the cache lacks a method, or forward takes the cache in
-        another place than the second."""
+        Raises GptcliError if the class of the cache lacks a method, or if the cache is not
+        forward's second argument."""
         own = cache_class(module)
         argument = cache_argument(attention)
         if own is None or argument is None:
@@ -190,7 +191,7 @@ class CachedFile:
                 raise _lacks(file, kind, f"method `{what}`")
         if list(inspect.signature(attention.forward).parameters)[2] != argument:
             raise GptcliError(
-                f"{file.name}: forward takes `{argument}` in another place than after x",
+                f"{file.name}: forward must take `{argument}` directly after x",
                 f"write `def forward(self, x, {argument}=None):`",
             )
         return cls(file, kind)
@@ -206,7 +207,7 @@ class CachedFile:
         return caches
 
     def failure(self, error: Exception) -> GptcliError | None:
-        """The error to show for one that the file raised while it sampled; None if it did not."""
+        """The error to show for an exception of the file while sampling; None for others."""
         place = place_of(error, self.file.path)
         if place is None or isinstance(error, GptcliError):
             return None

@@ -42,7 +42,7 @@ ATTENTION = "CausalSelfAttention"
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of one comparison. `pieces` are the numbers of tokens that are read at once."""
+    """The sizes of one comparison. `pieces` are the numbers of tokens that one forward reads."""
 
     B: int
     H: int
@@ -61,7 +61,7 @@ class Size:
         return sum(self.pieces)
 
     def cache_sizes(self, dtype: torch.dtype = torch.float64) -> CacheSizes:
-        """What the learner's cache is made for."""
+        """The sizes with which the learner's cache is made."""
         device = torch.device("cpu")
         return CacheSizes(self.B, self.H, self.D, self.block_size, dtype, device)
 
@@ -69,7 +69,7 @@ class Size:
 def classes_of(
     file: LearnerFile, module: ModuleType
 ) -> tuple[type[Any] | None, type[nn.Module] | None]:
-    """The cache class and the attention class of a file that was run; None for one it lacks."""
+    """The cache class and the attention class of a file that was run; None for a missing class."""
     named = getattr(module, file.class_name, None)
     is_module = inspect.isclass(named) and issubclass(named, nn.Module)
     cls = cache_class(module, NAME if is_module else file.class_name)
@@ -95,16 +95,16 @@ class CacheExplainer(Explainer):
         within: Collection[int] | None = None,
         **facts: Any,
     ) -> CheckFailed:
-        """The known mistake of that name. Its `at` has several patterns, the best one first."""
+        """The failure for the known mistake `slug`, which quotes the line that `quotable` finds."""
         if line is None:
             known = next(each for each in self.mistakes if each.slug == slug)
             line = self.quotable(known.at, within)
         return super().mistake(slug, evidence, step=step, line=line, within=within, **facts)
 
     def quotable(self, at: str, within: Collection[int] | None) -> int:
-        """The line that the first of several patterns finds; 0 for none.
+        """The line to quote: that of the first pattern in `at` that finds one; 0 if none does.
 
-        Among the lines of one pattern it prefers those that ran in the wrong call."""
+        Lines that ran in the wrong call come before other lines of the same pattern."""
         for pattern in at.split(" || "):
             found = self.source.matches(pattern.removeprefix("last:"), within)
             ran = [line for line in found if line in self.ran]
@@ -113,7 +113,7 @@ class CacheExplainer(Explainer):
         return 0
 
     def forward_lines(self) -> set[int]:
-        """The lines of the attention's methods."""
+        """The lines of the attention's methods, without its constructor."""
         if self.attention is None:
             return set()
         return self.source.class_lines(self.attention.__name__, constructor=False)
@@ -126,7 +126,7 @@ class LearnerCache(CacheExplainer):
         super().__init__(file, STEPS, MISTAKES)
         self.say = say
         self.trace: TensorTrace | None = None  # of the latest forward
-        self.length_is_right = False  # what the probes of step 3 found
+        self.length_is_right = False  # whether the probes of step 3 found no fault
         self.classes = [
             name
             for name, value in vars(module).items()
@@ -149,7 +149,7 @@ class LearnerCache(CacheExplainer):
         return set().union(*both)
 
     def needs_cache(self) -> CacheClass:
-        """The cache class. Raises CheckFailed if the file has none, or it has no `append`."""
+        """The cache class. Raises CheckFailed if the class or its `append` is missing."""
         if self.cache is None:
             raise self.missing_class(1, NAME)
         if self.cache.names["append"] is None:
@@ -160,8 +160,10 @@ class LearnerCache(CacheExplainer):
     def missing_class(self, step: int, name: str) -> CheckFailed:
         """The failure for a class that the file does not have."""
         failed = self.missing(step, "class", name, self.classes)
-        tell = f"the check builds `{name}`, as the skeleton has it; {self.steps[step - 1].tell}"
-        show = f"write `class {name}`; gptcli exercise cache --out DIR writes a file that has it"
+        tell = f"the check builds the class `{name}` of the skeleton; {self.steps[step - 1].tell}"
+        show = (
+            f"write `class {name}`; gptcli exercise cache --out DIR writes a file with this class"
+        )
         return CheckFailed(failed.mistake, failed.message, (failed.hints[0], tell, show), step)
 
     def new(self, sizes: CacheSizes) -> Any:
@@ -174,7 +176,7 @@ class LearnerCache(CacheExplainer):
             raise self.stopped(error, f"building `{cache.cls.__name__}`", 1) from error
 
     def method(self, step: int, what: str, call: Callable[[], Any]) -> Any:
-        """The result of a method of the cache. What it raises becomes CheckFailed."""
+        """The result of a method of the cache. An exception in it becomes CheckFailed."""
         self.say(f"step {step}: {what}")
         try:
             return call()
@@ -184,7 +186,7 @@ class LearnerCache(CacheExplainer):
             raise self.stopped(error, what, max(step, step_named_in(error) or 0)) from error
 
     def lines(self, what: str) -> set[int] | None:
-        """The lines of the cache's method for `what`."""
+        """The lines of the method `what` of the learner's cache."""
         name = None if self.cache is None else self.cache.names[what]
         found = self.source.lines_of(name) if name else None
         return None if found is None else found & self.cache_lines
@@ -211,7 +213,7 @@ class LearnerCache(CacheExplainer):
                 f"the forward of your `{cls.__name__}` has no argument `cache`: it takes "
                 f"{inspect.signature(cls.forward)}"
                 + self.source.quote(self.source.find(r"def forward")),
-                "what does forward need besides x, to know the earlier tokens?",
+                "forward gets only x: from which argument can it read the keys of earlier tokens?",
             )
         config = LearnerConfig(
             n_embd=size.C, n_head=size.H, dropout=0.0, bias=size.bias, block_size=size.block_size
@@ -257,7 +259,7 @@ class LearnerCache(CacheExplainer):
             raise self.mistake(
                 "returns-more",
                 within=self.forward_lines(),
-                got=f"a {type(y).__name__} of {len(y)} things",
+                got=f"a {type(y).__name__} of {len(y)} values",
             )
         if not isinstance(y, Tensor):
             kind = "None" if y is None else f"a {type(y).__name__}"
@@ -278,12 +280,13 @@ class LearnerCache(CacheExplainer):
             raise self.failed_at(
                 6, "output-shape",
                 f"your output has shape {tuple(y.shape)}; it needs the shape of x, "
-                f"{tuple(x.shape)}", "which is the first line whose shape is not in the comment?",
+                f"{tuple(x.shape)}",
+                "which is the first line whose result does not have the shape in its comment?",
             )  # fmt: skip
         if y.dtype != x.dtype:
             raise self.failed_at(
                 6, "output-dtype", f"your output is {y.dtype}, but x is {x.dtype}",
-                "which line leaves the dtype of x? look for .float() and dtype=...",
+                "which line changes the dtype? look for .float() and dtype=...",
             )  # fmt: skip
         return y
 
@@ -301,6 +304,6 @@ class LearnerCache(CacheExplainer):
             else:
                 step = self.source.step_named_at(place[0])
         if step is None:
-            # What softmax makes sums to 1, so a tensor of weights shows that the mask was done.
+            # If the trace has a softmax, then the mask of step 5 is done.
             step = 6 if any(op.name == "softmax" for op in trace.operations) else 5
         return self.stopped(error, doing, min(max(step, 1), 6))

@@ -32,9 +32,9 @@ SIZES = (
 
 
 class CacheLesson(Lesson[LearnerCache | PastLearner]):
-    """The key/value cache: a class that stores, and an attention that reads.
+    """The lesson on a key/value cache: a class that stores, and an attention that reads.
 
-    Or an attention that takes and returns what is stored."""
+    A file can also have one attention that takes the stored tensors as `past` and returns them."""
 
     name = "cache"
     steps = STEPS
@@ -66,7 +66,7 @@ class CacheLesson(Lesson[LearnerCache | PastLearner]):
             if fault is None or (failed.step or 1) < (fault.step or 1):
                 fault = failed
         else:
-            # Another layout than (B, H, T, D) is right if the attention knows it.
+            # A cache with another layout than (B, H, T, D) is right if the attention works with it.
             if fault is not None and fault.step in (1, 2) and fault.mistake in _OF_LAYOUT:
                 fault = None
         if fault is not None:
@@ -101,7 +101,7 @@ def _equality(learner: LearnerCache) -> float:
 def _read(
     learner: LearnerCache, module: nn.Module, weights: Weights, text: Tensor, size: Size
 ) -> list[Seen]:
-    """The text without a cache, and then in pieces with one."""
+    """The results of forward: for the whole text without a cache, then for pieces with a cache."""
     seen = [Seen(0, size.N, any_attention(weights, text, 0, size.N))]
     cache = learner.new(size.cache_sizes())
     start = 0
@@ -138,7 +138,7 @@ def _stored(learner: LearnerCache, cache: Any, one: Seen) -> None:
 
 
 def _two_texts(learner: LearnerCache) -> None:
-    """Raise CheckFailed if a text reads another's cache, or what was in a cache before clear()."""
+    """Raise CheckFailed if one text changes another's output, or if a cleared cache has tokens."""
     size = SIZES[0]
     module = learner.module(size)
     weights = learner.weights(module, size)
@@ -161,10 +161,10 @@ def _two_texts(learner: LearnerCache) -> None:
                 "kept-in-module", one.evidence(), within=learner.forward_lines(), what=when
             )
 
-    part(0, caches[0], 0, 5, "the first text is wrong in a new module")
-    part(1, caches[1], 0, 4, "a second text, with another cache, is wrong after the first began")
-    part(0, caches[0], 5, 1, "the first text is wrong after another one was read in between")
-    part(1, None, 0, size.N, "forward(x) without a cache is wrong after one with a cache")
+    part(0, caches[0], 0, 5, "the first text is wrong with a new module")
+    part(1, caches[1], 0, 4, "a second text with its own cache is wrong after the first text began")
+    part(0, caches[0], 5, 1, "the first text is wrong after the module has read another text")
+    part(1, None, 0, size.N, "forward(x) without a cache is wrong after a forward with a cache")
     part(1, caches[1], 4, 3, "a text is wrong after a forward without a cache")
     assert learner.cache is not None
     if learner.cache.names["clear"] is None:
@@ -175,7 +175,7 @@ def _two_texts(learner: LearnerCache) -> None:
 
 
 def _refuses(learner: LearnerCache) -> None:
-    """Raise CheckFailed if forward reads more tokens than block_size into a cache."""
+    """Raise CheckFailed unless forward refuses more than block_size tokens."""
     size = SIZES[3]
     module = learner.module(size)
     cache = learner.new(size.cache_sizes())

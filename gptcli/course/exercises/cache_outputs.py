@@ -1,4 +1,4 @@
-"""What a learner's cached attention returned, compared with recomputation; names its mistake.
+"""Compare the outputs of a learner's cached attention with recomputation, and name its mistake.
 
 Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), N tokens of a text.
 """
@@ -23,7 +23,7 @@ from gptcli.course.lesson import TOLERANCE, CheckFailed
 
 @dataclass
 class Seen:
-    """What a forward returned for `count` tokens after `start` others, or how it failed."""
+    """What a forward returned for `count` tokens after `start` other tokens, or its failure."""
 
     start: int
     count: int
@@ -42,11 +42,11 @@ class Seen:
 
     @property
     def right(self) -> bool:
-        """Whether the output is that of recomputation."""
+        """Whether the output equals that of recomputation."""
         return self.error <= TOLERANCE
 
     def evidence(self) -> str:
-        """The numbers that show it, for the end of a message."""
+        """The end of a message: how many tokens were read, and how far the output is wrong."""
         by = f"by up to {self.error:.2g}" if self.error < float("inf") else "by NaN or infinity"
         new = f"{self.count} new token{'s' * (self.count > 1)}"
         if self.got is None:
@@ -55,7 +55,7 @@ class Seen:
 
 
 def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -> CheckFailed:
-    """The known mistake that gives these outputs, or the step at which the numbers part."""
+    """The failure for the known mistake that gives these outputs, or for the first wrong step."""
     first = next(one for one in seen if not one.right)
     if first.trace is not None:
         learner.ran = first.trace.lines
@@ -67,7 +67,8 @@ def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -
                 wrong = next((one for one in tried if not one.right), first)
                 slug = mistake.slug
                 if slug == "cache-not-read" and _has_scores(wrong, wrong.count):
-                    slug = "mask-hides-stored"  # it gives the same numbers
+                    # a mask that hides the stored tokens gives the same numbers
+                    slug = "mask-hides-stored"
                 return learner.mistake(
                     slug, wrong.evidence(), within=lines,
                     T=wrong.count, S=wrong.start + wrong.count,
@@ -82,7 +83,8 @@ def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -
         return first.failed
     step = 6 if all(_mask_is_right(one, w, text) for one in seen if not one.right) else 5
     at = r"softmax|@ *v\b|reshape|view\(" if step == 6 else r"tri[ul]|mask|\binf\b|softmax"
-    softmax = learner.source.find("softmax", lines)  # right up to there: what comes after is wrong
+    # the weights are right, so the mistake comes after the softmax
+    softmax = learner.source.find("softmax", lines)
     if step == 6 and softmax is not None and any(_weights_right(o, w, text) for o in seen):
         after = {line for line in lines if line > softmax}
         lines = after if learner.source.find(r"@|matmul|einsum|reshape|view", after) else lines
@@ -94,19 +96,20 @@ def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -
         + (" without a cache" if first is seen[0] else " with the cache")
         + learner.source.quote(learner.source.find(at, lines))
         + first.evidence(),
-        "for one new token after 6, which keys does it look at, and with which weights?",
+        "take one new token after 6 stored ones: which keys does it look at, and with which "
+        "weights?",
     )
 
 
 def _weights_right(one: Seen, w: Weights, text: Tensor) -> bool:
-    """Whether a forward that is wrong shows the right weights."""
+    """Whether the output is wrong, but the trace has the right attention weights."""
     if one.right or one.trace is None:
         return False
     return one.trace.has(any_weights(w, text, one.start, one.count)[0])
 
 
 def _mask_is_right(one: Seen, w: Weights, text: Tensor) -> bool:
-    """Whether a forward shows masked scores or weights that are right."""
+    """Whether the trace has the right masked scores or the right attention weights."""
     weights, _ = any_weights(w, text, one.start, one.count)
     for operation in one.trace.operations if one.trace is not None else ():
         for tensor in operation.results:
@@ -118,7 +121,7 @@ def _mask_is_right(one: Seen, w: Weights, text: Tensor) -> bool:
 
 
 def _half_read(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
-    """The mistake of a forward that takes only keys, or only values, from the cache."""
+    """The failure of a forward that takes only keys, or only values, from the cache."""
     T, S = one.count, one.start + one.count
     failed = one.failed
     if failed is None or failed.mistake != "raises" or failed.step != 6 or T == S:
@@ -144,7 +147,7 @@ def _half_read(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
 def _masked_wrongly(
     learner: CacheExplainer, w: Weights, text: Tensor, one: Seen
 ) -> CheckFailed | None:
-    """The known mistake of step 5 whose weights a forward shows, if a later step is wrong too."""
+    """The known mistake of step 5 whose weights are in the trace, if step 6 is wrong too."""
     if one.trace is None:
         return None
     right, _ = any_weights(w, text, one.start, one.count)
@@ -165,7 +168,7 @@ def _masked_wrongly(
 def half_written(
     learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]
 ) -> CheckFailed:
-    """The failure of a file without step 6. The masked scores tell whether step 5 is right."""
+    """The failure of a file without step 6: at step 5 if its scores are wrong, else at 6."""
     for one in seen:
         if one.failed is not None and one.failed.mistake != "not-implemented":
             return _square_mask(learner, one) or one.failed
@@ -196,7 +199,7 @@ def _shows_weights(one: Seen, w: Weights, text: Tensor, parts: dict[str, Any]) -
     """Whether the last scores of a forward, or their softmax, are the weights of any_weights."""
     try:
         weights, _ = any_weights(w, text, one.start, one.count, **parts)
-    except RuntimeError:  # parts that these sizes do not have
+    except RuntimeError:  # these sizes lack the parts
         return False
     operations = one.trace.operations if one.trace is not None else ()
     scores = [
@@ -218,18 +221,19 @@ _FORMS = [
 def _explains(
     form: Callable[..., Tensor], w: Weights, text: Tensor, tried: list[Seen], strict: bool
 ) -> bool:
-    """Whether a mistake's form gives all outputs of the learner, and at least one wrong one.
+    """Whether a mistake's form gives all the learner's outputs, and at least one of them is wrong.
 
-    If not `strict`, it has to give only the wrong ones: a file can have branches."""
+    If not `strict`, the form needs to give only the wrong outputs, because the learner's code can
+    have a correct branch."""
     some = False
     for one in tried:
         assert one.got is not None
         try:
             wanted = form(w, text, one.start, one.count)
-        except RuntimeError:  # a form that these sizes do not have
+        except RuntimeError:  # these sizes lack the parts of the form
             return False
         if not close(one.got, wanted):
-            # Mistakes with a cache can leave the forward without one right.
+            # The code without a cache can be right although the code with a cache is wrong.
             if one.right and (one is tried[0] or not strict):
                 continue
             return False
@@ -238,7 +242,7 @@ def _explains(
 
 
 def _square_mask(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
-    """The mistake of a mask of T x T or S x S, if an exception about shapes shows it."""
+    """The failure for a mask of T x T or S x S, if an exception about shapes shows it."""
     T, S = one.count, one.start + one.count
     if one.failed is None or one.failed.step not in (5, 6) or T == S:
         return None
@@ -255,7 +259,7 @@ def _square_mask(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
 
 
 def _has_scores(one: Seen, rows: int) -> bool:
-    """Whether a forward computed scores of that many queries with all keys."""
+    """Whether a forward computed scores of `rows` queries with all keys."""
     operations = one.trace.operations if one.trace is not None else ()
     sizes = (rows, one.start + one.count)
     return any(t.dim() >= 3 and t.shape[-2:] == sizes for op in operations for t in op.results)

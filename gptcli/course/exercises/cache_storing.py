@@ -19,7 +19,7 @@ from gptcli.course.exercises.tensor_trace import name_of
 from gptcli.course.lesson import CheckFailed
 
 _DIMENSIONS = {0: "batch", 1: "heads", 3: "channels"}
-_MOST_NESTED = 4  # lists in lists
+_MOST_NESTED = 4  # how deep lists in lists are searched
 
 
 def probe_sizes(block_size: int = 64, dtype: torch.dtype = torch.float64) -> CacheSizes:
@@ -27,7 +27,7 @@ def probe_sizes(block_size: int = 64, dtype: torch.dtype = torch.float64) -> Cac
 
 
 def pieces_of(*counts: int) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values, each (B, H, T, D), of pieces of a text. All numbers differ."""
+    """Keys and values, each (B, H, T, D), for pieces of `counts` tokens. No number occurs twice."""
     generator = torch.Generator().manual_seed(sum(counts))
 
     def draw(count: int) -> Tensor:
@@ -41,7 +41,7 @@ def _joined(pieces: list[tuple[Tensor, Tensor]], part: int, dim: int = 2) -> Ten
 
 
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
-    """The tensors in an object, its lists and its dicts."""
+    """The tensors in an object, also those in its lists and dicts."""
     if isinstance(value, Tensor):
         yield value.detach()
     elif depth < _MOST_NESTED:
@@ -77,7 +77,7 @@ def check_store(learner: LearnerCache) -> None:
     """Raise CheckFailed unless append stores the tokens and returns all of them."""
     cache = learner.new(probe_sizes())
     pieces = pieces_of(2, 2, 3, 1)
-    unread: CheckFailed | None = None  # step 2 is still to be written
+    unread: CheckFailed | None = None  # the failure of step 2, if it is still to be written
     for number in range(1, len(pieces) + 1):
         seen = pieces[:number]
         try:
@@ -128,7 +128,7 @@ def _compare(
     *,
     to_read: bool,
 ) -> CheckFailed | None:
-    """The mistake in what append returned after these pieces; None if it is right."""
+    """The mistake in the result of append after the pieces `seen`; None if the result is right."""
     wanted = (_joined(seen, 0), _joined(seen, 1))
     S, new = wanted[0].shape[2], seen[-1][0].shape[2]
     stored = _stored(cache)
@@ -142,7 +142,7 @@ def _compare(
             return learner.mistake("returns-old", new=new, within=within)
         step = 2 if holds else 1
         return learner.mistake("returns-nothing", step=step, got=kind, S=S, within=within)
-    if pair is None:  # judge what is stored
+    if pair is None:  # judge the stored tensors instead of the result
         pair = _stored_pair(stored, wanted)
         if pair is None:
             if holds:
@@ -163,7 +163,7 @@ def _compare(
 
 
 def pair_of(got: Any) -> tuple[Tensor, Tensor] | None:
-    """Keys and values of what append returned."""
+    """The keys and the values in the result of append; None if it is not two tensors."""
     if isinstance(got, Tensor) and got.dim() == 5 and got.shape[0] == 2:
         return got[0], got[1]
     if isinstance(got, (tuple, list)) and len(got) == 2 and all(map(torch.is_tensor, got)):
@@ -180,7 +180,7 @@ def kind_of(got: Any) -> str:
 def _stored_pair(
     stored: list[Tensor], wanted: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor] | None:
-    """The stored tensors that have most numbers of the keys, and of the values."""
+    """The stored tensors with the most numbers of the keys and of the values; None if unclear."""
     found = []
     for one in wanted:
         counts = [
@@ -192,7 +192,7 @@ def _stored_pair(
     total = found[0].numel() + found[1].numel()
     whole = wanted[0].numel() + wanted[1].numel()
     if total < whole and _holds(stored, wanted[0]) and _holds(stored, wanted[1]):
-        return None  # a list of pieces
+        return None  # a list of pieces is stored
     return found[0], found[1]
 
 
@@ -210,7 +210,7 @@ def _name(
     stored: list[Tensor],
     step: int,
 ) -> CheckFailed:
-    """The known mistake that gives these keys and values."""
+    """The failure for the known mistake that gives these keys and values, or for a wrong result."""
     wanted = (_joined(seen, 0), _joined(seen, 1))
     S, new = wanted[0].shape[2], seen[-1][0].shape[2]
     within = learner.lines("append")
@@ -284,7 +284,8 @@ def _name(
         missing = sorted(set(range(S)) - set(order))
         lost = f"token {missing[0]} is" if len(missing) == 1 else f"tokens {missing} are"
         return learner.mistake("tokens-lost", step=step, S=S, lost=lost, within=within)
-    if any(same(one, pair[0]) for one in stored):  # stored as it is returned
+    # append returns what is stored, so the stored keys are wrong
+    if any(same(one, pair[0]) for one in stored):
         step, held = 1, False
     what = "returns" if held else "stores"
     return _wrong(
@@ -296,7 +297,7 @@ def _name(
 
 
 def _tokens_in(pair: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> list[int] | None:
-    """The tokens of the text that keys and values both have, in their order; None if none."""
+    """The indices of the tokens that keys and values both have, in their order; None if none."""
     if any(one.dim() != 4 or one.shape[:2] != wanted[0].shape[:2] for one in pair):
         return None
     found = []
@@ -309,7 +310,7 @@ def _tokens_in(pair: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> li
 
 
 def _in_order(stored: list[Tensor], keys: Tensor) -> bool:
-    """Whether a list of pieces is stored, in the order of the text."""
+    """Whether `stored` is a list of pieces in the order of the text."""
     places = []
     for tensor in stored:
         flat = tensor.double().flatten()
@@ -327,7 +328,7 @@ def _wrong(learner: LearnerCache, step: int, message: str) -> CheckFailed:
 
 
 def _check_dtype(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless keys of another dtype come back in that dtype."""
+    """Raise CheckFailed if append returns bfloat16 keys in another dtype."""
     cache = learner.new(probe_sizes(dtype=torch.bfloat16))
     for k, v in pieces_of(2, 1):
         got = pair_of(append(learner, cache, (k.bfloat16(), v.bfloat16())))
@@ -343,10 +344,10 @@ def _other_dtype(learner: LearnerCache, got: Tensor, given: Tensor, step: int) -
 
 
 class _Devices(TorchFunctionMode):
-    """Watches for tensors that are made on the CPU whatever device the keys are on.
+    """Find code that would make or put tensors on the CPU although the keys are on a GPU.
 
-    No other device is needed for that. `torch.zeros` without a device makes such a tensor, and
-    `.cpu()` moves one there."""
+    The test needs no GPU. `torch.zeros` without a device makes such a tensor, and `.cpu()` moves
+    one to the CPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -374,7 +375,7 @@ class _Devices(TorchFunctionMode):
         return out
 
     def _stays(self, tensors: Any) -> bool:
-        """Whether one of the tensors was made on the CPU and not moved."""
+        """Whether `tensors` is a list or tuple with a tensor made on the CPU and never moved."""
         if not isinstance(tensors, (tuple, list)):
             return False
         return any(
@@ -384,7 +385,7 @@ class _Devices(TorchFunctionMode):
         )
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether the tensor is in the memory of one that was made on the CPU."""
+        """Whether the tensor shares memory with a tensor made on the CPU and never moved."""
         at = tensor.untyped_storage().data_ptr()
         return any(at == made.untyped_storage().data_ptr() for made in self.made) and not any(
             at == moved.untyped_storage().data_ptr() for moved in self.moved
@@ -395,7 +396,7 @@ _FACTORIES = {"zeros", "ones", "empty", "full", "tensor", "rand", "randn", "as_t
 
 
 def _check_device(learner: LearnerCache) -> None:
-    """Raise CheckFailed if keys on a GPU would meet tensors on the CPU."""
+    """Raise CheckFailed if append would use tensors on the CPU with keys on a GPU."""
     watch = _Devices()
     with watch:
         cache = learner.new(probe_sizes())

@@ -1,4 +1,4 @@
-"""Probes of a learner's cache, steps 3 and 4: its length, whether more tokens fit, clear."""
+"""Probes of a learner's cache, steps 3 and 4: `length`, `fits` and `clear`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def check_length(learner: LearnerCache) -> None:
 
 
 def check_window(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless the cache knows when it is full, and can forget."""
+    """Raise CheckFailed unless `fits` tells whether tokens fit, and `clear` removes all tokens."""
     own = learner.needs_cache()
     if own.names["fits"] is None:
         _check_overflow(learner)
@@ -103,10 +103,10 @@ def check_window(learner: LearnerCache) -> None:
     for number, name in enumerate(("keys", "values")):
         if pair is not None and not same(pair[number], piece[number]):
             more = pair[number].shape[2] - piece[number].shape[2]
-            problem = f"still has {more} {name} of the tokens before"
+            problem = f"still has {more} {name} of the old tokens"
             raise learner.mistake("clear-incomplete", problem=problem, within=within)
     if int(length) != 3:
-        problem = f"counts {int(length)} tokens when 3 new ones were stored"
+        problem = f"counts {int(length)} tokens although only 3 new ones are stored"
         raise learner.mistake("clear-incomplete", problem=problem, within=within)
 
 
@@ -141,7 +141,7 @@ def _check_fits(learner: LearnerCache, name: str) -> None:
 
 
 def _check_overflow(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless append itself refuses more than block_size tokens."""
+    """Without `fits`: raise CheckFailed unless append refuses more than block_size tokens."""
     W = 8
     own = learner.needs_cache()
     cache = learner.new(probe_sizes(W))

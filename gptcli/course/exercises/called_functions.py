@@ -1,6 +1,7 @@
-"""The helpers of a learner's code: functions, methods, lambdas and modules that lines call.
+"""Find the helpers of a learner's code: functions, methods, lambdas and modules that lines call.
 
-Nothing is run: names are looked up in the syntax tree. A name that is defined twice counts twice.
+The code does not run: the names are looked up in the syntax tree. A name that is defined twice
+stands for both definitions.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ class Helpers:
     """Which lines belong to the helpers of a file, and which lines use them."""
 
     def __init__(self, tree: ast.Module) -> None:
-        self._lines: dict[str, set[int]] = {}  # name -> the lines of what it names
+        self._lines: dict[str, set[int]] = {}  # name -> the lines of its definitions
         self._used: dict[int, set[str]] = {}  # line -> the names on it
         classes: dict[str, set[int]] = {}
         for node in ast.walk(tree):
@@ -52,9 +53,10 @@ class Helpers:
                     self._add(_name_of(name), lines)
 
     def of(self, lines: Collection[int], without: Collection[str] = ()) -> set[int]:
-        """The lines of all helpers that some lines use, directly or not, outside these lines.
+        """The lines of all helpers that `lines` use, directly or through other helpers.
 
-        `without` names functions that are no helpers."""
+        `without` names functions that do not count as helpers. `lines` themselves are not
+        returned."""
         found: set[int] = set()
         todo, seen = list(lines), set(lines)
         while todo:
@@ -68,7 +70,7 @@ class Helpers:
         return found
 
     def names_used(self, lines: Collection[int], without: Collection[str] = ()) -> set[str]:
-        """The names of the file's functions that some lines use, directly or not."""
+        """The names of the file's functions that `lines` use, directly or through helpers."""
         inside = {*lines, *self.of(lines, without)}
         return {name for line in inside for name in self._used.get(line, ()) if name in self._lines}
 

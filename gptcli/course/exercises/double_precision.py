@@ -1,4 +1,4 @@
-"""Runs a learner's code in float64, even if it asks for float32 by name, or in float32."""
+"""Run a learner's code in float64, even if it asks for float32 by name; or run it in float32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMES = {"float", "half", "bfloat16"}
 
 @contextmanager
 def single_precision() -> Iterator[None]:
-    """New tensors are float32, as in a program that sets nothing."""
+    """In this context new tensors are float32, PyTorch's default."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -26,10 +26,10 @@ def single_precision() -> Iterator[None]:
 
 
 class DoublePrecision(TorchFunctionMode):
-    """Replaces `.float()`, `dtype=torch.float32` and the like by float64. Use it in a `with`.
+    """A context in which `.float()`, `dtype=torch.float32` and the like give float64.
 
-    Code that computes in float32 on purpose can then be compared exactly. `replaced` tells
-    whether anything was replaced."""
+    So code that computes in float32 on purpose can be compared exactly. `replaced` tells whether
+    anything was replaced."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Put a failed check into words about the learner's file: its lines, its values, three hints."""
+"""Turn a failed check into a message with the learner's lines and values, and three hints."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _STEP = re.compile(r"\bstep\s*#?(\d+)\b", re.IGNORECASE)
 class ExerciseMistake(Mistake):
     """A known mistake that is recognised by its result.
 
-    Each of `forms` is a function. It computes what code with this mistake computes, from the
-    learner's own weights and inputs. `parts` compute the wrong result of the mistake's step, for
-    files in which a later step is wrong too. Other tests find a mistake that has neither. `at` is a
-    pattern for the line to quote."""
+    Each of `forms` is a function. It computes the result of code with this mistake, from the
+    learner's weights and inputs. `parts` compute the wrong result of the mistake's step, for files
+    in which a later step is wrong too. If a mistake has neither, other code of the lesson finds it.
+    `at` is a pattern for the line to quote."""
 
     why: str  # hint 2
     hint: str  # hint 3
@@ -36,9 +36,10 @@ class ExerciseMistake(Mistake):
 
 
 class Explainer:
-    """Turns what went wrong into a CheckFailed. Knows the file, the steps and the mistakes.
+    """Turn a fault of the learner's code into a CheckFailed with a message and three hints.
 
-    `functions` names the function that holds each step, if that is known."""
+    `functions` maps each step to the name of its function, in lessons that have one function for
+    each step."""
 
     def __init__(
         self,
@@ -85,13 +86,13 @@ class Explainer:
         )
 
     def failed_at(self, step: int, slug: str, message: str, first_hint: str = "") -> CheckFailed:
-        """A failure that is not a known mistake. `first_hint` replaces the step's first hint."""
+        """The failure for an unknown mistake. `first_hint` replaces the step's first hint."""
         known = self.steps[step - 1]
         hints = (first_hint or known.ask, known.tell, known.show)
         return CheckFailed(slug, message, hints, step)
 
     def missing(self, step: int, kind: str, name: str, others: Collection[str]) -> CheckFailed:
-        """The failure for a method or function that the file does not have; `others` it has."""
+        """The failure for a method or function that the file lacks; it has `others`."""
         from gptcli.errors import nearest
 
         like = nearest(name, others)
@@ -103,8 +104,8 @@ class Explainer:
             f"step {step}, {known.name}, is still to be written: there is no {what} `{name}`"
             + (f"; the file has {have}" if have else ""),
             (
-                f"did you mean to call `{like}` that?" if like else f"where is `{name}`?",
-                f"the check calls `{name}`, as the skeleton has it; {known.tell}",
+                f"should `{like}` have that name?" if like else f"where is `{name}`?",
+                f"the check calls `{name}`, the name in the skeleton; {known.tell}",
                 f"write `def {name}(...)`: {known.show}",
             ),
             step,
@@ -120,10 +121,10 @@ class Explainer:
         within: Collection[int] | None = None,
         **facts: Any,
     ) -> CheckFailed:
-        """The known mistake of that name; `facts` fill the places in its message.
+        """The failure for the known mistake `slug`; `facts` fill the placeholders in its message.
 
-        `step` replaces the mistake's own. Quotes `line`, or else the first line of `within` that
-        has the mistake's pattern."""
+        `step` replaces the mistake's step. The message quotes `line`, or else the first line of
+        `within` that matches the mistake's pattern."""
         mistake = next(m for m in self.mistakes if m.slug == slug)
         step = step or mistake.step
         if line is None:
@@ -151,23 +152,25 @@ class Source:
         self._lines = file.path.read_text("utf-8", "replace").splitlines()
         self.tree = syntax_tree("\n".join(self._lines))
         self.helpers = Helpers(self.tree)
-        self.no_helpers: frozenset[str] = frozenset()  # functions that are steps themselves
+        # functions that do not count as helpers, because each is a step
+        self.no_helpers: frozenset[str] = frozenset()
         self._docstrings: set[int] = set()
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                 self._docstrings.update(_lines(node))
 
     def quote(self, line: int | None) -> str:
-        """`, at line 12 of FILE, `code``, or "" for None."""
+        """The text `, at line 12 of FILE, `code`` that quotes a line, or "" for None."""
         if line is None or not 0 < line <= len(self._lines):
             return ""
         code = without_comment(self._lines[line - 1].strip())
         return f", at {self._file.where(line)} of {self.name}, `{code}`"
 
     def matches(self, pattern: str, within: Collection[int] | None = None) -> list[int]:
-        """The lines of code that have `pattern`, without comments and docstrings.
+        """The lines of code that match `pattern`, by number. Comments and docstrings do not count.
 
-        If no line of `within` has it, those of the helpers that they call count."""
+        If no line of `within` matches, the lines of the helpers that `within` calls are
+        searched."""
         own = self._matches(pattern, within)
         if own or within is None or pattern in _RETURNS:
             return own
@@ -186,11 +189,11 @@ class Source:
         ]
 
     def find(self, pattern: str, within: Collection[int] | None = None) -> int | None:
-        """The first line of code that has `pattern`, or None."""
+        """The number of the first line of code that matches `pattern`, or None."""
         return next(iter(self.matches(pattern, within)), None)
 
     def lines_of(self, name: str) -> set[int] | None:
-        """The lines of the functions `name`, with their decorators. None for no name."""
+        """The lines of the functions `name`, with their decorators. None if `name` is empty."""
         if not name:
             return None
         found: set[int] = set()
@@ -220,7 +223,7 @@ class Source:
         return [n.name for n in ast.walk(self.tree) if isinstance(n, ast.FunctionDef)]
 
     def step_named_at(self, line: int) -> int | None:
-        """The number of the last comment `# Step N` above the line, in the line's function."""
+        """The N of the last comment `# Step N` above the line, in the line's function, or None."""
         inside = [
             node
             for node in ast.walk(self.tree)
@@ -246,7 +249,7 @@ def _lines(node: ast.AST) -> range:
 
 
 def _advice_on(error: BaseException) -> tuple[str, str]:
-    """A question and an advice that fit the exception."""
+    """A question and a piece of advice for the kind of exception."""
     text = str(error)
     if isinstance(error, SystemExit):
         return "does your code have to end the program?", "leave out exit(), quit() and sys.exit()"
@@ -267,11 +270,14 @@ def _advice_on(error: BaseException) -> tuple[str, str]:
         )
     if isinstance(error, (KeyError, IndexError)):
         return (
-            "which key or index is asked for, and which ones are there?",
-            "print the index, and the length or the keys of what it looks into",
+            "which key or index does the line ask for, and which ones exist?",
+            "print the index, and the length or the keys of the object that you index",
         )
     if isinstance(error, RecursionError):
-        return "what ends the calls?", "a function calls itself without end"
+        return (
+            "in which case does the function not call itself?",
+            "a function calls itself again and again; let it return in the simplest case",
+        )
     if isinstance(error, UnicodeError):
         return (
             "in which encoding are the bytes, and in which does your code read or write them?",
@@ -281,18 +287,21 @@ def _advice_on(error: BaseException) -> tuple[str, str]:
         return "for which input is the divisor 0?", "treat that case before you divide"
     if re.search(r"shape|size|dimension|must match|broadcast", text):
         return (
-            "which shapes meet there? print them just before",
-            "compare each shape with the skeleton's comment; the mistake is in the line that makes "
-            "the first different one",
+            "which shapes does that line combine? print them just before it",
+            "compare each shape with the comment in the skeleton; the mistake is in the first line "
+            "whose shape differs",
         )
     if re.search(r"grad|leaf|inference", text):
         return (
-            "which tensors does autograd follow there?",
-            "gradients need tensors that come from the parameters, outside no_grad",
+            "through which tensors of that line must the gradient flow?",
+            "a gradient needs tensors that are computed from the parameters, outside no_grad",
         )
     if isinstance(error, TypeError):
         return (
-            "of which types are the values that meet there, and how many arguments are passed?",
-            "print type(...) of each value; compare the call with the definition",
+            "which types do the values in that line have, and how many arguments does it pass?",
+            "print type(...) of each value; compare the call with the definition of the function",
         )
-    return "which values meet there? print them just before", "compare them with what you expect"
+    return (
+        "which values does that line use? print them just before it",
+        "compare the values with those that you expect",
+    )

@@ -41,7 +41,7 @@ STEPS = (
     Step(
         "variance",
         "what is squared, and what is the sum of the squares divided by?",
-        "the mean over the C channels of the squared distances from the mean, divided by C",
+        "sum the squared distances from the mean over the C channels, and divide the sum by C",
         "torch's var() divides by C - 1 unless you pass unbiased=False",
     ),
     Step(
@@ -52,7 +52,7 @@ STEPS = (
     ),
     Step(
         "gain and bias",
-        "which of the two multiplies, which is added, and in which order?",
+        "which of gain and bias multiplies, which is added, and in which order?",
         "the gain multiplies the normalised channels; then the bias, if there is one, is added",
         "both are an nn.Parameter of length C: the gain starts at ones, the bias at zeros (None if "
         "config.bias is False)",
@@ -78,7 +78,7 @@ def gained(w: Weights, y: Tensor) -> Tensor:
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """The result of each step, in every form in which it can appear."""
+    """Yield the tensors of each step: its result in every form in which code can compute it."""
     m = mean(x)
     yield [m, x - m]
     v = variance(x, m)
@@ -151,7 +151,7 @@ _AFFINE = r"return|\bself\.(weight|gain|gamma|scale|g|bias|beta|shift|b)\b"
 MISTAKES = (
     ExerciseMistake("missing-gain", 1, "a constructor without a gain",
             "your module has no parameter of shape ({C},) for the gain; it has {have}",
-            "a plain tensor is not trained, and does not move with the module",
+            "training does not change a plain tensor, and module.to(device) does not move it",
             "write self.weight = nn.Parameter(torch.ones(config.n_embd))",
             at=r"self\.(weight|gain|gamma|scale|g|w)\s*=|ones"),
     ExerciseMistake("bias-ignored", 1, "a bias that ignores config.bias",
@@ -171,7 +171,7 @@ MISTAKES = (
             at=r"self\.(bias|beta|shift|b|offset)\s*=|register_parameter\(.bias|zeros"),
     ExerciseMistake("mean-over-time", 1, "x.mean(dim=1)",
             "your mean goes over dim 1, the {T} tokens, not over the {C} channels",
-            "a token would see its neighbours, including later ones",
+            "a token would depend on its neighbours, also on later tokens",
             "reduce the last dimension, dim=-1", _over(1),
             at=r"(mean|var|std|sum)\(.*\b1\b",
             parts=(lambda w, x: mean(x, 1),)),
@@ -199,7 +199,7 @@ MISTAKES = (
     ExerciseMistake("rms", 1, "x / torch.sqrt((x * x).mean(-1) + eps)",
             "you subtract no mean from the {C} channels: this is RMSNorm",
             "layer normalisation subtracts the mean first; RMSNorm does not",
-            "subtract the mean, also before squaring",
+            "subtract the mean from x first, then square and divide",
             _scaled(lambda x, m, v: x / torch.sqrt(mean(x * x) + EPS)), at=r"\*\*\s*2|pow|mean\("),
     ExerciseMistake("unbiased-variance", 2, "x.var(dim=-1) or x.std(dim=-1)",
             "you divide the squares by C - 1 = {C1}, not by C = {C}",
@@ -222,7 +222,7 @@ MISTAKES = (
             + _scaled(lambda x, m, v: (x - m) / (mean((x - m).abs()) + EPS)), at=r"abs\("),
     ExerciseMistake("root-of-deviation", 2, "torch.sqrt(x.std(-1) + eps)",
             "you take the root of a standard deviation of {C} channels, which is a root already",
-            "the standard deviation is the root of the variance", "use the variance there",
+            "the standard deviation is the root of the variance", "take the root of the variance",
             _scaled(lambda x, m, v: (x - m) / torch.sqrt(v.sqrt() + EPS))
             + _scaled(lambda x, m, v: (x - m) / torch.sqrt(_unbiased(x).sqrt() + EPS)),
             at=r"std\("),
@@ -234,7 +234,7 @@ MISTAKES = (
             parts=(lambda w, x: mean(x * x),)),
     ExerciseMistake("eps-outside", 3, "(x - mean) / (torch.sqrt(var) + eps)",
             "you add eps = 1e-05 to the root, not to the variance of the {C} channels",
-            "sqrt(v) + eps is not sqrt(v + eps): a token of small variance shows it",
+            "sqrt(v) + eps is not sqrt(v + eps): the outputs differ for a token of small variance",
             "move eps inside the root",
             _scaled(lambda x, m, v: (x - m) / (v.sqrt() + EPS)), at=r"\+\s*(self\.)?(eps|1e-0?5)"),
     ExerciseMistake("no-eps", 3, "(x - mean) / torch.sqrt(var)",
@@ -251,7 +251,7 @@ MISTAKES = (
             at=r"1e-|\beps\w*\s*=|0\.0|eps"),
     ExerciseMistake("no-root", 3, "(x - mean) / (var + eps)",
             "you divide the {C} channels by the variance, not by its root",
-            "divided by the variance, the channels have variance 1 / variance, not 1",
+            "after a division by the variance, the channels have variance 1 / variance, not 1",
             "take the root of variance + eps",
             _scaled(lambda x, m, v: (x - m) / (v + EPS)), at=r"/"),
     ExerciseMistake("not-centred", 3, "x / torch.sqrt(var + eps)",
@@ -260,7 +260,8 @@ MISTAKES = (
             _scaled(lambda x, m, v: x / torch.sqrt(v + EPS)), at=r"/|rsqrt"),
     ExerciseMistake("multiplied-by-root", 3, "(x - mean) * torch.sqrt(var + eps)",
             "you multiply the {C} channels by the root instead of dividing",
-            "a token of large variance should shrink", "divide, or multiply by rsqrt",
+            "a token of large variance should shrink",
+            "divide by the root, or multiply by torch.rsqrt",
             _scaled(lambda x, m, v: (x - m) * torch.sqrt(v + EPS)), at=r"\*\s*.*sqrt"),
     ExerciseMistake("no-gain", 4, "return normal + self.bias",
             "your gain of {C} numbers is never used", "the layer should learn its gain",
@@ -282,28 +283,28 @@ MISTAKES = (
             "gain first, then bias", "move the bias out of the product",
             _affine(lambda w, y: (y + _b(w)) * w.g), at=_AFFINE),
     ExerciseMistake("bias-subtracted", 4, "normal * self.weight - self.bias",
-            "your bias of {C} numbers is subtracted", "a bias is added", "change the sign",
+            "your bias of {C} numbers is subtracted", "a bias must be added", "change the sign",
             _affine(lambda w, y: y * w.g - _b(w)), at=_AFFINE),
     ExerciseMistake("gain-plus-one", 4, "normal * (1 + self.weight) + self.bias",
             "you add 1 to the gain of {C} numbers", "the gain starts at 1 already",
             "multiply by the gain itself", _affine(lambda w, y: y * (1 + w.g) + _b(w)),
             at=_AFFINE),
     ExerciseMistake("gain-and-bias-swapped", 4, "normal * self.bias + self.weight",
-            "your bias of {C} numbers multiplies, and your gain is added",
-            "gain multiplies, bias adds", "exchange the two",
+            "you multiply by the bias of {C} numbers, and add the gain",
+            "the gain multiplies, and the bias is added", "exchange the two",
             _affine(lambda w, y: y * (w.g if w.b is None else w.b)
                     + (0 if w.b is None else w.g)), at=_AFFINE),
     ExerciseMistake("changes-in-training", 4, "dropout, or statistics of the batch",
             "in training mode your output differs by up to {difference} from that in evaluation",
             "a layer norm does the same in training and in evaluation: it has no dropout and keeps "
-            "no statistics", "leave out what depends on self.training", at=r"training|rop"),
+            "no statistics", "remove the code that depends on self.training", at=r"training|rop"),
     *general_mistakes(4),
 )
 # fmt: on
 
 
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
-    """Gain and bias, each (C,), found by name. Raises CheckFailed if there is no gain."""
+    """The gain and the bias, each (C,), found by name. Raises CheckFailed if there is no gain."""
     gain = bias = None
     have, others = [], []
     for name, parameter in module.named_parameters():
@@ -317,7 +318,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
             bias = parameter.flatten()
         else:
             others.append(parameter.flatten())
-    if gain is None and others:  # of another name: the gain is usually made first
+    if gain is None and others:  # the names are unknown, and most constructors make the gain first
         gain = others.pop(0)
     if bias is None and others:
         bias = others.pop(0)
@@ -329,7 +330,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Faults of the constructor: where gain and bias start, and whether there is a bias."""
+    """Yield the faults of the constructor: wrong initial values, or a bias against config.bias."""
     for size in SIZES[:2]:
         w = weights(learner, module := learner.construct(size), size)
         lines = learner.constructor
@@ -347,7 +348,7 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """Tokens with many means and variances. For some of them eps matters; one token is constant."""
+    """Random tokens of many scales; eps matters for small ones. With seed 2 one is constant."""
     shape = (size.B, size.T, size.C)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     scale = 10.0 ** torch.linspace(-3, 1, size.B * size.T, dtype=torch.float64)
@@ -358,7 +359,7 @@ def draw(size: Size, generator: torch.Generator) -> Tensor:
 
 
 def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
-    """Training mode changes nothing. A note names torch's own layer norm."""
+    """Yield a fault if training mode changes the output, and a note if torch's norm is used."""
     module, w, x = learner.filled(SIZES[0])
     with torch.no_grad():
         trace = TensorTrace(learner.file.path, module)

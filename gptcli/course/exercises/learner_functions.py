@@ -50,9 +50,9 @@ class LearnerFunctions(Explainer):
             )
 
     def call(self, step: int, *arguments: Any) -> Any:
-        """The result of the learner's function of a step, and what it raises.
+        """Call the learner's function of a step and return its result.
 
-        Raises CheckFailed if there is no such function."""
+        Exceptions of the function pass through. Raises CheckFailed if there is no such function."""
         name = self.names[step - 1]
         if name not in self.functions:
             raise self.missing(step, "def", name, self.others)
@@ -84,7 +84,7 @@ class LearnerFunctions(Explainer):
             ) from None
 
     def quoted(self, step: int, pattern: str = r"\breturn\b") -> str:
-        """The last line of the step's function that has `pattern`, as a quotation."""
+        """The text that quotes the last line of the step's function that matches `pattern`."""
         lines = self.source.lines_of(self.names[step - 1])
         found = self.source.matches(pattern, lines)
         return self.source.quote(found[-1] if found else self.source.find("def ", lines))
@@ -92,7 +92,7 @@ class LearnerFunctions(Explainer):
     def named(
         self, step: int, same: Callable[[Any], bool], evidence: str, quote: str
     ) -> CheckFailed:
-        """The known mistake of `step` if `same` holds for one of its forms, else a wrong result."""
+        """The failure for the mistake of `step` that has a form with `same`, or "wrong-result"."""
         for mistake in self.mistakes:
             if mistake.step == step and any(same(form) for form in mistake.forms):
                 return self.mistake(mistake.slug, f" ({evidence})")
@@ -100,7 +100,7 @@ class LearnerFunctions(Explainer):
             step,
             "wrong-result",
             f"`{self.names[step - 1]}` gives another result{quote} ({evidence})",
-            "for these arguments, what is the result by hand?",
+            "which result do you get by hand for these arguments?",
         )
 
 

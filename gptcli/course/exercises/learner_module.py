@@ -1,4 +1,4 @@
-"""A learner's layer norm, MLP or block: build it, run it, compare it with the reference.
+"""Build and run a learner's layer norm, MLP or block, and compare it with the reference.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads.
 """
@@ -54,12 +54,12 @@ class Size:
 
 
 def no_step(run: Run) -> int | None:
-    """Nothing more is known about the first wrong step than the trace tells."""
+    """None: the lesson knows no more about the first wrong step than the trace shows."""
     return None
 
 
 def no_unseen(trace: TensorTrace, weights: Any, x: Tensor) -> int | None:
-    """Nothing more is known about a forward that stops than the trace tells."""
+    """None: the lesson knows no more about a forward that stops than the trace shows."""
     return None
 
 
@@ -67,15 +67,15 @@ def no_unseen(trace: TensorTrace, weights: Any, x: Tensor) -> int | None:
 class ModuleLesson(Lesson["LearnerModule"]):
     """A lesson whose file defines one torch module, (B, T, C) -> (B, T, C).
 
-    `weights` returns what `landmarks` and the mistakes' forms compute with, taken from a learner's
-    module, and raises CheckFailed if nothing can be compared without what is missing. `start`
-    yields the other faults of what the constructor makes. `landmarks` yields a list of tensors for
-    each step, empty for a step outside the module. If the trace contains one of them, the step was
-    done. The first tensor of the last step is the output. `draw` draws the input x. `train` yields
-    the faults that show only in training mode, or notes. `first_wrong` finds the first wrong step
-    if the lesson knows more than the trace; `unseen` does for a forward that stops. A step in
-    `alone` can be right although the step before it is wrong. `names` holds pairs: a
-    pattern for attribute names, and the step that uses these attributes."""
+    `weights` returns the learner's tensors and submodules with which `landmarks` and the mistakes'
+    forms compute. It raises CheckFailed if a part is missing without which nothing can be compared.
+    `start` yields the other faults of the constructor. `landmarks` yields a list of tensors for
+    each step; the list is empty for a step outside the module. If the trace has one of the tensors,
+    the step was done. The first tensor of the last step is the output. `draw` draws the input x.
+    `train` yields notes, and the faults that show only in training mode. `first_wrong` finds the
+    first wrong step if the lesson knows more than the trace shows. `unseen` does the same for a
+    forward that stops. A step in `alone` can be right although the step before it is wrong. `names`
+    holds pairs of a pattern for attribute names and the step that uses these attributes."""
 
     name: str
     steps: tuple[Step, ...]
@@ -139,11 +139,11 @@ _OF_PLACE = {
     "gelu-after-projection", "gelu-before-expanding", "gelu-twice", "output-bent",
     "dropout-never-acts", "dropout-elsewhere", "residual-inside",
 }  # fmt: skip
-"""Mistakes of forward alone: the line of the constructor is right."""
+"""Mistakes of forward only: the constructor's line is right, so messages do not quote it."""
 
 
 class LearnerModule(Explainer):
-    """A learner's class: builds modules of it and runs them. Failures become CheckFailed."""
+    """Build and run modules of a learner's class. Failures become CheckFailed."""
 
     def __init__(
         self, file: LearnerFile, cls: type[nn.Module], lesson: ModuleLesson, say: Say
@@ -154,7 +154,7 @@ class LearnerModule(Explainer):
         self.methods = self.source.class_lines(cls.__name__, constructor=False)
 
     def needs_forward(self) -> None:
-        """Raises CheckFailed if the learner's class has no forward."""
+        """Raise CheckFailed if the learner's class has no forward."""
         if self.cls.forward is nn.Module.forward:
             own = [name for name, value in vars(self.cls).items() if inspect.isfunction(value)]
             raise self.missing(1, "method", "forward", [n for n in own if n != "__init__"])
@@ -181,7 +181,7 @@ class LearnerModule(Explainer):
         return module, weights, self.lesson.draw(size, generator)
 
     def run(self, module: nn.Module, weights: Any, x: Tensor, trace: TensorTrace) -> Tensor:
-        """module(x), of the shape and dtype of x, with its operations in `trace`.
+        """Return module(x), of the shape and dtype of x, and record its operations in `trace`.
 
         Raises CheckFailed at the first step that the learner's code did not complete."""
         doing = f"forward on x of shape {tuple(x.shape)}"
@@ -222,7 +222,7 @@ class LearnerModule(Explainer):
         return module(x)
 
     def _wrong_kind(self, y: Any, x: Tensor, doing: str) -> tuple[str, str, str] | None:
-        """What is wrong about the kind, shape or dtype of an output: slug, message, hint."""
+        """The fault in the type, shape or dtype of an output: (slug, message, hint), or None."""
         if not isinstance(y, Tensor):
             kind = "None" if y is None else f"a {type(y).__name__}"
             return (
@@ -241,7 +241,7 @@ class LearnerModule(Explainer):
             return (
                 "output-dtype",
                 f"your output is {y.dtype}, but x and the weights are {x.dtype}",
-                "which line leaves the dtype of x? look for .float() and dtype=...",
+                "which line changes the dtype? look for .float() and dtype=...",
             )
         return None
 
@@ -251,7 +251,7 @@ class LearnerModule(Explainer):
         try:
             for wanted in self.lesson.landmarks(weights, x):
                 found.append(wanted)
-        except Exception:  # of the learner's submodules; a constructor fault tells why
+        except Exception:  # a submodule of the learner raised, and `start` reports why
             return found
         return found
 
@@ -260,7 +260,8 @@ class LearnerModule(Explainer):
     ) -> int:
         """The first step whose result is not in the trace (the last step at most).
 
-        A step whose result is there shows that those before it were done, unless it is `alone`."""
+        If the result of a step is in the trace, the steps before it count as done, unless the step
+        is in `alone`."""
         with torch.no_grad():
             marks = self.landmarks(weights, x)
         done = {
@@ -280,7 +281,8 @@ class LearnerModule(Explainer):
                 and isinstance(error, NotImplementedError)
             ):
                 return named
-        if isinstance(error, AttributeError):  # forward looks it up before the step before is done
+        # `self.c_proj(F.gelu(h))` looks up c_proj before it computes the GELU
+        if isinstance(error, AttributeError):
             used = (n for p, n in self.lesson.names if re.search(p, str(error.name)))
             step = max(step, next(used, step))
         return min(step, last)
@@ -288,9 +290,10 @@ class LearnerModule(Explainer):
     def _fault_of_last_step(
         self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException, unwritten: int
     ) -> CheckFailed | None:
-        """What is wrong with the steps before `unwritten`, which is still to be written, or None.
+        """The fault in the steps before step `unwritten`, which is still to be written, or None.
 
-        The result of the last one counts if a variable holds it when the code stops."""
+        The result of the last of these steps counts only if a variable holds it when the code
+        stops."""
         with torch.no_grad():
             marks = self.landmarks(weights, x)
         later = "; later steps are still to be written"
@@ -316,8 +319,8 @@ class LearnerModule(Explainer):
                 message = f"you compute the result of step {step}, {known.name}, but no variable "
                 hints = (
                     "what happens to the result of that line?",
-                    "torch makes a new tensor, and the old one stays as it was",
-                    f"write `name = ...` in front of it{quote}",
+                    "torch returns a new tensor, and does not change the old one",
+                    f"assign the result to a variable, `name = ...`{quote}",
                 )
                 message += f"keeps it{quote}{later}"
                 return CheckFailed("result-not-kept", message, hints, step)
@@ -326,7 +329,7 @@ class LearnerModule(Explainer):
     def _lost_dimension(
         self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException
     ) -> CheckFailed | None:
-        """The fault of a result that lost its last dimension, on which shapes then do not fit."""
+        """The failure if a step's result lost its last dimension and shapes do not fit, or None."""
         if not re.search("size of tensor|broadcast|shape", str(error)):
             return None
         with torch.no_grad():
@@ -339,7 +342,7 @@ class LearnerModule(Explainer):
                 restored = any(close(t, one) for op in trace.operations for t in op.results)
                 line = None if operation is None else operation.line
                 if line is None or self.source.step_named_at(line) not in (None, step):
-                    continue  # the code of another step has the same numbers
+                    continue  # the line belongs to another step that computes the same numbers
                 if one.shape[:-1] in shapes and not restored:
                     place = place_of(error, self.file.path)
                     known, quote = self.lesson.steps[step - 1], self.source.quote(line)
@@ -350,7 +353,8 @@ class LearnerModule(Explainer):
                         f"{tuple(one.shape[:-1])}, not {tuple(one.shape)}{quote}{where}",
                         (
                             "which shape must the result have to fit x?",
-                            "a reduction drops its dimension; (B, T) does not meet (B, T, C)",
+                            "a reduction removes its dimension, and (B, T) does not broadcast with "
+                            "(B, T, C)",
                             f"pass keepdim=True{quote}",
                         ),
                         step,
@@ -360,7 +364,7 @@ class LearnerModule(Explainer):
     def _earlier_mistake(
         self, trace: TensorTrace, weights: Any, x: Tensor, step: int
     ) -> CheckFailed | None:
-        """The known mistake of a step up to `step` whose wrong result is in the trace."""
+        """The failure for a mistake of steps 1 to `step` whose result is in the trace, or None."""
         for mistake in self.mistakes:
             if mistake.step <= step and self.shows(mistake, trace, weights, x):
                 marks = self.landmarks(weights, x)
@@ -376,7 +380,7 @@ class LearnerModule(Explainer):
             try:
                 with torch.no_grad():
                     result = part(weights, x)
-            except Exception:  # a part that these weights do not have
+            except Exception:  # these weights lack the parts
                 continue
             if trace.has(result):
                 return True
@@ -390,10 +394,10 @@ class LearnerModule(Explainer):
     def mistake_in_forward(
         self, slug: str, evidence: str = "", suspect: int | None = None, **facts: Any
     ) -> CheckFailed:
-        """The known mistake of that name; quotes the line of forward that has its pattern.
+        """The failure for the known mistake `slug`; quotes the line of forward with its pattern.
 
-        Among several such lines it takes `suspect`. If forward has none, it takes the line of the
-        constructor, or else `suspect`."""
+        If `suspect` is such a line, it is quoted. If forward has no such line, the constructor's
+        line is quoted, or else `suspect`."""
         pattern = next(m for m in self.mistakes if m.slug == slug).at
         lines = self.source.matches(pattern, self.methods)
         of_constructor = (
@@ -420,7 +424,7 @@ class LearnerModule(Explainer):
     def step_of_line(
         self, trace: TensorTrace, weights: Any, x: Tensor, line: int | None, at: int
     ) -> int:
-        """The step to which operation number `at` of the trace belongs, which is on `line`."""
+        """The step to which operation number `at` of the trace, on `line`, belongs."""
         with torch.no_grad():
             marks = self.landmarks(weights, x)
         before = 0
@@ -440,11 +444,12 @@ class LearnerModule(Explainer):
 class Run:
     """One forward of a learner's module, with the reference's output.
 
-    `landmarks` are the results of the steps, as far as the reference could compute them."""
+    `landmarks` are the results of the steps, up to the first that the reference could not
+    compute."""
 
     size: Size
     module: nn.Module
-    weights: Any  # what the lesson's `weights` returns
+    weights: Any  # the result of the lesson's `weights`
     x: Tensor
     y: Tensor
     landmarks: list[list[Tensor]]
@@ -466,14 +471,14 @@ def compare_output(learner: LearnerModule, known: Iterable[CheckFailed] = ()) ->
     """The largest difference from the reference over all sizes.
 
     Raises CheckFailed if an output differs. The failure names a known mistake if this mistake gives
-    the learner's outputs for all sizes, and otherwise the first wrong step. `known` are faults of
-    the constructor, without which the reference may be unable to run."""
+    the learner's outputs for all sizes, and otherwise the first wrong step. `known` are the faults
+    of the constructor, because of which the reference can fail to run."""
     runs = [_run(learner, size) for size in learner.lesson.sizes]
     complete = len(learner.lesson.steps)
     lost = [run for run in runs if len(run.landmarks) < complete]
     if lost and not list(known):
         for _ in learner.lesson.landmarks(lost[0].weights, lost[0].x):
-            pass  # raises again what the reference raised: the fault is ours
+            pass  # raise the reference's exception again, because it is a fault of gptcli
     faults = [fault for run in runs for fault in run.faults]
     bad = [run for run in runs if len(run.landmarks) < complete or not run.right]
     if bad:
@@ -484,7 +489,7 @@ def compare_output(learner: LearnerModule, known: Iterable[CheckFailed] = ()) ->
 
 
 def _run(learner: LearnerModule, size: Size) -> Run:
-    """Run one size. Records as faults that dropout acts, and that x was changed."""
+    """Run the module for one size. Its faults can be dropout in evaluation and a changed x."""
     lesson = learner.lesson
     module, weights, x = learner.filled(size)
     faults = []
@@ -506,7 +511,7 @@ def _run(learner: LearnerModule, size: Size) -> Run:
                 difference=f"{float((noisy[0] - noisy[1]).abs().max()):.3g}",
             )
         )
-    elif not close(noisy[0], y):  # a random form that happens to repeat, such as dropout of 1.0
+    elif not close(noisy[0], y):  # random code that gives the same twice, such as a dropout of 1.0
         y = noisy[0]
     if trace.changed is not None or not torch.equal(given, x):
         changed = trace.changed
@@ -529,7 +534,7 @@ def _run(learner: LearnerModule, size: Size) -> Run:
 
 
 def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> CheckFailed:
-    """What is wrong with the runs in `bad`: a known mistake, rounding, or the first wrong step."""
+    """The failure for the wrong runs `bad`: a known mistake, rounding, or the first wrong step."""
     lesson, run = learner.lesson, bad[0]
     size, y = run.size, run.y
     wanted = run.wanted if len(run.landmarks) == len(lesson.steps) else None
@@ -570,8 +575,8 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
                 f"your output differs by up to {difference:.1e}: that looks like float32 rounding, "
                 f"but x is float64{quote}{evidence}",
                 (
-                    "is every tensor of x's dtype?",
-                    "something converts to float32, or rounds a constant",
+                    "does every tensor have the dtype of x?",
+                    "some line converts to float32, or rounds a constant",
                     f"leave out .float() and dtype=...{quote}; {lesson.steps[step - 1].show}",
                 ),
                 step,
@@ -596,7 +601,7 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
 
 
 def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
-    """The first number of the last result on a line, and the right one, if the shapes agree."""
+    """A text with the first number of a line's last result and of `wanted`; "" if shapes differ."""
     results = [t for one in trace.operations if one.line == line for t in one.results]
     if line is None or not results or results[-1].shape != wanted.shape:
         return ""
@@ -606,7 +611,7 @@ def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
 
 
 def _at_step_of_line(learner: LearnerModule, run: Run, failed: CheckFailed) -> CheckFailed:
-    """The failure at the step under whose comment its line stands, if the steps before are right.
+    """Move a failure to the step whose comment is above its line, if the steps before are right.
 
     `self.attn(x)` under `# Step 2` is a mistake of step 2 if step 1 computed the norm of x."""
     quoted = re.search(r"\bat line (\d+) of ", str(failed))
@@ -629,16 +634,16 @@ def _gives(form: Callable[..., Any], run: Run) -> bool:
     try:
         with torch.no_grad():
             result = form(run.weights, run.x)
-    except Exception:  # a form for parts that this module does not have
+    except Exception:  # the module lacks the parts of the form
         return False
     return close(run.y, result)
 
 
 def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFailed]:
-    """The fault of a module through which gradients do not flow as they should, if there is one.
+    """The failure if a module's gradients are missing or wrong, as a list; empty if they are right.
 
-    If its output is not `right`, its gradients are not compared with those of the reference, but
-    with its own without what cuts the graph."""
+    If the output is not `right`, the reference's gradients do not apply. The module's gradients are
+    then compared with those after Healed has removed the cuts in the graph."""
     lesson = learner.lesson
     module, weights, x = learner.filled(lesson.sizes[0])
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=x.dtype)
@@ -656,7 +661,8 @@ def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFaile
 
     def forward(broken: set[int] | None, trace: TensorTrace) -> list[Tensor | None]:
         leaf = x.detach().clone().requires_grad_()
-        torch.manual_seed(3)  # for a forward with dropout always on
+        # the same dropout in each call, for a forward that never switches it off
+        torch.manual_seed(3)
         if broken is None:
             return gradients(learner.run(module, weights, leaf, trace), leaf)
         with Healed(trace, broken):
@@ -666,7 +672,7 @@ def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFaile
     trace = TensorTrace(learner.file.path, module)
     try:
         got = forward(None, trace)
-    except CheckFailed as failed:  # if forward ran before, only with gradients
+    except CheckFailed as failed:  # forward ran without gradients, but stops with them
         return [failed] if right else []
     except RuntimeError as error:
         return [learner.stopped(error, "the backward pass", len(lesson.steps))] if right else []
@@ -680,7 +686,7 @@ def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFaile
     else:
         try:
             wanted = forward(set(), trace) if cuts else got
-        except Exception:  # what cuts the graph cannot be healed
+        except Exception:  # Healed cannot remove the cut
             return []
 
     def wrong(found: list[Tensor | None]) -> str | None:
@@ -707,7 +713,7 @@ def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFaile
                 if wrong(forward({line}, trace)) is not None:
                     culprit = line
                     break
-            except Exception:  # what cuts the graph cannot be healed, such as inference_mode
+            except Exception:  # Healed cannot remove the cut, such as inference_mode
                 break
     if culprit is None:
         return [learner.mistake("no-gradient", within=learner.methods, name=name)]
@@ -729,7 +735,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 
 def general_mistakes(step: int, *, dropout_step: int | None = None) -> tuple[ExerciseMistake, ...]:
-    """Mistakes that any module can have, counted as mistakes of `step`."""
+    """The mistakes that any module can have, as mistakes of `step`."""
     return (
         ExerciseMistake(
             "input-changed",
@@ -737,7 +743,7 @@ def general_mistakes(step: int, *, dropout_step: int | None = None) -> tuple[Exe
             "x -= mean, x += ..., x.add_(...)",
             "your forward changed its input x in place, by up to {difference}",
             "the residual stream around this module still needs x unchanged",
-            "make a new tensor (`y = x - ...`) instead of writing into x",
+            "make a new tensor (`y = x - ...`) instead of changing x",
             at=r"\bx\s*[-+*/]=|\bx(\.data)?\.\w+_\(|\bx\[.*\]\s*[-+*/]?=(?!=)",
         ),
         ExerciseMistake(
@@ -755,7 +761,7 @@ def general_mistakes(step: int, *, dropout_step: int | None = None) -> tuple[Exe
             "F.dropout(y, p)",
             "with config.dropout = {dropout} and in evaluation mode, two calls with the same x "
             "differ by up to {difference}",
-            "dropout acts only in training; F.dropout does not know the mode of your module",
+            "dropout must act only in training; F.dropout does not know the mode of your module",
             "use an nn.Dropout made in the constructor, or pass training=self.training",
             at=r"[dD]rop\w*\((?!config)|rand|bernoulli",
         ),

@@ -41,7 +41,7 @@ STEPS = (
         "exact GELU",
         "which activation function is applied to the 4C channels, and in which of its two forms?",
         "GELU is x times the probability that a standard normal number is below x",
-        "F.gelu with its defaults does it; by hand it is x * 0.5 * (1 + erf(x / sqrt(2)))",
+        "F.gelu computes this by default; by hand it is x * 0.5 * (1 + erf(x / sqrt(2)))",
     ),
     Step(
         "project back",
@@ -65,7 +65,7 @@ def phi(x: Tensor) -> Tensor:
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """The result of each step, as far as the learner's layers have the right shapes."""
+    """The correct result of each step, up to a second layer of the wrong shape."""
     wide = w.up(x)
     yield [wide]
     activated = wide * phi(wide)
@@ -90,30 +90,32 @@ def _tanh_gelu(a: Tensor) -> Tensor:
 MISTAKES = (
     ExerciseMistake("missing-layer", 1, "one linear layer, or none",
             "your module has {have}; it needs two matrices, ({C4}, {C}) and ({C}, {C4})",
-            "one layer expands, one projects back",
+            "one layer expands, the other projects back",
             "make two nn.Linear in the constructor, c_fc and c_proj",
             at=r"nn\.(Linear|Sequential)"),
     ExerciseMistake("gated", 1, "SwiGLU: down(silu(gate(x)) * up(x))",
             "your module has three matrices, {have}; GPT-2's feed-forward network has two",
-            "newer models have a gate; that is another network",
+            "newer models have a gate, but GPT-2 has none",
             "leave the gate out: expand, GELU, project", at=r"nn\.Linear"),
     ExerciseMistake("no-second-layer", 3, "one linear layer",
             "your module has one matrix, {have}; it needs two, ({C4}, {C}) and ({C}, {C4})",
-            "one layer expands, one projects back",
+            "one layer expands, the other projects back",
             "make c_proj in the constructor, a linear layer from 4C to C",
             at=r"proj|Identity|fc2|down|w2"),
     ExerciseMistake("fixed-width", 1, "nn.Linear(768, 3072)",
             "your first layer {name} takes {into} channels; with this config x has n_embd = {C}",
-            "the config says how many channels there are",
+            "config.n_embd is the number of channels of x",
             "write nn.Linear(config.n_embd, 4 * config.n_embd)", at=r"Linear|Parameter"),
     ExerciseMistake("wrong-second-layer", 3, "nn.Linear(C, 4 * C) twice, or nn.Linear(2 * C, C)",
             "your second layer {name} has a weight of shape {shape}, expected ({C}, {C4}): from "
             "4 x n_embd = {C4} channels back to {C}",
-            "the second layer takes what the first one gives, and gives what x has",
+            "the second layer takes the output of the first one, and must return as many channels "
+            "as x has",
             "write nn.Linear(4 * config.n_embd, config.n_embd)", at=r"Linear|Parameter"),
     ExerciseMistake("wrong-width", 1, "nn.Linear(C, C) or nn.Linear(C, 2 * C)",
             "your hidden width is {width}, which is {times:g} x n_embd; expected 4 x {C} = {C4}",
-            "GPT-2 expands by 4", "write 4 * config.n_embd in both layers", at=r"nn\.Linear"),
+            "GPT-2 has 4 times as many channels inside", "write 4 * config.n_embd in both layers",
+            at=r"nn\.Linear"),
     ExerciseMistake("bias-ignored", 1, "nn.Linear(C, 4 * C) without bias=",
             "with config.bias = {bias} your first layer has {have}",
             "config.bias says whether linear layers have a bias",
@@ -124,7 +126,8 @@ MISTAKES = (
             "pass bias=config.bias to both layers", at=r"nn\.Linear\(\s*4(?!.*bias)"),
     ExerciseMistake("gelu-before-expanding", 1, "self.c_fc(F.gelu(x))",
             "your GELU acts on the {C} channels of x, before they are expanded to {C4}",
-            "two linear layers with nothing between them are one linear layer",
+            "two linear layers without an activation between them are no more than one linear "
+            "layer",
             "expand first, then apply GELU", (lambda w, x: w.down(w.up(F.gelu(x))),
             lambda w, x: w.down(F.gelu(w.up(F.gelu(x))))), at=r"gelu|GELU"),
     ExerciseMistake("tanh-gelu", 2, 'F.gelu(x, approximate="tanh")',
@@ -139,30 +142,32 @@ MISTAKES = (
             parts=(lambda w, x: F.relu(w.up(x)),)),
     ExerciseMistake("silu", 2, "F.silu(x), or x * torch.sigmoid(x)",
             "your {C4} channels go through SiLU (x times sigmoid of x), not GELU",
-            "SiLU looks like GELU, but it is wider", "replace it by GELU", _activation(F.silu),
+            "SiLU has a similar curve, but other values",
+            "replace SiLU by GELU", _activation(F.silu),
             at=r"(?i)silu|sigmoid",
             parts=(lambda w, x: F.silu(w.up(x)),)),
     ExerciseMistake("sigmoid-gelu", 2, "x * torch.sigmoid(1.702 * x)",
             "your {C4} channels go through the sigmoid approximation of GELU",
-            "sigmoid(1.702 * x) matches the normal distribution to only two digits",
+            "sigmoid(1.702 * x) agrees with the normal distribution to only two digits",
             "use the error function", _activation(lambda a: a * torch.sigmoid(1.702 * a)),
             at=r"1\.702|sigmoid"),
     ExerciseMistake("no-activation", 2, "self.c_proj(self.c_fc(x))",
             "no activation function acts on your {C4} channels between the two layers",
-            "two linear layers with nothing between them are one linear layer",
+            "two linear layers without an activation between them are no more than one linear "
+            "layer",
             "apply GELU to the output of the first layer", _activation(lambda a: a),
             at=r"c_(proj|fc)\("),
     ExerciseMistake("sigmoid", 2, "torch.sigmoid(x)", "your {C4} channels go through a sigmoid",
-            "it saturates on both sides; GELU is nearly x for large x", "replace it by GELU",
+            "a sigmoid saturates on both sides; GELU is nearly x for large x", "replace it by GELU",
             _activation(torch.sigmoid), at=r"(?i)sigmoid",
             parts=(lambda w, x: torch.sigmoid(w.up(x)),)),
     ExerciseMistake("tanh", 2, "torch.tanh(x)", "your {C4} channels go through tanh",
-            "it saturates on both sides; GELU is nearly x for large x", "replace it by GELU",
+            "tanh saturates on both sides; GELU is nearly x for large x", "replace it by GELU",
             _activation(torch.tanh), at=r"(?i)tanh",
             parts=(lambda w, x: torch.tanh(w.up(x)),)),
     ExerciseMistake("leaky-relu", 2,
             "F.leaky_relu(x)", "your {C4} channels go through a leaky ReLU or ELU",
-            "GELU is smooth and goes to 0 on the left", "replace it by GELU",
+            "GELU is smooth, and nearly 0 for very negative x", "replace it by GELU",
             (*_activation(F.leaky_relu), *_activation(F.elu),
              *_activation(lambda a: F.leaky_relu(a, 0.1))),
             at=r"(?i)relu|elu"),
@@ -172,7 +177,7 @@ MISTAKES = (
             _activation(lambda a: F.gelu(F.gelu(a))),
             at=r"(?i)gelu"),
     ExerciseMistake("gelu-without-x", 2, "0.5 * (1 + torch.erf(x / sqrt(2)))",
-            "your {C4} channels become probabilities, which are not multiplied by x",
+            "you turn your {C4} channels into probabilities, but do not multiply these by x",
             "GELU is x times that probability", "multiply by x", _activation(phi), at=r"erf"),
     ExerciseMistake("gelu-without-root", 2, "x * 0.5 * (1 + torch.erf(x))",
             "you take erf of the {C4} channels without dividing them by the square root of 2",
@@ -180,12 +185,13 @@ MISTAKES = (
             "divide by math.sqrt(2) inside erf",
             _activation(lambda a: 0.5 * a * (1 + torch.erf(a))), at=r"erf"),
     ExerciseMistake("gelu-without-half", 2, "x * (1 + torch.erf(x / sqrt(2)))",
-            "your {C4} channels are twice too large: 1 + erf is not halved",
+            "your {C4} channels are twice as large as they should be: 1 + erf is not halved",
             "1 + erf runs from 0 to 2, a probability from 0 to 1", "multiply by 0.5",
             _activation(lambda a: 2 * a * phi(a)), at=r"erf"),
     ExerciseMistake("gelu-after-projection", 2, "F.gelu(self.c_proj(self.c_fc(x)))",
-            "your GELU acts on the {C} channels of the output instead of the {C4} inside",
-            "two linear layers with nothing between them are one linear layer",
+            "your GELU acts on the {C} channels of the output instead of the {C4} channels inside",
+            "two linear layers without an activation between them are no more than one linear "
+            "layer",
             "apply GELU between the layers, not after them",
             (lambda w, x: F.gelu(w.down(w.up(x))),),
             at=r"(?i)gelu|c_proj\(",
@@ -198,7 +204,7 @@ MISTAKES = (
              lambda w, x: F.relu(w.down(F.gelu(w.up(x))))), at=r"(?i)gelu"),
     ExerciseMistake("residual-inside", 3, "return x + self.c_proj(h)",
             "your MLP adds x, of {C} channels; the block adds it again",
-            "the block adds the residual", "return only the projection",
+            "the block, not the MLP, adds x", "return only the projection",
             (lambda w, x: x + w.down(F.gelu(w.up(x))),), at=r"return|\+"),
     ExerciseMistake("scaled-in-evaluation", 4, "y * (1 - config.dropout)",
             "in evaluation your {C} channels are scaled by 1 - dropout",
@@ -213,8 +219,9 @@ MISTAKES = (
             at=r"^\s*return\b"),
     ExerciseMistake("dropout-rate-inverted", 4, "nn.Dropout(1 - config.dropout)",
             "with config.dropout = {p} your forward drops {rate:.0%} of the channels in training",
-            "nn.Dropout takes the probability to drop, not the probability to keep; at a rate of "
-            "0 yours would drop everything", "pass config.dropout itself", at=DROPOUT_LINE),
+            "nn.Dropout takes the probability to drop, not the probability to keep; with "
+            "config.dropout = 0 your forward would drop everything",
+            "pass config.dropout itself", at=DROPOUT_LINE),
     ExerciseMistake("dropout-rate", 4, "nn.Dropout(0.1), whatever the config says",
             "with config.dropout = {p} your forward drops {rate:.0%} of the channels in training",
             "config.dropout is the rate; 0 switches dropout off", "pass config.dropout",
@@ -231,8 +238,8 @@ MISTAKES = (
             "draw a random number for each number of the output, or use nn.Dropout",
             at=DROPOUT_LINE),
     ExerciseMistake("dropout-elsewhere", 4, "self.dropout(x), or dropout before GELU",
-            "in training, with config.dropout = {p}, your forward changes numbers, but it does not "
-            "drop any of its output or of GELU's result",
+            "in training, with config.dropout = {p}, dropout changes your output, but drops no "
+            "numbers of the output or of GELU's result",
             "dropout acts on the output of the second layer",
             "apply self.dropout to that output only, and return the result", at=DROPOUT_LINE),
     *general_mistakes(3, dropout_step=4),
@@ -244,7 +251,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The two layers, found by the shapes of their matrices.
 
     Accepts bare matrices in either orientation. `down` is None if there is no second layer of the
-    right shape; `start` says so. Raises CheckFailed unless the first layer is right."""
+    right shape; `start` reports that. Raises CheckFailed unless the first layer is right."""
     C, C4 = size.C, 4 * size.C
     found = list(module.named_parameters())
     matrices = [(n, p) for n, p in found if p.dim() == 2]
@@ -290,7 +297,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Faults of the constructor: two layers, with biases if config.bias is True."""
+    """Yield the faults of the constructor: no second layer, or biases against config.bias."""
     for size in SIZES[:2]:
         module = learner.construct(size)
         w = weights(learner, module, size)
@@ -326,12 +333,12 @@ def _bias_in_words(bias: Tensor | None) -> str:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """An x that is wide enough for the forms of GELU to differ."""
+    """A random x with numbers large enough that the forms of GELU differ."""
     return 2 * torch.randn(size.B, size.T, size.C, generator=generator, dtype=torch.float64)
 
 
 def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
-    """Faults of dropout in training: its rate, its scale and its place."""
+    """Yield the faults of dropout in training: its rate, its scale and its place."""
     for p in (0.25, 0.1, 0.0):
         found = _dropout(learner, p)
         if isinstance(found, CheckFailed):
@@ -342,7 +349,7 @@ def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
 
 
 def _dropout(learner: LearnerModule, p: float) -> CheckFailed | str | None:
-    """What is wrong about dropout in training at rate `p`, or a note, or None."""
+    """The fault of dropout in training at rate `p`, or a note about it, or None."""
     size = Size(4, 32, 32, dropout=p, seed=5)
     module, w, x = learner.filled(size)
     with torch.no_grad():
@@ -375,7 +382,7 @@ def _dropout(learner: LearnerModule, p: float) -> CheckFailed | str | None:
 
 
 def _dropped(trace: TensorTrace, whole: Tensor) -> Tensor | None:
-    """The tensor of the trace that is `whole` with some numbers set to 0 and the rest scaled."""
+    """A tensor of the trace that is `whole` with some numbers 0 and the rest scaled, or None."""
     for operation in trace.operations:
         for tensor in operation.results:
             if tensor.shape != whole.shape or not bool(((tensor == 0) & (whole != 0)).any()):
@@ -389,7 +396,7 @@ def _dropped(trace: TensorTrace, whole: Tensor) -> Tensor | None:
 def _wrong_dropout(
     learner: LearnerModule, p: float, y: Tensor, wanted: Tensor
 ) -> CheckFailed | None:
-    """What is wrong about the dropout that made y of `wanted`, at rate `p`, or None."""
+    """The fault of the dropout at rate `p` that turned `wanted` into y, or None."""
     zero = y == 0
     rate = float(zero[wanted != 0].double().mean())
     for dim, groups in ((-1, "tokens"), (0, "channels of all sequences"), (1, "channels")):

@@ -1,4 +1,4 @@
-"""Reference of the exercise modern: RMSNorm, rotary positions (RoPE), grouped-query attention.
+"""The reference of the exercise modern: RMSNorm, rotary positions (RoPE), grouped-query attention.
 
 Dimensions: B batch, T time, C channels (n_embd), H query heads, K key/value heads, D head_dim.
 """
@@ -101,7 +101,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def future(scores: Tensor) -> Tensor:
-    """The causal mask as a term to add to the scores: -inf after the query, else 0."""
+    """The causal mask as a term to add to the scores: -inf for later keys, else 0."""
     return torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype).triu(1)
 
 

@@ -1,4 +1,5 @@
-"""Steps 4 to 6 of the exercise modern, grouped-query attention: how it is compared, its mistakes.
+"""Steps 4 to 6 of the exercise modern, grouped-query attention: compares it with the reference, and
+lists its known mistakes.
 
 Dimensions: B batch, T time, C channels (n_embd), H query heads, K key/value heads, D head_dim,
 G = H / K query heads for each key/value head. In the `forms` of MISTAKES, w holds the learner's
@@ -41,7 +42,7 @@ Heads = tuple[Tensor, Tensor, Tensor]
 def heads(w: Weights, x: Tensor) -> Heads:
     """Queries (B, H, T, D), keys and values (B, K, T, D), before the rotation.
 
-    Queries and keys are normalised if the learner's are (w.norm)."""
+    If the learner's code normalises queries and keys, w.norm does the same here."""
     D = w.q[0].shape[0] // w.H
     q, k, v = (modern.split(F.linear(x, *layer), D) for layer in (w.q, w.k, w.v))
     norm: QKNorm | None = w.norm
@@ -73,15 +74,15 @@ def attention(
     weigh: Callable[[Tensor, Tensor, Tensor], Tensor] = modern.attend,
     merge: Callable[[Weights, Tensor], Tensor] = _merge,
 ) -> Tensor:
-    """Grouped-query attention. With parts replaced, this computes what a known mistake computes."""
+    """Grouped-query attention. Keyword arguments replace its parts, to imitate known mistakes."""
     q, k, v = turn(*make(w, x))
     k, v = share(k, v, w.H // w.K)
     return merge(w, weigh(q, k, v))
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """The result of each step, in the forms in which it can appear."""
-    yield from ([], [], [])  # RMSNorm and the two functions are checked before
+    """Yield the tensors of each step: its result in every form in which code can compute it."""
+    yield from ([], [], [])  # RMSNorm and the two functions are checked before the attention
     q, k, v = _turn(*heads(w, x))
     yield [k]
     k, v = _share(k, v, w.H // w.K)
@@ -91,7 +92,7 @@ def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
 
 
 def _seen_after_groups(q: Tensor, k: Tensor, mixed: Tensor) -> list[Tensor]:
-    """What only a right step 5 makes: the scores in several forms, and the mixed values."""
+    """The tensors that only a right step 5 makes: scores in several forms, and mixed values."""
     scores = q @ k.transpose(2, 3)
     scaled = scores / math.sqrt(q.shape[-1])
     masked = scaled + modern.future(scaled)
@@ -99,13 +100,13 @@ def _seen_after_groups(q: Tensor, k: Tensor, mixed: Tensor) -> list[Tensor]:
 
 
 def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
-    """The first of the steps 4 to 6 whose numbers the forward does not show."""
+    """The first of the steps 4 to 6 whose result is not in the trace of a forward."""
     q, k, v = heads(w, x)
     try:
         q, k, v = _turn(q, k, v)
         wide = _share(k, v, w.H // w.K)
         after = _seen_after_groups(q, wide[0], modern.attend(q, *wide))
-    except RuntimeError:  # heads of another size: a fault of the constructor
+    except RuntimeError:  # heads of another size, which is a fault of the constructor
         return 4
     if any(trace.has(one) for one in after) and not trace.has(turned(v)):
         return 6
@@ -116,7 +117,7 @@ def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
 
 
 def shown(trace: TensorTrace, w: Weights, x: Tensor) -> str | None:
-    """The slug of a mistake that the trace of a forward shows, whatever comes after it."""
+    """The slug of a mistake in the trace, even if a later step is wrong too; or None."""
     _, k, v = _turn(*heads(w, x))
     if trace.has(turned(v)):
         return "values-rotated"
@@ -130,7 +131,7 @@ def shown(trace: TensorTrace, w: Weights, x: Tensor) -> str | None:
 
 
 def _lacks_values(trace: TensorTrace, q: Tensor, k: Tensor, v: Tensor, group: int) -> bool:
-    """Whether a forward has the weights of all query heads, but not the values that they need."""
+    """Whether a forward has the weights of all query heads, but gives the heads too few values."""
     wide_k, wide_v = _share(k, v, group)
     mixed = modern.attend(q, wide_k, wide_v)
     *_, weights, _ = _seen_after_groups(q, wide_k, mixed)
@@ -143,7 +144,7 @@ def _lacks_values(trace: TensorTrace, q: Tensor, k: Tensor, v: Tensor, group: in
 
 
 def _holds(trace: TensorTrace, wanted: Tensor) -> bool:
-    """Whether the trace has the numbers of `wanted`, in the order of any of its layouts."""
+    """Whether the trace has the numbers of `wanted`, with its dimensions in any order."""
     layouts = [wanted.permute(order).flatten() for order in permutations(range(wanted.dim()))]
     return any(
         torch.allclose(result.flatten(), layout)
@@ -155,7 +156,7 @@ def _holds(trace: TensorTrace, wanted: Tensor) -> bool:
 
 
 def first_wrong(run: Run) -> int | None:
-    """The first wrong step of a complete forward."""
+    """The first wrong step of a forward that returned a wrong output."""
     return unseen(run.trace, run.weights, run.x)
 
 
@@ -245,18 +246,18 @@ _MASK = r"tril|triu|mask|causal|inf"
 # fmt: off
 MISTAKES = (
     ExerciseMistake("missing-projection", 4, "a constructor without query, key, value or c_proj",
-            "your attention has no {what} projection of {shape} (or none that is known by its "
-            "name); it has {have}",
+            "your attention has no {what} projection of {shape} (or none with a known name); it "
+            "has {have}",
             "the names are query, key, value and c_proj, as in weeks 1 and 2",
             "make four nn.Linear: query, key, value and c_proj", at=r"Linear|Parameter"),
     ExerciseMistake("no-start", 4, "forward(self, x)",
             "your forward does not take the position of the first token: forward{signature}",
-            "while a model writes, it computes only the new token, whose position is not 0",
+            "a model that writes text computes only the new token, whose position is not 0",
             "write `def forward(self, x, start=0):`", at=r"def forward"),
     ExerciseMistake("start-ignored", 4, "cos[:T] with every start",
             "with start = {start} you still rotate as if the first token had position {seen}",
-            "the output is the same here, since only distances count, but not once older keys come "
-            "from a cache", "take the rows cos[start : start + T]", at=_ROTATION),
+            "the output is right here, because only distances count; with older keys from a cache "
+            "it would be wrong", "take the rows cos[start : start + T]", at=_ROTATION),
     ExerciseMistake("start-of-one", 4, "rows from start for q, but from 0 for k",
             "with start = {start} your output changes by {difference}: queries and keys do not "
             "begin at the same position", "only distances count, so the output must stay the same",
@@ -266,19 +267,21 @@ MISTAKES = (
             "the last token has position start + T - 1", "make tables for start + T positions",
             at=_ROTATION),
     ExerciseMistake("values-rotated", 4, "v = rotate(v, cos, sin)",
-            "you rotate the values too: the mixed values depend on absolute positions",
-            "positions decide who looks at whom; what is passed on stays as it is",
+            "you rotate the values too: the output depends on absolute positions",
+            "positions decide which tokens a query looks at; the values must not depend on them",
             "rotate only q and k",
             _turning(lambda q, k, v: (turned(q), turned(k), turned(v))),
             r"\bv\w*\s*=.*rotate\(|rotate\(\s*v|rot",
             (lambda w, x: turned(heads(w, x)[2]),)),
     ExerciseMistake("queries-only", 4, "k is not rotated",
-            "you rotate the queries, and not the {K} key heads",
-            "the score must depend on the distance: both turn, and the difference is left",
+            "you rotate the queries, but not the {K} key heads",
+            "the score must depend on the distance: if q and k both turn, only the difference of "
+            "their angles counts",
             "rotate k as well", _turning(lambda q, k, v: (turned(q), k, v)), _ROTATION),
     ExerciseMistake("keys-only", 4, "q is not rotated",
-            "you rotate the keys, and not the {H} query heads",
-            "the score must depend on the distance: both turn, and the difference is left",
+            "you rotate the keys, but not the {H} query heads",
+            "the score must depend on the distance: if q and k both turn, only the difference of "
+            "their angles counts",
             "rotate q as well", _turning(lambda q, k, v: (q, turned(k), v)), _ROTATION),
     ExerciseMistake("never-rotated", 4, "no rotation, or its result is not kept",
             "neither queries nor keys are rotated by their position: your attention of {H} heads "
@@ -287,7 +290,7 @@ MISTAKES = (
             "write q = rotate(q, cos, sin), and the same for k",
             _turning(lambda q, k, v: (q, k, v)), _ROTATION),
     ExerciseMistake("values-for-keys-rotated", 4, "q and v are rotated",
-            "you rotate queries and values, and not the keys", "the score is made of q and k",
+            "you rotate queries and values, but not the keys", "a score is computed from q and k",
             "rotate q and k", _turning(lambda q, k, v: (turned(q), k, turned(v)),
                                        lambda q, k, v: (q, k, turned(v))), _ROTATION,),
     ExerciseMistake("rotated-by-head", 4, "rotate before transpose(1, 2)",
@@ -298,12 +301,12 @@ MISTAKES = (
             (lambda w, x: _over(1)(heads(w, x)[0]),)),
     ExerciseMistake("rotated-before-split", 4, "rotate(self.query(x), ...), then view",
             "you rotate all {C} channels at once, before you split them into heads of {D}",
-            "pairs are two halves of one head, and each head has the same angles",
+            "a pair has one channel from each half of a head, and each head has the same angles",
             "split into heads first, then rotate", (partial(attention, make=_before_split,
                                                             turn=lambda q, k, v: (q, k, v)),),
             _ROTATION, (lambda w, x: turned(F.linear(x, *w.q)),)),
     ExerciseMistake("angles-of-n-embd", 4, "rotary_angles(n_embd, T)",
-            "your angles are those for {C} channels, but a head has {D}",
+            "your angles are for {C} channels, but a head has {D} channels",
             "the frequencies depend on the number of channels that are rotated: head_dim",
             "call rotary_angles(self.head_dim, ...)", (partial(
                 attention, make=_angles_of_width, turn=lambda q, k, v: (q, k, v)),),
@@ -317,39 +320,40 @@ MISTAKES = (
                 lambda q, k, v: (turned(q), turned(turned(k)), v)), _ROTATION),
     ExerciseMistake("different-positions", 4, "other rows of the table for k than for q",
             "your queries and keys count their positions differently: a token is not at distance 0 "
-            "from itself", "both have the position of their token",
+            "from itself", "q and k of one token have the same position",
             "use the same cos and sin for q and k", _turning(
                 *(lambda q, k, v, by=by: (turned(q), turned(k, by), v) for by in (1, -1, 2, -2)),
                 lambda q, k, v: (turned(q), turned(k.flip(2)).flip(2), v)), _ROTATION),
     ExerciseMistake("rotated-apart", 4, "sin for q, -sin for k",
             "queries and keys turn in opposite directions: the score depends on the sum of the "
-            "positions", "both turn in the same direction, so that the difference is left",
+            "positions",
+            "q and k must turn in the same direction, so that only the distance counts",
             "use the same cos and sin for q and k", _turning(
                 lambda q, k, v: (turned(q), _back(k), v), lambda q, k, v: (_back(q), turned(k), v)),
             _ROTATION),
     ExerciseMistake("rotated-after", 4, "rotate(weights @ v, cos, sin)",
-            "you rotate after the scores, when the {H} heads have looked already",
-            "a rotation must change who looks at whom", "rotate q and k before q @ k.transpose",
+            "you rotate after the scores: the weights of the {H} heads do not depend on positions",
+            "the rotation must change the scores", "rotate q and k before q @ k.transpose",
             (*_weighing(lambda q, k, v: turned(modern.attend(q, k, v))),
              *(partial(attention, turn=lambda q, k, v: (q, k, v),
                        weigh=lambda q, k, v: turned(modern.attend(q, k, v))),)), _ROTATION),
     ExerciseMistake("gain-after-rotation", 4, "q = self.q_norm(rotate(q, cos, sin)), with a gain",
             "you normalise queries and keys after the rotation, with a gain of {D} numbers: the "
             "output depends on absolute positions",
-            "the gain stretches the two halves of a pair differently, and the angle between two "
-            "tokens is no longer their distance",
-            "normalise first, as Qwen3 does, then rotate; without a gain the order does not count",
+            "the gain scales the two channels of a pair differently, so the scores no longer "
+            "depend only on distances",
+            "normalise first, as Qwen3 does, then rotate; without a gain the order does not matter",
             at=r"norm"),
     ExerciseMistake("heads-without-transpose", 4, "view(B, H, T, D)",
             "you make the {H} heads with one view, without transpose(1, 2): a head gets the "
-            "channels of several tokens", "view keeps the order of the numbers",
+            "channels of several tokens", "view does not move any numbers",
             "view(B, T, heads, D) first, then transpose(1, 2)", (partial(attention, make=_viewed),
             partial(attention, make=_viewed, merge=lambda w, y: F.linear(
                 y.reshape(y.shape[0], y.shape[2], -1), *w.o))), r"view|reshape"),
     ExerciseMistake("kv-width", 5, "nn.Linear(n_embd, n_embd) for the keys",
             "your {what} projection makes {have} channels; {K} key/value heads of {D} need "
             "{wanted}",
-            "fewer key/value heads: that is what saves memory in the cache",
+            "fewer key/value heads make the cache smaller",
             "make it nn.Linear(n_embd, n_kv_head * head_dim)",
             at=r"Linear"),
     ExerciseMistake("repeated-in-turn", 5, "k.repeat(1, group, 1, 1)",
@@ -373,7 +377,8 @@ MISTAKES = (
     ExerciseMistake("one-head-for-all", 5, "k[:, :1].expand(...), or the mean of the heads",
             "all {H} query heads use the same keys and values, though there are {K} key/value "
             "heads",
-            "each group has its own", "use repeat_interleave(group, dim=1)",
+            "each group of query heads has its own key/value head",
+            "use repeat_interleave(group, dim=1)",
             _sharing(*(lambda k, v, g, of=of: (of(k).expand(-1, k.shape[1] * g, -1, -1),
                                                of(v).expand(-1, k.shape[1] * g, -1, -1))
                        for of in (lambda t: t[:, :1], lambda t: t[:, -1:],
@@ -384,7 +389,8 @@ MISTAKES = (
             _weighing(_scaled(lambda D, H, T: (H * D) ** -0.5)), _SCALE),
     ExerciseMistake("no-scale", 6, "q @ k.transpose(-2, -1)",
             "you do not divide the scores by sqrt({D})",
-            "the variance of a score grows with the channels of a head", "divide by sqrt(head_dim)",
+            "the variance of a score grows with the number of channels of a head",
+            "divide by sqrt(head_dim)",
             _weighing(_scaled(lambda D, H, T: 1)), r"@|matmul|einsum|bmm|scaled_dot"),
     ExerciseMistake("another-scale", 6, "/ D, * sqrt(D), / sqrt(T)",
             "you scale the scores, but not with 1 / sqrt({D})", "the scale is 1 / sqrt(head_dim)",
@@ -403,19 +409,20 @@ MISTAKES = (
             _weighing(lambda q, k, v: F.softmax(
                 _scores(q, k) + modern.future(_scores(q, k)).T, -1) @ v), _MASK),
     ExerciseMistake("mask-of-zeros", 6, "scores * mask, masked_fill(mask, 0)",
-            "you set later scores to 0, and softmax gives a score of 0 weight",
-            "only -inf gets weight 0", "fill with float('-inf') before the softmax",
+            "you set the scores of later tokens to 0, but softmax gives a score of 0 some weight",
+            "only a score of -inf gets weight 0", "fill with float('-inf') before the softmax",
             _weighing(lambda q, k, v: F.softmax(_scores(q, k).tril(), -1) @ v), _MASK),
     ExerciseMistake("mask-hides-itself", 6, "triu(0) for triu(1)",
             "your mask hides a token from itself: token 0 of {T} sees nothing, and softmax gives "
             "nan",
-            "a query looks at itself and at earlier tokens", "use triu(1): above the diagonal",
+            "a query looks at itself and at earlier tokens",
+            "use triu(1), which begins above the diagonal",
             _weighing(lambda q, k, v: F.softmax(_scores(q, k).masked_fill(
                 torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(), -math.inf), -1) @ v),
             _MASK),
     ExerciseMistake("mask-after-softmax", 6, "weights.masked_fill(future, 0)",
             "you mask after the softmax: the weights of a query no longer sum to 1",
-            "the softmax must divide only among the tokens that a query can see",
+            "only the tokens that a query can see may share its weights",
             "mask the scores before the softmax",
             _weighing(lambda q, k, v: F.softmax(_scores(q, k), -1).tril() @ v), _MASK),
     ExerciseMistake("softmax-over-queries", 6, "softmax(dim=-2), softmax(dim=1)",
@@ -423,7 +430,8 @@ MISTAKES = (
             "use dim=-1", _weighing(_softmax_over(-2), _softmax_over(1), _softmax_over(0)),
             r"softmax"),
     ExerciseMistake("keys-for-values", 6, "weights @ k",
-            "you sum the keys instead of the values", "the values are what is passed on",
+            "you sum the keys instead of the values",
+            "a query gets values; keys only decide how much of each",
             "multiply the weights with v", _weighing(lambda q, k, v: modern.attend(q, k, k)),
             r"@|matmul|einsum|bmm|scaled_dot"),
     ExerciseMistake("merged-without-transpose", 6, "reshape(B, T, C) of (B, H, T, D)",
@@ -432,7 +440,7 @@ MISTAKES = (
             _merging(lambda w, y: F.linear(y.reshape(y.shape[0], y.shape[2], -1), *w.o)),
             r"reshape|flatten|view"),
     ExerciseMistake("no-output-projection", 6, "return mixed",
-            "you do not use c_proj", "the last projection mixes what the heads found",
+            "you do not use c_proj", "the last projection mixes the results of the heads",
             "return self.c_proj(...)", _merging(lambda w, y: modern.merge(y)), r"return"),
     ExerciseMistake("residual-inside", 6, "return x + self.c_proj(...)",
             "you add x to the output", "the block around the attention adds x",
@@ -453,7 +461,7 @@ def _back(x: Tensor) -> Tensor:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Faults of the constructor: the widths of the key and value projections."""
+    """Yield the faults of the constructor: the widths of the key and value projections."""
     for size in SIZES:
         w = weights(learner, learner.construct(size), size)
         wanted = size.K * w.D
@@ -470,13 +478,13 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """An input of unit scale."""
+    """A random input with a standard deviation of 1."""
     shape = (size.B, size.T, size.C)
     return torch.randn(shape, generator=generator, dtype=torch.float64) * 1.5
 
 
 def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
-    """Nothing: the exercise has no dropout."""
+    """Yield nothing, because the exercise has no dropout."""
     return iter(())
 
 

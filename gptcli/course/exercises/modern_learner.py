@@ -27,7 +27,7 @@ class LearnerModern(Explainer):
     def __init__(self, file: LearnerFile, say: Say) -> None:
         super().__init__(file, STEPS, MISTAKES, FUNCTIONS)
         self.say = say
-        with DoublePrecision():  # for tables that are made when the file runs
+        with DoublePrecision():  # float64 also for tables that are made when the file runs
             self.module = run_file(file)
         parts = (NORM, *FUNCTIONS.values(), ATTENTION)
         self.own = [
@@ -58,7 +58,7 @@ class LearnerModern(Explainer):
         return found
 
     def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
-        """The known mistake of that name; quotes the function of its step, or one that helps it."""
+        """The failure for the known mistake `slug`; quotes its function or a helper."""
         mistake = next(m for m in self.mistakes if m.slug == slug)
         inside = self.source.lines_of(FUNCTIONS.get(more.get("step") or mistake.step, ""))
         line = ranked_line(self.source, mistake.at, inside)
@@ -73,7 +73,7 @@ class LearnerModern(Explainer):
         return super().mistake(slug, evidence, **{"line": line, "within": (), **more})
 
     def class_of(self, step: int, name: str, lesson: ModuleLesson) -> ModernModule:
-        """The learner's class of that name, ready to be compared."""
+        """The learner's class of that name, wrapped so that it can be compared."""
         cls = self.part(step, name, "class")
         if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
             raise self.failed_at(

@@ -24,7 +24,7 @@ from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words
 
-_LATER = 3  # a position of the first token, other than 0
+_LATER = 3  # the position of the first token in the test of step 4
 
 
 class ModernLesson(Lesson[LearnerModern]):
@@ -51,7 +51,7 @@ class ModernLesson(Lesson[LearnerModern]):
 
 
 def _norm(learner: LearnerModern) -> list[tuple[str, str]]:
-    """Step 1. Returns notes."""
+    """Check step 1, and return the notes."""
     norm = learner.class_of(1, NORM, modern_norm.LESSON)
     done: list[Check] = []
     norm.lesson.check(norm, done)
@@ -63,18 +63,18 @@ def _norm(learner: LearnerModern) -> list[tuple[str, str]]:
             "dtype-changed",
             f"with weights and x in torch.bfloat16 your RMSNorm returns {returned}"
             + norm.source.quote(norm.source.find(r"return", norm.methods)),
-            "which line leaves the dtype of x, and which one comes back to it?",
+            "which line changes the dtype of x, and which line should change it back?",
         )
     return [(check.name, check.detail) for check in done if check.note]
 
 
 def _attention(learner: LearnerModern) -> str:
-    """Steps 4 to 6. Returns the note on the norm of queries and keys."""
+    """Check steps 4 to 6, and return the note on the norm of queries and keys."""
     whole = learner.class_of(4, ATTENTION, modern_attention.LESSON)
     lesson = whole.lesson
     whole.needs_forward()
     faults = list(modern_attention.start(whole))
-    if faults:  # the widths of the projections: an earlier step shows with K = H only
+    if faults:  # a size with K = H has no wrong widths, so it can show a mistake of step 4
         alone = replace(lesson, sizes=tuple(s for s in lesson.sizes if _each_by_itself(s)))
         try:
             compare_output(learner.class_of(4, ATTENTION, alone))
@@ -100,7 +100,7 @@ def _attention(learner: LearnerModern) -> str:
 
 
 def _with_equal_sizes(learner: LearnerModern, failed: CheckFailed) -> CheckFailed | None:
-    """The known mistake of step 4 behind shapes that do not fit, tried with H = T."""
+    """The mistake of step 4 because of which shapes do not fit, found with H = T, or None."""
     if failed.mistake != "raises" or failed.step != 4:
         return None
     size = GroupedSize(2, 4, 32, 4, seed=1, K=4)
@@ -118,7 +118,7 @@ def _with_equal_sizes(learner: LearnerModern, failed: CheckFailed) -> CheckFaile
 
 
 def _shown(whole: ModernModule, failed: CheckFailed) -> CheckFailed | None:
-    """The known mistake that a forward shows, if nothing better is known about its failure."""
+    """The known mistake in the trace of a forward, unless `failed` says more; or None."""
     if failed.mistake not in ("wrong-output", "not-finite", "not-implemented", "raises"):
         return None
     for size in whole.lesson.sizes:
@@ -139,10 +139,10 @@ def _each_by_itself(size: Any) -> bool:
 
 
 def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None:
-    """Step 4: the position of the first token. The output does not depend on it, but q and k do.
+    """Check step 4, the position of the first token. q and k depend on it, but the output does not.
 
-    With `stops`, it is a fault of this step if forward stops. With `unwritten`, code that is still
-    to be written stops it anyhow."""
+    With `stops`, a forward that stops is a fault of step 4. With `unwritten`, it stops at code that
+    is still to be written, which is no fault of step 4."""
     size = modern_attention.SIZES[0]
     module, w, x = whole.filled(size)
     forward = inspect.signature(type(module).forward)
@@ -156,7 +156,7 @@ def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None
             before = module(x) if stops else None
             with trace:
                 after = module(x, **{name: _LATER})
-    except Exception as error:  # in a later step, q and k are in the trace all the same
+    except Exception as error:  # if a later step stopped, q and k are in the trace nevertheless
         before = after = None
         if stops or (unwritten and not isinstance(error, NotImplementedError)):
             raise whole.mistake(
@@ -182,7 +182,7 @@ def _first_position(trace: TensorTrace, part: Tensor, T: int) -> int | None:
 
 
 def _bfloat16(whole: ModernModule) -> None:
-    """Step 6: forward runs in bfloat16, in which gptcli trains."""
+    """Check that forward runs in bfloat16, in which gptcli trains (step 6)."""
     got = whole.in_dtype(modern_attention.SIZES[1], torch.bfloat16)
     if isinstance(got, BaseException):
         stops = f"stops ({in_words(got)})"

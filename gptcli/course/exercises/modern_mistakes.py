@@ -1,8 +1,8 @@
 """The six steps of the exercise modern, and its known mistakes in the rotation (steps 2 and 3).
 
 In the `forms` of step 2, D is head_dim and n the length. A form returns the angles (n, D/2) that
-code with the mistake uses, or a pair of tables. In those of step 3, x is (B, H, T, D), and c and s
-are the right tables (T, D/2).
+code with the mistake uses, or a pair of tables. In the `forms` of step 3, x is (B, H, T, D), and c
+and s are the right tables (T, D/2).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from gptcli.course.lesson import Step
 STEPS = (
     Step(
         "RMSNorm",
-        "by which one number is each token divided, and from which of its channels is it computed?",
+        "each token is divided by one number: from which of its channels is this number computed, "
+        "and how?",
         "the root of (the mean of the squares of the C channels, plus eps); no mean is subtracted",
         "x / torch.sqrt((x ** 2).mean(dim=-1, keepdim=True) + 1e-6), times the gain",
     ),
@@ -35,7 +36,8 @@ STEPS = (
     ),
     Step(
         "rotate",
-        "which two channels make a pair, and what does a rotation by 90 degrees make of (1, 0)?",
+        "which two channels make a pair, and what becomes of (1, 0) if you rotate it by 90 "
+        "degrees?",
         "channels i and i + D/2 are a pair (a, b); it becomes (a cos - b sin, b cos + a sin)",
         "a, b = x.chunk(2, dim=-1); torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)",
     ),
@@ -50,12 +52,13 @@ STEPS = (
     Step(
         "grouped queries",
         "with 4 query heads and 2 key/value heads, which query heads use the second one?",
-        "query head h uses key/value head h // (H / K): each is repeated H / K times, side by side",
+        "query head h uses key/value head h // (H / K): repeat each key/value head H / K times, "
+        "side by side",
         "k = k.repeat_interleave(n_head // n_kv_head, dim=1), and the same for v",
     ),
     Step(
         "attention",
-        "what is left after the groups? the same four things as in weeks 1 and 2",
+        "which parts of attention are still missing? they are the same as in weeks 1 and 2",
         "scores divided by sqrt(D), causal mask, softmax over the keys, weighted sum of v; then "
         "the heads side by side, and c_proj",
         "F.scaled_dot_product_attention(q, k, v, is_causal=True), then transpose(1, 2), reshape "
@@ -97,7 +100,7 @@ def _moved(by: float) -> Form:
 
 
 def _tables(change: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Form:
-    """Tables made from the right angles."""
+    """A form that makes tables from the right angles."""
     return lambda D, n: change(angles_of(D, n))
 
 
@@ -127,7 +130,7 @@ def _mismatched(sign: float) -> Turned:
 
 
 def _halves(change: Callable[..., tuple[Tensor, Tensor]]) -> Turned:
-    """A rotation of the two halves a and b, as change(a, b, cos, sin) has it."""
+    """A rotation of the two halves a and b, computed by change(a, b, cos, sin)."""
 
     def form(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
         a, b = x.chunk(2, -1)
@@ -163,20 +166,20 @@ _EXPONENT = r"\*\*|pow\(|\bexp\(|arange\(\s*0\s*,|arange"
 MISTAKES = (
     ExerciseMistake("degrees", 2, "torch.deg2rad(angles), angles * math.pi / 180",
             "you treat the angles as degrees: position 1 gets {yours:.4g} at the first frequency, "
-            "not 1", "t times the frequency is an angle in radians already",
+            "not 1", "t times the frequency is already an angle in radians",
             "leave out the conversion",
             (lambda D, n: angles_of(D, n) * math.pi / 180, lambda D, n: angles_of(D, n) * 180
              / math.pi), r"deg|rad|180|360|pi\b"),
     ExerciseMistake("turns", 2, "2 * math.pi * positions * frequencies",
             "you multiply the angles by pi or 2 pi: position 1 gets {yours:.4g} at the first "
-            "frequency, not 1", "t times the frequency is an angle in radians already",
+            "frequency, not 1", "t times the frequency is already an angle in radians",
             "leave pi out",
             (lambda D, n: angles_of(D, n) * 2 * math.pi, lambda D, n: angles_of(D, n) * math.pi,
              lambda D, n: angles_of(D, n) / (2 * math.pi), lambda D, n: angles_of(D, n) / math.pi),
             r"pi\b|tau"),
     ExerciseMistake("too-many-frequencies", 2, "theta ** (-torch.arange(head_dim) / head_dim)",
-            "you make {D} frequencies, one for each channel; two channels share an angle, so there "
-            "are {half}", "a rotation turns a pair of channels by one angle",
+            "you make {D} frequencies, one for each channel; two channels share an angle, so you "
+            "need {half}", "a rotation turns a pair of channels by one angle",
             "use torch.arange(0, head_dim, 2) / head_dim",
             (_too_many(1), _too_many(2)),
             r"arange\((head_dim|d|dim|D)\b|\*\*|pow\(|arange"),
@@ -191,8 +194,8 @@ MISTAKES = (
             "use torch.arange(0, head_dim, 2) / head_dim", (_with(lambda i, D: -4 * i / D),),
             _EXPONENT),
     ExerciseMistake("exponent-positive", 2, "positions * theta ** (arange(0, D, 2) / D)",
-            "your {half} frequencies grow, from 1 on; the last should be {wanted:.4g}",
-            "the first pair turns fastest: the exponent is negative, or you divide by the power",
+            "your {half} frequencies grow from 1 on, but the last should be {wanted:.4g}",
+            "the first pair turns fastest, so use a negative exponent, or divide by the power",
             "write 10000 ** (-torch.arange(0, head_dim, 2) / head_dim)",
             (_with(lambda i, D: 2 * i / D),),
             _EXPONENT),
@@ -209,20 +212,21 @@ MISTAKES = (
     ExerciseMistake("another-theta", 2, "500000 ** ..., 1000 ** ...",
             "your theta is not 10000: the last of {half} frequencies is {last:.4g}, expected "
             "{wanted:.4g}",
-            "Llama 3 and Qwen3 have a larger theta for longer texts; here it is 10000",
+            "Llama 3 and Qwen3 have a larger theta for longer texts; this exercise uses 10000",
             "write 10000 there", tuple(_with(_usual, theta) for theta in (
                 10.0, 100.0, 1e3, 1e5, 1e6, 1e7, 5e5, 2e4, 5e4, 2.0, math.e, 10240.0, 1e4 - 1)),
             r"\b(10|100|1000|1e3|100_?000|500_?000|1_?000_?000|1e[567]|5e5|theta|base)\b|\*\*|exp"),
     ExerciseMistake("one-frequency", 2, "torch.arange(0, D, 2) // D",
             "most of your {half} frequencies are equal: the last is {last:.4g}, expected "
             "{wanted:.4g}",
-            "integer division rounds the exponents, or they do not depend on i",
+            "integer division rounds the exponents, or the exponents do not depend on i",
             "use / and not //", tuple(map(_with, (
                 lambda i, D: 0 * i, lambda i, D: 0 * i - 1, lambda i, D: (-2 * i / D).floor(),
-                lambda i, D: torch.where(i > 0, -torch.inf, 0.0)))),  # integers: 10000 ** -1 is 0
+                # of integers, 10000 ** -1 is 0
+                lambda i, D: torch.where(i > 0, -torch.inf, 0.0)))),
             r"//|\*\*|outer"),
     ExerciseMistake("linear-frequencies", 2, "1 / (10000 * 2i / D), or 1 / arange",
-            "your frequencies are no powers of 10000: the last of {half} is {last:.4g}, expected "
+            "your frequencies are not powers of 10000: the last of {half} is {last:.4g}, expected "
             "{wanted:.4g}", "each frequency is a power: 10000 to the power of -2i/D",
             "write 10000 ** (...)", (
                 lambda D, n: torch.outer(_positions(n), 1 / torch.arange(
@@ -234,7 +238,7 @@ MISTAKES = (
             r"\*\*|exp|arange"),
     ExerciseMistake("positions-from-one", 2, "torch.arange(1, length + 1)",
             "your first position has the angle {first:.4g}, not 0",
-            "positions count from 0: the first token is not rotated",
+            "positions begin at 0, so the first token is not rotated",
             "use torch.arange(length)", (_moved(1), _moved(-1), _moved(0.5)),
             r"arange\(\s*1|\+\s*1|arange"),
     ExerciseMistake("positions-reversed", 2, "length - torch.arange(length)",
@@ -257,7 +261,7 @@ MISTAKES = (
             (_tables(lambda a: (a.sin(), a.cos())),), r"return"),
     ExerciseMistake("sine-negative", 2, "-torch.sin(angles)",
             "your sine has the wrong sign: at position 1 it is {sin1:.4g}, expected {right1:.4g}",
-            "the angles are positive, and rotate subtracts where that is needed",
+            "the angles are positive, and rotate does the subtraction",
             "leave the minus out", (_tables(lambda a: (a.cos(), -a.sin())),),
             r"-\s*\w*\.?\w*sin|-"),
     ExerciseMistake("no-cosine", 2, "return angles, angles",
@@ -269,13 +273,13 @@ MISTAKES = (
     ExerciseMistake("interleaved-angles", 2, "angles.repeat_interleave(2, dim=-1)",
             "you repeat each of the {half} angles for two neighbours: this is the interleaved "
             "convention, which pairs channel 2i with 2i + 1",
-            "the convention is right elsewhere (RoFormer, GPT-J, Meta's Llama); here, as in the "
-            "Llama and Qwen3 of transformers, channel i is paired with i + D/2",
+            "RoFormer, GPT-J and Meta's Llama use that convention; here, as in the Llama and Qwen3 "
+            "of transformers, channel i is paired with i + D/2",
             "return the tables (length, D/2), or repeat them with torch.cat((angles, angles), -1)",
             (_tables(lambda a: (_neighbours(a.cos()), _neighbours(a.sin()))),),
             r"repeat|stack|flatten"),
     ExerciseMistake("without-positions", 2, "cos of the frequencies alone",
-            "your tables have {shape}, and no row for each of the {n} positions",
+            "your tables have {shape}, but no row for each of the {n} positions",
             "each position has its own angles: position times frequency",
             "take the outer product of torch.arange(length) and the frequencies",
             at=r"outer|arange|return"),
@@ -297,15 +301,15 @@ MISTAKES = (
             "your rotation is right in the interleaved convention: you pair channel 2i with "
             "2i + 1, not channel i with i + D/2",
             "RoFormer, GPT-J and Meta's Llama pair neighbours; the Llama and Qwen3 of "
-            "transformers, and this exercise, pair the two halves. A model needs the one of its "
-            "training",
+            "transformers, and this exercise, pair the two halves. A model needs the convention of "
+            "its training",
             "take the halves: a, b = x.chunk(2, dim=-1), and torch.cat((...), dim=-1)",
             (_interleaved,), _PAIRS),
     ExerciseMistake("interleaved-with-halves", 3, "pairs (0, 1), (2, 3) with tables for halves",
-            "you pair channel 2i with 2i + 1, but the tables belong to the pairs i and i + D/2: "
-            "two channels of a pair get different angles",
-            "that is the interleaved convention with the tables of the other one; the result is no "
-            "rotation", "take the halves: a, b = x.chunk(2, dim=-1)",
+            "you pair channel 2i with 2i + 1, but your tables are for the pairs i and i + D/2, so "
+            "the two channels of a pair get different angles",
+            "pairs of one convention with tables of the other give a result that is no rotation",
+            "take the halves: a, b = x.chunk(2, dim=-1)",
             (_mismatched(1), _mismatched(-1)), _PAIRS),
     ExerciseMistake("halves-with-interleaved", 3, "halves on the way in, stack on the way out",
             "you take the pairs from the two halves of the {D} channels, and return them as "
@@ -316,7 +320,7 @@ MISTAKES = (
             r"stack|reshape|flatten|cat"),
     ExerciseMistake("interleaved-with-cat", 3, "x[..., 0::2] and x[..., 1::2], then torch.cat",
             "you take pairs of neighbours, channels 2i and 2i + 1, and return them as two halves",
-            "that is half of the interleaved convention; here channel i is paired with i + D/2",
+            "that is one half of the interleaved convention; here channel i is paired with i + D/2",
             "take the halves: a, b = x.chunk(2, dim=-1)",
             (lambda x, c, s: torch.cat(_paired(_interleaved(x, c, s)), -1),), _PAIRS),
     ExerciseMistake("sine-sign", 3, "a * cos + b * sin, b * cos - a * sin",
@@ -332,7 +336,7 @@ MISTAKES = (
              _halves(lambda a, b, c, s: (a * c - b * s, b * c - a * s))),
             r"\* *\w*sin|sin\w* *\*|cat"),
     ExerciseMistake("own-half", 3, "x * cos + x * sin",
-            "you multiply each of the {D} channels by cosine and sine without its partner",
+            "you multiply each of the {D} channels by cosine and sine, but leave out its partner",
             "the sine multiplies the other channel of the pair",
             "write a * cos - b * sin for the first half, b * cos + a * sin for the second",
             (_halves(lambda a, b, c, s: (a * c + a * s, b * c + b * s)),
@@ -348,8 +352,9 @@ MISTAKES = (
             (lambda x, c, s: rotate(x, s, c), lambda x, c, s: rotate(x, s, -c)), r"sin|cos"),
     ExerciseMistake("half-overwritten", 3, "a = a * cos - b * sin; b = b * cos + a * sin",
             "your second line uses the new half of {half} channels, which the first line has "
-            "overwritten", "both halves of the result are made from the old a and b",
-            "give the results new names", (_halves(_overwritten), _halves(_overwritten_second)),
+            "overwritten", "both halves of the result need the old a and b",
+            "give the new halves other names",
+            (_halves(_overwritten), _halves(_overwritten_second)),
             r"=.*\*\s*sin"),
     ExerciseMistake("halves-swapped", 3, "torch.cat((second, first), dim=-1)",
             "you put the two halves of {half} channels together in the wrong order",
@@ -362,8 +367,8 @@ MISTAKES = (
             (_halves(lambda a, b, c, s: (a * c - b * s, b)), _halves(lambda a, b, c, s: (
                 a, b * c + a * s))), r"cat|return"),
     ExerciseMistake("not-rotated", 3, "return x",
-            "you return x unchanged, or the sines never reach it",
-            "a new tensor does not replace a part of x by itself",
+            "you return x unchanged: your rotation has no effect on the result",
+            "an assignment to a or b does not change x",
             "return torch.cat of the two rotated halves", (lambda x, c, s: x,), r"return"),
     ExerciseMistake("rotated-over-heads", 3, "cos[None, :, None, :]",
             "you rotate by the index of the head, not by the position",
@@ -381,17 +386,19 @@ MISTAKES = (
             "put both halves together with torch.cat((..., ...), dim=-1)", at=r"return"),
     ExerciseMistake("dtype-changed", 3, "x * cos with cos in float32",
             "for x in {given} your rotate returns {returned}",
-            "gptcli trains in bfloat16: then q and k would not have the dtype of v",
-            "begin with cos, sin = cos.to(x), sin.to(x), which have the dtype and device of x",
+            "gptcli trains in bfloat16: q and k would have another dtype than v",
+            "begin with cos, sin = cos.to(x), sin.to(x), which gives the tables the dtype and "
+            "device of x",
             at=r"return|cos|float|to\("),
     ExerciseMistake("x-changed", 3, "x[..., :half] = ..., x *= cos",
             "your rotate changes its argument x in place, by up to {difference}",
-            "x is needed unchanged for the gradient, and perhaps by the caller",
+            "autograd needs x unchanged, and the caller can need it, too",
             "make a new tensor with torch.cat",
             at=r"\bx\w*\s*[-+*]?=|\bx\w*\[.*\]\s*[-+*/]?=(?!=)|_\("),
     ExerciseMistake("rotation-without-gradient", 3, "x.detach(), torch.no_grad()",
             "no gradient flows from the result of rotate to x",
-            "attention learns through q and k", "leave out detach(), .data and no_grad",
+            "the projections of q and k learn from this gradient",
+            "leave out detach(), .data and no_grad",
             at=r"detach|\.data|no_grad|numpy|item"),
 )
 # fmt: on

@@ -1,4 +1,4 @@
-"""A learner's RMSNorm or grouped-query attention, built and run in float64."""
+"""Build and run a learner's RMSNorm or grouped-query attention in float64."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class GroupedSize(Size):
     K: int = 1
 
     def config(self) -> LearnerConfig:
-        """The config that the constructor gets."""
+        """The config that the learner's constructor gets."""
         return modern_config(super().config(), self.K)
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class GroupedSize(Size):
 def modern_config(config: Any, n_kv_head: int | None = None) -> LearnerConfig:
     """The config for the classes of the exercise: the fields of `config`, n_kv_head and eps.
 
-    Unless given, n_kv_head is half of n_head, or 1 if n_head is odd."""
+    If n_kv_head is None, it becomes half of n_head, or 1 if n_head is odd."""
     fields = ("n_embd", "n_head", "dropout", "bias", "block_size")
     values = {name: getattr(config, name) for name in fields}
     if n_kv_head is None:
@@ -52,9 +52,10 @@ def modern_config(config: Any, n_kv_head: int | None = None) -> LearnerConfig:
 def ranked_line(
     source: Source, pattern: str, within: Collection[int] | None, suspect: int | None = None
 ) -> int | None:
-    """The line to quote for a mistake's pattern, whose alternatives are tried in their order.
+    """The line to quote for a mistake: it matches the first alternative of `pattern` that occurs.
 
-    Among the lines that have the first alternative, it takes `suspect` if that is one."""
+    Of these lines it is `suspect`, if `suspect` is among them, else the first. None if no line
+    matches."""
     for alternative in _alternatives(pattern):
         if lines := source.matches(alternative, within):
             return suspect if suspect in lines else lines[0]
@@ -62,7 +63,7 @@ def ranked_line(
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """The parts of a pattern between the bars that are in no bracket."""
+    """The alternatives of a pattern: it is split at the bars outside brackets."""
     parts, depth = [""], 0
     for before, character in zip(" " + pattern, pattern, strict=False):
         if before != "\\":
@@ -75,9 +76,10 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 class ModernModule(LearnerModule):
-    """A learner's class of this exercise, whose first step is number `first`.
+    """A learner's class of this exercise. `first` is the number of its first step.
 
-    `.float()` and float32 in the learner's code become float64, so that it compares exactly."""
+    `.float()` and float32 in the learner's code become float64, so that results can be compared
+    exactly."""
 
     def __init__(
         self, file: LearnerFile, cls: type[nn.Module], lesson: ModuleLesson, say: Say, first: int
@@ -86,7 +88,7 @@ class ModernModule(LearnerModule):
             file, cls, lesson, lambda doing: say(doing.replace("step 1:", f"step {first}:"))
         )
         self.first = first
-        self.norm: QKNorm | None = None  # of queries and keys
+        self.norm: QKNorm | None = None  # the norm of queries and keys
         self._running: tuple[TensorTrace, Any, Tensor] | None = None
 
     def construct(self, size: Size) -> nn.Module:
@@ -96,7 +98,7 @@ class ModernModule(LearnerModule):
             return super().construct(size)
 
     def filled(self, size: Size) -> tuple[nn.Module, Any, Tensor]:
-        """As in LearnerModule; `weights.norm` is the norm of queries and keys, if there is one."""
+        """As in LearnerModule. `weights.norm` is the norm of queries and keys, or None."""
         module, weights, x = super().filled(size)
         if hasattr(weights, "norm") and self._may_normalise():
             self._running = None
@@ -130,7 +132,7 @@ class ModernModule(LearnerModule):
             return module(x)
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
-        """The failure for an exception, at the first step whose numbers were not seen before it."""
+        """The failure for an exception, at the first step whose result is not in the trace."""
         if self._running is not None and step > self.first:
             step = min(step, self.step_after(*self._running))
         return super().stopped(error, doing, max(step, self.first))
@@ -149,7 +151,7 @@ class ModernModule(LearnerModule):
         return super().missing(max(step, self.first), kind, name, others)
 
     def mistake(self, slug: str, evidence: str = "", *, step: int = 0, **more: Any) -> CheckFailed:
-        """The known mistake of that name, at `step` if that is a step of this class."""
+        """The failure for the known mistake `slug`, at step `first` or later."""
         return super().mistake(slug, evidence, step=max(step, self.first) if step else 0, **more)
 
     def facts(self, x: Tensor) -> dict[str, Any]:
@@ -162,7 +164,7 @@ class ModernModule(LearnerModule):
     def mistake_in_forward(
         self, slug: str, evidence: str = "", suspect: int | None = None, **facts: Any
     ) -> CheckFailed:
-        """The known mistake of that name; quotes the line that has its pattern."""
+        """The failure for the known mistake `slug`, which quotes the line with its pattern."""
         pattern = next(m for m in self.mistakes if m.slug == slug).at
         line = ranked_line(self.source, pattern, self.methods, suspect)
         if line is None or self._is_return(line):
@@ -171,7 +173,7 @@ class ModernModule(LearnerModule):
         return self.mistake(slug, evidence, line=line, within=self.methods, **facts)
 
     def in_dtype(self, size: Size, dtype: torch.dtype) -> BaseException | Tensor:
-        """What forward gives in `dtype`, without any replacement: an exception or its output."""
+        """The output of forward in `dtype`, without DoublePrecision, or the exception it raised."""
         x = torch.randn(size.B, size.T, size.C, generator=torch.Generator().manual_seed(5))
         try:
             with torch.no_grad(), single_precision():

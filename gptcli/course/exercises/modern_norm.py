@@ -1,4 +1,4 @@
-"""Step 1 of the exercise modern, RMSNorm: how it is compared, and its bank of known mistakes.
+"""Step 1 of the exercise modern, RMSNorm: comparison with the reference, and known mistakes.
 
 Dimensions: B batch, T time, C channels (n_embd). In the `forms` of MISTAKES, w.g is the learner's
 gain (C,), w.b is a bias (C,) or None, and x (B, T, C) is the input.
@@ -42,17 +42,17 @@ def normal(x: Tensor) -> Tensor:
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """The result of the step."""
+    """Yield the result of step 1."""
     yield [normal(x) * w.g]
 
 
 def _sized(*changes: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
-    """RMSNorms with another divisor, and then the gain: change(x) returns x over its size."""
+    """RMSNorms with another divisor: change(x) returns the divided x, before the gain."""
     return tuple(lambda w, x, change=change: change(x) * w.g for change in changes)
 
 
 def _gained(*changes: Callable[[Weights, Tensor], Tensor]) -> tuple[Any, ...]:
-    """RMSNorms with another use of the gain: change(w, normalised x) returns the output."""
+    """RMSNorms that use the gain differently: change(w, normalised x) returns the output."""
     return tuple(lambda w, x, change=change: change(w, normal(x)) for change in changes)
 
 
@@ -93,17 +93,17 @@ _SQUARES = r"\*\*\s*2|pow|square|mean\(|sum\(|norm\("
 MISTAKES = (
     ExerciseMistake("missing-gain", 1, "a constructor without a gain",
             "your RMSNorm has no parameter of shape ({C},) for the gain; it has {have}",
-            "a plain tensor is not trained, and does not move with the module",
+            "training does not change a plain tensor, and module.to(device) does not move it",
             "write self.weight = nn.Parameter(torch.ones(config.n_embd))",
             at=r"self\.(weight|gain|gamma|scale|g|w)\s*=|ones"),
     ExerciseMistake("gain-not-ones", 1, "nn.Parameter(torch.zeros(C)) or torch.randn(C)",
             "your gain starts at {value}, not at 1",
-            "at the start the layer should only normalise", "start the gain with torch.ones",
+            "a new layer should only normalise", "start the gain with torch.ones",
             at=r"self\.(weight|gain|gamma|scale|g|w)\s*=|register_parameter|ones"),
     ExerciseMistake("has-bias", 1, "a bias, as in layer normalisation",
             "your RMSNorm has a second parameter, {have}",
-            "RMSNorm has a gain and nothing else: no mean is subtracted, and no bias added",
-            "leave the bias out, in the constructor and in forward",
+            "RMSNorm has only a gain: it subtracts no mean and adds no bias",
+            "remove the bias from the constructor and from forward",
             at=r"self\.(bias|beta|shift|b|offset)\s*=|zeros"),
     ExerciseMistake("mean-subtracted", 1, "(x - mean) / torch.sqrt(var + eps)",
             "you subtract the mean of the {C} channels: this is layer normalisation",
@@ -124,14 +124,15 @@ MISTAKES = (
                    lambda x: x / _variance(x).sqrt()), r"var\(|std\(|\bx\s*-|var"),
     ExerciseMistake("sum-for-mean", 1, "(x ** 2).sum(-1), or x.norm(dim=-1)",
             "you divide by the length of the token: the {C} squares are summed, not averaged",
-            "the size must not grow with the number of channels",
+            "the size of a token must not grow with its number of channels",
             "take the mean of the squares, or divide the norm by sqrt(C)",
             _sized(lambda x: x / torch.sqrt(_sum(x) + EPS),
                    lambda x: x / (_length(x) + EPS), lambda x: x / _length(x),
                    lambda x: x / _length(x).clamp_min(1e-12), lambda x: x / _length(x).clamp_min(
                        EPS)), r"sum\(|norm\(|normalize"),
     ExerciseMistake("root-of-c-wrong", 1, "x.norm(dim=-1) * C ** -0.5 on the wrong side",
-            "your divisor is not the root of the mean of the {C} squares: a factor of C is wrong",
+            "your divisor is not the root of the mean of the {C} squares: it has a wrong factor of "
+            "C",
             "the mean of the squares is the squared length divided by C",
             "use (x ** 2).mean(dim=-1, keepdim=True)",
             _sized(lambda x: x / (_length(x) / x.shape[-1] + EPS),
@@ -151,16 +152,16 @@ MISTAKES = (
             r"abs\(|mean\("),
     ExerciseMistake("no-root", 1, "x / ((x ** 2).mean(-1) + eps)",
             "you divide the {C} channels by the mean of their squares, not by its root",
-            "a token twice as large would become half as large, not equal",
+            "a token of twice the size would become half as large, but its size must not matter",
             "take the root of the mean plus eps",
             _sized(lambda x: x / (_mean(x**2) + EPS), lambda x: x / _mean(x**2)), r"/|mean\("),
     ExerciseMistake("multiplied-by-root", 1, "x * torch.sqrt(mean + eps)",
             "you multiply the {C} channels by the root instead of dividing",
-            "a large token should shrink", "divide, or multiply by torch.rsqrt",
+            "a large token should shrink", "divide by the root, or multiply by torch.rsqrt",
             _sized(lambda x: x * torch.sqrt(_mean(x**2) + EPS)), r"\*.*sqrt|\*"),
     ExerciseMistake("eps-outside", 1, "x / (torch.sqrt(mean) + eps)",
             "you add eps = 1e-06 to the root, not to the mean of the {C} squares",
-            "sqrt(m) + eps is not sqrt(m + eps): a small token shows it",
+            "sqrt(m) + eps is not sqrt(m + eps): the outputs differ for a small token",
             "move eps inside the root",
             _sized(lambda x: x / (_mean(x**2).sqrt() + EPS)), r"\+\s*[\w.]*eps|\+\s*1e-|eps"),
     ExerciseMistake("no-eps", 1, "x / torch.sqrt((x ** 2).mean(-1))",
@@ -168,7 +169,7 @@ MISTAKES = (
             "a token of zeros would give 0 / 0", "add eps = 1e-6 to the mean of the squares",
             _sized(lambda x: x / _mean(x**2).sqrt()), _ROOT),
     ExerciseMistake("eps-as-minimum", 1, "clamp(min=eps)",
-            "you use eps as the least value of the divisor for the {C} channels, and do not add it",
+            "you use eps as a lower limit for the divisor of the {C} channels, but do not add it",
             "eps is added to the mean of the squares, before the root",
             "write torch.sqrt(mean + eps)",
             _sized(lambda x: x / torch.sqrt(_mean(x**2).clamp_min(EPS)),
@@ -182,7 +183,7 @@ MISTAKES = (
             r"1e-|\beps\w*\s*=|0\.0|eps|rms_norm|RMSNorm"),
     ExerciseMistake("over-time", 1, "(x ** 2).mean(dim=1)",
             "your mean goes over dim 1, the {T} tokens, not over the {C} channels",
-            "a token would see its neighbours, including later ones",
+            "a token would depend on its neighbours, also on later tokens",
             "reduce the last dimension, dim=-1", _over(1), r"(mean|norm|sum)\(.*\b1\b|mean\("),
     ExerciseMistake("over-batch", 1, "(x ** 2).mean(dim=0)",
             "your mean goes over dim 0, the {B} sequences, not over the {C} channels",
@@ -203,24 +204,25 @@ MISTAKES = (
             "multiply by the gain", _gained(lambda w, y: y / w.g), r"return|/"),
     ExerciseMistake("gain-plus-one", 1, "x / size * (1 + self.weight)",
             "you add 1 to the gain of {C} numbers",
-            "Gemma does, with a gain that starts at 0; here the gain starts at 1",
+            "Gemma does this with a gain that starts at 0, but here the gain starts at 1",
             "multiply by the gain itself", _gained(lambda w, y: y * (1 + w.g)), r"return|1"),
     ExerciseMistake("gain-before-norm", 1, "x = x * self.weight before the mean of the squares",
-            "you multiply by the gain before you measure the {C} channels, so the division undoes "
-            "most of it", "normalise first; the gain comes last", "multiply the result by the gain",
+            "you multiply by the gain before you measure the {C} channels, so the division cancels "
+            "most of the gain", "normalise first, then apply the gain",
+            "multiply the result by the gain",
             (lambda w, x: normal(x * w.g), lambda w, x: x / torch.sqrt(
                 _mean((x * w.g) ** 2) + EPS) * w.g), r"weight|gain|gamma|scale"),
     ExerciseMistake("changes-in-training", 1, "dropout, or statistics of the batch",
             "in training mode your output differs by up to {difference} from that in evaluation",
             "an RMSNorm does the same in training and in evaluation",
-            "leave out what depends on self.training", at=r"training|rop"),
+            "remove the code that depends on self.training", at=r"training|rop"),
     *general_mistakes(1),
 )
 # fmt: on
 
 
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
-    """Gain and bias, each (C,). Raises CheckFailed if there is no gain."""
+    """The gain and the bias, each (C,). Raises CheckFailed if there is no gain."""
     gain = bias = None
     have, others = [], []
     for name, parameter in module.named_parameters():
@@ -244,7 +246,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Faults of the constructor: where the gain starts, and a parameter too many."""
+    """Yield the faults of the constructor: a gain that does not start at 1, or more parameters."""
     w = weights(learner, module := learner.construct(SIZES[0]), SIZES[0])
     lines = learner.constructor
     if not bool((w.g == 1).all()):
@@ -257,10 +259,11 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """Tokens of many sizes. For the small ones eps matters; one token is zero."""
+    """Random tokens of many sizes; eps matters for small ones. With seed 2 one is zero."""
     shape = (size.B, size.T, size.C)
     x = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.5
-    least = -6 if size.seed == 3 else -3  # a very small token tells any two eps apart
+    # any two values of eps give different outputs for a very small token
+    least = -6 if size.seed == 3 else -3
     x = x * (10.0 ** torch.linspace(least, 1, size.B * size.T)).view(size.B, size.T, 1)
     if size.seed == 2:
         x[0, 0] = 0.0
@@ -268,7 +271,7 @@ def draw(size: Size, generator: torch.Generator) -> Tensor:
 
 
 def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
-    """Training mode changes nothing. A note names torch's own norm."""
+    """Yield a fault if training mode changes the output, and a note if torch's own norm is used."""
     module, w, x = learner.filled(SIZES[0])
     with torch.no_grad():
         trace = TensorTrace(learner.file.path, module)

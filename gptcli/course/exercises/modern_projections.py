@@ -1,4 +1,4 @@
-"""Finds query, key, value and output projections in a learner's grouped-query attention."""
+"""Find the query, key, value and output projections of a learner's grouped-query attention."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Any:
         bias = biases.get(f"{name}.bias")
         part = _part_of(name)
         rows = [wide[one] for one in part] if part != "o" else [size.C]
-        if len(part) > 1 and sum(rows) == weight.shape[0]:  # one layer for several
+        if len(part) > 1 and sum(rows) == weight.shape[0]:  # one layer for several projections
             none = [None] * len(rows)
             cuts = none if bias is None else torch.split(bias, rows)
             for one, piece, cut in zip(part, torch.split(weight, rows), cuts, strict=True):
@@ -54,7 +54,8 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Any:
 
 
 def _part_of(name: str) -> str:
-    """Which projections a layer is, from its name: "q", "k", "v", "o", "kv", "qkv" or ""."""
+    """The letters of the projections that a layer computes, from its name: "q", "k", "v", "o",
+    "kv", "qkv" or ""."""
     last = name.rpartition(".")[2].lower() if not name.rpartition(".")[2].isdigit() else name
     plain = re.sub(r"_?(proj(ection)?|linear|layer|lin|weight|fc)s?$|^(to|w|c|attn)_", "", last)
     plain = plain.replace("_", "")

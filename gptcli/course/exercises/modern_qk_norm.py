@@ -1,4 +1,4 @@
-"""Recognises a norm of queries and keys (QK norm) in a learner's grouped-query attention.
+"""Recognise a norm of queries and keys (QK norm) in a learner's grouped-query attention.
 
 Llama has none; Qwen3 divides each head of q and k by its size before the rotation.
 
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from gptcli.course.exercises.tensor_trace import TensorTrace
 
 Norm = Callable[[Tensor], Tensor]
-"""(B, heads, T, D) -> same."""
+"""A function (B, heads, T, D) -> (B, heads, T, D)."""
 WITHOUT = "your attention does not normalise queries and keys; Llama does not either, Qwen3 does"
 _EPS = (1e-6, 1e-5, 1e-8, 1e-12, 0.0, float(torch.finfo(torch.float64).eps))
 
 
 @dataclass(frozen=True)
 class QKNorm:
-    """The norms of queries and keys; None for one without. `of` names the numbers they average.
+    """The norms of queries and keys; `q` or `k` is None without one. `of` names what is averaged.
 
-    `after_rotation`: a learned gain is applied to heads that were rotated before."""
+    `after_rotation` tells that a learned gain is applied to heads after their rotation."""
 
     q: Norm | None
     k: Norm | None
@@ -34,15 +34,15 @@ class QKNorm:
     after_rotation: bool = False
 
     def words(self) -> str:
-        """The note on it."""
+        """The note that tells the learner which norm was recognised."""
         what = {
             (True, True): "queries and keys",
-            (True, False): "its queries, and not its keys",
-            (False, True): "its keys, and not its queries",
+            (True, False): "its queries, but not its keys",
+            (False, True): "its keys, but not its queries",
         }[self.q is not None, self.k is not None]
         return (
             f"your attention normalises {what} ({self.of}), as Qwen3 does for each head of both; "
-            "Llama has no such norm. `gptcli train` computes what your file says"
+            "Llama has no such norm. `gptcli train` computes it as your file does"
         )
 
 
@@ -52,7 +52,7 @@ def find_norm(
     heads: dict[str, Tensor],
     turned: Callable[[Tensor], Tensor],
 ) -> QKNorm | None:
-    """The norms of q and k that a forward shows; None if it shows none.
+    """The norms of q and k whose results are in the trace; None if there is none.
 
     `heads` are "q" and "k" before norm and rotation, (B, heads, T, D)."""
     made = _Made(trace)
@@ -60,10 +60,12 @@ def find_norm(
     for part, before in heads.items():
         rotated = turned(before)
         norms = list(_norms(module, before))
-        norms.sort(key=lambda one: not one[2])  # the gain comes last, so it tells more
+        # norms with a gain first, because a match with a gain says more
+        norms.sort(key=lambda one: not one[2])
         late = next((one for one in norms if one[2] and made.has(one[0](rotated))), None)
         early = next((one for one in norms if made.has(turned(one[0](before)))), None)
-        if late is None and early is None:  # the rotation is wrong or missing
+        # without a right rotation, look for norms before the rotation
+        if late is None and early is None:
             early = next((one for one in norms if made.has(one[0](before))), None)
         best = late or early
         if best is not None:
@@ -76,7 +78,7 @@ def find_norm(
 
 
 def _norms(module: nn.Module, heads: Tensor) -> Iterator[tuple[Norm, str, bool]]:
-    """Every norm that could be meant: its function, what it averages, whether it has a gain."""
+    """Yield every norm that the code can mean: the function, what it averages, if it has a gain."""
     width, D = heads.shape[1] * heads.shape[3], heads.shape[3]
     vectors = [p.detach() for p in module.parameters() if p.dim() == 1]
     own = {
@@ -112,7 +114,7 @@ def _norm(over: str, eps: float, gain: Tensor | None, shift: Tensor | None, *, r
 
 
 def _applied(over: str, norm: Norm) -> Norm:
-    """A norm over the last dimension as one of heads, each by itself or all together."""
+    """A norm of each head by itself, or of all heads of a token as one vector."""
 
     def on_all(heads: Tensor) -> Tensor:
         B, H, T, D = heads.shape
@@ -122,7 +124,7 @@ def _applied(over: str, norm: Norm) -> Norm:
 
 
 class _Made:
-    """The numbers of all tensors of a trace, sorted, for many comparisons."""
+    """The sorted numbers of every tensor of a trace, so that many comparisons are fast."""
 
     def __init__(self, trace: TensorTrace) -> None:
         rows: dict[int, list[Tensor]] = {}

@@ -25,7 +25,7 @@ def _doubled(a: Tensor) -> Tensor:
     return torch.cat((a, a), -1)
 
 
-# How right tables (length, D/2) can be returned. The last is that of gptcli/model/rotary.py.
+# The forms of tables (length, D/2) that count as right. gptcli/model/rotary.py has the last.
 _KINDS: tuple[Callable[[Tensor, Tensor], Tables], ...] = (
     lambda c, s: (c, s),
     lambda c, s: (_doubled(c), _doubled(s)),
@@ -39,7 +39,7 @@ def _neighbours(c: Tensor, s: Tensor) -> Tables:
 
 
 def check_angles(learner: LearnerModern) -> None:
-    """Step 2: compare the tables of rotary_angles."""
+    """Check step 2: compare the tables of rotary_angles with the reference."""
     got = {case: _tables(learner, *case) for case in TABLES}
     if all(_is_right(got[case], *case) for case in TABLES):
         _check_precision(learner)
@@ -62,7 +62,7 @@ def check_angles(learner: LearnerModern) -> None:
 
 
 def _tables(learner: LearnerModern, D: int, n: int, *, exactly: bool = True) -> Tables:
-    """The learner's tables, each with its dimensions of size 1 at the front removed."""
+    """The learner's tables (cos, sin), without superfluous dimensions of size 1."""
     value = learner.call(2, D, n, exactly=exactly)
     if isinstance(value, Tensor) and value.is_complex():
         raise learner.failed_at(
@@ -70,7 +70,7 @@ def _tables(learner: LearnerModern, D: int, n: int, *, exactly: bool = True) -> 
             "complex-numbers",
             f"`rotary_angles` returned complex numbers of shape {tuple(value.shape)}, as Meta's "
             "Llama does, not (cos, sin)" + _quote(learner, 2),
-            "what are the real and the imaginary part of such a number?",
+            "what are the real and the imaginary part of each of these numbers?",
         )
     pair = isinstance(value, (tuple, list)) and len(value) == 2
     if not (pair and all(isinstance(part, Tensor) for part in value)):
@@ -108,7 +108,7 @@ def _same(a: Tables, b: Tables) -> bool:
 
 
 def _fits(form: Callable[..., Any], got: dict[tuple[int, int], Tables]) -> bool:
-    """Whether a known mistake gives the learner's tables, returned in any way."""
+    """Whether a known mistake gives the learner's tables, in any form of tables."""
 
     def made(case: tuple[int, int]) -> Tables:
         value = form(*case)
@@ -122,7 +122,7 @@ def _fits(form: Callable[..., Any], got: dict[tuple[int, int], Tables]) -> bool:
 def _angle_mistake(
     learner: LearnerModern, slug: str, D: int, n: int, tables: Tables
 ) -> CheckFailed:
-    """The known mistake, with the learner's angles."""
+    """The failure for a known mistake, with the numbers of the learner's tables in its message."""
     cos, sin = tables
     half = D // 2
     angles = torch.atan2(sin, cos)
@@ -172,7 +172,7 @@ def _shapes(*tables: Tensor) -> str:
 
 
 def _check_precision(learner: LearnerModern) -> None:
-    """Step 2: the angles in the precision that the code asks for."""
+    """Check step 2 again, with the precision that the learner's code asks for."""
     D, n = LONG
     with single_precision():
         cos, _ = _tables(learner, D, n, exactly=False)
@@ -194,7 +194,7 @@ def _check_precision(learner: LearnerModern) -> None:
 
 
 def check_rotation(learner: LearnerModern) -> None:
-    """Step 3: compare rotate, which gets the learner's own tables."""
+    """Check step 3: compare rotate, with the learner's own tables, to the reference."""
     tried = []
     for number, shape in enumerate(SHAPES):
         generator = torch.Generator().manual_seed(number)
@@ -221,7 +221,7 @@ def _case(x: Tensor) -> tuple[int, int]:
 
 
 def _rotated(learner: LearnerModern, x: Tensor) -> Tensor:
-    """The learner's rotation of x, of the shape of x."""
+    """The learner's rotation of x. Raises CheckFailed if it is no tensor of the shape of x."""
     given = x.clone()
     tables = learner.call(2, *_case(x))
     try:
@@ -244,7 +244,7 @@ def _rotated(learner: LearnerModern, x: Tensor) -> Tensor:
             "rotated-shape",
             f"`rotate` returned shape {tuple(y.shape)} for x of {tuple(x.shape)}"
             + _quote(learner, 3),
-            "rotate changes no shape: which line makes another one?",
+            "rotate must keep the shape of x: which line changes it?",
         )
     if not torch.equal(given, x):
         difference = f"{float((given - x).abs().max()):.3g}"
@@ -256,7 +256,7 @@ def _rotated(learner: LearnerModern, x: Tensor) -> Tensor:
 def _square_mistake(
     learner: LearnerModern, failed: CheckFailed | None = None
 ) -> CheckFailed | None:
-    """A rotation over another dimension, found where all dimensions but the last are equal."""
+    """The failure for a rotation over heads or texts, found with B = H = T, or None."""
     if failed is not None and failed.mistake != "raises":
         return None
     x = torch.randn(4, 4, 4, 8, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
@@ -293,14 +293,14 @@ def _rotation_mistake(
         ):
             return learner.mistake(mistake.slug, evidence, D=D, half=D // 2)
     lengths = torch.allclose(y.norm(dim=-1), x.norm(dim=-1))
-    seen = "" if lengths else "; it changes the length of x, which a rotation does not"
+    seen = "" if lengths else "; it changes the length of x, but a rotation keeps it"
     return _wrong(learner, 3, f"{evidence}{seen}")
 
 
 def _gives(form: Callable[..., Tensor], x: Tensor, y: Tensor) -> bool:
     try:
         return close(y, form(x, *_right(*_case(x))))
-    except RuntimeError:  # the form needs other sizes
+    except RuntimeError:  # the form does not fit these sizes
         return False
 
 
@@ -312,7 +312,7 @@ def _wrong(learner: LearnerModern, step: int, evidence: str) -> CheckFailed:
 
 
 def _quote(learner: LearnerModern, step: int) -> str:
-    """The last line with `return` of the step's function, as a quotation."""
+    """The text that quotes the last line with `return` in the step's function."""
     name = {2: "rotary_angles", 3: "rotate"}[step]
     lines = learner.source.lines_of(name)
     found = learner.source.matches(r"\breturn\b", lines)

@@ -1,10 +1,10 @@
-"""Calls an attention that takes the earlier keys and values as an argument, or keeps them itself.
+"""Call an attention that takes earlier keys and values as an argument, or that keeps them itself.
 
 | form | how it is called |
 |---|---|
 | argument | `y, (k, v) = forward(x, past=(k, v))`, also as two arguments, a dict or one tensor |
 | container | `y = forward(x, cache)`, which changes a dict or a list |
-| state | `y = forward(x, use_cache=True)`: the module keeps the tokens, and `reset` forgets them |
+| state | `y = forward(x, use_cache=True)`: the module keeps the tokens, and `reset` removes them |
 
 Dimensions: B batch, T new tokens, S tokens in all, C channels, H heads, D channels per head.
 """
@@ -55,16 +55,16 @@ _OF_OBJECTS = {"fits", "length", "update", "get_seq_length", "extend_with", "has
 
 
 class GivenCache:
-    """A cache for a forward that calls `update(k, v, ...)` on one that its file does not have.
+    """A cache for a forward that calls `cache.update(k, v, ...)` but has no cache class.
 
-    It concatenates along the last but one dimension, as that of Hugging Face does."""
+    It concatenates along the second to last dimension, like the cache of Hugging Face."""
 
     def __init__(self) -> None:
         self.k: Tensor | None = None
         self.v: Tensor | None = None
 
     def update(self, k: Tensor, v: Tensor, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        """Store new keys and values; return all."""
+        """Store new keys and values; return all keys and values."""
         self.k = k if self.k is None else torch.cat((self.k, k), dim=-2)
         self.v = v if self.v is None else torch.cat((self.v, v), dim=-2)
         return self.k, self.v
@@ -76,11 +76,11 @@ class GivenCache:
 
 @dataclass(frozen=True)
 class PastCall:
-    """How to call a forward with the tokens before x.
+    """How to call a forward with the keys and values of the tokens before x.
 
-    `past` names the argument for them, or two: keys and values. `containers` are what a forward
-    that changes its argument can get for an empty past. `reset` is the module's method that
-    forgets, if the module keeps the tokens itself."""
+    `past` names the argument for them, or one argument for keys and one for values. `containers`
+    make the objects that can be an empty past for a forward that changes its argument. `reset` is
+    the method that removes the tokens, if the module keeps them itself."""
 
     past: tuple[str, ...] = ()
     switches: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ class PastCall:
         return self.container is not None or self.buffers
 
     def fresh(self, sizes: Mapping[str, int], dtype: torch.dtype) -> Any:
-        """An empty past. `sizes` are those of B, H, D, C and W (block_size)."""
+        """An empty past. `sizes` has the sizes B, H, D, C and W (block_size)."""
         if self.empty:
             shape = [sizes[letter] if letter != "T" else sizes["W"] * self.buffers
                      for letter in self.empty]  # fmt: skip
@@ -112,9 +112,9 @@ class PastCall:
         return not self.past
 
     def __call__(self, module: nn.Module, x: Tensor, past: Any, start: int, *, cached: bool) -> Any:
-        """What forward returns for the tokens x after `start` others. `past` None is an empty one.
+        """The result of forward for the tokens x after `start` others. A `past` of None is empty.
 
-        Without `cached`, forward is asked to keep nothing."""
+        Without `cached`, the call tells forward to keep nothing."""
         T, S = x.shape[1], start + x.shape[1]
         named: dict[str, Any] = {
             name: value for name, value in self.call.others if name not in self.switches
@@ -137,7 +137,7 @@ class PastCall:
         return module(*(x,) * self.call.times, **named)
 
     def words(self) -> str:
-        """What was recognised, as the end of a sentence."""
+        """The form of cache that was recognised, as the end of a sentence."""
         if self.keeps_state:
             return "the module keeps the keys and values of earlier tokens itself"
         names = " and ".join(f"`{name}`" for name in self.past)
@@ -149,7 +149,7 @@ class PastCall:
 def past_call(cls: type[nn.Module], tree: ast.AST, call: Call) -> PastCall | None:
     """How a forward takes earlier keys and values; None if it has no argument or state for them.
 
-    `call` is how it takes everything else. `tree` is the syntax tree of the file."""
+    `call` says how forward takes its other arguments. `tree` is the syntax tree of the file."""
     parameters = list(inspect.signature(cls.forward).parameters.values())[1 + call.times :]
     names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     past = [name for name in names if _PAST.search(name) and not _NO_PAST.search(name)
@@ -173,7 +173,7 @@ def past_call(cls: type[nn.Module], tree: ast.AST, call: Call) -> PastCall | Non
 
 
 def asks_object(tree: ast.AST, name: str) -> bool:
-    """Whether code calls the methods of a cache class on a variable: fits, length, append(k, v)."""
+    """Whether code uses a variable as a cache object, with fits, length or append(k, v)."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and _is(node.value, name) and node.attr in _OF_OBJECTS:
             return True
@@ -185,7 +185,7 @@ def asks_object(tree: ast.AST, name: str) -> bool:
 
 
 def _containers(tree: ast.AST, name: str) -> tuple[Callable[[], Any], ...]:
-    """Empty containers for a forward that writes into its argument `name`; none if it does not."""
+    """Functions that make empty containers, for a forward that writes into its argument `name`."""
     texts: list[str] = []
     writes = appends = updates = numbers = False
     for node in ast.walk(tree):
@@ -238,7 +238,7 @@ def _attributes(tree: ast.AST, name: str) -> list[str]:
 
 
 def output_and_present(out: Any, x: Tensor, two: bool) -> tuple[Any, Any]:
-    """The output, and the keys and values of all tokens, of what forward returned.
+    """The output, and the keys and values of all tokens, from the result of forward.
 
     `two` tells that forward takes keys and values as two arguments."""
     if not isinstance(out, (tuple, list)) or not out:

@@ -1,6 +1,6 @@
-"""Where the keys and values are in what a learner's forward returns, whatever its layout.
+"""Find keys and values in the result of a learner's forward, in any layout.
 
-Dimensions: B batch, T tokens, H heads, D channels per head. Canonical is (B, H, T, D).
+Dimensions: B batch, T tokens, H heads, D channels per head. The canonical layout is (B, H, T, D).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _MOST_NESTED = 4
 def leaves(value: Any, depth: int = 0) -> list[Tensor]:
     """The floating-point tensors in an object, its tuples, lists, dicts and attributes.
 
-    If there are several of one shape for each text, such as those of all heads, they come once more
-    as one tensor of (heads, ...): those at even places, those at odd ones, the first half, the
-    second half."""
+    If all have one shape, such as one tensor for each head, they can be keys and values in turn, or
+    first all keys. So four stacks of them follow: of even places, of odd places, of the first half
+    and of the second half."""
     found = list(_leaves(value, depth))
     if len(found) < 4 or len(found) % 2 or len({tensor.shape for tensor in found}) > 1:
         return found
@@ -66,7 +66,7 @@ class Dims:
     D: int
 
     def of(self, letters: str) -> int:
-        """The product of some sizes."""
+        """The product of the sizes that `letters` name."""
         product = 1
         for letter in letters:
             product *= getattr(self, letter)
@@ -74,9 +74,9 @@ class Dims:
 
 
 def canonical(tensor: Tensor, order: Order, dims: Dims) -> Tensor | None:
-    """(B, H, T, D) of a tensor with its dimensions in `order`, or None if the sizes do not fit."""
+    """The tensor with dimensions in `order` as (B, H, T, D), or None if the sizes do not fit."""
     if dims.H == 1 and tensor.dim() == 3 and len(order) == 4:
-        tensor = tensor.unsqueeze(order.index("H"))  # one head by itself
+        tensor = tensor.unsqueeze(order.index("H"))  # a single head without a dimension for heads
     if tensor.dim() != len(order):
         return None
     for size, letters in zip(tensor.shape, order, strict=True):
@@ -89,7 +89,7 @@ def canonical(tensor: Tensor, order: Order, dims: Dims) -> Tensor | None:
 
 
 def in_order(tensor: Tensor, order: Order) -> Tensor:
-    """A canonical tensor with its dimensions in `order`."""
+    """A canonical tensor with its dimensions moved to `order`."""
     whole = "".join(order)
     turned = tensor.permute(*("BHTD".index(letter) for letter in whole))
     sizes, shape = list(turned.shape), []
@@ -103,10 +103,10 @@ def in_order(tensor: Tensor, order: Order) -> Tensor:
 
 @dataclass(frozen=True)
 class Place:
-    """Where keys or values are: which tensor, which part of it, and the order of its dimensions.
+    """The place of keys or values: which tensor, which part of it, and the order of its dimensions.
 
     `dim` is a dimension that holds keys and values one after the other; None if the tensor holds
-    only one of them. `whole` tells that this dimension has the size 2 and goes away."""
+    only one of them. `whole` tells that `dim` has the size 2 and is removed."""
 
     leaf: int
     order: Order
@@ -115,7 +115,7 @@ class Place:
     whole: bool = True
 
     def part(self, tensors: list[Tensor]) -> Tensor | None:
-        """The tensor or the part of it, as it is stored."""
+        """The tensor or its part in the layout in which it is stored, or None."""
         if self.leaf >= len(tensors):
             return None
         tensor = tensors[self.leaf]
@@ -129,13 +129,13 @@ class Place:
         return tensor.narrow(self.dim, self.at * size, size)
 
     def read(self, tensors: list[Tensor], dims: Dims) -> Tensor | None:
-        """(B, H, T, D), or None if it is not there in this order."""
+        """The keys or values as (B, H, T, D), or None if they cannot be in this place."""
         part = self.part(tensors)
         return None if part is None else canonical(part, self.order, dims)
 
 
 def places(tensors: list[Tensor], dims: Dims, T: int) -> Iterator[Place]:
-    """Every place that can hold keys or values of T tokens, perhaps with room for more."""
+    """Yield every place that can hold keys or values of T tokens or more."""
     for number, tensor in enumerate(tensors):
         options: list[tuple[int | None, int, bool]] = [(None, 0, True)]
         for dim, size in enumerate(tensor.shape):
@@ -164,7 +164,7 @@ def find(tensors: list[Tensor], wanted: Tensor, T: int) -> Place | None:
 
 @dataclass(frozen=True)
 class Seen:
-    """A tensor in which a forward joined stored and new keys or values, and how it joined them."""
+    """A way to join stored and new keys or values, and the line on which a forward did it."""
 
     part: str  # "k" or "v"
     kind: str  # right, reversed, backwards, twice, stored twice, dim, last, first, of other
@@ -176,9 +176,9 @@ class Seen:
 
 
 def joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> Iterator[tuple[Seen, Tensor]]:
-    """Every way in which stored and new tokens can be joined, in every order of dimensions.
+    """Yield every right or wrong way to join stored and new tokens, in every order of dimensions.
 
-    Both dicts have "k" and "v", each (B, H, tokens, D). A head by itself counts, too."""
+    Both dicts have "k" and "v", each (B, H, tokens, D). A single head can be joined, too."""
     for order in ORDERS:
         names = tuple(NAMES[letters] for letters in order)
         stored, added = ({p: in_order(one[p], order) for p in "kv"} for one in (old, new))
@@ -191,7 +191,7 @@ def joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> Iterator[tuple[See
 def _joined(
     old: dict[str, Tensor], new: dict[str, Tensor], at: int, names: tuple[str, ...]
 ) -> Iterator[tuple[Seen, Tensor]]:
-    """The ways along each dimension. `at` is that of the tokens."""
+    """Yield the ways to join tensors. `at` is the dimension of the tokens."""
     for part, other in (("k", "v"), ("v", "k")):
         P, N = old[part], new[part]
         right = torch.cat((P, N), at)

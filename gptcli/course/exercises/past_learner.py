@@ -1,4 +1,4 @@
-"""A learner's forward that takes and returns keys and values, or keeps them: builds and calls it.
+"""Build and call a learner's forward that takes and returns keys and values, or keeps them.
 
 Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D channels per
 head, N tokens of a text.
@@ -42,7 +42,7 @@ SIZES = (
     Size(3, 1, 6, (4, 4, 2), block_size=10),
     Size(4, 5, 4, (2, 6), block_size=9),
 )
-"""D is even, for rotary positions, and is no number of tokens."""
+"""D is even, for rotary positions, and differs from every number of tokens."""
 
 
 _ROTATION = re.compile(r"rot|rope", re.IGNORECASE)
@@ -50,7 +50,7 @@ _ROTATION = re.compile(r"rot|rope", re.IGNORECASE)
 
 @dataclass
 class Called:
-    """One call of forward: its tokens, what it got and returned, or how it failed."""
+    """One call of forward: its tokens, its past, and its result or failure."""
 
     start: int
     count: int
@@ -63,13 +63,13 @@ class Called:
 
     @property
     def total(self) -> int:
-        """The tokens up to this call's last."""
+        """The number of tokens up to the last of this call."""
         return self.start + self.count
 
 
 @dataclass(frozen=True)
 class Text:
-    """A module with a text, and what its forward should give for it."""
+    """A module with a text, and the outputs that its forward should give."""
 
     size: Size
     module: nn.Module
@@ -91,13 +91,14 @@ class PastLearner(CacheExplainer):
         self.module_of_file = module
         self.builder = LearnerAttention(file, cls, lambda doing: say(f"step 5: {doing}"))
         self.notes: list[tuple[str, str]] = []
-        self.size, self.dtype = SIZES[0], torch.float64  # of the latest module
+        self.size, self.dtype = SIZES[0], torch.float64  # the size and dtype of the latest module
         self.config = LearnerConfig(n_embd=0)
         self.inner: set[type] = set()  # the classes of the attention's submodules
 
     def forward_lines(self) -> set[int]:
-        """The lines of the attention's methods, of what it uses and of functions; without those of
-        constructors and of other modules."""
+        """The lines of functions, and of the methods of the attention and of modules that it uses.
+
+        Lines of constructors and of other modules are left out."""
         assert self.attention is not None
         own = {
             name: value
@@ -113,7 +114,7 @@ class PastLearner(CacheExplainer):
         return lines - self.source.lines_of_constructors()
 
     def quotable(self, at: str, within: Collection[int] | None) -> int:
-        """As in CacheExplainer, but rather a line of the attention than one of its rotation."""
+        """As in CacheExplainer, but lines that compute a rotation come last."""
         assert self.attention is not None
         rotation = {n for n in (*self.source.functions(), *vars(self.module_of_file))
                     if _ROTATION.search(n)}  # fmt: skip
@@ -129,7 +130,9 @@ class PastLearner(CacheExplainer):
     # ---- building and calling ----
 
     def build(self, size: Size) -> tuple[nn.Module, Weights | None]:
-        """A module in float64 with random weights, and its projections if they can be compared."""
+        """A float64 module with random weights, and its projections.
+
+        The projections are None if the module does more than the attention of week 1."""
         case = Case(size.B, size.N, size.H, size.D, size.block_size, size.bias, seed=size.B)
         try:
             case = self.builder.case(case)
@@ -145,7 +148,7 @@ class PastLearner(CacheExplainer):
             if other.mistake == "other-hardware":
                 raise GptcliError(f"{self.file.name}: {other.message}", other.hints[0])
             note = other.message.partition(":" if "rotary" in other.mistake else ";")[0]
-            note += ": the cache is compared with your own forward on the whole text"
+            note += ": the check compares your cache with your own forward on the whole text"
             if ("more", note) not in self.notes:
                 self.notes.append(("more", note))
             return module, None
@@ -188,7 +191,7 @@ class PastLearner(CacheExplainer):
 
     @contextlib.contextmanager
     def as_learner(self) -> Iterator[None]:
-        """The file's variables hold the sizes of the latest module. No gradients."""
+        """In this context the file's variables hold the latest module's sizes. No gradients."""
         with torch.no_grad(), self.builder.constructor.variables(self.config):
             yield
 
@@ -212,7 +215,7 @@ class PastLearner(CacheExplainer):
             6, "output-shape",
             f"your output has shape {tuple(y.shape)}; it needs the shape of x, {tuple(x.shape)}"
             + self.source.quote(self.source.find(r"reshape|view\(|flatten|return", lines)),
-            "which is the first line whose shape is not in the comment?",
+            "which is the first line whose result does not have the shape in its comment?",
         )  # fmt: skip
 
     def _stopped(self, error: BaseException, doing: str, trace: TensorTrace) -> CheckFailed:
@@ -225,7 +228,7 @@ class PastLearner(CacheExplainer):
         return self.stopped(error, doing, min(max(step, 1), 6))
 
     def reset(self, module: nn.Module) -> None:
-        """Let a module that keeps the tokens forget them."""
+        """Call the method that removes the tokens which the module keeps, if there is one."""
         if self.form.reset is not None:
             try:
                 getattr(module, self.form.reset)()
@@ -233,7 +236,7 @@ class PastLearner(CacheExplainer):
                 raise self.stopped(error, self.form.reset, 4) from error
 
     def fresh(self) -> Any:
-        """An empty past."""
+        """An empty past for the latest module."""
         size = self.size
         sizes = {"B": size.B, "H": size.H, "D": size.D, "C": size.C, "W": size.block_size}
         return self.form.fresh(sizes, self.dtype)
@@ -241,8 +244,9 @@ class PastLearner(CacheExplainer):
     def read(
         self, text: Text, pieces: Iterable[int], module: nn.Module | None = None
     ) -> list[Called]:
-        """Read a text in pieces, each with what the one before returned; stop at the first that
-        fails. `module` is a module that read other texts before."""
+        """The calls for a text in pieces, each with the past that the call before returned.
+
+        Stops at the first call that fails. `module` is a module that has read other texts."""
         calls: list[Called] = []
         past = self.fresh()
         start = 0
@@ -259,7 +263,7 @@ class PastLearner(CacheExplainer):
         return calls
 
     def text(self, size: Size, seed: int = 7) -> Text:
-        """A module and a text of that size. Raises CheckFailed if forward on the whole is wrong."""
+        """A module and a text of that size. Raises CheckFailed if the module cannot be compared."""
         module, weights = self.build(size)
         generator = torch.Generator().manual_seed(seed + size.B)
         x = torch.randn(size.B, size.N, size.C, generator=generator, dtype=torch.float64)
@@ -276,7 +280,9 @@ class PastLearner(CacheExplainer):
         return Text(size, module, weights, x, wanted.detach(), known, dims)
 
     def _own_output(self, module: nn.Module, x: Tensor) -> Tensor:
-        """What forward gives for the whole text without a past."""
+        """The output of forward for the whole text without a past.
+
+        Raises CheckFailed if forward stops or has no causal mask."""
         whole = self.whole(module, x)
         if whole.failed is not None:
             raise whole.failed
@@ -291,15 +297,15 @@ class PastLearner(CacheExplainer):
         return whole.y
 
     def unused(self, module: nn.Module) -> nn.Module:
-        """The module, or a copy of it if calls change what it keeps."""
+        """The module; or a copy of it if calls change its state."""
         return copy.deepcopy(module) if self.form.keeps_state else module
 
     def whole(self, module: nn.Module, x: Tensor) -> Called:
-        """One call for a whole text, of a module that read nothing else."""
+        """The call for a whole text, by a module that has read nothing else."""
         return self.call(self.unused(module), x, self.fresh(), 0)
 
     def adapt(self) -> None:
-        """Find out what an empty past is. Raises CheckFailed if forward never returns one."""
+        """Find out what forward takes as an empty past. Changes nothing if no try succeeds."""
         if self.form.keeps_state:
             return
         size = SIZES[0]
@@ -327,7 +333,8 @@ class PastLearner(CacheExplainer):
 def with_past(file: LearnerFile, module: ModuleType, say: Say) -> PastLearner | None:
     """The learner of a file whose forward takes and returns the past, or keeps it.
 
-    None if it has a cache class, or if its forward has neither an argument nor a state for it."""
+    None if the file has a cache class, or if its forward has neither an argument nor a state for
+    it."""
     cache, attention = classes_of(file, module)
     if cache is not None and CacheClass(cache).names["append"] is not None:
         return None
@@ -343,12 +350,12 @@ def with_past(file: LearnerFile, module: ModuleType, say: Say) -> PastLearner | 
 
 
 def at_step(failed: CheckFailed, step: int) -> CheckFailed:
-    """The same failure at another step."""
+    """The same failure, moved to another step."""
     return CheckFailed(failed.mistake, failed.message, failed.hints, step)
 
 
 def _state(module: nn.Module) -> list[Tensor]:
-    """The tensors that a module keeps besides its parameters."""
+    """The tensors that a module keeps besides its parameters, such as its cache."""
     found = [b for b in module.buffers() if b.is_floating_point()]
     for part in module.modules():
         for name, value in vars(part).items():

@@ -1,4 +1,4 @@
-"""The cache exercise for a forward that takes and returns keys and values, or keeps them itself.
+"""Check the cache exercise for a forward that takes and returns keys and values, or keeps them.
 
 Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D channels per
 head, N tokens of a text.
@@ -27,7 +27,7 @@ from gptcli.course.sandbox.learner_file import in_words
 
 
 def check_past(learner: PastLearner, done: list[Check]) -> str:
-    """The verdict on a forward with a past. Raises CheckFailed for the first mistake."""
+    """The verdict on a forward with a past. Raises CheckFailed if there is a mistake."""
     learner.adapt()
     error = 0.0
     for size in SIZES:
@@ -42,7 +42,7 @@ def check_past(learner: PastLearner, done: list[Check]) -> str:
         name, fault = around
         if fault is not None:
             raise fault
-        learner.notes.append(("network", f"`{name}` gives the same with a past, too"))
+        learner.notes.append(("network", f"`{name}` gives the same with a past as without"))
     done += [
         Check(f"{n} {step.name}", True, _unseen(learner, n, around is not None))
         for n, step in enumerate(STEPS, 1)
@@ -55,16 +55,16 @@ def check_past(learner: PastLearner, done: list[Check]) -> str:
 
 
 def _unseen(learner: PastLearner, step: int, has_network: bool) -> str:
-    """Why a step does not apply to a file of this form, for the list of steps; "" if it applies."""
+    """The reason why a step does not apply to a file of this form, or "" if the step applies."""
     if step == 3 and not has_network and not any(name == "more" for name, _ in learner.notes):
-        return "your attention has no positions: whoever calls it passes them"
+        return "your attention has no positions: the code that calls it adds them"
     if step == 4 and not learner.form.keeps_state:
-        return "no token is lost up to block_size; whoever calls forward begins a new past"
+        return "your forward loses no token up to block_size; a new text begins without a past"
     return ""
 
 
 def _check_text(learner: PastLearner, text: Text) -> float:
-    """The largest error of a text in pieces. Raises CheckFailed for the mistake."""
+    """The largest error for a text in pieces. Raises CheckFailed if there is a mistake."""
     size = text.size
     whole = learner.whole(text.module, text.text)
     calls = learner.read(text, size.pieces)
@@ -89,7 +89,8 @@ def _check_text(learner: PastLearner, text: Text) -> float:
     raise named(learner, text.weights, text.text, seen)
 
 
-_HARMLESS = {"wrong-result", "drops-the-oldest"}  # if all outputs are right
+# these mistakes do not count if all outputs are right
+_HARMLESS = {"wrong-result", "drops-the-oldest"}
 
 
 def _seen(text: Text, one: Called) -> Seen:
@@ -100,8 +101,8 @@ def _seen(text: Text, one: Called) -> Seen:
 def _own_reference(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed:
-    """The mistake of a forward that does more than week 1's attention, and does not repeat with a
-    past what it gives for the whole text."""
+    """The failure of a forward that does more than week 1's attention, and that gives other outputs
+    with a past than for the whole text."""
     if whole.failed is not None:
         return whole.failed
     one = next((c for c in calls if c.failed is not None or not _seen(text, c).right), calls[-1])
@@ -129,13 +130,14 @@ def _own_reference(
         5, "wrong-result",
         "your attention gives another result with the past than on the whole text"
         + learner.source.quote(learner.source.find(suspects, lines)) + evidence,
-        "for one new token after 6, which keys does it look at, and with which weights?",
+        "take one new token after 6 stored ones: which keys does it look at, and with which "
+        "weights?",
     )  # fmt: skip
 
 
 def _half_read(learner: PastLearner, one: Called) -> CheckFailed | None:
-    """The mistake of a call that stops because it gives scaled_dot_product_attention the keys of
-    all tokens and the values of the new ones, or the other way round."""
+    """The failure of a call that stops because scaled_dot_product_attention gets the keys of all
+    tokens but only the new values, or all values but only the new keys."""
     refused = one.trace.refused
     if one.failed is None or refused is None or refused[0] != "scaled_dot_product_attention":
         return None
@@ -152,12 +154,12 @@ def _half_read(learner: PastLearner, one: Called) -> CheckFailed | None:
 
 
 def _words_of(message: str) -> str:
-    """The exception at the end of a message."""
+    """The words of the exception, from the end of a message."""
     return message.rpartition(": ")[2]
 
 
 def _mask_of(text: Text, one: Called) -> str | None:
-    """The mistake that the attention weights of a call show, or None."""
+    """The slug of the mask mistake that the attention weights of a call show, or None."""
     T, S = one.count, one.total
     for operation in one.trace.operations:
         for tensor in operation.results:
@@ -177,7 +179,7 @@ def _mask_of(text: Text, one: Called) -> str | None:
 
 
 def _two_continuations(learner: PastLearner) -> None:
-    """Raise CheckFailed if a past cannot be continued twice."""
+    """Raise CheckFailed if two texts that continue one past disturb each other."""
     if learner.form.keeps_state or learner.form.changes_past:
         return
     size = replace(SIZES[0], pieces=(5, 3))
@@ -193,12 +195,12 @@ def _two_continuations(learner: PastLearner) -> None:
             raise learner.mistake("past-changed", within=learner.forward_lines())
         raise learner.mistake(
             "kept-in-module", within=learner.forward_lines(),
-            what="a past is continued wrongly after another text continued it",
+            what="one past was continued by two texts, and the second text is wrong",
         )  # fmt: skip
 
 
 def _two_texts(learner: PastLearner) -> None:
-    """Raise CheckFailed if a text is wrong after another one."""
+    """Raise CheckFailed if a text is wrong after the module has read another text."""
     size = replace(SIZES[0], pieces=(5, 3))
     text = learner.text(size)
     lines = learner.forward_lines()
@@ -214,7 +216,7 @@ def _two_texts(learner: PastLearner) -> None:
             first = calls[0]
             why = (
                 f"stops: {_words_of(first.failed.message)}" if first.failed is not None
-                else "still computes with tokens of the text before"
+                else "still computes with tokens of the previous text"
             )  # fmt: skip
             within = learner.source.lines_of(learner.form.reset or "") or lines
             raise learner.mistake("clear-incomplete", problem=why, within=within)
@@ -225,17 +227,17 @@ def _two_texts(learner: PastLearner) -> None:
     if late.y is None or not close(late.y, text.wanted[:, 5:]):
         raise learner.mistake(
             "kept-in-module", within=lines,
-            what="a text is wrong after another one was read in between",
+            what="a text is wrong after the module has read another text",
         )  # fmt: skip
 
 
 def _other_text(text: Text) -> Text:
-    """The same module with another text."""
+    """The same module with another text, whose wanted outputs are not computed."""
     return replace(text, text=text.text.roll(1, 1) + 0.3)
 
 
 def _dtype(learner: PastLearner) -> None:
-    """Raise CheckFailed unless keys of bfloat16 stay in bfloat16."""
+    """Raise CheckFailed if forward returns keys in another dtype than bfloat16 for a bfloat16 x."""
     if learner.form.keeps_state:
         return
     size = SIZES[0]

@@ -1,6 +1,7 @@
 """The steps and mistakes of the cache exercise for a forward that takes and returns the past.
 
-Their numbers and names are those of cache_mistakes.py, in words that fit `forward(x, past=(k, v))`.
+They have the step numbers and slugs of cache_mistakes.py, in words that fit `forward(x, past=(k,
+v))`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ _PAST = r"past|cache|kv|prev"
 STEPS = (
     replace(
         STEPS_OF_CLASS[0],
-        ask="what must be kept of each token, and what does the second call of forward get?",
+        ask="what must be kept of each token, and what must the second call of forward get?",
         show="k = torch.cat((past_k, k), dim=2) for (B, H, T, D), and the same for v; without a "
-        "past there is nothing to put before",
+        "past, k and v stay as they are",
     ),
     replace(
         STEPS_OF_CLASS[1],
         tell="forward computes with the keys and values of all tokens, and returns all of them",
-        show="past_k, past_v = past; k and v are then those of all tokens; return y, (k, v)",
+        show="past_k, past_v = past; concatenate, so that k and v are those of all tokens; return "
+        "y, (k, v)",
     ),
     replace(
         STEPS_OF_CLASS[2],
@@ -36,9 +38,9 @@ STEPS = (
     ),
     replace(
         STEPS_OF_CLASS[3],
-        tell="within block_size no token may get lost; after a reset nothing of the last text is "
-        "left",
-        show="keep all keys and values; a reset sets back everything that forward stores",
+        tell="up to block_size no token may get lost, and a reset must remove all tokens of the "
+        "old text",
+        show="keep all keys and values; a reset must remove everything that forward stores",
     ),
     STEPS_OF_CLASS[4],
     STEPS_OF_CLASS[5],
@@ -48,102 +50,106 @@ STEPS = (
 MISTAKES = (
     ExerciseMistake("overwrites", 1, "k, v of the new tokens alone, without torch.cat",
             "your forward keeps only the newest tokens: after {S} tokens it has keys of {found}",
-            "each call replaces what was stored", "concatenate the stored and the new ones",
+            "each call replaces the stored tokens", "concatenate the stored and the new tokens",
             at=_STORED),
     ExerciseMistake("keeps-the-first", 1, "return y, past",
-            "your forward returns the keys and values that it got: those of {found} tokens; there "
-            "are {S}",
-            "the next call has to find the new tokens, too", "concatenate, and return the result",
+            "your forward returns only the keys and values that it got, of {found} tokens; it "
+            "should return {S}",
+            "the next call needs the new tokens, too", "concatenate, and return the result",
             at=_STORED),
     ExerciseMistake("new-before-old", 1, "torch.cat((k, past_k), dim=2)",
             "your forward puts the tokens in another order than that of the text: {order}",
-            "mask and positions follow the order of the text",
-            "put new tokens after the stored ones: torch.cat((past_k, k), dim=2)", at=_CAT),
+            "the mask and the positions rely on the order of the text",
+            "put the new tokens after the stored ones: torch.cat((past_k, k), dim=2)", at=_CAT),
     ExerciseMistake("keys-for-values", 1, "torch.cat((past_k, v)), or return y, (k, k)",
             "your {one} of {S} tokens contain {other}",
-            "keys say where to look, values what is passed on",
-            "use past_k with k, and past_v with v; return y, (k, v)", at=_STORED),
+            "keys decide which tokens a query looks at; values are what it gets from them",
+            "concatenate past_k with k, and past_v with v; return y, (k, v)", at=_STORED),
     ExerciseMistake("queries-stored", 1, "return y, (q, k)",
             "your forward stores queries",
-            "the queries of earlier tokens are never needed again: each token asks once",
+            "no later token needs the query of an earlier token",
             "store keys and values: return y, (k, v)",
             next(m.forms for m in OF_CLASS if m.slug == "queries-stored"), at=_STORED),
     ExerciseMistake("other-dtype", 1, "past = k.half(), v.half()",
             "for x in {given} your forward returns keys in {got}",
             "stored keys of another dtype do not match later queries",
-            "leave the dtype alone", at=r"half|float|bfloat16|\.to\(|dtype || " + _RETURN),
+            "do not change the dtype of k and v",
+            at=r"half|float|bfloat16|\.to\(|dtype || " + _RETURN),
     ExerciseMistake("past-changed", 1, "past[0][...] = k, past.append(k), k_past.add_(...)",
-            "your forward changes the past that it gets: after two continuations of one past, the "
-            "second one is wrong",
-            "several texts can begin with the same tokens, and each call gets that past",
-            "make new tensors, torch.cat((past_k, k), dim=2), and return those",
+            "your forward changes the past that it gets: if two texts continue one past, the "
+            "second text is wrong",
+            "several texts can begin with the same tokens, and each of them continues the same "
+            "past",
+            "make new tensors, torch.cat((past_k, k), dim=2), and return the new tensors",
             at=r"(past|cache|kv|prev)\w*(\[.*\])?\.(append|extend|insert|\w+_)\( || "
             r"(past|cache|kv|prev)\w*\[.*\]\s*[-+*]?=(?!=) || " + _CAT),
     ExerciseMistake("present-not-returned", 2, "return y",
             "your forward returns no keys and values for the next call ({got})",
-            "the next call can know only what this one returns",
+            "the next call knows only the keys and values that this call returns",
             "return y, (k, v) with the keys and values of all tokens", at=_RETURN),
     ExerciseMistake("present-new-only", 2, "return y, (k_new, v_new)",
-            "your forward computes with all {S} tokens, but returns the {what} of the newest "
-            "{found} only",
-            "the next call would not find the earlier ones",
+            "your forward computes with all {S} tokens, but returns only the {what} of the newest "
+            "{found}",
+            "the next call would lack the earlier tokens",
             "return the concatenated tensors", at=_STORED),
     ExerciseMistake("present-old", 2, "return y, past",
             "your forward computes with all {S} tokens, but returns the past without the {found} "
             "new ones",
-            "the next call would not find the newest tokens",
+            "the next call would lack the newest tokens",
             "return the concatenated tensors", at=_STORED),
     ExerciseMistake("present-swapped", 2, "return y, (v, k), or v, k = past",
-            "your forward takes the stored keys for values and the stored values for keys",
-            "what is returned as (k, v) has to be read as (k, v)",
+            "your forward uses the stored keys as values and the stored values as keys",
+            "the code that reads the past must expect the order in which forward returns it",
             "use one order: k_past, v_past = past, and return y, (k, v)",
             at=_STORED),
     ExerciseMistake("cache-not-read", 2, "past is returned, but scores use the new keys",
-            "your forward computes with the new keys and values only",
-            "a new query has to be compared with the keys of all tokens",
+            "your forward computes only with the new keys and values",
+            "a new query must be compared with the keys of all tokens",
             "use the concatenated keys and values for scores and output",
             next(m.forms for m in OF_CLASS if m.slug == "cache-not-read"),
             at=r"@ *\w*k|matmul|einsum|scaled_dot_product_attention || " + _CAT),
     ExerciseMistake("half-read", 2, "keys of all tokens, values of the new ones",
-            "your forward takes the {one} of all {S} tokens, but the {other} of the {T} new ones "
-            "alone", "each key needs the value of its token",
+            "your forward takes the {one} of all {S} tokens, but only the {other} of the {T} new "
+            "tokens", "each key needs the value of its token",
             "concatenate both, and use both",
             at=r"@ *\w*v|matmul|einsum|scaled_dot_product_attention || " + _CAT),
     ExerciseMistake("new-not-read", 2, "scores with past_k",
-            "your forward computes with the stored keys and values only, without the new "
-            "ones", "a token looks at itself, too",
+            "your forward computes only with the stored keys and values, without the new ones",
+            "a token also looks at itself",
             "use the concatenated keys and values",
             next(m.forms for m in OF_CLASS if m.slug == "new-not-read"),
             at=_PAST),
     ExerciseMistake("swapped-in-forward", 2, "v, k = past",
-            "your forward takes the keys for values and the values for keys",
-            "what is returned as (k, v) has to be read as (k, v)", "write k_past, v_past = past", (
+            "your forward uses the keys as values and the values as keys",
+            "the past must be read in the order in which forward returns it",
+            "write k_past, v_past = past", (
                 next(m.forms for m in OF_CLASS if m.slug == "swapped-in-forward")),
             at=r"=.*\b(past|cache|kv)\w*\b || " + _CAT),
     ExerciseMistake("appended-twice", 2, "torch.cat((past_k, k, k))",
             "your forward puts the same tokens into the keys and values twice",
             "each token has one key and one value", "concatenate once", at="last:" + _CAT),
     ExerciseMistake("positions-not-offset", 3, "positions from 0 to T - 1 although there is a past",
-            "your forward gives the new tokens the positions from {at} on, although {start} tokens "
-            "come before",
-            "the next token has the position of the number of tokens before it",
+            "your forward gives the first new token the position {at}, although {start} tokens "
+            "come before it",
+            "the position of a token is the number of tokens before it",
             "begin at the length of the past: torch.arange(start, start + T)",
             at=r"\bpos\w*\s*=.*(arange|\+) || (rope|rot)\w*\(.*\) || arange || position|cos\b || "
             + _PAST),
     ExerciseMistake("drops-the-oldest", 4, "k[:, :, -block_size + 1:]",
-            "with {S} tokens and a block_size of {W}, your forward keeps the newest {found}",
-            "all block_size tokens have a position, and later ones may look at each of them",
+            "with {S} tokens and a block_size of {W}, your forward keeps only the newest {found}",
+            "the model has positions for block_size tokens, and later tokens may look at all of "
+            "them",
             "keep every token up to block_size",
             at=r"\[.*-.*:|roll|narrow || " + _CAT),
     ExerciseMistake("reset-missing", 4, "no reset_cache",
-            "your module keeps the tokens of a text, and no method of it forgets them",
-            "the next text would see tokens of the last one",
-            "write `def reset_cache(self):`, which sets keys and values back to None",
+            "your module keeps the tokens of a text, and has no method that removes them",
+            "the next text would see tokens of the previous text",
+            "write `def reset_cache(self):`, which sets keys and values to None",
             at=r"self\.\w*(cache|past|kv)\w*\s*=(?!=)"),
     ExerciseMistake("clear-incomplete", 4, "self.cache_k = None, but not self.cache_v",
             "after a reset your module {problem}",
-            "the next text would see tokens of the last one",
-            "reset sets back everything that forward stores",
+            "the next text would see tokens of the previous text",
+            "a reset must remove everything that forward stores",
             at=r"None|= *0|clear\(|\[\] || def \w*(clear|reset)"),
 )
 # fmt: on
@@ -163,4 +169,4 @@ BANK = (
         )
     ),
 )  # fmt: skip
-"""All mistakes that a forward with a past can have, those in its own words first."""
+"""All mistakes that a forward with a past can have; the mistakes of this file come first."""

@@ -1,4 +1,4 @@
-"""Checks the network around a cached attention, if the file has one: above all its positions.
+"""Check the network around a cached attention, if the file has a network: above all its positions.
 
 Dimensions: B batch, T new tokens, N tokens of a text.
 """
@@ -32,9 +32,9 @@ _N = sum(_PIECES)
 def check_network(
     learner: Explainer, module: ModuleType, attention: type[nn.Module]
 ) -> tuple[str, CheckFailed | None] | None:
-    """The name of the file's network, and what is wrong with it, if something.
+    """The name of the file's network, and its failure or None.
 
-    None if there is no network that can be built, called and continued."""
+    None if the file has no network that can be built and called with a past."""
     for cls in vars(module).values():
         if not inspect.isclass(cls) or not issubclass(cls, nn.Module) or cls is attention:
             continue
@@ -70,7 +70,7 @@ def _is_network(module: nn.Module, attention: type[nn.Module]) -> bool:
 def _compare(
     learner: Explainer, cls: type[nn.Module], network: nn.Module, form: PastCall
 ) -> CheckFailed | None:
-    """What is wrong with the network's outputs with a past; None if nothing."""
+    """The failure if the network gives wrong outputs with a past, else None."""
     generator = torch.Generator().manual_seed(9)
     ids = torch.randint(_VOCAB, (2, _N), generator=generator)
     whole, _ = _call(copy.deepcopy(network), form, ids, None, 0)
@@ -81,7 +81,7 @@ def _compare(
         with _positions(running, piece) as seen:
             y, past = _call(running, form, piece, past, start)
         wanted = whole[:, start : start + count]
-        if y.shape[1] < count:  # the logits of the last token alone
+        if y.shape[1] < count:  # only the logits of the last token
             y, wanted = y[:, -1:], wanted[:, -1:]
         at = next((int(one.flatten()[0]) for one in seen if one.numel()), start)
         if at != start:
@@ -97,7 +97,7 @@ def _compare(
                 f"your `{cls.__name__}` gives another result with the past than on the whole text, "
                 f"although `{_attention_of(network)}` does not{quote} ({count} new tokens after "
                 f"{start}: a difference of up to {by})",
-                "which layer gets the keys and values of which layer?",
+                "which layer's keys and values does each layer get?",
             )
         if past is None and not form.keeps_state:
             return learner.mistake(
@@ -126,7 +126,7 @@ def _call(
 
 @contextlib.contextmanager
 def _positions(network: nn.Module, ids: Tensor) -> Iterator[list[Tensor]]:
-    """What the embeddings of a network get within the block, except for the token ids."""
+    """Record the inputs of the network's embeddings in this context, except for `ids`."""
     seen: list[Tensor] = []
 
     def look(_: nn.Module, given: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Probes of what a forward with a past stores: steps 1 to 4 of the cache exercise.
+"""Probe what a forward with a past stores: steps 1 to 4 of the cache exercise.
 
 Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D channels per
 head, N tokens of a text.
@@ -25,7 +25,7 @@ _NAMES = {"k": "keys", "v": "values"}
 def storing(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed | None:
-    """The mistake in what the calls store, steps 1 to 4; None if all of it is right."""
+    """The mistake in what the calls store, steps 1 to 4; None if all is right."""
     form = learner.form
     lines = learner.forward_lines()
     if form.keeps_state:
@@ -59,7 +59,7 @@ def storing(
 
 
 def _in_state(learner: PastLearner, text: Text, calls: list[Called]) -> CheckFailed | None:
-    """The mistake in what a module keeps; None if it keeps all keys and values."""
+    """The mistake in the tensors that a module keeps; None if it keeps all keys and values."""
     fault = _joins(learner, text, text.keys, calls)
     if fault is not None:
         return fault
@@ -92,7 +92,7 @@ def _in_state(learner: PastLearner, text: Text, calls: list[Called]) -> CheckFai
 
 
 def _holds(stored: list[Tensor], wanted: Tensor) -> bool:
-    """Whether the tensors together contain all numbers of `wanted`."""
+    """Whether the tensors together contain all numbers of `wanted`, up to rounding."""
     if not stored:
         return False
     flat = torch.cat([tensor.double().flatten() for tensor in stored]).sort().values
@@ -105,8 +105,8 @@ def _holds(stored: list[Tensor], wanted: Tensor) -> bool:
 
 
 def _places(text: Text, whole: Called) -> tuple[Place, Place, Dims, bool] | None:
-    """Where keys and values are in what forward returns for the whole text, the sizes of keys, and
-    whether values come first; None if they are not there."""
+    """The places of keys and values in forward's result for the whole text, the sizes of keys, and
+    whether values come first; None if the result does not have them."""
     N = text.size.N
     if text.keys:
         k = past_layout.find(whole.stored, text.keys["k"], N)
@@ -128,7 +128,7 @@ def _places(text: Text, whole: Called) -> tuple[Place, Place, Dims, bool] | None
 
 
 def _unknown_present(learner: PastLearner, text: Text, whole: Called) -> CheckFailed | None:
-    """The mistake of a first call whose result does not hold the keys and values."""
+    """The mistake of a first call whose result lacks the keys or the values; None if unknown."""
     lines = learner.forward_lines()
     N = text.size.N
     if not text.keys:
@@ -161,7 +161,7 @@ def _joins(
     *,
     swapped: bool = False,
 ) -> CheckFailed | None:
-    """The mistake that shows where a forward joins stored and new tokens."""
+    """The mistake in how a forward joins stored and new tokens; None if it shows none."""
     lines = learner.forward_lines()
     for one in calls:
         if one.start == 0:
@@ -221,7 +221,7 @@ def _joins(
 def _found_joins(
     one: Called, old: dict[str, Tensor], new: dict[str, Tensor]
 ) -> list[past_layout.Seen]:
-    """The ways in which a call joined stored and new tokens, with their lines."""
+    """The ways in which a call joined stored and new tokens, each with its line."""
     forms: dict[tuple[int, ...], list[tuple[past_layout.Seen, Tensor]]] = {}
     for seen, tensor in past_layout.joined(old, new):
         forms.setdefault(tuple(tensor.shape), []).append((seen, tensor))
@@ -237,7 +237,7 @@ def _found_joins(
 
 
 def _unpacking(learner: PastLearner, line: int | None) -> int | None:
-    """The line that takes keys and values out of the past, if there is one."""
+    """The line that takes keys and values out of the past, or `line` if none is found."""
     names = "|".join(learner.form.past) or "past"
     pattern = rf"^\s*\w+\s*,\s*\w+\s*=\s*.*\b({names})\b"
     return learner.source.find(pattern, learner.forward_lines()) or line
@@ -301,7 +301,8 @@ def _present(
     if one.start == 0:
         return None
     held = _held(one, keys)
-    if learner.form.changes_past:  # what is stored is what counts
+    # the argument is both the past and the result, so only its content counts
+    if learner.form.changes_past:
         held = {"k": False, "v": False}
         if kind in ("new", "old") and len(wrong) == 1:
             kind = "new"
@@ -349,7 +350,7 @@ def _present(
 
 
 def _held(one: Called, keys: dict[str, Tensor]) -> dict[str, bool]:
-    """Whether a call computed the keys, and the values, of all tokens."""
+    """For "k" and "v": whether a call computed the keys or values of all tokens."""
     found = {}
     for part in "kv":
         wanted = keys[part][:, :, : one.total]
@@ -373,9 +374,9 @@ def _makes(trace: TensorTrace, wanted: Tensor) -> bool:
 
 
 def position(learner: PastLearner, text: Text, one: Called) -> int | None:
-    """The position from which a call turns queries or keys of its tokens, if it is a wrong one.
+    """The wrong position from which a call rotates the queries or keys of its tokens, or None.
 
-    None if all of them are turned from the right one, or from none that is near."""
+    None means that all are rotated from the right position, or that no position nearby fits."""
     piece = text.text[:, one.start : one.total]
     rights = _turned(learner, text, text.text[:, : one.start], piece)
     B, T, D = text.dims.B, one.count, text.dims.D
@@ -396,7 +397,7 @@ def position(learner: PastLearner, text: Text, one: Called) -> int | None:
 
 
 def _turned(learner: PastLearner, text: Text, before: Tensor, piece: Tensor) -> list[Tensor]:
-    """What can be queries or keys of a piece, if it is read in one call with the text before."""
+    """The tensors that can be queries or keys of `piece`, from a call for `before` and `piece`."""
     whole = learner.whole(text.module, torch.cat((before, piece), dim=1))
     start, T = before.shape[1], piece.shape[1]
     found = []

@@ -1,4 +1,4 @@
-"""Reference of the sampling exercise: temperature, filters, penalty, draw, stop strings.
+"""The reference of the sampling exercise: temperature, filters, penalty, draw, stop strings.
 
 Dimensions: V vocabulary. `logits` is (V,): the scores of the next token of one text.
 """
@@ -43,7 +43,7 @@ def min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def repetition_penalty(logits: Tensor, seen_ids: Sequence[int], penalty: float) -> Tensor:
-    """Step 5: lower logits for tokens that are in the text already. (V,) -> (V,).
+    """Step 5: lower the logits of tokens that are already in the text. (V,) -> (V,).
 
     Source: Keskar et al. 2019, "CTRL", section 4.1."""
     out = logits.clone()
@@ -68,7 +68,7 @@ def next_token(
     m: float,
     penalty: float,
 ) -> int:
-    """Step 7: the next token: penalty, temperature, top-k, top-p, min-p, draw. t = 0 is greedy."""
+    """Step 7: the next id: penalty, temperature, top-k, top-p, min-p, draw. t = 0 is greedy."""
     return any_choice(logits, seen_ids, u, t, k, p, m, penalty)
 
 
@@ -85,10 +85,11 @@ def any_choice(
     order: str = "rtkpm",
     greedy: str = "after",
 ) -> int:
-    """Step 7. With other keyword arguments, this does what a known mistake does.
+    """Step 7, with keyword arguments that imitate known mistakes.
 
-    `order` has a letter for each part: r penalty, t temperature, k, p, m filters, s softmax.
-    `greedy` is when the likeliest token is taken: "before" the penalty, "after" it, or "always"."""
+    `order` has a letter for each part: r for the penalty, t for temperature, k, p and m for the
+    filters, s for softmax. `greedy` says when the likeliest token is taken: "before" the penalty,
+    "after" it, or "always"."""
     if greedy == "before" and t == 0:
         return int(logits.argmax())
     for part in order:
@@ -110,7 +111,7 @@ def any_choice(
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
-    """Step 8: (what can be shown, what is held back, whether a stop string was found)."""
+    """Step 8: (text to show, text to hold back, whether a stop string was found)."""
     found = [text.find(stop) for stop in stops if stop in text]
     if found:
         return text[: min(found)], "", True

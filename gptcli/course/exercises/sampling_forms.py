@@ -1,4 +1,4 @@
-"""What wrong sampling code computes: the functions of which the bank of mistakes is made.
+"""Functions that compute the results of wrong sampling code, for the bank of known mistakes.
 
 Dimensions: V vocabulary. A form takes the arguments of its step and returns what a mistake returns.
 """
@@ -21,12 +21,12 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 def keeping(keep: Callable[[Tensor, float], Tensor]) -> LogitsForm:
-    """A form that keeps the tokens for which `keep(logits, value)`, bool (V,), is true."""
+    """A form that cuts every token for which `keep(logits, value)`, bool (V,), is False."""
     return lambda logits, value: logits.masked_fill(~keep(logits, value), -INF)
 
 
 def ranks(first: int, last: int = 0) -> LogitsForm:
-    """A form of step 2 that keeps the ranks from `first` to before k + `last`, largest first."""
+    """A form of step 2 that keeps the ranks `first` to k + `last` - 1; the largest has rank 0."""
 
     def keep(logits: Tensor, k: float) -> Tensor:
         ranks = logits.argsort(descending=True).argsort()
@@ -47,10 +47,11 @@ def nucleus(
     back: str = "scatter",
     first: bool = False,
 ) -> LogitsForm:
-    """A form of step 3. `cut(probabilities, their sums, p)` is a mask in sorted order.
+    """A form of step 3. `cut(probabilities, their sums, p)` returns the mask of cut tokens, sorted.
 
-    `of` is what is summed. `back` is how the mask gets to the ids: "scatter" is right, "gather" is
-    the wrong way round, "none" leaves it sorted. With `first`, the first token is kept always."""
+    `of` computes the numbers that are summed. `back` says how the mask gets back to the order of
+    the ids: "scatter" is right, "gather" permutes the wrong way, "none" leaves the mask sorted.
+    With `first`, the first sorted token always stays."""
 
     def form(logits: Tensor, p: float) -> Tensor:
         values, order = of(logits).sort(descending=descending, stable=True)
@@ -87,7 +88,7 @@ def in_id_order(cut: Callable[[Tensor, Tensor, float], Tensor]) -> LogitsForm:
 
 
 def cut_below(threshold: Callable[[Tensor, float], Tensor]) -> LogitsForm:
-    """A form of step 4 with another threshold of the probabilities."""
+    """A form of step 4 with another threshold for the probabilities."""
     return lambda logits, p: logits.masked_fill(
         torch.softmax(logits, dim=0) < threshold(torch.softmax(logits, dim=0), p), -INF
     )
@@ -102,7 +103,7 @@ def penalised(
     *,
     once: bool = True,
 ) -> PenaltyForm:
-    """A form of step 5: `change` for the tokens `which`, `once` or for each occurrence."""
+    """A form of step 5: `change` the logits of tokens `which`, `once` or per occurrence."""
 
     def form(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
         out = logits.clone()
@@ -115,7 +116,7 @@ def penalised(
 
 
 def last_ids(count: int) -> Callable[[Tensor, Sequence[int]], Sequence[int]]:
-    """What `penalised` takes as `which`, for the last `count` tokens of the text."""
+    """A value for `which` of `penalised`: the last `count` ids of the text."""
     return lambda logits, seen: seen[-count:]
 
 
@@ -129,8 +130,9 @@ DrawForm = Callable[[Tensor, float], int]
 def first_over(
     sums: Callable[[Tensor], Tensor], exceeds: Callable[[float, float], bool] = operator.gt
 ) -> tuple[DrawForm, ...]:
-    """Forms of step 6: the first id at which `sums(logits)` exceeds u. If none does, people return
-    None (-1 here), the first id, the last, the last that is not cut, the likeliest, or V."""
+    """Forms of step 6: the first id at which `sums(logits)` exceeds u. The forms differ in what
+    they return if no sum exceeds u: None (-1 here), the first id, the last id, the last that is not
+    cut, the likeliest, or V."""
 
     def form(other: Callable[[Tensor], int]) -> DrawForm:
         return lambda logits, u: next(
@@ -152,7 +154,7 @@ def drawn(logits: Tensor, u: float) -> int:
 
 
 def sorted_draw(logits: Tensor, u: float, *, descending: bool = True) -> tuple[int, int]:
-    """The rank and the id of a draw in the order of the probabilities."""
+    """The rank and the id that u gives if the probabilities are added up in sorted order."""
     values, order = torch.softmax(logits, dim=0).sort(descending=descending)
     rank = int((values.cumsum(0) > u).int().argmax())
     return rank, int(order[rank])
@@ -168,7 +170,7 @@ def stop_form(
     shows: Callable[[str, int, Sequence[str]], str] = lambda text, at, stops: text[:at],
     rest: Callable[[str, int, Sequence[str]], str] = lambda text, at, stops: "",
 ) -> StopForm:
-    """A form of step 8. `find` gives the place of the stop string, `hold` how much is held."""
+    """A form of step 8. `find` returns the place of the stop string, `hold` the held length."""
 
     def form(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
         at = (find or earliest)(text, stops)
@@ -181,7 +183,7 @@ def stop_form(
 
 
 def earliest(text: str, stops: Sequence[str]) -> int | None:
-    """The place of the first stop string in the text, or None."""
+    """The place at which the first stop string begins in the text, or None."""
     return min((text.find(stop) for stop in stops if stop in text), default=None)
 
 

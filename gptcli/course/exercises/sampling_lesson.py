@@ -67,9 +67,9 @@ class LearnerSampling(LearnerFunctions):
         self.notes: dict[str, str] = {}
 
     def logits(self, step: int, logits: Tensor, *more: Any) -> Tensor:
-        """What the learner's function of a step makes of `logits`: float64 (V,).
+        """The learner's result of a step for `logits`, float64 (V,).
 
-        Raises CheckFailed if it is no tensor of that shape, or has no token left."""
+        Raises CheckFailed if the result is no tensor of that shape."""
         name, given = FUNCTIONS[step - 1], logits.clone()
         got = self.ask(step, given, *more)
         if not isinstance(got, Tensor):
@@ -87,10 +87,10 @@ class LearnerSampling(LearnerFunctions):
                 step,
                 "shape",
                 f"`{name}` returns shape {tuple(got.shape)}, expected {of}" + self.quoted(step),
-                "which shape has logits here? is there a batch dimension?",
+                "which shape does logits have here? does it have a batch dimension?",
             )
         if not torch.equal(given, logits):
-            self.notes[name] = "it changes the logits that it gets; better return new ones"
+            self.notes[name] = "it changes the logits that it gets; return new ones instead"
         return got.detach().to(torch.float64)
 
     def token(self, step: int, *arguments: Any) -> int:
@@ -110,7 +110,7 @@ class LearnerSampling(LearnerFunctions):
             raise self.no_id(step, str(got)[:60]) from None
 
     def ask(self, step: int, *arguments: Any) -> Any:
-        """The result of the learner's function of a step. A loop without end is CheckFailed."""
+        """The result of the learner's function of a step. An endless loop becomes CheckFailed."""
         try:
             with within(LIMIT_S):
                 return super().ask(step, *arguments)
@@ -122,16 +122,17 @@ class LearnerSampling(LearnerFunctions):
                 f"`{FUNCTIONS[step - 1]}` does not end within {LIMIT_S:g} seconds{quote}",
                 (
                     "which loop does not end, and what should change in each round?",
-                    f"a loop ends only if its condition changes; {known.tell}",
+                    f"a loop ends only if its condition becomes false; {known.tell}",
                     f"{known.show}{quote}",
                 ),
                 step,
             ) from None
 
     def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
-        """The known mistake of that name. Of its patterns, the first that a line has counts.
+        """The failure for the known mistake `slug`. It quotes a line with the first pattern that
+        any line has.
 
-        For `return` that is the last line, for other patterns the first."""
+        For `return` it quotes the last such line, for other patterns the first."""
         mistake = next(m for m in MISTAKES if m.slug == slug)
         lines = self.source.lines_of(FUNCTIONS[(more.get("step") or mistake.step) - 1])
         guards = self.source.matches(r"^\s*if (p|k|m)\b.*:\s*$", lines)  # such as `if p >= 1:`
@@ -144,8 +145,8 @@ class LearnerSampling(LearnerFunctions):
         return super().mistake(slug, evidence, **more)
 
     def wrong_softmax(self, step: int | None) -> CheckFailed | None:
-        """The mistake of a softmax of the file's own that the function of a step uses; None if
-        there is none, or if it is right."""
+        """The failure for a wrong softmax that the file defines and that the function of a step
+        uses; None if there is no such softmax, or if it is right."""
         lines = self.source.lines_of(FUNCTIONS[step - 1]) if step else None
         given = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
         for name in sorted(self.source.helpers.names_used(lines or (), FUNCTIONS)):
@@ -156,7 +157,7 @@ class LearnerSampling(LearnerFunctions):
                 got = function(given.clone())
                 wrong = not torch.allclose(got.double(), given.softmax(0), 0.0, CLOSE)
                 shown = [round(float(value), 2) for value in got.flatten()[:3]]
-            except Exception:  # it takes more arguments, or returns something else
+            except Exception:  # it needs more arguments, or returns no tensor
                 continue
             if wrong:
                 assert step is not None
@@ -175,7 +176,7 @@ class LearnerSampling(LearnerFunctions):
         return None
 
     def no_id(self, step: int, got: str) -> CheckFailed:
-        """The failure of a function that returns no id."""
+        """The failure for a function that returns no id."""
         return self.failed_at(
             step,
             "no-id",
@@ -185,7 +186,7 @@ class LearnerSampling(LearnerFunctions):
 
 
 class SamplingLesson(Lesson[LearnerSampling]):
-    """Choosing the next token, in eight functions."""
+    """The lesson on choosing the next token, in eight functions."""
 
     name = "sampling"
     steps = STEPS
@@ -217,7 +218,7 @@ Form = Callable[..., Tensor]
 
 
 def _same(got: Tensor, wanted: Tensor) -> bool:
-    """Whether the same tokens have the same probabilities."""
+    """Whether both logits give the same probabilities."""
     if torch.isneginf(wanted).all() or torch.isneginf(got).all():
         return torch.equal(got.isneginf(), wanted.isneginf())
     a, b = torch.softmax(got, 0), torch.softmax(wanted, 0)
@@ -231,7 +232,7 @@ def _compare(
     cases: Sequence[Case],
     show: Callable[..., str],
 ) -> None:
-    """Raises CheckFailed if the learner's function of a step differs from `right` in a case."""
+    """Raise CheckFailed if the learner's function of a step differs from `right` in a case."""
     name = FUNCTIONS[step - 1]
     got = [learner.logits(step, *case) for case in cases]
     wanted = [right(*case) for case in cases]
@@ -254,7 +255,7 @@ def _compare(
     ):
         if all_are(test):
             raise learner.mistake(slug, f" ({evidence})", step=step, name=name)
-    for mistake in MISTAKES:  # before "all-cut", which many of them do
+    for mistake in MISTAKES:  # before "all-cut", because many mistakes cut all tokens
         if mistake.step == step and any(same(form) for form in mistake.forms):
             raise learner.mistake(mistake.slug, f" ({evidence})")
     empty = [j for j in wrong if bool((got[j].isneginf() | got[j].isnan()).all())]
@@ -274,7 +275,8 @@ def _is_softmax(got: Tensor, wanted: Tensor) -> bool:
 
 def _has_zeros(got: Tensor, wanted: Tensor) -> bool:
     cut = wanted.isneginf()
-    zeros = got.masked_fill(cut & ~got.isfinite(), 0.0)  # -inf of an earlier filter; times 0: nan
+    # an earlier filter gave -inf; -inf times 0 is nan
+    zeros = got.masked_fill(cut & ~got.isfinite(), 0.0)
     return bool(torch.allclose(zeros, wanted.masked_fill(cut, 0.0), atol=CLOSE))
 
 
@@ -287,7 +289,7 @@ def _numbers(values: Tensor) -> str:
 
 
 def _kept(values: Tensor) -> list[int]:
-    """The ids of the tokens that are not cut, such as -inf or -1e9."""
+    """The ids of the tokens that are not cut. A logit such as -inf or -1e9 counts as cut."""
     return [i for i, value in enumerate(values.tolist()) if value > -1e4]
 
 
@@ -314,7 +316,7 @@ def _edge(
     cases: Sequence[Case],
     show: Callable[..., str],
 ) -> None:
-    """Raises the mistake `slug` if a case at the edge of a setting stops or is wrong."""
+    """Raise the failure for `slug` if the function stops or is wrong at an extreme setting."""
     for case in cases:
         try:
             got = learner.logits(step, *case)
@@ -341,7 +343,7 @@ def _top_k(learner: LearnerSampling) -> None:
     ties = torch.tensor([1.0, 3.0, 1.0, 1.0, 0.0])
     got = learner.logits(2, ties, 2)
     kept = set(_kept(got))
-    # Of the three that tie for the second place, one can stay, or all.
+    # Three tokens tie for the second place. One of them can stay, or several.
     if not ({1} < kept <= {0, 1, 2, 3} and got[1] == got.max()):
         raise learner.failed_at(
             2, "ties", f"for logits {_numbers(ties)} and k = 2 your top_k keeps the ids "
@@ -386,7 +388,7 @@ def _penalty(learner: LearnerSampling) -> None:
 
 
 def _points(logits: Tensor) -> list[float]:
-    """Random numbers that are not close to a border between two tokens."""
+    """Values of u that are not close to a border between two tokens."""
     borders = torch.softmax(logits, 0).cumsum(0)
     tried = [(i + 0.5) / 16 for i in range(16)]
     return [u for u in tried if float((borders - u).abs().min()) > 1e-4]
@@ -419,9 +421,10 @@ def _draw(learner: LearnerSampling) -> None:
 
 
 def _edges_of_draw(learner: LearnerSampling, cut: Tensor) -> None:
-    """Notes about random numbers that practically never come."""
+    """Add a note if the draw is wrong for a u that practically never comes."""
     for logits, u, right, why in (
-        (cut, 0.0, 1, "u = 0 gives a token that is cut; the sum must exceed u, not only reach it"),
+        (cut, 0.0, 1, "u = 0 gives a token that is cut; the sum must be larger than u, not equal "
+                      "to it"),
         (EQUAL_TEN, NEARLY_ONE, 9, "if rounding leaves the last sum below 1, a u near 1 gives no "
          "token; compare with u times the last sum"),
     ):  # fmt: skip
@@ -438,7 +441,7 @@ def _id(token: int) -> str:
 
 
 def _settings() -> list[tuple[float, int, float, float, float]]:
-    """Values of t, k, p, m and penalty that tell the orders of the parts apart."""
+    """Values of t, k, p, m and penalty for which other orders of the parts give other tokens."""
     return [
         (1.0, V, 1.0, 0.0, 1.0),
         (0.6, V, 1.0, 0.0, 1.5),
@@ -460,7 +463,7 @@ def _next(learner: LearnerSampling) -> None:
     for number, (t, k, p, m, penalty) in enumerate(_settings()):
         for seed in range(3):
             logits = _random(100 + 3 * number + seed)
-            if t == 0:  # the penalty takes the lead from the largest logit
+            if t == 0:  # after the penalty, another logit is the largest
                 logits[logits.argmax()] = logits.sort().values[-2] + 0.2
             top = logits.argsort(descending=True)[:3].tolist()
             seen = [top[0], top[2], top[0], 5]
@@ -509,10 +512,11 @@ def _shown_choice(case: Case, got: int) -> str:
 def _order(
     learner: LearnerSampling, cases: Sequence[Case], got: list[int], evidence: str
 ) -> CheckFailed:
-    """The mistake of a next_token whose parts act in another order, or not at all."""
+    """The failure for a next_token whose parts come in another order or are missing."""
 
     tried = list(zip(cases, got, strict=True))
-    tried.sort(key=lambda pair: reference.next_token(*pair[0]) == pair[1])  # the wrong ones first
+    # compare the wrong results first
+    tried.sort(key=lambda pair: reference.next_token(*pair[0]) == pair[1])
 
     def same(form: Callable[..., int]) -> bool:
         return all(form(*case) == token for case, token in tried)

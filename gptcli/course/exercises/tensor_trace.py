@@ -1,4 +1,4 @@
-"""Trace a forward pass of a learner's module: tensors, lines, lost gradients, a changed x."""
+"""Record a learner's forward pass: its tensors, lines, lost gradients, and a changed x."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ class Operation:
 
 
 class TensorTrace(TorchFunctionMode):
-    """Records every operation of a forward pass. Use it in a `with` around the forward.
+    """Record every operation of a forward pass that runs in `with trace:`.
 
-    `changed` is the first operation after which `x` is no longer what it was. `refused` is the
-    latest operation that raised an exception, with its tensors. With `quiet`, the
-    functions of torch that drop values return their input. With `deep`, a line can be one of a
-    submodule."""
+    `changed` is the first operation that changed `x`. `refused` is the latest operation that raised
+    an exception, with its tensors. With `quiet`, torch's dropout functions return their input. With
+    `deep`, an operation in a submodule gets the submodule's line."""
 
     def __init__(
         self,
@@ -96,7 +95,7 @@ class TensorTrace(TorchFunctionMode):
         return out
 
     def _line(self) -> int | None:
-        """The line of the learner's file that runs now; outside its submodules unless `deep`."""
+        """The line of the learner's file that runs now; with `deep`, also a submodule's line."""
         frame: Any = sys._getframe(2)
         line = None
         while frame is not None:
@@ -112,7 +111,7 @@ class TensorTrace(TorchFunctionMode):
 
     @property
     def lines(self) -> frozenset[int]:
-        """The lines with an operation."""
+        """The lines that made an operation."""
         return frozenset(one.line for one in self.operations if one.line is not None)
 
     @classmethod
@@ -123,7 +122,7 @@ class TensorTrace(TorchFunctionMode):
         return trace
 
     def place_of(self, wanted: Tensor) -> int | None:
-        """The first operation that makes the numbers of `wanted`, in any layout, or None."""
+        """The index of the first operation that makes the numbers of `wanted`, in any order."""
         goal = wanted.double().flatten().sort().values
         for i, operation in enumerate(self.operations):
             for tensor in operation.results:
@@ -134,18 +133,19 @@ class TensorTrace(TorchFunctionMode):
         return None
 
     def has(self, wanted: Tensor) -> bool:
-        """Whether an operation makes the numbers of `wanted`, in any layout."""
+        """Whether an operation makes the numbers of `wanted`, in any order."""
         return self.place_of(wanted) is not None
 
     def line_after(self, wanted: Iterable[Tensor]) -> int | None:
-        """The learner's line of the first operation after those that make `wanted`."""
+        """The learner's line of the first operation after the operations that make `wanted`."""
         places = [place for one in wanted if (place := self.place_of(one)) is not None]
         after = self.operations[max(places) + 1 :] if places else self.operations
         return next((one.line for one in after if one.results and one.line is not None), None)
 
 
 class Healed(TorchFunctionMode):
-    """Lets autograd follow what cuts the graph (detach, .data, no_grad), except on some lines."""
+    """A context in which autograd follows operations that cut the graph (detach, .data, no_grad),
+    except on the lines `broken`."""
 
     def __init__(self, trace: TensorTrace, broken: set[int]) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Healed(TorchFunctionMode):
 
 
 def name_of(func: Callable[..., Any]) -> str:
-    """The name of a torch function; of a property, such as .data, the property's name."""
+    """The name of a torch function, or of the property, such as `data`, that the function reads."""
     name = getattr(func, "__name__", "")
     if name == "__get__":
         return str(getattr(getattr(func, "__self__", None), "__name__", name))

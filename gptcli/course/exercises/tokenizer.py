@@ -1,4 +1,4 @@
-"""Reference of the tokenizer exercise: byte-pair encoding in five steps.
+"""The reference of the tokenizer exercise: byte-pair encoding in five steps.
 
 Ids 0 to 255 are the bytes; merge number i makes id 256 + i. The text is not cut into words first.
 Source: Sennrich, Haddow, Birch 2016, algorithm 1, on bytes as in GPT-2 (Radford et al. 2019).
@@ -23,7 +23,7 @@ def count(ids: list[int]) -> Counts:
 
 
 def choose(counts: Counts) -> Pair:
-    """Step 1: the most frequent pair; of equally frequent ones, the first in the text."""
+    """Step 1: the most frequent pair; if several pairs tie, the first of them in the text."""
     return max(counts, key=lambda pair: counts[pair])
 
 
@@ -58,7 +58,7 @@ def learn(
 ) -> list[Pair]:
     """Steps 1 and 2: learn at most `num_merges` merges from a text.
 
-    With parts replaced by keyword arguments, this computes what a known mistake learns."""
+    The keyword arguments replace parts of the computation, to imitate known mistakes."""
     ids, merges = begin(text), []
     for i in range(num_merges):
         counts = counting(ids)
@@ -81,7 +81,7 @@ def encode(
 ) -> list[int]:
     """Step 3: encode a text by merge rank: the pair learnt first is merged first.
 
-    With parts replaced by keyword arguments, this computes what a known mistake returns."""
+    The keyword arguments replace parts of the computation, to imitate known mistakes."""
     ids = begin(text)
     ranks = {pair: 256 + i for i, pair in reversed(list(enumerate(merges)))}
     while rounds > 0:
@@ -98,7 +98,7 @@ def encode(
 
 
 def token_bytes(merges: list[Pair]) -> list[bytes]:
-    """The bytes of every token, by id."""
+    """The bytes of every token, in the order of the ids."""
     table = [bytes([i]) for i in range(256)]
     for a, b in merges:
         table.append(table[a] + table[b])
@@ -112,13 +112,13 @@ def decode(merges: list[Pair], ids: list[int]) -> str:
 
 
 class Tokenizer:
-    """The class that a learner writes, made of the functions above."""
+    """The class that a learner writes, built from the functions above."""
 
     def __init__(self) -> None:
         self.merges: dict[Pair, int] = {}
 
     def train(self, text: str, num_merges: int) -> None:
-        """Steps 1 and 2: learn `merges` from a text."""
+        """Steps 1 and 2: learn the merges from a text."""
         self.merges = {pair: 256 + i for i, pair in enumerate(learn(text, num_merges))}
 
     def encode(self, text: str) -> list[int]:

@@ -34,7 +34,7 @@ WORDS = (
     "low low low low low lower lower newest newest newest newest newest newest widest widest "
     "widest she sells sea shells by the sea shore"
 )
-# A text in which rank, place, length and frequency all suggest a different first merge.
+# Rank, place, length and frequency each suggest another first merge for this text.
 MIXED = "ccadbabacdbdababdcbdbabdbbaabbbbccbbbbdcacdbbcaccacacccdcbddbacacdadcdadabbabdcccdaccadabc"
 TRAINED = (
     (CLASSIC, 3),
@@ -64,7 +64,7 @@ class LearnerTokenizer(Explainer):
         self.notes: list[tuple[str, str]] = []
 
     def ask(self, doing: str, step: int, call: Callable[[], Any]) -> Any:
-        """The result of `call`, which runs the learner's code. An exception becomes CheckFailed."""
+        """The result of `call`, which runs the learner's code. Exceptions become CheckFailed."""
         self.say(f"step {step}: {doing}")
         try:
             with within(LIMIT_S):
@@ -75,7 +75,7 @@ class LearnerTokenizer(Explainer):
             raise self.stopped(error, doing, step_named_in(error) or step) from error
 
     def endless(self, error: TookTooLong, doing: str, step: int) -> CheckFailed:
-        """The failure for code that does not end; quotes the line where it was."""
+        """The failure for code that does not end; quotes the line at which it was stopped."""
         place = place_of(error, self.file.path)
         known = self.steps[step - 1]
         region = self.region(step) if step <= 2 else None
@@ -86,14 +86,14 @@ class LearnerTokenizer(Explainer):
             f"{doing} does not end within {LIMIT_S:g} seconds, in step {step}, {known.name}{quote}",
             (
                 "which loop does not end, and what should change in each round?",
-                f"a loop ends only if its condition changes; {known.tell}",
+                f"a loop ends only if its condition becomes false; {known.tell}",
                 f"{known.show}{quote}",
             ),
             step,
         )
 
     def needs(self, method: str) -> None:
-        """Raises CheckFailed if the learner's class has no such method."""
+        """Raise CheckFailed if the learner's class has no such method."""
         if not callable(getattr(self.cls, method, None)):
             own = [n for n in vars(self.cls) if not n.startswith("__") and n not in METHODS]
             raise self.missing(METHODS[method], "method", method, own)
@@ -117,7 +117,7 @@ class LearnerTokenizer(Explainer):
         return mine
 
     def watched(self, text: str, n: int) -> Watch:
-        """What the learner's functions hold and return while they train."""
+        """A record of the values that the learner's functions hold and return while they train."""
         with (
             contextlib.suppress(Exception, SystemExit, TookTooLong),
             Watch(self.file.path) as watch,
@@ -131,7 +131,7 @@ class LearnerTokenizer(Explainer):
         return self.watched(BEGIN, 1).holds(reference.learn(BEGIN, 1)[0])
 
     def merges_right(self) -> bool | None:
-        """Whether train replaces the first pair rightly. None if its ids were not seen."""
+        """Whether train replaces the first pair correctly; None if its ids were not seen."""
         seen = []
         for text, _ in TRAINED:
             ids = reference.to_bytes(text)
@@ -142,12 +142,12 @@ class LearnerTokenizer(Explainer):
         return all(seen) if any(seen) else None
 
     def line_of(self, step: int) -> int | None:
-        """The line that chooses a pair (step 1), or that makes the merged list (step 2)."""
+        """The line that chooses a pair (step 1) or makes the merged list (step 2), or None."""
         pattern = r"max|min|most|sort|best" if step == 1 else r"append|skip|\+=|\[.*:.*\]|replace"
         return self.source.find(pattern, self.region(step))
 
     def region(self, step: int) -> set[int] | None:
-        """The lines of step 1 or 2: those of train and of the functions that it calls."""
+        """The lines of step 1 or step 2: in train, or in the functions that train calls."""
         watch = self.watched(BEGIN, 1)
         pair = reference.learn(BEGIN, 1)[0]
         merged = reference.merge(reference.to_bytes(BEGIN), pair, 256)
@@ -159,7 +159,7 @@ class LearnerTokenizer(Explainer):
         return {line for name in names for line in self.source.lines_of(name) or ()}
 
     def mistake(self, slug: str, evidence: str = "", **facts: Any) -> CheckFailed:
-        """The known mistake of that name; quotes a line of the functions of its step."""
+        """The failure for the known mistake `slug`; quotes a line of the functions of its step."""
         step = next(m.step for m in MISTAKES if m.slug == slug)
         if step <= 2 and "within" not in facts and "line" not in facts:
             within = self.region(step)
@@ -178,7 +178,7 @@ class LearnerTokenizer(Explainer):
         return super().mistake(slug, evidence, **facts)
 
     def step_of_training(self, error: BaseException) -> int:
-        """The step, 1 or 2, to which an exception of train belongs."""
+        """The step, 1 or 2, in which train raised the exception."""
         if (named := step_named_in(error)) is not None:
             return named
         place = place_of(error, self.file.path)
@@ -202,7 +202,7 @@ class LearnerTokenizer(Explainer):
     def merges(self, mine: Any, n: int = 0, step: int = 0) -> list[Pair]:
         """The learner's merges in order, from a dict of pairs to ids or from a list of pairs.
 
-        `step` is 5 after load. Raises CheckFailed if there are no such merges."""
+        `step` is 5 after load. Raises CheckFailed if `merges` has another form."""
         found: Any = getattr(mine, "merges", None)
         pairs = _pairs_of(found)
         if pairs is not None:
@@ -227,11 +227,11 @@ class LearnerTokenizer(Explainer):
             "no-merges",
             f"{when}, your `merges` is {_short(found)}; expected a dict from pairs of ids "
             "to new ids, or a list of pairs",
-            "what are the keys of `merges`, and what are its values?",
+            "what are the keys of your `merges`, and what are its values?",
         )
 
     def quoted(self, name: str) -> str:
-        """The last `return` of the method `name`, or else its first line, as a quotation."""
+        """The text that quotes the last `return` of the method `name`, or else its `def`."""
         lines = self.source.lines_of(name)
         returns = self.source.matches(r"\breturn\b", lines)
         return self.source.quote(returns[-1] if returns else self.source.find(r"def ", lines))
@@ -255,7 +255,7 @@ def _hashable(found: dict[Any, Any]) -> bool:
 
 
 def _pairs_of(found: Any) -> list[Pair] | None:
-    """The pairs of ids in a learner's `merges`, in their order; None if it has another form."""
+    """The pairs of ids in a learner's `merges`, in their order, or None for another form."""
     try:
         if isinstance(found, dict):
             new = {pair: operator.index(i) for pair, i in found.items()}
@@ -268,7 +268,7 @@ def _pairs_of(found: Any) -> list[Pair] | None:
 
 
 class TokenizerLesson(Lesson[LearnerTokenizer]):
-    """Byte-pair encoding, in five steps."""
+    """The lesson on byte-pair encoding, in five steps."""
 
     name = "tokenizer"
     steps = STEPS
@@ -291,7 +291,7 @@ class TokenizerLesson(Lesson[LearnerTokenizer]):
 
 
 def tokenizer_class(file: LearnerFile) -> type[Any]:
-    """Run the file and return its tokenizer class, which has all methods.
+    """Run the file and return its tokenizer class, after a test that it has all methods.
 
     Raises GptcliError if a method is missing or the constructor needs an argument."""
     cls = _class_of(file)
@@ -299,8 +299,8 @@ def tokenizer_class(file: LearnerFile) -> type[Any]:
         if not callable(getattr(cls, method, None)):
             raise GptcliError(
                 f"{file.name}: `{file.class_name}` has no method `{method}`",
-                "it needs train(text, num_merges), encode(text), decode(ids), save(path) and "
-                "load(path)",
+                "the class needs train(text, num_merges), encode(text), decode(ids), save(path) "
+                "and load(path)",
             )
     return cls
 
@@ -308,7 +308,7 @@ def tokenizer_class(file: LearnerFile) -> type[Any]:
 def _class_of(file: LearnerFile) -> type[Any]:
     """Run the file and return its tokenizer class.
 
-    Raises GptcliError if there is none, or if its constructor needs an argument."""
+    Raises GptcliError if there is no such class, or if its constructor needs an argument."""
     module = run_file(file)
     cls: Any = getattr(module, file.class_name, None)
     if not inspect.isclass(cls):
@@ -323,7 +323,7 @@ def _class_of(file: LearnerFile) -> type[Any]:
         raise GptcliError(
             f"{file.name}: there is no class `{file.class_name}`"
             + (f"; it has {', '.join(f'`{other}`' for other in others)}" if others else ""),
-            f"did you mean to call `{like}` that?" if like else f"write `class {file.class_name}`",
+            f"should `{like}` have that name?" if like else f"write `class {file.class_name}`",
         )
     found: type[Any] = cls
     needed = [
@@ -348,7 +348,7 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
         found.append(learner.merges(mine, n))
         ids = sorted(mine.merges.values()) if isinstance(mine.merges, dict) else []
         numbered = numbered and (not ids or ids == list(range(256, 256 + len(ids))))
-    for least in (1, 2):  # it is also right to stop when every pair occurs only once
+    for least in (1, 2):  # also right: to stop if every pair occurs only once
         if all(
             got == reference.learn(text, n, least=least)
             for got, (text, n) in zip(found, TRAINED, strict=True)
@@ -375,7 +375,7 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
                 "wrong-merges",
                 f"train({text!r}, {n}) learns the merges {_short(got)}, expected "
                 f"{_short(reference.learn(text, n))}",
-                "how many pairs are there in such a short text?",
+                "how many pairs does such a short text have?",
             )
     mine = learner.trained(WORDS, 30)
     return mine, learner.merges(mine)
@@ -408,7 +408,7 @@ def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> Check
         return learner.failed_at(
             1,
             "wrong-merges",
-            f"your merges are right as far as they go, but there are {len(got)}, expected "
+            f"your first merges are right, but you have {len(got)} merges, expected "
             f"{len(wanted)}{evidence}",
             "when does the loop of train end?",
         )
@@ -432,12 +432,12 @@ def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> Check
         step,
         "wrong-merges",
         f"{what} is wrong{learner.source.quote(learner.line_of(step))}{evidence}",
-        "do the first merges by hand on a short text: where does yours differ?",
+        "do the first merges of a short text by hand: which merge differs from yours?",
     )
 
 
 def _last_of_each(merges: list[Pair]) -> list[Pair]:
-    """What a dict keeps of `merges` if a pair was learnt twice: the pair with its last id."""
+    """The merges that a dict keeps if a pair was learnt twice: each pair with its last id."""
     return list(dict.fromkeys(reversed(merges)))[::-1]
 
 
@@ -473,14 +473,14 @@ def _encoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
                 "wrong-ids",
                 f"your encode returns the id {worst}, but the ids go from 0 to {len(table) - 1}"
                 f"{evidence}",
-                "where does that id come from?",
+                "which line makes that id?",
             )
         if whole != text.encode("utf-8"):
             raise learner.mistake("encode-loses-ids", evidence, yours=_short(whole))
         raise learner.failed_at(
             3,
             "wrong-ids",
-            f"your ids stand for the right bytes, but your encode merges other pairs{evidence}",
+            f"your ids stand for the right bytes, but your encode merges the wrong pairs{evidence}",
         )
     for text in ("", "a", "é"):
         learner.say(f"step 3: encode({text!r})")
@@ -524,7 +524,7 @@ def _decoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             4,
             "wrong-text",
             f"your decode returns {what}{quote}{evidence}",
-            "for which ids is the text right, and for which is it wrong?",
+            "for which ids is your text right, and for which ids is it wrong?",
         )
 
 
@@ -595,7 +595,7 @@ def _encoded(learner: LearnerTokenizer, mine: Any, text: str) -> list[int]:
             3,
             "no-list",
             f"encode({_short(text)}) returned {_short(ids)}, {what}{quote}",
-            "what does encode return, and of which type are the items?",
+            "what does encode return, and which type do its items have?",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Reference of the training exercise: batches, loss, learning rate, clipping, step, evaluation.
+"""The reference of the training exercise: batches, loss, learning rate, clipping, step, evaluation.
 
 Dimensions: B batch, T time (block_size), V vocabulary. `batches` is a list of (x, y).
 """
@@ -79,7 +79,7 @@ def any_step(
     rate: str = "all",
     returns: str = "mean",
 ) -> float:
-    """Step 5. With parts replaced by keyword arguments, this does what a known mistake does."""
+    """Step 5, with keyword arguments that replace parts, to imitate known mistakes."""
     groups = {"all": optimizer.param_groups, "first": optimizer.param_groups[:1], "never": []}[rate]
     for group in groups:
         group["lr"] = lr
@@ -111,7 +111,7 @@ def any_step(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: list[Batch]) -> float:
-    """Step 6: the mean loss in evaluation mode, without gradients. Ends in training mode."""
+    """Step 6: the mean loss in evaluation mode, without gradients. Leaves training mode on."""
     model.eval()
     losses = [float(loss_of(model(x), y)) for x, y in batches]
     model.train()

@@ -27,8 +27,8 @@ V = 7
 class TinyModel(nn.Module):
     """A model with a table of logits and with dropout.
 
-    `calls` tells of each call: whether it was in training mode, whether its logits had gradients,
-    and the line of the learner's file. `backward_passes` counts the backward passes."""
+    `calls` has for each call: whether the model was in training mode, whether the logits required a
+    gradient, and the line of the learner's file. `backward_passes` counts the backward passes."""
 
     def __init__(self, path: Path | None = None) -> None:
         super().__init__()
@@ -55,19 +55,19 @@ class TinyModel(nn.Module):
 
 
 class WatchedSGD(torch.optim.SGD):
-    """An SGD that remembers which of its methods were called."""
+    """An SGD optimizer that records the calls of zero_grad and step."""
 
     def __init__(self, groups: Any, lr: float) -> None:
         super().__init__(groups, lr=lr)
         self.events: list[str] = []
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Zero the gradients, and remember it."""
+        """Zero the gradients, and record the call."""
         self.events.append("zero")
         super().zero_grad(set_to_none)
 
     def step(self, closure: Any = None) -> Any:
-        """Make a step, and remember it."""
+        """Make a step, and record the call."""
         self.events.append("step")
         return super().step(closure)
 
@@ -79,9 +79,10 @@ class LearnerTraining(LearnerFunctions):
         super().__init__(file, say, FUNCTIONS, STEPS, MISTAKES)
 
     def call(self, step: int, *arguments: Any) -> Any:
-        """The result of the learner's function of a step, and what it raises.
+        """Call the learner's function of a step and return its result.
 
-        Raises CheckFailed if there is no such function, or if it leaves autograd switched off."""
+        Raises CheckFailed if there is no such function, or if the function leaves autograd switched
+        off."""
         before = torch.is_grad_enabled()
         result = super().call(step, *arguments)
         after = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
@@ -92,7 +93,7 @@ class LearnerTraining(LearnerFunctions):
 
 
 class TrainingLesson(Lesson[LearnerTraining]):
-    """The training loop, in six functions."""
+    """The lesson on the training loop, in six functions."""
 
     name = "training"
     steps = STEPS
@@ -169,7 +170,7 @@ def _batches(learner: LearnerTraining) -> None:
     other, _ = _draw(learner, 300, 5, 4, 1)
     if torch.equal(other, x):
         raise learner.mistake("same-every-time", x=x[:, 0].tolist())
-    # Only the starts 0 and 1 are possible here. 64 draws practically never miss one of them.
+    # Only the starts 0 and 1 are possible here. 64 draws practically never miss one of the two.
     n, t = 7, 5
     starts = set()
     for seed in range(4):
@@ -218,7 +219,7 @@ def _loss(learner: LearnerTraining) -> None:
         raise learner.failed_at(
             2, "no-gradient", f"your loss {got:.4g} is cut off from the logits: no gradient flows"
             + learner.quoted(2, r"item|detach|float|no_grad|inference|tensor\(|data|return"),
-            "can train_step call backward() on what loss_of returns?",
+            "can train_step call backward() on the result of loss_of?",
         )  # fmt: skip
 
 
@@ -232,7 +233,7 @@ def _schedule(learner: LearnerTraining) -> None:
         )
 
     def slower(step: int, top: float, low: float, warm: int, last: int) -> float:
-        if step < warm:  # also accepted: the warm-up ends one step later
+        if step < warm:  # a warm-up that ends one step later is also accepted
             return top * (step + 1) / (warm + 1)
         return reference.learning_rate(step, top, low, warm, last)
 
@@ -241,7 +242,8 @@ def _schedule(learner: LearnerTraining) -> None:
     wanted = [reference.learning_rate(*arguments) for arguments in asked]
     i = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if abs(a - b) > 1e-9)
     lines = lines_run(learner.file.path, lambda: learner.functions["learning_rate"](*asked[i]))
-    plain = learner.source.matches(r"^\s*return \w+\s*$")  # the line before says more
+    # a line such as `return lr`: the line before it says more
+    plain = learner.source.matches(r"^\s*return \w+\s*$")
     line = next((number for number in reversed(lines) if number not in plain), None)
     raise learner.named(
         3,
@@ -256,7 +258,7 @@ Clipped = tuple[list[Tensor], float, list[Tensor], float]
 
 
 def _same_clipping(form: Callable[..., Any], tried: list[Clipped]) -> bool:
-    """Whether `form` does to the gradients what the learner's function did."""
+    """Whether `form` gives the same gradients and norms as the learner's function."""
     for before, max_norm, after, norm in tried:
         grads, returned = form(before, max_norm)
         close = all(torch.allclose(a, b, 1e-5, 1e-9) for a, b in zip(after, grads, strict=True))
@@ -296,10 +298,10 @@ def _clipping(learner: LearnerTraining) -> None:
         left = float(torch.cat([g.flatten() for g in after]).norm())
         whole = float(torch.cat([g.flatten() for g in before]).norm())
         evidence = (
-            f"gradients of norm {whole:.4g} at max_norm {max_norm:g}: it leaves norm {left:.4g} "
-            f"and returns {norm:.4g}"
+            f"gradients of norm {whole:.4g} at max_norm {max_norm:g}: it leaves gradients of norm "
+            f"{left:.4g} and returns {norm:.4g}"
         )
-        if _same_clipping(right, tried[:2]):  # only the iterator fails
+        if _same_clipping(right, tried[:2]):  # only an iterator of parameters gives a wrong result
             raise learner.mistake("parameters-exhausted", f" ({evidence})")
         raise learner.named(4, same, evidence, learner.quoted(4, r"norm|grad"))
     used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))

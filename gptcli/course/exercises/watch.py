@@ -1,4 +1,4 @@
-"""Watches what a learner's functions receive, hold when they end, and return."""
+"""Record the lists and tuples that a learner's functions hold when they end, and return."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ _MOST = 20_000  # the most values that are kept
 
 
 class Watch:
-    """Records the lists and tuples that the functions of a file work with. Use it in a `with`.
+    """A context that records the lists and tuples that the functions of a file hold and return.
 
-    Lambdas and comprehensions are left out: they see every pair of a text, not the chosen one."""
+    Lambdas and comprehensions are left out, because they see every pair of a text, not only the
+    chosen pair."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)
-        self.returned: list[tuple[str, Any]] = []  # with the function's name
+        self.returned: list[tuple[str, Any]] = []  # pairs of function name and value
         self.held: list[tuple[str, Any]] = []
         self.called: list[str] = []
 
@@ -40,16 +41,16 @@ class Watch:
             self.returned.append((name, _copied(arg)))
 
     def holds(self, wanted: Sequence[int]) -> bool:
-        """Whether a function held or returned a list or tuple with these numbers."""
+        """Whether a function held or returned a list or tuple that equals `wanted`."""
         return any(_same(value, wanted) for _, value in (*self.held, *self.returned))
 
     def makers(self, wanted: Sequence[int]) -> list[str]:
-        """The names of the functions that returned a list or tuple with these numbers."""
+        """The names of the functions that returned a list or tuple that equals `wanted`."""
         return [name for name, value in self.returned if _same(value, wanted)]
 
 
 def lines_run(path: Path, call: Callable[[], Any]) -> list[int]:
-    """The lines of the file that run in `call`, in their order."""
+    """The numbers of the lines of the file that `call` runs, in order; empty if `call` raises."""
     lines: list[int] = []
 
     def see(frame: FrameType, event: str, arg: Any) -> Any:
