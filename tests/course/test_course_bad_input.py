@@ -68,7 +68,7 @@ UNUSABLE = {
     ),
     "constructor": (
         file_of(more=", quux"),
-        "needs an argument `quux`, and the checker does not know what that is",
+        "needs an argument `quux`, and the checker does not know its meaning",
         "`quux=...`",
     ),
     "no_constructor": (
@@ -79,7 +79,7 @@ UNUSABLE = {
     ),
     "forward": (
         file_of(also=", gate"),
-        "forward needs an argument `gate`, and the checker does not know what that is",
+        "forward needs an argument `gate`, and the checker does not know its meaning",
         "`gate=None`",
     ),
     "helper": (
