@@ -1,7 +1,7 @@
-"""The bank of known mistakes in attention, and what each computes from the learner's own weights.
+"""The bank of known mistakes in attention. Computes what each gives with the learner's weights.
 
-Each mistake is the reference with one or more stages replaced. The files next to this one hold the
-mistakes and read like a lesson: the step, what people write, why it is wrong, how to fix it.
+Each mistake is the reference with one or more stages replaced. The mistakes are in the files beside
+this one. An entry has the step, the wrong code, why it is wrong, and how to fix it.
 
 | file | steps |
 |---|---|
@@ -42,8 +42,8 @@ BANK: tuple[AttentionMistake, ...] = (
     *softmax.BANK,
     *output.BANK,
 )
-CLEARLY = 0.01  # no rounding is as large, relative to one number
-ROUNDING = 1e-6  # relative to the largest number; a scale in float32 is off by 1e-7
+CLEARLY = 0.01  # a relative difference of one number that is no rounding
+ROUNDING = 1e-6  # relative to the largest number; a scale in float32 has an error of 1e-7
 
 
 def values_equal(a: Tensor, b: Tensor) -> bool:

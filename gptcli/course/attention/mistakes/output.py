@@ -172,7 +172,7 @@ BANK = (
         8,
         "F.gelu(self.c_proj(y))",
         "your output, ({B}, {T}, {C}), goes through a function that is not part of attention",
-        "the projection is the last operation, with its dropout",
+        "the output projection and its dropout are the last operations",
         "call c_proj without another function before or after it",
         _projected_by(
             *(
@@ -190,7 +190,7 @@ BANK = (
         8,
         "self.c_proj(y) / n_head",
         "you multiply the output, ({B}, {T}, {C}), by a constant",
-        "the projection is the last operation, with its dropout",
+        "the output projection and its dropout are the last operations",
         "return the output of c_proj unchanged",
         _projected_by(
             *(
