@@ -94,8 +94,8 @@ def is_plausible(forward: ComparedForward, slug: str) -> bool:
     if slug == "projection-of-x":
         return found.has("mixed")
     if slug.startswith("scale-") and first_missing_step(found) == 6 and found.has("scaled"):
-        # The masked scores are right. The scale is wrong only if forward undoes it before the
-        # softmax and divides the weights.
+        # The masked scores are right. A wrong scale is possible only if forward undoes the scale
+        # before the softmax and divides the weights instead.
         return slug == "scale-after-softmax"
     if slug == "tokens-shifted":
         return not found.has("q", "k", "v") or _projected_out_of_order(forward, "v")
@@ -120,10 +120,10 @@ def is_plausible(forward: ComparedForward, slug: str) -> bool:
 
 
 def _projected_out_of_order(forward: ComparedForward, name: str) -> bool:
-    """Whether the first operation that gives all of `name` has its tokens in another order than x.
+    """Whether the first result with all numbers of `name` has the tokens in another order than x.
 
-    If so, the learner changed the order of x before the projection. False if no operation gives
-    all numbers of `name` at once."""
+    Then the learner changed the order of x before the projection. False if no result has all
+    numbers of `name`."""
     table, p = forward.found.tables[name], forward.p
     for operation in forward.trace.operations:
         for x in operation.outputs:

@@ -195,7 +195,7 @@ def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem)
 
 
 def _multiple_of(x: Tensor, found: Matches) -> str | None:
-    """The name if x holds all queries, or all keys, times a constant."""
+    """The name q or k if x has all queries or all keys, times a constant; else None."""
     for name in ("q", "k"):
         right = found.tables[name].flat
         if x.numel() != right.numel() or not x.dtype.is_floating_point:
@@ -298,7 +298,7 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
 
 
 def _are_causal_rows(weights: Tensor, p: Problem) -> bool:
-    """Whether the rows of all weights hide only later tokens, and the only weight of a row is 1."""
+    """Whether the rows of weights hide only later tokens, and a row's single weight is 1."""
     hidden = weights.numel() // p.T * (p.T - 1) // 2
     rows = weights.reshape(-1, p.T)
     first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)
