@@ -25,7 +25,7 @@ from gptcli.errors import GptcliError
 from gptcli.memory import available_memory
 
 LIMIT_S = 8.0  # for one file; a right one takes under a second
-PATIENCE_S = 14.0  # after a student's files have hung for so long, each further file gets SHORT_S
+PATIENCE_S = 14.0  # if a student's files have hung for so long, each later file gets SHORT_S
 SHORT_S = 3.0
 STOPPED = ("time-limit", "crash")  # the mistake in the report of a file that did not finish
 _FILE_BYTES = 64 << 20

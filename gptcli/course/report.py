@@ -75,11 +75,11 @@ class FileReport:
         return "exercise", self.exercise
 
     def hint(self, level: int) -> str | None:
-        """The hint of strength 1, 2 or 3; None if the file is right."""
+        """Hint 1, 2 or 3, of which 3 says the most; None if the file is right."""
         return self.hints[min(level, len(self.hints)) - 1] if self.hints else None
 
     def to_json(self, level: int = 1) -> dict[str, Any]:
-        """The object that `check-* --json` prints, with the hint of strength `level`."""
+        """The object that `check-* --json` prints. Its `hint` is hint number `level`."""
         key, value = self.subject
         return {
             "file": self.file,

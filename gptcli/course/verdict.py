@@ -53,7 +53,7 @@ class Verdict:
         return self.report.mistake
 
     def hint(self, level: int = 1) -> str | None:
-        """The hint of strength 1, 2 or 3; None if there is nothing to correct."""
+        """Hint 1, 2 or 3, of which 3 says the most; None if there is nothing to correct."""
         return self.report.hint(max(1, level))
 
     def to_json(self) -> dict[str, Any]:

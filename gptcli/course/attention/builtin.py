@@ -190,7 +190,7 @@ def _heads(module: CausalSelfAttention, x: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _banded(q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
-    """Attention of each query to its own token and the `width` - 1 before: (B, H, T, D)."""
+    """Attention of each query to its token and the `width` - 1 tokens before: (B, H, T, D)."""
     at = torch.arange(q.shape[2])
     distance = at[:, None] - at  # (T, T)
     scores = torch.einsum("bhtd,bhsd->bhts", q, k) / q.shape[-1] ** 0.5  # (B, H, T, T)

@@ -62,7 +62,7 @@ def config_for(case: Case, dropout: float = 0.0) -> LearnerConfig:
 
 
 def generator_for(case: Case, weights: bool = False) -> torch.Generator:
-    """The random generator for x in a case. With `weights`, the one for the weights.
+    """The random generator for x in a case. With `weights`, the generator for the weights.
 
     They need different seeds. Otherwise x would consist of rows of the first weight, and x W^T
     would contain equal numbers."""

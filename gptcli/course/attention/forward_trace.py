@@ -206,9 +206,9 @@ def _fused_kernel_pieces(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, result) of each step in scaled_dot_product_attention, which has the same parameters.
+    """(name, result) of each step inside scaled_dot_product_attention.
 
-    The parameters are those of scaled_dot_product_attention."""
+    Has the same parameters as scaled_dot_product_attention."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = query @ key.transpose(-1, -2) * factor
     yield "scores", scores

@@ -24,7 +24,7 @@ from gptcli.course.sandbox.descendants import kill_below
 from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
-START_S = 180.0  # importing torch from a slow disk takes minutes
+START_S = 180.0  # importing torch from a slow disk can take minutes
 GRACE_S = 10.0  # the worker enforces the file's limit; wait this much longer for its answer
 MEMORY = 4 << 30  # bytes that the learner's code can allocate, besides torch's own memory
 IN_CHECK = "GPTCLI_IN_CHECK"  # the environment variable that tells code that a worker runs it

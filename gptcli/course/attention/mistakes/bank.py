@@ -42,7 +42,7 @@ BANK: tuple[AttentionMistake, ...] = (
     *softmax.BANK,
     *output.BANK,
 )
-CLEARLY = 0.01  # a relative difference of one number that is no rounding
+CLEARLY = 0.01  # rounding changes one number by less, relatively
 ROUNDING = 1e-6  # relative to the largest number; a scale in float32 has an error of 1e-7
 
 
@@ -53,7 +53,7 @@ def values_equal(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     one, other = float(a.reshape(-1)[-1]), float(b.reshape(-1)[-1])
-    if abs(one - other) > CLEARLY * (1.0 + abs(other)):  # False if one is not finite
+    if abs(one - other) > CLEARLY * (1.0 + abs(other)):  # False if a number is not finite
         return False
     finite = a.isfinite()
     if not torch.equal(finite, b.isfinite()) or not finite.any():
