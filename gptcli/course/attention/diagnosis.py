@@ -328,7 +328,7 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
     if step == 8 and failed.mistake in ("sequences-mixed", "not-causal"):
         slug = failed.mistake
     why = (
-        f"your numbers are wrong from this line on, in step {step}, {STEP_NAMES[step]}; "
+        f"your numbers first differ from the reference in step {step}, {STEP_NAMES[step]}; "
         f"{failed.message}"
     )
     scale = scale_of_scores(forward) if step == 4 else None
@@ -352,7 +352,7 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
         else:
             line = line_to_quote(forward, nan.index, search=False)
         why = (
-            "the first numbers that are not finite appear in this line, in a result of shape "
+            "the first numbers that are not finite appear here, in a result of shape "
             f"{tuple(nan.outputs[0].shape)}: a mask hides a complete row, or 0 is multiplied by "
             "infinity"
         )
@@ -395,7 +395,7 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
     elif trace.error is None and line is not None:
         if failed.mistake == "returns-nothing" and last is not None:
             line = last.line or line
-            message += f"; it has no return after {forward.quote(line).rstrip(': ')}"
+            message += f"; forward has no return after {forward.quote(line).rstrip(': ')}"
         else:
             message += f"; your numbers are right before {forward.quote(line).rstrip(': ')}"
     hints = hints_of_step(step, message_numbers(forward.p))

@@ -418,9 +418,9 @@ def _hint_of(error: BaseException) -> str:
     if re.search(r"dtype|scalar type|Double|Half|BFloat16", text):
         return "make new tensors in the dtype of x, for example with dtype=x.dtype"
     if re.search(r"(?i)cuda|mps|device|gpu", text):
-        return "make new tensors on the device of x, with device=x.device, and call no .cuda()"
+        return "make new tensors on the device of x, with device=x.device, and do not call .cuda()"
     if isinstance(error, AttributeError | NameError | KeyError):
-        return "check the names on that line: the constructor and forward must use the same ones"
+        return "check the names on that line: constructor and forward must use the same names"
     if isinstance(error, EOFError | OSError):
         return "do not call input() or read files in the class: the checker has no input for it"
     if isinstance(error, TypeError):

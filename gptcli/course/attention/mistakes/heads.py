@@ -238,7 +238,7 @@ BANK = (
         2,
         "q.flip(-1)",
         "the {D} channels within each of your heads are in reverse order",
-        "channel 0 of a query meets channel 0 of a key",
+        "a dot product multiplies channel 0 of a query by channel 0 of a key",
         "remove the flip",
         tuple(_split_by(lambda p, y: heads(p, y).flip(-1), which) for which in ALL),
     ),

@@ -149,7 +149,7 @@ BANK = (
         "your hidden scores get a number that is not far below the visible scores: token 0 "
         "still looks a little at all {T} tokens",
         "how low can a visible score be?",
-        "fill with -inf: its weight is 0, however low the visible scores are",
+        "fill with -inf: then the weight is always exactly 0",
         tuple(_filled_with(v) for v in (-1.0, -2.0, -5.0, -9.0, -10.0, -20.0, -50.0, -100.0, -1e3)),
     ),
     AttentionMistake(
@@ -247,7 +247,7 @@ BANK = (
         "mask-on-one-head",
         5,
         "scores[:, 0].masked_fill_(...)",
-        "your mask reaches only some of the {H} heads; the other heads look at the future",
+        "your mask hides scores in only some of the {H} heads; the others look at the future",
         "the mask is the same for all heads",
         "a ({T}, {T}) mask broadcasts over batch and heads: apply it to the whole tensor of scores",
         (
@@ -260,8 +260,8 @@ BANK = (
         "mask-on-one-sequence",
         5,
         "scores[0].masked_fill_(...)",
-        "your mask reaches only some of the {B} sequences of the batch; the other sequences "
-        "look at the future",
+        "your mask hides scores in only some of the {B} sequences of the batch; the others look at "
+        "the future",
         "the mask is the same for all sequences",
         "a ({T}, {T}) mask broadcasts over batch and heads: apply it to the whole tensor of scores",
         ({"hide": _masked_only_in("sequence")}, {"hide": _masked_only_in("last sequence")}),
@@ -332,7 +332,7 @@ BANK = (
         "mask-mirrored",
         5,
         "ones.tril().flip(1)",
-        "your triangle is mirrored: its edge runs from the upper right to the lower left of "
+        "your mask is mirrored: its edge runs from the upper right to the lower left of "
         "the {T} x {T} scores",
         "how many cells of row 0 should be visible?",
         "use torch.tril without a flip",

@@ -224,8 +224,8 @@ BANK = (
         "input-normalised",
         1,
         "x = F.layer_norm(x, ...)",
-        "you normalise x, ({B}, {T}, {C}), before you project it; the block does that, not the "
-        "attention",
+        "you normalise x, ({B}, {T}, {C}), before you project it; the block around the attention "
+        "normalises x already",
         "where is the LayerNorm of a block?",
         "project x itself",
         ({"project": _of_normalised_x},),

@@ -344,7 +344,7 @@ BANK = (
         "values-shifted",
         7,
         "weights @ v.roll(1, dims=-2)",
-        "you shift the values of the {T} tokens before the weighted sum: each weight meets a "
+        "you shift the values of the {T} tokens before the weighted sum: each weight multiplies a "
         "neighbour's value",
         "which token does column 0 of the weights belong to?",
         "compute weights @ v, without the shift",
