@@ -1,4 +1,4 @@
-"""The list of exercises in the order in which they are taught. Does not import torch."""
+"""The list of exercises, in the order of the course. Importing it does not import torch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ MATERIAL = Path(__file__).parent / "exercises" / "material"
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise. `target` is the class that its file defines, or "" if it defines functions.
+    """One exercise: its name, its week and what the learner writes.
 
-    `steps` are the names of the steps that its check counts."""
+    `target` is the class that the learner's file must define, or "" if it must define functions or
+    several classes. `steps` are the names of the steps that the check counts."""
 
     name: str
     week: str
@@ -31,9 +32,10 @@ class Exercise:
         return f"check-{self.name}"
 
     def skeleton(self, path: Path | None = None, *, blank: bool = False) -> str:
-        """The file to fill in. With `blank`, the learner writes the constructor too.
+        """The text of the file that the learner fills in.
 
-        Commands in it name `path`: where the file is, seen from the learner's folder."""
+        With `blank`, the learner writes the constructor too. Commands in the text name the file as
+        `path`, as seen from the folder in which the learner works."""
         text = (MATERIAL / f"{self.name}.py.txt").read_text(encoding="utf-8")
         kept, inside = [], False
         for line in text.splitlines():
@@ -50,12 +52,12 @@ class Exercise:
         return self._with_path("\n".join(kept) + "\n", path)
 
     def notes(self, path: Path | None = None) -> str:
-        """A page of questions and references, in Markdown. Commands in it name `path`."""
+        """The page of questions and references (Markdown). Its commands name the file as `path`."""
         text = (MATERIAL / f"{self.name}.md").read_text(encoding="utf-8")
         return self._with_path(text, path)
 
     def _with_path(self, text: str, path: Path | None) -> str:
-        """The text whose commands name the files in the folder of `path` (default: my/)."""
+        """The text, with the folder of `path` (default: my/) before each file in its commands."""
         folder = Path("my") if path is None else path.parent
 
         def placed(match: re.Match[str]) -> str:
@@ -69,7 +71,7 @@ EXERCISES = (
         "attention",
         "1 and 2",
         "CausalSelfAttention",
-        "tokens look at the tokens before them",
+        "each token looks at the tokens before it",
         tuple(STEP_NAMES.values()),
     ),
     Exercise(
@@ -83,7 +85,7 @@ EXERCISES = (
         "mlp",
         "3",
         "MLP",
-        "each token by itself, four times as wide",
+        "two linear layers with GELU between them",
         ("expand by 4", "exact GELU", "project back", "dropout"),
     ),
     Exercise(
@@ -104,7 +106,7 @@ EXERCISES = (
         "training",
         "5 and 6",
         "",
-        "batches, loss, schedule, the step",
+        "batches, loss, schedule, training step",
         ("get_batch", "loss", "learning rate", "clipping", "training step", "evaluation"),
     ),
     Exercise(
@@ -148,7 +150,7 @@ EXERCISES = (
 
 
 def exercise_named(name: str) -> Exercise:
-    """The exercise of that name. Raises GptcliError with the nearest name if there is none."""
+    """The exercise called `name`. Raises GptcliError with the nearest name if there is none."""
     for exercise in EXERCISES:
         if exercise.name == name:
             return exercise

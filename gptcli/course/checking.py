@@ -1,4 +1,4 @@
-"""Check files named on the command line: each runs in a worker process and gives a report.
+"""Checks learners' files: runs each file in a worker process and returns a report on it.
 
 report = check_file("my_attention.py:MyAttention")
 report.ok, report.message, report.to_json()
@@ -27,7 +27,7 @@ FOLLOW_S = 4.0  # to see at which step a file hangs
 
 
 def check_builtin() -> BuiltinReport:
-    """The report on every path of the builtin attention, compared with the reference.
+    """The report on the builtin attention: each of its paths, compared with the reference.
 
     Tries every dtype and every device of this machine."""
     from gptcli.course.attention.builtin import compare_paths, devices_here
@@ -36,7 +36,7 @@ def check_builtin() -> BuiltinReport:
 
 
 def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT_S) -> FileReport:
-    """Check `FILE[:CLASS]` in a worker process within `limit_s` seconds.
+    """The report on `FILE[:CLASS]`, which is checked in a worker process within `limit_s` seconds.
 
     Raises GptcliError if there is no such file or class, or if the file cannot be used at all."""
     with Checker(limit_s) as checker:
@@ -46,7 +46,7 @@ def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT
 def check_files(
     specs: Iterable[str], exercise: str = "attention", *, limit_s: float = LIMIT_S
 ) -> Iterator[FileReport | GptcliError]:
-    """Check several files one after another in one worker, which imports torch once.
+    """The report on each file, in order. All files run in one worker, which imports torch once.
 
     Yields a GptcliError instead of a report if a file cannot be used."""
     with Checker(limit_s) as checker:
@@ -58,9 +58,9 @@ def check_files(
 
 
 class Checker:
-    """Checks files one after another in one worker. Use it in a `with`.
+    """Checks files one after another in one worker. Use a Checker in a `with` statement.
 
-    The worker starts with the first file that can be read."""
+    The worker starts at the first file that can be read."""
 
     def __init__(self, limit_s: float = LIMIT_S, limits: Limits | None = None) -> None:
         self._limit_s = limit_s
@@ -80,7 +80,7 @@ class Checker:
     def check_found(
         self, file: LearnerFile, limit_s: float, folder: Path | None = None
     ) -> FileReport:
-        """The report on a file that was found, which runs in `folder` (default: the current one).
+        """The report on a file that find_file returned. It runs in `folder` (default: the current).
 
         Raises GptcliError if the file cannot be used at all."""
         if self._worker is None:
@@ -88,7 +88,7 @@ class Checker:
         return ask(self._worker, file, limit_s, folder)
 
     def stop(self) -> None:
-        """End the worker, in the middle of a check too. The next check starts another one."""
+        """End the worker, even in the middle of a check. The next check starts a new worker."""
         if self._worker is not None:
             self._worker.__exit__(None, None, None)
             self._worker = None
@@ -105,17 +105,17 @@ def ask(
 
 
 def load_attention(spec: str) -> type[nn.Module]:
-    """The class of `FILE[:CLASS]`.
+    """The attention class of `FILE[:CLASS]`.
 
-    This runs the file in this process, so check the file with check_file first. Raises GptcliError
-    if there is no such file or class, or the file cannot be run."""
+    This runs the file in the current process, so check the file with check_file first. Raises
+    GptcliError if there is no such file or class, or if the file cannot be run."""
     return load_class(find_file(spec))
 
 
 def _unfinished(
     worker: Worker, file: LearnerFile, how: Unfinished, folder: Path | None
 ) -> FileReport:
-    """The report of a file that hangs or ends its process."""
+    """The report on a file that ran too long or ended its process."""
     found = re.fullmatch(r"step (\d+): (.*)", how.doing)
     step, doing = (int(found[1]), found[2]) if found else (None, how.doing)
     where = ""
@@ -129,17 +129,17 @@ def _unfinished(
     if how.reason == "time-limit":
         message = f"{how.detail}{where} ({doing})"
         hints = (
-            "which loop does your file run at that moment, and what should end it?",
-            "look there for a loop that never ends, or for far too much work",
-            "print a counter in the loop: its condition never becomes false",
+            "which loop does your file run at that moment, and what should end the loop?",
+            "look there for a loop that never ends, or for a very slow computation",
+            "print a counter in the loop: most likely its condition never becomes false",
         )
     else:
         message = f"your file ended its process ({how.detail}){where} ({doing})"
         hints = (
             (
                 "what does your file do at that moment?",
-                "look for exit(), for ever-growing memory, or for indices outside a tensor",
-                "run the file alone, with `python`: it ends at the same place",
+                "look for exit(), for memory that keeps growing, or for indices outside a tensor",
+                "call your code with `python`, without the check: it should end at the same line",
             )
             if how.detail != "SIGKILL"
             else (
@@ -162,7 +162,7 @@ def _unfinished(
 
 
 def _step_of_end(worker: Worker, file: LearnerFile, folder: Path | None) -> int | None:
-    """The step of attention at which a file hangs or ends its process, or None."""
+    """The step of attention at which a file hangs or ends its process; None if unknown."""
     try:
         worker.ask(file, FOLLOW_S, follow=True, folder=folder)
     except Unfinished as again:

@@ -1,4 +1,4 @@
-"""Examine one learner's file: find its lesson, run it, report. Runs only in the worker process."""
+"""Checks one learner's file with the lesson of its exercise. Runs only in the worker process."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ LESSONS: dict[str, Lesson[Any]] = {
 
 
 def examine(file: LearnerFile, say: Say) -> FileReport:
-    """Check `file` against its exercise; stop at the first mistake.
+    """The report on `file`, which is checked up to its first mistake.
 
-    Calls `say` with the name of each stage as it begins, such as "loading the file". Raises
-    GptcliError if the file cannot be used at all."""
+    Calls `say` with the name of each stage when the stage begins, such as "loading the file".
+    Raises GptcliError if the file cannot be used at all."""
     say("loading the file")
     lesson = LESSONS[file.exercise]
     done: list[Check] = []
@@ -58,23 +58,22 @@ def examine(file: LearnerFile, say: Say) -> FileReport:
 
 
 def _our_failure(file: LearnerFile, error: Exception) -> GptcliError:
-    """The error for an exception that a check did not expect: the learner is not to blame."""
+    """The error for an unexpected exception in a check. It tells learners that gptcli failed."""
     return GptcliError(
-        f"{file.name}: the check itself failed ({in_words(error)}); this says nothing about your "
-        "file",
+        f"{file.name}: the check itself failed ({in_words(error)}); your file can still be right",
         "this is a fault of gptcli: please report it together with your file",
     )
 
 
 def follow(file: LearnerFile, say: Say) -> None:
-    """Run the file once more and say `step N` at each step, to see at which step the run ends."""
+    """Run the file once more and call `say("step N")` at each step, to find where the run ends."""
     with _float64():
         LESSONS[file.exercise].follow(file, say)
 
 
 @contextmanager
 def _float64() -> Iterator[None]:
-    """Make new tensors float64, so that `torch.sqrt(torch.tensor(8))` brings in no float32."""
+    """Make float64 the default dtype, so that `torch.sqrt(torch.tensor(8))` is not float32."""
     before, followed = torch.get_default_dtype(), torch.is_grad_enabled()
     torch.set_default_dtype(torch.float64)
     try:

@@ -1,4 +1,4 @@
-"""A learner's folder: write skeletons and notes into it, check its progress, watch for changes."""
+"""A learner's folder: writes skeletons and notes, checks the progress, watches for changes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def write_exercises(
 ) -> list[Path]:
     """Write the skeleton and the notes of each exercise, and return their paths.
 
-    Writes AGENTS.md too, which asks coding assistants to be tutors, if the folder has none.
-    Raises GptcliError if a file exists already (unless `overwrite`); then nothing is written.
-    Raises GptcliError also if a file cannot be written."""
+    If the folder has no AGENTS.md, writes that too: it asks coding assistants to be tutors.
+    Raises GptcliError and writes nothing if a file exists already, unless `overwrite`. Raises
+    GptcliError also if a file cannot be written."""
     texts: dict[Path, str] = {}
     for exercise in exercises:
         path = folder / f"{exercise.name}.py"
@@ -35,11 +35,11 @@ def write_exercises(
     if existing and not overwrite:
         raise GptcliError(
             f"{existing[0]} exists already"
-            + (f", with {len(existing) - 1} more" * (len(existing) > 1)),
-            "gptcli kept your work; choose another --out, or replace it with --overwrite",
+            + (f" ({len(existing)} files exist in all)" * (len(existing) > 1)),
+            "gptcli changed nothing; choose another --out, or replace the files with --overwrite",
         )
     tutor = folder / TUTOR
-    if not tutor.exists():  # else it is the learner's own, which --overwrite keeps too
+    if not tutor.exists():  # the learner can have changed it, so --overwrite keeps it
         texts[tutor] = tutor_page()
     try:
         make_folder(folder)
@@ -53,12 +53,12 @@ def write_exercises(
 
 
 def tutor_page() -> str:
-    """The AGENTS.md of a learner's folder: what a coding assistant may do there, and what not."""
+    """The text of AGENTS.md: what a coding assistant may do in a learner's folder, and what not."""
     return (MATERIAL / "tutor.md").read_text(encoding="utf-8")
 
 
 def write_missing(exercise: Exercise, folder: Path) -> list[Path]:
-    """Write those of the skeleton, the notes and AGENTS.md that are missing; return their paths.
+    """Write the skeleton, the notes and AGENTS.md unless they exist; return the paths written.
 
     Raises OSError if the folder cannot be made or written."""
     path = folder / f"{exercise.name}.py"
@@ -99,7 +99,7 @@ class Progress:
 
 
 def progress_of(exercise: Exercise, folder: Path, checker: Checker) -> Progress:
-    """The state of the exercise: checks its file in `folder`, if that exists."""
+    """The state of the exercise. Checks the exercise's file in `folder` if there is one."""
     path = folder / f"{exercise.name}.py"
     if not path.exists():
         return Progress(exercise, path, "not begun", "not begun")
@@ -115,13 +115,15 @@ def find_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise GptcliError(
             f"there is no folder {folder}",
-            f"gptcli exercise attention --out {shell_word(folder)} begins one",
+            f"to make it, run gptcli exercise attention --out {shell_word(folder)}",
         )
     return folder
 
 
 def changes(folder: Path, pause_s: float = 0.4) -> Iterator[set[str]]:
-    """Watch `folder` forever. Yields the names of .py files that were saved, added or removed."""
+    """The names of .py files that were saved, added or removed, each time that some were.
+
+    Watches `folder` without end."""
     before = saved(folder)
     while True:
         time.sleep(pause_s)
@@ -133,7 +135,7 @@ def changes(folder: Path, pause_s: float = 0.4) -> Iterator[set[str]]:
 
 
 def saved(folder: Path) -> dict[str, tuple[int, int]]:
-    """When each .py file of the folder was saved (in ns), and its size, by name."""
+    """For the name of each .py file in the folder: when it was saved (in ns), and its size."""
     found = {}
     for path in folder.glob("*.py"):
         try:

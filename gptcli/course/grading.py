@@ -1,4 +1,4 @@
-"""Grades a class: how far each student is in each exercise. Files run from a copy, in parallel."""
+"""Grades a class: how far each student is in each exercise. Runs copies of files in parallel."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from gptcli.errors import GptcliError
 from gptcli.memory import available_memory
 
 LIMIT_S = 8.0  # for one file; a right one takes under a second
-PATIENCE_S = 14.0  # for the files of one student that hang; after that each gets SHORT_S
+PATIENCE_S = 14.0  # if a student's files have hung for so long, each later file gets SHORT_S
 SHORT_S = 3.0
-STOPPED = ("time-limit", "crash")  # what the report of a file that did not end calls its mistake
+STOPPED = ("time-limit", "crash")  # the mistake in the report of a file that did not finish
 _FILE_BYTES = 64 << 20
 _MOST_WORKERS = 4
 
 
 @dataclass(frozen=True)
 class Grade:
-    """One student's state in every exercise.
+    """The state of one student in every exercise.
 
-    `same_as` maps the name of an exercise to other students whose file is the same, except for
+    `same_as` maps the name of an exercise to the other students who have the same file, except for
     names and comments. `path` is the student's folder or file."""
 
     student: str
@@ -73,10 +73,10 @@ def grade(
     limit_s: float | None = None,
     workers: int | None = None,
 ) -> Iterator[Grade]:
-    """The grade of each student, in order, as soon as it is known.
+    """The grade of each student, in the order of `students`, as soon as the grade is known.
 
-    Each file runs in a fork of a worker process. One worker checks one student at a time, so a
-    student whose files hang delays no other. Ends all processes when it is closed."""
+    Each file runs in a fork of a worker process. Each worker checks one student at a time, so
+    files that hang delay one worker only. Closing the iterator ends all processes."""
     limit_s = limit_s or LIMIT_S
     count = max(1, min(workers or _MOST_WORKERS, usable_cores(), len(students)))
     memory = min(MEMORY, int(0.8 * (available_memory() or MEMORY * count)) // count)
@@ -120,7 +120,7 @@ def _states(
     ended: threading.Event,
 ) -> Iterator[Progress]:
     """The state of each exercise of one student."""
-    lost = 0.0  # seconds that hanging files have taken
+    lost = 0.0  # the time that hanging files have taken, in seconds
     for exercise in exercises:
         path = student.files.get(exercise.name)
         if ended.is_set() or path is None:
@@ -140,7 +140,7 @@ def _states(
 def _check(
     student: Student, exercise: Exercise, path: Path, checker: Checker, limit_s: float
 ) -> Progress:
-    """Check a copy of one file, with the student's other files beside it."""
+    """The state of one exercise. Checks a copy of the file, with the student's other files."""
     folder = student.path if student.path.is_dir() else None
     with copy_of(folder or path.parent, only=None if folder else path) as copy:
         name = path.relative_to(folder or path.parent)
@@ -180,7 +180,9 @@ def _key(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class StepMistake:
-    """The most frequent mistake at one step. `students` made it; `wrong` are wrong at the step."""
+    """The most frequent mistake at one step, and the names of the students who made it.
+
+    `wrong` is the number of students with any mistake at this step."""
 
     exercise: Exercise
     step: int
@@ -190,9 +192,9 @@ class StepMistake:
 
 
 def frequent_mistakes(grades: Iterable[Grade]) -> list[StepMistake]:
-    """The most frequent mistake of each step that anybody has wrong, in the order of the course.
+    """The most frequent mistake at each step at which a student is wrong, in the course's order.
 
-    A step that is still to be written is no mistake, and neither is a file that did not end."""
+    Does not count steps that are still to be written, and files that did not finish."""
     at: dict[tuple[str, int], dict[str, list[str]]] = {}
     exercises: dict[str, Exercise] = {}
     for each in grades:

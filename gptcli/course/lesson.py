@@ -15,12 +15,12 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 TOLERANCE = 1e-9  # largest error of a right module in float64, on inputs of unit scale
 
 Learner = TypeVar("Learner")
-Say = Callable[[str], None]  # is told the current action, for the report if the file never returns
+Say = Callable[[str], None]  # gets the current action, for the report on a file that hangs
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of an exercise, with three hints of rising strength."""
+    """One step of an exercise, with its three hints: `ask` says the least, `show` the most."""
 
     name: str
     ask: str
@@ -30,18 +30,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A known mistake at one step. `message` has {places} for values of the learner's file."""
+    """A known mistake at one step. `message` has {fields} for values of the learner's file."""
 
     slug: str
     step: int
-    writes: str  # what people write
-    message: str  # what is wrong about it
+    writes: str  # the wrong code
+    message: str  # why the code is wrong
 
 
 class CheckFailed(Exception):
-    """A learner's file failed a check: the mistake's slug, a message, three hints, and the step.
+    """Raised by a check that fails. Has the mistake's slug, a message, three hints, the step.
 
-    `hint` is one text for all three levels, or three texts of rising strength."""
+    `hint` is one text for all three hints, or three texts, the first of which says the least."""
 
     def __init__(
         self, mistake: str, message: str, hint: str | tuple[str, ...], step: int | None = None
@@ -52,19 +52,19 @@ class CheckFailed(Exception):
 
 
 class Lesson(ABC, Generic[Learner]):
-    """How the files of one exercise are checked. `Learner` is what a file defines, ready to run.
+    """How to check the files of one exercise. `Learner` is what a file defines, ready to run.
 
-    To say more about a failure than the wrong step, a lesson overrides `explain` and `follow`, as
-    attention does."""
+    A lesson that can report more than the wrong step overrides `explain` and `follow`, as the
+    lesson on attention does."""
 
     name: str
     steps: tuple[Step, ...]
     mistakes: tuple[Mistake, ...]
 
     def prepare(self, file: LearnerFile) -> None:
-        """Import what checking `file` needs, before the worker forks and time limits start.
+        """Import the slow modules that `file` needs, before the worker forks and the time counts.
 
-        By default this is torch._dynamo. torch.compile needs it, and the import takes seconds."""
+        By default this is torch._dynamo, if the file uses torch.compile."""
         with contextlib.suppress(OSError):  # `load` reports a missing file
             if b"torch.compile" in file.path.read_bytes():
                 importlib.import_module("torch._dynamo")
@@ -75,7 +75,7 @@ class Lesson(ABC, Generic[Learner]):
 
     @abstractmethod
     def check(self, learner: Learner, done: list[Check]) -> str:
-        """The verdict in a few words, after a comparison with the reference.
+        """The verdict on a right file in a few words, after a comparison with the reference.
 
         Appends the checks that passed to `done`. Raises CheckFailed at the first mistake, and
         GptcliError if the file is unusable."""
@@ -83,7 +83,7 @@ class Lesson(ABC, Generic[Learner]):
     def explain(
         self, file: LearnerFile, learner: Learner, failed: CheckFailed, done: list[Check]
     ) -> FileReport:
-        """The report of a file that failed a check: here, the steps up to the wrong one."""
+        """The report on a file that failed a check. By default: the steps up to the wrong one."""
         if failed.step is None:
             checks = [Check("whole", False, failed.message)]
         else:
@@ -103,12 +103,13 @@ class Lesson(ABC, Generic[Learner]):
         )
 
     def follow(self, file: LearnerFile, say: Say) -> None:
-        """Run the file once more and say `step N` at each step that the run reaches.
+        """Run the file once more and call `say("step N")` at each step that the run reaches.
 
-        With this, the report names the step at which a file hangs or ends its process."""
+        The report on a file that hangs or ends its process then names the step. By default does
+        nothing."""
 
     def all_steps(self, verdict: str) -> list[Check]:
-        """The checks of a file in which every step is right."""
+        """The entries of the report on a right file: one for each step, and one for `verdict`."""
         checks = [Check(name, True, "") for name in self._numbered_names()]
         return [*checks, Check("whole", True, verdict)]
 

@@ -1,4 +1,4 @@
-"""Reference LayerNorm, MLP and Block of the exercises, step by step; learners can import them.
+"""The reference LayerNorm, MLP and Block, step by step. Learners can import these classes.
 
 Dimensions: B batch, T time, C channels (n_embd).
 """
@@ -33,9 +33,9 @@ class LayerNorm(nn.Module):
         mean = x.mean(dim=-1, keepdim=True)  # (B, T, 1)
         # 2. The variance of the channels: the mean squared distance (divided by C, not C - 1).
         variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)  # (B, T, 1)
-        # 3. Normalise. eps goes inside the root.
+        # 3. Normalise. Add eps inside the root.
         normal = (x - mean) / torch.sqrt(variance + self.eps)  # (B, T, C)
-        # 4. A gain per channel, and a bias.
+        # 4. Apply a gain and a bias per channel.
         y = normal * self.weight
         return y if self.bias is None else y + self.bias
 
@@ -82,8 +82,8 @@ class Block(nn.Module):
         self.mlp = mlp(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        # 1 and 2. The attention reads the normed x. Its output is added to x itself.
+        # 1 and 2. The attention reads the normed x. Add the attention's output to x itself.
         x = x + self.attn(self.ln_1(x))
-        # 3 and 4. The same with the feed-forward network and the second norm.
+        # 3 and 4. Do the same with the feed-forward network and the second norm.
         x = x + self.mlp(self.ln_2(x))
         return x

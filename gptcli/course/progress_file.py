@@ -1,4 +1,4 @@
-"""progress.json in a learner's folder: attempts, time, hints and the day of passing."""
+"""progress.json in a learner's folder: attempts, time, hints, and when each exercise passed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _MADE_BY = "gptcli learn"
 
 @dataclass(frozen=True)
 class Record:
-    """What a learner did for one exercise. `passed` is a time in UTC, or None."""
+    """What a learner did for one exercise. `passed` is a time in UTC; None: not passed yet."""
 
-    attempts: int = 0  # checks of a file that was changed
-    seconds: float = 0.0  # at work, without long pauses
+    attempts: int = 0  # checks of the file after a change
+    seconds: float = 0.0  # time at work, without long pauses
     hints_used: int = 0
-    solution_seen: bool = False  # before it passed
+    solution_seen: bool = False  # whether the learner saw the reference before passing
     passed: str | None = None
 
 
 class ProgressFile:
-    """The records of a folder. Every change is read, made and written again at once.
+    """The records of a folder. `add` reads the file again before each change, then writes it.
 
-    A file that cannot be read is kept under another name, and `trouble` says so. If the folder
-    cannot be written, the records stay in memory, and `trouble` says so too."""
+    If the file is damaged, it is kept under another name. If the file cannot be written, the
+    records stay in memory. In both cases `trouble` holds a message to the user."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
@@ -55,7 +55,7 @@ class ProgressFile:
         passed: bool = False,
     ) -> Record:
         """Add to the record of an exercise, and write the file. Returns the new record."""
-        self._read()  # another window can have written meanwhile
+        self._read()  # another process can have written the file in the meantime
         before = self[exercise]
         record = replace(
             before,
@@ -88,16 +88,16 @@ class ProgressFile:
         self._others = {k: v for k, v in value["exercises"].items() if k not in found}
 
     def _set_aside(self, data: bytes, why: str) -> None:
-        """Keep a damaged file under another name; go on with what is in memory."""
+        """Keep a damaged file under another name. The records in memory stay."""
         try:
             kept = keep_copy(self.path, data)
             self.path.unlink()
         except OSError as error:
-            self.trouble = f"{self.path} is damaged, and cannot be kept aside ({error.strerror})"
+            self.trouble = f"{self.path} is damaged, and cannot be renamed ({error.strerror})"
             return
         self.trouble = (
-            f"{self.path} was damaged ({why}). It is kept as {kept.name}, and a new one begins. "
-            "Your exercises are safe: a file that passes counts again as soon as it is checked"
+            f"{self.path} was damaged ({why}). gptcli kept it as {kept.name} and begins a new one. "
+            "Your exercises are safe: check them again, and those that pass count again"
         )
 
     def _write(self) -> None:
@@ -113,7 +113,7 @@ class ProgressFile:
 
 
 def records(value: object) -> dict[str, Record]:
-    """The records of the JSON value of a progress file. Raises ValueError if it is none."""
+    """The records in the JSON value of a progress file. Raises ValueError if the form is wrong."""
     exercises = value.get("exercises") if isinstance(value, dict) else None
     if not isinstance(exercises, dict):
         raise ValueError("it has no object `exercises`")
@@ -122,7 +122,7 @@ def records(value: object) -> dict[str, Record]:
 
 def _record(name: str, entry: object) -> Record:
     if not isinstance(entry, Mapping):
-        raise ValueError(f"`{name}` is no object")
+        raise ValueError(f"`{name}` is not an object")
     record = Record(**{key: entry[key] for key in asdict(Record()) if key in entry})
     numbers = (record.attempts, record.seconds, record.hints_used)
     if (
@@ -131,7 +131,7 @@ def _record(name: str, entry: object) -> Record:
         or not isinstance(record.solution_seen, bool)
         or not isinstance(record.passed, (str, type(None)))
     ):
-        raise ValueError(f"`{name}` has a value that cannot be")
+        raise ValueError(f"`{name}` has an impossible value")
     return replace(record, attempts=int(record.attempts), hints_used=int(record.hints_used))
 
 

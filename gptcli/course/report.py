@@ -1,4 +1,4 @@
-"""The verdict of a check as plain data: FileReport for a learner's file, BuiltinReport for ours."""
+"""The verdict of a check as plain data: FileReport (a learner's file) and BuiltinReport."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked. A `note` is worth reading but does not make the file wrong."""
+    """The result of one check. A `note` is a remark that does not make the file wrong."""
 
     name: str
     ok: bool
@@ -18,11 +18,11 @@ class Check:
 
 @dataclass(frozen=True)
 class StepMark:
-    """One of the eight steps of a wrong file. `state` is "right", "wrong", "unseen" (before the
-    wrong one, but forward shows no number of it) or "after" (not judged).
+    """One of the eight steps in the report on a wrong file.
 
-    `line` is the line of the file that completes the step, or None if it is not known. `code` is
-    its text."""
+    `state` is "right", "wrong", "unseen" (before the wrong step, but forward computes no number
+    that shows it) or "after" (after the wrong step: not judged). `line` is the number of the line
+    that completes the step, or None if unknown. `code` is the text of this line."""
 
     step: int
     name: str
@@ -33,10 +33,10 @@ class StepMark:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a terminal draws of a wrong attention.
+    """The steps and the attention weights of a wrong attention, for drawing.
 
-    Both arrays of attention weights are (T, T), for one head. Both are None if the mistake cannot
-    be seen in the weights. A learner's weight that is not finite is written as -1."""
+    Both arrays of attention weights are (T, T), for one head. Both are None if the weights do not
+    show the mistake. -1 stands for a learner's weight that is not finite."""
 
     steps: tuple[StepMark, ...]
     learner_weights: list[list[float]] | None = None
@@ -64,22 +64,22 @@ class FileReport:
     mistake: str | None = None
     first_wrong_step: int | None = None
     checks: tuple[Check, ...] = ()
-    hints: tuple[str, ...] = ()  # of rising strength
+    hints: tuple[str, ...] = ()  # each says more than the one before
     picture: Picture | None = None  # attention only
 
     @property
     def subject(self) -> tuple[str, str]:
-        """What was checked, as a JSON key and its value: attention's class, else the exercise."""
+        """A JSON key and its value: the class for attention, the exercise for all others."""
         if self.exercise == "attention":
             return "class", self.class_name
         return "exercise", self.exercise
 
     def hint(self, level: int) -> str | None:
-        """The hint of strength 1, 2 or 3; None if the file is right."""
+        """Hint 1, 2 or 3, of which 3 says the most; None if the file is right."""
         return self.hints[min(level, len(self.hints)) - 1] if self.hints else None
 
     def to_json(self, level: int = 1) -> dict[str, Any]:
-        """The object that `check-* --json` prints, with the hint of strength `level`."""
+        """The object that `check-* --json` prints. Its `hint` is hint number `level`."""
         key, value = self.subject
         return {
             "file": self.file,
@@ -107,9 +107,10 @@ class FileReport:
 
 @dataclass
 class PathResult:
-    """The largest error of one way to compute attention. `cases` cases were checked.
+    """The largest error of one path: one way in which gptcli computes attention.
 
-    Inputs are of unit scale, so the absolute error is also a relative one."""
+    `cases` is the number of cases checked. Inputs are of unit scale, so the absolute error is also
+    a relative one."""
 
     path: str
     dtype: str
@@ -152,7 +153,7 @@ class BuiltinReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there are paths, and all of them are within their tolerance."""
+        """Whether the error of every path is within its tolerance. False if there are no paths."""
         return bool(self.results) and all(result.ok for result in self.results)
 
     @property

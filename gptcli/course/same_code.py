@@ -1,7 +1,8 @@
 """Fingerprints of Python code that ignore names, comments, docstrings and layout.
 
-Two files with one fingerprint differ in nothing else. Names of other modules (torch.softmax) stay,
-because they say what is computed; names that the file itself gives become numbers, in order.
+Two files with the same fingerprint differ at most in these. The fingerprint replaces each name that
+the file itself defines by a number. It keeps names of other modules, such as torch.softmax, because
+they say what the code computes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from gptcli.course.catalogue import EXERCISES, Exercise
 from gptcli.course.sandbox.syntax import syntax_tree
 from gptcli.course.solutions import solution
 
-_LEAST_WORDS = 60  # a shorter file, such as one import, says nothing about who wrote it
+_LEAST_WORDS = 60  # shorter files, such as a single import, are often equal by chance
 _NOT_WRITTEN = {"ctx", "type_comment", "kind", "annotation", "returns", "type_ignores"}
 
 
@@ -32,13 +33,13 @@ def fingerprint(tree: ast.Module) -> str | None:
 
 
 def given_fingerprints(exercise: Exercise) -> set[str]:
-    """The fingerprints of what the course gives: both skeletons of the exercise."""
+    """The fingerprints of both skeletons of the exercise, with and without the constructor."""
     texts = (exercise.skeleton(), exercise.skeleton(blank=True))
     return {found for text in texts if (found := fingerprint(syntax_tree(text))) is not None}
 
 
 def reference_fingerprints() -> set[str]:
-    """The fingerprints of the references: of each file and solution, and of each class alone."""
+    """The fingerprints of the course's own code: each solution, reference file, and class in it."""
     course = Path(__file__).parent
     found = set()
     for exercise in EXERCISES:
@@ -77,14 +78,14 @@ def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 class _Writer:
-    """Writes a syntax tree as words, without imports, docstrings and annotations."""
+    """Turns a syntax tree into `words`, without imports, docstrings and annotations."""
 
     def __init__(self, tree: ast.Module) -> None:
         self.words: list[str] = []
         self._origins = dict(_imports(tree))
         self._numbers: dict[str, int] = {}
-        self._names: set[str] = set()  # that the file gives to classes, functions and variables
-        self._selves: set[str] = set()  # first arguments: their attributes are the file's own
+        self._names: set[str] = set()  # of the file's own classes, functions and variables
+        self._selves: set[str] = set()  # first arguments, such as `self`: the file sets attributes
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 self._names.add(node.name)
@@ -104,7 +105,7 @@ class _Writer:
         } | self._names
 
     def write(self, node: ast.AST) -> None:
-        """Append the words of a node and its parts."""
+        """Append the words of a node and of the nodes in it."""
         if isinstance(node, ast.Import | ast.ImportFrom):
             return
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -133,7 +134,7 @@ class _Writer:
         self.words.append("end")
 
     def _named(self, name: str) -> str:
-        """`#3` for the fourth name of the file's own; another name stays."""
+        """`#3` for the fourth name that the file defines; any other name as it is."""
         own = name.startswith(".") or name in self._names
         if not own or (name.startswith("__") and name.endswith("__")):
             return name
@@ -148,7 +149,7 @@ class _Writer:
     def _origin(self, node: ast.Attribute) -> str | None:
         """The full name of an attribute: `torch.nn.functional.softmax` for `F.softmax`.
 
-        None if its first name is not imported."""
+        None if the first part of the name, here `F`, is not an imported name."""
         parts = [node.attr]
         inner: ast.expr = node.value
         while isinstance(inner, ast.Attribute):

@@ -1,4 +1,4 @@
-"""The reference of an exercise in the form of its skeleton, and a learner's file beside it."""
+"""The reference of an exercise as a filled-in skeleton, beside the lines of a learner's file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PIECES = re.compile(r"^---\n", re.MULTILINE)
 
 
 def solution(exercise: Exercise) -> str:
-    """The skeleton with every step filled in. It passes the check of the exercise."""
+    """The text of the skeleton with every step filled in. It passes the exercise's check."""
     text = (MATERIAL / f"{exercise.name}.solution.txt").read_text(encoding="utf-8")
     pieces = iter(_PIECES.split(text))
     return _TO_WRITE.sub(lambda _: next(pieces).rstrip("\n"), exercise.skeleton())
@@ -21,9 +21,9 @@ def solution(exercise: Exercise) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """The lines of one step (0: before the first step), of the learner and of the reference.
+    """The lines of one step in the learner's file and in the reference.
 
-    A line is its number in the file and its text."""
+    Step 0 is the code before step 1. Each line is its number in the file and its text."""
 
     step: int
     learner: list[tuple[int, str]]
@@ -31,24 +31,25 @@ class Pair:
 
 
 def compare(learner: str, reference: str) -> list[Pair]:
-    """The learner's file beside the reference, step by step.
+    """The pairs of lines that show the learner's file beside the reference, step by step.
 
-    A file whose comments do not number the steps as the reference does is one pair."""
+    If the comments in the learner's file do not number the same steps, there is one pair only."""
     mine, ours = _cut(learner), _cut(reference)
     if list(mine) != list(ours):
         whole = [[line for part in parts.values() for line in part] for parts in (mine, ours)]
         return [Pair(0, _without_docstring(whole[0]), _without_docstring(whole[1]))]
     pairs = [Pair(step, mine[step], ours[step]) for step in ours]
     first = Pair(0, _without_docstring(mine[0]), _without_docstring(ours[0]))
-    # Imports and constructor are usually those of the skeleton: then they teach nothing.
+    # Imports and constructor are usually unchanged from the skeleton. Then do not show them.
     same = [line for _, line in first.learner] == [line for _, line in first.reference]
     return [*([] if same else [first]), *pairs[1:]]
 
 
 def _cut(text: str) -> dict[int, list[tuple[int, str]]]:
-    """The lines from each comment `# Step N.` to the next, by N; 0 is what comes before.
+    """step -> its lines: from its comment `# Step N.` to the next such comment.
 
-    The line of a `def` belongs to the step in it."""
+    Step 0 has the lines before step 1. The `def` line of a function belongs to the step that the
+    function contains."""
     parts: dict[int, list[tuple[int, str]]] = {0: []}
     step = 0
     for number, line in enumerate(text.splitlines(), 1):
@@ -69,7 +70,7 @@ def _cut(text: str) -> dict[int, list[tuple[int, str]]]:
 
 
 def _without_docstring(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """The lines after the docstring that begins a file, without blank ones at the top."""
+    """The lines without the file's docstring and without blank lines at the top."""
     rest = list(lines)
     if rest and rest[0][1].startswith('"""'):
         end = next((i for i, (_, t) in enumerate(rest) if t.rstrip().endswith('"""') and i), 0)

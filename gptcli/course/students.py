@@ -1,4 +1,4 @@
-"""Finds the students of a class: a folder or a file for each, and their file for each exercise."""
+"""Finds the students of a class in a folder, and each student's file for each exercise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Student:
-    """A student: name, folder or single file, and the file of each exercise that there is."""
+    """A student: name, folder or single file, and exercise -> the student's file for it."""
 
     name: str
     path: Path
@@ -30,13 +30,14 @@ class Student:
 
 
 def find_students(folder: Path) -> list[Student]:
-    """One student for each folder or Python file in `folder`, by name.
+    """The students: one for each folder, Python file or notebook in `folder`, sorted by name.
 
-    Raises GptcliError if there is no such folder, or if it holds the work of one student."""
+    Raises GptcliError if there is no such folder, if it holds no students, or if it holds the work
+    of a single student."""
     if not folder.is_dir():
         raise GptcliError(
             f"{folder} is a file" if folder.exists() else f"there is no folder {folder}",
-            "name the folder that holds a folder for each student",
+            "name the folder that contains one folder for each student",
         )
     try:
         entries = sorted(folder.iterdir(), key=lambda path: path.name.casefold())
@@ -57,7 +58,7 @@ def find_students(folder: Path) -> list[Student]:
         )
     students = [Student(path.name, path, _files_in(path)) for path in folders]
     for path in files:
-        if path not in named:  # the teacher's own, beside the students' folders
+        if path not in named:  # such files belong to the teacher, not to a student
             students.append(Student(path.stem, path, dict.fromkeys(_exercises_in(path), path)))
     if not students:
         raise GptcliError(
@@ -79,7 +80,9 @@ def tree_of(path: Path) -> ast.Module | None:
 
 
 def _with_different_names(students: list[Student]) -> list[Student]:
-    """The students in the order of their names. A folder and a file of one name get both names."""
+    """The students, sorted by name. If two have the same name, their names are those on disk.
+
+    Example: the folder `anna` and the file `anna.py`."""
     names = [student.name for student in students]
     return sorted(
         (
@@ -91,7 +94,9 @@ def _with_different_names(students: list[Student]) -> list[Student]:
 
 
 def _files_in(folder: Path) -> dict[str, Path]:
-    """The file of each exercise in a student's folder, by name; else by what the files define."""
+    """exercise -> its file in a student's folder.
+
+    Looks for files named after exercises. If there are none, uses what the files define."""
     files = [path for path in regular_files(folder) if path.suffix in _SUFFIXES]
     found: dict[str, Path] = {}
     for path in files:
@@ -109,14 +114,14 @@ def _files_in(folder: Path) -> dict[str, Path]:
 
 
 def _exercises_in(path: Path) -> list[str]:
-    """The exercises that one file solves: the one in its name, or those that it defines."""
+    """The exercises that a file is for: the one in its name, else those whose code it defines."""
     words = re.split(r"[^a-z0-9]+", path.stem.casefold())
     named = [each.name for each in EXERCISES if each.name in words]
     if named:
         return named[:1]
     tree = tree_of(path)
     if tree is None:
-        return [EXERCISES[0].name]  # its check says why it cannot be read
+        return [EXERCISES[0].name]  # the check will report why the file cannot be read
     return [each.name for each in EXERCISES if _defines(tree, each)]
 
 

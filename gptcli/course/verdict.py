@@ -28,7 +28,7 @@ _SIGNS = {"right": "✓", "wrong": "✗", "unseen": "?", "after": "·"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `check` returns. It is true if everything is right. A notebook shows it as HTML."""
+    """The result of `check`: true if every step is right. A notebook shows it as HTML."""
 
     report: FileReport
 
@@ -39,7 +39,7 @@ class Verdict:
 
     @property
     def message(self) -> str:
-        """What is wrong, or how close a right class is to the reference."""
+        """The mistake in words. For a right class: how close it is to the reference."""
         return self.report.message
 
     @property
@@ -53,7 +53,7 @@ class Verdict:
         return self.report.mistake
 
     def hint(self, level: int = 1) -> str | None:
-        """The hint of strength 1, 2 or 3; None if there is nothing to correct."""
+        """Hint 1, 2 or 3, of which 3 says the most; None if there is nothing to correct."""
         return self.report.hint(max(1, level))
 
     def to_json(self) -> dict[str, Any]:
@@ -84,21 +84,21 @@ class Verdict:
         return as_html(self.report, _marks(self.report))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """What IPython prints in a terminal."""
+        """Print the verdict in IPython on a terminal."""
         printer.text(str(self))
 
 
 def check(thing: object, exercise: str | None = None) -> Verdict:
-    """The verdict on a class, or on a file as the `check-*` commands take it.
+    """The verdict on a class, or on a file given as "FILE" or "FILE:CLASS".
 
-    `exercise` is by default the one that asks for a class or file of that name, else attention. The
-    code runs in another process, so it cannot disturb this one. A class that is wrong or that
-    cannot be run gives a verdict, not an exception. Raises GptcliError if there is no such
-    exercise."""
+    `exercise` is by default the one that asks for a class or a file with this name, else attention.
+    The code runs in another process, so it cannot disturb the current one. If the class is wrong or
+    cannot be run, the verdict says why, and nothing is raised. Raises GptcliError if there is no
+    such exercise."""
     if not isinstance(thing, type | str | Path):
-        thing = type(thing)  # of a module that was built already
+        thing = type(thing)  # `thing` is an instance, so take its class
     name = _exercise_of(thing) if exercise is None else exercise_named(exercise).name
-    if IN_CHECK in os.environ:  # a check is running the file that calls check(...)
+    if IN_CHECK in os.environ:  # a check runs this file, and the file calls check(...)
         return Verdict(FileReport(str(thing), name, str(thing), True, "checked from outside"))
     with tempfile.TemporaryDirectory(prefix="gptcli-class-") as folder:
         try:
@@ -117,7 +117,7 @@ def check(thing: object, exercise: str | None = None) -> Verdict:
 
 @cache
 def _checker() -> Checker:
-    """One worker for all checks of this process, because it takes seconds to import torch."""
+    """The Checker of this process. All checks share it, because importing torch takes seconds."""
     checker = Checker()
     atexit.register(checker.stop)
     return checker
@@ -130,7 +130,7 @@ def _exercise_of(thing: type | str | Path) -> str:
 
 
 def _marks(report: FileReport) -> list[StepMark]:
-    """The steps of the exercise, each with its state; [] if the class could not be run."""
+    """The steps of the exercise, each with its state; [] if the first wrong step is unknown."""
     if report.picture is not None and report.picture.steps:
         return list(report.picture.steps)
     wrong = report.first_wrong_step

@@ -12,9 +12,9 @@ _MONO = "font-family:monospace;font-size:0.9em"
 
 
 def as_html(report: FileReport, marks: list[StepMark]) -> str:
-    """A self-contained piece of HTML: the verdict, the steps with their marks, and three hints.
+    """HTML without external files: the verdict, the steps with their marks, and the hints.
 
-    It takes the text's colour from the page. The hints open at a click."""
+    The text has the colour of the page around it. A click opens a hint."""
     colour = _COLOURS["right" if report.ok else "wrong"]
     word = "ok" if report.ok else "wrong"
     rows = "".join(map(_row, marks))

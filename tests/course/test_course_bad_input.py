@@ -44,7 +44,7 @@ UNUSABLE = {
     "missing_import": (
         "import numpy_but_misspelt\n",
         "missing_import.py:1: No module named 'numpy_but_misspelt'",
-        "if `numpy_but_misspelt` is a module of yours",
+        "if you wrote `numpy_but_misspelt` yourself",
     ),
     "missing_package": (
         "import lightning\nclass CausalSelfAttention(lightning.LightningModule): pass\n",
@@ -61,10 +61,14 @@ UNUSABLE = {
         "raises.py:2: NameError: name 'nm' is not defined",
         "python ",
     ),
-    "exits": ("import sys\nsys.exit(3)\n", "exits.py:2: SystemExit: 3", "before its class"),
+    "exits": (
+        "import sys\nsys.exit(3)\n",
+        "exits.py:2: SystemExit: 3",
+        "before it defines the class",
+    ),
     "constructor": (
         file_of(more=", quux"),
-        "needs an argument `quux`, and the checker does not know what that is",
+        "needs an argument `quux`, and the checker does not know its meaning",
         "`quux=...`",
     ),
     "no_constructor": (
@@ -75,7 +79,7 @@ UNUSABLE = {
     ),
     "forward": (
         file_of(also=", gate"),
-        "forward needs an argument `gate`, and the checker does not know what that is",
+        "forward needs an argument `gate`, and the checker does not know its meaning",
         "`gate=None`",
     ),
     "helper": (
@@ -128,11 +132,11 @@ def test_unusable_files_are_errors(errors: dict[str, GptcliError], name: str) ->
         (".", "is a folder", "attention.py"),
         ("attention.py:My-Class", "`My-Class` is not the name of a class", "FILE:CLASS"),
         ("broken.py", "broken.py:2: ", "fix that line"),
-        ("latin.py", "latin.py is not UTF-8: it looks like Latin-1", "save it as UTF-8"),
+        ("latin.py", "latin.py is not UTF-8: it looks like Latin-1", "save the file as UTF-8"),
         ("zeros.py", "zeros.py", ""),
         ("cells.ipynb", "cells.ipynb has no code cells", "name a .py file"),
         ("other.ipynb", "is not a Jupyter notebook", "save it again"),
-        ("wide.py", "wide.py is not UTF-8: it looks like UTF-16", "save it as UTF-8"),
+        ("wide.py", "wide.py is not UTF-8: it looks like UTF-16", "save the file as UTF-8"),
     ],
 )
 def test_missing_files_and_files_that_are_not_python_are_errors(

@@ -182,12 +182,12 @@ def test_equal_files_are_found_whatever_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "words", "message", "hint"),
     [
-        ([], ["nowhere"], "there is no folder nowhere", "a folder for each student"),
+        ([], ["nowhere"], "there is no folder nowhere", "one folder for each student"),
         (["room/readme.txt"], ["room"], "room holds no students", "for each student"),
         (["room/mlp.py"], ["room"], "room holds the files of one student", "--status room"),
         (["room/a/mlp.py"], ["room", "--csv", "no/x.csv"], "there is no folder no", "create it"),
         (["room/a/mlp.py", "x.csv"], ["room", "--csv", "x.csv"], "no table of grades", "kept it"),
-        (["room"], ["room"], "room is a file", "a folder for each student"),
+        (["room"], ["room"], "room is a file", "one folder for each student"),
     ],
 )  # fmt: skip
 def test_wrong_command_lines(

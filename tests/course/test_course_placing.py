@@ -72,7 +72,7 @@ FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
         [("v = self.value(x)", "v = self.value(x) - 1.0")],
     ),
     "changed_in_place": (
-        6, "changed-in-place", "the gradient needs the result of this line unchanged, but line 37",
+        6, "changed-in-place", "the gradient needs the unchanged result of this line, but line 37",
         [(SOFTMAX, SOFTMAX + "\n        weights += 0")],
     ),
     "numpy_needs_no_gradient": (

@@ -1,4 +1,4 @@
-"""The lesson on attention: its checks, its bank of known mistakes, its diagnosis of wrong files.
+"""The lesson on attention: its checks, its known mistakes, and its diagnosis of wrong files.
 
 Importing this package does not import torch.
 """

@@ -1,7 +1,7 @@
-"""Compares every path of the project's attention with a reference that is written in this file.
+"""Compares every path of gptcli's own attention with a reference that this file contains.
 
 The reference gets the same numbers as the path, rounded to the path's dtype, and computes in
-float64 on the CPU. The error is therefore that of the path's arithmetic only.
+float64 on the CPU. So the error comes only from the path's arithmetic.
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
@@ -23,7 +23,8 @@ from gptcli.model.attention import CausalSelfAttention, causal_attention
 from gptcli.model.cache import LayerCache
 from gptcli.model.rotary import RotaryCausalSelfAttention
 
-# Three to ten times the measured errors. bfloat16 keeps 8 bits and rounds about five times.
+# The tolerances are three to ten times the measured errors. bfloat16 keeps only 8 bits of
+# precision, and each path rounds about five times.
 DTYPE_TOLERANCES = {
     torch.float64: 1e-12,
     torch.float32: 2e-5,
@@ -51,7 +52,7 @@ PATHS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of one case; `width` is the number of tokens that the cache keeps."""
+    """The sizes of one case: batch, time, heads, head_dim, and whether the layers have biases."""
 
     B: int
     T: int
@@ -65,14 +66,14 @@ class Sizes:
 
     @property
     def width(self) -> int:
-        """How many tokens the cache keeps: fewer than long texts have, so that it wraps around."""
+        """The number of tokens that the cache keeps. At most 24, so that it overwrites old ones."""
         return max(1, min(self.T, 24))
 
 
 def grid() -> list[Sizes]:
-    """The cases: edges (one token, one head, one channel per head) and usual sizes.
+    """The cases: extreme sizes (one token, one head, one channel per head) and usual sizes.
 
-    T = 70 uses the fused kernel on a CPU too; shorter texts do not."""
+    On a CPU, texts of 70 tokens use the fused kernel, and shorter texts do not."""
     return [
         Sizes(B, T, H, D, bias)
         for H, D in ((1, 1), (1, 16), (4, 6), (3, 8), (2, 32))
@@ -82,7 +83,7 @@ def grid() -> list[Sizes]:
 
 
 def devices_here() -> list[str]:
-    """The devices that this machine has."""
+    """The names of this machine's devices, of "cpu", "cuda" and "mps"."""
     return (
         ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     )
@@ -98,7 +99,7 @@ def dtypes_on(device: str) -> list[torch.dtype]:
 
 @torch.no_grad()
 def compare_paths(devices: list[str], cases: list[Sizes] | None = None) -> BuiltinReport:
-    """The report on every path, in every case and dtype and on every device of `devices`."""
+    """The report on every path, for each case, each dtype and each device in `devices`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # these sizes are too small for several threads
     try:
@@ -116,7 +117,7 @@ def _compare_paths(devices: list[str], cases: list[Sizes]) -> BuiltinReport:
                     names = (path, str(dtype).removeprefix("torch."), device)
                     result = results.setdefault(names, PathResult(*names, DTYPE_TOLERANCES[dtype]))
                     result.cases += 1
-                    # max() would drop a NaN
+                    # max() would ignore a NaN
                     if not error <= result.largest_error:
                         result.largest_error = error
     order = sorted(results.values(), key=lambda r: (devices.index(r.device), PATHS.index(r.path)))
@@ -126,7 +127,7 @@ def _compare_paths(devices: list[str], cases: list[Sizes]) -> BuiltinReport:
 def _errors(
     sizes: Sizes, dtype: torch.dtype, device: str, seed: int
 ) -> Iterator[tuple[str, float]]:
-    """(path, largest absolute error) for one case."""
+    """(path, largest absolute error) of each path for one case."""
     generator = torch.Generator().manual_seed(seed)
     config = SimpleNamespace(n_embd=sizes.C, n_head=sizes.H, dropout=0.0, bias=sizes.bias)
     x = torch.randn(sizes.B, sizes.T, sizes.C, generator=generator).to(device, dtype)
@@ -189,7 +190,7 @@ def _heads(module: CausalSelfAttention, x: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _banded(q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
-    """Attention of each query to itself and the `width` - 1 tokens before it: (B, H, T, D)."""
+    """Attention of each query to its token and the `width` - 1 tokens before: (B, H, T, D)."""
     at = torch.arange(q.shape[2])
     distance = at[:, None] - at  # (T, T)
     scores = torch.einsum("bhtd,bhsd->bhts", q, k) / q.shape[-1] ** 0.5  # (B, H, T, T)
@@ -201,7 +202,7 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
 
 
 def _finish(module: CausalSelfAttention, mixed: Tensor) -> Tensor:
-    """Concatenate the heads and project: (B, H, T, D) -> (B, T, C)."""
+    """The concatenated heads after the output projection: (B, H, T, D) -> (B, T, C)."""
     y = torch.cat(mixed.unbind(1), dim=-1) @ _exact(module.c_proj.weight).T
     return y if module.c_proj.bias is None else y + _exact(module.c_proj.bias)
 
@@ -211,7 +212,7 @@ def _unit_rms(x: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor) -> Tensor:
-    """Rotary positions: channels i and i + D/2 turn by the angle position * ROPE_THETA^(-2i/D)."""
+    """x with rotary positions: rotates channels i, i + D/2 by position * ROPE_THETA^(-2i/D)."""
     half = x.shape[-1] // 2
     at = torch.arange(x.shape[2], dtype=torch.float64)[:, None]
     angle = at * ROPE_THETA ** (-torch.arange(half, dtype=torch.float64) / half)
@@ -225,7 +226,7 @@ def _turned(x: Tensor) -> Tensor:
 
 
 class _SeesFusedKernel(TorchFunctionMode):
-    """Records whether scaled_dot_product_attention was called."""
+    """Records in `seen` whether scaled_dot_product_attention was called."""
 
     seen = False
 

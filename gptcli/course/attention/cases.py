@@ -1,4 +1,4 @@
-"""Sizes, weights and inputs for checking a learner's attention, chosen to tell mistakes apart.
+"""Sizes, weights and inputs for checking a learner's attention, chosen to distinguish mistakes.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
@@ -17,7 +17,7 @@ from gptcli.model.attention import causal_attention
 
 @dataclass(frozen=True)
 class Case:
-    """The sizes of one run. `sharp` makes scores so large that a mask of -100 is too weak."""
+    """The sizes of one run. With `sharp`, scores are so large that a mask of -100 is too weak."""
 
     B: int
     T: int
@@ -30,15 +30,15 @@ class Case:
 
     @property
     def C(self) -> int:
-        """n_embd."""
+        """The number of channels, n_embd."""
         return self.H * self.D
 
     def __str__(self) -> str:
         return f"B={self.B}, T={self.T}, n_head={self.H}, head_dim={self.D}"
 
 
-# B, T, H and D differ within each case, so that swapped dimensions always show.
-# In SHAPES no product of the sizes equals another, so that a shape tells what a matrix is.
+# B, T, H and D differ within each case, so that swapped dimensions always change a shape. In SHAPES
+# all products of the sizes differ too, so that a matrix can be recognised by its shape.
 SHAPES = Case(B=2, T=4, H=5, D=6, block_size=11, seed=8)
 USUAL = Case(B=2, T=5, H=3, D=8, block_size=11)
 CASES = (
@@ -51,18 +51,18 @@ CASES = (
     Case(B=4, T=9, H=2, D=6, block_size=10, seed=6),
     Case(B=6, T=8, H=5, D=4, block_size=12, sharp=True, seed=7),
 )
-LENGTHS = (1, 3, 11, 5)  # texts of these lengths go through one module, in this order
+LENGTHS = (1, 3, 11, 5)  # one module gets texts of these lengths, in this order
 
 
 def config_for(case: Case, dropout: float = 0.0) -> LearnerConfig:
-    """The config of a case."""
+    """The config that the learner's constructor gets for a case."""
     return LearnerConfig(
         n_embd=case.C, n_head=case.H, dropout=dropout, bias=case.bias, block_size=case.block_size
     )
 
 
 def generator_for(case: Case, weights: bool = False) -> torch.Generator:
-    """The random generator of a case for x, or for the weights.
+    """The random generator for x in a case. With `weights`, the generator for the weights.
 
     They need different seeds. Otherwise x would consist of rows of the first weight, and x W^T
     would contain equal numbers."""
@@ -71,10 +71,10 @@ def generator_for(case: Case, weights: bool = False) -> torch.Generator:
 
 @torch.no_grad()
 def fill_parameters(module: nn.Module, generator: torch.Generator) -> None:
-    """Fill every parameter with random numbers, biases too, because zeros hide mistakes."""
+    """Fill all parameters, also the biases, with random numbers, because zeros hide mistakes."""
     for parameter in module.parameters():
         if parameter.numel() == 1:
-            continue  # such as a learned scale: its value is the constructor's choice
+            continue  # a learned scale, for example, keeps the constructor's value
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() >= 2 else 0.5
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.copy_(noise * scale)
@@ -82,12 +82,12 @@ def fill_parameters(module: nn.Module, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def sharpen(projections: Projections) -> None:
-    """Scale the queries in place so that scores range over about +-100."""
+    """Scale the queries in place, so that scores range from about -100 to 100."""
     projections.query.scale(60.0)
 
 
 def draw_input(case: Case, generator: torch.Generator, T: int | None = None) -> Tensor:
-    """Input x (B, T, C) of unit scale, float64."""
+    """A random input x (B, T, C) in float64, with variance 1."""
     shape = (case.B, case.T if T is None else T, case.C)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 

@@ -1,6 +1,7 @@
-"""The checks of a learner's attention in the order in which they run, one function each.
+"""The checks of a learner's attention: one function for each, in the order in which they run.
 
-A check returns a few words for the report, or raises CheckFailed.
+The docstring of a check says what must be true. A check returns a few words for the report, or
+raises CheckFailed.
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
@@ -23,13 +24,14 @@ from gptcli.course.lesson import CheckFailed
 
 # Rounding in float64 stays below 1e-13 here. A gradient from the future is far larger.
 NO_GRADIENT = 1e-10
-ROUNDING_OF_FLOAT32 = 1e-5  # an output computed partly in float32 is off by less
+ROUNDING_OF_FLOAT32 = 1e-5  # rounding to float32 causes smaller errors than this
 
 
 def constructor(learner: LearnerAttention) -> str:
     """The constructor accepts the sizes of every case.
 
-    Sizes that it refuses by an assertion of its own are left out, such as an odd head_dim."""
+    If the constructor refuses sizes by an assertion or a ValueError, such as an odd head_dim, later
+    checks leave them out."""
     learner.refused.clear()
     learner.build(USUAL)
     for case in CASES:
@@ -43,7 +45,7 @@ def constructor(learner: LearnerAttention) -> str:
 
 
 def projections(learner: LearnerAttention) -> str:
-    """The four projections are found."""
+    """The query, key, value and output projections can be recognised."""
     return learner.convention()
 
 
@@ -87,7 +89,7 @@ def untouched(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def evaluation(learner: LearnerAttention) -> str:
-    """Dropout does not act in evaluation: two calls give the same output."""
+    """Dropout is off in evaluation mode: two calls give the same output."""
     for p in (0.0, 0.5):
         built = learner.build(USUAL, dropout=p)
         x = draw_input(USUAL, generator_for(USUAL))
@@ -140,7 +142,7 @@ def causal(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def zeros(learner: LearnerAttention) -> str:
-    """Tokens of zeros give finite, right numbers, even if no projection has a bias."""
+    """The output is right if a token of x is all zeros and no projection has a bias."""
     built = learner.build(USUAL)
     for _, part in built.projections.items():
         if part.bias is not None:
@@ -167,7 +169,7 @@ def zeros(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def output(learner: LearnerAttention) -> str:
-    """The output is that of the reference: in every case, in training, and with dropout 0.5."""
+    """The output equals the reference: in every case, in training, and with dropout 0.5."""
     largest = 0.0
     for case in learner.cases:
         built = learner.build(case)
@@ -215,7 +217,7 @@ def gradients(learner: LearnerAttention) -> str:
     names = [
         name for name, p in module.named_parameters() if p.grad is None or not bool(p.grad.any())
     ]
-    # A bias of the keys moves all scores of a row by the same amount, so its gradient is 0.
+    # A bias of the keys adds the same number to all scores of a row, so its gradient is 0.
     unreached = [name for name in names if not _is_key_bias(module.get_parameter(name), name)]
     if unreached:
         raise CheckFailed(
@@ -239,7 +241,7 @@ def gradients(learner: LearnerAttention) -> str:
 
 
 def single(learner: LearnerAttention) -> str:
-    """float32 works, as training uses it: a new module, made while float32 is the default dtype."""
+    """The output is right in float32, too, as in training: with float32 as the default dtype."""
     torch.set_default_dtype(torch.float32)
     try:
         built = learner.build(USUAL)
@@ -277,14 +279,14 @@ CHECKS = (
 
 
 def _is_key_bias(parameter: Tensor, name: str) -> bool:
-    """Whether a parameter is a bias of the keys only."""
+    """Whether a parameter is a bias of the keys, and not of other projections too."""
     return role_of(name.removesuffix(".bias").removesuffix("bias").removeprefix("b_")) == K and (
         "bias" in name.lower() or name.lower().startswith("b") or parameter.dim() == 1
     )
 
 
 def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "") -> float:
-    """The largest error of the module on x. Raises CheckFailed if that is above the tolerance."""
+    """The largest error of the module on x. Raises CheckFailed if it is above the tolerance."""
     case, T = built.case, x.shape[1]
     y = learner.run(built.module, x.clone())
     wanted = built.reference(x)
@@ -297,7 +299,7 @@ def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "")
         f"the output differs from the reference by up to {error:.3g}, first at token "
         f"{token} of {T} ({sizes}{also})"
     )
-    if error < ROUNDING_OF_FLOAT32:  # the check in float32 decides
+    if error < ROUNDING_OF_FLOAT32:  # float32 can cause this; the check `single` decides
         if learner.attempt is not None:
             learner.rounded = learner.rounded or learner.attempt
         return error
@@ -310,13 +312,13 @@ def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "")
 
 
 def _seeded(learner: LearnerAttention, built: Built, x: Tensor, seed: int) -> Tensor:
-    """The output for x with random numbers from `seed`."""
+    """The output for x after torch.manual_seed(seed)."""
     torch.manual_seed(seed)
     return learner.run(built.module, x.clone())
 
 
 def _learner_gradient(learner: LearnerAttention, scalar: Tensor, x: Tensor) -> Tensor:
-    """The gradient of `scalar` at x. Raises CheckFailed if the learner's backward pass raises."""
+    """The gradient of `scalar` at x. Raises CheckFailed if the backward pass raises an error."""
     found = learner.call(lambda: _gradient(scalar, x), BACKWARD, None)
     assert isinstance(found, Tensor)
     return found
@@ -329,10 +331,10 @@ def _gradient(scalar: Tensor, x: Tensor) -> Tensor:
 
 
 def _largest(a: Tensor, b: Tensor) -> float:
-    """The largest absolute difference."""
+    """The largest absolute difference between `a` and `b`."""
     return float((a - b).abs().max())
 
 
 def _first_token(wrong: Tensor) -> int:
-    """The first token with a True in `wrong`, bool (B, T, C)."""
+    """The index of the first token with a True in `wrong`, bool (B, T, C)."""
     return int(wrong.any(dim=0).any(dim=-1).int().argmax())

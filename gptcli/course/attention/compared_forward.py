@@ -25,7 +25,7 @@ class ComparedForward:
     learner: LearnerAttention
     p: Problem
     trace: ForwardTrace
-    found: Matches  # which values of the reference the trace contains
+    found: Matches  # the values of the reference that the trace contains
     values: Values  # the reference
     module: nn.Module
 
@@ -43,13 +43,13 @@ class ComparedForward:
 
     @property
     def is_opaque(self) -> bool:
-        """Whether the trace misses something: an untraced result, or no product at all."""
+        """Whether the trace is incomplete: it has an untraced result, or no product at all."""
         return self.trace.has_untraced or not any(
             op.name in (*PRODUCTS, FUSED_KERNEL) for op in self.trace.operations
         )
 
     def next_is(self, index: int, step: int) -> bool:
-        """Whether operation `index`, judged by its name, belongs to the step after `step`."""
+        """Whether operation `index` belongs to the step after `step`. Its name decides."""
         after = {5: ("softmax", "exp", "weights"), 6: ("matmul", "bmm", "einsum", "mixed")}
         operations = self.trace.operations
         name = operations[index].name if index < len(operations) else ""
@@ -60,10 +60,10 @@ class ComparedForward:
         return self.y is not None and bool(self.y.isfinite().all())
 
     def first_wrong_operation(self, step: int) -> int:
-        """The index of the first operation that turns right values into others.
+        """The index of the first operation that turns right values into wrong ones.
 
-        The search begins after the operation that made the last right value before `step`. If it
-        finds nothing, returns the index where it began."""
+        The search begins after the operation that made the last right value before `step`. If the
+        search finds no such operation, returns the index at which the search began."""
         start = last_right_operation(self.found, step) + 1
         for operation in self.trace.operations[start:]:
             if not operation.outputs or operation.index in self.found.values_of_operation:
@@ -75,7 +75,7 @@ class ComparedForward:
         return start
 
     def line(self, index: int | None) -> int | None:
-        """The line of operation `index`, or of the next operation that has a line."""
+        """The line of operation `index`, else of the next operation with a known line, or None."""
         if index is None:
             return None
         for operation in self.trace.operations[max(index, 0) :]:
@@ -84,21 +84,21 @@ class ComparedForward:
         return None
 
     def quote(self, line: int | None) -> str:
-        """The beginning of a message: the line and its code, or the sizes if `line` is None."""
+        """The beginning of a message: the line and its code. If `line` is None: the sizes."""
         if line is None:
             case = Case(self.p.B, self.p.T, self.p.H, self.p.D, self.p.T)
             return f"with {case}: "
         return f"{self.learner.file.where(line)}, `{self.code(line)}`: "
 
     def code(self, line: int) -> str:
-        """The code of a line of the learner's file, without a comment at its end."""
+        """The code of a line of the learner's file, without the comment at the end of the line."""
         return without_comment(linecache.getline(str(self.learner.file.path), line).strip())
 
 
 def repeat_forward(
     learner: LearnerAttention, grad: bool | None = None, tolerance: float | None = None
 ) -> ComparedForward:
-    """The forward pass that was tried last, now traced; `grad` overrides the attempt's `grad`."""
+    """The learner's last forward pass, repeated with a trace. `grad` overrides the attempt's."""
     attempt = learner.attempt
     assert attempt is not None
     case = attempt.case
@@ -113,9 +113,9 @@ def repeat_forward(
 
 
 def forward_without_output(learner: LearnerAttention) -> ComparedForward | None:
-    """The forward pass of a module that has no output projection, or None if it cannot be built.
+    """The forward pass of a module without an output projection; None if it cannot be built.
 
-    The reference then has an output projection that changes nothing."""
+    The output projection of the reference is then the identity."""
     try:
         learner.recognise(any_output=True)
         module, parts = learner.filled(USUAL)
@@ -129,7 +129,7 @@ def forward_without_output(learner: LearnerAttention) -> ComparedForward | None:
 
 
 def forward_of_case(learner: LearnerAttention, case: Case = USUAL) -> ComparedForward | None:
-    """The forward pass of a fresh module on `case`, or None if the module cannot be built."""
+    """The forward pass of a new module on `case`; None if the module cannot be built."""
     try:
         built = learner.build(case)
     except CheckFailed:
@@ -143,5 +143,5 @@ def forward_of_case(learner: LearnerAttention, case: Case = USUAL) -> ComparedFo
 
 
 def _tolerance(learner: LearnerAttention) -> float:
-    """How far a traced number can be from the reference: code can round to float32 in between."""
+    """The tolerance for traced numbers. It allows for code that rounds to float32."""
     return 1e-5 if learner.single else 1e-6

@@ -1,18 +1,19 @@
 """Explains a failed check: the first wrong step, the known mistake, and the line to quote.
 
-How a wrong file travels through this folder:
+The path from a wrong file to its report:
 1. checks.py runs the learner's class (learner_attention.py) on sizes, weights and inputs from
-   cases.py. The first check that fails raises CheckFailed, and `diagnose` gets it.
+   cases.py. The first check that fails raises CheckFailed, and lesson.py passes it to `diagnose`.
 2. forward_trace.py repeats the forward pass and records every torch operation.
 3. matching.py finds the values of the reference (stages.py) among the traced tensors.
    compared_forward.py holds the trace, the matches and the reference.
-4. first_wrong_step.py decides at which of the eight steps the forward pass leaves the reference,
-   with the help of first_wrong_operation.py.
-5. mistakes/bank.py runs every known mistake on the same weights. A mistake with the
+4. first_wrong_step.py decides which of the eight steps is the first wrong one, with the help of
+   first_wrong_operation.py.
+5. mistakes/bank.py runs every known mistake on the same weights. A mistake that gives the
    learner's output explains the file. evidence.py rejects mistakes that the trace contradicts. If
-   no mistake fits the output, or the file stops early, it also looks for the step's wrong value.
+   no mistake gives the output, or the file stops early, evidence.py compares the wrong value of
+   the step with those of the known mistakes.
 6. quoted_line.py chooses the line of the learner's file to quote: `line_to_quote`.
-7. finding.py puts step, mistake, message and line into a Finding, and lesson.py reports it.
+7. finding.py puts step, mistake, message and line into a Finding. lesson.py makes the report.
 """
 
 from __future__ import annotations
@@ -90,10 +91,10 @@ LARGE_FILL = 1e6
 def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Finding:
     """The finding for a failed `check`: its step, and its mistake if the bank knows it.
 
-    Some failures name their own mistake and only need a step and a line. All others are explained
-    by comparing the forward pass with the reference."""
+    Some failures have a mistake already, and only need a step and a line. For all others, this
+    compares the forward pass with the reference."""
     if failed.mistake == "missing-projection" and failed.step == 8:
-        # The missing layer is the last step, so look for a wrong step before it.
+        # The missing layer belongs to the last step, so look for an earlier wrong step first.
         forward = forward_without_output(learner)
         if forward is not None and _first_wrong_step(forward) < 8:
             return _compared_with_reference(forward, failed)
@@ -124,7 +125,7 @@ def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Find
         forward = repeat_forward(learner)
         lowering = (op.index for op in forward.trace.operations if lowers_precision(op))
         return finding_at_operation(forward, next(lowering, None), failed)
-    # The usual case tells more than an unusual one, such as one token or one head.
+    # The usual case shows more than a case with one token or one head.
     usual = forward_of_case(learner)
     if usual is not None and usual.wrong:
         return _compared_with_reference(usual, failed)
@@ -132,7 +133,7 @@ def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Find
 
 
 def _first_wrong_step(forward: ComparedForward) -> int:
-    """The first wrong step of `forward`."""
+    """The number of the first wrong step of `forward`."""
     path = forward.learner.file.path
     return first_wrong_step(forward.trace, forward.found, forward.p, path)
 
@@ -141,8 +142,8 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
     """The finding for a forward pass that differs from the reference or does not finish.
 
     A mistake of the bank explains the file if it gives exactly the learner's output. If several
-    do, the one nearest to the first wrong step wins. If none does, a mistake that gives
-    the wrong value of that step explains the file."""
+    mistakes do, this takes the one that is nearest to the first wrong step. If none does, a mistake
+    explains the file if it gives the learner's wrong value of that step."""
     step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
     if forward.y is None:
         return _stopped(forward, step, failed)
@@ -153,12 +154,14 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         and not values_equal(values.out, forward.values.out)
         and is_plausible(forward, mistake)
     ]
-    # If forward uses no queries, keys and values, its output can fit a later mistake by accident.
+    # If forward does not use its projections, its output can equal that of a later mistake by
+    # accident.
     if not any(fit[0].step == 1 for fit in fits) and (unused := unused_projections(forward)):
         return _unused(forward, unused)
     if not found.completed_at and not fits and forward.is_opaque:
         step = step_by_right_tokens(forward)
-    # If queries never meet keys, the output can fit a mistake after step 4 by accident.
+    # If forward never multiplies queries and keys, its output can equal that of a mistake after
+    # step 4 by accident.
     if not queries_meet_keys(forward):
         fits = [fit for fit in fits if fit[0].step <= 4]
     changing = operation_that_changed_value(trace, found, forward.p, first_missing_step(found))
@@ -180,18 +183,18 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
 
 
 def _from_bank(slug: str, forward: ComparedForward) -> tuple[AttentionMistake, Values]:
-    """The mistake `slug` and what it computes."""
+    """The mistake `slug` of the bank, and the values that it gives."""
     return next(fit for fit in bank_results(forward.p) if fit[0].slug == slug)
 
 
 def _swapped_names(forward: ComparedForward) -> tuple[AttentionMistake, Values] | None:
-    """The mistake of swapped names, if two of the variables q, k and v hold each other's values."""
+    """The mistake of swapped names if the learner swapped two of the variables q, k, v, or None."""
     slug = slug_of_swapped_names(forward)
     return None if slug is None else _from_bank(slug, forward)
 
 
 def _distance(forward: ComparedForward, mistake: AttentionMistake, step: int) -> tuple[int, int]:
-    """A sort key for mistakes with the learner's output: the nearest to `step` comes first."""
+    """A sort key for mistakes that give the learner's output: the nearest to `step` comes first."""
     if mistake.slug == "query-key-swapped":
         return (0 if slug_of_swapped_names(forward) == mistake.slug else 9, 0)
     if mistake.slug == "scores-transposed":
@@ -200,7 +203,7 @@ def _distance(forward: ComparedForward, mistake: AttentionMistake, step: int) ->
 
 
 def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: Values) -> Finding:
-    """The finding for a mistake of the bank; `values` are what the mistake computes."""
+    """The finding for a mistake of the bank. `values` are the values that the mistake gives."""
     step, p = mistake.step, forward.p
     numbers = message_numbers(p)
     if mistake.slug == "softmax-missing" and forward.found.has("weights"):
@@ -246,20 +249,23 @@ def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: 
 
 
 def _weights_unused(forward: ComparedForward) -> Finding:
-    """The finding for a file that computes the weights, but multiplies the values by the scores."""
+    """The finding for a file that computes the weights but multiplies the values by the scores."""
     at = forward.found.completed_at["weights"]
     products = (op.index for op in forward.trace.operations[at + 1 :] if op.name in PRODUCTS)
     line = line_to_quote(forward, next(products, at), search=False)
     made = forward.line(at)
     where = "your softmax" if made is None else forward.learner.file.where(made)
-    why = f"the weights of {where} are right, but nothing uses them: the scores meet the values"
+    why = (
+        f"the weights of {where} are right, but nothing uses them: you multiply the values by the "
+        "scores"
+    )
     hints = hints_of_step(7, message_numbers(forward.p))
     marks = step_marks(7, forward, line)
     return Finding(7, "weights-unused", forward.quote(line) + why, hints, marks)
 
 
 def _slug_of_fill(value: float) -> str:
-    """The mistake of a mask that fills hidden scores with `value`."""
+    """The slug of the mistake of a mask that fills hidden scores with `value`."""
     if value == 0.0:
         return "mask-filled-with-0"
     if abs(value) < 1e-3:
@@ -302,18 +308,18 @@ def _changed_value(
 
 
 def _unused(forward: ComparedForward, names: list[str]) -> Finding:
-    """The finding for a forward pass that does not use its query, key and value layers."""
+    """The finding for a forward pass that does not use the query, key and value layers `names`."""
     layers = ", ".join(f"`{name}`" for name in names)
     shape = tuple(forward.p.x.shape)
     message = (
-        f"forward turns {shape} into {shape} without {layers}: no gradient reaches these layers"
+        f"forward computes {shape} from {shape} without {layers}: no gradient reaches these layers"
     )
     hints = hints_of_step(1, message_numbers(forward.p))
     return Finding(1, "projections-unused", message, hints, step_marks(1, forward, None))
 
 
 def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -> Finding:
-    """The finding if no mistake of the bank fits: what the trace tells about the step."""
+    """The finding if no mistake of the bank fits. The trace gives the message."""
     p, slug = forward.p, f"step-{step}"
     index = forward.first_wrong_operation(step)
     line = line_to_quote(forward, index, step=step, slug=slug)
@@ -322,7 +328,7 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
     if step == 8 and failed.mistake in ("sequences-mixed", "not-causal"):
         slug = failed.mistake
     why = (
-        f"from here on your numbers are not those of step {step}, {STEP_NAMES[step]}; "
+        f"your numbers first differ from the reference in step {step}, {STEP_NAMES[step]}; "
         f"{failed.message}"
     )
     scale = scale_of_scores(forward) if step == 4 else None
@@ -367,10 +373,11 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
 
 
 def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Finding:
-    """The finding for a forward pass that raises or returns no tensor of the right shape.
+    """The finding for a forward pass that raises, or returns no tensor of the right shape.
 
-    If there is a mistake before the stop, the finding is about that mistake. Otherwise the message
-    has the learner's error, and the shapes of the inputs of the operation that failed."""
+    If there is a mistake before the code stops, the finding is about that mistake. Otherwise the
+    message has the learner's error, and the shapes of the inputs of the operation that raised
+    it."""
     earlier = _mistake_before_stop(forward, step)
     if earlier is not None:
         return earlier
@@ -388,7 +395,7 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
     elif trace.error is None and line is not None:
         if failed.mistake == "returns-nothing" and last is not None:
             line = last.line or line
-            message += f": it has no return after {forward.quote(line).rstrip(': ')}"
+            message += f"; forward has no return after {forward.quote(line).rstrip(': ')}"
         else:
             message += f"; your numbers are right before {forward.quote(line).rstrip(': ')}"
     hints = hints_of_step(step, message_numbers(forward.p))
@@ -410,7 +417,7 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
 
 
 def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
-    """The finding for a step that was done wrongly before the code stops, or None."""
+    """The finding for a wrong step before the line at which the code stops, or None."""
     trace, found, path = forward.trace, forward.found, forward.learner.file.path
     if found.has("out"):
         return None
@@ -429,11 +436,11 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
         )
     if fit is not None and fit[0].slug == "mask-inverted" and scores_are_transposed(forward):
         fit = _from_bank("scores-transposed", forward)
-    words = "further on, forward returns nothing of the right shape"
+    words = "after that, forward returns nothing of the right shape"
     if isinstance(trace.error, NotImplementedError):
         words = LATER
     elif trace.error is not None:
-        words = f"further on, the file stops: {in_words(trace.error)}"
+        words = f"after that, the file stops: {in_words(trace.error)}"
     later = CheckFailed(f"step-{step}", words, "")
     if fit is None:
         return _unknown_mistake(forward, step, later)
@@ -442,7 +449,7 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
 
 
 def _hidden_too_much(forward: ComparedForward) -> tuple[AttentionMistake, Values] | None:
-    """The known mistake of step 5 that hides the same cells with -inf, or None."""
+    """The known mistake of step 5 that hides the same cells as the learner's -inf, or None."""
     p = forward.p
     for operation in forward.trace.operations:
         if "masked" not in forward.found.values_of_operation.get(operation.index, []):
@@ -458,7 +465,7 @@ def _hidden_too_much(forward: ComparedForward) -> tuple[AttentionMistake, Values
 
 
 def _mask_by_value(learner: LearnerAttention, failed: CheckFailed) -> Finding:
-    """The finding for a mask that is made from the scores: the line that hides them."""
+    """The finding for a mask that is made from the scores, at the line that hides scores."""
     forward = forward_of_case(learner) or repeat_forward(learner)
     hides = [op for op in forward.trace.operations if "fill" in op.name or op.name == "where"]
     line = forward.line(hides[-1].index) if hides else None
@@ -475,9 +482,9 @@ def _random_output(learner: LearnerAttention, failed: CheckFailed) -> Finding:
     if first.y is not None and same_seed.y is not None and not torch.equal(first.y, same_seed.y):
         failed = CheckFailed(
             "state-between-calls",
-            f"{failed.message}, even with the same random numbers: forward keeps something from "
-            "one call to the next",
-            "compute everything from x and the weights; keep nothing from an earlier call",
+            f"{failed.message}, even with the same random numbers: forward uses something that an "
+            "earlier call stored",
+            "compute everything from x and the weights, and use nothing from an earlier call",
         )
     pairs = zip(first.trace.operations, other_seed.trace.operations, strict=False)
     for one, two in pairs:

@@ -1,4 +1,4 @@
-"""What a traced forward pass tells: which mistakes of the bank fit, and where wrong values appear.
+"""Evidence in a traced forward pass: which mistakes of the bank fit, and where wrong values appear.
 
 Dimensions: T time.
 """
@@ -53,7 +53,8 @@ def mistake_with_value(
         if mistake.step != step:
             continue
         if before and values_equal(getattr(values, shown), getattr(right, before)):
-            # The mistake leaves the step out, so the wrong value equals the value before the step.
+            # A mistake that leaves the step out gives the value before the step. Other code can
+            # compute that value too, so look at the next operation.
             if forward.next_is(forward.first_wrong_operation(step), step):
                 return mistake, values
             continue
@@ -70,7 +71,7 @@ def mistake_with_value(
         if step in (1, 2) and set(differing) != set(missing):
             continue
         if step == 1 and operation_that_named(forward, values, -1) < 0:
-            continue  # queries are always there: only a variable's name is wrong
+            continue  # the wrong numbers need a variable named after q, k or v
         if differing and all(
             first_operation_with(forward, getattr(values, name), getattr(right, name)) is not None
             for name in differing
@@ -82,7 +83,7 @@ def mistake_with_value(
 def is_plausible(forward: ComparedForward, mistake: AttentionMistake) -> bool:
     """Whether the trace allows the mistake.
 
-    The output alone proves nothing, because other code can compute the same output."""
+    The output alone proves no mistake, because other code can give the same output."""
     p, found, slug = forward.p, forward.found, mistake.slug
     if mistake.step in (4, 5, 6) and found.has("mixed"):
         return False  # right weighted values have right weights
@@ -95,8 +96,8 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake) -> bool:
     if slug == "projection-of-x":
         return found.has("mixed")
     if slug.startswith("scale-") and first_missing_step(found) == 6 and found.has("scaled"):
-        # The masked scores are right. The scale is wrong only if forward undoes it before the
-        # softmax and divides the weights.
+        # The masked scores are right. A wrong scale is possible only if forward undoes the scale
+        # before the softmax and divides the weights instead.
         return slug == "scale-after-softmax"
     if slug == "tokens-shifted":
         return not found.has("q", "k", "v") or bool(projected_out_of_order(forward.trace, found, p))
@@ -108,7 +109,7 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake) -> bool:
         return not found.has("weights")
     if slug == "softmax-missing":
         factors = [x for op in products for x in op.inputs if x.dim() >= 2]
-        table = found.tables["scaled"]  # hidden scores can have become 0
+        table = found.tables["scaled"]  # a mask can have set hidden scores to 0
         scores = [(table.locate(x.double()) >= 0) | (x.reshape(-1) == 0) for x in factors]
         names = {value_in(x, found, p.T) for x in factors}
         return forward.is_opaque or "masked" in names or any(bool(at.all()) for at in scores)
@@ -129,7 +130,8 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake) -> bool:
 def unused_projections(forward: ComparedForward) -> list[str]:
     """The names of the query, key and value projections that forward does not use.
 
-    Empty if the trace holds queries, keys or values, or if a gradient reaches any projection."""
+    Empty if the trace has queries, keys or values, or if a gradient reaches one of the
+    projections."""
     if any(forward.found.has(name) for name in "qkv"):
         return []
     attempt = forward.learner.attempt
@@ -154,7 +156,7 @@ def unused_projections(forward: ComparedForward) -> list[str]:
 
 
 def queries_meet_keys(forward: ComparedForward) -> bool:
-    """Whether an operation combines queries and keys, or an untraced operation can have done so."""
+    """Whether an operation combines queries and keys. True if untraced operations are possible."""
     found, T = forward.found, forward.p.T
     if not found.has("q", "k") or forward.trace.has_untraced:
         return True
@@ -173,14 +175,14 @@ def queries_meet_keys(forward: ComparedForward) -> bool:
 
 
 def _mostly_holds(x: Tensor, forward: ComparedForward, name: str) -> bool:
-    """Whether more than half of the numbers in x occur in the reference's value `name`."""
+    """Whether more than half of the numbers in x are numbers of the reference's value `name`."""
     if not x.dtype.is_floating_point or x.numel() == 0:
         return False
     return float((forward.found.tables[name].locate(x.double()) >= 0).double().mean()) > 0.5
 
 
 def slug_of_swapped_names(forward: ComparedForward) -> str | None:
-    """The mistake's slug if two of the variables q, k and v hold each other's values, or None."""
+    """The slug of the mistake if the learner swapped two of the variables q, k and v, or None."""
     value_of_variable = {}
     for at, name in sorted(forward.trace.variable_names.items()):
         values = forward.found.values_of_output.get(at, [])
@@ -222,7 +224,7 @@ def scores_are_transposed(forward: ComparedForward) -> bool:
 def first_operation_with(forward: ComparedForward, value: Tensor, right: Tensor) -> int | None:
     """The first operation whose result has the numbers of `value`, or None.
 
-    The order of the numbers counts only if `right` has the same numbers in another order."""
+    Compares the order of the numbers only if `right` has the same numbers in another order."""
     wanted = _sorted(value)
     reordered = values_equal(wanted, _sorted(right))
     if reordered:
@@ -244,7 +246,7 @@ def _sorted(x: Tensor) -> Tensor:
 
 
 def operation_that_named(forward: ComparedForward, values: Values, index: int) -> int:
-    """The operation whose wrong result the learner's code names q, k or v, else `index`."""
+    """The operation whose wrong result the learner assigns to q, k or v, else `index`."""
     for letter in "qkv":
         wrong = getattr(values, letter)
         if values_equal(wrong, getattr(forward.values, letter)):
@@ -260,9 +262,9 @@ def operation_that_named(forward: ComparedForward, values: Values, index: int) -
 
 
 def fill_of_hidden_scores(forward: ComparedForward) -> tuple[float, int] | None:
-    """The number that the learner wrote into all hidden scores, and the index of the operation.
+    """The number in all hidden scores of the learner, and the index of the operation that wrote it.
 
-    None if the hidden scores do not all hold one number."""
+    None if the hidden scores have different numbers."""
     table, p = forward.found.tables["scaled"], forward.p
     cells = p.T * p.T
     for operation in reversed(forward.trace.operations):
@@ -287,15 +289,16 @@ def first_operation_with_nan(trace: ForwardTrace) -> Operation | None:
 
 
 def lowers_precision(operation: Operation) -> bool:
-    """Whether the operation turns float64 into another dtype."""
+    """Whether the operation has float64 inputs and a result of another dtype."""
     long = any(x.dtype == torch.float64 for x in operation.inputs)
     return long and any(x.dtype != torch.float64 for x in operation.outputs)
 
 
 def step_by_right_tokens(forward: ComparedForward) -> int:
-    """The wrong step, guessed from the tokens whose output is right. It needs no trace.
+    """The likely wrong step, guessed from the tokens with a right output. Needs no trace.
 
-    A wrong mask (5) leaves the last token right, and wrong scores (4) leave token 0 right."""
+    With a wrong mask (step 5) the output of the last token is right. With wrong scores (step 4) the
+    output of token 0 is right."""
     assert forward.y is not None
     close = ((forward.y - forward.values.out).abs() <= 1e-7).all(dim=-1).all(dim=0)  # (T,)
     if bool(close[-1]) and not bool(close[0]):
@@ -311,8 +314,8 @@ def step_by_right_tokens(forward: ComparedForward) -> int:
 def learner_weights(forward: ComparedForward) -> Tensor | None:
     """The learner's attention weights: the last (..., T, T) result with numbers from 0 to 1.
 
-    Their sum must be whole, as after a softmax, which makes each row (or column) sum to 1.
-    None if there is no such result."""
+    Their total must be a whole number, because a softmax makes each row (or column) sum to 1. None
+    if there is no such result."""
     T = forward.p.T
     for operation in reversed(forward.trace.operations):
         for x in operation.outputs:

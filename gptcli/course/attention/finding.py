@@ -18,8 +18,8 @@ from gptcli.course.attention.matching import first_missing_step
 from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS, message_numbers
 from gptcli.course.lesson import CheckFailed
 
-# step -> the values that show that it is done. Step 3 changes no number. Step 8 is the last one, so
-# a wrong file never has it right.
+# step -> the values which show that the step is right. Step 3 changes no number, so it has none.
+# Step 8 is the last step, so it is never right in a wrong file.
 _VALUES_OF_STEP = {
     1: ("q", "k", "v"),
     2: ("qh", "kh", "vh"),
@@ -32,7 +32,7 @@ _VALUES_OF_STEP = {
 
 @dataclass
 class Finding:
-    """What is wrong with the learner's file. The report is made from this."""
+    """What is wrong with the learner's file. The lesson makes its report from a Finding."""
 
     step: int | None
     mistake: str
@@ -44,7 +44,7 @@ class Finding:
 
 
 def with_weights(finding: Finding, forward: ComparedForward, weights: Tensor | None) -> Finding:
-    """`finding` with the learner's and the right attention weights, if its step is 4, 5 or 6."""
+    """`finding`, with the learner's and the right attention weights if its step is 4, 5 or 6."""
     T = forward.p.T
     if finding.step not in (4, 5, 6) or weights is None or weights.shape[-2:] != (T, T):
         return finding
@@ -56,7 +56,7 @@ def with_weights(finding: Finding, forward: ComparedForward, weights: Tensor | N
 def step_marks(
     step: int | None, forward: ComparedForward | None, line: int | None
 ) -> list[dict[str, Any]]:
-    """The eight steps for the report, each with its line: right, wrong, or after the wrong one."""
+    """The eight steps as dicts with the fields of StepMark. `step` is the wrong step."""
     if step is None:
         return []
     lines, seen = {}, 0
@@ -67,11 +67,12 @@ def step_marks(
             if completed:
                 lines[number] = forward.trace.operations[max(completed)].line
             if len(completed) == len(names):
-                seen = number  # right values of a step prove those before it
+                seen = number  # if a step's values are right, so are all earlier steps
     marks = []
     for number, name in STEP_NAMES.items():
         state = "right" if number < step else "wrong" if number == step else "after"
-        # Folding changes no number, and a soft mask none that is seen: the next step shows them.
+        # Folding changes no number. A soft mask changes no visible score. So only the next step
+        # shows whether these two are right.
         if state == "right" and number > seen and not (number == 3 and seen >= 2):
             state = "unseen"
         at = line if number == step else lines.get(number) if state == "right" else None
@@ -81,14 +82,16 @@ def step_marks(
 
 
 def hints_of_step(step: int | None, numbers: dict[str, float | int]) -> tuple[str, ...]:
-    """The three general hints of a step, with the sizes in `numbers`."""
+    """The three general hints of a step, with the sizes in `numbers` filled in."""
     return tuple(hint.format(**numbers) for hint in STEP_HINTS[step or 1])
 
 
 def finding_from_check(
     forward: ComparedForward, step: int | None, failed: CheckFailed, line: int | None = None
 ) -> Finding:
-    """The check's own message at `step`. `line` defaults to the step's first wrong operation."""
+    """The finding with the check's own message at `step`.
+
+    `line` defaults to the line of the step's first wrong operation."""
     if line is None and step is not None:
         line = forward.line(forward.first_wrong_operation(step))
     hints = failed.hints
@@ -101,7 +104,7 @@ def finding_from_check(
 def finding_at_operation(
     forward: ComparedForward, index: int | None, failed: CheckFailed
 ) -> Finding:
-    """The check's own message, at the step that operation `index` belongs to."""
+    """The finding with the check's own message, at the step that operation `index` belongs to."""
     if index is None:
         return finding_from_check(forward, None, failed)
     step = first_missing_step(matched_before(forward.found, index))
@@ -111,7 +114,7 @@ def finding_at_operation(
 def describe_range(x: Tensor, both_ends: bool = False) -> str:
     """The range of the numbers of x, such as "0.5 to 1".
 
-    If all numbers are equal, this is that number, unless `both_ends`."""
+    If all numbers are equal, returns this one number. With `both_ends`, returns "from 0.5 to 1"."""
     finite = x[x.isfinite()]
     if not finite.numel():
         return "no finite number"

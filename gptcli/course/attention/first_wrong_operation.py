@@ -1,8 +1,8 @@
-"""Finds the first operation whose result is not in the reference, and the step it belongs to.
+"""Finds the first operation that turns right values into wrong ones, and the step it belongs to.
 
-If the input of an operation is a right value, the operation either begins the next step or changes
-the value that the last step made. If the scaled scores are clamped, for example, the scores
-(step 4) are wrong, not the mask (step 5).
+If the input of such an operation is a right value, the operation either begins the next step or
+changes the result of the last step. If code clamps the scaled scores, for example, step 4 (scores)
+is wrong, and not step 5 (mask).
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
@@ -19,7 +19,7 @@ from gptcli.course.attention.forward_trace import ForwardTrace, Operation
 from gptcli.course.attention.matching import Matches, last_right_operation, value_in
 from gptcli.course.attention.stages import Problem
 
-# Operations that change the layout of a tensor but not its numbers.
+# Operations that change the layout of a tensor, but not its numbers.
 LAYOUT = {
     "view", "reshape", "permute", "transpose", "unflatten", "flatten", "swapaxes", "swapdims",
     "chunk", "split", "unbind", "squeeze", "unsqueeze", "contiguous", "movedim", "stack", "cat",
@@ -28,18 +28,18 @@ LAYOUT = {
 # Operations that can multiply queries by keys, or weights by values.
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm", "mul", "__mul__"}
 FUSED_KERNEL = "scaled_dot_product_attention"
-# A right value goes through these into the next step.
+# Operations that use a right value to begin the next step.
 NEXT_STEP_PRODUCTS = {"linear", "matmul", "__matmul__", "bmm", "einsum", "conv1d", "addmm"}
-FILLERS = ("_like", "new_")  # in the names of operations such as zeros_like and new_full
-LEAST_MASK_OFFSET = 20.0  # an additive mask changes a hidden score by at least this
+FILLERS = ("_like", "new_")  # parts of names such as zeros_like and new_full
+LEAST_MASK_OFFSET = 20.0  # an additive mask changes a hidden score at least by this
 
 
 def operations_off_reference(
     trace: ForwardTrace, found: Matches, p: Problem, step: int
 ) -> Iterator[Operation]:
-    """The operations that turn right values into others.
+    """The operations that have a right value as input and a result that is not in the reference.
 
-    Only operations after the one that completed the last right value before `step` count."""
+    Begins after the operation that completed the last right value before `step`."""
     begin = last_right_operation(found, step) + 1
     if step == 2:  # keys can go wrong before the values are made
         whole = [found.completed_at[n] for n in "qkv" if found.has(n) and not found.has(f"{n}h")]
@@ -71,9 +71,9 @@ def names_of_inputs(operation: Operation, found: Matches, p: Problem) -> list[st
 def first_operation_off_reference(
     trace: ForwardTrace, found: Matches, p: Problem, step: int
 ) -> Operation | None:
-    """The first operation that turns the right values before `step` into others, or None.
+    """The first operation that turns the right values before `step` into wrong ones, or None.
 
-    The numbers go wrong there, even if the code stops later."""
+    The numbers are wrong from this operation on, even if the code stops later."""
     return next(operations_off_reference(trace, found, p, step), None)
 
 
@@ -107,7 +107,7 @@ def operation_that_changed_value(
     """The operation that changes a right value before `step` begins, or None.
 
     The result of the operation has the shape of the input, but other numbers. A split, a mask, a
-    softmax, a product or a merge does not count: these begin the next step."""
+    softmax, a product or a merge does not count, because it begins the next step."""
     wanted = _VALUES_BEFORE.get(step, ())
     for operation in operations_off_reference(trace, found, p, step):
         result = operation.outputs[0]
@@ -127,8 +127,8 @@ def operation_that_changed_value(
             begins = any(word in operation.name for word in ("exp", "softmax", "log", "max"))
             return None if begins or _is_mask(x, result, found, p) else operation
         if step == 2 and _is_multiple(x, result):
-            return None  # the scale, applied to the queries or keys
-        if step == 6:  # another function is the softmax
+            return None  # code can scale the queries or keys instead of the scores
+        if step == 6:  # any other function is the softmax
             return operation if _is_multiple(x, result) else None
         flat = x.shape[-1] == p.C
         return None if step != 7 and flat == (step == 8) else operation
@@ -141,23 +141,23 @@ def _is_multiple(x: Tensor, result: Tensor) -> bool:
     return bool(((ratio - ratio[0]).abs() <= 1e-9 * ratio[0].abs()).all())
 
 
-# step: the values that it begins with
-# If only visible scores are computed, the scaled scores need no mask: step 6 begins with them.
+# step -> the values with which it begins. Code that computes only visible scores has no mask, so
+# its step 6 begins with the scaled scores.
 _VALUES_BEFORE = {
     2: ("q", "k", "v"), 5: ("scaled",), 6: ("scaled",), 7: ("weights",), 8: ("mixed",),
 }  # fmt: skip
 
 
 def step_of_changed_value(step: int) -> int:
-    """The step of the value that `operation_that_changed_value(..., step)` found."""
+    """The step that computes the value which `operation_that_changed_value(..., step)` found."""
     return {2: 1, 5: 4, 6: 4, 7: 6, 8: 7}[step]
 
 
 def _is_mask(x: Tensor, result: Tensor, found: Matches, p: Problem) -> bool:
     """Whether `result` is the scores x with a mask, or the beginning of a softmax.
 
-    A mask leaves a score unchanged, or hides it by one number or a large change. The hidden cells
-    are the same in every sequence and head that the mask touches."""
+    A mask leaves a score unchanged, replaces it by a fixed number or changes it by a lot. It hides
+    the same cells in every sequence and head to which it applies."""
     table = found.tables["scaled"]
     places = table.locate(x.double())
     b, h, t, s = table.places(places)
@@ -174,14 +174,14 @@ def _is_mask(x: Tensor, result: Tensor, found: Matches, p: Problem) -> bool:
     change = (new - old)[moved]
     by_row = (change, (b * p.H + h)[moved] * p.T + t[moved])
     if _is_constant_in_groups(*by_row):
-        return True  # a softmax begins: it subtracts the maximum of each row
+        return True  # a softmax begins by subtracting each row's maximum
     one_number = bool((new[moved] == new[moved][0]).all() | new[moved].isnan().all())
     one_change = bool((change - change[0]).abs().max() <= 1e-9)
     return one_number or one_change or not bool((change.abs() < LEAST_MASK_OFFSET).any())
 
 
 def mask_hides_too_much(trace: ForwardTrace, found: Matches, p: Problem) -> bool:
-    """Whether one operation masks all scores and hides some that must stay visible."""
+    """Whether one operation masks all scores and hides scores that must stay visible."""
     if found.has("masked") or found.has("weights"):
         return False
     return any(
@@ -193,7 +193,7 @@ def mask_hides_too_much(trace: ForwardTrace, found: Matches, p: Problem) -> bool
 
 
 def _is_constant_in_groups(values: Tensor, group: Tensor) -> bool:
-    """Whether the values of each group are equal, and some group has more than one value."""
+    """Whether the values in each group are equal, and some group has more than one value."""
     order = group.argsort(stable=True)
     same = group[order][1:] == group[order][:-1]
     equal = (values[order][1:] - values[order][:-1]).abs() <= 1e-9
@@ -201,10 +201,10 @@ def _is_constant_in_groups(values: Tensor, group: Tensor) -> bool:
 
 
 def step_named_in_source(error: BaseException | None, path: Path) -> int | None:
-    """The step number written where the learner's code stopped ("# 5. mask", "step 5"), or None.
+    """The step number in the text at which the code stopped ("# 5. mask", "step 5"), or None.
 
-    Reads the error's message, the comment on the line and the comments above the line. None if
-    these name several steps."""
+    Looks at the error's message, the comment on the line and the comments above it. None if they
+    name several steps."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     at = line_of_error(error, path) or len(lines)
     text = str(error) if error is not None else ""
@@ -218,7 +218,7 @@ def step_named_in_source(error: BaseException | None, path: Path) -> int | None:
 
 
 def line_of_error(error: BaseException | None, path: Path) -> int | None:
-    """The line of `path` that the error's traceback names last, or None."""
+    """The number of the innermost line of `path` in the error's traceback, or None."""
     at, trace = None, None if error is None else error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
@@ -230,8 +230,8 @@ def line_of_error(error: BaseException | None, path: Path) -> int | None:
 def matched_before(found: Matches, index: int) -> Matches:
     """The matches before operation `index`.
 
-    A value counts as found if only part of it was computed, such as one head or one token in a
-    loop."""
+    A value counts as found even if only a part of it was computed, such as one head or one token in
+    a loop."""
     begun = {
         name: at
         for at, names in sorted(found.values_of_operation.items())

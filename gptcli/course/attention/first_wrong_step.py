@@ -1,4 +1,4 @@
-"""Decides at which of the eight steps a traced forward pass leaves the reference.
+"""Decides which of the eight steps is the first wrong one in a traced forward pass.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
@@ -38,10 +38,10 @@ from gptcli.course.attention.stages import Problem
 
 
 def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path) -> int:
-    """The first wrong step of a forward pass that finished, raised, or returned nothing.
+    """The first wrong step of a forward pass, which can also have raised or returned nothing.
 
-    If the code stops, this is the first step that it did not complete. `path` is the learner's
-    file. If code is still to be written, the comments in the file tell its step."""
+    If the code stops, this is the first step that it did not complete. If code is still to be
+    written, comments in the learner's file `path` name the step."""
     too_narrow = mask_hides_too_much(trace, found, p)
     if trace.error is not None or not _is_whole(trace, p):
         found = matched_before(found, len(trace.operations))
@@ -78,7 +78,7 @@ def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path
 
 
 def softmax_over_one_number(trace: ForwardTrace, found: Matches) -> bool:
-    """Whether a softmax normalises each score by itself, so that all weights become 1."""
+    """Whether a softmax goes over a dimension of one number, so that all weights become 1."""
     for operation in trace.operations:
         if "softmax" not in operation.name or not operation.inputs or not operation.outputs:
             continue
@@ -99,12 +99,12 @@ def _has_scores_of_some_keys(found: Matches, p: Problem) -> bool:
 
 
 def _is_whole(trace: ForwardTrace, p: Problem) -> bool:
-    """Whether forward returned a tensor of the shape of x."""
+    """Whether forward returned a tensor with the shape of x."""
     return isinstance(trace.result, Tensor) and trace.result.shape == p.x.shape
 
 
 def _stops_on_line_of_value(trace: ForwardTrace, step: int, found: Matches, path: Path) -> bool:
-    """Whether the code stopped on the line that had already computed the input of `step`."""
+    """Whether the code stopped on the same line that computed the input of `step`."""
     before = {6: ("masked",), 7: ("weights",)}.get(step, ())
     line = line_of_error(trace.error, path)
     last = trace.operations[-1] if trace.operations else None
@@ -115,7 +115,7 @@ def _stops_on_line_of_value(trace: ForwardTrace, step: int, found: Matches, path
 
 
 def _is_dropout(error: BaseException | None, path: Path) -> bool:
-    """Whether the code stops on a line with dropout and no product. Dropout belongs to step 6."""
+    """Whether the code stops on a line with dropout, but without a product: this is step 6."""
     line = line_of_error(error, path)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if error is None or line is None or line > len(lines):
@@ -127,7 +127,7 @@ def _is_dropout(error: BaseException | None, path: Path) -> bool:
 def _step_of_raising_operation(
     trace: ForwardTrace, last: Operation, step: int, found: Matches, p: Problem
 ) -> int:
-    """The step that the raising operation `last` belongs to, judged by its name and its inputs."""
+    """The step of the operation `last`, which raised. Its name and its inputs decide."""
     first = last.inputs[0] if last.inputs else None
     name = value_in(first, found, p.T) if first is not None else None
     if last.name in LAYOUT and first is not None:
@@ -137,7 +137,7 @@ def _step_of_raising_operation(
             is_split = has_separate_heads(first, table, flat)
             if first.dim() == 4 and is_split:
                 _, t, _, _ = (at.view(first.shape) for at in table.places(flat))
-                is_split = varying_dims(t) != {1}  # heads after time: not yet transposed
+                is_split = varying_dims(t) != {1}  # heads after time: not transposed yet
             return 3 if is_split and first.dim() >= 3 and len(last.integer_arguments) < 4 else 2
         if name in ("raw", "scaled"):
             return 4
@@ -165,20 +165,20 @@ def _step_of_raising_operation(
 def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
     """The step at which the forward pass stops because its code is still to be written.
 
-    Folding and unfolding change no number, so the trace does not show them. The file's text does:
-    its comments name the step, and the lines after the stop expect certain shapes."""
+    Folding and unfolding change no number, so the trace does not show them. The file's text shows
+    them: comments name the step, and the code after the stop expects certain shapes."""
     named = step_named_in_source(trace.error, path)
     if named is not None and named in (step, step - 1):
         return named
     line = line_of_error(trace.error, path)
     latest = trace.operations[-1] if trace.operations else None
     if step == 2 and trace.error is not None and latest is not None and latest.line == line:
-        return 1  # the line that makes q, k or v does not finish
+        return 1  # the line that computes q, k or v stops
     folded = latest is not None and any(x.dim() == 3 for x in latest.outputs)
     if step == 8 and named is None and trace.error is not None and folded:
         return 7 if latest is not None and latest.name in PRODUCTS else 8
     if named is not None and named > step:
-        return step  # an earlier step is missing
+        return step  # an earlier step is missing too
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rest = "\n".join(text.partition("#")[0] for text in lines[line or len(lines) :])
     if step == 4 and not any(op.name in PRODUCTS for op in trace.operations):
@@ -192,7 +192,7 @@ def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
 
 
 def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem) -> int:
-    """The wrong step if a product of right values is wrong: `step`, or an earlier split or fold."""
+    """The wrong step if a product of right values is wrong: `step`, or an earlier one."""
     pairs = ({"q", "k"},) if step == 4 else ({"v"},)
     for operation in trace.operations:
         fused = operation.name == FUSED_KERNEL
@@ -208,7 +208,7 @@ def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem)
 
 
 def _multiple_of(x: Tensor, found: Matches) -> str | None:
-    """The name if x holds all queries, or all keys, times a constant."""
+    """The name q or k if x has all queries or all keys, times a constant; else None."""
     for name in ("q", "k"):
         right = found.tables[name].flat
         if x.numel() != right.numel() or not x.dtype.is_floating_point:
@@ -222,9 +222,9 @@ def _multiple_of(x: Tensor, found: Matches) -> str | None:
 def _step_of_factors(
     trace: ForwardTrace, operation: Operation, step: int, found: Matches, p: Problem
 ) -> int:
-    """The wrong step if the product `operation` is wrong although its factors have right numbers.
+    """The wrong step if the product `operation` is wrong, but its factors have right numbers.
 
-    This is 2 or 3 if a factor is split or folded wrongly, otherwise `step` or an earlier one."""
+    2 or 3 if a factor is split or folded wrongly, otherwise `step` or an earlier step."""
     folds = []
     for x in operation.inputs[:2]:
         name = value_in(x, found, p.T)
@@ -233,7 +233,7 @@ def _step_of_factors(
         table = found.tables[name]
         flat = table.locate(x.double())
         if _is_reversed(x, table, flat):
-            return step  # k.T turns all dimensions around
+            return step  # k.T reverses the order of all dimensions
         if operation.name != "einsum" and x.numel() == math.prod(table.shape):
             if not _each_index_on_one_dim(x, table, flat):
                 if x.dim() == 4:
@@ -263,7 +263,7 @@ def _step_of_factors(
 
 
 def _is_reversed(x: Tensor, table: Table, flat: Tensor) -> bool:
-    """Whether x has the dimensions of (B, H, T, D), (B, T, H, D) or (B*H, T, D) in reverse."""
+    """Whether x is (B, H, T, D), (B, T, H, D) or (B*H, T, D) with its dimensions reversed."""
     if x.dim() not in (3, 4) or x.numel() != math.prod(table.shape):
         return False
     if x.dim() == 3:
@@ -276,7 +276,7 @@ def _is_reversed(x: Tensor, table: Table, flat: Tensor) -> bool:
 def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> int:
     """The wrong step if a product of right queries and keys is wrong.
 
-    Judged by the order of tokens, heads and channels in the two factors."""
+    The order of tokens, heads and channels in the two factors decides."""
     indices = _factor_indices(operation, found, p)
     if not {"q", "k"} <= indices.keys():
         return 4
@@ -289,7 +289,7 @@ def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> 
 def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) -> int:
     """The wrong step if a product of right weights and values is wrong.
 
-    Judged by the zeros of the weights, and by the order of tokens and heads in the two factors."""
+    The zeros of the weights and the order of tokens and heads in the two factors decide."""
     factors = {value_in(x, found, p.T): x for x in operation.inputs[:2]}
     weights = factors.get("weights")
     if weights is not None:
@@ -307,11 +307,11 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
     if torch.equal(wh, vh) or len(set(vh.tolist())) == 1 < len(set(wh.tolist())):
         return 7
     in_order = bool((vh == torch.arange(len(vh)) % p.H).all())
-    return 4 if in_order and len(vh) > 1 else 2  # 4: the scores are unfolded in another order
+    return 4 if in_order and len(vh) > 1 else 2  # 4 if the scores are unfolded in another order
 
 
 def _are_causal_rows(weights: Tensor, p: Problem) -> bool:
-    """Whether the rows of all weights hide only later tokens, and the only weight of a row is 1."""
+    """Whether the rows of weights hide only later tokens, and a row's single weight is 1."""
     hidden = weights.numel() // p.T * (p.T - 1) // 2
     rows = weights.reshape(-1, p.T)
     first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)
@@ -321,11 +321,10 @@ def _are_causal_rows(weights: Tensor, p: Problem) -> bool:
 def _factor_indices(
     operation: Operation, found: Matches, p: Problem
 ) -> dict[str, tuple[Tensor, ...]]:
-    """Name of each factor -> the indices of its sequences, times, heads and channels.
+    """Name of a factor -> its sequence, time, head and channel indices, in the factor's order.
 
-    The indices are in the order that the factor has, with one head index for each matrix. Weights
-    have keys in place of channels. Skips a factor if its time or channel index varies along
-    several dimensions."""
+    There is one head index for each matrix. For weights, the channel indices are those of keys.
+    Skips a factor if its time or channel index varies along several dimensions."""
     indices: dict[str, tuple[Tensor, ...]] = {}
     for x in operation.inputs[:2]:
         name = value_in(x, found, p.T)
@@ -351,7 +350,7 @@ def _factor_indices(
 
 
 def _index_along(at: Tensor) -> Tensor:
-    """The numbers of `at` along the one dimension in which they vary."""
+    """The numbers of `at` along the only dimension in which they vary."""
     dims = varying_dims(at)
     if not dims:
         return at.reshape(-1)[:1]
@@ -360,12 +359,12 @@ def _index_along(at: Tensor) -> Tensor:
 
 
 def _each_index_on_one_dim(x: Tensor, table: Table, flat: Tensor) -> bool:
-    """Whether each index of x varies along one dimension at most."""
+    """Whether each of the four indices of x varies along at most one dimension."""
     return all(len(varying_dims(at.view(x.shape))) <= 1 for at in table.places(flat))
 
 
 def _was_transposed(trace: ForwardTrace, found: Matches, name: str) -> bool:
-    """Whether some result holds the value `name` with the heads' dimension before that of time."""
+    """Whether some result has the value `name` with the heads before the time dimension."""
     table = found.tables[name]
     for operation in trace.operations:
         if name not in found.values_of_operation.get(operation.index, []):

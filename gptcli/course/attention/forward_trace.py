@@ -1,4 +1,4 @@
-"""Traces one forward pass of a learner's module: each torch operation, its tensors and line."""
+"""Traces one forward pass of a learner's module: each torch operation with its tensors and line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torch.overrides import TorchFunctionMode
 
 from gptcli.course.sandbox.time_limit import within
 
-MAX_NUMBERS = 100_000  # of a recorded tensor; with these sizes, attention needs no larger one
+MAX_NUMBERS = 100_000  # in a recorded tensor; attention of these sizes needs fewer
 MAX_OPERATIONS = 5_000
-TRACE_LIMIT_S = 2.0  # enough: the pass that is traced has already failed a check
+TRACE_LIMIT_S = 2.0  # short, because the file has already failed a check
 
 
 @dataclass
 class Operation:
-    """One call of a torch function, with copies of its inputs and results at that moment."""
+    """One call of a torch function, with copies of its inputs and results during the call."""
 
     index: int
     name: str
@@ -33,17 +33,17 @@ class Operation:
     inputs: list[Tensor]
     outputs: list[Tensor]
     raised: bool = False
-    integer_arguments: tuple[int, ...] = ()  # such as the shape for view
+    integer_arguments: tuple[int, ...] = ()  # for example, the shape in a call of view
     grad: bool = False  # whether a result requires a gradient
-    loses_gradient: bool = False  # a result requires no gradient, but an input does
+    loses_gradient: bool = False  # an input requires a gradient, but a result does not
     sources: list[int | None] = field(default_factory=list)  # the operation that made each input
-    # results that are not floats: masks, indices
+    # results that are not floats, such as masks and indices
     other_outputs: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
 class ForwardTrace:
-    """The operations of one forward pass, what it returned (`result`) or raised (`error`)."""
+    """The operations of one forward pass, and its `result` or the `error` that it raised."""
 
     operations: list[Operation] = field(default_factory=list)
     result: Any = None
@@ -57,7 +57,7 @@ class ForwardTrace:
 
 
 class _Recorder(TorchFunctionMode):
-    """Writes every torch operation of the learner's file into `trace`."""
+    """Records every torch operation of the learner's file in `trace`."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def end(self) -> None:
-        """Record the variable names that were assigned after the last operation."""
+        """Record the variables that the code assigned after the last operation."""
         if self.last_frame is not None:
             self._record_names(self.last_frame)
 
@@ -144,14 +144,14 @@ class _Recorder(TorchFunctionMode):
         return not known and tensor.dim() >= 2 and tensor.grad_fn is not None
 
     def _frame(self) -> FrameType | None:
-        """The innermost frame of the learner's file."""
+        """The innermost frame that runs code of the learner's file, or None."""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and frame.f_code.co_filename != self.path:
             frame = frame.f_back
         return frame
 
     def _record_names(self, frame: FrameType) -> None:
-        """Record which local variables of the file hold traced tensors or numbers."""
+        """Record which local variables of the file have traced tensors or numbers as values."""
         above: FrameType | None = frame
         while above is not None and above.f_code.co_filename == self.path:
             for name, value in above.f_locals.items():
@@ -162,8 +162,8 @@ class _Recorder(TorchFunctionMode):
             above = above.f_back
 
     def _record_fused_kernel(self, args: Any, kwargs: Any, line: int | None) -> None:
-        """Record the fused attention kernel as the separate operations that it replaces."""
-        # If the arguments do not fit, the call itself raises later.
+        """Record scaled_dot_product_attention as the separate operations that it replaces."""
+        # If the arguments are wrong, the call itself will raise the error.
         with contextlib.suppress(Exception):
             for name, piece in _fused_kernel_pieces(*args, **kwargs):
                 index = len(self.trace.operations)
@@ -180,10 +180,10 @@ def trace_forward(
     on_operation: Callable[[ForwardTrace], None] | None = None,
     most_numbers: int = MAX_NUMBERS,
 ) -> ForwardTrace:
-    """Run forward(x) and return its trace. If it raises, the trace holds the exception.
+    """The trace of forward(x). If forward raises an exception, the trace contains it.
 
-    `on_operation` is called after every operation. Tensors of more than `most_numbers` numbers are
-    not recorded."""
+    Calls `on_operation` after every operation. Does not record tensors of more than `most_numbers`
+    numbers."""
     trace = ForwardTrace()
     mode = _Recorder(trace, path, x, on_operation, most_numbers)
     with torch.set_grad_enabled(grad):
@@ -208,7 +208,7 @@ def _fused_kernel_pieces(
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, result) of each step inside scaled_dot_product_attention.
 
-    The parameters are those of scaled_dot_product_attention."""
+    Has the same parameters as scaled_dot_product_attention."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = query @ key.transpose(-1, -2) * factor
     yield "scores", scores
@@ -227,20 +227,20 @@ def _fused_kernel_pieces(
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """A copy of the current numbers. Inside vmap, it is the complete tensor, not one slice."""
+    """A copy of the current numbers of x. In vmap, this is the complete tensor, not one slice."""
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor.detach().clone()
 
 
 def _is_view_property(func: Any) -> bool:
-    """Whether `func` reads .T, .mT, .H, .mH or .data; other properties are not traced."""
+    """Whether `func` reads .T, .mT, .H, .mH or .data, the only properties that are traced."""
     owner = getattr(func, "__self__", None)
     return getattr(owner, "__name__", "") in ("T", "mT", "H", "mH", "data")
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples and lists."""
+    """All tensors in nested tuples and lists."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -249,7 +249,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 def _integers(values: Any) -> Iterator[int]:
-    """The integers in nested tuples and lists."""
+    """All integers in nested tuples and lists."""
     for value in values:
         if isinstance(value, int) and not isinstance(value, bool):
             yield value

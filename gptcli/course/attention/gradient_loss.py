@@ -1,4 +1,4 @@
-"""Diagnoses a gradient that gets lost (detach, .data, no_grad) or a backward pass that raises."""
+"""Diagnoses gradients that detach, .data or no_grad stop, and backward passes that raise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gptcli.course.lesson import CheckFailed
 
 
 def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
-    """The finding for a gradient that does not arrive: the step and line that lose it."""
+    """The finding for a gradient that does not arrive: the step and the line that stop it."""
     found = forward.found
     for operation in forward.trace.operations:
         if any(filler in operation.name for filler in FILLERS) or not operation.outputs:
@@ -33,15 +33,15 @@ def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
                 if other.index < operation.index or only_one
                 for name in found.values_of_operation.get(other.index, [])
             ]
-            # The last value that this line made loses its gradient. If it made none, the next value
-            # does.
+            # The step is that of the last value which this line made. If it made none, that of the
+            # next value.
             step = max(steps_of_line, default=step)
             return finding_from_check(forward, step, failed, operation.line)
     return finding_from_check(forward, None, failed)
 
 
 def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
-    """The finding for a backward pass that raises: the line of forward whose gradient fails."""
+    """The finding for a backward pass that raises: the line of forward whose gradient raises."""
     line = _line_where_backward_stops(forward.learner)
     on_line = [op.index for op in forward.trace.operations if op.line == line]
     if line is None or not on_line:
@@ -55,8 +55,8 @@ def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
         changes = "this line" if in_place[0] == line else forward.quote(in_place[0]).rstrip(": ")
         failed = CheckFailed(
             "changed-in-place",
-            "the gradient needs the result of this line unchanged, but "
-            f"{changes} changes it in place",
+            "the gradient needs the unchanged result of this line, but "
+            f"{changes} changes the result in place",
             failed.hints,
         )
     step = first_missing_step(matched_before(forward.found, on_line[0]))
@@ -64,7 +64,7 @@ def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
 
 
 def _line_where_backward_stops(learner: LearnerAttention) -> int | None:
-    """The line of forward whose backward pass raises, from PyTorch's anomaly mode, or None."""
+    """The line of forward whose backward pass raises, or None. PyTorch's anomaly mode names it."""
     attempt = learner.attempt
     assert attempt is not None
     x = attempt.x.detach().clone().requires_grad_()

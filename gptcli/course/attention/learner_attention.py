@@ -1,4 +1,4 @@
-"""Builds and runs the learner's class, and turns what its code raises into messages.
+"""Builds and runs the learner's class, and turns errors in its code into messages.
 
 Dimensions: B batch, T time, C channels (n_embd).
 """
@@ -45,25 +45,25 @@ from gptcli.errors import GptcliError
 
 BACKWARD = "the backward pass"
 SINGLE_TOLERANCE = 1e-4
-CALL_LIMIT_S = 4.0  # for one call; right code takes milliseconds
+CALL_LIMIT_S = 4.0  # limit for one call; right code takes milliseconds
 
 
 @dataclass
 class Built:
-    """A module of the learner's class with the weights of a case, and its projections."""
+    """A module of the learner's class with the random weights of a case, and its projections."""
 
     case: Case
     module: nn.Module
     projections: Projections
 
     def reference(self, x: Tensor) -> Tensor:
-        """The right output for x."""
+        """The right output for x with the module's weights."""
         return reference(self.projections, x, self.case.H)
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One forward pass that was run, with everything needed to repeat it."""
+    """A forward pass that has run, with everything that is needed to repeat it."""
 
     module: nn.Module
     case: Case
@@ -73,20 +73,20 @@ class Attempt:
 
 
 class LearnerAttention:
-    """The learner's class, in whatever convention it is written.
+    """The learner's class, which can follow any convention: builds it, runs it, finds its weights.
 
-    `say` gets each action, so that a time limit can report the last one. Raises GptcliError if the
-    constructor or forward needs an argument whose meaning is unknown."""
+    Calls `say` with each action, so that the report on a file that hangs can name the last one.
+    Raises GptcliError if the constructor or forward needs an argument whose meaning is unknown."""
 
     def __init__(self, file: LearnerFile, cls: type[nn.Module], say: Callable[[str], None]) -> None:
         self.file, self.cls, self.say = file, cls, say
-        self.attempt: Attempt | None = None  # the latest
-        self.built: Built | None = None  # the latest
-        self.left_out: str | None = None  # what was left out when the file was run
-        self.returns_tuple = False  # whether forward returned more than the output
-        self.single = False  # whether the code works in float32 only, so that the checks use it
-        self.rounded: Attempt | None = None  # the first forward that rounds to float32
-        self.refused: list[Case] = []  # sizes that the constructor does not accept
+        self.attempt: Attempt | None = None  # the last forward pass
+        self.built: Built | None = None  # the last module
+        self.left_out: str | None = None  # a note on code of the file that did not run
+        self.returns_tuple = False  # whether forward returns more than the output
+        self.single = False  # whether the code works only in float32; then the checks use float32
+        self.rounded: Attempt | None = None  # the first forward pass that rounds to float32
+        self.refused: list[Case] = []  # cases whose sizes the constructor refuses
         self._layout: Layout | None = None
         self._configs: WeakKeyDictionary[nn.Module, LearnerConfig] = WeakKeyDictionary()
         if cls.__init__ is nn.Module.__init__:
@@ -100,16 +100,16 @@ class LearnerAttention:
 
     @property
     def tolerance(self) -> float:
-        """The largest error of a right output."""
+        """The largest error that a right output can have."""
         return SINGLE_TOLERANCE if self.single else TOLERANCE
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which the module runs."""
+        """The dtype of the module's weights and of x."""
         return torch.float32 if self.single else torch.float64
 
     def check_forward(self) -> None:
-        """Raise CheckFailed if the class has no forward."""
+        """Raise CheckFailed if the class has no method `forward`."""
         if "_forward_unimplemented" in getattr(self.cls.forward, "__name__", ""):
             raise CheckFailed(
                 "no-forward",
@@ -120,29 +120,29 @@ class LearnerAttention:
 
     @property
     def takes_use_dropout(self) -> bool:
-        """Whether forward takes `use_dropout`, as in the course."""
+        """Whether forward has the argument `use_dropout`, as in the course."""
         return self._call.takes_use_dropout
 
     @property
     def is_called_with_x(self) -> bool:
-        """Whether forward is called as forward(x) and returns a tensor, as in the course."""
+        """Whether forward(x) needs no other arguments and returns one tensor, as in the course."""
         return self._call == Call(takes_use_dropout=self._call.takes_use_dropout) and not (
             self.returns_tuple
         )
 
     @property
     def cases(self) -> list[Case]:
-        """The sizes that are tried."""
+        """The cases that the checks use: all that the constructor accepts."""
         return [case for case in CASES if case not in self.refused]
 
     def case(self, case: Case) -> Case:
-        """The case, with one head if the class has no number of heads."""
+        """`case`, changed to one head if the class has no argument for the number of heads."""
         if self.constructor.names_heads or case.H == 1:
             return case
         return replace(case, H=1, D=case.C)
 
     def construct(self, config: LearnerConfig) -> nn.Module:
-        """A new module. Raises CheckFailed if the learner's code raises."""
+        """A new module of the class. Raises CheckFailed if the learner's code raises an error."""
         self.say("building the module")
         early = "before Module.__init__() call"  # part of PyTorch's message
         try:
@@ -165,7 +165,7 @@ class LearnerAttention:
         )
 
     def _give_sizes(self, module: nn.Module, n_embd: int) -> None:
-        """Let lazy layers get their sizes from one forward."""
+        """Run forward once if there are lazy layers, which get their sizes from that."""
         if any(is_lazy(parameter) for parameter in module.parameters()):
             x = torch.zeros(1, 2, n_embd)
             self.call(lambda: self.forward(module, x), "forward on zeros", 1)
@@ -180,7 +180,7 @@ class LearnerAttention:
             )
 
     def filled(self, case: Case, dropout: float = 0.0) -> tuple[nn.Module, Projections]:
-        """A module in float64 and evaluation mode, with random weights, and its projections."""
+        """A new module in evaluation mode with random weights in `dtype`, and its projections."""
         case = self.case(case)
         module = self._filled(case, dropout)
         return module, self.projections(module, case)
@@ -191,7 +191,7 @@ class LearnerAttention:
         return module.eval()
 
     def build(self, case: Case, dropout: float = 0.0) -> Built:
-        """A module in float64 and evaluation mode, with random weights that are not zero."""
+        """A new module as `filled` makes it. In a sharp case its scores are very large."""
         module, projections = self.filled(case, dropout)
         case = self.case(case)
         if case.sharp:
@@ -201,14 +201,14 @@ class LearnerAttention:
         return self.built
 
     def layout(self) -> Layout:
-        """What is which projection. Raises GptcliError or CheckFailed, as `recognise` does."""
+        """The layout of the class: which matrix is which projection. Raises as `recognise` does."""
         if self._layout is None:
             self.recognise()
         assert self._layout is not None
         return self._layout
 
     def paths_of_inputs(self) -> set[str]:
-        """The paths of the query, key and value matrices in the module."""
+        """The paths of the query, key and value matrices in a module."""
         return {source.path for role, source in self.layout().sources if role != "o"}
 
     def projections(self, module: nn.Module, case: Case) -> Projections:
@@ -222,9 +222,9 @@ class LearnerAttention:
             raise self._failure_of(error, case) from None
 
     def recognise(self, *, any_output: bool = False) -> None:
-        """Find the projections and the kind of mask, by shape, by name, and by trial.
+        """Find the projections and the kind of mask: by shapes, by names, and by trying.
 
-        With `any_output`, an identity takes the place of a missing output projection. Raises
+        With `any_output`, an identity replaces a missing output projection. Raises
         GptcliError if the module has unknown weights, and CheckFailed if a projection is
         missing."""
         layouts = self._possible_layouts(any_output)
@@ -246,7 +246,7 @@ class LearnerAttention:
                     lambda: reference(problem, x, case.H),
                 )
         except TookTooLong:
-            return  # the checks report it, with its line
+            return  # the checks will report the line
 
     def _possible_layouts(self, any_output: bool) -> list[Layout]:
         single = not self.constructor.names_heads
@@ -274,12 +274,12 @@ class LearnerAttention:
         if error.missing == "input" and self._call.times == 3:
             return GptcliError(
                 f"{self.file.name}: `{self.cls.__name__}` gets queries, keys and values and makes "
-                "none: it is a part of an attention",
-                "name the class with the projections: FILE:CLASS",
+                "none, so it is only a part of an attention",
+                "name the class that has the projections: FILE:CLASS",
             )
         hint = f"give the module nn.Linear projections named {NAMES}"
         if error.slug == "plain-list":
-            hint = "use nn.ModuleList instead of the list"
+            hint = "replace the list by an nn.ModuleList"
         return CheckFailed(
             error.slug,
             f"with n_embd = {case.C}: {error.message}",
@@ -288,7 +288,7 @@ class LearnerAttention:
         )
 
     def forward(self, module: nn.Module, x: Tensor, **options: Any) -> Any:
-        """What the module returns for x, with the variables of the file set for its sizes."""
+        """The module's output for x. Sets the file's variables to the sizes of the module first."""
         given = x.to(torch.float32) if self.single and x.dtype == torch.float64 else x
         config = self._configs.get(module)
         variables = (
@@ -301,25 +301,25 @@ class LearnerAttention:
         if given is x:
             return y
         if not torch.equal(given, x.to(torch.float32)):
-            x.copy_(given)  # the code writes into its input
+            x.copy_(given)  # the code has changed its input, so change the caller's x too
         return y.double() if isinstance(y, Tensor) and y.dtype == torch.float32 else y
 
     def forward_of(self, attempt: Attempt) -> Callable[[Tensor], Any]:
-        """The forward pass of an attempt, for another x."""
+        """A function of x that repeats the forward pass of an attempt."""
         return lambda x: self.forward(attempt.module, x, **attempt.options)
 
     def other_part(self) -> CheckFailed | None:
-        """What the class does besides the eight steps, if something, as a failed check."""
+        """A CheckFailed for a part that is not in the eight steps, or None."""
         module = None if self.attempt is None else self.attempt.module
         return other_part(self.cls, module, self._call)
 
     def convention(self) -> str:
-        """One line that says what was taken for what."""
+        """One line that names the matrix of each projection."""
         return self.layout().words()
 
     def call_notes(self) -> list[str]:
-        """What is unusual about the call of forward."""
-        more = ["forward returns several things: the first is the output"]
+        """Sentences about what is unusual in the call of forward."""
+        more = ["forward returns several things; the check uses the first as the output"]
         return self._call.notes() + (more if self.returns_tuple else [])
 
     def run(self, module: nn.Module, x: Tensor, **options: bool) -> Tensor:
@@ -334,19 +334,19 @@ class LearnerAttention:
             raise CheckFailed(
                 "returns-nothing",
                 f"{doing} returned None",
-                "end forward with `return` and the projected output",
+                "end forward with `return` and the result of the output projection",
             )
         if not isinstance(y, Tensor):
             raise CheckFailed(
                 "no-tensor",
                 f"{doing} returned a {type(y).__name__}, not a tensor",
-                "return only the output, of shape (B, T, C)",
+                "return only the output, a tensor of shape (B, T, C)",
             )
         if y.shape != x.shape:
             raise CheckFailed(
                 "output-shape",
                 f"output has shape {tuple(y.shape)}, expected {tuple(x.shape)}",
-                "the output has the shape of x, (B, T, C), with the heads concatenated",
+                "concatenate the heads, so that the output has the shape of x, (B, T, C)",
             )
         if y.dtype != x.dtype:
             raise CheckFailed(
@@ -360,25 +360,25 @@ class LearnerAttention:
     def call(self, function: Callable[[], Any], doing: str, step: int | None) -> Any:
         """The result of `function`, which runs the learner's code.
 
-        Whatever the code raises becomes CheckFailed, with the line of the learner's file."""
+        Turns every error of the code into CheckFailed with the line of the learner's file."""
         try:
             with within(CALL_LIMIT_S):
                 return function()
-        except BaseException as error:  # sys.exit() and KeyboardInterrupt too
+        except BaseException as error:  # also sys.exit() and KeyboardInterrupt
             raise self.failure_from(error, doing, step) from error
 
     def failure_from(
         self, error: BaseException, doing: str, step: int | None = None
     ) -> CheckFailed | GptcliError:
-        """The failure for an error of the learner's code, with the line that raised it.
+        """The CheckFailed for an error in the learner's code. Its message has the line that raised.
 
-        A GptcliError if a package is missing."""
+        Returns a GptcliError if an import fails or the code reads an unknown setting."""
         if isinstance(error, ImportError):
             return import_error(self.file, error)
         if isinstance(error, UnknownSetting) and "did you mean" not in str(error):
             return GptcliError(
                 f"{self.file.name}: `{self.cls.__name__}` reads `config.{error.name}`, and the "
-                "checker does not know what that is",
+                "checker does not know its meaning",
                 f'read it with a default: `getattr(config, "{error.name}", ...)`; config has '
                 "n_embd, n_head, dropout, bias and block_size",
             )
@@ -390,7 +390,7 @@ class LearnerAttention:
             return CheckFailed(
                 "time-limit",
                 f"{doing} is {error}{where}",
-                "look there for a loop that never ends, or for far too much work",
+                "look there for a loop that never ends, or for a very slow computation",
                 step,
             )
         message = f"{doing} stops{where}: {in_words(error)}"
@@ -413,23 +413,23 @@ class LearnerAttention:
 
 
 def _hint_of(error: BaseException) -> str:
-    """What to look at after an error of the learner's code."""
+    """The hint for an error in the learner's code: what to look at."""
     text = str(error)
     if re.search(r"dtype|scalar type|Double|Half|BFloat16", text):
         return "make new tensors in the dtype of x, for example with dtype=x.dtype"
     if re.search(r"(?i)cuda|mps|device|gpu", text):
-        return "make new tensors on the device of x, with device=x.device, and call no .cuda()"
+        return "make new tensors on the device of x, with device=x.device, and do not call .cuda()"
     if isinstance(error, AttributeError | NameError | KeyError):
-        return "check the names on that line: the constructor and forward must use the same ones"
+        return "check the names on that line: constructor and forward must use the same names"
     if isinstance(error, EOFError | OSError):
-        return "take input() and files out of the class: the checker gives it nothing to read"
+        return "do not call input() or read files in the class: the checker has no input for it"
     if isinstance(error, TypeError):
         return "check what that line calls, and with which arguments"
     return "check the shapes of the tensors on that line"
 
 
 class _Within(nn.Module):
-    """A learner's module that runs with the variables of its file set for its sizes."""
+    """A learner's module whose forward sets the file's variables to the module's sizes first."""
 
     def __init__(self, learner: LearnerAttention, module: nn.Module) -> None:
         super().__init__()
@@ -437,6 +437,6 @@ class _Within(nn.Module):
         self.inner, self.constructor = module, learner.constructor
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
-        """What the module returns."""
+        """The result of the learner's module."""
         with self.constructor.variables(self.config):
             return self.inner(*arguments, **named)

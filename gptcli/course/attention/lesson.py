@@ -1,4 +1,4 @@
-"""The lesson on attention: run its checks on a learner's class, and diagnose the first failure.
+"""The lesson on attention: runs its checks on a learner's class, and diagnoses the first failure.
 
 This runs the learner's code. Use it only in the worker process (gptcli.course.sandbox.worker).
 """
@@ -31,7 +31,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.course.sandbox.running import left_out, run_file
 from gptcli.errors import GptcliError
 
-MOST_CLASSES = 8  # of a file whose attention class has another name
+MOST_CLASSES = 8  # how many classes of a file to try if none has the expected name
 
 
 class AttentionLesson(Lesson[LearnerAttention]):
@@ -42,21 +42,21 @@ class AttentionLesson(Lesson[LearnerAttention]):
     mistakes = BANK
 
     def load(self, file: LearnerFile, say: Say) -> LearnerAttention:
-        """Run the file and return its class, ready to be tried."""
+        """Run the file and return its class as a LearnerAttention."""
         module = run_file(file)
         learner = _first_usable(file, classes_in(file, module), say)
         learner.left_out = left_out(file, module)
         return learner
 
     def check(self, learner: LearnerAttention, done: list[Check]) -> str:
-        """Run every check in CHECKS on the class, then look for what deserves a note."""
+        """The verdict: runs every check in CHECKS on the class, then looks for notes."""
         learner.check_forward()
         try:
             _run_checks(learner, done)
         except CheckFailed as failed:
             if learner.single or not _is_dtype_error(failed):
                 raise
-            # Code that computes in float32 on purpose is right if it is right in float32.
+            # If code uses float32 on purpose, check it in float32.
             learner.single = True
             before = torch.get_default_dtype()
             torch.set_default_dtype(torch.float32)
@@ -78,8 +78,8 @@ class AttentionLesson(Lesson[LearnerAttention]):
         failed: CheckFailed,
         done: list[Check],
     ) -> FileReport:
-        """The report of a failed check: the first wrong step, the known mistake and the line."""
-        name, _ = CHECKS[min(len(done), len(CHECKS) - 1)]  # the one that failed
+        """The report on a failed check: the first wrong step, the known mistake and the line."""
+        name, _ = CHECKS[min(len(done), len(CHECKS) - 1)]  # the check that failed
         try:
             other = None if failed.mistake == "not-implemented" else learner.other_part()
             if other is not None:
@@ -87,7 +87,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
                 finding = Finding(None, other.mistake, other.message, other.hints)
             else:
                 finding = diagnose(learner, name, failed)
-        except Exception:  # the file is stranger than the diagnosis expects
+        except Exception:  # the diagnosis cannot foresee every kind of file
             finding = Finding(failed.step, failed.mistake, failed.message, failed.hints)
         steps = tuple(StepMark(**step) for step in finding.steps)
         return FileReport(
@@ -104,7 +104,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
         )
 
     def follow(self, file: LearnerFile, say: Say) -> None:
-        """Run one forward and say `step N` after each operation."""
+        """Run forward once and call `say("step N")` after each operation."""
         learner = self.load(file, say)
         with contextlib.suppress(CheckFailed):
             built = learner.build(USUAL)
@@ -125,7 +125,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
 
 
 def _first_usable(file: LearnerFile, classes: list[type[nn.Module]], say: Say) -> LearnerAttention:
-    """The first class whose projections can be recognised; the first one if there is none."""
+    """The first class whose projections can be recognised, else the first class."""
     if len(classes) > 1:
         for cls in classes[:MOST_CLASSES]:
             try:
@@ -146,6 +146,6 @@ def _run_checks(learner: LearnerAttention, done: list[Check]) -> None:
 
 
 def _is_dtype_error(failed: CheckFailed) -> bool:
-    """Whether the learner's code stops because float32 and float64 meet."""
+    """Whether the learner's code stops because it mixes float32 and float64."""
     mixed = re.search(r"dtype|scalar type|Float and Double|Double and Float", failed.message)
     return failed.mistake == "raises" and mixed is not None

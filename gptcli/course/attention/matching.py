@@ -1,9 +1,9 @@
-"""Finds the values of the reference (queries, scores, weights ...) in a trace, in any layout.
+"""Finds the reference's values (queries, scores, weights ...) in a trace, in any layout.
 
 All numbers of a case are random, so each number identifies its place in the reference. A traced
-tensor holds the queries if each of its numbers is one of the queries. The heads are
-separate if each index (of sequence, token, head, channel) varies along at most one dimension of the
-tensor, and the indices of head and channel vary along different dimensions.
+tensor holds the queries if each of its numbers is a number of the queries. Each number has four
+indices: sequence, token, head and channel. The heads are separate if each index varies along at
+most one dimension of the tensor, and head and channel vary along different dimensions.
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
 
@@ -22,13 +22,13 @@ from gptcli.course.attention.stages import Problem, Values, compute_stages
 VALUES = ("q", "k", "v", "qh", "kh", "vh", "raw", "scaled", "masked", "weights", "mixed")
 ALL = (*VALUES, "merged", "out")
 STEP_OF_VALUE = dict(zip(ALL, (1, 1, 1, 2, 2, 2, 4, 4, 5, 6, 7, 8, 8), strict=True))
-HIDDEN = 40.0  # a score this far below the others gets weight 0: e^-40 vanishes in float64
+HIDDEN = 40.0  # a score so far below the others gets nearly no weight: e^-40
 
 
 class Table:
-    """A lookup table of the numbers of one value of the reference.
+    """A lookup table for the numbers of one value of the reference.
 
-    `needed` (bool, the shape of the value) marks the numbers that must be seen to complete it."""
+    `needed` (bool, with the shape of the value) marks the numbers that complete the value."""
 
     def __init__(self, right: Tensor, tolerance: float, needed: Tensor | None = None) -> None:
         self.shape = right.shape
@@ -43,7 +43,7 @@ class Table:
         self.seen = torch.zeros_like(self.needed)
 
     def locate(self, x: Tensor) -> Tensor:
-        """The place of each number of x in the flattened value, or -1."""
+        """The place of each number of x in the flattened value; -1 if it is not there."""
         flat = x.reshape(-1).contiguous()
         above = torch.searchsorted(self.sorted, flat).clamp(max=self.sorted.numel() - 1)
         below = (above - 1).clamp(min=0)
@@ -52,7 +52,7 @@ class Table:
         return torch.where(torch.minimum(near, far) <= self.tolerance, self.order[place], -1)
 
     def places(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """The index along each dimension of a value, for places `flat` in the flattened value."""
+        """The indices along each dimension of the value, for places `flat` in the flattened one."""
         places = []
         for size in reversed(self.shape):  # torch.unravel_index imports sympy, which takes 0.4 s
             places.append(flat % size)
@@ -60,12 +60,12 @@ class Table:
         return tuple(reversed(places))
 
     def mark_seen(self, flat: Tensor) -> bool:
-        """Record that the learner computed these numbers; returns whether the value is complete."""
+        """Record that the learner computed these numbers. Returns whether the value is complete."""
         self.seen[flat] = True
         return self.complete
 
     def mark_equal_seen(self, x: Tensor) -> bool:
-        """Like mark_seen, for a value in which numbers occur more than once."""
+        """Do the same as mark_seen for a value in which numbers can occur more than once."""
         values = x.reshape(-1).sort().values
         above = torch.searchsorted(values, self.flat).clamp(max=values.numel() - 1)
         below = (above - 1).clamp(min=0)
@@ -75,13 +75,13 @@ class Table:
 
     @property
     def complete(self) -> bool:
-        """Whether all needed numbers were seen."""
+        """Whether the learner has computed all needed numbers."""
         return bool(self.seen[self.needed].all())
 
 
 @dataclass
 class Matches:
-    """The values of the reference that the trace contains."""
+    """The values of the reference that a trace contains."""
 
     # value -> the operation that completed it
     completed_at: dict[str, int] = field(default_factory=dict)
@@ -92,12 +92,12 @@ class Matches:
     tables: dict[str, Table] = field(default_factory=dict)
 
     def has(self, *names: str) -> bool:
-        """Whether the trace completes all these values."""
+        """Whether the trace contains all these values completely."""
         return all(name in self.completed_at for name in names)
 
 
 def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Matches, Values]:
-    """The values of the reference found in `trace`, and the reference itself."""
+    """The matches of `trace` with the reference, and the values of the reference."""
     right = compute_stages(p)
     B, T, H, D = p.B, p.T, p.H, p.D
     raw = right.qh @ right.kh.transpose(-1, -2)  # (B, H, T, S)
@@ -109,7 +109,7 @@ def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Mat
         "raw": Table(raw, tolerance, past),
         "scaled": Table(right.scaled, tolerance, past),
         "masked": Table(right.scaled, tolerance, past),
-        # Row 0 is always 1, 0, 0, ..., which shows nothing.
+        # Row 0 is always 1, 0, 0, ..., so it proves nothing.
         "weights": Table(right.weights, tolerance, past & (torch.arange(T) > 0)[:, None]),
         "mixed": Table(right.mixed, tolerance),
         "merged": Table(right.merged, tolerance),
@@ -118,9 +118,7 @@ def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Mat
     for name in "qkv":
         tables[f"{name}h"] = Table(getattr(right, name).view(B, T, H, D), tolerance)
     found = Matches(tables=tables)
-    lowest = (
-        right.scaled.masked_fill(~past, float("-inf")).amax(-1).min()
-    )  # the smallest row maximum
+    lowest = right.scaled.masked_fill(~past, float("-inf")).amax(-1).min()  # smallest row maximum
     for operation in trace.operations:
         for j, x in enumerate(operation.outputs):
             if x.numel() == 0 or x.dim() == 0:
@@ -136,9 +134,9 @@ def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Mat
 
 
 def _is_masked_exp(x: Tensor, scaled: Tensor, past: Tensor) -> bool:
-    """Whether x is exp(scores - any shift of the row), and 0 for later tokens.
+    """Whether x is exp(scores - c) with one c for each row, and 0 for later tokens.
 
-    Such an x shows that a softmax written by hand has a causal mask."""
+    Such an x shows that a softmax written by hand uses a causal mask."""
     T = past.shape[-1]
     if x.numel() != scaled.numel() or x.shape[-2:] != (T, T) or T < 3:
         return False
@@ -152,7 +150,7 @@ def _is_masked_exp(x: Tensor, scaled: Tensor, past: Tensor) -> bool:
 def _values_in(
     x: Tensor, tables: dict[str, Table], low: float, index: int, found: Matches
 ) -> Iterator[str]:
-    """The values of the reference that x, the result of operation `index`, belongs to."""
+    """The names of the reference's values to which x belongs, a result of operation `index`."""
 
     def done(name: str, complete: bool) -> str:
         if complete:
@@ -172,7 +170,7 @@ def _values_in(
             yield done(name, tables[name].mark_seen(flat))
             *_, t, s = tables[name].places(flat)
             if name == "scaled" and bool((s <= t).all()):
-                # The learner computed only visible scores, so no mask is needed.
+                # The learner computed only visible scores, so the code needs no mask.
                 complete = tables["masked"].mark_seen(flat)
                 ahead = tables["scaled"].seen & ~tables["scaled"].needed
                 yield done("masked", complete and not bool(ahead.any()))
@@ -185,7 +183,7 @@ def _values_in(
             if bool((s <= t).all()):
                 yield done("masked", tables["masked"].mark_seen(flat[shown]))
             elif "raw" in found.completed_at:
-                # Masked before they were scaled: the mask is wrong, but the scale is right.
+                # The code masks before it scales. The mask is wrong, but the scale is right.
                 found.completed_at.setdefault("scaled", index)
             return
     flat = tables["weights"].locate(x)
@@ -205,7 +203,7 @@ def _values_in(
 
 
 def has_separate_heads(x: Tensor, table: Table, flat: Tensor) -> bool:
-    """Whether x, a (B, T, H, D) value in any layout, has a separate dimension for the heads.
+    """Whether x, a (B, T, H, D) value in any layout, has its own dimension for the heads.
 
     If so, each index varies along at most one dimension, head and channel along different ones."""
     dims = [varying_dims(index.view(x.shape)) for index in table.places(flat)]
@@ -214,12 +212,12 @@ def has_separate_heads(x: Tensor, table: Table, flat: Tensor) -> bool:
 
 
 def varying_dims(index: Tensor) -> set[int]:
-    """The dimensions along which an index tensor changes."""
+    """The dimensions of an index tensor along which its numbers change."""
     return {j for j in range(index.dim()) if bool((index != index.narrow(j, 0, 1)).any())}
 
 
 def _channels_in_order(x: Tensor, merged: Table) -> bool:
-    """Whether the last dimension of x is the C channels of the merged heads, in order."""
+    """Whether the last dimension of x has the C channels of the merged heads, in order."""
     C = merged.shape[-1]
     if x.shape[-1] != C:
         return False
@@ -228,7 +226,7 @@ def _channels_in_order(x: Tensor, merged: Table) -> bool:
 
 
 def value_in(x: Tensor, found: Matches, T: int) -> str | None:
-    """The name of the value of the reference that all numbers of x belong to, or None."""
+    """The name of the reference's value that contains all numbers of x, or None."""
     if x.numel() == 0 or not x.dtype.is_floating_point:
         return None
     flat = x.double().reshape(-1)
@@ -247,7 +245,7 @@ def value_in(x: Tensor, found: Matches, T: int) -> str | None:
 
 
 def first_missing_step(found: Matches) -> int:
-    """The first step whose value the trace lacks, unless a later value proves the step right."""
+    """The first step whose value is not in the trace. A later value proves earlier steps right."""
     has = found.has
     scaled = has("scaled") or has("masked") or has("weights") or has("mixed") or has("merged")
     mixed = has("mixed") or has("merged")

@@ -1,4 +1,4 @@
-"""Decides whether the numbers of a tensor are in an order that a right split, fold or merge makes.
+"""Decides whether a right split, fold or merge can make the order of a tensor's numbers.
 
 Dimensions: B batch, T time, H heads, D head_dim.
 """
@@ -14,9 +14,9 @@ from gptcli.course.attention.first_wrong_operation import PRODUCTS
 from gptcli.course.attention.forward_trace import Operation
 from gptcli.course.attention.matching import Table, value_in, varying_dims
 
-# Operations whose result has the same numbers as the input, or some of them.
+# Operations whose result has all or some of the input's numbers, and no others.
 COPIES = {"__getitem__", "clone", "to", "detach", "float", "double", "T", "mT"}
-# The sequence, time, head and channel of each number.
+# The sequence, time, head and channel of each number of a tensor.
 Positions = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -33,8 +33,8 @@ def positions(x: Tensor, name: str, table: Table) -> Positions | None:
 def has_layout_of_step(x: Tensor, name: str, table: Table) -> bool:
     """Whether a right split, fold or merge can make the layout of x.
 
-    Each dimension of x then counts upward in one of three ways: through sequences and heads,
-    through tokens, or through the channels of complete heads."""
+    In such a layout, the indices along each dimension of x increase in one of three ways: through
+    sequences and heads, through tokens, or through the channels of complete heads."""
     indices = positions(x, name, table)
     if indices is None:
         return False
@@ -57,7 +57,7 @@ def has_layout_of_step(x: Tensor, name: str, table: Table) -> bool:
 
 
 def _whole_heads(channels: Tensor, D: int) -> bool:
-    """Whether the channels count upward through complete heads."""
+    """Whether the channel indices increase through complete heads."""
     upward = bool((channels.diff() == 1).all())
     return upward and int(channels[0]) % D == 0 and len(channels) % D == 0
 
@@ -65,8 +65,8 @@ def _whole_heads(channels: Tensor, D: int) -> bool:
 def last_slice_before_product(forward: ComparedForward, letters: str) -> Operation | None:
     """The last slice or reshape of a factor before the first product, or None.
 
-    `letters` says which factors count, such as "qkv". Used if every piece is one that a right split
-    makes, but the pieces are in the wrong places."""
+    `letters` names the factors, such as "qkv". This is the wrong operation if a right split can
+    make every piece, but the pieces are in the wrong places."""
     for operation in forward.trace.operations:
         if operation.name not in PRODUCTS | {"scaled_dot_product_attention"}:
             continue
@@ -80,7 +80,7 @@ def last_slice_before_product(forward: ComparedForward, letters: str) -> Operati
 
 
 def _first_input_chain(forward: ComparedForward, index: int) -> Iterator[Operation]:
-    """Operation `index`, then the operation that made its first input, and so on backwards."""
+    """Operation `index`, then the operation that made its first input, and so on to the start."""
     at: int | None = index
     while at is not None:
         operation = forward.trace.operations[at]

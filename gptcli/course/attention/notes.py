@@ -1,4 +1,4 @@
-"""Notes about a right attention, such as dropout that never acts. A note makes no file wrong.
+"""Notes on a right attention, such as dropout that never acts. A file with notes is still right.
 
 Dimensions: B batch, H heads, D head_dim, C channels (n_embd).
 """
@@ -21,8 +21,9 @@ from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import Check
 from gptcli.errors import GptcliError
 
-# With one token, each head has one attention weight, which is 1. Attention dropout drops the whole
-# head. Dropout on the output drops single channels: all 16 of a head only once in 65,000 times.
+# With one token, each head has one attention weight, which is 1. Attention dropout sets the whole
+# head to 0. Dropout on the output sets single channels to 0. It sets all 16 channels of a head to 0
+# only once in 65,000 times.
 ONE_TOKEN = Case(B=64, T=1, H=2, D=16, block_size=4, bias=False)
 DROPOUT = 0.5
 
@@ -31,14 +32,15 @@ def notes(learner: LearnerAttention) -> list[Check]:
     """The notes: the convention, dropout, masks that are plain tensors, block_size, bfloat16."""
     found: list[Check] = [*_convention(learner), _dropout(learner)]
     built = learner.build(USUAL)
-    with contextlib.suppress(CheckFailed):  # the first forward can make a mask and keep it
+    # The first call of forward can make a mask that the module keeps.
+    with contextlib.suppress(CheckFailed):
         learner.run(built.module, draw_input(USUAL, generator_for(USUAL)))
     if plain := plain_tensors(built.module):
         found.append(
             _note(
                 "mask",
                 f"{', '.join(plain)} is a plain tensor, which stays on the CPU "
-                "when the module moves to a GPU; register_buffer moves it too",
+                "when the module moves to a GPU; register it with register_buffer",
             )
         )
     if learner.constructor.is_course_form:
@@ -50,8 +52,8 @@ def notes(learner: LearnerAttention) -> list[Check]:
             found.append(
                 _note(
                     "block_size",
-                    "the class needs config.block_size; a class that makes its "
-                    "mask for the current T works with any config",
+                    "the class needs config.block_size; if it makes its mask for the "
+                    "current T, it works with any config",
                 )
             )
     torch.set_default_dtype(torch.float32)
@@ -83,11 +85,11 @@ def plain_tensors(module: nn.Module) -> list[str]:
 
 
 def _convention(learner: LearnerAttention) -> Iterator[Check]:
-    """What is unlike the course: left-out code, biases, the call, a missing output projection."""
+    """Notes on differences from the course: code that did not run, dtype, call, weights, biases."""
     if learner.left_out is not None:
         yield _note("file", learner.left_out)
     if learner.single:
-        yield _note("float64", "the code works in float32 only; it was checked in float32")
+        yield _note("float64", "the code works only in float32, so the check used float32")
     elif learner.rounded is not None:
         yield _note("precision", _place_of_rounding(learner))
     for sentence in learner.call_notes():
@@ -96,7 +98,7 @@ def _convention(learner: LearnerAttention) -> Iterator[Check]:
     if not layout.has_output:
         yield _note(
             "output projection",
-            "there is none: the heads are concatenated and returned; GPT-2 multiplies them by one "
+            "there is none: forward returns the concatenated heads; GPT-2 multiplies them by one "
             "more matrix",
         )
     if layout.letters != "qkv" or layout.order != "stacked":
@@ -120,11 +122,11 @@ def _convention(learner: LearnerAttention) -> Iterator[Check]:
         yield _note("bias", f"does not follow config.bias: {wrong[0]}; pass bias=config.bias")
     if learner.refused:
         sizes = ", ".join(f"n_head={case.H} with head_dim={case.D}" for case in learner.refused)
-        yield _note("sizes", f"not tried: the constructor refuses {sizes}")
+        yield _note("sizes", f"the constructor refuses {sizes}, so the check left them out")
 
 
 def _place_of_rounding(learner: LearnerAttention) -> str:
-    """The step and the line that round to float32, as a sentence."""
+    """A sentence with the step and the line that round to float32."""
     learner.attempt = learner.rounded
     forward = repeat_forward(learner)
     for operation in forward.trace.operations:
@@ -133,12 +135,12 @@ def _place_of_rounding(learner: LearnerAttention) -> str:
             step = first_missing_step(matched_before(forward.found, operation.index))
             quoted = forward.quote(forward.line(operation.index))
             return f"step {step}: {quoted}computed in float32, although x is float64"
-    return "some of it is computed in float32, although x is float64"
+    return "forward computes some numbers in float32, although x is float64"
 
 
 @torch.no_grad()
 def _dropout(learner: LearnerAttention) -> Check:
-    """Which of the two dropouts act in training, and whether they scale the rest up."""
+    """The check of dropout in training: which of the two act, and whether they scale the rest."""
     try:
         built = learner.build(ONE_TOKEN, dropout=DROPOUT)
         built.projections.output.set_weight(torch.eye(ONE_TOKEN.C, dtype=torch.float64))
@@ -158,13 +160,13 @@ def _dropout(learner: LearnerAttention) -> Check:
     attention = bool(dropped.all(dim=-1).any())
     residual = bool((dropped.any(dim=-1) & ~dropped.all(dim=-1)).any())
     if not (attention or residual):
-        return _note("dropout", "none acts in training, whatever config.dropout is")
+        return _note("dropout", "none acts in training, even if config.dropout is above 0")
     kept = heads[~dropped]
     scaled = 1 / (1 - DROPOUT) ** (attention + residual)
     if not torch.allclose(kept, torch.full_like(kept, scaled)):
         return _note(
             "dropout",
-            f"with config.dropout = {DROPOUT} the numbers that stay are multiplied by "
+            f"with config.dropout = {DROPOUT} the numbers that are kept are multiplied by "
             f"{float(kept.median()):.3g}, expected {scaled:.3g}: F.dropout with "
             "p=config.dropout already scales them",
         )

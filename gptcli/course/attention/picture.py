@@ -21,13 +21,13 @@ PLAIN_SHADES = " .:*#"
 
 
 def mark(state: str, unicode: bool) -> tuple[str, str]:
-    """The sign and the style of a step whose state is "right", "wrong", "unseen" or "after"."""
+    """(sign, style) for the state "right", "wrong", "unseen" or "after" of a step."""
     sign, style = MARKS[state]
     return (sign if unicode else PLAIN[state]), style
 
 
 def steps(report: FileReport, width: int, unicode: bool = True) -> list[Text]:
-    """One line for each step: its mark, its name, and the line of the file that completes it."""
+    """One line of text for each step: its mark, its name, and the line of the file for it."""
     from rich.text import Text
 
     if report.picture is None:
@@ -47,13 +47,13 @@ def steps(report: FileReport, width: int, unicode: bool = True) -> list[Text]:
 
 
 def heat(picture: Picture, unicode: bool = True) -> list[str]:
-    """One head's attention weights, the learner's next to the right ones; [] if there are none.
+    """The learner's and the right attention weights of one head, side by side; [] without weights.
 
     Rows are queries, columns are keys."""
     if picture.learner_weights is None or picture.right_weights is None:
         return []
     T = len(picture.right_weights)
-    wide = max(4 * T, 16)  # room for a heading
+    wide = max(4 * T, 16)  # at least as wide as a heading
     lines = [f"      {'your weights':<{wide}}    {'right weights':<{wide}}".rstrip()]
     for t, (theirs, right) in enumerate(
         zip(picture.learner_weights, picture.right_weights, strict=True)
@@ -65,7 +65,7 @@ def heat(picture: Picture, unicode: bool = True) -> list[str]:
 
 
 def _cell(weight: float, unicode: bool) -> str:
-    """A weight as four characters: a shade and its percentage; "?" if it is not a number."""
+    """A weight as four characters: a shade and the percentage; "?" if the weight is not finite."""
     shades = SHADES if unicode else PLAIN_SHADES
     if weight < 0:
         return " ?  "

@@ -21,9 +21,10 @@ NAMES = (
 class Projection:
     """One linear map of a module: weight (C, C), and bias (C,) or None.
 
-    Both can be copies. `views` are views of the module's parameters that hold them; if it is empty,
-    weight and bias are views themselves. `biases` are those of the views that hold a bias. `write`
-    puts another weight into the parameters."""
+    weight and bias can be copies. Then `views` are the views of the module's parameters that
+    contain their numbers, and `biases` are those views that belong to the bias. If `views` is
+    empty, weight and bias are views themselves. `write` writes another weight into the
+    parameters."""
 
     weight: Tensor
     bias: Tensor | None
@@ -32,7 +33,7 @@ class Projection:
     write: Callable[[Tensor], None] | None = None
 
     def as_linear(self, dtype: torch.dtype = torch.float64) -> nn.Linear:
-        """A copy as a new nn.Linear."""
+        """A new nn.Linear with copies of weight and bias."""
         out, into = self.weight.shape
         linear = nn.Linear(into, out, bias=self.bias is not None, dtype=dtype)
         with torch.no_grad():
@@ -43,14 +44,14 @@ class Projection:
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
-        """Multiply the module's parameters, not the copies here, by `factor`."""
+        """Multiply the module's own weight and bias by `factor`, in place."""
         for view in self.views or (self.weight, self.bias):
             if view is not None:
                 view.mul_(factor)
 
     @torch.no_grad()
     def scale_bias(self, factor: float) -> None:
-        """Multiply the biases among the module's parameters by `factor`."""
+        """Multiply only the module's own bias by `factor`, in place."""
         if self.bias is None:
             return
         for view in (*self.biases, *(() if self.biases else (self.bias,))):
@@ -58,7 +59,7 @@ class Projection:
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:
-        """Put `weight` (C, C) into the module's parameters."""
+        """Write `weight` (C, C) into the module's parameters."""
         if self.write is not None:
             self.write(weight)
         else:
@@ -67,7 +68,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Projections:
-    """The four projections of an attention module."""
+    """The four projections of an attention module: query, key, value and output."""
 
     query: Projection
     key: Projection
@@ -75,7 +76,7 @@ class Projections:
     output: Projection
 
     def items(self) -> tuple[tuple[str, Projection], ...]:
-        """(name, projection) in the order query, key, value, output."""
+        """(name, projection) for query, key, value and output, in this order."""
         return (
             ("query", self.query),
             ("key", self.key),
@@ -85,11 +86,11 @@ class Projections:
 
 
 class ProjectionError(Exception):
-    """The projections of a module cannot be found.
+    """The projections of a module cannot be recognised, or one of them is wrong.
 
-    `unnamed`: the module has weights, but none that can be recognised. `missing`: the part that
-    does not exist, "input" or "output". `output`: the output projection is wrong, not one of the
-    others. `slug`: the mistake.
+    `slug` names the mistake. `unnamed` is true if the module has weights with unknown names.
+    `missing` is "input" or "output" if a projection is missing. `output` is true if the output
+    projection is wrong or missing.
     """
 
     def __init__(

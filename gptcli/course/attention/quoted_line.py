@@ -1,20 +1,20 @@
 """Chooses the line of the learner's file that the report quotes: `line_to_quote`.
 
-A mistake often shows later than the line that makes it. The order of the decisions:
-1. The caller knows the number in the hidden scores (`fill`): the line of the constant with that
+The line with the mistake often comes before the line at which wrong numbers appear. The first of
+these rules that applies decides:
+1. If the caller knows the number in the hidden scores (`fill`): the line of the constant with that
    number, else the line that writes the number into the scores.
-2. The caller knows the wrong operation (`search=False`): its line. If the call spans several
-   lines, the line of the argument that the step is about.
-3. The search for the operation that did the step wrongly, one function for each step. It finds the
-   first operation that makes wrong numbers of right ones, or puts right numbers in an order that
-   no step needs. quoted_mask_line.py searches for masks. The operation found leads to the line, in
-   this order:
-   a. a mask that the module keeps: the line of the constructor that makes it;
-   b. an output projection that is left out: the last return;
-   c. the argument of a call over several lines;
-   d. a wrong head size or scale: the line that computes the number (source_text.py);
+2. If the caller knows the wrong operation (`search=False`): its line. If the call spans several
+   lines, the line of the argument that belongs to the step.
+3. Otherwise one function for each step searches for the wrong operation. This is the first one that
+   makes wrong numbers of right numbers, or puts right numbers in an order that no step needs.
+   quoted_mask_line.py searches for masks. The line is, in this order:
+   a. for a mask that the module keeps: the line of the constructor that makes it;
+   b. for a missing output projection: the last return;
+   c. for a call over several lines: the line of the argument;
+   d. for a wrong head size or scale: the line that computes the number (source_text.py);
    e. the line of the operation.
-4. The search finds nothing, or fails on an unusual file: the line where the mistake shows.
+4. If the search finds nothing, or fails on an unusual file: the line at which wrong numbers appear.
 
 Dimensions: B batch, T time, H heads, D head_dim.
 """
@@ -66,11 +66,11 @@ def line_to_quote(
     fill: tuple[float, int] | None = None,
     search: bool = True,
 ) -> int | None:
-    """The line of the learner's file to quote, or None. The file docstring has the order.
+    """The line of the learner's file to quote, or None. The docstring of this file has the rules.
 
-    `index` is the operation in which the mistake shows; `values` are what it computes, if the
-    bank knows it; `fill`: the number in the hidden scores and its operation. With `search=False`
-    operation `index` itself is wrong, and the search is left out."""
+    Wrong numbers appear in operation `index`. `values` are the values that the mistake gives, if
+    the bank knows the mistake. `fill` is the number in the hidden scores and the index of the
+    operation that wrote it. With `search=False`, operation `index` itself is the wrong one."""
     path = forward.learner.file.path
     if fill is not None:
         line = forward.line(fill[1])
@@ -90,7 +90,7 @@ def line_to_quote(
 def _search(
     forward: ComparedForward, step: int, slug: str, values: Values | None, index: int | None
 ) -> int | None:
-    """The line that does `step` wrongly, or None. The mistake shows in operation `index`."""
+    """The line that does `step` wrongly, or None. Wrong numbers appear in operation `index`."""
     operation, attribute = _wrong_operation(forward, step, slug, values)
     path, shown_at = forward.learner.file.path, forward.line(index)
     if attribute is not None and (line := line_of_attribute(path, attribute)) is not None:
@@ -111,7 +111,7 @@ def _search(
 def _wrong_operation(
     forward: ComparedForward, step: int, slug: str, values: Values | None
 ) -> OperationOrAttribute:
-    """The operation that does `step` wrongly, or the attribute that holds a wrong mask."""
+    """(operation that does `step` wrongly, attribute with a wrong mask). Both can be None."""
     if step == 1:
         return _wrong_projection(forward, None if slug == "input-normalised" else values), None
     if step in (2, 3):
@@ -155,7 +155,7 @@ def _wrong_scores(forward: ComparedForward, slug: str) -> Operation | None:
 
 
 def _sources_of_right_values(forward: ComparedForward) -> set[int | None]:
-    """The indices of the operations whose results are used to compute values of the reference."""
+    """The indices of the operations whose results go into values of the reference."""
     return {
         source
         for operation in forward.trace.operations
@@ -167,8 +167,8 @@ def _sources_of_right_values(forward: ComparedForward) -> set[int | None]:
 def _wrong_output(forward: ComparedForward) -> Operation | None:
     """The first operation that turns the weighted values or the output into other numbers.
 
-    The output projection also counts as wrong if its input is neither the weighted values nor the
-    merged heads."""
+    The output projection is also wrong if its input is neither the weighted values nor the merged
+    heads."""
     weight, useful = forward.p.parts.output.weight, _sources_of_right_values(forward)
     for operation in forward.trace.operations:
         if operation.name in LAYOUT or operation.name in COPIES or operation.index in useful:
@@ -188,8 +188,8 @@ def _wrong_output(forward: ComparedForward) -> Operation | None:
 def _wrong_projection(forward: ComparedForward, values: Values | None) -> Operation | None:
     """The first operation with wrong queries, keys or values.
 
-    `values` are what the mistake computes. If they are None, it is the first operation that turns
-    x, queries, keys or values into other numbers."""
+    `values` are the values that the mistake gives. If they are None, this is the first operation
+    that turns x, queries, keys or values into other numbers."""
     if values is not None:
         firsts = [
             _first_with_numbers_of(forward, getattr(values, c), getattr(forward.values, c))
@@ -215,7 +215,7 @@ def _wrong_projection(forward: ComparedForward, values: Values | None) -> Operat
 
 
 def _letters_with_wrong_heads(forward: ComparedForward, values: Values | None) -> str:
-    """Which of q, k and v the mistake splits wrongly: all if the bank does not know the mistake."""
+    """The letters of q, k, v that the mistake splits wrongly. All three for unknown mistakes."""
     if values is None:
         return "qkv"
     pairs = [(c, getattr(values, f"{c}h"), getattr(forward.values, f"{c}h")) for c in "qkv"]
@@ -225,7 +225,7 @@ def _letters_with_wrong_heads(forward: ComparedForward, values: Values | None) -
 def _wrong_split(forward: ComparedForward, letters: str) -> Operation | None:
     """The first operation that puts queries, keys or values into a wrong order.
 
-    An order is wrong if no correct split makes it. If there is no such operation, returns the last
+    An order is wrong if no right split gives it. If there is no such operation, returns the last
     slice or reshape before the first product."""
     for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):
@@ -241,8 +241,8 @@ def _wrong_split(forward: ComparedForward, letters: str) -> Operation | None:
 def _wrong_scaling(forward: ComparedForward) -> Operation | None:
     """The operation that multiplies queries, keys or scores by a constant.
 
-    For queries and keys it is the first such operation, for scores the last. If nothing is
-    multiplied, it is the operation that makes the scores."""
+    For queries and keys this is the first such operation, for scores the last. If there is none, it
+    is the operation that computes the scores."""
     values = forward.values
     unscaled = values.qh @ values.kh.transpose(-1, -2)
     for right in (values.q, values.k):
@@ -263,7 +263,7 @@ def _wrong_scaling(forward: ComparedForward) -> Operation | None:
         for operation in forward.trace.operations
         if "raw" in forward.found.values_of_operation.get(operation.index, [])
     )
-    if not scaling:  # in a loop over heads or tokens, an operation sees a part of the scores
+    if not scaling:  # in a loop over heads or tokens, an operation gets only a part of the scores
         scaling = [op for op in forward.trace.operations if _scales_part(op, forward)]
     if not scaling and (masked := scale_behind_mask(forward)) is not None:
         return forward.trace.operations[masked[1]]
@@ -284,7 +284,7 @@ def _scales_part(operation: Operation, forward: ComparedForward) -> bool:
 
 
 def _is_multiple(x: Tensor, right: Tensor) -> bool:
-    """Whether the numbers of x are those of `right` times a constant other than 1, in any order."""
+    """Whether x has the numbers of `right` times a constant other than 1, in any order."""
     if x.numel() != right.numel() or not bool(x.isfinite().all()):
         return False
     ratio = x.double().reshape(-1).abs().sort().values / right.reshape(-1).abs().sort().values
@@ -294,10 +294,10 @@ def _is_multiple(x: Tensor, right: Tensor) -> bool:
 
 
 def _wrong_softmax(forward: ComparedForward) -> Operation | None:
-    """The first operation whose result cannot lead to the right weights, although its input can.
+    """The first operation whose input can lead to the right weights, but whose result cannot.
 
-    Scores, exponentials, and the sums or maxima of their rows can lead to the right weights. If no
-    operation is wrong, this is the last one with such a result."""
+    Scores, exponentials, and the sums or maxima of their rows can lead to the right weights. If
+    there is no such operation, returns the last one with a result that can."""
     latest = None
     for operation in forward.trace.operations:
         if operation.name in LAYOUT or operation.name in COPIES:
@@ -319,7 +319,7 @@ def _wrong_softmax(forward: ComparedForward) -> Operation | None:
             ):
                 return operation
             used = any(operation.index in later.sources for later in forward.trace.operations)
-            if used or latest is None:  # a sum that is not used makes no weights
+            if used or latest is None:  # a sum that nothing uses does not make weights
                 latest = operation
     return latest
 
@@ -340,7 +340,7 @@ def _leads_to_right_weights(x: Tensor, forward: ComparedForward) -> bool:
 
 
 def _leads_to_right_row(x: Tensor, forward: ComparedForward) -> bool:
-    """The same for one row of weights of each sequence: in a loop over tokens."""
+    """Whether x leads to one row of right weights per sequence, as in a loop over tokens."""
     if x.dim() > 3 or not 1 < x.shape[-1] <= forward.p.T or x.shape[0] != forward.p.B:
         return False
     y, table = x.double(), forward.found.tables["weights"]
@@ -351,7 +351,7 @@ def _leads_to_right_row(x: Tensor, forward: ComparedForward) -> bool:
 
 
 def _is_row_sum_of_exponentials(x: Tensor, forward: ComparedForward) -> bool:
-    """Whether x holds the right sum of exponentials of each row, or the logarithms of the sums."""
+    """Whether x has the right sums of exponentials of the rows, or the logarithms of these sums."""
     if not x.dtype.is_floating_point or not x.numel():
         return False
     masked = forward.values.masked
@@ -364,7 +364,7 @@ def _is_row_sum_of_exponentials(x: Tensor, forward: ComparedForward) -> bool:
 
 
 def _wrong_merge(forward: ComparedForward) -> Operation | None:
-    """The operation that puts the weighted values into an order that no correct merge makes."""
+    """The operation that puts the weighted values into an order that no right merge gives."""
     table = forward.found.tables["mixed"]
     for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):
@@ -392,7 +392,7 @@ def _product_with_values(forward: ComparedForward) -> Operation | None:
 def _first_with_numbers_of(
     forward: ComparedForward, value: Tensor, right: Tensor
 ) -> Operation | None:
-    """The first operation whose result has only numbers of `value`, and not all of them in `right`.
+    """The first operation whose result has only numbers of `value`, not all of them in `right`.
 
     The result can be a part of `value`, such as one head or one token. Then `right` must have
     less than half of its numbers."""

@@ -1,4 +1,4 @@
-"""Searches for the operation that makes a wrong causal mask, or that applies it to the scores.
+"""Searches for the operation that makes a wrong causal mask, or that applies a mask wrongly.
 
 Dimensions: T time.
 """
@@ -18,16 +18,16 @@ from gptcli.course.attention.memory_layout import (
     last_slice_before_product,
 )
 
-# Operations that make or convert a mask without choosing its cells.
+# Operations that make or convert a mask, but do not choose its cells.
 MAKERS = {"ones", "zeros", "full", "arange", "to", "type", "float", "double"}
 # Operations that make or apply a mask.
 MASKS = {"masked_fill", "masked_fill_", "where", "tril", "triu", "le", "lt", "ge", "gt", "eq"}
-# The wrong operation, and the name of the module's attribute if this attribute holds a wrong mask.
+# The wrong operation, and the name of the module's attribute if the wrong mask is an attribute.
 OperationOrAttribute = tuple[Operation | None, str | None]
 
 
 def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
-    """The operation that makes a wrong mask, or the one that applies a right mask wrongly."""
+    """The operation that makes a wrong mask, or the operation that applies a right mask wrongly."""
     T = forward.p.T
     for operation in forward.trace.operations:
         if operation.name == "scaled_dot_product_attention":
@@ -59,7 +59,7 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
 
 
 def _comes_from_wrong_mask(forward: ComparedForward, index: int) -> bool:
-    """Whether operation `index` gets its right mask from a wrong one. A full mask is not wrong."""
+    """Whether operation `index` makes a right mask of a wrong one. A full mask is not wrong."""
     return any(
         marks is not None and not _is_causal(marks) and not bool(marks.all())
         for operation in _operations_feeding(forward, index)
@@ -69,7 +69,7 @@ def _comes_from_wrong_mask(forward: ComparedForward, index: int) -> bool:
 
 
 def _is_scores(x: Tensor, forward: ComparedForward) -> bool:
-    """Whether x holds right scores, scaled or not."""
+    """Whether all numbers of x are right scores, scaled or not."""
     return x.dtype.is_floating_point and value_in(x, forward.found, forward.p.T) in (
         "raw",
         "scaled",
@@ -79,11 +79,11 @@ def _is_scores(x: Tensor, forward: ComparedForward) -> bool:
 def _first_wrong_mask(
     forward: ComparedForward, user: int, index: int | None
 ) -> OperationOrAttribute:
-    """The operation that makes a wrong mask, and the module's attribute if that holds the mask.
+    """The operation that makes a wrong mask, and the module's attribute if the mask is one.
 
-    Operation `user` uses the mask. Operation `index` made the mask (None: not made in forward).
-    The result is the first operation whose (T, T) mask is neither full nor causal. If all masks
-    are full, it is the last operation that chose the cells of one, or else `user`."""
+    Operation `user` uses the mask. Operation `index` made the mask (None: forward did not make it).
+    Returns the first operation whose (T, T) mask is neither full nor causal. If all masks are full,
+    returns the last operation that chose the cells of a mask, else `user`."""
     sources = _operations_feeding(forward, user if index is None else index)
     for operation in sources:
         for x, source in zip(operation.inputs, operation.sources, strict=True):
@@ -126,7 +126,7 @@ def late_mask_operation(forward: ComparedForward) -> Operation | None:
 
 
 def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
-    """Which cells of the mask x are not 0: bool (T, T). None if x does not hold one (T, T) mask."""
+    """The cells of the mask x that are not 0: bool (T, T). None if x is not one (T, T) mask."""
     if x.dim() < 2 or x.shape[-2:] != (T, T) or T < 2:
         return None
     marks = (x != 0).reshape(-1, T, T)
@@ -134,13 +134,13 @@ def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
 
 
 def _is_causal(marks: Tensor) -> bool:
-    """Whether `marks` marks the past with the diagonal, or the future without it."""
+    """Whether `marks` is true in the past and on the diagonal, or only in the future."""
     past = torch.ones_like(marks).tril()
     return torch.equal(marks, past) or torch.equal(marks, ~past)
 
 
 def _operations_feeding(forward: ComparedForward, index: int) -> list[Operation]:
-    """Operation `index` and all operations that it depends on, in the order of the trace."""
+    """Operation `index` and all operations on which it depends, in the order of the trace."""
     seen, todo = set(), [index]
     while todo:
         at = todo.pop()

@@ -1,6 +1,7 @@
-"""The factor of the learner's scores (right: 1 / sqrt(head_dim)), and where that number comes from.
+"""Finds and explains a wrong factor of the learner's scores. Right is 1 / sqrt(head_dim).
 
-One forward pass gives the factor. A second one with other sizes tells sqrt(8) from a constant.
+One forward pass gives the factor. A second forward pass with other sizes shows whether the factor
+is a constant or depends on the sizes.
 Dimensions: H heads, D head_dim.
 """
 
@@ -15,15 +16,15 @@ from gptcli.course.attention.mistakes.bank import values_equal
 from gptcli.course.attention.mistakes.scores import BANK
 from gptcli.course.attention.stages import Problem, compute_stages
 
-SECOND_CASE = CASES[6]  # B, T, H and D all differ from those of the usual case
-HIDDEN_SCORE = 1e3  # no score of these inputs is as large, so this is a mask
+SECOND_CASE = CASES[6]  # its B, T, H and D all differ from those of the usual case
+HIDDEN_SCORE = 1e3  # larger than all scores of these inputs, so a mask hides it
 NON_LINEAR = {"tanh", "clamp", "clip", "abs", "relu", "sigmoid", "pow", "square", "gelu", "sqrt"}
 
 
 def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
-    """The factor c of the last c q k^T in the trace, and the index of the operation that made that.
+    """(c, index) of the last operation whose result is c q k^T with a constant c.
 
-    None if the trace has no such multiple."""
+    None if there is no such operation."""
     right = forward.values
     unscaled = (right.qh @ right.kh.transpose(-1, -2)).reshape(-1)
     sorted_by_sign = {1.0: unscaled.sort().values, -1.0: (-unscaled).sort().values}
@@ -47,9 +48,9 @@ def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
 
 
 def scale_behind_mask(forward: ComparedForward) -> tuple[float, int] | None:
-    """The factor of scores that were masked before they were scaled, and the operation's index.
+    """(factor, index) of the operation that scales scores after the mask.
 
-    None if no operation multiplies masked scores. Hidden scores do not count."""
+    None if no operation multiplies masked scores. Ignores hidden scores."""
     raw, last = None, None
     for operation in forward.trace.operations:
         for x in operation.outputs:
@@ -74,7 +75,7 @@ def scale_behind_mask(forward: ComparedForward) -> tuple[float, int] | None:
 
 
 def wrong_scale(forward: ComparedForward) -> tuple[float, int] | None:
-    """The wrong factor of the scores, and the index of the operation that applied the factor.
+    """(factor, index) of the operation that multiplies the scores by a wrong factor.
 
     None if the factor is right, or if a non-linear function changes the scores afterwards."""
     scale = scale_of_scores(forward)
@@ -89,7 +90,7 @@ def wrong_scale(forward: ComparedForward) -> tuple[float, int] | None:
 def explain_scale(
     forward: ComparedForward, factor: float
 ) -> tuple[str, AttentionMistake | None, str]:
-    """The slug, the mistake of the bank (or None) and the message for a wrong `factor`."""
+    """(slug, mistake of the bank or None, message) for a wrong `factor`."""
     p = forward.p
     is_second = (p.D, p.H) == (SECOND_CASE.D, SECOND_CASE.H)
     second = None if is_second else forward_of_case(forward.learner, SECOND_CASE)

@@ -1,4 +1,4 @@
-"""Finds in the text of the learner's file where an argument, a size or an attribute is written.
+"""Finds the line of an argument, a size or an attribute in the text of the learner's file.
 
 Dimensions: H heads, D head_dim.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from gptcli.course.attention.compared_forward import ComparedForward
 from gptcli.course.sandbox.syntax import syntax_tree
 
-# step -> the keyword arguments that concern the step
+# step -> the keyword arguments that belong to the step
 ARGUMENTS = {4: ("scale",), 5: ("attn_mask", "is_causal"), 6: ("dropout_p", "dim")}
 # slug -> the position of the wrong argument
 POSITIONS = {"scores-transposed": 0, "weights-times-keys": 2}
@@ -25,12 +25,12 @@ N_HEAD = re.compile(r"n_?heads?|num_heads|nh|heads", re.IGNORECASE)
 
 @lru_cache(maxsize=4)
 def _tree(path: Path) -> ast.Module:
-    """The parsed file."""
+    """The syntax tree of the file."""
     return syntax_tree(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:
-    """The line of the argument that concerns `step`, if a call on `line` spans several lines."""
+    """The line of the argument that belongs to `step`, if a call on `line` spans several lines."""
     for node in ast.walk(_tree(path)):
         if not isinstance(node, ast.Call) or node.lineno != line or node.end_lineno == line:
             continue
@@ -45,7 +45,7 @@ def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:
 
 
 def step_above(path: Path, line: int) -> int | None:
-    """The step that the last comment `# Step N.` above the line names, or None."""
+    """The number in the last comment `# Step N.` above the line, or None."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for text in reversed(lines[:line]):
         if (found := re.search(r"#\s*[Ss]tep (\d)\b", text)) is not None:
@@ -86,9 +86,9 @@ def _line_of_target(tree: ast.Module, name: str) -> int | None:
 
 
 def line_of_size(path: Path, line: int, forward: ComparedForward, slug: str) -> int | None:
-    """The line that assigns a wrong head size, head count or scale, or None.
+    """The line that assigns a wrong head size, number of heads or scale, or None.
 
-    Looks only at the values that `line` uses."""
+    Looks only at variables and attributes that `line` uses."""
     tree = _tree(path)
     for name in _names(tree, line):
         if name.startswith("self."):
@@ -124,7 +124,7 @@ def line_of_return(path: Path, line: int | None) -> int | None:
 
 
 def line_of_constant(path: Path, line: int, value: float) -> int | None:
-    """The line that assigns `value` to a constant that `line` uses, or None."""
+    """The line that assigns `value` to a constant of the file that `line` uses, or None."""
     tree = _tree(path)
     used = set(_names(tree, line))
     for node in tree.body:
@@ -138,7 +138,7 @@ def line_of_constant(path: Path, line: int, value: float) -> int | None:
 
 
 def _names(tree: ast.Module, line: int) -> Iterator[str]:
-    """The variables and the attributes of self that `line` uses."""
+    """The names of the variables and the attributes of self that `line` uses."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.lineno <= line <= (node.end_lineno or line) and node.value.id == "self":

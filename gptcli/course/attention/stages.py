@@ -1,6 +1,4 @@
-"""The reference attention as separate stages.
-
-With some stages replaced, they compute what a known mistake computes.
+"""The reference attention as separate stages. With a stage replaced, it computes a known mistake.
 
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
@@ -23,13 +21,13 @@ Stage = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Problem:
-    """The inputs of one attention: x (B, T, C), the projections and the number of heads."""
+    """The inputs of one attention: x (B, T, C), the projections, and the number of heads."""
 
     x: Tensor
     parts: Projections
     H: int
 
-    # B, T, C and D are the sizes of x.
+    # The sizes B, T, C and D follow from x and H.
 
     @property
     def B(self) -> int:
@@ -49,13 +47,13 @@ class Problem:
 
     @property
     def past(self) -> Tensor:
-        """The cells that a causal mask leaves visible: bool (T, S), the lower triangle."""
+        """The cells that a causal mask does not hide: bool (T, S), the lower triangle."""
         return torch.ones(self.T, self.T, dtype=torch.bool).tril()
 
 
 @dataclass(frozen=True)
 class Values:
-    """The result of every stage."""
+    """The results of all stages."""
 
     q: Tensor  # (B, T, C), as are k and v
     k: Tensor
@@ -72,7 +70,7 @@ class Values:
 
 
 def linear(part: Projection, x: Tensor) -> Tensor:
-    """x W^T + b in float64."""
+    """The linear layer in float64: x W^T + b."""
     bias = None if part.bias is None else part.bias.double()
     return F.linear(x, part.weight.double(), bias)
 
@@ -83,7 +81,7 @@ def project(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def heads(p: Problem, q: Tensor) -> Tensor:
-    """Split the channels of q into heads: (B, T, C) -> (B, H, T, D)."""
+    """q with its channels split into heads: (B, T, C) -> (B, H, T, D)."""
     return q.reshape(p.B, p.T, p.H, p.D).transpose(1, 2)
 
 
@@ -122,7 +120,7 @@ def output(p: Problem, merged: Tensor) -> Tensor:
     return linear(p.parts.output, merged)
 
 
-# In order. Folding (step 3) changes no number, so it has no stage.
+# The stages in order. Folding (step 3) changes no number, so it has no stage.
 RIGHT: Mapping[str, Stage] = {
     "project": project,
     "split": split,
@@ -137,9 +135,9 @@ RIGHT: Mapping[str, Stage] = {
 
 @torch.no_grad()
 def compute_stages(p: Problem, replaced: Mapping[str, Stage] | None = None) -> Values:
-    """The results of all stages in order. Stages in `replaced` take the place of the right ones."""
+    """The results of all stages. Stages in `replaced` replace the right ones."""
     stage = {**RIGHT, **(replaced or {})}
-    # The stages before the first replaced one give what they gave before.
+    # Reuse the known results of the stages before the first replaced stage.
     known = _latest[0] if _latest and _latest[0].p is p else None
     first = next((i for i, name in enumerate(RIGHT) if name in (replaced or {})), len(RIGHT))
     begun = known.values if known is not None else None
@@ -165,7 +163,7 @@ def compute_stages(p: Problem, replaced: Mapping[str, Stage] | None = None) -> V
 
 
 class _Known(NamedTuple):
-    """The right values of the problem that was computed last."""
+    """The right values of the last problem."""
 
     p: Problem
     values: Values

@@ -1,6 +1,6 @@
-"""Judges the last step that was written, in a file whose later steps are still to be written.
+"""Checks the last written step in a file whose later steps are still to be written.
 
-A value counts if a variable holds it when the code stops, in the layout that the skeleton asks for.
+The step is right if a variable has its values when the code stops, in the skeleton's layout.
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
 
@@ -19,7 +19,7 @@ from gptcli.course.sandbox.variables import last_line_before, tensors_at
 
 LATER = "later steps are still to be written"
 _WORDS = {"q": "queries", "k": "keys", "v": "values"}
-# the step that is still to be written -> the values that the step before it makes
+# the step that is still to be written -> the values of the step before it
 _VALUES = {
     3: ("q", "k", "v"), 4: ("q", "k", "v"), 5: ("scaled",), 6: ("masked",), 7: ("weights",),
     8: ("mixed",),
@@ -31,7 +31,7 @@ _NAMES = {
 
 
 def fault_of_last_step(forward: ComparedForward, unwritten: int) -> Finding | None:
-    """What is wrong with the step before `unwritten`, whose numbers the trace has, or None."""
+    """The finding for a wrong step before `unwritten` with right numbers, or None."""
     error = forward.trace.error
     if error is None:
         return None
@@ -46,7 +46,7 @@ def fault_of_last_step(forward: ComparedForward, unwritten: int) -> Finding | No
 
 
 def what_is_missing(forward: ComparedForward, step: int) -> str:
-    """What the code of `step` does not make: the end of a sentence about its last line."""
+    """Words for what the code of `step` does not compute. They follow the quoted line."""
     error = forward.trace.error
     assert error is not None
     if step != 1:
@@ -68,13 +68,13 @@ def what_is_missing(forward: ComparedForward, step: int) -> str:
 
 
 def line_of_last_step(forward: ComparedForward) -> int | None:
-    """The last line of code before the code that is still to be written."""
+    """The last line before the code that is still to be written, or None."""
     error = forward.trace.error
     return None if error is None else last_line_before(error, forward.learner.file.path)
 
 
 def _layouts(forward: ComparedForward, name: str, step: int) -> list[Tensor]:
-    """The value after `step` in the skeleton's layout first, then in others that are as good."""
+    """The value after `step` in the skeleton's layout, then in other layouts that are right too."""
     p, values = forward.p, forward.values
     if name == "mixed":
         folded = values.mixed.reshape(p.B * p.H, p.T, p.D)
@@ -93,7 +93,7 @@ def _equal(x: Tensor, right: Tensor) -> bool:
 def _layout_fault(
     forward: ComparedForward, unwritten: int, name: str, variables: list[tuple[str, Tensor]]
 ) -> Finding | None:
-    """The fault of a variable that has all the numbers of a value, but in other places."""
+    """The finding for a variable with all numbers of a value in wrong places, or None."""
     p, step = forward.p, unwritten - 1
     if name not in ("q", "k", "v", "mixed"):
         return None
@@ -126,7 +126,7 @@ def _layout_fault(
 
 
 def _is_kept(forward: ComparedForward, name: str, variables: list[tuple[str, Tensor]]) -> bool:
-    """Whether the variables together hold all numbers of a value."""
+    """Whether the variables together have all numbers of a value."""
     p = forward.p
     right: Tensor = getattr(forward.values, "scaled" if name == "masked" else name)
     needed = p.past.expand(right.shape) if name == "masked" else None
@@ -141,7 +141,7 @@ def _is_kept(forward: ComparedForward, name: str, variables: list[tuple[str, Ten
         places = table.locate(x.double())
         places = places[places >= 0]
         if name == "masked" and not bool(p.past.expand(right.shape).reshape(-1)[places].all()):
-            continue  # these scores still show the future
+            continue  # the mask does not hide the future in these scores
         if table.mark_seen(places):
             return True
     return False
@@ -168,7 +168,7 @@ def _not_kept(forward: ComparedForward, step: int, name: str) -> Finding | None:
 
 
 def _line_of(forward: ComparedForward, variable: str) -> int | None:
-    """The line that gave the variable its value."""
+    """The line that assigned the variable's value."""
     made = [at for (at, _), name in forward.trace.variable_names.items() if name == variable]
     line = forward.trace.operations[max(made)].line if made else None
     return line if line is not None else line_of_last_step(forward)

@@ -1,6 +1,7 @@
-"""Writes a class of a running session, and what it needs, to a file that the worker can run.
+"""Writes the source of a class in the current session to a file that the worker can run.
 
-The class can come from a notebook cell, a test function or a module. Code around it is not run.
+The class can come from a notebook cell, a test function or a module. The file also has the source
+of what the class uses, but no other code.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.course.sandbox.syntax import syntax_tree
 from gptcli.errors import GptcliError
 
-_MOST_NUMBERS = 10_000  # of a tensor that is written into the file
+_MOST_NUMBERS = 10_000  # the file leaves out larger tensors
 
 
 def file_of_class(cls: type, exercise: str, folder: Path) -> LearnerFile:
-    """A file in `folder` with the source of `cls` and of what it uses, ready to be checked.
+    """A new file in `folder` with the source of `cls` and of what it uses, ready to be checked.
 
-    Lines keep their numbers if the class is in a file. In a notebook they count in their cell.
-    Raises GptcliError if Python does not know the source."""
+    If the class is in a file, its lines keep their numbers. If it is in a notebook, messages count
+    lines from the top of the cell. Raises GptcliError if Python does not know the source."""
     pieces = _Pieces(cls)
     name, text, cells = pieces.text()
     path = folder / f"{cls.__name__}.py"
@@ -38,7 +39,7 @@ def file_of_class(cls: type, exercise: str, folder: Path) -> LearnerFile:
 
 @dataclasses.dataclass
 class _Source:
-    """A file or a cell: its lines, its tree, and the statements of it that are needed."""
+    """A file or a cell: its lines, its syntax tree, and the definitions in it that are needed."""
 
     lines: list[str]
     tree: ast.Module
@@ -46,14 +47,14 @@ class _Source:
 
 
 class _Pieces:
-    """The pieces of source that a class needs, found from the values of the names in it."""
+    """The source that a class needs: the definitions and values of all names that it uses."""
 
     def __init__(self, cls: type) -> None:
         self._cls = cls
         self._sources: dict[str, _Source] = {}
         self._imports: list[str] = []
         self._values: list[str] = []
-        self._after: list[str] = []  # what needs the classes
+        self._after: list[str] = []  # lines that use the classes
         self._done: set[str] = set()
         self._names: dict[str, Any] = {}
         for function in _functions(cls):
@@ -65,7 +66,7 @@ class _Pieces:
                 if free != "__class__":
                     try:
                         self._names[free] = cell.cell_contents
-                    except ValueError:  # a variable of the function that has no value yet
+                    except ValueError:  # a variable without a value yet
                         continue
         for base in cls.__mro__[1:-1]:
             self._names.setdefault(base.__name__, base)
@@ -77,7 +78,7 @@ class _Pieces:
             )
 
     def text(self) -> tuple[str, str, tuple[tuple[int, int], ...]]:
-        """The file's name for messages, its text, and where the cells begin in it."""
+        """The name of the file in messages, its text, and the line at which each cell begins."""
         future = any(_has_future(source.tree) for source in self._sources.values())
         head = "; ".join(
             ["from __future__ import annotations"] * future
@@ -102,7 +103,7 @@ class _Pieces:
         return self._cls.__name__, text, tuple(cells)
 
     def _add_source(self, value: type | FunctionType) -> bool:
-        """Add the definition of a class or a function. False if its source is not known."""
+        """Add the definition of a class or a function. Returns False if its source is unknown."""
         kinds = ast.FunctionDef if isinstance(value, FunctionType) else ast.ClassDef
         for filename, names, line in self._places(value):
             source = self._source(filename, names)
@@ -120,13 +121,13 @@ class _Pieces:
     def _places(
         self, value: type | FunctionType
     ) -> Iterator[tuple[str, dict[str, Any], int | None]]:
-        """(file, globals, a line or None) where a definition can be."""
+        """(file, globals, line or None) for each place at which a definition can be."""
         functions = [value] if isinstance(value, FunctionType) else _functions(value)
         if functions:
             code = functions[0].__code__
             yield code.co_filename, functions[0].__globals__, code.co_firstlineno
             return
-        # A class without functions does not say where it is: look in its module and in all cells.
+        # A class without functions does not know its file: look in its module and in all cells.
         module = sys.modules.get(value.__module__)
         if (filename := getattr(module, "__file__", None)) is not None:
             yield filename, {}, None
@@ -135,7 +136,7 @@ class _Pieces:
                 yield filename, {}, None
 
     def _source(self, filename: str, names: dict[str, Any]) -> _Source | None:
-        """A file or a cell that Python knows, or None."""
+        """The source of a file or a cell; None if Python does not know it or cannot read it."""
         if filename in self._sources:
             return self._sources[filename]
         linecache.checkcache(filename)
@@ -154,7 +155,7 @@ class _Pieces:
                     self._add(part.id, self._names[part.id])
 
     def _add(self, name: str, value: Any) -> None:
-        """Add what gives `name` its value. Leaves out a value that cannot be written as code."""
+        """Add the code that gives `name` its value. Does nothing if no code can write the value."""
         if value is self._cls:
             return
         if isinstance(value, ModuleType):
@@ -189,7 +190,7 @@ def _functions(cls: type) -> list[FunctionType]:
             value = value.fget
         value = inspect.unwrap(value) if callable(value) else value
         own = isinstance(value, FunctionType) and value.__qualname__.startswith(cls.__qualname__)
-        if own and value.__code__.co_filename != "<string>":  # that @dataclass has made
+        if own and value.__code__.co_filename != "<string>":  # made by @dataclass
             found.append(value)
     return found
 
@@ -207,9 +208,9 @@ def _has_future(tree: ast.Module) -> bool:
 
 
 def _blanked(source: _Source) -> list[str]:
-    """The lines of a source, empty where nothing is needed. The needed lines keep their places.
+    """The lines of a source. Lines that are not needed are empty, so the others keep their numbers.
 
-    A definition inside a function stays indented, under `if True:`."""
+    A definition inside a function stays indented. The line above becomes `if True:`."""
     lines = [""] * len(source.lines)
     for node in source.needed:
         first, last = _first_line(node), node.end_lineno or node.lineno
@@ -220,7 +221,7 @@ def _blanked(source: _Source) -> list[str]:
 
 
 def _cell_number(filename: str) -> int:
-    """The number of a notebook's cell, which IPython prints beside it; 0 if it is not known."""
+    """The number that IPython prints beside a cell; 0 if it is not known."""
     interactive = sys.modules.get("IPython")
     shell = interactive.get_ipython() if interactive is not None else None
     numbers = getattr(getattr(shell, "compile", None), "_filename_map", {})
@@ -231,7 +232,7 @@ def _cell_number(filename: str) -> int:
 
 
 def _importable(value: Any) -> tuple[str, str] | None:
-    """Module and name from which a class or a function can be imported, or None."""
+    """(module, name) for importing a class or a function; None if it cannot be imported."""
     name = getattr(value, "__name__", None)
     if not isinstance(name, str):
         return None
@@ -242,7 +243,9 @@ def _importable(value: Any) -> tuple[str, str] | None:
 
 
 def _as_code(value: Any) -> str | None:
-    """An expression for a literal, a SimpleNamespace of literals or a small tensor, or None."""
+    """An expression that gives `value`; None unless `value` is simple.
+
+    Simple are literals, a SimpleNamespace of literals, dtypes, devices and small tensors."""
     if _is_literal(value):
         return repr(value)
     if isinstance(value, SimpleNamespace) and all(map(_is_literal, vars(value).values())):
@@ -258,7 +261,7 @@ def _as_code(value: Any) -> str | None:
 
 
 def _is_literal(value: Any) -> bool:
-    """Whether Python reads the value's repr as the same value."""
+    """Whether Python code can write `value` as a literal: `repr(value)` gives the same value."""
     if isinstance(value, float):
         return math.isfinite(value)
     if type(value) in (list, tuple):

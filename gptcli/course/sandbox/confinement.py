@@ -1,10 +1,11 @@
 """Confines a student's code to its folder: no writing outside, no reading of other students' work.
 
-Three walls, which hold for the process and all that it starts, except for the last:
-- Landlock (Linux since 5.13) for files, since 6.7 for TCP, since 6.12 for signals. Source:
+It uses three protections. The first two also hold for all processes that the code starts:
+- Landlock protects files (since Linux 5.13), TCP (since 6.7) and signals (since 6.12). Source:
   kernel.org, "Landlock: unprivileged access control".
-- seccomp for what Landlock leaves open: permissions, owners and times of files stay as they are.
-- An audit hook of Python, which says what is wrong in words, and is all that older kernels have.
+- seccomp protects what Landlock does not: the permissions, owners and times of files.
+- An audit hook in Python raises errors that say what is wrong. On older kernels it is the only
+  protection of files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-_CREATE, _ADD, _RESTRICT = 444, 445, 446  # system calls, the same on every architecture
+_CREATE, _ADD, _RESTRICT = 444, 445, 446  # numbers of system calls, the same on every architecture
 _NO_NEW_PRIVILEGES = 38  # prctl(2)
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _TRUNCATE, _IOCTL = 1 << 14, 1 << 15
@@ -29,7 +30,7 @@ _SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/nix", "/proc", "/sys",
 )  # fmt: skip
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-_PATHS: dict[str, tuple[int, ...]] = {  # audit event -> which arguments are paths that it changes
+_PATHS: dict[str, tuple[int, ...]] = {  # audit event -> positions of the changed paths
     "os.remove": (0,), "os.rmdir": (0,), "os.mkdir": (0,), "os.rename": (0, 1), "os.link": (1,),
     "os.symlink": (1,), "os.truncate": (0,), "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,),
     "os.setxattr": (0,), "os.removexattr": (0,), "os.lchmod": (0,), "os.chflags": (0,),
@@ -37,11 +38,11 @@ _PATHS: dict[str, tuple[int, ...]] = {  # audit event -> which arguments are pat
 }  # fmt: skip
 _DIRECTORY_OF = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.chmod": 2, "os.chown": 3,
                  "os.utime": 3}  # fmt: skip
-"""The argument that is the descriptor of the folder to which a path is relative, or -1."""
+"""Audit event -> position of its `dir_fd`: the descriptor of a folder, or -1 (no folder)."""
 
 
 def landlock_version() -> int:
-    """The version of Landlock that the kernel has; 0 if it has none."""
+    """The kernel's version of Landlock; 0 if the kernel has no Landlock."""
     if sys.platform != "linux":
         return 0
     found = _call(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
@@ -49,17 +50,17 @@ def landlock_version() -> int:
 
 
 def confine(folder: Path, hidden: Path) -> None:
-    """Confine this process: it can write only in `folder`, and read nothing in `hidden` and little
-    outside the system's and Python's own folders. There is no way back.
+    """Let this process write only in `folder`, and read nothing in `hidden` except `folder`.
 
-    Temporary files go into `folder`."""
+    With Landlock it can read only `folder`, the system's folders and Python's own. Temporary files
+    go into `folder`. The process cannot undo this."""
     folder, hidden = folder.resolve(), hidden.resolve()
     inner = folder / ".tmp"
     inner.mkdir(exist_ok=True)
     os.environ.update(TMPDIR=str(inner), TEMP=str(inner), TMP=str(inner))
     tempfile.tempdir = str(inner)
     readable = [path for path in (*_own_folders(), *_caches()) if not _holds(path, hidden)]
-    with contextlib.suppress(OSError):  # a kernel that has these, but not for this process
+    with contextlib.suppress(OSError):  # the kernel can refuse Landlock to this process
         _landlock(folder, readable)
     with contextlib.suppress(OSError):
         _keep_attributes()
@@ -67,7 +68,7 @@ def confine(folder: Path, hidden: Path) -> None:
 
 
 def _own_folders() -> list[Path]:
-    """What Python, its packages and gptcli are read from."""
+    """The folders from which Python reads itself, its packages and gptcli; the system's folders."""
     import gptcli
 
     names = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()}
@@ -78,7 +79,7 @@ def _own_folders() -> list[Path]:
 
 
 def _caches() -> list[Path]:
-    """Where matplotlib keeps its list of fonts, which it would else make again in each check."""
+    """The folders with matplotlib's list of fonts. Without it, each check would make a new list."""
     home = os.environ.get("HOME") or "/root"
     caches = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     settings = os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config"
@@ -88,7 +89,7 @@ def _caches() -> list[Path]:
 
 
 def _holds(path: Path, hidden: Path) -> bool:
-    """Whether `hidden` is in `path`."""
+    """Whether `path` is `hidden` or a folder above it."""
     return hidden == path or path in hidden.parents
 
 
@@ -109,7 +110,10 @@ class _Beneath(ctypes.Structure):
 
 
 def _landlock(folder: Path, readable: Iterable[Path]) -> None:
-    """Raises OSError if the kernel refuses. Also shuts TCP (since 6.7) and signals (since 6.12)."""
+    """Let the kernel refuse access to files except in `folder` (all) and `readable` (reading).
+
+    Also refuses TCP (since Linux 6.7) and signals to other processes (since 6.12). Raises OSError
+    if the kernel does not allow Landlock."""
     version = landlock_version()
     if version == 0:
         return
@@ -134,7 +138,7 @@ def _landlock(folder: Path, readable: Iterable[Path]) -> None:
 
 
 def _allow(ruleset: int, path: Path, rights: int) -> None:
-    """Allow `rights` in a folder or on a file; nothing if it does not exist."""
+    """Allow `rights` in a folder or on a file. Does nothing if `path` does not exist."""
     try:
         at = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -148,7 +152,7 @@ def _allow(ruleset: int, path: Path, rights: int) -> None:
 
 
 def _call(number: int, *arguments: Any) -> int:
-    """The result of a system call; -1 if it fails or does not exist."""
+    """The result of a system call; -1 if the call fails or does not exist."""
     try:
         library = ctypes.CDLL(None, use_errno=True)
         return int(library.syscall(ctypes.c_long(number), *arguments))
@@ -182,7 +186,7 @@ class _Program(ctypes.Structure):
 
 
 def _keep_attributes() -> None:
-    """Let calls that change permissions, owners or times of files do nothing, and return 0."""
+    """Make calls that change permissions, owners or times of files return 0 and do nothing."""
     known = _ATTRIBUTE_CALLS.get(os.uname().machine) if sys.platform == "linux" else None
     if known is None:
         return
@@ -190,9 +194,9 @@ def _keep_attributes() -> None:
     lines = [
         (_LOAD, 0, 0, 4),  # the architecture of the call
         (_EQUAL, 1, 0, architecture),
-        (_RETURN, 0, 0, _REFUSE),  # a program of 32 bits: its calls have other numbers
-        (_LOAD, 0, 0, 0),  # its number
-        (_AT_LEAST, len(numbers) + 1, 0, _X32),  # numbers of another kind: pretend
+        (_RETURN, 0, 0, _REFUSE),  # calls of 32-bit programs have other numbers
+        (_LOAD, 0, 0, 0),  # the number of the call
+        (_AT_LEAST, len(numbers) + 1, 0, _X32),  # x32 calls have other numbers: pretend
     ]
     lines += [(_EQUAL, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
     lines += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _PRETEND)]
@@ -206,9 +210,10 @@ def _keep_attributes() -> None:
 
 
 def _guard(folder: Path, hidden: Path, readable: Iterable[Path]) -> None:
-    """Let Python refuse to change anything outside `folder`, and to read what is in `hidden`.
+    """Let Python refuse changes outside `folder` and reading in `hidden`, except in `folder`.
 
-    Python's own folders stay readable: many keep `.venv` beside the students' folders."""
+    Folders of `readable` in `hidden` stay readable, because `.venv` is often beside the students'
+    folders."""
     inside, secret = f"{folder}{os.sep}", f"{hidden}{os.sep}"
     open_here = tuple(f"{path}{os.sep}" for path in readable if hidden in path.parents)
     allowed = {*_DEVICES}
@@ -224,7 +229,7 @@ def _guard(folder: Path, hidden: Path, readable: Iterable[Path]) -> None:
     def refuse_read(path: str, what: str) -> None:
         place = f"{path}{os.sep}"
         if place.startswith(secret) and not (is_inside(path) or place.startswith(open_here)):
-            raise _refused(f"{what}: a graded file cannot read the work of others", path)
+            raise _refused(f"{what}: a graded file cannot read the work of other students", path)
 
     def on_open(path: Any, mode: Any, flags: Any) -> None:
         if isinstance(path, int) or path is None:
@@ -274,9 +279,10 @@ def _refused(why: str, path: str | None = None) -> PermissionError:
 
 
 def _absolute(path: Any, base: Any = -1) -> str:
-    """The path without links, `..` and relative parts; `base` is a folder's descriptor or -1.
+    """The absolute path without `..` and without links, except for a link at the end.
 
-    A link at its end stays, because it is what an operation changes."""
+    Operations such as os.remove change that link itself. `base` is the descriptor of the folder to
+    which the path is relative, or -1."""
     where = Path(os.fsdecode(path))
     if isinstance(base, int) and base >= 0 and not where.is_absolute():
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Copies a student's folder for one check, so that the file that runs can spoil only the copy."""
+"""Copies a student's folder for one check, so that the file that runs can change only the copy."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ LEFT_OUT = {
     "__pycache__", "__MACOSX", "node_modules", "site-packages", "venv", "env", "runs", "wandb",
     "checkpoints",
 }  # fmt: skip
-"""Folders that hold no source of a student, besides those whose names begin with a dot."""
+"""Names of folders without code of a student. Folders that begin with a dot are left out too."""
 _DEPTH = 4
 _MOST_FILES = 500
-_MOST_BYTES = 2 << 20  # of one file: enough for a text to train on
+_MOST_BYTES = 2 << 20  # of one file; a training text is smaller
 _MOST_BYTES_IN_ALL = 32 << 20
 
 
 def regular_files(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
-    """The files in `folder` and the folders in it, nearest and first by name first.
+    """The files in `folder`, sorted by name, then those in its subfolders, at most `depth` levels.
 
-    Leaves out links, hidden files and folders, and folders that hold no source."""
+    Leaves out links, hidden files and folders, and the folders in LEFT_OUT."""
     folders = []
     with contextlib.suppress(OSError):
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -40,10 +40,10 @@ def regular_files(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def copy_of(folder: Path, only: Path | None = None) -> Iterator[Path]:
-    """A copy of the small files in `folder`, under a temporary folder that is deleted afterwards.
+    """A copy of the small files in `folder`. The copy is deleted when the context ends.
 
-    With `only`, a copy of that file alone. Python files and notebooks come first if there are too
-    many."""
+    With `only`, copies this file alone. If there are too many files, leaves out other files before
+    Python files and notebooks, and large files before small ones."""
     with tempfile.TemporaryDirectory(prefix="gptcli-grade-", ignore_cleanup_errors=True) as above:
         copy = Path(above) / (folder.name or "student")
         copy.mkdir()
@@ -57,7 +57,7 @@ def copy_of(folder: Path, only: Path | None = None) -> Iterator[Path]:
                 continue
             total += size
             goal = copy / path.relative_to(folder)
-            with contextlib.suppress(OSError):  # a file that cannot be read is checked as missing
+            with contextlib.suppress(OSError):  # the check reports an unreadable file as missing
                 goal.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, goal)
         yield copy

@@ -1,6 +1,6 @@
 """Runs the imports, functions and classes of a file, but not the code that uses them.
 
-Many scripts train, read texts or ask questions at module level. Their classes do not need that.
+Many scripts train, read texts or ask questions at module level. Their classes work without this.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _QUICK_CALLS = {
     "Namespace", "field", "ParamSpec", "partial", "log", "type", "NewType",
     "tensor",
 }  # fmt: skip
-"""What an assignment at module level can call and still be kept."""
+"""The calls that an assignment at module level can contain. Others could take long."""
 
 
 _SLOW = (
@@ -26,9 +26,9 @@ _SLOW = (
 
 
 class Missing:
-    """Stands for something that could not be imported. It is an error only if code uses it.
+    """A placeholder for something that could not be imported. Raises the error if code uses it.
 
-    Annotations such as `Float[Tensor, "b t d"]` and decorators are no use of it."""
+    Annotations such as `Float[Tensor, "b t d"]` and decorators do not raise the error."""
 
     def __init__(self, name: str, error: BaseException) -> None:
         self._name, self.error = name, error
@@ -57,7 +57,7 @@ def run_definitions(
 ) -> list[tuple[ast.stmt, BaseException]]:
     """Run the definitions of a parsed file in the namespace `space`.
 
-    A definition that fails is left out. Returns these, each with its error."""
+    Returns the definitions that failed, each with its error."""
     failed: list[tuple[ast.stmt, BaseException]] = []
     own = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     for node in _definitions(tree.body, own):
@@ -75,7 +75,7 @@ def run_definitions(
 
 
 def _missing_base(node: ast.stmt, space: dict[str, Any]) -> BaseException | None:
-    """The import error behind a class whose parent class could not be imported, or None."""
+    """The import error of a class's parent class, or None if all parent classes are there."""
     bases = node.bases if isinstance(node, ast.ClassDef) else []
     for base in bases:
         root = ast.unparse(base).split(".")[0]
@@ -86,14 +86,14 @@ def _missing_base(node: ast.stmt, space: dict[str, Any]) -> BaseException | None
 
 
 def does_work(tree: ast.Module) -> bool:
-    """Whether the file does more at module level than to define things."""
+    """Whether the file runs code at module level besides definitions."""
     own = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     kept = {id(node) for node in _definitions(tree.body, own)}
     return any(id(node) not in kept and not _is_inert(node) for node in tree.body)
 
 
 def _is_inert(node: ast.stmt) -> bool:
-    """Whether a statement is a docstring, `pass`, or under `if __name__ == "__main__":`."""
+    """Whether a statement is a docstring, `pass`, or `if __name__ == "__main__":`."""
     if isinstance(node, ast.If):
         return "__name__" in ast.unparse(node.test)
     return isinstance(node, ast.Pass) or (
@@ -125,7 +125,7 @@ def _only_imports(body: list[ast.stmt]) -> Iterator[bool]:
 
 
 def _is_quick(value: ast.expr, own: set[str]) -> bool:
-    """Whether an expression calls nothing but constructors of the file and quick functions."""
+    """Whether an expression calls only _QUICK_CALLS and the file's own config classes."""
     for part in ast.walk(value):
         if isinstance(part, ast.Call):
             called = part.func
@@ -139,7 +139,7 @@ def _is_quick(value: ast.expr, own: set[str]) -> bool:
 
 
 def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
-    """The names that an import binds."""
+    """The names that an import defines, without `*` and names of builtins."""
     for alias in node.names:
         name = alias.asname or alias.name.split(".")[0]
         if name != "*" and not hasattr(builtins, name):

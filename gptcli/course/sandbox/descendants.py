@@ -1,7 +1,7 @@
-"""Counts and kills the processes that a learner's file starts, also those that leave its group.
+"""Counts and kills all processes that a learner's file starts, even if they leave its group.
 
-Only Linux says which processes descend from this one. Elsewhere these functions do nothing; then
-the worker's process group is killed when the worker ends (isolation.py).
+Only Linux lists the descendants of a process. On other systems these functions find no processes.
+There, isolation.py kills the worker's process group when the worker ends.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-MOST = 32  # processes of one file; data loaders and shells need fewer
-_MORE_PROCESSES = 512  # threads, too, of every file that is graded at the same time
+MOST = 32  # processes that one file can start; data loaders and shells need fewer
+_MORE_PROCESSES = 512  # processes and threads of all files that are graded at the same time
 _BLOCK = 4096
 _STOP_COUNTING = 1 << 30
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
@@ -32,9 +32,9 @@ def adopt_orphans() -> None:
 
 
 def limit_processes() -> None:
-    """Make Python raise RuntimeError in this process and its forks after MOST starts of processes.
+    """Make Python raise RuntimeError if this process and its forks start more than MOST processes.
 
-    A file that forks without end would otherwise be faster than a process that watches it."""
+    A watching process alone is too slow for a file that forks in an endless loop."""
     started = mmap.mmap(-1, 4)  # shared with forks
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
@@ -56,7 +56,9 @@ def limit_processes() -> None:
 
 
 def _limit_processes_of_user() -> None:
-    """Let the kernel refuse many more processes than the user has now. It asks nothing of root."""
+    """Limit the user's processes and threads to their current number and _MORE_PROCESSES more.
+
+    The kernel enforces this limit. It has no effect on root."""
     import resource
 
     if not hasattr(resource, "RLIMIT_NPROC"):
@@ -73,10 +75,10 @@ def _limit_processes_of_user() -> None:
 
 
 def descendants(of: int | None = None) -> list[int]:
-    """The process ids of all children of a process (this one), their children, and so on."""
+    """The ids of all processes below a process (default: this one): children, grandchildren, ..."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError):  # ended meanwhile
+        with contextlib.suppress(OSError, ValueError):  # it has ended in the meantime
             after_name = status.read_bytes().rpartition(b")")[2].split()
             children.setdefault(int(after_name[1]), []).append(int(status.parent.name))
     found: list[int] = []
@@ -89,20 +91,20 @@ def descendants(of: int | None = None) -> list[int]:
 
 
 def memory_of(processes: list[int]) -> int:
-    """Bytes of memory that these processes hold and do not share with this one."""
+    """The bytes of memory that these processes use and do not share with this process."""
     page = os.sysconf("SC_PAGE_SIZE")
     mine = _resident(os.getpid())
     return sum(max(0, _resident(process) - mine) for process in processes) * page
 
 
 def written_by(folder: Path, processes: list[int]) -> int:
-    """Bytes in the files of a folder, and in open files that have no name any more.
+    """The bytes on disk of all files in a folder and of open files that were deleted.
 
-    Each of many small files counts as 4096 bytes."""
+    A file counts as at least 4096 bytes, so that very many small files count too."""
     total = 0
     waiting = [str(folder)]
     while waiting and total < _STOP_COUNTING:
-        with contextlib.suppress(OSError):  # deleted meanwhile
+        with contextlib.suppress(OSError):  # it was deleted in the meantime
             for entry in os.scandir(waiting.pop()):
                 with contextlib.suppress(OSError):
                     if entry.is_dir(follow_symlinks=False):
@@ -120,9 +122,9 @@ def written_by(folder: Path, processes: list[int]) -> int:
 
 
 def kill_below(process: int) -> set[int]:
-    """Kill all descendants of a process, and return them.
+    """Kill all descendants of a process, and return their process ids.
 
-    All are stopped before any is killed: a process that forks without end is otherwise faster."""
+    Stops all of them first. Otherwise a process that forks in an endless loop could escape."""
     stopped: set[int] = set()
     while sys.platform == "linux" and (new := set(descendants(process)) - stopped):
         for each in new:
@@ -134,7 +136,7 @@ def kill_below(process: int) -> set[int]:
 
 
 def kill_descendants() -> None:
-    """Kill every descendant of this process, and collect its exit status."""
+    """Kill every descendant of this process, and collect the exit status of each."""
     stopped = kill_below(os.getpid())
     deadline = time.monotonic() + 5.0
     while stopped and time.monotonic() < deadline:
@@ -147,7 +149,7 @@ def kill_descendants() -> None:
 
 
 def _resident(process: int) -> int:
-    """The pages of memory of a process that belong to no file; 0 if it has ended."""
+    """The pages of memory of a process, without those that map files; 0 if it has ended."""
     try:
         _, resident, shared = Path(f"/proc/{process}/statm").read_text("ascii").split()[:3]
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""Run learners' code in a worker process, which can hang, crash or eat memory without harm.
+"""Runs learners' code in a worker process, so that code that hangs or crashes does no harm.
 
-This side does not import torch. Answers are JSON; nothing is unpickled.
+This module does not import torch. The worker answers in JSON, which is safer than pickle.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from gptcli.course.sandbox.descendants import kill_below
 from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
-START_S = 180.0  # to import torch from a cold, slow disk
-GRACE_S = 10.0  # wait this much longer than a file's limit: the worker enforces the limit itself
+START_S = 180.0  # importing torch from a slow disk can take minutes
+GRACE_S = 10.0  # the worker enforces the file's limit; wait this much longer for its answer
 MEMORY = 4 << 30  # bytes that the learner's code can allocate, besides torch's own memory
-IN_CHECK = "GPTCLI_IN_CHECK"  # set in the environment of the worker
+IN_CHECK = "GPTCLI_IN_CHECK"  # the environment variable that tells code that a worker runs it
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:]; from gptcli.course.sandbox.worker import main; "
     "main(fork=sys.argv[1] == 'fork')"
@@ -37,8 +37,8 @@ _BOOT = (
 class Unfinished(Exception):
     """The check of a file did not finish.
 
-    `reason` is "time-limit" or "crash". `doing` is what was being done. `line` is the line of the
-    file that was running, or None. `detail` says how the process ended."""
+    `reason` is "time-limit" or "crash". `doing` names the last action, such as "loading the file".
+    `line` is the line of the file that ran last, or None. `detail` says how the process ended."""
 
     def __init__(self, reason: str, doing: str, detail: str, line: int | None = None) -> None:
         super().__init__(detail)
@@ -47,11 +47,12 @@ class Unfinished(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file can use. `memory` is in bytes, for the file and the processes that it starts.
+    """The limits of a learner's file.
 
-    `file_bytes` is the size of the largest file that it can write (None: any). With `quiet`, what
-    it prints is dropped. With `hidden`, it can change nothing outside the folder in which it runs,
-    and read nothing in `hidden`. Only forks have limits on memory and files."""
+    `memory` is the memory of the file and of the processes that it starts, in bytes. `file_bytes`
+    is the size of the largest file that it can write (None: any size). With `quiet`, nothing that
+    it prints is shown. With `hidden`, it can change nothing outside the folder in which it runs,
+    and read nothing else in `hidden`. All limits except `quiet` need a Worker with `fork`."""
 
     memory: int = MEMORY
     file_bytes: int | None = None
@@ -60,10 +61,10 @@ class Limits:
 
 
 class Worker:
-    """A process that has imported torch and checks one file after another. Use it in a `with`.
+    """A process that imports torch once and then checks files. Use it in a `with` statement.
 
-    With `fork`, each file runs in its own fork, so that files cannot affect each other. Forking a
-    process with torch in it is safe only on Linux."""
+    With `fork`, each file runs in its own fork, so that files cannot affect each other. Forking
+    after importing torch is safe only on Linux."""
 
     def __init__(
         self, *, fork: bool = sys.platform == "linux", limits: Limits | None = None
@@ -96,12 +97,12 @@ class Worker:
         follow: bool = False,
         folder: Path | None = None,
     ) -> dict[str, Any]:
-        """Check `file` within `limit_s` seconds and return its report as a JSON object.
+        """The report on `file` as a JSON object. The check has `limit_s` seconds.
 
-        With `follow`, run the file once instead, to see which step the run reaches. The file runs
-        in `folder`, by default the current one. Raises GptcliError if the file cannot be used, and
-        Unfinished if the check does not finish."""
-        if self._closed:  # by another thread, after Ctrl-C
+        With `follow`, runs the file once without checks, to see which step the run reaches. The
+        file runs in `folder`, by default the current one. Raises GptcliError if the file cannot be
+        used, and Unfinished if the check does not finish."""
+        if self._closed:  # another thread closed it, after Ctrl-C
             raise Unfinished("crash", "", "interrupted")
         if self._process is None:
             self._process = self._start()
@@ -129,7 +130,7 @@ class Worker:
         while True:
             message = process.receive(limit_s + GRACE_S)
             if message.get("id", number) != number:
-                continue  # an answer about the file before, which was killed after its report
+                continue  # a late answer about an earlier file
             if "doing" in message:
                 doing = message["doing"]
             elif "report" in message:
@@ -158,16 +159,16 @@ class Worker:
 
 
 class _Process:
-    """The worker process, and a thread that reads its answers."""
+    """The worker's process, with a thread that reads the worker's answers."""
 
     def __init__(self, fork: bool, *, quiet: bool = False) -> None:
         settings = dict.fromkeys(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
         )
-        # torch.compile and torch.jit are off in the worker: code runs eagerly and can be traced.
+        # The worker turns off torch.compile and torch.jit, because it can trace only eager code.
         settings |= {"TORCHDYNAMO_DISABLE": "1", "PYTORCH_JIT": "0", IN_CHECK: "1"}
-        # A separate session: Ctrl-C reaches only this process, which then kills the worker and
-        # everything that a learner's file has started.
+        # In a separate session, the worker does not get Ctrl-C. This process gets it, and kills the
+        # worker and everything that a learner's file has started.
         self._popen = subprocess.Popen(
             [sys.executable, "-c", _BOOT, "fork" if fork else "reuse", *sys.path],
             stdin=subprocess.PIPE,
@@ -189,23 +190,23 @@ class _Process:
                 self.kill()
                 raise GptcliError(
                     "the process that runs the file did not start",
-                    "its output is above; try `python -c 'import torch'`",
+                    "look at its output above, and try `python -c 'import torch'`",
                     exit_code=1,
                 )
             self._ready = True
 
     def send(self, request: dict[str, Any]) -> int:
-        """Send one request to the worker. Returns its number, which the answers to it have."""
+        """Send one request to the worker. Returns its number; the answers have the same number."""
         self._sent += 1
         assert self._popen.stdin is not None
-        with contextlib.suppress(OSError):  # receive() reports a worker that died
+        with contextlib.suppress(OSError):  # if the worker has died, receive() reports that
             line = json.dumps({"id": self._sent, **request}) + "\n"
             self._popen.stdin.write(line.encode("ascii"))
             self._popen.stdin.flush()
         return self._sent
 
     def receive(self, limit_s: float) -> dict[str, Any]:
-        """The next message of the worker, or {"died": None} if none comes in time."""
+        """The worker's next message; {"died": None} if no message comes within `limit_s`."""
         try:
             return self._messages.get(timeout=limit_s)
         except queue.Empty:
@@ -216,10 +217,10 @@ class _Process:
         return self._popen.poll() is None
 
     def kill(self) -> None:
-        """Kill the worker and everything that it has started."""
+        """Kill the worker and all processes that it has started."""
         if os.name == "posix":
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                if self.is_alive():  # it may still be ending what the last file started
+                if self.is_alive():  # processes of the last file can still run
                     os.kill(self._popen.pid, signal.SIGSTOP)
                     kill_below(self._popen.pid)
                 os.killpg(self._popen.pid, signal.SIGKILL)
@@ -232,7 +233,7 @@ class _Process:
     def _read(self, stdout: IO[bytes]) -> None:
         with stdout:
             for line in stdout:
-                with contextlib.suppress(ValueError):  # a line cut off by the end of the process
+                with contextlib.suppress(ValueError):  # the process died while it wrote this line
                     self._messages.put(json.loads(line))
         self._messages.put({"died": f"exit code {self._popen.wait()}"})
 

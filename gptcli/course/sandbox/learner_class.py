@@ -1,4 +1,4 @@
-"""Loads the class of a learner's file."""
+"""Loads a learner's file and returns the class in it that the exercise asks for."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 def load_class(file: LearnerFile) -> type[nn.Module]:
     """Run the file and return its class, a torch.nn.Module.
 
-    If the user named no class, an attention class of another name will do. Raises GptcliError if
-    the file cannot be run or has no such class."""
+    If the user named no class, an attention class with another name counts too. Raises GptcliError
+    if the file cannot be run or has no such class."""
     return class_in(file, run_file(file))
 
 
 def classes_in(file: LearnerFile, module: ModuleType) -> list[type[nn.Module]]:
-    """The classes of a file that can be the attention, the likeliest first.
+    """The classes of a file that can be the attention, the most likely one first.
 
-    Only one if the user named it. Raises GptcliError if there is no such class."""
+    If the file has the class that the user or the exercise names, returns only this class. Raises
+    GptcliError if there is no such class."""
     from gptcli.course.attention.conventions.class_choice import attention_classes
 
     first = class_in(file, module)
@@ -37,7 +38,7 @@ def classes_in(file: LearnerFile, module: ModuleType) -> list[type[nn.Module]]:
 
 
 def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
-    """The class of a file that was run. Raises GptcliError if there is no such class."""
+    """The class that `file` names, in the file's module. Raises GptcliError if there is none."""
     from torch import nn
 
     from gptcli.course.attention.conventions.class_choice import attention_classes, looks_right
@@ -65,7 +66,7 @@ def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
         if not classes:
             raise GptcliError(
                 f"{file.name}: there is no class `{file.class_name}`",
-                "the file defines no torch.nn.Module; write one, or name another file",
+                "the file defines no torch.nn.Module: write this class, or name another file",
             )
         like = nearest(file.class_name, classes) or next(iter(classes))
         raise GptcliError(
@@ -82,5 +83,5 @@ def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
 
 
 def _expected(file: LearnerFile) -> str | None:
-    """The class name that the course asks for."""
+    """The name of the class that the exercise asks for."""
     return exercise_named(file.exercise).target

@@ -1,6 +1,6 @@
-"""Finds a learner's file: from `FILE[:CLASS]` on the command line to a file that Python can read.
+"""Finds the learner's file that `FILE[:CLASS]` on the command line names, and parses it.
 
-Nothing here imports torch, so that a misspelt name is reported at once.
+This module does not import torch, so that a misspelt name gets its error at once.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from gptcli.files.paths import expanded
 
 @dataclass(frozen=True)
 class LearnerFile:
-    """A file that exists and is Python, the class to look for in it, and its exercise."""
+    """An existing Python file, the class to look for in it, and its exercise."""
 
     name: str  # as the user wrote it, without the class
-    path: Path  # of a notebook, the Python file that was made from it
+    path: Path  # for a notebook: the Python file that gptcli made of it
     class_name: str
     exercise: str = "attention"
-    cells: Cells = ()  # of a notebook
+    cells: Cells = ()  # empty unless the file is a notebook
 
     @property
     def folder(self) -> Path:
@@ -37,21 +37,21 @@ class LearnerFile:
         return Path(self.name).resolve().parent if self.cells else self.path.parent
 
     def where(self, line: int) -> str:
-        """The place of a line: "line 12", or "cell 4, line 3" in a notebook."""
+        """A line's number in words: "line 12", or "cell 4, line 3" in a notebook."""
         for first, number in reversed(self.cells):
             if first <= line:
                 return f"cell {number}, line {line - first + 1}"
         return f"line {line}"
 
     def where_in_name(self, line: int) -> str:
-        """The place of a line after the file's name: "12", or "cell 4, line 3"."""
+        """A line's number as it follows "FILE:": "12", or "cell 4, line 3" in a notebook."""
         return self.where(line).removeprefix("line ")
 
 
 def split_class(spec: str) -> tuple[str, str | None]:
     """FILE and CLASS of `FILE[:CLASS]`. A drive letter (`C:\\x.py`) is part of the file."""
     spec = str(expanded(spec))
-    if not os.path.isfile(spec) and ":" in spec:  # noqa: PTH113 (False for an impossible name)
+    if not os.path.isfile(spec) and ":" in spec:  # noqa: PTH113 (Path raises on an impossible name)
         left, right = spec.rsplit(":", 1)
         if right.isidentifier() or os.path.isfile(left):  # noqa: PTH113
             return left, right
@@ -59,7 +59,7 @@ def split_class(spec: str) -> tuple[str, str | None]:
 
 
 def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
-    """The file that `FILE` or `FILE:CLASS` names. It exists and parses; nothing of it was run.
+    """The file that `FILE` or `FILE:CLASS` names. Parses the file, but does not run it.
 
     Raises GptcliError if there is no such file, or if the file is not Python."""
     name, named_class = split_class(spec)
@@ -84,7 +84,7 @@ def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
 
 
 def place_of(error: BaseException, path: Path) -> tuple[int, str] | None:
-    """The last line of the file `path` that `error` passed through, as (number, text), or None."""
+    """(number, text) of the innermost line of `path` in the traceback of `error`, or None."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == path:
         return error.lineno or 1, (error.text or "").strip()
     frames = traceback.extract_tb(error.__traceback__)
@@ -95,13 +95,13 @@ def place_of(error: BaseException, path: Path) -> tuple[int, str] | None:
 
 
 def raised_in(error: BaseException, path: Path) -> bool:
-    """Whether a line of the file itself raised `error`, and not code that the file called."""
+    """Whether a line of the file `path` raised `error`. False if code that it called raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename) == path
 
 
 def in_words(error: BaseException) -> str:
-    """`ValueError: ...` on one line of readable length."""
+    """The error on one line, such as `ValueError: ...`; texts over 300 characters are cut."""
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:297] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -115,7 +115,7 @@ _OTHER_FORMATS = {
     ".npy": "a file of arrays", ".pyc": "compiled Python", ".model": "a SentencePiece model",
     ".zip": "an archive", ".gz": "an archive",
 }  # fmt: skip
-"""What a file of this suffix usually holds, if it holds no Python."""
+"""Suffix -> what files with this suffix usually contain."""
 
 _MOST_BYTES = 1 << 22
 
@@ -123,7 +123,7 @@ _MOST_BYTES = 1 << 22
 def parsed(name: str, path: Path) -> ast.Module:
     """The syntax tree of a Python file. Raises GptcliError if Python cannot read it."""
     try:
-        with tokenize.open(path) as source:  # honours a coding line, as Python does
+        with tokenize.open(path) as source:  # uses the encoding that a coding comment names
             return syntax_tree(source.read(), filename=str(path))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _unreadable_python(name, path, error) from None
@@ -134,11 +134,11 @@ def parsed(name: str, path: Path) -> ast.Module:
 
 
 def _check_python(name: str, path: Path) -> None:
-    """Raise GptcliError unless the file is Python that defines something."""
+    """Raise GptcliError if the file is not Python, too large, or only data such as JSON."""
     other = _OTHER_FORMATS.get(path.suffix.lower())
     try:
-        if path.stat().st_size > _MOST_BYTES:  # parsing takes a hundred times as much memory
-            raise _not_python(name, f"it has {path.stat().st_size:,} bytes")
+        if path.stat().st_size > _MOST_BYTES:  # parsing needs a hundred times as much memory
+            raise _not_python(name, f"it is too large ({path.stat().st_size:,} bytes)")
         tree = parsed(name, path)
         only_values = tree.body and all(isinstance(part, ast.Expr) for part in tree.body)
         if only_values and path.suffix != ".py":  # JSON is also a Python expression
@@ -157,8 +157,8 @@ def _not_python(name: str, what: str) -> GptcliError:
     hint = "name the .py file with the code that you wrote"
     if name.lower().endswith(".json"):
         hint += (
-            "; a tokenizer.json is for `gptcli train --tokenizer` and `gptcli tokenizer`, which "
-            "read it as data"
+            "; to use a tokenizer.json, pass it to `gptcli train --tokenizer` or to "
+            "`gptcli tokenizer`"
         )
     return GptcliError(f"{name} is not a Python file: {what}", hint)
 
@@ -168,7 +168,7 @@ def _unreadable_python(name: str, path: Path, error: Exception) -> GptcliError:
     if encoding is not None:
         return GptcliError(
             f"{name} is not UTF-8: it looks like {encoding}",
-            "save it as UTF-8; editors ask for the encoding when they save",
+            "save the file as UTF-8; most editors offer this when they save",
         )
     if isinstance(error, SyntaxError):
         where = f"{name}:{error.lineno}" if error.lineno else name
@@ -176,7 +176,7 @@ def _unreadable_python(name: str, path: Path, error: Exception) -> GptcliError:
         line = line if len(line) <= 200 else line[:197] + "..."
         return GptcliError(
             f"{where}: {error.msg}" + (f": `{line}`" if line else ""),
-            "Python cannot read this file; fix that line first",
+            "Python cannot read this file: fix that line first",
         )
     return GptcliError(
         f"{name} is not Python: {in_words(error)}", "name a .py file with your class in it"
@@ -184,7 +184,9 @@ def _unreadable_python(name: str, path: Path, error: Exception) -> GptcliError:
 
 
 def _such_as(folder: Path, exercise: str) -> str:
-    """The file of the exercise in a folder; if it has none, a file that no other exercise needs."""
+    """`, for example FILE` for a hint, with a Python file in the folder; "" if there is none.
+
+    FILE is the exercise's own file, else one that is not named after another exercise."""
     others = {f"{each.name}.py" for each in EXERCISES}
     files = [path for path in folder.glob("*.py") if path.name not in others]
     mine = folder / f"{exercise}.py"
@@ -199,12 +201,12 @@ def _where_else(path: Path, exercise: str) -> str:
     like = nearest(path.name, (p.name for p in folder.glob("*.py")))
     if like is not None:
         return f"did you mean {folder / like}?"
-    begin = f"; gptcli exercise {exercise} --out my writes one to fill in"
+    begin = f"; gptcli exercise {exercise} --out my writes a skeleton"
     return "name a .py file with your class in it" + (_such_as(folder, exercise) or begin)
 
 
 def _encoding_of(path: Path) -> str | None:
-    """The encoding that a file seems to have, if that is not UTF-8, or None."""
+    """The likely encoding of a file that is not UTF-8; None if the file is UTF-8."""
     with contextlib.suppress(OSError):
         start = path.read_bytes()
         if start.startswith((b"\xff\xfe", b"\xfe\xff")) or start[:200].count(0) > 20:
@@ -217,13 +219,13 @@ def _encoding_of(path: Path) -> str | None:
 
 
 def without_comment(code: str) -> str:
-    """A line of code without the comment at its end; a comment alone stays as it is."""
+    """A line of code without the comment at its end. A line that is only a comment is unchanged."""
     if "#" not in code or code.startswith("#"):
         return code
     with contextlib.suppress(tokenize.TokenError, SyntaxError, IndentationError):
         for token in tokenize.generate_tokens(io.StringIO(code).readline):
             if token.type == tokenize.ERRORTOKEN and token.string in "\"'":
-                return code  # part of a longer string
+                return code  # the line is part of a longer string
             if token.type == tokenize.COMMENT:
                 return code[: token.start[1]].rstrip()
     return code

@@ -1,4 +1,4 @@
-"""Tells whether a file that --layernorm or --attention names is that of the exercise modern."""
+"""Tells whether a file for --layernorm or --attention belongs to the exercise `modern`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gptcli.course.sandbox.learner_file import LearnerFile, find_file, parsed, s
 from gptcli.errors import GptcliError
 
 CLASSES = {"layernorm": "RMSNorm", "attention": "GroupedQueryAttention"}
-"""The class of the exercise modern that can take the place of another exercise's class."""
+"""Part -> the class of the exercise `modern` that can replace the part's usual class."""
 
 
 def find_part(spec: str, part: str) -> LearnerFile:
-    """The file that `FILE` or `FILE:CLASS` names for a part, with its exercise.
+    """The file that `FILE` or `FILE:CLASS` names for a part, with the exercise that it belongs to.
 
-    A file without the part's usual class, but with that of CLASSES, belongs to the exercise
-    modern. Raises GptcliError if there is no such file, or if it is not Python."""
+    A file belongs to the exercise `modern` if it has the part's class in CLASSES, but not the
+    part's usual class. Raises GptcliError if there is no such file, or if it is not Python."""
     file = find_file(spec, part)
     other = CLASSES.get(part)
     if other is None:
@@ -33,21 +33,23 @@ def find_part(spec: str, part: str) -> LearnerFile:
 
 
 def right_enough(file: LearnerFile, part: str, report: FileReport) -> bool:
-    """Whether a file of the exercise modern is right as far as the part needs it.
+    """Whether a wrong file of the exercise `modern` is right in the steps that the part needs.
 
-    The norm is step 1. The attention needs all steps."""
+    A norm needs only step 1. An attention needs all steps."""
     if file.exercise != "modern" or part != "layernorm":
         return False
     return report.first_wrong_step is not None and report.first_wrong_step > 1
 
 
 def naming_both(error: GptcliError, file: LearnerFile, part: str) -> GptcliError:
-    """The error about a file that cannot be used. If it has neither class, names both."""
+    """`error`, which then names both classes if the file has neither of them.
+
+    The two classes are the part's usual class and the one of the exercise `modern`."""
     other, usual = CLASSES.get(part), exercise_named(part).target
     if other is None or _defined(parsed(file.name, file.path)) & {other, usual}:
         return error
     message = error.message.replace(f"no class `{usual}`", f"no class `{usual}` or `{other}`")
-    hint = f"{error.hint}; --{part} takes a class `{usual}`, or `{other}` of the exercise modern"
+    hint = f"{error.hint}; --{part} takes a class `{usual}`, or `{other}` of week 9 (modern)"
     return GptcliError(message, hint, exit_code=error.exit_code)
 
 

@@ -1,4 +1,4 @@
-"""The code of a Jupyter notebook as one Python file, with the cell of each line."""
+"""Turns the code cells of a Jupyter notebook into one Python file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptcli.course.sandbox.syntax import syntax_tree
 from gptcli.errors import GptcliError
 
 Cells = tuple[tuple[int, int], ...]
-"""(first line, number of the cell) of each code cell, in order."""
+"""(first line in the Python file, number of the cell) for each code cell, in order."""
 
 
 @cache
@@ -21,10 +21,10 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def as_python(name: str, path: Path) -> tuple[Path, Cells]:
-    """A Python file with the code cells of the notebook `path`, and where each cell begins.
+    """A Python file with the code of the notebook `path`, and the line at which each cell begins.
 
-    Leaves out magics such as `%pip`, and cells that are not Python. The file lives as long as this
-    process. Raises GptcliError if the file is not a notebook or has no code."""
+    Leaves out magics such as `%pip`, and cells that are not Python. The Python file is deleted when
+    this process ends. Raises GptcliError if `path` is not a notebook or has no code."""
     source, cells = _code_of(name, path)
     folder = Path(_folder().name) / str(abs(hash(path.resolve())))
     folder.mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def _code_of(name: str, path: Path) -> tuple[str, Cells]:
 
 
 def _without_magics(code: str) -> list[str]:
-    """The lines of a cell. Magics become comments; so does a cell that is not Python."""
+    """The lines of a cell. Turns magics, and cells that are not Python, into comments."""
     lines = code.splitlines()
     if lines and lines[0].startswith("%%") and not lines[0].startswith(("%%time", "%%capture")):
         return [f"# {line}" for line in lines]

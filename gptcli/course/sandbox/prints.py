@@ -1,4 +1,4 @@
-"""Shows the first lines that a learner's file prints, and counts the others."""
+"""Shows only the first 20 lines that a learner's file prints, and counts the other lines."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ SHOWN = 20
 
 
 class _FirstLines(io.TextIOBase):
-    """Passes on the first lines that are written to it."""
+    """A stream that writes its first lines to `into` and drops the others."""
 
     def __init__(self, into: TextIO) -> None:
         self._into = into
         self.lines = 0
 
     def writable(self) -> bool:
-        """True: text can be written."""
+        """Return True, because text can be written."""
         return True
 
     def write(self, text: str) -> int:
-        """Pass on `text` if it belongs to the first lines."""
+        """Write the lines of `text` that belong to the first lines. Returns len(text)."""
         for line in text.splitlines(keepends=True):
             if self.lines < SHOWN:
                 self._into.write(line)
@@ -31,13 +31,13 @@ class _FirstLines(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what was written."""
+        """Flush the stream `into`."""
         self._into.flush()
 
 
 @contextlib.contextmanager
 def few_prints() -> Iterator[None]:
-    """Show at most 20 lines of what is printed within, then how many there were."""
+    """Show at most 20 lines of what the code in the context prints, then the number of the rest."""
     into, shown = sys.stderr, _FirstLines(sys.stderr)
     out = sys.stdout
     sys.stdout = sys.stderr = shown

@@ -1,7 +1,8 @@
 """Runs a learner's file and returns its module.
 
-If the file does not run in full, only its imports, functions and classes are run (definitions.py).
-Modules of the learner's project are found beside the file, above it, and in the current folder.
+If the file stops with an error or runs too long, runs only its imports, functions and classes
+(definitions.py). Looks for the learner's own modules beside the file, in the folders above it, and
+in the current folder.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile, in_words, parsed, pl
 from gptcli.course.sandbox.time_limit import within
 from gptcli.errors import GptcliError
 
-WORK_LIMIT_S = 2.0  # for the code at module level, if the file trains or asks for input there
+WORK_LIMIT_S = 2.0  # for code at module level that can train or ask for input
 _FOLDERS_ABOVE = 4
 _PACKAGES = {
     "IPython", "accelerate", "beartype", "bitsandbytes", "click", "datasets", "deepspeed",
@@ -33,18 +34,18 @@ _PACKAGES = {
     "torchsummary", "torchvision", "tqdm", "transformer_lens", "transformers", "triton",
     "typing_extensions", "wandb", "xformers", "yaml",
 }  # fmt: skip
-"""Packages that people install, by the name that they import."""
+"""Names of modules that belong to well-known packages, so that a hint can say `pip install`."""
 _ERROR, _CLASSES = "__gptcli_error__", "__gptcli_failed_classes__"
 _INSTALLED_AS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "hydra": "hydra-core"}
 
-MAIN_GUARD = 'put the rest under `if __name__ == "__main__":`'
+MAIN_GUARD = 'put all other code under `if __name__ == "__main__":`'
 
 
 class _FreshLoader(importlib.machinery.SourceFileLoader):
-    """Compiles the source each time.
+    """Compiles the source each time, without a cached bytecode file.
 
-    A cached bytecode file would be stale after an edit within the same second, and would litter
-    the learner's folder."""
+    Python would not notice an edit within the same second, and would leave the cached file in the
+    learner's folder."""
 
     def get_code(self, fullname: str) -> CodeType:
         code = self.source_to_code(self.get_data(self.path), self.path)
@@ -53,9 +54,9 @@ class _FreshLoader(importlib.machinery.SourceFileLoader):
 
 
 def run_file(file: LearnerFile) -> ModuleType:
-    """Run the file and return its module. Raises GptcliError if it cannot be run.
+    """Run the file and return its module. Raises GptcliError if the file cannot be parsed.
 
-    `left_out(module)` tells whether only its definitions were run."""
+    `left_out(module)` tells whether only the file's definitions were run."""
     tree = parsed(file.name, file.path)
     works = bool(file.cells) or does_work(tree)
     failed: BaseException | None = None
@@ -86,33 +87,35 @@ def run_file(file: LearnerFile) -> ModuleType:
 
 
 def failed_class(module: ModuleType, name: str) -> BaseException | None:
-    """The error of the class `name`, if the file defines it but the definition fails."""
+    """The error that the definition of the class `name` raises, or None."""
     found: BaseException | None = vars(module).get(_CLASSES, {}).get(name)
     return found
 
 
 def failed_classes(module: ModuleType) -> list[str]:
-    """The names of the classes whose definition fails."""
+    """The names of the classes whose definitions raise an error."""
     return list(vars(module).get(_CLASSES, {}))
 
 
 def left_out(file: LearnerFile, module: ModuleType) -> str | None:
-    """What was left out when the file was run, as a note, or None."""
+    """A note on code that did not run, or None if the whole file ran."""
     failed = vars(module).get(_ERROR)
     if failed is None or file.cells:
         return None
     place = place_of(failed, file.path)
     where = f"{file.where(place[0])}, `{place[1]}`" if place else "the file"
     if isinstance(failed, ImportError):
-        return f"{where} cannot be imported ({in_words(failed)}): the check goes on without it"
+        return f"{where} cannot be imported ({in_words(failed)}); the check ran without this module"
     return (
-        f"{where} stops the file ({in_words(failed)}): only its imports, functions and classes "
-        f"were used; {MAIN_GUARD}"
+        f"{where} stops the file ({in_words(failed)}); the check used only imports, functions and "
+        f"classes; {MAIN_GUARD}"
     )
 
 
 def error_of(file: LearnerFile, module: ModuleType, name: str = "") -> GptcliError | None:
-    """The reason why the class `name`, or anything else, is not defined in the file, or None."""
+    """The error that prevented the definition of the class `name`, else of the rest of the file.
+
+    None if the whole file ran."""
     failed = failed_class(module, name) or vars(module).get(_ERROR)
     if failed is None:
         return None
@@ -120,27 +123,27 @@ def error_of(file: LearnerFile, module: ModuleType, name: str = "") -> GptcliErr
         return import_error(file, failed)
     return GptcliError(
         f"{_at(file, failed)}: {in_words(failed)}",
-        f"the file stops before its class can be used; it must run as `python {file.name}`",
+        f"the file stops before it defines the class; make `python {file.name}` run first",
     )
 
 
 def import_error(file: LearnerFile, error: ImportError) -> GptcliError:
-    """What to do about a module that cannot be imported: install a package, or find a file."""
+    """The error for a module that cannot be imported. Its hint says how to install or find it."""
     top = (error.name or "").split(".")[0]
     if top in _PACKAGES:
         hint = f"install it: pip install {_INSTALLED_AS.get(top, top.replace('_', '-'))}"
     elif error.name:
         hint = (
-            f"if `{top}` is a module of yours, run gptcli in the folder from which your code runs; "
+            f"if you wrote `{top}` yourself, run gptcli in the folder in which you run your code; "
             f"gptcli looked in {file.path.parent}, the folders above it and the current folder"
         )
     else:
-        hint = "do without it: torch and its modules are enough"
+        hint = "remove this import: torch and its modules are enough"
     message = str(error)
     if top.startswith("_learner_"):  # a relative import
         relative = "." + (error.name or "").partition(".")[2]
         message = f"there is no module `{relative}`"
-        hint = f"put the file beside {Path(file.name).name}, or import it by its name"
+        hint = f"put the module beside {Path(file.name).name}, or import it without the dot"
     return GptcliError(f"{_at(file, error)}: {message}", hint)
 
 
@@ -150,8 +153,8 @@ def _at(file: LearnerFile, error: BaseException) -> str:
 
 
 def _new_module(file: LearnerFile, tree: ast.Module) -> tuple[ModuleType, str]:
-    """An empty module for the file, in sys.modules under a name of its own."""
-    # A unique name: a learner's `attention.py` or `random.py` must not hide another module.
+    """A new empty module for the file, and the unique name that it has in sys.modules."""
+    # With its own name, a learner's `attention.py` or `random.py` would hide another module.
     key = hashlib.sha256(str(file.path).encode("utf-8", "surrogatepass")).hexdigest()[:12]
     package = f"_learner_{key}"
     levels = [node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
@@ -163,7 +166,7 @@ def _new_module(file: LearnerFile, tree: ast.Module) -> tuple[ModuleType, str]:
     spec = importlib.util.spec_from_loader(name, _FreshLoader(name, str(file.path)))
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look up their module there
+    sys.modules[name] = module  # dataclasses look for their module in sys.modules
     return module, name
 
 
@@ -174,9 +177,9 @@ def _loader_of(module: ModuleType) -> importlib.machinery.SourceFileLoader:
 
 
 def _packages(top: str, folder: Path, levels: int) -> str:
-    """Packages for the folder and those above it, so that relative imports find their files.
+    """Make packages of the folder and of those above it, so that relative imports find files.
 
-    Their __init__.py is not run. Returns the name of the folder's package."""
+    Does not run their __init__.py. Returns the name of the folder's package."""
     folders = [folder, *folder.parents][:levels][::-1]
     name = top
     for depth, each in enumerate(folders):
@@ -189,10 +192,11 @@ def _packages(top: str, folder: Path, levels: int) -> str:
 
 @contextlib.contextmanager
 def _imports_of(file: LearnerFile) -> Iterator[None]:
-    """Make the learner's own modules importable, and forget them afterwards.
+    """Make the learner's own modules importable, and remove them from sys.modules afterwards.
 
-    Another learner can have a different `layers.py`. Files beside the learner's file come first.
-    The folders above it and the current folder come last, so that they hide nothing."""
+    Otherwise the next learner's file could import a `layers.py` of this one. Modules beside the
+    learner's file come first. The folders above it and the current folder come last, so that their
+    files hide no installed module."""
     folder = file.folder
     above = [p for p in folder.parents[:_FOLDERS_ABOVE] if p != p.parent]
     more = [str(p) for p in dict.fromkeys([*above, Path.cwd()]) if str(p) not in sys.path]
@@ -208,7 +212,7 @@ def _imports_of(file: LearnerFile) -> Iterator[None]:
         own = [folder, *map(Path, more)]
         for name in set(sys.modules) - before:
             top, origin = name.split(".")[0], getattr(sys.modules[name], "__file__", None)
-            # Comparing folders is not enough: the folder can contain a virtual environment.
+            # The learner's folder can contain a virtual environment. Its packages must stay loaded.
             if not origin or "site-packages" in origin or name.startswith("_learner_"):
                 continue
             if any(Path(origin).parent == p or (p / top) in Path(origin).parents for p in own):

@@ -1,4 +1,4 @@
-"""Time limit for one call of a learner's code, so that a report can name an endless loop's line."""
+"""A time limit for one call of a learner's code, so that the report can name the endless loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from types import FrameType
 
 
 class TookTooLong(BaseException):
-    """Code ran past its limit. Not an Exception, so that `except Exception` does not catch it."""
+    """Code ran longer than its limit.
+
+    A BaseException, so that `except Exception` in the code does not catch it."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"still running after {seconds:g} s")
@@ -18,11 +20,12 @@ class TookTooLong(BaseException):
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise TookTooLong in Python code that still runs after `seconds`.
+    """Raise TookTooLong in the Python code of the context if it still runs after `seconds`.
 
     Raises again every tenth of a second, in case the code catches the exception. Does nothing
-    outside the main thread, and on systems without interval timers. Cannot stop a library that
-    never returns to Python. In these cases the limit of the whole file applies (isolation.py)."""
+    outside the main thread, and on systems without interval timers. Cannot stop C code that
+    never returns to Python. In these cases only the time limit of the whole file applies
+    (isolation.py)."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not (
         threading.main_thread()
     ):

@@ -1,4 +1,4 @@
-"""The variables of a learner's function at the moment at which its code stops."""
+"""Reads the variables of a learner's function at the moment at which an error stops it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _DEPTH = 3
 
 
 def tensors_at(error: BaseException, path: Path) -> list[tuple[str, Tensor]]:
-    """Name and value of each float tensor that the function which stopped can still reach.
+    """(name, value) of each float tensor in the variables of the function that stopped.
 
-    This is the innermost function of `path` in the traceback: its variables, what lists in them
-    hold, and the tensors that a module `self` keeps besides its parameters."""
+    This is the innermost function of `path` in the traceback. Also finds tensors in lists, tuples
+    and dicts, and in the attributes of `self`, except for parameters and buffers."""
     frame, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
@@ -36,7 +36,9 @@ def tensors_at(error: BaseException, path: Path) -> list[tuple[str, Tensor]]:
 
 
 def last_line_before(error: BaseException, path: Path) -> int | None:
-    """The last line of code above the line of `path` that stopped, in the same function."""
+    """The number of the last code line before the line of `path` that stopped, or None.
+
+    Looks only in the same function."""
     at, first, trace = None, 0, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):

@@ -2,8 +2,8 @@
 
 The worker imports torch once. Then it reads requests from stdin, one JSON object per line, and
 answers on its original stdout: `{"doing": ...}` during the check, then one `{"report": ...}`,
-`{"error": ...}` or `{"died": ...}`. Whatever a learner's file prints goes to stderr. On Linux each
-request runs in its own fork. On other systems forking a process with torch in it is not safe, so
+`{"error": ...}` or `{"died": ...}`. All that a learner's file prints goes to stderr. On Linux each
+request runs in its own fork. On other systems forking after importing torch is not safe, so
 requests run in the worker itself.
 """
 
@@ -38,19 +38,19 @@ from gptcli.course.sandbox.prints import few_prints
 from gptcli.errors import GptcliError
 from gptcli.quick_torch import import_torch
 
-LOOK_S = 0.2  # between looks at what a graded file wrote
+LOOK_S = 0.2  # seconds between two measurements of what a graded file has written
 MOST_WRITTEN = 256 << 20  # bytes that a graded file can write in all
-SERVED = 93  # exit code of a fork that has answered; a file's own exit() hardly uses it
+SERVED = 93  # exit code of a fork that has answered; files hardly ever exit with this code
 Answer = Callable[[dict[str, Any]], None]
 
 
 def main(*, fork: bool) -> None:
-    """Serve requests until stdin ends."""
+    """Answer requests until stdin ends. With `fork`, each request runs in its own fork."""
     answers = os.dup(1)
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(2, 1)
     nowhere = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nowhere, 0)  # input() in a learner's file reads end-of-file, not the next request
+    os.dup2(nowhere, 0)  # input() in a learner's file must not read the next request
     os.close(nowhere)
     sys.stdout = sys.stderr
 
@@ -58,7 +58,7 @@ def main(*, fork: bool) -> None:
         os.write(answers, (json.dumps(message) + "\n").encode("ascii"))
 
     adopt_orphans()
-    import_torch()  # before the first fork
+    import_torch()  # once, so that no fork has to import it
     from gptcli.course.examination import LESSONS
 
     answer({"ready": True})
@@ -85,7 +85,7 @@ def _serve(request: dict[str, Any], answer: Answer, *, fork: bool) -> None:
     me = os.getpid()
 
     def tell(message: dict[str, Any]) -> None:
-        if os.getpid() != me:  # the file has forked, and its child runs on through this code
+        if os.getpid() != me:  # a process that the file forked has come here
             os._exit(0)
         answer(message)
 
@@ -98,9 +98,9 @@ def _serve(request: dict[str, Any], answer: Answer, *, fork: bool) -> None:
     if folder is not None:
         os.chdir(folder)
     with Path(request["stack"]).open("w", encoding="utf-8") as stack:
-        if fork and folder is not None and request["hidden"] is not None:  # there is no way back
+        if fork and folder is not None and request["hidden"] is not None:  # irreversible
             confine(folder, Path(request["hidden"]))
-        # This timer is a C thread that does not need the GIL, so no file can block it.
+        # faulthandler's timer is a C thread that does not need the GIL, so no file can block it.
         faulthandler.dump_traceback_later(request["limit_s"], exit=True, file=stack)
         try:
             if request["follow"]:
@@ -108,7 +108,7 @@ def _serve(request: dict[str, Any], answer: Answer, *, fork: bool) -> None:
                 tell({"report": {}})
                 return
             with few_prints(), warnings.catch_warnings():
-                # The report says more about k.T on four dimensions.
+                # PyTorch warns of k.T on four dimensions. The report says more about it.
                 warnings.filterwarnings("ignore", message="The use of `x.T`")
                 report = examine(file, say)
             tell({"report": asdict(report)})
@@ -129,7 +129,7 @@ def _file_of(request: dict[str, Any]) -> LearnerFile:
 def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
     sys.stderr.flush()
     with warnings.catch_warnings():
-        # This process has only imported modules; its threads, if any, are idle.
+        # Python warns of a fork with threads. All threads of this process are idle.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -159,21 +159,21 @@ def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
 
 
 def _wait(child: int, limit_s: float, memory: int, folder: Path | None) -> tuple[int, str | None]:
-    """Wait for the child. Return its status, and why it was killed, unless at the time limit.
+    """Wait for the child. Returns its status, and what it used too much of, or None.
 
-    It is killed if it and its own children are too many or hold more than `memory` bytes, or if
-    they fill `folder`."""
+    Kills the child at the time limit. Also kills it if it has too many descendants, or if they use
+    more than `memory` bytes or write too much into `folder`."""
     deadline = time.monotonic() + limit_s
-    next_look = time.monotonic() + LOOK_S  # at the disk
+    next_look = time.monotonic() + LOOK_S  # when to measure the files
     pause = 0.001
     too_much: str | None = None
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return status, too_much
-        if too_much is None and pause > 0.01:  # a right file ends before the first look, mostly
+        if too_much is None and pause > 0.01:  # most right files end before this
             started = descendants()
-            if len(started) > 2 * MOST:  # of another language; limit_processes holds in Python
+            if len(started) > 2 * MOST:  # limit_processes counts only starts in Python
                 too_much = f"it started more than {2 * MOST} processes"
             elif len(started) > 1 and memory_of(started) > memory:
                 too_much = f"its processes need more than {memory / (1 << 30):.1f} GiB together"
@@ -189,7 +189,7 @@ def _wait(child: int, limit_s: float, memory: int, folder: Path | None) -> tuple
 
 
 def _limit_memory(most: int) -> None:
-    """Make allocations fail, with an error that names a line, before memory runs out."""
+    """Limit memory to `most` more bytes, so that the line that allocates too much raises."""
     import resource
 
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
@@ -201,7 +201,7 @@ def _limit_memory(most: int) -> None:
 
 
 def _limit_descriptors(file_bytes: int | None) -> None:
-    """Let few files be open at a time if files are limited: one that has no name counts, too."""
+    """Allow at most 128 open files if file sizes are limited: deleted open files use disk too."""
     import resource
 
     if file_bytes is not None:
@@ -211,7 +211,7 @@ def _limit_descriptors(file_bytes: int | None) -> None:
 
 
 def _limit_files(most: int | None) -> None:
-    """Make a write fail that would make a file larger than `most` bytes."""
+    """Make a write fail if the file would become larger than `most` bytes (None: no limit)."""
     import resource
 
     if most is not None:

@@ -1,4 +1,4 @@
-"""Calls the forward of any attention with x, and reads the output from what it returns.
+"""Calls the forward of an attention of any convention with x, and finds the output in its result.
 
 Dimensions: B batch, T time, C channels (n_embd).
 """
@@ -41,25 +41,25 @@ MASKS: dict[str, Callable[[int, Tensor], Tensor]] = {
     "True for hidden tokens, (1, T, T)": lambda T, x: ~_keep(1)(T, x),
     "-inf for hidden tokens": lambda T, x: torch.full((T, T), float("-inf"), dtype=x.dtype).triu(1),
 }  # fmt: skip
-"""The masks that a forward can ask for: what each means, and how it is made for T tokens."""
+"""The kinds of mask that a forward can take. Each function makes the mask for T tokens and x."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """How to call a forward: how often it takes x, the name of its mask, and other arguments."""
+    """How to call a forward: how many arguments get x, the name of its mask, other arguments."""
 
     times: int = 1
     mask: str | None = None
     mask_kind: str | None = None  # a key of MASKS; None passes no mask
     mask_is_required: bool = False
     positions: tuple[str, ...] = ()
-    lengths: str | None = None  # an argument with the number of visible tokens, (B, T)
+    lengths: str | None = None  # the argument for the number of visible tokens, (B, T)
     others: tuple[tuple[str, Any], ...] = ()
-    rotary: str | None = None  # an argument with rotary positions
+    rotary: str | None = None  # the argument for rotary positions
     takes_use_dropout: bool = False
 
     def __call__(self, module: nn.Module, x: Tensor, **options: Any) -> Any:
-        """What forward returns."""
+        """The result of forward, called with x and everything else that it needs."""
         named: dict[str, Any] = dict(self.others)
         for name in self.positions:
             named[name] = torch.arange(x.shape[1])
@@ -72,23 +72,25 @@ class Call:
         return module(*(x,) * self.times, **named, **options)
 
     def notes(self) -> list[str]:
-        """What is unusual about the call, in sentences."""
+        """Sentences about what is unusual in the call."""
         found = []
         if self.times > 1:
-            found.append(f"forward takes {self.times} inputs: each gets x")
+            found.append(f"forward takes {self.times} inputs, and each gets x")
         if self.lengths is not None:
-            found.append(f"forward gets the numbers of visible tokens as `{self.lengths}`")
+            found.append(
+                f"forward gets the number of visible tokens of each query as `{self.lengths}`"
+            )
         if self.mask is not None and self.mask_kind is not None:
             found.append(f"forward gets the causal mask as `{self.mask}`, {self.mask_kind}")
         return found
 
     def with_mask(self, kind: str | None) -> Call:
-        """The same call with another kind of mask."""
+        """The same call with the kind of mask `kind`, a key of MASKS."""
         return replace(self, mask_kind=kind)
 
 
 def call_of(cls: type[nn.Module], name: str) -> Call:
-    """How to call the forward of a class. Raises GptcliError if an argument cannot be bound."""
+    """How to call the forward of a class. Raises GptcliError if an argument is unknown."""
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
     usual = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if not usual:
@@ -131,10 +133,10 @@ def call_of(cls: type[nn.Module], name: str) -> Call:
                 others.append((label, None if re.search(r"cache|past|padding", label) else False))
                 continue
             raise GptcliError(
-                f"{name}.forward needs an argument `{label}`, and the checker does not know what "
-                f"that is; it takes {inspect.signature(cls.forward)}",
+                f"{name}.forward needs an argument `{label}`, and the checker does not know its "
+                f"meaning; forward takes {inspect.signature(cls.forward)}",
                 f"give it a default, `{label}=None`, or write `def forward(self, x):` and make the "
-                "causal mask inside",
+                "causal mask in forward",
             )
     return Call(
         times,
@@ -150,7 +152,7 @@ def call_of(cls: type[nn.Module], name: str) -> Call:
 
 
 def _letter_of(name: str) -> str:
-    """q, k or v if an argument is named after queries, keys or values, else an empty string."""
+    """One of "q", "k" and "v" if the name of an argument means this input, else ""."""
     patterns = {"q": _QUERY, "k": _KEY, "v": _VALUE}
     return next((letter for letter, pattern in patterns.items() if pattern.match(name)), "")
 

@@ -1,4 +1,4 @@
-"""Finds the attention class of a file that has no class of the expected name."""
+"""Finds the attention class in a file without a class of the expected name."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _WORDS = (
 
 
 def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
-    """The classes of a file that look like an attention, the likeliest first.
+    """The classes of a file that look like an attention, the most likely one first.
 
-    Between equals, a class that another one uses comes after it, and later classes come first:
-    files build up from one head to many."""
+    If two classes are equally likely, a class comes before the classes that it uses, and later
+    classes come before earlier ones. Files often define one head first and many heads later."""
     from torch import nn
 
     own = [
@@ -40,7 +40,7 @@ def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
     if not named:
         return own if len(own) == 1 else []
     at = {cls: place for place, cls in enumerate(own)}
-    # A class that needs a GPU cannot be checked, so another one is as good.
+    # A class that needs a GPU cannot be checked here, so it comes last.
     return sorted(
         named,
         key=lambda cls: (
@@ -53,7 +53,7 @@ def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
 
 
 def looks_right(name: str) -> bool:
-    """Whether a class of that name looks like an attention."""
+    """Whether the name of a class looks like that of an attention."""
     return _points(name) > 0
 
 
@@ -68,7 +68,7 @@ def _points(name: str) -> int:
 
 
 def _is_used(cls: type, others: list[type[nn.Module]]) -> bool:
-    """Whether another class of the file builds this one."""
+    """Whether another class of the file builds this class."""
     for other in others:
         if other is cls or issubclass(other, cls):
             continue

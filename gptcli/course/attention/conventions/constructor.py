@@ -1,7 +1,7 @@
-"""Builds an attention class from a case, whatever its constructor's arguments are called.
+"""Builds an attention class with the sizes of a case, for constructors of any convention.
 
-Scripts keep sizes in variables of the file: `n_embd = 384`, or a dict `GPT_CONFIG`. While the class
-is built or run, these variables hold the sizes of the case.
+Many scripts have sizes in variables of the file, such as `n_embd = 384` or a dict `GPT_CONFIG`.
+While the class is built or run, these variables have the sizes of the case.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _SIZES = {
     words.N_EMBD, words.N_HEAD, words.HEAD_DIM, words.N_KV_HEAD, words.BLOCK_SIZE, words.DROPOUT,
     words.BIAS, words.DEVICE,
 }  # fmt: skip
-"""What a variable of the file can mean."""
+"""The meanings that a variable of the file can have."""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of the constructor. `meaning` is None if it takes the config."""
+    """An argument of the constructor. `meaning` is None if the argument is the config."""
 
     name: str
     meaning: str | None
@@ -38,7 +38,7 @@ class Argument:
 
 
 class Constructor:
-    """How to build one class. Raises GptcliError if an argument cannot be bound."""
+    """How to build one class. Raises GptcliError if an argument has no known meaning."""
 
     def __init__(self, cls: type[nn.Module], file_name: str) -> None:
         self.cls = cls
@@ -52,19 +52,19 @@ class Constructor:
 
     @property
     def names_heads(self) -> bool:
-        """Whether the class can know the number of heads."""
+        """Whether the class gets the number of heads, by an argument, a variable or the config."""
         meanings = {argument.meaning for argument in self._arguments}
         meanings |= {meaning for _, _, meaning in self._variables}
         return not meanings.isdisjoint({None, words.N_HEAD})
 
     def names_of(self, meaning: str) -> list[str]:
-        """The arguments and variables with this meaning."""
+        """The names of the arguments and variables with this meaning."""
         return [a.name for a in self._arguments if a.meaning == meaning] + [
             name for _, name, of in self._variables if of == meaning
         ]
 
     def build(self, config: LearnerConfig) -> nn.Module:
-        """A new module with the sizes of `config`."""
+        """A new module of the class, with the sizes of `config`."""
         values = setting_values(config)
         positional, named = [], {}
         for argument in self._arguments:
@@ -79,7 +79,7 @@ class Constructor:
 
     @contextlib.contextmanager
     def variables(self, config: LearnerConfig) -> Iterator[None]:
-        """Let the file's variables hold the sizes of `config`."""
+        """Give the file's variables the sizes of `config`, and restore their values afterwards."""
         values = setting_values(config)
         before = [(space, name, space[name]) for space, name, _ in self._variables]
         for space, name, meaning in self._variables:
@@ -91,14 +91,14 @@ class Constructor:
                 space[name] = value
 
     def describe(self) -> str:
-        """The call and the variables, such as "Class(d_model, num_heads)"."""
+        """The constructor in words, such as "Class(d_model, num_heads) with the file's dropout"."""
         call = ", ".join(argument.name for argument in self._arguments)
         also = ", ".join(dict.fromkeys(name for _, name, _ in self._variables))
         return f"{self.cls.__name__}({call})" + (f" with the file's {also}" if also else "")
 
 
 def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
-    """The arguments to call the constructor with, and their meanings. Others keep defaults."""
+    """The arguments that get a value, with their meanings. All others keep their defaults."""
     parameters = _parameters(cls)
     guessed = _guessed(cls, parameters)
     required = [p for p in parameters if p.default is p.empty]
@@ -119,16 +119,16 @@ def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
                 continue
             raise GptcliError(
                 f"{file_name}: `{cls.__name__}` needs an argument `{name}`, and the checker does "
-                f"not know what that is; it takes {inspect.signature(cls)}",
+                f"not know its meaning; the class takes {inspect.signature(cls)}",
                 f"give it a default, `{name}=...`, or write `def __init__(self, config):`; config "
                 "has n_embd, n_head, dropout, bias and block_size",
             )
 
 
 def _guessed(cls: type[nn.Module], parameters: list[inspect.Parameter]) -> dict[str, str]:
-    """The meaning of arguments with unknown names, if n_embd or n_head is missing among the others.
+    """name -> guessed meaning, for arguments with unknown names if n_embd or n_head is missing.
 
-    The first such argument is n_embd, as in almost every attention, and the next one n_head."""
+    The order decides: almost every attention takes n_embd first and n_head second."""
     meanings = {words.meaning_of(p.name) for p in parameters}
     meanings |= {meaning for _, _, meaning in _variables_of(cls)}
     if None in {meaning for _, _, meaning in _variables_of(cls)} or any(
@@ -143,22 +143,22 @@ def _guessed(cls: type[nn.Module], parameters: list[inspect.Parameter]) -> dict[
         and (p.default is p.empty or type(p.default) is int)
         and p.annotation in (p.empty, int, "int")
     ]
-    if len(missing) == 2 and len(unknown) < 2:  # a single argument is a config
+    if len(missing) == 2 and len(unknown) < 2:  # a single unknown argument is a config
         return {}
     return dict(zip(unknown, missing, strict=False))
 
 
 def _is_bound(parameter: inspect.Parameter, meaning: str) -> bool:
-    """Whether an argument with a default gets a value of the check."""
+    """Whether the check sets an argument that has a default."""
     if meaning == words.SWITCH:
         return parameter.default is True
     if parameter.default is None and meaning in (words.HEAD_DIM, words.N_KV_HEAD):
-        return False  # it follows from the other sizes
+        return False  # the other sizes determine it
     return words.is_exact(parameter.name) or meaning not in (words.BIAS, words.CAUSAL)
 
 
 def _is_config(parameter: inspect.Parameter, meaning: str | None, required: int) -> bool:
-    """Whether the first argument is an object with all settings."""
+    """Whether the first argument is a config: an object with all settings."""
     if words.names_config(parameter.name):
         return True
     annotation = parameter.annotation
@@ -169,7 +169,7 @@ def _is_config(parameter: inspect.Parameter, meaning: str | None, required: int)
 
 
 def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
-    """The parameters of the constructor, with those that `**kwargs` hands to a parent class."""
+    """The parameters of the constructor. Includes those of a parent class that gets `**kwargs`."""
     found: dict[str, inspect.Parameter] = {}
     for parent in cls.__mro__:
         if parent is nn.Module:
@@ -186,11 +186,11 @@ def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
 
 
 Variable = tuple[dict[str, Any], str, str | None]
-"""The variables of a file, the name of one, and what it means. None is a config."""
+"""(variables of a file, name of one of them, its meaning). None means that it is a config."""
 
 
 def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:
-    """The variables of learners' files that the class and its helpers read as sizes."""
+    """The variables of the learner's files from which the class and its helpers read sizes."""
     seen: set[int] = set()
     found: set[tuple[int, str]] = set()
     waiting: list[Any] = [cls]
@@ -219,7 +219,7 @@ def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:
 
 
 def _top_folder(module: str | None) -> str | None:
-    """The module's name if it is a learner's, not one of an installed package."""
+    """The name of a learner's module; None for the standard library and installed packages."""
     found = sys.modules.get(module or "")
     file = getattr(found, "__file__", None)
     if module is None or (found is not None and file is None and module == "builtins"):
@@ -239,7 +239,7 @@ def _globals_read_by(code: CodeType) -> Iterator[str]:
 
 
 def _is_setting(name: str, value: Any) -> bool:
-    """Whether a variable of the file holds a size, or a config."""
+    """Whether the value of a variable can be a size or a config."""
     if isinstance(value, bool | int | float | str):
         meaning = _size_in(name, value)
         return meaning in _SIZES and isinstance(value, str) == (meaning == words.DEVICE)
@@ -251,7 +251,7 @@ def _is_setting(name: str, value: Any) -> bool:
 
 
 def _size_in(name: str, value: Any) -> str | None:
-    """What a variable means; None if it holds a config."""
+    """The meaning of a variable; None if its value is a config."""
     if not isinstance(value, bool | int | float | str) or len(name) == 1:
         return None
     return words.meaning_of(name)

@@ -1,7 +1,7 @@
-"""Reads the four projections from a module, if it is known which matrix is which.
+"""Reads the four projections from a module with a known layout: which matrix is which.
 
-A layout is found once (possible_layouts.py), on a module of sizes that tell all shapes apart. It is
-then applied to modules of other sizes. Dimensions: C channels (n_embd), H heads, D head_dim.
+possible_layouts.py finds the layout once, on a module in which all shapes differ. The layout then
+holds for modules of all sizes. Dimensions: C channels (n_embd), H heads, D head_dim.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STACKED, BY_HEAD, INTERLEAVED = "stacked", "by head", "interleaved"
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a module."""
+    """The sizes of a module: n_embd and the number of heads."""
 
     C: int
     H: int
@@ -52,32 +52,32 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a role's matrix is: the group's path, the index of its member, and its form."""
+    """The place of a role's matrix: the path of its group, its index in the group, and its form."""
 
     path: str
     form: str
     member: int | None = None
-    axes: str = ""  # of a TENSOR: H, C and D in the order of its dimensions
+    axes: str = ""  # only for a TENSOR: H, C and D in the order of its dimensions
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which matrix is which projection. `order` and `letters` tell the rows of a fused matrix."""
+    """Which matrix is which projection. `order` and `letters` describe a fused matrix's rows."""
 
     sources: tuple[tuple[str, Source], ...]  # role -> source
-    columns: bool = False  # whether bare square matrices are used as x @ W
+    columns: bool = False  # whether code multiplies square parameters as x @ W
     order: str = STACKED
     letters: str = QKV
     has_output: bool = True
-    certain: bool = True  # whether shapes and names leave no doubt
+    certain: bool = True  # whether shapes and names decide the layout
 
     @property
     def of(self) -> dict[str, Source]:
-        """role -> source."""
+        """The dict role -> source."""
         return dict(self.sources)
 
     def words(self) -> str:
-        """One line that says what was taken for what."""
+        """One line that names the matrix of each projection."""
         by_path: dict[str, list[str]] = {}
         for role, source in self.sources:
             letters = {QKV: self.letters, KV: self._pair_letters(KV), QK: self._pair_letters(QK)}
@@ -119,7 +119,7 @@ class Layout:
     def _read(
         self, role: str, source: Source, group: Group, sizes: Sizes
     ) -> Iterator[tuple[str, Projection]]:
-        """(q, k, v or o, projection) for each projection in a source."""
+        """(role, projection) for each projection in a source. The role is q, k, v or o."""
         members = group.members if source.member is None else (group.members[source.member],)
         tensors, biases = [m.tensor for m in members], [m.bias for m in members]
         turned = [
@@ -204,13 +204,13 @@ class Layout:
 
 
 def _regrouped(groups: dict[str, Group], path: str) -> Group | None:
-    """The group of a list that has only one member with these sizes, such as one head."""
+    """The group of `path` if its list has only one member, such as a single head; or None."""
     wanted = path.replace("*", "0")
     return groups.get(wanted)
 
 
 def _taken(weight: Tensor, bias: Tensor | None, rows: Rows) -> Projection:
-    """The projection of some rows of a fused matrix."""
+    """The projection that consists of some rows of a fused matrix."""
     if isinstance(rows, slice):
         return Projection(weight[rows], None if bias is None else bias[rows])
     views = [weight[i] for i in rows.tolist()]
@@ -220,7 +220,7 @@ def _taken(weight: Tensor, bias: Tensor | None, rows: Rows) -> Projection:
 
 
 def _stacked(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Projection:
-    """The projection of a list of heads, whose outputs are concatenated."""
+    """The projection of a list of heads. The module concatenates the outputs of the heads."""
     known = [b for b in biases if b is not None]
     bias = torch.cat(known) if len(known) == len(biases) else None
     if len(weights) == 1:
@@ -229,7 +229,7 @@ def _stacked(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Proj
 
 
 def _from_axes(tensor: Tensor, bias: Tensor | None, axes: str, role: str) -> Projection:
-    """The projection of a tensor with one matrix for each head; `axes` such as "HCD"."""
+    """The projection of a tensor with one matrix for each head. `axes` is, for example, "HCD"."""
     order = "CHD" if role == OUT else "HDC"
     weight = tensor.permute(*(axes.index(letter) for letter in order))
     split = weight.shape
@@ -244,13 +244,13 @@ def _from_axes(tensor: Tensor, bias: Tensor | None, axes: str, role: str) -> Pro
 
 
 def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
-    """A square matrix with `blocks` along its diagonal."""
+    """A square matrix with `blocks` on its diagonal and zeros elsewhere."""
     whole: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
     return whole
 
 
 def _fused_rows(order: str, sizes: Sizes) -> Sequence[Rows]:
-    """The rows of the first, second and third part of a fused matrix (3C, C)."""
+    """The row indices of the first, second and third part of a fused matrix (3C, C)."""
     C, H, D = sizes.C, sizes.H, sizes.D
     if order == STACKED:
         return [slice(i * C, (i + 1) * C) for i in range(3)]

@@ -1,4 +1,4 @@
-"""Recognises what an attention can contain besides the eight steps, such as rotary positions."""
+"""Recognises parts that do not belong to the eight steps of attention, such as rotary positions."""
 
 from __future__ import annotations
 
@@ -22,49 +22,49 @@ _RELATIVE = re.compile(r"relative|rel_pos|alibi|slopes", re.IGNORECASE)
 
 
 def needs_other_hardware(cls: type[nn.Module]) -> str | None:
-    """The function in forward that does not run on a processor, or None."""
+    """The name of a function in the class that needs a GPU or a compiler, or None."""
     return next((name for name in _names_in(cls) if _FLEX.search(name)), None)
 
 
 def other_part(cls: type[nn.Module], module: nn.Module | None, call: Call) -> CheckFailed | None:
-    """The failed check, without a step, for what the class does besides attention; or None."""
+    """A CheckFailed without a step for a part that is not in the eight steps; None without one."""
     if (flex := needs_other_hardware(cls)) is not None:
         return CheckFailed(
             "other-hardware",
-            f"`{cls.__name__}` calls `{flex}`, which cannot be checked on this machine: it needs a "
-            "GPU or a compiler",
-            "check the same attention with torch.nn.functional.scaled_dot_product_attention",
+            f"`{cls.__name__}` calls `{flex}`, which cannot be checked on this machine, because it "
+            "needs a GPU or a compiler",
+            "replace it by torch.nn.functional.scaled_dot_product_attention for the check",
         )
     norms = () if module is None else take_inventory(module).norms
     if call.rotary is not None or any(_ROTARY.search(name) for name in _parts_of(cls, module)):
         name = call.rotary or next(n for n in _parts_of(cls, module) if _ROTARY.search(n))
         return CheckFailed(
             "rotary-positions",
-            f"`{cls.__name__}` turns its queries and keys by their positions (`{name}`): rotary "
-            "positions are no part of the attention that is checked here, so nothing was compared",
-            "check it without them: let the class skip the rotation if no positions are given",
+            f"`{cls.__name__}` rotates its queries and keys by their positions (`{name}`): rotary "
+            "positions are no part of the attention of this exercise, so nothing was compared",
+            "let the class skip the rotation if it gets no positions, and check it again",
         )
     if norms:
         what = "its queries and keys" if re.search(r"q|k", norms[0].lower()) else "numbers"
         return CheckFailed(
             "normalises",
-            f"`{cls.__name__}` normalises {what} (`{norms[0]}`); the attention that is "
-            "checked here does not do this, so nothing was compared",
-            "take the norm out of the class, or make it optional",
+            f"`{cls.__name__}` normalises {what} (`{norms[0]}`); the attention of this exercise "
+            "does not do this, so nothing was compared",
+            "remove the norm from the class, or make it optional",
         )
     if any(_RELATIVE.search(name) for name in _parts_of(cls, module)):
         name = next(n for n in _parts_of(cls, module) if _RELATIVE.search(n))
         return CheckFailed(
             "relative-positions",
-            f"`{cls.__name__}` adds positions to its scores (`{name}`); the attention that is "
-            "checked here does not do this, so nothing was compared",
+            f"`{cls.__name__}` adds positions to its scores (`{name}`); the attention of this "
+            "exercise does not do this, so nothing was compared",
             "make the positions optional, and check the class without them",
         )
     return None
 
 
 def _parts_of(cls: type[nn.Module], module: nn.Module | None) -> list[str]:
-    """The names in the methods, and those of submodules and buffers with their classes."""
+    """The names in the methods, the paths and classes of submodules, and the names of buffers."""
     found = list(_names_in(cls))
     if module is not None:
         for path, part in module.named_modules():

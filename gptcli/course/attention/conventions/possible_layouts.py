@@ -1,4 +1,4 @@
-"""Finds which matrix of a module can be which projection, from shapes and names.
+"""Finds which matrix of a module can be which projection, by shapes and names.
 
 Dimensions: C channels (n_embd), H heads, D head_dim.
 """
@@ -52,15 +52,16 @@ MOST_LAYOUTS = 64
 def possible_layouts(
     module: nn.Module, sizes: Sizes, *, needs_output: bool, any_output: bool = False
 ) -> list[Layout]:
-    """The layouts that the shapes and names of a module allow, the likeliest first.
+    """The layouts that the shapes and names of a module allow, the most likely one first.
 
-    `needs_output`: a missing output projection is an error, except for a list of heads.
-    `any_output`: an identity takes its place. Raises ProjectionError if nothing fits."""
+    With `needs_output`, a missing output projection is an error, except for a list of heads. With
+    `any_output`, an identity replaces a missing output projection. Raises ProjectionError if no
+    layout fits."""
     inventory = take_inventory(module)
     if inventory.loose:
         raise ProjectionError(
-            f"`{inventory.loose[0]}` is a plain Python list of modules: PyTorch does not see their "
-            "parameters, so they are not trained",
+            f"`{inventory.loose[0]}` is a plain Python list of modules: PyTorch does not find "
+            "their parameters, so training does not change them",
             "plain-list",
         )
     sources, unnamed, unknown = _sources(inventory, sizes)
@@ -95,7 +96,7 @@ def possible_layouts(
 
 
 def _orders(source: Source) -> tuple[str, ...]:
-    # GPT-2's weights for `c_attn` are stacked.
+    # In GPT-2, queries, keys and values are stacked in `c_attn`.
     is_gpt2 = source.path.rpartition(".")[2] == "c_attn"
     free = source.form == FUSED and not is_gpt2
     return (STACKED, BY_HEAD, INTERLEAVED) if free else (STACKED,)
@@ -128,7 +129,7 @@ def _inputs_of(roles: set[str]) -> set[str]:
 def _sources(
     inventory: Inventory, sizes: Sizes
 ) -> tuple[dict[str, Source], bool, list[tuple[Group, int | None]]]:
-    """role -> source, whether the roles were guessed from the order, and what found no role."""
+    """(role -> source, whether the order decided the roles, the matrices without a role)."""
     sources: dict[str, Source] = {}
     unnamed: list[tuple[Group, Source]] = []
     unknown: list[tuple[Group, int | None]] = []
@@ -141,7 +142,7 @@ def _sources(
             member = group.path if source.member is None else group.members[source.member].path
             role = role_of(member)
             if source.form in (FUSED, FUSED_HEADS, FUSED_TENSOR, PAIR):
-                if role in (Q, K, V):  # a query of the wrong shape
+                if role in (Q, K, V):  # for example, a query of the wrong shape
                     unknown.append((group, source.member))
                     continue
                 if source.form != PAIR:
@@ -160,7 +161,7 @@ def _sources(
     guessed = False
     if unnamed and len(unnamed) <= len(missing):
         guessed = len(unnamed) > 1 or missing != [OUT]
-        # Alone, an unnamed matrix is the output. Several are in the usual order.
+        # A single matrix without a known name is the output. Several are in the usual order.
         wanted = missing if len(unnamed) > 1 else missing[-1:]
         for role, (_, source) in zip(wanted, unnamed, strict=False):
             sources[role] = source
@@ -172,7 +173,7 @@ def _sources(
 
 
 def _forms(group: Group, sizes: Sizes) -> Iterator[Source]:
-    """The source, or sources, that the shape of a group makes possible."""
+    """The sources that the shape of a group allows: where its projections can be."""
     C, H, D = sizes.C, sizes.H, sizes.D
     shape, count, path = group.shape, len(group.members), group.path
     turned = shape[::-1] if not group.oriented else shape
@@ -215,7 +216,7 @@ def _forms(group: Group, sizes: Sizes) -> Iterator[Source]:
 
 
 def _is_ambiguous(inventory: Inventory, sources: dict[str, Source], sizes: Sizes) -> bool:
-    """Whether a bare square matrix can be used as x @ W.T or as x @ W."""
+    """Whether code can multiply a square parameter as x @ W.T or as x @ W."""
     groups = {group.path: group for group in inventory.groups}
     for source in sources.values():
         group = groups[source.path]
@@ -235,7 +236,7 @@ def _complain(
     inputs: set[str],
     sizes: Sizes,
 ) -> None:
-    """Raise ProjectionError if a projection is missing, has a wrong shape, or one is too many."""
+    """Raise ProjectionError if a projection is missing or wrong, or if there are other weights."""
     C = sizes.C
     for group, _ in unknown:
         role = role_of(group.path)
@@ -266,7 +267,7 @@ def _complain(
     if unknown:
         names = ", ".join(f"`{group.name}` {group.shape}" for group, _ in unknown)
         raise ProjectionError(
-            f"besides the projections the module has {names}, which causal attention does not have",
+            f"besides the projections the module has {names}; causal attention has no such weights",
             "unknown-weights",
             unnamed=True,
         )
@@ -275,7 +276,7 @@ def _complain(
 def _absent(
     inventory: Inventory, sources: dict[str, Source], what: str, part: str
 ) -> ProjectionError:
-    """The error for a missing part. The part can exist under another name."""
+    """The error for a missing projection. Names weights that can be this projection."""
     used = {source.path for source in sources.values()}
     others = [group.name for group in inventory.groups if group.path not in used]
     if others and (part == "output" or not sources):
@@ -287,7 +288,7 @@ def _absent(
         )
     have = ", ".join(f"`{group.name}`" for group in inventory.groups) or "no weights"
     return ProjectionError(
-        f"the module has no {what}: it has {have}", "missing-projection", missing=part
+        f"the module has no {what}; it has {have}", "missing-projection", missing=part
     )
 
 
@@ -303,7 +304,7 @@ def _all_different(module: nn.Module, layout: Layout) -> None:
         member = groups[source.path].members[source.member or 0]
         if (first := seen.setdefault(member.tensor.data_ptr(), names[role])) != names[role]:
             raise ProjectionError(
-                f"`{first}` and `{names[role]}` are the same weights; each needs its own",
+                f"`{first}` and `{names[role]}` are the same weights; each layer needs its own",
                 "shared-projection",
                 output=role == OUT,
             )

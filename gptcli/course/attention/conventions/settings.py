@@ -1,4 +1,4 @@
-"""The config that a learner's constructor gets. It answers to the names of many conventions."""
+"""The config that a learner's constructor gets. Its settings have the names of many conventions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class UnknownSetting(AttributeError):
 class LearnerConfig(dict[str, Any]):
     """Settings by attribute and by key: `config.n_embd`, `config["d_model"]`.
 
-    A name that it lacks is read as the setting that it means. The error for an unknown name
-    proposes the nearest one. `read` collects the names that were asked for."""
+    Names of other conventions give the setting that they mean. The error for an unknown name
+    proposes a similar name. `read` contains all names that the code has read."""
 
     read: set[str]
 
@@ -47,7 +47,7 @@ class LearnerConfig(dict[str, Any]):
         return super().__contains__(name) or words.is_exact(str(name))
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a setting, by any of its names."""
+        """The value of a setting under any of its names; `default` if the name is unknown."""
         try:
             return self[name]
         except KeyError:
@@ -70,7 +70,7 @@ class LearnerConfig(dict[str, Any]):
 
 
 def setting_values(config: LearnerConfig) -> dict[str, Any]:
-    """meaning -> value, for everything that a constructor can ask for.
+    """meaning -> value, for all settings that a constructor can read.
 
     `config` has n_embd and can have n_head, dropout, bias and block_size."""
     import torch

@@ -1,4 +1,4 @@
-"""Makes an attention of any convention usable in the network: `gptcli train --attention FILE`."""
+"""Lets gptcli train with an attention of any convention: `gptcli train --attention FILE`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _FIELDS = ("n_embd", "n_head", "dropout", "bias", "block_size")
 
 
 class AdaptedAttention(nn.Module):
-    """A learner's attention of another convention, built and called as the network does it."""
+    """A learner's attention of another convention, in a module with the course's convention."""
 
     def __init__(self, learner: LearnerAttention, config: Any) -> None:
         super().__init__()
         own = LearnerConfig(**{name: getattr(config, name) for name in _FIELDS})
         self.attention = learner.construct(own)
-        self._learner = [learner]  # in a list, so that it is no part of the module
+        self._learner = [learner]  # in a list, so that it is not a submodule
 
     def forward(self, x: Tensor) -> Tensor:
         """The output (B, T, C) for x (B, T, C)."""
@@ -40,7 +40,7 @@ class AdaptedAttention(nn.Module):
 
 
 class UserAttention:
-    """A learner's attention file, to train with. Runs the file in this process.
+    """A learner's attention file for training. Runs the file in the current process.
 
     Raises GptcliError if there is no such class, or the file cannot be run."""
 
@@ -52,16 +52,16 @@ class UserAttention:
             self._recognise()
 
     def make(self, config: Any) -> nn.Module:
-        """A module for a ModelConfig: the learner's own, or one that adapts it."""
+        """A new attention for a ModelConfig: the learner's class itself, or an AdaptedAttention."""
         if self._is_plain:
             module: nn.Module = self.learner.cls(config)
             return module
         return AdaptedAttention(self.learner, config)
 
     def cache(self) -> CachedFile | None:
-        """The key/value cache of the file, or None if it has none that its attention takes.
+        """The file's key/value cache; None if the file has none or its attention cannot use it.
 
-        Raises GptcliError if the class of the cache lacks something."""
+        Raises GptcliError if the class of the cache is incomplete."""
         if not self._is_plain:
             return None
         return CachedFile.of(self.learner.file, self._module, self.learner.cls)
@@ -82,7 +82,7 @@ class UserAttention:
         return [part.weight for _, part in found.items()]
 
     def _tried_as_plain(self) -> bool:
-        """Whether the class reads the config's own names, and forward(x) returns a tensor.
+        """Whether the network can use the class itself: config's own names, and forward(x) -> y.
 
         Builds the class and runs it once, on small numbers."""
         config = config_for(USUAL)
@@ -93,19 +93,19 @@ class UserAttention:
                 module = self.learner.construct(config).eval()
                 self.learner.forward(module, torch.zeros(1, 2, USUAL.C))
         except Exception:
-            return True  # the network's own error says more
+            return True  # the network will raise a clearer error
         finally:
             torch.set_default_dtype(before)
         return config.read <= {*_FIELDS} and self.learner.is_called_with_x
 
     def _recognise(self) -> None:
-        """Find the projections and the mask. This runs the class once, in float64."""
+        """Find the projections and the kind of mask. Runs the class in float64."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 self.learner.layout()
         except (CheckFailed, GptcliError):
-            return  # --force trains with it anyway
+            return  # with --force, gptcli trains even so
         finally:
             torch.set_default_dtype(before)

@@ -1,4 +1,4 @@
-"""Tries what neither shapes nor names can tell, and takes what fits the learner's numbers best.
+"""Tries the layouts and masks that are possible, and chooses the one that fits forward's numbers.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads.
 """
@@ -30,7 +30,7 @@ def best_layout(
     forward: Forward,
     path: Path,
 ) -> Layout:
-    """The layout with which the learner's output is right, else the one that explains most.
+    """The layout with which the learner's output is right, else the one that explains most values.
 
     A layout explains a value, such as the queries, if the learner's forward computes the value."""
     if len(layouts) == 1:
@@ -45,7 +45,7 @@ def best_layout(
             if bool(((y.double() - out).abs() <= TOLERANCE).all()):
                 return layout
     explained = [len(match(trace, problem)[0].completed_at) for problem in problems]
-    # A mask that is upside down looks like exchanged queries and keys: one value is no proof.
+    # An inverted mask looks like swapped queries and keys, so one more value is no proof.
     if explained[0] >= max(explained) - 1:
         return layouts[0]
     return layouts[explained.index(max(explained))]
@@ -53,10 +53,10 @@ def best_layout(
 
 @torch.no_grad()
 def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tensor] | None) -> Call:
-    """The call with the kind of mask that forward understands.
+    """`call` with the kind of mask with which forward works.
 
-    Without a mask if forward hides tokens by itself, even wrong ones. `right` returns the right
-    output."""
+    If forward hides tokens by itself, even the wrong tokens, the call has no mask. `right` returns
+    the right output."""
     if call.mask is None:
         return call
     kinds: list[str | None] = list(MASKS)
@@ -82,13 +82,13 @@ def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tens
                 causal.append(kind)
         except Exception:
             continue
-    # Without a mask, a forward that is not causal by itself would get the blame for its caller.
+    # A forward that needs a mask would look wrong without one, so pass a mask.
     likely = [*causal, *(kind for kind in runs if kind is not None), next(iter(MASKS))]
     return call.with_mask(likely[0])
 
 
 def _hides_tokens(call: Call, module: nn.Module, x: Tensor) -> bool:
-    """Whether some token's output does not depend on some other token: forward makes a mask."""
+    """Whether forward has a mask: the output of some token does not depend on some other token."""
     y = _first(call(module, x.clone()))
     for token in range(x.shape[1]):
         changed = x.clone()
@@ -101,5 +101,5 @@ def _hides_tokens(call: Call, module: nn.Module, x: Tensor) -> bool:
 
 
 def _first(result: Any) -> Any:
-    """The first item if forward returns several things."""
+    """The first item of a tuple or list; anything else as it is."""
     return result[0] if isinstance(result, tuple | list) and result else result

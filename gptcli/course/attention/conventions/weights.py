@@ -1,6 +1,6 @@
 """Finds the projections of an attention module: by shape first, then by name.
 
-Dimensions: C channels (n_embd), H heads, D head_dim. A matrix has its outputs as rows, as in
+Dimensions: C channels (n_embd), H heads, D head_dim. The rows of a matrix are its outputs, as in
 nn.Linear. `Matrix.transposed` and `Layout.columns` mark the exceptions.
 
 | what the module has | layout |
@@ -51,17 +51,17 @@ _NOISE = {
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix of a module, or one of 3 dimensions, with its bias."""
+    """One matrix of a module, or one tensor of 3 dimensions, with its bias."""
 
     path: str
     tensor: Tensor
     bias: Tensor | None
-    oriented: bool  # whether its layer is an nn.Linear, which has the outputs as rows
-    transposed: bool = False  # whether its layer has the outputs as columns
+    oriented: bool  # whether it belongs to an nn.Linear, whose rows are the outputs
+    transposed: bool = False  # whether it belongs to a layer whose columns are the outputs
 
     @property
     def rows(self) -> int:
-        """The number of outputs, if the orientation is known."""
+        """The number of outputs. Assumes that they are the rows unless `transposed`."""
         return self.tensor.shape[1 if self.transposed else 0]
 
 
@@ -69,40 +69,40 @@ class Matrix:
 class Group:
     """Matrices of one shape whose paths differ only in an index, such as `heads.0.key`."""
 
-    path: str  # with * for the index
+    path: str  # with * in place of the index
     members: tuple[Matrix, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of each, with outputs as rows if the orientation is known."""
+        """The shape of each member. Rows are outputs if `oriented`."""
         first = self.members[0]
         shape = tuple(first.tensor.shape)
         return shape[::-1] if first.transposed and len(shape) == 2 else shape
 
     @property
     def name(self) -> str:
-        """The path for a message."""
+        """The path as messages show it."""
         return self.path.removesuffix(".weight")
 
     @property
     def oriented(self) -> bool:
-        """Whether all members are oriented."""
+        """Whether it is known for all members which dimension the outputs are."""
         return all(member.oriented or member.transposed for member in self.members)
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a module has: groups of matrices, and the vectors that are no bias of one."""
+    """The weights of a module: groups of matrices, and other weights by name."""
 
     groups: tuple[Group, ...]
     vectors: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
-    loose: tuple[str, ...] = field(default=())  # plain lists, tuples and dicts that hold modules
+    loose: tuple[str, ...] = field(default=())  # plain lists, tuples and dicts with modules in them
 
 
 def take_inventory(module: nn.Module) -> Inventory:
-    """The matrices of a module, grouped, in the order in which the module defines them."""
+    """The weights of a module, in groups, in the order in which the module defines them."""
     matrices: list[Matrix] = []
     vectors: list[str] = []
     norms, embeddings = [], []
@@ -132,7 +132,7 @@ def _is_norm(owner: nn.Module) -> bool:
 def _matrices_of(
     owner: nn.Module, prefix: str, own: dict[str, nn.Parameter], vectors: list[str]
 ) -> Iterator[Matrix]:
-    """The matrices among the own parameters of one module, each with its bias."""
+    """The matrices of one module without its submodules, each with its bias."""
     large = {name: p.detach() for name, p in own.items() if p.dim() >= 2}
     biases = {name: p.detach() for name, p in own.items() if p.dim() == 1}
     if len(large) >= 2 and not isinstance(owner, nn.Linear):
@@ -194,7 +194,7 @@ def _groups(matrices: Sequence[Matrix]) -> Iterator[Group]:
 
 
 def _loose(module: nn.Module) -> Iterator[str]:
-    """The attributes that hold modules in a plain list, tuple or dict, where they do not train."""
+    """The attributes with modules in a plain list, tuple or dict, which PyTorch does not train."""
     for prefix, owner in module.named_modules():
         for name, value in vars(owner).items():
             if name.startswith("_"):
@@ -207,7 +207,7 @@ def _loose(module: nn.Module) -> Iterator[str]:
 
 
 def role_of(path: str) -> str | None:
-    """The role that a path names: q, k, v, o, qkv, kv or qk, or None."""
+    """The role that the names in a path mean: q, k, v, o, qkv, kv or qk. None if they mean none."""
     for part in reversed(path.split(".")):
         if part in ("*", "") or part.isdigit():
             continue
@@ -237,7 +237,7 @@ def _role_of_name(name: str) -> str | None:
 
 
 def _without_affixes(plain: str) -> str:
-    """`wq`, `qlinear`, `queryproj` and `toqkv` without what is not the role."""
+    """The name without parts that are not the role: "q" for `wq` and `qlinear`."""
     before = ""
     while plain != before and plain not in _ROLE_OF:
         before = plain

@@ -1,4 +1,4 @@
-"""What the names of settings mean: `d_model`, `embed_dim` and `hidden_size` are all n_embd."""
+"""What the names of settings mean: `d_model`, `embed_dim` and `hidden_size` all mean n_embd."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ _MEANING = {
     for meaning, words in _EXACT.items()
     for word in words.split()
 }
-# For names that are not in the list. The order counts: `dropout_bias` would be a dropout.
+# For names that are not in the lists above. The first pattern that fits decides, so `dropout_bias`
+# means dropout.
 _PATTERNS = (
     (r"^(use|enable|with|apply|return|output)(?!d)", SWITCH),
     (r"drop", DROPOUT),
@@ -108,7 +109,7 @@ _CONFIG = re.compile(
 
 
 def meaning_of(name: str) -> str | None:
-    """What a setting of that name means, such as "n_embd" for `d_model`, or None."""
+    """The meaning of a setting's name, such as "n_embd" for `d_model`; None if it is unknown."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     if plain in _MEANING:
         return _MEANING[plain]
@@ -118,10 +119,10 @@ def meaning_of(name: str) -> str | None:
 
 
 def is_exact(name: str) -> bool:
-    """Whether `name` is a known spelling of a setting, and not only similar to one."""
+    """Whether `name` is in the lists of known names, and not only similar to one of them."""
     return re.sub(r"[^a-z0-9]", "", name.lower()) in _MEANING
 
 
 def names_config(name: str) -> bool:
-    """Whether an argument of that name is an object with all settings."""
+    """Whether the name of an argument means a config: an object with all settings."""
     return _CONFIG.match(name) is not None

@@ -11,15 +11,14 @@ from gptcli.course.lesson import Mistake
 
 @dataclass(frozen=True)
 class AttentionMistake(Mistake):
-    """One step of attention done wrong.
+    """A known way to do one step of attention wrong.
 
-    `message`, `hint` and `strong_hint` are formatted with `message_numbers`.
+    `message`, `hint` and `strong_hint` are formatted with `message_numbers`. `variants` are several
+    ways to make the same mistake. Each variant maps the name of a stage of the reference to the
+    wrong stage that replaces it."""
 
-    `variants` are several ways to write the same mistake. Each variant is a mapping from
-    the name of a stage of the reference to the wrong stage that replaces it."""
-
-    hint: str  # leads to the fix
-    strong_hint: str  # almost says the fix
+    hint: str  # helps to find the fix
+    strong_hint: str  # nearly tells the fix
     variants: tuple[Mapping[str, Stage], ...] = ()
 
 
@@ -42,7 +41,7 @@ def message_numbers(p: Problem) -> dict[str, float | int]:
     }
 
 
-# Three hints of rising strength for each step, used if no mistake of the bank fits.
+# Three hints for each step, which `hints_of_step` returns. Each says more than the one before.
 STEP_HINTS = {
     1: (
         "each of query, key and value is its own linear map of x, used once",

@@ -1,7 +1,7 @@
-"""The bank of known mistakes in attention, and what each computes from the learner's own weights.
+"""The bank of known mistakes in attention. Computes what each gives with the learner's weights.
 
-Each mistake is the reference with one or more stages replaced. The files next to this one hold the
-mistakes and read like a lesson: the step, what people write, why it is wrong, how to fix it.
+Each mistake is the reference with one or more stages replaced. The mistakes are in the files beside
+this one. An entry has the step, the wrong code, why it is wrong, and how to fix it.
 
 | file | steps |
 |---|---|
@@ -42,8 +42,8 @@ BANK: tuple[AttentionMistake, ...] = (
     *softmax.BANK,
     *output.BANK,
 )
-CLEARLY = 0.01  # no rounding is as large, relative to one number
-ROUNDING = 1e-6  # relative to the largest number; a scale in float32 is off by 1e-7
+CLEARLY = 0.01  # rounding changes one number by less, relatively
+ROUNDING = 1e-6  # relative to the largest number; a scale in float32 has an error of 1e-7
 
 
 def values_equal(a: Tensor, b: Tensor) -> bool:
@@ -53,7 +53,7 @@ def values_equal(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     one, other = float(a.reshape(-1)[-1]), float(b.reshape(-1)[-1])
-    if abs(one - other) > CLEARLY * (1.0 + abs(other)):  # False if one is not finite
+    if abs(one - other) > CLEARLY * (1.0 + abs(other)):  # False if a number is not finite
         return False
     finite = a.isfinite()
     if not torch.equal(finite, b.isfinite()) or not finite.any():

@@ -65,7 +65,7 @@ def _merge_interleaved(p: Problem, mixed: Tensor) -> Tensor:
 
 
 def _heads_and_channels_swapped(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> Three:
-    """D heads of H channels each."""
+    """q, k and v split into D heads of H channels each."""
     results = [y.reshape(p.B, p.T, p.D, p.H).transpose(1, 2) for y in (q, k, v)]
     return results[0], results[1], results[2]
 
@@ -79,17 +79,17 @@ def _scaled_by_last(p: Problem, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _folded_heads_first(p: Problem, y: Tensor) -> Tensor:
-    """Folded as (H * B, T, D), used as (B * H, T, D)."""
+    """The heads of y if code folds them as (H * B, T, D) and uses them as (B * H, T, D)."""
     return heads(p, y).transpose(0, 1).reshape(p.B, p.H, p.T, p.D)
 
 
 def _folded_with_channels_before_time(p: Problem, y: Tensor) -> Tensor:
-    """The memory of (B, H, T, D) read as (B, H, D, T), then transposed."""
+    """The heads of y if code views (B, H, T, D) as (B, H, D, T) and then transposes it."""
     return heads(p, y).reshape(p.B, p.H, p.D, p.T).transpose(-1, -2)
 
 
 def _folded_time_first(p: Problem, y: Tensor) -> Tensor:
-    """The memory of (T, B, H, D) read as (B, H, T, D)."""
+    """The heads of y if code views (T, B, H, D) as (B, H, T, D)."""
     return heads(p, y).permute(2, 0, 1, 3).reshape(p.B, p.H, p.T, p.D)
 
 
@@ -97,7 +97,7 @@ def _folded_time_before_batch(p: Problem, y: Tensor) -> Tensor:
     return heads(p, y).transpose(1, 2).transpose(0, 1).reshape(p.B, p.H, p.T, p.D)
 
 
-# Time is cut instead of the channels: at the split (step 2) or at the fold (step 3).
+# Code can cut time instead of the channels in the split (step 2) or in the fold (step 3).
 _TIME_CUT = tuple(
     {**_split_by(wrong_heads, which), **rest}
     for which in ALL
@@ -181,7 +181,7 @@ BANK = (
         "q.flip(1)",
         "your {H} heads are in reverse order",
         "head 0 takes the first block of channels",
-        "count the heads upward",
+        "number the heads in the order of their channels",
         tuple(_split_by(_backward, which) for which in ALL),
     ),
     AttentionMistake(
@@ -197,7 +197,7 @@ BANK = (
         "folded-in-two-orders",
         3,
         "q as (B * n_head, ...), k as (n_head * B, ...)",
-        "you fold the {B} * {H} matrices of q, k and v in different orders, so a head meets "
+        "you fold the {B} * {H} matrices of q, k and v in different orders, so a head uses "
         "the keys or values of another head",
         "fold q, k and v in the same order, batch first",
         "bring each of them to ({B}, {H}, {T}, {D}) before reshape(B * {H}, T, {D})",
@@ -224,7 +224,7 @@ BANK = (
         "heads-rolled",
         2,
         "q.roll(1, dims=1)",
-        "your {H} heads are in another order: a head meets the keys or values of its neighbour",
+        "your {H} heads are in another order: a head uses the keys or values of its neighbour",
         "head h has the channels that begin at h * {D}",
         "keep the heads in the order of the split",
         tuple(
@@ -238,7 +238,7 @@ BANK = (
         2,
         "q.flip(-1)",
         "the {D} channels within each of your heads are in reverse order",
-        "channel 0 of a query meets channel 0 of a key",
+        "a dot product multiplies channel 0 of a query by channel 0 of a key",
         "remove the flip",
         tuple(_split_by(lambda p, y: heads(p, y).flip(-1), which) for which in ALL),
     ),

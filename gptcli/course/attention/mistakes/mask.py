@@ -24,7 +24,7 @@ def _filled_with(value: float) -> Mapping[str, Stage]:
 
 
 def _mask_that_shows(shown: Callable[[Problem], Tensor]) -> tuple[Mapping[str, Stage], ...]:
-    """A mask that shows the wrong cells, once for each usual way to hide the other cells."""
+    """Variants of a mask that shows the wrong cells: one for each usual way to hide cells."""
     return (
         *(
             {"hide": lambda p, s, low=low: s.masked_fill(~shown(p), low)}
@@ -32,7 +32,7 @@ def _mask_that_shows(shown: Callable[[Problem], Tensor]) -> tuple[Mapping[str, S
         ),
         {"hide": lambda p, s: s + (~shown(p)).double() * -1e9},
         {"hide": lambda p, s: s + (~shown(p)).double() * -1e4},
-        {  # PyTorch's fused kernel returns 0 for a row in which everything is hidden
+        {  # PyTorch's fused kernel returns 0 for rows without a visible cell
             "hide": lambda p, s: s.masked_fill(~shown(p), float("-inf")),
             "weigh": lambda p, m: F.softmax(m, dim=-1).nan_to_num(nan=0.0),
         },
@@ -48,7 +48,7 @@ def _triu(diagonal: int) -> Callable[[Problem], Tensor]:
 
 
 def _masked_only_in(part: str) -> Stage:
-    """A mask on only one head, one sequence, or one head of one sequence."""
+    """The stage that masks only one head, one sequence, or one head of one sequence."""
 
     def hide(p: Problem, scores: Tensor) -> Tensor:
         hidden = torch.zeros(p.B, p.H, 1, 1, dtype=torch.bool)
@@ -80,7 +80,7 @@ def _diagonal(p: Problem) -> Tensor:
 
 
 def _all_but_last_column(p: Problem) -> Tensor:
-    """Hides the last column in every row but the last, and nothing else."""
+    """The mask that hides only the last column, in all rows except the last."""
     shown = torch.ones(p.T, p.T, dtype=torch.bool)
     shown[:-1, -1] = False
     return shown
@@ -149,15 +149,15 @@ BANK = (
         "your hidden scores get a number that is not far below the visible scores: token 0 "
         "still looks a little at all {T} tokens",
         "how low can a visible score be?",
-        "fill with -inf: its weight is 0, however low the visible scores are",
+        "fill with -inf: then the weight is always exactly 0",
         tuple(_filled_with(v) for v in (-1.0, -2.0, -5.0, -9.0, -10.0, -20.0, -50.0, -100.0, -1e3)),
     ),
     AttentionMistake(
         "mask-fill-tiny",
         5,
         "masked_fill(mask == 0, 1e-9)",
-        "your hidden scores get a number near 0 (1e-9 is tiny, -1e9 is low): token 0 still "
-        "looks at all {T} tokens",
+        "your hidden scores get a number near 0 (1e-9 is nearly 0, -1e9 is very negative): token 0 "
+        "still looks at all {T} tokens",
         "does the minus sign belong to the number or to its exponent?",
         "fill with -inf",
         tuple(_filled_with(v) for v in (1e-9, -1e-9, 1e-10, -1e-10, 1e-8, 1e-5, 1e-6, -1e-6)),
@@ -176,8 +176,8 @@ BANK = (
         "mask-added-as-0-and-1",
         5,
         "scores + tril",
-        "you add a mask of zeros and ones to the scores: that moves them by 1 and hides none "
-        "of the {T} tokens",
+        "you add a mask of zeros and ones to the scores: this changes a score at most by 1 and "
+        "hides none of the {T} tokens",
         "what must you add to a score to hide it?",
         "an additive mask is 0 where a token can look, and -inf everywhere else",
         (
@@ -199,8 +199,8 @@ BANK = (
         "mask-multiplied",
         5,
         "scores * mask with -inf in it",
-        "you multiply the scores by a mask of large or infinite numbers: the sign of each "
-        "score decides, and 0 times infinity is not a number ({T} x {T} scores)",
+        "you multiply the {T} x {T} scores by a mask of large or infinite numbers: the sign of "
+        "the result depends on the score, and 0 times infinity is NaN",
         "should you add the mask to the scores or multiply them by it?",
         "add a mask of 0 and -inf, or use masked_fill",
         (
@@ -226,8 +226,8 @@ BANK = (
         "mask-after-softmax",
         5,
         "weights = F.softmax(scores) * tril",
-        "your mask comes after the softmax: the {last} tokens after token 0 have already taken "
-        "their share, so the weights of token 0 no longer sum to 1",
+        "your mask comes after the softmax, which has already given weight to the {last} tokens "
+        "after token 0, so the weights of token 0 no longer sum to 1",
         "what does each row of your weights sum to?",
         "mask the scores before the softmax, with -inf",
         (
@@ -247,7 +247,7 @@ BANK = (
         "mask-on-one-head",
         5,
         "scores[:, 0].masked_fill_(...)",
-        "your mask reaches only some of the {H} heads; the other heads look at the future",
+        "your mask hides scores in only some of the {H} heads; the others look at the future",
         "the mask is the same for all heads",
         "a ({T}, {T}) mask broadcasts over batch and heads: apply it to the whole tensor of scores",
         (
@@ -260,8 +260,8 @@ BANK = (
         "mask-on-one-sequence",
         5,
         "scores[0].masked_fill_(...)",
-        "your mask reaches only some of the {B} sequences of the batch; the other sequences "
-        "look at the future",
+        "your mask hides scores in only some of the {B} sequences of the batch; the others look at "
+        "the future",
         "the mask is the same for all sequences",
         "a ({T}, {T}) mask broadcasts over batch and heads: apply it to the whole tensor of scores",
         ({"hide": _masked_only_in("sequence")}, {"hide": _masked_only_in("last sequence")}),
@@ -271,7 +271,7 @@ BANK = (
         5,
         "scores[..., :-1, -1] = -inf",
         "your mask hides only the last of {T} columns",
-        "every token has its own future",
+        "which columns are later than token 0, and which are later than token 1?",
         "hide all cells whose column is greater than their row",
         _mask_that_shows(_all_but_last_column),
     ),
@@ -279,7 +279,7 @@ BANK = (
         "mask-too-narrow",
         5,
         "a band instead of a triangle",
-        "your tokens see only their nearest past: token {last} should see all {T} tokens",
+        "your tokens see only a few tokens before them: token {last} should see all {T} tokens",
         "how far back can a token look?",
         "keep everything left of the diagonal visible",
         tuple(variant for width in (1, 2, 3, 4) for variant in _mask_that_shows(_band(width))),
@@ -332,7 +332,7 @@ BANK = (
         "mask-mirrored",
         5,
         "ones.tril().flip(1)",
-        "your triangle is mirrored: its edge runs from the upper right to the lower left of "
+        "your mask is mirrored: its edge runs from the upper right to the lower left of "
         "the {T} x {T} scores",
         "how many cells of row 0 should be visible?",
         "use torch.tril without a flip",

@@ -70,7 +70,7 @@ BANK = (
         "heads-averaged",
         8,
         "y.mean(dim=1)",
-        "you average or add the {H} heads; they belong side by side",
+        "you average or add the {H} heads instead of placing them side by side",
         "{H} heads of {D} channels make {C}",
         "concatenate the heads along the channels",
         _merged_by(
@@ -158,7 +158,7 @@ BANK = (
         "residual-inside",
         8,
         "return x + self.c_proj(y)",
-        "you add x, ({B}, {T}, {C}), to the output; the block around the attention does that",
+        "you add x, ({B}, {T}, {C}), to the output; the block around the attention adds x",
         "which module adds the residual?",
         "return only the projection",
         _projected_by(
@@ -172,7 +172,7 @@ BANK = (
         8,
         "F.gelu(self.c_proj(y))",
         "your output, ({B}, {T}, {C}), goes through a function that is not part of attention",
-        "the projection is the last operation, with its dropout",
+        "the output projection and its dropout are the last operations",
         "call c_proj without another function before or after it",
         _projected_by(
             *(
@@ -190,7 +190,7 @@ BANK = (
         8,
         "self.c_proj(y) / n_head",
         "you multiply the output, ({B}, {T}, {C}), by a constant",
-        "the projection is the last operation, with its dropout",
+        "the output projection and its dropout are the last operations",
         "return the output of c_proj unchanged",
         _projected_by(
             *(

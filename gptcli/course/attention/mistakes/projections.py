@@ -18,7 +18,7 @@ Three = tuple[Tensor, Tensor, Tensor]
 
 
 def _taken_from(order: str) -> Mapping[str, Stage]:
-    """The stage that takes its three results from q, k, v or x: "kqv" swaps queries and keys."""
+    """The stage that returns the three of q, k, v and x that `order` names: "kqv" swaps q and k."""
 
     def wrong(p: Problem) -> Three:
         sources = dict(zip("qkvx", (*project(p), p.x), strict=True))
@@ -85,14 +85,14 @@ def _chained(p: Problem) -> Three:
 
 
 def _fused_by_head(p: Problem) -> Three:
-    """q, k and v if the fused channels (B, T, 3C) are viewed as (B, T, H, 3, D)."""
+    """q, k and v if code views the fused channels (B, T, 3C) as (B, T, H, 3, D)."""
     fused = torch.cat(project(p), dim=-1).view(p.B, p.T, p.H, 3, p.D)
     q, k, v = (part.reshape(p.B, p.T, p.C) for part in fused.unbind(3))
     return q, k, v
 
 
 def _fused_by_channel(p: Problem) -> Three:
-    """q, k and v if the fused channels (B, T, 3C) are viewed as (B, T, C, 3)."""
+    """q, k and v if code views the fused channels (B, T, 3C) as (B, T, C, 3)."""
     fused = torch.cat(project(p), dim=-1)
     q, k, v = fused.view(p.B, p.T, p.C, 3).unbind(3)
     return q, k, v
@@ -127,8 +127,8 @@ def _permuted(slug: str, order: str, what: str) -> AttentionMistake:
         slug,
         1,
         f"q, k, v in the order {', '.join(order)}",
-        f"{what} have shape ({{B}}, {{T}}, {{C}})",
-        "check which of the three results has which name",
+        f"{what} have shape ({{B}}, {{T}}, {{C}}), so the code still runs",
+        "which name does each of the three results have?",
         "the order is query, key, value, also for the {C3} channels of a fused layer",
         (_taken_from(order),),
     )
@@ -224,8 +224,8 @@ BANK = (
         "input-normalised",
         1,
         "x = F.layer_norm(x, ...)",
-        "you normalise x, ({B}, {T}, {C}), before you project it; the block does that, not the "
-        "attention",
+        "you normalise x, ({B}, {T}, {C}), before you project it; the block around the attention "
+        "normalises x already",
         "where is the LayerNorm of a block?",
         "project x itself",
         ({"project": _of_normalised_x},),
@@ -262,8 +262,8 @@ BANK = (
         "tokens-shifted",
         1,
         "self.value(x.roll(1, dims=1))",
-        "a projection takes the {T} tokens of x shifted, reversed, summed up or averaged, so row t "
-        "is not token t itself",
+        "you shift, reverse, sum up or average the {T} tokens of x before a projection, so row t "
+        "is not token t",
         "which token must be in row t of the input?",
         "call the layers on x itself",
         tuple(

@@ -134,7 +134,7 @@ BANK = (
     _scale_mistake(
         "scale-twice",
         "q / math.sqrt(head_dim), then scores / math.sqrt(head_dim)",
-        "your scores are divided by sqrt({D}) = {rootD:.2f} and then a second time",
+        "your scores are divided by sqrt({D}) = {rootD:.2f}, and then divided once more",
         lambda p: p.D**-1.5,
         lambda p: p.D**-0.5 * p.C**-0.5,
     ),
@@ -257,10 +257,9 @@ BANK = (
         "scale-by-visible-keys",
         4,
         "/ (t + 1) ** 0.5",
-        "you divide row t of the {T} x {T} scores by a number made of t + 1, the number of "
-        "keys that token t can see",
-        "what does the length of the text have to do with the size of a dot product over {D} "
-        "channels?",
+        "you divide row t of the {T} x {T} scores by a number that depends on t + 1, the number "
+        "of keys that token t can see",
+        "does the size of a dot product over {D} channels depend on the number of keys?",
         "divide all scores by sqrt({D}) = {rootD:.2f}",
         tuple(
             {"score": lambda p, q, k, e=e, f=f: _unscaled(q, k) * _visible_keys(p) ** e * p.D**f}

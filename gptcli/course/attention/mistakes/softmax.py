@@ -19,7 +19,7 @@ def _fill_with_large_negative(p: Problem, scores: Tensor) -> Tensor:
 
 
 def _softmax_with(divide: Callable[[Tensor], Tensor]) -> tuple[Mapping[str, Stage], ...]:
-    """A softmax that divides with `divide`, with or without subtracting the largest score."""
+    """Variants of a softmax that divides with `divide`: with and without subtracting a maximum."""
     return (
         {"weigh": lambda p, m: divide(m.exp())},
         {"weigh": lambda p, m: divide((m - m.amax(dim=-1, keepdim=True)).exp())},
@@ -77,8 +77,8 @@ BANK = (
         "softmax-over-heads",
         6,
         "e / e.sum(dim=1, keepdim=True)",
-        "you sum over the {H} heads: they compete with each other, and no row of the {T} x {T} "
-        "weights sums to 1",
+        "you sum over the {H} heads: they share one sum, and no row of the {T} x {T} weights sums "
+        "to 1",
         "which dimension holds the keys?",
         "sum over the last dimension",
         _softmax_with(lambda e: e / e.sum(dim=1, keepdim=True)),
@@ -147,7 +147,8 @@ BANK = (
         "sigmoid-for-exp",
         6,
         "torch.sigmoid(scores) / torch.sigmoid(scores).sum(-1, keepdim=True)",
-        "you use sigmoid instead of e^score: none of the {T} keys can count more than 1",
+        "you use sigmoid instead of e^score: before the division, each of the {T} keys gets less "
+        "than 1",
         "the softmax contains an exponential",
         "use F.softmax over the last dimension",
         ({"weigh": lambda p, m: _divided_by_row_sum(torch.sigmoid(m))},),
@@ -157,7 +158,7 @@ BANK = (
         6,
         "scores.topk(k)",
         "you give weights to only a few of the {T} keys, those with the largest scores",
-        "the softmax is soft: every visible key gets a share",
+        "the softmax gives a weight to every visible key",
         "use F.softmax of all masked scores",
         tuple({"weigh": lambda p, m, k=k: _softmax_of_best_keys(p, m, k)} for k in (2, 3)),
     ),

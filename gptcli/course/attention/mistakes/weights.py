@@ -16,7 +16,7 @@ from gptcli.course.attention.stages import Problem, Stage, split
 
 
 def _weighed_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
-    """Two variants of each wrong softmax: hidden scores are -inf, or a large negative number."""
+    """Two variants of each wrong softmax: with -inf in hidden scores, and with -1e9."""
     return (
         *({"weigh": stage} for stage in stages),
         *({"hide": _fill_with_large_negative, "weigh": stage} for stage in stages),
@@ -36,7 +36,7 @@ def _softmax_over(dims: tuple[int, ...]) -> Stage:
 
 
 def _divided_by_other_rows(p: Problem, masked: Tensor) -> Tensor:
-    """Divides column j by the sum of row j: the sums are broadcast along the wrong dimension."""
+    """The weights if code divides column j by the sum of row j: a wrong broadcast."""
     e = masked.exp()
     return e / e.sum(dim=-1, keepdim=True).transpose(-1, -2)
 
@@ -59,7 +59,7 @@ def _mixed_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
 
 
 def _unfolded_heads_first(p: Problem, weights: Tensor, v: Tensor) -> Tensor:
-    """The folded (B * H, T, D), unfolded as (H, B, T, D)."""
+    """The weighted values if code unfolds (B * H, T, D) as (H, B, T, D)."""
     return (weights @ v).reshape(p.H, p.B, p.T, p.D).transpose(0, 1)
 
 
@@ -78,8 +78,8 @@ BANK = (
         "softmax-over-heads",
         6,
         "F.softmax(scores, dim=1)",
-        "your softmax goes over the {H} heads: they compete with each other, and no row of the "
-        "{T} x {T} weights sums to 1",
+        "your softmax goes over the {H} heads: they share one sum, and no row of the {T} x {T} "
+        "weights sums to 1",
         "which dimension holds the keys?",
         "take the softmax over the last dimension",
         _weighed_by(lambda p, m: F.softmax(m, dim=1)),
@@ -165,7 +165,7 @@ BANK = (
         6,
         "torch.sigmoid(scores)",
         "you use another function instead of the softmax: the {T} weights of a row do not sum to 1",
-        "the weights of one query compete: together they make 1",
+        "the weights of one query must sum to 1",
         "use F.softmax over the last dimension",
         _weighed_by(
             lambda p, m: torch.sigmoid(m),
@@ -215,7 +215,7 @@ BANK = (
         6,
         "F.one_hot(scores.argmax(-1))",
         "you give all the weight to the best of {T} keys",
-        "the softmax is soft: every visible key gets a share",
+        "the softmax gives a weight to every visible key",
         "use F.softmax over the last dimension",
         _weighed_by(_one_hot_of_best_key),
     ),
@@ -223,8 +223,8 @@ BANK = (
         "softmax-in-short-floats",
         6,
         "F.softmax(scores.float(), dim=-1)",
-        "you compute the softmax in a shorter dtype than x has: the {T} x {T} weights keep about 7 "
-        "digits in float32, and 3 in float16 or bfloat16",
+        "you compute the softmax in a less precise dtype than that of x: the {T} x {T} weights "
+        "keep about 7 digits in float32, 3 in float16, and 2 in bfloat16",
         "which dtype do x and the scores have?",
         "remove .float(), .half() and dtype=...",
         _weighed_by(
@@ -365,7 +365,7 @@ BANK = (
         "values-shifted",
         7,
         "weights @ v.roll(1, dims=-2)",
-        "you shift the values of the {T} tokens before the weighted sum: each weight meets a "
+        "you shift the values of the {T} tokens before the weighted sum: each weight multiplies a "
         "neighbour's value",
         "which token does column 0 of the weights belong to?",
         "compute weights @ v, without the shift",
