@@ -137,7 +137,7 @@ class Finished:
     best_step: int | None
     diagnosis: str | None = None  # if stopped is "diverged"
     hint: str | None = None
-    run: Path | None = None  # None if unknown: `show` reads another place
+    run: Path | None = None  # None if unknown, as in `gptcli show`
     first_val_loss: float | None = None  # of a fine-tune, before its first step
 
 
