@@ -6,8 +6,8 @@
     model = gptcli.load()
     print(model.generate("KING", max_new_tokens=100))
 
-`__all__` lists what is public, and docs/library.md explains it. Each name is imported when it is
-first used, so `import gptcli` takes no time.
+`__all__` lists the public names, and docs/library.md explains them. Each name is imported when it
+is first used, so `import gptcli` itself takes no time.
 """
 
 from importlib import import_module
@@ -80,11 +80,11 @@ _HOMES = {
     "gptcli.model.attention": ("CausalSelfAttention",),
     "gptcli.tokenization.tokenizer": ("Tokenizer",),
 }
-"""The module of each public name."""
+"""Public name -> the module that defines it."""
 
 
 def __getattr__(name: str) -> object:
-    """The public name, imported now."""
+    """The public object `name`, which is imported now."""
     for home, names in _HOMES.items():
         if name in names:
             value: object = getattr(import_module(home), name)

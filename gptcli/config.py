@@ -1,7 +1,8 @@
 """The complete YAML schema: the type, default, bounds and meaning of every config key.
 
-`gptcli schema` prints it as JSON Schema, each key with its docstring from here (config_schema.py).
-gptcli.config_files reads YAML files into these classes. This file does not import torch.
+`gptcli schema` prints this schema as JSON Schema, with the docstrings of this file
+(config_schema.py). gptcli.config_files reads YAML files into these classes. This file does not
+import torch.
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ Text = Annotated[str, Field(min_length=1)]
 Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=500)]
 
 LEAST_SHARE = 1e-5
-"""The smallest share that data.weights can give to a text, except 0."""
+"""The smallest share above 0 that data.weights can give to a text."""
 
 
 def _weights(value: object) -> object:
-    """The weights of a list, or of a text such as `0.7,0.3`. null: none.
+    """The weights in a list, or in a text such as `0.7,0.3`; None for null.
 
-    Raises PydanticCustomError if one is no number of at least 0, or if none is above 0."""
+    Raises PydanticCustomError if a weight is not a number of at least 0, or if no weight is above
+    0."""
     if value is None:
         return None
     given: Any = value.split(",") if isinstance(value, str) else value
@@ -83,43 +85,46 @@ def _weights_error(message: str) -> PydanticCustomError:
 
 
 class DataConfig(_Section):
-    """The text."""
+    """The text: where it is, how to read it, and what part is for validation."""
 
     source: Texts = "shakespeare"
-    """The text, or a list of texts: the name of a shipped text, or the path of a file or a folder
-    (read recursively). A file is plain text, .jsonl, .json, .csv, .tsv or .parquet; .gz works, too.
-    `-` is standard input. Or token shards: a folder or a URL that `gptcli tokenizer shards` wrote.
-    """
+    """The text, or a list of texts. A text is the name of a shipped text, or the path of a file or
+    of a folder, which is read recursively. A file is plain text, .jsonl, .json, .csv, .tsv or
+    .parquet; each can be compressed as .gz. `-` is standard input. A text can also be a folder or
+    URL of token shards that `gptcli tokenizer shards` wrote."""
     weights: Annotated[list[Annotated[Number, Field(ge=0.0)]] | None, BeforeValidator(_weights)] = (
         None
     )
-    """The weight of each text of `source` in a mixture, as a list or with commas: 0.7,0.3. Of the
-    sequences that the training reads, each text gives its weight divided by their sum. A text with
-    weight 0 is only for validation. null: the texts are one text, of which all is read equally
-    often."""
+    """The weight of each text of `source` in a mixture: a list, or numbers with commas, such as
+    0.7,0.3. The share of a text in the training sequences is its weight divided by the sum of the
+    weights. A text with weight 0 is only for validation. null: all texts together count as one
+    text, and every part of them is read equally often."""
     field: Text | None = None
-    """The field or column that holds the text of a .jsonl, .json, .csv, .tsv or .parquet. null:
-    `text`, or else `messages`, a chat."""
+    """The field or column that holds the text of a .jsonl, .json, .csv, .tsv or .parquet file.
+    null: `text`; if there is no `text`, the chat in `messages`."""
     documents: Literal["auto", "file", "line"] = "auto"
-    """What one document is. auto: a file, a line of a .jsonl, an entry of a .json list, a row of a
-    .csv; `<|endoftext|>` also ends a document. line: a line of a plain text, too. file: every file
-    is one document of plain text, whatever is in it, except .jsonl."""
+    """What one document is. auto: a file, a line of a .jsonl, an entry of a .json list, or a row of
+    a .csv; `<|endoftext|>` also ends a document. line: as auto, but each line of a plain text is a
+    document too. file: every file is one document of plain text, even a .csv or .json; only .jsonl
+    is still read by lines."""
     encoding: str | None = None
-    """The encoding of the files that are not UTF-8, in Python's name, such as cp1252 or utf-16."""
+    """The encoding of the files that are not UTF-8, by Python's name for it: cp1252, utf-16."""
     skip_undecodable: bool = False
-    """Whether to leave out files that are not text in UTF-8 (or in `encoding`)."""
+    """Whether to skip files that are not text in UTF-8 or in `encoding`. false: refuse them."""
     val_fraction: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of the text that is kept for validation: from 0 to below 1."""
+    """Share of the text that is kept for validation: at least 0, below 1."""
     val_source: Texts | None = None
-    """Your own validation text, or a list. Then the whole of `source` is for training, and
-    val_fraction has no effect."""
+    """Your own validation text, or a list of texts. If it is set, training uses all of `source`,
+    and val_fraction has no effect."""
     val_split: Literal["auto", "tail", "documents"] = "auto"
-    """Which part is kept for validation. tail: the end of the text. documents: documents chosen by
-    a fixed shuffle, and the end of each long document. auto: documents if there are several."""
+    """Which part of the text is kept for validation. tail: its end. documents: some documents,
+    which a fixed shuffle chooses, and the end of each long document. auto: `documents` if the text
+    has several documents, else `tail`."""
     unknown: Literal["error", "drop", "replace"] = "error"
-    """Characters of the text that a char tokenizer of another run does not know. error: refuse the
-    text. drop: leave them out. replace: write the most similar known character (é: e), else a
-    space. Prompts of `sample` and the texts of `score` and `eval --file` follow the same rule."""
+    """What to do with characters that the char tokenizer of another run does not know. error:
+    refuse the text. drop: leave the characters out. replace: replace each by the most similar known
+    character (é by e), or by a space if none is similar. The same rule holds for the prompts of
+    `sample` and for the texts of `score` and `eval --file`."""
 
     @field_validator("encoding")
     @classmethod
@@ -165,7 +170,7 @@ class DataConfig(_Section):
 
     @property
     def short_names(self) -> list[str]:
-        """The texts of `source` without their folders, if that leaves the names different."""
+        """The texts of `source`, without their folders if the names then still differ."""
         short = [PurePath(name).name or name for name in self.sources]
         return short if len(set(short)) == len(short) else self.sources
 
@@ -191,12 +196,12 @@ class DataConfig(_Section):
 
     @property
     def held_out(self) -> float:
-        """The share of `source` that is not for training: 0 with a val_source."""
+        """The share of `source` that is kept for validation; 0 if val_source is set."""
         return 0.0 if self.val_source is not None else self.val_fraction
 
     @property
     def validates(self) -> bool:
-        """Whether there is a validation part."""
+        """Whether the run has a validation split."""
         return self.val_source is not None or self.val_fraction > 0
 
 
@@ -204,60 +209,63 @@ class TokenizerConfig(_Section):
     """How text becomes tokens."""
 
     kind: Literal["char", "byte", "bpe", "gpt2"] = "char"
-    """char: one token for each character of the text. byte: one token for each byte. bpe: subwords,
-    from byte-level BPE trained on the text. gpt2: GPT-2's 50,257 subwords."""
+    """What a token is. char: a character. byte: a byte. bpe: a subword, from byte-level BPE that is
+    trained on the text. gpt2: one of GPT-2's 50,257 subwords."""
     vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 1024
     """Number of tokens, for bpe only. It includes the 256 bytes and end-of-text."""
     from_: Annotated[str, Field(min_length=1)] | None = Field(None, alias="from")
-    """An existing tokenizer: a run, its folder or a tokenizer.json; it decides kind and vocab_size.
-    null: a tokenizer of the given kind, trained on the text if it is char or bpe."""
+    """An existing tokenizer to use: a run's name, a run folder or a tokenizer.json. Its kind and
+    vocab_size replace those of the config. null: a new tokenizer of the given kind; char and bpe
+    are made from the text."""
 
 
 def width_unit(arch: ArchName, n_head: int) -> int:
-    """The number that n_embd must be a multiple of. Rotary positions need pairs of channels."""
+    """The number of which n_embd must be a multiple. Rotary positions need pairs of channels."""
     return n_head * (2 if arch_named(arch).positions == "rotary" else 1)
 
 
 def heads_that_fit(arch: ArchName, n_embd: int) -> list[int]:
-    """Every n_head up to 10,000 that fits n_embd, in rising order; [] if none does."""
+    """Every n_head up to 10,000 that fits n_embd, in ascending order; [] if there is none."""
     most = min(n_embd, MOST_HEADS)
     return [heads for heads in range(1, most + 1) if n_embd % width_unit(arch, heads) == 0]
 
 
 class ModelConfig(_Section):
-    """The network."""
+    """The network: its layout and its sizes."""
 
     arch: ArchName = "modern"
-    """modern: Qwen3's layout (RMSNorm, rotary positions, QK-norm, SwiGLU). gpt2: GPT-2 exactly."""
+    """modern: Qwen3's layout (RMSNorm, rotary positions, QK-norm, SwiGLU). gpt2: exactly GPT-2."""
     n_layer: Annotated[int, Field(ge=1, le=1000)] = 4
     """Number of blocks."""
     n_head: Annotated[int, Field(ge=1, le=MOST_HEADS)] = 4
-    """Number of attention heads in each block. It must divide n_embd."""
+    """Number of attention heads in each block. n_embd must be divisible by it."""
     n_embd: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     """Number of channels of the residual stream."""
     block_size: Annotated[int, Field(ge=1, le=10_000_000)] = 128
     """Context length, in tokens."""
     dropout: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the activations that training sets to 0 at random: from 0 to below 1."""
+    """Share of the activations that training sets to 0 at random: at least 0, below 1."""
     bias: bool = False
-    """Whether linear layers and norms have biases. Only gpt2 can have them."""
+    """Whether linear layers and norms have biases. Only arch gpt2 can have biases."""
     n_kv_head: Annotated[int, Field(ge=1, le=MOST_HEADS)] | None = None
-    """Number of key and value heads (grouped-query attention); it must divide n_head. Only modern
-    can have fewer than n_head. null: n_head."""
+    """Number of key and value heads (grouped-query attention). n_head must be divisible by it. Only
+    arch modern can have fewer key and value heads than n_head. null: n_head."""
     rope_theta: Annotated[Number, Field(gt=1.0, le=1e12)] | None = None
-    """Base of the rotary positions' frequencies, for modern only. null: 10000."""
+    """Base of the frequencies of rotary positions, for arch modern only. null: 10000."""
     head_dim_: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(None, alias="head_dim")
-    """Number of channels of each head, for modern only. null: n_embd / n_head."""
+    """Number of channels of each head, for arch modern only. null: n_embd / n_head."""
     hidden_width: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Width of the feed-forward network's hidden layer. null: 4 n_embd for gpt2; 8/3 n_embd,
     rounded up to a multiple of 32, for modern."""
     qk_norm: bool | None = None
-    """Whether modern normalises queries and keys, as Qwen3 does. false: Llama's layout. null:
-    true."""
+    """Whether arch modern normalises queries and keys, as Qwen3 does. false: it does not, like
+    Llama. null: true."""
     tied_head: bool | None = None
-    """Whether the output head is the token embedding. null: true for gpt2, false for modern."""
+    """Whether the output head and the token embedding share one matrix. null: true for gpt2, false
+    for modern."""
     norm_eps: Annotated[Number, Field(gt=0.0, le=0.1)] | None = None
-    """What the norms add to the variance. null: 1e-5 for gpt2, 1e-6 for modern."""
+    """The number that norms add to the variance or mean square, so that they never divide by 0.
+    null: 1e-5 for gpt2, 1e-6 for modern."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:
@@ -315,7 +323,7 @@ class ModelConfig(_Section):
         return self
 
     def _values_that_fit(self) -> str:
-        """The nearest n_head for this n_embd, and the nearest n_embd for this n_head: a hint."""
+        """A hint: the nearest n_head for this n_embd, and the nearest n_embd for this n_head."""
         heads = heads_that_fit(self.arch, self.n_embd)
         fewer = [count for count in heads if count < self.n_head][-1:]
         more = [count for count in heads if count > self.n_head][:1]
@@ -357,7 +365,7 @@ class ModelConfig(_Section):
 
     @property
     def kv_heads(self) -> int:
-        """Number of key and value heads; n_head / kv_heads query heads share one."""
+        """Number of key and value heads. Each of them serves n_head / kv_heads query heads."""
         return self.n_kv_head or self.n_head
 
     @property
@@ -369,7 +377,7 @@ class ModelConfig(_Section):
     def traits(self) -> Arch:
         """The description of the arch: norms, positions, feed-forward network, head.
 
-        The keys that this config sets replace what the arch says."""
+        Keys that this config sets replace the values of the arch."""
         arch = arch_named(self.arch)
         changes: dict[str, object] = {
             trait: value
@@ -410,10 +418,10 @@ _OTHER_TARGETS = {
 
 
 def _target_names(value: object) -> list[str]:
-    """The targets of a list, or of a text such as `attn.query,attn.value`, each once.
+    """The targets in a list, or in a text such as `attn.query,attn.value`, each once.
 
-    `query` means `attn.query`, if there is one such name. Raises PydanticCustomError, with the
-    nearest name, if one is unknown or means several."""
+    `query` means `attn.query` if no other full name ends in `.query`. Raises PydanticCustomError,
+    with the nearest name, if a name is unknown or ambiguous."""
     names = value.split(",") if isinstance(value, str) else value
     wanted = {"wanted": "`attention`, `feed_forward`, `all`, or a list of " + ", ".join(_TARGETS)}
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -450,20 +458,20 @@ class LoraConfig(_Section):
     """Low-rank adapters. Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation"."""
 
     rank: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Rank of the change of each matrix. A matrix (outputs, inputs) gets rank * (outputs + inputs)
-    numbers that are trained."""
+    """Rank of the change of each matrix. The adapter of a matrix (outputs, inputs) has rank *
+    (outputs + inputs) trainable parameters."""
     alpha: Annotated[Number, Field(gt=0.0, le=1e6)] = 16.0
-    """The change is multiplied by alpha / rank, so that the learning rate need not change with the
+    """The change is multiplied by alpha / rank. Therefore the same learning rate suits every
     rank."""
     dropout: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the inputs that the change leaves out at random in each step: from 0 to below 1."""
+    """Share of an adapter's inputs that each step sets to 0 at random: at least 0, below 1."""
     targets: Annotated[list[str], BeforeValidator(_target_names)] = ["all"]
-    """Which matrices of the blocks change: attention, feed_forward, all, or a list of names, such
-    as attn.query, attn.key, attn.value, attn.c_proj; mlp.gate_proj, mlp.up_proj, mlp.down_proj of
-    modern; mlp.c_fc, mlp.c_proj of gpt2."""
+    """Which matrices of the blocks get an adapter: attention, feed_forward, all, or a list of
+    names. Both archs have attn.query, attn.key, attn.value and attn.c_proj. modern has
+    mlp.gate_proj, mlp.up_proj and mlp.down_proj. gpt2 has mlp.c_fc and mlp.c_proj."""
     embeddings: bool | Auto = "auto"
-    """Whether the token embedding and the head are trained as well, all their numbers. This costs
-    little if the vocabulary is small. auto: if they have at most as many numbers as the adapters
+    """Whether the token embedding and the head are trained as well, completely. This costs little
+    if the vocabulary is small. auto: true if they have at most as many parameters as the adapters
     of the blocks."""
 
     def names(self, arch: Arch) -> tuple[str, ...]:
@@ -478,57 +486,60 @@ class LoraConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """The training loop."""
+    """The training loop: steps, optimizer, evaluations, checkpoints."""
 
     max_steps: Count = 1000
-    """Number of optimizer steps. With `minutes`, the number that was planned at the start."""
+    """Number of optimizer steps. With `minutes`: the number that gptcli planned at the start."""
     minutes: Annotated[Number, Field(ge=0.1, le=100_000.0)] | None = None
-    """Time limit, start-up included. The number of steps is planned for it, and planned again
-    during the run as the speed changes. null: exactly max_steps."""
+    """Time limit in minutes, start-up included. gptcli plans the number of steps to fit this time,
+    and plans again if the speed changes during the run. null: the run has exactly max_steps
+    steps."""
     batch_size: Count | Auto = _DEFAULT_ROWS
-    """Sequences in one forward pass; a step uses batch_size * grad_accum of them. auto: a step has
-    16 * grad_accum sequences, and batch_size becomes the largest power of two, or all of them, that
-    divides them and fits in memory; the run keeps both numbers."""
+    """Sequences in one forward pass. A step has batch_size * grad_accum sequences. auto: a step has
+    16 * grad_accum sequences. gptcli splits them into equal micro-batches that are as large as
+    memory allows. The run's config keeps both numbers."""
     grad_accum: Count = 1
-    """Micro-batches in a step (gradient accumulation). Their gradients are averaged."""
+    """Micro-batches in a step (gradient accumulation). The step averages their gradients."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """muon: Muon for the matrices of the blocks, AdamW for all other parameters. adamw: AdamW for
-    all parameters."""
+    """muon: Muon updates the matrices of the blocks, and AdamW all other parameters. adamw: AdamW
+    updates all parameters."""
     learning_rate: Annotated[Number, Field(gt=0.0, le=100.0)] | Auto = "auto"
-    """Highest learning rate of the schedule. Under muon, AdamW's part uses a fifth of it. auto:
-    0.02 for muon; 0.4 / n_embd, but at most 0.003, for adamw; 0.01 with `lora`."""
+    """Highest learning rate of the schedule. If the optimizer is muon, the parameters that AdamW
+    updates get a fifth of this rate. auto: 0.02 for muon; 0.4 / n_embd, but at most 0.003, for
+    adamw; 0.01 with `lora`."""
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] | Auto = "auto"
-    """Steps over which the learning rate rises from 0. auto: a tenth of max_steps but at most 100
-    for adamw, a twentieth but at most 50 for muon."""
+    """Steps over which the learning rate rises from 0. auto: for adamw, a tenth of max_steps, but
+    at most 100; for muon, a twentieth of max_steps, but at most 50."""
     decay_fraction: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.6
-    """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
+    """Share of the steps in which the learning rate falls linearly to 0, at the end of the run."""
     weight_decay: Annotated[Number, Field(ge=0.0, le=100.0)] = 0.1
-    """Weight decay of matrices, multiplied by the learning rate in each step. Gains and biases do
-    not decay. Under muon the embeddings and the head do not decay either."""
+    """Weight decay of matrices. Each step multiplies it by the learning rate. Gains and biases do
+    not decay. If the optimizer is muon, the embeddings and the head do not decay either."""
     grad_clip: Annotated[Number, Field(ge=0.0)] = 1.0
-    """Largest norm of the whole gradient; a larger gradient is scaled down to it. 0: no
-    clipping."""
+    """Largest norm of the gradient of all parameters together. A gradient with a larger norm is
+    scaled down to this norm. 0: no clipping."""
     eval_every: Count | Auto = "auto"
-    """Steps between evaluations on the whole validation split. The last step is always evaluated.
-    auto: as often as 2 % of the time allows, at most twenty times."""
+    """Steps between evaluations. Each evaluation reads the whole validation split. There is always
+    an evaluation after the last step. auto: at most 2 % of the time, and at most twenty times."""
     checkpoint_every: Count | Auto = "auto"
-    """Steps between checkpoints. auto: about once a minute, using at most 1 % of the time."""
+    """Steps between checkpoints. auto: one about every minute, in at most 1 % of the time."""
     keep_checkpoints: Annotated[int, Field(ge=2, le=10**6)] = 2
-    """How many of the newest checkpoints are kept. The best checkpoint is kept in addition."""
+    """How many of the newest checkpoints the run keeps. It also keeps the best checkpoint."""
     sample_every: Annotated[int, Field(ge=0, le=10**9)] = 0
-    """Steps between samples that are shown during training. 0: no samples."""
+    """Steps between the samples that the model writes during training. 0: no samples."""
     log_every: Count | Auto = "auto"
-    """Steps between two logged steps. auto: a hundredth of max_steps."""
+    """Every how many steps the loss is logged. auto: a hundredth of max_steps."""
     stop_at_val_loss: Number | None = None
-    """Stop as soon as the validation loss (nats per token) is at most this value."""
+    """Stop as soon as the validation loss (nats per token) is this value or lower."""
     patience: Count | None = None
     """Stop after this many evaluations in a row without a new best validation loss."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
-    """Seed of the initial weights, of the order of the text and of dropout."""
+    """Seed of the random numbers: initial weights, order of the text, dropout."""
     lora: LoraConfig | None = None
-    """Low-rank adapters (LoRA), for `--from RUN`: only small matrices are trained, whose product is
-    added to the weights of the blocks. These weights themselves stay as they are. Unless you set
-    train.optimizer or name a CONFIG, adamw trains them. null: all weights are trained."""
+    """Low-rank adapters (LoRA), for `--from RUN`. An adapter is two small matrices whose product is
+    added to a weight of a block. Only the adapters are trained, and the weights themselves stay as
+    they are. The optimizer is adamw, unless you set train.optimizer or name a CONFIG. null: all
+    weights are trained."""
 
     def tokens_per_step(self, block_size: int) -> int:
         """Tokens of one optimizer step on windows of `block_size` tokens."""
@@ -536,7 +547,7 @@ class TrainConfig(_Section):
 
     @property
     def rows(self) -> int:
-        """Sequences in one forward pass as a number; as long as it is `auto`, the default."""
+        """Sequences in one forward pass, as a number: the default if batch_size is still `auto`."""
         return _DEFAULT_ROWS if self.batch_size == "auto" else self.batch_size
 
     @property
@@ -549,9 +560,9 @@ LoggerName = Literal["csv", "tensorboard", "trackio", "wandb"]
 
 
 def _logger_names(value: object) -> list[str]:
-    """The loggers of a list, or of a text such as `csv,wandb`, each once. null: none.
+    """The loggers in a list, or in a text such as `csv,wandb`, each once; [] for null.
 
-    Raises PydanticCustomError, with the nearest name, if one is unknown."""
+    Raises PydanticCustomError, with the nearest name, if a name is unknown."""
     known = get_args(LoggerName)
     names = value.split(",") if isinstance(value, str) else [] if value is None else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -576,45 +587,48 @@ def _logger_names(value: object) -> list[str]:
 
 
 class RunConfig(_Section):
-    """The machine."""
+    """The machine: device, number format, engine, processes, loggers."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute. auto: cuda if there is one, else mps, else cpu."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number format of the forward and backward passes. The optimizer always updates float32
-    master weights. auto: bfloat16 if the machine multiplies it quickly, else float32."""
+    """Number format of the forward and backward passes. The optimizer always updates float32 master
+    weights. auto: bfloat16 if this machine multiplies bfloat16 matrices faster than float32, else
+    float32."""
     compile: bool | Auto = "auto"
     """Whether to use torch.compile. auto: on a GPU, if the run is long enough to gain from it."""
     engine: Literal["auto", "native", "torch"] = "auto"
-    """What computes the forward and backward passes. native: a C library, compiled once for this
-    processor, for float32 and bfloat16 on a CPU; it is faster than PyTorch. torch: PyTorch. auto:
-    native if it is available, else torch."""
+    """What computes the forward and backward passes. native: a C library for float32 and bfloat16
+    on a CPU, which is compiled once for this processor and is faster than PyTorch. torch: PyTorch.
+    auto: native if it can compute this run, else torch."""
     threads: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
     """Number of CPU threads. auto: one for each core."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes (ranks) train together. ddp: each has all weights, and they average
-    their gradients. fsdp: each has a part of the weights and of the optimizer's state, for networks
-    that do not fit in one GPU. One process ignores it."""
+    """How several processes (ranks) train together. ddp: each rank has all weights, and the ranks
+    average their gradients. fsdp: each rank holds a part of the weights and of the optimizer's
+    state, for networks that do not fit in one GPU. With a single process, this key has no
+    effect."""
     rank_timeout: Annotated[Number, Field(ge=1.0, le=1e6)] = 600.0
-    """Seconds after which a rank that the other ranks wait for counts as hung."""
+    """Seconds that the ranks wait for another rank. After this time that rank counts as hung."""
     loggers: Annotated[list[LoggerName], BeforeValidator(_logger_names)] = []
-    """Where the run is logged besides metrics.jsonl: csv (a table), tensorboard, trackio, wandb
-    (offline). A list, or names with commas. Each but csv needs the package of its name."""
+    """Loggers that the run uses in addition to metrics.jsonl: csv (a table), tensorboard, trackio,
+    wandb (offline). A list, or names with commas. Each logger except csv needs the package of the
+    same name."""
 
 
 class Config(_Section):
     """Everything that defines a training run: text, tokenizer, network, training, machine."""
 
     data: DataConfig = DataConfig()
-    """The text."""
+    """The text: where it is, how to read it, and what part is for validation."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     """How text becomes tokens."""
     model: ModelConfig = ModelConfig()
-    """The network."""
+    """The network: its layout and its sizes."""
     train: TrainConfig = TrainConfig()
-    """The training loop."""
+    """The training loop: steps, optimizer, evaluations, checkpoints."""
     run: RunConfig = RunConfig()
-    """The machine."""
+    """The machine: device, number format, engine, processes, loggers."""
 
     @model_validator(mode="after")
     def _has_targets(self) -> Config:

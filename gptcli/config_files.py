@@ -1,6 +1,7 @@
 """Reads YAML files and `KEY=VALUE` overrides into a Config; reports all problems at once.
 
-Each problem names the file and line (or the override), what is wrong, and the nearest valid name.
+Each problem names the file and line (or the override), says what is wrong, and proposes the nearest
+valid name.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _KINDS = ("map", "seq", "str", "int", "float", "bool", "null")
 
 
 class ConfigError(GptcliError):
-    """All problems of a config. `problems` has a (message, hint) for each."""
+    """The error for a config, with all its problems: `problems` is a list of (message, hint)."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         hints = (hint for _, hint in problems if hint)
@@ -45,7 +46,7 @@ class _TooMuchError(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the numbers of YAML 1.2 and Python: `3e-4` is a number, and `on` is a word.
+    """Reads YAML with the numbers of YAML 1.2 and Python: `3e-4` is a number, and `on` is text.
 
     Raises _TooMuchError as soon as a text has more nodes or levels than any config."""
 
@@ -64,7 +65,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-# A copy, so that yaml.SafeLoader itself stays unchanged.
+# Change a copy, because yaml.SafeLoader itself must stay unchanged.
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, regexp)
@@ -99,8 +100,8 @@ _Loader.add_implicit_resolver(
 class _Dumper(yaml.SafeDumper):
     """Writes values that _Loader reads back unchanged.
 
-    It quotes a text that _Loader would take for a number, and writes special characters as escapes:
-    a line break such as U+0085 would otherwise become a newline or a blank."""
+    It quotes a text that _Loader would take for a number. It writes special characters as escapes,
+    because a line break such as U+0085 would otherwise become a newline or a blank."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
         style = None if text.isprintable() and "\ufeff" not in text else '"'
@@ -115,7 +116,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 @dataclass
 class _Document:
-    """The values of a YAML text, and where each key is written ("file:7" or "model.n_layer=6")."""
+    """The values of a YAML text, and the place of each key: "file:7" or "model.n_layer=6"."""
 
     name: str
     values: dict[str, Any] = field(default_factory=dict)
@@ -124,9 +125,9 @@ class _Document:
     overrides: list[str] = field(default_factory=list)  # in the order in which they were applied
 
     def place(self, *keys: Key) -> str:
-        """Where one of `keys` is written: the newest override, else the first that is written.
+        """The place of one of `keys`: the newest override, else the first key that the file has.
 
-        For a key that is not written, the place of its section."""
+        If no key is written, the place of the section of the first key."""
         written = [key for key in keys if key in self.places]
         typed = [self.places[key] for key in written if self.places[key] in self.overrides]
         if typed:
@@ -138,7 +139,7 @@ class _Document:
 
 
 def find_config(name: str) -> Path:
-    """The YAML file that `name` means: the name of a shipped config, or a path.
+    """The path of the YAML file that `name` means: a shipped config, or a path.
 
     Raises GptcliError, with the nearest name, if there is no such file or shipped config."""
     path = expanded(name)
@@ -161,7 +162,7 @@ def find_config(name: str) -> Path:
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """The config `name` (a path or a shipped name) with `KEY=VALUE` overrides applied.
+    """The config `name` (a path or a shipped config), with `KEY=VALUE` overrides applied.
 
     Raises ConfigError with all problems."""
     path = find_config(name)
@@ -169,8 +170,9 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def sections_of(name: str) -> set[str]:
-    """The sections that a config has (a path or a shipped name). Raises GptcliError if it is not
-    YAML."""
+    """The names of the sections in the config `name` (a path or a shipped config).
+
+    Raises GptcliError if the file is not YAML."""
     path = find_config(name)
     document = _Document(str(path))
     _read_yaml(document, read_yaml(path))
@@ -180,7 +182,7 @@ def sections_of(name: str) -> set[str]:
 def read_yaml(path: Path, inside: Path | None = None) -> str:
     """The text of a config file. With `inside`, the file must lie in that folder.
 
-    Raises GptcliError if it cannot be read, is too large, or is not UTF-8."""
+    Raises GptcliError if the file cannot be read, is too large, or is not UTF-8."""
     try:
         return read_bounded(path, _MAX_BYTES, inside).decode("utf-8-sig")
     except OSError as error:
@@ -198,7 +200,7 @@ def read_yaml(path: Path, inside: Path | None = None) -> str:
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config") -> Config:
-    """The config in a YAML text with overrides applied; problems call the text `name`.
+    """The config in a YAML text, with overrides applied. Error messages call the text `name`.
 
     Raises ConfigError with all problems, or GptcliError if the text is not YAML."""
     document = _Document(name)
@@ -209,9 +211,9 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config")
 def config_of_values(
     values: Mapping[str, Any], overrides: Sequence[str] = (), name: str = "config"
 ) -> Config:
-    """The config with these sections, as YAML would hold them; problems call it `name`.
+    """The config with the sections in `values`, with overrides applied.
 
-    Raises ConfigError with all problems."""
+    Error messages call the config `name`. Raises ConfigError with all problems."""
     return _checked(_Document(name, {**values}), overrides)
 
 
@@ -234,19 +236,19 @@ def _checked(document: _Document, overrides: Sequence[str]) -> Config:
 
 
 def is_override(argument: str) -> bool:
-    """Whether a word of the command line is KEY=VALUE and not a file's name."""
+    """Whether a word of the command line is KEY=VALUE, instead of the name of a file."""
     return re.match(r"^[A-Za-z_][A-Za-z0-9_.]*=", argument) is not None
 
 
 def is_known_override(argument: str) -> bool:
-    """Whether an override begins with a section of the schema."""
+    """Whether an override `SECTION.KEY=VALUE` names a section of the schema."""
     return argument.partition("=")[0].partition(".")[0] in Config.model_fields
 
 
 def values_set(overrides: Sequence[str]) -> dict[str, Any]:
     """The keys that `KEY=VALUE` overrides set, and their values: dotted key -> value.
 
-    Includes the keys of a whole section (`train={learning_rate: 0.01}`). An empty section
+    An override can set several keys of a section (`train={learning_rate: 0.01}`). An empty section
     (`train=`) sets all its keys to their defaults. Raises GptcliError if an override is not valid
     YAML."""
     found: dict[str, Any] = {}
@@ -259,7 +261,7 @@ def values_set(overrides: Sequence[str]) -> dict[str, Any]:
                 found |= {k: v for k, v in _defaults().items() if k.startswith(section)}
             else:
                 found[".".join(key)] = value
-        for name, keys in alone.values.items():  # `train.lora={}`: all defaults
+        for name, keys in alone.values.items():  # `train.lora={}` has no key to list
             for key, value in keys.items() if isinstance(keys, dict) else ():
                 if value == {}:
                     found[f"{name}.{key}"] = value
@@ -271,7 +273,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def dump_config(config: Config) -> str:
-    """The config as YAML with every key; load_config reads the same config back."""
+    """The config as YAML with every key. load_config reads the same config from this text."""
     text = yaml.dump(
         config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9
     )
@@ -290,18 +292,18 @@ def as_yaml(value: object) -> str:
         default_flow_style=True,
     )
     assert isinstance(text, str)
-    return text.removesuffix("\n").removesuffix("\n...")  # the end of a document of one value
+    return text.removesuffix("\n").removesuffix("\n...")  # yaml ends a single value so
 
 
 def in_words(value: object) -> str:
-    """A value for a sentence: a list without its brackets, everything else as YAML."""
+    """A value as words of a sentence: a list without its brackets, other values as YAML."""
     if isinstance(value, list):
         return ", ".join(map(as_yaml, value)) or "none"
     return as_yaml(value)
 
 
 def changed_values(key: str, old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """What differs below a dotted key: for two sections, only the keys that differ in them."""
+    """The old and new value of a dotted key; of two sections, only the keys that differ."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return {key: (old, new)}
     names = {**old, **new}
@@ -343,11 +345,12 @@ def _compose(name: str, text: str) -> yaml.Node | None:
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         raise GptcliError(
             f"{where}: not valid YAML: {what}",
-            "a backslash in double quotes begins an escape: write paths in single quotes, or with /"
+            "in double quotes, a backslash begins an escape: write paths in single quotes, or "
+            "with /"
             if "escape" in what
             else "indent keys with spaces, and write a colon and a space after them",
         ) from None
-    except (RecursionError, ValueError, OverflowError):  # an escape that is not a character
+    except (RecursionError, ValueError, OverflowError):  # "\UFFFFFFFF" is no character
         raise GptcliError(
             f"{name}: not valid YAML: it cannot be read", "a config has two levels of plain values"
         ) from None
@@ -358,7 +361,7 @@ def _too_much(where: str) -> GptcliError:
 
 
 def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int]) -> Any:
-    """The plain value of a node. Records the place of each key, and keys that are written twice."""
+    """The plain value of a node. Records each key's place, and a problem for a repeated key."""
     count[0] += 1
     line = node.start_mark.line + 1
     if count[0] > _MAX_NODES or len(key) > _MAX_DEPTH:
@@ -389,7 +392,7 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
 
 
 def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
-    """Raise GptcliError if the tag is not that of a plain value: it could name code to run."""
+    """Raise GptcliError if a node's tag is not that of a plain value; it could name code to run."""
     prefix, _, kind = node.tag.rpartition(":")
     if prefix != "tag:yaml.org,2002" or kind not in (*_KINDS, also):
         raise GptcliError(
@@ -399,7 +402,7 @@ def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
 
 
 def _text(name: str, node: yaml.ScalarNode) -> str | None:
-    """The text of a node: `08` and `true` are texts, too. None for null."""
+    """The text of a node, also of one such as `08` or `true`; None for null."""
     if node.style == '"':
         start, end = node.start_mark, node.end_mark
         written = (start.buffer or "")[start.pointer : end.pointer]
@@ -417,9 +420,9 @@ def _scalar(name: str, node: yaml.Node) -> Any:
             value = float(
                 text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
             )
-            # People who type `1e3` mean a whole number.
+            # Users who type `1e3` for a number of steps mean 1000.
             return int(value) if "e" in text.lower() and value.is_integer() else value
-    except ValueError:  # more digits than Python converts, or `!!int abc`
+    except ValueError:  # too many digits for Python, or `!!int abc`
         raise GptcliError(
             f"{name}:{node.start_mark.line + 1}: `{text[:40]}` is not a number",
             "write a plain value",
@@ -430,8 +433,9 @@ def _scalar(name: str, node: yaml.Node) -> Any:
 
 
 def _apply(document: _Document, override: str) -> None:
-    """Set one dotted key from `KEY=VALUE`. The value is YAML, or text if the key takes text."""
-    # YAML cannot hold a name that is not UTF-8; gptcli.files.names finds the file again.
+    """Set the dotted key of `KEY=VALUE`. The value is YAML, or plain text if the key takes text."""
+    # YAML cannot hold a file name that is not UTF-8. Such a name is written with escapes, and
+    # gptcli.files.names finds the file again.
     override = override.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     name, equals, text = override.partition("=")
     if not equals or not name:
@@ -477,7 +481,7 @@ def _yaml_of_override(override: str, key: Key, text: str) -> Any:
 
 
 def json_schema() -> str:
-    """The JSON Schema of a config, as text. Editors use it to complete and check keys."""
+    """The JSON Schema of a config, as text. Editors complete and check keys with it."""
     from gptcli.config_schema import config_schema
 
     schema = {

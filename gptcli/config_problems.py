@@ -39,10 +39,10 @@ def flatten(values: dict[str, Any], above: Key = ()) -> dict[Key, Any]:
 def explain(
     values: dict[str, Any], error: ValidationError, place: Callable[..., str]
 ) -> Iterator[Problem]:
-    """The problems of a config, at most one per key.
+    """The problems of a config, at most one for each key.
 
-    `values` is the config that was validated. `place` returns where one of several keys is written
-    that do not fit together: "mine.yaml:7"."""
+    `values` is the config that was validated. `place` returns where a key is written, such as
+    "mine.yaml:7". It gets several keys if they do not fit together."""
     from gptcli.config_schema import config_schema
 
     schema = config_schema()
@@ -59,11 +59,11 @@ def explain(
         if key in explained:
             continue
         explained.add(key)
-        if key == () and "keys" in context:  # a validator compared keys of several sections
+        if key == () and "keys" in context:  # from a validator of several sections
             where = place(*(tuple(name.split(".")) for name in context["keys"]))
             yield f"{where}: {detail['msg']}", context.get("hint")
             continue
-        if "keys" in context:  # a validator of the schema compared several keys
+        if "keys" in context:  # from a validator of one section
             message = detail["msg"]
             for name in context["keys"]:
                 if name not in (values.get(key[0]) or {}):
@@ -105,7 +105,7 @@ def explain(
 
 
 def _did_you_mean(key: Key) -> str | None:
-    """A hint that names the valid key most similar to an unknown one, in any section."""
+    """A hint with the valid key, of any section, that is most similar to an unknown key."""
     from gptcli.config_schema import config_schema
 
     known = dotted_keys()
@@ -158,7 +158,7 @@ def _property(schema: dict[str, Any], key: Key) -> dict[str, Any]:
 
 
 def _subsection(schema: dict[str, Any], key: Key) -> dict[str, Any] | None:
-    """The schema of the keys below a key that is a section itself; None for other keys."""
+    """The schema of a key that is itself a section, such as `train.lora`; None for other keys."""
     if ".".join(key) not in dotted_keys():
         return None
     for part in _property(schema, key).get("anyOf", ()):
@@ -169,7 +169,7 @@ def _subsection(schema: dict[str, Any], key: Key) -> dict[str, Any] | None:
 
 
 def _describe(schema: dict[str, Any]) -> str:
-    """A JSON Schema as text: "a whole number of at least 1, or `auto`"."""
+    """The values that a JSON Schema allows, in words: "a whole number of at least 1, or `auto`"."""
     if "anyOf" in schema:
         return ", or ".join(_describe(part) for part in schema["anyOf"])
     if "const" in schema:
@@ -212,7 +212,7 @@ def _value_at(values: Any, key: Key) -> Any:
 
 def _short(value: Any) -> str:
     if isinstance(value, str) and re.match(r"^[-+.]?[0-9]", value):
-        value = f'"{value}"'  # in YAML a number in quotes is text
+        value = f'"{value}"'  # a number in quotes is text in YAML
     text = (
         "null"
         if value is None

@@ -1,8 +1,8 @@
 """The JSON Schema of the config, in which each key has its docstring from gptcli.config.
 
-Python keeps no docstrings of attributes. pydantic would read them from the source in every process
-that imports gptcli.config, which takes longer than to validate a config. Only errors and `gptcli
-schema` need them.
+Python keeps no docstrings of attributes. pydantic could read them from the source, but it would do
+so in every process that imports gptcli.config, and that takes longer than validating a config. Only
+error messages and `gptcli schema` need these docstrings.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def config_schema() -> dict[str, Any]:
 
 
 def _docstrings() -> dict[tuple[str, str], str]:
-    """The docstring below each attribute of the classes in gptcli.config: (class, name) -> text."""
+    """The docstrings of the attributes of classes in gptcli.config: (class, attribute) -> text."""
     found = {}
     for part in ast.parse(inspect.getsource(config)).body:
         if isinstance(part, ast.ClassDef):

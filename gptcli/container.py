@@ -1,6 +1,6 @@
-"""Limits that a container sets by cgroups (v1 and v2): cores and memory, also nested ones.
+"""Limits on cores and memory that a container sets by cgroups (v1 and v2), also nested ones.
 
-Linux only; elsewhere there are no limits. This file imports no torch.
+Only Linux has cgroups. Other systems count as without limits. This file imports no torch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 
 _MINE = Path("/proc/self/cgroup")
 _ROOT = Path("/sys/fs/cgroup")
-_NO_LIMIT = 1 << 60  # cgroup v1 writes a number near 2**63 if there is no limit
+_NO_LIMIT = 1 << 60  # without a limit, cgroup v1 writes a number near 2**63
 
 
 def usable_cores() -> int:
-    """The number of cores that this process can use: by affinity, and by the container's quota.
+    """The number of cores that this process can use, by its affinity and the container's quota.
 
     A quota of 1.5 cores counts as 2."""
     if hasattr(os, "sched_getaffinity"):
@@ -30,7 +30,7 @@ def usable_cores() -> int:
 def cpu_quota() -> float | None:
     """The cores that the container can use on average; None if there is no quota.
 
-    Of nested groups, the smallest quota counts."""
+    If groups are nested, the smallest quota counts."""
     quotas = []
     for folder in _folders("cpu"):
         limits = _numbers(folder / "cpu.max")  # v2: quota and period in microseconds
@@ -45,7 +45,7 @@ def cpu_quota() -> float | None:
 
 
 def memory_limits() -> list[tuple[int, int]]:
-    """The limit of memory and the memory in use, in bytes, of each group that has a limit."""
+    """(limit of memory, memory in use), in bytes, for each group that has a limit."""
     found = []
     for folder in _folders("memory"):
         for limit_file, used_file in (
@@ -61,8 +61,8 @@ def memory_limits() -> list[tuple[int, int]]:
 def _folders(controller: str) -> Iterator[Path]:
     """The folders of this process's groups for a controller, from the innermost to the root.
 
-    Without a cgroup namespace, /proc names folders that a container cannot see; only the root is
-    there then."""
+    Without a cgroup namespace, /proc names folders that do not exist inside the container. Only the
+    root exists then."""
     try:
         lines = _MINE.read_text("utf-8", "replace").splitlines()
     except (OSError, ValueError):
@@ -79,7 +79,7 @@ def _folders(controller: str) -> Iterator[Path]:
             continue
         inside = PurePosixPath(path)
         for group in (inside, *inside.parents):
-            if ".." in group.parts:  # outside this process's namespace
+            if ".." in group.parts:  # a group outside this process's namespace
                 continue
             for mount in mounts:
                 folder = mount / str(group).lstrip("/")

@@ -1,10 +1,10 @@
 """Records work on an NVIDIA GPU as CUDA graphs: launches hundreds of kernels with one call.
 
 A GPU computes the kernels of a small network faster than Python can launch them. A recorded graph
-launches all of them at once. Sampling records a step of its streams, training records the passes
-of a micro-batch.
+launches all kernels at once. Sampling records one step of its streams. Training records the passes
+of one micro-batch.
 
-First reading: skip this file.
+Skip this file at first reading.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-_WARM_UPS = 3  # PyTorch's documentation runs the work as often before it records
+_WARM_UPS = 3  # as often as in PyTorch's documentation
 
 
 def can_record(device: torch.device) -> bool:
-    """Whether work can be recorded: on NVIDIA's GPUs, but not on AMD's, whose top-k fails."""
+    """Whether work on this device can be recorded: only on NVIDIA's GPUs; on AMD's, top-k fails."""
     return device.type == "cuda" and torch.version.hip is None
 
 
@@ -27,15 +27,16 @@ class GraphRecorder:
 
     All graphs are recorded on one CUDA stream. They can share one memory pool, because the work
     leaves its results in tensors outside the pool. This object keeps all graphs, even those whose
-    recording failed. For if a graph is freed, PyTorch frees the workspace of the CUDA stream, and
-    the other graphs still use that workspace."""
+    recording failed, because PyTorch frees the workspace of the CUDA stream together with a graph,
+    and the other graphs still use that workspace."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self.error: RuntimeError | None = None
-        """Why the last recording failed. After that, nothing is recorded any more."""
+        """The error of a recording that failed; None so far. After an error, nothing is
+        recorded."""
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """A CUDA graph of `work`, or None if recording fails.
@@ -60,7 +61,7 @@ class GraphRecorder:
                 ):
                     work()
             except RuntimeError as error:
-                torch.cuda.set_stream(usual)  # a failure at the end does not restore the stream
+                torch.cuda.set_stream(usual)  # PyTorch does not always restore it after an error
                 self.error = error
                 return None
         return graph

@@ -1,6 +1,6 @@
 """Resolves `run.device`, `run.dtype` and `run.threads`: what `auto` means on this machine.
 
-It imports PyTorch only where it asks PyTorch, so that sampling on a CPU does without.
+Only the functions that need PyTorch import it, so that sampling on a CPU works without PyTorch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 _GPU_LIBRARIES = ("libtorch_cuda.so", "libtorch_hip.so")
-_GPU_FILES = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")  # of drivers, in /dev
+_GPU_FILES = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")  # that drivers make in /dev
 _CORES = Path("/sys/devices/system/cpu")
 
 
@@ -46,10 +46,10 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def is_surely_cpu(wanted: str) -> bool:
-    """Whether the device `wanted` is the CPU, as far as can be said without importing PyTorch.
+    """Whether the device `wanted` is certainly the CPU. Answers without importing PyTorch.
 
-    "auto" can mean a GPU if PyTorch is built for one and the system has a driver for one; both show
-    in files."""
+    "auto" can mean a GPU if PyTorch is built for GPUs and the system has a driver for one. Files
+    show both."""
     if wanted != "auto":
         return wanted == "cpu"
     if sys.platform != "linux":
@@ -66,8 +66,8 @@ def is_surely_cpu(wanted: str) -> bool:
 def has_quick_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 on this device.
 
-    True for NVIDIA GPUs from Ampere on, for Apple's GPUs, and for CPUs with AVX512-BF16 or AMX
-    (about four times as fast in our trials), unless GPTCLI_CPU restricts them."""
+    True for NVIDIA GPUs from Ampere on and for Apple's GPUs. Also true for CPUs with AVX512-BF16 or
+    AMX (about four times as fast in our trials), unless GPTCLI_CPU restricts the CPU."""
     import torch
 
     if device.type == "cuda":
@@ -104,7 +104,7 @@ def refuse_dtype(wanted: str, device: str) -> None:
 
 
 def choose_threads(wanted: int | Literal["auto"]) -> int:
-    """Set and return PyTorch's number of CPU threads; "auto" means all cores that it may use.
+    """Set PyTorch's number of CPU threads and return it; "auto" means one for each usable core.
 
     A container's quota counts. Raises GptcliError for more than 8 threads per core."""
     import torch
@@ -122,10 +122,10 @@ def choose_threads(wanted: int | Literal["auto"]) -> int:
 
 
 def threads_without_torch(wanted: int | Literal["auto"]) -> int:
-    """What choose_threads returns, for code that does without PyTorch.
+    """The number of threads that choose_threads returns, found without importing PyTorch.
 
-    PyTorch takes a thread for each physical core that the process may use, or as many as
-    $OMP_NUM_THREADS or $MKL_NUM_THREADS says."""
+    PyTorch takes the number in $MKL_NUM_THREADS or $OMP_NUM_THREADS. If neither is set, it takes a
+    thread for each physical core that the process may use."""
     if wanted != "auto":
         refuse_threads(wanted)
         return wanted
@@ -137,9 +137,9 @@ def threads_without_torch(wanted: int | Literal["auto"]) -> int:
 
 
 def _physical_cores() -> int:
-    """The number of physical cores that this process may use; each can have several threads.
+    """The number of physical cores that this process may use. A core can have several threads.
 
-    Only Linux says which; elsewhere every thread counts."""
+    Only Linux tells which threads share a core. On other systems, each thread counts as a core."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     cores = set()
@@ -168,7 +168,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def describe_device(device: torch.device, threads: int) -> str:
-    """The device as text: "cpu (2 threads)", "cuda (NVIDIA H100)" or "mps"."""
+    """The device in words: "cpu (2 threads)", "cuda (NVIDIA H100)" or "mps"."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"cpu ({threads} thread{'s' if threads != 1 else ''})" if device.type == "cpu" else "mps"
@@ -177,13 +177,14 @@ def describe_device(device: torch.device, threads: int) -> str:
 def keep_freed_memory() -> None:
     """Tell malloc to keep the memory that tensors free, instead of returning it to the system.
 
-    Otherwise each training step gets the same memory from the system again, page by page. On a CPU
-    that costs a sixth of the step's time. If the C library is not glibc, this does nothing."""
+    Otherwise each training step requests the same memory from the system again, page by page. On a
+    CPU, these requests cost a sixth of the step's time. Does nothing if the C library is not
+    glibc."""
     import ctypes
 
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library
+    except (AttributeError, OSError, TypeError):  # not glibc
         return
     no_mmap, trim, top_pad = -4, -1, -2  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
     mallopt(no_mmap, 0)

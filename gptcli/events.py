@@ -15,7 +15,7 @@ Stopped = Literal["done", "target", "patience", "interrupted", "diverged"]
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Before the first step: the facts for the headline."""
+    """Comes before the first step. It has the facts for the headline."""
 
     run: Path
     source: str
@@ -26,47 +26,49 @@ class RunStarted:
     parameters_without_embeddings: int
     train_tokens: int
     val_tokens: int
-    max_steps: int  # as planned at the start; a Replanned can change it
+    max_steps: int  # as planned at the start; Replanned changes it
     tokens_per_step: int
     device: str  # "cpu (2 threads)", "cuda (NVIDIA H200)"
     dtype: str
     compiled: bool
     resumed_from: int | None
-    flops_per_token: float = 0.0  # of a training step; 0 if it is not known
+    flops_per_token: float = 0.0  # of a training step; 0: unknown
     adapter_parameters: int | None = None  # trained by LoRA; None: all parameters are trained
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """After every step. Steps with `logged` go to metrics.jsonl and to the plain log."""
+    """Comes after every step. metrics.jsonl and the plain log get the steps that are `logged`."""
 
     step: int
-    tokens: int  # trained on so far
-    seconds: float  # since step 0, resumed parts included
+    tokens: int  # that the run has trained on so far
+    seconds: float  # of training since step 0, without pauses
     loss: float  # nats per token, of this step's batch
     learning_rate: float
     grad_norm: float  # before clipping
     tokens_per_second: float  # since the last logged step, without evaluations
     logged: bool
-    part_norms: tuple[float, ...] = ()  # of embeddings, each block, the rest; of logged steps
+    part_norms: tuple[float, ...] = ()  # embeddings, each block, rest; only if logged
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """After an evaluation of the whole validation split."""
+    """Comes after an evaluation of the whole validation split."""
 
     step: int
     tokens: int
     seconds: float
     val_loss: float  # nats per token
-    best: bool  # the lowest validation loss so far
+    best: bool  # whether val_loss is the lowest so far
     by_text: tuple[tuple[str, float], ...] = ()  # of a mixture: each text's name and loss
 
 
 @dataclass(frozen=True)
 class ExtraEvaluation:
-    """After an evaluation that the user asked for. The run does not count it: not as its best
-    loss, not for its patience or target, and metrics.jsonl does not hold it."""
+    """Comes after an evaluation that the user asked for by a key.
+
+    This evaluation changes nothing in the run: neither the best loss nor patience nor target.
+    metrics.jsonl does not hold it."""
 
     step: int
     val_loss: float  # nats per token
@@ -74,28 +76,28 @@ class ExtraEvaluation:
 
 @dataclass(frozen=True)
 class LookedInside:
-    """After an evaluation: how the network reads a passage of the validation split.
+    """Comes after an evaluation: how the network reads a passage of the validation split.
 
-    Only the journal gets it, for reports."""
+    Only the journal records this event, for reports."""
 
     step: int
     ids: tuple[int, ...]  # the tokens of the passage
-    losses: tuple[float, ...]  # nats of each token but the first
-    maps: tuple[tuple[bytes, ...], ...]  # layer, head, lower triangle with 255 for a weight of 1
+    losses: tuple[float, ...]  # nats, for each token except the first
+    maps: tuple[tuple[bytes, ...], ...]  # [layer][head]: lower triangle, 255 is weight 1
 
 
 @dataclass(frozen=True)
 class Replanned:
-    """After the number of steps was planned again, so that the run ends at the promised time."""
+    """Comes after gptcli planned the number of steps again, to end the run at the promised time."""
 
-    step: int  # done when the plan was made
+    step: int  # the last step before this plan
     max_steps: int  # the new number of steps of the run
-    why: str  # "the machine is slower than measured"
+    why: str  # such as "the machine is slower than measured"
 
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """After a checkpoint is on the disk."""
+    """Comes when a checkpoint is completely on the disk."""
 
     step: int
     path: Path
@@ -103,7 +105,7 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class SampleDrawn:
-    """After a sample: what the model writes at this step."""
+    """Comes after a sample: a text that the model wrote at this step."""
 
     step: int
     prompt: str
@@ -112,8 +114,10 @@ class SampleDrawn:
 
 @dataclass(frozen=True)
 class Notice:
-    """A message for the user, of one line. `short` says the same in a few words, if it matters
-    beyond the moment; the live view keeps that."""
+    """A message for the user, of one line.
+
+    `short` is set if the message matters for longer. It says the same in a few words, and the live
+    view keeps showing it."""
 
     message: str
     short: str = ""
@@ -121,20 +125,20 @@ class Notice:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event."""
+    """The last event of a run, with its results."""
 
     step: int
     tokens: int
     seconds: float
     stopped: Stopped
     train_loss: float | None  # of the last step
-    val_loss: float | None  # last
+    val_loss: float | None  # of the last evaluation
     best_val_loss: float | None
     best_step: int | None
     diagnosis: str | None = None  # if stopped is "diverged"
     hint: str | None = None
-    run: Path | None = None  # None: unknown, for a run that is only shown
-    first_val_loss: float | None = None  # before the first step of a fine-tune
+    run: Path | None = None  # None if unknown, as in `gptcli show`
+    first_val_loss: float | None = None  # of a fine-tune, before its first step
 
 
 Event: TypeAlias = (

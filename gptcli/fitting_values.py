@@ -1,4 +1,4 @@
-"""Chooses config values that the user did not set so that they fit the values that the user set."""
+"""Adapts config values that the user did not set, so that they fit the values that are set."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _NEAR = 1.5
 
 
 def fitting_values(values: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
-    """The values that must change so that the config fits together, by dotted key; {} if none.
+    """The values that must change so that all values fit together: dotted key -> new value.
 
-    `values` has at least the keys of `model` and `tokenizer.kind`, by dotted key. The user set the
-    keys in `asked`; they never change. If they do not fit together by themselves, nothing
-    changes, and checking the config gives the error."""
+    `values` has at least the keys of `model` and `tokenizer.kind`, by dotted key. `asked` has the
+    keys that the user set. They never change. If the user's values contradict each other, they stay
+    as they are, and the validation of the config raises the error."""
     changed: dict[str, Any] = {}
     if (
         "tokenizer.vocab_size" in asked
         and "tokenizer.kind" not in asked
         and values["tokenizer.kind"] != "bpe"
     ):
-        changed["tokenizer.kind"] = "bpe"  # the only kind whose size can be chosen
+        changed["tokenizer.kind"] = "bpe"  # only bpe has a choice of sizes
     arch, n_embd, n_head = (values[f"model.{name}"] for name in ("arch", "n_embd", "n_head"))
     known = get_args(ModelConfig.model_fields["arch"].annotation)
     valid = type(n_embd) is type(n_head) is int and n_embd > 0 and n_head > 0 and arch in known
@@ -40,7 +40,7 @@ def fitting_values(values: Mapping[str, Any], asked: Collection[str]) -> dict[st
 
 
 def _width_for(arch: Any, n_head: int, near: int) -> int:
-    """The n_embd for `n_head` heads that is nearest to `near`; if possible, one that is fast."""
+    """The n_embd that fits `n_head` heads, near to `near`; if possible, one that is fast."""
     unit = width_unit(arch, n_head)
     for multiple in (math.lcm(_FAST_HEAD * n_head, _FAST_WIDTH), 8 * n_head):
         width = _nearest_multiple(math.lcm(unit, multiple), near)
@@ -55,5 +55,5 @@ def _nearest_multiple(unit: int, near: int) -> int:
 
 
 def _nearest(value: int, choices: list[int]) -> int:
-    """The choice whose ratio to `value` is nearest to 1."""
+    """The element of `choices` whose ratio to `value` is nearest to 1."""
     return min(choices, key=lambda choice: abs(math.log(choice / value)))

@@ -1,7 +1,7 @@
 """Ctrl-C during an import ends the process at once.
 
-If Ctrl-C raised an exception during an import, that exception would be lost, leave half a module
-behind, or make PyTorch's C++ abort.
+An exception during an import can get lost, leave a half-imported module, or make PyTorch's C++ code
+abort. So Ctrl-C must not raise an exception then.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from types import FrameType
 _INTERRUPTED = 130
 
 before_leaving: list[Callable[[], None]] = []
-"""Functions to call before the process ends so, because os._exit skips functions of atexit."""
+"""Functions that run before Ctrl-C ends the process, because os._exit skips those of atexit."""
 
 
 def leave_imports_at_once() -> None:
-    """Let Ctrl-C end the process during an import; elsewhere it stays a KeyboardInterrupt.
+    """Let Ctrl-C end the process during an import. Otherwise it still raises KeyboardInterrupt.
 
-    Changes nothing if Ctrl-C is ignored or handled already."""
+    Does nothing if Ctrl-C is ignored or another handler is set."""
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if default and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _interrupted)

@@ -1,7 +1,7 @@
 """Memory of the machine: total, available, and the most that this process can have.
 
-A container's limit counts. Only Linux says how much memory is available.
-This file imports no torch: callers ask CUDA themselves.
+A container's limit counts. Only Linux tells how much memory is available. This file imports no
+torch, so it knows nothing about the memory of a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def total_memory() -> int | None:
-    """Bytes of memory in this machine, used or free; None if the system does not say."""
+    """Bytes of memory in this machine, used and free together; None if the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows
@@ -24,7 +24,7 @@ def total_memory() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping; None if the system does not say.
+    """Bytes that can be allocated without swapping; None if the system does not tell.
 
     A container's limit counts."""
     found = [_available_in_machine()]
@@ -33,9 +33,9 @@ def available_memory() -> int | None:
 
 
 def memory_for_this_process() -> int | None:
-    """Bytes that this process can hold in all: what it holds now plus what it can still get.
+    """Bytes that this process can hold in total: the bytes it holds now and those it can still get.
 
-    The container's limit and `ulimit -v` count. None if the system does not say."""
+    The container's limit and `ulimit -v` count. None if the system does not tell."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         pages = map(int, Path("/proc/self/statm").read_text("ascii").split())
@@ -57,7 +57,7 @@ def memory_for_this_process() -> int | None:
 
 
 def memory_held() -> int | None:
-    """Bytes of memory that this process holds now; None if the system does not say (Windows)."""
+    """Bytes of memory that this process holds now; None if the system does not tell (Windows)."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         return page * int(Path("/proc/self/statm").read_text("ascii").split()[1])
@@ -67,18 +67,18 @@ def memory_held() -> int | None:
         import resource
     except ImportError:
         return None
-    # macOS has only the most that was held, in bytes.
+    # macOS tells only the maximum so far, in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _available_in_machine() -> int | None:
-    """The memory that Linux says is available (MemAvailable), in bytes; None if unknown."""
+    """The available memory according to Linux (MemAvailable), in bytes; None if unknown."""
     kibibytes = _number(_MEMINFO, after="MemAvailable:")
     return None if kibibytes is None else 1024 * kibibytes
 
 
 def _number(path: Path, after: str = "") -> int | None:
-    """The number in the first line that begins with `after`; None if there is none ("max")."""
+    """The number after `after`, at the start of a line; None if there is none (as in "max")."""
     try:
         for line in path.read_text("ascii").splitlines():
             if line.startswith(after) and (words := line[len(after) :].split()):

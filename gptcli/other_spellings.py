@@ -1,4 +1,4 @@
-"""The table of what users of nanoGPT, litgpt, transformers, llama.cpp and others type, and ours.
+"""The names that nanoGPT, litgpt, transformers, llama.cpp and others use, and gptcli's names.
 
 A name is an option without its dashes, in lower case, with `_` for `-`: `--max_new_tokens` and
 `--max-new-tokens` are both max_new_tokens. Each row is gptcli's form, a colon, and other names for
@@ -79,7 +79,7 @@ RUN: run out_dir output_dir checkpoint_dir checkpoint_path ckpt_dir ckpt_path mo
 --dtype VALUE: precision torch_dtype mixed_precision quantize quantization data_type q
 --device VALUE: accelerator device_type backend gpu_device
 """
-"""For the commands that load a run."""
+"""Options of the commands that load a run, and other names for them."""
 
 _OPTIONS = {
     "": """
@@ -154,9 +154,10 @@ TEXT: dataset data data_dir data_path dataset_path dataset_dir dataset_name trai
 --status VALUE: progress check dir folder
 """,
 }  # fmt: skip
-"""Command -> what gptcli has, and other names for it. VALUE stands for the user's value.
+"""Command -> gptcli's form of an option or argument, and other names for it.
 
-A word in capitals alone is an argument: the value is written without an option."""
+VALUE stands for the user's value. A single word in capitals is an argument: the user writes the
+value without an option."""
 
 FIXED = {
     "bf16": ("run.dtype", "bfloat16"),
@@ -184,7 +185,7 @@ FIXED = {
     "no_compile": ("run.compile", "false"),
     "no_bias": ("model.bias", "false"),
 }
-"""Names that need no value -> (config key, value)."""
+"""Names of options without a value -> (config key, the value that they mean)."""
 
 VALUES = {
     "run.dtype": {
@@ -197,7 +198,7 @@ VALUES = {
                        "subword": "bpe", "tiktoken": "gpt2"},
     "train.optimizer": {"adam": "adamw", "adamw_torch": "adamw"},
 }  # fmt: skip
-"""Config key -> another spelling of a value -> gptcli's."""
+"""Config key -> another name for a value -> gptcli's name for that value."""
 
 _SENTENCES = """
 gptcli counts steps, not epochs: set train.max_steps=N, or the time with --minutes M; --dry-run
@@ -216,15 +217,15 @@ leave it out: the learning rate falls to 0 over the last part of the steps, whos
     lr_decay lr_schedule final_lr min_learning_rate lr_decay_steps final_lr_frac
 leave it out: gptcli fixes this number of the optimizer; see `gptcli schema`: beta1 beta2 betas
     adam_beta1 adam_beta2 eps epsilon adam_eps adam_epsilon momentum
-leave it out: gptcli trains in one process, on the device that run.device names: nproc_per_node
+leave it out; `gptcli train --devices N` trains in N processes, one for each GPU: nproc_per_node
     nnodes ddp devices num_gpus n_gpus num_nodes world_size local_rank fsdp deepspeed distributed
     gpus
-leave it out: notes go to stderr, so `2> notes.txt` keeps them off the screen: quiet silent q
+leave it out: notes go to stderr, and `2> notes.txt` writes them to a file: quiet silent q
     verbose log_level debug_level no_progress progress
-an evaluation of a finished run: gptcli eval: eval_only evaluate_only do_eval
-leave it out: `gptcli train` trains: do_train mode task train_mode
+to evaluate a finished run: gptcli eval: eval_only evaluate_only do_eval
+leave it out: `gptcli train` always trains: do_train mode task train_mode
 """
-"""What gptcli has no option and no key for: a sentence for the user, and the names."""
+"""Names for which gptcli has no option and no key: a hint for the user, then the names."""
 
 _COMMANDS = """
 sample: generate generation gen inference infer predict complete completion write run samples
@@ -245,11 +246,11 @@ tokenizer train: train-tokenizer train_tokenizer tok
 schema: keys options docs reference
 --version: version
 """
-"""Commands, and what users of other programs type."""
+"""gptcli's commands, and other names for them."""
 
 
 def _by_name(rows: str) -> dict[str, str]:
-    """Another name -> gptcli's form. A name that is in two rows means the first."""
+    """Another name -> gptcli's form. If a name is in two rows, the first row counts."""
     found: dict[str, str] = {}
     for row in re.sub(r"\n +", " ", rows).strip().splitlines():
         form, _, names = row.rpartition(": ")
@@ -261,9 +262,9 @@ def _by_name(rows: str) -> dict[str, str]:
 KEY_OF = _by_name(_KEYS)
 """Another name -> config key."""
 FORM_OF = {command: _by_name(rows) for command, rows in _OPTIONS.items()}
-"""Command -> another name -> what gptcli has."""
+"""Command -> another name -> gptcli's form of the option or argument."""
 SENTENCE_OF = _by_name(_SENTENCES)
-"""Another name -> what to do, for which gptcli has no option and no key."""
+"""A name for which gptcli has no option and no key -> a hint for the user."""
 COMMAND_OF = _by_name(_COMMANDS)
 """Another name -> gptcli's command."""
 

@@ -1,8 +1,9 @@
-"""What the processor can do: its features, and `GPTCLI_CPU`, which restricts the C libraries.
+"""The processor's features, and `GPTCLI_CPU`, which restricts the C libraries to some of them.
 
-A kind of processor is a vector unit with what the C libraries need besides. The kinds of a family
-are in the order of growing features. `GPTCLI_CPU=avx2` lets a newer processor compute as one with
-AVX2 alone would: for tests and comparisons.
+A kind of processor is named after its vector unit. It has all features that the C libraries need
+for this unit. In each family, a kind has the features of the kinds before it. With
+`GPTCLI_CPU=avx2`, a newer processor computes like one that has only AVX2. This is for tests and
+comparisons.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class Kind:
     """A kind of processor."""
 
     machine: str
-    """The family, as platform.machine() calls it."""
+    """The family: the name that platform.machine() gives."""
     features: frozenset[str]
-    """What the kind has beyond the kinds before it, as /proc/cpuinfo calls it."""
+    """The features that the kinds before it lack, by their names in /proc/cpuinfo."""
     flags: tuple[str, ...]
-    """The compiler's flags beyond those of the kinds before it."""
+    """The compiler flags for these features."""
 
 
 KINDS = {
@@ -56,14 +57,14 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Processor:
-    """The features that the C libraries may use, and the compiler's flags for them."""
+    """The features that the C libraries may use, and the compiler flags for these features."""
 
     features: frozenset[str]
     flags: tuple[str, ...]
 
 
 def features_and_flags(kind: str) -> Processor:
-    """The features and compiler flags of a kind: its own, and those of older ones of its family."""
+    """The features and compiler flags of a kind and of the kinds before it in its family."""
     machine = KINDS[kind].machine
     family = [name for name, one in KINDS.items() if one.machine == machine]
     kinds = [KINDS[name] for name in family[: family.index(kind) + 1]]
@@ -75,7 +76,7 @@ def features_and_flags(kind: str) -> Processor:
 def this_processor(restriction: str | None = None) -> Processor | None:
     """The processor, restricted to the kind `restriction`; None on an unknown operating system.
 
-    Raises GptcliError if there is no such kind, or if the processor does not have its features."""
+    Raises GptcliError if there is no such kind, or if this processor lacks features of it."""
     found = all_features()
     if found is None:
         return None
@@ -107,7 +108,7 @@ def usable_processor() -> Processor | None:
 
 
 def is_restricted() -> bool:
-    """Whether the user restricts the C libraries with $GPTCLI_CPU."""
+    """Whether $GPTCLI_CPU is set, which restricts the C libraries."""
     return bool(os.environ.get(_VARIABLE))
 
 

@@ -1,4 +1,4 @@
-"""PyTorch imported without the parts that only tracing needs, in a third less time."""
+"""Imports PyTorch without the parts that only tracing needs, which takes a third less time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 UNUSED = ("torch.export", "torch._meta_registrations")
-"""Modules that only tracing uses, on the device "meta". `import torch` ends with them, so."""
+"""Modules that only tracing uses (the device "meta"). `import torch` imports them last."""
 
 NEED_THEM = (
     *UNUSED,
@@ -20,16 +20,16 @@ NEED_THEM = (
         for name in ("_prims", "_refs", "_decomp", "_export", "_dynamo", "_inductor")
     ),
 )
-"""Modules that cannot be imported before UNUSED, and UNUSED themselves."""
+"""Modules that need UNUSED to be imported first, and UNUSED themselves."""
 
 _import = builtins.__import__
 
 
 class _Later(ModuleType):
-    """Stands for a module that is imported when somebody reads one of its names."""
+    """A stand-in for a module, which is imported when code first reads one of its names."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # the import system asks
+        if name.startswith("__"):  # the import system reads such names
             raise AttributeError(name)
         _import_the_rest()
         return getattr(sys.modules[self.__name__], name)
@@ -40,12 +40,12 @@ class _Later(ModuleType):
 
 
 def import_torch() -> None:
-    """Import torch, and UNUSED once they are needed, or at once if this torch cannot wait."""
+    """Import torch; UNUSED only when they are needed, or at once if this torch cannot wait."""
     if "torch" in sys.modules:
         return
     sys.modules.update((name, _Later(name)) for name in UNUSED)
     was_enabled = gc.isenabled()
-    gc.disable()  # an import makes little garbage, and the collector looks at everything
+    gc.disable()  # an import makes little garbage, but each collection takes time
     try:
         torch = importlib.import_module("torch")
         builtins.__import__ = _import_in_order
@@ -66,7 +66,7 @@ def _import_in_order(
     fromlist: Sequence[str] | None = (),
     level: int = 0,
 ) -> ModuleType:
-    """The `import` of Python, which first imports UNUSED if the module needs them."""
+    """Python's `import`, except that it imports UNUSED first if the module needs them."""
     if level == 0 and name.startswith("torch"):
         names = {name, *(f"{name}.{each}" for each in fromlist or ())}
         if any((each + ".").startswith(tuple(f"{x}." for x in NEED_THEM)) for each in names):
@@ -75,19 +75,21 @@ def _import_in_order(
 
 
 def _import_the_rest() -> None:
-    """Import UNUSED in place of what stands for them. Does nothing the second time."""
+    """Import UNUSED in place of their stand-ins. A second call does nothing."""
     builtins.__import__ = _import
     late = [name for name in UNUSED if isinstance(sys.modules.get(name), _Later)]
     stand_ins = [sys.modules.pop(name) for name in late]
     for stand_in in stand_ins:
         module = importlib.import_module(stand_in.__name__)
-        stand_in.__dict__.update(module.__dict__)  # for those who have imported it
+        stand_in.__dict__.update(module.__dict__)  # for code that imported the stand-in
         parent, _, name = stand_in.__name__.rpartition(".")
         setattr(sys.modules[parent], name, module)
 
 
 def _let_generators_be_made(torch: ModuleType) -> None:
-    """Do what torch 2.13 does at the end of `torch._prims.rng_prims`, which UNUSED imports."""
+    """Allow torch.Generator(), as `torch._prims.rng_prims` does at its end (torch 2.13).
+
+    UNUSED imports that module."""
     if hasattr(torch._C, "_set_generator_metaclass"):
         base = importlib.import_module("torch._opaque_base")
         torch._C._set_generator_metaclass(base.OpaqueBaseMeta)

@@ -1,6 +1,6 @@
 """Corrects TERM, COLUMNS and LINES if they are empty or impossible, before any library reads them.
 
-rich and readline take an unknown terminal for one with cursor control, and 0 columns literally.
+rich and readline treat an unknown terminal as one with cursor control, and believe 0 columns.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ _MOST = 10_000  # columns or lines; no terminal has more
 
 
 def correct_terminal_variables(environ: MutableMapping[str, str]) -> None:
-    """Set TERM to `dumb` if it is missing or empty; delete COLUMNS and LINES if they are no size.
+    """Set TERM to `dumb` if it is missing or empty. Delete COLUMNS and LINES if they are no size.
 
-    So a terminal of unknown kind gets plain lines without cursor codes and colours. Windows sets no
-    TERM, and its terminals are known by other means."""
+    Then an unknown terminal gets plain lines without cursor codes and colours. Windows sets no
+    TERM, and libraries recognise its terminals in other ways."""
     if os.name != "nt" and not environ.get("TERM", "").strip():
         environ["TERM"] = "dumb"
     for name in ("COLUMNS", "LINES"):

@@ -1,7 +1,7 @@
-"""Values of config keys that take text, such as `data.source`: taken as the user typed them.
+"""Reads `KEY=VALUE` for keys that take text, such as `data.source`: the value as it was typed.
 
-Names of files can look like anything in YAML: `08` a number, `x #2.txt` a name and a comment,
-`[draft] x.txt` a broken list. So `KEY=VALUE` of such a key takes the value literally:
+A file name can have another meaning in YAML: `08` is a number, `x #2.txt` a name and a comment,
+`[draft] x.txt` a broken list. So a key that takes text gets VALUE literally:
 
 | value | is |
 |---|---|
@@ -10,7 +10,7 @@ Names of files can look like anything in YAML: `08` a number, `x #2.txt` a name 
 | a YAML list of texts, if the key takes lists and no file has this name | that list |
 | everything else | the text itself |
 
-Which keys take text follows from their types in gptcli.config.
+The types in gptcli.config decide which keys take text.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from gptcli.errors import GptcliError
 _NULLS = ("", "~", "null", "Null", "NULL")
 _SINGLE = re.compile(r"'((?:[^']|'')*)'", re.DOTALL)
 _DOUBLE = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-# `C:\texts\new.txt` in double quotes. gptcli itself never writes `C:\x` with the escape of a
-# control character there.
+# Finds `C:\texts\new.txt` in double quotes. It leaves out `C:\x` with the escape of a control
+# character, which gptcli itself writes.
 _WINDOWS_PATH = re.compile(r'"[A-Za-z]:\\(?!\\|x[01][0-9A-F])')
 
 
 def takes_text(key: tuple[str, ...]) -> bool:
-    """Whether a value at this place of a config is text: a key, or an item of a key's list."""
+    """Whether the value of a key is text. `key` can also name an item of a key's list."""
     forms = _forms(key[:2])
     return "text" in forms and (len(key) == 2 or (len(key) == 3 and "list" in forms))
 
@@ -45,7 +45,7 @@ def takes_text(key: tuple[str, ...]) -> bool:
 def text_of_override(override: str, key: tuple[str, ...], text: str) -> str | list[str] | None:
     """The value of `KEY=VALUE`, by the table above. `text` is VALUE.
 
-    Raises GptcliError if it is a Windows path in double quotes."""
+    Raises GptcliError if VALUE is a Windows path in double quotes."""
     forms = _forms(key)
     if "null" in forms and text in _NULLS:
         return None
@@ -62,7 +62,7 @@ def text_of_override(override: str, key: tuple[str, ...], text: str) -> str | li
 
 
 def refuse_windows_path(where: str, quoted: str) -> None:
-    """Raise GptcliError if a text in double quotes is a Windows path: its `\\t` would be a tab."""
+    """Raise GptcliError if a text in double quotes is a Windows path; its `\\t` would be a tab."""
     if _WINDOWS_PATH.match(quoted):
         path = quoted.strip('"')
         raise GptcliError(
@@ -74,7 +74,7 @@ def refuse_windows_path(where: str, quoted: str) -> None:
 
 @cache
 def _forms(key: tuple[str, ...]) -> frozenset[str]:
-    """What a key takes: "text", "list", "null". Empty if it takes a number or fixed words, too."""
+    """The forms that a key takes: "text", "list", "null". Empty if it also takes other values."""
     section = Config.model_fields.get(key[0]) if len(key) == 2 else None
     if section is None:
         return frozenset()
@@ -87,7 +87,7 @@ def _forms(key: tuple[str, ...]) -> frozenset[str]:
 
 
 def _forms_of(annotation: Any) -> Iterator[str]:
-    """What a type of gptcli.config takes: "text", "list", "null" or "other"."""
+    """The forms that a type of gptcli.config takes: "text", "list", "null", "other"."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _forms_of(arguments[0])
@@ -99,7 +99,7 @@ def _forms_of(annotation: Any) -> Iterator[str]:
 
 
 def _list(override: str, text: str) -> list[str] | None:
-    """The texts of a YAML list such as `[a.txt, "b.txt"]`; None if it is no list of texts."""
+    """The texts in a YAML list such as `[a.txt, "b.txt"]`; None if `text` is no list of texts."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError):
@@ -116,15 +116,15 @@ def _list(override: str, text: str) -> list[str] | None:
 
 def _unquoted(override: str, quoted: str) -> str:
     """The text inside double quotes."""
-    try:  # JSON keeps line breaks such as U+2028, which YAML folds into blanks
+    try:  # JSON keeps line breaks such as U+2028; YAML would replace them by blanks
         found = json.loads(quoted, strict=False)
     except ValueError:
         try:
             found = yaml.safe_load(quoted)
         except (yaml.YAMLError, ValueError, OverflowError):
             raise GptcliError(
-                f"{override[:80]}: a backslash in double quotes begins an escape, and one of these "
-                "is unknown",
+                f"{override[:80]}: a backslash in double quotes begins an escape, and one of "
+                "these escapes is unknown",
                 "write the text in single quotes, or a path with /",
             ) from None
     assert isinstance(found, str)

@@ -1,5 +1,6 @@
-"""From what a user asks for to a run or a model: the command line and `import gptcli` share it.
+"""Prepares runs and loads models, for the command line and for `import gptcli`.
 
-`model.py` and `training.py` are the face of the library (see docs/library.md). The other files
-prepare runs and load models for both. Nothing here prints, handles signals or ends the process.
+`model.py` and `training.py` hold the public functions of the library (see docs/library.md). The
+other files serve the library and the command line. Nothing here prints, handles signals or ends the
+process.
 """

@@ -1,4 +1,4 @@
-"""What to generate: how many tokens, how they are chosen, where to stop."""
+"""The options of generation: how many tokens, how they are chosen, where to stop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_SAMPLES = 100_000
 
 @dataclass(frozen=True)
 class Generation:
-    """How much to generate, how tokens are chosen, and where to stop. It has the defaults."""
+    """How much to generate, how tokens are chosen, and where to stop. Holds the default values."""
 
     max_new_tokens: int = 500
     temperature: float = 0.8
@@ -32,9 +32,9 @@ class Generation:
     seed: int | None = None
 
     def refuse_wrong(self, spelt: Callable[[str], str] = str) -> None:
-        """Raise GptcliError if a value is of another type or out of range.
+        """Raise GptcliError if a value has a wrong type or is out of range.
 
-        `spelt` gives the name of a value in messages."""
+        `spelt` returns the name of a value for messages, such as "--top-k"."""
         for name, least in (("max_new_tokens", 0), ("top_k", 1), ("seed", 0)):
             _refuse_number(spelt(name), getattr(self, name), least)
         for name, usual, most in (
@@ -67,7 +67,7 @@ class Generation:
             )
 
     def params(self) -> SamplingParams:
-        """The sampling parameters."""
+        """The sampling parameters alone: temperature, top-k, top-p, min-p, repetition penalty."""
         from gptcli.sampling.params import SamplingParams
 
         return SamplingParams(
@@ -75,7 +75,7 @@ class Generation:
         )
 
     def seed_or_new(self) -> int:
-        """The seed, or a random one."""
+        """The seed; a random seed if none is set."""
         import secrets
 
         return secrets.randbelow(2**31) if self.seed is None else self.seed
@@ -99,8 +99,8 @@ def requests_of(
 ) -> Iterator[SampleRequest]:
     """A request for each sample of each prompt, in order.
 
-    Raises GptcliError if the tokenizer does not know a character; `place` gives what its message
-    begins with for a prompt's number, from 1."""
+    Raises GptcliError if the tokenizer does not know a character. `place` returns the beginning of
+    this message for the number of a prompt, counted from 1."""
     from gptcli.sampling.generate import SampleRequest
 
     for number, text in enumerate(texts, 1):

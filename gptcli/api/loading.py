@@ -1,4 +1,4 @@
-"""Loads a model with the engine that samples it: from a run, or from another program's files."""
+"""Loads a model from a run or from another program's files, with the engine that samples it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SamplingModel:
     def open_streams(
         self, count: int, params: SamplingParams, sampler: UserSampler | None = None
     ) -> Streams:
-        """`count` streams of this model, or as many as the memory holds."""
+        """`count` streams of this model; fewer if the memory cannot hold so many."""
         from gptcli.sampling.backend import open_streams
         from gptcli.sampling.valid_text import table_of
 
@@ -49,7 +49,7 @@ class SamplingModel:
         )
 
     def likeliest(self, texts: Sequence[Sequence[int]]) -> list[int]:
-        """The likeliest token after each text; a text must fit the context."""
+        """The likeliest next token after each text. Each text must fit in the context."""
         from gptcli.sampling.backend import open_streams
         from gptcli.sampling.params import SamplingParams
 
@@ -71,10 +71,10 @@ def load_for_sampling(
     threads: int | None,
     files: UserFiles,
 ) -> SamplingModel:
-    """The model of the run folder `path`, or of another program's files there.
+    """The model in the folder `path`, which is a run or holds another program's model.
 
-    `checkpoint` is "best", "last" or a step. The dtype `auto` is the fastest here. Raises
-    GptcliError if the model, the device or the dtype cannot be used."""
+    `checkpoint` is "best", "last" or a step. The dtype `auto` means the fastest dtype on this
+    machine. Raises GptcliError if the model, the device or the dtype cannot be used."""
     from gptcli.devices import is_surely_cpu
     from gptcli.native import library
 
@@ -119,7 +119,7 @@ def _load_without_torch(
 ) -> SamplingModel | None:
     """The model of a run for the C library; None if only PyTorch can sample it.
 
-    Nothing imports PyTorch, which takes longer than to sample a short text."""
+    Does not import PyTorch, because the import takes longer than sampling a short text."""
     from gptcli.devices import threads_without_torch
     from gptcli.sampling.backend import choose_backend
     from gptcli.training.loading import read_trained
@@ -134,21 +134,21 @@ def _load_without_torch(
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a path holds a model that another program wrote: no run, but a config.json."""
+    """Whether a folder holds another program's model: it is no run, but has a config.json."""
     return not (path / "config.yaml").is_file() and (path / "config.json").is_file()
 
 
 def open_foreign(path: Path) -> Trained:
     """The model in another program's folder, in float32 on the CPU and in evaluation mode.
 
-    Raises GptcliError if it is damaged, or not exactly what gptcli computes."""
+    Raises GptcliError if the files are damaged, or if gptcli cannot compute this model exactly."""
     from gptcli.interop.imports import read_foreign
 
     return read_foreign(path)[0]
 
 
 def refuse_unknown(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise GptcliError if the value of the option `name` is not one of the choices."""
+    """Raise GptcliError if the option `name` has a value that is not in `choices`."""
     if value not in choices:
         close = nearest(str(value), choices)
         guess = f"did you mean `{close}`? " if close else ""

@@ -1,4 +1,4 @@
-"""The error for a word of `gptcli train` that is no config and no text: what the user may mean."""
+"""The error if a word of `gptcli train` is no config and no text, with what the user may mean."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def no_such_text(word: str) -> GptcliError:
 
 
 def refuse_run(word: str) -> None:
-    """Raise GptcliError if a word is a run folder, a run's name or a folder inside a run."""
+    """Raise GptcliError if a word is a run folder, the name of a run, or a folder inside a run."""
     path = word if os.path.lexists(word) else os.path.join("runs", word)  # noqa: PTH118
     if not os.path.isdir(path):  # noqa: PTH112 (False for a name that no folder can have)
         return
@@ -63,7 +63,7 @@ def refuse_run(word: str) -> None:
 
 
 def _files_in_same_folder(name: str) -> list[str]:
-    """Texts and configs in the folder of a name that does not exist, to propose the nearest."""
+    """The texts and configs in the folder of a missing file, to propose the nearest name."""
     folder = Path(name).parent
     try:
         files = sorted(folder.iterdir())

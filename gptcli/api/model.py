@@ -1,4 +1,4 @@
-"""`gptcli.load` and the Model that it returns: generate, stream, score and logits."""
+"""`gptcli.load`, and the class Model, which can generate, stream, score and give logits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gptcli.sampling.generate import SampleRequest
     from gptcli.tokenization import Tokenizer
 
-_SHOWN_TOKENS = 200  # of the text that a notebook shows
+_SHOWN_TOKENS = 200  # of the sample that a notebook shows
 
 
 def load(
@@ -45,16 +45,16 @@ def load(
 ) -> Model:
     """The trained model of a run, ready to generate.
 
-    `run` is a run folder, its name under runs/, a model of another program (a folder of Hugging
-    Face, such as an export, or nanoGPT's ckpt.pt), or None for the newest run. `checkpoint` is
-    "best", "last" or a step; by default the best, or the last of a run without evaluations.
-    `device` is "auto", "cuda", "mps" or "cpu". `dtype` is what generating computes in: "auto" (the
-    fastest here), "bfloat16", "float16", "float32", or on a CPU "int8". `attention` to `tokenizer`
-    name the files of a run that was trained with the user's parts, as `FILE` or `FILE:CLASS`. This
-    runs them.
+    `run` is a run folder or the name of a run under runs/; None means the newest run. It can also
+    be a model of another program: a folder of Hugging Face, such as an export, or nanoGPT's
+    ckpt.pt. `checkpoint` is "best", "last" or a step. The default is "best", or "last" if the run
+    has no evaluations. `device` is "auto", "cuda", "mps" or "cpu". `dtype` is the number format of
+    generation: "auto" (the fastest on this machine), "bfloat16", "float16", "float32", or on a CPU
+    "int8". If the run was trained with the user's parts, `attention` to `tokenizer` name their
+    files as `FILE` or `FILE:CLASS`. `load` runs these files.
 
-    Raises GptcliError if there is no such run or it cannot be loaded. Notes, for example about a
-    damaged checkpoint, are Python warnings."""
+    Raises GptcliError if there is no such run or the run cannot be loaded. Notes, for example about
+    a damaged checkpoint, are Python warnings."""
     spin_briefly()
     refuse_unknown("device", device, DEVICES)
     refuse_unknown("dtype", dtype, (*DTYPES, "int8"))
@@ -78,9 +78,8 @@ def load(
 class Model:
     """A trained model. `gptcli.load` makes it.
 
-    `run` is its folder, `step` its checkpoint, `config` its config, and `tokenizer` turns text into
-    ids and back. A notebook shows the model's
-    size, its loss curve and a text that it wrote."""
+    `run` is its run folder, `step` the step of its checkpoint, `config` its config, and `tokenizer`
+    turns text into ids and back. A notebook shows the model's size, its loss curve and a sample."""
 
     run: Path
     step: int
@@ -158,13 +157,14 @@ class Model:
         stop: str | Sequence[str] = (),
         seed: int | None = None,
     ) -> str | list[str]:
-        """The continuation of a prompt, without the prompt: what `gptcli sample` writes.
+        """The continuation of a prompt, without the prompt: the text that `gptcli sample` writes.
 
-        With `n`, or for a list of prompts, a list of texts: `n` of each prompt, generated together.
-        An empty prompt starts from end-of-text if the tokenizer has it, else from a newline.
-        `stop` ends a text before one of these strings. The same seed gives the same text; without
-        one each call gives another. Raises GptcliError if a value is out of range or the tokenizer
-        does not know a character."""
+        With `n`, or for a list of prompts, returns a list of texts: `n` texts for each prompt,
+        generated together. An empty prompt starts from end-of-text if the tokenizer has it, else
+        from a newline. A text ends before the first of the strings in `stop`. The same seed gives
+        the same text. Without a seed, each call gives another text.
+
+        Raises GptcliError if a value is out of range or the tokenizer does not know a character."""
         from gptcli.sampling.text import Sample, generate_text
 
         wanted = Generation(
@@ -208,10 +208,11 @@ class Model:
         stop: str | Sequence[str] = (),
         seed: int | None = None,
     ) -> Iterator[str]:
-        """The continuation that `generate` gives, in pieces as they are ready.
+        """The text that `generate` returns, in pieces: each piece comes as soon as it is ready.
 
-        A piece has whole characters, at least one. Text that can begin a stop string comes when it
-        is clear that it does not. Raises GptcliError at once if a value is wrong."""
+        A piece has one or more whole characters. If the newest text could be the beginning of a
+        stop string, it is held back until this is decided. Raises GptcliError at once if a value is
+        wrong."""
         wanted = Generation(
             max_new_tokens,
             temperature,
@@ -240,13 +241,13 @@ class Model:
                 yield item.text
 
     def _requests(self, prompts: list[str], count: int) -> list[SampleRequest]:
-        """A request for each of `count` samples of each prompt."""
+        """`count` requests for each prompt."""
         texts = [self._readable(prompt, "a prompt") for prompt in prompts]
         place = "prompt {}: ".format if len(texts) > 1 else lambda number: ""
         return list(requests_of(self.tokenizer, texts, count, place))
 
     def _readable(self, text: str, what: str) -> str:
-        """The text as the model can read it (data.unknown). Warns if characters were changed."""
+        """The text without unknown characters (data.unknown). Warns if characters were changed."""
         from gptcli.tokenization.unknown_characters import readable
 
         if not isinstance(text, str):
@@ -261,9 +262,9 @@ class Model:
     def score(self, text: str) -> Score:
         """How likely the model finds a text: nats per token, bits per byte, and each token.
 
-        The figures are those of `gptcli score`, in float32 unless the model was loaded with another
-        dtype. Raises GptcliError if the text is empty or has characters
-        that the tokenizer does not know."""
+        The figures equal those of `gptcli score`. They are computed in float32 unless the model was
+        loaded with another dtype. Raises GptcliError if the text is empty or has characters that
+        the tokenizer does not know."""
         from gptcli.api.scoring import score_text
 
         loaded = self._loaded
@@ -274,11 +275,13 @@ class Model:
     def logits(
         self, ids: str | Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
     ) -> torch.Tensor:
-        """The logits of the token after each position: float32 (T, V), or (B, T, V) for a batch.
+        """The logits for the next token at each position: float32 (T, V), or (B, T, V) for a batch.
 
         `ids` is a text, or token ids (T,) or (B, T). PyTorch computes the logits on the model's
-        device, without gradients; for gradients, call `module`. Raises GptcliError for an id
-        outside the vocabulary, and for more tokens than `config.model.block_size`."""
+        device, without gradients. To get gradients, call `module`.
+
+        Raises GptcliError for an id outside the vocabulary, and for more tokens than
+        `config.model.block_size`."""
         import torch
 
         text = self._readable(ids, "ids") if isinstance(ids, str) else None
@@ -288,7 +291,7 @@ class Model:
         return logits if idx.dim() == 2 else logits[0]
 
     def _checked_ids(self, ids: Any) -> torch.Tensor:
-        """The ids as int64 (T,) or (B, T) on the model's device."""
+        """The ids as an int64 tensor (T,) or (B, T) on the model's device."""
         import torch
 
         try:
@@ -312,14 +315,14 @@ class Model:
                 f"give the last {most:,}",
             )
         for bad in (int(idx.min()), int(idx.max())):
-            self.tokenizer.token_bytes(bad)  # raises for an id outside the vocabulary
+            self.tokenizer.token_bytes(bad)  # raises if an id is outside the vocabulary
         return idx.to(self.module.wte.weight.device, torch.int64)
 
     # ---- facts ---------------------------------------------------------------------------
 
     @property
     def module(self) -> GPT:
-        """The PyTorch module, in evaluation mode. It is made when it is first asked for."""
+        """The PyTorch module, in evaluation mode. The first access creates it."""
         return self._loaded.trained.model
 
     @property
@@ -333,7 +336,7 @@ class Model:
 
     @property
     def val_loss(self) -> float | None:
-        """The validation loss in nats per token at this checkpoint; None if it is not known."""
+        """The validation loss at this checkpoint, in nats per token; None if unknown."""
         from gptcli.training.training_state import progress_of
 
         meta = self._loaded.trained.meta
@@ -346,7 +349,7 @@ class Model:
 
     @property
     def dtype(self) -> str:
-        """What generating computes in, such as "bfloat16"."""
+        """The number format in which the model generates, such as "bfloat16"."""
         return self._loaded.backend.dtype
 
     def __repr__(self) -> str:

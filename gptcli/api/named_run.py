@@ -1,4 +1,4 @@
-"""Finds the run that a user names; explains a word that is a text, a checkpoint or a file."""
+"""Finds the run that a user names; gives an error if the word is a text, a checkpoint or a file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gptcli.other_spellings import FORM_OF, normalised
 
 
 def named_run(name: str | None, command: str) -> Path:
-    """The run folder that RUN means for `command`: a path, a name under runs/, or the newest run.
+    """The run folder that RUN names: a path, a name under runs/, or by default the newest run.
 
-    Raises GptcliError with the right form of the command if RUN is something else."""
+    Raises GptcliError with the right form of `command` if RUN is something else."""
     from gptcli.training.run_folder import find_run
 
     try:
@@ -25,7 +25,7 @@ def named_run(name: str | None, command: str) -> Path:
 
 
 def _instead_of_run(name: str, command: str) -> GptcliError | None:
-    """An error that says what RUN is and what to write; None if only the name is wrong."""
+    """The error that says what RUN is and what to write; None if it only looks misspelt."""
     start = f"gptcli {command}"
     if (run := run_around(name)) is not None:
         shown = shlex.quote(str(run))
@@ -41,7 +41,7 @@ def _instead_of_run(name: str, command: str) -> GptcliError | None:
             return GptcliError(f"{name} is a config, not a run", f"train it: gptcli train {quoted}")
         if name.lower().endswith((".gguf", ".onnx")):
             return GptcliError(
-                f"{name} is a model of another program, which gptcli writes and cannot read",
+                f"{name} is a model of another program, and gptcli cannot read its format",
                 "name the run that it was exported from",
             )
         use = {
@@ -69,7 +69,7 @@ def _instead_of_run(name: str, command: str) -> GptcliError | None:
 
 
 def prompt_word(text: str) -> str:
-    """A text as one word of a shell; `"$TEXT"` if it is too long, or not one line."""
+    """A text as one word for a shell; `"$TEXT"` if it is too long or has several lines."""
     return shlex.quote(text) if cropped(text) == text and len(text) <= 60 else '"$TEXT"'
 
 
@@ -91,7 +91,7 @@ def _folder(name: str, start: str) -> GptcliError | None:
 
 
 def run_around(name: str) -> Path | None:
-    """The run folder that a path lies in; None if it lies in none."""
+    """The run folder that contains a path; None if the path is not inside a run."""
     for path in (Path(name), Path("runs") / name):
         for folder in path.parents:
             if is_run(str(folder)):

@@ -1,4 +1,4 @@
-"""A new run, from what the user asks for to a prepared run in its locked folder."""
+"""Makes a new run: from the user's request to a prepared run in its locked folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for: a new run, or a run to resume."""
+    """The request of a user for a new run, or for a run to resume."""
 
     target: Target | GivenConfig  # a config or texts
     overrides: list[str]  # KEY=VALUE
@@ -41,36 +41,36 @@ class Request:
     from_run: str | None
     files: UserFiles
     force: bool
-    ranks: int = 1  # processes that share the training
+    ranks: int = 1  # number of processes that train together
     copy_to: str | None = None  # a URL
 
 
 @dataclass(frozen=True)
 class NewRun:
-    """A run that has not started: its config, a name for its folder, the user's parts."""
+    """A run that has not started: its config, a name for its folder, and the user's parts."""
 
     config: Config
     name: str
     user_parts: UserParts | None
     notes: list[str]  # which settings gptcli chose, and why
     time_limit: TimeLimit | None = None
-    is_short: bool = False  # a fine-tune whose number of steps suits the text
+    is_short: bool = False  # a fine-tune; gptcli chooses its steps by the text
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The config that a user asks for, before gptcli chooses what was left to it."""
+    """The config that a user asks for, before gptcli chooses the open settings."""
 
     config: Config
     name: str
     asked: frozenset[str]  # dotted keys that the user set
-    is_given: bool  # a CONFIG or --from, which is used as it is
+    is_given: bool  # by a CONFIG or --from: gptcli changes no setting
     minutes: float | None
-    is_short: bool = False  # a fine-tune whose number of steps is left to gptcli
+    is_short: bool = False  # a fine-tune; gptcli will choose its steps by the text
 
 
 def with_copy(prepared: Prepared, url: str | None) -> Prepared:
-    """The prepared run, which is copied to a URL while it trains; None: it is not copied."""
+    """The prepared run, with a copy at `url` that follows the training (None: without a copy)."""
     if url is None:
         return prepared
     from gptcli.training.run_copy import RunCopy
@@ -83,10 +83,9 @@ def with_copy(prepared: Prepared, url: str | None) -> Prepared:
 def refuse_contradictions(
     given: Mapping[str, bool], files: UserFiles, spelt: Callable[[str], str]
 ) -> None:
-    """Raise GptcliError if two of the options that are `given` exclude each other, or one needs
-    another.
+    """Raise GptcliError if options in `given` exclude each other, or if one needs another.
 
-    `spelt` gives the name of an option in messages."""
+    `spelt` returns the name of an option for messages, such as "--resume"."""
     for flag, is_given, needed, needed_is_given in (
         ("extend", given["extend"], spelt("resume"), given["resume"]),
         ("force", given["force"], f"{spelt('attention')} (or another part)", bool(files.given())),
@@ -133,7 +132,7 @@ def wanted_run(request: Request, minutes: float | None) -> Wanted:
         and minutes is None
         and not asked & {"train.max_steps", "train.minutes"}
     )
-    # The user's steps, or those that suit the text, replace the file's minutes.
+    # The number of steps comes from the user or from the text. So the file's minutes do not count.
     if is_short or (steps_asked and "train.minutes" not in asked):
         config = config.model_copy(
             update={"train": config.train.model_copy(update={"minutes": None})}
@@ -148,11 +147,11 @@ def wanted_run(request: Request, minutes: float | None) -> Wanted:
 
 
 def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str], None]) -> NewRun:
-    """The new run that `wanted_run` found; `begun` is its beginning by time.perf_counter.
+    """The new run that `wanted` describes. `begun` is its start time by time.perf_counter.
 
-    A config or --from is used as it is. For a text, or for nothing, gptcli chooses every setting.
-    With a time limit, it also plans the number of steps. `warn` gets the problem of a user's part
-    that fails its check, if the request forces it."""
+    A config or --from is used as it is. If the user names a text or nothing, gptcli chooses every
+    setting. With a time limit, gptcli also plans the number of steps. If a user's part fails its
+    check and the request has --force, `warn` gets the problem."""
     config, name, minutes, asked = wanted.config, wanted.name, wanted.minutes, set(wanted.asked)
     user_parts = check_and_load(request.files, config, request.force, warn)
     if wanted.is_given and minutes is None:
@@ -180,7 +179,8 @@ def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str
 def prepare_copy(request: Request, *, resume: bool) -> str | None:
     """Make sure that the URL of --copy-to can be used. Returns a note if a run was fetched.
 
-    A new run is refused if a run is there. A resumed run whose folder is missing is fetched."""
+    For a new run, raises GptcliError if the URL already holds a run. For a resumed run without a
+    folder, fetches the run from the URL."""
     if request.copy_to is None:
         return None
     from gptcli.training.run_copy import fetch_run, refuse_own_folder, refuse_used
@@ -202,7 +202,7 @@ def prepare_copy(request: Request, *, resume: bool) -> str | None:
 
 
 def folder_of_option(out: Path) -> Path:
-    """The folder that --out names. Raises GptcliError if no run can be written there."""
+    """The folder that --out names. Raises GptcliError if the path is empty or too long."""
     from gptcli.files.durable import refuse_long_path
 
     if str(out) in ("", "."):
@@ -215,13 +215,13 @@ def folder_of_option(out: Path) -> Path:
 def refuse_out(out: Path, *, overwrite: bool) -> None:
     """Raise GptcliError if no new run can be written to --out. Changes nothing.
 
-    Call it before the text is read, so that a user waits for nothing. `new_folder` looks again."""
+    Called before the text is read, so that the error comes early. `new_folder` checks again."""
     from gptcli.training import run_folder
 
     run = folder_of_option(out)
     with path_errors(run):
         if (run / ".replaced").exists():
-            return  # `new_folder` first repairs what a killed --overwrite left
+            return  # left by a killed --overwrite; `new_folder` repairs it
         (run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing)(run)
         parent = run
         while not parent.exists() and parent != parent.parent:
@@ -234,13 +234,13 @@ def refuse_out(out: Path, *, overwrite: bool) -> None:
 
 @dataclass
 class NewFolder:
-    """The locked folder of a new run. While `is_prepared` is false, it may hold an old run only."""
+    """The locked folder of a new run. Until `is_prepared` is true, it can still hold an old run."""
 
     run: Path
     is_prepared: bool = False
 
     def prepare(self, request: Request, new: NewRun) -> Prepared:
-        """Read the text, write the run's first files, and return its Setup."""
+        """Read the text, write the run's first files, and return the prepared run."""
         from gptcli.training import run_folder, setup
 
         from_run = request.from_run
@@ -262,10 +262,10 @@ class NewFolder:
 def new_folder(
     run: Path, *, overwrite: bool, restore: Callable[[Path], object]
 ) -> Iterator[NewFolder]:
-    """Hold the folder of a new run, or with `overwrite` that of the old run which it replaces.
+    """Lock the folder of a new run; with `overwrite`, the folder of the old run that it replaces.
 
     If the run ends with an error before its first step, its files are deleted. At the end,
-    `restore` is called, which brings back the old run if the new one has no checkpoint."""
+    `restore` is called. It brings back the old run if the new run has no checkpoint."""
     from gptcli.training import run_folder
 
     refuse = run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing
@@ -273,7 +273,7 @@ def new_folder(
         run_folder.repair_replacement(run)
         refuse(run)
     with locked_run_folder(run, create=True):
-        refuse(run)  # again: another training can have held the lock and ended meanwhile
+        refuse(run)  # again: another training may have written here before we got the lock
         folder = NewFolder(run)
         try:
             yield folder
@@ -286,7 +286,7 @@ def new_folder(
 
 
 def _other_name_notes(run: Path, name: str, out: Path | None) -> list[str]:
-    """A note if the run got another name because `name` was taken; else []."""
+    """A note if the run got another name because the folder `name` exists; else []."""
     if out is not None or run.name == name:
         return []
     first = run.with_name(name)

@@ -1,4 +1,4 @@
-"""What a notebook shows: the page of a model, and a training as it goes."""
+"""What a notebook shows: a page about a model, and the progress of a training."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class View(Protocol):
     ) -> None: ...
 
     def handle(self, event: Event) -> None:
-        """Take in one event and show it."""
+        """Show one event."""
 
     def recall(self, event: Event) -> None:
-        """Take in an event of an earlier part of the run."""
+        """Update the state with an event of an earlier part of the run."""
 
 
 def open_view() -> View:
-    """The view of a training: a page in a notebook, and elsewhere what `gptcli train` shows."""
+    """The view of a training: in a notebook an HTML page, elsewhere that of `gptcli train`."""
     if in_notebook():
         return NotebookView()
     from rich.console import Console
@@ -58,7 +58,7 @@ def in_notebook() -> bool:
 
 
 class NotebookView:
-    """A training in a cell of a notebook: progress, figures, curve, sample. It redraws in place."""
+    """A training in a notebook's cell: progress, figures, curve, sample. Redraws in place."""
 
     def __init__(self) -> None:
         self._status = RunStatus()
@@ -81,7 +81,7 @@ class NotebookView:
         self._display.update(self)
 
     def handle(self, event: Event) -> None:
-        """Take in one event, and redraw if the last drawing is old enough."""
+        """Update the state with one event, and redraw if the last drawing is old enough."""
         self._status.absorb(event)
         if isinstance(event, Notice):
             self._notes.append(event.message)
@@ -91,7 +91,7 @@ class NotebookView:
             self._next_draw = now + _REFRESH_SECONDS
 
     def recall(self, event: Event) -> None:
-        """Take in an event of an earlier part of the run."""
+        """Update the state with an event of an earlier part of the run."""
         self._status.recall(event)
 
     def __repr__(self) -> str:
@@ -161,7 +161,7 @@ def _curve(status: RunStatus) -> str | None:
 
 
 def model_page(run: Path, facts: Sequence[str], sample: str) -> str:
-    """The page of a model: its facts, the loss curve of its run, and a text that it wrote."""
+    """A page about a model, as HTML: its facts, the loss curve of its run, and a sample."""
     parts = [_bold(str(run)), *map(_line, facts)]
     train, val = recorded_losses(run)
     if len(train) > 1:

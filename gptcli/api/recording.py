@@ -1,4 +1,4 @@
-"""Trains and keeps the record: writes each event to metrics.jsonl, samples.txt and run.json."""
+"""Trains, and writes each event to metrics.jsonl, samples.txt or run.json."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def recorded_training(
     should_stop: Callable[[], bool],
     wishes: Wishes | None = None,
 ) -> Generator[Event, None, None]:
-    """Train, and yield each event after it is recorded; first a Notice for each note.
+    """Train, and yield each event after it is recorded. A Notice for each note comes first.
 
-    If the disk refuses a line or a logger fails, a Notice says so, and training goes on. Closing
-    the generator gives up an unfinished save; the caller lets the loggers finish."""
+    If the disk refuses a line or a logger fails, a Notice reports the problem, and training goes
+    on. Closing the generator gives up an unfinished save. The caller lets the loggers finish."""
     from gptcli.events import CheckpointSaved, Finished, LookedInside, Notice
     from gptcli.training import run_folder
     from gptcli.training.gathered_weights import gather_weights
@@ -63,9 +63,9 @@ def recorded_training(
 
 
 def seconds_for_loggers(prepared: Prepared) -> float:
-    """How long a training may wait for its loggers at the end.
+    """The number of seconds that a training may wait for its loggers at the end.
 
-    The time of a run with a time limit is promised to 10 %; half of this is for the loggers."""
+    A run may exceed its time limit by 10 %. Half of that is for the loggers."""
     from gptcli.loggers.processes import FINISH_S
 
     limit = prepared.setup.config.train.minutes
@@ -73,7 +73,7 @@ def seconds_for_loggers(prepared: Prepared) -> float:
 
 
 def finish_copy(prepared: Prepared, should_stop: Callable[[], bool]) -> list[str]:
-    """Complete the run's copy at its URL, if it has one; returns warnings.
+    """Complete the run's copy at its URL, if the run has a copy. Returns warnings.
 
     A run with a time limit waits for its copy as long as for its loggers."""
     from gptcli.training.run_copy import FINISH_S
@@ -85,7 +85,7 @@ def finish_copy(prepared: Prepared, should_stop: Callable[[], bool]) -> list[str
 
 
 def _record(event: Event, journal: Journal) -> GptcliError | None:
-    """Write the event to its file. Returns the error if the disk refused."""
+    """Write the event to its file. Returns the error if the disk refused the line."""
     from gptcli.events import LookedInside, SampleDrawn
     from gptcli.view.metrics import metrics_record, passage_record
 
@@ -99,7 +99,7 @@ def _record(event: Event, journal: Journal) -> GptcliError | None:
 
 @contextmanager
 def journal_of(run: Path, summary: RunSummary) -> Iterator[Journal]:
-    """The writer of metrics.jsonl and samples.txt.
+    """The writer of metrics.jsonl and samples.txt, as a context manager.
 
     Raises GptcliError at the end if the disk refused lines and no other error happened.
     """
@@ -117,7 +117,7 @@ def journal_of(run: Path, summary: RunSummary) -> Iterator[Journal]:
 
 
 def explained(error: Exception, prepared: Prepared, files: UserFiles) -> GptcliError | None:
-    """A clearer error to show instead of `error`, which ended the loop; None if there is none."""
+    """A clearer error to show in place of `error`, which ended the loop; None if there is none."""
     if is_out_of_memory(error):
         from gptcli.training.out_of_memory import out_of_memory
 

@@ -1,4 +1,4 @@
-"""A run to resume, from what the user asks for: its folder, and what changes in its config."""
+"""Finds the run that a user wants to resume, and the changes of its config."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResumedRun:
-    """A run that has not gone on yet, and what the user asks for now."""
+    """A run that waits to be resumed, and what the user asks for now."""
 
     run: Path
-    config: Config | None  # None: the run's
+    config: Config | None  # None: the run's config stays
     asked: frozenset[str]  # dotted keys that the user set
     user_parts: UserParts | None
     copy_to: str | None = None  # a URL
 
     def prepare(self, *, extend: bool) -> Prepared | FinishedRun:
-        """Read the text and the newest checkpoint. The caller holds the lock of the folder."""
+        """Read the text and the newest checkpoint. The caller must hold the lock of the folder."""
         from gptcli.training import setup
 
         prepared = setup.prepare_resume(
@@ -48,10 +48,10 @@ class ResumedRun:
 
 
 def resumed_run(request: Request, warn: Callable[[str], None]) -> ResumedRun:
-    """The run that a request names by `out` (None: the newest), and what it changes.
+    """The run that `request.out` names (None: the newest run), with the changes of its config.
 
-    `warn` gets the problem of a user's part that fails its check, if the request forces it. Raises
-    GptcliError if there is no such run, or the request cannot be understood."""
+    If a user's part fails its check and the request has --force, `warn` gets the problem. Raises
+    GptcliError if there is no such run, or if the request is wrong."""
     from gptcli.config_files import differences, dump_config, parse_config, values_set
     from gptcli.training import run_folder
 
@@ -80,7 +80,7 @@ def resumed_run(request: Request, warn: Callable[[str], None]) -> ResumedRun:
 
 
 def _refuse_run_as_text(target: str, out: Path | None) -> None:
-    """Raise GptcliError if the TEXT of `--resume` is a run: --out names the run to resume."""
+    """Raise GptcliError if the TEXT of `train --resume` is a run, which belongs after --out."""
     from gptcli.training.run_commands import resume_command
 
     folder = expanded(target)

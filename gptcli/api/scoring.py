@@ -1,4 +1,4 @@
-"""Scores a text: its log-probability by token, the loss, the perplexity and bits per byte."""
+"""Scores a text: the log-probability of each token, the loss, perplexity and bits per byte."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from gptcli.api.loading import SamplingModel
 
 _SHADES = ((0.5, "#b7e4c7"), (0.1, "transparent"), (0.01, "#ffe8a3"), (0.0, "#f4a6a0"))
-"""The lowest probability of each shade in a notebook."""
+"""(lowest probability, colour) of each shade in a notebook."""
 _MOST_WORK = 15_000_000_000
-"""Tokens times parameters that the C library scores sooner than PyTorch, which must be imported."""
+"""Up to so many tokens times parameters, the C library scores faster than PyTorch is imported."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Score:
     """How likely a model finds a text. A notebook shows the text with a colour for each token.
 
     `ids`, `texts` and `log_probabilities` have an entry for each token. A log-probability is in
-    nats. The text of a token that is part of a character is U+FFFD."""
+    nats. If a token is only a part of a character, its text is U+FFFD."""
 
     text: str
     ids: list[int]
@@ -42,12 +42,12 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """e to the power of the loss; infinity if it is too large for a float."""
+        """e to the power of the loss; infinity if the result is too large for a float."""
         return math.inf if self.loss >= 700 else math.exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
-        """The loss in bits for each byte of the text in UTF-8, which tokenizers do not change."""
+        """The loss in bits per byte of the UTF-8 text. Comparable between tokenizers."""
         return -self.log_probability / math.log(2) / len(self.text.encode("utf-8"))
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Score:
         return f"<Score: {self.summary()}>"
 
     def summary(self) -> str:
-        """The figures in one line."""
+        """The number of tokens, the loss, the perplexity and the bits per byte, in one line."""
         count = len(self.ids)
         return (
             f"{count:,} token{'s' if count != 1 else ''}: {self.loss:.4f} nats per token, "
@@ -77,7 +77,7 @@ class Score:
 
 
 def _probability(log_probability: float) -> float:
-    """The probability; 0 for NaN, which a broken model can give."""
+    """The probability; 0 for NaN, which comes from a broken model."""
     return 0.0 if math.isnan(log_probability) else math.exp(min(0.0, log_probability))
 
 
@@ -87,11 +87,11 @@ def _shade(log_probability: float) -> str:
 
 
 def score_text(model: SamplingModel, text: str, *, name: str = "") -> Score:
-    """The score of a text that the model can read, as `readable` gives it.
+    """The score of a text whose characters the tokenizer knows (see `readable`).
 
-    The model's engine computes it, because engines round differently; but a long text in float32 is
-    computed by PyTorch, which takes many tokens at once. `name` is what messages call the text.
-    Raises GptcliError if the text has no tokens."""
+    The engine that samples the model also computes its score, because engines round differently.
+    The exception is a long text in float32: PyTorch computes its score, because it computes many
+    tokens at once. Messages call the text `name`. Raises GptcliError if the text has no tokens."""
     trained = model.trained
     tokenizer = trained.tokenizer
     try:

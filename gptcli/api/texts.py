@@ -1,4 +1,4 @@
-"""Texts to train on: which arguments name them, their data.source, and a run's name."""
+"""The texts to train on: their arguments, their data.source, and the name of the run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gptcli.files.names import exists, path_of, shown
 from gptcli.files.remote import is_url
 
 Target = str | list[str] | None
-"""The CONFIG, the TEXT or the texts of a command line; None if it names neither."""
+"""The CONFIG, the TEXT or the list of texts of a command line; None if it names none of them."""
 
 STDIN = "-"
 
 MOST_TEXTS = 500
-"""As many as data.source can hold."""
+"""The largest number of texts in data.source."""
 
 
 def texts_of(target: Target) -> list[str]:
-    """The CONFIG or the texts as a list."""
+    """The CONFIG or the texts, as a list of words."""
     return [target] if isinstance(target, str) else target or []
 
 
@@ -41,9 +41,9 @@ def source_override(target: Target) -> str:
 
 
 def with_texts(target: Target, overrides: list[str]) -> list[str]:
-    """The overrides with the texts of the command line as data.source.
+    """The overrides, with the texts of the command line added as data.source.
 
-    Raises GptcliError if an override names the text as well."""
+    Raises GptcliError if an override also sets data.source."""
     from gptcli.config_files import values_set
 
     if target is None:
@@ -80,7 +80,7 @@ def refuse_missing_texts(target: Target) -> None:
 
 
 def refuse_configs_among_texts(targets: list[str]) -> None:
-    """Raise GptcliError if one of several targets is a config."""
+    """Raise GptcliError if the user names several words and one of them is a config."""
     from gptcli.files.shipped import shipped_configs
 
     configs = [target for target in targets if target in shipped_configs() or is_yaml(target)]
@@ -99,14 +99,14 @@ def refuse_configs_among_texts(targets: list[str]) -> None:
 
 
 def is_yaml(target: str) -> bool:
-    """Whether a name is that of a YAML file."""
+    """Whether a file name has the ending of a YAML file."""
     return target.lower().endswith((".yaml", ".yml"))
 
 
 def run_name(target: Target) -> str:
-    """The name of a run on these texts: that of the first file or folder, as it is really called.
+    """The name for a run on these texts: the real name of the first file or folder.
 
-    It has no ending, no control characters, and no leading dot or hyphen."""
+    The file's ending, control characters, and leading dots and hyphens are left out."""
     from gptcli.files.shipped import shipped_texts
 
     first = texts_of(target)[0]

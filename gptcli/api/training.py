@@ -1,8 +1,8 @@
-"""`gptcli.train`: trains as the command does, and yields the events of the run.
+"""`gptcli.train`: trains as the command `gptcli train` does, and yields the events of the run.
 
-The loop runs in a thread of its own and waits after each event, while the caller's code works. So
-Ctrl-C, which Python raises in the main thread, never stops a step in the middle, no signal handler
-is needed, and training works in any thread.
+The loop runs in its own thread. It waits after each event while the caller's code works. Python
+raises Ctrl-C in the main thread, so it never stops a step in the middle, and no signal handler is
+needed. The caller can be in any thread.
 """
 
 from __future__ import annotations
@@ -75,17 +75,18 @@ def train(
 ) -> Training:
     """A training, which begins when you iterate over it or call `finish()`.
 
-    `config` is the name of a shipped config, a YAML file, a dict with its sections, or a Config,
-    which are used as they are; or a text, a folder or a list of them, for which gptcli chooses
-    every setting; or None for the shipped text. `overrides` is a dict from dotted keys to values,
-    or a list of "KEY=VALUE". The other arguments are those of `gptcli train`: `out` is the run
-    folder, `from_run` a run to start from, `minutes` a time limit. `resume` continues the run in
-    `out`, or the newest. `attention` to `tokenizer` name the user's files, which are run. `copy_to`
-    is a URL to which the run is copied; `resume` fetches it from there if `out` is missing. With
-    `progress`, a notebook shows how the training goes, and a terminal what `gptcli train` shows.
+    `config` is the name of a shipped config, a YAML file, a dict of sections, or a Config; the
+    training uses exactly this config. Or `config` is a text, a folder, a list of them, or None for
+    the shipped text; then gptcli chooses every setting. `overrides` is a dict from dotted keys to
+    values, or a list of "KEY=VALUE". The other arguments are those of `gptcli train`. `out` is the
+    run folder, `from_run` a run to start from, and `minutes` a time limit. `resume` continues the
+    run in `out`, or the newest run. `attention` to `tokenizer` name the user's files, which gptcli
+    runs. `copy_to` is a URL to which the run is copied; if `out` is missing, `resume` fetches the
+    run from this URL. `progress` shows the training in a notebook, or on a terminal as `gptcli
+    train` does.
 
-    Raises GptcliError at once if config or arguments are wrong; the texts are read later. The
-    weights are those of `gptcli train`, to the last bit."""
+    Raises GptcliError at once if the config or an argument is wrong. Errors in the texts come
+    later. The weights equal those of `gptcli train`, to the last bit."""
     spin_briefly()
     words = _words(overrides)
     tokenizer_file, words = split_tokenizer(tokenizer, words, resume=resume)
@@ -124,11 +125,11 @@ def train(
 
 
 class Training:
-    """A training. Iterate over it once to get its events; the last is Finished.
+    """A training. Iterate over it once to get its events. The last event is Finished.
 
-    If the loop ends early (`break`, an error, Ctrl-C), the run is saved and can be resumed. `run`
-    is the folder of the run, None before RunStarted. `finished` is the last event, None until
-    then."""
+    If your loop ends early (`break`, an error, Ctrl-C), the run is saved and can be resumed. `run`
+    is the folder of the run, or None before RunStarted. `finished` is the last event, or None
+    before the end."""
 
     run: Path | None = None
     finished: Finished | None = None
@@ -155,9 +156,9 @@ class Training:
         return self.finished
 
     def stop(self) -> None:
-        """Ask the loop to finish its step and to save. It then ends with its last events.
+        """Ask the loop to finish its step, to save and to end. The last events still come.
 
-        Any thread can call it."""
+        Any thread can call `stop`."""
         self._job.stopping.set()
 
     def __repr__(self) -> str:
@@ -191,7 +192,7 @@ class Training:
 
 
 def _show(view: View, event: Event) -> None:
-    """Show an event; before the first of a resumed run, what the run recorded earlier."""
+    """Show an event. Before the first event of a resumed run, show the events recorded earlier."""
     if isinstance(event, RunStarted) and event.resumed_from:
         from gptcli.view.history import recorded_events
 
@@ -204,20 +205,20 @@ def _show(view: View, event: Event) -> None:
 
 
 class _Worker:
-    """Runs a job in a thread, which waits after each event until the next one is asked for."""
+    """Runs a job in a thread. The thread waits after each event until the caller wants the next."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
         self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Event | _End] = queue.SimpleQueue()
         self._ended = False
-        self._abandoned = False  # nobody asks any more
+        self._abandoned = False  # nobody wants events any more
         self._thread = threading.Thread(target=self._work, name="gptcli.train", daemon=True)
         self._thread.start()
-        atexit.register(self.end, lambda event: event)  # if the loop is still open then
+        atexit.register(self.end, lambda event: event)  # if the loop is still open at exit
 
     def events(self) -> Iterator[Event]:
-        """The events of the job. Raises its error."""
+        """The events of the job. Raises the error with which the job ends."""
         while not self._ended:
             answer = self._next()
             if isinstance(answer, _End):
@@ -227,10 +228,10 @@ class _Worker:
             yield answer
 
     def end(self, seen: Callable[[Event], object]) -> None:
-        """Let the job save and end, if it has not ended. `seen` gets the events until then.
+        """Let the job save and end, if it has not ended. `seen` gets its last events.
 
-        A KeyboardInterrupt leaves at once; the thread saves and ends alone. Raises GptcliError if
-        the job cannot save."""
+        After a KeyboardInterrupt, this function ends at once, and the thread saves and ends alone.
+        Raises GptcliError if the job cannot save."""
         self._job.stopping.set()
         try:
             while not self._ended:
@@ -255,7 +256,7 @@ class _Worker:
 
     def _get(self) -> Event | _End:
         while True:
-            try:  # Windows delivers Ctrl-C only between two waits
+            try:  # on Windows, Ctrl-C arrives only between two waits
                 return self._answers.get(timeout=1.0)
             except queue.Empty:
                 continue
@@ -275,7 +276,7 @@ class _Worker:
 
 
 class _StoppedEarlyError(GptcliError):
-    """`stop` was called while the run was prepared."""
+    """The error if `stop` was called before the first step."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -284,7 +285,7 @@ class _StoppedEarlyError(GptcliError):
 
 
 class _End:
-    """The end of a job, with its error if it failed."""
+    """Marks the end of a job's events. `error` is set if the job failed."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
@@ -294,18 +295,18 @@ class _End:
 
 
 class _Job:
-    """A training, as a generator of its events. If `stopping` is set, it saves and ends."""
+    """A training as a generator of events. It saves and ends when `stopping` is set."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.stopping = threading.Event()
 
     def events(self) -> Generator[Event, None, None]:
-        """The events of the run; Finished comes when the folder is complete and unlocked."""
+        """The events of the run. Finished comes after the folder is complete and unlocked."""
         raise NotImplementedError
 
     def follow(self, prepared: Prepared) -> Generator[Event, None, Finished]:
-        """Train and record. Yields all events but the last, and returns that."""
+        """Train and record. Yields all events except the last, and returns the last event."""
         from gptcli.loggers.processes import RunLoggers
         from gptcli.training import run_folder
         from gptcli.training.run_summary import RunSummary
@@ -378,7 +379,7 @@ class _Start(_Job):
             except (LockedError, run_folder.RunExistsError):
                 if out is not None:
                     raise
-                # another training has just taken this name
+                # another training was faster and took this name
 
     def _train_in(self, run: Path, new: NewRun) -> Generator[Event, None, Finished]:
         from gptcli.training.run_folder import restore_replaced
@@ -412,7 +413,7 @@ class _Resume(_Job):
 
 
 def _nothing_to_do(run: Path, done: FinishedRun) -> Generator[Event, None, Finished]:
-    """The events of a resumed run that is finished already."""
+    """The events of a run that is already finished, so that nothing is left to resume."""
     for message in done.notes:
         yield Notice(message)
     status = done.status
@@ -435,7 +436,7 @@ def _nothing_to_do(run: Path, done: FinishedRun) -> Generator[Event, None, Finis
 
 
 def _target(config: Any) -> Target | GivenConfig:
-    """The config or the texts that an argument names."""
+    """The config or the texts that the argument `config` names."""
     if config is None:
         return None
     if isinstance(config, (str, os.PathLike)):
@@ -450,7 +451,7 @@ def _target(config: Any) -> Target | GivenConfig:
         texts = [os.fspath(one) for one in config]
         if not 1 <= len(texts) <= MOST_TEXTS:
             raise GptcliError(
-                f"a list of {len(texts)} texts; it can have 1 to {MOST_TEXTS}",
+                f"a list of {len(texts)} texts; a list can have 1 to {MOST_TEXTS}",
                 "name the folder that holds them",
             )
         return texts[0] if len(texts) == 1 else texts
@@ -461,7 +462,7 @@ def _target(config: Any) -> Target | GivenConfig:
 
 
 def _plain(value: Any) -> Any:
-    """The value with dicts, lists and texts in place of other mappings, tuples and paths."""
+    """The value, with mappings as dicts, tuples as lists and paths as text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -470,7 +471,7 @@ def _plain(value: Any) -> Any:
 
 
 def _words(overrides: Any) -> list[str]:
-    """The overrides as KEY=VALUE."""
+    """The overrides as a list of KEY=VALUE."""
     if isinstance(overrides, Mapping):
         return [_word(str(key), _plain(value)) for key, value in overrides.items()]
     if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides):
@@ -497,6 +498,6 @@ def _word(key: str, value: Any) -> str:
 
 
 def cropped_value(value: Any) -> str:
-    """A value for a message, on one line and not too long."""
+    """A value for a message: on one line, cut off if it is long."""
     line = " ".join(repr(value).split())
     return line if len(line) <= 60 else line[:57] + "..."

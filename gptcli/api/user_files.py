@@ -25,7 +25,7 @@ PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 
 @dataclass(frozen=True)
 class UserFiles:
-    """The files that hold the user's parts, as the command line or the Python call names them."""
+    """The names of the files with the user's parts, from the command line or a call in Python."""
 
     attention: str | None = None
     layernorm: str | None = None
@@ -34,20 +34,19 @@ class UserFiles:
     tokenizer: str | None = None
 
     def given(self) -> dict[str, str]:
-        """Part -> FILE[:CLASS], for every part that the command line names."""
+        """Part -> FILE[:CLASS], for every part that has a file."""
         return {name: spec for name in PARTS if (spec := getattr(self, name)) is not None}
 
 
 def split_tokenizer(
     option: str | None, overrides: list[str], *, resume: bool
 ) -> tuple[str | None, list[str]]:
-    """The Python file that `--tokenizer` names (None if it names data), and the overrides.
+    """The Python file that `--tokenizer` names (None if it is not Python), and the overrides.
 
-    A tokenizer.json or a run becomes the override tokenizer.from. If the command line sets
-    tokenizer.from, overrides for the kind and vocab_size of that tokenizer are added, so that they
-    win over the values of a CONFIG. With `resume` nothing is loaded, because the run keeps its own
-    copy. Raises GptcliError if the command line contradicts itself or the tokenizer cannot be
-    used."""
+    If `--tokenizer` names a tokenizer.json or a run, the override tokenizer.from is added.
+    Overrides for the kind and vocab_size of this tokenizer follow, so that they replace the values
+    of a CONFIG. With `resume`, no tokenizer is loaded, because the run has its own copy. Raises
+    GptcliError if the options contradict each other or the tokenizer cannot be used."""
     of_tokenizer = [one for one in overrides if re.match(r"tokenizer\b", one)]
     if option is None and not of_tokenizer:
         return None, overrides
@@ -55,7 +54,7 @@ def split_tokenizer(
 
     try:
         section = parse_config("{}", of_tokenizer, name="command line").tokenizer
-    except ConfigError:  # raised again later, together with the other problems of the config
+    except ConfigError:  # comes again later, together with the other problems of the config
         return None, overrides
     if option is not None and section.from_ is not None:
         raise GptcliError(
@@ -94,7 +93,7 @@ def _override(name: str, value: Any) -> str:
 
 
 def _is_python(spec: str) -> bool:
-    """Whether `--tokenizer` names a Python file and not a tokenizer."""
+    """Whether `--tokenizer` names a Python file, instead of a tokenizer.json or a run."""
     from gptcli.course.sandbox.learner_file import split_class
 
     name, class_name = split_class(spec)
@@ -113,10 +112,10 @@ NO_DROPOUT = "dropout-never-acts"
 def check_and_load(
     files: UserFiles, config: Config, force: bool, warn: Callable[[str], None]
 ) -> UserParts | None:
-    """The user's classes after each has passed its check; None if no file is named.
+    """The user's classes, after each has passed its check; None if no file is named.
 
-    Raises GptcliError if a part cannot work with the config's arch. Unless `force` is set, also
-    raises GptcliError if a part fails its check; with `force`, calls `warn` with the problem.
+    Raises GptcliError if a part cannot work with the config's arch, or if a part fails its check.
+    With `force`, a failed check is no error: `warn` gets the problem.
     """
     given = files.given()
     if not given:
@@ -174,11 +173,11 @@ def check_and_load(
 
 
 def load_user_parts(files: UserFiles, *, with_cache: bool = False) -> UserParts | None:
-    """The user's classes; None if no file is named. This runs the files in this process.
+    """The user's classes; None if no file is named. Runs the files in this process.
 
-    `with_cache` takes the key/value cache of the attention's file, too, if it has one. Raises
-    GptcliError if a file is missing. Also raises GptcliError if the user's block has no
-    argument for another part that is named.
+    With `with_cache`, also loads the key/value cache if the attention's file has one. Raises
+    GptcliError if a file is missing, or if the user's block has no argument for another part that
+    is named.
     """
     given = files.given()
     if not given:
@@ -226,8 +225,8 @@ def load_user_parts(files: UserFiles, *, with_cache: bool = False) -> UserParts 
         for part in ("attention", "mlp", "layernorm"):
             if part in makers and not takes(block, part):
                 raise GptcliError(
-                    f"`{block.__name__}` of {given['block']} makes its own {part}, so --{part} "
-                    f"would not be used: its constructor has no argument `{part}`",
+                    f"`{block.__name__}` of {given['block']} makes its own {part}: its "
+                    f"constructor has no argument `{part}`, so --{part} has no effect",
                     f"leave --{part} out, or write `def __init__(self, config, {part}=...):`",
                 )
         makers["block"] = maker("block", block, dict(makers))
@@ -239,7 +238,7 @@ def load_user_parts(files: UserFiles, *, with_cache: bool = False) -> UserParts 
 
 
 def load_sampler(spec: str | None) -> UserSampler | None:
-    """The user's sampling functions; None if no file is named. This runs the file in this process.
+    """The user's sampling functions; None if no file is named. Runs the file in this process.
 
     Raises GptcliError if there is no such file, if it cannot be run, or if it has no next_token."""
     if spec is None:

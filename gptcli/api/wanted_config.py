@@ -1,4 +1,4 @@
-"""The config that a user asks for by a CONFIG, texts, KEY=VALUE overrides and a base run."""
+"""Builds the config that a user asks for: from a CONFIG or texts, overrides and a base run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GivenConfig:
-    """The sections of a config that a program made, as YAML would hold them."""
+    """The sections of a config that comes from a Python program: section -> key -> value."""
 
     values: Mapping[str, Any]
 
@@ -38,10 +38,11 @@ def config_for(
 ) -> tuple[Config, str]:
     """The config for a CONFIG or TEXT (None: the shipped text), and a name for its run.
 
-    With `from_run` and no CONFIG, that run's config is used (gptcli.training.fine_tuning); a CONFIG
-    without the section `model` gets that run's network. If the user names no config, values of the
-    default config change if they do not fit the user's; `notes` gets a line for each.
-    Raises GptcliError if `target` is no config and no text.
+    With `from_run` and no CONFIG, the base run's config is used (gptcli.training.fine_tuning). With
+    `from_run` and a CONFIG without the section `model`, the base run's network is used. Without a
+    CONFIG and `from_run`, the default config is used. Its values change if they do not fit the
+    user's values, and `notes` gets a line for each change. Raises GptcliError if `target` is no
+    config and no text.
     """
     from gptcli.config_files import config_of_values, load_config, sections_of, values_set
 
@@ -75,12 +76,12 @@ def config_for(
     name = run_name(target) if target is not None else default
     fitting = _fitting_overrides(load_config(default), overrides)
     if notes is not None:
-        notes += [f"{override}, so that it fits what you set" for override in fitting]
+        notes += [f"{override}, to fit the values that you set" for override in fitting]
     return load_config(default, [*fitting, *overrides]), name
 
 
 def _network_of(from_run: str | None) -> list[str]:
-    """The override for a config without a network: that of the run that a fine-tune starts from."""
+    """The override that sets the network to that of the base run; [] without a base run."""
     if from_run is None:
         return []
     from gptcli.training.run_folder import read_config
@@ -90,7 +91,7 @@ def _network_of(from_run: str | None) -> list[str]:
 
 
 def _fitting_overrides(base: Config, overrides: list[str]) -> list[str]:
-    """Overrides of the keys that the user did not set, so that they fit those that the user set."""
+    """Overrides for keys that the user did not set, so that they fit the user's overrides."""
     from gptcli.config_files import values_set
     from gptcli.config_problems import flatten
     from gptcli.fitting_values import fitting_values
@@ -101,7 +102,7 @@ def _fitting_overrides(base: Config, overrides: list[str]) -> list[str]:
 
 
 def is_config(target: Target | GivenConfig) -> bool:
-    """Whether it is a config, or CONFIG | TEXT names one: a shipped one, or any YAML file."""
+    """Whether `target` is a GivenConfig, a shipped config or a YAML file, instead of texts."""
     from gptcli.files.shipped import shipped_configs
 
     if isinstance(target, GivenConfig):
@@ -110,7 +111,7 @@ def is_config(target: Target | GivenConfig) -> bool:
 
 
 def defaults_with_overrides(target: Target, overrides: list[str]) -> Config:
-    """The default values with the user's text and overrides, for --minutes to choose the rest."""
+    """The default values with the user's text and overrides. gptcli chooses the other settings."""
     from gptcli.config import Config
     from gptcli.config_files import parse_config
 
@@ -120,7 +121,7 @@ def defaults_with_overrides(target: Target, overrides: list[str]) -> Config:
 
 
 def _refuse_other_network(run: Path, wanted: Config, overrides: list[str]) -> None:
-    """Raise GptcliError if overrides ask for another network than that of the run (--from)."""
+    """Raise GptcliError if overrides ask for another network than the base run has (--from)."""
     from gptcli.config_files import values_set
     from gptcli.training.run_folder import read_config
 
@@ -132,15 +133,15 @@ def _refuse_other_network(run: Path, wanted: Config, overrides: list[str]) -> No
     ]
     if odd:
         raise GptcliError(
-            f"--from takes the network of {run}, but you set it differently: "
-            + ", ".join(f"model.{key} {now[key]} (there: {there[key]})" for key in odd),
+            f"--from takes the network of {run}, but you set other values: "
+            + ", ".join(f"model.{key} {now[key]} (in the run: {there[key]})" for key in odd),
             f"leave out {', '.join(f'model.{key}' for key in odd)}; or leave out --from, to train "
             "a new model",
         )
 
 
 def _with_moved_texts(run: Path, config: Config, overrides: list[str]) -> Config:
-    """The config with the new place of each missing text that moved together with the run `run`.
+    """The config with the new paths of missing texts that moved together with the run `run`.
 
     A config outside a run stays as it is."""
     from gptcli.config_files import values_set

@@ -1,7 +1,7 @@
-"""The command line: the list of commands, and the only place that catches errors.
+"""The command line: the list of commands, and the place that prints every error.
 
-torch, pydantic and rich are imported only when a command needs them, so `--help` stays instant. Of
-the commands, only the one that is called is imported.
+torch, pydantic and rich are imported only when a command needs them, so `--help` stays fast. Only
+the module of the called command is imported.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _COMMANDS = {
     "schema": ("configs", "schema", "gptcli schema > schema.json"),
     "tokenizer": ("tokenizer", "", ""),
 }
-"""Each command: its module in gptcli.cli, its function there, and the example of its help."""
+"""Command -> its module in gptcli.cli, its function, and the example in its help."""
 _SHORT = {"chat": "sample"}  # for `sample --interactive`
 
 
@@ -80,16 +80,18 @@ def _gptcli(
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option("--debug", help="Show the traceback of an error (allowed after any command)."),
+        typer.Option(
+            "--debug", help="Show the traceback of an error (also allowed after a command)."
+        ),
     ] = False,
 ) -> None:
     """Train, sample and check tiny GPTs."""
 
 
 def app_of(words: Sequence[str]) -> typer.Typer:
-    """The command line, with the one command that the words name; with all if they name none.
+    """The command line with the command that `words` name; with all commands if they name none.
 
-    Importing the modules of all commands takes longer than to sample a short text."""
+    Importing the modules of all commands takes longer than sampling a short text."""
     app = typer.Typer(
         name="gptcli",
         cls=Group,
@@ -98,7 +100,7 @@ def app_of(words: Sequence[str]) -> typer.Typer:
         rich_markup_mode=None,
         context_settings={
             "help_option_names": ["--help", "-h"],
-            "token_normalize_func": same_option,  # `--max_new_tokens` is `--max-new-tokens`
+            "token_normalize_func": same_option,  # so that `--max_new_tokens` works
         },
     )
     app.callback(
@@ -125,7 +127,7 @@ def _add(app: typer.Typer, command: str) -> None:
 
 
 def main() -> None:
-    """Run the command line and exit with 0, 1, 2 or 130, as docs/scripts.md defines them.
+    """Run the command line, and exit with 0, 1, 2 or 130 (see docs/scripts.md).
 
     After a user's mistake, prints an error and a hint. Only `--debug` adds the traceback."""
     spin_briefly()
@@ -133,7 +135,7 @@ def main() -> None:
     sys.stdout, sys.stderr = checked_stdout(sys.stdout), never_failing(sys.stderr)
     app = app_of(sys.argv[1:])
     arguments, debug = without_debug(sys.argv[1:], app)
-    if hasattr(sys.stdin, "reconfigure"):  # utf-8-sig drops a byte-order mark
+    if hasattr(sys.stdin, "reconfigure"):  # utf-8-sig skips a byte-order mark
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -143,7 +145,7 @@ def main() -> None:
             _refuse_deleted_folder()
         code = app(arguments, prog_name="gptcli", standalone_mode=False)
         sys.stdout.flush()
-        if code == 130:  # typer turns a Ctrl-C into this exit code
+        if code == 130:  # typer's exit code for Ctrl-C
             note("\ninterrupted")
     except GptcliError as error:
         if debug:
@@ -157,7 +159,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         note("\ninterrupted")
         code = 130
-    except BrokenPipeError:  # the reader of the pipe has ended (`gptcli sample | head`)
+    except BrokenPipeError:  # the reader of the pipe ended (`gptcli sample | head`)
         code = 1
     except Exception as error:
         if debug or (problem := _machine_error(error)) is None:
@@ -168,7 +170,7 @@ def main() -> None:
 
 
 def _refuse_deleted_folder() -> None:
-    """Raise GptcliError if the current folder is gone. PyTorch would end the process there."""
+    """Raise GptcliError if the current folder is deleted. Without it, importing PyTorch crashes."""
     try:
         Path.cwd()
     except OSError as error:
@@ -180,7 +182,7 @@ def _refuse_deleted_folder() -> None:
 
 
 def _machine_error(error: Exception) -> GptcliError | None:
-    """The error to print if disk, memory or compiler failed; None if gptcli has a bug."""
+    """The error to print if the disk, the memory or the compiler failed; None for other errors."""
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""
         if error.filename == STDOUT:
@@ -198,7 +200,7 @@ def _machine_error(error: Exception) -> GptcliError | None:
             "turn it off with run.compile=false; on a CPU it needs a C++ compiler (g++)",
             exit_code=1,
         )
-    if is_out_of_memory(error):  # in training, gptcli.training.out_of_memory gives figures
+    if is_out_of_memory(error):  # for training, gptcli.training.out_of_memory has a better hint
         return GptcliError(
             "out of memory",
             "lower train.batch_size (and raise train.grad_accum by the same factor), "
@@ -210,7 +212,7 @@ def _machine_error(error: Exception) -> GptcliError | None:
 
 
 def _usage_error(error: TyperException) -> int:
-    """Print an error of the command line in gptcli's form, and return its exit code."""
+    """Print a wrong command line as an error in gptcli's form. Returns the exit code."""
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":

@@ -16,18 +16,19 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[CONFIG] [KEY=VALUE ...]",
-            help="A config, and changes to it, as for train (default: the default config).",
+            help="A config, and changes to it as KEY=VALUE. Default: shakespeare, or on a GPU "
+            "shakespeare-gpu.",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure training and sampling speed on this machine.
 
-    First, bench measures the machine's peak in matrix products. The training figure says which
-    share of that peak a training step reaches. The limit for sampling is an estimate. For each
-    token, the machine must at least read and multiply all weights, and the keys and values of a
-    full context. The command takes about ten seconds. Run nothing else meanwhile. Nothing is
-    saved."""
+    First, bench measures the machine's peak speed in matrix products. The training figure says
+    which share of this peak a training step reaches. The limit for sampling is an estimate: for
+    each token, the machine must at least read and multiply all weights, and the keys and values of
+    a full context. The command takes about ten seconds and saves nothing. Run nothing else at the
+    same time."""
     from gptcli.cli.train_arguments import config_of_arguments
 
     config = config_of_arguments(arguments or [])

@@ -20,32 +20,32 @@ if TYPE_CHECKING:
     from gptcli.sampling.streams import Streams, Uniform
     from gptcli.sampling.text import Sample
 
-LIMIT_S = 20.0  # for the generation without the cache
+LIMIT_S = 20.0  # for generating without the cache
 
 
 @dataclass(frozen=True)
 class CacheComparison:
-    """What the learner's cache changed: tokens per second with and without it, and the text."""
+    """The effect of the learner's cache: tokens per second with and without it, and on the text."""
 
     file: str
     with_cache: float
     without: float
-    difference: str | None  # what differs between the texts, or None
-    whole: bool  # whether the text was generated to its end without the cache
+    difference: str | None  # between the texts, in words; None if equal
+    whole: bool  # whether the time was enough to generate the complete text without cache
     dtype: str
 
     def to_json(self) -> dict[str, Any]:
-        """What `gptcli sample --json` adds."""
+        """The keys that `gptcli sample --json` adds to its output."""
         return {
             "tokens_per_second_without_cache": self.without,
             "same_text_without_cache": self.difference is None,
         }
 
     def report(self) -> None:
-        """Say how much faster the cache is. Raises GptcliError if it changes the text."""
+        """Print how much faster the cache is. Raises GptcliError if the cache changes the text."""
         if self.difference is not None and self.dtype == "float32":
             raise GptcliError(
-                f"with your cache the text is another one: {self.difference}",
+                f"your cache changes the text: {self.difference}",
                 f"see gptcli check-cache {shell_word(self.file)}",
                 exit_code=1,
             )
@@ -53,7 +53,7 @@ class CacheComparison:
         if not self.whole:
             text += f" in the first {LIMIT_S:.0f} seconds without it"
         if self.difference is not None:
-            text = f"another text, as the rounding of {self.dtype} can make; see --dtype float32"
+            text = f"another text: {self.dtype} rounds differently; see --dtype float32"
         note(
             f"your cache: {self.with_cache:,.0f} tokens a second; without it "
             f"{self.without:,.0f}: {self.with_cache / self.without:.1f} times as fast, and {text}"
@@ -70,9 +70,9 @@ def compare_without_cache(
     seed: int,
     stops: Sequence[str],
 ) -> CacheComparison | None:
-    """Generate the samples once more without the learner's cache, for at most LIMIT_S seconds.
+    """Generate the samples again without the learner's cache, for at most LIMIT_S seconds.
 
-    None if no tokens were generated."""
+    Returns None if no tokens were generated."""
     from gptcli.sampling.text import NewText, generate_text
 
     longest = max((one.tokens for one in samples), default=0)
@@ -116,10 +116,10 @@ def compare_without_cache(
 
 
 def _difference(cached: str, plain: str) -> str:
-    """Where two texts part."""
+    """The first difference of two texts, in words."""
     at = next((i for i, (a, b) in enumerate(zip(cached, plain, strict=False)) if a != b), 0)
     return (
-        f"from character {at + 1} on it is {cached[at : at + 20]!r}, and without it "
+        f"from character {at + 1} on, it is {cached[at : at + 20]!r}; without the cache it is "
         f"{plain[at : at + 20]!r}"
     )
 
@@ -135,7 +135,7 @@ def _without_cache(model: GPT) -> Iterator[None]:
 
 @contextmanager
 def errors_of_cache(user_parts: UserParts | None) -> Iterator[None]:
-    """Turn what the learner's cache or attention raises into a GptcliError with its line."""
+    """Turn an exception in the learner's cache or attention into a GptcliError with its line."""
     try:
         yield
     except Exception as error:
@@ -146,7 +146,7 @@ def errors_of_cache(user_parts: UserParts | None) -> Iterator[None]:
 
 
 class _Counted:
-    """Streams that count the tokens which they generate."""
+    """Streams that count the tokens they generate."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams

@@ -17,36 +17,37 @@ if TYPE_CHECKING:
 
     from gptcli.course.report import BuiltinReport, FileReport
 
-# For the help of each command: (exercise, what it checks, what the file must have).
+# For the help of each command: (exercise, the part and its steps, the contents of the file).
 COMMANDS = (
     (
         "layernorm",
-        "layer normalisation: mean, variance, normalise, gain and bias",
-        "The file has a class LayerNorm, built as LayerNorm(config) with config.n_embd and "
-        "config.bias; forward(x) takes and returns (B, T, C); Parameters `weight` and `bias`.",
+        "layer normalisation. The steps: mean, variance, normalise, gain and bias",
+        "The file has a class LayerNorm with the constructor LayerNorm(config). config has n_embd "
+        "and bias. forward(x) takes and returns (B, T, C). The Parameters are `weight` and `bias`.",
     ),
     (
         "mlp",
-        "the feed-forward network: expand by 4, exact GELU, project back, dropout",
-        "The file has a class MLP, built as MLP(config) with config.n_embd, config.dropout and "
-        "config.bias; forward(x) takes and returns (B, T, C); layers `c_fc` and `c_proj`.",
+        "the feed-forward network. The steps: expand by 4, exact GELU, project back, dropout",
+        "The file has a class MLP with the constructor MLP(config). config has n_embd, dropout "
+        "and bias. forward(x) takes and returns (B, T, C). The layers are `c_fc` and `c_proj`.",
     ),
     (
         "block",
-        "the block: first norm, attention, second norm, feed-forward, two residuals",
-        "The file has a class Block, built as Block(config) with n_embd, n_head, dropout, bias and "
-        "block_size; forward(x) takes and returns (B, T, C); submodules `ln_1`, `attn`, `ln_2` "
-        "and `mlp`.",
+        "the block. The steps: first norm, attention, second norm, feed-forward, two residuals",
+        "The file has a class Block with the constructor Block(config). config has n_embd, "
+        "n_head, dropout, bias and block_size. forward(x) takes and returns (B, T, C). The "
+        "submodules are `ln_1`, `attn`, `ln_2` and `mlp`.",
     ),
     (
         "tokenizer",
-        "byte-pair encoding: count pairs, merge, encode, decode, save and load",
-        "The file has a class Tokenizer, built as Tokenizer(), with train(text, num_merges), "
-        "encode(text), decode(ids), save(path), load(path), and `merges` {pair of ids: new id}.",
+        "byte-pair encoding. The steps: count pairs, merge, encode, decode, save and load",
+        "The file has a class Tokenizer with the constructor Tokenizer(). The methods are "
+        "train(text, num_merges), encode(text), decode(ids), save(path) and load(path). The "
+        "attribute `merges` is a dict {pair of ids: new id}.",
     ),
     (
         "training",
-        "training: batches, loss, learning rate, clipping, the step, evaluation",
+        "training. The steps: batches, loss, learning rate, clipping, the step, evaluation",
         "The file has six functions: get_batch(data, block_size, batch_size, generator), "
         "loss_of(logits, targets), "
         "learning_rate(step, max_lr, min_lr, warmup_steps, max_steps), "
@@ -55,27 +56,28 @@ COMMANDS = (
     ),
     (
         "sampling",
-        "sampling: temperature, top-k, top-p, min-p, penalty, draw, next token, stop strings",
-        "The file has eight functions, with logits (V,): temperature(logits, t), top_k(logits, k), "
-        "top_p(logits, p), min_p(logits, p), repetition_penalty(logits, seen_ids, penalty), "
-        "draw(logits, u), next_token(logits, seen_ids, u, t, k, p, m, penalty) and "
-        "cut_at_stop(text, stops).",
+        "sampling. The steps: temperature, top-k, top-p, min-p, penalty, draw, next token, stop "
+        "strings",
+        "The file has eight functions: temperature(logits, t), top_k(logits, k), top_p(logits, "
+        "p), min_p(logits, p), repetition_penalty(logits, seen_ids, penalty), draw(logits, u), "
+        "next_token(logits, seen_ids, u, t, k, p, m, penalty) and cut_at_stop(text, stops). The "
+        "shape of logits is (V,).",
     ),
     (
         "cache",
-        "the key/value cache: store, read, positions, full window, mask, equality",
-        "The file has a class KeyValueCache, built as KeyValueCache(block_size), with append(k, v) "
-        "for keys and values (B, H, T, D), length, fits(T) and clear(); and a class "
-        "CausalSelfAttention, built as CausalSelfAttention(config), whose forward(x, cache=None) "
-        "takes and returns (B, T, C).",
+        "the key/value cache. The steps: store, read, positions, full window, mask, equality",
+        "The file has two classes. KeyValueCache(block_size) has append(k, v) for keys and values "
+        "(B, H, T, D), length, fits(T) and clear(). CausalSelfAttention(config) has forward(x, "
+        "cache=None), which takes and returns (B, T, C).",
     ),
     (
         "modern",
-        "a GPT of 2025: RMSNorm, rotary positions, grouped queries",
-        "The file has the classes RMSNorm and GroupedQueryAttention, built as Class(config) with "
-        "n_embd, n_head and n_kv_head; forward(x) and forward(x, start=0) take and return "
-        "(B, T, C); Parameter `weight`, layers `query`, `key`, `value` and `c_proj`; and the "
-        "functions rotary_angles(head_dim, length) -> cos, sin and rotate(x, cos, sin).",
+        "the parts of a GPT of 2025. The parts: RMSNorm, rotary positions, grouped queries",
+        "The file has two classes and two functions. config has n_embd, n_head and n_kv_head. "
+        "RMSNorm(config) has forward(x) and the Parameter `weight`. GroupedQueryAttention(config) "
+        "has forward(x, start=0) and the layers `query`, `key`, `value` and `c_proj`. Both take "
+        "and return (B, T, C). The functions are rotary_angles(head_dim, length) -> cos, sin and "
+        "rotate(x, cos, sin).",
     ),
 )
 
@@ -86,8 +88,8 @@ Hint = Annotated[
         metavar="1|2|3",
         min=1,
         max=3,
-        help="How much the hint gives away: 1 asks a question, 2 names what to compare, 3 nearly "
-        "says it.",
+        help="How much the hint tells: 1 asks a question, 2 says what to compare, 3 nearly gives "
+        "the solution.",
     ),
 ]
 AsJson = Annotated[
@@ -100,29 +102,29 @@ def check_attention(
         list[str] | None,
         typer.Argument(
             metavar="FILE[:CLASS]",
-            help="Python files or notebooks with an attention class. It is `CausalSelfAttention`, "
-            "or the class that looks most like one, unless you name another. gptcli runs only "
-            "these files, in a separate process.",
+            help="Python files or notebooks with an attention class. Without CLASS, gptcli takes "
+            "`CausalSelfAttention`, or else the class that looks most like an attention. gptcli "
+            "runs only these files, in a separate process.",
         ),
     ] = None,
     hint: Hint = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Check causal self-attention against the reference: your FILE, or the builtin one.
+    """Check causal self-attention: your FILE or the builtin.
 
-    If a FILE is wrong, the report names the first of the eight steps that is wrong, the line and
-    the mistake. For example: `gptcli check-attention my/attention.py --hint 2`.
+    gptcli compares your FILE with the reference. If your FILE is wrong, the report names the first
+    of the eight steps that is wrong, the line and the mistake. For example: `gptcli check-attention
+    my/attention.py --hint 2`.
 
-    The course's form is a class with the constructor Class(config). config has n_embd, n_head,
+    In the course, FILE has a class with the constructor Class(config). config has n_embd, n_head,
     dropout, bias and block_size. The class has the layers query, key, value (or one c_attn) and
-    c_proj. Its forward(x) takes and returns (B, T, C).
-    Other forms are understood too: other names, constructors and layers, one layer for each head,
-    code of LLMs from Scratch, Karpathy's lecture, CS336 and ARENA. docs/course/coming-from has
-    the table.
+    c_proj. Its forward(x) takes and returns (B, T, C). gptcli also understands other names,
+    constructors and layers, one layer for each head, and the code of LLMs from Scratch, Karpathy's
+    lecture, CS336 and ARENA. docs/course/coming-from has the table.
 
-    Without a file, the command compares every path of the builtin attention with the reference and
-    with PyTorch's own, in all dtypes and on all devices of this machine. The exit code is 1 if
-    anything is wrong.
+    Without a FILE, the command compares every path of the builtin attention with the reference and
+    with PyTorch's attention, in all dtypes and on all devices of this machine. The exit code is 1
+    if anything is wrong.
     """
     if files:
         _check_files(files, "attention", hint, as_json)
@@ -131,7 +133,7 @@ def check_attention(
 
 
 def check_command(exercise: str) -> Callable[..., None]:
-    """The function of a check-* command other than check-attention."""
+    """The function of the check-* command for an exercise other than attention."""
     what, interface = next((what, has) for name, what, has in COMMANDS if name == exercise)
 
     def command(
@@ -158,7 +160,8 @@ def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> 
     """Check the files and print each report as it comes.
 
     Raises typer.Exit(1) if a file is wrong. A file that cannot be used gives an error instead of a
-    report. These errors come last: all but the last one are printed, and the last one is raised."""
+    report. These errors come after the reports. The last error is raised, and the others are
+    printed."""
     from gptcli.course.checking import check_files
 
     wrong, unusable = False, []
@@ -182,7 +185,7 @@ def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> 
 
 
 def _unusable_json(spec: str, error: GptcliError) -> dict[str, object]:
-    """The JSON object for a file that cannot be checked. So every file has its line."""
+    """The JSON object for a file that cannot be checked, because every file must have a line."""
     return {
         "file": spec,
         "ok": False,
@@ -210,7 +213,7 @@ def _check_builtin(as_json: bool) -> None:
 
 
 def show_file(report: FileReport, console: Console, level: int = 1) -> None:
-    """Print the report of one file: its steps or checks, then the verdict and the hint."""
+    """Print the report of one file: the steps or checks, then the verdict and the hint."""
     from rich.text import Text
 
     console.print(Text(f"{report.file}: {report.subject[1]}", style="bold"))
@@ -229,7 +232,7 @@ def show_file(report: FileReport, console: Console, level: int = 1) -> None:
 
 
 def _next_lines(report: FileReport) -> list[str]:
-    """What a learner can do with a file that passes: train with it, and the next exercise."""
+    """Lines that say what to do with a file that passes: train with it, then the next exercise."""
     from gptcli.course.catalogue import EXERCISES
 
     names = [each.name for each in EXERCISES]
@@ -286,7 +289,7 @@ def _step_line(number: int, name: str, state: str, unicode: bool) -> Text:
 
 
 def _show_picture(report: FileReport, console: Console, unicode: bool) -> None:
-    """Print the steps of a wrong attention with their lines, and its weights and the right ones."""
+    """Print the steps of a wrong attention, with their lines, its weights and the right weights."""
     from rich.text import Text
 
     from gptcli.course.attention.picture import heat, steps

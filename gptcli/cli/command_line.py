@@ -1,4 +1,4 @@
-"""The form of the command line: misspelt options and commands get a hint; --help in plain words."""
+"""Parses the command line: hints for misspelt options and commands, and --help in plain words."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WITH_KEYS = ("train", "bench", "plan")
 
 
 class CommandLineError(GptcliError):
-    """All wrong options of a command line. `problems` has a (message, hint) for each."""
+    """The error for the wrong options of a command line. `problems`: a list of (message, hint)."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__(*problems[0])
@@ -42,29 +42,29 @@ class CommandLineError(GptcliError):
 
 
 def same_option(name: str) -> str:
-    """Typer's normal form of an option or command: dashes instead of underscores."""
+    """The normal form of an option or command for Typer: dashes instead of underscores."""
     return name.replace("_", "-")
 
 
 class Command(TyperCommand):
-    """A command whose errors name the right form, and whose --help has no types of Python."""
+    """A command whose errors name the right option, and whose --help has no Python types."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments. Raises CommandLineError with all options that do not exist."""
         if not ctx.resilient_parsing:
             problems = list(_problems(ctx, args))
-            if len(problems) > 1:  # otherwise it is clear which option a hint is about
+            if len(problems) > 1:  # one hint needs no name of its option
                 problems = [(message, f"{_option(message)}: {hint}") for message, hint in problems]
             if problems:
                 raise CommandLineError(problems)
-        typed = list(args)  # Typer empties the list
+        typed = list(args)  # a copy, because Typer empties the list
         try:
             return super().parse_args(ctx, args)
         except TyperException as error:
             raise _bad_value(ctx, typed, error) or error from None
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The words of the usage line: the options, then each argument as its help names it."""
+        """The words of the usage line: [OPTIONS], then each argument by its name in the help."""
         return ["[OPTIONS]", *(metavar(p) for p in self.params if _is_argument(p))]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -76,7 +76,7 @@ class Group(TyperGroup):
     """A group of commands. An unknown command gets a hint."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the options before the command. Raises CommandLineError if one does not exist."""
+        """Parse the options before the command. Raises CommandLineError for an unknown option."""
         begin = []
         for word in args:
             if not word.startswith("-"):
@@ -90,7 +90,7 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that the words name, and its arguments.
 
-        `chat` is `sample --interactive`, and `help COMMAND` is `COMMAND --help`. Raises
+        `chat` means `sample --interactive`, and `help COMMAND` means `COMMAND --help`. Raises
         GptcliError if there is no such command."""
         word, rest = args[0], args[1:]
         if self.get_command(ctx, same_option(word)) is None:
@@ -104,7 +104,7 @@ class Group(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def _other_command(self, ctx: Context, word: str, rest: list[str]) -> str:
-        """What to write instead of a command that does not exist."""
+        """The hint for an unknown command."""
         above, path = ctx.parent is not None, ctx.command_path
         inside = COMMAND_OF.get(f"{ctx.info_name} {word.lower()}")
         other = inside or COMMAND_OF.get(word.lower())
@@ -146,7 +146,7 @@ def is_text_or_config(word: str) -> bool:
 
 
 def _problems(ctx: Context, args: list[str]) -> Iterator[Problem]:
-    """A problem for each option that does not exist, needs a value or takes none."""
+    """(message, hint) for each option that is unknown, lacks a value or takes no value."""
     known: dict[str, Any] = {same_option(name): p for p in ctx.command.params for name in _names(p)}
     known |= dict.fromkeys(ctx.help_option_names)
     path = ctx.command_path
@@ -198,12 +198,12 @@ def _problems(ctx: Context, args: list[str]) -> Iterator[Problem]:
 
 
 def _option(message: str) -> str:
-    """The option that a problem's message is about."""
+    """The option in the message of a problem."""
     return next(word for word in message.split() if word.startswith("-"))
 
 
 def _bad_value(ctx: Context, args: list[str], error: TyperException) -> GptcliError | None:
-    """The error for a value that is no number or out of range. It quotes the value."""
+    """The error for a value that is not a number or is out of range. It quotes the value."""
     parameter = getattr(error, "param", None)
     if parameter is None or not str(error.format_message()).startswith("Invalid value"):
         return None
@@ -229,7 +229,7 @@ def _bad_value(ctx: Context, args: list[str], error: TyperException) -> GptcliEr
 
 
 def _too_many(ctx: Context, word: str, words: list[str], known: dict[str, Any]) -> Problem:
-    """The problem of a word after the last argument of a command."""
+    """(message, hint) for a word after the last argument of a command."""
     path = ctx.command_path
     command = path.partition(" ")[2]
     name, equals, value = word.partition("=")
@@ -262,7 +262,7 @@ def _is_argument(parameter: Any) -> bool:
 
 
 def _is_long(command: str, name: str, known: dict[str, Any]) -> bool:
-    """Whether `-name` is a long option with one dash too few, such as `-prompt`."""
+    """Whether a word such as `-prompt` is a long option with only one dash."""
     word = normalised(name)
     names = {normalised(option) for option in known} | FORM_OF.get(command, {}).keys()
     return len(word) > 1 and (word in names or word in KEY_OF or word in SENTENCE_OF)
@@ -283,7 +283,7 @@ def _needs_value(path: str, parameter: Any, name: str, following: str | None = N
 def _instead(
     ctx: Context, command: str, name: str, value: str, known: dict[str, Any]
 ) -> tuple[str, bool]:
-    """What to write instead of an option that does not exist, and whether `value` is part of it."""
+    """The hint for an unknown option, and whether the hint already contains `value`."""
     word = normalised(name)
     own = next((option for option in known if normalised(option) == word), None)
     if own is not None:
@@ -305,7 +305,7 @@ def _instead(
         return SENTENCE_OF[word], not SENTENCE_OF[word].startswith("leave")
     for other, parameters in _other_commands(ctx).items():
         if other == "import" and setting is not None:
-            continue  # more people mean the config key
+            continue  # most users mean the config key
         if any(same_option(name) in _names(parameter) for parameter in parameters):
             return f"{same_option(name)} is an option of `gptcli {other}`", True
     options = {normalised(option): option for option in known}
@@ -317,7 +317,7 @@ def _instead(
 
 
 def _by_value(command: str, word: str, value: str) -> str | None:
-    """The form of an option whose meaning depends on its value."""
+    """gptcli's form of an option whose meaning depends on its value; None for other options."""
     if command == "sample" and word in ("start", "prompt") and value.startswith("FILE:"):
         return f"--prompt-file {shlex.quote(value.removeprefix('FILE:'))}"
     if word == "init_from":
@@ -330,7 +330,7 @@ def _by_value(command: str, word: str, value: str) -> str | None:
 
 
 def _written(path: str, form: str, value: str, known: dict[str, Any]) -> tuple[str, bool]:
-    """A form of the table with the user's value in it, and whether the value is part of it."""
+    """The hint from a form of the table and the user's value, and whether it has the value."""
     option = form.partition(" ")[0]
     if option.isupper() and not option.startswith("-"):
         shown = shlex.quote(value) if value else option
@@ -353,7 +353,7 @@ def _written(path: str, form: str, value: str, known: dict[str, Any]) -> tuple[s
 
 
 def _fixed(command: str, key: str, value: str, known: dict[str, Any]) -> str:
-    """How to set a key to a value, if the command has an option or takes keys."""
+    """The hint for an option without a value that means `key` = `value`."""
     option = "--" + key.partition(".")[2]
     if option in known:
         return f"write {option} {value}"
@@ -363,7 +363,7 @@ def _fixed(command: str, key: str, value: str, known: dict[str, Any]) -> str:
 
 
 def _key(name: str) -> str | None:
-    """The config key that an option names: `--lr`, `--n_layer`, `--model.n_layer`, `--no-bias`."""
+    """The config key of an option such as `--lr`, `--n_layer`, `--model.n_layer`, `--no-bias`."""
     from gptcli.config_problems import dotted_keys
 
     word = normalised(name)
@@ -375,7 +375,7 @@ def _key(name: str) -> str | None:
 
 
 def _assignment(name: str, value: str) -> str | None:
-    """The KEY=VALUE that an option means; `KEY=...` without a value, None if it is no key."""
+    """The KEY=VALUE that an option means; `KEY=...` without a value; None if it means no key."""
     key = _key(name)
     if key is None:
         return None
@@ -385,7 +385,7 @@ def _assignment(name: str, value: str) -> str | None:
 
 
 def _other_commands(ctx: Context) -> dict[str, list[Any]]:
-    """The other commands and their parameters. The command line itself has only the called one."""
+    """Command -> parameters, for the other commands, which `app_of` did not add."""
     from typer.main import get_command
 
     from gptcli.cli import app_of
@@ -398,11 +398,11 @@ def _other_commands(ctx: Context) -> dict[str, list[Any]]:
 # ---- help --------------------------------------------------------------------------------------
 
 _RANGE = re.compile(r"(?:[\d.e+]+<=?x(?:<=?[\d.e+]+)?|x[<>]=?[\d.e+]+)(?=\]$|;)")
-"""A range as Typer writes it at the end of a help text: `x>=1`, `0.0<=x<=1.0`."""
+"""A range at the end of a help text, as Typer writes it: `x>=1`, `0.0<=x<=1.0`."""
 
 
 def metavar(parameter: Any) -> str:
-    """The name of a parameter's value in the help."""
+    """The name that the help gives to a parameter's value, such as `N` or `FILE`."""
     return str(parameter.metavar or parameter.name.upper())
 
 
@@ -415,7 +415,7 @@ def _write_parameters(command: Any, ctx: Context, formatter: Any) -> None:
 
 
 def parameter_rows(command: Any, ctx: Context) -> dict[str, list[tuple[str, str]]]:
-    """The "Arguments" and the "Options" of a command: the name and the help of each."""
+    """The rows of "Arguments" and of "Options" in a help: (name, text) for each parameter."""
     rows: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
@@ -427,7 +427,7 @@ def parameter_rows(command: Any, ctx: Context) -> dict[str, list[tuple[str, str]
         else:
             name = re.sub(r" <[^>]*>", f" {metavar(parameter)}", name)
         least, most = getattr(parameter, "min", None), getattr(parameter, "max", None)
-        if "|" in metavar(parameter):  # the name lists the values
+        if "|" in metavar(parameter):  # the name already lists the values
             text = re.sub(f"; {_RANGE.pattern}", "", text)
         elif least is not None or most is not None:
             text = _RANGE.sub(_bounds(least, most), text)

@@ -1,4 +1,4 @@
-"""`gptcli compare`: several runs over each other, and whether their difference is noise."""
+"""`gptcli compare`: compares the curves of runs, and says whether their difference is noise."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     from gptcli.experiments.arms import Arm
 
 HtmlOption = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Also write a page.")
+    Path | None, typer.Option("--html", metavar="FILE", help="Also write an HTML page.")
 ]
 PromptOption = Annotated[
     str,
-    typer.Option("--prompt", "-p", metavar="TEXT", help="The beginning of the samples."),
+    typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt of the samples."),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the file of --html.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Let --html replace an existing file.")
+]
 
 
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="A B ...", help="Run folders, or names under runs/.")
+        list[str],
+        typer.Argument(metavar="A B ...", help="Two or more run folders, or names under runs/."),
     ],
     seeds: Annotated[
         int | None,
@@ -36,7 +39,7 @@ def compare(
             metavar="N",
             min=2,
             max=100,
-            help="Train each config with N seeds, in A-seeds/; finished runs are not repeated.",
+            help="Train each config with N seeds, in the folder A-seeds/. Finished runs are kept.",
         ),
     ] = None,
     prompt: PromptOption = "",
@@ -44,11 +47,14 @@ def compare(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare runs: curves, the settings that differ, samples of one prompt, and which is better.
+    """Compare runs, and say which one is better.
 
-    One run of each config cannot tell a difference from luck. With --seeds N, each config trains
-    with N seeds, and the answer has a 95 % interval: B is better than A, or the difference is not
-    more than noise. The same seeds read the same batches, so they are compared in pairs."""
+    The output shows the curves, the settings that differ, and samples of one prompt.
+
+    With one run of each config, a difference can be luck. With --seeds N, each config trains with N
+    seeds. Then the answer has a 95 % interval and says whether B is better than A, or whether the
+    difference can be noise. Runs with the same seed read the same batches, so they are compared in
+    pairs."""
     from gptcli.pages.written import refuse_existing
     from gptcli.training import run_folder
 
@@ -74,7 +80,7 @@ def compare(
 
 
 def _with_seeds(paths: list[Path], names: list[str], count: int) -> list[Arm]:
-    """The arms with all seeds, after the missing runs are trained."""
+    """The arms (one for each config) with the runs of all seeds. Trains the missing runs."""
     from gptcli.cli.output import note
     from gptcli.experiments.arms import Arm, seed_trials
     from gptcli.experiments.trials import Trial, train_all
@@ -87,7 +93,7 @@ def _with_seeds(paths: list[Path], names: list[str], count: int) -> list[Arm]:
     for path in paths:
         if parts_of(run_folder.read_status(path)):
             raise GptcliError(
-                f"{path} was trained with your own files, which --seeds does not run",
+                f"{path} was trained with your own parts, which --seeds does not run",
                 "train its seeds with `gptcli train ... train.seed=N`, or leave --seeds out",
             )
     plans = [seed_trials(path, wanted) for path in paths]

@@ -1,4 +1,4 @@
-"""What `compare` and `sweep` print: curves, a table, samples, verdicts; also as a page or JSON."""
+"""Output of `compare` and `sweep`: curves, table, samples and verdicts, also as page or JSON."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _MOST_SENTENCES = 6
 
 
 def pairs_of(arms: list[Arm]) -> list[tuple[Arm, Arm, Difference]]:
-    """The first arm with each other one, and the difference of their losses."""
+    """(first arm, other arm, difference of their losses) for each of the other arms."""
     from gptcli.experiments.intervals import difference_of
 
     return [(arms[0], other, difference_of(arms[0].losses(), other.losses())) for other in arms[1:]]
 
 
 def verdicts_of(arms: list[Arm], problem: str | None) -> list[str]:
-    """A sentence for each pair, or why there is none."""
+    """A sentence for each pair: which arm is better, or why this is unknown."""
     from gptcli.experiments.intervals import verdict
 
     if problem is not None:
@@ -35,8 +35,7 @@ def verdicts_of(arms: list[Arm], problem: str | None) -> list[str]:
     said = [verdict(a.name, b.name, found) for a, b, found in pairs_of(arms)]
     if len(arms) > 3 and all(found.interval for _, _, found in pairs_of(arms)):
         said.append(
-            f"{len(arms) - 1} comparisons were made: about one in 20 looks like more than noise "
-            "by chance"
+            f"{len(arms) - 1} comparisons: about one in 20 looks like more than noise by chance"
         )
     return said
 
@@ -44,7 +43,7 @@ def verdicts_of(arms: list[Arm], problem: str | None) -> list[str]:
 def show_arms(
     arms: list[Arm], *, title: str, prompt: str, page: Path | None, as_json: bool
 ) -> None:
-    """Print the arms, and write the page if one is wanted."""
+    """Print the comparison of the arms. Also write the page if `page` is given."""
     from gptcli.experiments.arms import differing_settings, why_not_comparable
 
     problem = why_not_comparable(arms)
@@ -100,7 +99,7 @@ def _print(
 
 
 def _sample(arm: Arm, prompt: str) -> str:
-    """What the first run writes after the prompt; "" with a note if it cannot be sampled."""
+    """The text that the arm's first run writes after the prompt; "" and a note if it cannot."""
     from gptcli.api.model import load
 
     try:
@@ -109,7 +108,7 @@ def _sample(arm: Arm, prompt: str) -> str:
             model = load(arm.first.path)
         return model.generate(prompt, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, seed=1)
     except GptcliError as error:
-        note(f"note: {arm.name} writes no sample: {error.message}")
+        note(f"note: {arm.name} cannot write a sample: {error.message}")
         return ""
 
 

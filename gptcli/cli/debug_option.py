@@ -1,6 +1,6 @@
-"""The option --debug, which may stand after any command: finds it on the command line.
+"""Finds the option --debug, which is allowed at any place of the command line.
 
-Only an option is meant: in `gptcli sample --prompt --debug` and after `--`, the word is a value.
+In `gptcli sample --prompt --debug` and after `--`, the word is a value instead of an option.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def without_debug(arguments: list[str], app: typer.Typer) -> tuple[list[str], bo
     """The arguments without the option --debug, and whether it was there."""
     if DEBUG not in arguments:
         return arguments, False
-    command: Any = typer.main.get_command(app)  # takes 0.1 s, so only if necessary
+    command: Any = typer.main.get_command(app)  # takes 0.1 s, so only if the word is there
     kept, debug, position = [], False, 0
     while position < len(arguments):
         word = arguments[position]
@@ -36,7 +36,7 @@ def without_debug(arguments: list[str], app: typer.Typer) -> tuple[list[str], bo
 
 
 def _takes_value(command: Any, word: str) -> bool:
-    """Whether an option takes the word after it as its value."""
+    """Whether the word after an option is its value."""
     name = word.replace("_", "-") if word.startswith("--") else word
     return any(
         name in parameter.opts and not parameter.is_flag and not parameter.count

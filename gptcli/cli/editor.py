@@ -1,4 +1,4 @@
-"""The user's editor: $VISUAL, else $EDITOR, else one that is installed; opens a file at a line."""
+"""Opens a file at a line in the user's editor: $VISUAL, $EDITOR, or one that is installed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _HINT = "set it, for example `export EDITOR=nano`, or open {} in any editor: a s
 
 
 def editor(environ: Mapping[str, str], path: Path) -> list[str]:
-    """The words of the command that opens an editor, without the file.
+    """The command of the editor as a list of words, without the file.
 
-    Raises GptcliError if none is set or installed, or if the one that is set is missing."""
+    Raises GptcliError if no editor is set or installed, or if the program that is set is
+    missing."""
     for variable in ("VISUAL", "EDITOR"):
         value = environ.get(variable, "").strip()
         if not value:
@@ -40,9 +41,9 @@ def editor(environ: Mapping[str, str], path: Path) -> list[str]:
 
 
 def open_in_editor(words: list[str], path: Path, line: int | None, stderr: int) -> str:
-    """Run the editor until it ends. Returns a note, or "" if all went well.
+    """Run the editor until it ends. Returns a note about a problem, or "" if there was none.
 
-    `stderr` is a file descriptor of the terminal; the editor needs it."""
+    `stderr` is a file descriptor of the terminal, which the editor needs."""
     at = [f"+{line}"] if line is not None and Path(words[0]).name in _TAKE_A_LINE else []
     try:
         done = subprocess.run([*words, *at, os.fspath(path)], stderr=stderr, check=False)

@@ -1,4 +1,4 @@
-"""--escape: reads `\\n`, `\\t`, `\\r` and `\\\\` in a prompt that is typed, as printf does."""
+"""--escape: replaces `\\n`, `\\t`, `\\r` and `\\\\` in text that the user types, as printf does."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EscapeOption = Annotated[
     typer.Option(
         "--escape",
         "-e",
-        help="Read \\n as a newline, \\t as a tab and \\\\ as a backslash in the texts that you "
-        "type (here, --stop, lines of --prompt-lines and -i). Without it they are taken literally.",
+        help="Read \\n as a newline, \\t as a tab and \\\\ as a backslash in --prompt, in --stop, "
+        "in the lines of --prompt-lines and in the lines that you type with -i.",
     ),
 ]
 
@@ -23,7 +23,7 @@ _MEANINGS = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def unescape(text: str, where: str) -> str:
-    """The text with its escapes replaced. `where` names the option, for the message.
+    """The text with its escapes replaced. Messages call the option `where`.
 
     Raises GptcliError for a backslash before any other character."""
 
@@ -40,12 +40,9 @@ def unescape(text: str, where: str) -> str:
 
 
 def literal_escapes_note(text: str, where: str) -> str | None:
-    """A note if a text has `\\n` or `\\t` in it that --escape would read; None if it has none."""
+    """A note if a text contains `\\n` or `\\t`, which --escape would replace; else None."""
     found = re.search(r"(?<!\\)(?:\\\\)*\\([nt])", text)
     if found is None:
         return None
     what = "newline" if found[1] == "n" else "tab"
-    return (
-        f"note: {where}: `\\{found[1]}` is taken literally, as two characters; with --escape it "
-        f"is a {what}"
-    )
+    return f"note: {where}: `\\{found[1]}` stays as two characters; with --escape it is a {what}"

@@ -1,4 +1,4 @@
-"""`gptcli eval`: loss, perplexity and bits per byte over a split or another text."""
+"""`gptcli eval`: measures loss, perplexity and bits per byte on a split or another text."""
 
 from __future__ import annotations
 
@@ -36,18 +36,20 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar=RUN_AND_SOURCE,
-            help="A run folder, or its name under runs/ (default: the newest); and the new place "
-            "of its text, if that has moved.",
+            help="A run folder, or its name under runs/. Default: the newest. If the run's text "
+            "has moved, add data.source=NEW.",
         ),
     ] = None,
     split: Annotated[
         str,
-        typer.Option("--split", metavar="train|val", help="The split to evaluate: train or val."),
+        typer.Option(
+            "--split", metavar="train|val", help="The part of the run's text to evaluate on."
+        ),
     ] = "val",
     file: Annotated[
         Path | None,
         typer.Option(
-            "--file", metavar="TEXTFILE", help="Evaluate on this text instead of the run's text."
+            "--file", metavar="TEXTFILE", help="Evaluate on this file instead of the run's text."
         ),
     ] = None,
     context: Annotated[
@@ -56,14 +58,14 @@ def evaluate(
             "--context",
             metavar="N",
             min=1,
-            help="Length of a window in tokens (default: the model's block_size).",
+            help="Length of each window, in tokens. Default: the model's block_size.",
         ),
     ] = None,
     as_json: JsonOption = False,
     *,
     options: ModelOptions,
 ) -> None:
-    """Measure the loss over a whole split or another text."""
+    """Measure the loss on a whole split or on another text."""
     import math
 
     from gptcli.corpus.mixture import MixedTokens
@@ -82,12 +84,12 @@ def evaluate(
             f"use at most {block_size}",
         )
     tokens = _tokens(trained, split, file, overrides)
-    # The user's module can print.
+    # The user's module can print, and stdout is for data.
     with redirect_stdout(sys.stderr), waiting("evaluating"):
         by_text = _figures(tokens, lambda text: _mean_loss(trained, text, context, threads))
     loss = sum(each.share * each.loss for each in by_text if each.share > 0)
     count = sum(each.tokens for each in by_text)
-    # Bytes for each token that is predicted; end-of-text has none.
+    # The bytes of the predicted tokens; end-of-text has no bytes.
     text_bytes = sum(
         each.share * each.store.byte_count(trained.tokenizer, start=1) / each.tokens
         for each in by_text
@@ -129,17 +131,17 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Figures:
-    """The loss on a text of a mixture, or on the whole split."""
+    """The loss on one text of a mixture, or on the whole split."""
 
     name: str
     share: float
     store: TokenStore
-    tokens: int  # that were predicted
+    tokens: int  # number of predicted tokens
     loss: float
 
 
 def _figures(tokens: TokenStore, loss_on: Callable[[TokenStore], float]) -> list[_Figures]:
-    """The figures of each text of a mixture; of another split, those of the whole."""
+    """The figures of each text if the split is a mixture; else those of the whole split."""
     from gptcli.corpus.mixture import MixedText, MixedTokens
 
     texts = tokens.texts if isinstance(tokens, MixedTokens) else [MixedText("", 1.0, tokens)]
@@ -150,7 +152,7 @@ def _figures(tokens: TokenStore, loss_on: Callable[[TokenStore], float]) -> list
 
 
 def _mean_loss(trained: Trained, tokens: TokenStore, context: int, threads: int | None) -> float:
-    """The mean loss in nats per token: by the C library with that many threads, or by PyTorch."""
+    """The mean loss in nats per token: from the C library if `threads` is set, else PyTorch."""
     if threads is not None:
         from gptcli.training.native_evaluate import evaluate_natively
 
@@ -187,7 +189,7 @@ def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str
                 "--file and a text of the run cannot both be given",
                 "data.source and data.val_source name texts of the run: leave one out",
             )
-        # A file is read as the run's text was: data.field, data.documents and data.encoding.
+        # Read a file as the run's text: with its data.field, data.documents and data.encoding.
         source = section_of(str(file)).source
         other = {
             "source": source,
@@ -208,7 +210,7 @@ def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str
         except UnknownCharactersError as error:
             raise GptcliError(
                 error.message,
-                "leave them out of the file: the model never saw them in its training text",
+                "remove them from the file: the model never saw them in its training text",
             ) from None
         except UndecodableFilesError as error:
             read = f"UTF-8 and {config.data.encoding}" if config.data.encoding else "UTF-8"

@@ -1,4 +1,4 @@
-"""The command `gptcli exercise`: list the exercises, write skeletons, show progress."""
+"""`gptcli exercise`: lists the exercises, writes skeletons, and shows progress."""
 
 from __future__ import annotations
 
@@ -20,23 +20,28 @@ if TYPE_CHECKING:
     from gptcli.course.checking import Checker
     from gptcli.course.folder import Progress
 
-_SHORT = 6  # letters of a heading in a narrow window
-_ROOM_FOR_NAMES = 10  # columns, besides the word `student`
+_SHORT = 6  # letters of a heading, in a narrow window
+_ROOM_FOR_NAMES = 10  # columns, without the word `student`
 _STYLES = {"passes": "green", "wrong": "bold red", "unusable": "bold red", "not begun": "dim"}
 
 
 def exercise(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]", help="An exercise of the list.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]", help="The exercise. Default: list all, or with --out write all."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Write the skeleton and the notes of NAME, or of all."
+            "--out",
+            metavar="DIR",
+            help="Write the skeleton and the notes of the exercise into DIR.",
         ),
     ] = None,
     blank: Annotated[
-        bool, typer.Option("--blank", help="With --out: leave the constructor to you, too.")
+        bool, typer.Option("--blank", help="With --out: you also write the constructor yourself.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="With --out: replace files that exist.")
@@ -46,7 +51,7 @@ def exercise(
         typer.Option(
             "--status",
             metavar="DIR ...",
-            help="Check the exercises in DIR; with several folders, one row for each student. "
+            help="Check the exercises in DIR. Several folders: print one row for each student. "
             "gptcli runs these files.",
         ),
     ] = None,
@@ -56,9 +61,9 @@ def exercise(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """List the exercises, write one to fill in, or show your progress.
+    """List the exercises, write a skeleton, or show progress.
 
-    Each file holds one class or a few functions, which its first lines describe.
+    A skeleton is a file to fill in: one class or a few functions. Its first lines describe them.
     """
     from gptcli.course.catalogue import EXERCISES, exercise_named
 
@@ -66,9 +71,9 @@ def exercise(
     given = [
         word for word in words or [] if status is None or word in names or not Path(word).exists()
     ]
-    folders = [Path(word) for word in words or [] if word not in given]  # of --status DIR ...
+    folders = [Path(word) for word in words or [] if word not in given]  # after --status
     if len(given) > 1:
-        raise GptcliError(f"`{given[1]}`: name one exercise", "leave NAME out for all of them")
+        raise GptcliError(f"`{given[1]}`: name one exercise", "leave NAME out to get all exercises")
     name = given[0] if given else None
     chosen = EXERCISES if name is None else (exercise_named(name),)
     if out is not None and status is not None:
@@ -140,7 +145,7 @@ def _status(chosen: tuple[Exercise, ...], folder: Path, watch: bool, as_json: bo
 
 
 def _class_status(chosen: tuple[Exercise, ...], folders: list[Path], as_json: bool) -> None:
-    """Print a row for each student's folder, with a column for each exercise."""
+    """Print a table with a row for each student's folder and a column for each exercise."""
     from rich.table import Table
     from rich.text import Text
 
@@ -178,9 +183,7 @@ def _class_status(chosen: tuple[Exercise, ...], folders: list[Path], as_json: bo
 
 
 def _cell(row: Progress) -> str:
-    """The state of an exercise in one word: "ok", "wrong", "error" or "-".
-
-    "5/8" says that five of eight steps are right."""
+    """The state of an exercise: "ok", "wrong", "error", "-", or "5/8" if 5 of 8 steps are right."""
     if row.state == "wrong":
         step = row.report.first_wrong_step if row.report else None
         return "wrong" if step is None else f"{step - 1}/{len(row.exercise.steps)}"
@@ -195,7 +198,7 @@ def _check_round(
     console: Console,
     changed: set[str],
 ) -> None:
-    """Check all files, because one can import another. Print full reports of files in `changed`."""
+    """Check all files, because files can import each other. Print full reports of `changed`."""
     from gptcli.cli.check import show_file
     from gptcli.course.folder import progress_of
 
@@ -214,7 +217,7 @@ def _check_round(
 
 
 def _table(rows: list[Progress], console: Console) -> None:
-    """Print one line per exercise, and how many pass."""
+    """Print a line for each exercise, and how many exercises pass."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""`gptcli export`: writes a trained model for other programs, and proves that it is the same."""
+"""`gptcli export`: writes a trained model for other programs, and proves that it is equal."""
 
 from __future__ import annotations
 
@@ -43,21 +43,23 @@ def export(
         typer.Option(
             "--type",
             metavar="TYPE",
-            help="Of the matrices in gguf: f32 (default), f16, bf16, q8_0.",
+            help="Number format of the matrices in gguf: f32 (default), f16, bf16, q8_0.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="PATH", help="What to write. Default: RUN-FORMAT in this folder."
+            "--out",
+            metavar="PATH",
+            help="The file or folder to write. Default: RUN-FORMAT in this folder.",
         ),
     ] = None,
     merge: Annotated[
         bool,
         typer.Option(
             "--merge",
-            help="Of a run with train.lora, write one model with the adapters merged. Without it, "
-            "huggingface gets the base model and an adapter for peft.",
+            help="For a run with train.lora: write one model, with the adapters merged. Default "
+            "for huggingface: write the base model and an adapter for peft.",
         ),
     ] = False,
     checkpoint: CheckpointOption = None,
@@ -65,8 +67,9 @@ def export(
 ) -> None:
     """Write a trained model in the format of another program.
 
-    The export proves itself: if the other program's library is installed, it reads the files back,
-    and gptcli compares its logits and token ids. A file that gives other numbers is not kept."""
+    gptcli proves the export if the other program's library is installed: the library reads the
+    files, and gptcli compares its logits and token ids. Files that give other results are
+    deleted."""
     format = _ALIASES.get(to.lower(), to.lower())
     if format not in FORMATS:
         close = nearest(format, FORMATS)
@@ -123,7 +126,7 @@ def export(
 
 
 def _refuse_user_parts(run: Path) -> None:
-    """Raise GptcliError if a run was trained with the user's parts."""
+    """Raise GptcliError if a run was trained with parts that the user wrote."""
     from gptcli.model.user_parts import parts_of
     from gptcli.training.run_folder import read_status
 
@@ -136,7 +139,7 @@ def _refuse_user_parts(run: Path) -> None:
 
 
 def _refuse_without_adapters(run: Path) -> None:
-    """Raise GptcliError if a run has no adapters that could be merged."""
+    """Raise GptcliError if a run has no adapters to merge."""
     from gptcli.training.run_folder import read_config
 
     if read_config(run).train.lora is None:

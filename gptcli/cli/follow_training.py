@@ -1,4 +1,4 @@
-"""Follows a training run on the terminal: shows its events, handles Ctrl-C, says what is next."""
+"""Trains on the terminal: shows the events, handles Ctrl-C, and prints the next commands."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def follow_training(
     as_json: bool,
     asked_elsewhere: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train until the run ends, and report how it ended. Also stops if `asked_elsewhere()` is true.
+    """Train until the run ends, and print how it ended.
+
+    Also stops as soon as `asked_elsewhere()` returns true.
 
     Exits with 130 if the user interrupted the run. Raises GptcliError if the run diverged or
     failed.
@@ -50,9 +52,9 @@ def follow_training(
     run = prepared.setup.run
     summary = RunSummary(prepared.setup)
     loggers = RunLoggers(run, prepared.setup.config.run.loggers)
-    # Signals are handled until the end: a signal after the last step must not lose the result.
+    # Handle signals until the end, because a signal after the last step must not lose the result.
     with stop_on_signals() as stop:
-        # From now on run.json no longer says how an earlier part of the run ended.
+        # run.json must no longer say how an earlier part of the run ended.
         run_folder.write_status(run, summary.begun())
         try:
             stop.also = asked_elsewhere
@@ -60,7 +62,7 @@ def follow_training(
         except Exception as error:
             _finish(loggers, prepared, stop)
             if as_json:
-                with suppress(OSError):  # an error of stdout must not hide why the run failed
+                with suppress(OSError):  # an error of stdout must not hide the run's error
                     print_json(summary.ended())
             clearer = explained(error, prepared, files)
             if clearer is None:
@@ -75,7 +77,7 @@ def follow_training(
 
 
 def _finish(loggers: RunLoggers, prepared: Prepared, stop: Stop) -> None:
-    """Let the loggers finish, and print their warnings. Another Ctrl-C ends them."""
+    """Wait until the loggers finish, and print their warnings. Another Ctrl-C ends the loggers."""
     asked_at = stop.asked_at
     try:
         warnings = loggers.finish(lambda: stop.asked_at != asked_at, seconds_for_loggers(prepared))
@@ -89,7 +91,7 @@ def _finish(loggers: RunLoggers, prepared: Prepared, stop: Stop) -> None:
 def _train(
     prepared: Prepared, summary: RunSummary, stop: Stop, loggers: RunLoggers
 ) -> Finished | None:
-    """Run the training loop and pass each event on.
+    """Run the training loop, and show each event.
 
     Returns the last event, or None if a second Ctrl-C ended the loop."""
     from gptcli.events import Finished
@@ -102,7 +104,7 @@ def _train(
     live = _live_state(prepared) if is_live(console) else None
     with (
         journal_of(run, summary) as journal,
-        # The user's module can print. Its output must not mix with the JSON on stdout.
+        # The user's module can print. This output must not mix with the JSON on stdout.
         redirect_stdout(sys.stderr),
         open_view(console, live) as view,
         suppress(LeaveAtOnce),
@@ -112,7 +114,7 @@ def _train(
         if live is not None and live.has_keys and isinstance(view, LiveView):
             keys = stack.enter_context(TrainingKeys(stop, view.press))
             wanted, wishes = keys.wanted, keys.wishes
-        # Closing the loop gives up an unfinished save before an old run is restored.
+        # This gives up an unfinished save, before an old run is restored.
         events = stack.enter_context(
             closing(recorded_training(prepared, summary, journal, loggers, wanted, wishes))
         )
@@ -125,14 +127,14 @@ def _train(
         for event in events:
             if isinstance(event, Finished):
                 finished = event
-                # The error at the end of the command says why the run diverged.
+                # The command's error will say why the run diverged.
                 event = replace(event, diagnosis=None, hint=None)
             view.handle(event)
     return finished
 
 
 def _live_state(prepared: Prepared) -> LiveState:
-    """What the live view needs to know about the machine, and whether keys can be pressed."""
+    """The state of the live view: facts about the machine, and whether keys can be pressed."""
     from gptcli.memory import memory_held
     from gptcli.training.peak import known_peak
     from gptcli.view.live_state import LiveState
@@ -150,9 +152,9 @@ def _live_state(prepared: Prepared) -> LiveState:
 
 
 def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:
-    """Say what to do next, or how to continue an interrupted run; in that case, exit with 130.
+    """Print what to do next. After an interruption, print how to continue, and exit with 130.
 
-    Raises if the run diverged."""
+    Raises GptcliError if the run diverged."""
     from gptcli.training.run_commands import resume_command
 
     if finished is None and restore_replaced_run(run):
@@ -176,10 +178,10 @@ def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:
 
 
 def restore_replaced_run(run: Path) -> bool:
-    """Bring back the run that --overwrite put aside, if the new run saved no checkpoint.
+    """Bring back the run that --overwrite moved away, if the new run saved no checkpoint.
 
-    Returns True if an old run was restored. Signals are held meanwhile, so that another Ctrl-C
-    cannot leave half of the files in each place.
+    Returns True if an old run was restored. Signals wait until it is complete, because otherwise
+    another Ctrl-C could leave half of the files in each place.
     """
     from gptcli.training.run_folder import restore_replaced
 

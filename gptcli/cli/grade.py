@@ -1,4 +1,4 @@
-"""`gptcli grade`: how far each student of a class is, their frequent mistakes, and equal files."""
+"""`gptcli grade`: shows the progress of each student, frequent mistakes, and equal files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from gptcli.course.grading import Grade
 
 _STYLES = {"ok": "green", "-": "dim"}
-_SHORT = 5  # letters of a heading in a narrow window
-_NAME_WIDTH = 20  # if there is less room for names, the headings are shortened
-_NAMES = 4  # the most students that a line names
+_SHORT = 5  # letters of a heading, in a narrow window
+_NAME_WIDTH = 20  # with less room for names, the headings get shorter
+_NAMES = 4  # a line names at most so many students
 
 
 def grade(
@@ -34,27 +34,29 @@ def grade(
         Path,
         typer.Argument(
             metavar="FOLDER",
-            help="A folder with one folder, .py file or notebook for each student. gptcli runs "
+            help="A folder with a folder, a .py file or a notebook for each student. gptcli runs "
             "copies of these files, in separate processes with limits on time and memory.",
         ),
     ],
     table: Annotated[
         Path | None,
         typer.Option(
-            "--csv", metavar="FILE", help="Also write a table: a row per student, for spreadsheets."
+            "--csv",
+            metavar="FILE",
+            help="Also write a table for spreadsheets, with a row for each student.",
         ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print only one JSON object per student on stdout.")
     ] = False,
 ) -> None:
-    """Grade a class: how far each student is in each exercise.
+    """Show how far each student of a class is in each exercise.
 
-    Then come the most frequent mistake at each step, the files that could not be run, and files
-    that are the same except for names and comments. In a student's folder, gptcli looks for files
-    named after the exercises, such as `attention.py`. The students' files stay as they are.
+    The output also shows the most frequent mistake at each step, the files that cannot be run, and
+    files that are the same except for names and comments. In a student's folder, gptcli looks for
+    files named after the exercises, such as `attention.py`. The students' files do not change.
 
-    The exit code is 0 if the grading worked, whatever the grades are.
+    The exit code is 0 if gptcli could grade the class, even if files are wrong.
     """
     from gptcli.course.grading import grade as grades_of
     from gptcli.course.students import find_students
@@ -83,9 +85,9 @@ def grade(
 
 
 def _checked_goal(path: Path) -> Path:
-    """The path of the table. Raises GptcliError if the table cannot be written, or replaces work.
+    """The path of the table.
 
-    An earlier table is replaced."""
+    Raises GptcliError if no table can be written there, or if the file is not an earlier table."""
     if path.is_dir():
         raise GptcliError(f"--csv {path} is a folder", "name a file, for example grades.csv")
     if not path.parent.is_dir():
@@ -133,12 +135,12 @@ def _write_csv(path: Path, grades: list[Grade]) -> None:
 
 
 def _plain(text: str) -> str:
-    """The text, with a `'` before it if a spreadsheet would take it for a formula."""
+    """The text, after a `'` if a spreadsheet would read the text as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _show(grades: list[Grade], console: Console) -> None:
-    """Print the table of students, frequent mistakes, files that cannot be run, and equal files."""
+    """Print the table of students, the frequent mistakes, broken files and equal files."""
     console.print(_table(grades, console))
     for heading, lines in (
         ("most frequent mistake at each step", _mistake_lines(grades)),
@@ -164,10 +166,10 @@ def _table(grades: list[Grade], console: Console) -> Table:
     exercises = [state.exercise for state in grades[0].exercises]
     longest = max(Text(_shown(each.student)).cell_len for each in grades)
 
-    def heading(name: str, short: bool) -> str:  # a name is not cut for a single letter
+    def heading(name: str, short: bool) -> str:  # do not cut a name to save a single letter
         return name[:_SHORT] if short and len(name) > _SHORT + 1 else name
 
-    def room(short: bool, gap: int) -> int:  # that is left for the students' names
+    def room(short: bool, gap: int) -> int:  # left for the students' names
         widths = (max(_SHORT, len(heading(e.name, short))) for e in exercises)
         return console.width - sum(width + gap for width in widths)
 
@@ -176,7 +178,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
     table = Table(
         box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold", show_footer=True
     )
-    long = len(grades) > console.height - 4  # then the headings are out of sight at the end
+    long = len(grades) > console.height - 4  # the headings are out of sight then
     count = f"{len(grades)} student{'' if len(grades) == 1 else 's'}"
     table.add_column(
         "student",
@@ -199,9 +201,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
 
 
 def _cell(state: Progress) -> str:
-    """The state in at most five letters: "ok", "stop", "wrong", "error" or "-".
-
-    "5/8" says that five of eight steps are right."""
+    """The state: "ok", "stop", "wrong", "error", "-", or "5/8" if 5 of 8 steps are right."""
     from gptcli.course.grading import STOPPED
 
     report = state.report
@@ -214,14 +214,14 @@ def _cell(state: Progress) -> str:
 
 
 def _shown(text: str) -> str:
-    """A name or a message, safe to print on one line."""
+    """A name or a message on one line, without control characters."""
     from gptcli.view.safe_text import clean
 
     return " ".join(clean(text).split())
 
 
 def _some(names: Iterable[str]) -> str:
-    """The names, or the first of them and how many more there are."""
+    """The names in a line; of many names, the first ones and the number of the others."""
     shown = [_shown(name) for name in names]
     more = len(shown) - _NAMES
     return ", ".join(shown if more < 2 else [*shown[:_NAMES], f"{more} more"])
@@ -266,7 +266,7 @@ def _unusable_lines(grades: list[Grade]) -> list[Text]:
 def _same_lines(grades: list[Grade]) -> list[Text]:
     """One line for each group of equal files.
 
-    If a quarter of the class has the same file, it is the usual solution of a short exercise."""
+    If a quarter of the class has the same file, the line says that it is the usual solution."""
     from rich.text import Text
 
     lines = []

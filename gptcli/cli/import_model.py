@@ -19,8 +19,8 @@ def import_model(
         str,
         typer.Argument(
             metavar="PATH",
-            help="A Hugging Face folder, nanoGPT's ckpt.pt, a name on the Hugging Face Hub, or the "
-            "folder of an adapter of peft (with --base).",
+            help="A Hugging Face folder, nanoGPT's ckpt.pt, a name on the Hugging Face Hub, or "
+            "with --base the folder of a LoRA adapter of peft.",
         ),
     ],
     out: Annotated[
@@ -32,7 +32,7 @@ def import_model(
         typer.Option(
             "--base",
             metavar="RUN",
-            help="The run that the LoRA adapter at PATH was tuned from.",
+            help="The run of the base model, if PATH is a LoRA adapter.",
         ),
     ] = None,
     tokenizer: Annotated[
@@ -40,21 +40,24 @@ def import_model(
         typer.Option(
             "--tokenizer",
             metavar="FILE",
-            help="Its tokenizer.json or a folder with one, the text of a model of characters, or "
-            "gpt2 for GPT-2's.",
+            help="The model's tokenizer: a tokenizer.json or its folder, gpt2, or for a model of "
+            "characters its training text.",
         ),
     ] = None,
     block_size: Annotated[
         int | None,
-        typer.Option("--block-size", metavar="N", min=1, help="A shorter context, in tokens."),
+        typer.Option(
+            "--block-size", metavar="N", min=1, help="A shorter context length, in tokens."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a model of another program into a run, which every command can use.
+    """Turn a model of another program into a run.
 
-    Reads GPT-2, dense Qwen3, Llama and Mistral from safetensors, and nanoGPT's ckpt.pt; with
-    --base, a LoRA adapter of peft. Runs no code of the model. What gptcli would compute differently
-    is refused, and the error names it."""
+    All commands can use the run. gptcli reads GPT-2, dense Qwen3, Llama and Mistral from
+    safetensors, nanoGPT's ckpt.pt, and with --base a LoRA adapter of peft. It runs no code of the
+    model. If gptcli would compute a part of the model differently, it refuses the model and names
+    the part."""
     given = expanded(Path(path))
     is_name = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not given.exists()
     if not given.exists() and not is_name:
@@ -128,6 +131,6 @@ def import_model(
 
 
 def _name_of(path: Path) -> str:
-    """The name of a run for the model at `path`: its folder's, or that of ckpt.pt's folder."""
+    """The name of the run for the model at `path`: the name of the model's folder."""
     found = path.resolve()
     return (found if found.is_dir() else found.parent).name or "imported"

@@ -26,22 +26,26 @@ def inspect_batch(
         str, typer.Argument(metavar="RUN", help="A run folder, or its name under runs/.")
     ],
     step: Annotated[
-        int, typer.Argument(metavar="STEP", help="A step as in metrics.jsonl; the first is 1.")
+        int,
+        typer.Argument(
+            metavar="STEP", help="The number of a step, as in metrics.jsonl; the first step is 1."
+        ),
     ],
     source: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[data.source=NEW] [data.val_source=NEW]",
-            help="The new place of the run's text, if it has moved.",
+            help="The new place of the run's text, if the text has moved.",
         ),
     ] = None,
     as_json: JsonOption = False,
     tokenizer: TokenizerOption = None,
 ) -> None:
-    """Show the text of the batch of a step, on which its loss was computed.
+    """Show the text of the training batch of a step.
 
-    The batch depends only on the text, the seed and the step, so nothing is trained. Each sequence
-    is shown with the token that follows it, which its last position predicts."""
+    The loss of the step was computed on this batch. The batch depends only on the text, the seed
+    and the step, so gptcli trains nothing. After each sequence comes the next token of the text,
+    which the last position predicts."""
     from gptcli.training import run_folder
 
     path = named_run(run, "inspect-batch")
@@ -91,7 +95,7 @@ def _text_of(
     """The text that the run was trained on, encoded by the run's tokenizer.
 
     Raises GptcliError if the text has changed. Also raises GptcliError if the run needs the user's
-    tokenizer but the command line does not name the tokenizer's file."""
+    tokenizer and the command line does not name its file."""
     from gptcli.config_files import values_set
     from gptcli.model.user_parts import parts_of, refuse_other_parts
     from gptcli.training.consistency import same_tokenizer
@@ -107,7 +111,7 @@ def _text_of(
     meta = _some_meta(run)
     parts = parts_of(read_status(run) if meta is None else meta)
     user_parts = load_user_parts(files)
-    # Only the tokenizer is needed: the user's other parts do not change the batches.
+    # The user's other parts are not needed, because they do not change the batches.
     refuse_other_parts(run, tuple(part for part in parts if part == "tokenizer"), user_parts)
     tokenizer = read_tokenizer(run, user_parts.tokenizer if user_parts is not None else None)
     if meta is not None:
@@ -132,7 +136,7 @@ def _text_of(
 
 
 def _some_meta(run: Path) -> dict[str, Any] | None:
-    """The newest readable meta.json of the run's checkpoints; None if there is none."""
+    """The newest readable meta.json of the run's checkpoints; None if none is readable."""
     from gptcli.training import checkpoint
 
     for step in reversed(checkpoint.steps_of(run)):

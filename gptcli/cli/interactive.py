@@ -1,4 +1,4 @@
-"""`gptcli sample --interactive`: the user and the model write in turns; Ctrl-C stops an answer."""
+"""`gptcli sample --interactive`: the user and the model write in turns. Ctrl-C stops an answer."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from gptcli.tokenization.unknown_characters import Rule
 
 _HELP = """\
-Type a text and press Enter: the model continues it. An empty line lets it go on. Ctrl-C stops it.
-/new begins a new text, /quit (or Ctrl-D) leaves, /help prints these lines. Without a value, these
-print the current one: /temp 0.8 (temperature), /len 500 (tokens of an answer), /seed 1, /run NAME
-(another model)"""
+Type a text and press Enter: the model continues it. After an empty line, it writes on. Ctrl-C
+stops it. /new begins a new text, /quit (or Ctrl-D) leaves, /help prints these lines. The next
+commands change a value, or print it if you give none: /temp 0.8 (temperature), /len 500 (tokens
+of an answer), /seed 1, /run NAME (another model)"""
 _PROMPT = "> "
 _BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
 class Turns:
-    """A loaded model: its conversation, and what changes of the settings need."""
+    """The model of a conversation, its text so far, and the data to check changes of settings."""
 
     conversation: Conversation
     open_streams: Callable[[SamplingParams], Streams]
@@ -46,7 +46,7 @@ class Turns:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user can change between two turns."""
+    """The settings that the user can change between two turns."""
 
     params: SamplingParams
     max_new_tokens: int
@@ -61,16 +61,16 @@ def converse(
     *,
     escape: bool = False,
 ) -> None:
-    """Take turns until the input ends. `first` is the first prompt; if it is None, ask for one.
+    """Read lines and answer them until the input ends.
 
-    `load` returns the model of a run; None is the run of the command line. With `escape`, typed
-    lines can have escapes."""
+    `first` is the first prompt; if it is None, ask for one. `load` returns the model of a run; its
+    argument None means the run of the command line. With `escape`, typed lines can have escapes."""
     if sys.stdin is None:  # the caller closed stdin
         return
     terminal = _Terminal()
     if terminal.reads:
         terminal.hint(_HELP)
-        with suppress(ImportError):  # readline gives input() line editing and a history
+        with suppress(ImportError):  # with readline, input() has line editing and a history
             import readline  # noqa: F401
     session = _Session(load, settings, show, terminal, escape)
     if first is not None:
@@ -99,7 +99,7 @@ def converse(
 
 
 class _Session:
-    """The model that answers now, and the settings that commands change."""
+    """The model that answers, and the settings that the user's commands change."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class _Session:
         }
 
     def take(self, line: str) -> None:
-        """Obey a line that is a command, or answer it. Raises GptcliError if it cannot be used."""
+        """Run a command such as /temp, or answer a text. Raises GptcliError for a wrong command."""
         name, _, value = line.strip().partition(" ")
         if name in self._commands:
             self._commands[name](value.strip())
@@ -136,7 +136,7 @@ class _Session:
             self.answer(text)
 
     def answer(self, text: str) -> None:
-        """Let the model continue the text, and show what it writes."""
+        """Let the model continue the text, and show the continuation."""
         from gptcli.tokenization.unknown_characters import readable
 
         text, changed = readable(self._turns.tokenizer, self._turns.unknown, text)
@@ -193,7 +193,7 @@ class _Session:
 
 
 class _Terminal:
-    """What the terminal can do: `reads` lines, `writes` text, `rewrites` a line that was typed."""
+    """The abilities of the terminal: `reads` lines, `writes` text, `rewrites` a typed line."""
 
     def __init__(self) -> None:
         self.reads, self.writes = sys.stdin.isatty(), sys.stdout.isatty()
@@ -215,7 +215,7 @@ class _Terminal:
     def rewrite(self, line: str) -> None:
         """Replace the line that the user typed by the same text in bold, without its newline.
 
-        So the answer continues on this line."""
+        Then the answer continues on the same line."""
         from rich.cells import cell_len
 
         if not self.rewrites or not line.isprintable():
@@ -252,9 +252,9 @@ def _whole_number(value: str, usage: str) -> int:
 
 @contextmanager
 def stopped_by_user() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C into a request to stop. Yields a function that says whether Ctrl-C was pressed.
+    """Let Ctrl-C only request a stop. Yields a function that tells whether Ctrl-C was pressed.
 
-    A second Ctrl-C leaves the block at once."""
+    A second Ctrl-C leaves the block at once, with KeyboardInterrupt."""
     pressed = False
 
     def on_ctrl_c(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Reads single key presses from a terminal, and always leaves the terminal as it was."""
+"""Reads single key presses from a terminal, and always restores the terminal's state."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _NAMES = {
     "\r": "enter", "\n": "enter", " ": "page down", "\x04": "q", "k": "up", "j": "down",
 }  # fmt: skip
 _PRESS = re.compile(r"\x1b\[[\d;]*[A-Za-z~]|\x1bO[A-Z]|.", re.DOTALL)
-_ESCAPE_S = 0.05  # the rest of an arrow key follows within this time, also over a slow line
+_ESCAPE_S = 0.05  # a slow line also sends the rest of an arrow key within this time
 
 
 def names_of(text: str) -> list[str]:
-    """The names of the keys whose characters these are: "up", "enter", "h". Capitals count too."""
+    """The names of the keys that sent these characters: "up", "enter", "h" (also for "H")."""
     pressed = (_NAMES.get(part.group(), part.group().lower()) for part in _PRESS.finditer(text))
     return [_NAMES.get(key, key) for key in pressed]
 
 
 def has_keys() -> bool:
-    """Whether standard input is a terminal whose keys can be read one by one."""
+    """Whether standard input is a terminal that can give single keys."""
     try:
         import termios  # noqa: F401
     except ImportError:  # Windows
@@ -41,7 +41,7 @@ def has_keys() -> bool:
 
 
 def without_enter(fd: int) -> list[Any]:
-    """Let a terminal give keys without Enter or echo; returns the modes that it had."""
+    """Let a terminal give keys without Enter and without echo. Returns its earlier modes."""
     import termios
 
     before = termios.tcgetattr(fd)
@@ -54,11 +54,11 @@ def without_enter(fd: int) -> list[Any]:
 
 
 class Keys:
-    """The keys of the terminal at standard input. Use it in a `with`.
+    """The keys of the terminal at standard input, as a context manager.
 
-    Within, a key needs no Enter and is not echoed. Signals wait until the next `read`, so that
-    none interrupts the drawing of a screen: Ctrl-C raises KeyboardInterrupt there, and Ctrl-Z is
-    the key "stop", after which the caller clears the screen and calls `stop`."""
+    Inside the `with`, a key needs no Enter and is not echoed. Signals wait until the next `read`,
+    so that they never interrupt the drawing of a screen. Then Ctrl-C raises KeyboardInterrupt, and
+    Ctrl-Z is the key "stop": the caller clears the screen and calls `stop`."""
 
     def __init__(self) -> None:
         self._fd = sys.stdin.fileno()
@@ -84,7 +84,7 @@ class Keys:
             signal.signal(number, handler)
 
     def read(self, wait_s: float) -> list[str]:
-        """The keys pressed within `wait_s` seconds, as soon as there are any.
+        """The names of the next keys; [] if no key is pressed within `wait_s` seconds.
 
         Raises KeyboardInterrupt after Ctrl-C, and SystemExit after SIGTERM or if the terminal was
         closed."""
@@ -102,22 +102,23 @@ class Keys:
         return [*names_of(text), *["stop"][: len(came)]]
 
     def stop(self) -> None:
-        """Stop this process until `fg`, with the terminal in order meanwhile."""
+        """Stop this process until `fg`. In this time, the terminal has its earlier modes."""
         self._give_back()
-        # A stopped process that is killed must end at once: the terminal belongs to the shell.
+        # If somebody kills the stopped process, it must end at once, because the shell has the
+        # terminal.
         caught = (signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP)
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)  # the process stands still here
+        os.kill(os.getpid(), signal.SIGTSTP)  # the process stops here
         for number in caught:
             signal.signal(number, self._note_signal)
         self._take()
 
     @contextmanager
     def given_back(self) -> Iterator[None]:
-        """Lend the terminal to another program, which also gets Ctrl-C and Ctrl-Z."""
+        """Lend the terminal to another program. The program also gets Ctrl-C and Ctrl-Z."""
         self._give_back()
-        # A handler that does nothing, because a program would inherit SIG_IGN.
+        # A handler that does nothing; the program would inherit SIG_IGN, but not a handler.
         signal.signal(signal.SIGINT, lambda number, frame: None)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         try:
@@ -128,7 +129,7 @@ class Keys:
             self._take()
 
     def _text(self, wait_s: float) -> str:
-        """What was typed within `wait_s` seconds. Raises SystemExit if the terminal is gone."""
+        """The text typed within `wait_s` seconds. Raises SystemExit if the terminal is gone."""
         ready, _, _ = select.select([self._fd], [], [], wait_s)
         if not ready:
             return ""

@@ -1,4 +1,4 @@
-"""`gptcli learn`: the whole course in one command: write, check on save, hints, progress."""
+"""`gptcli learn`: the complete course in one command: write, check on save, hints, progress."""
 
 from __future__ import annotations
 
@@ -34,20 +34,21 @@ def learn(
         Path | None,
         typer.Argument(
             metavar="[DIR]",
-            help="The folder for your files: the current one if it is a course folder, else `my`. "
-            "gptcli runs your files in it.",
+            help="The folder for your files. Default: the current folder if it is a course "
+            "folder, else `my`. gptcli runs your files there.",
         ),
     ] = None,
 ) -> None:
-    """The whole course: write each part of a GPT, checked at every save.
+    """Take the course: write each part of a GPT yourself.
 
-    The command writes the next exercise into DIR and shows step by step what holds. Keys: e opens
-    your editor ($VISUAL or $EDITOR), h gives a hint and then stronger ones, n goes on, l lists the
-    exercises, s shows the reference, r begins the file again (a copy is kept), q quits.
+    The command writes the next exercise into DIR. At each save, it checks your file and shows which
+    steps are right. Keys: e opens your editor ($VISUAL or $EDITOR), h gives a hint and then
+    stronger hints, n goes to the next exercise, l lists the exercises, s shows the reference, r
+    starts the file again (a copy is kept), q quits.
 
-    DIR/progress.json keeps attempts, time and hints. DIR/AGENTS.md asks coding assistants to be
-    tutors. Without a terminal the command checks once and prints what to do. If only its output is
-    no terminal, it has no keys and follows your saves until Ctrl-C.
+    DIR/progress.json records attempts, time and hints. DIR/AGENTS.md asks coding assistants to be
+    tutors. Without a terminal, the command checks once and prints what to do. If only stdout is no
+    terminal, there are no keys, and the command checks at each save until Ctrl-C.
     """
     from gptcli.course.progress_file import is_course_folder
 
@@ -69,7 +70,7 @@ def learn(
 
 
 class _Panel:
-    """The screen at the bottom of the terminal, painted over in place."""
+    """The screen at the bottom of the terminal, which is redrawn in place."""
 
     def __init__(self, session: Session, console: Console) -> None:
         from gptcli.view.region import Region
@@ -84,13 +85,13 @@ class _Panel:
         return render(self._session.state, width, height, unicode=_has_unicode(self._console))
 
     def paint(self) -> None:
-        """Paint the screen if something has changed, also the size of the window."""
+        """Draw the screen if its content or the size of the window has changed."""
         if self._session.changed or self._console.size != self._size:
             self._session.changed, self._size = False, self._console.size
             self._region.refresh()
 
     def open(self) -> None:
-        """Take the bottom of the terminal."""
+        """Reserve the bottom of the terminal for the screen."""
         self._region.open()
         self._session.changed = True
 
@@ -100,14 +101,14 @@ class _Panel:
 
 
 class _Pages:
-    """The same screen on a terminal without cursor control: printed again when it has changed."""
+    """The screen on a terminal without cursor control: printed again after each change."""
 
     def __init__(self, session: Session, console: Console) -> None:
         self._session, self._console = session, console
         self._printed = ""
 
     def paint(self) -> None:
-        """Print the screen if it differs from the one printed last."""
+        """Print the screen if it has changed since it was last printed."""
         from gptcli.cli.learn_screen import render
 
         state = replace(self._session.state, checking_s=None)
@@ -121,11 +122,11 @@ class _Pages:
                 self._console.print(line)
 
     def open(self) -> None:
-        """Print the screen again, after another program has had the terminal."""
+        """Print the screen again, because another program used the terminal."""
         self._printed = ""
 
     def close(self) -> None:
-        """Leave what is printed."""
+        """Do nothing: the printed screen stays."""
 
 
 def _at_a_terminal(folder: Path, console: Console) -> None:
@@ -172,7 +173,7 @@ def _at_a_terminal(folder: Path, console: Console) -> None:
 
 
 def _stop(keys: Keys, screen: _Panel | _Pages) -> None:
-    """Stop on Ctrl-Z: restore the terminal for the shell, and draw the screen again after `fg`."""
+    """Stop on Ctrl-Z. Restore the terminal for the shell, and draw the screen again after `fg`."""
     screen.close()
     keys.stop()
     screen.open()
@@ -180,7 +181,7 @@ def _stop(keys: Keys, screen: _Panel | _Pages) -> None:
 
 @contextmanager
 def _caught_stderr() -> Iterator[tuple[Callable[[], list[str]], int]]:
-    """Catch what the learner's files print, which would tear the screen.
+    """Catch the output of the learner's files, which would damage the screen.
 
     Yields a function that returns the new lines, and the number of the real stderr."""
     real = os.dup(2)
@@ -193,7 +194,7 @@ def _caught_stderr() -> Iterator[tuple[Callable[[], list[str]], int]]:
             import fcntl
 
             flags = fcntl.fcntl(file, fcntl.F_GETFL)
-            fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_APPEND)  # so that it can be emptied
+            fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_APPEND)  # new_lines truncates the file
 
             def new_lines() -> list[str]:
                 file.seek(0)
@@ -237,7 +238,7 @@ def _in_lines(folder: Path, console: Console, *, follow: bool) -> None:
 
 
 def _check_on(session: Session, console: Console) -> None:
-    """Check the exercise and print what holds; if it passes, go on with the next."""
+    """Check the exercise and print which steps are right. If it passes, go to the next exercise."""
     from gptcli.cli.learn_screen import render_plain
 
     unicode = _has_unicode(console)

@@ -1,4 +1,4 @@
-"""The screen of `gptcli learn` as lines of text: steps, verdict, hints, reference, list."""
+"""The screen of `gptcli learn`, as lines of text: steps, verdict, hints, reference, list."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
 from gptcli.view.safe_text import clean, crop
 
-WIDE = 120  # columns; a narrower screen does not show the reference beside the file
+WIDE = 120  # columns needed to show the reference beside the file
 _INDENT = "  "
 _LATER = "; later steps are still to be written"
 
 
 @dataclass
 class State:
-    """All that the screen shows."""
+    """The data that the screen shows."""
 
     folder: Path
     exercises: tuple[Exercise, ...]
@@ -34,31 +34,31 @@ class State:
     report: FileReport | None = None
     error: GptcliError | None = None
     missing: bool = False
-    checking_s: float | None = None  # for so long the check has run
-    hint: int = 0  # how strong a hint is shown
+    checking_s: float | None = None  # seconds since the check began
+    hint: int = 0  # the strength of the hint that is shown
     prints: list[str] = field(default_factory=list)  # lines that the file printed
     to_write: int | None = None  # the line of the first `raise NotImplementedError`
-    pairs: list[Pair] = field(default_factory=list)  # of the view "compare"
+    pairs: list[Pair] = field(default_factory=list)  # steps that the view "compare" shows
     note: str = ""
-    trouble: str = ""  # with progress.json
-    offset: int = 0  # the first line of the body that is shown
-    selected: int = 0  # of the view "list"
+    trouble: str = ""  # a problem with progress.json
+    offset: int = 0  # index of the first visible line of the body
+    selected: int = 0  # the chosen row of the view "list"
     checked_at: str = ""
-    started: bool = False  # PyTorch is loaded, so checks are quick
+    started: bool = False  # PyTorch is loaded, so the next check is quick
 
     @property
     def exercise(self) -> Exercise:
-        """The exercise at which the learner works."""
+        """The exercise on which the learner works."""
         return self.exercises[self.at]
 
     @property
     def path(self) -> Path:
-        """The learner's file of that exercise."""
+        """The learner's file for the exercise."""
         return self.folder / f"{self.exercise.name}.py"
 
     @property
     def record(self) -> Record:
-        """What the learner did for that exercise."""
+        """The record of the learner's work on the exercise: attempts, time, hints."""
         return self.records.get(self.exercise.name, Record())
 
     @property
@@ -68,16 +68,16 @@ class State:
 
 
 def render(state: State, width: int, height: int, *, unicode: bool = True) -> list[Text]:
-    """The whole screen: at most `height` lines of at most `width` cells.
+    """The screen as at most `height` lines of at most `width` cells.
 
-    If the body is longer than its place, a line says how much of it is left; the keys ↑ and ↓ move
-    it. It limits `state.offset` to the length of the body."""
+    If the body does not fit, a line says how many lines are left, and the keys ↑ and ↓ move the
+    body. Limits `state.offset` to the length of the body."""
     head, body = _parts(state, width, height, unicode)
     foot = _foot(state, width, unicode)
     room = max(1, height - len(head) - len(foot))
     shown = _window(state, body, room, width, unicode)
     lines = [*head, *shown, *foot]
-    if len(lines) > height:  # a very low window: the keys and the verdict go last
+    if len(lines) > height:  # in a very low window, drop other lines before keys and verdict
         lines = [*shown, *foot][-height:] if height > 1 else shown[:1]
     lines = [_cut(line, width, unicode) for line in lines]
     for line in lines:
@@ -86,7 +86,7 @@ def render(state: State, width: int, height: int, *, unicode: bool = True) -> li
 
 
 def render_plain(state: State, width: int, *, unicode: bool = True) -> list[Text]:
-    """The state of the exercise as lines without keys, for pipes and log files."""
+    """The state of the exercise as lines of text without keys, for pipes and log files."""
     head, body = _parts(state, width, 10_000, unicode)
     return [*head, *body]
 
@@ -127,12 +127,12 @@ def _weeks(exercise: Exercise) -> str:
 
 
 def _path(path: Path, width: int, unicode: bool) -> str:
-    """The path in at most `width` cells; its end says more than its beginning."""
+    """The path in at most `width` cells. A longer path loses its beginning."""
     return crop(clean(str(path)), width, ellipsis="…" if unicode else "...", keep_end=True)
 
 
 def spent(record: Record) -> str:
-    """What an exercise took: "12 attempts, 34 min, 3 hints"."""
+    """The effort for an exercise, in words: "12 attempts, 34 min, 3 hints"."""
     minutes = f"{record.seconds / 60:.0f} min" if record.seconds >= 60 else "under 1 min"
     return f"{_count(record.attempts, 'attempt')}, {minutes}, {_count(record.hints_used, 'hint')}"
 
@@ -151,7 +151,7 @@ def _work_body(state: State, width: int, height: int, unicode: bool) -> list[Tex
                 told = Text.assemble(("note: ", "yellow"), clean(f"{check.name}: {check.detail}"))
                 lines += _wrapped(told, width)
         maps = heat(report.picture, unicode) if report.picture is not None else []
-        # The maps are an extra: they are shown only if nothing else has to go.
+        # The maps are less important: show them only if they fit without removing other lines.
         if maps and len(lines) + len(maps) + 9 <= height and max(map(len, maps)) <= width:
             lines += [Text(), *map(Text, maps)]
     if state.prints:
@@ -169,7 +169,7 @@ def _step_lines(state: State, width: int, unicode: bool) -> list[Text]:
         and report.picture.steps
         and not is_to_write(report)
     ):
-        return steps(report, 10_000, unicode)  # `render` cuts them
+        return steps(report, 10_000, unicode)  # `render` shortens them
     lines = []
     for number, name in enumerate(state.exercise.steps, 1):
         step = _state_of_step(state, number)
@@ -228,16 +228,17 @@ def _verdict(state: State, width: int) -> list[Text]:
         told = Text.assemble(
             ("next: ", "bold cyan"),
             f"step {report.first_wrong_step}, {step}. Write it in {name}{where} in place of "
-            "`raise NotImplementedError`, and save. The comment above it says what it must give.",
+            "`raise NotImplementedError`, and save. The comment above that line says what the "
+            "step must compute.",
         )
     else:
-        message = report.message.removesuffix(_LATER)  # the steps above show it
+        message = report.message.removesuffix(_LATER)  # the list of steps already shows this
         told = Text.assemble(("wrong: ", "bold red"), clean(message))
     return [*_wrapped(told, width), *_hints(state, width)]
 
 
 def is_to_write(report: FileReport) -> bool:
-    """Whether the first step that does not hold is still to be written."""
+    """Whether the first step that is not right is still to be written."""
     still = "still to be written" in report.message.partition(":")[0]
     return report.mistake == "not-implemented" and report.first_wrong_step is not None and still
 
@@ -252,12 +253,12 @@ def _hints(state: State, width: int) -> list[Text]:
 
 
 def distinct_hints(report: FileReport) -> list[str]:
-    """The hints of rising strength, without repeated ones."""
+    """The hints from weak to strong, each text once."""
     return list(dict.fromkeys(report.hints))
 
 
 def strengths(report: FileReport) -> int:
-    """How many hints there are, each stronger than the one before."""
+    """The number of different hints."""
     return len(distinct_hints(report))
 
 
@@ -278,7 +279,7 @@ def _compare_head(state: State, width: int, unicode: bool) -> list[Text]:
         )
         title.append(f"   {spent(state.record)}", style="dim")
     else:
-        title = Text(f"{name}: the reference, before yours passes", style="bold")
+        title = Text(f"{name}: the reference (your file does not pass yet)", style="bold")
     lines = [title]
     if report is not None and report.ok:
         for check in report.checks:
@@ -290,9 +291,9 @@ def _compare_head(state: State, width: int, unicode: bool) -> list[Text]:
 
 
 def comparison(pairs: list[Pair], width: int, unicode: bool) -> list[Text]:
-    """The learner's lines and the reference, side by side if `width` allows it.
+    """The learner's lines and the reference, side by side if `width` is large enough.
 
-    In a narrow window each step shows the learner's lines, then the reference's."""
+    In a narrow window, each step shows the learner's lines, then the lines of the reference."""
     bar = "│" if unicode else "|"
     if width >= WIDE - 1:
         left = (width - 3) // 2
@@ -323,13 +324,13 @@ def comparison(pairs: list[Pair], width: int, unicode: bool) -> list[Text]:
 
 
 def _margin(pair: Pair) -> int:
-    """The number of spaces with which every line of a step begins, in both files."""
+    """The number of spaces at the beginning of every line of a step, in both files."""
     texts = [text for _, text in (*pair.learner, *pair.reference) if text.strip()]
     return min((len(text) - len(text.lstrip(" ")) for text in texts), default=0)
 
 
 def _code(line: tuple[int, str], width: int, margin: int) -> list[Text]:
-    """One line of a file with its number, without its margin, in as many rows as it needs."""
+    """One line of a file, with its number and without its margin, as one or more rows."""
     number, text = line
     room = max(8, width - 5)
     text = clean(text[margin:])
@@ -342,7 +343,7 @@ def _code(line: tuple[int, str], width: int, margin: int) -> list[Text]:
 
 
 def _pieces(text: str, room: int) -> list[str]:
-    """The text cut into pieces of at most `room` cells, after blanks if there are any."""
+    """The text in pieces of at most `room` cells, cut after blanks if possible."""
     if cell_len(text) <= room:
         return [text]
     pieces, piece, cells = [], "", 0
@@ -398,7 +399,7 @@ def _list_body(state: State, width: int, unicode: bool) -> list[Text]:
 
 
 def what_now(state: State) -> list[str]:
-    """What a learner can do after the last exercise: train and sample with the own files."""
+    """The commands for a learner after the last exercise: train and sample with these files."""
     files = {e.name: state.folder / f"{e.name}.py" for e in state.exercises}
     parts = ("attention", "layernorm", "mlp", "block", "tokenizer")
     options = [f"--{name} {shell_word(files[name])}" for name in parts]
@@ -421,11 +422,11 @@ def what_now(state: State) -> list[str]:
     ]
 
 
-# ---- the foot, and cutting ----
+# ---- the last lines, and cutting text ----
 
 
 def keys_of(state: State, unicode: bool = True) -> list[tuple[str, str]]:
-    """The keys that do something now, and what."""
+    """(key, its effect) for each key that has an effect now."""
     arrows = "↑↓" if unicode else "j k"
     if state.view == "list":
         return [(arrows, "choose"), ("Enter", "work on it"), ("l", "back"), ("q", "quit")]
@@ -461,7 +462,7 @@ def _foot(state: State, width: int, unicode: bool) -> list[Text]:
 
 
 def _window(state: State, body: list[Text], room: int, width: int, unicode: bool) -> list[Text]:
-    """The part of the body from `state.offset` on, with a line that says what is left."""
+    """The part of the body from `state.offset` on, with a line that says how much is left."""
     if len(body) <= room:
         state.offset = 0
         return body

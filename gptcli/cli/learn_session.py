@@ -1,4 +1,4 @@
-"""The course at work: what each key and each save does to the state that the screen shows."""
+"""The state of `gptcli learn`: how each key and each save changes it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gptcli.course.solutions import compare, solution
 from gptcli.errors import GptcliError
 from gptcli.files.durable import write_atomically
 
-LONGEST_PAUSE_S = 600.0  # a longer pause between two actions does not count as time at work
-LONGEST_EDIT_S = 3600.0  # the same for an editor that has the terminal
-_PAGE = 10  # lines that a page key moves
+LONGEST_PAUSE_S = 600.0  # a longer pause between two actions does not count as work
+LONGEST_EDIT_S = 3600.0  # the same limit while an editor has the terminal
+_PAGE = 10  # lines to move with a page key
 _MOST_PRINTS = 25  # lines
 
 
 class BackgroundCheck:
-    """Checks one file at a time in a thread, so that keys work meanwhile."""
+    """Checks one file at a time in a thread, so that keys work during a check."""
 
     def __init__(self) -> None:
         self._checker = Checker()
@@ -35,7 +35,7 @@ class BackgroundCheck:
 
     @property
     def busy(self) -> bool:
-        """Whether a file is being checked, or its result was not taken yet."""
+        """Whether a check is running, or its result has not been taken yet."""
         return self._thread is not None
 
     def start(self, path: Path, exercise: str) -> None:
@@ -46,7 +46,7 @@ class BackgroundCheck:
         self._thread.start()
 
     def take(self, wait_s: float | None = 0.0) -> FileReport | GptcliError | None:
-        """The result, or None if it is not there within `wait_s` seconds."""
+        """The result, or None if the check does not end within `wait_s` seconds."""
         if self._thread is None:
             return None
         self._thread.join(wait_s)
@@ -58,29 +58,29 @@ class BackgroundCheck:
         return result
 
     def close(self) -> None:
-        """End the worker process, and with it a check that is running."""
+        """End the worker process, and a check that is running in it."""
         self._checker.__exit__(None, None, None)
         if self._thread is not None:
             self._thread.join(1.0)
-            self._checker.__exit__(None, None, None)  # the thread can have started it again
+            self._checker.__exit__(None, None, None)  # the thread may have started it again
 
     def _check(self, path: Path, exercise: str) -> None:
         try:
             self._result = self._checker.check(str(path), exercise)
         except GptcliError as error:
             self._result = error
-        except Exception as error:  # the screen must say it, whatever it is
+        except Exception as error:  # the screen must show every error
             self._result = GptcliError(
                 f"the check failed: {type(error).__name__}: {error}", "save the file to try again"
             )
 
 
 class Session:
-    """One learner at work in a folder.
+    """The work of one learner in a folder.
 
-    `edit` opens a file at a line, and returns a note for the learner. It is None if the learner
-    cannot press keys. `said` gets lines for the scrollback. `prints` returns what the files have
-    printed since the last call."""
+    `edit` opens a file at a line and returns a note for the learner; None if there are no keys.
+    `said` gets lines for the scrollback. `prints` returns the output of the files since the last
+    call."""
 
     def __init__(
         self,
@@ -98,30 +98,30 @@ class Session:
         self.state = State(folder, exercises, records)
         self.check = BackgroundCheck()
         self.done = False
-        self.changed = True  # the screen must be drawn again
-        self._asked = ""  # the key that was pressed before, if it must be pressed twice
+        self.changed = True  # whether the screen must be drawn again
+        self._asked = ""  # the last key, if it must be pressed twice
         self._acted = clock()
         self._files = saved(folder)
-        self._settling = False  # a file was saved a moment ago
-        self._due: bool | None = None  # a check is due; True if a save caused it
-        self._text: str | None = None  # of the file when it was checked last
+        self._settling = False  # whether a file was just saved
+        self._due: bool | None = None  # None: no check is due; True: a save caused it
+        self._text: str | None = None  # the text of the file at the last check
         self._checked = ""  # the exercise whose file was given to the check
-        self._is_attempt = False  # the check was caused by a save that changed the text
-        self._unsaved_s = 0.0  # time at work that progress.json does not have yet
+        self._is_attempt = False  # whether a save with a new text caused the check
+        self._unsaved_s = 0.0  # time at work that is not in progress.json yet
         self._same_hints: tuple[object, ...] = ()
         self.open(self._first())
         self._tell_trouble()
 
     def _first(self) -> int:
-        """The first exercise that has not passed; the last one if all have."""
+        """The first exercise that does not pass; the last exercise if all pass."""
         names = [each.name for each in self.state.exercises]
         todo = [i for i, name in enumerate(names) if self.progress[name].passed is None]
         return todo[0] if todo else len(names) - 1
 
-    # ---- what happens ----
+    # ---- opening, saves, keys, closing ----
 
     def open(self, at: int) -> None:
-        """Begin or continue the exercise number `at`: write its files if they are missing."""
+        """Go to the exercise with index `at`. Write its files if they are missing."""
         self._count_time(write=True)
         state = self.state
         state.at, state.view, state.offset, state.selected = at, "work", 0, at
@@ -144,7 +144,7 @@ class Session:
         self.changed = True
 
     def tick(self) -> None:
-        """Look for saves, begin a check that is due, and take the result of one that has ended."""
+        """Look for saves, begin a check that is due, and take the result of a finished check."""
         self._look_for_saves()
         if not self.check.busy and self._due is not None:
             self._begin_check()
@@ -158,26 +158,29 @@ class Session:
     def _look_for_saves(self) -> None:
         now = saved(self.state.folder)
         if now != self._files:
-            self._files, self._settling = now, True  # editors write in two steps; wait for the next
+            self._files, self._settling = (
+                now,
+                True,
+            )  # an editor may still be writing
         elif self._settling:
             self._settling, self._due = False, True
             self._count_time()
 
     def wait(self) -> None:
-        """Check now, and wait for the result."""
+        """Check the file now, and wait for the result."""
         if self._due is None:
             self._due = False
         self._begin_check()
         self._take(None)
 
     def await_save(self, sleep: Callable[[float], None], pause_s: float) -> None:
-        """Return when a file of the folder was saved. A check is due then."""
+        """Wait until a file of the folder is saved. Then a check is due."""
         while self._due is None:
             sleep(pause_s)
             self._look_for_saves()
 
     def press(self, key: str) -> None:
-        """Obey a key."""
+        """Do what a key means."""
         self._count_time()
         asked, self._asked = self._asked, ""
         state, self.changed = self.state, True
@@ -208,7 +211,7 @@ class Session:
         self._tell_trouble()
 
     def close(self) -> None:
-        """Count the time, and end the worker process."""
+        """Record the time at work, and end the worker process."""
         self._count_time(write=True)
         self.check.close()
 
@@ -218,7 +221,7 @@ class Session:
         state, by_save = self.state, bool(self._due)
         self._due, self.changed = None, True
         if by_save:
-            state.note = ""  # it was about the text before
+            state.note = ""  # the hint was for the old text
         if not state.path.exists():
             state.missing, state.report, state.error = True, None, None
             state.view = "work"
@@ -238,7 +241,7 @@ class Session:
         prints = self._prints()[:_MOST_PRINTS]
         state.started = True
         if self._due is not None or self._checked != name:
-            return  # the result of an old text, or of another exercise; the next check is due
+            return  # the result is for an old text or another exercise; the next check is due
         state.prints, state.checked_at = prints, time.strftime("%H:%M:%S")
         report = result if isinstance(result, FileReport) else None
         state.report, state.error = report, result if isinstance(result, GptcliError) else None
@@ -269,11 +272,11 @@ class Session:
         self._tell_trouble()
 
     def _count_time(self, most: float = LONGEST_PAUSE_S, *, write: bool = False) -> None:
-        """Count the time since the last action, at most `most` seconds of it."""
+        """Add the time since the last action to the time at work, but at most `most` seconds."""
         now = self._clock()
         self._unsaved_s += min(now - self._acted, most)
         self._acted = now
-        if write or self._unsaved_s >= 20:  # not at every key
+        if write or self._unsaved_s >= 20:  # do not write at every key
             self._record(seconds=self._unsaved_s)
             self._unsaved_s = 0.0
 
@@ -336,8 +339,8 @@ class Session:
         else:
             self._asked = "s"
             state.note = (
-                "The reference is worth more after your own passes. Press s once more to see it "
-                "now; progress.json remembers it."
+                "You learn more if you see the reference after your own file passes. Press s once "
+                "more to see it now; progress.json records this."
             )
 
     def _compare(self) -> None:
@@ -395,7 +398,7 @@ def _text_of(path: Path) -> str:
 
 
 def _line_to_write(text: str | None, report: FileReport) -> int | None:
-    """The line of the `raise NotImplementedError` of the step that is to be written."""
+    """The line number of `raise NotImplementedError` in the step that is to be written."""
     if not is_to_write(report):
         return None
     sign = re.compile(rf'raise NotImplementedError\(["\']step {report.first_wrong_step}\b')
@@ -404,12 +407,12 @@ def _line_to_write(text: str | None, report: FileReport) -> int | None:
 
 
 def _praise(before: FileReport | None, now: FileReport) -> str:
-    """What a save has brought: which steps hold now that did not hold before."""
+    """A message about the effect of a save: which steps are newly right, or no longer right."""
     old, new = (r and r.first_wrong_step for r in (before, now))
     if not old or not new or new == old:
         return ""
     if new < old:
-        return f"Step {new} holds no longer; it did before this save."
+        return f"Step {new} is no longer right; it was right before this save."
     if new == old + 1:
-        return f"Step {old} holds now."
-    return f"Steps {old} {'and' if new == old + 2 else 'to'} {new - 1} hold now."
+        return f"Step {old} is right now."
+    return f"Steps {old} {'and' if new == old + 2 else 'to'} {new - 1} are right now."

@@ -1,4 +1,4 @@
-"""`gptcli log`: writes the log of a run for another program, from its metrics.jsonl."""
+"""`gptcli log`: writes the log of a run for another program, such as TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def log(
     to: Annotated[
         str,
         typer.Option(
-            "--to", metavar="LOGGER", help="csv, tensorboard, trackio or wandb (offline)."
+            "--to",
+            metavar="LOGGER",
+            help="The logger: csv, tensorboard, trackio or wandb (offline).",
         ),
     ] = "csv",
     out: Annotated[
@@ -28,15 +30,15 @@ def log(
         typer.Option(
             "--out",
             metavar="PATH",
-            help="The file (csv) or folder to write. Default: metrics.csv or loggers/LOGGER in the "
-            "run folder.",
+            help="The file (csv) or the folder to write. Default: metrics.csv or loggers/LOGGER "
+            "in the run folder.",
         ),
     ] = None,
 ) -> None:
     """Write the log of a run for another program.
 
-    Reads metrics.jsonl and samples.txt, so it also works for runs that trained without loggers, and
-    while a run trains. An earlier log of the run at the same place is replaced."""
+    The command reads metrics.jsonl and samples.txt. So it also works for runs that trained without
+    loggers, and while a run trains. It replaces an earlier log of the run at the same place."""
     name = to.lower()
     if name not in LOGGERS:
         close = nearest(name, LOGGERS)
@@ -70,7 +72,7 @@ def log(
 
 
 def _refuse_log_of_training(run: Path, name: str) -> None:
-    """Raise GptcliError if a training that runs now writes this log."""
+    """Raise GptcliError if a training is running now and writes this log."""
     from gptcli.files.durable import is_locked
     from gptcli.training.run_folder import read_config
 

@@ -1,4 +1,4 @@
-"""`gptcli look`: what each head looked at, the logit lens, and the eight steps of attention."""
+"""`gptcli look`: attention maps of each head, the logit lens, and the eight steps of attention."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gptcli.inspection.looking import Look
     from gptcli.training.loading import Trained
 
-_MAPS = 3  # that are drawn if no layer and no head is named
+_MAPS = 3  # number of heads to draw if the user names none
 _ROWS = 10  # of the table of heads
 _LENS_ROWS = 16
 
@@ -29,45 +29,46 @@ _LENS_ROWS = 16
 def look(
     run: RunArgument = None,
     prompt: Annotated[
-        str, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to look at.")
+        str, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to give to the model.")
     ] = "",
     layer: Annotated[
         int | None,
-        typer.Option("--layer", metavar="L", min=1, help="Only this layer, counted from 1."),
+        typer.Option("--layer", metavar="L", min=1, help="Show only this layer, counted from 1."),
     ] = None,
     head: Annotated[
         int | None,
-        typer.Option("--head", metavar="H", min=1, help="Only this head, counted from 1."),
+        typer.Option("--head", metavar="H", min=1, help="Show only this head, counted from 1."),
     ] = None,
     steps: Annotated[
         bool,
         typer.Option(
             "--steps",
-            help="The eight steps of attention with shapes and numbers, for the last token.",
+            help="Show the eight steps of attention for the last token, with shapes and numbers.",
         ),
     ] = False,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Also write a page with all maps."),
+        typer.Option("--html", metavar="FILE", help="Also write an HTML page with all maps."),
     ] = None,
     png: Annotated[
         Path | None,
         typer.Option(
-            "--png", metavar="FILE", help="Also write that page as a picture (needs Chromium)."
+            "--png", metavar="FILE", help="Also write this page as a picture (needs Chromium)."
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing files of --html and --png.")
+        bool, typer.Option("--overwrite", help="Let --html and --png replace existing files.")
     ] = False,
     as_json: JsonOption = False,
     *,
     options: ModelOptions,
 ) -> None:
-    """Show what each head of a trained model looked at in a text.
+    """Show what each attention head looks at in a text.
 
-    The best heads come first: those that look at the previous token, the first token, the token
-    itself, or at what came after an earlier copy of it (induction). Then the logit lens: what each
-    layer would write next. A run with your own attention needs --attention FILE again."""
+    The heads with the clearest pattern come first. The patterns are: the previous token, the first
+    token, the token itself, or the token after an earlier copy of it (induction). Then comes the
+    logit lens: the next token that the model would predict from each layer. A run with your own
+    attention needs --attention FILE again."""
     if not prompt:
         raise GptcliError(
             "look needs a text to look at", 'give one: gptcli look --prompt "To be or not to be"'
@@ -83,9 +84,9 @@ def look(
     with waiting("looking inside"):
         found = looked(trained, prompt, _learner_file(options))
     if found.dropped:
-        note(f"note: the model reads the last {len(found.ids)} tokens of this text only")
+        note(f"note: the model reads only the last {len(found.ids)} tokens of this text")
     if None in found.maps:
-        note("note: the attention weights of a layer cannot be seen: its code never computes them")
+        note("note: a layer has no attention weights to show, because its code never computes them")
     for path, is_picture in places:
         with waiting(f"writing {path}"):
             _write(path, trained, found, is_picture=is_picture)
@@ -110,7 +111,7 @@ def _refuse_places(trained: Trained, layer: int | None, head: int | None) -> Non
 
 
 def _places(given: dict[Path | None, bool], *, overwrite: bool) -> list[tuple[Path, bool]]:
-    """The files to write, each with whether it is a picture. Raises GptcliError before work."""
+    """(file to write, whether it is a picture). Raises GptcliError before any work."""
     from gptcli.files.paths import expanded
     from gptcli.pages.chromium import refuse_without_chromium
     from gptcli.pages.written import refuse_existing
@@ -221,7 +222,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _looked_at(weights: Any, pieces: list[bytes]) -> list[tuple[bytes, float]] | None:
-    """What the last token looked at most, over all heads of a layer."""
+    """The tokens that the last token looked at most, over all heads of a layer."""
     if weights is None:
         return None
     mean = weights[:, -1].mean(0)
@@ -259,7 +260,7 @@ def _print_steps(
 def _steps(
     trained: Trained, found: Look, options: ModelOptions, layer: int | None, head: int | None
 ) -> Any:
-    """The eight steps of the named head, or of the best one."""
+    """The eight steps of the head that the user named, or of the best head."""
     from gptcli.inspection.eight_steps import eight_steps
 
     chosen = _chosen(found, layer, head)
@@ -342,7 +343,7 @@ def _rounded(found: Look, one: Any) -> list[list[float]]:
 
 
 def _write(path: Path, trained: Trained, found: Look, *, is_picture: bool) -> None:
-    """Write the page with all maps, or a picture of it."""
+    """Write the page with all maps, or a picture of this page."""
     from gptcli.pages.chromium import picture
     from gptcli.pages.look_page import look_page
     from gptcli.pages.written import write

@@ -1,4 +1,4 @@
-"""Commands that take dataclasses: each field of a group of options becomes one option of Typer."""
+"""Groups options in dataclasses: each field of the dataclass becomes one option of a command."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Command = Callable[..., None]
 
 
 def with_option_groups(command: Command) -> Command:
-    """The command as Typer needs it, with one parameter for each option.
+    """The command in the form that Typer needs, with one parameter for each option.
 
     Typer reads the options from the parameters of a command. This decorator replaces each parameter
     whose type is a dataclass by the fields of that dataclass, in order. When the command is called,
-    the values of these fields become one object again. Names of fields must differ between the
-    groups of a command."""
+    it gets an object of the dataclass with the values of these fields. Names of fields must differ
+    between the groups of a command."""
     groups: dict[str, Any] = {}
     parameters = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():

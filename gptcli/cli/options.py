@@ -1,4 +1,4 @@
-"""Options that several commands share: run, checkpoint, device, dtype; they load the model."""
+"""Options that several commands share (run, checkpoint, device, dtype), and the model they load."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CheckpointOption = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="last|best|STEP",
-        help="Default: best if the run has evaluations, else last.",
+        help="Which checkpoint to load. Default: best if the run has evaluations, else last.",
     ),
 ]
 DeviceOption = Annotated[
@@ -64,19 +64,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 
 
 RUN_AND_SOURCE = "[RUN] [data.source=NEW] [data.val_source=NEW]"
-"""The arguments of a command that reads the text of a run, which can have moved."""
+"""The form of the arguments of a command that reads the text of a run."""
 
 
-_ONLY_TEXTS = (
-    "only data.source=NEW and data.val_source=NEW can be given, if a text of the run has moved"
-)
+_ONLY_TEXTS = "only data.source=NEW and data.val_source=NEW are allowed, for a text that has moved"
 
 
 def run_and_overrides(words: list[str] | None) -> tuple[str | None, list[str]]:
     """The RUN among the words of a command line (None if there is none), and the overrides.
 
-    They are the new places of its texts: data.source=NEW and data.val_source=NEW.
-
+    The overrides data.source=NEW and data.val_source=NEW are the new places of the run's texts.
     Raises GptcliError if another key is changed, or if there are several runs."""
     from gptcli.config_files import is_known_override
 
@@ -96,7 +93,7 @@ def run_and_overrides(words: list[str] | None) -> tuple[str | None, list[str]]:
 
 
 def with_overrides(run: Path, config: Config, overrides: list[str]) -> Config:
-    """The config of a run with the user's data.source=NEW and data.val_source=NEW.
+    """The config of a run, with the user's data.source=NEW and data.val_source=NEW.
 
     Raises GptcliError if the overrides change another key."""
     from gptcli.config_files import differences, dump_config, parse_config
@@ -115,7 +112,7 @@ def with_overrides(run: Path, config: Config, overrides: list[str]) -> Config:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which checkpoint to load, where and how to compute, and the files of the user's parts."""
+    """Which checkpoint to load, the device and dtype, and the files of the user's parts."""
 
     checkpoint: CheckpointOption = None
     device: DeviceOption = "auto"
@@ -135,7 +132,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SamplingModelOptions(ModelOptions):
-    """The options of ModelOptions, with the dtypes that sampling can compute in."""
+    """ModelOptions, except that --dtype also allows int8, in which sampling can compute."""
 
     dtype: SamplingDTypeOption = "auto"
 
@@ -143,10 +140,10 @@ class SamplingModelOptions(ModelOptions):
 def load_model(
     run: str | None, options: ModelOptions, command: str, *, dtype_of_run: bool
 ) -> Trained:
-    """The model of a run. Errors name `command`.
+    """The model of a run. Error messages name `command`.
 
-    With `dtype_of_run`, `--dtype auto` means the dtype of the training if this machine has it, so
-    that figures can be repeated. In all other cases `--dtype auto` means float32."""
+    With `dtype_of_run`, `--dtype auto` means the dtype of the training if this machine supports it,
+    so that the results are the same again. Otherwise `--dtype auto` means float32."""
     from gptcli.devices import choose_device, choose_dtype, choose_threads
     from gptcli.training.loading import load_trained
     from gptcli.training.run_folder import read_config
@@ -174,9 +171,10 @@ def load_model(
 def load_for_evaluation(
     run: str | None, options: ModelOptions, command: str
 ) -> tuple[Trained, int | None]:
-    """The model of a run, and the number of threads if the C library can evaluate it.
+    """The model of a run, and the number of threads if the C library can evaluate it, else None.
 
-    Then nothing has imported PyTorch. `--dtype auto` means the dtype of the training."""
+    If the C library can evaluate it, PyTorch is not imported. `--dtype auto` means the dtype of the
+    training."""
     from gptcli.devices import is_surely_cpu, threads_without_torch
     from gptcli.training.loading import read_trained
     from gptcli.training.native_evaluate import can_evaluate
@@ -196,9 +194,9 @@ def load_for_evaluation(
 
 
 def load_for_sampling(run: str | None, options: ModelOptions, command: str) -> SamplingModel:
-    """A run's model, loaded for sampling. `--dtype auto` means the fastest dtype here.
+    """The model of a run, loaded for sampling. `--dtype auto` means the fastest dtype here.
 
-    Errors name `command`."""
+    Error messages name `command`."""
     _check(options, "int8")
     model = loading.load_for_sampling(
         named_run(run, command),

@@ -1,4 +1,4 @@
-"""What commands print: data to stdout, notes and errors to stderr, and the form of an error."""
+"""The output of commands: data to stdout, notes and errors to stderr, and the form of an error."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 STDOUT = "standard output"
-"""The `filename` of the OSError that `checked_stdout` raises when a write fails."""
+"""The `filename` of the OSError from a failed write to `checked_stdout`."""
 
 
 class _Wrapped(io.RawIOBase):
-    """A raw stream that stands for a standard stream. Each subclass defines `write`."""
+    """A raw stream in place of a standard stream. Each subclass defines `write`."""
 
     def __init__(self, stream: TextIO, raw: io.RawIOBase) -> None:
-        self._stream = stream  # kept, because a deleted stream closes `raw`
+        self._stream = stream  # keep it: a deleted stream closes `raw`
         self._raw = raw
 
     def writable(self) -> bool:
@@ -49,8 +49,10 @@ class _NeverFailing(_Wrapped):
 
 
 class _Checked(_Wrapped):
-    """A stream whose first error names STDOUT. After that error the stream drops what is written,
-    so that the flush at the end of the process raises no second error."""
+    """A stream whose first error names STDOUT.
+
+    After this error, the stream drops all text, so that the flush at the end of the process raises
+    no second error."""
 
     _failed = False
 
@@ -67,14 +69,14 @@ class _Checked(_Wrapped):
 def open_closed_streams() -> None:
     """Open /dev/null in place of stdout or stderr if the caller closed it.
 
-    /dev/null takes the file number of the closed stream. Otherwise the next file that is opened
-    would get that number, and the output of libraries would end up in that file."""
+    /dev/null gets the file number of the closed stream. Otherwise the next opened file would get
+    this number, and libraries would print into that file."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is not None:
             continue
         null = os.open(os.devnull, os.O_WRONLY)
         try:
-            os.fstat(number)  # fails only if the number is still free
+            os.fstat(number)  # raises only if the number is free
         except OSError:
             os.dup2(null, number)
             os.close(null)
@@ -86,18 +88,18 @@ def open_closed_streams() -> None:
 def checked_stdout(stream: TextIO) -> TextIO:
     """stdout as a stream that writes everything or raises an OSError that names STDOUT.
 
-    Under -u or PYTHONUNBUFFERED, Python's own stdout silently drops the rest of a long text if a
-    pipe or a disk takes only the beginning. A stream that writes to no file is returned unchanged.
+    With -u or PYTHONUNBUFFERED, Python's own stdout silently drops the rest of a long text if a
+    pipe or a disk takes only the beginning. A stream without a file is returned unchanged.
     """
     return _wrap(stream, _Checked)
 
 
 def never_failing(stream: TextIO) -> TextIO:
-    """stderr as a stream whose writes never fail. Text that cannot be written is dropped.
+    """stderr as a stream whose writes never fail. It drops text that cannot be written.
 
     Training must not end because a terminal was closed, a reader ended (`2>&1 | head`) or the disk
-    of a log file is full. The stream itself is replaced, because libraries and the user's modules
-    print to it too. A stream that writes to no file is returned unchanged."""
+    of a log file is full. sys.stderr itself must become this stream, because libraries and the
+    user's modules also print to it. A stream without a file is returned unchanged."""
     return _wrap(stream, _NeverFailing, line_buffering=True)
 
 
@@ -115,7 +117,7 @@ def _wrap(stream: TextIO, wrapper: type[_Wrapped], *, line_buffering: bool = Fal
 
 
 def stderr_console() -> Console:
-    """A rich console on stderr. It uses colour on a terminal if NO_COLOR is not set."""
+    """A rich console on stderr. It uses colour on a terminal, unless NO_COLOR is set."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
@@ -149,7 +151,7 @@ def note(message: str) -> None:
 
 
 def print_error(error: GptcliError) -> None:
-    """Print to stderr: `error: ...` for each problem, a blank line, `hint: ...` for each hint."""
+    """Print an error to stderr: a line `error: ...` for each problem, a blank line, the hints."""
     problems = getattr(error, "problems", [(error.message, error.hint)])
     lines = [f"error: {message}" for message, _ in problems]
     hints = list(dict.fromkeys(hint for _, hint in problems if hint))

@@ -1,4 +1,4 @@
-"""`gptcli page`: writes a model as one HTML file that runs in a browser, and proves it."""
+"""`gptcli page`: writes a model as one HTML file that runs in a browser, and tests the file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ def page(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a model as one HTML file that writes text in any browser.
+    """Write a model as one HTML file for any browser.
 
-    The file holds the weights in eight bits, the tokenizer and the program. It shows the attention
-    of every head, its eight steps with their numbers, and how the model learned. It asks for
-    nothing from the network.
+    In the page, the model writes text. The page also shows the attention of every head, its eight
+    steps with their numbers, and how the model learned. The file holds the weights in eight bits,
+    the tokenizer and the program, and needs no network.
 
-    The page proves itself: its JavaScript runs in Node.js or Chromium if one is installed, else
-    numpy repeats its arithmetic. A page that computes something else is not written."""
+    gptcli tests the page before it writes the file: Node.js or Chromium runs the JavaScript if one
+    is installed, else numpy repeats its arithmetic. If the page computes other results than the
+    model, gptcli does not write it."""
     from gptcli.pages.written import refuse_existing
 
     folder = named_run(run, "page")

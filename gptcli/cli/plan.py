@@ -10,7 +10,7 @@ from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
 from gptcli.errors import GptcliError, nearest
 
-_CHARACTERS = 96  # assumed vocab_size of a char tokenizer: plan does not read the text
+_CHARACTERS = 96  # assumed vocab_size of a char tokenizer, because plan does not read the text
 
 
 def plan(
@@ -18,7 +18,8 @@ def plan(
         list[str] | None,
         typer.Argument(
             metavar="[CONFIG] [KEY=VALUE ...]",
-            help="A config, and changes to it, as for train (default: the default config).",
+            help="A config, and changes to it as KEY=VALUE. Default: shakespeare, or on a GPU "
+            "shakespeare-gpu.",
         ),
     ] = None,
     gpus: Annotated[
@@ -26,14 +27,16 @@ def plan(
     ] = 8,
     gpu: Annotated[
         str,
-        typer.Option("--gpu", metavar="KIND", help="a100, h100, h200, or zen4: cores of a CPU."),
+        typer.Option(
+            "--gpu", metavar="KIND", help="The kind: a100, h100, h200, or zen4 for cores of a CPU."
+        ),
     ] = "h100",
     as_json: JsonOption = False,
 ) -> None:
-    """Predict how a config would train on N GPUs, in machines of 8. Nothing is measured or read.
-    `--gpu zen4` stands for processes of one thread on a CPU.
+    """Predict how a config would train on N GPUs.
 
-    docs/scaling.md shows the arithmetic."""
+    Each machine has 8 GPUs. With `--gpu zen4`, the N ranks are processes on a CPU, with one thread
+    each. gptcli measures nothing and reads no text. docs/scaling.md shows the arithmetic."""
     from gptcli.cli.train_arguments import config_of_arguments
 
     config = config_of_arguments(arguments or [])

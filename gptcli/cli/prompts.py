@@ -1,4 +1,4 @@
-"""Reads the prompts of `gptcli sample`: from the command line, from a file, or one per line."""
+"""Reads the prompts of `gptcli sample`: from the command line, a file, or the lines of a file."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def encoding_of_run(run: str | None, command: str) -> str | None:
 def read_text(file: Path, command: str, encoding: Callable[[], str | None]) -> str:
     """The text of a file without its byte-order mark, in UTF-8 or else in the run's `encoding`.
 
-    Raises GptcliError if the file cannot be read, is in another encoding or is too long. The hint
-    can name `command`: the command or option that reads the file."""
+    Raises GptcliError if the file cannot be read, is in another encoding or is too long. Hints name
+    `command`, the command or option that reads the file."""
     file = expanded(file)
     try:
-        with file.open("rb") as opened:  # a limit, because a pipe can be endless
+        with file.open("rb") as opened:  # with a limit, because a pipe can be endless
             data = opened.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise GptcliError(
@@ -60,7 +60,7 @@ def read_text(file: Path, command: str, encoding: Callable[[], str | None]) -> s
 
 
 def _with_encoding(file: Path, message: str, data: bytes) -> tuple[str, str]:
-    """The message and the hint, with the encoding that `data` looks like and the conversion."""
+    """The message and the hint, with the probable encoding of `data` and the conversion."""
     from gptcli.corpus.conversion import conversion_command
     from gptcli.corpus.undecodable import looks_like, public_name
 
@@ -72,9 +72,9 @@ def _with_encoding(file: Path, message: str, data: bytes) -> tuple[str, str]:
 
 
 def typed(text: str, where: str, *, escape: bool) -> str:
-    """A text that the user typed for the option `where`, with its escapes read if `escape` is set.
+    """A text that the user typed for the option `where`; with `escape`, its escapes are replaced.
 
-    Prints a note if it has an escape that is taken literally."""
+    Without `escape`, prints a note if the text has escapes."""
     if escape:
         return unescape(text, where)
     if (message := literal_escapes_note(text, where)) is not None:
@@ -93,7 +93,7 @@ def read_prompts(
     """The prompts in order; one empty prompt if neither `prompt` nor `file` is given.
 
     With `lines`, each line of the file is a prompt. With `escape`, escapes in `prompt` and in these
-    lines are read. A file that is not UTF-8 is read in `encoding`. Raises GptcliError if both
+    lines are replaced. A file that is not UTF-8 is read in `encoding`. Raises GptcliError if both
     `prompt` and `file` are given, if `lines` is given without a file, or if the file cannot be
     used."""
     if file is None:

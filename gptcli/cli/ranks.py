@@ -1,6 +1,6 @@
-"""`gptcli train` in several processes: starts them, and gives each of them its part.
+"""`gptcli train` in several processes: starts the processes, and gives each its part.
 
-One process is the usual case. Then `Ranks` changes nothing and imports nothing.
+Usually there is one process. Then `Ranks` changes nothing and imports nothing.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
     from gptcli.distributed.session import Leader
     from gptcli.training.setup import Prepared
 
-_NATIVE = "the C library (run.engine: native) trains in one process"
+_NATIVE = "the C library (run.engine: native) trains only in one process"
 
 
 class Ranks:
-    """The processes of a training, as the leader sees them; `leader` is None if it is alone."""
+    """The processes of a training, for the leader's code; `leader` is None for a single process."""
 
     def __init__(self, leader: Leader | None = None, size: int = 1) -> None:
         self._leader = leader
         self.size = size
 
     def for_new(self, wanted: Wanted) -> Wanted:
-        """A new run, with PyTorch as its engine if several processes train it."""
+        """The new run, with PyTorch as its engine if several processes train it."""
         return wanted if self._leader is None else replace(wanted, config=_torch(wanted.config))
 
     def for_resumed(self, resumed: ResumedRun) -> ResumedRun:
-        """A resumed run, with PyTorch as its engine if several processes train it."""
+        """The resumed run, with PyTorch as its engine if several processes train it."""
         if self._leader is None:
             return resumed
         from gptcli.training.run_folder import read_config
 
         if resumed.config is not None and "run.engine" in resumed.asked:
-            _torch(resumed.config)  # refuses what the user has just set
+            _torch(resumed.config)  # raises if the user has just set run.engine=native
         config = resumed.config or read_config(resumed.run)
         if config.run.engine == "native":
             run = config.run.model_copy(update={"engine": "torch"})
@@ -56,17 +56,17 @@ class Ranks:
         return resumed
 
     def shared(self, prepared: Prepared) -> Prepared:
-        """The prepared run, whose steps all processes share."""
+        """The prepared run, in the form in which all processes share the work of each step."""
         if self._leader is None:
             return prepared
         return replace(prepared, setup=self._leader.lead(prepared.setup))
 
     def asked_to_stop(self) -> bool:
-        """Whether another process of the run was asked to stop."""
+        """Whether somebody asked another process of the run to stop."""
         return self._leader is not None and self._leader.asked_to_stop()
 
     def run_to_continue(self, out: Path | None) -> Path | None:
-        """The run that this training continues because one of its processes died, or None."""
+        """The run that this training continues after a process died; None if no process died."""
         if self._leader is None:
             return None
         from gptcli.distributed.session import run_to_continue
@@ -79,10 +79,10 @@ class Ranks:
 
 @contextmanager
 def ranks_of(devices: int, max_restarts: int, request: Request, *, resume: bool) -> Iterator[Ranks]:
-    """The processes of a training. Only the leader, or a process that is alone, gets past this.
+    """The processes of a training. Returns only in the leader, or in a single process.
 
-    A process that torchrun started joins the others. Without torchrun and with `devices` above 1,
-    this starts them and exits with their exit code."""
+    Started by torchrun, a process joins the others. Without torchrun and with `devices` above 1,
+    this function starts the processes and exits with their exit code."""
     here = place()
     if here is None and devices == 1:
         yield Ranks()
@@ -90,7 +90,7 @@ def ranks_of(devices: int, max_restarts: int, request: Request, *, resume: bool)
     if here is None:
         from gptcli.distributed.launch import launch
 
-        if not resume:  # errors of the config, before anything starts
+        if not resume:  # raise errors of the config before any process starts
             wanted = wanted_run(request, None)
             config = _torch(wanted.config)
             if wanted.is_given and config.train.batch_size != "auto":

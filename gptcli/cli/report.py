@@ -1,4 +1,4 @@
-"""`gptcli report`: writes what happened in a run as one HTML file, or as a PDF file."""
+"""`gptcli report`: writes a report of a run as one HTML file, or as a PDF file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE", help="What to write. Default: RUN-report.html in this folder."
+            "--out",
+            metavar="FILE",
+            help="The file to write. Default: RUN-report.html in this folder.",
         ),
     ] = None,
     pdf: Annotated[
@@ -35,11 +37,12 @@ def report(
     ] = False,
     tokenizer: TokenizerOption = None,
 ) -> None:
-    """Write a report of a run: did it overfit, would more time help, what to try next.
+    """Write a report of a run as one HTML file.
 
-    The page is one file that needs no network. It has the curves, the samples, a passage of the
-    validation text by loss, attention maps over the training, the machine and the config. It reads
-    only the files of the run, so it also works while the run trains."""
+    The report says whether the run overfit, whether more time would help, and what to try next. It
+    shows the curves, the samples, the loss of each token of a validation passage, attention maps
+    during the training, the machine and the config. The file needs no network. The command reads
+    only the run folder, so it also works while the run trains."""
     folder = named_run(run, "report")
     name = folder.resolve().name
     path = expanded(out) if out is not None else Path(f"{name}-report.{'pdf' if pdf else 'html'}")
@@ -57,7 +60,7 @@ def report(
         data = read_run(folder, name)
         if not data.steps and not data.evaluations:
             raise GptcliError(
-                f"{folder} has no logged steps, so there is nothing to report",
+                f"{folder} has no logged steps, so gptcli cannot write a report",
                 "its metrics.jsonl is missing, or the run was imported; `gptcli look` shows what "
                 "its heads look at",
                 exit_code=1,
@@ -68,7 +71,7 @@ def report(
 
 
 def _tokenizer(run: Path, spec: str | None) -> Tokenizer | None:
-    """The tokenizer of the run; None, with a note, if it cannot be read."""
+    """The tokenizer of the run; None and a note if it cannot be read."""
     from gptcli.api.user_files import UserFiles, load_user_parts
     from gptcli.training.run_folder import read_tokenizer
 

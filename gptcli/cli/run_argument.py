@@ -9,9 +9,9 @@ from gptcli.cli.shadowed_names import note_two_runs
 
 
 def named_run(name: str | None, command: str) -> Path:
-    """The run folder that RUN means for `command`: a path, a name under runs/, or the newest run.
+    """The run folder that RUN names: a path, a name under runs/, or by default the newest run.
 
-    Raises GptcliError with the right form of the command if RUN is something else."""
+    Raises GptcliError with the right form of `command` if RUN is something else."""
     run = naming.named_run(name, command)
     note_two_runs(name)
     return run

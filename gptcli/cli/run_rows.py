@@ -24,16 +24,16 @@ from gptcli.view.runs_table import RunRow
 
 
 def run_rows(folder: Path) -> list[RunRow]:
-    """One row for each run under `folder`, oldest first; one row if `folder` is a run itself."""
+    """A row for each run under `folder`, oldest first; only one row if `folder` is a run itself."""
     return [run_row(run) for run in run_folder.oldest_first(_runs_at(folder))]
 
 
 def named_runs(words: Sequence[str]) -> list[Path]:
-    """The runs that words name, oldest first; those under runs/ if there are no words.
+    """The runs that the words name, oldest first; without words, the runs under runs/.
 
-    A word is a folder of runs, a run, the name of a run under runs/, or a glob pattern: of names
-    under runs/, or of paths if it has a slash. Raises GptcliError if it is none of these, or if
-    no run matches a pattern."""
+    A word is a folder of runs, a run, the name of a run under runs/, or a glob pattern. A pattern
+    is for names under runs/, or for paths if it has a slash. Raises GptcliError if a word names no
+    run, or if no run matches a pattern."""
     found: dict[Path, Path] = {}
     for word in words or ["runs"]:
         for run in _named(word):
@@ -72,7 +72,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def rows_of(runs: Sequence[Path], known: KnownRows | None = None) -> list[RunRow]:
-    """The row of each run. A run whose name another one has too is shown by its path."""
+    """The row of each run. If several runs have the same name, their rows show their paths."""
     names = Counter(run.name for run in runs)
     rows = [run_row(run) if known is None else known.row(run) for run in runs]
     return [
@@ -99,7 +99,7 @@ class KnownRows:
 
     @staticmethod
     def _state(run: Path) -> Any:
-        """What changes if the row can change; None if it cannot be told."""
+        """A value that changes whenever the row can change; None if the files cannot be read."""
         state: list[Any] = []
         for name in ("config.yaml", "metrics.jsonl", "run.json", "checkpoints"):
             try:
@@ -121,7 +121,7 @@ def run_row(run: Path) -> RunRow:
     try:
         last = _last_records(run)
         running = is_locked(run)
-    except OSError:  # a link out of the folder, a pipe, a huge file: still show the other rows
+    except OSError:  # such as a link out of the folder or a pipe: still show the other rows
         damaged = True
     step, evaluation = last.get("step", {}), last.get("eval", {})
     try:
@@ -131,17 +131,17 @@ def run_row(run: Path) -> RunRow:
     if running:
         state = "running"
     else:
-        # If run.json is missing, the process was killed.
+        # Without a final run.json, the process was killed.
         state = str(status.get("stopped") or ("stopped" if has_steps else "not begun"))
     max_steps = text = None
     try:
         config = run_folder.read_config(run)
         train, text = config.train, config.data.described
-        plan = last.get("plan", {}) if train.minutes is not None else {}  # --extend ends the limit
+        plan = last.get("plan", {}) if train.minutes is not None else {}  # not after --extend
         max_steps = _integer(plan.get("max_steps")) or train.max_steps
     except GptcliError:
         damaged = True
-    if "imported" in status:  # it was trained elsewhere
+    if "imported" in status:  # another program trained it
         max_steps = None
     if damaged:
         state = "damaged"
@@ -180,7 +180,11 @@ def _last_written(run: Path) -> datetime | None:
     files = [run / name for name in ("config.yaml", "metrics.jsonl", "run.json")]
     try:
         return datetime.fromtimestamp(max(f.stat().st_mtime for f in files if f.exists()))
-    except (OverflowError, ValueError, OSError):  # an impossible date, or a file just deleted
+    except (
+        OverflowError,
+        ValueError,
+        OSError,
+    ):  # an impossible date, or a deleted file
         return None
 
 

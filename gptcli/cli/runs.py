@@ -1,4 +1,4 @@
-"""`gptcli runs`: lists the runs with loss, steps, time and status, also while they train."""
+"""`gptcli runs`: lists the runs with their loss, steps, time and status, also during training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def runs(
         list[str] | None,
         typer.Argument(
             metavar="[FOLDER|RUN|GLOB ...]",
-            help="A folder with runs (default: runs/), runs, or a pattern of their names "
+            help="A folder with runs (default: runs/), single runs, or a pattern for their names, "
             "such as 'poems-*'.",
         ),
     ] = None,
@@ -29,14 +29,16 @@ def runs(
         typer.Option(
             "--sort",
             metavar="COLUMN",
-            help="run, status, steps, loss, val, best, time, params or when. "
-            "Default: the oldest run first.",
+            help="The column: run, status, steps, loss, val, best, time, params or when. Default: "
+            "the oldest run first.",
         ),
     ] = None,
-    reverse: Annotated[bool, typer.Option("--reverse", help="Turn the order round.")] = False,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Sort in the opposite order.")] = False,
     watch: Annotated[
         bool,
-        typer.Option("--watch", help="Show the table until you press q, and renew it each second."),
+        typer.Option(
+            "--watch", help="Show the table until you press q, and update it every second."
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object for each run.")
@@ -44,8 +46,7 @@ def runs(
 ) -> None:
     """List the runs with loss, steps, time and status.
 
-    Within --watch, the arrow keys choose the column to sort by, r turns the order round, and q
-    ends."""
+    With --watch, the arrow keys choose the column to sort by, r reverses the order, and q ends."""
     from dataclasses import asdict
 
     from gptcli.cli.output import note, print_json, stdout_console
@@ -83,7 +84,7 @@ def runs(
 
 
 def _order(sort: str | None, reverse: bool) -> Order | None:
-    """The order that --sort and --reverse ask for. Raises GptcliError for an unknown column."""
+    """The order for --sort and --reverse. Raises GptcliError for an unknown column."""
     from gptcli.view.runs_table import SORT_KEYS, Order
 
     if sort is None:

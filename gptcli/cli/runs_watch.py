@@ -1,4 +1,4 @@
-"""`gptcli runs --watch`: the table of the runs, renewed each second; keys sort it."""
+"""`gptcli runs --watch`: shows the table of the runs, updated every second. Keys sort it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RENEW_SECONDS = 1.0
 
 
 def watch_runs(words: Sequence[str], order: Order | None, reverse: bool) -> None:
-    """Show the runs that `words` name until the user presses q or Ctrl-C. The last table stays."""
+    """Show the runs that `words` name until the user presses q or Ctrl-C. The table stays."""
     known = KnownRows()
     console = stdout_console()
     has = has_keys()
@@ -55,7 +55,7 @@ def watch_runs(words: Sequence[str], order: Order | None, reverse: bool) -> None
 
 
 def _wait(keys: Keys | None) -> list[str]:
-    """The keys pressed until the table is read again."""
+    """Wait until the next update of the table, or until a key is pressed. Returns the keys."""
     if keys is not None:
         return keys.read(RENEW_SECONDS)
     time.sleep(RENEW_SECONDS)

@@ -1,4 +1,4 @@
-"""`gptcli sample`: continue prompts with a trained model, as text or JSON, live or in turns."""
+"""`gptcli sample`: continues prompts with a trained model, as text, as JSON or interactively."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """The texts to continue."""
+    """The options for the prompts."""
 
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to continue.")
@@ -49,13 +49,13 @@ class PromptOptions:
         typer.Option(
             "--prompt-file",
             metavar="FILE",
-            help="A UTF-8 file with the prompt (without the newline at its end).",
+            help="A UTF-8 file with the prompt. A newline at its end is left out.",
         ),
     ] = None
     prompt_lines: Annotated[
         bool,
         typer.Option(
-            "--prompt-lines", help="Each line of the prompt file is a prompt; all run together."
+            "--prompt-lines", help="Read each line of --prompt-file as a prompt of its own."
         ),
     ] = False
     escape: EscapeOption = False
@@ -63,12 +63,12 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How much to generate, how tokens are chosen, and where to stop."""
+    """The options for generating: how much, how tokens are chosen, and where to stop."""
 
     max_new_tokens: Annotated[
         int,
         typer.Option(
-            "--max-new-tokens", "-n", metavar="N", min=0, help="Tokens to generate, at most."
+            "--max-new-tokens", "-n", metavar="N", min=0, help="Generate at most N tokens."
         ),
     ] = Generation.max_new_tokens
     num_samples: Annotated[
@@ -78,7 +78,7 @@ class GenerationOptions:
             metavar="K",
             min=1,
             max=MOST_SAMPLES,
-            help="Continuations of each prompt, generated together.",
+            help="Generate K continuations of each prompt, all together.",
         ),
     ] = 1
     temperature: Annotated[
@@ -88,12 +88,15 @@ class GenerationOptions:
             "-t",
             metavar="T",
             min=0.0,
-            help="Below 1: safer; above: wilder; 0: greedy.",
+            help="Below 1: more predictable text. Above 1: more surprising text. 0: always the "
+            "likeliest token.",
         ),
     ] = Generation.temperature
     top_k: Annotated[
         int | None,
-        typer.Option("--top-k", metavar="K", min=1, help="Choose among the K likeliest tokens."),
+        typer.Option(
+            "--top-k", metavar="K", min=1, help="Choose only among the K likeliest tokens."
+        ),
     ] = None
     top_p: Annotated[
         float | None,
@@ -102,7 +105,7 @@ class GenerationOptions:
             metavar="P",
             min=0.0,
             max=1.0,
-            help="Choose among the fewest tokens whose probabilities reach P.",
+            help="Choose only among the likeliest tokens that together have probability P.",
         ),
     ] = None
     min_p: Annotated[
@@ -112,7 +115,7 @@ class GenerationOptions:
             metavar="P",
             min=0.0,
             max=1.0,
-            help="Drop tokens below P times the likeliest.",
+            help="Drop tokens that are less likely than P times the likeliest token.",
         ),
     ] = None
     repetition_penalty: Annotated[
@@ -120,14 +123,12 @@ class GenerationOptions:
         typer.Option(
             "--repetition-penalty",
             metavar="R",
-            help="Above 1: tokens already in the text become less likely (0.01 to 100).",
+            help="Above 1: tokens that are already in the text become less likely (0.01 to 100).",
         ),
     ] = Generation.repetition_penalty
     stop: Annotated[
         list[str] | None,
-        typer.Option(
-            "--stop", metavar="TEXT", help="Stop before this text; can be given several times."
-        ),
+        typer.Option("--stop", metavar="TEXT", help="Stop before TEXT. You can give several."),
     ] = None
     seed: Annotated[
         int | None,
@@ -135,13 +136,13 @@ class GenerationOptions:
             "--seed",
             metavar="S",
             min=0,
-            help="The same seed gives the same text. Default: a new one.",
+            help="The same seed gives the same text. Default: a new seed.",
         ),
     ] = None
     sampler: SamplerOption = None
 
     def checked(self) -> Generation:
-        """The same without the number of samples and the sampler.
+        """The options as a Generation, which has no number of samples.
 
         Raises GptcliError if a value is out of range."""
         found = Generation(
@@ -160,13 +161,13 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How the text is shown."""
+    """The options for showing the text."""
 
     stream: Annotated[
         bool | None,
         typer.Option(
             "--stream/--no-stream",
-            help="Show the text as it comes. Default: for one sample on a terminal.",
+            help="Show the text while it is generated. Default: only for one sample on a terminal.",
         ),
     ] = None
     interactive: Annotated[
@@ -174,7 +175,7 @@ class OutputOptions:
         typer.Option(
             "--interactive",
             "-i",
-            help="Write in turns: type a prompt, see the continuation, type on.",
+            help="Take turns with the model: you type, it continues, you type on.",
         ),
     ] = False
     as_json: JsonOption = False
@@ -191,8 +192,8 @@ def sample(
 ) -> None:
     """Generate text with a trained model.
 
-    If the file of --attention has a key/value cache (check-cache), it is used, and the text and
-    the speed are compared with those without it.
+    If the file of --attention has a key/value cache (check-cache), gptcli uses this cache, and
+    compares the text and the speed with sampling without the cache.
 
     `gptcli chat` is short for `gptcli sample --interactive`."""
     wanted = generation.checked()
@@ -213,7 +214,7 @@ def sample(
     with waiting("loading the model"):
         sampler = load_sampler(generation.sampler)
         if sampler is not None:
-            sampler.stop_filter(stops)  # before the model is loaded
+            sampler.stop_filter(stops)  # check options before the model is loaded
         model = load_for_sampling(run, options, "sample")
     seed = wanted.seed_or_new()
     wanted = replace(wanted, stop=stops)
@@ -268,13 +269,13 @@ def sample(
 
 
 def _place(file: Path | None, number: int, count: int) -> str:
-    """What an error about a prompt of a file begins with; "" for a prompt that was typed."""
+    """The beginning of an error about a prompt from a file; "" for a typed prompt."""
     line = f":{number}" if count > 1 else ""
     return f"{file}{line}: " if file else ""
 
 
 def _readable(model: SamplingModel, texts: list[str], file: Path | None) -> list[str]:
-    """The prompts as the model can read them (data.unknown). Prints a note for each change."""
+    """The prompts without unknown characters (data.unknown). Prints a note for each change."""
     from gptcli.tokenization.unknown_characters import readable
 
     found = []
@@ -298,8 +299,9 @@ def _generate(
     *,
     live: bool,
 ) -> tuple[list[Sample], float]:
-    """The samples in order, and the seconds that generating all of them took. If `live`, text is
-    shown as it comes."""
+    """The samples in order, and the seconds for generating all of them.
+
+    With `live`, the text is shown while it is generated."""
     import time
 
     from gptcli.sampling.stop_filter import StopFilter
@@ -307,7 +309,7 @@ def _generate(
 
     samples = []
     out = sys.stdout
-    # A user's module can print; that is not data.
+    # A user's module can print, but stdout is for data.
     with redirect_stdout(sys.stderr), errors_of_cache(model.trained.user_parts):
         streams = model.open_streams(len(requests), wanted.params(), sampler)
         start = time.perf_counter()

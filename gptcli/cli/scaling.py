@@ -1,4 +1,4 @@
-"""`gptcli scaling`: small networks predict the loss of one that is eight times larger."""
+"""`gptcli scaling`: predicts the loss of an eight times larger network from small networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _LADDERS = ("model.n_layer", "model.n_embd", "model.n_head", "train.max_steps", "train.eval_every")
-"""The keys that differ between the networks, or that --minutes decides."""
+"""Keys that the user cannot set: they differ between networks, or --minutes decides them."""
 
 
 def scaling(
@@ -31,30 +31,37 @@ def scaling(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE ...", help="Settings of all networks."),
+        typer.Argument(metavar="KEY=VALUE ...", help="Settings for all networks."),
     ] = None,
     minutes: Annotated[
         float,
-        typer.Option("--minutes", metavar="M", min=0.1, help="Time for all small networks."),
+        typer.Option(
+            "--minutes", metavar="M", min=0.1, help="Time for all small networks together."
+        ),
     ] = 10.0,
     train: Annotated[
         bool,
-        typer.Option("--train", help="Also train the larger one, and say how wrong it was."),
+        typer.Option(
+            "--train", help="Also train the larger network, and say how wrong the prediction was."
+        ),
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder of the runs (default: TEXT-scaling)."),
+        typer.Option(
+            "--out", metavar="DIR", help="The folder for the runs. Default: TEXT-scaling."
+        ),
     ] = None,
     html: HtmlOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train six small networks, and predict the loss of one that is eight times larger.
+    """Predict the loss of a larger network from six small ones.
 
-    All read the same number of tokens, as many as fit into --minutes. The law loss = floor + scale
-    / size^exponent is fitted to their validation losses. --train then trains the larger network on
-    as many tokens, and says how wrong the prediction was. After an interruption, the same command
-    continues."""
+    The six networks train on the same number of tokens, as many as fit into --minutes. gptcli fits
+    the law loss = floor + scale / size^exponent to their validation losses, and predicts the loss
+    of a network that is eight times larger than the largest. With --train, it then trains this
+    network on as many tokens, and says how wrong the prediction was. After an interruption, the
+    same command continues."""
     from gptcli.experiments.ladder import larger_in, planned_steps, rungs_in, trial_of
     from gptcli.experiments.power_law import fit
     from gptcli.experiments.trials import train_all
@@ -70,7 +77,7 @@ def scaling(
     words = list(overrides or [])
     for word in words:
         if word.startswith(_LADDERS):
-            raise GptcliError(f"`{word}`: the ladder chooses this itself", "leave it out")
+            raise GptcliError(f"`{word}`: scaling chooses this value itself", "leave it out")
     plan: dict[str, Any] = {"text": given, "minutes": minutes, "overrides": words}
     with waiting("measuring the speed") as say:
         steps = _earlier_steps(folder, plan)
@@ -113,7 +120,9 @@ def _loss(rung: Rung) -> float | None:
 
 
 def _earlier_steps(folder: Path, plan: dict[str, Any]) -> int | None:
-    """The steps of an interrupted call; None for a new folder. Refuses another plan's folder."""
+    """The number of steps of an interrupted call; None for a new folder.
+
+    Raises GptcliError if the folder has the runs of another plan."""
     path = folder / "scaling.json"
     if not path.exists():
         if folder.is_dir() and any(folder.iterdir()):
@@ -126,7 +135,7 @@ def _earlier_steps(folder: Path, plan: dict[str, Any]) -> int | None:
         before, steps = None, 0
     if before != plan:
         raise GptcliError(
-            f"{folder} has the networks of another call (scaling.json differs)",
+            f"{folder} has networks with other settings (scaling.json differs)",
             "name another folder with --out, or delete that one",
         )
     return steps
@@ -183,7 +192,7 @@ def _formula(law: PowerLaw) -> str:
 
 
 def _sentences(law: PowerLaw, larger: Rung, found: float | None) -> list[str]:
-    """What is predicted for the larger network and, if it was trained, how wrong that was."""
+    """Sentences with the prediction for the larger network and, if it was trained, its error."""
     from gptcli.view.number_formats import human_count
 
     predicted, (low, high) = law.predict(larger.size)
@@ -209,7 +218,7 @@ def _write(
     found: float | None,
     tokens: int,
 ) -> None:
-    """Write the page."""
+    """Write the HTML page."""
     from gptcli.pages.scaling_page import Law, Network, scaling_page, sizes_between
     from gptcli.pages.written import write
     from gptcli.view.number_formats import human_count

@@ -1,4 +1,4 @@
-"""`gptcli score`: how likely a model finds each token of a text, in colour, as lines or as JSON."""
+"""`gptcli score`: shows how likely a model finds each token of a text: colours, lines or JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from gptcli.api.loading import SamplingModel
 
-_LEVELS = (  # lowest probability, style of the tokens from there on, its name in the legend
+_LEVELS = (  # (lowest probability, style of the tokens, name in the legend)
     (0.5, "green", "expected (above 1/2)"),
     (0.1, "", "likely (above 1/10)"),
     (0.01, "yellow", "unlikely (above 1/100)"),
@@ -54,10 +54,10 @@ def score(
 ) -> None:
     """Show how likely a model finds each token of a text.
 
-    On a terminal, the colour of a token shows its probability, and a list names the most surprising
-    tokens with what the model expected instead. In a file or a pipe, each token gets
-    a line: its log-probability in nats, its id, its text. The model predicts each token from
-    the earlier tokens that `sample` would use."""
+    On a terminal, the colour of a token shows its probability. A list below names the most
+    surprising tokens, and the tokens that the model expected. In a file or a pipe, each token gets
+    a line with its log-probability in nats, its id and its text. The model predicts each token from
+    the same earlier tokens as in `sample`."""
     if len(words) > 2:
         raise GptcliError(
             f"score takes a run and a file; got {len(words)} words",
@@ -74,7 +74,7 @@ def score(
         _print_json(model, scores)
         return
     if sys.stdout.isatty() and stdout_console().color_system and not os.environ.get("NO_COLOR"):
-        # A character that spans several tokens is shown with the last of them.
+        # If a character consists of several tokens, show it with the last token.
         decoder = model.trained.tokenizer.stream()
         pieces = [decoder.push(id) for id in scores.ids]
         stdout_console().print(_coloured(pieces, scores.log_probabilities), soft_wrap=True)
@@ -122,7 +122,7 @@ def _scores(
     text, changed = readable(trained.tokenizer, rule, text)
     if changed is not None:
         note(f"note: {file}: {changed}")
-    with redirect_stdout(sys.stderr):  # a user's module can print; that is not data
+    with redirect_stdout(sys.stderr):  # a user's module can print, but stdout is for data
         return model, score_text(model, text, name=file)
 
 
@@ -150,17 +150,18 @@ def _print_lines(scores: Score) -> None:
 
 
 def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
-    """The text with a colour for each token's probability, and a legend."""
+    """The text in which colours show the probabilities of the tokens, and a legend."""
     from rich.text import Text
 
     from gptcli.view.safe_text import clean
 
     shown = Text()
     for piece, one in zip(pieces, log_probabilities, strict=True):
-        # NaN gets the colour of the least likely tokens.
+        # NaN gets the colour of the least likely tokens
         probability = 0.0 if math.isnan(one) else math.exp(min(0.0, one))
         style = next(style for least, style, _ in _LEVELS if probability >= least)
-        # A blank shows no colour: an unlikely one gets a background, and a newline a visible sign.
+        # A blank shows no colour. So an unlikely blank gets a background, and a newline gets a
+        # sign.
         marked = piece.replace("\r", "␍")
         if probability < _LEVELS[1][0]:
             marked = marked.replace("\n", "⏎\n")
@@ -176,7 +177,7 @@ def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
 
 
 def _surprises(model: SamplingModel, scores: Score) -> list[str]:
-    """A line for each of the least likely tokens: where it is, and what the model expected."""
+    """A line for each of the least likely tokens: its place, and what the model expected."""
     trained, tokenizer = model.trained, model.trained.tokenizer
     order = sorted(range(len(scores.ids)), key=lambda i: scores.log_probabilities[i])
     places = [

@@ -1,4 +1,4 @@
-"""`gptcli serve`: answers requests for completions over HTTP, as OpenAI's interface describes."""
+"""`gptcli serve`: answers requests for completions over HTTP, with OpenAI's interface."""
 
 from __future__ import annotations
 
@@ -32,19 +32,21 @@ class AddressOptions:
         typer.Option(
             "--host",
             metavar="HOST",
-            help="The address to listen on. 0.0.0.0: every network of this machine.",
+            help="The address to listen on. 0.0.0.0: all networks of this machine.",
         ),
     ] = "127.0.0.1"
     port: Annotated[
         int,
-        typer.Option("--port", metavar="PORT", min=0, max=65535, help="The port. 0: any free one."),
+        typer.Option(
+            "--port", metavar="PORT", min=0, max=65535, help="The port. 0: any free port."
+        ),
     ] = 8000
     api_key: Annotated[
         list[str] | None,
         typer.Option(
             "--api-key",
             metavar="KEY",
-            help="Answer only requests with this key; can be given several times. "
+            help="Answer only requests with this key. You can give several. "
             f"Default: ${KEY_VARIABLE}, which other users of the machine do not see.",
         ),
     ] = None
@@ -53,43 +55,52 @@ class AddressOptions:
         typer.Option(
             "--allow-origin",
             metavar="ORIGIN",
-            help="Let web pages of this origin use the server, such as https://example.org; "
-            "can be given several times. *: all pages.",
+            help="Let web pages from this origin use the server, such as https://example.org. You "
+            "can give several. *: all pages.",
         ),
     ] = None
 
 
 @dataclass(frozen=True)
 class LimitOptions:
-    """How much the server takes on."""
+    """The limits of the server: how many texts, how long, and how large a request."""
 
     streams: Annotated[
         int,
         typer.Option(
-            "--streams", metavar="N", min=1, max=256, help="Texts generated together, per run."
+            "--streams",
+            metavar="N",
+            min=1,
+            max=256,
+            help="Generate at most N texts together, for each run.",
         ),
     ] = 72
     max_length: Annotated[
         int,
         typer.Option(
-            "--max-length", metavar="N", min=1, help="Tokens of a prompt and its text, at most."
+            "--max-length",
+            metavar="N",
+            min=1,
+            help="Allow at most N tokens for a prompt and its completion together.",
         ),
     ] = 4096
     max_queue: Annotated[
         int,
         typer.Option(
-            "--max-queue", metavar="N", min=0, help="Texts that wait for their turn, at most."
+            "--max-queue", metavar="N", min=0, help="Let at most N texts wait for their turn."
         ),
     ] = 1024
     max_wait: Annotated[
         float,
         typer.Option(
-            "--max-wait", metavar="SECONDS", min=0.0, help="Seconds that a text waits, at most."
+            "--max-wait", metavar="SECONDS", min=0.0, help="Let a text wait at most this long."
         ),
     ] = 60.0
     max_body: Annotated[
         int,
-        typer.Option("--max-body", metavar="BYTES", min=1, help="Size of a request, at most."),
+        typer.Option(
+            "--max-body", metavar="BYTES", min=1, help="Allow requests of at most this size."
+        ),
     ] = 1 << 20
 
 
@@ -109,10 +120,10 @@ def serve(
 ) -> None:
     """Answer requests for completions over HTTP.
 
-    The interface is OpenAI's: /v1/completions, with streaming, and /v1/models. A page to write in
-    is at /. Requests are generated together, and each gets the text that `gptcli sample` writes
-    with the same seed. Ctrl-C or SIGTERM completes what is being generated; a second one ends at
-    once."""
+    The interface is OpenAI's: /v1/completions, with streaming, and /v1/models. The address / shows
+    a page to try the model. The server generates several texts together. Each text is the one that
+    `gptcli sample` writes with the same seed. After Ctrl-C or SIGTERM, the server completes the
+    texts that it is generating. A second signal ends the server at once."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise GptcliError(
@@ -122,7 +133,7 @@ def serve(
         )
     from gptcli.serving.server import bind
 
-    with bind(address.host, address.port) as listener:  # before the models are loaded
+    with bind(address.host, address.port) as listener:  # open the port before the models are loaded
         with waiting("loading the model"):
             names: list[str | None] = [*runs] if runs else [None]
             models = [load_for_sampling(name, options, "serve") for name in names]
@@ -133,7 +144,7 @@ def serve(
 def _serve(
     loaded: list[SamplingModel], address: AddressOptions, limits: LimitOptions, listener: object
 ) -> int:
-    """Serve the models until a signal comes; returns the exit code."""
+    """Serve the models until a signal comes. Returns the exit code."""
     import socket
 
     from gptcli.serving.application import Application, Limits
@@ -181,6 +192,9 @@ def _serve(
     def started() -> None:
         note(f"serving {', '.join(model.name for model in models)} at {url} (Ctrl-C ends)")
         if not is_loopback and not keys:
-            note("note: everybody who reaches this machine can use it; --api-key asks for a key")
+            note(
+                "note: everybody who can reach this machine can use the server; --api-key sets a "
+                "key"
+            )
 
     return serve_until_signal(application, generator, listener, started)

@@ -1,6 +1,7 @@
 """Notes about names with two meanings, such as the shipped config `tiny` and a folder `tiny`.
 
-gptcli uses one of the two, always the same one. The note names it, and what to write for the other.
+gptcli always prefers the same kind of thing. The note says what gptcli uses, and how to write the
+name of the other thing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from gptcli.cli.output import note
 
 
 def note_config_and_text(target: str | None) -> None:
-    """A note if `target` is a shipped config, and there is a file or folder of that name."""
+    """A note if `target` is a shipped config and also the name of a file or folder; else None."""
     from gptcli.files.shipped import shipped_configs
 
     if target in shipped_configs() and os.path.lexists(target):
@@ -23,7 +24,7 @@ def note_config_and_text(target: str | None) -> None:
 
 
 def note_tokenizer_and_run(name: str) -> None:
-    """A note if `name` is a built-in tokenizer or a file, and there is a run of that name."""
+    """A note if `name` is a built-in tokenizer or a file, and also the name of a run; else None."""
     runs = [path for path in (Path(name), Path("runs") / name) if _is_run(path)]
     if not runs:
         return
@@ -38,7 +39,7 @@ def note_tokenizer_and_run(name: str) -> None:
 
 
 def note_two_runs(name: str | None) -> None:
-    """A note if both NAME and runs/NAME are runs."""
+    """A note if both NAME and runs/NAME are runs; else None."""
     if name is None:
         return
     one, other = Path(name), Path("runs") / name

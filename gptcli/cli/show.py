@@ -1,4 +1,4 @@
-"""`gptcli show`: prints the curve and the figures of a run again, or compares two runs."""
+"""`gptcli show`: prints the curve and the figures of a run, or compares two runs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def show(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN]", help="A run folder, or its name under runs/ (default: the newest)."
+            metavar="[RUN]", help="A run folder, or its name under runs/. Default: the newest."
         ),
     ] = None,
     other: Annotated[
-        str | None, typer.Argument(metavar="[RUN2]", help="A second run, to compare with.")
+        str | None, typer.Argument(metavar="[RUN2]", help="A second run, to compare with RUN.")
     ] = None,
 ) -> None:
-    """Print the curve and the figures of a run, or compare two runs.
+    """Print the curve and figures of a run, or of two runs.
 
-    Everything is read from the run folder (metrics.jsonl, samples.txt, config.yaml, run.json), so
-    it also works while the run trains."""
+    The command reads only the run folder (metrics.jsonl, samples.txt, config.yaml, run.json), so it
+    also works while the run trains."""
     from gptcli.cli.output import stdout_console
     from gptcli.events import Stopped
     from gptcli.training import run_folder
@@ -60,7 +60,7 @@ def show(
 
 
 def _read(run: Path, name: str) -> ShownRun:
-    """What the files of a run say about it."""
+    """The facts about a run, from its files."""
     from gptcli.cli.run_rows import run_row
     from gptcli.events import Finished, Stopped
     from gptcli.files.bounded import MAX_LINES_BYTES, read_bounded
@@ -79,7 +79,7 @@ def _read(run: Path, name: str) -> ShownRun:
             step=row.step,
             tokens=config.tokens_per_step * row.step,
             seconds=row.seconds or 0.0,
-            # While the run trains, `ending` says so.
+            # While the run trains, `ending` says that it is training.
             stopped=cast("Stopped", row.status)
             if row.status in get_args(Stopped)
             else "interrupted",
@@ -105,7 +105,7 @@ def _read(run: Path, name: str) -> ShownRun:
 
 
 def _headline(run: Path, config: Config, parameters: int, meta: dict[str, Any]) -> Any:
-    """The event RunStarted of a run, as far as its files tell."""
+    """The event RunStarted of a run, built from the run's files."""
     from gptcli.events import RunStarted
 
     device: str = config.run.device
@@ -142,7 +142,7 @@ def _meta(run: Path) -> dict[str, Any]:
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """The values of a config by dotted key."""
+    """Dotted key -> value, for all keys of a config."""
     return {
         f"{section}.{key}": value
         for section, values in tree.items()

@@ -1,4 +1,4 @@
-"""What Ctrl-C, SIGTERM and a closed terminal do during training."""
+"""Handles Ctrl-C, SIGTERM and a closed terminal during training."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ _HANG_UP = getattr(signal, "SIGHUP", None)  # None: Windows
 
 
 class LeaveAtOnce(KeyboardInterrupt):
-    """The second Ctrl-C: end without another step and without saving.
+    """Raised at the second Ctrl-C: end without another step and without saving.
 
-    A third one acts like a Ctrl-C outside training."""
+    A third Ctrl-C acts like Ctrl-C outside training."""
 
 
 class Stop:
-    """The first Ctrl-C or SIGTERM asks the loop to finish its step and save; a second one ends at
-    once.
+    """The first Ctrl-C or SIGTERM asks the loop to finish its step and save. A second ends at once.
 
-    A second signal within a second is ignored: a terminal and a wrapper around gptcli can both
-    pass on the same Ctrl-C. A closed terminal never counts as the second signal: nobody is
-    waiting any more, and the save that is running must finish."""
+    A second signal within a second is ignored, because a terminal and a wrapper around gptcli can
+    both pass on the same Ctrl-C. A closed terminal never counts as the second signal, because
+    nobody is waiting any more, and the save must finish."""
 
     def __init__(self) -> None:
         self.asked_at: float | None = None
         self.also: Callable[[], bool] = lambda: False
-        """Whether somebody else, such as another process of the run, asks the loop to stop."""
+        """Returns whether another process or caller asks the loop to stop."""
 
     def wanted(self) -> bool:
         return self.asked_at is not None or self.also()
 
     def ask(self) -> None:
-        """Ask the loop to stop, as a first Ctrl-C does. Asking again changes nothing."""
+        """Ask the loop to stop, like the first Ctrl-C. A second call changes nothing."""
         if self.asked_at is None:
             self.asked_at = time.monotonic()
 
@@ -47,7 +46,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Use while steps are made. Yields a Stop that the first signal sets, so that the loop ends."""
+    """Handle signals during the steps. Yields a Stop, which the first signal sets."""
     stop = Stop()
     with _handled_by(stop.handle):
         yield stop
@@ -55,9 +54,9 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @contextmanager
 def leave_on_signals() -> Iterator[None]:
-    """Use while there is nothing to save. SIGTERM and a closed terminal then act like Ctrl-C.
+    """Handle signals while there is nothing to save: SIGTERM and a closed terminal act like Ctrl-C.
 
-    The command cleans up and exits with 130, instead of dying during a file operation."""
+    Then the command cleans up and exits with 130, instead of dying during a file operation."""
     with _handled_by(_leave):
         yield
 
@@ -68,8 +67,7 @@ def _leave(number: int, frame: object) -> None:
 
 @contextmanager
 def signals_held() -> Iterator[list[int]]:
-    """Use while the files of a run are moved. Yields a list that collects signals; nothing else
-    happens when they arrive."""
+    """Delay signals while the files of a run are moved. Yields a list that collects the signals."""
     received: list[int] = []
     with _handled_by(lambda number, frame: received.append(number)):
         yield received

@@ -1,4 +1,4 @@
-"""`gptcli sweep`: trains a grid of settings, and shows which is best."""
+"""`gptcli sweep`: trains a run for each setting of a grid, and shows which is best."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def sweep(
     ],
     values: Annotated[
         list[str],
-        typer.Argument(metavar="KEY=V1,V2 ...", help="The values to try; one value is fixed."),
+        typer.Argument(
+            metavar="KEY=V1,V2 ...",
+            help="The values to try for a key. A single value is for all runs.",
+        ),
     ],
     minutes: Annotated[
         float | None,
@@ -29,23 +32,26 @@ def sweep(
             "--minutes",
             metavar="M",
             min=0.01,
-            help="Time for all runs together; each gets the same share.",
+            help="Time for all runs together. Each run gets the same share.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder of the runs (default: CONFIG-sweep)."),
+        typer.Option(
+            "--out", metavar="DIR", help="The folder for the runs. Default: CONFIG-sweep."
+        ),
     ] = None,
     prompt: PromptOption = "",
     html: HtmlOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a grid of settings, one run after the other, and compare them.
+    """Train a run for each setting of a grid, and compare them.
 
-    After an interruption, the same command continues: finished runs are not repeated. Each run is
-    an ordinary run folder in --out. The best comes first, and the others are compared with it; one
-    run of each cannot tell a difference from luck (`gptcli compare A B --seeds 3` can)."""
+    The runs train one after the other. Each is an ordinary run folder in --out. After an
+    interruption, the same command continues and keeps finished runs. The output shows the best run
+    first, and compares the other runs with it. With one run of each setting, a difference can be
+    luck. `gptcli compare A B --seeds 3` tells the difference from luck."""
     from gptcli.cli.compared import show_arms
     from gptcli.cli.output import note
     from gptcli.experiments.arms import Arm
@@ -85,7 +91,7 @@ def sweep(
 
 
 def _config(word: str) -> tuple[str, str]:
-    """The config that a word names, as `gptcli train` takes it, and its name."""
+    """The config that a word of the command line names, and the name of this config."""
     from gptcli.training import run_folder
 
     path = expanded(word)

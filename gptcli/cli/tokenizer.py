@@ -1,4 +1,4 @@
-"""`gptcli tokenizer train|shards|encode|decode|show`: train, write shards, text to ids and back."""
+"""`gptcli tokenizer train|shards|encode|decode|show`: trains tokenizers, converts text and ids."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=Group,
-    help="Train a tokenizer, turn text into token ids and back, show tokens.",
+    help="Train a tokenizer, encode and decode text, show tokens.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -33,13 +33,15 @@ app = typer.Typer(
 TokenizerOption = Annotated[
     str,
     typer.Option(
-        "--tokenizer", metavar="NAME|FILE|RUN", help="gpt2, byte, a tokenizer.json, or a run."
+        "--tokenizer",
+        metavar="NAME|FILE|RUN",
+        help="The tokenizer: gpt2, byte, a tokenizer.json, or a run.",
     ),
 ]
 EscapeOption = Annotated[
     bool,
     typer.Option(
-        "--escape", "-e", help="Read \\n, \\t and \\\\ in TEXT as newline, tab and backslash."
+        "--escape", "-e", help="Read \\n, \\t and \\\\ in TEXT as a newline, a tab and a backslash."
     ),
 ]
 TextArgument = Annotated[
@@ -49,8 +51,8 @@ TextWords = Annotated[
     list[str],
     typer.Argument(
         metavar="TEXT ... [data.KEY=VALUE ...]",
-        help="Texts: files, folders, .jsonl, or a shipped text. Then how to read them: "
-        "data.encoding, data.field, data.documents, data.skip_undecodable.",
+        help="Texts: files, folders, .jsonl, or a shipped text. Then keys that say how to read "
+        "them: data.encoding, data.field, data.documents, data.skip_undecodable.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
@@ -68,7 +70,11 @@ def train(
     vocab_size: Annotated[
         int,
         typer.Option(
-            "--vocab-size", metavar="N", min=257, max=1_000_000, help="bpe: number of tokens."
+            "--vocab-size",
+            metavar="N",
+            min=257,
+            max=1_000_000,
+            help="Number of tokens, for bpe only.",
         ),
     ] = 1024,
     overwrite: Annotated[
@@ -107,7 +113,7 @@ def train(
 
 
 _KEYS = ("data.encoding", "data.field", "data.documents", "data.skip_undecodable")
-"""The config keys that say how texts are read."""
+"""The config keys that say how to read texts."""
 
 
 def _data_of(words: list[str], command: str = "train") -> DataConfig:
@@ -146,11 +152,11 @@ def shards(
     words: TextWords,
     out: Annotated[
         str,
-        typer.Option("--out", metavar="FOLDER|URL", help="A new folder, also at a URL: s3://..."),
+        typer.Option("--out", metavar="FOLDER|URL", help="A new folder, or a URL such as s3://..."),
     ],
     tokenizer: TokenizerOption = "gpt2",
 ) -> None:
-    """Encode texts once into token shards, which `data.source` can name."""
+    """Encode texts into token shards, to train on them."""
     from gptcli.corpus import open_corpus
     from gptcli.corpus.shard_writing import write_shards_to
 
@@ -176,7 +182,10 @@ def encode(
     text: TextArgument = None,
     tokenizer: TokenizerOption = "gpt2",
     allow_eot: Annotated[
-        bool, typer.Option("--allow-eot", help="Read <|endoftext|> as the special token.")
+        bool,
+        typer.Option(
+            "--allow-eot", help="Encode <|endoftext|> as the special token, instead of as text."
+        ),
     ] = False,
     escape: EscapeOption = False,
     as_json: JsonOption = False,
@@ -202,7 +211,7 @@ def decode(
     loaded = _load(tokenizer)
     numbers = []
     for word in words:
-        # Python refuses to convert thousands of digits.
+        # Python refuses to convert numbers with thousands of digits.
         if not word.isdecimal() or len(word) > 18 or int(word) >= loaded.vocab_size:
             short = word if len(word) <= 40 else f"{word[:37]}..."
             raise GptcliError(
@@ -223,14 +232,18 @@ def show(
     tokenizer: TokenizerOption = "gpt2",
     escape: EscapeOption = False,
     vocabulary: Annotated[
-        bool, typer.Option("--vocabulary", help="Show every token of the tokenizer, without TEXT.")
+        bool,
+        typer.Option(
+            "--vocabulary", help="Show every token of the tokenizer. TEXT must be left out."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the tokens of a text with their ids, and how well the tokenizer compresses it.
+    """Show the tokens of a text, and how well they compress it.
 
-    A terminal shows each token as a tile above its id. A pipe gets one line per token: its id and
-    its bytes. stderr then gets the bytes per token, compared with GPT-2's tokenizer."""
+    A terminal shows each token as a tile above its id. A pipe gets one line per token, with its id
+    and its bytes. The last line, on stderr, gives the bytes per token, compared with GPT-2's
+    tokenizer."""
     if vocabulary:
         if text is not None:
             raise GptcliError("--vocabulary takes no TEXT", "leave out one of them")
@@ -252,7 +265,7 @@ def show(
 
 
 def _show_vocabulary(tokenizer: Tokenizer, as_json: bool) -> None:
-    """Print every token, and a line that says how many are of which kind."""
+    """Print every token, and a line with the number of tokens of each kind."""
     from gptcli.tokenization.tokenizer import visible
     from gptcli.view.token_pieces import vocabulary_line
 
@@ -263,7 +276,7 @@ def _show_vocabulary(tokenizer: Tokenizer, as_json: bool) -> None:
 
 
 def _print_tokens(tokens: list[tuple[int, str]], as_json: bool, *, in_columns: bool) -> None:
-    """Print tokens: as JSON, for a terminal, or one line each."""
+    """Print tokens: as JSON, as tiles on a terminal, or one per line."""
     if as_json:
         for token, piece in tokens:
             print_json({"id": token, "text": piece})
@@ -287,7 +300,8 @@ def _text(text: str | None, escape: bool) -> str:
 def _standard_input(what: str) -> str:
     """The text of standard input without its byte-order mark.
 
-    Raises GptcliError if it is closed or not UTF-8. `what` it should hold: "ids" or "text"."""
+    Raises GptcliError if it is closed or not UTF-8. Messages call the content `what`: "ids" or
+    "text"."""
     if sys.stdin is None:  # the caller closed it: `gptcli tokenizer encode <&-`
         raise GptcliError(
             f"there is no {what}: standard input is closed",

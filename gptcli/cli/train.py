@@ -1,4 +1,4 @@
-"""`gptcli train`: starts a run, resumes one, or prints what a run would need (--dry-run)."""
+"""`gptcli train`: starts a run, resumes a run, or prints what a run would need (--dry-run)."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="[CONFIG | TEXT ...] [KEY=VALUE ...]",
-            help="A YAML config or the name of a shipped one; or texts to train on: files (also "
-            ".jsonl, .json, .csv, .parquet, .gz), folders, or - for standard input. Then changes "
-            "to the config, such as model.n_layer=6.",
+            help="A config: a YAML file or the name of a shipped config. Or texts to train on: "
+            "files (also .jsonl, .json, .csv, .parquet, .gz), folders, or - for standard input. "
+            "Then changes to the config, such as model.n_layer=6.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="The run folder (default: runs/NAME)."),
+        typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/NAME."),
     ] = None,
     from_run: Annotated[
         str | None,
         typer.Option(
             "--from",
             metavar="RUN",
-            help="Start from the weights of this run (fine-tuning). Unless you give a CONFIG, its "
-            "config is used at a quarter of its learning rate (or at the rate that you set).",
+            help="Start from the weights of this run (fine-tuning). Without a CONFIG, also take "
+            "the config of this run, with a learning rate for fine-tuning.",
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out (default: the newest).")
+        bool, typer.Option("--resume", help="Continue the run in --out. Default: the newest run.")
     ] = False,
     extend: Annotated[
         bool, typer.Option("--extend", help="With --resume: allow a larger train.max_steps.")
@@ -75,7 +75,7 @@ def train(
         bool, typer.Option("--overwrite", help="Replace an existing run.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Train even if your own part fails its check.")
+        bool, typer.Option("--force", help="Train even if a part that you wrote fails its check.")
     ] = False,
     minutes: Annotated[
         float | None,
@@ -84,13 +84,15 @@ def train(
             metavar="M",
             min=0.1,
             max=100_000.0,
-            help="End after about M minutes. With a text, also choose model and settings; with a "
-            "config, only the number of steps.",
+            help="End after about M minutes. With a text, gptcli chooses model and settings for "
+            "this time; with a config, only the number of steps.",
         ),
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print model size, memory and time, and write nothing."),
+        typer.Option(
+            "--dry-run", help="Only print the model's size, memory and time. Write nothing."
+        ),
     ] = False,
     attention: AttentionOption = None,
     layernorm: LayerNormOption = None,
@@ -104,7 +106,7 @@ def train(
             metavar="N",
             min=1,
             max=1024,
-            help="Train with N processes on this machine, one for each GPU; on a CPU, too.",
+            help="Train with N processes on this machine, one for each GPU. Also works on a CPU.",
         ),
     ] = None,
     max_restarts: Annotated[
@@ -114,7 +116,7 @@ def train(
             metavar="N",
             min=0,
             max=1000,
-            help="With --devices: if a process dies, continue from the newest checkpoint, at most "
+            help="With --devices: continue from the newest checkpoint if a process dies, at most "
             "N times.",
         ),
     ] = 0,
@@ -123,8 +125,8 @@ def train(
         typer.Option(
             "--copy-to",
             metavar="URL",
-            help="Copy the run to this URL (s3://...) while it trains. With --resume: fetch it if "
-            "the folder --out is missing.",
+            help="Copy the run to this URL (s3://...) while it trains. With --resume: fetch the "
+            "run from there if the folder --out is missing.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -151,7 +153,7 @@ def train(
     )
     request = Request(target, overrides, out, from_run, files, force)
     if out is not None and not resume:
-        folder_of_option(out)  # before anything starts
+        folder_of_option(out)  # check the options before anything starts
     with ranks_of(devices or 1, max_restarts, request, resume=resume) as team:
         request = replace(request, ranks=team.size, copy_to=copy_to)
         if (continued := team.run_to_continue(out)) is not None:
@@ -202,10 +204,10 @@ def _start_run(
 ) -> None:
     """Train in a new run folder, or with `overwrite` in place of an old run.
 
-    Without --out, the folder gets the next free name. Of several trainings that begin at the same
-    moment, only one gets it; the others take the names after it."""
+    Without --out, the folder gets the next free name. If several trainings begin at the same
+    moment, one gets this name, and the others get the next names."""
     if new.config.run.engine != "torch":
-        # It compiles while PyTorch is imported and the text is read.
+        # The C library is compiled while PyTorch is imported and the text is read.
         library.start_building_training(new.config.run.dtype)
     _import_pytorch()
     from gptcli.files.durable import LockedError
@@ -220,20 +222,21 @@ def _start_run(
             _train_in(run, request, new, as_json, team, overwrite=False)
             return
         except (LockedError, run_folder.RunExistsError):
-            continue  # another training has just taken this name
+            continue  # another training was faster and took this name
 
 
 def _import_pytorch() -> None:
     """Import PyTorch while Ctrl-C still ends the process at once (gptcli.interrupts).
 
-    Once the run folder is locked, Ctrl-C is an exception, which an import must not meet."""
+    After the run folder is locked, Ctrl-C raises an exception, which must not happen in an
+    import."""
     import_torch()
 
 
 def _train_in(
     run: Path, request: Request, new: NewRun, as_json: bool, team: Ranks, *, overwrite: bool
 ) -> None:
-    """Train in the folder `run`, which is new, or with `overwrite` can be that of an old run."""
+    """Train in the folder `run`, which is new. With `overwrite`, it can hold an old run."""
     with (
         leave_on_signals(),
         new_folder(run, overwrite=overwrite, restore=restore_replaced_run) as folder,

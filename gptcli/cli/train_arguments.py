@@ -1,4 +1,4 @@
-"""The arguments of `gptcli train` and `gptcli bench`: CONFIG or texts, and KEY=VALUE overrides."""
+"""Reads the arguments of `gptcli train` and `bench`: CONFIG or texts, and KEY=VALUE overrides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def split_arguments(arguments: list[str]) -> tuple[Target, list[str]]:
-    """The CONFIG or the texts among the arguments (None: neither), and the KEY=VALUE overrides.
+    """The CONFIG or the texts among the arguments (None if neither), and the KEY=VALUE overrides.
 
     Raises GptcliError if there is a config beside another config or a text.
     """
@@ -49,7 +49,7 @@ def split_arguments(arguments: list[str]) -> tuple[Target, list[str]]:
 
 
 def config_of_arguments(arguments: list[str]) -> Config:
-    """The config that the arguments of a command line ask for. Prints what was fitted to them."""
+    """The config for the arguments of a command line. Prints the values that gptcli adapted."""
     target, overrides = split_arguments(arguments)
     notes: list[str] = []
     note_names(target, None)
@@ -60,7 +60,7 @@ def config_of_arguments(arguments: list[str]) -> Config:
 
 
 def note_names(target: Target, from_run: str | None) -> None:
-    """A note for each name with two meanings: a shipped config and a folder, or two runs."""
+    """Print a note for each name with two meanings: a shipped config and a folder, or two runs."""
     if isinstance(target, str):
         note_config_and_text(target)
     if target is None or not is_config(target):

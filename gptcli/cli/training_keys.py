@@ -1,7 +1,7 @@
 """The keys of the live view: s sample, e evaluate, c checkpoint, q save and quit, ? help.
 
-The terminal is read between steps, in the main thread. It is back in order when training ends,
-while it is stopped by Ctrl-Z, and while another program has it.
+The main thread reads the terminal between steps. It restores the terminal's modes when training
+ends, when Ctrl-Z stops it, and when another program uses the terminal.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ if TYPE_CHECKING:
     from gptcli.training.wishes import Wish
 
 POLL_SECONDS = 0.05
-LONGEST_PRESS = 4  # characters that are read at once; more are pasted text, and no keys
+LONGEST_PRESS = 4  # characters to read at once; more are pasted text instead of keys
 _WISHES: dict[str, Wish] = {"s": "sample", "e": "evaluate", "c": "checkpoint"}
 
 
 class TrainingKeys:
-    """Reads the keys that are pressed while a run trains. Use it in a `with`.
+    """Reads the keys that are pressed while a run trains, as a context manager.
 
-    `stop` is asked to stop the run by q. `pressed` is called with each key, to show it.
-
-    Within, a key needs no Enter and is not echoed; Ctrl-C works as before. If gptcli runs in the
-    background of a shell, the terminal is not touched."""
+    The key q asks `stop` to stop the run. `pressed` is called with each key, to show it. Inside the
+    `with`, a key needs no Enter and is not echoed, and Ctrl-C works as before. If gptcli runs in
+    the background of a shell, it does not change the terminal."""
 
     def __init__(self, stop: Stop, pressed: Callable[[str], None]) -> None:
         self._stop = stop
         self._pressed = pressed
         self._fd = sys.stdin.fileno()
-        self._before: list[Any] | None = None  # the modes of the terminal, if it is taken
+        self._before: list[Any] | None = None  # the terminal's earlier modes, if we changed them
         self._next_poll = 0.0
         self._wishes: list[Wish] = []
         self._old_handler: Any = None
@@ -61,17 +60,17 @@ class TrainingKeys:
         signal.signal(signal.SIGTSTP, self._old_handler)
 
     def wanted(self) -> bool:
-        """Whether to stop; reads the keys. The training loop calls it often."""
+        """Read the keys, and return whether to stop. The training loop calls this often."""
         self.poll()
         return self._stop.wanted()
 
     def wishes(self) -> list[Wish]:
-        """What the user has asked for since the last call, each thing once."""
+        """The wishes of the user since the last call, each once: sample, evaluate, checkpoint."""
         asked, self._wishes = self._wishes, []
         return asked
 
     def poll(self) -> None:
-        """Read the keys that are waiting, at most every POLL_SECONDS."""
+        """Read the keys that were pressed. Does nothing if POLL_SECONDS have not passed."""
         now = time.monotonic()
         if now < self._next_poll:
             return
@@ -89,7 +88,7 @@ class TrainingKeys:
             self._pressed(key)
 
     def _read(self) -> str:
-        """What was typed; nothing if the terminal is not ours at the moment, or is gone."""
+        """The typed characters; "" if another program has the terminal, or if it is gone."""
         import select
         import termios
 
@@ -108,14 +107,15 @@ class TrainingKeys:
         if self._before is None:
             return
         with suppress(OSError, termios.error):  # the terminal is gone
-            # In the background, this would stop the process; the shell has its own modes then.
+            # In the background, this call would stop the process, and the shell has set its own
+            # modes.
             if os.tcgetpgrp(self._fd) == os.getpgrp():
                 termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
         self._before = None
 
     def _stop_process(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-Z: stop until `fg` or `bg`, with the terminal in order meanwhile."""
+        """Stop at Ctrl-Z until `fg` or `bg`. In this time, the terminal has its earlier modes."""
         self._give_back()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)  # the process stands still here
+        os.kill(os.getpid(), signal.SIGTSTP)  # the process stops here
         signal.signal(signal.SIGTSTP, self._stop_process)

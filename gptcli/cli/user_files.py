@@ -1,4 +1,4 @@
-"""The options --attention, --layernorm, --mlp, --block, --tokenizer, --sampler: user's parts."""
+"""The options for the user's parts: --attention, --layernorm, --mlp, --block, and others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SamplerOption = Annotated[
     typer.Option(
         "--sampler",
         metavar="FILE",
-        help="Choose tokens with your own functions next_token and cut_at_stop. This runs the "
+        help="Use your own next_token and cut_at_stop instead of the built-in ones. This runs the "
         "file.",
     ),
 ]
@@ -34,8 +34,7 @@ AnyTokenizerOption = Annotated[
     typer.Option(
         "--tokenizer",
         metavar="TOKENIZER",
-        help="Use this tokenizer: a tokenizer.json or a RUN (read as data, like "
-        "tokenizer.from=TOKENIZER); or FILE.py[:CLASS], your own byte-pair encoding (this runs the "
-        "file).",
+        help="Use this tokenizer: a tokenizer.json or a RUN, like tokenizer.from=TOKENIZER. Or "
+        "FILE.py[:CLASS], your own byte-pair encoding (this runs the file).",
     ),
 ]

@@ -70,7 +70,7 @@ def test_rounding_can_change_the_text_in_bfloat16(cli: Any, text: str, run: Path
     (run.parent / "cache.py").write_text(wrong, encoding="utf-8")
     outcome = sampled(cli, run, "--dtype", "bfloat16")
     assert outcome.code == 0, outcome.err
-    assert "another text, as the rounding of bfloat16 can make; see --dtype float32" in outcome.err
+    assert "another text: bfloat16 rounds differently; see --dtype float32" in outcome.err
 
 
 def test_json_has_both_speeds(cli: Any, run: Path) -> None:
@@ -82,8 +82,8 @@ def test_json_has_both_speeds(cli: Any, run: Path) -> None:
 
 
 WRONG = {
-    "positions begin at 0": (LENGTH, "return 0", 1, "with your cache the text is another one"),
-    "mask": ("diagonal=S - T + 1", "diagonal=1", 1, "with your cache the text is another one"),
+    "positions begin at 0": (LENGTH, "return 0", 1, "your cache changes the text"),
+    "mask": ("diagonal=S - T + 1", "diagonal=1", 1, "your cache changes the text"),
     "stops": ("dim=2", "dim=5", 1, "sampling with your cache stops: IndexError"),
     "unwritten": (LENGTH, 'raise NotImplementedError("step 3: positions")', 1, "cache.py:38: "),
     "no clear": ("def clear", "def _clear", 2, "your `KeyValueCache` has no method `clear`"),

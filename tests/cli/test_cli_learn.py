@@ -113,13 +113,13 @@ def test_a_save_is_checked_and_counted_once(learner: Learner) -> None:
     report = learner.state.report
     assert report is not None
     assert report.first_wrong_step == 2
-    assert learner.state.note == "Step 1 holds now."
+    assert learner.state.note == "Step 1 is right now."
     assert learner.record()["attempts"] == 1
     os.utime(learner.folder / "layernorm.py", ns=(1, 1))  # the file is saved again without a change
     learner.settle()
     assert learner.record()["attempts"] == 1
     learner.save(LAYERNORM.skeleton())
-    assert learner.state.note == "Step 1 holds no longer; it did before this save."
+    assert learner.state.note == "Step 1 is no longer right; it was right before this save."
 
 
 @pytest.mark.parametrize("exercise", [EXERCISES[0], LAYERNORM], ids=lambda e: e.name)

@@ -48,7 +48,9 @@ RIGHT = report(ok=True, message="the same as the reference", first_wrong_step=No
 PAIRS = compare(ATTENTION.skeleton(), solution(ATTENTION))
 STATES = {
     "start": state(note="new: my/attention.py. Press e to open it, or open it in any editor."),
-    "wrong": state(report=report(), hint=3, checked_at="20:15:00", note="Steps 1 to 3 hold now."),
+    "wrong": state(
+        report=report(), hint=3, checked_at="20:15:00", note="Steps 1 to 3 are right now."
+    ),
     "to write": state(
         report=report(
             mistake="not-implemented", message="step 4, scores, is still to be written: line 47"

@@ -133,7 +133,7 @@ def test_from_with_another_network_names_the_settings(setting: str, here: Path, 
         assert outcome.code == 2
         message, _, hint = outcome.err.splitlines()
         assert "--from takes the network of runs/mine" in message
-        assert "model.n_layer 3 (there: 1)" in message
+        assert "model.n_layer 3 (in the run: 1)" in message
         keys = "model.n_layer" if "{" in setting else "model.n_layer, model.n_embd"
         assert hint == f"hint: leave out {keys}; or leave out --from, to train a new model"
     assert [path.name for path in (here / "runs").iterdir()] == ["mine"]

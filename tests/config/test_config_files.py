@@ -97,10 +97,10 @@ def test_all_problems_are_reported_at_once_with_line_and_nearest_name() -> None:
         (
             "mine.yaml:5: `train.batch_size` must be a whole number of at least 1 and at most "
             "1,000,000,000, or `auto`; got `0`",
-            "train.batch_size: Sequences in one forward pass; a step uses batch_size * grad_accum "
-            "of them. auto: a step has 16 * grad_accum sequences, and batch_size becomes the "
-            "largest power of two, or all of them, that divides them and fits in memory; the run "
-            "keeps both numbers.",
+            "train.batch_size: Sequences in one forward pass. A step has batch_size * grad_accum "
+            "sequences. auto: a step has 16 * grad_accum sequences. gptcli splits them into equal "
+            "micro-batches that are as large as memory allows. The run's config keeps both "
+            "numbers.",
         ),
         (
             "mine.yaml:6: `train.eval_every` must be a whole number of at least 1 and at most "

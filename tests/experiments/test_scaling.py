@@ -94,4 +94,4 @@ def test_the_command(
     assert math.isfinite(value["predicted"])
     other = cli(*words, "--minutes", "0.3")
     assert other.code == 2
-    assert "another call" in other.err
+    assert "other settings" in other.err

@@ -158,7 +158,7 @@ def test_a_run_without_steps_cannot_be_reported(cli: Any, trained: Path, tmp_pat
     (run / "metrics.jsonl").unlink()
     outcome = cli("report", run, "--out", tmp_path / "r.html")
     assert outcome.code == 1
-    assert "nothing to report" in outcome.err
+    assert "cannot write a report" in outcome.err
 
 
 def test_attention_records_end_with_the_checkpoint_after_a_resume(
