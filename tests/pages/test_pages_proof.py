@@ -18,7 +18,14 @@ from gptcli.pages.chromium import find_chromium
 from gptcli.pages.model_page import arithmetic, page, programs, proof
 from gptcli.pages.model_page.payload import payload, rounded
 from gptcli.pages.model_page.programs import Answer, Program, ProgramError, name_and_version
-from gptcli.pages.model_page.story import Story, curve, data_name, samples_of
+from gptcli.pages.model_page.story import (
+    Story,
+    _beginning,
+    curve,
+    data_name,
+    how_it_learned,
+    samples_of,
+)
 from tests.interop.models import shape
 from tests.interop.models import trained as trained_model
 from tests.pages import javascript
@@ -237,6 +244,17 @@ def test_samples_are_read_and_thinned(tmp_path: Path) -> None:
 
 def story(train: list[tuple[int, float]], val: list[tuple[int, float]]) -> Story:
     return Story("a", "b", 1, [], train, val, [], "")
+
+
+def test_the_page_says_with_which_weights_the_run_started() -> None:
+    drawn = Story("a", "b.txt", 1, [], [], [], [], "")
+    assert how_it_learned(drawn).startswith("At first, the numbers of the model were random. Then")
+    tuned = replace(drawn, began=_beginning({"started_from": {"run": "/x/<base>", "step": 3}}))
+    assert "had the numbers of the run &lt;base&gt;. Then" in how_it_learned(tuned)
+    status = {"imported": {"from": "gpt2"}}
+    imported = replace(drawn, began=_beginning(status), is_imported=True)
+    assert "random" not in how_it_learned(imported)
+    assert "Another program trained this model" in how_it_learned(imported)
 
 
 def test_the_curve_has_both_losses_and_words() -> None:

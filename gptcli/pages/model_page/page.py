@@ -24,7 +24,14 @@ from gptcli.pages.model_page.payload import payload, rounded
 from gptcli.pages.model_page.programs import Program
 from gptcli.pages.model_page.proof import Proof, RoundingError
 from gptcli.pages.model_page.runtime_files import view_script, worker_script
-from gptcli.pages.model_page.story import Story, curve, curve_words, story_of, text_size
+from gptcli.pages.model_page.story import (
+    Story,
+    curve,
+    curve_words,
+    how_it_learned,
+    story_of,
+    text_size,
+)
 from gptcli.pages.written import write
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.sampling.text import generate_one
@@ -229,6 +236,7 @@ def _body(
     )
     blocks = {
         "facts": rows,
+        "began": how_it_learned(story),
         "curve": curve(story),
         "config": html.escape(story.config),
     }

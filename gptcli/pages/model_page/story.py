@@ -46,6 +46,9 @@ class Story:
     val: Points
     samples: Sequence[tuple[int, str]]
     config: str
+    began: str = "At first, the numbers of the model were random."
+    """The sentence on the weights with which the run started."""
+    is_imported: bool = False
 
 
 def story_of(trained: Trained, text_bytes: int | None) -> Story:
@@ -61,6 +64,32 @@ def story_of(trained: Trained, text_bytes: int | None) -> Story:
         val=losses[1],
         samples=samples_of(trained.run, trained.step),
         config="\n".join(_config_lines(trained.config)),
+        began=_beginning(status),
+        is_imported=isinstance(status.get("imported"), dict),
+    )
+
+
+def _beginning(status: dict[str, Any]) -> str:
+    """The sentence on the weights with which the run started."""
+    imported, base = status.get("imported"), status.get("started_from")
+    if isinstance(imported, dict):
+        return "Another program trained this model, and gptcli imported its numbers."
+    if isinstance(base, dict) and isinstance(base.get("run"), str):
+        return f"At first, the model had the numbers of the run {Path(base['run']).name}."
+    return Story.began
+
+
+def how_it_learned(story: Story) -> str:
+    """The HTML of the sentences on how the run began and was trained."""
+    began, data = html.escape(story.began), html.escape(story.data)
+    if story.is_imported:
+        return (
+            f"{began} In its training, the model read pieces of text and guessed each next token. "
+            "After every step, its numbers moved a little towards better guesses."
+        )
+    return (
+        f'{began} Then the model read pieces of <span class="data">{data}</span> and guessed each '
+        "next token. After every step, its numbers moved a little towards better guesses."
     )
 
 
@@ -128,10 +157,10 @@ def _facts(
     size = f", {file_size(text_bytes)}" if text_bytes else ""
     yield "Trained on", data_name(trained.config, status) + size
     yield "Parameters", f"{count_parameters(trained.model).total:,}"
-    layout = "Qwen3's layout" if config.traits.positions == "rotary" else "GPT-2's layout"
+    layout = {"qwen3": "Qwen3", "llama": "Llama", "gpt2": "GPT-2"}[config.traits.model_type]
     yield (
         "Network",
-        f"{layout}: {_count(config.n_layer, 'layer')} of {_count(config.n_head, 'head')}, "
+        f"{layout}'s layout: {_count(config.n_layer, 'layer')} of {_count(config.n_head, 'head')}, "
         f"{config.n_embd} channels",
     )
     yield "Looks back", _count(config.block_size, "token")
