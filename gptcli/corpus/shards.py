@@ -14,7 +14,6 @@ import json
 import os
 import tempfile
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -23,11 +22,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptcli.corpus.token_store import Tokens, TokenStore, dtype_for
 from gptcli.errors import GptcliError
 from gptcli.files.bounded import open_regular, read_bounded
 from gptcli.files.remote import RemoteFolder, is_url, joined
+
+try:  # thirteen times as fast
+    from isal.isal_zlib import crc32
+except ImportError:
+    from zlib import crc32
 
 if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
@@ -74,14 +79,22 @@ class ShardFolder:
         self.name = name
         self._remote = RemoteFolder(name) if is_url(name) else None
 
-    def read(self, file: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file. Raises GptcliError if it cannot be read."""
+    def read(self, file: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes [start, stop) of a file; fewer at its end. Raises GptcliError if it is unreadable.
+
+        NumPy's memory comes in large pages, so reading into it is faster than into bytes."""
         if self._remote is not None:
-            return self._remote.read(file, start, stop)
+            return np.frombuffer(self._remote.read(file, start, stop), np.uint8)
         try:
-            with os.fdopen(open_regular(Path(self.name, file)), "rb") as opened:
+            with os.fdopen(open_regular(Path(self.name, file)), "rb", buffering=0) as opened:
                 opened.seek(start)
-                return opened.read(stop - start)
+                content, done = np.empty(stop - start, np.uint8), 0
+                while done < len(content):
+                    count = opened.readinto(content[done:].data)
+                    if not count:
+                        break
+                    done += count
+                return content[:done]
         except OSError as error:
             raise GptcliError(
                 f"cannot read {Path(self.name, file)}: {error.strerror}",
@@ -251,7 +264,7 @@ def _reader(
         start, size = first * dtype.itemsize, count * dtype.itemsize
         for _ in range(2):  # the network can damage bytes, so try again
             content = folder.read(name, start, start + size)
-            if len(content) == size and zlib.crc32(content) == crc:
+            if len(content) == size and crc32(content) == crc:
                 break
         else:
             raise GptcliError(
@@ -260,7 +273,8 @@ def _reader(
                 "write the shards again, or restore them from a copy",
                 exit_code=1,
             )
-        ids = np.frombuffer(content, dtype=dtype)
+        ids = content.view(dtype)
+        ids.flags.writeable = False
         if int(ids.max(initial=0)) >= vocab_size:
             raise GptcliError(
                 f"{joined(folder.name, name)} has a token id that is not below the vocabulary's "

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import uuid
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from gptcli.config import DataConfig
-from gptcli.corpus import Batches, Corpus, open_corpus
+from gptcli.corpus import Batches, Corpus, open_corpus, shards
 from gptcli.corpus.mixture import MixedTokens
 from gptcli.corpus.pooled_order import PooledEpochs, blocks_of
 from gptcli.corpus.shard_writing import write_shards_to
@@ -253,6 +254,13 @@ def test_a_damaged_block_is_found_when_it_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 255, 4096, 1 << 20])
+def test_the_fast_checksum_is_that_of_zlib(size: int) -> None:
+    """shards.py takes the function of isal if that is installed, and zlib's otherwise."""
+    content = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    assert shards.crc32(content) == zlib.crc32(content.tobytes())
+
+
 def test_a_pipe_in_place_of_a_shard_blocks_nothing(tmp_path: Path) -> None:
     name = written(str(tmp_path / "tokens"))
     path = tmp_path / "tokens" / "tokens-00001.bin"
