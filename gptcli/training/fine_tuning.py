@@ -17,6 +17,7 @@ ADAPTER_OPTIMIZER = "adamw"
 """The optimizer for low-rank adapters. They learned more with it than with Muon
 (benchmarks/LOG.md)."""
 _EPOCHS = 3
+_ADAPTER_EPOCHS = 6
 _LEAST_STEPS = 100
 _LEAST_EVALUATIONS = 5
 
@@ -89,9 +90,10 @@ def refuse_adapters(train: TrainConfig, *, has_base: bool, has_user_parts: bool)
 def with_few_steps(config: Config, train_tokens: int) -> Config:
     """The config of a fine-tune whose number of steps and minutes the user did not set.
 
-    The steps read the text three times. There are at least 100 of them, but never more than the
-    base run has."""
-    reading = math.ceil(_EPOCHS * train_tokens / config.tokens_per_step)
+    The steps read the text three times. Adapters learn in smaller steps and overfit later, so they
+    read it six times. There are at least 100 steps, but never more than the base run has."""
+    epochs = _EPOCHS if config.train.lora is None else _ADAPTER_EPOCHS
+    reading = math.ceil(epochs * train_tokens / config.tokens_per_step)
     steps = min(config.train.max_steps, max(_LEAST_STEPS, reading))
     return config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
 
