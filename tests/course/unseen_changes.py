@@ -559,4 +559,32 @@ UNSEEN = (
         "(self.c_proj(y) + (0 if self.c_proj.bias is None else self.c_proj.bias))",
     ),
     Change("proj_gate", 8, "*", "self.c_proj(y)", "(self.c_proj(y) * x)"),
+    Change(
+        "v_not_transposed",
+        2,
+        "*",
+        "v = v.view(B, T, H, D).transpose(1, 2)",
+        "v = v.view(B, T, H, D)",
+        "fused scaled_query",
+    ),
+    Change("narrow_slice", 2, "*", "h * D : (h + 1) * D", "h * D : (h + 1) * D - 1"),
+    Change("slice_before", 2, "*", "h * D : (h + 1) * D", "(h - 1) * D : h * D"),
+    Change(
+        "token_before", 5, "*", "k[:, :, : t + 1], v[:, :, : t + 1]", "k[:, :, :t], v[:, :, :t]"
+    ),
+    Change(
+        "softmax_discarded",
+        6,
+        "*",
+        "weights = F.softmax(scores, dim=-1)\n        weights = F.dropout(weights, self.dropout, self.training)\n        y = weights @ v",
+        "F.softmax(scores, dim=-1)\n        y = scores @ v",
+    ),
+    Change("split_by_heads", 1, "*", "chunk(3, dim=-1)", "split(self.n_head, dim=-1)"),
+    Change(
+        "chunk_dim1", 1, "*", "self.c_attn(x).chunk(3, dim=-1)", "self.c_attn(x).chunk(3, dim=1)"
+    ),
+    Change(
+        "key_transpose_12", 4, "*", "k.transpose(-2, -1)", "k.transpose(1, 2)", "fused scaled_query"
+    ),
+    Change("v_unfolded", 3, "*", "        v = v.reshape(B * H, T, D)\n", ""),
 )

@@ -81,6 +81,7 @@ from gptcli.course.attention.unfinished import (
     line_of_last_step,
     what_is_missing,
 )
+from gptcli.course.attention.wrong_factor import discarded_softmax
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.sandbox.learner_file import in_words
 
@@ -250,6 +251,15 @@ def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: 
 
 def _weights_unused(forward: ComparedForward) -> Finding:
     """The finding for a file that computes the weights but multiplies the values by the scores."""
+    discarded = discarded_softmax(forward.trace, forward.found)
+    if discarded is not None:
+        why = (
+            "the result of this softmax is not assigned to a variable, so you multiply the values "
+            "by the scores"
+        )
+        quoted, hints = forward.quote(discarded.line), hints_of_step(6, message_numbers(forward.p))
+        marks = step_marks(6, forward, discarded.line)
+        return Finding(6, "weights-unused", quoted + why, hints, marks)
     at = forward.found.completed_at["weights"]
     products = (op.index for op in forward.trace.operations[at + 1 :] if op.name in PRODUCTS)
     line = line_to_quote(forward, next(products, at), search=False)

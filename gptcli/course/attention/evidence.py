@@ -269,7 +269,7 @@ def fill_of_hidden_scores(forward: ComparedForward) -> tuple[float, int] | None:
     cells = p.T * p.T
     for operation in reversed(forward.trace.operations):
         for x in operation.outputs:
-            if x.numel() % cells or p.T < 2 or x.numel() > math.prod(table.shape):
+            if not x.numel() or x.numel() % cells or p.T < 2 or x.numel() > math.prod(table.shape):
                 continue
             future = int((~p.past).sum()) * (x.numel() // cells)
             flat = table.locate(x.double())

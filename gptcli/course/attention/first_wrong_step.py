@@ -35,6 +35,14 @@ from gptcli.course.attention.matching import (
     varying_dims,
 )
 from gptcli.course.attention.stages import Problem
+from gptcli.course.attention.wrong_factor import (
+    before_transpose,
+    folds_with_transpose,
+    heads_before_time,
+    is_narrow_slice,
+    is_wrong_unpacking,
+    step_of_raising_factor,
+)
 
 
 def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path) -> int:
@@ -43,9 +51,12 @@ def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path
     If the code stops, this is the first step that it did not complete. If code is still to be
     written, comments in the learner's file `path` name the step."""
     too_narrow = mask_hides_too_much(trace, found, p)
+    complete = first_missing_step(found)
     if trace.error is not None or not _is_whole(trace, p):
         found = matched_before(found, len(trace.operations))
     step = first_missing_step(found)
+    if step == 8 and complete == 2 and _stops_after_loop(trace):
+        return 2  # the loop over the heads took other channels
     if too_narrow and step in (5, 6, 7):
         step = 5
     if step > 1 and projected_out_of_order(trace, found, p):
@@ -59,6 +70,8 @@ def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path
             return step
         if step == 7 and _is_dropout(trace.error, path):
             return 6
+        if is_wrong_unpacking(trace, p):
+            return 1
         if trace.error is not None and _stops_on_line_of_value(trace, step, found, path):
             return step - 1
         if last is not None and last.raised and trace.error is not None:
@@ -96,6 +109,12 @@ def _has_scores_of_some_keys(found: Matches, p: Problem) -> bool:
     Such a forward pass leaves visible keys out before it computes the scores, as in a loop."""
     seen = found.tables["scaled"].seen.view(p.B, p.H, p.T, p.T) & p.past
     return bool((seen == seen[0, 0]).all()) and bool(seen[0, 0].any(dim=-1).all())
+
+
+def _stops_after_loop(trace: ForwardTrace) -> bool:
+    """Whether the code stops at the output projection of the joined heads."""
+    names = [operation.name for operation in trace.operations[-2:]]
+    return len(names) == 2 and names[0] in ("cat", "concat") and trace.operations[-1].raised
 
 
 def _is_whole(trace: ForwardTrace, p: Problem) -> bool:
@@ -143,11 +162,14 @@ def _step_of_raising_operation(
             return 4
         if name == "mixed":
             return 7 if len(last.integer_arguments) >= 4 or last.name == "unflatten" else 8
-        if step == 1 and len(last.integer_arguments) >= 4:
+        if step == 1 and len(last.integer_arguments) >= 4 and first.shape[-1] == p.C:
             return 2
         if step == 1 and found.has("q", "k", "v"):
             return 2
         return step
+    by_layout = step_of_raising_factor(trace, last, found, p)
+    if by_layout is not None:
+        return by_layout
     if last.name in PRODUCTS and len(last.inputs) >= 2:
         names = [value_in(x, found, p.T) for x in last.inputs[:2]]
         if set(names) <= {"q", "k", "v"} and None not in names:
@@ -226,7 +248,7 @@ def _step_of_factors(
 
     2 or 3 if a factor is split or folded wrongly, otherwise `step` or an earlier step."""
     folds = []
-    for x in operation.inputs[:2]:
+    for number, x in enumerate(operation.inputs[:2]):
         name = value_in(x, found, p.T)
         if name not in ("q", "k", "v"):
             continue
@@ -234,13 +256,22 @@ def _step_of_factors(
         flat = table.locate(x.double())
         if _is_reversed(x, table, flat):
             return step  # k.T reverses the order of all dimensions
-        if operation.name != "einsum" and x.numel() == math.prod(table.shape):
+        if is_narrow_slice(x, name, found, p):
+            return 2
+        transposed = before_transpose(trace, operation, number)
+        if transposed is not None and step == 4 and name == "k":
+            if x.shape[-2:] != (p.D, p.T) and heads_before_time(transposed[1], name, found):
+                return 4  # the product transposes other dimensions than the last two
+            if x.dim() == 3 and transposed[1].shape[-2:] == (p.T, p.D):
+                x, flat = transposed[1], table.locate(transposed[1].double())
+        if (operation.name != "einsum" or x.dim() == 3) and x.numel() == math.prod(table.shape):
             if not _each_index_on_one_dim(x, table, flat):
                 if x.dim() == 4:
                     is_transposed = x.shape[-2:] == (p.D, p.T) and name == "k"
                     return step if is_transposed and _was_transposed(trace, found, name) else 2
                 if not _was_transposed(trace, found, name):
-                    return 2
+                    in_fold = operation.name == "einsum" or folds_with_transpose(trace, found, p)
+                    return 3 if in_fold else 2
                 return step if x.shape[-2:] == (p.D, p.T) and name == "k" else 3
             _, t, h, _ = (at.view(x.shape) for at in table.places(flat))
             matrix = {x.dim() - 1, x.dim() - 2}

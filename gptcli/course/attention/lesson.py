@@ -14,9 +14,11 @@ from torch import nn
 from gptcli.course.attention import STEP_NAMES
 from gptcli.course.attention.cases import USUAL, draw_input, generator_for
 from gptcli.course.attention.checks import CHECKS
+from gptcli.course.attention.compared_forward import repeat_forward
 from gptcli.course.attention.diagnosis import diagnose
 from gptcli.course.attention.finding import Finding
 from gptcli.course.attention.first_wrong_operation import matched_before
+from gptcli.course.attention.first_wrong_step import first_wrong_step
 from gptcli.course.attention.forward_trace import ForwardTrace, trace_forward
 from gptcli.course.attention.learner_attention import LearnerAttention
 from gptcli.course.attention.matching import first_missing_step, match
@@ -88,7 +90,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
             else:
                 finding = diagnose(learner, name, failed)
         except Exception:  # the diagnosis cannot foresee every kind of file
-            finding = Finding(failed.step, failed.mistake, failed.message, failed.hints)
+            finding = _step_alone(learner, failed)
         steps = tuple(StepMark(**step) for step in finding.steps)
         return FileReport(
             file.name,
@@ -143,6 +145,17 @@ def _first_usable(file: LearnerFile, classes: list[type[nn.Module]], say: Say) -
 def _run_checks(learner: LearnerAttention, done: list[Check]) -> None:
     for name, check in CHECKS:
         done.append(Check(name, True, check(learner)))
+
+
+def _step_alone(learner: LearnerAttention, failed: CheckFailed) -> Finding:
+    """The finding with the step of a failure but without a mistake of the bank and a line."""
+    step = failed.step
+    if step is None and learner.attempt is not None:
+        with contextlib.suppress(Exception):
+            forward = repeat_forward(learner)
+            path = learner.file.path
+            step = first_wrong_step(forward.trace, forward.found, forward.p, path)
+    return Finding(step, failed.mistake, failed.message, failed.hints)
 
 
 def _is_dtype_error(failed: CheckFailed) -> bool:

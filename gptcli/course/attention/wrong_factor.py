@@ -1,0 +1,117 @@
+"""Tells from the layout of a product's factors which earlier step made one of them wrong.
+
+Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gptcli.course.attention.first_wrong_operation import FUSED_KERNEL, PRODUCTS
+from gptcli.course.attention.forward_trace import ForwardTrace, Operation
+from gptcli.course.attention.matching import Matches, value_in, varying_dims
+from gptcli.course.attention.stages import Problem
+
+TRANSPOSES = {"transpose", "swapaxes", "swapdims", "mT", "__get__", "permute", "movedim", "adjoint"}
+_SPLITS = {"split", "chunk", "unbind", "tensor_split", "__getitem__"}
+
+
+def step_of_raising_factor(
+    trace: ForwardTrace, operation: Operation, found: Matches, p: Problem
+) -> int | None:
+    """2 or 3 if a product raises because the heads of a factor were not split or folded; or None.
+
+    Heads that come after time were not transposed (2). A factor of four dimensions in a product of
+    folded factors was not folded (3)."""
+    if operation.name == "einsum" or operation.name not in {*PRODUCTS, FUSED_KERNEL}:
+        return None
+    factors = {value_in(x, found, p.T): x for x in operation.inputs[:3]}
+    if operation.name == "bmm" and "v" in factors and factors["v"].dim() != 3:
+        return 3 if factors["v"].dim() == 4 else 2
+    others = [x for x in operation.inputs[:3] if x.dim() == 4 and x.shape[1] == p.H]
+    for number, x in enumerate(operation.inputs[:3]):
+        name = value_in(x, found, p.T)
+        if name not in ("q", "k", "v") or x.dim() != 4 or not _heads_after_time(x, name, found):
+            continue
+        transposed = before_transpose(trace, operation, number)
+        if others and not (transposed and heads_before_time(transposed[1], name, found)):
+            return 2
+    return None
+
+
+def _heads_after_time(x: Tensor, name: str, found: Matches) -> bool:
+    """Whether the dimension of the heads of x, (B, T, H, D), comes right after that of time."""
+    table = found.tables[name]
+    _, t, h, _ = (varying_dims(at.view(x.shape)) for at in table.places(table.locate(x.double())))
+    return t == {1} and h == {2}
+
+
+def is_narrow_slice(x: Tensor, name: str, found: Matches, p: Problem) -> bool:
+    """Whether x has some channels of one head only, although a head has D channels."""
+    table = found.tables[name]
+    _, _, h, d = table.places(table.locate(x.double()))
+    return x.dim() >= 3 and len(set(h.tolist())) == 1 and 1 < len(set(d.tolist())) < p.D
+
+
+def before_transpose(
+    trace: ForwardTrace, operation: Operation, number: int
+) -> tuple[Operation, Tensor] | None:
+    """The transpose that made factor `number` of a product, and what it transposed; or None."""
+    source = operation.sources[number] if number < len(operation.sources) else None
+    if source is None or not (made := trace.operations[source]).inputs:
+        return None
+    return (made, made.inputs[0]) if made.name in TRANSPOSES else None
+
+
+def folds_with_transpose(trace: ForwardTrace, found: Matches, p: Problem) -> bool:
+    """Whether a line transposes and folds queries, keys or values: (B, T, H, D) to (B*H, T, D).
+
+    In such code, a transpose that is missing in another line belongs to the fold."""
+    for operation in trace.operations:
+        names = found.values_of_operation.get(operation.index, [])
+        folds = any(x.shape == (p.B * p.H, p.T, p.D) for x in operation.outputs)
+        if not folds or not {"q", "k", "v"} & set(names):
+            continue
+        source = operation.sources[0] if operation.sources else None
+        before = None if source is None else trace.operations[source]
+        if before is not None and before.name == "contiguous" and before.sources[0] is not None:
+            before = trace.operations[before.sources[0]]
+        if before is not None and before.name in TRANSPOSES and before.line == operation.line:
+            return True
+    return False
+
+
+def heads_before_time(x: Tensor, name: str, found: Matches) -> bool:
+    """Whether x is (B, H, T, D) with all numbers of the value `name` in their places."""
+    table = found.tables[name]
+    if x.dim() != 4 or x.numel() != table.flat.numel():
+        return False
+    flat = table.locate(x.double())
+    if bool((flat < 0).any()):
+        return False
+    dims = [varying_dims(at.view(x.shape)) for at in table.places(flat)]
+    return all(dim <= {at} for dim, at in zip(dims, (0, 2, 1, 3), strict=True))
+
+
+def is_wrong_unpacking(trace: ForwardTrace, p: Problem) -> bool:
+    """Whether the code stops because it unpacks another number of fused projections than 3."""
+    last = trace.operations[-1] if trace.operations else None
+    return (
+        last is not None
+        and isinstance(trace.error, ValueError)
+        and "unpack" in str(trace.error)
+        and last.name in _SPLITS
+        and any(x.shape[-1:] == (3 * p.C,) for x in last.inputs)
+    )
+
+
+def discarded_softmax(trace: ForwardTrace, found: Matches) -> Operation | None:
+    """The softmax that gives the right weights, if no variable and no operation takes its result.
+
+    None if there is no such operation."""
+    at = found.completed_at.get("weights")
+    if at is None or "softmax" not in trace.operations[at].name:
+        return None
+    is_used = any(at in later.sources for later in trace.operations[at + 1 :])
+    is_named = any(operation == at for operation, _ in trace.variable_names)
+    return None if is_used or is_named else trace.operations[at]
