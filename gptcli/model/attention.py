@@ -4,10 +4,10 @@ First reading: read only causal_attention. Its step 5 is the causal mask. The mo
 same eight steps faster, and can use a key/value cache for sampling.
 
 Dimensions: B batch, T time (tokens), C channels (n_embd), H heads, D channels per head
-(head_dim = C / H), S tokens that a query can look at (T, or more if a cache holds earlier tokens).
+(head_dim = C / H), S tokens that have keys and values (T, or more if a cache holds earlier tokens).
 
-Source: Vaswani et al. 2017, "Attention Is All You Need", sections 3.2.1 and 3.2.2; the causal
-mask and the names are GPT-2's (Radford et al. 2019).
+Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2, which also has the causal
+mask. The name c_proj comes from GPT-2 (Radford et al. 2019).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def causal_attention(
 ) -> Tensor:
     """Causal multi-head attention in eight plain steps: (B, T, C) -> (B, T, C), in x's dtype.
 
-    Tests compare every faster implementation with this function. `dropout` acts on the attention
+    Tests compare the faster implementations with this function. `dropout` acts on the attention
     weights (step 6) and on the output (step 8); pass 0.0 in evaluation. n_head must divide C."""
     B, T, C = x.shape
     H, D = n_head, C // n_head
 
-    # 1. Queries: what each token looks for. Keys: how others find it. Values: what it passes on.
+    # 1. Query: what a token looks for. Key: how other tokens find it. Value: what it passes on.
     q, k, v = query(x), key(x), value(x)  # each (B, T, C)
 
     # 2. Split the channels into heads; each head takes a contiguous block of D channels.
@@ -50,7 +50,7 @@ def causal_attention(
     k = k.reshape(B * H, T, D)
     v = v.reshape(B * H, T, D)
 
-    # 4. Scores: every query times every key. The scale keeps their variance from growing with D.
+    # 4. Scores: every query times every key. Without the division, their variance grows with D.
     scores = torch.bmm(q, k.transpose(1, 2)) / math.sqrt(D)  # (B*H, T, T)
 
     # 5. Causal mask: row t (a query) can look at columns 0..t only.
@@ -136,8 +136,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     k and v are (B, H, T, D), or (B, H / G, T, D). In the second case each head of k and v serves G
     query heads (grouped-query attention; Ainslie et al. 2023).
 
-    This uses PyTorch's fused kernel, or three batched operations with the same result. The three
-    operations are faster on a CPU in bfloat16, for short T, or with dropout.
+    This uses PyTorch's fused kernel, or three batched operations that compute the same. On a CPU,
+    the three operations are faster if the dtype is bfloat16, if T is short, or with dropout.
     """
     B, H, T, D = q.shape
     K = k.shape[1]  # heads of keys and values
@@ -163,8 +163,8 @@ def drop(x: Tensor, p: float) -> Tensor:
     """x with dropout of probability p. Callers pass 0 in evaluation.
 
     On a CPU, F.dropout's random numbers take more time than the matrix products around them. So on
-    a CPU, each byte of a 64-bit random number decides whether one number of x is dropped. This
-    rounds p to a multiple of 1/256, and to at least 1/256.
+    a CPU without torch.compile, one byte of a 64-bit random number decides whether one number of x
+    is dropped. This rounds p to a multiple of 1/256, from 1/256 to 255/256.
     """
     if p == 0.0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training=p > 0)

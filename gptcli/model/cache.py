@@ -1,6 +1,6 @@
-"""The key/value cache (KV cache): ring buffers that let sampling compute each token only once.
+"""The key/value cache (KV cache): ring buffers, so that a step need not compute earlier tokens.
 
-Dimensions: B batch, H heads, T new tokens, S tokens that a query can look at, D head_dim,
+Dimensions: B batch, H heads, T new tokens, S tokens that have keys and values, D head_dim,
 W width of the window (block_size).
 
 First reading: LayerCache. Skip StreamPositions and the classes below it: they let a GPU record a
@@ -40,7 +40,8 @@ class LayerCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        # Nothing reads a slot before it is filled. On a CPU, empty slots take no memory.
+        # `extend` reads a slot only after it has filled it, so the slots need no first value. On a
+        # CPU, unwritten slots take no memory.
         self.keys = torch.empty(batch, n_head, width, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
         self.width = width
@@ -130,7 +131,7 @@ class StepLayerCache:
         self.weights = ring.weights
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store one key and value for each stream (B, H, 1, D); return all slots and a mask.
+        """Store one key and value for each stream (B, H, 1, D); return `span` slots and a mask.
 
         Returns keys and values, each (B, H, span, D), and a mask: bool (B, 1, 1, span), True for a
         filled slot."""

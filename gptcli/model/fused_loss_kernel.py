@@ -12,8 +12,8 @@ def kernel(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     logits += row * columns
     target = tl.load(targets + row)
-    # Read the target's logit here, because the second loop overwrites it. The reductions between
-    # them wait until all threads have read it.
+    # Read the target's logit here, because the second loop overwrites it. The reductions before
+    # that loop wait until all threads have read this logit.
     wanted = tl.load(logits + target).to(tl.float32)
     largest = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)

@@ -86,7 +86,7 @@ def feed_forward_layer(config: ModelConfig) -> nn.Module:
 
 
 class GPT(nn.Module):
-    """Token ids (B, T) -> logits (B, T, V). T is at most config.block_size without a cache.
+    """Token ids (B, T) -> logits (B, T, V). T is at most config.block_size.
 
     `user_parts` replace builtin layers. `attention` is short for UserParts(attention=...). A model
     with a user's block samples without a cache. A model with a user's attention samples with the
@@ -159,8 +159,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """The features of token embeddings x: (B, T, C) -> (B, T, C), or (B, 1, C) if `last_only`.
 
-        torch.compile compiles only this method. It would sum an embedding's gradient in an order
-        that changes from run to run."""
+        torch.compile compiles only this method. If it compiled the embedding too, it would sum the
+        embedding's gradient in an order that changes from run to run."""
         if self.wpe is not None:
             start = 0 if cache is None else cache.seen
             if isinstance(start, StreamPositions):

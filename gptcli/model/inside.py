@@ -25,8 +25,8 @@ class Inside:
     """What one forward pass over T tokens computed, on the device and in the dtype of the model.
 
     `inputs` has the input (T, C) of each layer's attention, after the norm. If the user wrote the
-    block, it has the block's input. `stream` has the residual stream (T, C) before the first block,
-    and after each block."""
+    block, `inputs` has the block's input instead. `stream` has the residual stream (T, C) before
+    the first block, and after each block."""
 
     inputs: list[Tensor]
     stream: list[Tensor]
@@ -63,7 +63,7 @@ def look_inside(model: GPT, ids: list[int]) -> Inside:
 
 
 def part_with_attention(model: GPT, layer: int) -> nn.Module:
-    """The attention of a layer, counted from 0; the block itself if the user wrote the block."""
+    """The attention of layer `layer` (the first is 0); the block itself if the user wrote it."""
     block = model.h[layer]
     return block if model.user_parts.block is not None else block.get_submodule("attn")
 
@@ -83,8 +83,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def builtin_weights(attention: CausalSelfAttention, x: Tensor) -> Tensor:
     """The attention weights (H, T, T) of a builtin attention for x (T, C), float32.
 
-    Row t is how much query t looks at each token; it sums to 1. These are steps 1 to 6 of
-    gptcli.model.attention."""
+    Row t says how much query t looks at each token. Each row sums to 1. These are steps 1 to 6 of
+    gptcli.model.attention, without dropout."""
     q, k, _ = attention.heads(attention.project(x[None]), start=0)
     T, D = q.shape[2:]
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # (1, H, T, D)

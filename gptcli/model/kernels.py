@@ -1,9 +1,9 @@
-"""GELU, RMSNorm and QK-norm with rotary positions, fused for CPUs, with handwritten gradients.
+"""RMSNorm, QK-norm with rotary positions (handwritten gradients) and GELU, faster on CPUs.
 
-On a CPU these elementwise operations take longer than the matrix products around them. PyTorch
-splits some of them into many operations, and has no vector code for others in bfloat16. Each
-docstring gives the plain formula; the tests compare each function with its formula. Dimensions:
-(..., C) channels last.
+On a CPU, PyTorch's versions take longer than the matrix products around them. PyTorch splits some
+of them into many operations, and has no vector code for others in bfloat16. Each docstring gives
+the plain formula; the tests compare each function with its formula. Dimensions: (..., C) channels
+last.
 
 First reading: skip this file.
 """
@@ -27,9 +27,9 @@ def fused_is_faster(x: Tensor) -> bool:
 def gelu(x: Tensor) -> Tensor:
     """F.gelu(x, approximate="tanh"), in x's dtype and shape.
 
-    On a CPU in bfloat16 it computes the exact form x * Phi(x), which takes a quarter of the tanh
-    form's time. The two forms differ by at most 0.0005. This is less than bfloat16's rounding error
-    for numbers over 0.1.
+    On a CPU in bfloat16 without torch.compile it computes the exact form x * Phi(x), which takes a
+    quarter of the tanh form's time. The two forms differ by at most 0.0005. Above 0.125, this is
+    less than the distance between two neighbouring bfloat16 numbers.
     Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2."""
     exact = x.dtype == torch.bfloat16 and fused_is_faster(x)
     return F.gelu(x, approximate="none" if exact else "tanh")

@@ -1,6 +1,6 @@
-"""One table of all parameters: name, role, place in the C library, names in GPT-2 and Qwen3.
+"""Tables of all parameters: name, role, place in the C library, names in GPT-2 and Qwen3.
 
-The optimizers, the initialisation, the parameter counts and the C library's engine read this table.
+The optimizers, the initialisation, the parameter counts and the C library's engine read the tables.
 First reading: the two tables. Skip the functions below them.
 """
 
@@ -25,12 +25,12 @@ Role = Literal["embedding", "head", "matrix", "gain", "bias", "other"]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A row of the table. Its name in GPT-2 or Qwen3 is None if that layout has no such parameter.
+    """A row of a table. `gpt2` or `qwen3` is None if that layout has no such parameter.
 
     Matrices are (outputs, inputs), as in nn.Linear and Qwen3. GPT-2 stores the matrices of its
-    blocks transposed. It also stores query, key and value as one matrix, concatenated along the
-    outputs. `gpt2_part` is the number of the parameter in that matrix (0, 1 or 2); None for other
-    parameters."""
+    blocks transposed. GPT-2 also concatenates query, key and value along the outputs: their
+    matrices into one matrix, their biases into one vector. `gpt2_part` is the place of this
+    parameter in that matrix or vector (0, 1 or 2). It is None for other parameters."""
 
     name: str
     role: Role
@@ -99,7 +99,7 @@ def is_in_block(name: str) -> bool:
 def row_of(name: str) -> Parameter | None:
     """The row of a model's parameter, such as "h.3.ln_1.weight".
 
-    None if the table does not have it. Then it belongs to a user's part."""
+    None if the tables do not have the parameter. Then it belongs to a user's part."""
     if is_in_block(name):
         return _INSIDE.get(name.split(".", 2)[-1])
     return _OUTSIDE.get(name)
@@ -108,8 +108,8 @@ def row_of(name: str) -> Parameter | None:
 def role_of(name: str, dimensions: int) -> Role:
     """The role of a model's parameter, from its name and its number of dimensions.
 
-    A user's part can have parameters that are not in the table, or whose shape does not fit the
-    table. Then the number of dimensions decides. With fewer than two dimensions, a parameter is a
+    A user's part can have parameters that are not in the tables, or whose shape does not fit their
+    row. Then the number of dimensions decides. With fewer than two dimensions, a parameter is a
     bias if its name ends with "bias", else a gain. With two dimensions, it is a matrix if it is
     inside a block. Any other parameter has the role "other"."""
     row = row_of(name)
@@ -121,7 +121,7 @@ def role_of(name: str, dimensions: int) -> Role:
 
 
 def names_by_place(n_layer: int, there: Container[str]) -> list[str | None]:
-    """Names in the order of native/parameters.h: first outside the blocks, then block by block.
+    """Parameter names in the order of native/parameters.h: outside the blocks, then block by block.
 
     `there` holds the names of the model's parameters. An entry is None if the model has no such
     parameter. If the head is tied, its entry is the name of the token embedding."""

@@ -73,11 +73,11 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
     """CausalSelfAttention that normalises queries and keys, then rotates them by their position.
 
     RMSNorm normalises each head, with one gain per channel. All heads share these gains. If the
-    arch's trait `qk_norm` is false, nothing is normalised. If there are fewer heads of keys and
-    values than of queries, each of them serves n_head / n_kv_head neighbouring query heads.
+    arch's trait `qk_norm` is false, nothing is normalised. Each head of keys and values serves
+    n_head / n_kv_head neighbouring query heads.
 
-    The constructor also reads `n_kv_head`, `head_dim` and `traits` of `config`, if it has them. It
-    raises ValueError if head_dim is odd.
+    The constructor also reads `n_kv_head`, `head_dim` and `traits`, if `config` has them. It raises
+    ValueError if head_dim is odd, or if n_head does not fit n_embd or n_kv_head.
     Sources: Henry et al. 2020 for the normalisation, Su et al. 2021 for the rotation, Ainslie et
     al. 2023 for grouped queries."""
 
@@ -140,7 +140,7 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
         first, length = 0, max(256, 1 << (start + T - 1).bit_length())
         if length > _LONGEST_TABLE:
             first, length = start, T
-        # torch.compile cannot trace lru_cache, and computes a table only once anyway.
+        # torch.compile cannot trace lru_cache.
         kept = first == 0 and not torch.compiler.is_compiling()
         table = rotary_table if kept else rotary_table.__wrapped__
         cos, sin = table(length, D, like.dtype, like.device, first, self.theta)

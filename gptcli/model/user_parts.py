@@ -143,9 +143,10 @@ def parts_of(meta: dict[str, Any]) -> tuple[str, ...]:
 
 
 def refuse_other_parts(run: Path, needed: tuple[str, ...], user_parts: UserParts | None) -> None:
-    """Raise GptcliError unless `user_parts` are exactly those that the run was trained with.
+    """Raise GptcliError unless `user_parts` replaces exactly the parts called `needed`.
 
-    A run folder never says which code to execute, so the user names the files each time."""
+    `needed` are the parts that the user wrote when the run was trained. A run folder never says
+    which code to execute, so the user names the files each time."""
     given = user_parts.names() if user_parts is not None else ()
     if missing := [name for name in needed if name not in given]:
         files = "file" if len(missing) == 1 else "files"

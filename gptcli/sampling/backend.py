@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gptcli.sampling.valid_text import Table
 
 MOST_STREAMS = 256
-_SHARE_OF_MEMORY = 0.5  # of the free memory that streams may use
+_SHARE_OF_MEMORY = 0.5  # streams may use this share of the free memory
 _CHOICE_BYTES = 128  # for each stream and token id: choose_valid_token sorts, and uses float64
 
 
@@ -56,8 +56,8 @@ def choose_backend(wanted: str, device: str, *, has_user_parts: bool, arch: Arch
     """The engine and the dtype for sampling on a device ("cuda", "mps" or "cpu"), if the user wants
     the dtype `wanted`.
 
-    `auto` is bfloat16 if the C library works on this machine and the processor multiplies bfloat16,
-    else float32. In float32, greedy sampling with the KV cache gives the same text as computing the
+    `auto` is bfloat16 if the C library can sample here and the processor multiplies bfloat16, else
+    float32. In float32, greedy sampling with the KV cache gives the same text as computing the
     whole text again for each token. `int8` (eight-bit weights) needs the C library. Raises
     GptcliError if the dtype cannot be used."""
     found, reason = None, f"this is {device}" if device != "cpu" else ""

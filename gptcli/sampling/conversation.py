@@ -47,7 +47,7 @@ class Conversation:
         self._uniforms = UniformNumbers(seed, 0)
 
     def continue_with(self, streams: Streams) -> None:
-        """Continue the text in `streams`: of the same model, with other sampling parameters."""
+        """Use other streams from now on: of the same model, with other sampling parameters."""
         self._streams, self._restart = streams, True
 
     def say(
@@ -86,7 +86,7 @@ class Conversation:
                 self._line_is_open = not text.endswith("\n")
             yield from self._answer(max_new_tokens, should_stop, to_line_end)
         except BaseException:
-            self.new()  # it may have read only some of the tokens
+            self.new()  # the stream may have read only some of the tokens
             raise
 
     def _answer(

@@ -16,7 +16,7 @@ from gptcli.sampling.mersenne_twister import MersenneTwister
 from gptcli.sampling.streams import Streams
 
 _BLOCK = 64  # random numbers drawn at once
-_MOST_STEPS = 64  # tokens of each stream in one call
+_MOST_STEPS = 64  # the most tokens of each stream in one call
 _SECONDS_UNSEEN = 0.015  # after a faster call, the next one has twice the steps
 
 
@@ -48,7 +48,7 @@ class GenerationLoop:
     """Continues each prompt by at most `max_new_tokens` tokens.
 
     Each iteration yields a list of pairs: the index of a request, and its next tokens. Call `end`
-    if a request needs no more tokens. Then its stream takes the next waiting request."""
+    if a request needs no more tokens. Then its stream is free for a waiting request."""
 
     def __init__(
         self,

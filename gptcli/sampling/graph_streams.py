@@ -1,4 +1,4 @@
-"""PyTorch streams whose steps have one shape, so a GPU records a step once as a CUDA graph.
+"""PyTorch streams whose steps keep their shapes, so that a GPU replays them as a CUDA graph.
 
 A step feeds each stream's last token to the model, at that stream's own position. It chooses the
 next token on the GPU, and stores it for the next step. The host reads the tokens only after many
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gptcli.sampling.valid_text import Table
 
 _MOST_STEPS = 64  # steps before the host reads their tokens
-_PREFILL_SLOTS = 4096  # cache slots of all texts that one prefill computes: limits memory
+_PREFILL_SLOTS = 4096  # a prefill of several texts fills at most so many cache slots
 _LEAST_SPAN = 64  # the least number of cache slots that attention reads
 
 
@@ -51,7 +51,8 @@ class GraphStreams:
         self._least_span = least_span
         self._texts: dict[int, StreamTokens] = {}  # _prefill feeds all but the last token
         self._cache = model.new_cache(count)
-        # Attention also reads unused slots, with weight 0. So none may hold a NaN: 0 * NaN is NaN.
+        # Attention also reads unused slots, with weight 0. But 0 * NaN is NaN, so no slot may hold
+        # a NaN.
         for layer in self._cache.layers:
             layer.keys.zero_()
             layer.values.zero_()
@@ -85,7 +86,7 @@ class GraphStreams:
 
     @torch.no_grad()
     def _prefill(self, streams: Sequence[int]) -> None:
-        """Feed all tokens that each stream's KV cache lacks, except the last one.
+        """Feed the tokens that each stream's KV cache lacks, except the text's last token.
 
         If the window moved (learned positions), feed the whole new window except its last token."""
         groups: dict[tuple[int, int], dict[tuple[int, ...], list[int]]] = {}
@@ -98,7 +99,7 @@ class GraphStreams:
             ids = tuple(text.tokens[text.fed : -1])
             before = text.fed - text.start
             if ids:
-                # Compute a prompt that several streams share only once.
+                # If several streams share a prompt, compute it only once.
                 key = ids if before == 0 else (*ids, -1 - stream)
                 groups.setdefault((before, len(ids)), {}).setdefault(key, []).append(stream)
             text.fed = len(text.tokens) - 1

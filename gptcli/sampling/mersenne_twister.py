@@ -1,8 +1,8 @@
 """The random numbers of a torch.Generator on the CPU, without PyTorch: the Mersenne Twister.
 
-PyTorch seeds the twister with one 32-bit number, Python's `random` with a list of such numbers. So
-this file computes the twister's state from a seed as PyTorch does, and Python's generator continues
-from that state.
+PyTorch seeds the twister with one 32-bit number. Python's `random` seeds it with a list of such
+numbers. So this file computes the twister's state from a seed as PyTorch does, and Python's
+generator continues from that state.
 Source: Matsumoto and Nishimura 1998, mt19937ar.c (init_genrand).
 """
 

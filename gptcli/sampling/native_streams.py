@@ -1,4 +1,4 @@
-"""Streams of the C library (CPUs), which tell the decoder each token's place in its KV cache."""
+"""Streams of the C library (CPUs). They tell the decoder where each token goes in the KV cache."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class NativeStreams:
         self.count = decoder.streams
         self._decoder = decoder
         learned = config.traits.positions == "learned"
-        self._width = config.block_size if learned else None  # None: the window never moves
+        self._width = config.block_size if learned else None  # None: no window to move
         self._params = [_struct(params)] * self.count
         self._texts: dict[int, StreamTokens] = {}
         self._table = table
         self._states = bytearray(self.count)
 
     def choose_by(self, stream: int, params: SamplingParams) -> None:
-        """Use other sampling parameters for the next text of this stream and all later ones.
+        """Use other sampling parameters for the next text of this stream and for its later texts.
 
         Call this method before `feed` starts the text."""
         self._params[stream] = _struct(params)
@@ -59,7 +59,8 @@ class NativeStreams:
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
         """Add tokens: see Streams.
 
-        If several streams start the same text, one reads it, and the others copy its KV cache."""
+        If several streams start the same text, one of them reads the text, and the others copy that
+        stream's KV cache."""
         reader: dict[tuple[int, ...], int] = {}  # text -> the stream that reads it
         copied_from: dict[int, int] = {}
         for stream, ids in texts.items():
@@ -82,7 +83,7 @@ class NativeStreams:
                 self._decoder.saw(stream, ids, restart=restart)
 
     def _prefill(self, streams: Sequence[int]) -> None:
-        """Feed all tokens that the KV cache lacks: the whole window if it has moved."""
+        """Feed all tokens that the KV cache lacks: the whole window if the window has moved."""
         rows = []
         for stream in streams:
             text = self._texts[stream]
@@ -93,7 +94,8 @@ class NativeStreams:
                     text.start = text.fed = start
             rows.append((stream, text.fed - text.start, text.tokens[text.fed :]))
         self._decoder.feed(rows)
-        for stream in streams:  # after `feed`: if it is interrupted, the next call repeats it
+        # Only after the feed: if that was interrupted, the next call must feed the tokens again.
+        for stream in streams:
             self._texts[stream].fed = len(self._texts[stream].tokens)
 
     def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:

@@ -111,8 +111,8 @@ def choose_valid_token(
 def second_number(uniform: Tensor) -> Tensor:
     """A second number in [0, 1) for each uniform number, made from the lower 27 of its 53 bits.
 
-    The upper bits almost alone decide whether the first choice was allowed. So the lower bits are
-    still uniform."""
+    Whether the first choice was allowed depends almost only on the upper bits. So the lower bits
+    are still uniform."""
     shifted = uniform * 2.0**26
     return shifted - shifted.floor()
 

@@ -15,8 +15,8 @@ class SamplingParams:
 
     temperature: float = 0.8  # 0, or less than 1e-6: always the likeliest token (greedy)
     top_k: int | None = None  # keep the k likeliest tokens
-    top_p: float | None = None  # keep the fewest tokens whose probabilities add up to p
-    min_p: float | None = None  # keep tokens with at least min_p times the likeliest's probability
+    top_p: float | None = None  # keep the fewest tokens whose probabilities add up to p or more
+    min_p: float | None = None  # keep tokens with at least min_p times the highest probability
     repetition_penalty: float = 1.0  # lower the logits of tokens already in the text; 1: no effect
 
 

@@ -1,4 +1,4 @@
-"""Scores a text with PyTorch: the log-probability of each token, in the contexts of sampling.
+"""Scores a text with PyTorch: log-probabilities, given the tokens that sampling looks at.
 
 Dimensions: B windows, T tokens, V vocabulary, W window (block_size).
 """
@@ -15,7 +15,7 @@ from gptcli.model.gpt import GPT
 from gptcli.sampling.streams import later_windows
 
 _TOKENS_AT_ONCE = 4096
-_LONGEST_PIECE = 1024  # tokens; attention's memory grows with the square
+_LONGEST_PIECE = 1024  # tokens; attention's memory grows with the square of this number
 _LARGE_VOCABULARY = 8192  # if larger, compute a quarter of the tokens at once: logits need memory
 
 

@@ -1,4 +1,4 @@
-"""Finds stop strings that span several tokens; holds back text that could begin a stop string."""
+"""Finds stop strings that span several tokens; holds back a possible beginning of a stop string."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class StopFilter:
-    """Returns generated text, but holds back its end if this could begin a stop string."""
+    """Returns generated text, but holds back a possible beginning of a stop string."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]

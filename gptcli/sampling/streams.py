@@ -5,8 +5,8 @@ works with all of them. All three choose the same tokens, up to rounding:
 
 | kind, file | used for | how it generates |
 |---|---|---|
-| native (native_streams.py) | builtin networks on CPUs | C library, many tokens per call |
-| graph (graph_streams.py) | builtin networks with CUDA | PyTorch steps of one shape: a CUDA graph |
+| native (native_streams.py) | builtin networks on most CPUs | C library, many tokens per call |
+| graph (graph_streams.py) | builtin networks with CUDA | PyTorch steps, replayed as a CUDA graph |
 | torch (torch_streams.py) | everything else | PyTorch step by step; the CPU chooses tokens |
 
 Dimensions: B streams, T tokens, V vocabulary, W window (block_size).
@@ -16,8 +16,8 @@ If a text is longer than the window of W tokens, the arch decides what the model
 - modern (rotary positions): each token looks at itself and the W - 1 tokens before it, in every
   layer. The result is the same as recomputing the whole text under a banded causal mask of width W.
 - gpt2 (learned positions): a token's vector depends on its position in the window. So if the window
-  moves, the model must recompute all its tokens. The window moves only once in W / 4 tokens: it
-  starts at the smallest multiple of W / 4 (at least 1) at which the text fits.
+  moves, the model must recompute all tokens of the window. The window moves only once in W / 4
+  tokens: it starts at the smallest multiple of W / 4 (at least 1) from which the text fits in it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def window_start(length: int, width: int) -> int:
 
 
 def later_windows(width: int, last: int) -> tuple[list[int], int]:
-    """The starts of all windows but the first, and how many tokens each of them scores.
+    """The starts of all windows but the first, and how many tokens each of them scores at most.
 
     For learned positions. The model reads the first `last` tokens of the text. A window scores the
     tokens at its end that no earlier window has scored."""

@@ -48,7 +48,7 @@ class Continuation:
     ends a text and is not part of it."""
 
     def __init__(self, tokenizer: Tokenizer, stops: StopFilter, *, at_once: bool) -> None:
-        """`at_once` handles several tokens together. Set it only if there are no stop strings."""
+        """With `at_once`, `take` handles its tokens together. Use it only without stop strings."""
         self._decoder, self._stops, self._eot = tokenizer.stream(), stops, tokenizer.eot
         self._at_once = at_once
         self.tokens = 0

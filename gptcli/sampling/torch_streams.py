@@ -128,7 +128,7 @@ class TorchStreams:
         )
 
     def _choose(self, group: _Group, logits: Tensor, uniform: Tensor) -> Tensor:
-        """The next token of each stream, as by choose_valid_token, but usually computed faster."""
+        """The next token of each stream, as choose_valid_token computes it, but usually faster."""
         if self._sampler is not None:
             return self._ask(group, self._sampler, logits, uniform)
         token = choose_token(logits, self._params, uniform, group.seen)

@@ -26,7 +26,7 @@ from gptcli.sampling.stop_filter import StopFilter
 
 @dataclass(frozen=True)
 class UserSampler:
-    """The user's functions. `file` is the file's name for messages, `path` the file that Python
+    """The user's functions. `file` is the file's name for messages. `path` is the file that Python
     runs.
 
     next_token(logits, seen_ids, u, t, k, p, m, penalty) returns an id. cut_at_stop(text, stops)
@@ -47,8 +47,9 @@ class UserSampler:
     ) -> int:
         """The next token of one text: logits (V,), its ids, uniform float64 () -> an id.
 
-        If the id is not one of `allowed`, bool (V,), the user's function chooses again among the
-        allowed ids, as in choose_valid_token. Raises GptcliError if the user's function fails."""
+        If the id is not one of `allowed`, bool (V,), the user's function chooses again, from logits
+        that are -inf for all other ids, as in choose_valid_token. Raises GptcliError if the user's
+        function fails."""
         first = self._ask(logits, seen_ids, params, uniform)
         if allowed is None or allowed[first]:
             return first

@@ -1,7 +1,7 @@
-"""Keeps generated text valid UTF-8: the UTF-8 state of each stream, and the tokens it allows.
+"""Keeps generated text valid UTF-8: each stream's UTF-8 state, and the tokens that a state allows.
 
 `table` is the result of `next_states` in gptcli/tokenization/utf8_states.py, uint8 (states, V).
-`allowed` and `advance` take it as a tensor. Dimensions: B streams, V vocabulary.
+`allowed` and `advance` take the table as a tensor. Dimensions: B streams, V vocabulary.
 """
 
 from __future__ import annotations

@@ -3,16 +3,14 @@
     W = W0 + s B A,    s = alpha / rank
     dA = s B^T dW,     dB = s dW A^T
 
-The token embedding and the head have no adapters. If the vocabulary is small, training changes them
-directly. Adapters for them would have almost as many numbers as they have, and learned less when we
-measured it (benchmarks/LOG.md).
+The token embedding and the head have no adapters. If the vocabulary is small, training changes
+these two tables directly. Adapters for them learned less in our measurements (benchmarks/LOG.md).
 
 The passes compute with the folded weights W, by PyTorch or the C library, with or without CUDA
-graphs. They compute the gradient dW, and the chain rule gives dA and dB. W0 never changes.
-Everything after training (sampling, evaluation, export) reads W and is as fast as without adapters.
-The disadvantage is that a step computes the gradients of all weights, and uses only those of the
-targets and the tables. benchmarks/LOG.md compares this with a forward pass that multiplies with A
-and B.
+graphs. They compute the gradient dW, and the chain rule gives dA and dB. W0 never changes. Sampling
+and evaluation read W, and are as fast as without adapters. The disadvantage is that a step computes
+the gradients of all weights, and uses only the gradients of the targets and of the trained tables.
+benchmarks/LOG.md compares this with a forward pass that multiplies with A and B.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". For dropout on the
 inputs of A, with one mask for all tokens of a step: Lin et al. 2024, "LoRA Dropout as a Sparsity
@@ -41,13 +39,13 @@ from gptcli.training.passes import NativePasses, TorchPasses
 from gptcli.training.step import Batch
 
 BASE, VALUE = "base/", "weight/"
-"""Prefixes of names in a checkpoint's state: of the weights W0, and of A and B."""
+"""Prefixes of names in a checkpoint's state: BASE for base weights, VALUE for A and B."""
 TABLES = ("wte.weight", "lm_head.weight")
 """The names of the token embedding and the head, which can be trained without adapters."""
 
 
 def adapted_matrices(targets: Iterable[str], shapes: Mapping[str, Sequence[int]]) -> list[str]:
-    """The names of the matrices (O, I) that get an adapter: "h.0.attn.query.weight".
+    """The names of the matrices (O, I) that get an adapter, such as "h.0.attn.query.weight".
 
     `shapes` has the shape of every parameter by name. `targets` are names such as "attn.query"."""
     wanted = {f"{target}.weight" for target in targets}
@@ -144,8 +142,8 @@ class Adapters:
     def fold(self, seed: int | None = None) -> None:
         """Write W0 + s B A into the master weights. With `seed`, dropout acts on the inputs of A.
 
-        One mask is used for all tokens of a step, so that it can be folded in too. Inputs that
-        dropout keeps are divided by the share that it keeps."""
+        All tokens of a step have the same mask, so that the mask can be folded in too. Inputs that
+        dropout keeps are divided by 1 minus the probability of dropout."""
         self._keep = None
         if seed is not None and self.dropout > 0:
             generator = torch.Generator().manual_seed(seed)
@@ -160,7 +158,9 @@ class Adapters:
 
     @torch.no_grad()
     def project(self) -> None:
-        """Compute the gradients of A and B from the weights' gradients. Tables keep theirs."""
+        """Compute the gradients of A and B from the weights' gradients.
+
+        Does not change the gradients of the trained tables."""
         for i, (adapter, A) in enumerate(zip(self.adapters, self._kept_inputs(), strict=True)):
             dW = adapter.weight.grad
             assert dW is not None
@@ -237,7 +237,7 @@ class Adapters:
 
 
 class AdaptedPasses:
-    """The passes of a model with adapters: they fold, compute, then project the gradients.
+    """The passes of a model with adapters: fold the adapters, compute, project the gradients.
 
     This class has the methods of `Passes` in gptcli.training.step."""
 

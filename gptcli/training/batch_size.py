@@ -31,8 +31,8 @@ def with_fitting_batch_size(
     """The config with numbers for batch_size and grad_accum, and a note about them for the user.
 
     A config whose batch_size is not `auto` stays as it is. `config` must come from
-    gptcli.training.setup.resolve. `ranks` processes share a step, and on a CPU also the memory.
-    Raises GptcliError if not even one sequence fits."""
+    gptcli.training.setup.resolve. `ranks` processes share a step. On a CPU they share the memory
+    too. Raises GptcliError if not even one sequence fits."""
     train = config.train
     if train.batch_size != "auto":
         return config, []
@@ -71,8 +71,9 @@ def with_fitting_batch_size(
 def largest_that_fits(sequences: int, ranks: int, fits: Callable[[int], bool]) -> int | None:
     """The largest number of rows that fits, divides `sequences`, and lets `ranks` share evenly.
 
-    Calls `fits` for 1, 2, 4, 8 ... rows until it returns False. Returns None if one row does not
-    fit. If the ranks cannot share evenly with any number, returns the largest number that fits."""
+    Calls `fits` for 1, 2, 4, 8 ... rows until `fits` returns False. Returns None if one row does
+    not fit. If the ranks cannot share evenly with any number, returns the largest number that fits
+    and divides `sequences`."""
     fitting, rows = 0, 1
     while rows < sequences and fits(rows):
         fitting, rows = rows, 2 * rows

@@ -4,11 +4,11 @@ checkpoints/step-00000200/ holds three files:
 - model.safetensors: the float32 weights.
 - state.safetensors: the optimizer's state.
 - meta.json: counters and config, and the sizes and SHA-256 of the other files. It is written last.
-Several processes can write shards instead of the first two: gptcli.training.checkpoint_files.
+Several processes can write shards instead of the first two files (see checkpoint_files.py).
 
-After a crash there is either the old checkpoint or the complete new one. No file contains pickled
-data. `checkpoints` and the folders in it may be links to another disk, but the files may not be
-links.
+After a crash the new checkpoint is complete or missing, and older ones are intact. No file contains
+pickled data. `checkpoints` and the folders in it may be links to another disk, but no file may be a
+link out of its folder.
 
 First reading: `save`, `_write_folder` and `load`. Skip the rest: it handles damaged files, disks
 that refuse to write, and the choice of the best step.
@@ -78,7 +78,8 @@ def save_files(
 ) -> Path:
     """Write the checkpoint of a step, wait until it is on the disk, and return its folder.
 
-    If the step has a valid checkpoint, replaces only meta.json, because the tensors are equal.
+    If the step has a checkpoint with a valid meta.json, replaces only meta.json, because the
+    tensors are equal.
     Calls `still_wanted` once, before it renames anything. If `still_wanted` raises, nothing is
     saved. Raises GptcliError (exit code 1) if the disk refuses. Earlier checkpoints do not
     change."""
@@ -161,8 +162,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
 def mark_best(run: Path, step: int) -> None:
     """Write the name of this step's checkpoint to `checkpoints/best`.
 
-    Raises GptcliError (exit code 1) if the disk refuses. Then the file names the old or the new
-    step."""
+    Raises GptcliError (exit code 1) if the disk refuses. After such an error the file names the old
+    or the new step."""
     path = run / "checkpoints" / "best"
     with _disk_errors(path):
         durable.write_atomically(path, f"{folder_of(run, step).name}\n".encode())
@@ -174,8 +175,8 @@ def mark_best(run: Path, step: int) -> None:
 def prune(run: Path, keep: int) -> None:
     """Delete old checkpoints: all except the newest `keep` (at least 2) and the best one.
 
-    If a checkpoint cannot be deleted (on Windows, because a file is open), it stays until the next
-    call. Deletes nothing if it cannot tell which checkpoint is the best."""
+    If a checkpoint cannot be deleted (on Windows, if a file is open), it stays until the next call.
+    Deletes nothing if it cannot tell which checkpoint is the best."""
     assert keep >= 2, "the newest checkpoint may be damaged"
     with suppress(OSError, ValueError, GptcliError):
         steps = steps_of(run)
@@ -215,10 +216,10 @@ def _best_by_meta(run: Path, steps: list[int]) -> int | None:
 
 
 def delete_leftovers(run: Path, newest: int) -> None:
-    """Delete leftovers before a run resumes from the checkpoint of step `newest` (-1: from none).
+    """Delete leftovers before a run resumes from its newest valid checkpoint, of step `newest`.
 
-    Deletes the temporary files of killed saves, and the checkpoints after `newest`. These
-    checkpoints are damaged, but `prune` would count them.
+    `newest` is -1 if the run has no checkpoint. Deletes the temporary files of killed saves, and
+    the checkpoints after `newest`. These checkpoints are damaged, but `prune` would count them.
     Raises GptcliError (exit code 1) if a checkpoint cannot be deleted."""
     for folder in (run / "checkpoints", *(folder_of(run, step) for step in steps_of(run))):
         if folder.name == "checkpoints" or not folder.is_symlink():
@@ -279,10 +280,10 @@ def _read_part(
 
 
 def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest valid checkpoint with its state, and a note for each damaged checkpoint after it.
+    """The newest valid checkpoint with its state, and a note for each newer one, which is damaged.
 
-    The checkpoint is None if the run has none yet. Raises GptcliError if all checkpoints are
-    damaged."""
+    The first result is None if the run has no checkpoint yet. Raises GptcliError if all checkpoints
+    are damaged."""
     steps = steps_of(run)
     return _first_valid(run, steps[::-1], with_state=True) if steps else (None, [])
 
@@ -349,7 +350,8 @@ def _read_best(run: Path) -> int | None:
 def find_best_step(run: Path) -> tuple[int | None, list[str]]:
     """The best step (None if there is none), and a note if `checkpoints/best` does not name it.
 
-    The newest valid meta.json also records the best step. If the two differ, meta.json counts."""
+    The newest valid meta.json also records the best step. If the two files differ, meta.json
+    counts, unless its best step has no checkpoint."""
     path, named, steps = run / "checkpoints" / "best", best_step(run), steps_of(run)
     known = None
     with suppress(GptcliError):
@@ -364,7 +366,9 @@ def find_best_step(run: Path) -> tuple[int | None, list[str]]:
 
 
 def choose_step(run: Path, which: str) -> int:
-    """The step that `--checkpoint best|last|STEP` means. Raises GptcliError if it is missing."""
+    """The step that `--checkpoint best|last|STEP` means.
+
+    Raises GptcliError if there is no such checkpoint."""
     steps = steps_of(run)
     if not steps:
         raise GptcliError(

@@ -25,7 +25,7 @@ class TensorFiles(Protocol):
 
     @property
     def size(self) -> int:
-        """The bytes that this process writes."""
+        """The number of bytes that this process writes."""
 
     def copied(self) -> TensorFiles:
         """The same files with copies of the tensors, so that later steps do not change them."""
@@ -50,7 +50,7 @@ class WholeFiles:
 
     @property
     def size(self) -> int:
-        """The bytes of all tensors."""
+        """The number of bytes in all tensors."""
         return sum(bytes_of(part) for part in self._parts)
 
     def copied(self) -> WholeFiles:
@@ -107,7 +107,7 @@ def joined(shards: list[dict[str, Any]]) -> dict[str, Any]:
             whole[name] = _memory(rows) if isinstance(begin, memoryview) else _tensor(rows)
         except (ValueError, TypeError, RuntimeError):
             raise ValueError(
-                f"`{name[:80]}` has shapes in the shards that do not fit together"
+                f"`{name[:80]}` has rows in the shards that do not fit together"
             ) from None
     if left := next((name for shard in others for name in shard), None):
         raise ValueError(f"`{left[:80]}` is not in the first shard")

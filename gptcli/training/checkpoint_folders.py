@@ -1,8 +1,8 @@
 """The folders of a run's checkpoints: their names, their steps, and links to another disk.
 
 `checkpoints`, or a folder in it, may be a link, because people keep checkpoints on a larger disk.
-But a run folder can come from somebody else, and its link can lead to any place. So gptcli reads
-only the files of a checkpoint behind a link, and calls `refuse_other_link` before it writes.
+But a run folder can come from somebody else, and a link in it can lead to any place. So behind a
+link gptcli reads only a checkpoint's files. Before gptcli writes, it calls `refuse_other_link`.
 """
 
 from __future__ import annotations

@@ -112,10 +112,10 @@ def choose_settings(
     - The network grows with the operations, up to 6 parameters per character of the text.
     - The more often the text is repeated, the higher the dropout.
     - The longer the training, the larger the batch.
-    - A text that is too long to be read once as characters gets subwords, if it can be encoded in a
-      fifth of the `seconds` of the run.
-    - A validation split that would take too long becomes smaller. If the user set the number of
-      steps, it does not, because then no time limit is promised."""
+    - A long text in an alphabet gets subwords, if the run would read less than 60 % of it as
+      characters, and if it can be encoded in a fifth of the `seconds` of the run.
+    - A validation split that would take too long becomes smaller. It keeps its size if the user set
+      the number of steps, because then no time limit is promised."""
     characters = max(1.0, text.characters * (1 - held_out))
     wanted, most = best_size(operations), _MAX_PARAMETERS_PER_CHARACTER * characters
     fixed = {

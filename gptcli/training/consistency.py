@@ -44,17 +44,18 @@ def same_tokenizer(run: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> Non
 
 
 def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
-    """Notes about keys of config.yaml that differ from the checkpoint's but change no weight.
+    """Notes about allowed differences between config.yaml and the checkpoint's config.
 
-    Raises GptcliError if a key that changes the weights differs. Three kinds of differences are
-    allowed. The text and the tokenizer's source can have moved (`same_tokenizer` compares the
-    tokenizer itself). `--extend` adds steps. A checkpoint of an old version lacks keys that newer
-    versions have."""
+    Raises GptcliError if another key differs. The keys of NO_EFFECT_ON_WEIGHTS and ROUNDING_ONLY
+    may differ, and three other differences are allowed. The text and the tokenizer's source can
+    have moved (`same_tokenizer` compares the tokenizer itself). `--extend` adds steps. A checkpoint
+    of an old version lacks keys that newer versions have."""
     odd, notes = [], []
     then: dict[tuple[str, ...], Any] = keys_and_values(
         meta["config"] if "config" in meta else {"model": meta.get("model", {})}
     )
-    # --extend removes a run's time limit. Then max_steps must only be larger than the newest plan.
+    # --extend removes a run's time limit. Then max_steps can also be smaller than it was: --extend
+    # has compared it with the newest plan.
     unlimited = then.get(("train", "minutes")) is not None and config.train.minutes is None
     for key, now in keys_and_values(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)
@@ -83,7 +84,7 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
 
 
 def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
-    """A phrase for each key of `model` that differs from a checkpoint's: the key and both values.
+    """A phrase for each key of `model` that differs from a checkpoint's, with both values.
 
     Ignores dropout."""
     there, now = meta.get("model", {}), config.model.model_dump()
@@ -96,7 +97,7 @@ def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
 
 
 def _other_values(key: str, now: Any, was: Any) -> list[str]:
-    """A phrase for each value under `key` that differs from the checkpoint's: both values."""
+    """A phrase for each value under `key` that differs from the checkpoint's, with both values."""
     return [
         f"{changed} {in_words(new)} (checkpoint: {in_words(old)})"
         for changed, (old, new) in changed_values(key, was, now).items()

@@ -1,7 +1,4 @@
-"""How the time of a training step grows with the sizes of the network and the batch.
-
-Dimensions: L layers, B batch, T context, C channels, V vocabulary, M = B * T tokens.
-"""
+"""How the time of a training step grows with the sizes of the network and the batch."""
 
 from __future__ import annotations
 

@@ -29,10 +29,9 @@ def dry_run_figures(
 ) -> dict[str, Any]:
     """The object that `train --dry-run --json` prints. Writes only to a temporary folder.
 
-    `is_short` is true for a fine-tune, whose number of steps depends on the text.
-    `seconds_estimate` includes evaluations. It is measured by two seconds of training on this
-    machine, and None if the run does not fit in memory. `notes` are about the text and the
-    settings."""
+    `is_short` is true for a fine-tune whose number of steps depends on the text. `seconds_estimate`
+    includes evaluations. It comes from about two seconds of training on this machine. It is None if
+    the run does not fit in memory. `notes` are about the text and the settings."""
     has_user_parts = user_parts is not None and user_parts.in_network()
     refuse_other_machine(config, has_user_parts=has_user_parts)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -26,14 +26,16 @@ _MEASURE_SECONDS = 2.0
 def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
     """Bytes that the forward pass of one batch keeps for the backward pass, from the shapes.
 
+    The last row counts for each token, the other rows for each token in each layer.
+
     | kept | numbers |
     |---|---|
-    | per token and layer: norms, branches, residual stream | 8 n_embd |
+    | norms, branches, residual stream | 8 n_embd |
     | q, k, v and the mixed values | the width of each |
     | with rotary positions: intermediate queries and keys | three times the width of each more |
     | feed-forward network: its hidden layer | 2 (MLP) or 3 (SwiGLU) hidden widths |
     | attention weights | n_head * T twice, three times with dropout |
-    | per token: logits, and in float32 the loss's copy and its gradient | 3 vocab_size |"""
+    | logits; in float32 a copy of the logits for the loss, and their gradient | 3 vocab_size |"""
     m, arch, T = config.model, config.model.traits, config.model.block_size
     tokens = config.train.rows * T
     hidden = arch.feed_forward_matrices * arch.hidden_width(m.n_embd)
@@ -72,8 +74,9 @@ def memory_bytes(
 
     It is the sum of four parts: the float32 master weights and their gradients; the working weights
     and their gradients, if `bytes_each` is less than 4; the optimizer's state; the activations of
-    one batch. With low-rank adapters, the optimizer has state only for the numbers that are
-    trained, and the base weights of the adapted matrices are added."""
+    one batch. The C library keeps no gradients of working weights. With low-rank adapters, the
+    optimizer has state only for the numbers that are trained. Then these numbers, their gradients
+    and the base weights are added."""
     slots = RECIPES[config.train.optimizer].slots
     adapters = adapter_parameters(config, vocab_size)
     if adapters is not None:

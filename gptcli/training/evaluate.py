@@ -1,4 +1,4 @@
-"""Evaluation: the loss over a complete split, which does not depend on the seed.
+"""Evaluation: the loss over a complete split. The loss does not depend on the seed.
 
 First reading: the loop in `evaluate`. Skip tokens_at_once.
 """
@@ -15,8 +15,8 @@ from gptcli.corpus import TokenStore, windows
 from gptcli.corpus.mixture import MixedTokens
 from gptcli.model.gpt import GPT
 
-# Tokens in one forward pass: enough to keep the matrix products busy. If the vocabulary is large,
-# a quarter of this, because the logits take much memory (2,048 x 50,257 float32 is 0.4 GB).
+# Tokens in one forward pass: enough for fast matrix products. If the vocabulary is large, a quarter
+# of this, because the logits take much memory (2,048 x 50,257 float32 is 0.4 GB).
 _TOKENS_AT_ONCE = 8192
 _TOKENS_AT_ONCE_ON_A_GPU = 65536
 # Parameters times tokens in the forward passes that a slow CPU does in a second (two operations for
@@ -92,7 +92,7 @@ def tokens_at_once(model: GPT, step_tokens: int | None) -> int:
     at_once = _TOKENS_AT_ONCE_ON_A_GPU if on_a_gpu else _TOKENS_AT_ONCE
     if model.vocab_size > 8192:
         at_once //= 4
-    if step_tokens is not None:  # a training token costs three times as much
+    if step_tokens is not None:  # a token costs three times as much in training
         parameters = sum(p.numel() for p in model.parameters())
         at_once = min(at_once, max(3 * step_tokens, int(_SECOND_ON_A_SLOW_CPU / parameters)))
     return at_once

@@ -1,4 +1,4 @@
-"""Draws the sample at the end of a run, within half a second, as `gptcli sample` would."""
+"""Draws the sample at the end of a run, within half a second, from the best or last checkpoint."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _streams(model: GPT, device: torch.device, own_parts: bool, threads: int) ->
 def _draw(
     streams: Streams, tokenizer: Tokenizer, seed: int, should_stop: Callable[[], bool]
 ) -> str:
-    """The text that the model writes until `should_stop` returns true or the text ends."""
+    """A text of at most _TOKENS tokens that the model writes until `should_stop` returns true."""
     text = ""
     for item in generate_text(
         streams,

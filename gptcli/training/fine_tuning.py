@@ -1,4 +1,4 @@
-"""Fine-tuning (`train --from`) and LoRA: the config of a run that starts from a run's weights.
+"""Fine-tuning (`train --from`) and LoRA: the config of a run that starts from other weights.
 
 This file imports no PyTorch. docs/finetune.md says how we found these defaults.
 """
@@ -26,9 +26,9 @@ def fine_tuning_config(stored: Config, overridden: Set[str], *, is_tuned: bool) 
     """The config of a fine-tune. `stored` is the base run's config with the user's overrides.
 
     `overridden` are the dotted keys that the user set. They keep their values. `is_tuned` is true
-    if the base run is a fine-tune itself, so its learning rate is low already. Warm-up, eval_every,
-    log_every, adapters and everything under `run` return to their defaults. Adapters get their own
-    optimizer and learning rate."""
+    if the base run is a fine-tune itself, so that its learning rate is low already. Warm-up,
+    eval_every, log_every, adapters and everything under `run` return to their defaults. A run with
+    adapters uses AdamW and the default learning rate for adapters."""
     values = stored.model_dump()
     if "data.source" in overridden:  # a new text: drop the old text's settings
         data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}
@@ -101,8 +101,9 @@ def with_few_steps(config: Config, train_tokens: int) -> Config:
 def with_evaluations(config: Config) -> Config:
     """The resolved config of a fine-tune, with at least five evaluations over its steps.
 
-    By default evaluations take at most 2 % of the time. That can be too few for a short fine-tune,
-    which may soon overfit. Then the best of several checkpoints is much better than the last."""
+    By default evaluations take at most 2 % of the time. So a short fine-tune can have too few of
+    them, although it may soon overfit. Then the best of several checkpoints is much better than the
+    last."""
     train = config.train
     every = min(int(train.eval_every), math.ceil(train.max_steps / _LEAST_EVALUATIONS))
     return config.model_copy(update={"train": train.model_copy(update={"eval_every": every})})

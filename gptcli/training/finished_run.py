@@ -68,9 +68,9 @@ def finished_run(
 ) -> FinishedRun:
     """The FinishedRun of a run, with the changes to its config that would let it continue.
 
-    `stored` is the run's config, `config` the config that the user asks for now. `planned` is the
-    newest plan of max_steps; None if the run has no time limit."""
-    notes += gather_weights(run)  # a kill after the last step left the shards
+    `stored` is the run's config. `config` is the config that the user asks for now. `planned` is
+    the newest plan of max_steps; None if the run has no time limit."""
+    notes += gather_weights(run)  # a kill after the last step can leave shards
     steps = planned or config.train.max_steps
     changes = override_words(stored, config)
     if reason == "target":

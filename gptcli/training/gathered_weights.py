@@ -3,8 +3,8 @@
 gptcli reads shards and whole files, but other programs read only model.safetensors. The shards of
 the optimizer's state stay, because only a resumed run reads them.
 
-The steps are: write model.safetensors, replace the shards by it in meta.json, delete the shards. So
-the checkpoint is complete at every moment.
+First this file writes model.safetensors. Then it writes a meta.json that names model.safetensors
+instead of the shards. Last, it deletes the shards. So the checkpoint is complete at every moment.
 
 First reading: skip this file.
 """

@@ -28,7 +28,7 @@ def run_started(
     resumed_from: int | None,
     adapter_parameters: int | None,
 ) -> RunStarted:
-    """The first event of a run, with its facts and its count of parameters."""
+    """The first event of a run, with the facts about the run and the number of parameters."""
     count = count_parameters(model)
     return RunStarted(
         run=run,

@@ -125,8 +125,8 @@ def _up_to(step: int) -> Callable[[bytes], bool]:
 class _LinesToKeep:
     """Decides for each line of metrics.jsonl whether a resumed run keeps it.
 
-    Afterwards, `notes` says what is missing. It relies on the rule that a run logs step 1 and then
-    steps at equal distances."""
+    Afterwards, `notes` says which lines are missing. `notes` relies on the rule that a run logs
+    step 1 and then steps at equal distances."""
 
     def __init__(self, resumed_from: int, evaluated_at: int) -> None:
         self._resumed_from, self._evaluated_at = resumed_from, evaluated_at
@@ -139,7 +139,7 @@ class _LinesToKeep:
         try:
             record = json.loads(line)
             kind, step = record["kind"], float(record["step"])
-            # A plan of a step comes after the step itself, and its checkpoint has the plan too.
+            # A plan comes after its step, and the checkpoint of this step has the plan too.
             kept = step <= (self._evaluated_at if kind == "eval" else self._resumed_from)
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             self._unreadable += 1
@@ -209,7 +209,7 @@ def trim_samples(path: Path, sampled_at: int) -> None:
 
 
 def _first_bytes(path: Path, count: int) -> Iterator[bytes]:
-    """Yield the first `count` bytes of a file. The last of them must end a line."""
+    """Yield the first `count` bytes of a file. The last byte must end a line."""
     for line in read_lines(path, path.parent):
         if count == 0:
             return

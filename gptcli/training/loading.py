@@ -55,7 +55,8 @@ class Trained:
     def weights(self) -> Weights:
         """The weights for the C libraries, if the network has no part that the user wrote.
 
-        If the module exists, they are its weights, because the caller may have changed them."""
+        If the module exists, these are the module's weights, because the caller may have changed
+        them."""
         if self.arrays is None or "model" in vars(self):
             return Weights.of(self.model)
         return Weights(self.config.model, self.tokenizer.vocab_size, self.arrays)
@@ -71,7 +72,7 @@ def load_trained(
 ) -> Trained:
     """The model of a run's checkpoint `which` ("best", "last" or a step), with its PyTorch module.
 
-    None means the best checkpoint, or the newest if none is the best. If that checkpoint is
+    None means the best checkpoint, or the newest if no step is the best. If that checkpoint is
     damaged, None means the newest valid one.
 
     Raises GptcliError if a file is damaged or does not belong to the checkpoint. Also raises
@@ -89,11 +90,11 @@ def read_trained(
     *,
     config: Config | None = None,
 ) -> Trained:
-    """The model of a run's checkpoint, as by load_trained, but without PyTorch.
+    """The model of a run's checkpoint, like load_trained, but without PyTorch.
 
-    The module is made on first use, then passed through `place`. `config` is the run's config if
-    the caller has read it. Raises the errors of load_trained, with one exception: if the weights do
-    not fit a network with user's parts, the error comes when the module is made."""
+    The PyTorch module is made on first use, then passed through `place`. `config` is the run's
+    config if the caller has read it. Raises the errors of load_trained, with one exception: if the
+    weights do not fit a network with user's parts, the error comes when the module is made."""
     config = config or run_folder.read_config(run)
     if which is None:
         loaded, notes = checkpoint.best_valid(run, as_arrays=True)

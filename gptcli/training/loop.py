@@ -46,7 +46,7 @@ _SAMPLE_TOKENS = 200
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that a run needs. The only `auto` left in `config` is checkpoint_every."""
+    """Everything that a run needs. In `config`, only documents and checkpoint_every can be auto."""
 
     run: Path
     config: Config
@@ -72,7 +72,7 @@ def train(
 
     The loop calls `should_stop` after every step, between the batches of an evaluation and during a
     sample. If `should_stop` returns True, the run saves a checkpoint and finishes as "interrupted".
-    The loop calls `wishes` after every step and does at once what it returns. This changes no
+    The loop calls `wishes` after every step and fulfils the wishes at once. This changes no
     weights. If a loss or gradient is not finite, the run finishes as "diverged" before the update.
     Raises GptcliError if a checkpoint cannot be written. After the generator has ended, raised or
     been closed, none of its threads touches the run folder."""

@@ -18,11 +18,11 @@ _MIN_EXCESS = 0.2  # nats
 class SpikeDetector:
     """Takes the loss of each step and reports spikes, at most one in 50 steps.
 
-    A spike is above each of the last 50 losses, and above their median by more than 8 deviations
-    and 0.2 nats. The deviation is 1.4826 times the median distance from the median. For normally
-    distributed losses it is the standard deviation, but a few unusual losses hardly change it. The
-    first 20 losses are never spikes. While the loss falls steeply, the deviation is large, so only
-    a real jump is a spike. A loss that jumps and stays high is one spike."""
+    A spike is above each of the last 50 losses. It is above their median by more than 8 deviations,
+    and by more than 0.2 nats. The deviation is 1.4826 times the median distance from the median.
+    For normally distributed losses it is the standard deviation, but a few unusual losses hardly
+    change it. The first 20 losses are never spikes. While the loss falls steeply, the deviation is
+    large, so only a real jump is a spike. A loss that jumps and stays high is one spike."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=_WINDOW)

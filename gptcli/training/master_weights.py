@@ -1,7 +1,7 @@
 """Master weights: float32 weights for the optimizer, and the model's rounded working weights.
 
-A step usually changes a weight by less than the distance between two bfloat16 numbers. So the
-optimizer updates float32 master weights. The model computes with rounded copies of them, the
+A step usually changes a weight by less than the distance between two neighbouring bfloat16 numbers.
+So the optimizer updates float32 master weights. The model computes with rounded copies of them, the
 working weights. In a float32 run, master weights and working weights are the same tensors.
 
 First reading: `collect`, `clip` and `publish`. Skip _lay_out and flat, which place all weights in
@@ -21,10 +21,11 @@ _ALIGNED = 64  # numbers; tensors begin on a cache line, for fast matrix product
 class MasterWeights:
     """A model's master weights and their gradients, with conversions from and to working weights.
 
-    If the passes use a shorter dtype, there are three large tensors: one with all master weights,
-    one with all gradients, one with all working weights. So one operation changes all weights.
-    `same` is true if the dtype is float32, so that the working weights are the master weights. Then
-    only `flat` makes the large tensors, for the C library. `is_flat` is true if they exist."""
+    If the passes use a shorter dtype than float32, there are three large tensors: one with all
+    master weights, one with all gradients, one with all working weights. So one operation changes
+    all weights. `same` is true if the dtype is float32, so that the working weights are the master
+    weights. Then only `flat` makes the large tensors, for the C library. `is_flat` is true if the
+    large tensors exist."""
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         self.same = dtype == torch.float32

@@ -6,7 +6,7 @@ gptcli still reads it.
 The key `files` is the index of the tensor files, with their sizes and hashes. A part of a
 checkpoint (`model`, the weights; `state`, the optimizer's state) is one file, such as
 model.safetensors, or several shards. Of four shards, model-00001-of-00004.safetensors holds the
-first rows of each tensor, model-00002-of-00004.safetensors the next rows.
+first rows of each tensor. model-00002-of-00004.safetensors holds the next rows, and so on.
 """
 
 from __future__ import annotations

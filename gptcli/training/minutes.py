@@ -97,11 +97,12 @@ def fit_to_minutes(
     is_strict: bool,
     ranks: int = 1,
 ) -> tuple[Config, TimeLimit, str]:
-    """The config whose training ends `minutes` after `begun`, its time limit, and the reason.
+    """The config whose training ends `minutes` after `begun`, its time limit, and a reason.
 
-    `begun` is a value of time.perf_counter(). If `choose` has "model.dropout" or
-    "train.sample_every", sets this key for the number of epochs or steps. `ranks` processes share
-    the training. Raises GptcliError if `is_strict` and the time is too short for 20 steps."""
+    The reason says why the run has this number of steps. `begun` is a value of time.perf_counter().
+    If `choose` has "model.dropout", chooses a dropout for the number of epochs. If `choose` has
+    "train.sample_every", chooses its value for the number of steps. `ranks` processes share the
+    training. Raises GptcliError if `is_strict` and the time is too short for 20 steps."""
     seconds = 60.0 * minutes
     choose_threads(config.run.threads)
     limit = TimeLimit(begun + seconds - SECONDS_AT_END, seconds)
@@ -165,7 +166,9 @@ def fit_to_minutes(
 
 
 def text_facts(config: Config) -> Text:
-    """The characters, bytes and different characters of the config's text. Reads all texts."""
+    """How many characters, bytes and different characters the config's texts have.
+
+    Reads all texts."""
     refuse_shards(config.data)
     source = find_source(config.data)
     count = size = 0
@@ -182,7 +185,7 @@ def text_facts(config: Config) -> Text:
 
 
 def block_of_choice(config: Config, reasons: dict[str, str]) -> list[str]:
-    """The chosen settings as YAML: a line for each section, with the reason as a comment."""
+    """The chosen settings as YAML: a line for each section that has a reason, with the reason."""
     shown = (
         ("data", ("val_fraction",) if "data" in reasons else ()),
         ("tokenizer", ("kind", *(["vocab_size"] if config.tokenizer.kind == "bpe" else []))),
@@ -241,10 +244,10 @@ def _operations_with(config: Config, seconds: float) -> float:
 def _quiet_step_seconds(config: Config, seconds: float, vocab_size: int) -> float:
     """The seconds that a step takes if no other program uses the processor.
 
-    Measures one thread first. Its processor time does not depend on other programs. If this is
-    under 90 % of the wall-clock time, other programs are running. Then the time with all threads is
-    estimated: one thread's time / threads ** _THREADS_GAIN. Otherwise it is measured with all
-    threads."""
+    On a CPU, measures one thread first. The thread's processor time does not depend on other
+    programs. If it is under 90 % of the wall-clock time, other programs are running. Then the time
+    with all threads is estimated: one thread's time / threads ** _THREADS_GAIN. Otherwise the time
+    with all threads is measured."""
     threads = choose_threads(config.run.threads)
     if choose_device(config.run.device).type != "cpu":
         return _measure(config, vocab_size, None, seconds).wall

@@ -22,7 +22,7 @@ class NamedTokenizer:
 
 
 def load_named(name: str, key: str = "tokenizer.from") -> NamedTokenizer:
-    """Load a tokenizer. `name` is a run, a folder with a tokenizer.json, or such a file.
+    """Load a tokenizer. `name` is a run, a tokenizer.json or the folder of a tokenizer.json.
 
     The file is data: gptcli executes nothing in it. `key` is the option or config key that holds
     the name, for messages. Raises GptcliError if there is no such tokenizer, or if it cannot be

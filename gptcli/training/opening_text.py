@@ -1,6 +1,6 @@
 """Opens the text of a new run or of a run folder, also if the text has moved.
 
-This file needs no PyTorch, so `eval` can work without it. First reading: skip this file."""
+This file needs no PyTorch, so `eval` can work without PyTorch. First reading: skip this file."""
 
 from __future__ import annotations
 
@@ -47,6 +47,6 @@ def open_text_of_run(
 ) -> tuple[Corpus, Config]:
     """Open the text of a run, which may have moved; return the corpus and the config.
 
-    The config has the text's place. Raises GptcliError if the text is missing or is not the run's
-    text."""
+    The config names the place where the text is now. Raises GptcliError if the text is missing or
+    is not the run's text."""
     return wanted.open(config, lambda found, key: open_text(found, tokenizer, content_key=key))

@@ -53,9 +53,9 @@ def orthogonalise(
 ) -> Tensor:
     """For each matrix, roughly the nearest (semi-)orthogonal matrix: (N, R, C) -> (N, R, C).
 
-    The singular values of the result are between about 0.7 and 1.2. Computes in `dtype` and returns
-    that dtype. Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers", Newton-Schulz
-    iteration.
+    The singular values of the result are mostly between 0.7 and 1.2. Computes in `dtype` and
+    returns that dtype. Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers",
+    Newton-Schulz iteration.
     """
     X = update.to(dtype)
     tall = X.shape[1] > X.shape[2]
@@ -125,7 +125,8 @@ class Muon:
                 u if p.shape == u.shape else u.T for p, u in zip(params, update, strict=True)
             ]
             torch._foreach_mul_(params, 1 - rate * self.weight_decay)
-            for shape in {p.shape for p in params}:  # few operations: few GPU launches
+            # One operation for each shape launches few GPU kernels.
+            for shape in {p.shape for p in params}:
                 rows, columns = shape
                 torch._foreach_add_(
                     [p for p in params if p.shape == shape],
@@ -237,7 +238,7 @@ class Group:
 
     roles: frozenset[Role]
     update: Callable[[list[Tensor], float, torch.dtype, Native | None], Update]
-    """Builds the update. The arguments: parameters, weight decay, Muon's dtype, the C library."""
+    """Builds the update from the parameters, the weight decay, Muon's dtype and the C library."""
     rate_share: float
     """The group's learning rate divided by the run's learning rate."""
     decays: bool
@@ -251,7 +252,7 @@ class Recipe:
     No field has a default, so a new optimizer cannot get a value by accident."""
 
     groups: tuple[Group, ...]
-    """Each role is in exactly one group. Checkpoints store parameters in the order of groups."""
+    """Each role is in exactly one group."""
     default_rate: Callable[[int], float]
     """The peak learning rate that `auto` stands for, as a function of n_embd."""
     adapter_rate: float
@@ -262,7 +263,7 @@ class Recipe:
     """How many float32 numbers of state the optimizer keeps for each weight of a block's matrix."""
     orthogonalises: bool
     """Whether a step orthogonalises the blocks' matrices. If so, gptcli.training.cost adds the time
-    for it."""
+    that this takes."""
 
 
 def _muon(
@@ -351,8 +352,8 @@ class Optimizers:
     def load_state(self, saved: dict[str, Tensor]) -> None:
         """Restore what `state` returned.
 
-        Raises KeyError if a parameter's slots in `saved` are not those that its update keeps. A
-        parameter that never had a gradient has no slots."""
+        Raises KeyError if a parameter's slots or shapes in `saved` are not those that its update
+        keeps. A parameter that never had a gradient has no slots."""
         by_name = {self.names[p]: (update, p) for _, update in self.updates for p in update.params}
         slots: dict[str, set[str]] = {}
         for key in saved:

@@ -1,7 +1,8 @@
 """Records token losses and attention maps of one validation passage at each evaluation.
 
 A report shows how the losses of the passage's tokens fall, and how the attention maps change. The
-passage is short, so attention.jsonl stays small, and recording takes a fraction of an evaluation.
+passage is short, so attention.jsonl stays small, and recording takes much less time than an
+evaluation.
 
 Dimensions: T time, H heads.
 """
@@ -21,9 +22,9 @@ from gptcli.model.gpt import GPT
 from gptcli.model.inside import builtin_weights, look_inside, part_with_attention
 
 PASSAGE = 192  # tokens whose losses are kept
-_MAP = 24  # tokens of the attention maps
+_MAP = 24  # tokens of an attention map, at most
 _MOST_CELLS = 40 * _MAP * _MAP  # of all maps together: maps of large networks have fewer tokens
-_FEWEST = 8  # tokens of a map
+_FEWEST = 8  # tokens of an attention map, at least
 
 
 class Passage:

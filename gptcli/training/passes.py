@@ -1,7 +1,7 @@
-"""Forward and backward pass of a step, by PyTorch or the C library; choose_engine chooses.
+"""Forward and backward pass of a step, by PyTorch or the C library; chooses one of the two.
 
-PyTorch and the C library compute the same numbers up to rounding. TorchPasses and NativePasses each
-have the methods of `Passes` in gptcli.training.step.
+Without dropout, PyTorch and the C library compute the same numbers up to rounding. TorchPasses and
+NativePasses each have the methods of `Passes` in gptcli.training.step.
 
 First reading: skip choose_engine and NativePasses. TorchPasses calls forward_backward in step.py.
 """
@@ -80,7 +80,8 @@ def choose_compile(
 ) -> bool:
     """Whether to compile the model with torch.compile: the value for `run.compile`.
 
-    `auto` compiles on a CUDA GPU, if the run would last at least about two minutes on an H200."""
+    `auto` compiles on a CUDA GPU with Triton, if the run would last at least about two minutes on
+    an H200, and if the network has no user's parts."""
     if config.run.compile != "auto":
         return config.run.compile
     tokens = config.tokens_per_step * config.train.max_steps
@@ -93,7 +94,7 @@ def choose_compile(
 
 
 def library_for(engine: EngineName, dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The C library if the engine is `native`, for this dtype; None if it is `torch`."""
+    """The C library for this dtype if the engine is `native`; None if the engine is `torch`."""
     source = training_source(dtype) if engine == "native" else None
     return None if source is None else library.find(source).library
 
@@ -210,7 +211,7 @@ class NativePasses:
         return evaluate(self._model, tokens, context, should_stop, native_loss)
 
     def model(self) -> GPT:
-        """The model with the current weights. Updates the model's weights if they are old."""
+        """The model with the current weights. First updates the model's weights if they are old."""
         if not self._model_is_current:
             self._weights.publish()
             self._model_is_current = True

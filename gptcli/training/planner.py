@@ -1,8 +1,8 @@
-"""Plans the number of steps of a run with a time limit (`train.minutes`), again during the run.
+"""Corrects the number of steps of a run with a time limit (`train.minutes`) while it trains.
 
 The machine's speed changes while other programs run. So after every step the loop asks the planner
-how many steps the run needs to end at its time limit. metrics.jsonl and the checkpoints record
-every plan. A resumed run repeats the recorded plans, so that it gets the same weights.
+how many steps fit into the time limit. metrics.jsonl and the checkpoints record every plan. A
+resumed run repeats the recorded plans, so that it gets the same weights.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from gptcli.files.bounded import read_lines
 from gptcli.training.schedule import Plan
 
 SECONDS_AT_END = 1.3
-"""Reserved for the start of Python before the command, the last messages and the exit."""
+"""The time reserved for the start of Python before the command, the last messages and the exit."""
 _SPEED_SHARE = 0.08  # the speed is an average over this share of the whole time
 _CONSIDER_SHARE = 0.08  # a plan is considered again after this share of the time left,
 _CONSIDER_LEAST = 0.2  # but not before this many seconds
 _TOLERANCE = 0.02  # a change by less than this share of the steps left is ignored
 _TIMED_AT, _TIMED_TOKENS = 5, 8193  # after so many steps, time an evaluation of so many tokens
 _SAVE_SECONDS = 0.1  # until the first save is timed
-_MOST_LATE = 0.06  # the run stops an evaluation if it is this share of its time late
+_MOST_LATE = 0.06  # if the run is late by this share of its whole time, an evaluation stops
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Planner:
         self._timed = 0.0  # seconds of steps so far
         now = time.perf_counter()
         self._next = now + _CONSIDER_SHARE * max(0.0, limit.end - now)
-        self._next_step = 0  # also replan after an eighth of the steps, if they are fast
+        self._next_step = 0  # if steps are fast, a plan is also considered after an eighth of them
 
     def stepped(self, seconds: float) -> None:
         """Record the time of a step."""
@@ -186,7 +186,7 @@ class StepPlan:
         val_tokens: int,
     ) -> None:
         self.plans = [plan for plan in history.plans if plan[0] <= step]
-        """The plans after the first one, in order."""
+        """The plans after the first one, in the order of their steps."""
         self._first = config.train.max_steps
         self._recorded = dict(history.plans)
         self._replay_until = history.replay_until

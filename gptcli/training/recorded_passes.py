@@ -38,11 +38,12 @@ class Recorder(Protocol):
 
 
 class RecordedPasses:
-    """The gradients of a step, with one CUDA graph for each shape of a micro-batch.
+    """The gradients of a step, with up to two CUDA graphs for each shape of a micro-batch.
 
-    `loss_of` is the model's loss, compiled or not. The working weights must be shorter than
-    float32, because the graph copies their gradients to the master weights' gradients. A second
-    graph is for all micro-batches of a step except the first: it adds their gradients."""
+    One graph sets the gradients, for the first micro-batch of a step. The other graph adds to the
+    gradients, for all other micro-batches. `loss_of` is the model's loss, compiled or not. The
+    dtype of the working weights must be shorter than float32, because a graph copies their
+    gradients to the master weights' gradients."""
 
     def __init__(
         self,

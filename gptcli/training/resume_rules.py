@@ -28,13 +28,13 @@ def config_for_resume(
     explicit: Set[str] = frozenset(),
     planned: int | None = None,
 ) -> tuple[Config, list[str]]:
-    """The run's config with the changes that the user asks for, and a note about each change.
+    """The run's config with the changes that the user asks for, and notes about the changes.
 
-    `stored` is the run's config, `wanted` the user's config (None: no changes), `step` the
+    `stored` is the run's config. `wanted` is the user's config (None: no changes). `step` is the
     checkpoint's step. `planned` is the newest plan of train.max_steps; None if there is no plan. An
     `auto` in `wanted` changes nothing, except for the keys in `explicit`, which the command line
-    sets. Raises GptcliError if a changed key would change the weights, or if `extend` is set and
-    train.max_steps does not grow."""
+    sets. Raises GptcliError if a changed key would change the weights, except by rounding. Also
+    raises GptcliError if `extend` is set and train.max_steps does not grow."""
     steps = planned or stored.train.max_steps
     wanted_steps = stored.train.max_steps if wanted is None else wanted.train.max_steps
     if extend and (wanted_steps == stored.train.max_steps or wanted_steps <= steps):
@@ -123,7 +123,7 @@ def _value(config: Config, key: str) -> Any:
 
 
 def _refusal(run: Path, stored: Config, refused: dict[str, Any]) -> GptcliError:
-    """The error for keys that would change the weights. The command in its hint works."""
+    """The error for keys that would change the weights."""
     odd: dict[str, tuple[Any, Any]] = {}
     for key, new in refused.items():
         odd |= changed_values(key, _value(stored, key), new)

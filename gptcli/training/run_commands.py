@@ -26,7 +26,7 @@ def resume_command(
 
 def train_again_command(run: Path) -> str:
     """The command that trains a run again from its first step, with the config in its folder."""
-    from gptcli.model.user_parts import parts_of  # imports torch
+    from gptcli.model.user_parts import parts_of
 
     status = read_status(run)
     words = ["gptcli train", shell_word(run / "config.yaml")]

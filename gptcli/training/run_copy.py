@@ -36,7 +36,7 @@ _INCOMPLETE = "not complete: it holds an earlier state of the run"
 
 
 class RunCopy:
-    """Copies a run folder to a URL in a thread, after each checkpoint. Only the leader has one."""
+    """Copies a run folder to a URL in a thread, after each checkpoint. Only the leader copies."""
 
     def __init__(self, run: Path, url: str) -> None:
         """Raise GptcliError if the URL is the run folder or a place inside it."""

@@ -1,8 +1,8 @@
 """Finds, creates, replaces (--overwrite) and restores run folders; reads and writes run.json.
 
-A run folder holds config.yaml, tokenizer.json, metrics.jsonl, samples.txt, run.json (how the run
-ended) and checkpoints/. gptcli.training.checkpoint writes checkpoints/. gptcli.training.journal
-writes metrics.jsonl and samples.txt. gptcli.loggers writes metrics.csv and loggers/.
+A run folder holds config.yaml, tokenizer.json, run.json (how the run began and ended), checkpoints/
+(from gptcli.training.checkpoint), metrics.jsonl, samples.txt and attention.jsonl (from
+gptcli.training.journal), and perhaps metrics.csv and loggers/ (from gptcli.loggers).
 
 With --overwrite, the old run's files move to RUN/.replaced, and stay there until the new run has a
 checkpoint. If the new run ends before its first checkpoint, the old run's files move back.
@@ -96,8 +96,8 @@ def list_runs(runs: Path) -> list[Path]:
 def oldest_first(runs: Iterable[Path]) -> list[Path]:
     """The runs in the order of their start or last resume, oldest first.
 
-    run.json has this time. If it is missing, as in runs of an earlier version, the time of
-    config.yaml counts. A copy of the folder (`cp -r`) changes that time."""
+    run.json has this time. If the time is missing, as in runs of an earlier version, the time of
+    config.yaml counts. A copy of the folder (`cp -r`) changes the time of config.yaml."""
 
     def began(run: Path) -> tuple[float, float]:
         written = (run / "config.yaml").stat().st_mtime
@@ -376,7 +376,7 @@ def read_tokenizer(run: Path, user_tokenizer: type[Any] | None = None) -> Tokeni
 
 
 def write_status(run: Path, values: dict[str, Any]) -> None:
-    """Replace run.json: how the run ended, with the keys of `train --json`.
+    """Replace run.json: what is known about the run, with the keys of `train --json`.
 
     Raises GptcliError (exit code 1) if the disk refuses."""
     try:

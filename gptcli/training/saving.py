@@ -1,4 +1,4 @@
-"""Saves checkpoints when they are due (once a minute); writes large ones in the background.
+"""Saves checkpoints when they are due (by default each minute); writes large ones in a thread.
 
 gptcli copies a large checkpoint in memory. A thread writes the copy to the disk while training
 continues. `checkpoint.save_files` writes both small and large checkpoints, so the guarantees after
@@ -39,7 +39,7 @@ class _Writing:
     thread: threading.Thread | None = None
     path: Path | None = None
     error: BaseException | None = None
-    took: float = 0.0  # seconds of CPU time
+    took: float = 0.0  # seconds of the main thread, and CPU seconds of `thread`
 
 
 class Saver:
@@ -64,7 +64,7 @@ class Saver:
     def due(self, step: int) -> bool:
         """Whether `checkpoint_every` asks for a checkpoint of this step.
 
-        `auto` asks for one each minute, or less often if saving takes over 1 % of the time."""
+        `auto` asks for one each minute, or less often if saving would take over 1 % of the time."""
         if step in (self.saved_at, self._tried_at):
             return False
         if self._every != "auto":
@@ -111,7 +111,10 @@ class Saver:
             self._must_succeed = False
 
     def collect(self, *, wait: bool) -> Iterator[Event]:
-        """Yield the event of a finished background save, or raise its error."""
+        """Yield the event of a finished save, or a Notice if the save failed.
+
+        With `wait`, first waits for the save that a thread is doing. Raises the error of the save
+        in `save_or_raise`, or if the error is unexpected."""
         writing = self._writing
         if writing is None:
             return
@@ -135,11 +138,11 @@ class Saver:
         )
 
     def abandon(self) -> None:
-        """Give up the checkpoint that a thread is writing, without waiting for it.
+        """Give up the checkpoint that a thread is writing, without waiting for the thread.
 
-        From now on the thread does not rename the checkpoint, mark it as best or delete others,
-        because another run may get the folder. If the thread is renaming at this moment, waits
-        briefly."""
+        From now on the thread does not rename the checkpoint, mark it as best or delete other
+        checkpoints, because another run may get the folder. If the thread is renaming at this
+        moment, waits briefly."""
         self._abandoned = True
         if self._renaming.acquire(timeout=_ABANDON_SECONDS):
             self._renaming.release()

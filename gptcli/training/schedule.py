@@ -1,4 +1,4 @@
-"""The learning rate schedule (warm-up, constant, decay to 0); the values of `auto` for steps.
+"""The learning rate schedule: warm-up, constant, decay to 0. Also resolves `auto` in `train`.
 
 First reading: lr_at. Skip the body of `decay_at`: its details matter only if the number of steps
 changed during the run.
@@ -28,7 +28,7 @@ def lr_at(
 
     It rises over `warmup_steps`, stays at `peak`, and decays in a straight line over the last
     `decay_fraction` of the steps. It would reach 0 one step after the last step. `plans` are later
-    plans of the number of steps, in order.
+    plans of the number of steps, in the order of their steps.
     Source: the trapezoidal schedule of Hägele et al. 2024."""
     rising = (step + 1) / (warmup_steps + 1)
     falling = decay_at(step, [(0, max_steps), *plans], decay_fraction)
@@ -81,8 +81,8 @@ def resolve_log_every(train: TrainConfig) -> int:
 def resolve_eval_every(train: TrainConfig, val_tokens: int, tokens_per_step: int) -> int:
     """The number of steps from one evaluation to the next.
 
-    With `auto`, evaluations take at most about 2 % of the time, and there are at most twenty. The
-    last step is evaluated too.
+    With `auto`, evaluations take at most about 2 % of the time, and a run of 400 steps or more has
+    at most about twenty evaluations. The last step is evaluated too.
 
     A token costs a third as much in evaluation as in training, because a backward pass takes twice
     as long as a forward pass. The result depends on sizes, not on the clock. So the same config

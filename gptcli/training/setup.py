@@ -77,8 +77,9 @@ class Prepared:
 def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> Config:
     """The config with every `auto` replaced by a value for this text and machine.
 
-    Two keys keep `auto`: checkpoint_every, because the Saver decides by the clock, and batch_size,
-    which gptcli.training.batch_size resolves later."""
+    Three keys keep `auto`: checkpoint_every, because the Saver decides by the clock; documents,
+    because it depends on the format of each file; and batch_size, which gptcli.training.batch_size
+    resolves later."""
     train, run = config.train, config.run
     device = choose_device(run.device)
     tokens_per_step = config.tokens_per_step
@@ -95,7 +96,7 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
         update={
             "data": absolute_texts(config.data).model_copy(update={"val_split": corpus.val_split}),
             "tokenizer": config.tokenizer.model_copy(
-                update={"kind": kind}  # a fine-tune takes the other run's tokenizer
+                update={"kind": kind}  # a fine-tune takes the base run's tokenizer
                 | ({"vocab_size": corpus.tokenizer.vocab_size} if kind == "bpe" else {})
             ),
             "train": train.model_copy(
@@ -150,8 +151,8 @@ def prepare_new(
     """Create the run folder `run` and return the Setup of the new run.
 
     `ranks` processes share the training. With `from_run`, the run is a fine-tune: it starts from
-    the best weights of `from_run`, and takes its tokenizer. `is_short` lowers the number of steps
-    to what suits the text. An earlier run in the folder moves to RUN/.replaced
+    the best weights of `from_run`, and takes the tokenizer of `from_run`. `is_short` lowers the
+    number of steps to what suits the text. An earlier run in the folder moves to RUN/.replaced
     (gptcli.training.run_folder). Raises GptcliError if config, text, user's parts and `from_run` do
     not fit together."""
     notes: list[str] = []
@@ -218,11 +219,11 @@ def prepare_resume(
 ) -> Prepared | FinishedRun:
     """The Setup that continues a run folder, or a FinishedRun if nothing is left to do.
 
-    `wanted` is the config that the user asks for now (None: the run's config), and `explicit` the
+    `wanted` is the config that the user asks for now (None: the run's config). `explicit` has the
     keys that the command line sets. gptcli.training.resume_rules refuses a changed key, or makes a
-    note about it. On another machine, this function chooses device, dtype, threads, compile and
-    engine again. Raises GptcliError if the text, the tokenizer or the user's parts are not those of
-    the run."""
+    note about it. On another machine, gptcli.training.other_machine can choose device, dtype,
+    threads, compile and engine again. Raises GptcliError if the text, the tokenizer or the user's
+    parts are not those of the run."""
     stored = run_folder.read_config(run)
     saved, notes = checkpoint.newest_valid(run)
     notes = [f"{note}; it was skipped" for note in notes]

@@ -171,7 +171,7 @@ def least_seconds(
     """The least time in seconds to compute one token for each of `streams` streams.
 
     It is the longer of two times. One is the time to read all weights once, and the keys and values
-    of every stream's window. The other is the time for the matrix products with them."""
+    of every stream's window. The other is the time for the matrix products with these."""
     config = model.config
     weights = multiplied_weights(model)
     cached = 2 * config.n_layer * config.n_embd * config.block_size * streams
@@ -180,7 +180,7 @@ def least_seconds(
 
 
 def read_speed(model: GPT, dtype: torch.dtype) -> float:
-    """The most bytes per second when reading a block of memory as large as the weights."""
+    """The highest measured bytes per second when reading memory as large as the weights."""
     device = model.wte.weight.device
     numbers = torch.ones(multiplied_weights(model) * dtype.itemsize // 4, device=device)
     best = 0.0

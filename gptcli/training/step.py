@@ -12,7 +12,7 @@ lines. This table shows where gptcli does the work of each line, and why some li
 | with ctx (autocast) | MasterWeights | a bfloat16 model, with separate float32 master weights |
 | model(X, Y), backward | passes.gradients | the C library can compute both instead of PyTorch |
 | scaler (GradScaler) | `loss_scale` | the scale of float16 losses; checkpoints save it |
-| clip_grad_norm_ | weights.norm, weights.clip | the view shows the norm; `Diverged` reads it |
+| clip_grad_norm_ | weights.norm, weights.clip | the view and the test for Diverged need the norm |
 | - | Diverged | if a number is not finite, no update; the diagnosis names a layer |
 | scaler.step | optimizers.step, passes.publish | round the new weights for the next forward pass |
 | zero_grad | weights.clear_grads | the same |
@@ -151,7 +151,9 @@ def take_step(
 def diverged_in_evaluation(
     step: int, loss: float, model: GPT, batches: Iterable[Batch], config: TrainConfig
 ) -> Diverged:
-    """Return Diverged for a validation loss that is not finite. Finds the place with `batches`."""
+    """Return Diverged for a validation loss that is not finite.
+
+    Computes `batches` to find the first place with NaN or infinity."""
     where = first_not_finite(model, batches)
     return Diverged(
         f"step {step}: the validation loss is {loss:g}; first place with NaN or infinity: {where}",
@@ -192,15 +194,15 @@ def mean_loss(total: Tensor, count: int) -> Tensor:
 def dropout_seed(seed: int, step: int) -> int:
     """The seed of the dropout masks in a step, so that a resumed run draws the same masks.
 
-    NativePasses derives one seed for each micro-batch from this one."""
+    NativePasses derives a seed for each micro-batch from this seed."""
     return (seed * 1_000_003 + step) % 2**63
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:
     """Seed the random generator of `device`, from which dropout draws its masks.
 
-    torch.manual_seed would seed the generators of all devices. Without a GPU, it formats three
-    stack traces for that, which is slow."""
+    torch.manual_seed would seed the generators of all devices. Without a GPU, torch.manual_seed
+    also formats three stack traces, which is slow."""
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     elif device.type == "cpu":

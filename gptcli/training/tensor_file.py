@@ -23,7 +23,7 @@ from gptcli.memory import total_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MAX_HEADER_BYTES = 1 << 24  # a network with a thousand layers needs an eighth
+_MAX_HEADER_BYTES = 1 << 24  # a network with a thousand layers needs an eighth of this
 _MAX_DIMENSIONS = 8
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "U8": 8, "BOOL": 8}
 _NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8",
@@ -48,7 +48,8 @@ def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, 
 def read_arrays(path: Path, size: int, sha256: str, inside: Path) -> dict[str, memoryview[float]]:
     """The tensors of a file by name, as float32 memory. Does not import PyTorch.
 
-    Each memoryview has the shape of its tensor, and is writable. Raises as read_tensors does."""
+    Each memoryview has the shape of its tensor, and is writable. Raises the errors of
+    read_tensors."""
     from safetensors import SafetensorError, deserialize
 
     data = _verified(path, size, sha256, inside)
@@ -76,10 +77,10 @@ def _float32(data: bytearray, kind: str) -> bytearray:
 
 
 def is_finite(array: memoryview[float]) -> bool:
-    """Whether the sum of float32 numbers is finite: no number is NaN, infinite or absurdly large.
+    """Whether the sum of float32 numbers is finite. Then no number is NaN or infinite.
 
-    The exponents are usually enough to tell. The last of a number's four bytes has seven of the
-    eight bits of the exponent."""
+    Numbers that are absurdly large can also make the sum infinite. Usually the exponents are enough
+    to tell. The last of a number's four bytes has seven of the eight bits of the exponent."""
     numbers = array.cast("B")
     last = bytes(numbers)[3::4] if sys.byteorder == "little" else bytes(numbers)[::4]
     if not last.translate(None, delete=_SMALL):

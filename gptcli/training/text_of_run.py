@@ -212,7 +212,7 @@ def remember_source(
 
     `is_locked` is true if this process already holds the lock of the run folder. Keeps the time of
     config.yaml, because other commands use the newest run by default."""
-    if STDIN in (*data.sources, *data.val_sources):  # nobody can read it again
+    if STDIN in (*data.sources, *data.val_sources):  # standard input cannot be read again
         return None
     places = absolute_texts(data)
     changed = {"source": places.source, "val_source": places.val_source}

@@ -69,7 +69,7 @@ class TrainingState:
         self.model.to(device)
         self.weights = MasterWeights(self.model, dtype)
         # Newton-Schulz needs few digits, so bfloat16 is enough. But bfloat16 is slow on some
-        # machines. There, the dtype of the passes is float32.
+        # machines. On these, the passes use float32, and so does Newton-Schulz.
         muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
         native = library_for(engine, dtype)
         passes: TorchPasses | NativePasses

@@ -24,6 +24,6 @@ def still(step: int, learning_rate: float | str) -> str:
     """The note for the user that the network no longer learns."""
     return (
         f"step {step}: the norm of the gradient has been exactly 0 for {_STEPS} steps, so the "
-        "network no longer learns. The learning rate is probably too high: the highest is "
+        "network no longer learns. The learning rate is probably too high: its highest value is "
         f"{learning_rate} (train.learning_rate)"
     )

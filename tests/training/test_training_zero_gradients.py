@@ -24,6 +24,6 @@ def test_a_learning_rate_of_100(cli: Any, text_file: Path, tmp_path: Path) -> No
     outcome = cli("train", text_file, *tiny, "train.learning_rate=100", "--out", tmp_path / "r")
     assert outcome.code == 0
     assert outcome.err.count("the network no longer learns") == 1
-    assert "the highest is 100" in outcome.err
+    assert "its highest value is 100" in outcome.err
     usual = cli("train", text_file, *tiny, "--out", tmp_path / "usual")
     assert "no longer learns" not in usual.err
