@@ -1,4 +1,4 @@
-"""Check the network around a cached attention, if the file has a network: above all its positions.
+"""Check the outputs and the positions of the network around a cached attention, if there is one.
 
 Dimensions: B batch, T new tokens, N tokens of a text.
 """
