@@ -197,7 +197,7 @@ MISTAKES = (
             "the two halves read different values, so each needs its own gain",
             "make two norms in the constructor", at=r"ln_?2|norm_?2|self\.(ln|norm)\b"),
     ExerciseMistake("post-norm", 1, "x = self.ln_1(x + self.attn(x))",
-            "your norms of {C} channels come after the sums, not before the branches",
+            "your first norm of {C} channels comes after the sum, not before the attention",
             "the transformer of 2017 norms the sums; GPT-2 norms the input of each branch, so x "
             "passes unchanged",
             "norm the input of the branch, not the sum", (
