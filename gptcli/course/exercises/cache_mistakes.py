@@ -103,7 +103,7 @@ def _form(**parts: object) -> partial[Tensor]:
 
 
 # Patterns for the line to quote, in order of preference, divided by " || ". A pattern that begins
-# with `last:` finds the last line that matches, others find the first.
+# with `last:` finds the last line that matches. Other patterns find the first.
 _CAT = r"cat\(|stack\(|concat"
 _KEPT = r"last:self\.\w+(, *self\.\w+)*\s*=(?!=)"
 _CALL = r"\.(append|update|extend|add|store|push)\("
@@ -154,7 +154,7 @@ MISTAKES = (
             at=r"last:self\.\w*k\w*\s*=(?!=) || last:self\.\w*k\w*,.*=(?!=) || " + _CAT),
     ExerciseMistake("keys-for-values", 1, "torch.cat((self.keys, v)), or self.values = self.keys",
             "your {one} of {S} tokens contain {other}",
-            "keys decide which tokens a query looks at; values are what it gets from them",
+            "keys decide which tokens a query looks at; values are what it gets from these tokens",
             "concatenate self.keys with k, and self.values with v", at=(
                 r"k\w*\.append\(v|v\w*\.append\(k || "
                 r"v\w*\s*=.*\bk(eys?)?\b || k\w*\s*=.*\bv(alues?)?\b || " + _CAT + " || " + _KEPT)),

@@ -609,7 +609,9 @@ def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
         return ""
     at = ", ".join("0" * wanted.dim())
     mine, right = (float(t.flatten()[0]) for t in (results[-1], wanted))
-    return f" (its number [{at}] is {mine:.4g}, expected {right:.4g})" if mine != right else ""
+    if mine == right:
+        return ""
+    return f" (number [{at}] of this line's result is {mine:.4g}, expected {right:.4g})"
 
 
 def _at_step_of_line(learner: LearnerModule, run: Run, failed: CheckFailed) -> CheckFailed:

@@ -64,7 +64,7 @@ MISTAKES = (
             "put the new tokens after the stored ones: torch.cat((past_k, k), dim=2)", at=_CAT),
     ExerciseMistake("keys-for-values", 1, "torch.cat((past_k, v)), or return y, (k, k)",
             "your {one} of {S} tokens contain {other}",
-            "keys decide which tokens a query looks at; values are what it gets from them",
+            "keys decide which tokens a query looks at; values are what it gets from these tokens",
             "concatenate past_k with k, and past_v with v; return y, (k, v)", at=_STORED),
     ExerciseMistake("queries-stored", 1, "return y, (q, k)",
             "your forward stores queries",
