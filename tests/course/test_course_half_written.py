@@ -110,7 +110,8 @@ def test_right_steps_are_passed_in_other_forms(
         ("block", 1, "self.ln_1(x)", "self.ln_2(x)", "of step 1, first norm, at line 26"),
         ("block", 2, "x = x + self", "x = self", "of step 2, attention and residual"),
         ("modern", 4, "rotary_angles(D, start + T)", "rotary_angles(D, T)", "with start = 3"),
-        ("modern", 5, "        v = v.repeat_interleave(group, dim=1)\n", "", "step 6, at line 75"),
+        ("modern", 5, "        v = v.repeat_interleave(group, dim=1)\n", "",
+         "before step 6, which ends at line 75"),
         ("block", 3, "normal = self.ln_2(x)", "normal = self.ln_2(normal)", "step 3, second norm"),
     ],
 )  # fmt: skip

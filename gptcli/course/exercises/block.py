@@ -67,7 +67,7 @@ STEPS = (
 class Part:
     """One submodule of a learner's block. It takes the arguments that the learner's forward passes.
     So a part can be PyTorch's nn.MultiheadAttention, which takes x three times and returns two
-    tensors. `inputs` holds the first tensor of each call of the learner's forward."""
+    tensors. `inputs` holds the first tensor of each call that the learner's forward makes."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -197,21 +197,22 @@ MISTAKES = (
             "the two halves read different values, so each needs its own gain",
             "make two norms in the constructor", at=r"ln_?2|norm_?2|self\.(ln|norm)\b"),
     ExerciseMistake("post-norm", 1, "x = self.ln_1(x + self.attn(x))",
-            "your norms of {C} channels come after the sums, not before the branches",
+            "your first norm of {C} channels comes after the sum, not before the attention",
             "the transformer of 2017 norms the sums; GPT-2 norms the input of each branch, so x "
             "passes unchanged",
             "norm the input of the branch, not the sum", (
                 lambda w, x: w.n2((h := w.n1(x + w.attn(x))) + w.mlp(h)),
                 lambda w, x: _then(w, w.n1(x + w.attn(x)))), at=r"(ln|norm)_?\d\(x \+"),
     ExerciseMistake("branch-normed", 1, "x = x + self.ln_1(self.attn(x))",
-            "your attention reads x of {C} channels without a norm, and the norm comes after it",
+            "your attention reads x of {C} channels without a norm, and your norm comes after the "
+            "attention",
             "the norm belongs on the input of the branch",
             "apply the norm first, then the attention",
             (lambda w, x: (h := x + w.n1(w.attn(x))) + w.n2(w.mlp(h)),
              lambda w, x: _then(w, x + w.n1(w.attn(x)))), at=r"(ln|norm)_?\d\(self\."),
     ExerciseMistake("no-norms", 1, "x = x + self.attn(x); x = x + self.mlp(x)",
             "neither of your norms of {C} channels is used",
-            "deep networks do not train without norms",
+            "without norms, deep networks are hard to train",
             "norm the input of each branch",
             (lambda w, x: (h := x + w.attn(x)) + w.mlp(h),), at=r"(attn|attention|sa)\(x"),
     ExerciseMistake("no-first-norm", 1, "x = x + self.attn(x)",
@@ -325,8 +326,8 @@ MISTAKES = (
                 lambda w, x: 0.5 * _then(w, _h(w, x)), lambda w, x: 2**-0.5 * _then(w, _h(w, x))),
             at=r"/|\*|mean|sqrt"),
     ExerciseMistake("no-mlp", 4, "the feed-forward network left out of forward",
-            "your feed-forward network is never used: the output is the {C} channels after the "
-            "attention", "the second half is missing", "add self.mlp of the second norm",
+            "your feed-forward network is never used: your output of {C} channels does not contain "
+            "its result", "the second half is missing", "add self.mlp of the normed sum",
             (lambda w, x: w.n2(_h(w, x)), lambda w, x: (h := _h(w, x)) + w.n2(h)),
             at=r"return"),
     ExerciseMistake("norm-at-the-end", 4, "return self.ln_2(x)",
@@ -376,7 +377,8 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The submodules with their names. Of an nn.Sequential with a norm first, its submodules."""
+    """The submodules with their names. An nn.Sequential that begins with a norm is replaced by its
+    submodules."""
     for name, part in module.named_children():
         inner = list(part.children()) if isinstance(part, nn.Sequential) else []
         first = list(inner[0].parameters()) if inner else []

@@ -1,7 +1,7 @@
 """Build a learner's class with the arguments that its constructor names.
 
-The usual form is `Class(config)`. If a constructor names sizes, such as `LayerNorm(n_embd, bias)`
-or `Block(d_model, num_heads)`, the sizes are passed instead.
+Most constructors take the config: `Class(config)`. If a constructor names sizes, such as
+`LayerNorm(n_embd, bias)` or `Block(d_model, num_heads)`, the sizes are passed instead.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from torch import nn
 
-_SIZES = ("normalized_shape", "C")  # words for C that conventions/words.py does not have
+_SIZES = ("normalized_shape", "C")  # names of n_embd that conventions/words.py lacks
 _FIELDS = {
     words.N_EMBD: "n_embd",
     words.N_HEAD: "n_head",
@@ -86,7 +86,7 @@ def _setting(config: Any, field: str) -> Any:
 
 
 def _meaning_of(name: str, bound: set[str]) -> str | None:
-    """The meaning of an argument's name. `hidden_dim` after n_embd is the width of the MLP."""
+    """The meaning of an argument's name. After n_embd, `hidden_dim` means the width of the MLP."""
     if name in _SIZES:
         return words.N_EMBD
     meaning = words.meaning_of(name) if words.is_exact(name) else None

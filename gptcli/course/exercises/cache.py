@@ -19,7 +19,7 @@ Mask = Callable[[int, int], Tensor]
 
 
 class KeyValueCache:
-    """The keys and values of one layer, for the tokens seen so far; at most block_size."""
+    """The keys and values of one layer, for all tokens so far. Has room for block_size tokens."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
@@ -27,7 +27,9 @@ class KeyValueCache:
         self.values: Tensor | None = None
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps 1 and 2: store T new tokens (B, H, T, D). Returns all k, v (B, H, S, D)."""
+        """Steps 1 and 2: store the k and v of T new tokens, each (B, H, T, D).
+
+        Returns those of all tokens, each (B, H, S, D)."""
         if self.keys is not None and self.values is not None:
             k = torch.cat((self.keys, k), dim=2)
             v = torch.cat((self.values, v), dim=2)
@@ -36,11 +38,11 @@ class KeyValueCache:
 
     @property
     def length(self) -> int:
-        """Step 3: the number of tokens stored, which is the position of the next one."""
+        """Step 3: the number of tokens stored, which is the position of the next token."""
         return 0 if self.keys is None else self.keys.shape[2]
 
     def fits(self, count: int) -> bool:
-        """Step 4: whether that many more tokens fit into the window."""
+        """Step 4: whether `count` more tokens fit into the window."""
         return self.length + count <= self.block_size
 
     def clear(self) -> None:
@@ -49,7 +51,7 @@ class KeyValueCache:
 
 
 def causal(T: int, S: int) -> Tensor:
-    """Step 5: the causal mask, bool (T, S). Query t, token S - T + t, sees keys up to itself."""
+    """Step 5: the causal mask, bool (T, S). Query t, token S - T + t, sees keys 0 to S - T + t."""
     return torch.ones(T, S, dtype=torch.bool).tril(diagonal=S - T)
 
 
@@ -114,8 +116,8 @@ def any_attention(
 ) -> Tensor:
     """The outputs (B, T, C) of `count` tokens of the text, from token `start` on.
 
-    `merge`, and `parts` for any_weights, replace parts of the computation, to imitate known
-    mistakes."""
+    `merge`, and the keyword arguments `parts` of any_weights, replace parts of the computation, to
+    imitate known mistakes."""
     weights, v = any_weights(w, text, start, count, **parts)
     mixed = weights @ v  # (B, H, T, D)
     if merge != "view":

@@ -27,7 +27,7 @@ METHODS = {
     "fits": ("fits", "has_room", "has_room_for", "can_fit"),
     "clear": ("clear", "reset", "reset_cache", "empty", "forget"),
 }  # fmt: skip
-"""The names that each method can have, the course's own first."""
+"""The names that each method can have. The first is the name in the course."""
 _ARGUMENTS = ("cache", "kv_cache", "kvcache", "layer_cache", "past", "past_kv", "layer_past", "kv")
 
 
@@ -44,7 +44,9 @@ class CacheSizes:
 
 
 def cache_class(module: ModuleType, name: str = NAME) -> type[Any] | None:
-    """The learner's cache class: named `name` or a usual name, or the class that has `append`."""
+    """The learner's cache class, or None.
+
+    It has the name `name`, or else a usual name, or else a method `append` or `update`."""
     own = {
         key: value
         for key, value in vars(module).items()
@@ -168,7 +170,7 @@ class LayerCaches:
 
 @dataclass(frozen=True)
 class CachedFile:
-    """A learner's file with an attention and a key/value cache, from which the network samples."""
+    """A learner's file whose attention and key/value cache a network uses to sample."""
 
     file: LearnerFile
     kind: CacheClass
@@ -177,10 +179,11 @@ class CachedFile:
     def of(
         cls, file: LearnerFile, module: ModuleType, attention: type[nn.Module]
     ) -> CachedFile | None:
-        """The cache of a file that was run; None if the file or forward has no cache.
+        """The cache of a file that was run; None if the file has no cache class, or if forward
+        takes no cache.
 
-        Raises GptcliError if the class of the cache lacks a method, or if the cache is not
-        forward's second argument."""
+        Raises GptcliError if the class of the cache lacks `append` or `clear`, or if the cache is
+        not forward's second argument."""
         own = cache_class(module)
         argument = cache_argument(attention)
         if own is None or argument is None:
@@ -199,7 +202,7 @@ class CachedFile:
     def __call__(
         self, config: Any, batch: int, dtype: torch.dtype, device: torch.device
     ) -> LayerCaches:
-        """New caches for all layers of a network."""
+        """New caches for all layers of a network. Raises GptcliError if they have no `length`."""
         sizes = CacheSizes(batch, config.n_head, config.head_dim, config.block_size, dtype, device)
         caches = LayerCaches(self.kind, config.n_layer, sizes)
         if not self.kind.has_length(caches.layers[0]):
@@ -207,7 +210,7 @@ class CachedFile:
         return caches
 
     def failure(self, error: Exception) -> GptcliError | None:
-        """The error to show for an exception of the file while sampling; None for others."""
+        """The error to show if the learner's file raised `error` while sampling; else None."""
         place = place_of(error, self.file.path)
         if place is None or isinstance(error, GptcliError):
             return None

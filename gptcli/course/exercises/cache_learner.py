@@ -1,4 +1,4 @@
-"""A learner's key/value cache and attention: finds, builds and runs them.
+"""Find, build and run a learner's key/value cache and attention.
 
 Dimensions: B batch, T new tokens, C channels (n_embd), H heads, D channels per head.
 """
@@ -42,7 +42,8 @@ ATTENTION = "CausalSelfAttention"
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of one comparison. `pieces` are the numbers of tokens that one forward reads."""
+    """The sizes of one comparison. `pieces` are the numbers of tokens that the calls of forward
+    read, one number for each call."""
 
     B: int
     H: int
@@ -57,7 +58,7 @@ class Size:
 
     @property
     def N(self) -> int:
-        """The tokens of the text."""
+        """The number of tokens in the text."""
         return sum(self.pieces)
 
     def cache_sizes(self, dtype: torch.dtype = torch.float64) -> CacheSizes:
@@ -80,7 +81,7 @@ def classes_of(
 
 
 class CacheExplainer(Explainer):
-    """Puts failures of a cached attention into words. `attention` is the learner's class."""
+    """Puts failures of a cached attention into words. `attention` is its class."""
 
     attention: type[nn.Module] | None
     ran: frozenset[int] = frozenset()  # the lines that ran in the call with the wrong result
@@ -102,9 +103,10 @@ class CacheExplainer(Explainer):
         return super().mistake(slug, evidence, step=step, line=line, within=within, **facts)
 
     def quotable(self, at: str, within: Collection[int] | None) -> int:
-        """The line to quote: that of the first pattern in `at` that finds one; 0 if none does.
+        """The line to quote: it matches the first pattern in `at` that any line matches. 0 if no
+        line matches a pattern.
 
-        Lines that ran in the wrong call come before other lines of the same pattern."""
+        If several lines match, lines that ran in the call with the wrong result come first."""
         for pattern in at.split(" || "):
             found = self.source.matches(pattern.removeprefix("last:"), within)
             ran = [line for line in found if line in self.ran]
@@ -113,7 +115,7 @@ class CacheExplainer(Explainer):
         return 0
 
     def forward_lines(self) -> set[int]:
-        """The lines of the attention's methods, without its constructor."""
+        """The lines of the attention's methods, without those of the constructor."""
         if self.attention is None:
             return set()
         return self.source.class_lines(self.attention.__name__, constructor=False)
@@ -176,7 +178,7 @@ class LearnerCache(CacheExplainer):
             raise self.stopped(error, f"building `{cache.cls.__name__}`", 1) from error
 
     def method(self, step: int, what: str, call: Callable[[], Any]) -> Any:
-        """The result of a method of the cache. An exception in it becomes CheckFailed."""
+        """The result of `call`, which runs a method of the cache. Exceptions become CheckFailed."""
         self.say(f"step {step}: {what}")
         try:
             return call()
@@ -192,7 +194,7 @@ class LearnerCache(CacheExplainer):
         return None if found is None else found & self.cache_lines
 
     def length(self, cache: Any) -> int:
-        """The learner's length of a cache."""
+        """The length that a cache of the learner reports."""
         assert self.cache is not None
         own = self.cache
         return int(self.method(3, "length", lambda: own.length(cache)))
@@ -213,7 +215,7 @@ class LearnerCache(CacheExplainer):
                 f"the forward of your `{cls.__name__}` has no argument `cache`: it takes "
                 f"{inspect.signature(cls.forward)}"
                 + self.source.quote(self.source.find(r"def forward")),
-                "forward gets only x: from which argument can it read the keys of earlier tokens?",
+                "from which argument can forward read the keys of earlier tokens?",
             )
         config = LearnerConfig(
             n_embd=size.C, n_head=size.H, dropout=0.0, bias=size.bias, block_size=size.block_size
@@ -304,6 +306,6 @@ class LearnerCache(CacheExplainer):
             else:
                 step = self.source.step_named_at(place[0])
         if step is None:
-            # If the trace has a softmax, then the mask of step 5 is done.
+            # If the trace has a softmax, the code has passed the mask of step 5.
             step = 6 if any(op.name == "softmax" for op in trace.operations) else 5
         return self.stopped(error, doing, min(max(step, 1), 6))

@@ -34,7 +34,8 @@ SIZES = (
 class CacheLesson(Lesson[LearnerCache | PastLearner]):
     """The lesson on a key/value cache: a class that stores, and an attention that reads.
 
-    A file can also have one attention that takes the stored tensors as `past` and returns them."""
+    A file can instead have one attention, which takes the stored tensors as `past` and returns
+    them."""
 
     name = "cache"
     steps = STEPS
@@ -124,7 +125,7 @@ def _read(
 
 
 def _stored(learner: LearnerCache, cache: Any, one: Seen) -> None:
-    """Raise CheckFailed unless forward stored the new tokens once."""
+    """Raise CheckFailed if forward stored no tokens, or if it stored the first piece twice."""
     if one.failed is not None or not learner.length_is_right:
         return
     length = learner.length(cache)
@@ -138,7 +139,7 @@ def _stored(learner: LearnerCache, cache: Any, one: Seen) -> None:
 
 
 def _two_texts(learner: LearnerCache) -> None:
-    """Raise CheckFailed if one text changes another's output, or if a cleared cache has tokens."""
+    """Raise CheckFailed if one text changes another's output, or if clear leaves tokens."""
     size = SIZES[0]
     module = learner.module(size)
     weights = learner.weights(module, size)
@@ -161,17 +162,17 @@ def _two_texts(learner: LearnerCache) -> None:
                 "kept-in-module", one.evidence(), within=learner.forward_lines(), what=when
             )
 
-    part(0, caches[0], 0, 5, "the first text is wrong with a new module")
-    part(1, caches[1], 0, 4, "a second text with its own cache is wrong after the first text began")
-    part(0, caches[0], 5, 1, "the first text is wrong after the module has read another text")
+    part(0, caches[0], 0, 5, "the outputs are wrong for a first text in a new module")
+    part(1, caches[1], 0, 4, "the outputs are wrong for a second text with its own cache")
+    part(0, caches[0], 5, 1, "the outputs are wrong if the module has read another text in between")
     part(1, None, 0, size.N, "forward(x) without a cache is wrong after a forward with a cache")
-    part(1, caches[1], 4, 3, "a text is wrong after a forward without a cache")
+    part(1, caches[1], 4, 3, "the outputs are wrong after a forward without a cache")
     assert learner.cache is not None
     if learner.cache.names["clear"] is None:
         return
     own = learner.cache
     learner.method(4, "clear", lambda: own.clear(caches[0]))
-    part(1, caches[0], 0, 3, "a text in a cleared cache is wrong")
+    part(1, caches[0], 0, 3, "the outputs are wrong for a text in a cleared cache")
 
 
 def _refuses(learner: LearnerCache) -> None:

@@ -103,7 +103,7 @@ def _form(**parts: object) -> partial[Tensor]:
 
 
 # Patterns for the line to quote, in order of preference, divided by " || ". A pattern that begins
-# with `last:` finds the last line that matches, others find the first.
+# with `last:` finds the last line that matches. Other patterns find the first.
 _CAT = r"cat\(|stack\(|concat"
 _KEPT = r"last:self\.\w+(, *self\.\w+)*\s*=(?!=)"
 _CALL = r"\.(append|update|extend|add|store|push)\("
@@ -145,16 +145,16 @@ MISTAKES = (
             "put new tokens after the stored tokens, and keep the order of the new tokens",
             at=_CAT + r"|insert\( || reversed || \[.*\]\s*=(?!=)|append\("),
     ExerciseMistake("values-not-stored", 1, "only self.keys is concatenated",
-            "your values are not those of all {S} tokens (shape {shape}), although your keys are",
+            "you store the keys of all {S} tokens, but not the values of all {S} (shape {shape})",
             "each key needs the value of its token", "store the values in the same way as the keys",
             at=r"last:self\.\w*v\w*\s*=(?!=) || last:, *self\.\w+\s*=(?!=) || " + _CAT),
     ExerciseMistake("keys-not-stored", 1, "only self.values is concatenated",
-            "your keys are not those of all {S} tokens (shape {shape}), although your values are",
+            "you store the values of all {S} tokens, but not the keys of all {S} (shape {shape})",
             "each value needs the key of its token", "store the keys in the same way as the values",
             at=r"last:self\.\w*k\w*\s*=(?!=) || last:self\.\w*k\w*,.*=(?!=) || " + _CAT),
     ExerciseMistake("keys-for-values", 1, "torch.cat((self.keys, v)), or self.values = self.keys",
             "your {one} of {S} tokens contain {other}",
-            "keys decide which tokens a query looks at; values are what it gets from them",
+            "keys decide which tokens a query looks at; values are what it gets from these tokens",
             "concatenate self.keys with k, and self.values with v", at=(
                 r"k\w*\.append\(v|v\w*\.append\(k || "
                 r"v\w*\s*=.*\bk(eys?)?\b || k\w*\s*=.*\bv(alues?)?\b || " + _CAT + " || " + _KEPT)),
@@ -250,16 +250,17 @@ MISTAKES = (
     ExerciseMistake("length-off-by-one", 3, "return self.keys.shape[2] - 1",
             "your length is {got} after {S} tokens",
             "positions begin at 0, so the position after S tokens is S",
-            "return the number of tokens without - 1", at=r"last:[-+] *1\b || last:return || \+="),
+            "return the number of tokens, without + 1 or - 1",
+            at=r"last:[-+] *1\b || last:return || \+="),
     ExerciseMistake("length-of-nothing", 3, "return self.keys.shape[2]",
-            "of an empty cache your length {problem}",
+            "for an empty cache, your length {problem}",
             "the first token has position 0", "return 0 while nothing is stored",
             at=r"shape|size\( || last:return"),
     ExerciseMistake("fits-off-by-one", 4, "self.length + T < self.block_size",
             "with {length} tokens stored and a block_size of {W}, your fits({T}) is {got}",
             "the model has block_size positions, 0 to block_size - 1, and tokens can use all of "
             "them",
-            "compare with <=", (
+            "return length + T <= block_size", (
                 lambda n, T, W: n + T < W, lambda n, T, W: n + T <= W + 1,
                 lambda n, T, W: n + T - 1 < W - 1, lambda n, T, W: n + T + 1 < W),
             at=r"last:[<>] || last:return"),
@@ -276,11 +277,11 @@ MISTAKES = (
                 lambda n, T, W: T <= W, lambda n, T, W: T < W), at=r"last:[<>] || last:return"),
     ExerciseMistake("fits-inverted", 4, "self.length + T > self.block_size",
             "with {length} tokens stored and a block_size of {W}, your fits({T}) is {got}",
-            "fits must be True if there is room", "reverse the comparison", (
+            "fits must be True if there is room", "return length + T <= block_size", (
                 lambda n, T, W: n + T > W, lambda n, T, W: n + T >= W),
             at=r"last:[<>] || last:return"),
     ExerciseMistake("never-full", 4, "return True, or forward that does not ask fits",
-            "with a block_size of {W} your {what} takes {count} tokens",
+            "with a block_size of {W} your {what} accepts {count} tokens",
             "the model has no positions for more tokens",
             "fits is length + T <= block_size, and forward raises ValueError if it is False", (
                 lambda n, T, W: True,), at=r"fits\( || " + _CALL + " || " + _RETURN),
@@ -293,7 +294,7 @@ MISTAKES = (
             at=r"\[.*-.*:\]|roll|pop\(|narrow || " + _KEPT),
     ExerciseMistake("clear-incomplete", 4, "self.keys = None, but not self.values",
             "after clear your cache {problem}",
-            "the next text would see tokens of the previous text",
+            "the next text must begin with an empty cache",
             "clear must reset everything that append changes",
             at=(
                 r"None|= *0|clear\(|\[\] || def (clear|reset|reset_cache|empty|forget)")),
@@ -360,8 +361,8 @@ MISTAKES = (
             "each new query has a row, and each key has a column",
             "make a mask of T rows and S columns", at=_MASK),
     ExerciseMistake("mask-not-infinite", 5, "masked_fill(future, 0)",
-            "you fill masked scores with 0, not with -inf",
-            "softmax gives a score of 0 a weight greater than 0", 'fill with float("-inf")', (
+            "you fill masked scores with 0 or another small number, not with -inf",
+            "softmax gives such a score a weight greater than 0", 'fill with float("-inf")', (
                 _form(fill=0.0), _form(fill=-1.0), _form(fill=1.0)),
             at=r"masked_fill|where\( || " + _MASK),
     ExerciseMistake("mask-after-softmax", 5, "softmax, then masked_fill",
@@ -384,7 +385,8 @@ MISTAKES = (
             at=r"softmax"),
     ExerciseMistake("no-softmax", 6, "scores @ v",
             "your scores are used as weights, without a softmax",
-            "weights are positive and sum to 1", "apply a softmax over the keys", (
+            "no weight is negative, and the weights of a query sum to 1",
+            "apply a softmax over the keys", (
                 _form(soft="none"),), at=r"@ *v|matmul|einsum || last:return"),
     ExerciseMistake("heads-mixed", 6, "(weights @ v).reshape(B, T, C)",
             "you put tokens and heads in the wrong order: (B, H, T, D) became (B, T, C) without "

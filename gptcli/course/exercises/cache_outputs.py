@@ -1,4 +1,4 @@
-"""Compare the outputs of a learner's cached attention with recomputation, and name its mistake.
+"""Compare the outputs of a learner's cached attention with recomputation; name the mistake.
 
 Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), N tokens of a text.
 """
@@ -34,7 +34,7 @@ class Seen:
 
     @property
     def error(self) -> float:
-        """The largest difference from recomputation; infinite without an output."""
+        """The largest difference from recomputation; infinite without an output of that shape."""
         if self.got is None or self.got.shape != self.wanted.shape:
             return float("inf")
         value = float((self.got - self.wanted).abs().max())
@@ -147,7 +147,8 @@ def _half_read(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
 def _masked_wrongly(
     learner: CacheExplainer, w: Weights, text: Tensor, one: Seen
 ) -> CheckFailed | None:
-    """The known mistake of step 5 whose weights are in the trace, if step 6 is wrong too."""
+    """The failure for the mistake of step 5 whose weights are in the trace, if step 6 is wrong
+    too."""
     if one.trace is None:
         return None
     right, _ = any_weights(w, text, one.start, one.count)
@@ -168,7 +169,7 @@ def _masked_wrongly(
 def half_written(
     learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]
 ) -> CheckFailed:
-    """The failure of a file without step 6: at step 5 if its scores are wrong, else at 6."""
+    """The failure of a file without step 6: at step 5 if the scores are wrong, else at step 6."""
     for one in seen:
         if one.failed is not None and one.failed.mistake != "not-implemented":
             return _square_mask(learner, one) or one.failed
@@ -199,7 +200,7 @@ def _shows_weights(one: Seen, w: Weights, text: Tensor, parts: dict[str, Any]) -
     """Whether the last scores of a forward, or their softmax, are the weights of any_weights."""
     try:
         weights, _ = any_weights(w, text, one.start, one.count, **parts)
-    except RuntimeError:  # these sizes lack the parts
+    except RuntimeError:  # the parts do not fit these sizes
         return False
     operations = one.trace.operations if one.trace is not None else ()
     scores = [
@@ -223,14 +224,14 @@ def _explains(
 ) -> bool:
     """Whether a mistake's form gives all the learner's outputs, and at least one of them is wrong.
 
-    If not `strict`, the form needs to give only the wrong outputs, because the learner's code can
-    have a correct branch."""
+    If not `strict`, the form needs to give only the wrong outputs, because one branch of
+    the learner's code can be correct."""
     some = False
     for one in tried:
         assert one.got is not None
         try:
             wanted = form(w, text, one.start, one.count)
-        except RuntimeError:  # these sizes lack the parts of the form
+        except RuntimeError:  # the form does not fit these sizes
             return False
         if not close(one.got, wanted):
             # The code without a cache can be right although the code with a cache is wrong.

@@ -180,7 +180,8 @@ def kind_of(got: Any) -> str:
 def _stored_pair(
     stored: list[Tensor], wanted: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor] | None:
-    """The stored tensors with the most numbers of the keys and of the values; None if unclear."""
+    """The stored tensor with the most numbers of the keys, and the one with the most numbers of
+    the values; None if unclear."""
     found = []
     for one in wanted:
         counts = [
@@ -297,7 +298,8 @@ def _name(
 
 
 def _tokens_in(pair: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> list[int] | None:
-    """The indices of the tokens that keys and values both have, in their order; None if none."""
+    """The indices of the tokens that keys and values both have, as they are ordered there; None if
+    they have none."""
     if any(one.dim() != 4 or one.shape[:2] != wanted[0].shape[:2] for one in pair):
         return None
     found = []
@@ -344,7 +346,7 @@ def _other_dtype(learner: LearnerCache, got: Tensor, given: Tensor, step: int) -
 
 
 class _Devices(TorchFunctionMode):
-    """Find code that would make or put tensors on the CPU although the keys are on a GPU.
+    """Find code that would make tensors on the CPU, or move them there, if the keys are on a GPU.
 
     The test needs no GPU. `torch.zeros` without a device makes such a tensor, and `.cpu()` moves
     one to the CPU."""
@@ -369,9 +371,9 @@ class _Devices(TorchFunctionMode):
         elif name in ("to", "type_as", "cuda"):
             self.moved.append(args[0])
         elif name in ("cpu", "numpy", "tolist") and not self.why:
-            self.why = f"`{name}()` moves them to the CPU"
+            self.why = f"the result of `{name}()` is on the CPU"
         elif name in ("cat", "concat", "concatenate") and args and self._stays(args[0]):
-            self.why = "a tensor that was made on the CPU is concatenated with them"
+            self.why = "append concatenates a tensor that was made on the CPU"
         return out
 
     def _stays(self, tensors: Any) -> bool:
@@ -396,13 +398,13 @@ _FACTORIES = {"zeros", "ones", "empty", "full", "tensor", "rand", "randn", "as_t
 
 
 def _check_device(learner: LearnerCache) -> None:
-    """Raise CheckFailed if append would use tensors on the CPU with keys on a GPU."""
+    """Raise CheckFailed if append would use tensors on the CPU although the keys are on a GPU."""
     watch = _Devices()
     with watch:
         cache = learner.new(probe_sizes())
         for piece in pieces_of(2, 1):
             got = pair_of(append(learner, cache, piece))
     if got is not None and not watch.why and any(map(watch.holds, got)):
-        watch.why = "the tensor that holds them was made on the CPU"
+        watch.why = "a tensor that append returns was made on the CPU"
     if watch.why:
         raise learner.mistake("other-device", within=learner.cache_lines, why=watch.why)

@@ -25,8 +25,8 @@ class ExerciseMistake(Mistake):
 
     Each of `forms` is a function. It computes the result of code with this mistake, from the
     learner's weights and inputs. `parts` compute the wrong result of the mistake's step, for files
-    in which a later step is wrong too. If a mistake has neither, other code of the lesson finds it.
-    `at` is a pattern for the line to quote."""
+    in which a later step is wrong too. If a mistake has no `forms` and no `parts`, other code of
+    the lesson finds it. `at` is a pattern for the line to quote."""
 
     why: str  # hint 2
     hint: str  # hint 3
@@ -63,10 +63,11 @@ class Explainer:
             named = re.search(r"\bstep (\d+)", str(error))
             if named is not None and int(named[1]) > step:
                 line = last_line_before(error, self.file.path)
+                quote = self.source.quote(line).removeprefix(",")
                 message = (
                     f"step {step}, {known.name}, is missing or wrong: its numbers do not appear "
-                    f"up to the code of step {named[1]}{self.source.quote(line)}; later steps are "
-                    "still to be written"
+                    f"in the code before step {named[1]}{f', which ends{quote}' * bool(quote)}; "
+                    "later steps are still to be written"
                 )
             return self.failed_at(
                 step,
@@ -92,7 +93,7 @@ class Explainer:
         return CheckFailed(slug, message, hints, step)
 
     def missing(self, step: int, kind: str, name: str, others: Collection[str]) -> CheckFailed:
-        """The failure for a method or function that the file lacks; it has `others`."""
+        """The failure for a class, method or function that is missing; the file has `others`."""
         from gptcli.errors import nearest
 
         like = nearest(name, others)
@@ -142,7 +143,7 @@ class Explainer:
 
 
 class Source:
-    """The text of a learner's file: finds lines of code, and quotes them."""
+    """The text of a learner's file. Finds lines of code, and quotes them."""
 
     def __init__(self, file: LearnerFile) -> None:
         self._file = file
@@ -223,7 +224,7 @@ class Source:
         return [n.name for n in ast.walk(self.tree) if isinstance(n, ast.FunctionDef)]
 
     def step_named_at(self, line: int) -> int | None:
-        """The N of the last comment `# Step N` above the line, in the line's function, or None."""
+        """The N of the last comment `# Step N` up to the line, in the line's function, or None."""
         inside = [
             node
             for node in ast.walk(self.tree)

@@ -33,9 +33,9 @@ Weights = Any
 STEPS = (
     Step(
         "mean",
-        "over which numbers is the mean taken, and how many means are there for x of (B, T, C)?",
+        "over which numbers is the mean taken, and how many means does x (B, T, C) have?",
         "each token is normalised by itself: one mean per token, over its C channels",
-        "reduce the last dimension (dim=-1) and keep it (keepdim=True), so that it can be "
+        "reduce the last dimension (dim=-1) and keep it (keepdim=True), so that the mean can be "
         "subtracted",
     ),
     Step(
@@ -54,8 +54,8 @@ STEPS = (
         "gain and bias",
         "which of gain and bias multiplies, which is added, and in which order?",
         "the gain multiplies the normalised channels; then the bias, if there is one, is added",
-        "both are an nn.Parameter of length C: the gain starts at ones, the bias at zeros (None if "
-        "config.bias is False)",
+        "each is an nn.Parameter of length C: the gain starts at ones, the bias at zeros (the bias "
+        "is None if config.bias is False)",
     ),
 )
 
@@ -78,7 +78,7 @@ def gained(w: Weights, y: Tensor) -> Tensor:
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """Yield the tensors of each step: its result in every form in which code can compute it."""
+    """Yield the tensors of each step: its result in the forms in which code often computes it."""
     m = mean(x)
     yield [m, x - m]
     v = variance(x, m)
@@ -304,7 +304,9 @@ MISTAKES = (
 
 
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
-    """The gain and the bias, each (C,), found by name. Raises CheckFailed if there is no gain."""
+    """The gain and the bias, each (C,), found by name or else by order.
+
+    Raises CheckFailed if there is no gain."""
     gain = bias = None
     have, others = [], []
     for name, parameter in module.named_parameters():
@@ -348,7 +350,9 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """Random tokens of many scales; eps matters for small ones. With seed 2 one is constant."""
+    """Random tokens of many scales; eps matters for small tokens.
+
+    With seed 2, the channels of one token are all equal."""
     shape = (size.B, size.T, size.C)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     scale = 10.0 ** torch.linspace(-3, 1, size.B * size.T, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The functions of a learner's file, for exercises without a class: find, call and judge them."""
+"""Find, call and judge the functions of a learner's file, for exercises without a class."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ class LearnerFunctions(Explainer):
     def named(
         self, step: int, same: Callable[[Any], bool], evidence: str, quote: str
     ) -> CheckFailed:
-        """The failure for the mistake of `step` that has a form with `same`, or "wrong-result"."""
+        """The failure for the first mistake of `step` with a form for which `same` is true.
+
+        If there is none, the failure "wrong-result"."""
         for mistake in self.mistakes:
             if mistake.step == step and any(same(form) for form in mistake.forms):
                 return self.mistake(mistake.slug, f" ({evidence})")

@@ -29,7 +29,7 @@ from gptcli.errors import GptcliError
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of one comparison. All dimensions differ."""
+    """The sizes of one comparison. In the `sizes` of a lesson, B, T and C differ."""
 
     B: int
     T: int
@@ -160,7 +160,7 @@ class LearnerModule(Explainer):
             raise self.missing(1, "method", "forward", [n for n in own if n != "__init__"])
 
     def construct(self, size: Size) -> nn.Module:
-        """A new module of that size, in float64 and evaluation mode, with its initial weights."""
+        """A new module of `size`, in float64 and evaluation mode, with its initial weights."""
         self.say("step 1: building the module")
         if self.cls.__init__ is nn.Module.__init__:
             raise self.missing(1, "method", "__init__", [])
@@ -394,10 +394,12 @@ class LearnerModule(Explainer):
     def mistake_in_forward(
         self, slug: str, evidence: str = "", suspect: int | None = None, **facts: Any
     ) -> CheckFailed:
-        """The failure for the known mistake `slug`; quotes the line of forward with its pattern.
+        """The failure for the known mistake `slug`. It quotes a line of forward that matches the
+        mistake's pattern.
 
-        If `suspect` is such a line, it is quoted. If forward has no such line, the constructor's
-        line is quoted, or else `suspect`."""
+        If `suspect` is such a line, `suspect` is quoted. If forward has no such line, a line of the
+        constructor is quoted, or else `suspect`. A mistake in _OF_CONSTRUCTOR quotes the
+        constructor first."""
         pattern = next(m for m in self.mistakes if m.slug == slug).at
         lines = self.source.matches(pattern, self.methods)
         of_constructor = (
@@ -489,7 +491,7 @@ def compare_output(learner: LearnerModule, known: Iterable[CheckFailed] = ()) ->
 
 
 def _run(learner: LearnerModule, size: Size) -> Run:
-    """Run the module for one size. Its faults can be dropout in evaluation and a changed x."""
+    """Run the module for one size. Dropout in evaluation and a changed x are faults of the run."""
     lesson = learner.lesson
     module, weights, x = learner.filled(size)
     faults = []
@@ -607,7 +609,9 @@ def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
         return ""
     at = ", ".join("0" * wanted.dim())
     mine, right = (float(t.flatten()[0]) for t in (results[-1], wanted))
-    return f" (its number [{at}] is {mine:.4g}, expected {right:.4g})" if mine != right else ""
+    if mine == right:
+        return ""
+    return f" (number [{at}] of this line's result is {mine:.4g}, expected {right:.4g})"
 
 
 def _at_step_of_line(learner: LearnerModule, run: Run, failed: CheckFailed) -> CheckFailed:
@@ -672,7 +676,7 @@ def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFaile
     trace = TensorTrace(learner.file.path, module)
     try:
         got = forward(None, trace)
-    except CheckFailed as failed:  # forward ran without gradients, but stops with them
+    except CheckFailed as failed:  # forward stops only if autograd records
         return [failed] if right else []
     except RuntimeError as error:
         return [learner.stopped(error, "the backward pass", len(lesson.steps))] if right else []
@@ -751,7 +755,7 @@ def general_mistakes(step: int, *, dropout_step: int | None = None) -> tuple[Exe
             step,
             "x.detach(), .data, torch.no_grad()",
             "no gradient, or a wrong one, flows back to {name}",
-            "something cuts the graph: detach(), .data, item() or no_grad()",
+            "something cuts the graph, such as detach(), .data, no_grad() or requires_grad=False",
             "compute every step on tensors that autograd can follow",
             at=r"detach\(|\.data\b|no_grad|\.item\(|inference_mode|\.numpy\(",
         ),

@@ -88,7 +88,7 @@ def _tanh_gelu(a: Tensor) -> Tensor:
 
 # fmt: off
 MISTAKES = (
-    ExerciseMistake("missing-layer", 1, "one linear layer, or none",
+    ExerciseMistake("missing-layer", 1, "no linear layer, more than two, or one of a wrong shape",
             "your module has {have}; it needs two matrices, ({C4}, {C}) and ({C}, {C4})",
             "one layer expands, the other projects back",
             "make two nn.Linear in the constructor, c_fc and c_proj",
@@ -126,8 +126,7 @@ MISTAKES = (
             "pass bias=config.bias to both layers", at=r"nn\.Linear\(\s*4(?!.*bias)"),
     ExerciseMistake("gelu-before-expanding", 1, "self.c_fc(F.gelu(x))",
             "your GELU acts on the {C} channels of x, before they are expanded to {C4}",
-            "two linear layers without an activation between them are no more than one linear "
-            "layer",
+            "GELU acts once, between the two layers; the first layer reads x itself",
             "expand first, then apply GELU", (lambda w, x: w.down(w.up(F.gelu(x))),
             lambda w, x: w.down(F.gelu(w.up(F.gelu(x))))), at=r"gelu|GELU"),
     ExerciseMistake("tanh-gelu", 2, 'F.gelu(x, approximate="tanh")',
@@ -207,7 +206,7 @@ MISTAKES = (
             "the block, not the MLP, adds x", "return only the projection",
             (lambda w, x: x + w.down(F.gelu(w.up(x))),), at=r"return|\+"),
     ExerciseMistake("scaled-in-evaluation", 4, "y * (1 - config.dropout)",
-            "in evaluation your {C} channels are scaled by 1 - dropout",
+            "in evaluation you multiply or divide the {C} channels by 1 - dropout",
             "dropout already scales up in training, so evaluation needs no scaling",
             "do not scale the output in evaluation",
             (lambda w, x: w.down(F.gelu(w.up(x))) * (1 - w.p),
@@ -238,8 +237,8 @@ MISTAKES = (
             "draw a random number for each number of the output, or use nn.Dropout",
             at=DROPOUT_LINE),
     ExerciseMistake("dropout-elsewhere", 4, "self.dropout(x), or dropout before GELU",
-            "in training, with config.dropout = {p}, dropout changes your output, but drops no "
-            "numbers of the output or of GELU's result",
+            "in training, with config.dropout = {p}, your output changes in another way than by "
+            "dropout on the output or on GELU's result",
             "dropout acts on the output of the second layer",
             "apply self.dropout to that output only, and return the result", at=DROPOUT_LINE),
     *general_mistakes(3, dropout_step=4),
@@ -338,7 +337,7 @@ def draw(size: Size, generator: torch.Generator) -> Tensor:
 
 
 def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
-    """Yield the faults of dropout in training: its rate, its scale and its place."""
+    """Yield a fault of dropout in training (its rate, scale or place), or a note about it."""
     for p in (0.25, 0.1, 0.0):
         found = _dropout(learner, p)
         if isinstance(found, CheckFailed):

@@ -1,5 +1,5 @@
-"""Steps 4 to 6 of the exercise modern, grouped-query attention: compares it with the reference, and
-lists its known mistakes.
+"""Steps 4 to 6 of the exercise modern: compare grouped-query attention with the reference. Also has
+the list of known mistakes.
 
 Dimensions: B batch, T time, C channels (n_embd), H query heads, K key/value heads, D head_dim,
 G = H / K query heads for each key/value head. In the `forms` of MISTAKES, w holds the learner's
@@ -81,7 +81,7 @@ def attention(
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """Yield the tensors of each step: its result in every form in which code can compute it."""
+    """Yield the tensors of each step: its result in the forms in which code often computes it."""
     yield from ([], [], [])  # RMSNorm and the two functions are checked before the attention
     q, k, v = _turn(*heads(w, x))
     yield [k]
@@ -289,8 +289,8 @@ MISTAKES = (
             "rotate returns a new tensor, and does not change its argument",
             "write q = rotate(q, cos, sin), and the same for k",
             _turning(lambda q, k, v: (q, k, v)), _ROTATION),
-    ExerciseMistake("values-for-keys-rotated", 4, "q and v are rotated",
-            "you rotate queries and values, but not the keys", "a score is computed from q and k",
+    ExerciseMistake("values-for-keys-rotated", 4, "q and v are rotated, or only v",
+            "you rotate the values, but not the keys", "a score is computed from q and k",
             "rotate q and k", _turning(lambda q, k, v: (turned(q), k, turned(v)),
                                        lambda q, k, v: (q, k, turned(v))), _ROTATION,),
     ExerciseMistake("rotated-by-head", 4, "rotate before transpose(1, 2)",
@@ -312,8 +312,8 @@ MISTAKES = (
                 attention, make=_angles_of_width, turn=lambda q, k, v: (q, k, v)),),
             r"rotary|angles"),
     ExerciseMistake("rotated-twice", 4, "rotate(rotate(q))",
-            "you rotate twice: a distance of 1 counts as 2",
-            "one rotation by the position is enough",
+            "you rotate the queries, the keys or both twice",
+            "one rotation by the position makes a distance of 1 count as 1",
             "rotate q and k once each", _turning(
                 lambda q, k, v: (turned(turned(q)), turned(turned(k)), v),
                 lambda q, k, v: (turned(turned(q)), turned(k), v),
@@ -332,8 +332,9 @@ MISTAKES = (
                 lambda q, k, v: (turned(q), _back(k), v), lambda q, k, v: (_back(q), turned(k), v)),
             _ROTATION),
     ExerciseMistake("rotated-after", 4, "rotate(weights @ v, cos, sin)",
-            "you rotate after the scores: the weights of the {H} heads do not depend on positions",
-            "the rotation must change the scores", "rotate q and k before q @ k.transpose",
+            "you rotate the results of the {H} heads, which come after the scores",
+            "the rotation must change the scores, and nothing else",
+            "rotate only q and k, before q @ k.transpose",
             (*_weighing(lambda q, k, v: turned(modern.attend(q, k, v))),
              *(partial(attention, turn=lambda q, k, v: (q, k, v),
                        weigh=lambda q, k, v: turned(modern.attend(q, k, v))),)), _ROTATION),
@@ -447,7 +448,7 @@ MISTAKES = (
             "return only self.c_proj(...)", (lambda w, x: x + attention(w, x),), r"return"),
     ExerciseMistake("stops-in-bfloat16", 6, "tables or masks in float32",
             "with weights and x in {dtype} your forward {stops}",
-            "gptcli trains in bfloat16: q, k and v, and what is added to the scores, must have one "
+            "gptcli can train in bfloat16: q, k, v and what is added to the scores must have one "
             "dtype", "let rotate return the dtype of x, and convert masks with .to(x)",
             at=r"softmax|@|scaled_dot|return"),
     *general_mistakes(6),
@@ -478,7 +479,7 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """A random input with a standard deviation of 1."""
+    """A random input with a standard deviation of 1.5."""
     shape = (size.B, size.T, size.C)
     return torch.randn(shape, generator=generator, dtype=torch.float64) * 1.5
 
@@ -491,8 +492,8 @@ def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
 SIZES = (
     GroupedSize(2, 5, 24, 6, K=2),  # D 4, groups of 3
     GroupedSize(3, 4, 32, 4, seed=1, K=2),  # D 8, groups of 2
-    GroupedSize(2, 7, 18, 3, bias=False, seed=2, K=3),  # D 6, each head by itself
-    GroupedSize(1, 6, 16, 4, seed=3, K=1),  # D 4, all heads share one
+    GroupedSize(2, 7, 18, 3, bias=False, seed=2, K=3),  # D 6, a key/value head for each head
+    GroupedSize(1, 6, 16, 4, seed=3, K=1),  # D 4, one key/value head for all
 )
 LESSON = ModuleLesson(
     "modern", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train, first_wrong, unseen

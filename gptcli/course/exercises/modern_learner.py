@@ -58,7 +58,9 @@ class LearnerModern(Explainer):
         return found
 
     def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
-        """The failure for the known mistake `slug`; quotes its function or a helper."""
+        """The failure for the known mistake `slug`.
+
+        It quotes a line of the step's function or of a helper."""
         mistake = next(m for m in self.mistakes if m.slug == slug)
         inside = self.source.lines_of(FUNCTIONS.get(more.get("step") or mistake.step, ""))
         line = ranked_line(self.source, mistake.at, inside)

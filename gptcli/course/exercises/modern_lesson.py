@@ -182,7 +182,7 @@ def _first_position(trace: TensorTrace, part: Tensor, T: int) -> int | None:
 
 
 def _bfloat16(whole: ModernModule) -> None:
-    """Check that forward runs in bfloat16, in which gptcli trains (step 6)."""
+    """Check that forward runs in bfloat16, in which gptcli can train (step 6)."""
     got = whole.in_dtype(modern_attention.SIZES[1], torch.bfloat16)
     if isinstance(got, BaseException):
         stops = f"stops ({in_words(got)})"

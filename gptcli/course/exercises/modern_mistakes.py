@@ -38,7 +38,7 @@ STEPS = (
         "rotate",
         "which two channels make a pair, and what becomes of (1, 0) if you rotate it by 90 "
         "degrees?",
-        "channels i and i + D/2 are a pair (a, b); it becomes (a cos - b sin, b cos + a sin)",
+        "channels i and i + D/2 are a pair (a, b), which becomes (a cos - b sin, b cos + a sin)",
         "a, b = x.chunk(2, dim=-1); torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)",
     ),
     Step(
@@ -51,7 +51,8 @@ STEPS = (
     ),
     Step(
         "grouped queries",
-        "with 4 query heads and 2 key/value heads, which query heads use the second one?",
+        "with 4 query heads and 2 key/value heads, which query heads use the second key/value "
+        "head?",
         "query head h uses key/value head h // (H / K): repeat each key/value head H / K times, "
         "side by side",
         "k = k.repeat_interleave(n_head // n_kv_head, dim=1), and the same for v",
@@ -165,14 +166,14 @@ _EXPONENT = r"\*\*|pow\(|\bexp\(|arange\(\s*0\s*,|arange"
 # fmt: off
 MISTAKES = (
     ExerciseMistake("degrees", 2, "torch.deg2rad(angles), angles * math.pi / 180",
-            "you treat the angles as degrees: position 1 gets {yours:.4g} at the first frequency, "
-            "not 1", "t times the frequency is already an angle in radians",
+            "you convert the angles between degrees and radians: position 1 gets {yours:.4g} at "
+            "the first frequency, not 1", "t times the frequency is already an angle in radians",
             "leave out the conversion",
             (lambda D, n: angles_of(D, n) * math.pi / 180, lambda D, n: angles_of(D, n) * 180
              / math.pi), r"deg|rad|180|360|pi\b"),
     ExerciseMistake("turns", 2, "2 * math.pi * positions * frequencies",
-            "you multiply the angles by pi or 2 pi: position 1 gets {yours:.4g} at the first "
-            "frequency, not 1", "t times the frequency is already an angle in radians",
+            "you multiply or divide the angles by pi or 2 pi: position 1 gets {yours:.4g} at the "
+            "first frequency, not 1", "t times the frequency is already an angle in radians",
             "leave pi out",
             (lambda D, n: angles_of(D, n) * 2 * math.pi, lambda D, n: angles_of(D, n) * math.pi,
              lambda D, n: angles_of(D, n) / (2 * math.pi), lambda D, n: angles_of(D, n) / math.pi),
@@ -205,7 +206,7 @@ MISTAKES = (
             (_with(lambda i, D: -2 * (D // 2 - 1 - i) / D),), r"flip|\[::-1\]|-\s*1\)|arange"),
     ExerciseMistake("last-frequency", 2, "torch.linspace(0, 1, D // 2)",
             "your last of {half} frequencies is {last:.4g}, expected {wanted:.4g}",
-            "i ends at D/2 - 1, so the exponent ends before -1",
+            "i goes from 0 to D/2 - 1, so the exponent goes from 0 to -(D - 2)/D",
             "use torch.arange(0, head_dim, 2) / head_dim",
             (_with(lambda i, D: -i / max(D // 2 - 1, 1)), _with(lambda i, D: -(2 * i + 2) / D),
              _with(lambda i, D: -(2 * i + 1) / D)), r"linspace|arange"),
@@ -217,10 +218,11 @@ MISTAKES = (
                 10.0, 100.0, 1e3, 1e5, 1e6, 1e7, 5e5, 2e4, 5e4, 2.0, math.e, 10240.0, 1e4 - 1)),
             r"\b(10|100|1000|1e3|100_?000|500_?000|1_?000_?000|1e[567]|5e5|theta|base)\b|\*\*|exp"),
     ExerciseMistake("one-frequency", 2, "torch.arange(0, D, 2) // D",
-            "most of your {half} frequencies are equal: the last is {last:.4g}, expected "
-            "{wanted:.4g}",
+            "your {half} frequencies are equal, all of them or all but the first: the last is "
+            "{last:.4g}, expected {wanted:.4g}",
             "integer division rounds the exponents, or the exponents do not depend on i",
-            "use / and not //", tuple(map(_with, (
+            "write 10000 ** (-torch.arange(0, head_dim, 2) / head_dim), with / and not //",
+            tuple(map(_with, (
                 lambda i, D: 0 * i, lambda i, D: 0 * i - 1, lambda i, D: (-2 * i / D).floor(),
                 # of integers, 10000 ** -1 is 0
                 lambda i, D: torch.where(i > 0, -torch.inf, 0.0)))),
@@ -242,15 +244,16 @@ MISTAKES = (
             "use torch.arange(length)", (_moved(1), _moved(-1), _moved(0.5)),
             r"arange\(\s*1|\+\s*1|arange"),
     ExerciseMistake("positions-reversed", 2, "length - torch.arange(length)",
-            "your positions count down: the first of {n} has the angle {first:.4g}, not 0",
+            "your positions count from the end: the first of {n} has the angle {first:.4g}, not 0",
             "a token's position must not depend on how long the text is",
             "use torch.arange(length)",
             (lambda D, n: angles_of(D, n).flip(0), lambda D, n: torch.outer(
                 n - _positions(n), frequencies(D)), lambda D, n: -angles_of(D, n).flip(0)),
             r"flip|-\s*1\b|length\s*-|arange"),
     ExerciseMistake("positions-scaled", 2, "torch.arange(length) / length",
-            "you divide the positions by the length {n}, or scale them",
-            "a token's angle must not depend on how long the text is", "use torch.arange(length)",
+            "you multiply or divide the positions or angles by a number, such as the length {n}",
+            "the angle is the position times the frequency, for a text of any length",
+            "use torch.arange(length)",
             (lambda D, n: angles_of(D, n) / n, lambda D, n: angles_of(D, n) / max(n - 1, 1),
              lambda D, n: angles_of(D, n) / D, lambda D, n: angles_of(D, n) * 2,
              lambda D, n: angles_of(D, n) / 2, lambda D, n: angles_of(D, n) / math.sqrt(D)),
@@ -265,7 +268,7 @@ MISTAKES = (
             "leave the minus out", (_tables(lambda a: (a.cos(), -a.sin())),),
             r"-\s*\w*\.?\w*sin|-"),
     ExerciseMistake("no-cosine", 2, "return angles, angles",
-            "you return the angles themselves, not their cosine and sine",
+            "the two tables that you return are not the cosine and the sine of the angles",
             "rotate multiplies by the cosine and by the sine", "return angles.cos(), angles.sin()",
             (_tables(lambda a: (a, a)), _tables(lambda a: (a.cos(), a)),
              _tables(lambda a: (a, a.sin())), _tables(lambda a: (a.cos(), a.cos())),
@@ -336,7 +339,7 @@ MISTAKES = (
              _halves(lambda a, b, c, s: (a * c - b * s, b * c - a * s))),
             r"\* *\w*sin|sin\w* *\*|cat"),
     ExerciseMistake("own-half", 3, "x * cos + x * sin",
-            "you multiply each of the {D} channels by cosine and sine, but leave out its partner",
+            "you compute each of the {D} channels without its partner in the pair",
             "the sine multiplies the other channel of the pair",
             "write a * cos - b * sin for the first half, b * cos + a * sin for the second",
             (_halves(lambda a, b, c, s: (a * c + a * s, b * c + b * s)),
@@ -351,19 +354,19 @@ MISTAKES = (
             "multiply a channel by the cosine, and its partner by the sine",
             (lambda x, c, s: rotate(x, s, c), lambda x, c, s: rotate(x, s, -c)), r"sin|cos"),
     ExerciseMistake("half-overwritten", 3, "a = a * cos - b * sin; b = b * cos + a * sin",
-            "your second line uses the new half of {half} channels, which the first line has "
+            "your second line reads a half of {half} channels that your first line has already "
             "overwritten", "both halves of the result need the old a and b",
             "give the new halves other names",
             (_halves(_overwritten), _halves(_overwritten_second)),
             r"=.*\*\s*sin"),
     ExerciseMistake("halves-swapped", 3, "torch.cat((second, first), dim=-1)",
-            "you put the two halves of {half} channels together in the wrong order",
+            "you exchange the two halves of {half} channels",
             "channel i of the result belongs to channel i of x", "put the first half first",
             (_halves(lambda a, b, c, s: (b * c + a * s, a * c - b * s)),
              _halves(lambda a, b, c, s: (b * c - a * s, a * c + b * s))), r"cat|return"),
     ExerciseMistake("half-rotated", 3, "only one half of the result is rotated",
             "you rotate only one half of the {D} channels",
-            "both channels of a pair change", "compute b * cos + a * sin too",
+            "both channels of a pair change", "compute a * cos - b * sin and b * cos + a * sin",
             (_halves(lambda a, b, c, s: (a * c - b * s, b)), _halves(lambda a, b, c, s: (
                 a, b * c + a * s))), r"cat|return"),
     ExerciseMistake("not-rotated", 3, "return x",
@@ -373,12 +376,12 @@ MISTAKES = (
     ExerciseMistake("rotated-over-heads", 3, "cos[None, :, None, :]",
             "you rotate by the index of the head, not by the position",
             "x is (B, H, T, D): positions are in the second dimension from the end",
-            "cos of shape (T, D/2) fits x (B, H, T, D) as it is", (_over(1),),
+            "cos of shape (T, D/2) fits the halves of x, (B, H, T, D/2), as it is", (_over(1),),
             r"None|unsqueeze|view|reshape|transpose|permute|shape|size"),
     ExerciseMistake("rotated-over-batch", 3, "cos[:, None, None, :]",
             "you rotate by the index of the sequence in the batch, not by the position",
             "x is (B, H, T, D): positions are in the second dimension from the end",
-            "cos of shape (T, D/2) fits x (B, H, T, D) as it is", (_over(0),),
+            "cos of shape (T, D/2) fits the halves of x, (B, H, T, D/2), as it is", (_over(0),),
             r"None|unsqueeze|view|reshape|transpose|permute|shape|size"),
     ExerciseMistake("half-lost", 3, "return a * cos - b * sin",
             "your result has {yours} channels, and x has {D}",
@@ -386,7 +389,7 @@ MISTAKES = (
             "put both halves together with torch.cat((..., ...), dim=-1)", at=r"return"),
     ExerciseMistake("dtype-changed", 3, "x * cos with cos in float32",
             "for x in {given} your rotate returns {returned}",
-            "gptcli trains in bfloat16: q and k would have another dtype than v",
+            "gptcli can train in bfloat16: then q and k would have another dtype than v",
             "begin with cos, sin = cos.to(x), sin.to(x), which gives the tables the dtype and "
             "device of x",
             at=r"return|cos|float|to\("),

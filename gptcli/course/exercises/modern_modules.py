@@ -52,10 +52,11 @@ def modern_config(config: Any, n_kv_head: int | None = None) -> LearnerConfig:
 def ranked_line(
     source: Source, pattern: str, within: Collection[int] | None, suspect: int | None = None
 ) -> int | None:
-    """The line to quote for a mistake: it matches the first alternative of `pattern` that occurs.
+    """The line to quote for a mistake: a line with the first alternative of `pattern` that any line
+    has.
 
-    Of these lines it is `suspect`, if `suspect` is among them, else the first. None if no line
-    matches."""
+    If several lines have that alternative, it is `suspect` if `suspect` is one of these lines, else
+    the first. None if no line matches."""
     for alternative in _alternatives(pattern):
         if lines := source.matches(alternative, within):
             return suspect if suspect in lines else lines[0]
@@ -92,7 +93,7 @@ class ModernModule(LearnerModule):
         self._running: tuple[TensorTrace, Any, Tensor] | None = None
 
     def construct(self, size: Size) -> nn.Module:
-        """A new module of that size, in float64 and evaluation mode, with its initial weights."""
+        """A new module of `size`, in float64 and evaluation mode, with its initial weights."""
         self._running = None
         with DoublePrecision():
             return super().construct(size)
@@ -164,7 +165,7 @@ class ModernModule(LearnerModule):
     def mistake_in_forward(
         self, slug: str, evidence: str = "", suspect: int | None = None, **facts: Any
     ) -> CheckFailed:
-        """The failure for the known mistake `slug`, which quotes the line with its pattern."""
+        """The failure for the known mistake `slug`. It quotes the line that `ranked_line` finds."""
         pattern = next(m for m in self.mistakes if m.slug == slug).at
         line = ranked_line(self.source, pattern, self.methods, suspect)
         if line is None or self._is_return(line):
@@ -173,7 +174,7 @@ class ModernModule(LearnerModule):
         return self.mistake(slug, evidence, line=line, within=self.methods, **facts)
 
     def in_dtype(self, size: Size, dtype: torch.dtype) -> BaseException | Tensor:
-        """The output of forward in `dtype`, without DoublePrecision, or the exception it raised."""
+        """The output of forward in `dtype` without DoublePrecision, or the exception of forward."""
         x = torch.randn(size.B, size.T, size.C, generator=torch.Generator().manual_seed(5))
         try:
             with torch.no_grad(), single_precision():

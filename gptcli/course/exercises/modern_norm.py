@@ -37,7 +37,7 @@ def _mean(x: Tensor, dim: Any = -1) -> Tensor:
 
 
 def normal(x: Tensor) -> Tensor:
-    """Each token divided by the root of the mean of its squares."""
+    """Each token divided by the root of the mean of its squared channels."""
     return x / torch.sqrt(_mean(x**2) + EPS)
 
 
@@ -101,12 +101,12 @@ MISTAKES = (
             "a new layer should only normalise", "start the gain with torch.ones",
             at=r"self\.(weight|gain|gamma|scale|g|w)\s*=|register_parameter|ones"),
     ExerciseMistake("has-bias", 1, "a bias, as in layer normalisation",
-            "your RMSNorm has a second parameter, {have}",
+            "your RMSNorm has more parameters than the gain: {have}",
             "RMSNorm has only a gain: it subtracts no mean and adds no bias",
-            "remove the bias from the constructor and from forward",
+            "keep only the gain in the constructor and in forward",
             at=r"self\.(bias|beta|shift|b|offset)\s*=|zeros"),
     ExerciseMistake("mean-subtracted", 1, "(x - mean) / torch.sqrt(var + eps)",
-            "you subtract the mean of the {C} channels: this is layer normalisation",
+            "you subtract the mean of the {C} channels, as layer normalisation does",
             "RMSNorm is layer normalisation without the mean: it only divides",
             "divide x itself, by the root of the mean of x ** 2",
             _sized(lambda x: _centred(x) / torch.sqrt(_variance(x) + EPS),
@@ -131,8 +131,8 @@ MISTAKES = (
                    lambda x: x / _length(x).clamp_min(1e-12), lambda x: x / _length(x).clamp_min(
                        EPS)), r"sum\(|norm\(|normalize"),
     ExerciseMistake("root-of-c-wrong", 1, "x.norm(dim=-1) * C ** -0.5 on the wrong side",
-            "your divisor is not the root of the mean of the {C} squares: it has a wrong factor of "
-            "C",
+            "your divisor is not the root of the mean of the {C} squares: it is too large or too "
+            "small by a factor",
             "the mean of the squares is the squared length divided by C",
             "use (x ** 2).mean(dim=-1, keepdim=True)",
             _sized(lambda x: x / (_length(x) / x.shape[-1] + EPS),
@@ -169,7 +169,7 @@ MISTAKES = (
             "a token of zeros would give 0 / 0", "add eps = 1e-6 to the mean of the squares",
             _sized(lambda x: x / _mean(x**2).sqrt()), _ROOT),
     ExerciseMistake("eps-as-minimum", 1, "clamp(min=eps)",
-            "you use eps as a lower limit for the divisor of the {C} channels, but do not add it",
+            "you use eps as a lower limit, and do not add it to the mean of the {C} squares",
             "eps is added to the mean of the squares, before the root",
             "write torch.sqrt(mean + eps)",
             _sized(lambda x: x / torch.sqrt(_mean(x**2).clamp_min(EPS)),
@@ -191,7 +191,7 @@ MISTAKES = (
             "reduce the last dimension, dim=-1", _over(0), r"(mean|norm|sum)\(.*\b0\b|mean\("),
     ExerciseMistake("over-everything", 1, "(x ** 2).mean()",
             "you take one mean over several tokens, not one for each token of {C} channels",
-            "without dim, mean() reduces the whole batch", "pass dim=-1 and keepdim=True",
+            "each token is normalised by itself", "pass dim=-1 and keepdim=True",
             (*_over((0, 1, 2)), *_over((1, 2)), *_over((0, 1))), r"(mean|norm|sum)\("),
     ExerciseMistake("no-gain", 1, "return x / size",
             "your gain of {C} numbers is never used", "the layer should learn its gain",
@@ -207,8 +207,8 @@ MISTAKES = (
             "Gemma does this with a gain that starts at 0, but here the gain starts at 1",
             "multiply by the gain itself", _gained(lambda w, y: y * (1 + w.g)), r"return|1"),
     ExerciseMistake("gain-before-norm", 1, "x = x * self.weight before the mean of the squares",
-            "you multiply by the gain before you measure the {C} channels, so the division cancels "
-            "most of the gain", "normalise first, then apply the gain",
+            "you multiply by the gain before you measure the {C} channels, so the divisor depends "
+            "on the gain", "normalise first, then apply the gain",
             "multiply the result by the gain",
             (lambda w, x: normal(x * w.g), lambda w, x: x / torch.sqrt(
                 _mean((x * w.g) ** 2) + EPS) * w.g), r"weight|gain|gamma|scale"),
@@ -259,7 +259,9 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """Random tokens of many sizes; eps matters for small ones. With seed 2 one is zero."""
+    """Random tokens of many sizes; eps matters for small tokens.
+
+    With seed 2, one token has only zeros."""
     shape = (size.B, size.T, size.C)
     x = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.5
     # any two values of eps give different outputs for a very small token

@@ -22,7 +22,7 @@ WORDS = {"q": "query", "k": "key", "v": "value", "o": "output"}
 
 
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Any:
-    """The four projections, found by shape and name. Raises CheckFailed if one is missing."""
+    """The four projections, found by name. Raises CheckFailed if one is missing."""
     assert isinstance(size, GroupedSize)
     D = size.C // size.H
     found: dict[str, tuple[Tensor, Tensor | None]] = {}

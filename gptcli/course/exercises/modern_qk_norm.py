@@ -24,9 +24,10 @@ _EPS = (1e-6, 1e-5, 1e-8, 1e-12, 0.0, float(torch.finfo(torch.float64).eps))
 
 @dataclass(frozen=True)
 class QKNorm:
-    """The norms of queries and keys; `q` or `k` is None without one. `of` names what is averaged.
+    """The norms of queries and keys; `q` or `k` is None if it has no norm.
 
-    `after_rotation` tells that a learned gain is applied to heads after their rotation."""
+    `of` names the kind of norm and what it averages. `after_rotation` tells that a learned gain is
+    applied to heads after their rotation."""
 
     q: Norm | None
     k: Norm | None
@@ -41,8 +42,8 @@ class QKNorm:
             (False, True): "its keys, but not its queries",
         }[self.q is not None, self.k is not None]
         return (
-            f"your attention normalises {what} ({self.of}), as Qwen3 does for each head of both; "
-            "Llama has no such norm. `gptcli train` computes it as your file does"
+            f"your attention normalises {what} ({self.of}). Qwen3 has an RMSNorm for each head of "
+            "both; Llama has no such norm. `gptcli train` computes your norm as your file does"
         )
 
 
@@ -78,7 +79,7 @@ def find_norm(
 
 
 def _norms(module: nn.Module, heads: Tensor) -> Iterator[tuple[Norm, str, bool]]:
-    """Yield every norm that the code can mean: the function, what it averages, if it has a gain."""
+    """Yield every norm that the code can mean: the function, its kind, whether it has a gain."""
     width, D = heads.shape[1] * heads.shape[3], heads.shape[3]
     vectors = [p.detach() for p in module.parameters() if p.dim() == 1]
     own = {

@@ -1,4 +1,4 @@
-"""Steps 2 and 3 of the exercise modern: compares a learner's rotary_angles and rotate."""
+"""Steps 2 and 3 of the exercise modern: check a learner's rotary_angles and rotate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def _doubled(a: Tensor) -> Tensor:
     return torch.cat((a, a), -1)
 
 
-# The forms of tables (length, D/2) that count as right. gptcli/model/rotary.py has the last.
+# The forms that count as right, made from c and s (length, D/2). gptcli/model/rotary.py uses the
+# last form.
 _KINDS: tuple[Callable[[Tensor, Tensor], Tables], ...] = (
     lambda c, s: (c, s),
     lambda c, s: (_doubled(c), _doubled(s)),
@@ -293,7 +294,7 @@ def _rotation_mistake(
         ):
             return learner.mistake(mistake.slug, evidence, D=D, half=D // 2)
     lengths = torch.allclose(y.norm(dim=-1), x.norm(dim=-1))
-    seen = "" if lengths else "; it changes the length of x, but a rotation keeps it"
+    seen = "" if lengths else "; your rotate changes the length of x, but a rotation keeps lengths"
     return _wrong(learner, 3, f"{evidence}{seen}")
 
 

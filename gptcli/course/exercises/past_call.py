@@ -55,9 +55,9 @@ _OF_OBJECTS = {"fits", "length", "update", "get_seq_length", "extend_with", "has
 
 
 class GivenCache:
-    """A cache for a forward that calls `cache.update(k, v, ...)` but has no cache class.
+    """A cache for a forward that calls `cache.update(k, v, ...)` in a file without a cache class.
 
-    It concatenates along the second to last dimension, like the cache of Hugging Face."""
+    It concatenates along the second to last dimension, as Hugging Face's caches do."""
 
     def __init__(self) -> None:
         self.k: Tensor | None = None
@@ -143,7 +143,9 @@ class PastCall:
         names = " and ".join(f"`{name}`" for name in self.past)
         if self.changes_past:
             return f"forward changes the keys and values in {names}"
-        return f"forward takes the earlier keys and values as {names}, and returns all of them"
+        return (
+            f"forward takes the earlier keys and values as {names}, and returns those of all tokens"
+        )
 
 
 def past_call(cls: type[nn.Module], tree: ast.AST, call: Call) -> PastCall | None:

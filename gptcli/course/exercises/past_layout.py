@@ -30,9 +30,9 @@ _MOST_NESTED = 4
 def leaves(value: Any, depth: int = 0) -> list[Tensor]:
     """The floating-point tensors in an object, its tuples, lists, dicts and attributes.
 
-    If all have one shape, such as one tensor for each head, they can be keys and values in turn, or
-    first all keys. So four stacks of them follow: of even places, of odd places, of the first half
-    and of the second half."""
+    If all have the same shape, such as one tensor for each head, keys and values can alternate, or
+    all keys can come first. So four stacks follow: of the tensors at even places, at odd places, in
+    the first half and in the second half."""
     found = list(_leaves(value, depth))
     if len(found) < 4 or len(found) % 2 or len({tensor.shape for tensor in found}) > 1:
         return found
@@ -74,7 +74,7 @@ class Dims:
 
 
 def canonical(tensor: Tensor, order: Order, dims: Dims) -> Tensor | None:
-    """The tensor with dimensions in `order` as (B, H, T, D), or None if the sizes do not fit."""
+    """`tensor`, whose dimensions are in `order`, as (B, H, T, D); None if the sizes do not fit."""
     if dims.H == 1 and tensor.dim() == 3 and len(order) == 4:
         tensor = tensor.unsqueeze(order.index("H"))  # a single head without a dimension for heads
     if tensor.dim() != len(order):
@@ -164,13 +164,13 @@ def find(tensors: list[Tensor], wanted: Tensor, T: int) -> Place | None:
 
 @dataclass(frozen=True)
 class Seen:
-    """A way to join stored and new keys or values, and the line on which a forward did it."""
+    """A way to join stored and new keys or values, and the line on which a forward joined them."""
 
     part: str  # "k" or "v"
     kind: str  # right, reversed, backwards, twice, stored twice, dim, last, first, of other
     line: int | None
     dim: int = 0  # the dimension along which they were joined
-    what: str = ""  # its name
+    what: str = ""  # the name of that dimension
     shape: tuple[int, ...] = ()
     wanted: tuple[int, ...] = ()
 

@@ -191,7 +191,7 @@ class PastLearner(CacheExplainer):
 
     @contextlib.contextmanager
     def as_learner(self) -> Iterator[None]:
-        """In this context the file's variables hold the latest module's sizes. No gradients."""
+        """In this context the file's variables hold the latest module's sizes, without autograd."""
         with torch.no_grad(), self.builder.constructor.variables(self.config):
             yield
 
@@ -263,7 +263,7 @@ class PastLearner(CacheExplainer):
         return calls
 
     def text(self, size: Size, seed: int = 7) -> Text:
-        """A module and a text of that size. Raises CheckFailed if the module cannot be compared."""
+        """A module and a text of `size`. Raises CheckFailed if the module cannot be compared."""
         module, weights = self.build(size)
         generator = torch.Generator().manual_seed(seed + size.B)
         x = torch.randn(size.B, size.N, size.C, generator=generator, dtype=torch.float64)
@@ -334,7 +334,7 @@ def with_past(file: LearnerFile, module: ModuleType, say: Say) -> PastLearner | 
     """The learner of a file whose forward takes and returns the past, or keeps it.
 
     None if the file has a cache class, or if its forward has neither an argument nor a state for
-    it."""
+    the past."""
     cache, attention = classes_of(file, module)
     if cache is not None and CacheClass(cache).names["append"] is not None:
         return None

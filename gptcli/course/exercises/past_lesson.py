@@ -42,7 +42,7 @@ def check_past(learner: PastLearner, done: list[Check]) -> str:
         name, fault = around
         if fault is not None:
             raise fault
-        learner.notes.append(("network", f"`{name}` gives the same with a past as without"))
+        learner.notes.append(("network", f"`{name}` gives the same outputs with a past as without"))
     done += [
         Check(f"{n} {step.name}", True, _unseen(learner, n, around is not None))
         for n, step in enumerate(STEPS, 1)
@@ -195,7 +195,7 @@ def _two_continuations(learner: PastLearner) -> None:
             raise learner.mistake("past-changed", within=learner.forward_lines())
         raise learner.mistake(
             "kept-in-module", within=learner.forward_lines(),
-            what="one past was continued by two texts, and the second text is wrong",
+            what="if two texts continue one past, the output for the second text is wrong",
         )  # fmt: skip
 
 
@@ -227,7 +227,7 @@ def _two_texts(learner: PastLearner) -> None:
     if late.y is None or not close(late.y, text.wanted[:, 5:]):
         raise learner.mistake(
             "kept-in-module", within=lines,
-            what="a text is wrong after the module has read another text",
+            what="the output for a text is wrong after the module has read another text",
         )  # fmt: skip
 
 

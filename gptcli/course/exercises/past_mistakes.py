@@ -1,7 +1,7 @@
 """The steps and mistakes of the cache exercise for a forward that takes and returns the past.
 
-They have the step numbers and slugs of cache_mistakes.py, in words that fit `forward(x, past=(k,
-v))`.
+They have the step numbers of cache_mistakes.py, and its slugs for the same mistakes, in words that
+fit `forward(x, past=(k, v))`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STEPS = (
     ),
     replace(
         STEPS_OF_CLASS[2],
-        tell="the first new token has the position of the number of tokens in the past",
+        tell="the position of the first new token is the number of tokens in the past",
         show="start = 0 if past is None else past[0].shape[2]; "
         "the positions are arange(start, start + T)",
     ),
@@ -49,12 +49,13 @@ STEPS = (
 # fmt: off
 MISTAKES = (
     ExerciseMistake("overwrites", 1, "k, v of the new tokens alone, without torch.cat",
-            "your forward keeps only the newest tokens: after {S} tokens it has keys of {found}",
+            "your forward keeps only the newest tokens: after {S} tokens it has keys for {found} "
+            "of them",
             "each call replaces the stored tokens", "concatenate the stored and the new tokens",
             at=_STORED),
     ExerciseMistake("keeps-the-first", 1, "return y, past",
-            "your forward returns only the keys and values that it got, of {found} tokens; it "
-            "should return {S}",
+            "your forward keeps only the keys and values of the {found} earlier tokens, not those "
+            "of all {S} tokens",
             "the next call needs the new tokens, too", "concatenate, and return the result",
             at=_STORED),
     ExerciseMistake("new-before-old", 1, "torch.cat((k, past_k), dim=2)",
@@ -63,7 +64,7 @@ MISTAKES = (
             "put the new tokens after the stored ones: torch.cat((past_k, k), dim=2)", at=_CAT),
     ExerciseMistake("keys-for-values", 1, "torch.cat((past_k, v)), or return y, (k, k)",
             "your {one} of {S} tokens contain {other}",
-            "keys decide which tokens a query looks at; values are what it gets from them",
+            "keys decide which tokens a query looks at; values are what it gets from these tokens",
             "concatenate past_k with k, and past_v with v; return y, (k, v)", at=_STORED),
     ExerciseMistake("queries-stored", 1, "return y, (q, k)",
             "your forward stores queries",
@@ -71,13 +72,13 @@ MISTAKES = (
             "store keys and values: return y, (k, v)",
             next(m.forms for m in OF_CLASS if m.slug == "queries-stored"), at=_STORED),
     ExerciseMistake("other-dtype", 1, "past = k.half(), v.half()",
-            "for x in {given} your forward returns keys in {got}",
-            "stored keys of another dtype do not match later queries",
+            "for x in {given} your forward returns keys or values in {got}",
+            "stored keys and values must have the dtype of later queries",
             "do not change the dtype of k and v",
             at=r"half|float|bfloat16|\.to\(|dtype || " + _RETURN),
     ExerciseMistake("past-changed", 1, "past[0][...] = k, past.append(k), k_past.add_(...)",
             "your forward changes the past that it gets: if two texts continue one past, the "
-            "second text is wrong",
+            "output for the second text is wrong",
             "several texts can begin with the same tokens, and each of them continues the same "
             "past",
             "make new tensors, torch.cat((past_k, k), dim=2), and return the new tensors",
@@ -89,7 +90,7 @@ MISTAKES = (
             "return y, (k, v) with the keys and values of all tokens", at=_RETURN),
     ExerciseMistake("present-new-only", 2, "return y, (k_new, v_new)",
             "your forward computes with all {S} tokens, but returns only the {what} of the newest "
-            "{found}",
+            "{found} tokens",
             "the next call would lack the earlier tokens",
             "return the concatenated tensors", at=_STORED),
     ExerciseMistake("present-old", 2, "return y, past",
@@ -126,7 +127,7 @@ MISTAKES = (
                 next(m.forms for m in OF_CLASS if m.slug == "swapped-in-forward")),
             at=r"=.*\b(past|cache|kv)\w*\b || " + _CAT),
     ExerciseMistake("appended-twice", 2, "torch.cat((past_k, k, k))",
-            "your forward puts the same tokens into the keys and values twice",
+            "your forward puts the same tokens into the keys or the values twice",
             "each token has one key and one value", "concatenate once", at="last:" + _CAT),
     ExerciseMistake("positions-not-offset", 3, "positions from 0 to T - 1 although there is a past",
             "your forward gives the first new token the position {at}, although {start} tokens "
@@ -148,7 +149,7 @@ MISTAKES = (
             at=r"self\.\w*(cache|past|kv)\w*\s*=(?!=)"),
     ExerciseMistake("clear-incomplete", 4, "self.cache_k = None, but not self.cache_v",
             "after a reset your module {problem}",
-            "the next text would see tokens of the previous text",
+            "the next text must begin with nothing stored",
             "a reset must remove everything that forward stores",
             at=r"None|= *0|clear\(|\[\] || def \w*(clear|reset)"),
 )

@@ -1,4 +1,4 @@
-"""Check the network around a cached attention, if the file has a network: above all its positions.
+"""Check the outputs and the positions of the network around a cached attention, if there is one.
 
 Dimensions: B batch, T new tokens, N tokens of a text.
 """
@@ -115,7 +115,7 @@ def _attention_of(network: nn.Module) -> str:
 def _call(
     network: nn.Module, form: PastCall, ids: Tensor, past: Any, start: int
 ) -> tuple[Tensor, Any]:
-    """The logits of some tokens, and the past for the next ones."""
+    """The logits of some tokens, and the past for the next tokens."""
     with torch.no_grad(), DoublePrecision():
         out = form(network, ids, past, start, cached=True)
     y, present = output_and_present(out, ids, two=False)

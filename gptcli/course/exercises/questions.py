@@ -36,7 +36,7 @@ _FIRST_ROW = "with 6 tokens stored, which keys can the first of 3 new tokens loo
 _MEAN_LOSS = "over how many numbers is the loss averaged?"
 _DECAY = "what are the rates at warmup_steps, half way, at max_steps, and one step later?"
 _ONE_NORM = "how many norms do you compute: one per parameter, one per number, or one in total?"
-_NORM = "what is the norm of the vector (3, 4)? what does your code give for it?"
+_NORM = "what is the norm of the vector (3, 4), and which norm does your code give?"
 _SHRINK = "what should happen to gradients whose norm is already below max_norm?"
 _ORDER = (
     "in which order must zeroing, backward, clipping and the step come, and how often does each of "
@@ -245,8 +245,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "whole-cosine": _DECAY,
         "decay-to-zero": _DECAY,
         "floor-added": _DECAY,
-        "decay-from-zero": "at step warmup_steps, what is the learning rate just before and just "
-        "after?",
+        "decay-from-zero": "what are the learning rates at the last step of the warm-up and at the "
+        "step after it?",
         "decay-too-long": "by how many steps do you divide, and how many steps does the decay "
         "have?",
         "rises-again": _DECAY,
@@ -308,7 +308,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "sum-of-logits": "which numbers do you add up?",
         "one-minus-p": _NUCLEUS,
         "p-one": "do the probabilities of all tokens add up to exactly 1 on a computer?",
-        "absolute-threshold": "if the likeliest token has 0.1, which threshold does p = 0.5 give?",
+        "absolute-threshold": "if the likeliest token has probability 0.1, which threshold does "
+        "p = 0.5 give?",
         "threshold-of-logits": "which numbers do you compare: logits, or probabilities?",
         "not-the-largest": "with which token's probability is p multiplied?",
         "keeps-the-unlikely": "is the likeliest token among those that you keep?",
@@ -386,7 +387,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "room?",
         "past-changed": "if two texts begin with the same tokens, which past does the second text "
         "get?",
-        "present-not-returned": "where does the next call of forward get these keys and values?",
+        "present-not-returned": "where does the next call of forward get the keys and values of "
+        "this call?",
         "present-new-only": "which tokens does the next call need, and which tokens does it get?",
         "present-old": "which tokens does the next call need, and which tokens does it get?",
         "present-swapped": "in which order are the two tensors returned, and in which order does "
@@ -404,7 +406,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "length-counts-calls": "if 5 tokens come at once, by how much does the length grow?",
         "length-of-newest": _NEXT_POSITION,
         "length-off-by-one": _NEXT_POSITION,
-        "length-of-nothing": "which position has the first token of a text?",
+        "length-of-nothing": "which position does the first token of a text have?",
         "fits-off-by-one": "with a block_size of 8 and 5 tokens stored, do 3 more fit?",
         "fits-ignores-new": "with a block_size of 8 and 5 tokens stored, do 4 more fit?",
         "fits-ignores-stored": "with a block_size of 8 and 5 tokens stored, do 4 more fit?",

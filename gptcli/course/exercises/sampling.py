@@ -29,13 +29,13 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     if p >= 1:
         return logits
     probabilities, order = torch.softmax(logits, dim=0).sort(descending=True, stable=True)
-    before = probabilities.cumsum(dim=0) - probabilities  # of all likelier tokens
+    before = probabilities.cumsum(dim=0) - probabilities  # the sum for all likelier tokens
     before[0] = -1.0  # the likeliest token always stays
     return logits.index_fill(0, order[before >= p], float("-inf"))
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
-    """Step 4: -inf for tokens less likely than p times the likeliest. (V,) -> (V,).
+    """Step 4: -inf for probabilities below p times the largest probability. (V,) -> (V,).
 
     Source: Nguyen et al. 2024, "Min-p sampling"."""
     probabilities = torch.softmax(logits, dim=0)
@@ -88,8 +88,8 @@ def any_choice(
     """Step 7, with keyword arguments that imitate known mistakes.
 
     `order` has a letter for each part: r for the penalty, t for temperature, k, p and m for the
-    filters, s for softmax. `greedy` says when the likeliest token is taken: "before" the penalty,
-    "after" it, or "always"."""
+    filters, s for softmax. `greedy` says which token is the choice at t = 0: the likeliest "before"
+    or "after" the penalty. "always" takes the likeliest after it at every t."""
     if greedy == "before" and t == 0:
         return int(logits.argmax())
     for part in order:

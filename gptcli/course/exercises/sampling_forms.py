@@ -1,6 +1,7 @@
 """Functions that compute the results of wrong sampling code, for the bank of known mistakes.
 
-Dimensions: V vocabulary. A form takes the arguments of its step and returns what a mistake returns.
+Dimensions: V vocabulary. A form takes the arguments of its step and returns what wrong code
+returns.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def keeping(keep: Callable[[Tensor, float], Tensor]) -> LogitsForm:
 
 
 def ranks(first: int, last: int = 0) -> LogitsForm:
-    """A form of step 2 that keeps the ranks `first` to k + `last` - 1; the largest has rank 0."""
+    """A form of step 2: keeps the ranks `first` to k + `last` - 1. The largest logit has rank 0."""
 
     def keep(logits: Tensor, k: float) -> Tensor:
         ranks = logits.argsort(descending=True).argsort()
@@ -103,7 +104,9 @@ def penalised(
     *,
     once: bool = True,
 ) -> PenaltyForm:
-    """A form of step 5: `change` the logits of tokens `which`, `once` or per occurrence."""
+    """A form of step 5 that applies `change` to the logits of the tokens `which`.
+
+    If `once`, each token is changed once, else once for each occurrence."""
 
     def form(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
         out = logits.clone()
@@ -170,7 +173,8 @@ def stop_form(
     shows: Callable[[str, int, Sequence[str]], str] = lambda text, at, stops: text[:at],
     rest: Callable[[str, int, Sequence[str]], str] = lambda text, at, stops: "",
 ) -> StopForm:
-    """A form of step 8. `find` returns the place of the stop string, `hold` the held length."""
+    """A form of step 8. `find` returns the place of the stop string, and `hold` returns how many
+    characters are held back."""
 
     def form(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
         at = (find or earliest)(text, stops)

@@ -35,7 +35,7 @@ PARTS = {"r": "repetition_penalty", "t": "temperature", "k": "top_k", "p": "top_
 INF = float("inf")
 NEARLY_ONE = 1 - 2**-53  # the largest random number in float64
 LIMIT_S = 2.0  # for one call; a right one takes well under a millisecond
-CLOSE = 1e-6  # of probabilities; a learner can compute in float32
+CLOSE = 1e-6  # the tolerance for probabilities; a learner can compute in float32
 V = 8
 
 
@@ -129,8 +129,8 @@ class LearnerSampling(LearnerFunctions):
             ) from None
 
     def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
-        """The failure for the known mistake `slug`. It quotes a line with the first pattern that
-        any line has.
+        """The failure for the known mistake `slug`. It quotes a line that matches the first pattern
+        that any line matches.
 
         For `return` it quotes the last such line, for other patterns the first."""
         mistake = next(m for m in MISTAKES if m.slug == slug)
@@ -218,7 +218,7 @@ Form = Callable[..., Tensor]
 
 
 def _same(got: Tensor, wanted: Tensor) -> bool:
-    """Whether both logits give the same probabilities."""
+    """Whether both tensors of logits give the same probabilities."""
     if torch.isneginf(wanted).all() or torch.isneginf(got).all():
         return torch.equal(got.isneginf(), wanted.isneginf())
     a, b = torch.softmax(got, 0), torch.softmax(wanted, 0)
@@ -421,12 +421,12 @@ def _draw(learner: LearnerSampling) -> None:
 
 
 def _edges_of_draw(learner: LearnerSampling, cut: Tensor) -> None:
-    """Add a note if the draw is wrong for a u that practically never comes."""
+    """Add a note if the draw is wrong for a u that practically never occurs."""
     for logits, u, right, why in (
         (cut, 0.0, 1, "u = 0 gives a token that is cut; the sum must be larger than u, not equal "
                       "to it"),
         (EQUAL_TEN, NEARLY_ONE, 9, "if rounding leaves the last sum below 1, a u near 1 gives no "
-         "token; compare with u times the last sum"),
+         "token or a wrong one; compare with u times the last sum"),
     ):  # fmt: skip
         try:
             fine = learner.token(6, logits.clone(), u) == right

@@ -111,7 +111,7 @@ class TensorTrace(TorchFunctionMode):
 
     @property
     def lines(self) -> frozenset[int]:
-        """The lines that made an operation."""
+        """The learner's lines that ran an operation."""
         return frozenset(one.line for one in self.operations if one.line is not None)
 
     @classmethod

@@ -25,8 +25,8 @@ from gptcli.errors import GptcliError, nearest
 
 METHODS = {"train": 1, "encode": 3, "decode": 4, "save": 5, "load": 5}
 FUNCTIONS = {1: "train", 3: "encode", 4: "decode", 5: "load"}
-BEGIN = "xabcbcy"  # its most frequent pair is neither its first nor its last
-LIMIT_S, WATCH_LIMIT_S = 2.0, 0.5  # for one call; a right one takes milliseconds
+BEGIN = "xabcbcy"  # the most frequent pair is neither the first nor the last pair
+LIMIT_S, WATCH_LIMIT_S = 2.0, 0.5  # for one call; right code needs milliseconds
 INSTANCE = "an instance method; the exercise asks for a classmethod"
 CLASSIC = "aaabdaaabac"
 UMLAUTS = "größer, größte, Größe; naïve façade, 你好你好 你们好"
@@ -131,7 +131,8 @@ class LearnerTokenizer(Explainer):
         return self.watched(BEGIN, 1).holds(reference.learn(BEGIN, 1)[0])
 
     def merges_right(self) -> bool | None:
-        """Whether train replaces the first pair correctly; None if its ids were not seen."""
+        """Whether train replaces the first pair of each text correctly; None if no right result was
+        seen."""
         seen = []
         for text, _ in TRAINED:
             ids = reference.to_bytes(text)

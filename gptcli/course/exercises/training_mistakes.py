@@ -38,7 +38,8 @@ STEPS = (
     Step(
         "clipping",
         "how many norms are there: one per parameter, or one in total?",
-        "one norm of all gradients together; if it exceeds max_norm, scale all by one factor",
+        "one norm of all gradients together; if it exceeds max_norm, scale all gradients by one "
+        "factor",
         "take the root of the sum of all squares; multiply each p.grad in place by max_norm / norm",
     ),
     Step(
@@ -51,8 +52,8 @@ STEPS = (
     Step(
         "evaluation",
         "should dropout and autograd be active while you measure?",
-        "call model.eval() before and model.train() after, without gradients; return the mean over "
-        "all batches",
+        "call model.eval() before and model.train() after; compute without gradients; return the "
+        "mean over all batches",
         "write @torch.no_grad() above the function",
     ),
 )
@@ -124,11 +125,11 @@ MISTAKES = (
             "the target of the last token is the next token of the data, outside the window",
             "slice y from the data, one token later than x", at=r"roll|cat|\by\w*\s*="),
     ExerciseMistake("targets-mixed", 1, "y from other windows than x",
-            "your y is not the token after x at {wrong} of {of} places: x begins with {x}, y with "
-            "{y}", "y is the next token of the same window", "begin y at i + 1, with the i of x",
-            at=r"\by\w*\s*="),
+            "your y does not have the next token at {wrong} of {of} places: x begins with {x}, y "
+            "with {y}", "y is the next token of the same window",
+            "begin y at i + 1, with the i of x", at=r"\by\w*\s*="),
     ExerciseMistake("same-every-time", 1, "torch.manual_seed(0) in get_batch",
-            "generators with other seeds give the same batch, which begins at {x}",
+            "generators with different seeds give the same batch, whose windows begin at {x}",
             "each call must give another batch", "draw the starts with generator=generator",
             at=r"seed|randint|rand"),
     ExerciseMistake("not-a-window", 1,
@@ -152,11 +153,11 @@ MISTAKES = (
             "the windows of a batch must come from many places",
             "draw batch_size starts", at=r"randint|start"),
     ExerciseMistake("generator-ignored", 1, "torch.randint(...) without generator=",
-            "two generators with one seed give batches that begin at {x} and {y}",
+            "two generators with the same seed give batches whose windows begin at {x} and at {y}",
             "nobody could repeat a training run", "pass generator=generator", at=r"randint|rand"),
     ExerciseMistake("loss-summed",
-            2, 'reduction="sum"', "you sum the losses instead of averaging them",
-            "the step size would depend on the batch size", "take the mean",
+            2, 'reduction="sum"', "you do not average the losses over all positions",
+            "the step size would depend on the number of tokens", "take the mean",
             (lambda x, y: F.cross_entropy(*_flat(x, y), reduction="sum"),
              lambda x, y: F.cross_entropy(*_flat(x, y), reduction="sum") / len(x)), r"sum|/"),
     ExerciseMistake("softmax-twice", 2, "F.cross_entropy(logits.softmax(-1), targets)",
@@ -200,7 +201,7 @@ MISTAKES = (
              _with(lambda d: 0.5 * (1 + math.cos(d))), _with(lambda d: math.cos(math.pi * d / 2))),
             r"cos"),
     ExerciseMistake("decay-to-zero", 3, "max_lr * cosine", "your decay ends at 0, not at min_lr",
-            "min_lr is the lowest rate", "add min_lr, and scale max_lr - min_lr",
+            "the decay goes down to min_lr", "add min_lr, and scale max_lr - min_lr",
             (_with(_cosine, no_floor=True), _with(_cosine, no_floor=True, after=lambda low: 0.0)),
             r"return .*cos|\* cos"),
     ExerciseMistake("floor-added", 3,
@@ -214,7 +215,7 @@ MISTAKES = (
             "subtract warmup_steps from step and from max_steps",
             (_with(_cosine, from_zero=True),), r"/\s*max_steps"),
     ExerciseMistake("decay-too-long", 3, "done = (step - warmup_steps) / max_steps",
-            "you divide the decay by max_steps, so it never reaches min_lr",
+            "you divide the steps after the warm-up by max_steps, so the decay ends above min_lr",
             "the decay has only max_steps - warmup_steps steps",
             "divide by max_steps - warmup_steps", (_with(_cosine, long=True),), r"/\s*max_steps"),
     ExerciseMistake("rises-again", 3, "no test for step >= max_steps",
@@ -222,7 +223,8 @@ MISTAKES = (
             "after half a period, the cosine rises",
             "return min_lr from max_steps on", (_with(_cosine, endless=True),), r"cos"),
     ExerciseMistake("zero-after-the-end", 3, "return 0.0 after max_steps",
-            "after max_steps your learning rate is 0, not min_lr", "min_lr is the lowest rate",
+            "after max_steps your learning rate is 0, not min_lr",
+            "the rate stays at min_lr after the decay",
             "return min_lr",
             (_with(_cosine, after=lambda low: 0.0),), r"return 0"),
     ExerciseMistake("norm-of-each", 4, "clipping every parameter by its own norm",
@@ -290,7 +292,8 @@ MISTAKES = (
             "gradient accumulation adds up all batches", "zero once, before the loop",
             (partial(any_step, zero="each"),), r"zero_grad"),
     ExerciseMistake("zero-before-step", 5, "zero_grad between backward and step",
-            "you zero the gradients before the step", "optimizer.step() then has no gradients",
+            "you zero the gradients between backward and optimizer.step()",
+            "optimizer.step() then has no gradients",
             "zero the gradients before the loop",
             (partial(any_step, zero="after"),), r"zero_grad"),
     ExerciseMistake("not-divided", 5, "loss.backward() for each batch",
@@ -300,18 +303,19 @@ MISTAKES = (
             (partial(any_step, share=1.0),), r"backward"),
     ExerciseMistake("step-each-batch", 5, "optimizer.step() inside the loop",
             "you make a step for every batch",
-            "gradient accumulation makes one step of all batches",
+            "gradient accumulation makes one step from the gradients of all batches",
             "call optimizer.step() once, after the loop", (partial(any_step, step="each"), partial(
                 any_step, step="each", clip="each"), partial(
                 any_step, step="each", clip="each", zero="each"), partial(
                 any_step, step="each", clip="each", zero="each", share=1.0)), r"\.step\("),
-    ExerciseMistake("no-clipping", 5, "clip_gradients not called", "you do not clip the gradients",
+    ExerciseMistake("no-clipping", 5, "clip_gradients not called",
+            "you do not clip the gradients before optimizer.step()",
             "without clipping, one bad batch can do harm",
             "clip between the last backward and the step",
             (partial(any_step, clip="no"), partial(any_step, clip="after")), r"\.step\("),
     ExerciseMistake("clipped-each-batch", 5,
-            "clip inside the loop", "you clip after every batch, not once "
-            "at the end", "the norm of the sum of all gradients is the one to clip",
+            "clip inside the loop", "you clip after every batch, not once at the end",
+            "the gradients of all batches are added up first, and then the sum is clipped",
             "clip once, after the loop",
             (partial(any_step, clip="each"),), r"clip"),
     ExerciseMistake("rate-not-set", 5, "lr not used",

@@ -1,4 +1,4 @@
-"""Record the lists and tuples that a learner's functions hold when they end, and return."""
+"""Record the lists and tuples that a learner's functions return, or hold when they end."""
 
 from __future__ import annotations
 
