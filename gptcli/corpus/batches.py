@@ -1,6 +1,6 @@
 """Makes batches: shuffled windows of the tokens for training, windows in order for evaluation.
 
-B batch (sequences), T time (block_size), N tokens of the split.
+Letters: B sequences of a batch, T tokens of a sequence (block_size), N tokens of the split.
 
 First reading: `Batches.batch` and `_Epochs`; skip mixtures and the cache of epochs.
 """
@@ -42,7 +42,7 @@ class Batches:
     In MixedTokens, each text has its own ring and its own list. MixedOrder says from which list
     each sequence comes.
 
-    The text needs at least block_size + 1 tokens. In a mixture, each text needs as many."""
+    The text needs at least block_size + 1 tokens. In a mixture, this holds for each text."""
 
     def __init__(self, tokens: TokenStore, block_size: int, batch_size: int, seed: int) -> None:
         assert block_size >= 1
@@ -103,7 +103,7 @@ class Batches:
             yield window
 
     def _rows(self, k: int) -> Tokens | None:
-        """All windows of batch k, (B, T + 1), if the tokens are one text of token shards."""
+        """All windows of batch k, (B, T + 1); None unless a single text in token shards is read."""
         pooled = self._lists[0]
         if self._order is not None or not isinstance(pooled, PooledEpochs):
             return None
@@ -119,16 +119,16 @@ class Batches:
         return [self._firsts[text] + self._lists[text].starts(n, 1)[0] for text, n in pairs]
 
     def texts_of(self, k: int) -> list[int]:
-        """The number of the text of each of the B sequences of batch k; 0 if nothing is mixed."""
+        """For each of the B sequences of batch k: the index of its text; 0 if nothing is mixed."""
         if self._order is None:
             return [0] * self._batch_size
         found: list[int] = self._order.sequences(k * self._batch_size, self._batch_size)[0].tolist()
         return found
 
     def epoch_of(self, k: int) -> float:
-        """The number of epochs before batch k; 1.5 means that half of the second has been read.
+        """The number of epochs before batch k. At 1.5, half of the second epoch has been read.
 
-        An epoch of a mixture is as many tokens as all its texts have together."""
+        An epoch of a mixture has as many sequences as all its texts have together."""
         return k * self._batch_size / self.per_epoch
 
 

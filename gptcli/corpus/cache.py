@@ -1,7 +1,7 @@
 """The cache of encoded texts.
 
-An entry is found by its content hash and verified before use. A new entry is built in a temporary
-folder, which is then renamed atomically.
+An entry is found by a hash of what it was made from, and verified before use. A new entry is built
+in a temporary folder, which is then renamed atomically.
 
 An entry is a folder named after its key. It holds the token shards, the tokenizer.json that made
 them, and a meta.json, which is written last. meta.json has the size and SHA-256 of each shard, the
@@ -42,7 +42,7 @@ FORMAT = 1
 STARTS = np.dtype("<i8")
 """The dtype of the positions at which documents start."""
 
-_MOST_META = 1 << 24  # bytes of meta.json; it has about 100 bytes for each shard
+_MOST_META = 1 << 24  # bytes of meta.json; it has about 160 bytes for each shard
 _ABANDONED_SECONDS = 24 * 3600.0
 _ATTEMPTS = 5
 
@@ -61,7 +61,7 @@ class Entry:
     train_documents: int
     """The number of documents for training. Later documents are the user's own validation text."""
     marks: int
-    """The number of `<|endoftext|>` in the text that ended a document."""
+    """The number of `<|endoftext|>` at which the text was split."""
     texts: tuple[int, ...] = ()
     """The number of documents before each text of a mixture; () if the texts are not mixed."""
 
@@ -85,7 +85,7 @@ def write_meta(
 ) -> None:
     """Write tokenizer.json, then meta.json, which makes the folder a valid entry.
 
-    `more` can hold `starts` (shards), `train_documents`, `marks` and `texts` of the Entry."""
+    `more` can hold `starts` (its shards), `train_documents`, `marks` and `texts` of the Entry."""
     write_file(folder / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
     meta: dict[str, Any] = {
         "format": FORMAT,
@@ -188,7 +188,7 @@ def open_or_build(
     `build` fills a temporary folder, which is then renamed atomically to the entry's name. If
     several processes build the same entry, all of them use the files of the process that finishes
     first. If the cache is not writable, the entry is in a temporary folder until the process ends,
-    and a note tells the user about this. Raises GptcliError if the disk is full."""
+    and a note tells the user about this. Raises GptcliError if the entry cannot be written."""
     goal = folder / key
     for _ in range(_ATTEMPTS):
         entry = read_entry(goal, key, tokenizer, notes)

@@ -1,4 +1,4 @@
-"""Puts a run's batches on its device. For a GPU, a thread reads the next batch in advance.
+"""Puts a run's batches on its device. For an NVIDIA GPU, a thread reads the next batch ahead.
 
 First reading: skip this file."""
 
@@ -15,9 +15,8 @@ from gptcli.corpus.batches import Batches
 class DeviceBatches:
     """The batches of `batches` on `device`.
 
-    For an NVIDIA GPU, a thread reads batch k + 1 after each call of `batch(k)`. The thread reads
-    into pinned memory, so the CPU need not wait for the copy to the GPU. Call `close` at the
-    end."""
+    For an NVIDIA GPU, each call of `batch(k)` lets a thread read batch k + 1. The thread reads into
+    pinned memory, so the CPU need not wait for the copy to the GPU. Call `close` at the end."""
 
     def __init__(self, batches: Batches, device: torch.device) -> None:
         self._batches, self._device = batches, device

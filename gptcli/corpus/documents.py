@@ -51,7 +51,7 @@ def split_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 class _Document:
-    """A document that arrives in parts. It starts with the first part that is not blank."""
+    """A document that arrives in parts. Blank parts at its beginning wait for text that follows."""
 
     def __init__(self) -> None:
         self._started = False

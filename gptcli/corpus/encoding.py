@@ -32,8 +32,8 @@ def encode_all(
 ) -> int:
     """Encode the documents of a text, and return the number of documents.
 
-    Passes the ids to `write`, in order, and the position of each document's first token to
-    `write_starts`, int64. End-of-text precedes every document. If the tokenizer has no end-of-text,
+    Passes the ids to `write`, in order, and the position of each document's first token (int64) to
+    `write_starts`. End-of-text precedes every document. If the tokenizer has no end-of-text,
     a newline separates two documents, unless the first document ends with a newline. A document
     gets the same ids as if its whole text were encoded at once, but memory does not grow with the
     text. `known` first applies the rule of data.unknown to the text. If the rule is "error" and a
@@ -93,7 +93,7 @@ def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def characters(pieces: Iterable[Piece]) -> Iterator[str]:
-    """Texts that have every character of `pieces` at least once, to make a char vocabulary from."""
+    """Texts for a char vocabulary: they have every character of `pieces` at least once."""
     seen = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
     seen_ascii = b""
     for group in _grouped(pieces):
@@ -126,7 +126,7 @@ def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def _with_known(pieces: Iterable[Piece], known: KnownCharacters) -> Iterator[Piece]:
-    """The pieces without characters that the tokenizer does not know."""
+    """The pieces after the rule of data.unknown, which drops or replaces unknown characters."""
     starts = False
     for piece in pieces:
         text = known.apply(piece.text)

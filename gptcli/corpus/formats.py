@@ -1,4 +1,4 @@
-"""Decides how a file is read: as plain text, .jsonl, .json, .csv, .tsv or .parquet; also .gz."""
+"""Decides how a file is read: as plain text, .jsonl, .json, .csv, .tsv or .parquet."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Format:
     lines: bool = False
     """True if each line of a plain text is a document."""
     marked: bool = False
-    """True if `<|endoftext|>` ends a document. False if the file has no `<|endoftext|>`."""
+    """True if `<|endoftext|>` ends a document; False if it does not, or if the file has none."""
     encoding: str | None = None
     """None is UTF-8."""
 
@@ -93,7 +93,7 @@ def compressed(path: Path) -> bool:
 
 
 def named_kind(path: Path) -> Kind:
-    """The kind of file that the ending of its name stands for."""
+    """The kind of a file, by the ending of its name."""
     return _KINDS.get((path.with_suffix("") if compressed(path) else path).suffix.lower(), "text")
 
 
@@ -125,7 +125,7 @@ def choose_format(
 
 
 def _kind_of_json(path: Path, field: str | None, encoding: str | None) -> tuple[Kind, str | None]:
-    """ "json" for a list of documents, "jsonl" for one in each line, else "text" and the reason."""
+    """ "json" for a list of documents, "jsonl" for a document in each line, else "text" and why."""
     try:
         entry: Any = None
         for where, entry in json_entries(path, encoding=encoding):

@@ -18,7 +18,7 @@ from gptcli.corpus.sources import Source
 _NAMES = {b"\n": "LF", b"\r\n": "CRLF (Windows)", b"\r": "CR (old Macs)"}
 _TOOLS = {b"\n": "dos2unix", b"\r\n": "unix2dos", b"\r": "unix2mac"}
 _CHANGES = ((b"\n", False), (b"\r\n", False), (b"\n", True), (b"\r\n", True), (b"\r", True))
-# Formats whose line ends are not part of the text.
+# The note does not look at records, whose line ends are not part of the text, and not at .gz.
 _RECORDS = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".gz")
 _SEEN = CHUNK  # bytes: the note looks only at the beginning of each file
 

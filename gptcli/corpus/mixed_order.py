@@ -1,9 +1,9 @@
 """Mixes several texts by weight: says from which text each sequence of the training comes.
 
-A cycle has CYCLE sequences, and each text has exactly its share of them. The sequences of a text
-are spread over the cycle: if it has c of them, the cycle is cut into c equal parts, and one
-sequence gets a random place in each part. So at every step, each text has had its share of the
-sequences so far, with an error of a few sequences.
+A cycle has CYCLE sequences, and each text has its share of them. The sequences of a text are spread
+over the cycle: if the text has c sequences in a cycle, the cycle is cut into c equal parts, and
+each part gets one of these sequences at a random place. So at every step, each text has had its
+share of the sequences so far, with an error of a few sequences.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 CYCLE = 100_000
-"""Sequences in a cycle. Each text has a whole number of them, so shares are exact to 0.001 %."""
+"""Sequences in a cycle. Each text has a whole number of them, about its share times CYCLE."""
 
 _KEPT_CYCLES = 2
 
@@ -32,7 +32,7 @@ class MixedOrder:
         self._cycles: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
 
     def sequences(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of sequences first to first + count - 1: the text of each, and its number in this text.
+        """For sequences first to first + count - 1: the text of each, and its number in this text.
 
         The sequences of a text are numbered from 0 in the order in which the mixture reads them.
         Returns two arrays, int64 (count,)."""

@@ -45,9 +45,8 @@ class MixedTokens(TokenStore):
 def times_read(tokens: TokenStore, count: int) -> float:
     """How often a token has been read on average when `count` tokens were read.
 
-    For a mixture, this is the mean over the tokens that were read: each token counts with the
-    number of times that its text was read. So a short text with a large share makes the mean
-    larger."""
+    For a mixture, this is the mean over the tokens that were read, so each text counts by its
+    share. A short text with a large share makes the mean larger."""
     if not isinstance(tokens, MixedTokens):
         return count / len(tokens)
     return count * sum(text.share**2 / len(text.tokens) for text in tokens.texts)

@@ -1,9 +1,9 @@
-"""The order in which token shards are read: blocks are shuffled, and windows within a few blocks.
+"""The order in which token shards are read: shuffled blocks, and shuffled windows of a few blocks.
 
 A block is 2^21 tokens (shards.py). An epoch shuffles the blocks. It cuts each block into windows of
 T tokens, from a random offset on, and drops the rest. A few blocks in a row (in the shuffled order)
-form a pool, and all windows of a pool are shuffled. So memory holds two pools: the one in use, and
-the next one, which is read ahead. Any sequence can be found without reading the sequences before
+form a pool, and all windows of a pool are shuffled. So memory holds two pools: the pool in use, and
+the next pool, which is read ahead. Any sequence can be found without reading the sequences before
 it.
 """
 
@@ -28,13 +28,13 @@ _KEPT_POOLS = 3
 class PooledEpochs:
     """The endless list of sequences of a text in token shards: a pure function of its arguments.
 
-    `words` is the seed. A pool has the windows of `pool_blocks` blocks."""
+    `words` is the seed. A pool has the windows of at most `pool_blocks` blocks."""
 
     def __init__(self, words: str, tokens: TokenStore, block_size: int, pool_blocks: int) -> None:
         self._words, self._block_size, self._pool_blocks = words, block_size, pool_blocks
         self._reader, self._starts, self._lengths, self._numbers, self._begins = blocks_of(tokens)
         fitting = self._lengths // block_size - 1
-        self._windows = np.maximum(fitting, self._lengths > block_size)  # of each block
+        self._windows = np.maximum(fitting, self._lengths > block_size)  # the number in each block
         self.count = int(self._windows.sum())
         """The number of sequences in an epoch."""
         if self.count == 0:
@@ -70,7 +70,7 @@ class PooledEpochs:
         return rows
 
     def _places(self, first: int, count: int) -> NDArray[np.int64]:
-        """The block of each of these sequences, and the offset in the block: int64 (2, count)."""
+        """For each of these sequences: its block, and its offset in the block; int64 (2, count)."""
         last = first + count
         found = []
         while first < last:
@@ -134,11 +134,11 @@ class PooledEpochs:
 
 
 class StoreBlocks(NamedTuple):
-    """The blocks of a store in token shards. If the store has only a part of a block, its part."""
+    """The blocks of a store in token shards, or the parts of blocks that the store has."""
 
     reader: Blocks
     starts: NDArray[np.int64]
-    """The position of each block in the store: int64 (n,), as in the fields below."""
+    """The position of each block in the store: int64 (n,), like the fields below."""
     lengths: NDArray[np.int64]
     numbers: NDArray[np.int64]
     """The number by which the reader knows the whole block."""
@@ -151,7 +151,7 @@ def blocks_of(tokens: TokenStore) -> StoreBlocks:
     starts, lengths, numbers, begins = [], [], [], []
     shards = [shard for shard in tokens.shards if isinstance(shard, LazyShard)]
     assert len(shards) == len(tokens.shards) > 0
-    edges = np.cumsum([0, *map(len, shards)]).tolist()  # of the shards
+    edges = np.cumsum([0, *map(len, shards)]).tolist()  # where shards begin and end
     at = 0
     for first, stop in tokens.ranges.tolist():
         for shard, (begin, end) in zip(shards, pairwise(edges), strict=True):

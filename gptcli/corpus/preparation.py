@@ -63,7 +63,7 @@ class Corpus:
     """How the text was split: data.val_split with `auto` replaced by its value."""
     documents: int
     source_bytes: int
-    """Size of the files of the text."""
+    """The size of the files of the text in bytes."""
     content_key: str
     """SHA-256 of the files' content and of how they are read; equal texts have equal keys."""
     notes: list[str]
@@ -86,10 +86,10 @@ def open_corpus(
 ) -> Corpus:
     """The corpus of the section `data`. Encodes the text if it is not in the cache yet.
 
-    `data` can also be a data.source (see `find_source`). `val_fraction` replaces data.val_fraction.
-    The tokenizer is `tokenizer` if given, else an object of the user's class `user_tokenizer`, else
-    a new tokenizer of `kind`. Char, bpe and the user's tokenizer are trained on the text;
-    `vocab_size` is for bpe and the user's tokenizer.
+    `data` can also be a string: the value of data.source. `val_fraction` replaces
+    data.val_fraction. The tokenizer is `tokenizer` if given, else an object of the user's class
+    `user_tokenizer`, else a new tokenizer of `kind`. Char, bpe and the user's tokenizer are trained
+    on the text; `vocab_size` is for bpe and the user's tokenizer.
 
     End-of-text precedes every document. Char has no end-of-text: instead, a newline separates two
     documents, unless the first document ends with a newline. The validation part is
@@ -182,8 +182,8 @@ def _open_shards(
     ):
         raise GptcliError(
             f"the token shards {data.name} were encoded by another tokenizer",
-            "write the shards with this one: gptcli tokenizer shards TEXT --tokenizer RUN "
-            "--out FOLDER; or leave the tokenizer out, to take theirs",
+            "write shards with the tokenizer that you named: gptcli tokenizer shards TEXT "
+            "--tokenizer RUN --out FOLDER; or name no tokenizer, to use that of the shards",
         )
     found = tokenizer or shards.read_tokenizer()
     train, val = shards.split(block_size)
@@ -251,7 +251,7 @@ def _build(
         if text is not None and next(text.pieces(), None) is None:
             raise GptcliError(
                 f"{text.name} has no text in it",
-                "its files are empty, or the texts of all their lines are",
+                "its files are empty, or all records in them have empty texts",
             )
     if tokenizer is None:
         tokenizer = _train_tokenizer(source, kind, vocab_size, progress)
@@ -306,7 +306,7 @@ def _train_tokenizer(source: Source, kind: str, vocab_size: int, progress: Progr
         with progress.phase(f"reading for {kind}", source.size) as advance:
             texts = [source.pieces(advance)]
             if kind == "char" and source.val is not None:
-                texts.append(source.val.pieces())  # its characters get tokens, too
+                texts.append(source.val.pieces())  # validation characters get tokens, too
             pieces = joined(chain.from_iterable(texts))
             yield from characters(pieces) if kind == "char" else (p.text for p in pieces)
 

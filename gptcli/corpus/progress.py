@@ -21,8 +21,9 @@ class Progress:
     """Shows one progress bar per phase, on stderr.
 
     It prints nothing if `wanted` is false, if stderr is not a terminal, or if a phase ends within a
-    second. It also prints nothing outside the main thread, because `import gptcli` must print
-    nothing and reads texts in another thread. A bar disappears when its phase ends.
+    second. It also prints nothing outside the main thread, because the Python library must print
+    nothing, and its trainings read their texts in other threads. A bar disappears when its phase
+    ends.
     """
 
     def __init__(self, wanted: bool) -> None:

@@ -22,7 +22,7 @@ CHUNK = 1 << 18
 """Bytes read at once, and characters in the largest piece."""
 
 LINE_LIMIT = 1 << 24
-"""The most bytes in a line of a .jsonl: enough for several books.
+"""The most bytes in a line of a .jsonl or .csv: enough for several books.
 
 A line is parsed as a whole, and the parsed objects can take 25 times as much memory as the line."""
 
@@ -40,8 +40,8 @@ class BinaryFileError(GptcliError):
 class UndecodableError(GptcliError):
     """The file is not text in the encoding in which it was read.
 
-    `offset` is the position of the first bad byte in the decompressed file. If `incomplete`, the
-    file ends at this byte in the middle of a character."""
+    `offset` is the position of the first bad byte in the decompressed file. If `incomplete`, a
+    character begins at this byte, and the file ends in the middle of the character."""
 
     def __init__(self, path: Path, encoding: str, byte: int, offset: int, incomplete: bool) -> None:
         super().__init__(
@@ -83,7 +83,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_content(path: Path, encoding: str | None = None) -> Iterator[Content]:
-    """Open a text file for reading: decompressed by its suffix, converted to UTF-8 if needed.
+    """Open a text file as UTF-8 bytes: decompressed if its suffix says so, converted if necessary.
 
     `encoding` is the encoding of the file. None means UTF-8: then the caller must check the bytes.
     Raises GptcliError if the file cannot be read or decompressed."""
@@ -172,7 +172,7 @@ def text_pieces(
     """Stream a text file as pieces of one document.
 
     Line ends do not change; a byte-order mark at the start is dropped. Raises GptcliError with the
-    offset of the first byte that is not UTF-8."""
+    offset of the first byte that cannot be decoded."""
     starts = True
     for text in decoded(path, advance, encoding):
         yield Piece(text, starts)
@@ -180,9 +180,10 @@ def text_pieces(
 
 
 def refuse_binary(path: Path, data: bytes, offset: int) -> None:
-    """Raise BinaryFileError if `data` is UTF-16 or has a NUL byte. Such data is not UTF-8 text.
+    """Raise BinaryFileError if `data` cannot be UTF-8 text: it has a NUL byte, or UTF-16's mark.
 
-    `data` begins at byte `offset` of the file."""
+    `data` begins at byte `offset` of the file. The byte-order mark of UTF-16 counts only at
+    offset 0."""
     if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise BinaryFileError(
             f"{shown(path)} is UTF-16, not UTF-8",
@@ -201,8 +202,8 @@ def refuse_binary(path: Path, data: bytes, offset: int) -> None:
 def decoded(path: Path, advance: Advance = ignore, encoding: str | None = None) -> Iterator[str]:
     """The text of a file, in parts that are not empty.
 
-    A chunk of bytes can end inside a character. The rest of the chunk is decoded with the next
-    chunk."""
+    A chunk of bytes can end inside a character. The bytes of this character are decoded with the
+    next chunk."""
     offset = shown_bytes = 0  # `offset` is the position of data[0] in the content
     data = b""
     with open_content(path, encoding) as content:
@@ -253,8 +254,7 @@ def lines(
             if len(line) > LINE_LIMIT:
                 raise GptcliError(
                     f"{shown(path)}:{number}: the line is longer than {LINE_LIMIT:,} bytes",
-                    f"a {path.suffix} has one document per line; split the document, or save it "
-                    "as a plain text file",
+                    "split the document in this line, or save it as a plain text file",
                 )
             start = len(codecs.BOM_UTF8) if number == 1 and line[:3] == codecs.BOM_UTF8 else 0
             text, _ = _decode(path, line[start:], offset + start, final=True)
@@ -271,6 +271,6 @@ def lines(
 def signature(file: IO[bytes]) -> tuple[int, int]:
     """The size of a file (bytes) and the time of its last change (ns).
 
-    If both stay the same, nothing was written to the file."""
+    If both stay the same, the file counts as unchanged."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns

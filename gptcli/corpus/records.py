@@ -27,11 +27,11 @@ _ROW_EXAMPLE = "every row of the column is a string or a chat"
 
 
 class NoSuchFieldError(GptcliError):
-    """The records of a file have no field of the name that was asked for."""
+    """The records of a file have no field or column with the wanted name."""
 
 
 class NotAListError(GptcliError):
-    """A .json file does not hold a list. The message says what it holds instead."""
+    """A .json file does not hold a list."""
 
 
 # ---- .jsonl and .json --------------------------------------------------------------------------
@@ -40,10 +40,10 @@ class NotAListError(GptcliError):
 def jsonl_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .jsonl file: each line is an object whose `text` is one document.
+    """Stream a .jsonl file: each line, an object with a `text` or a string, is one document.
 
     `field` replaces `text`. Blank lines, empty texts and other fields are ignored. Raises
-    GptcliError with file and line if a line is not JSON or has no such string."""
+    GptcliError with file and line if a line is not JSON or has no such text."""
     name = shown(path)
     for number, line in lines(path, advance, encoding):
         yield from _cut(text_of(_parsed(path, number, line), field, f"{name}:{number}"))
@@ -106,7 +106,7 @@ class _JsonBuffer:
         self._texts = texts
         self._text = ""
         self._at = 0
-        self._line = 1  # the line and the column of the first character of _text
+        self._line = 1  # the line of the first character of _text
         self._decoder = json.JSONDecoder()
         self._blank = re.compile(r"[ \t\r\n]*")
 
@@ -133,7 +133,7 @@ class _JsonBuffer:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # The value can be incomplete, so read more: twice as much text each time.
+                # The value may be incomplete, so read more: twice as much text each time.
                 if not self._more(len(self._text) - self._at):
                     raise self.error(f"not JSON: {error.msg}, in", entry) from error
             except (ValueError, RecursionError) as error:
@@ -144,12 +144,12 @@ class _JsonBuffer:
                     return value
 
     def place(self, entry: int) -> str:
-        """The place in the file for a message: file, line and entry."""
+        """The current position as messages name it: file, line and entry."""
         line = self._line + self._text.count("\n", 0, self._at)
         return f"{shown(self._path)}:{line}: entry {entry}"
 
     def error(self, what: str, entry: int) -> GptcliError:
-        """A GptcliError whose message names this place of the file."""
+        """A GptcliError whose message names the current position in the file."""
         place, _, _ = self.place(entry).rpartition(": entry")
         return GptcliError(
             f"{place}: {what} entry {entry} of the list",
@@ -157,7 +157,9 @@ class _JsonBuffer:
         )
 
     def _more(self, characters: int) -> bool:
-        """Read at least `count` more characters; returns False if the file has ended."""
+        """Read `characters` more characters, or a few more; returns False if there are no more.
+
+        It also returns False if the value in the buffer is too long."""
         if len(self._text) - self._at > reading.LINE_LIMIT:
             return False
         self._line += self._text.count("\n", 0, self._at)
@@ -175,9 +177,9 @@ class _JsonBuffer:
 def text_of(value: Any, field: str | None, where: str, example: str = _EXAMPLE) -> str:
     """The text of a record: a string, the field of an object, or a chat as plain text.
 
-    `field` is data.field. None means `text`, or `messages` if there is no `text`. Raises
-    GptcliError that begins with `where`, or NoSuchFieldError if an object lacks the field.
-    `example` is the hint."""
+    `field` is data.field. None means `text`; if there is no `text`, the chat in `messages` or
+    `conversations`. Raises GptcliError whose message begins with `where`, or NoSuchFieldError if an
+    object lacks the field. `example` is the hint."""
     if isinstance(value, str) and field is None:
         return _whole_characters(value, "the string", where)
     if not isinstance(value, dict):
@@ -286,7 +288,7 @@ def _long_cut(text: str) -> Iterator[Piece]:
 def csv_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .csv or .tsv file: each row of one column is a document.
+    """Stream a .csv or .tsv file: in one column, each row is a document.
 
     The first row names the columns.
 
@@ -334,8 +336,8 @@ def _rows(
 def _delimiter(path: Path, header: str, field: str) -> str:
     """The delimiter of the columns, found in the first row.
 
-    It is a delimiter with which the row has the column `field`, else the one that gives the most
-    columns."""
+    A .tsv has tabs. In other files, the delimiter is one that gives the column `field`; if there is
+    none, the delimiter that gives the most columns."""
     if ".tsv" in (suffix.lower() for suffix in path.suffixes[-2:]):
         return "\t"
 
@@ -383,7 +385,7 @@ def _column(path: Path, names: list[str], field: str, rows: Iterator[tuple[int, 
 def parquet_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .parquet file: each row of one column is a document.
+    """Stream a .parquet file: in one column, each row is a document.
 
     Null and empty texts are left out.
 

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 POOL_BLOCKS = 16
-"""The number of blocks whose windows are shuffled together. The texts of a mixture share it."""
+"""The number of blocks whose windows are shuffled together, for all texts of a mixture."""
 
 
 class OpenedShards:
     """The token shards that the section `data` names, with their indexes."""
 
     def __init__(self, data: DataConfig) -> None:
-        """Raises GptcliError if they cannot be read, or were encoded by different tokenizers."""
+        """Raises GptcliError if the shards cannot be read, or if their tokenizers differ."""
         names = [*data.sources, *data.val_sources]
         if other := [name for name in names if not is_shard_folder(name)]:
             raise GptcliError(
@@ -59,7 +59,7 @@ class OpenedShards:
                 )
 
     def _refuse_repeated(self) -> None:
-        """Raise GptcliError if tokens are named twice, or for both training and validation."""
+        """Raise GptcliError if data.source and data.val_source name the same tokens twice."""
         seen: dict[str, tuple[str, int]] = {}
         for number, (folder, index) in enumerate(self.folders):
             if index.content_key not in seen:
@@ -73,7 +73,7 @@ class OpenedShards:
                     "name other shards with data.val_source; the loss on training text says "
                     "nothing about new text",
                 )
-            same = "twice" if folder.name == other else f"the tokens of {other} again"
+            same = "twice" if folder.name == other else f"and {other}, which have the same tokens"
             raise GptcliError(
                 f"data.source or data.val_source names {folder.name} {same}",
                 "name it once; data.weights says how often a text is read",
@@ -81,7 +81,7 @@ class OpenedShards:
 
     @property
     def content_key(self) -> str:
-        """SHA-256 of the tokens and their tokenizer; it does not depend on their place."""
+        """SHA-256 of the tokens and their tokenizer; it does not depend on where they are."""
         keys = [index.content_key for _, index in self.folders]
         keys.insert(len(self.data.sources), "validation")
         return hashlib.sha256("\n".join(keys).encode()).hexdigest()
@@ -110,7 +110,7 @@ class OpenedShards:
         """Tokens for training and validation. Raises GptcliError if a part is too short.
 
         Without a data.val_source, validation gets the last data.val_fraction of all tokens; in a
-        mixture, of each text."""
+        mixture, the last data.val_fraction of each text."""
         data, shares = self.data, self.data.shares
         texts = len(data.sources) if shares is not None else 1
         tokens = ShardTokens(self.folders, (2 * pool_blocks(texts) + 4) * texts)
@@ -142,7 +142,7 @@ def pool_blocks(texts: int) -> int:
 
 
 def refuse_shards(data: DataConfig) -> None:
-    """Raise GptcliError if data.source is token shards: they have no text to choose settings by."""
+    """Raise GptcliError if data.source is token shards: settings can be chosen only for a text."""
     if names_shards(data.sources):
         raise GptcliError(
             f"gptcli cannot choose settings for the token shards {data.name}",

@@ -62,7 +62,7 @@ class SourceFile:
             if signature(file) != self.signature:
                 raise GptcliError(
                     f"{shown(self.path)} changed while it was read",
-                    "run the command again when no program writes to it",
+                    "run the command again when no program writes to the file",
                     exit_code=1,
                 )
 
@@ -121,7 +121,7 @@ class Source:
                 raise (undecodable_files(files, len(files) > 1) or error) from error
 
     def beginning(self, characters: int) -> tuple[str, float]:
-        """The first characters of the text, and an estimate of its number of characters.
+        """The first characters of the text, and an estimate of the number of all its characters.
 
         The estimate compares the size of the files with the bytes that were read for the beginning.
         So it also fits compressed files and records with several fields."""
@@ -154,12 +154,13 @@ class _Survey:
 
 
 def find_source(data: DataConfig | str, progress: Progress | None = None) -> Source:
-    """The files that data.source and data.val_source name, hashed. A string is a data.source.
+    """The files that data.source and data.val_source name, hashed; a string is a data.source.
 
     A folder is read recursively. Its files are sorted by path, part by part, so the order is the
-    same on every system. Hidden files and folders, linked folders, run folders, caches and binary
-    files are left out. Notes name what was left out, except hidden files. Raises GptcliError if
-    there is no such text, or if a single file is empty, binary or not readable."""
+    same on every system. Hidden files and folders, linked folders, run folders, caches, backups of
+    editors and binary files are left out. Notes name what was left out, except hidden files. Raises
+    GptcliError if there is no such text, or if a file that is named itself is empty, binary or not
+    readable."""
     data = section_of(data)
     progress = progress or Progress(False)
     val = None
@@ -172,7 +173,7 @@ def find_source(data: DataConfig | str, progress: Progress | None = None) -> Sou
 
 
 def section_of(data: DataConfig | str) -> DataConfig:
-    """`data` itself, or if it is a name, a section `data` with this data.source and defaults."""
+    """`data` itself; for a string, a section `data` with this data.source and defaults."""
     # DataConfig does not validate the name here: for an empty or odd name, later errors say more.
     if not isinstance(data, str):
         return data
@@ -197,13 +198,13 @@ def _found(
         else:
             raise GptcliError(
                 f"{shown(path)} is neither a file nor a folder",
-                "gptcli reads a text more than once, and a pipe or device only once: save the data "
-                f"in a file, or use standard input: gptcli train - < {shown(path)}",
+                "gptcli reads a text more than once, but a pipe or a device can be read only once: "
+                f"save the data in a file, or use standard input: gptcli train - < {shown(path)}",
             )
         used = before | for_validation
         twice = [file.path for file in found if used and file.path.resolve() in used]
         for path in twice:
-            why = "it is the validation text" if path.resolve() in for_validation else "named twice"
+            why = "used for validation" if path.resolve() in for_validation else "named twice"
             survey.left_out.setdefault(why, []).append(shown(path))
         kept = [file for file in found if file.path not in twice]
         files += kept
@@ -352,7 +353,8 @@ def _survey_folder(folder: Path, progress: Progress, survey: _Survey) -> list[So
 def _why_no_text(files: int) -> str:
     if files == 0:
         return "it has no files, except hidden ones"
-    return f"{'its only file is' if files == 1 else f'its {files} files are'} binary or empty"
+    its = "its only file is" if files == 1 else f"its {files} files are"
+    return f"{its} binary, empty or left out"
 
 
 def _files_below(folder: Path, survey: _Survey) -> list[Path]:
@@ -470,7 +472,7 @@ def _field(data: DataConfig) -> str | None:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Whether a file is UTF-8, perhaps cut off. Then any other encoding would misread it."""
+    """Whether a file is UTF-8, perhaps cut off. If so, any other encoding would misread it."""
     try:
         problem = first_problem(path, None)
         return problem is None or is_cut_off(path, problem)
@@ -505,5 +507,5 @@ def _hashed(
             offset += len(chunk)
             advance(len(chunk))
     # `before` is the signature before hashing. If the file grew during hashing, the reader of the
-    # text later finds another signature.
+    # text later finds another signature, and refuses the file.
     return (path, before, digest.hexdigest()), marked

@@ -82,7 +82,7 @@ def refuse_missing_texts(data: DataConfig, found: Source) -> None:
     for name, count in zip(data.sources, found.counts, strict=True):
         if count == 0:
             raise GptcliError(
-                f"nothing is left of {name} in the mixture: its files are also in another text, or "
-                "in the validation text",
+                f"nothing is left of {name} in the mixture: its files are left out, or are also in "
+                "another text or in the validation text",
                 "remove it from data.source, and its weight from data.weights",
             )

@@ -1,4 +1,4 @@
-"""Writes token ids to files of 128 MiB (shards), and reads the files memory-mapped."""
+"""Writes token ids to files of at most 2^26 tokens (shards), and reads them memory-mapped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CHUNK_TOKENS = 1 << 20
 
 
 class ShardFile(NamedTuple):
-    """The name, number of tokens and hash of a shard, to verify its file."""
+    """The name, size in bytes and SHA-256 of a shard, with which its file is verified."""
 
     name: str
     bytes: int
@@ -53,8 +53,8 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 class TokenStore:
     """A sequence of token ids in one or more shards; `len(store)` counts the tokens.
 
-    All shards have the same dtype. The store never changes them. It can have a part of the shards'
-    tokens, or several parts, one after the other: see `part` and `parts`."""
+    All shards have the same dtype. The store never changes the shards. A store can have only a part
+    of their tokens, or several parts, one after the other: see `part` and `parts`."""
 
     def __init__(
         self, shards: Sequence[Shard], ranges: Sequence[tuple[int, int]] | Tokens | None = None
@@ -80,8 +80,8 @@ class TokenStore:
     def read(self, start: int, count: int) -> Tokens:
         """Tokens [start, start + count) of the store: uint16 or uint32 (count,).
 
-        All of them must be in the store. If they lie in a row in one shard, the result is a
-        read-only view of the shard."""
+        All of them must be in the store. If they lie in a row in one shard, the result is a view of
+        the shard, so do not write to it."""
         assert 0 <= start <= start + count <= self._length, (start, count, self._length)
         if self._first is not None:
             return self._read_shards(self._first + start, count)
@@ -134,7 +134,7 @@ class TokenStore:
 
     @property
     def shards(self) -> list[Shard]:
-        """The shards, also with tokens that are not in this store."""
+        """The complete shards, which can have tokens that are not in this store."""
         return self._shards
 
     @property

@@ -10,7 +10,7 @@ from gptcli.corpus.reading import COMPRESSED, UndecodableError, decoded, open_co
 from gptcli.errors import GptcliError
 from gptcli.files.names import STANDARD_INPUT, shown
 
-_LOOKED_AT = 1 << 15  # bytes before and after the first bad byte
+_LOOKED_AT = 1 << 15  # bytes around the first bad byte, half of them before it
 _MOST_NAMED = 100
 
 # Common encodings of text files, by Python's names. charset-normalizer knows many more, and often
@@ -22,7 +22,7 @@ _COMMON = [
 
 
 class UndecodableFilesError(GptcliError):
-    """A text has files that are not UTF-8. `problems` has a (message, hint) for each file."""
+    """A text has files that cannot be decoded. `problems` has a (message, hint) for each file."""
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__(*problems[0])
@@ -50,7 +50,8 @@ def undecodable_files(
 ) -> UndecodableFilesError | None:
     """The error that names each of `files` (path and encoding) that cannot be decoded.
 
-    `several` says that the text has other files, so the hint proposes to leave these out."""
+    `several` says that the text also has other files. Then the hint proposes to leave out the files
+    that cannot be decoded."""
     found = [
         (path, encoding, error)
         for path, encoding in files
@@ -101,12 +102,12 @@ def _explained(
 
 
 def _any_file(path: Path) -> Path:
-    """The path FILE, which stands for any file in a hint, with the suffix of a compressed file."""
+    """FILE, which stands for any file in a hint; with the suffix of `path` if it is compressed."""
     return Path(f"FILE{path.suffix}" if path.suffix.lower() in COMPRESSED else "FILE")
 
 
 def _around(path: Path, offset: int) -> tuple[bytes, int]:
-    """The bytes of a file around a position, and the position of the first of these bytes."""
+    """Some bytes of a file around a position, and the position of the first of these bytes."""
     start = max(0, offset - _LOOKED_AT // 2)
     with open_content(path) as content:
         left = start

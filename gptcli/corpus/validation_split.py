@@ -64,9 +64,9 @@ def split_documents(
 
     `starts` has the position of the first token of each document, in rising order. A document is
     long if it has more than a twentieth as many tokens as the validation part. The end of each long
-    document is for validation: val_fraction of its tokens. Of the other documents, a fixed shuffle
-    chooses some, which together have val_fraction of the tokens of these documents. If the text is
-    one document, its end is for validation."""
+    document is for validation: val_fraction of its tokens. From the other documents, a fixed
+    shuffle chooses some, which together have about val_fraction of the tokens of all the other
+    documents. If the text is one document, its end is for validation."""
     starts = np.asarray(starts, dtype=np.int64)
     stops = np.append(starts[1:], tokens).astype(np.int64)
     lengths = stops - starts
@@ -77,7 +77,7 @@ def split_documents(
     short = np.flatnonzero(~long)
     order = short[np.argsort(_shuffled(short), kind="stable")]
     filled = np.cumsum(lengths[order])
-    # The documents in this order whose sum is nearest to the wanted share.
+    # Documents are taken in this order while this brings their sum nearer to the wanted share.
     chosen = order[filled - lengths[order] / 2 <= lengths[order].sum() * val_fraction]
     from_[chosen] = starts[chosen]
     return _ranges(starts, from_), _ranges(from_, stops)
@@ -93,7 +93,10 @@ def unlike_note(
     if there < _MOST + _TIMES * parts and there < _MOST_SORTED + _TIMES * spread:
         return []
     if own:
-        return ["data.val_source is unlike the training text: its loss says little about training"]
+        return [
+            "data.val_source is unlike the training text, so the validation loss says little about "
+            "the training"
+        ]
     if documents > 1:
         advice = "data.val_split=documents mixes the documents"
     else:
@@ -102,12 +105,12 @@ def unlike_note(
 
 
 def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[float, float, float]:
-    """Three distances from the rest of the text: of validation, other parts, a spread sample.
+    """How far the validation part, other parts, and a spread sample are from the rest of the text.
 
-    The distance is the relative entropy of token frequencies, in nats per token. Of the other
-    parts, it is the median. All three are computed from the same number of tokens, because a small
-    sample makes every distance larger. In a sorted text, all parts are far from each other, and
-    only the spread sample is near."""
+    A distance is the relative entropy of token frequencies, in nats per token. For the other parts,
+    the median is returned. All three distances are computed from the same number of tokens, because
+    a small sample makes every distance larger. In a sorted text, all parts are far from each other,
+    and only the spread sample is near."""
     each = min(_SAMPLE, len(val), len(train) // _PARTS)
     if each < _LEAST_SAMPLE:
         return 0.0, 0.0, 0.0

@@ -1,10 +1,12 @@
 """Dropout whose masks depend on (seed, step, position in the step), not on the number of ranks.
 
+There are two exceptions: micro-batches that the ranks split on GPUs, and torch.compile on a CPU.
+
 A single process seeds its generator once for each step, and its micro-batches draw one after the
 other. A rank must skip the numbers of the micro-batches of other ranks. On a CPU, the rank draws
-these numbers and drops them, which takes a few per cent of the time of a forward pass. On a GPU, it
-moves the generator's offset. If the ranks split a micro-batch, each rank draws the numbers of the
-whole micro-batch and keeps its part.
+these numbers and drops them, which takes a few per cent of the time of a forward pass. On a GPU,
+the rank moves the generator's offset. If the ranks split a micro-batch on a CPU, each rank draws
+the numbers of the whole micro-batch and keeps its part.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class Draws:
                 draw()
 
     def part(self, rank: int, ranks: int) -> AbstractContextManager[object]:
-        """A context in which a forward pass draws part `rank` of a micro-batch in `ranks` parts."""
+        """A context in which a forward pass draws the numbers of part `rank` of a micro-batch.
+
+        The micro-batch is split into `ranks` parts. On a GPU, the context changes nothing."""
         if not self._replay or self._device.type == "cuda":
             return nullcontext()
         return _Part(rank, ranks)

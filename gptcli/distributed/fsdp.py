@@ -97,7 +97,7 @@ class ShardedWeights(MasterWeights):
         self._squares = dict(zip(self.parts, sums, strict=True))
 
     def norm(self) -> Tensor:
-        """The global norm of the gradients of all ranks, float64 ()."""
+        """The norm of the gradients of all parameters, float64 ()."""
         return torch.tensor(sum(self._squares.values()), dtype=torch.float64).sqrt()
 
     def norms_by_part(self) -> tuple[float, ...]:

@@ -66,7 +66,7 @@ def launch(devices: int, max_restarts: int, arguments: Sequence[str]) -> int:
 
 
 def _explain(failures: dict[int, Any], devices: int, run: str | None) -> None:
-    """Raise GptcliError for the rank that died first, unless it printed its own error."""
+    """Raise GptcliError that says why all ranks ended, unless a rank has printed its error."""
     codes = {rank: failure.exitcode for rank, failure in failures.items()}
     if any(code > 0 and code != LOST for code in codes.values()):
         return  # that rank has printed its error

@@ -45,7 +45,7 @@ from gptcli.training.training_state import TrainingState, build_model
 
 Kind = Literal["gradients", "update", "evaluate", "gather weights", "gather state", "save", "end"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
-_NUMBERS = 4  # the kind of the order, and three numbers for it
+_NUMBERS = 4  # of an order: its kind, and three more numbers
 
 
 class Orders:
@@ -84,7 +84,7 @@ def shard_writer(team: Team, state: TrainingState, words: dict[str, Any]) -> Sha
 
 
 def folder_mark(run: Path) -> list[int]:
-    """Numbers that tell a run folder from its copy on another disk; [] if it is unreadable."""
+    """Numbers that differ between a run folder and its copy on another disk; [] if unreadable."""
     try:
         found = (run / "config.yaml").stat()
     except OSError:
@@ -123,7 +123,8 @@ def rank_passes(
 class LeaderState(TrainingState):
     """The training state of the leader. Its passes and optimizers give orders to the other ranks.
 
-    The other ranks begin at the first order, because by then the loop has restored a checkpoint."""
+    The other ranks begin at the first order, because a resumed loop has restored its checkpoint by
+    then."""
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class LeaderState(TrainingState):
 
         def order(background: bool) -> None:
             with self.ordered("save", float(background)):
-                pass  # the leader itself writes when the Saver asks for it
+                pass  # the leader writes its own rows later, when the Saver calls `write`
 
         return LeaderShards(self._writer, order)
 
@@ -210,9 +211,9 @@ class _LeadingPasses(TorchPasses):
         self._gathered: tuple[int, GPT] | None = None
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
-        """The mean loss of the step over all ranks, a scalar tensor ().
+        """Compute the gradients of the step on all ranks; return the step's mean loss, a scalar ().
 
-        Each rank reads its own share of `batches`, so the leader does not read `batches` here."""
+        Each rank reads its share of the step itself, so `batches` is not used."""
         step = self._state.progress.step
         with self._state.ordered("gradients", step, scale) as passes:
             return passes.gradients(step, seed, scale)
@@ -224,7 +225,7 @@ class _LeadingPasses(TorchPasses):
     def evaluate(
         self, tokens: TokenStore, context: int, should_stop: Callable[[], bool]
     ) -> float | None:
-        """The loss over a split; each rank evaluates its share."""
+        """The loss over a split, of which each rank evaluates a share; None if a rank must stop."""
         first = 0 if tokens is self._state.validation else tokens.start
         end = first + len(tokens)
         with self._state.ordered("evaluate", first, end, context) as passes:

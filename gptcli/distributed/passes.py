@@ -62,9 +62,9 @@ class RankPasses:
         model.train()
 
     def gradients(self, step: int, seed: int, scale: float) -> Tensor:
-        """The mean loss of a step, (), the same number on every rank.
+        """Compute the gradients of a step; return its mean loss, (), the same on every rank.
 
-        Leaves the mean of the gradients of all ranks in the master weights."""
+        The master weights get the mean of the gradients of all ranks."""
         share, rank = self._share, self._team.place.rank
         self._begin(scale)
         total = torch.zeros((), device=self._device)
@@ -90,8 +90,8 @@ class RankPasses:
     ) -> Tensor:
         """The loss of a micro-batch. Adds its gradients to those of the step.
 
-        The `last` micro-batch averages the gradients over the ranks. The forward pass runs in the
-        context `part`, which draws its random numbers."""
+        In the `last` micro-batch of the step, the gradients are averaged over the ranks. The
+        forward pass draws its random numbers in the context `part`."""
         raise NotImplementedError
 
     def _finish(self) -> list[float]:
@@ -111,9 +111,10 @@ class RankPasses:
     def evaluate(
         self, tokens: TokenStore, context: int, give_up: Callable[[], bool]
     ) -> float | None:
-        """The loss over a split, as gptcli.training.evaluate computes it; the ranks take turns.
+        """The loss over a split, as gptcli.training.evaluate computes it.
 
-        None if any rank gives up between two turns."""
+        In each round, every rank gets one batch; in the last round, some may get none. None if any
+        rank gives up before a round."""
         team, model = self._team, self._model
         place = team.place
         was_training = model.training

@@ -52,7 +52,7 @@ def was_restarted() -> bool:
 
 
 def leave_word(name: str, text: str) -> None:
-    """Write a word for the launcher and for the ranks after a restart, under a name."""
+    """Write a note with a name, for the launcher and for the ranks after a restart."""
     folder = os.environ.get(LAUNCH_FOLDER)
     if folder is not None:
         path = Path(folder, name)
@@ -61,7 +61,7 @@ def leave_word(name: str, text: str) -> None:
 
 
 def word_of(name: str, folder: str | None = None) -> str | None:
-    """The word that was written under a name; None if there is none."""
+    """The text of the note with this name; None if there is no such note."""
     folder = folder or os.environ.get(LAUNCH_FOLDER)
     try:
         return Path(folder, name).read_text(encoding="utf-8") if folder is not None else None

@@ -1,7 +1,7 @@
 """Predicts how a config would train on N GPUs: memory, traffic, time, failures; for `gptcli plan`.
 
-Everything is arithmetic on a few stated numbers (docs/scaling.md shows it). Nothing is measured.
-The predictions were compared with measurements on the processor in the list (zen4).
+Everything is arithmetic on a few stated numbers (docs/scaling.md shows it). `gptcli plan` measures
+nothing. Its predictions were compared with measurements on the processor in the list (zen4).
 
 Letters: P parameters, N ranks, M machines of n ranks (8 GPUs), S bytes.
 """
@@ -16,8 +16,9 @@ from gptcli.training.cost import matrix_parameters
 from gptcli.training.estimate import activation_bytes
 from gptcli.training.optimizers import RECIPES
 
-_PASSES = 2 / 3  # share of the backward pass, in which gradients travel
-# Dubey et al. 2024, "The Llama 3 Herd of Models", table 5: 466 failures in 54 days on 16,384 GPUs.
+_PASSES = 2 / 3  # the backward pass's share of the computing time; gradients travel during it
+# Dubey et al. 2024, "The Llama 3 Herd of Models", section 3.3.4: 466 interruptions in 54 days on
+# 16,384 GPUs.
 GPU_HOURS_PER_FAILURE = 16_384 * 54 * 24 / 466
 RESTART_SECONDS = 120.0  # assumed
 CHECKPOINT_SECONDS = 60.0  # train.checkpoint_every: auto
@@ -39,12 +40,12 @@ class Gpu:
     between: float
     """Bytes per second that a GPU sends to other machines."""
     share: float = 0.485
-    """Of the peak: measured with configs/gpt2-124m.yaml on one H200 (benchmarks/RESULTS.md)."""
+    """Of the peak. The default: configs/gpt2-124m.yaml on one H200 (benchmarks/RESULTS.md)."""
     of_a_machine: int = 8
     cores: int | None = None
     """The number of ranks that can compute at once (more take turns); None: all."""
     overlaps: bool = True
-    """Whether gradients travel while the ranks compute. A core cannot do both at once."""
+    """Whether gradients travel while the ranks compute. A core cannot send and compute at once."""
 
 
 GPUS = {

@@ -1,7 +1,7 @@
 """Runs one process of a run with several ranks: as the leader, or as a follower.
 
-The command line of every rank is the same. Only rank 0 carries it out. The other ranks read
-only the files of the user's parts that it names, and get everything else from the leader.
+The command line of every rank is the same. Only rank 0 carries it out. From the command line, the
+other ranks take only the files of the user's parts. The leader tells them everything else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Leader:
-    """Rank 0 of a team. At the end of a `with`, the other ranks leave with its exit code."""
+    """Rank 0 of a team. At the end of a `with`, the other ranks leave with rank 0's exit code."""
 
     def __init__(self, place: Place) -> None:
         from gptcli.distributed.team import Team
@@ -62,7 +62,7 @@ class Leader:
         return replace(setup, new_state=new_state)
 
     def asked_to_stop(self) -> bool:
-        """Whether another rank was asked to stop."""
+        """Whether any rank had been asked to stop at the last `Team.agree`."""
         return self._team.stop_seen
 
     def __enter__(self) -> Leader:
@@ -159,7 +159,7 @@ def use_own_gpu(place: Place) -> None:
             raise GptcliError(
                 f"{place.local_size} processes on this machine, but it has {count} GPU"
                 + ("s" if count != 1 else ""),
-                f"use {count} at most, or run.device=cpu",
+                f"start at most {count}, or set run.device=cpu",
             )
         torch.cuda.set_device(place.local_rank)
 

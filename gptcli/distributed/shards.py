@@ -118,7 +118,7 @@ class ShardWriter:
         return dict(self._weights.masters), state
 
     def write(self, folder: Path, rows: Rows) -> dict[str, Any]:
-        """Write this rank's shards; return their part of the index, or the reason under `error`."""
+        """Write this rank's shards; return their part of the index, or under `error` why not."""
         try:
             files = {}
             for part, tensors in zip(PARTS, rows, strict=True):
@@ -144,12 +144,12 @@ class ShardWriter:
                 thread.start()
                 self._thread = thread
                 return
-            except (MemoryError, RuntimeError):  # no memory for the copy, or no thread
+            except (MemoryError, RuntimeError):  # no memory for the copy, or no thread can start
                 pass
         self._take_part(rows)
 
     def _in_thread(self, rows: Rows) -> None:
-        with suppress(LostError):  # the main thread also notices it, and ends this process
+        with suppress(LostError):  # the main thread also notices the loss, and ends this process
             self._take_part(rows)
 
     def _take_part(self, rows: Rows) -> None:

@@ -1,4 +1,4 @@
-"""The ranks of a run as one team: process groups, collectives, and the loss of other ranks.
+"""The ranks of a run as one team: process groups, collectives, what to do if another rank ends.
 
 `Team.connect` connects this process with the others. NCCL combines gradients on NVIDIA GPUs, Gloo
 on CPUs. Orders and single numbers always go through Gloo, so they never wait for a GPU.
@@ -28,7 +28,7 @@ from gptcli.distributed.watch import Watch
 
 _CONNECT = timedelta(minutes=5)
 LONGEST = timedelta(hours=2)
-"""The time limit of a collective. The watch (watch.py) ends a run that hangs long before."""
+"""The time limit of a collective. If a rank hangs, watch.py ends the run much earlier."""
 _PEER_GONE = re.compile(
     r"connection (was )?(closed|reset|refused)|closed by peer|broken pipe|socket (closed|error)|"
     r"timed out|time ?out|remote process exited|communicator was aborted|failed to recv|"
@@ -40,8 +40,8 @@ _PEER_GONE = re.compile(
 class LostError(SystemExit):
     """Another rank has ended, so this rank ends, too.
 
-    It prints nothing, because the rank with the first error prints that error, or the launcher
-    does."""
+    This rank prints nothing, because the rank with the first error prints that error, or the
+    launcher does."""
 
     def __init__(self) -> None:
         super().__init__(LOST if LAUNCH_FOLDER in os.environ else 1)
@@ -97,7 +97,7 @@ class Team:
             self._store.set("begin", json.dumps(words))
 
     def await_announcement(self) -> dict[str, Any]:
-        """Wait for the leader's first message, while it prepares the text, and return it.
+        """Wait until the leader has prepared the text, and return the leader's first message.
 
         Ends with exit code 130 if this process is asked to stop during the wait."""
         while True:
@@ -118,7 +118,9 @@ class Team:
     # ---- collectives -------------------------------------------------------------------------
 
     def tell(self, order: Tensor) -> Tensor:
-        """The leader's order, float64 on the CPU. The other ranks pass a tensor to receive it."""
+        """Send or receive the leader's order, float64 on the CPU, and return it.
+
+        On the other ranks, the leader's order overwrites the tensor `order`."""
         self.watch.tick()
         with peers_needed():
             dist.broadcast(order, 0)

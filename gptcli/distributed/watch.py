@@ -1,8 +1,9 @@
-"""Finds the rank that hangs, and ends the run if one does.
+"""Ends the run if a rank hangs, and says which rank it is.
 
 Each rank counts the parts of its work that it has done, and a thread writes the count to the store
-once a second. If a rank has waited longer than the limit (`run.rank_timeout`), all other
-ranks are waiting for the ranks with the smallest count.
+once a second. If a rank has waited longer than the limit (`run.rank_timeout`), it reads
+the counts. A rank that no longer writes its count hangs. If there is no such rank, the ranks with
+the smallest count hang, because all other ranks wait for them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _BEAT = 1.0  # seconds
 
 
 class Watch:
-    """The progress of this rank, and a thread that compares it with the others'.
+    """The progress of this rank, and a thread that compares it with that of the other ranks.
 
     The thread has its own connection to the store, because the main thread can be waiting in a
     call."""

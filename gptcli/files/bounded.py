@@ -58,8 +58,8 @@ def read_lines(path: Path, inside: Path) -> Iterator[bytes]:
 def open_without_links(name: str | os.PathLike[str], flags: int) -> int:
     """A descriptor of a regular file, opened without following links. Use it as open()'s `opener`.
 
-    For files that are written in place. Raises OSError if `name` is a link or leads out of its
-    folder."""
+    It is meant for files that are written in place. Raises OSError if `name` is a link or leads out
+    of its folder."""
     path = Path(name)
     refuse_link_out(path, path.parent)
     if path.is_symlink():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 DIRECT_IO_BYTES = 32 << 20
-"""O_DIRECT is used for files of at least so many bytes."""
+"""O_DIRECT is used for files of at least this many bytes."""
 _BUFFER = 4 << 20
 _FLAG = getattr(os, "O_DIRECT", 0)
 

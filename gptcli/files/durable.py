@@ -234,8 +234,8 @@ def delete_temporaries(folder: Path, goals: str) -> None:
 def delete_abandoned(goal: Path) -> None:
     """Delete the temporary files `.NAME.PID.tmp` that killed processes left beside `goal`.
 
-    Keeps the files of processes that still run on this machine. Ignores files that cannot be
-    deleted."""
+    Keeps the files of processes that still run on this machine (on Windows, all files). Ignores
+    files that cannot be deleted."""
     temporary = re.compile(rf"\.{re.escape(goal.name)}\.(\d{{1,9}})\.tmp")
     with suppress(OSError):
         for path in goal.parent.iterdir():

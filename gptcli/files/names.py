@@ -13,11 +13,12 @@ STANDARD_INPUT = "standard input"
 
 
 def shown(name: str | os.PathLike[str]) -> str:
-    """The name of a file as one line of UTF-8: a byte that is not UTF-8 is written as `\\xe9`.
+    """The name of a file as one line of UTF-8, with escapes for bytes that are not UTF-8.
 
-    Python holds such a byte as half of a surrogate pair, which no YAML, JSON or UTF-8 stream can
-    hold. A newline is written as `\\x0a`. A backslash in such a name is written as `\\x5c`, so that
-    `path_of` finds the same file."""
+    Python holds such a byte, for example E9, as half of a surrogate pair, which cannot be written
+    as UTF-8. The escape is `\\x` and two hexadecimal digits: `\\xe9`. Control characters are
+    escaped, too: a newline is written as `\\x0a`. A backslash in a name with escapes is written as
+    `\\x5c`, so that `path_of` finds the same file."""
     text = os.fspath(name)
     if text in _shown_as:
         return _shown_as[text]
@@ -45,8 +46,8 @@ _SPECIAL_OR_BACKSLASH = re.compile(_SPECIAL.pattern[:-1] + r"\\]")
 def path_of(name: str) -> Path:
     """The path of a name that `shown` returned or the user typed, with `~` expanded.
 
-    If a file has exactly this name, returns its path. Raises GptcliError if no file can have this
-    name, or if a folder in the path cannot be entered."""
+    If a file has exactly this name, returns its path. Raises GptcliError if a folder in the path
+    cannot be entered."""
     try:
         path = Path(name).expanduser()
     except RuntimeError:  # the user of `~user` is unknown

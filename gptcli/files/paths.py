@@ -1,7 +1,7 @@
 """Expands `~` in paths, quotes paths for a shell, and prints names that are not UTF-8.
 
 Python holds a name that is not UTF-8 as a string with lone surrogates (PEP 383). Such a string
-cannot be encoded, so it is printed with `\\xe9` for each byte that is not UTF-8.
+cannot be encoded, so each byte that is not UTF-8 is printed as an escape: `\\xe9` for the byte E9.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from gptcli.errors import GptcliError
 
 ESCAPE_UNDECODABLE = "gptcli.escape"
-"""The name of an error handler for streams: it writes a byte that is not UTF-8 as `\\xe9`."""
+"""The name of an error handler for streams: it writes escapes for bytes that are not UTF-8."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -60,7 +60,7 @@ def refuse_existing(path: Path) -> None:
 def shell_word(text: str | os.PathLike[str]) -> str:
     """The text as one word of a command line that users can copy, quoted if necessary.
 
-    Control characters and bytes that are not UTF-8 are written as escapes: $'caf\\xe9'."""
+    Control characters and bytes that are not UTF-8 are written as escapes, such as $'caf\\xe9'."""
     text = os.fspath(text)
     if text.isprintable():
         return shlex.quote(text)
@@ -77,7 +77,7 @@ def shell_word(text: str | os.PathLike[str]) -> str:
 
 
 def escape_undecodable(text: str) -> str:
-    """The text of a name, with `\\xe9` in place of each byte that is not UTF-8."""
+    """The text of a name, with an escape such as `\\xe9` for each byte that is not UTF-8."""
     return text.encode("utf-8", ESCAPE_UNDECODABLE).decode("utf-8")
 
 

@@ -201,6 +201,6 @@ def _failed(verb: str, url: str, error: Exception) -> GptcliError:
     what = "there is no such file" if isinstance(error, FileNotFoundError) else reason(error)
     return GptcliError(
         f"cannot {verb} {url}: {what}",
-        "check the URL, the network and your credentials for it",
+        "check the URL, the network and your credentials",
         exit_code=1,
     )

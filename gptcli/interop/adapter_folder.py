@@ -1,7 +1,8 @@
 """Writes low-rank adapters (LoRA) as a folder that peft loads on the exported base model.
 
 Qwen3 and Llama have a layer for each of our matrices. GPT-2 has one layer, c_attn, for query, key
-and value. So their adapters become one adapter of a higher rank, which computes exactly the same:
+and value. So the adapters of these three become one adapter of a higher rank, which computes the
+same:
 
     [Bq Aq]   [Bq        ] [Aq]
     [Bk Ak] = [   Bk     ] [Ak]
@@ -11,7 +12,8 @@ If the run trained the token embedding and the head, too, the folder holds both 
 peft replaces the tables of the base model by them (`modules_to_save`). A tied head is also written,
 because peft replaces each layer by a separate copy.
 
-Dimensions: R rank, I inputs and O outputs of a matrix, n of query, key and value that are adapted.
+Dimensions: R rank; I inputs and O outputs of a matrix; n, how many of query, key and value are
+adapted.
 """
 
 from __future__ import annotations
@@ -39,12 +41,12 @@ from gptcli.training.training_state import build_model
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of an adapter."""
 BASE_KEY = "gptcli_base_sha256"
-"""The key of the metadata of WEIGHTS that identifies the base model of the adapter."""
+"""The key in the metadata of WEIGHTS whose value identifies the base model of the adapter."""
 ADAPTER = "adapter"
 """The folder of the adapter, inside the folder of the base model.
 
 It is a folder of its own, because transformers always loads an adapter_config.json that is next to
-a config.json. Then nobody could load the base model alone."""
+a config.json. In one folder, nobody could load the base model alone."""
 
 
 def has_adapters(config: Config) -> bool:
@@ -147,10 +149,10 @@ def peft_config(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Any
 
 
 def peft_tensors(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A (n R, I) and B (n O, n R) under peft's names, and complete tables.
+    """A (R, I) and B (O, R) under peft's names, and complete tables.
 
-    n is 1, except in GPT-2's c_attn. A part of c_attn that is not adapted gets rows of zeros in
-    B."""
+    GPT-2's c_attn has A (n R, I) and B (3 O, n R). A part of c_attn that is not adapted gets rows
+    of zeros in B."""
     parts: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
     for name in _layers(adapters):
         row = row_of(f"{name}.weight")

@@ -100,7 +100,7 @@ def import_adapter(folder: Path, base: Path, out: Path, *, name: str | None = No
         found = read_adapter(folder, trained)
     except Refused as refused:
         raise GptcliError(
-            f"{folder}: train.lora cannot hold exactly this adapter: {refused}",
+            f"{folder}: train.lora cannot hold this adapter exactly: {refused}",
             "merge it into its base model with peft (merge_and_unload), and import the model",
             exit_code=1,
         ) from None
@@ -129,8 +129,8 @@ def read_adapter(folder: Path, base: Trained) -> Adapter:
         of_base = (file.metadata() or {}).get(BASE_KEY)
     if of_base is not None and of_base != base_digest(base.model):
         raise GptcliError(
-            f"{folder} was trained on another model than {base.run}",
-            "name its base run with --base; or import the folder around the adapter, "
+            f"the adapter {folder} was trained on another model than {base.run}",
+            "name the adapter's base run with --base; or import the folder around the adapter, "
             f"which holds its base model: gptcli import {shell_word(folder.parent)}",
         )
     shapes = {name: tuple(p.shape) for name, p in base.model.named_parameters()}
@@ -141,7 +141,7 @@ def read_adapter(folder: Path, base: Trained) -> Adapter:
         if A is None and B is None:
             continue
         if A is None or B is None or A.dim() != 2 or B.dim() != 2 or A.shape[0] != B.shape[1]:
-            raise Refused(f"{layer} has no A and B of one rank")
+            raise Refused(f"{layer} has no A and B of the same rank")
         rank = _of_layer(settings, "rank_pattern", "r", layer)
         if A.shape[0] != rank:
             raise Refused(f"{layer} has rank {A.shape[0]}, and {SETTINGS} says {rank:g}")
@@ -189,8 +189,8 @@ def _number(values: Mapping[str, Any], key: str) -> float:
 def _of_layer(settings: Mapping[str, Any], pattern: str, key: str, layer: str) -> float:
     """The rank or alpha of a layer.
 
-    If the layer's name ends with a name in `pattern`, it is the value of this name, else the usual
-    value."""
+    This is the value of a name in `pattern` with which the layer's name ends; the usual value if
+    there is no such name."""
     patterns = settings.get(pattern) or {}
     for name in patterns:
         if layer == name or layer.endswith(f".{name}"):
@@ -252,7 +252,9 @@ def _tables(
     if given and base.config.model.traits.tied_head:
         head = given.pop("lm_head.weight", None)
         if head is None or not torch.equal(head, given.get("wte.weight", head[:0])):
-            raise Refused(f"it has a separate embedding and head, but {base.run} has a tied head")
+            raise Refused(
+                f"its embedding and head are not the same table, but {base.run} has a tied head"
+            )
     for name, table in given.items():
         if tuple(table.shape) != shapes[name]:
             raise Refused(f"{their_table(base.config, name)} has another shape than in {base.run}")

@@ -39,8 +39,9 @@ def export(
     For Hugging Face, a run with low-rank adapters becomes its base model and a folder `adapter` in
     peft's format. With `merge`, and in all other formats, it becomes one model with the adapters
     merged. The model must have builtin parts only. `out` is a folder; for GGUF it is a file, whose
-    matrices are stored in `type_name`. `out` appears when it is complete and proven. Raises
-    GptcliError (exit code 1) if the other program computes something else."""
+    matrices are stored in `type_name`. `out` appears when it is complete, and proven if the other
+    program is installed. Raises GptcliError (exit code 1) if the other program computes something
+    else."""
     assert not trained.model.user_parts.in_network()
     assert trained.tokenizer.kind != "own"
     refuse_existing(out)

@@ -46,15 +46,15 @@ class ForeignModel:
 
 
 class Refused(Exception):
-    """gptcli cannot hold a model exactly. The message names the key and its value."""
+    """gptcli cannot hold a model exactly. The message says why."""
 
 
 def read_model(path: Path, block_size: int | None = None) -> ForeignModel:
     """The model in a Hugging Face folder or in nanoGPT's ckpt.pt.
 
-    `block_size` replaces the context length, and must not be larger. Raises GptcliError if a file
-    is missing, damaged or too large for the memory, or if no layout of gptcli can hold the model
-    exactly."""
+    `block_size` replaces the model's context length, and must not be larger than that. Raises
+    GptcliError if a file is missing, damaged or too large for the memory, or if no layout of gptcli
+    can hold the model exactly."""
     try:
         if path.is_dir():
             return _read_folder(path, block_size)
@@ -239,7 +239,7 @@ def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
                 if tensor.is_floating_point():
                     yield name, tensor.float()
                 elif not name.endswith(_IGNORED):
-                    raise Refused(f"`{name}` holds whole numbers: its weights are quantized")
+                    raise Refused(f"`{name}` holds whole numbers, so the model is quantized")
     except (SafetensorError, OSError) as error:
         words = " ".join(str(error).split())[:100]
         raise GptcliError(
@@ -250,7 +250,9 @@ def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
 def _without_prefix(
     tensors: Iterator[tuple[str, Tensor]], config: ModelConfig
 ) -> dict[str, Tensor]:
-    """The tensors by the names of the complete model. A file can hold only the inner model."""
+    """The tensors by the names of the complete model.
+
+    In a file of the inner model alone, the names lack a prefix, which is added."""
     inner = "transformer." if config.traits.model_type == "gpt2" else "model."
     found: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -306,8 +308,8 @@ def _read_nanogpt(path: Path, block_size: int | None) -> ForeignModel:
         turned = ".h." in name and tensor.dim() == 2
         renamed[name] = (tensor.T if turned else tensor).float()
     note = (
-        "nanoGPT computes GELU exactly, gptcli in GPT-2's tanh form, so activations differ by at "
-        "most 0.0005"
+        "nanoGPT computes GELU exactly, and gptcli computes its tanh form as GPT-2 does, so values "
+        "of GELU differ by at most 0.0005"
     )
     return _foreign(config, renamed, "nanogpt", None, [note], path)
 
@@ -351,7 +353,7 @@ def _foreign(
         weights = from_hugging_face(config, theirs)
     except KeyError as error:
         raise GptcliError(
-            f"{path} has no weight `{error.args[0]}`", "the folder is not complete"
+            f"{path} has no weight `{error.args[0]}`", "the download or the file is not complete"
         ) from None
     except ValueError as error:
         raise Refused(str(error)) from None
@@ -370,16 +372,16 @@ def _foreign(
 def _check_shapes(
     config: ModelConfig, vocab_size: int, weights: Mapping[str, Tensor], path: Path
 ) -> None:
-    """Raise GptcliError if a weight has another shape than config.json describes."""
+    """Raise GptcliError if a weight has another shape than the config describes."""
     theirs = {ours: name for ours, name, _ in pairs(config)}
     for name, shape in parameter_shapes(config, vocab_size).items():
         found = tuple(weights[name].shape)
         if found != tuple(shape):
             raise GptcliError(
-                f"{path}: the weight `{theirs[name]}` is {_by(found)}, but config.json describes "
+                f"{path}: the weight `{theirs[name]}` is {_by(found)}, but the config describes "
                 f"one of {_by(shape)}",
-                "config.json and the weights are of different models, or a key is missing or "
-                "wrong: download the folder again",
+                "the config (config.json, or model_args in ckpt.pt) is that of another model, or a "
+                "key is missing or wrong: download the model again",
             )
 
 

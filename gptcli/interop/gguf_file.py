@@ -1,6 +1,7 @@
 """Writes a model as a GGUF file for llama.cpp and programs that are built on llama.cpp.
 
-`arch: modern` becomes llama.cpp's qwen3, `arch: gpt2` its gpt2. The package `gguf` writes the file.
+`arch: modern` becomes llama.cpp's qwen3, or its llama if the model has no QK-norm. `arch: gpt2`
+becomes its gpt2. The package `gguf` writes the file.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
 
 
 def _add_imported(writer: Any, tokenizer: ImportedTokenizer) -> None:
-    """Write the vocabulary of an imported tokenizer, with llama.cpp's name for how it splits texts.
+    """Write the vocabulary of an imported tokenizer, and llama.cpp's name for its split pattern.
 
     Raises GptcliError (exit code 1) if llama.cpp has no such name."""
     import gguf
@@ -178,7 +179,7 @@ def _add_imported(writer: Any, tokenizer: ImportedTokenizer) -> None:
     if pre is None:
         raise GptcliError(
             "llama.cpp cannot split texts as this tokenizer does",
-            "export it with --to huggingface or --to onnx",
+            "export the model with --to huggingface or --to onnx",
             exit_code=1,
         )
     writer.add_tokenizer_model("gpt2")

@@ -1,7 +1,8 @@
 """Writes a model as a folder that Hugging Face's transformers loads without remote code.
 
-`arch: modern` becomes Qwen3ForCausalLM, `arch: gpt2` becomes GPT2LMHeadModel. The files are written
-with safetensors and json; transformers is needed only for the proof.
+`arch: modern` becomes Qwen3ForCausalLM, or LlamaForCausalLM if the model has no QK-norm.
+`arch: gpt2` becomes GPT2LMHeadModel. The files are written with safetensors and json; transformers
+is needed only for the proof.
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    # Without this class, AutoTokenizer takes the tokenizer of the model_type. That of Qwen3 would
-    # replace the rules of tokenizer.json and give other ids, without an error.
+    # Without this class, AutoTokenizer takes the tokenizer of the model_type. Qwen3's tokenizer
+    # would replace the rules of tokenizer.json and give other ids, without an error.
     found: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.block_size,

@@ -84,7 +84,7 @@ def meta_of_import(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _train_config(model: ModelConfig) -> TrainConfig:
-    """The section `train` for `train --from`: AdamW, with steps of at most 4,096 tokens."""
+    """The section `train` for `train --from`: AdamW, 1 to 16 sequences in a step."""
     train = TrainConfig(
         optimizer="adamw", batch_size=max(1, min(16, _STEP_TOKENS // model.block_size))
     )
@@ -101,12 +101,13 @@ def import_model(
 ) -> Import:
     """Write a model of another program as the run folder `out`, which must not exist.
 
-    If transformers is installed, it reads the folder, too, and the logits and token ids are
-    compared. `out` appears when it is complete. Raises GptcliError like `read_foreign`, and if the
-    other program computes something else (exit code 1) or `out` cannot be written."""
+    If transformers is installed, it reads the folder, too, and the logits are compared. Token ids
+    are compared unless `tokenizer` is given. `out` appears when it is complete. Raises GptcliError
+    like `read_foreign`, and if the other program computes something else (exit code 1) or `out`
+    cannot be written."""
     refuse_taken(out)
     trained, foreign = read_foreign(path, tokenizer=tokenizer, block_size=block_size)
-    found = proof.Proof(None, (), "no other program can read a ckpt.pt to compare with")
+    found = proof.Proof(None, (), "gptcli knows no other program that reads a ckpt.pt")
     if path.is_dir():
         found = proof.hugging_face(trained, path, doing="import", with_texts=tokenizer is None)
     origin = {"from": name or path.resolve().name, "model_type": foreign.model_type}
@@ -170,7 +171,7 @@ def from_hub(name: str) -> Path:
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=list(_ALLOWED)))
-    except Exception as error:  # it and its network library raise many types of errors
+    except Exception as error:  # huggingface_hub and its network library raise many types of errors
         words = " ".join(str(error).split())[:160] or type(error).__name__
         raise GptcliError(
             f"there is no file or folder {name}, and the Hugging Face Hub cannot send it: {words}",

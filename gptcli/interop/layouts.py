@@ -21,7 +21,8 @@ def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weig
     """Our weights under the names of GPT2LMHeadModel, Qwen3ForCausalLM or LlamaForCausalLM.
 
     Hugging Face's GPT-2 stores the matrices of its blocks transposed, and query, key and value as
-    one matrix. All of its layers have a bias: if our layer has no bias, zeros are written."""
+    one matrix. These matrices and all layer norms have a bias there: if ours has no bias, zeros are
+    written."""
     found: _Weights = {}
     if config.traits.model_type != "gpt2":
         for name, theirs, _ in pairs(config):

@@ -48,7 +48,7 @@ def ask(
 ) -> Answer | None:
     """llama.cpp's answer for prompts of token ids and for texts; None if its process failed.
 
-    `letter` is the id of a token that is a letter. llama.cpp must choose this token, because it
+    `letter` is the id of a token of ASCII letters. llama.cpp must choose this token, because it
     gives no probabilities if it chooses a part of a character."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "answer.json")

@@ -61,7 +61,7 @@ def _lines(
     else:
         yield f"A GPT with {size:,} parameters, trained on {texts} with gptcli {__version__}."
     if adapter:
-        yield "The folder holds the base model; the folder `adapter` holds what tuning changed."
+        yield "This folder holds the base model. The folder `adapter` holds what was fine-tuned."
     yield from ("", "| | |", "|---|---|")
     for what, value in _facts(trained):
         yield f"| {what} | {value} |"
@@ -140,7 +140,7 @@ def _onnx_usage(trained: Trained) -> Iterator[str]:
     if learned:
         yield "    cache = dict(zip(cache, present))"
     else:
-        width = max(1, config.block_size - 1)  # the next token looks at so many earlier tokens
+        width = max(1, config.block_size - 1)  # earlier tokens that the next token looks at
         yield f"    cache = {{name: part[:, :, -{width}:] for name, part in zip(cache, present)}}"
     yield "    chances = np.exp((logits[0, -1] - logits[0, -1].max()) / temperature)"
     yield "    ids.append(int(rng.choice(len(chances), p=chances / chances.sum())))"
@@ -161,8 +161,8 @@ def proof_sentence(proof: Proof, doing: Doing = "export") -> str:
     return (
         f"{proof.reader} {done}. On prompts of {lengths} tokens, its "
         f"{'log-probabilities' if 'xllamacpp' in proof.reader else 'logits'} differ from gptcli's "
-        f"by at most {proof.largest_difference:.1e}; the tokenizers give the same ids for the "
-        "compared texts."
+        f"by at most {proof.largest_difference:.1e}; the tokenizers give the same "
+        f"{'number of ids' if 'xllamacpp' in proof.reader else 'ids'} for the compared texts."
     )
 
 

@@ -33,7 +33,8 @@ def write_folder(trained: Trained, folder: Path, *, external_bytes: int = EXTERN
     # Without a dtype, transformers.js in a browser asks for another file, model_quantized.onnx.
     settings: dict[str, Any] = {"dtype": "fp32"}
     if external:
-        settings["use_external_data_format"] = {Path(WITH_CACHE).name: 1}  # files with weights
+        # The value is the number of files with weights.
+        settings["use_external_data_format"] = {Path(WITH_CACHE).name: 1}
     hugging_face.write_settings(trained, folder, {"transformers.js_config": settings})
 
 

@@ -25,7 +25,7 @@ OPSET = 18
 """The version of ONNX's operators (December 2022). onnxruntime 1.14 and later run it."""
 _IR_VERSION = 8  # the version of the file format that belongs to OPSET
 
-_TURN = 1 << 40  # parts of a turn; a position below 2^25 times a rotation fits into 64 bits
+_TURN = 1 << 40  # parts of a turn; for positions below 2^25, position * parts fits into 64 bits
 _NEVER = float(np.finfo(np.float32).min)  # the score of a key that a query cannot look at
 
 # The names that Optimum and transformers.js use. transformers.js looks for `batch_size` to make an
@@ -221,7 +221,7 @@ class _Builder:
         return self._op("Add", x, self._weight(name + ".bias", bias))
 
     def _rotation(self, positions: str) -> tuple[str, str]:
-        """Cosine and sine of each position: int64 (B, T) -> two of (B, 1, T, D).
+        """Cosine and sine of each position: int64 (B, T) -> two tensors (B, 1, T, D).
 
         As in gptcli.model.rotary, the first half of the sine is negated. gptcli.model.rotary
         multiplies in float64, which few runtimes have. With products in float32, logits were wrong
@@ -230,7 +230,7 @@ class _Builder:
         half = np.arange(self._head_dim // 2)
         turns = self._traits.rope_theta ** (-2.0 * half / self._head_dim) / (
             2 * math.pi
-        )  # for each position
+        )  # from one position to the next
         parts = self._constant("turns", np.round(turns * _TURN).astype(np.int64))
         at = self._op("Unsqueeze", positions, self._integers([1, 3]))  # (B, 1, T, 1)
         half_turn = self._integers([_TURN // 2])

@@ -215,7 +215,7 @@ def onnx(trained: Trained, folder: Path) -> Proof:
 
 
 def _valid_onnx(folder: Path) -> None:
-    """Return both files, checked by the rules of ONNX. Raises GptcliError (exit code 1)."""
+    """Raise GptcliError (exit code 1) if one of the two files breaks a rule of ONNX."""
     import onnx
 
     for name in (onnx_folder.WITH_CACHE, onnx_folder.WITHOUT_CACHE):
@@ -247,7 +247,9 @@ def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
     window, tokenizer = trained.config.model.block_size, trained.tokenizer
     letters = [i for i, p in enumerate(tokenizer.pieces) if p.isalpha() and p.isascii()]
     if not letters:
-        return Proof(None, (), "llama.cpp gives no probabilities, because no token is a letter")
+        return Proof(
+            None, (), "llama.cpp gives no probabilities, because no token consists of ASCII letters"
+        )
     lengths = sorted({1, min(3, window), max(1, window // 2), max(1, window - 1)})
     prompts = [idx[0].tolist() for idx in _prompts(tokenizer, lengths)]
     texts = [text for text in _texts_for(tokenizer) if 0 < len(tokenizer.encode(text)) < window]
@@ -284,7 +286,7 @@ def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
 
 
 _TENSOR_TOLERANCE = {"f32": 0.0, "f16": 2**-10, "bf16": 2**-7, "q8_0": 2**-6}
-"""For each type: the largest error of a stored number, as a part of its tensor's largest number."""
+"""For each type: the largest error of a number, divided by the largest number of its tensor."""
 
 
 def _same_tensors(trained: Trained, path: Path, type_name: str) -> None:

@@ -76,7 +76,9 @@ def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str 
             exit_code=1,
         )
     size = tokenizer.vocab_size
-    note = f"{missing:,} rows of its embedding have no token; they are named <|unused_{size}|> on"
+    note = (
+        f"{missing:,} rows of its embedding have no token; they get names from <|unused_{size}|> on"
+    )
     if isinstance(tokenizer, ImportedTokenizer):
         return tokenizer.with_rows(rows), note
     special = dict(tokenizer.special)

@@ -1,1 +1,1 @@
-"""Loggers write a run's metrics and samples into a table, or for TensorBoard, trackio or wandb."""
+"""Loggers write metrics as a table, or metrics and samples for TensorBoard, trackio or wandb."""

@@ -50,7 +50,7 @@ LOGGERS = {
 
 
 def import_path() -> list[str]:
-    """The folders to import packages from: sys.path without the current folder.
+    """The folders from which packages are imported: sys.path without the current folder.
 
     A file such as `wandb.py` in the current folder is the user's own, and must not run."""
     own = Path(gptcli.__file__).resolve().parent.parent

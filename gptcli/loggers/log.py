@@ -13,13 +13,16 @@ class RunFacts:
     """What a log says about its run, besides rows and samples."""
 
     name: str  # the name of the run folder
-    identity: str  # of the training; a resume keeps it
+    identity: str  # identifies the training; a resume keeps it
     config: dict[str, Any]  # values by dotted key; lists are text
     began: float  # Unix time of step 0
 
 
 class Log(Protocol):
-    """A log that is being written. Opening it replaces an earlier log of the same run.
+    """A log that is being written.
+
+    Opening it replaces an earlier log of the same run. Only wandb, if it is online, continues the
+    earlier log.
 
     `time` is the Unix time. Every method can raise any exception, because the loggers' packages
     do."""

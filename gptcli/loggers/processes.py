@@ -20,7 +20,7 @@ from gptcli.files.paths import shell_word
 from gptcli.loggers.catalogue import LOGGERS, import_path
 
 FINISH_S = 30.0
-"""Seconds that a training waits at its end for the last rows of a log."""
+"""The most seconds that a training waits at its end for the last rows of the logs."""
 
 _BOOT = (
     "import sys; request, *sys.path[:] = sys.argv[1:]; "
@@ -122,7 +122,7 @@ class RunLoggers:
         self._writers: list[Writer] = []
 
     def start(self) -> list[str]:
-        """Start the loggers, and return a note for the user about each.
+        """Start the loggers, and return a note for the user about each logger.
 
         Call it when metrics.jsonl is in the state from which the run continues."""
         notes = []
@@ -137,7 +137,7 @@ class RunLoggers:
         return notes
 
     def problems(self) -> list[str]:
-        """A warning about each logger that has ended since the last call."""
+        """A warning about each logger that has failed since the last call."""
         ended = [writer for writer in self._writers if writer.ended()]
         self._writers = [writer for writer in self._writers if writer not in ended]
         return [
@@ -172,4 +172,4 @@ class RunLoggers:
 
     def _warning(self, name: str, what: str) -> str:
         again = f"gptcli log {shell_word(self._run)} --to {name}"
-        return f"WARNING: the logger {name} {what}. The run is complete; {again} writes the log"
+        return f"WARNING: the logger {name} {what}. The run is not affected; {again} writes the log"

@@ -1,6 +1,6 @@
 """Reads metrics.jsonl and samples.txt as rows and samples for loggers, also while the run trains.
 
-A row has everything that metrics.jsonl says about a step: its training, evaluation and new plan.
+A row joins the records of metrics.jsonl about one step: its training, evaluation and new plan.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ COLUMNS = (
 )
 """The values that a row can have, under the names of metrics.jsonl.
 
-`max_steps` is the newest plan. If the run trains on a mixture, a row also has `val_loss/NAME` for
-each text."""
+`max_steps` is the number of steps of the newest plan. If the run trains on a mixture, a row also
+has `val_loss/NAME` for each text."""
 
 _MAX_LINE = 1 << 20
 _MAX_SAMPLE = 1 << 20  # bytes
@@ -39,7 +39,7 @@ Values: TypeAlias = "dict[str, int | float]"
 
 @dataclass(frozen=True)
 class Row:
-    """What the run logged about a step. `values` has only logged values that are not null."""
+    """What the run logged about a step. `values` has only logged numbers, no null."""
 
     step: int
     values: Values
@@ -103,7 +103,7 @@ class Rows:
         newest = max(self._waiting, default=self._done)
         # The run writes a sample before it logs the next step, so read the samples after the rows.
         self._take_samples()
-        # The sample of this step itself can be half written.
+        # The sample of the newest step can be half written.
         if self._text is not None and (ended or self._text[0] < newest):
             self._end_sample()
         found: list[Row | Sample] = []

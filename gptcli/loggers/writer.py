@@ -1,4 +1,4 @@
-"""The process that writes one log of a run. It only reads the files of the run.
+"""The process that writes one log of a run. It only reads the run's own files.
 
 A logger can fail, hang, end the process or start other processes. None of this reaches the
 training, which only starts this process and closes its standard input at the end.
@@ -122,7 +122,7 @@ def _seconds(item: Row | Sample) -> float:
 
 
 def _facts(run: Path, first: bytes, began: float) -> RunFacts:
-    """The RunFacts of a run, which the log also shows."""
+    """The facts about a run that its log also shows."""
     path = run / "config.yaml"
     config = parse_config(read_yaml(path, inside=run), name=str(path)).model_dump()
     return RunFacts(

@@ -17,7 +17,7 @@ _REASONS = {"length": "length", "stop": "stop", "end": "stop"}
 
 
 class Logprobs:
-    """OpenAI's `logprobs` of one text: collects tokens, returns those whose text is sent."""
+    """Collects the tokens of one text, and makes OpenAI's `logprobs` for the sent tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._decoder = tokenizer, tokenizer.stream()
@@ -81,7 +81,7 @@ class Answer:
         return {**self._same, "choices": choices, "usage": usage}
 
     def with_usage(self) -> None:
-        """If true, events have the field `usage`, which is null until the last event."""
+        """Give all later events the field `usage`, which is null until the last event."""
         self._usage = b',"usage":null'
 
     def event(

@@ -30,7 +30,7 @@ from gptcli.serving.refusal import RETRY_AFTER, Refusal, overloaded
 
 _OPEN = ("/", "/health")  # paths that need no key
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-_LONGEST_BODY = 30.0  # seconds that a client has to send its body
+_LONGEST_BODY = 30.0  # seconds in which a client must have sent its body
 _LONG_BODY = 1 << 14  # bytes; a longer body is parsed in a thread, so that other texts go on
 _MOST_BODY_BYTES = 64 << 20  # in all bodies that are being received
 _PAGE_HEADERS = {
@@ -54,7 +54,7 @@ class Limits:
     origins: Sequence[str] = ()
     """The origins of other web pages that may use the server; `*` for all."""
     only_local: bool = False
-    """True if requests with another host name than localhost are refused."""
+    """True if requests are refused unless they name localhost, 127.0.0.1 or ::1 as host."""
 
 
 class Application:
@@ -165,7 +165,8 @@ class Application:
         if urlsplit(origin).netloc != headers.get("host"):
             raise Refusal(
                 403,
-                "Web pages of other origins may not use this server; `--allow-origin` allows one.",
+                "Web pages of other origins may not use this server. `--allow-origin` allows an "
+                "origin.",
                 code="origin_not_allowed",
             )
 

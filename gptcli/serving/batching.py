@@ -37,8 +37,8 @@ from gptcli.tokenization import Tokenizer
 _PROMPT_TOKENS = 128  # read at once; complete prompts then get their first tokens
 _LONGEST_PAUSE = 0.1  # seconds that other texts wait while prompts are read
 _MOST_STEPS = 64  # the most tokens of each text in one call
-_LONGEST_CALL = 0.004  # seconds; a new text waits at most so long for the running call
-_FOR_OTHERS = 8  # one in so many slots and queue places is kept for other clients
+_LONGEST_CALL = 0.004  # seconds; a new text waits about this long for the running call
+_FOR_OTHERS = 8  # one in eight slots and places in the queue is kept for other clients
 
 
 _LOOK_AGAIN = 0.05  # seconds between two searches for texts that have waited too long
@@ -65,7 +65,7 @@ class Piece:
     scores: list[TokenScore] = field(default_factory=list)
     """The scores of the new tokens, if the request wants them."""
     problem: Problem | None = None
-    """Why the text ends early: it waited too long, the server ends, or the computation failed."""
+    """Why the text ends early: it waited too long, the server ends, or an error occurred."""
 
 
 @dataclass(eq=False)
@@ -74,7 +74,8 @@ class Text:
 
     `deliver` gets each Piece, in the thread of the event loop. `client` identifies the client,
     because clients take turns. `scores` is the number of likeliest tokens to report for each token,
-    or None. `score_prompt_from` is the first token of the prompt to report scores for, or None."""
+    or None. `score_prompt_from` is the position of the first prompt token whose score is reported,
+    or None."""
 
     prompt: Sequence[int]
     sample: int
@@ -93,7 +94,7 @@ class Text:
 
     @property
     def size(self) -> int:
-        """The memory that the text needs until its client has read it, in tokens without scores."""
+        """The memory for the text until its client has read it; 1 for a token without scores."""
         each = 1 if self.scores is None else 4 + 2 * self.scores
         scored = 0 if self.score_prompt_from is None else len(self.prompt)
         return len(self.prompt) + each * (self.max_tokens + scored)
@@ -105,8 +106,8 @@ Delivery = tuple[Text, Piece]
 class Batch:
     """The texts of one model, which wait, have their prompts read, or are being written.
 
-    Only the generating thread uses it. Other threads can use `queue`, which the Generator's lock
-    protects."""
+    Only the generating thread changes it. Other threads can change only `queue`, which the
+    Generator's lock protects."""
 
     def __init__(self, slots: Slots, tokenizer: Tokenizer, scorer: PromptScorer) -> None:
         self.queue: FairQueue[Text] = FairQueue()
@@ -305,7 +306,7 @@ class Generator:
         longest_wait: float,
         most_kept: int = 1 << 22,
     ) -> None:
-        """At most `most_waiting` texts wait, each for at most `longest_wait` seconds.
+        """`most_waiting` texts and one for each slot can wait, for at most `longest_wait` seconds.
 
         The sum of Text.size of all texts that are not forgotten is at most `most_kept`."""
         self._batches, self._metrics = batches, metrics

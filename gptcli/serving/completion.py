@@ -20,7 +20,7 @@ from gptcli.serving.metrics import Metrics
 from gptcli.serving.models import ServedModel
 from gptcli.serving.refusal import Refusal, overloaded
 
-_LONG_PART = 1 << 16  # bytes; uvicorn buffers so many for a client
+_LONG_PART = 1 << 16  # bytes that uvicorn buffers for a client
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -68,7 +68,7 @@ class Completion:
         client: Hashable,
         most_tokens: int,
     ) -> None:
-        """A prompt and its text can have at most `most_tokens` tokens.
+        """A prompt and its text can together have at most `most_tokens` tokens.
 
         Raises Refusal if they would have more, or if the model cannot read a prompt. Can be called
         in any thread."""
@@ -176,7 +176,7 @@ class Completion:
     async def _pieces(self) -> list[int]:
         """Wait for pieces, and return the texts that have something to send, in order.
 
-        Returns nothing if the client left. Raises Refusal if a text ended with a problem."""
+        Returns [] if the client left. Raises Refusal if a text ended with a problem."""
         while True:
             await self._something.wait()
             self._something.clear()
@@ -254,7 +254,7 @@ async def _send_part(send: Send, data: bytes) -> None:
 
 
 async def _send_all(send: Send, data: bytes) -> None:
-    """Send the last part of an answer; if it is long, wait until the client has read most."""
+    """Send the last part of an answer; if it is long, wait until the client has read most of it."""
     if len(data) > _LONG_PART:
         await _send_part(send, data)
         data = b""

@@ -1,4 +1,4 @@
-"""A queue in which clients take turns: each client gets one place, then the next client."""
+"""A queue in which clients take turns: first one thing of each client, then the second of each."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Histogram:
 
 
 class Metrics:
-    """The counts since the server started. `text` adds the texts that run and wait now."""
+    """The counts since the server started. `text` adds how many texts run and wait now."""
 
     def __init__(self) -> None:
         self.answers: Counter[tuple[str, int]] = Counter()  # by (path, status)

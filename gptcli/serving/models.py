@@ -24,7 +24,7 @@ class ServedModel:
 
     @property
     def fingerprint(self) -> str:
-        """What a text depends on besides the request and its seed: the checkpoint and the dtype."""
+        """What a text depends on besides the request and its seed: step, engine and dtype."""
         dtype = self.loaded.backend.dtype
         return f"step-{self.loaded.trained.step}-{self.loaded.backend.engine}-{dtype}"
 

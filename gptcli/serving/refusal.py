@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-RETRY_AFTER = 1  # seconds; a client should wait so long before it tries again if the server is full
+RETRY_AFTER = 1  # seconds that a client should wait before it tries again
 
 
 class Refusal(Exception):
@@ -32,5 +32,5 @@ class Refusal(Exception):
 
 
 def overloaded(why: str) -> Refusal:
-    """The refusal of a full server, with the advice to try again later."""
-    return Refusal(503, f"The server is overloaded: {why}. Try again later.", code="overloaded")
+    """The refusal of a server that is full or shuts down, with the advice to try again later."""
+    return Refusal(503, f"The server cannot answer now: {why}. Try again later.", code="overloaded")

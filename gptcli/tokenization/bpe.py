@@ -1,9 +1,9 @@
 """Byte-level BPE: encodes text into subwords with GPT-2's split pattern and merges by rank.
 
-A token is a sequence of bytes, and its id is its rank. Encoding splits the text by the pattern and
-starts from the bytes of each part. It then merges the two neighbours whose merged bytes have the
-lowest rank, until no two neighbours can be merged (Sennrich et al. 2016; Radford et al. 2019,
-section 2.2). tiktoken does the splitting and the merging.
+A token is a sequence of bytes with a rank, and ids rise with the ranks. Encoding splits the text by
+the pattern and starts from the bytes of each part. It then merges the two neighbours whose merged
+bytes have the lowest rank, until no two neighbours can be merged (Sennrich et al. 2016; Radford et
+al. 2019, section 2.2). tiktoken does the splitting and the merging.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # `\s+(?!\S)` backtracks by one character. If a run of white space has almost a million characters,
-# tiktoken's stack for backtracking overflows. So long runs are cut at the place where the pattern
-# cuts them, too. A quick test for such runs looks at every thousandth character of a text.
+# tiktoken's stack for backtracking overflows. Therefore, gptcli cuts runs of 10,000 characters and
+# more itself, at the place where the pattern cuts them. A quick test for such runs looks at every
+# thousandth character of a text.
 _LONG_RUN = re.compile(f"(?<![{WHITE_SPACE}])[{WHITE_SPACE}]{{10000,}}")
 _LONG_RUN_BY_THOUSANDS = re.compile(f"[{WHITE_SPACE}]{{10}}")
 
@@ -38,11 +39,12 @@ _ENCODED_AT_ONCE = 2**20  # characters; this limits the memory of tiktoken
 
 
 class RankedTokenizer(Tokenizer):
-    """A BPE whose ordinary tokens have ids in the order of their ranks, between special tokens.
+    """A BPE whose ordinary tokens have ids in the order of their ranks; special tokens fill gaps.
 
     `ranked` has the bytes of the ordinary tokens by rank. All 256 single bytes must be among them.
-    `special` maps the ids of special tokens to their names. No text is encoded to such a token.
-    Without `special`, the last id is end-of-text, and no other token is special.
+    `special` maps the ids of special tokens to their names. No text is encoded to such a token,
+    except to end-of-text if `allow_eot` is true. Without `special`, the last id is end-of-text, and
+    no other token is special.
     """
 
     eot: int

@@ -17,9 +17,9 @@ from gptcli.tokenization.tokenizer import utf8
 SMALLEST_VOCABULARY = 257
 """The smallest vocabulary: the 256 single bytes and end-of-text."""
 LARGEST_VOCABULARY = 1_000_000
-"""Larger than any published vocabulary.
+"""More than the vocabularies of well-known models have.
 
-There is a limit, because the trainer allocates memory for the size that it is asked for."""
+There is a limit, because the trainer allocates memory for the complete requested size."""
 
 SAMPLE_BYTES = 16 * 2**20
 """The most bytes of text that training reads; see `even_sample`."""
@@ -28,16 +28,16 @@ DISTINCT_BYTES = 3 * 2**20
 
 _BLOCK = 2**16  # characters in each block of the sample
 
-# The time for training is proportional to the length of the text times the length of its words. So
-# text of over 64 characters without white space, such as base64, is cut. No word of a language is
-# so long.
+# The time for training is proportional to the length of the text times the length of its words.
+# Therefore, a run of over 64 characters without white space, such as base64, is cut. Hardly any
+# word of a language is longer. Long runs of white space are cut, too.
 _LONG_WORD = re.compile(r"\S{64}(?=\S)|\s{64}(?=\s)")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     """A BPE of at most `vocab_size` tokens, end-of-text included, trained on a text.
 
-    It has fewer tokens if too few pairs occur twice; the result's `vocab_size` has the number. The
+    It has fewer tokens if too few pairs occur twice; its own `vocab_size` says how many it has. The
     same text always gives the same tokens.
 
     Training reads a sample spread evenly over the text, so memory does not grow with the text. The
@@ -94,11 +94,11 @@ def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _B
 
 
 def few_words(blocks: Sequence[str], limit: int = DISTINCT_BYTES) -> Sequence[str]:
-    """So many of the `blocks` that their different words have at most `limit` bytes.
+    """All `blocks`, or only some, so that their different words have at most `limit` bytes.
 
     Returns all blocks if possible, else every second, fourth, ... block. Only different words cost
     the trainer memory. English repeats most of its words, so all blocks of an English text are
-    kept. In a script without spaces, nearly all text between two punctuation marks is a new word.
+    kept. In a script without spaces, nearly everything between two white spaces is a new word.
     """
     step = 1
     while step < len(blocks) and not _few_words(blocks[::step], limit):

@@ -10,10 +10,10 @@ from gptcli.tokenization.char import CharTokenizer
 from gptcli.tokenization.tokenizer import Tokenizer
 
 MOST_BYTES = 1 << 24
-"""The size in bytes of the largest tokenizer.json that gptcli reads: about 300,000 tokens."""
+"""The most bytes of a tokenizer.json that gptcli wrote: enough for about 300,000 tokens."""
 
 MOST_PARTS = 700_000
-"""The most commas and brackets in tokenizer.json.
+"""The most commas and opening brackets in a tokenizer.json that gptcli wrote.
 
 Each of them starts a value, and a parsed value takes up to 200 bytes of memory."""
 
@@ -65,5 +65,5 @@ def _is_too_large(tokenizer: Tokenizer) -> bool:
 
 
 def has_too_many_parts(content: bytes, most: int = MOST_PARTS) -> bool:
-    """Whether parsing this JSON takes more memory than any real tokenizer needs."""
+    """Whether this JSON has more than `most` values, and so would take too much memory."""
     return sum(map(content.count, (b",", b"[", b"{"))) > most

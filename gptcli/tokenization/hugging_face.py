@@ -1,6 +1,6 @@
 """Reads a byte-level BPE from Hugging Face's tokenizer.json if gptcli can give the same ids.
 
-gptcli splits text by GPT-2's pattern and merges by rank (bpe.py). This file refuses a
+gptcli splits text by GPT-2's pattern and merges by rank (bpe.py). This module refuses a
 tokenizer.json that asks for anything else, and the message says what differs. imported.py can read
 many of the refused files. A tokenizer.json is data: nothing in it is executed.
 """
@@ -78,7 +78,9 @@ def _refuse_other_rules(stored: dict[str, Any], model: dict[str, Any]) -> None:
         if model.get(key):
             raise OtherTokenizerError(f"it {what} (`model.{key}`)")
     if stored.get("normalizer"):
-        raise OtherTokenizerError(f"it changes texts ({_type(stored['normalizer'])}) before it")
+        raise OtherTokenizerError(
+            f"it changes texts (`normalizer` is {_type(stored['normalizer'])})"
+        )
     split = stored.get("pre_tokenizer")
     if (
         not isinstance(split, dict)

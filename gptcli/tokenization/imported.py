@@ -75,7 +75,7 @@ class ImportedTokenizer(Tokenizer):
         import tokenizers
 
         made = tokenizers.Tokenizer.from_str(self.to_json())
-        made.encode_special_tokens = True  # their names in a text are ordinary text
+        made.encode_special_tokens = True  # encodes their names in a text as ordinary text
         return made
 
     @property
@@ -108,7 +108,7 @@ class ImportedTokenizer(Tokenizer):
         return ids
 
     def normalised(self, text: str) -> str:
-        """The text that the ids of `text` decode to: `text` after the file's normalisation."""
+        """The text that decoding the ids of `text` gives: `text` after the file's normalisation."""
         for form in self._normal_forms:
             text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
         return text
@@ -199,7 +199,7 @@ def _normal_forms(normalizer: Any) -> list[str]:
     kinds = [str(part.get("type")) if isinstance(part, dict) else "unreadable" for part in parts]
     lossy = next((kind for kind in kinds if kind not in _NORMALISERS), None)
     if lossy is not None:
-        raise ValueError(f"it changes texts in a way that decoding loses (`normalizer` is {lossy})")
+        raise ValueError(f"it changes texts by more than a Unicode form (`normalizer` is {lossy})")
     return kinds
 
 
@@ -214,7 +214,9 @@ def _added_tokens(added: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
         if not token["special"] and (
             token["single_word"] or token["lstrip"] or token["rstrip"] or len(name.split()) != 1
         ):
-            raise ValueError(f"its added token {name!r} takes in white space")
+            raise ValueError(
+                f"its added token {name!r} has white space, or rules about the text around it"
+            )
         found[id] = token
     return found
 

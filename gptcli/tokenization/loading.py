@@ -1,4 +1,4 @@
-"""Loads a tokenizer from tokenizer.json, and refuses damaged or foreign files."""
+"""Loads a tokenizer from tokenizer.json. Refuses damaged files and unsupported tokenizers."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def load_tokenizer(
     must then equal the file, so that Hugging Face `tokenizers` encodes text in the same way. To
     load the user's tokenizer, pass their class as `user_class`. If `inside` is given, the file must
     be in this folder after links are followed. With `other_programs`, the file can also be a
-    byte-level BPE of Hugging Face (hugging_face.py). Raises GptcliError if the file cannot be read,
-    is damaged, or holds a tokenizer that gptcli cannot use.
+    byte-level BPE of Hugging Face (hugging_face.py, imported.py). Raises GptcliError if the file
+    cannot be read, is damaged, or holds a tokenizer that gptcli cannot use.
     """
     try:
         content = read_bounded(path, _MOST_BYTES_OTHER if other_programs else MOST_BYTES, inside)
@@ -94,7 +94,7 @@ def _parsed(content: bytes, path: Path, most_parts: int) -> dict[str, Any]:
         raise _DamagedError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise _DamagedError(f"not JSON at line {error.lineno}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # a number is too long, or the nesting too deep
+    except (ValueError, RecursionError) as error:  # too long a number, or too deep a nesting
         raise _DamagedError(f"JSON that cannot be read: {error}") from None
     if not isinstance(stored, dict) or not isinstance(stored.get("model"), dict | None):
         raise _DamagedError("not a tokenizer of gptcli (it has no model.kind)")
@@ -102,7 +102,7 @@ def _parsed(content: bytes, path: Path, most_parts: int) -> dict[str, Any]:
 
 
 def _from_hugging_face(stored: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of another program's file. If it has GPT-2's tokens, gptcli's own GPT-2."""
+    """The tokenizer of another program's file; gptcli's own for GPT-2 if the tokens are GPT-2's."""
     from gptcli.tokenization.gpt2 import gpt2_tokenizer
 
     vocab = stored["model"].get("vocab") if stored.get("model") else None
@@ -129,7 +129,7 @@ def _rebuild(stored: dict[str, Any], path: Path, user_class: type[Any] | None) -
         if user_class is None:
             raise GptcliError(
                 f"{path} belongs to your own tokenizer, and its code is not stored in any run",
-                "name its file again: --tokenizer FILE",
+                "name the file of your tokenizer again: --tokenizer FILE",
             )
         tokenizer: Tokenizer = _user_bpe(model, user_class)
     elif kind == FILE_KIND:
@@ -158,7 +158,7 @@ def _imported(stored: dict[str, Any]) -> ImportedTokenizer:
         tokenizer = read_imported(stored)
     except ValueError as error:
         raise _DamagedError(str(error)) from None
-    _refuse_long_tokens(tokenizer.names)  # a character for each byte
+    _refuse_long_tokens(tokenizer.names)  # `names` have a character for each byte
     return tokenizer
 
 
@@ -203,7 +203,7 @@ def _from_vocabulary(kind: str, tokens: list[str], stored: dict[str, Any]) -> To
     except OtherTokenizerError as error:
         raise _DamagedError(str(error)) from None
     if not any(name in special.values() for name in END_NAMES):
-        raise _DamagedError("the vocabulary lacks the single bytes or end-of-text")
+        raise _DamagedError("the vocabulary lacks end-of-text")
     if any(not 0 <= id < len(tokens) or tokens[id] != name for id, name in special.items()):
         raise _DamagedError("the special tokens are not in the vocabulary")
     try:

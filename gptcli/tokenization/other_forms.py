@@ -15,8 +15,8 @@ def other_form(unknown: Iterable[str], known: Collection[str]) -> str | None:
     sentences = []
     if "\r" in unknown and "\n" in known:
         sentences.append(
-            "this text has Windows line ends (\\r\\n), the training text plain newlines: convert "
-            "it, for example with dos2unix"
+            "this text has Windows line ends (\\r\\n), but the training text has plain newlines: "
+            "convert this text, for example with dos2unix"
         )
         unknown.remove("\r")
     for char in sorted(unknown):
@@ -24,13 +24,14 @@ def other_form(unknown: Iterable[str], known: Collection[str]) -> str | None:
         if len(parts) > 1 and set(parts) <= set(known):
             sentences.append(
                 f"the training text writes {char} as {_count(len(parts))} characters "
-                f"({_named(parts)}), this text as one: convert it to the form NFD"
+                f"({_named(parts)}), but this text writes it as one: convert this text to the form "
+                "NFD"
             )
         elif (letter := _letter_with(char, known)) is not None:
             parts = unicodedata.normalize("NFD", letter)
             sentences.append(
                 f"this text writes {letter} as {_count(len(parts))} characters ({_named(parts)}), "
-                "the training text as one: convert it to the form NFC"
+                "but the training text writes it as one: convert this text to the form NFC"
             )
         else:
             return None

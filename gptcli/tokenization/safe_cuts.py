@@ -19,8 +19,8 @@ def last_safe_cut(text: str) -> int:
     """The last position in `text` where a cut changes no token; 0 if there is none.
 
     Such a position follows a character that is not white space, and precedes a space or newline. No
-    part of GPT-2's split pattern crosses the position or depends on the text after it, because
-    white space is only at the beginning of a part.
+    match of GPT-2's split pattern crosses the position or depends on the text after it, because a
+    match has white space only at its beginning.
     """
     end = max(text.rfind(" "), text.rfind("\n"))
     return len(text[: end + 1].rstrip(WHITE_SPACE))

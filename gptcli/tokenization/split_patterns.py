@@ -44,7 +44,7 @@ _CUT_AFTER_LETTER = {
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
     r"\s*[\r\n]+", r"\s*[\r\n]",
 }  # fmt: skip
-"""Alternatives whose match never goes on from a letter or digit into white space."""
+"""In a match of one of these alternatives, white space never follows a letter or digit."""
 
 _LLAMA_CPP = {GPT2: "gpt-2", QWEN2: "qwen2", LLAMA3: "llama-bpe", GPT4O: "gpt-4o", TEKKEN: "tekken"}
 
@@ -54,14 +54,14 @@ class Splitting:
     """How a tokenizer splits texts.
 
     `last_cut(text)` is the last safe place for a cut, 0 if there is none. `llama_cpp` is
-    llama.cpp's name for the splitting (tokenizer.ggml.pre), None if it has no name."""
+    llama.cpp's name for the splitting (tokenizer.ggml.pre), None if llama.cpp has no such name."""
 
     last_cut: Callable[[str], int]
     llama_cpp: str | None
 
 
 def splitting_of(pre_tokenizer: Any) -> Splitting:
-    """The splitting that the `pre_tokenizer` of a tokenizer.json asks for.
+    """The splitting that the `pre_tokenizer` of a tokenizer.json describes.
 
     Raises ValueError, with a message for the user, if gptcli does not know the splitting."""
     parts = [pre_tokenizer]
@@ -86,7 +86,7 @@ def splitting_of(pre_tokenizer: Any) -> Splitting:
     if last.get("use_regex", True):
         patterns.append(GPT2)
     if not patterns:
-        raise ValueError("it does not split texts into words, so encoding could take any time")
+        raise ValueError("it does not split texts into words, so encoding could take very long")
     known = _CUT_BEFORE_SPACE | _CUT_AFTER_LETTER
     alternatives = [each for pattern in patterns for each in _alternatives(pattern)]
     unknown = next((each for each in alternatives if each not in known), None)
@@ -100,7 +100,7 @@ def splitting_of(pre_tokenizer: Any) -> Splitting:
 
 
 def _pattern_of(part: dict[str, Any]) -> str:
-    """The regular expression of a Split that makes a part of each match, and loses nothing."""
+    """The regular expression of a Split whose matches become the parts of a text, without loss."""
     pattern = part.get("pattern")
     found = pattern.get("Regex") if isinstance(pattern, dict) else None
     keeps = (part.get("behavior"), part.get("invert", False)) in (
@@ -113,7 +113,7 @@ def _pattern_of(part: dict[str, Any]) -> str:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """The alternatives of a pattern: its parts between each `|` outside groups and classes."""
+    """The alternatives of a pattern: what is between the `|` that are in no group and no class."""
     found, depth, start, at = [], 0, 0, 0
     while at < len(pattern):
         char = pattern[at]

@@ -1,4 +1,4 @@
-"""The base class of all tokenizers, and a decoder for streams of ids (no half characters)."""
+"""The base class of all tokenizers, and a decoder of id streams that never cuts a character."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ END_NAMES = (
     END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )  # fmt: skip
-"""Names of end-of-text in other programs' files. The first name that a file has is used."""
+"""Names of end-of-text in other programs' files. The first of them that a file has is used."""
 
 
 class Tokenizer(ABC):
     """Maps text to token ids and back; `decode(encode(text)) == text`.
 
-    `kind` is "char", "byte", "bpe", "gpt2" or "own" (the user's). Ids go from 0 to
-    `vocab_size - 1`. `eot` is the id of end-of-text; None if the kind has no end-of-text (char). A
-    tokenizer never changes.
+    Only an imported tokenizer can change the Unicode form of the text. `kind` is "char", "byte",
+    "bpe", "gpt2" or "own" (the user's). Ids go from 0 to `vocab_size - 1`. `eot` is the id of
+    end-of-text; None if the kind has no end-of-text (char). A tokenizer never changes.
     """
 
     kind: str
@@ -66,7 +66,10 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def to_json(self) -> str:
-        """The text of tokenizer.json, which `load_tokenizer` and Hugging Face tokenizers read."""
+        """The text of tokenizer.json, which `load_tokenizer` reads.
+
+        Hugging Face tokenizers read it, too, unless the tokenizer is the user's.
+        """
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
@@ -119,9 +122,9 @@ class Tokenizer(ABC):
         return [*self.prefix, *ids] if ids else self.start_ids()
 
     def start_ids(self) -> list[int]:
-        """The ids that a sample without a prompt starts from.
+        """The ids with which a sample without a prompt starts.
 
-        These are the first of the following that the tokenizer has: `prefix`, end-of-text, the
+        It starts with the first of these that the tokenizer has: `prefix`, end-of-text, the
         newline, the first token.
         """
         if self.prefix:

@@ -170,7 +170,7 @@ def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
         merges.append((int(words[0]), int(words[1])))
         if max(merges[-1]) >= 256 + number:
             raise ValueError(f"merge {number}, {line!r}, names a token that comes later")
-        lengths.append(sum(lengths[id] for id in merges[-1]))  # at most twice the longest
+        lengths.append(sum(lengths[id] for id in merges[-1]))  # at most twice the longest before
         total += lengths[-1]
         if total > _MOST_BYTES:
             raise ValueError(
@@ -236,11 +236,14 @@ def _merges_of(user_object: Any) -> list[tuple[int, int]]:
             found = sorted(found, key=found.__getitem__)
         merges = [(int(left), int(right)) for left, right in found]  # type: ignore[union-attr]
     except (TypeError, ValueError):
-        raise _unusable("its `merges` is not a dict of pairs of ids to new ids") from None
+        raise _unusable(
+            "its `merges` is neither a dict of pairs of ids to new ids nor a list of pairs"
+        ) from None
     for number, pair in enumerate(merges):
         if not all(0 <= id < 256 + number for id in pair):
             raise _unusable(
-                f"its merge number {number} is {pair}, but only ids below {256 + number} exist then"
+                f"its merge number {number} is {pair}, but before it only ids below {256 + number} "
+                "exist"
             )
     return merges
 

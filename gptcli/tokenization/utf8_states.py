@@ -6,8 +6,8 @@ A state says what the next byte of a text can be (The Unicode Standard, table 3-
 |---|---|
 | 0 | begins a character |
 | 1, 2, 3 | is the first of 1, 2, 3 more bytes, 80 to BF |
-| 4 (after E0), 5 (after ED) | is the first of 2 more bytes: A0 to BF, 80 to 9F |
-| 6 (after F0), 7 (after F4) | is the first of 3 more bytes: 90 to BF, 80 to 8F |
+| 4 (after E0), 5 (after ED) | is the first of 2 more bytes: A0 to BF in state 4, 80 to 9F in 5 |
+| 6 (after F0), 7 (after F4) | is the first of 3 more bytes: 90 to BF in state 6, 80 to 8F in 7 |
 """
 
 from __future__ import annotations

@@ -169,9 +169,9 @@ def test_an_empty_file_and_a_folder_without_text_are_refused(tmp_path: Path) -> 
     message = f"no text in the folder {folder}: it has no files, except hidden ones"
     assert refusal(str(folder)).message == message
     (folder / "a.bin").write_bytes(b"\0")
-    assert refusal(str(folder)).message.endswith(": its only file is binary or empty")
+    assert refusal(str(folder)).message.endswith(": its only file is binary, empty or left out")
     (folder / "a.txt").write_bytes(b"")
-    assert refusal(str(folder)).message.endswith(": its 2 files are binary or empty")
+    assert refusal(str(folder)).message.endswith(": its 2 files are binary, empty or left out")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
@@ -226,7 +226,7 @@ def test_the_validation_text_is_never_trained_on(tmp_path: Path) -> None:
     assert [file.path.name for file in found.files] == ["train.txt"]
     assert found.val is not None
     assert [file.path.name for file in found.val.files] == ["val.txt"]
-    assert found.notes == (f"left out {val}: it is the validation text",)
+    assert found.notes == (f"left out {val}: used for validation",)
     assert found.content_key != find_source(str(folder / "train.txt")).content_key
     with pytest.raises(GptcliError, match="no training text is left in"):
         find_source(DataConfig(source=val, val_source=val))

@@ -218,7 +218,7 @@ def test_only_a_missing_package_is_to_be_installed() -> None:
     for reader, package in (
         ("transformers is not installed", "transformers"),
         ("llama.cpp (the package xllamacpp) is not installed", "xllamacpp"),
-        ("llama.cpp gives no probabilities, because no token is a letter", None),
+        ("llama.cpp gives no probabilities, because no token consists of ASCII letters", None),
         ("transformers cannot be imported: no module `yaml`", None),
     ):
         words = proof_sentence(Proof(None, (), reader))

@@ -185,7 +185,7 @@ def test_a_logger_that_fails_stops_nothing(
     assert time.monotonic() - begun < 30
     assert outcome.code == 0, outcome.err
     warnings = [line for line in outcome.err.splitlines() if "WARNING" in line]
-    again = f"The run is complete; gptcli log {run} --to trackio writes the log"
+    again = f"The run is not affected; gptcli log {run} --to trackio writes the log"
     assert warnings == [f"WARNING: the logger trackio {words}. {again}"]
     step = "checkpoints/step-00000006/model.safetensors"
     assert (run / step).read_bytes() == (plain / step).read_bytes()

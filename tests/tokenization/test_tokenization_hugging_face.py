@@ -127,7 +127,7 @@ def change(section: str, **values: Any) -> Callable[[dict[str, Any]], None]:
         (lambda s: s.update(normalizer={"type": "Sequence", "normalizers": [1]}), "changes texts"),
         (
             lambda s: s["added_tokens"][0].update(special=False, rstrip=True),
-            "added token '<s>' takes in white space",
+            "added token '<s>' has white space, or rules",
         ),
         (lambda s: s["model"]["vocab"].pop("a"), "ids do not count up"),
         (lambda s: s["model"]["merges"].append("a z z"), "cannot read it"),

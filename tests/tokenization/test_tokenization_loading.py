@@ -100,7 +100,7 @@ def test_missing_file_and_folder_are_errors(tmp_path: Path) -> None:
         (b'{"model": {"kind": "char"}}', "no model.vocab"),
         (b'{"model": {"kind": "char", "vocab": {}}}', "no model.vocab"),
         (b'{"model": {"kind": "char", "vocab": ["a"]}}', "no model.vocab"),
-        (b'{"model": {"kind": "bpe", "vocab": {"a": 0}}}', "lacks the single bytes"),
+        (b'{"model": {"kind": "bpe", "vocab": {"a": 0}}}', "lacks end-of-text"),
     ],
 )
 def test_files_that_are_not_tokenizers_are_refused(content: bytes, words: str, path: Path) -> None:
@@ -162,7 +162,7 @@ def _rename_last_merge(stored: dict[str, Any]) -> None:
         ("bpe", _swap_merges, "`model` is not what a bpe tokenizer"),
         ("bpe", _rename_last_merge, "is not a merge of two earlier tokens"),
         ("bpe", _set("model", "merges", to=[]), "`model` is not what a bpe tokenizer"),
-        ("bpe", _set("added_tokens", to=[]), "lacks the single bytes or end-of-text"),
+        ("bpe", _set("added_tokens", to=[]), "lacks end-of-text"),
         ("bpe", _drop("model", "vocab", "<|endoftext|>"), "special tokens are not in"),
         ("gpt2", _set("model", "vocab", "Hello", to=995), "have the same id 995"),
         ("gpt2", _swap_merges, "is not what a gpt2 tokenizer"),
