@@ -28,8 +28,8 @@ ORDER = (
 # own description.
 FOLDERS = {
     "gptcli/native/sample": "The C library for sampling",
-    "gptcli/native/train": "The C library for training",
-    "gptcli/native/vectors": "Vectors of sixteen numbers, one file for each kind of vector unit",
+    "gptcli/native/train": "The C libraries for training",
+    "gptcli/native/vectors": "Vectors of sixteen numbers, and products of matrices in tiles",
     "gptcli/pages/model_page/runtime": "The network, its tokenizer and its sampler in JavaScript",
     "gptcli/pages/model_page/view": "What a page of a model shows, and what its controls do",
     "gptcli/pages/third_party": "Code of others, unchanged; PROVENANCE.md says where it comes from",

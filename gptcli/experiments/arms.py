@@ -116,9 +116,10 @@ def existing_arms(paths: list[Path]) -> list[Arm]:
 
 
 def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
-    """For each seed, its finished run or the trial that trains this run.
+    """For each seed, the trial that trains the run; or the path of the compared run if this run has
+    the seed and is finished.
 
-    New runs go to RUN-seeds/SEED, next to the folder of the run."""
+    New runs go to RUN-seeds/SEED, next to the folder of the compared run."""
     config = run_folder.read_config(path)
     found: dict[int, Trial | Path] = {}
     for seed in seeds:
@@ -138,7 +139,7 @@ def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
 
 
 def _refuse_other_config(run: Path, folder: Path) -> None:
-    """Raise GptcliError if a run of an earlier comparison has a different config than the compared
+    """Raise GptcliError if a run of an earlier comparison has another config than the compared
     run."""
     now, then = (
         {key: v for key, v in flat(run_folder.read_config(one).model_dump()).items()

@@ -24,7 +24,8 @@ def grid_of(words: Sequence[str]) -> tuple[list[Point], list[str]]:
     """The points of a grid, and the overrides that all points share.
 
     A word KEY=V1,V2 has several values. Commas within brackets or quotes do not separate values.
-    Raises GptcliError if no key has two values, or if there are more than 200 points."""
+    Raises GptcliError if a word has another form, if no key has two values, or if there are more
+    than 200 points."""
     swept: list[tuple[str, list[str]]] = []
     shared = []
     for word in words:

@@ -27,7 +27,7 @@ def t_975(degrees: float) -> float:
 @dataclass(frozen=True)
 class Difference:
     """The mean loss of b minus the mean loss of a. `interval` is the 95 % interval, or None if a or
-    b has only one run. `seeds` is the smaller number of runs."""
+    b has only one run. `seeds` is the number of runs of a or of b, whichever is smaller."""
 
     difference: float
     interval: tuple[float, float] | None
@@ -81,7 +81,7 @@ def verdict(a: str, b: str, found: Difference) -> str:
     if found.interval is None:
         return (
             f"{better} is lower than {worse} by {size:.4f}, but a single run of each cannot tell "
-            "whether this is more than noise: `gptcli compare A B --seeds 3` can"
+            "whether this is more than noise: `gptcli compare A B --seeds 3` can tell"
         )
     low, high = sorted(abs(end) for end in found.interval)
     runs = f"{found.seeds} seeds, {'paired' if found.paired else 'not paired'}"

@@ -13,9 +13,10 @@ from gptcli.experiments.trials import Trial, train_all
 from gptcli.pages.run_data import read_run
 
 RUNGS = ((1, 32), (2, 32), (2, 48), (2, 64), (3, 80), (4, 96))
-"""Pairs (n_layer, n_embd). The blocks have about 12 thousand to 440 thousand parameters."""
+"""Pairs (n_layer, n_embd). All blocks of a network together have about 12 thousand parameters (the
+smallest network) to 440 thousand (the largest)."""
 LARGER = 2
-"""Twice the layers and twice the width give eight times the parameters."""
+"""Twice the layers and twice the width give eight times the parameters in the blocks."""
 _HEAD = 16
 _BLOCK, _BATCH = 64, 16
 _CALIBRATION_STEPS = 24
@@ -49,7 +50,7 @@ def rungs_in(folder: Path) -> list[Rung]:
 
 
 def larger_in(folder: Path) -> Rung:
-    """The network that is eight times larger than the largest rung."""
+    """The network whose blocks have eight times the parameters of the largest rung."""
     n, c = RUNGS[-1][0] * LARGER, RUNGS[-1][1] * LARGER
     return Rung(n, c, folder / f"{n}x{c}")
 
@@ -74,10 +75,10 @@ def trial_of(rung: Rung, text: str, steps: int, overrides: Sequence[str]) -> Tri
 def planned_steps(
     folder: Path, text: str, minutes: float, overrides: Sequence[str], say: Callable[[str], None]
 ) -> int:
-    """The number of steps that each rung can train so that all together take `minutes`.
+    """The number of steps that each rung can train so that all rungs together take `minutes`.
 
-    Trains the smallest and the largest rung for a moment. The time of a step of the others is
-    interpolated by size. Raises GptcliError if the time is too short."""
+    Trains the smallest and the largest rung for a few steps. For the other rungs, the time of a
+    step is interpolated by size. Raises GptcliError if the time is too short."""
     rungs = rungs_in(folder)
     seconds = []
     for rung in (rungs[0], rungs[-1]):
@@ -98,7 +99,7 @@ def planned_steps(
         needed = minutes * _FEWEST_STEPS / max(1, steps)
         raise GptcliError(
             f"{minutes:g} minutes are enough for {steps} steps of each network here; "
-            f"{_FEWEST_STEPS} are needed",
+            f"{_FEWEST_STEPS} steps are needed",
             f"--minutes {math.ceil(11 * needed) / 10:g}",
             exit_code=1,
         )

@@ -18,7 +18,8 @@ from gptcli.experiments.intervals import t_975
 
 _EXPONENTS = np.geomspace(0.01, 3.0, 1200)
 FEWEST = 5
-"""The fewest points for which a fit of three numbers has an interval."""
+"""The fewest points for a fit of three numbers. They leave two degrees of freedom for the
+interval."""
 Floats = npt.NDArray[np.float64]
 
 

@@ -30,7 +30,8 @@ class Trial:
 
 @dataclass
 class Trained:
-    """How many runs an experiment trained, and how many it found finished."""
+    """How many runs an experiment trained, how many it found finished, and the names of those that
+    diverged."""
 
     trained: int = 0
     found: int = 0
@@ -46,7 +47,8 @@ def train_all(trials: Sequence[Trial], say: Callable[[str], None]) -> Trained:
     """Train the trials that are not finished. `say` gets lines about the progress.
 
     An interrupted run continues. Ctrl-C saves the current run, and the same command then continues
-    it. A run that diverges counts as failed. Raises GptcliError if a run cannot start."""
+    it. A run that diverges counts as failed, and is not trained again. Raises GptcliError if a run
+    cannot start."""
     done = Trained()
     for number, trial in enumerate(trials, 1):
         if is_finished(trial.folder):

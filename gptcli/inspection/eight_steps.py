@@ -40,7 +40,8 @@ class ShownStep:
 
 @dataclass(frozen=True)
 class EightSteps:
-    """The steps of a layer and a head, counted from 0, for the token at `position`."""
+    """The steps of one head of one layer for one token. `layer`, `head` and `position` are numbered
+    from 0."""
 
     layer: int
     head: int
@@ -74,7 +75,8 @@ def eight_steps(
     position: int,
     learner: LearnerFile | None = None,
 ) -> EightSteps:
-    """The eight steps for one head and one token. `layer`, `head` and `position` count from 0.
+    """The eight steps for one head and one token. `layer`, `head` and `position` are numbered
+    from 0.
 
     Raises GptcliError if the run has a user's attention that does not follow the course's steps."""
     part, x = part_with_attention(model, layer), inside.inputs[layer]

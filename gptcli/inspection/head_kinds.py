@@ -16,7 +16,7 @@ from gptcli.model.gpt import GPT
 KINDS = ("previous token", "first token", "itself", "induction")
 HABITS = {
     "previous token": "looks at the token just before",
-    "first token": "looks at the first token, as heads do that find nothing to look at",
+    "first token": "looks at the first token, as heads do if they find nothing to look at",
     "itself": "looks at the token itself",
     "induction": "looks at what came after an earlier copy of the token",
 }
@@ -33,10 +33,11 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class HeadKind:
-    """One head, counted from 0, and the share of its attention that fits each kind in KINDS.
+    """One head: its layer and its number, both from 0, and for each kind in KINDS the share of its
+    attention that fits the kind.
 
-    A share is 0 if the head looks there only as much as a head with evenly spread attention. It is
-    1 if the head looks nowhere else. It can be slightly negative."""
+    A share is 0 if the head looks at such tokens only as much as a head with evenly spread
+    attention. It is 1 if the head looks at no other tokens. It can be slightly negative."""
 
     layer: int
     head: int
@@ -73,10 +74,10 @@ def head_kinds(
     come first.
 
     The share of induction is measured on a sequence of different random tokens that is repeated. It
-    says how much a head looks at the token after the earlier copy of its token (Olsson et al. 2022,
-    "In-context Learning and Induction Heads"). The other shares are measured on the text itself, or
-    on these random tokens if the text is shorter than 8 tokens. `maps_of` computes the maps of
-    other ids."""
+    says how much a head looks at the token that followed the earlier copy of the current token
+    (Olsson et al. 2022, "In-context Learning and Induction Heads"). The other shares are measured
+    on the text itself, or on these random tokens if the text is shorter than 8 tokens. `maps_of`
+    computes the maps of other ids."""
     half = min(_LONGEST_HALF, model.config.block_size // 2, model.vocab_size)
     induction: dict[int, Tensor] = {}
     of_probes: dict[int, Tensor] = {}
@@ -117,7 +118,7 @@ def _places(weights: Tensor) -> Tensor:
     """The shares of the previous token, the first token and the token itself: (H, T, T) -> (3,
     H)."""
     T = weights.shape[1]
-    # Starts at token 2, whose previous token is not the first one.
+    # Starts at the third token, the first one whose previous token is not the first token.
     rows = torch.arange(min(2, T - 1), T)
     chance = 1.0 / (rows + 1)
     first = ((weights[:, rows, 0] - chance) / (1 - chance).clamp(min=0.5)).mean(1)

@@ -62,8 +62,8 @@ def traced_weights(
 ) -> Tensor | None:
     """The attention weights (H, T, T) of a learner's attention or block for x (T, C), on the CPU.
     These are the tensors of the forward pass whose rows sum to 1 and are 0 for future tokens. Heads
-    that are computed one by one are joined. Returns None if there are no such tensors, because a
-    kernel can hide them."""
+    that are computed one by one are joined. Returns None if there are no such tensors, for
+    example because a kernel hides them."""
     trace = _traced(part, x, learner)
     T = x.shape[0]
     heads: list[Tensor] = []

@@ -49,8 +49,8 @@ class Look:
 
 
 def ids_of_prompt(trained: Trained, prompt: str) -> tuple[list[int], int]:
-    """The ids of a prompt that fit, and how many were left out at its beginning. Raises GptcliError
-    if the prompt is empty, or has a character that the tokenizer lacks."""
+    """The last ids of a prompt, as many as fit, and how many were left out before them. Raises
+    GptcliError if the prompt has no tokens, or has a character that the tokenizer lacks."""
     if not prompt:
         raise GptcliError("the prompt is empty", 'give a text: --prompt "To be or not to be"')
     tokenizer = trained.tokenizer
@@ -84,8 +84,9 @@ def weights_of_layers(
 ) -> list[Tensor | None]:
     """The attention weights (H, T, T) of each layer, float32 on the CPU.
 
-    For the builtin attention, they are computed from its queries and keys. For a learner's, a trace
-    of its forward pass is searched for them. A layer is None if nothing is found."""
+    For the builtin attention, they are computed from its queries and keys. For a learner's
+    attention, a trace of its forward pass is searched for them. A layer is None if they are not
+    found."""
     found: list[Tensor | None] = []
     for layer, x in enumerate(inside.inputs):
         part = part_with_attention(model, layer)

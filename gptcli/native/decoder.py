@@ -76,8 +76,9 @@ def _shape(
 class Decoder:
     """A decoder of one network for `streams` streams, numbered from 0.
 
-    `dtype` is float32, bfloat16 or int8. With bfloat16, weights, keys and values are bfloat16. With
-    int8, weights have eight bits and one scale per 32 weights, and keys and values are bfloat16.
+    `dtype` is float32, bfloat16 or int8. With bfloat16, matrices, keys and values are bfloat16.
+    With int8, matrices have eight bits per weight and one scale per 32 weights, and keys and values
+    are bfloat16.
     Raises MemoryError."""
 
     def __init__(
@@ -208,9 +209,9 @@ class Decoder:
         `uniform` holds the random numbers of each stream, one for each step. `positions[i]` is the
         position of the first token chosen for `streams[i]`. Every chosen token but the last is fed.
         `how` holds the sampling parameters of each stream, or one set for all streams. `utf8` is a
-        table of the UTF-8 state after each token in each state, uint8 (8, V), and the state of
-        every stream of the decoder, which is updated. With `utf8`, only tokens are chosen that keep
-        the text valid UTF-8."""
+        pair: a table of the UTF-8 state after each token in each state, uint8 (8, V), and the state
+        of every stream of the decoder, which is updated. With `utf8`, every chosen token keeps the
+        text valid UTF-8."""
         n, steps = len(uniform), len(uniform[0])
         assert len({*streams}) == len(streams) == len(positions) == n
         assert all(len(numbers) == steps for numbers in uniform)

@@ -174,7 +174,7 @@ def find(source: Source) -> Found:
     """The loaded library, or the reason why it cannot be used. Compiles it first if necessary.
 
     Raises GptcliError only if $GPTCLI_CACHE names the home folder of an unknown user, or if
-    $GPTCLI_CPU asks for features that the processor does not have."""
+    $GPTCLI_CPU is no kind of processor, or one with features that this processor lacks."""
     processor = usable_processor()
     if processor is None:
         return Found(None, "this is not Linux or macOS")
@@ -278,7 +278,7 @@ def _cached_path(source: Source, processor: Processor) -> Path:
 
 def _trusted_file(source: Source, processor: Processor) -> Path | None:
     """The path of the compiled library in the cache. It is None if the file is missing, or if
-    another user can have written it."""
+    another user could have written it."""
     path = _cached_path(source, processor)
     try:
         return path if _only_we_can_write(path) and _only_we_can_write(path.parent) else None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class LossPasses:
     """The forward passes of one network, for at most `most_tokens` (B * T) at once.
 
-    The library computes in its own dtype. The network must be one that it can train. Raises
+    The library computes in its own dtype. It must be able to train the network. Raises
     MemoryError."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Chooses the number of threads for sampling one stream: all, or one if another process disturbs.
+"""Chooses how many threads sample one stream: all, or only one if another process disturbs them.
 
 Threads that share a step wait for each other at every layer. If another process occupies a core,
 the threads together are far slower than a single thread. The text does not depend on the number of
@@ -16,9 +16,10 @@ except ImportError:  # Windows does not count switches, so threads never look di
 
 _LEAST_STEPS = 16  # shorter runs are not measured
 _LAST_RUNS = 3  # for each number of threads, the fastest of so many runs counts
-_TRY_ONE_EVERY = 64  # disturbed runs of all threads before one thread is tried again
-_TRY_ALL_AFTER = (16, 256)  # runs of one thread before all are tried again: at first, and at most
-_MUCH_FASTER = 0.8  # one thread must need less than this share of the time of all
+_TRY_ONE_EVERY = 64  # disturbed runs with all threads before one thread is tried again
+# Runs with one thread before all threads are tried again: the first number, and the largest.
+_TRY_ALL_AFTER = (16, 256)
+_MUCH_FASTER = 0.8  # one thread must take less than this share of the time that all threads take
 # In a forced context switch, the system takes the processor from a thread. The threads count as
 # disturbed if their last _SWITCHED_RUNS runs had more than _SWITCHES switches, plus
 # _SWITCHES_PER_SECOND for each second. Measured on two cores: 32 switches a second on an idle
@@ -29,7 +30,7 @@ _SWITCHED_RUNS, _SWITCHES, _SWITCHES_PER_SECOND = 16, 8, 100
 class ThreadCount:
     """Chooses between one thread and `usual` threads by how long recent runs took.
 
-    Tries one thread only if the runs of all threads are disturbed. On an idle machine, a trial
+    Tries one thread only if the runs with all threads are disturbed. On an idle machine, a trial
     would slow down a short text too much."""
 
     def __init__(self, usual: int) -> None:

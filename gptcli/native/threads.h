@@ -3,9 +3,9 @@
  * OpenMP is not used here, because Apple's clang does not have it, and because OpenMP's threads
  * spin while they wait. If another program takes a processor, the spinning threads use up time that
  * the working threads need. Here, a waiting thread spins for some microseconds if no other program
- * disturbs, and then sleeps until it is woken. Threads take the rounds of a loop one by one, so a
- * thread that loses its processor delays only one round. Results must not depend on which thread
- * computes a round. */
+ * disturbs this one, and then sleeps until it is woken. Threads take the rounds of a loop one by
+ * one, so a thread that loses its processor delays only one round. Results must not depend on which
+ * thread computes a round. */
 
 #ifndef GPTCLI_THREADS_H
 #define GPTCLI_THREADS_H
@@ -31,7 +31,7 @@ enum {
     OPEN_LOOPS = 16,            /* the most shared loops between two barriers */
     STACK_BYTES = 4 << 20,
     SPIN_NANOSECONDS = 60000, /* how long a waiting thread spins if undisturbed */
-    SPINS_DISTURBED = 50,     /* how often it checks the signal if disturbed */
+    SPINS_DISTURBED = 50,     /* how often it checks the signal before that, also if disturbed */
 };
 
 /* A number on which threads wait. It has a cache line of its own. */
@@ -60,10 +60,10 @@ static struct {
     int count;             /* threads that run the function, with the caller */
     int spin;              /* whether waiting threads spin */
     int seen_by_new;       /* the job after which a new thread begins */
-    long switches;         /* context switches that the system had forced by the last run */
+    long switches;         /* forced context switches of the process before the last run */
     TeamFunction function;
     void *argument;
-    Signal job, barrier; /* a job's value has a serial number and the count of its threads */
+    Signal job, barrier; /* the value of job: a serial number, and the count of its threads */
     _Atomic int arrived;
     Round rounds[OPEN_LOOPS];
 } team = {.mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -166,7 +166,7 @@ static inline long first_round(Worker *w) {
  */
 #define SHARED_FOR(w, i, n) for (long i = first_round(w); i < (n); i = next_round(w))
 
-/* The function of a thread of the team: waits for the next job, runs it, and reports its end. */
+/* The function of a thread of the team: waits for a job, runs it, reports its end, and repeats. */
 static void *team_thread(void *number) {
     Worker worker = {(int)(size_t)number, 0};
     int job = team.seen_by_new;
@@ -176,7 +176,7 @@ static void *team_thread(void *number) {
         if (worker.number >= (job & COUNT_MASK)) continue;
         worker.loop = 0;
         team.function(team.argument, &worker);
-        team_barrier(); /* tells the caller that all have ended */
+        team_barrier(); /* tells the caller that all threads have ended */
     }
     return NULL;
 }

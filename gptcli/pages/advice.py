@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answers about a run. `next` has what to try: pairs of a sentence and its command."""
+    """The answers about a run. `next` has pairs of an idea and its command, or ""."""
 
     summary: str
     answers: list[Answer]
@@ -173,9 +173,9 @@ def _summary(run: RunData) -> str:
         perplexity = math.exp(min(50.0, run.best.val_loss))
         words.append(
             "Its best validation loss, which is the loss on text that it never trains on, is "
-            f"{run.best.val_loss:.3f} nats per token, at step {run.best.step:,}. Before each next "
-            f"token, the network is as unsure as if it chose among {perplexity:.1f} equally "
-            "likely ones."
+            f"{run.best.val_loss:.3f} nats per token, at step {run.best.step:,}. On average, the "
+            f"network is as unsure about the next token as if it chose among {perplexity:.1f} "
+            "equally likely tokens."
         )
     return " ".join(words)
 
@@ -232,7 +232,7 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
             "No",
             f"The last validation loss, {last.val_loss:.3f}, is within "
             f"{100 * _LEAST_RISE:.0f} % of the best one, {best.val_loss:.3f} at step "
-            f"{best.step:,}" + (", and no longer falls." if found.later >= 2 else "."),
+            f"{best.step:,}." + (" The loss no longer falls." if found.later >= 2 else ""),
         )
     gap = "" if now is None else f" The training loss is {now:.3f} at that step."
     return Answer(
@@ -345,12 +345,13 @@ def _stable(run: RunData) -> Answer:
     return Answer(
         question,
         "Yes",
-        f"After the start, the {norm} was never over {_SPIKE:.0f} times its median of {usual:.2f}.",
+        f"After the start, no logged step had a {norm} of over {_SPIKE:.0f} times the median "
+        f"({usual:.2f}).",
     )
 
 
 def _numbered(run: RunData, ideas: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The ideas, with a different run folder in each command: RUN-2, RUN-3, ..."""
+    """The ideas, with a different folder in each command that trains a run: RUN-2, RUN-3, ..."""
     first, number, out = shell_word(f"{run.path}-2"), 2, []
     for sentence, command in ideas:
         if first in command:
@@ -432,7 +433,8 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
 
 
 def _calmer(run: RunData, train: str) -> tuple[str, str]:
-    """What to try if the training diverged: a lower learning rate, the usual one or a quarter."""
+    """What to try if the training diverged: the usual learning rate, or a quarter of the current
+    one."""
     rate = float(run.config.train.learning_rate)
     automatic = run.config.train.model_copy(update={"learning_rate": "auto"})
     usual = resolve_rate(automatic, run.config.model.n_embd)

@@ -22,7 +22,8 @@ def packed(weights: Tensor) -> str:
 
 
 def head_record(one: HeadKind, weights: Tensor) -> dict[str, Any]:
-    """What attention_maps.js shows of a head with weights (T, T). Layer and head count from 1."""
+    """What attention_maps.js shows of a head with weights (T, T). Layers and heads are numbered
+    from 1."""
     return {
         "layer": one.layer + 1,
         "head": one.head + 1,

@@ -126,7 +126,7 @@ function drawChart(root, given) {
   let shown = [first, last];
   const keepShown = (u, from, to) => { if (from !== null) shown = [from, to]; return [from, to]; };
 
-  // The range of y. It leaves out the steep start, which would flatten the rest of the curve.
+  // The range of y. With `clip`, it leaves out the steep start, which would flatten the rest.
   function clipped(low, high) {
     const whole = shown[0] <= first && shown[1] >= last;
     if (whole && given.clip) {

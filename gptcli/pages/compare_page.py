@@ -1,4 +1,4 @@
-"""The page of `gptcli compare` and `sweep`: all curves in one chart, a table, and samples."""
+"""The page of `gptcli compare` and `sweep`: a table, charts of the loss curves, and samples."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _MOST_LINES = 8
 
 @dataclass(frozen=True)
 class ComparedArm:
-    """What the page says about one config: its mean curves, its loss with an interval, its
-    settings."""
+    """What the page says about one config. `points` is its mean validation curve, `training` the
+    training curve of its first seed."""
 
     name: str
     points: Sequence[tuple[int, float]]

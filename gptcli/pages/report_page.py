@@ -35,7 +35,8 @@ UPLOT_SCRIPT = "third_party/uPlot.iife.min.js"
 
 
 def report_page(run: RunData, tokenizer: Tokenizer | None) -> str:
-    """The page as HTML, under a megabyte. Without a tokenizer, it has no passage and no maps."""
+    """The page as HTML. It shows fewer evaluations and heads if it would be over a megabyte.
+    Without a tokenizer, it has no passage and no maps."""
     for moments, heads in ((_MOMENTS, _MOST_HEADS), (4, 12), (2, 6), (0, 0)):
         page = _document(run, tokenizer, moments, heads)
         if len(page.encode("utf-8")) <= MOST_BYTES:
@@ -123,7 +124,7 @@ def _charts(run: RunData) -> list[dict[str, Any]]:
         charts.append(
             _chart(
                 "Gradient norm", "norm", x, [("all weights, before clipping", norms)],
-                f"Steps with a larger norm than {run.config.train.grad_clip:g} were clipped."
+                f"Gradients with a larger norm than {run.config.train.grad_clip:g} were clipped."
                 if run.config.train.grad_clip > 0
                 else "",
                 log=all(norm > 0 for norm in norms),
@@ -213,7 +214,7 @@ def numbers(values: Sequence[float]) -> list[float | None]:
 
 
 def _table(run: RunData) -> str:
-    """The evaluations as an HTML table, for readers who cannot see the chart; "" if none."""
+    """At most 60 evaluations as an HTML table, for readers who cannot see the chart; "" if none."""
     if not run.evaluations:
         return ""
     best = run.best

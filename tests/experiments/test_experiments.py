@@ -139,7 +139,7 @@ def test_two_runs_are_compared(two: Path, cli: Any, tmp_path: Path) -> None:
         "x two",
         "train.learning_rate",
         "0.02",
-        "A B --seeds 3` can",
+        "A B --seeds 3` can tell",
     ):
         assert fact in outcome.out, fact
     assert "model.n_layer" not in outcome.out  # both runs have the same n_layer

@@ -1,12 +1,13 @@
-/* Computes the next tokens of many streams on a CPU, with a KV cache. This is a library's C file.
+/* The library for sampling: computes the next tokens of many streams on a CPU, with a KV cache.
  *
- * gptcli/native/decoder.py calls it. Dimensions as in decoder.h. README.md gives a reading order.
+ * gptcli/native/decoder.py calls this library. Dimensions as in decoder.h. README.md gives a
+ * reading order.
  *
  * A step computes rows. Each row is a token of a stream at a position. While texts are generated, a
- * step has one row of each stream. Before this, a prompt's tokens come in chunks. Threads divide
- * either the streams or the outputs of each product. If they divide the streams, each thread
- * computes the whole network. No sum is divided between threads, so their number does not change a
- * bit of the result. */
+ * step has one row of each stream. Before this, a prompt's tokens come in chunks. Threads share
+ * either the streams or the outputs of each product. If they share the streams, each thread
+ * computes the whole network. No sum is divided between threads, so no bit of the result depends on
+ * their number. */
 
 #include "../vectors/amx_permission.h"
 #include "../constants.h"
@@ -16,12 +17,15 @@
 typedef struct {
     Decoder *d;
     ThreadScratch *scratch;
-    int part, parts; /* number of this part, and of all; 0 and 1 if threads divide streams */
-    int n;           /* rows */
-    long first_row;  /* number of the first row in the decoder's arrays */
+    /* The number of this part, counted from 0, and the number of parts. They are 0 and 1 if threads
+     * share the streams. */
+    int part, parts;
+    int n;          /* rows */
+    long first_row; /* number of the first row in the decoder's arrays */
     const int32_t *stream, *position, *token;
-    const uint8_t *wants_logits; /* per row; NULL: all rows do */
-    const int32_t *logits_rows;  /* where a row's logits are stored; NULL: at its stream */
+    const uint8_t *wants_logits; /* per row: whether its logits are computed; NULL: all */
+    /* For each row, the row of d->logits that gets its logits; NULL: the number of its stream. */
+    const int32_t *logits_rows;
 } Step;
 
 /* Waits until all threads of the team have called this. A waiting thread spins, and after a while
@@ -75,7 +79,7 @@ static void embed(const Step *s) {
             continue;
         }
         /* The angle is a + b: a is in the coarse table, b in the fine one. This computes
-         * cos(a + b) and sin(a + b) from their cosines and sines. */
+         * cos(a + b) and sin(a + b) from the cosines and sines of a and b. */
         float *rotation = d->rotation + (s->first_row + r) * d->D;
         const long coarse = s->position[r] / FINE_STEPS;
         const double *fine = d->fine_rotation + s->position[r] % FINE_STEPS * d->D;
@@ -197,11 +201,11 @@ static void store_key_and_value(const Decoder *d, char *keys, int slot, const fl
     }
 }
 
-/* How many groups of 16 keys, and how many numbers of each value, have their sums in registers. */
+/* The sums of so many groups of 16 keys or of so many numbers of each value fit into registers. */
 enum { GROUPS = 4 / REGISTERS, WIDEST = 64 / REGISTERS };
 
 /* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Also prefetches what is read
- * next: as many keys at next_keys, and values at next_values. Prefetches nothing if next_keys is
+ * next: as many bytes at next_keys, and as many at next_values. Prefetches nothing if next_keys is
  * NULL. */
 INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const float *q,
                        const char *keys, int slot, const char *next_keys, const char *next_values,
@@ -338,8 +342,8 @@ INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const ch
 
 /* Attention of this thread's KV heads, each with its G query heads. First computes queries, keys
  * and values of all rows from `in`, and writes keys and values into the cache. If wants_logits is
- * not NULL, attention itself is computed only for the rows that it marks. Their outputs are stored
- * without gaps. */
+ * not NULL, attention itself is computed only for the rows that it marks. The outputs of these
+ * rows are stored without gaps. */
 static void attention_heads(const Step *s, int l, const char *in, const uint8_t *wants_logits) {
     const Decoder *d = s->d;
     const Layer *layer = d->layers + l;
@@ -351,8 +355,8 @@ static void attention_heads(const Step *s, int l, const char *in, const uint8_t 
     for (long k = from; k < to; k++) {
         for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
             const int n = s->n - r0 < MAX_ROWS ? s->n - r0 : MAX_ROWS;
-            /* `panels` must be even. If the number is odd, one more panel is computed, and its
-             * outputs are not used. */
+            /* multiply_panels takes an even number of panels. If the heads fill an odd number, it
+             * computes one more panel, whose outputs are not used. */
             multiply_panels(&layer->qkv, in + r0 * row, n, k * (G + 2) * P / PANEL, panels,
                             s->scratch->products, width);
             for (int r = 0; r < n; r++) {
@@ -382,7 +386,7 @@ static void attention_heads(const Step *s, int l, const char *in, const uint8_t 
                                            : r + 1 < s->n ? keys_of(d, s->stream[r + 1], l, k)
                                                           : keys;
             for (int i = 0; i < G; i++, q += P, out += P * input_bytes(d)) {
-                const char *next = i + 1 < G ? NULL : next_stream_keys; /* NULL: same keys */
+                const char *next = i + 1 < G ? NULL : next_stream_keys; /* NULL: the same keys */
                 if (cache_bytes(d) == 2)
                     attend(1, d, q, keys, p, s->scratch->scores, out, next);
                 else
@@ -469,8 +473,8 @@ static void to_logits(const Step *s, const char *in, int rows, const int32_t *lo
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 
-/* Moves the rows that want logits together, and drops the others. stream[i] becomes the stream of
- * the i-th remaining row. */
+/* Keeps only the rows whose logits are wanted, without gaps between them. stream[i] becomes the
+ * stream of the i-th remaining row. */
 static void keep_wanted_rows(Step *s, int32_t *stream) {
     const Decoder *d = s->d;
     int count = 0;
@@ -484,7 +488,7 @@ static void keep_wanted_rows(Step *s, int32_t *stream) {
     s->n = count, s->stream = stream;
 }
 
-/* One step: all layers, then the logits of the rows that want them. */
+/* One step: all layers, then the logits of the rows that wants_logits marks. */
 static void run_step(Step s) {
     Decoder *d = s.d;
     int32_t kept_streams[s.n];
@@ -523,7 +527,7 @@ static int skip_to_next_stream(const int32_t *stream, int n, int r) {
 
 /* Feeds n tokens: row r is token[r] of stream[r] at position[r]. The rows of a stream, at most
  * dec_max_chunk, follow each other in order. If last[r], the logits after row r become the logits
- * of its stream. If share_streams, threads divide the streams, otherwise the outputs of
+ * of its stream. If share_streams, threads share the streams, otherwise they share the outputs of
  * products. */
 void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
               const int32_t *token, const uint8_t *last, int threads, int share_streams) {
@@ -594,9 +598,9 @@ const float *dec_logits(const Decoder *d, int stream) { return d->logits + strea
  * chosen from its stream's logits. Each token but the last is then fed. positions[i] is the
  * position of the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). params
  * (n): the sampling parameters of streams[i]. seen: V bytes for each stream of the decoder, which
- * are read if there is a penalty. next_states (8, V): the UTF-8 state after each token in each
- * state, or NULL. states: the state of each stream of the decoder, which is updated. share_streams:
- * as in dec_feed. */
+ * are read and updated if there is a penalty. next_states (8, V): the UTF-8 state after each token
+ * in each state, or NULL. states: the state of each stream of the decoder, which is updated.
+ * share_streams: as in dec_feed. */
 void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions, int steps,
              const double *uniform, const SamplingParams *params, uint8_t *seen,
              const uint8_t *next_states, uint8_t *states, int32_t *out, int threads,

@@ -36,7 +36,7 @@ int shape_bytes(void) { return sizeof(Shape); }
 
 /* The packed weights of a layer. */
 typedef struct {
-    Packed qkv; /* for each KV head: G P queries, P keys, P values; last a panel of zeros */
+    Packed qkv; /* for each KV head: G P queries, P keys, P values; then 1 or 2 panels of zeros */
     Packed out; /* its inputs: P numbers of each head */
     Packed up;  /* with a gate: 16 outputs of the gate, 16 of up, and so on */
     Packed down;
@@ -57,7 +57,7 @@ typedef struct {
     Shape s;
     int G, D, E, P, R;
     long Cp, Fp, Vp, HP; /* C, F, V, H P: rounded up to 32 */
-    long rows;           /* the most rows that fit in memory */
+    long rows;           /* rows for which the arrays of a step have room */
     int chunk;           /* the most tokens of one stream in a step */
     const float *wte, *wpe;
     Layer *layers;
@@ -217,7 +217,7 @@ static void pack_weights(Decoder *d, const float *const *parameters) {
         copy_if_present(layer->out.bias, w[OUT_BIAS], s.C);
         copy_if_present(layer->up.bias, w[UP_BIAS], s.F);
         copy_if_present(layer->down.bias, w[DOWN_BIAS], s.C);
-        for (int h = 0; h < s.H; h++) /* only GPT-2 has biases, and G = 1 */
+        for (int h = 0; h < s.H; h++) /* only GPT-2 has biases, and there G = 1 */
             for (int i = 0; i < 3; i++)
                 if (w[QUERY_BIAS + i])
                     copy_if_present(layer->qkv.bias + (3 * h + i) * d->P,

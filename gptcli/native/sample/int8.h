@@ -1,22 +1,22 @@
-/* int8 weights with a scale for each 32 inputs, and their exact products with rows of activations.
+/* int8 weights with a scale for each 32 inputs, and their products with rows of activations.
  *
  * A linear layer has K inputs, a multiple of 32. An int8 weight w is stored as the byte w + 128.
  * Each output has a scale for each 32 of its inputs. A scale is the smallest bfloat16 number for
- * which the largest of the 32 weights, divided by the scale, is at most 127.
+ * which the 32 weights, divided by the scale, are between -127 and 127.
  *
- * Each row of activations has one scale t. An activation is stored as an integer a of 15 bits, and
- * stands for a times t. The products of 32 inputs are summed exactly, in int32. So the result is
- * the same on all processors and for any number of rows. A processor that multiplies bytes (VNNI,
- * AMX) reads a as two bytes: a = 128 high + low. Others read it as an int16. Sources: Dettmers et
- * al. 2022, "8-bit Optimizers via Block-wise Quantization", section 2.1, for scales of blocks;
- * Intel's manual, VPDPBUSD and PMADDWD.
+ * Each row of activations has one scale t. An activation is stored as an integer a of 15 bits: its
+ * value is a times t. The products of 32 inputs are summed exactly, in int32, on all processors.
+ * The float32 sums have a fixed order. So the result does not depend on the number of rows. A
+ * processor that multiplies bytes (VNNI, AMX) reads a as two bytes: a = 128 high + low. Others read
+ * it as an int16. Sources: Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization",
+ * section 2.1, for scales of blocks; Intel's manual, VPDPBUSD and PMADDWD.
  *
- * Layout in bytes, for each K:
+ * Layout in bytes:
  *
  *   panel  for each 4 inputs: the 4 weights of output 0, of output 1, ... of output 15 (64 bytes)
  *          then for each 32 inputs: the scales of the 16 outputs (bfloat16)
- *   row    for each 32 inputs: 32 high bytes, then 32 low bytes; or for each 4 of them: inputs 0
- *          and 2, then 1 and 3, as int16
+ *   row    for each 32 inputs: 32 high bytes, then 32 low bytes; or for each 4 inputs: inputs
+ *          0 and 2, then 1 and 3, as int16
  *          then for each 32 inputs: minus the sum of a (int32), to correct for w + 128
  *          then t (float32) */
 
@@ -139,7 +139,7 @@ INLINE vint32 dot_fours(vint32 sum, vint32 weights, int32_t four) {
 #endif
 }
 
-/* whole = the exact sums over 32 inputs of nr rows times nb panels. */
+/* whole = nr rows times nb panels, summed exactly over 32 inputs. */
 INLINE void sum_group(const int nr, const int nb, const char *w, long panel, const char *group,
                       const char *corrections, long row, vint32 whole[6][4][PARTS]) {
     const char *high = group, *low = high + SCALE_GROUP;
@@ -166,7 +166,7 @@ INLINE void sum_group(const int nr, const int nb, const char *w, long panel, con
             for (int i = 0; i < PARTS; i++) whole[r][j][i] = (highs[r][j][i] << 7) + lows[r][j][i];
 }
 #else
-/* whole = the exact sums over 32 inputs of nr rows times nb panels. The four weights of an output
+/* whole = nr rows times nb panels, summed exactly over 32 inputs. The four weights of an output
  * become int16: first bytes 0 and 2, then bytes 1 and 3. */
 INLINE void sum_group(const int nr, const int nb, const char *w, long panel, const char *group,
                       const char *corrections, long row, vint32 whole[6][4][PARTS]) {
@@ -226,7 +226,8 @@ INLINE void few_int8_rows(const int nr, const int nb, long K, const char *panels
 #if HAS_BF16_TILES && defined(__AMX_INT8__)
 #define HAS_INT8_TILES 1
 
-/* Tiles 0 to 3 hold 16 x 16 sums, 4 and 5 bytes of up to 16 rows, 6 and 7 weights of a panel. */
+/* Tiles 0 to 3 hold 16 x 16 sums. Tiles 4 and 5 hold bytes of up to 16 rows. Tiles 6 and 7 each
+ * hold weights of a panel. */
 static void int8_tiles_begin(int rows) {
     TileConfig shape = {.palette = 1};
     for (int i = 0; i < 8; i++) {
@@ -238,10 +239,10 @@ static void int8_tiles_begin(int rows) {
 }
 
 typedef int32_t GroupSums[4][16]
-                         [OUTPUTS]; /* over 32 inputs: of high and low bytes, for two panels */
+                         [OUTPUTS]; /* over 32 inputs: for two panels, sums of high and low bytes */
 
-/* Computes the sums over 32 inputs of the high and of the low bytes of 16 rows times two panels.
- * The panels are `panel` bytes apart. */
+/* Multiplies the high bytes and the low bytes of up to 16 rows by two panels, which are `panel`
+ * bytes apart. Each sum runs over 32 inputs. */
 INLINE void multiply_group(const char *w, long panel, const char *bytes, long row, GroupSums sums) {
     __asm__ volatile("" ::: "memory"); /* gcc does not know that tile loads read memory */
     _tile_loadd(4, bytes, row);
@@ -302,7 +303,7 @@ static void tiled_int8_rows(int n, long K, const char *panels, const char *rows,
 #define HAS_INT8_TILES 0
 #endif
 
-/* out (n, 16 count) = n rows, at most 32, times an even number of panels. */
+/* out (n, 16 count) = n rows, at most 32, times `count` panels, an even number. */
 static void times_int8(long K, const char *panels, const char *rows, int n, int count, float *out,
                        long out_row) {
     const long panel = int8_panel_bytes(K), row = int8_row_bytes(K);

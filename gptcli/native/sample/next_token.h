@@ -116,8 +116,9 @@ static void keep_top_p(float *logits, int V, float top, double p, const ChoiceSc
 enum { NOT_UTF8 = 255 };
 
 /* Chooses a token, 0 to V - 1: the first one whose cumulative probability exceeds `uniform`, a
- * number in [0, 1). seen: V bytes, not 0 for tokens that get the penalty; NULL without a penalty.
- * after: V bytes, NOT_UTF8 for forbidden tokens; NULL if all are allowed. */
+ * number in [0, 1). If the temperature is below 1e-6, chooses the likeliest token. seen: V bytes,
+ * not 0 for tokens that get the penalty; NULL without a penalty. after: V bytes, NOT_UTF8 for
+ * forbidden tokens; NULL if all are allowed. */
 static int choose_token(const float *raw_logits, int V, const SamplingParams *params,
                         double uniform, const uint8_t *seen, const uint8_t *after,
                         const ChoiceScratch *c) {
@@ -169,7 +170,7 @@ static int choose_token(const float *raw_logits, int V, const SamplingParams *pa
 
 /* Chooses a token that `after` allows. The first choice ignores `after`. If the chosen token is
  * forbidden, the lower 27 of the 53 bits of `uniform` choose an allowed token. So `after` changes
- * the text of a seed only where the first choice is forbidden. */
+ * the text of a seed only if a first choice is forbidden. */
 static int choose_valid_token(const float *raw_logits, int V, const SamplingParams *params,
                               double uniform, const uint8_t *seen, const uint8_t *after,
                               const ChoiceScratch *c) {

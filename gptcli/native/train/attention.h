@@ -6,9 +6,9 @@
  * log2_sum_exp it computes the weights, as in FlashAttention. Source: Dao et al. 2022,
  * "FlashAttention", section 3.1.
  *
- * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. Rows
- * of keys are padded to a multiple of 32. The padding gets weight 0, but its values must be finite
- * (README.md).
+ * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. The
+ * number of keys is padded to a multiple of 32. The padding gets weight 0, but its values must be
+ * finite (README.md).
  */
 
 #ifndef GPTCLI_ATTENTION_H
@@ -17,13 +17,13 @@
 #include "layers.h"
 
 typedef struct {
-    num *by_d[2];             /* keys, values: B tiles that sum over D */
-    num *by_t[3];             /* B tiles that sum over T: values, or keys, dmixed and queries */
+    num *by_d[2];             /* keys, values: B tiles for sums over D */
+    num *by_t[3];             /* B tiles for sums over T: values; or keys, dmixed, queries */
     float *scores, *dweights; /* (32, T) */
     num *weights, *dscores;   /* (32, T): in the type that products read */
-    num *transposed[2]; /* weights and dscores of all queries, as A tiles that sum over queries */
+    num *transposed[2]; /* weights and dscores of all queries: A tiles for sums over queries */
     float *out;         /* (32, D) */
-    float *sums[2];     /* (T, D): gradients at values and keys, over all heads that share them */
+    float *sums[2]; /* (T, D): gradients at values and keys, summed over heads that share them */
 } AttentionScratch;
 
 /* Returns the number of bytes of the scratch. If `start` is not NULL, also places the arrays of s
@@ -112,8 +112,8 @@ static void attention_forward(const num *q, const num *k, const num *v, long row
 
 /* Computes dq, dk and dv (T, D) from dmixed, the gradient at `mixed`. Rows of dq, dk and dv are
  * `row` apart; rows of mixed and dmixed are mixed_row apart. Heads that share keys and values are
- * computed one after the other. `add_old` adds to the sums of the earlier heads. `last` says that
- * dk and dv are then complete.
+ * computed one after the other. With `add_old`, the new sums are added to those of the
+ * earlier heads. `last` says that dk and dv are complete after this head.
  *
  * P are the weights, dP the gradient at the weights, dS the gradient at the scores:
  *

@@ -1,7 +1,7 @@
-/* Computes loss and gradients of a GPT's training step on a CPU, in bfloat16 or float32. This is a
- * library's C file.
+/* The two libraries for training: loss and gradients of a step on a CPU, in bfloat16 or float32.
  *
- * gptcli/native/engine.py calls it. Dimensions as in model.h. README.md gives a reading order. */
+ * gptcli/native/engine.py and loss.py call these libraries. Dimensions as in model.h. README.md
+ * gives a reading order. */
 
 #include "../vectors/amx_permission.h"
 #include "gradients.h"
@@ -29,8 +29,8 @@ typedef struct {
     long span; /* see sequences_at_once */
 } LossCall;
 
-/* The part of a training step that needs only the rows of the sequences b to end - 1. These rows
- * fill whole groups. */
+/* The part of a training step that needs only the rows of the sequences b to end - 1. No other
+ * sequence has rows in their groups. */
 static void some_sequences(const LossCall *call, long b, long end, ThreadScratch *s) {
     const Pass *p = &call->pass;
     Model *g = p->g;
@@ -82,8 +82,8 @@ static void loss_by_sequences(const LossCall *call, Worker *w) {
     embedding_gradients(p, call->gradients, call->add_old, w);
 }
 
-/* A thread's part of the same computation if threads share the rows of each layer. A loop over the
- * groups ends one layer and begins the next, while a group's rows are still in the cache. */
+/* A thread's part of a training step (or of a loss) if threads share the rows of each layer. A loop
+ * over the groups ends one layer and begins the next, while a group's rows are in the cache. */
 static void loss_by_layers(const LossCall *call, Worker *w) {
     const Pass *p = &call->pass;
     Model *g = p->g;

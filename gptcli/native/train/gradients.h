@@ -77,7 +77,7 @@ static long rows_at_once(const MatrixGradient *a, int threads) {
 }
 
 /* Computes all gradients of a list. The matrices' gradients come from `blocks` row blocks, the
- * vectors' from part_blocks. All threads of a team call this. It ends with a barrier. */
+ * vectors' from part_blocks. All threads of a team call this. Ends with a barrier. */
 static void sum_gradients(Worker *w, const Gradients *g, const Model *model, long blocks,
                           long part_blocks, int add_old) {
     const int threads = model->s.threads;
@@ -87,7 +87,7 @@ static void sum_gradients(Worker *w, const Gradients *g, const Model *model, lon
         all += (g->matrices[i].N + rows - 1) / rows;
     }
     int i = 0;
-    SHARED_FOR(w, round, all) { /* a thread's rounds grow, so i does not go back */
+    SHARED_FOR(w, round, all) { /* a thread's rounds come in order, so i only grows */
         long rows = rows_at_once(g->matrices + i, threads);
         while (round >= begin + (g->matrices[i].N + rows - 1) / rows) {
             begin += (g->matrices[i++].N + rows - 1) / rows;
@@ -176,7 +176,7 @@ static MatrixGradient head_gradient(const Pass *p, float *grads, long m0) {
 }
 
 /* Computes the gradients of token and position embeddings. Each thread takes some of the columns.
- * So a single thread computes each sum, over the rows in order. */
+ * So a single thread computes each sum, in the order of the rows. */
 static void embedding_gradients(const Pass *p, float *grads, int add_old, Worker *w) {
     Model *g = p->g;
     const int C = g->s.C;

@@ -104,8 +104,8 @@ static void norm_forward(const float *x, int rows, int C, Norm n, num *hat, floa
 }
 
 /* Computes dx, the gradient at x, from dout, the gradient at `out`. If `add_old`, adds it to the
- * old dx. dgain (C) and dbias (C) get the parts of these rows in the gradients of gain and bias.
- * dbias can be NULL. */
+ * old dx. dgain (C) and dbias (C) get what these rows contribute to the gradients of gain and
+ * bias. dbias can be NULL. */
 static void norm_backward(const float *dout, int rows, int C, Norm n, const num *hat,
                           const float *scale, float *dx, int add_old, float *dgain, float *dbias) {
     memset(dgain, 0, C * sizeof(float));

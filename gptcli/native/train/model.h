@@ -38,8 +38,8 @@ typedef struct {
 } Packed;
 
 /* The packed matrices of a layer. QKV: query, key and value together. OUT: the output projection of
- * attention. UP: the first product of the feed-forward, with the gate if there is one. DOWN: its
- * second product. */
+ * attention. UP: the first product of the feed-forward, with the gate if there is one. DOWN: the
+ * second product of the feed-forward. */
 enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
 
 /* Arrays that a layer keeps for the backward pass. They are stored in rows, except the arrays
@@ -74,8 +74,9 @@ typedef struct {
 } ThreadScratch;
 
 enum {
-    MOST_TILES = 256 << 20,                         /* the most bytes of all layers' own Tiles */
-    LARGE_WEIGHTS = BFLOAT16 ? 1 << 20 : 256 << 10, /* bytes of a layer's weights */
+    MOST_TILES = 256 << 20, /* the most bytes of all layers' own Tiles */
+    /* If the weights of a layer have more bytes than this, groups are larger. */
+    LARGE_WEIGHTS = BFLOAT16 ? 1 << 20 : 256 << 10,
 };
 
 /* A GPT in training. */
@@ -83,7 +84,7 @@ typedef struct {
     Shape s;
     int Q, QKV, F1;  /* F1: F, or 2 F with a gate */
     int group;       /* blocks of 32 rows that a thread takes at once */
-    long blocks;     /* the most blocks of 32 rows that fit in memory */
+    long blocks;     /* blocks of 32 rows for which the arrays have room */
     int64_t *offset; /* a parameter's place in weights and gradients (parameters.h); -1: absent */
     Packed *packed;  /* PACKED_PER_LAYER per layer, then the head */
     Layer *layers;
@@ -243,7 +244,7 @@ static void pack_blocks(void *argument, Worker *w) {
     for (int i = 0; i < p->n; i++) all += (p->blocks[i].N + 31) / 32;
     long begin = 0;
     int i = 0;
-    SHARED_FOR(w, round, all) { /* a thread's rounds grow, so i does not go back */
+    SHARED_FOR(w, round, all) { /* a thread's rounds come in order, so i only grows */
         while (round >= begin + (p->blocks[i].N + 31) / 32) begin += (p->blocks[i++].N + 31) / 32;
         const WeightBlock a = p->blocks[i];
         const long K = a.packed->K;

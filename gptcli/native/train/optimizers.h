@@ -36,7 +36,7 @@ static void adamw_thread(void *argument, Worker *worker) {
     long all = 0, begin = 0;
     for (int i = 0; i < a->n; i++) all += (a->sizes[i] + ADAMW_PART - 1) / ADAMW_PART;
     int i = 0;
-    SHARED_FOR(worker, round, all) { /* a thread's rounds grow, so i does not go back */
+    SHARED_FOR(worker, round, all) { /* a thread's rounds come in order, so i only grows */
         while (round >= begin + (a->sizes[i] + ADAMW_PART - 1) / ADAMW_PART)
             begin += (a->sizes[i++] + ADAMW_PART - 1) / ADAMW_PART;
         const long from = (round - begin) * ADAMW_PART, left = a->sizes[i] - from;
@@ -50,7 +50,7 @@ static void adamw_thread(void *argument, Worker *worker) {
     }
 }
 
-/* One step of AdamW for n arrays, each with its own weight decay. `step` counts from 1. */
+/* One step of AdamW for n arrays, each with its own weight decay. The first `step` is 1. */
 void gpt_adamw(int threads, int n, float **weights, float **grads, float **mean, float **square,
                const int64_t *sizes, const float *decay, float rate, float beta1, float beta2,
                float eps, int64_t step) {
@@ -130,7 +130,7 @@ static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
             const f32x16 a = mul(load_num(s->gram + i), broadcast(MUON_B));
             store_num(s->gram + i, fmadd(load(s->square + i), broadcast(MUON_C), a));
         }
-        for (long i = 0; i < r; i += 32) /* tiles that sum over the rows of X */
+        for (long i = 0; i < r; i += 32) /* tiles for sums over the rows of X */
             pack_b32(X + i * c, c, c, s->tiles + i / 32 * TILE, r / 32 * TILE);
         for (long i = 0; i < r; i += 32) { /* X becomes A X + Y X */
             product(s->gram + i * r, r, 32, s->tiles, r / 32 * TILE, r / 32, c / 16, s->wide, c);

@@ -2,8 +2,8 @@
  *
  * Dimensions as in model.h. A group is one, two or four blocks of 32 rows. A group's rows stay in
  * the cache between two products. Weights that are too large for the cache are read once for the
- * whole group. Threads divide groups, heads and rows of gradients between them. No sum is divided,
- * so the number of threads does not change a bit of the result.
+ * whole group. Threads share groups, heads and rows of gradients. No sum is divided, so no bit of
+ * the result depends on the number of threads.
  *
  * A block of the network is computed in three parts, because the middle part needs all rows of a
  * sequence: before_attention (norm, queries, keys, values), attend_head, and after_attention
@@ -34,7 +34,7 @@ static int group_rows(const Pass *p, long k) {
     return left < most ? left : most;
 }
 
-/* Sites of dropout: two in each layer, the embedding, and each head's weights. */
+/* Sites of dropout: two in each layer, the embedding, and each head's attention weights. */
 enum { DROP_OUT, DROP_DOWN, DROP_SITES, DROP_EMBEDDING = 1 << 28, DROP_WEIGHTS = 1 << 29 };
 
 /* The dropout of a site. It drops nothing if no backward pass follows. */
@@ -52,7 +52,8 @@ static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
     return (Norm){p->w + gain, vector_at(p, bias), !p->g->s.modern, p->g->s.norm_eps};
 }
 
-/* The saved arrays of layer l. If no backward pass follows, all layers share the first layer's. */
+/* The saved arrays of layer l. If no backward pass follows, all layers use the arrays of the
+ * first layer. */
 static Layer *saved_layer(const Pass *p, int l) { return p->g->layers + (p->training ? l : 0); }
 
 /* The distance between two A tiles along a sum. A is in pieces if a_row is 32, else in rows. */
@@ -85,7 +86,7 @@ static void times_backward(const num *A, long a_row, int rows, const Packed *w, 
                     w->N / 32, 2, out + r * w->K + c, w->K);
 }
 
-/* x (rows, C) += dropout(A W^T + bias). Row 0 of x is row r0 of the batch, as dropout must know. */
+/* x (rows, C) += dropout(A W^T + bias). Dropout needs r0: row 0 of x is row r0 of the batch. */
 static void add_branch(float *x, const num *A, long a_row, const Packed *w, const float *bias,
                        int rows, Dropout d, long r0) {
     const long C = w->N;
@@ -135,7 +136,7 @@ static Columns columns_at(const Model *g, int c) {
     return c < Q ? (Columns){0, 0} : c < Q + KV ? (Columns){1, Q} : (Columns){2, Q + KV};
 }
 
-/* Computes queries, keys and values from norm(x), into layer->qkv. For rows r0 on. */
+/* Computes queries, keys and values from norm(x), into layer->qkv, for `rows` rows from r0 on. */
 static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
@@ -196,7 +197,8 @@ static void attend_head(const Pass *p, int l, long head, ThreadScratch *s) {
                       &s->attention);
 }
 
-/* x += output projection of layer->mixed; then x += feed-forward(norm(x)). For rows r0 on. */
+/* x += output projection of layer->mixed; then x += feed-forward(norm(x)). Both for `rows` rows
+ * from r0 on. */
 static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
@@ -243,7 +245,8 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
  *
  *   g->d_head       at the logits, transposed; its first row is row `from`
  *   g->dx           at the residual stream
- *   partials        of the last norm's parameters, 2 C for each row block */
+ *   partials        of the last norm's parameters, C for its gain and C for a bias in each row
+ *                   block */
 static void head_and_loss(const Pass *p, long r0, int rows, long from, float scale,
                           ThreadScratch *s) {
     Model *g = p->g;
@@ -309,12 +312,12 @@ static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d,
     pack_a_pieces_transposed(out, (long)rows * C, transposed);
 }
 
-/* Pointers to a row block's parts of the gradients of a layer's vectors. */
+/* Where a row block stores what it contributes to the gradients of a layer's vectors. */
 typedef struct {
     float *qkv, *up, *out, *down, *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
 } Partials;
 
-/* Where the parts of row r's block in layer l begin. This does not depend on the size of groups. */
+/* The Partials of row r's block in layer l. Their places do not depend on the size of groups. */
 static Partials partials_at(const Model *g, int l, long r) {
     const int C = g->s.C;
     float *start = g->tiles[l].partials + r / 32 * g->partial_width;
@@ -384,8 +387,8 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Th
         }
 }
 
-/* The backward pass of attend_head for all heads that share keys and values. Computes their dqkv
- * from dmixed. shared = b K + k. */
+/* The backward pass of attend_head for all heads that share keys and values. Computes dqkv of
+ * these heads from dmixed. shared = b K + k. */
 static void attend_heads_backward(const Pass *p, int l, long shared, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);

@@ -1,4 +1,4 @@
-/* Vectors of sixteen numbers on any processor: f32x16, i32x16 and mask16, and shared functions.
+/* Vectors of sixteen numbers on x86-64 and 64-bit ARM: f32x16, i32x16, mask16, shared functions.
  *
  * The file of the processor's vector unit defines the types and the functions on them:
  *
@@ -43,9 +43,10 @@ static inline void prefetch_l2(const void *p, long bytes) {
 
 #define LOG2_E 1.44269504f
 
-/* 2^x with a relative error of about 1e-7; 0 below -126, and 2^127 above 127. NaN stays NaN. Adding
- * 1.5 x 2^23 rounds x to a whole number n, whose bits are then the lowest bits of the sum. A
- * polynomial that was fitted over [-0.5, 0.5] gives 2^(x - n), and n is added to its exponent. */
+/* 2^x with a relative error of about 1e-7 from -126 to 127; 0 below, and 2^127 above. NaN stays
+ * NaN. Adding 1.5 x 2^23 rounds x to a whole number n, whose bits are then the lowest bits of the
+ * sum. A polynomial that was fitted over [-0.5, 0.5] gives 2^(x - n), and n is added to its
+ * exponent. */
 INLINE f32x16 exp2_f32(f32x16 x) {
     const f32x16 rounding = broadcast(12582912.0f);
     const mask16 tiny = less(x, broadcast(-126.0f));

@@ -40,7 +40,7 @@ INLINE v16 broadcast(float x) { return x - (v16){0}; }
 
 INLINE v16i broadcast_int(int32_t x) { return x - (v16i){0}; }
 
-/* These read from an address that need not be aligned. */
+/* The functions that load or store take any address, also one that is not aligned. */
 INLINE int32_t read_int(const void *p) {
     int32_t x;
     memcpy(&x, p, sizeof x);
@@ -129,7 +129,7 @@ INLINE void store_low_bytes(char *p, v16i x) {
 /* mask ? a : b. A lane of the mask has all bits set or none. */
 INLINE v16 blend(v16i mask, v16 a, v16 b) { return (v16)((mask & (v16i)a) | (~mask & (v16i)b)); }
 
-/* The larger number of each lane; b if a is NaN. */
+/* The larger number of each lane; b if one of the two is NaN. */
 INLINE v16 lanewise_max(v16 a, v16 b) { return blend(a > b, a, b); }
 
 /* The sum of the lanes, always added in the same order. */
@@ -165,8 +165,9 @@ INLINE void store_interleaved(float *p, v16 a, v16 b) {
 #endif
 }
 
-/* e^x with a relative error of about 1e-7; 0 below -87. x = n ln 2 + r, so e^x = 2^n e^r. The
- * Taylor series gives e^r. Adding n to the exponent bits of e^r multiplies it by 2^n. */
+/* e^x with a relative error of about 1e-7 from -87 to 88; 0 below, and e^88 above.
+ * x = n ln 2 + r, so e^x = 2^n e^r. The Taylor series gives e^r. Adding n to the exponent bits of
+ * e^r multiplies it by 2^n. */
 INLINE v16 v16_exp(v16 x) {
     const v16 bound = blend(x > broadcast(88.0f), broadcast(88.0f), x);
     const v16 shift = broadcast(12582912.0f); /* adding 1.5 x 2^23 rounds to a whole number */

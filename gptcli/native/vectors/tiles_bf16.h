@@ -1,7 +1,7 @@
 /* Products of bfloat16 matrices with AMX tiles, or with AVX512-BF16 on processors without AMX.
  *
  * A tile is 1 KiB: 16 rows of 64 bytes, so 16 x 32 bfloat16 or 16 x 16 float32. One AMX instruction
- * computes C += A B for three tiles. In float32, it adds 32 products to each number of C:
+ * computes C += A B for three tiles. It adds 32 products to each number of C, in float32:
  *
  *   A  16 rows of 32 consecutive bfloat16; the rows can be any distance apart
  *   B  16 columns; row i of the tile holds the pairs (2i, j), (2i + 1, j) for j = 0 to 15
@@ -12,8 +12,8 @@
  * TDPBF16PS and VDPBF16PS.
  *
  * Names: pack_a... makes A tiles, pack_b... makes B tiles. `panel` is the distance between the
- * tiles of two neighbouring blocks of 16 columns of B. `step` is a distance along the 32 products
- * of a sum. All distances count numbers, not bytes. */
+ * tiles of two neighbouring blocks of 16 columns of B. `step` is the distance from one tile to the
+ * next one whose products belong to the same sums. All distances count numbers, not bytes. */
 
 #ifndef GPTCLI_TILES_H
 #define GPTCLI_TILES_H

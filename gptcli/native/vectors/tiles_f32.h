@@ -1,10 +1,10 @@
 /* Products of float32 matrices, with the layouts and the functions of tiles_bf16.h.
  *
- * A tile has 512 numbers, as in bfloat16, so that both have the same distances:
+ * A tile has 512 numbers, as in bfloat16. So tiles are as far apart as in bfloat16:
  *
  *   A  16 rows of 32 consecutive numbers; the rows can be any distance apart
  *   B  32 rows of 16 columns
- *   A that pack_a... has made: 32 rows of 16, as B; the product reads its columns as A's rows
+ *   A that pack_a... has made: 32 rows of 16, as B; the product reads the columns as rows of A
  *
  * A product keeps ROWS_AT_ONCE rows of C in registers. Source: Goto and van de Geijn 2008, "Anatomy
  * of High-Performance Matrix Multiplication". Distances count numbers, not bytes. */
@@ -16,7 +16,7 @@
 
 enum {
     TILE = 512,        /* numbers in a tile */
-    STEPS_AT_ONCE = 8, /* tiles of a sum; those of A and of a panel of B stay in the caches */
+    STEPS_AT_ONCE = 8, /* tiles along a sum; so many of A and of a panel of B stay in the caches */
 };
 
 static void tiles_begin(void) {}

@@ -65,7 +65,8 @@ def write_page(
 
     `program` runs the page's JavaScript for the proof; None means numpy. `say` gets a line about
     each stage. The model must have builtin parts only. Raises GptcliError (exit code 1) if the page
-    is too large, or if it does not compute what the network computes."""
+    is too large, if its tokenizer cannot run in a page, or if the page does not compute what the
+    network computes."""
     assert not trained.model.user_parts.in_network()
     say("rounding the weights to eight bits")
     packed = payload(trained.model, trained.tokenizer)
@@ -257,7 +258,7 @@ def proof_sentence(proven: Proof) -> str:
     texts = (
         "the same"
         if not proven.close_calls
-        else f"the same, except {proven.close_calls} that were as likely as another token"
+        else f"the same, except {proven.close_calls} that were almost as likely as another token"
     )
     return (
         f"Before this file was written, {ran} on {proven.prompts} prompts, and gptcli compared "

@@ -39,7 +39,8 @@ _HEAD_UNIT = 16  # the C library pads each head to a multiple of this
 
 
 def payload(model: GPT, tokenizer: Tokenizer) -> str:
-    """The payload of a model, as text. The model has builtin parts only, on the CPU in float32."""
+    """The payload of a model, as text. The model must be on the CPU in float32, with
+    builtin parts only."""
     sections: dict[str, bytes] = {}
     matrices: dict[str, tuple[int, int]] = {}
     vectors: list[str] = []
@@ -134,7 +135,8 @@ def _parameters(model: GPT) -> Iterator[tuple[str, Floats]]:
 def _columns(name: str, weights: Floats, config: ModelConfig) -> int:
     """The number of inputs of a matrix in the payload, before padding to a multiple of 32.
 
-    The inputs of attention's output projection are the heads, and each head is padded."""
+    The inputs of attention's output projection are the numbers of all heads, and each head is
+    padded."""
     if not name.endswith("attn.c_proj.weight"):
         return int(weights.shape[1])
     return config.n_head * (-(-config.head_dim // _HEAD_UNIT) * _HEAD_UNIT)

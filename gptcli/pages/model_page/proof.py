@@ -34,7 +34,7 @@ TOLERANCE = 1e-3
 """The largest difference between a page's logit and the network's that passes."""
 
 PROMPTS, GREEDY_TOKENS = 64, 200
-_LONGEST = 512  # tokens of a window; the prompts do not fill a longer one
+_LONGEST = 512  # tokens; for a longer window, the prompts are as long as for this one
 
 _TEXTS = (
     "To be, or not to be, that is the question.\n",
@@ -52,9 +52,9 @@ class Proof:
     """How a page was proven. `how` says whether its JavaScript ran, or the same arithmetic in
     numpy.
 
-    `program` is the name and version of the program. `largest_difference` is the largest one
-    between two logits. `close_calls` counts the greedy tokens for which the network prefers another
-    token by less than TOLERANCE."""
+    `program` is the name and version of the program. `largest_difference` is the largest
+    difference between a logit of the page and the same logit of the network. `close_calls` counts
+    the greedy tokens for which the network prefers another token, by at most TOLERANCE."""
 
     how: Literal["javascript", "numpy"]
     program: str
@@ -67,7 +67,8 @@ class Proof:
 def prove(payload: str, rounded: GPT, tokenizer: Tokenizer, program: Program | None) -> Proof:
     """Compare the page with the network on the same rounded weights, in float32.
 
-    Raises GptcliError (exit code 1) if token ids, a logit or a greedy token differ."""
+    Raises GptcliError (exit code 1) if token ids differ, if a logit differs by more than TOLERANCE,
+    or if a greedy token's logit is more than TOLERANCE below the network's largest one."""
     texts = list(prompts(tokenizer, rounded.config.block_size))
     answer, name = _ask(payload, texts, tokenizer, program)
     table = table_of(tokenizer)
@@ -154,7 +155,8 @@ def network_logits(model: GPT, tokens: Sequence[int], first: int) -> Tensor:
 
 
 def prompts(tokenizer: Tokenizer, block_size: int) -> Iterator[str]:
-    """The texts of a proof, always the same ones. Their lengths go up to more than the window."""
+    """The texts of a proof. They depend only on the tokenizer and the window. They have up to 1.4
+    times as many tokens as the window, or 1.4 times 512 tokens if the window is longer."""
     count = 0
     for text in _TEXTS:
         with suppress(GptcliError):
@@ -165,7 +167,7 @@ def prompts(tokenizer: Tokenizer, block_size: int) -> Iterator[str]:
     full = min(block_size, _LONGEST)
     for number in range(PROMPTS - count):
         share = number / (PROMPTS - count - 1)
-        length = max(1, round(1.4 * full * share**3))  # most are short, some exceed the window
+        length = max(1, round(1.4 * full * share**3))  # most are short, some exceed `full`
         drawn = torch.randint(0, tokenizer.vocab_size, (length,), generator=generator)
         yield tokenizer.decode(drawn.tolist())
 

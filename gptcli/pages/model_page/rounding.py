@@ -1,7 +1,7 @@
 """Rounds weights to eight bits with a scale for each 32 inputs, exactly as `sample --dtype int8`.
 
-native/sample/int8.h does the same in C. A scale is the smallest bfloat16 number by which the 32
-weights can be divided to be at most 127. All arithmetic is float32.
+native/sample/int8.h does the same in C. A scale is the smallest bfloat16 number for which the
+32 weights, divided by the scale, are between -127 and 127. All arithmetic is float32.
 
 Dimensions: N outputs, K inputs, a multiple of 32.
 """
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 GROUP = 32  # inputs with one scale
 _MAX_WEIGHT = np.float32(127)
-_LEAST = np.float32(1e-30)  # smaller weights become 0
+_LEAST = np.float32(1e-30)  # if all 32 weights are smaller, they become 0
 
 Floats = npt.NDArray[np.float32]
 

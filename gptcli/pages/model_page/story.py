@@ -73,7 +73,7 @@ def _beginning(status: dict[str, Any]) -> str:
     """The sentence on the weights with which the run started."""
     imported, base = status.get("imported"), status.get("started_from")
     if isinstance(imported, dict):
-        return "Another program trained this model, and gptcli imported its numbers."
+        return "Another program trained this model, and gptcli imported it."
     if isinstance(base, dict) and isinstance(base.get("run"), str):
         return f"At first, the model had the numbers of the run {Path(base['run']).name}."
     return Story.began

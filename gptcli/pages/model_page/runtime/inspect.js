@@ -9,7 +9,8 @@ function attentionWeights(network, l, h, at) {
   return weights.map((weight) => weight / total);
 }
 
-/** Step 4 for one head and one token: its products with all keys that it sees, also scaled. */
+/** Step 4 for one head and one token: the products of its query with all keys that it sees, and
+    the scaled products. */
 function attentionScores(network, l, h, at) {
   const { H, D, K } = network;
   const { q, k } = network.kept[l];
@@ -43,8 +44,8 @@ function attentionMaps(network, from) {
   return { from, count, maps };
 }
 
-/** A head's shares of attention by what it looks at, on average over the tokens of a map. `tokens`
-    are the tokens of the map's rows. */
+/** What a head looks at: its shares of attention and its mean distance, on average over the tokens
+    of a map from the third one on. `tokens` are the tokens of the map's rows. */
 function headHabits(map, tokens) {
   const count = tokens.length;
   const sums = { itself: 0, before: 0, first: 0, same: 0, repeated: 0, distance: 0 };

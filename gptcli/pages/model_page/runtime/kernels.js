@@ -1,6 +1,6 @@
 /* Multiplies matrices by vectors in float32: in WebAssembly SIMD, assembled here, or in JavaScript.
 
-   Both read the same memory. Rows are padded to a multiple of 4, columns to a multiple of 8. */
+   Both use the same layout. Rows are padded to a multiple of 4, columns to a multiple of 8. */
 
 const padded = (count, unit) => Math.ceil(count / unit) * unit;
 
@@ -23,7 +23,7 @@ class Kernels {
     this.name = this.run === null ? "JavaScript" : "WebAssembly SIMD";
   }
 
-  /** A new array of zeros in the kernels' memory, padded to `unit` numbers. */
+  /** A new array of zeros in the kernels' memory, padded to a multiple of `unit` numbers. */
   array(count, unit = 32) {
     const array = new Float32Array(this.buffer, this.used * 4, padded(count, unit));
     this.used += array.length;
@@ -43,7 +43,7 @@ class Kernels {
 
   /** y = A x. A is the first `columns` numbers of each of `rows` rows, which begin every `stride`
       numbers. `rows` is rounded up to a multiple of 4, and `columns` to one of 8. So y and A must
-      have room for these, and x must have zeros there. */
+      have room for the added rows and columns, and x must have zeros in the added columns. */
   product(data, rows, stride, columns, x, y) {
     if (this.run !== null) {
       const wide = (columns + 7) & -8;

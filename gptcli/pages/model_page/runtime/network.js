@@ -5,7 +5,7 @@
    head, P channels of a head as stored (D rounded up to 16), F hidden width, V vocabulary, W width
    of the window (block_size). */
 
-const LONGEST_TEXT = 4096; // tokens; the page writes no longer texts
+const LONGEST_TEXT = 4096; // tokens; a text of the page never has more
 
 class Network {
   /** Builds the network of a payload: {header, section}. `simd` says whether to try WebAssembly. */
@@ -131,7 +131,7 @@ class Network {
     this.kernels.multiply(this.weights["lm_head.weight"], this.normed, this.logits);
   }
 
-  /** out = norm(x): RMSNorm, or LayerNorm if the model has means. */
+  /** out = norm(x): LayerNorm if the model's norm is "layer", else RMSNorm. */
   norm(x, name, out) {
     const { C } = this;
     const { norm, norm_eps } = this.model;

@@ -1,4 +1,4 @@
-/* Reads the payload of a page: a header in JSON, then the tensors, compressed and in base64.
+/* Reads the payload of a page: a JSON header and tensors, compressed together, in base64.
 
    gptcli/pages/model_page/payload.py writes it and describes its layout. */
 
@@ -10,7 +10,7 @@ function fromBase64(text) {
   return bytes;
 }
 
-/** The bytes that zlib compressed. */
+/** The decompressed bytes of data that zlib compressed. */
 async function inflated(bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
@@ -40,7 +40,8 @@ function dequantise(section, name, rows, stride, out) {
   }
 }
 
-/** The float32 numbers of bfloat16 numbers, stored as all low bytes, then all high bytes. */
+/** The bfloat16 numbers of a section as float32. The section has all low bytes, then all high
+    bytes. */
 function bfloat16(bytes) {
   const count = bytes.length / 2;
   const bits = new Uint32Array(count);

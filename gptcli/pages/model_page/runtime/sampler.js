@@ -39,8 +39,8 @@ class MersenneTwister {
   }
 }
 
-/** The random numbers of a text, which depend on its seed only. get(i) is for new token i, from
-    0. */
+/** The random numbers of a text, which depend on its seed only. get(i) is the number for new token
+    i, counted from 0. */
 class UniformNumbers {
   constructor(seed) {
     const mixed = BigInt(seed) * 0x9e3779b97f4a7c15n + 0x94d049bb133111ebn;
@@ -55,7 +55,7 @@ class UniformNumbers {
 }
 
 const GREEDY_BELOW = 1e-6; // temperature
-const NEVER_DRAWN = -87; // e^-87 is 0 in the C library's float32
+const NEVER_DRAWN = -87; // in the C library, e^x is 0 from -87 down
 
 /** The likelihood of each token after temperature, top-k and top-p: Float64Array, sum 1.
     `allowed(id)` says whether a token may come at all. At temperature 0, the likeliest token has

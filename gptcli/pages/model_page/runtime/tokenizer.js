@@ -57,7 +57,7 @@ class Tokenizer {
     return { ids, unknown: [...unknown] };
   }
 
-  /** Appends the ids of one part. Repeatedly merges the two neighbours that have the lowest
+  /** Appends the ids of one part. Repeatedly merges the pair of neighbours with the lowest
       rank. */
   merge(bytes, ids) {
     const parts = Array.from(bytes, (byte) => String.fromCharCode(byte));

@@ -36,7 +36,7 @@ const answers = {
     return { top, rest: 1 - top.reduce((sum, [, chance]) => sum + chance, 0) };
   },
 
-  /** The attention of all heads over the last `most` tokens of the window, and their habits. */
+  /** The attention of all heads over the last `most` tokens of the window, and the heads' habits. */
   maps({ tokens, most }) {
     const { growing, network } = model;
     growing.set(tokens);
@@ -120,7 +120,7 @@ const answers = {
   },
 };
 
-/** Whether a token keeps the text valid UTF-8; null if every token does. */
+/** A function that says whether a token keeps the text valid UTF-8; null if every token does. */
 function allowedAfter(tokenizer, tokens) {
   if (!tokenizer.states) return null;
   const row = tokenizer.states[utf8StateAfter(tokenizer.states, tokens)];

@@ -238,8 +238,8 @@ class Attention {
     });
   }
 
-  /** Writes the tokens beside the rows and above the columns. Above, it turns them if one is
-      long. */
+  /** Writes the tokens beside the rows and above the columns. It turns those above if a label has
+      more than one character. */
   label(context, cell, ink) {
     const labels = this.labels();
     const turned = labels.some((label) => label.length > 1);

@@ -14,7 +14,11 @@ function showLens({ rows, model, tokens, at }) {
     "?",
     ...(next === undefined
       ? [" Nothing yet: it is the last token."]
-      : [" In the text it is ", piece(model.pieces[next]), ", which has a frame in the table."]),
+      : [
+          " In the text it is ",
+          piece(model.pieces[next]),
+          ". The table frames it wherever it is among the four likeliest.",
+        ]),
   );
   const guess = ([id, chance]) =>
     element(

@@ -66,7 +66,7 @@ function showSteps({ found, model, tokens, at, layer, head }) {
       "Folding batch and heads",
       [
         text(
-          `The heads do not need each other, so they are ${H} separate problems of the same shape: ${weights.length} token${weights.length === 1 ? "" : "s"} of ${D} numbers each. The computer solves them together, as one stack. (In training, the stack holds the heads of many texts.)`,
+          `The heads do not need each other, so they are ${H} separate problems of the same shape: ${weights.length} token${weights.length === 1 ? "" : "s"} of ${D} numbers each. In training, the computer solves them together, as one stack that holds the heads of many texts.`,
         ),
         element(
           "div.folded",

@@ -60,8 +60,8 @@ class Strip {
     this.onFollow(at);
   }
 
-  /** Shows the weights of the token under the pointer, or those of the followed token if none
-      is. */
+  /** Shows the weights of the token under the pointer. If there is no such token, shows those of
+      the followed token. */
   point(token) {
     if (this.at === undefined || !this.weightsOf) return;
     this.draw(token ? Number(token.dataset.at) : this.at);

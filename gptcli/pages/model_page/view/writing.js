@@ -9,7 +9,7 @@ class Writing {
     Object.assign(this, { engine, model, onChange });
     this.prompt = []; // token ids
     this.made = []; // the continuation
-    this.chosen = new Set(); // places in `made` that the reader chose
+    this.chosen = new Set(); // places in `made` of the tokens that the reader chose
     this.busy = false;
     this.asked = 0;
     byId("write-button").onclick = () => this.write(this.setting("count"));
