@@ -33,7 +33,7 @@ LAYERNORM = (
 
 def fill_in(path: Path, steps: tuple[str, ...]) -> None:
     """Replace each `raise NotImplementedError` in the skeleton at `path` by the line in `steps` for
-    it."""
+    its step."""
     text = path.read_text(encoding="utf-8")
     for number, line in enumerate(steps, start=1):
         blank = rf'raise NotImplementedError\("step {number}: [^"]*"\)'

@@ -1,6 +1,6 @@
-"""Write the table of files in CONTRIBUTING.md from the first line of each file.
+"""Writes the tables of files in CONTRIBUTING.md, from the first paragraph of each file's docstring.
 
-`make map` runs it. `python docs/file_map.py --check` exits with 1 if the table is out of date.
+`make map` runs it. `python docs/file_map.py --check` exits with 1 if a table is out of date.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ORDER = (
 FOLDERS = {
     "gptcli/native/sample": "The C library for sampling",
     "gptcli/native/train": "The C library for training",
-    "gptcli/native/vectors": "Vectors of sixteen numbers, one file for each kind of vector unit",
+    "gptcli/native/vectors": "Vectors of sixteen numbers for every processor, and matrix products",
     "gptcli/pages/model_page/runtime": "The network, its tokenizer and its sampler in JavaScript",
     "gptcli/pages/model_page/view": "What a page of a model shows, and what its controls do",
     "gptcli/pages/third_party": "Code of others, unchanged; PROVENANCE.md says where it comes from",

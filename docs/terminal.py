@@ -25,10 +25,10 @@ from pathlib import Path
 import pyte
 
 PROMPT = "$ "
-KEY_SECONDS = 0.06  # between two typed keys
+KEY_SECONDS = 0.06  # the time between two typed keys
 FRAME_SECONDS = 0.25  # the shortest time between two frames
-END_SECONDS = 6.0  # for which the last frame is shown
-ROUNDS = 3  # a moving picture plays so many times, then stops
+END_SECONDS = 6.0  # how long the last frame is shown
+ROUNDS = 3  # how many times a moving picture plays before it stops
 CELL, LINE, SIZE = 8.4, 19.0, 14  # width of a cell, height of a row, size of the type, in pixels
 EDGE = 12.0
 PAPER, INK = "#16181d", "#e8e6e1"
