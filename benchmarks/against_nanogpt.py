@@ -34,7 +34,8 @@ VOCABULARY = 65
 
 
 def main() -> None:
-    """Read the command line, then run one side, or both in turn."""
+    """Run both sides in turn and print the results. With --side, run only this side in this
+    process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("steps", "loss"))
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")

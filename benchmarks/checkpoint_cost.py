@@ -77,7 +77,9 @@ MOST_EVALUATING = 0.02
 
 
 def main() -> None:
-    """Read the command line, then run one side, or all in turn."""
+    """Run the chosen cases, and print the tables of their costs.
+
+    With --one (for a separate process) train once, and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=(*CASES, EVALUATING), help="default: all")
     parser.add_argument("--rounds", type=int, default=3)

@@ -48,7 +48,7 @@ WAYS = (
 
 
 def main() -> None:
-    """Read the command line, then run one side, or both in turn."""
+    """Run the chosen measurement and print it. With --side, measure one side in this process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--run", type=Path, help="a run folder")
