@@ -26,7 +26,7 @@ LOSS, WEIGHTS = 2e-5, 2e-4
 
 
 def expected(name: str) -> dict[str, Any]:
-    """The output of commands of the version that trained the run."""
+    """What the commands of the version that trained the run printed about it."""
     found: dict[str, Any] = json.loads((OLD_RUNS / name / "expected.json").read_text("utf-8"))
     return found
 

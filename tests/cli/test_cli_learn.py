@@ -64,7 +64,8 @@ class Learner:
 
 
 def quick_check(self: object, spec: str, exercise: str) -> FileReport:
-    """Replaces the checker, which needs a second for each file. It looks only at the text."""
+    """A quick replacement for the checker, which needs a second for each file. The replacement
+    looks only at the text."""
     text = Path(spec).read_text("utf-8")
     if "class LayerNorm(\n" in text:
         raise GptcliError(f"{spec}:1: '(' was never closed", "fix it")

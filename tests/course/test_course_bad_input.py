@@ -219,7 +219,7 @@ def test_load_attention_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_the_command_line_side_does_not_import_torch(tmp_path: Path) -> None:
-    """The process that waits for the worker imports neither torch, pydantic nor rich."""
+    """The process that waits for the worker does not import torch, pydantic or rich."""
     code = (
         "import sys\nfrom gptcli.course import check_file\nimport gptcli.cli.check\n"
         "from gptcli.errors import GptcliError\n"

@@ -42,8 +42,8 @@ TIDYING = (
     "a resume",
     "shards are gathered",
 )
-"""Stories that delete old files. A file that cannot be deleted or gathered causes no error in
-them."""
+"""Stories that delete or gather files. If that fails for a file, the story continues without an
+error."""
 
 
 @contextmanager
