@@ -79,7 +79,8 @@ def steps(nanogpt: Path, rounds: int) -> None:
 
 
 def timed(step: object, tokens: int) -> dict[str, float]:
-    """Tokens per second by the median of the steps in about eight seconds, and the peak memory."""
+    """Tokens per second, from the median time of the steps of about eight seconds, and peak
+    memory."""
     import resource
 
     assert callable(step)

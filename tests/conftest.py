@@ -85,7 +85,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
             return folder
         with _locked(base / f"once-{name}.lock"):
             if not done.exists():
-                # A worker may have left it when it failed.
+                # A worker whose `make` failed may have left the folder.
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
                 make(folder)

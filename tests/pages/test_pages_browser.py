@@ -168,7 +168,7 @@ def test_every_control_works_without_an_error_or_a_request(
     assert opened.text("#output") != written_first
     # The tokens react to the pointer and to keys.
     tokens = tab.query_selector_all("#strip .token")
-    assert tab.is_hidden("#later-help")  # the page follows the last token, which has no later one
+    assert tab.is_hidden("#later-help")  # the last token is chosen, and none is later
     tokens[0].hover()
     assert tab.is_visible("#later-help")
     tokens[min(3, len(tokens) - 1)].click()

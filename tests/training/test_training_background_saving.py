@@ -152,7 +152,7 @@ def test_any_operation_that_fails(
             patch.setattr(durable, "disk", disk)
             try:
                 events.extend(train(setup))
-            except GptcliError as error:  # only the last checkpoint raises an error
+            except GptcliError as error:  # only a failed save of the last checkpoint raises one
                 message, code = error.message, error.exit_code
         assert disk.refused
         assert code == 1

@@ -29,7 +29,7 @@ class Screen(io.StringIO):
         self.width, self.height = width, height
         self.cells: list[list[str]] = [[]]  # the rows, also those that have scrolled off
         self.top = 0
-        self.x = self.y = 0  # y is counted from the first row of all
+        self.x = self.y = 0  # y counts from the first row that was ever shown
         self.cursor, self.wraps = True, True
         self.wrapped = 0  # how many lines were too long for a row
 
