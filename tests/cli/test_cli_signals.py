@@ -85,7 +85,7 @@ def test_the_first_signal_asks_to_stop_and_the_second_ends_at_once(
         send_signal(signal.SIGINT)
         assert stop.wanted()
         clock[0] += 0.5
-        # Within a second, a signal is the first one again, which a wrapper has passed on.
+        # A signal within a second can be the same Ctrl-C, which a wrapper has passed on.
         send_signal(signal.SIGTERM)
         clock[0] += 1.0
         with pytest.raises(LeaveAtOnce):
