@@ -167,7 +167,7 @@ def test_what_others_can_write_is_not_loaded(
     assert calls(tmp_path) == 1
     if of == "file":
         assert not path.read_bytes().endswith(b"of another user")
-    else:  # find does not store the library in a folder that others can write to
+    else:  # find does not store the library in a folder that others can change
         assert Path(found.library._name).parent != path.parent
         assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
