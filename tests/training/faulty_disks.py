@@ -194,8 +194,8 @@ def gather(run: Path) -> None:
 
 
 def leave_behind(run: Path) -> None:
-    """Create the temporary files of killed processes, beside the checkpoints and inside one of
-    them."""
+    """Create temporary files as killed processes leave them, beside the checkpoints and inside a
+    checkpoint."""
     folder = run / "checkpoints"
     (folder / ".best.77.tmp").write_bytes(b"half")
     for name in (".step-00000030.77.tmp", ".step-00000005.77.old"):
