@@ -3,7 +3,7 @@
     python -m benchmarks.ranks --rounds 3            # about six minutes; run no other programs
 
 The network has 10.65 million parameters (configs/shakespeare-gpu.yaml as gpt2, with AdamW and no
-dropout). Every process uses PyTorch. These run in turn:
+dropout). Every process uses PyTorch. These processes run in turn:
 
 | name | processes, threads of each |
 |---|---|

@@ -145,7 +145,7 @@ def context(run: Path) -> int:
 
 @contextlib.contextmanager
 def gptcli(run: Path) -> Iterator[int]:
-    """A context in which `gptcli serve` runs. It gives the server's port."""
+    """A context in which `gptcli serve` runs. Its value is the server's port."""
     port = free_port()
     words = [sys.executable, "-m", "gptcli", "serve", run, "--port", str(port)]
     server = subprocess.Popen(words, stderr=subprocess.DEVNULL)
@@ -159,7 +159,7 @@ def gptcli(run: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def llama_cpp(gguf: Path, context: int) -> Iterator[int]:
-    """A context in which llama.cpp's server runs with 64 slots. It gives the server's port."""
+    """A context in which llama.cpp's server runs with 64 slots. Its value is the server's port."""
     port = free_port()
     words = [gguf, port, context, len(os.sched_getaffinity(0))]
     server = subprocess.Popen(

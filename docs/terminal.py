@@ -1,8 +1,8 @@
 """Runs commands in a terminal as a person types them, and draws its screens as SVG, also moving.
 
 The commands write to a pseudo-terminal, and pyte computes the screen that a window would show. The
-SVG stores equal rows only once. It loads no other files, and does not move if the reader prefers
-less motion.
+SVG stores equal rows only once. The SVG loads no other files, and does not move if the reader
+prefers less motion.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ RIGHT = solution(LAYERNORM)
 
 
 class Learner:
-    """A session of `gptcli learn` without a terminal. It can press keys and save files."""
+    """A session of `gptcli learn` without a terminal. Tests can press keys and save files in the
+    session."""
 
     def __init__(self, folder: Path, edit: Callable[[Path, int | None], str]) -> None:
         self.now = 0.0

@@ -33,7 +33,8 @@ SMALL = (
 
 @pytest.fixture
 def project(tmp_path: Path, text_file: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the text texts/t.txt and its run runs/r. It becomes the current folder."""
+    """A folder with the text texts/t.txt and its run runs/r. The folder becomes the current
+    folder."""
     folder = tmp_path / "project"
     (folder / "texts").mkdir(parents=True)
     shutil.copy(text_file, folder / "texts" / "t.txt")

@@ -28,7 +28,7 @@ def file_of(more: str = "", body: str = "pass", also: str = "") -> str:
     return CLASS.format(more=more, body=body, also=also)
 
 
-# Each file: its name, text, a part of the message, and a part of the hint.
+# Each row has the name and the text of a file, a part of the message, and a part of the hint.
 UNUSABLE = {
     "no_class": (
         "from torch import nn\nclass Mixer(nn.Module): pass\nclass Other(nn.Module): pass\n",

@@ -74,7 +74,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def fake_compiler(folder: Path, script: str) -> str:
-    """A program for $CC. It adds a line to folder/calls and runs a shell script."""
+    """A program for $CC. This program adds a line to folder/calls and runs a shell script."""
     path = folder / "compiler"
     path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{script}\n', encoding="utf-8")
     path.chmod(0o755)

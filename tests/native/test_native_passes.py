@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tests.native.native_models import Network, batch, loss_and_gradients, network
 
-# Each value: arch, vocabulary size, B, T, sizes. Some sizes end in the middle of a tile or of a
-# block of 32 rows. Some heads are one and a half tiles wide. Some models have a single head. The
-# matrices of the wide models are larger than the processor's cache.
+# Each value has the arch, the vocabulary size, B, T and the sizes. Some sizes end in the middle of
+# a tile or of a block of 32 rows. Some heads are one and a half tiles wide. Some models have a
+# single head. The matrices of the wide models are larger than the processor's cache.
 SHAPES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
     "whole tiles": ("modern", 64, 2, 32, {"n_embd": 64, "block_size": 32}),
     "gpt2": ("gpt2", 65, 3, 64, {"n_embd": 64}),

@@ -78,7 +78,7 @@ def written(once: Once) -> Any:
 
 
 class Opened:
-    """A page in a browser tab. It fails on errors and on requests."""
+    """A page in a browser tab. Errors and requests fail the test."""
 
     def __init__(self, browser: Any, path: Path, address: str = "", **context: Any) -> None:
         self.context = browser.new_context(**context)

@@ -22,7 +22,7 @@ STEP = "checkpoints/step-00000012"
 
 
 def case(words: str) -> Callable[[Case], Case]:
-    """Register a case. Its error must contain one of the alternatives in `words`, separated by
+    """Register a case. The error must contain one of the alternatives in `words`, separated by
     `|`."""
 
     def register(function: Case) -> Case:

@@ -86,7 +86,7 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 def commands_for(name: str) -> list[str]:
     """The commands that `make test` tries on a case.
 
-    It tries one of COMMANDS on every sixth of CASES, and one of ALL_COMMANDS on each of
+    `make test` tries one of COMMANDS on every sixth of CASES, and one of ALL_COMMANDS on each of
     FILES_OF_LINES."""
     if name in CASES:
         number, left = divmod(sorted(CASES).index(name), 6)

@@ -30,8 +30,8 @@ Operation = tuple[Any, ...]
 class Watched(durable.Disk):
     """A disk that hands each operation to `watch`.
 
-    It skips fsync, so that tests are fast. The data that a process has written survives its death
-    even without fsync."""
+    This disk skips fsync, so that tests are fast. The data that a process has written survives its
+    death even without fsync."""
 
     def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
         """Do the operation. Subclasses override this method to do something else."""
@@ -188,8 +188,8 @@ def write_shards(run: Path, step: int) -> None:
 
 
 def gather(run: Path) -> None:
-    """Gather the weights as the end of a training does. It only warns of weights that it cannot
-    gather."""
+    """Gather the weights as the end of a training does. If weights cannot be gathered, this only
+    causes a warning."""
     gather_weights(run)
 
 

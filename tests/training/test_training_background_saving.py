@@ -171,8 +171,8 @@ def test_any_operation_that_fails(
 
 
 class Interrupting(Watched):
-    """A disk that sends its process a signal after `count` operations in the background. It then
-    waits a moment."""
+    """A disk that sends its process a signal after `count` operations in the background. The disk
+    then waits a moment."""
 
     def __init__(self, count: int, number: int) -> None:
         self.left, self.number = count, number

@@ -19,8 +19,8 @@ _TOKEN = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 class Screen(io.StringIO):
     """Keeps the rows that a terminal of this size shows after a program's writes.
 
-    It knows the terminal codes that the view may use, and fails on all others. A wide character
-    takes two cells; the second one is empty."""
+    The screen knows the terminal codes that the view may use, and fails on all others. A wide
+    character takes two cells; the second one is empty."""
 
     encoding = "utf-8"  # type: ignore[assignment]
 
