@@ -30,7 +30,7 @@ SMALL = {
     "train.batch_size": "4", "model.n_layer": "1", "model.n_head": "2", "model.n_embd": "16",
     "model.block_size": "16", "run.threads": "1",
 }  # fmt: skip
-"""Values below those of the pages, so that all commands together take seconds."""
+"""Values that are smaller than those of the pages, so that all commands together take seconds."""
 
 SMALLER = [*(f"{key}={value}" for key, value in SMALL.items()), "model.n_layer=2",
            "train.max_steps=40", "train.eval_every=20"]  # fmt: skip

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 Case = Callable[[Path, Path], None]
-"""A function that changes a run folder with one checkpoint. Its second argument is a folder
-outside."""
+"""A function that changes a run folder with one checkpoint. Its second argument is a folder outside
+of the run."""
 
 CASES: dict[str, tuple[Case, str]] = {}
 FILES_OF_LINES: dict[str, tuple[Case, str, frozenset[str]]] = {}
