@@ -34,7 +34,8 @@ VOCABULARY = 65
 
 
 def main() -> None:
-    """Read the command line, then run one side, or both in turn."""
+    """Run both sides in turn and print the results. With --side, run only this side in this
+    process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("steps", "loss"))
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
@@ -78,7 +79,8 @@ def steps(nanogpt: Path, rounds: int) -> None:
 
 
 def timed(step: object, tokens: int) -> dict[str, float]:
-    """Tokens per second by the median of the steps in about eight seconds, and the peak memory."""
+    """Tokens per second, from the median time of the steps of about eight seconds, and peak
+    memory."""
     import resource
 
     assert callable(step)

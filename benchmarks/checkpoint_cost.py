@@ -9,8 +9,9 @@ separate process. The cost of a checkpoint is the difference of the median times
 number of checkpoints. With one checkpoint per minute, its share of the time is this cost divided by
 60 s. The first steps and the save at the end of a run do not count. Evaluations and logging: runs
 whole processes of `gptcli train` with the default config, in turn with intervals of `auto` and with
-intervals longer than the run. Both evaluate after the last step, so the time of that evaluation is
-added to the cost. Run no other programs meanwhile. The exit code is 1 if a cost exceeds its limit.
+intervals longer than the run. Both kinds of processes evaluate after the last step, so the time of
+that evaluation is added to the cost. Run no other programs meanwhile. The exit code is 1 if a cost
+exceeds its limit.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ MOST_EVALUATING = 0.02
 
 
 def main() -> None:
-    """Read the command line, then run one side, or all in turn."""
+    """Run the chosen cases, and print the tables of their costs.
+
+    With --one (for a separate process) train once, and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=(*CASES, EVALUATING), help="default: all")
     parser.add_argument("--rounds", type=int, default=3)

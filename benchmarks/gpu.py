@@ -52,7 +52,8 @@ Found = dict[str, Any]
 
 
 def main() -> None:
-    """Read the command line, then run one part, or all in turn."""
+    """Run the chosen parts in turn, each in a process. With --part, run this part in this
+    process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--text", type=Path, help="tiny Shakespeare, for `train`")

@@ -3,7 +3,7 @@
     python -m benchmarks.ranks --rounds 3            # about six minutes; run no other programs
 
 The network has 10.65 million parameters (configs/shakespeare-gpu.yaml as gpt2, with AdamW and no
-dropout). Every process uses PyTorch. These run in turn:
+dropout). Every process uses PyTorch. These processes run in turn:
 
 | name | processes, threads of each |
 |---|---|
@@ -14,8 +14,9 @@ dropout). Every process uses PyTorch. These run in turn:
 The time of a step is the median of all rounds, without the first steps. A rank computes the same in
 "alone" and "ddp", so the difference is the time for traffic and for waiting for slower ranks. For
 comparison, the program measures an all-reduce of the same bytes without other work. The last column
-is the share of the processor that other programs used at the same time. On Linux, give the session
-a higher priority so that they disturb less: `echo -20 > /proc/self/autogroup` as root.
+has the number of rounds, and the largest share of the processor that other programs used at the
+same time. On Linux, give the session a higher priority so that they disturb less: `echo -20 >
+/proc/self/autogroup` as root.
 """
 
 from __future__ import annotations

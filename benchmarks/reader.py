@@ -10,10 +10,10 @@ disk.
 |---|---|
 | blocks | every block once: bytes, CRC-32, and the vocabulary's bound |
 | windows | the sequences of a run in its order, as token ids of 2 bytes |
-| batches | what the network gets: inputs and targets as int64, eight times as many bytes each |
+| batches | what the network gets: inputs and targets as int64, together eight times as many bytes |
 
 GB/s counts 2 bytes for each token, and adds up all processes. "A second of a core" is a second of
-processor time. Other programs on the machine change it less than the wall time.
+processor time. Other programs on the machine change the processor time less than the wall time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tries each promise of docs/reliability.md and SECURITY.md many times.
+"""Tries the promises about runs in docs/reliability.md and SECURITY.md many times.
 
     python -m benchmarks.reliability                     # reduced counts, under ten minutes
     python -m benchmarks.reliability --full --state soak.jsonl  # hours, in parts

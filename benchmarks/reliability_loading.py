@@ -23,7 +23,8 @@ ROUNDS = 34  # of all targets: 200,000 inputs
 
 
 def _small_run(shop: Workshop) -> Path:
-    """A finished run with three checkpoints, trained at the first call. Its text is next to it."""
+    """A finished run with three checkpoints, trained at the first call. The text is next to the
+    run."""
     run, text = shop.folder / "small" / "run", shop.folder / "small" / "text.txt"
     if not run.exists():
         from gptcli.files.shipped import shipped_texts

@@ -1,6 +1,6 @@
-"""Kills nanoGPT's unchanged train.py in the same way and at the same tiny size, for comparison.
-nanoGPT keeps one checkpoint, which torch.save overwrites in place. Here it saves after every fifth
-step, like gptcli. $NANOGPT names a checkout.
+"""Kills nanoGPT's unchanged train.py as the other parts kill gptcli, for comparison. nanoGPT keeps
+one checkpoint, which torch.save overwrites in place. Here it saves after every fifth step, like
+gptcli, and the network is as tiny. $NANOGPT names a checkout of nanoGPT.
 """
 
 from __future__ import annotations

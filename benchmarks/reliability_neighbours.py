@@ -23,14 +23,14 @@ from benchmarks.reliability_runs import (
 from tests.training.disk_fault_trials import ERRORS
 from tests.training.faulty_disks import Refusing
 
-# The disk operations of such a run. It has a few more if no checkpoint is written in the
-# background.
+# The number of disk operations of such a run. There are a few more if no checkpoint is written in
+# the background.
 OPERATIONS = 294
 REFUSING = 2 * OPERATIONS
 
 
 def second_trainings(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Start a run, and during it three more in the same folder: new, resumed and overwriting."""
+    """Start a run. During it, start three more in the same folder: new, resumed and overwriting."""
     combination = trial % len(GRID)
     reference, outcome = shop.reference(combination), Outcome()
     with tempfile.TemporaryDirectory(dir=shop.folder) as name:
@@ -81,9 +81,9 @@ def refusing_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome
     how = in_background if trial // 2 // len(GRID) % 2 else at_once
     reference, outcome = shop.reference(combination), Outcome()
     number, for_good = chance.choice(ERRORS), trial % 2 == 1
-    count = (
-        37 * (trial // 2) % OPERATIONS
-    )  # each operation once, the first trials spread over the run
+    # 37 has no factor in common with OPERATIONS: every operation has its turn, and the first trials
+    # are spread over the run.
+    count = 37 * (trial // 2) % OPERATIONS
     outcome.about = (
         f"operation {count}{' and all after it' * for_good}: {errno.errorcode[number]}, "
         f"checkpoints {how.__name__}"

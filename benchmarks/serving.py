@@ -7,9 +7,9 @@ The clients run in one process and send streaming requests to /v1/completions. E
 next request as soon as it has its answer. Prompts have 20 to 100 characters of TEXT, and answers
 have 100 new tokens. The first command starts both servers in turn, with 1, 8 and 64 clients. It
 prints new tokens per second and the time to the first token. The package xllamacpp has llama.cpp's
-server, and the package gguf writes its file: `pip install xllamacpp gguf`. The second command
-compares 64 clients with 64 streams without a server. It measures these streams like `gptcli bench`:
-with full windows, and without reading prompts.
+server, and the package gguf writes the file for this server: `pip install xllamacpp gguf`. The
+second command compares 64 clients with 64 streams without a server. It measures these streams like
+`gptcli bench`: with full windows, and without reading prompts.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def context(run: Path) -> int:
 
 @contextlib.contextmanager
 def gptcli(run: Path) -> Iterator[int]:
-    """A context in which `gptcli serve` runs. It gives the server's port."""
+    """A context in which `gptcli serve` runs. Its value is the server's port."""
     port = free_port()
     words = [sys.executable, "-m", "gptcli", "serve", run, "--port", str(port)]
     server = subprocess.Popen(words, stderr=subprocess.DEVNULL)
@@ -159,7 +159,7 @@ def gptcli(run: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def llama_cpp(gguf: Path, context: int) -> Iterator[int]:
-    """A context in which llama.cpp's server runs with 64 slots. It gives the server's port."""
+    """A context in which llama.cpp's server runs with 64 slots. Its value is the server's port."""
     port = free_port()
     words = [gguf, port, context, len(os.sched_getaffinity(0))]
     server = subprocess.Popen(

@@ -5,7 +5,7 @@
 The pages are Markdown files of the repository. NAVIGATION lists them in their order. The program
 copies them to a temporary folder and changes their links so that they work in the site. For a link
 to a file of the code, it makes a page that shows the file. Then zensical builds the site. The
-program fails if zensical prints a warning. It needs the extra `docs`.
+program fails if zensical prints a warning. The program needs the extra `docs`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from terminal import Frame, Terminal, paced, svg
 
 DOCS = Path(__file__).resolve().parent
 MINUTES = 3
-FASTER = 12  # the moving picture plays waiting times so many times faster
-LEAST, MOST = 0.35, 2.0  # seconds for which it shows a frame of waiting
+FASTER = 12  # the factor by which the moving picture shortens waiting times
+LEAST, MOST = 0.35, 2.0  # it shows a frame of waiting for at least and at most so many seconds
 
 UNSCALED = """\
 import torch

@@ -1,7 +1,7 @@
 """The pictures of the course, from real checks of files with one mistake each.
 
-It fills in two skeletons of `gptcli exercise` in a temporary folder, each with one wrong step, and
-draws the output of the commands.
+The program fills in two skeletons of `gptcli exercise` in a temporary folder, each with one wrong
+step, and draws the output of the commands.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LAYERNORM = (
 
 def fill_in(path: Path, steps: tuple[str, ...]) -> None:
     """Replace each `raise NotImplementedError` in the skeleton at `path` by the line in `steps` for
-    it."""
+    its step."""
     text = path.read_text(encoding="utf-8")
     for number, line in enumerate(steps, start=1):
         blank = rf'raise NotImplementedError\("step {number}: [^"]*"\)'

@@ -15,7 +15,7 @@ from playwright.sync_api import sync_playwright
 from gptcli.pages.chromium import find_chromium
 
 DOCS = Path(__file__).resolve().parent
-COLOURS = 128  # of a picture: the pages have few, and the files stay small
+COLOURS = 128  # of a picture: the pages have few colours, and few colours keep the files small
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 GPT2 = "model={arch: gpt2, n_layer: 3, n_head: 2, n_embd: 64, block_size: 64, dropout: 0.0}"
 ONE_THREAD = "run.threads=1"

@@ -4,8 +4,8 @@
 
 It measures the packages in the environment of the Python that runs it: the files of each package,
 without the .pyc files that Python adds. Sizes differ between versions and systems, so the page
-names the measured ones. tests/docs compares the packages of the page with pyproject.toml, but not
-their sizes.
+names the versions and the system that were measured. tests/docs compares the packages of the page
+with pyproject.toml, but not their sizes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Write the table of files in CONTRIBUTING.md from the first line of each file.
+"""Writes the tables of files in CONTRIBUTING.md, from the first paragraph of each file's docstring.
 
-`make map` runs it. `python docs/file_map.py --check` exits with 1 if the table is out of date.
+`make map` runs it. `python docs/file_map.py --check` exits with 1 if a table is out of date.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python docs/pictures.py [NAME ...]     # all of them, or those whose path holds a NAME
     python docs/pictures.py --list
 
-`gptcli train` trains the runs in build/pictures. They stay there, so a second call trains nothing.
-Delete this folder to train the runs again.
+`gptcli train` trains the runs in build/pictures. The runs stay there, so a second call trains
+nothing. Delete this folder to train the runs again.
 """
 
 from __future__ import annotations

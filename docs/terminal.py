@@ -1,8 +1,8 @@
 """Runs commands in a terminal as a person types them, and draws its screens as SVG, also moving.
 
 The commands write to a pseudo-terminal, and pyte computes the screen that a window would show. The
-SVG stores equal rows only once. It loads no other files, and does not move if the reader prefers
-less motion.
+SVG stores equal rows only once. The SVG loads no other files, and does not move if the reader
+prefers less motion.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pathlib import Path
 import pyte
 
 PROMPT = "$ "
-KEY_SECONDS = 0.06  # between two typed keys
+KEY_SECONDS = 0.06  # the time between two typed keys
 FRAME_SECONDS = 0.25  # the shortest time between two frames
-END_SECONDS = 6.0  # for which the last frame is shown
-ROUNDS = 3  # a moving picture plays so many times, then stops
+END_SECONDS = 6.0  # how long the last frame is shown
+ROUNDS = 3  # how many times a moving picture plays before it stops
 CELL, LINE, SIZE = 8.4, 19.0, 14  # width of a cell, height of a row, size of the type, in pixels
 EDGE = 12.0
 PAPER, INK = "#16181d", "#e8e6e1"

@@ -85,7 +85,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
             return folder
         with _locked(base / f"once-{name}.lock"):
             if not done.exists():
-                # A worker may have left it when it failed.
+                # A worker whose `make` failed may have left the folder.
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
                 make(folder)
@@ -99,8 +99,9 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 def _test_cache(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterator[None]:
     """Set GPTCLI_CACHE to a temporary folder, so that no test touches the user's cache.
 
-    Each worker has its own cache. The C libraries are compiled once for all workers. They are kept
-    in .pytest_cache for the next run: their names contain a hash of source and compiler."""
+    Each worker has its own cache. The C libraries are compiled once for all workers. The libraries
+    are kept in .pytest_cache for the next run: their names contain a hash of source and
+    compiler."""
     cache = tmp_path_factory.mktemp("cache")
     _copy_libraries(KEPT_LIBRARIES, cache / "native")
     patch = pytest.MonkeyPatch()

@@ -1,9 +1,9 @@
 """Runs of an earlier version can still be sampled, evaluated, scored and resumed.
 
 tests/old_runs/ holds the runs, and the output of that version's commands on them (see record.py
-there). The text of the runs has moved since. `--resume` gets its new path as `data.source=NEW`.
-`eval` and `inspect-batch` read the path in config.yaml, which may be edited if the text is the
-same.
+there). The text of the runs has moved since. `--resume` gets the new path of the text as
+`data.source=NEW`. `eval` and `inspect-batch` read the path in config.yaml, which may be edited if
+the text is the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOSS, WEIGHTS = 2e-5, 2e-4
 
 
 def expected(name: str) -> dict[str, Any]:
-    """The output of commands of the version that trained the run."""
+    """What the commands of the version that trained the run printed about it."""
     found: dict[str, Any] = json.loads((OLD_RUNS / name / "expected.json").read_text("utf-8"))
     return found
 

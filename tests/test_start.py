@@ -1,4 +1,4 @@
-"""Commands on a run start without PyTorch and numpy, and give the same results as PyTorch."""
+"""Commands that use a run start without PyTorch and numpy, and give the results of PyTorch."""
 
 from __future__ import annotations
 

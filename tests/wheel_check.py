@@ -1,8 +1,8 @@
 """Builds the wheel, installs it into an empty environment, and trains there.
 
-`make wheel-check` runs this program. It is not a test of the suite, because it needs the package
-index. The environment holds only the packages that gptcli needs to run. If uv is installed, `uvx`
-then does the same with the same files, without an index.
+`make wheel-check` runs this program. The program is not a test of the suite, because it needs the
+package index. The environment holds only the packages that gptcli needs to run. If uv is installed,
+`uvx` then does the same with the same files, without an index.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def check_uvx(wheel: Path, wheels: Path, folder: Path) -> None:
-    """Train and sample with `uvx --from WHEEL gptcli`, if uv is installed. It uses no index."""
+    """Train and sample with `uvx --from WHEEL gptcli`, if uv is installed. uvx uses no index."""
     uvx = shutil.which("uvx") or shutil.which("uvx", path=Path(sys.executable).parent)
     if uvx is None:
         print("uv is not installed: uvx was not tried")

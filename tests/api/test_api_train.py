@@ -218,8 +218,8 @@ def test_fine_tuning_starts_from_a_run(by_command: Path) -> None:
 def test_no_progress_bar_of_the_text_on_a_terminal(
     by_command: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`gptcli train` shows a progress bar for texts that take over a second to read; `train` does
-    not."""
+    """`gptcli train` shows a progress bar for texts that take over a second to read, but the
+    function `gptcli.train` shows none."""
     monkeypatch.setattr("gptcli.corpus.progress.SILENT_SECONDS", -1.0)
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)

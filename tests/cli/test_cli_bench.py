@@ -37,8 +37,8 @@ def test_bench_prints_the_keys_of_the_contract(cli) -> None:  # type: ignore[no-
 
 @pytest.mark.parametrize("streams", [1, 64])
 def test_a_speed_is_never_above_its_limit(streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the speed is above the measured limit, the limit is measured again, then set to the
-    speed."""
+    """If the speed is above the measured limit, the limit is measured again. If the speed is still
+    above the limit, the limit becomes the speed."""
     from gptcli.sampling.backend import choose_backend
     from gptcli.training import speed
 

@@ -1,4 +1,4 @@
-"""`gptcli inspect-batch`: the text of the batch that a step was trained on."""
+"""`gptcli inspect-batch`: the text of the batch that a training step read."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ raise ImportError("cannot load module more than once per process")
 
 
 TRAIN = ("train", "tiny", "--out")
-"""The start of a command that imports PyTorch. `sample` of a run on a CPU imports none."""
+"""The start of a command that imports PyTorch. `sample` of a run on a CPU does not import
+PyTorch."""
 
 
 def run(

@@ -26,7 +26,8 @@ RIGHT = solution(LAYERNORM)
 
 
 class Learner:
-    """A session of `gptcli learn` without a terminal. It can press keys and save files."""
+    """A session of `gptcli learn` without a terminal. Tests can press keys and save files in the
+    session."""
 
     def __init__(self, folder: Path, edit: Callable[[Path, int | None], str]) -> None:
         self.now = 0.0
@@ -64,7 +65,8 @@ class Learner:
 
 
 def quick_check(self: object, spec: str, exercise: str) -> FileReport:
-    """Replaces the checker, which needs a second for each file. It looks only at the text."""
+    """A quick replacement for the checker, which needs a second for each file. The replacement
+    looks only at the text."""
     text = Path(spec).read_text("utf-8")
     if "class LayerNorm(\n" in text:
         raise GptcliError(f"{spec}:1: '(' was never closed", "fix it")

@@ -61,7 +61,7 @@ while True:
         print("[exit", os.waitstatus_to_exitcode(status), in_order, end="]", flush=True)
         break
 """
-"""A small shell with job control. It replaces the check, so no test waits for PyTorch."""
+"""A small shell with job control. The shell replaces the check, so no test waits for PyTorch."""
 
 
 class Terminal:

@@ -33,7 +33,8 @@ SMALL = (
 
 @pytest.fixture
 def project(tmp_path: Path, text_file: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the text texts/t.txt and its run runs/r. It becomes the current folder."""
+    """A folder with the text texts/t.txt and its run runs/r. The folder becomes the current
+    folder."""
     folder = tmp_path / "project"
     (folder / "texts").mkdir(parents=True)
     shutil.copy(text_file, folder / "texts" / "t.txt")
@@ -389,5 +390,5 @@ def test_a_run_1500_folders_deep(project: Path, cli: Any) -> None:
         outcome = cli("train", "texts/t.txt", *SMALL, "--out", out)
         assert outcome.code == 0, outcome.err
         assert cli("eval", out).code == 0
-    finally:  # pytest deletes folders by recursion, which is not deep enough
+    finally:  # pytest deletes folders by recursion, and Python's limit of recursion is lower
         subprocess.run(["rm", "-rf", "a"], check=True)

@@ -25,7 +25,7 @@ def test_the_figures_follow_from_the_arithmetic(cli: Any) -> None:
     operations = 6 * found["tokens_per_step"] * (12 * 12 * 768**2 + 50257 * 768 + 12 * 768 * 1024)
     assert one["step_seconds"] == pytest.approx(operations / (989.4e12 * 0.485))
     assert one["inside_bytes"] == one["between_bytes"] == 0
-    # The all-reduce of 4 P bytes of gradients.
+    # The bytes that a GPU sends in the all-reduce of 4 P bytes of gradients.
     assert eight["inside_bytes"] == pytest.approx(8 * P * 7 / 8)
     assert eight["between_bytes"] == 0
     # Bytes that go between the eight machines.
@@ -53,8 +53,8 @@ def test_ranks_on_a_cpu_take_turns_on_its_cores_and_send_while_they_do_not_compu
     assert four["compute_seconds"] == pytest.approx(two["compute_seconds"])
     assert one["exposed_seconds"] == 0
     assert two["exposed_seconds"] > 0
-    # Each of four ranks sends 3 / 2 of what each of two ranks sends, and two of the four wait for a
-    # core.
+    # Each of four ranks sends 3 / 2 times as many bytes as each of two ranks, and two of the four
+    # wait for a core.
     assert four["exposed_seconds"] == pytest.approx(3 * two["exposed_seconds"])
     assert four["between_bytes"] == 0
 

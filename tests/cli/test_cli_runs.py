@@ -70,7 +70,7 @@ def test_a_copy_of_the_folder_does_not_change_which_run_is_the_newest(
 def test_a_run_records_when_it_was_begun_and_resumed(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest run is the one that began or resumed last. `when` says when it ended."""
+    """The newest run is the one that began or resumed last. `when` says when a run ended."""
     monkeypatch.chdir(tmp_path)
     tiny = (*SMALL, "train.max_steps=2", "model.block_size=16", "model.n_embd=16")
     for name in ("a", "b"):

@@ -85,7 +85,8 @@ def test_the_first_signal_asks_to_stop_and_the_second_ends_at_once(
         send_signal(signal.SIGINT)
         assert stop.wanted()
         clock[0] += 0.5
-        send_signal(signal.SIGTERM)  # a wrapper passes on the first signal within a second
+        # A signal within a second can be the same Ctrl-C, which a wrapper has passed on.
+        send_signal(signal.SIGTERM)
         clock[0] += 1.0
         with pytest.raises(LeaveAtOnce):
             send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""`gptcli sample --sampler FILE`: a right file gives the builtin text, a wrong one an error."""
+"""`gptcli sample --sampler FILE`: a right file gives the builtin text, a wrong file an error."""
 
 from __future__ import annotations
 

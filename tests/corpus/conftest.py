@@ -15,7 +15,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The shipped text `shakespeare`, made up for the tests, instead of the real shipped texts."""
+    """A made-up text in place of the shipped texts, with the name `shakespeare`."""
     path = tmp_path / "shipped" / "shakespeare.txt"
     path.parent.mkdir()
     path.write_bytes(b"KING: a text that ships.\n" * 40)

@@ -1,4 +1,4 @@
-"""Line ends: a note before training, and an error of its own if only the line ends have changed."""
+"""Line ends: a note before training, and a special error if only the line ends have changed."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ LENGTH = 1000  # tokens
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lower the sizes to blocks of 50 tokens and shards of 150, so that a short text has many."""
+    """Lower the sizes to blocks of 50 tokens and shards of 150, so that a short text has many of
+    them."""
     for module in ("shards", "pooled_order", "shard_writing"):
         monkeypatch.setattr(f"gptcli.corpus.{module}.BLOCK_TOKENS", 50)
     monkeypatch.setattr("gptcli.corpus.shard_writing.SHARD_TOKENS", 150)

@@ -222,7 +222,7 @@ RIGHT = {
     "reference": "from gptcli.course.exercises.cache import KeyValueCache\n" + HEAD + ATTENTION,
 }
 
-# Each entry: the mistake's slug, its step, then pairs of old text and new text.
+# Each entry has the mistake's slug and its step. Pairs of an old text and a new text follow.
 WRONG: list[tuple[Any, ...]] = [
     ("shared-between-caches", 1, INIT, "    def append",
      "class KeyValueCache:\n", "class KeyValueCache:\n    keys = []\n    values = []\n\n",

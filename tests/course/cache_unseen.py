@@ -169,7 +169,8 @@ RIGHT = {
     "skeleton": solution(exercise_named("cache")),
 }
 
-# Each entry: what is wrong, the step, the right file, then pairs of old text and new text.
+# Each entry says what is wrong, and has the step and the right file. Pairs of an old text and a new
+# text follow.
 WRONG: list[tuple[str, ...]] = [
     ("cat without dim in a dict", "1", "dict", "new_k), 2)", "new_k))", "new_v), 2)", "new_v))"),
     ("store overwritten, cat forgotten", "1", "dict", 'torch.cat((self.store["v"], new_v), 2)',

@@ -263,7 +263,7 @@ RIGHT = {
     "loops": LOOPS,
 }  # fmt: skip
 
-# Each entry: what is wrong, the step, the right file, the old text, the new text.
+# Each entry says what is wrong, and has the step, the right file, the old text and the new text.
 WRONG: list[tuple[str, int, str, str, str]] = [
     ("no scale", 4, "functions", "return t / math.sqrt(d)", "return t * 1.0"),
     ("scale by d", 4, "functions", "return t / math.sqrt(d)", "return t / d"),

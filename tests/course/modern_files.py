@@ -87,7 +87,7 @@ KEY = "self.key = nn.Linear(config.n_embd, self.n_kv_head * self.head_dim, bias=
 SOFTMAX = 'F.softmax(scores.masked_fill(future, float("-inf")), dim=-1)'
 MERGE = "(weights @ v).transpose(1, 2).reshape(B, T, C)"
 
-# Each entry: the mistake's slug, its step, then pairs of old text and new text.
+# Each entry has the mistake's slug and its step. Pairs of an old text and a new text follow.
 WRONG: list[tuple[Any, ...]] = [
     ("gain-after-rotation", 4, "        q = rotate(q, cos, sin)\n        k = rotate(k, cos, sin)\n",
      "        q = rotate(q, cos, sin)\n        k = rotate(k, cos, sin)\n"
@@ -493,8 +493,8 @@ RIGHT = {
     "reference": "from gptcli.course.exercises.modern import *\n",
 }
 
-# Files in the style of other programs. Each entry: the mistake's slug, its step, the name of a
-# right file, then pairs of old text and new text.
+# Files in the style of other programs. Each entry has the mistake's slug, its step and the name of
+# a right file. Pairs of an old text and a new text follow.
 OTHER_STYLES: list[tuple[Any, ...]] = [
     ("queries-only", 4, "qwen", TURN_K, ""),
     ("start-ignored", 4, "qwen", "cos[start:], sin[start:]", "cos[:T], sin[:T]"),

@@ -67,7 +67,8 @@ UP = "nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)"
 DOWN = "nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)"
 
 Entry = tuple[Any, ...]
-# For each exercise, its entries: the mistake's slug, its step, then pairs of old text and new text.
+# The entries of each exercise. An entry has the mistake's slug and its step. Pairs of an old text
+# and a new text follow.
 WRONG: dict[str, list[Entry]] = {
     "layernorm": [
         ("missing-gain", 1, "nn.Parameter(torch.ones(config.n_embd))", "torch.ones(config.n_embd)"),

@@ -456,7 +456,8 @@ RIGHT = {
     "pieces": PIECES,
 }
 
-# Each entry: what is wrong, the step, the right file, then pairs of old text and new text.
+# Each entry says what is wrong, and has the step and the right file. Pairs of an old text and a new
+# text follow.
 WRONG: list[tuple[str, ...]] = [
     # step 1: what is stored
     ("new before old", "1", "mingpt", "(past_k, k)", "(k, past_k)", "(past_v, v)", "(v, past_v)"),

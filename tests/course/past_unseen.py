@@ -211,7 +211,7 @@ UPDATE = (
         return self.o_proj(y.transpose(1, 2).flatten(2)), None
 """
 )
-# use_cache is False by default. It changes the form of the result.
+# use_cache changes the form of the result, and is False by default.
 OPTIONAL = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -318,7 +318,8 @@ RIGHT = {
     "optional": OPTIONAL,
     "network": NETWORK,
 }
-# Each entry: what is wrong, the step, the right file, then pairs of old text and new text.
+# Each entry says what is wrong, and has the step and the right file. Pairs of an old text and a new
+# text follow.
 WRONG: list[tuple[str, ...]] = [
     ("heads: new first", "1", "heads", "(pk, k)", "(k, pk)", "(pv, v)", "(v, pv)"),
     ("heads: channels", "1", "heads", "(pk, k), dim=1", "(pk, k), dim=2"),

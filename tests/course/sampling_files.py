@@ -293,7 +293,7 @@ PENALTY = "    logits = repetition_penalty(logits, seen_ids, penalty)\n"
 GREEDY = "    if t == 0:\n        return logits.argmax().item()\n"
 LONGEST = "                longest = max(longest, n)\n"
 
-# Each entry: the mistake's slug, its step, then pairs of old text and new text.
+# Each entry has the mistake's slug and its step. Pairs of an old text and a new text follow.
 WRONG: list[tuple[Any, ...]] = [
     ("helper-is-no-softmax", 3,
      "def top_p(logits, p):\n    if p >= 1:\n        return logits\n    probs, order = torch.sort("

@@ -147,7 +147,7 @@ class Change:
     slugs: str
     old: str
     new: str
-    only: str = ""  # change only these styles, separated by spaces
+    only: str = ""  # the names of the only styles to change, separated by spaces; "": all
 
     def texts(self) -> dict[str, str]:
         """The text of the wrong file in each style, by style."""

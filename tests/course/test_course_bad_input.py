@@ -28,7 +28,7 @@ def file_of(more: str = "", body: str = "pass", also: str = "") -> str:
     return CLASS.format(more=more, body=body, also=also)
 
 
-# Each file: its name, text, a part of the message, and a part of the hint.
+# Each row has the name and the text of a file, a part of the message, and a part of the hint.
 UNUSABLE = {
     "no_class": (
         "from torch import nn\nclass Mixer(nn.Module): pass\nclass Other(nn.Module): pass\n",
@@ -219,7 +219,7 @@ def test_load_attention_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_the_command_line_side_does_not_import_torch(tmp_path: Path) -> None:
-    """The process that waits for the worker imports neither torch, pydantic nor rich."""
+    """The process that waits for the worker does not import torch, pydantic or rich."""
     code = (
         "import sys\nfrom gptcli.course import check_file\nimport gptcli.cli.check\n"
         "from gptcli.errors import GptcliError\n"

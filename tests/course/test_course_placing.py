@@ -20,7 +20,8 @@ LAST = "return self.c_proj(y)"
 STOP = "raise NotImplementedError"
 OUTPUT = "        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)\n"
 
-# Each file: its name, step, slug, a part of the message, and replacements in course_style.py.
+# Each row has a file's name, step and slug, a part of the message, and replacements in
+# course_style.py.
 FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
     "wrong_scale_then_stop": (
         4, "scale-sqrt-n-embd", "later steps are still to be written",

@@ -1,4 +1,4 @@
-"""possible_layouts finds the parameters of a learner's module, as views that can be written to."""
+"""possible_layouts finds the parameters of a learner's module, as writable views."""
 
 from __future__ import annotations
 

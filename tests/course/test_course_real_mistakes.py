@@ -68,7 +68,7 @@ IN_A_LIST = HEAD.replace(
 )
 
 LATE_SCALE = "F.softmax(s / D**0.5"
-# Each file: its name, text, step, mistake or None, and a part of the message.
+# Each row has a file's name, text and step, the mistake or None, and a part of the message.
 WRONG: dict[str, tuple[str, int | None, str | None, str]] = {
     "late-sqrt-c": (
         HEAD + LATE.replace("D**0.5", "math.sqrt(C)") + END, 4, "scale-sqrt-n-embd", "math.sqrt(C)",

@@ -75,7 +75,7 @@ LOOP = "while True:\n            known"
 SOME = "ids = self.merge(ids, pair, self.merges[pair])"
 STOP = "            if not counts:\n                break\n"
 
-# Each entry: the mistake's slug, its step, then pairs of old text and new text.
+# Each entry has the mistake's slug and its step. Pairs of an old text and a new text follow.
 WRONG: list[tuple[Any, ...]] = [
     ("characters-not-bytes", 1, TRAIN_BYTES, "ids = [ord(c) for c in text]\n        self.merges"),
     ("ties-last-seen", 1, BEST, "best = max(reversed(list(counts)), key=counts.get)"),

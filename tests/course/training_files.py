@@ -74,7 +74,7 @@ DONE = "done = (step - warmup_steps) / (max_steps - warmup_steps)"
 END = "    if step >= max_steps:\n        return min_lr\n"
 MIN = "min_lr + (max_lr - min_lr) * cosine"
 
-# Each entry: the mistake's slug, its step, then pairs of old text and new text.
+# Each entry has the mistake's slug and its step. Pairs of an old text and a new text follow.
 WRONG: list[tuple[Any, ...]] = [
     ("batch-shape", 1, "return x, y", "return x.flatten(), y.flatten()"),
     ("not-int64", 1, "return x, y", "return x.int(), y.int()"),

@@ -401,8 +401,8 @@ RIGHT: dict[str, list[str]] = {
 }  # fmt: skip
 
 Entry = tuple[Any, ...]
-# Each entry: slug or "*", step, words of the message or quoted line, right file, then old and new
-# texts.
+# Each entry is a tuple: the slug of the mistake ("*" for any slug), its step, a pattern that the
+# message must contain, the right file, and then pairs of an old text and a new text.
 WRONG: dict[str, list[Entry]] = {
     "layernorm": [
         ("*", 1, "mu = t.sum", LN_HELPERS, "t.sum(-1, keepdim=True) / t", "t.sum(1, keepdim=True) / t"),

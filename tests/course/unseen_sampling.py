@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Each entry: the name, the slug, the step, the function, and its body.
+# Each entry has a name, the slug, the step, the name of the function, and its body.
 WRONG: list[tuple[str, str, int, str, str]] = [
     ("softmax first", "returns-probabilities", 1, "temperature", """
     scaled = logits / t

@@ -1,9 +1,10 @@
 """Runs gptcli in a rank that writes the shards of one checkpoint slowly, or fails to write them.
 
-`python -m tests.distributed.slow_disk ...` reads the fault from environment variables. SAVES is
-`background` or `loop`. RANK_WITH_FAULT names the rank with the fault, FAULT_STEP its checkpoint,
-and FAULT the kind: `slow`, `full`, `odd` (an unexpected exception) or `blind` (the rank does not
-see the run folder).
+`python -m tests.distributed.slow_disk ...` reads the fault from environment variables. SAVES says
+where checkpoints are written: in a `background` thread or in the training `loop`. RANK_WITH_FAULT
+is the number of the rank with the fault. FAULT_STEP is the step of the checkpoint at which the
+fault happens. FAULT is the kind of the fault: `slow`, `full`, `odd` (an unexpected exception) or
+`blind` (the rank does not see the run folder).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one process can test of a run with several ranks: shares, the order, dropout's masks."""
+"""What one process can test of a run with several ranks: shares, batches, dropout's masks."""
 
 from __future__ import annotations
 

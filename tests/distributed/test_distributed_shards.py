@@ -38,7 +38,7 @@ def start(
     rank: int = 1,
     step: int = 20,
 ) -> Launched:
-    """Start two ranks. One of them has a fault at the checkpoint of a step."""
+    """Start two ranks. With `fault`, `rank` has this fault at the checkpoint of `step`."""
     words = ["train", "tiny", f"data.source={text}", *SMALL, *WORDS, *more]
     if resumed:
         words = ["train", "--resume"]

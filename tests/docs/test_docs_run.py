@@ -1,4 +1,4 @@
-"""Runs every command and program of the documentation, page by page, with smaller trainings.
+"""Runs the commands and programs of the documentation, page by page, with smaller trainings.
 
 Each page runs in its own folder, which has the files and runs that the page names. Trainings have a
 few steps and a tiny network. NOT_RUN lists the commands that do not run, with the reasons.
@@ -30,11 +30,11 @@ SMALL = {
     "train.batch_size": "4", "model.n_layer": "1", "model.n_head": "2", "model.n_embd": "16",
     "model.block_size": "16", "run.threads": "1",
 }  # fmt: skip
-"""Values below those of the pages, so that all commands together take seconds."""
+"""Values that are smaller than those of the pages, so that all commands together take seconds."""
 
 SMALLER = [*(f"{key}={value}" for key, value in SMALL.items()), "model.n_layer=2",
            "train.max_steps=40", "train.eval_every=20"]  # fmt: skip
-"""The settings of the run `trained`. Its copies replace the runs that the pages name."""
+"""The settings of the run `trained`. Copies of this run replace the runs that the pages name."""
 
 NOT_RUN = {
     "make": "tests/test_readme.py checks that the target exists",

@@ -61,7 +61,8 @@ def test_the_larger_one_is_eight_times_larger() -> None:
 def test_the_command(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command trains networks for a few steps. Later it trains only a deleted one again."""
+    """The command trains networks for a few steps. Its second call trains only a deleted network
+    again."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ladder, "_FEWEST_STEPS", 1)
     monkeypatch.setattr(ladder, "_CALIBRATION_STEPS", 2)

@@ -1,7 +1,7 @@
 """The fuzz targets: each accepts an input or raises GptcliError; any other error is a failure.
 
-Each target has a separate folder, which it uses for every input. It returns whether the input was
-accepted.
+Each target has a separate folder, which it uses for every input. A target returns whether the input
+was accepted.
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ def read_trackio(folder: Path) -> Found:
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """Yield the records of a .wandb file. It has LevelDB's log format after the first 7 bytes."""
+    """Yield the records of a .wandb file. The file has LevelDB's log format after the first 7
+    bytes."""
     data = path.read_bytes()
     assert data[:4] == b":W&B"
     at, record = 7, b""

@@ -1,4 +1,4 @@
-"""run.loggers during a training: the rows of metrics.jsonl, and no failure that stops the run."""
+"""run.loggers in a training: the rows of metrics.jsonl, and faulty loggers, which stop no run."""
 
 from __future__ import annotations
 

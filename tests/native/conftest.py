@@ -158,7 +158,7 @@ DECODERS = {
 """Compiler flags with which the C decoder is built for other processors."""
 
 IN_MAKE_TEST = ("as it is", "without vectors")
-"""The decoders that `make test` compiles. Each other one would take 8 seconds more."""
+"""The decoders that `make test` compiles. Each other decoder would take 8 seconds more."""
 
 
 @pytest.fixture(

@@ -74,7 +74,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def fake_compiler(folder: Path, script: str) -> str:
-    """A program for $CC. It adds a line to folder/calls and runs a shell script."""
+    """A program for $CC. This program adds a line to folder/calls and runs a shell script."""
     path = folder / "compiler"
     path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{script}\n', encoding="utf-8")
     path.chmod(0o755)
@@ -167,7 +167,7 @@ def test_what_others_can_write_is_not_loaded(
     assert calls(tmp_path) == 1
     if of == "file":
         assert not path.read_bytes().endswith(b"of another user")
-    else:  # find does not store the library in a folder that others can write to
+    else:  # find does not store the library in a folder that others can change
         assert Path(found.library._name).parent != path.parent
         assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 

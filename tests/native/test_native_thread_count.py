@@ -28,8 +28,8 @@ def run(
 ) -> list[int]:
     """The numbers of threads that ThreadCount chooses in `runs` runs of `steps` steps.
 
-    A step takes `one` milliseconds on one thread and `team` on all; `switches` is the number of
-    context switches in a run of all threads."""
+    A step takes `one` milliseconds on one thread and `team` on all threads; `switches` is the
+    number of context switches in a run of all threads."""
     chosen = []
     for _ in range(runs):
         threads = thread_count.choose()

@@ -1,4 +1,4 @@
-"""Records small runs, and the output of commands on them, for test_old_runs.py.
+"""Records small runs, and what commands print about them, for test_old_runs.py.
 
     python tests/old_runs/record.py FOLDER [NAME ...]
 
@@ -88,7 +88,7 @@ def gptcli(*words: object, code: int = 0, start: tuple[str, ...] = ("-m", "gptcl
 
 
 def record(name: str, folder: Path) -> None:
-    """Train a run, stop it, and write the output of commands on it to expected.json."""
+    """Train a run and stop it. Write what commands print about this run to expected.json."""
     parts = parts_of(name, HERE / name)
     text, run = folder / TEXT, folder / name / "run"
     shutil.rmtree(folder / name, ignore_errors=True)

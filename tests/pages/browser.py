@@ -1,4 +1,4 @@
-"""Opens a page in headless Chromium, which fails on console errors and on any request."""
+"""Opens a page in headless Chromium. Console errors and requests fail the test."""
 
 from __future__ import annotations
 

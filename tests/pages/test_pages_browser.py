@@ -78,7 +78,7 @@ def written(once: Once) -> Any:
 
 
 class Opened:
-    """A page in a browser tab. It fails on errors and on requests."""
+    """A page in a browser tab. Errors and requests fail the test."""
 
     def __init__(self, browser: Any, path: Path, address: str = "", **context: Any) -> None:
         self.context = browser.new_context(**context)
@@ -168,7 +168,7 @@ def test_every_control_works_without_an_error_or_a_request(
     assert opened.text("#output") != written_first
     # The tokens react to the pointer and to keys.
     tokens = tab.query_selector_all("#strip .token")
-    assert tab.is_hidden("#later-help")  # the page follows the last token, which has no later one
+    assert tab.is_hidden("#later-help")  # the last token is chosen, and none is later
     tokens[0].hover()
     assert tab.is_visible("#later-help")
     tokens[min(3, len(tokens) - 1)].click()

@@ -1,6 +1,6 @@
 """The pages of report, compare, scaling and look in Chromium: every control, by pointer and keys.
 
-No page logs an error or makes a request. axe-core finds nothing, in light and dark, on a phone and
+No page logs an error or makes a request. axe-core finds no fault, in light and dark, on a phone and
 on a wide screen. Needs playwright and Chromium (`make browser`).
 """
 

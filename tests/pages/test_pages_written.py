@@ -1,4 +1,4 @@
-"""`page`, `report`, `compare`, `look` and `scaling` write a file, or refuse to, in the same way."""
+"""`page`, `report`, `compare`, `look` and `scaling` write or refuse a file in the same way."""
 
 from __future__ import annotations
 

@@ -169,8 +169,8 @@ class RunTrials:
         return self.small_file(path, notes)
 
     def sampled(self, path: Path) -> str:
-        """The outcome for `sample` and `eval`, which load the best checkpoint, and with
-        --checkpoint STEP."""
+        """The outcome for `sample` and `eval`, which load the best checkpoint, and for --checkpoint
+        STEP."""
         try:
             trained = load_trained(self.run, None, device=torch.device("cpu"), dtype=torch.float32)
         except GptcliError as error:

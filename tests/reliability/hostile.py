@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 Case = Callable[[Path, Path], None]
-"""A function that changes a run folder with one checkpoint. Its second argument is a folder
-outside."""
+"""A function that changes a run folder with one checkpoint. Its second argument is a folder outside
+of the run."""
 
 CASES: dict[str, tuple[Case, str]] = {}
 FILES_OF_LINES: dict[str, tuple[Case, str, frozenset[str]]] = {}
@@ -22,7 +22,7 @@ STEP = "checkpoints/step-00000012"
 
 
 def case(words: str) -> Callable[[Case], Case]:
-    """Register a case. Its error must contain one of the alternatives in `words`, separated by
+    """Register a case. The error must contain one of the alternatives in `words`, separated by
     `|`."""
 
     def register(function: Case) -> Case:

@@ -3,7 +3,8 @@
 `python -m tests.reliability.hostile_attempts RUN TEXT FOLDER [--all]` prints a line of JSON for
 each case and command, with the exit code, the seconds of processor time, and the memory in bytes
 beyond that of PyTorch and gptcli. With --all it tries all of COMMANDS on each case, and all of
-ALL_COMMANDS on each case of FILES_OF_LINES. Without --all it tries only `commands_for` each case.
+ALL_COMMANDS on each case of FILES_OF_LINES. Without --all it tries only the commands that
+`commands_for` returns for each case.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 def commands_for(name: str) -> list[str]:
     """The commands that `make test` tries on a case.
 
-    It tries one of COMMANDS on every sixth of CASES, and one of ALL_COMMANDS on each of
+    `make test` tries one of COMMANDS on every sixth of CASES, and one of ALL_COMMANDS on each of
     FILES_OF_LINES."""
     if name in CASES:
         number, left = divmod(sorted(CASES).index(name), 6)

@@ -63,8 +63,8 @@ DRAWS: list[tuple[list[float], float, float, int]] = [
     # Ten probabilities of 0.1 add up to less than 1 in float64.
     ([0] * 10, 1.0, NEARLY_ONE, 9),
 ]
-"""Each item: logits, temperature, uniform number, and the token that PyTorch and the C library
-draw."""
+"""Each item has logits, a temperature, a uniform number, and the token that PyTorch and the C
+library draw."""
 
 
 def exact_draw(logits: list[float], temperature: float, uniform: float) -> int:

@@ -73,7 +73,8 @@ class _Rehearsal:
 @ARCHS
 @pytest.mark.parametrize("width", [8, 200])
 def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The texts pass several recorded spans and the window, and get new tokens between two runs."""
+    """The texts are longer than several recorded spans and than the window, and get new tokens
+    between two runs."""
     m = model(arch, width=width)
     texts = []
     for recorder in (None, _Rehearsal()):

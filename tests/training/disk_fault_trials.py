@@ -42,8 +42,8 @@ TIDYING = (
     "a resume",
     "shards are gathered",
 )
-"""Stories that delete old files. A file that cannot be deleted or gathered causes no error in
-them."""
+"""Stories that delete or gather files. If that fails for a file, the story continues without an
+error."""
 
 
 @contextmanager
@@ -351,7 +351,7 @@ def full_file_system(what: str, folder: Path) -> Iterator[int]:
                 check_old(run, 10)
                 fillers.pop().unlink()
             assert all(os.strerror(errno.ENOSPC) in line for line in lines)
-            # One save failed for each of the folder and the files of a checkpoint.
+            # One save failed at the folder of a checkpoint, and one at each of its files.
             assert len(lines) >= 4
             check_old(run, 20)
             count.write(b"." * len(lines))

@@ -30,8 +30,8 @@ Operation = tuple[Any, ...]
 class Watched(durable.Disk):
     """A disk that hands each operation to `watch`.
 
-    It skips fsync, so that tests are fast. The data that a process has written survives its death
-    even without fsync."""
+    This disk skips fsync, so that tests are fast. The data that a process has written survives its
+    death even without fsync."""
 
     def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
         """Do the operation. Subclasses override this method to do something else."""
@@ -188,14 +188,14 @@ def write_shards(run: Path, step: int) -> None:
 
 
 def gather(run: Path) -> None:
-    """Gather the weights as the end of a training does. It only warns of weights that it cannot
-    gather."""
+    """Gather the weights as the end of a training does. If weights cannot be gathered, this only
+    causes a warning."""
     gather_weights(run)
 
 
 def leave_behind(run: Path) -> None:
-    """Create the temporary files of killed processes, beside the checkpoints and inside one of
-    them."""
+    """Create temporary files as killed processes leave them, beside the checkpoints and inside a
+    checkpoint."""
     folder = run / "checkpoints"
     (folder / ".best.77.tmp").write_bytes(b"half")
     for name in (".step-00000030.77.tmp", ".step-00000005.77.old"):

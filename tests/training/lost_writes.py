@@ -40,8 +40,8 @@ class File:
 class Folder:
     """The names in a folder, as processes see them and as they are on the disk.
 
-    Each item of `changes` sets names or deletes them (None). These are the changes since the last
-    fsync."""
+    Each item of `changes` sets names or deletes them (None). `changes` holds the changes since the
+    last fsync."""
 
     def __init__(self) -> None:
         self.names: dict[str, File | Folder] = {}

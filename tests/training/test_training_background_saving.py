@@ -152,7 +152,7 @@ def test_any_operation_that_fails(
             patch.setattr(durable, "disk", disk)
             try:
                 events.extend(train(setup))
-            except GptcliError as error:  # only the last checkpoint raises an error
+            except GptcliError as error:  # only a failed save of the last checkpoint raises one
                 message, code = error.message, error.exit_code
         assert disk.refused
         assert code == 1
@@ -171,8 +171,8 @@ def test_any_operation_that_fails(
 
 
 class Interrupting(Watched):
-    """A disk that sends its process a signal after `count` operations in the background. It then
-    waits a moment."""
+    """A disk that sends its process a signal after `count` operations in the background. The disk
+    then waits a moment."""
 
     def __init__(self, count: int, number: int) -> None:
         self.left, self.number = count, number

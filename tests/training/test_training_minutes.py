@@ -219,8 +219,8 @@ def test_minutes_on_the_command_line(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Assume slow steps: few fill the minute, so the test is short, and importing cannot fill the
-    # minute.
+    # Assume slow steps: a few of them fill the minute, so the test is short, and importing cannot
+    # fill the minute.
     monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(1.0, 1.0))
     # Do not plan again, because the steps are really quick.
     monkeypatch.setattr(Planner, "max_steps", lambda *_: None)

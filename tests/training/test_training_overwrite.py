@@ -73,7 +73,8 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Copies of `begun`: on the first, the call was completed; on each other one, it was killed."""
+    """Copies of `begun`: on the first copy, the call was completed; on each other copy, it was
+    killed."""
     disk = Recording()
     runs = [shutil.copytree(begun, begun.parent / "whole")]
     with monkeypatch.context() as patch:

@@ -40,7 +40,7 @@ def a_model(n_layer: int = 2, n_head: int = 2, block_size: int = 40, **more: Any
         arch="gpt2", n_layer=n_layer, n_head=n_head, n_embd=8 * n_head, block_size=block_size
     )
     model = GPT(config, 20, **more).eval()
-    # Otherwise all heads would be alike, and each loss that of a uniform guess.
+    # Otherwise all heads would be alike, and each loss would be that of a uniform guess.
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))

@@ -1,4 +1,4 @@
-"""Recorded passes compute what PyTorch's single kernels compute. GPU runs repeat and resume."""
+"""Recorded passes compute what single kernels compute. GPU runs give the same bytes, and resume."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def copied(setup: Setup, url: str) -> tuple[RunCopy, list[str]]:
 
 
 def says_all(warning: str, goal: str, why: str, run: Path) -> bool:
-    """Whether a warning names the file at the URL, the reason, and the run as safe."""
+    """Whether a warning names the file at the URL and the reason, and says that the run is safe."""
     safe = f"The run itself is safe in {run}"
     return f" {goal}" in warning and f": {why}. " in warning and safe in warning
 

@@ -1,4 +1,4 @@
-"""Tensor files equal the bytes of safetensors.torch.save. Writing them copies no tensor."""
+"""Tensor files equal the bytes of safetensors.torch.save. Writing a file copies no tensor."""
 
 from __future__ import annotations
 

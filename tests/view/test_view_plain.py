@@ -1,4 +1,4 @@
-"""Plain lines of progress, whose format logs and scripts rely on."""
+"""Plain lines of progress, whose format must not change, because logs and scripts read them."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ _TOKEN = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 class Screen(io.StringIO):
     """Keeps the rows that a terminal of this size shows after a program's writes.
 
-    It knows the terminal codes that the view may use, and fails on all others. A wide character
-    takes two cells; the second one is empty."""
+    The screen knows the terminal codes that the view may use, and fails on all others. A wide
+    character takes two cells; the second one is empty."""
 
     encoding = "utf-8"  # type: ignore[assignment]
 
@@ -29,7 +29,7 @@ class Screen(io.StringIO):
         self.width, self.height = width, height
         self.cells: list[list[str]] = [[]]  # the rows, also those that have scrolled off
         self.top = 0
-        self.x = self.y = 0  # y is counted from the first row of all
+        self.x = self.y = 0  # y counts from the first row that was ever shown
         self.cursor, self.wraps = True, True
         self.wrapped = 0  # how many lines were too long for a row
 
