@@ -66,7 +66,7 @@ class Sizes:
 
     @property
     def width(self) -> int:
-        """The number of tokens that the cache keeps. At most 24, so that it overwrites old ones."""
+        """The number of tokens that the cache keeps: at most 24, so it overwrites some of 70."""
         return max(1, min(self.T, 24))
 
 
@@ -83,7 +83,7 @@ def grid() -> list[Sizes]:
 
 
 def devices_here() -> list[str]:
-    """The names of this machine's devices, of "cpu", "cuda" and "mps"."""
+    """Those of the devices "cpu", "cuda" and "mps" that this machine has."""
     return (
         ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     )

@@ -360,9 +360,9 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
         slug = _slug_of_fill(fill[0])
         line = line_to_quote(forward, fill[1], fill=fill)
         why = (
-            f"your hidden scores become {fill[0] + 0.0:g}, which is not far below the visible "
-            f"scores: here they range from {float(forward.values.scaled.min()):.3g} to "
-            f"{float(forward.values.scaled.max()):.3g}"
+            f"your hidden scores become {fill[0] + 0.0:g}, which is not far enough below the "
+            "visible scores: here they range from "
+            f"{float(forward.values.scaled.min()):.3g} to {float(forward.values.scaled.max()):.3g}"
         )
     if step == 6 and softmax_over_one_number(forward.trace, forward.found):
         slug, why = "softmax-over-one", "each softmax goes over one number and turns it into 1"

@@ -18,14 +18,14 @@ from torch.overrides import TorchFunctionMode
 
 from gptcli.course.sandbox.time_limit import within
 
-MAX_NUMBERS = 100_000  # in a recorded tensor; attention of these sizes needs fewer
+MAX_NUMBERS = 100_000  # the largest tensor that is recorded; attention of these sizes needs less
 MAX_OPERATIONS = 5_000
 TRACE_LIMIT_S = 2.0  # short, because the file has already failed a check
 
 
 @dataclass
 class Operation:
-    """One call of a torch function, with copies of its inputs and results during the call."""
+    """One call of a torch function, with copies of its inputs and of its results."""
 
     index: int
     name: str

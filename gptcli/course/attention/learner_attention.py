@@ -73,7 +73,7 @@ class Attempt:
 
 
 class LearnerAttention:
-    """The learner's class, which can follow any convention: builds it, runs it, finds its weights.
+    """The learner's class, in one of many conventions: builds it, runs it, finds its weights.
 
     Calls `say` with each action, so that the report on a file that hangs can name the last one.
     Raises GptcliError if the constructor or forward needs an argument whose meaning is unknown."""
@@ -279,7 +279,7 @@ class LearnerAttention:
             )
         hint = f"give the module nn.Linear projections named {NAMES}"
         if error.slug == "plain-list":
-            hint = "replace the list by an nn.ModuleList"
+            hint = "use an nn.ModuleList or an nn.ModuleDict in its place"
         return CheckFailed(
             error.slug,
             f"with n_embd = {case.C}: {error.message}",

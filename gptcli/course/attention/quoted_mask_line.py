@@ -59,7 +59,7 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
 
 
 def _comes_from_wrong_mask(forward: ComparedForward, index: int) -> bool:
-    """Whether operation `index` makes a right mask of a wrong one. A full mask is not wrong."""
+    """Whether a wrong mask goes into operation `index`. A full mask does not count as wrong."""
     return any(
         marks is not None and not _is_causal(marks) and not bool(marks.all())
         for operation in _operations_feeding(forward, index)

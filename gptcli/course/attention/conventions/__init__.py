@@ -1,4 +1,4 @@
-"""Understands attention code in any convention: names, constructors, weights and calls.
+"""Understands attention code in many conventions: names, constructors, weights and calls.
 
 The course teaches one convention, but code in other conventions can be right too. The check uses
 these files in this order:

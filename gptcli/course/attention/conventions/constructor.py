@@ -1,4 +1,4 @@
-"""Builds an attention class with the sizes of a case, for constructors of any convention.
+"""Builds an attention class with the sizes of a case, for constructors in any known convention.
 
 Many scripts have sizes in variables of the file, such as `n_embd = 384` or a dict `GPT_CONFIG`.
 While the class is built or run, these variables have the sizes of the case.
@@ -186,7 +186,7 @@ def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
 
 
 Variable = tuple[dict[str, Any], str, str | None]
-"""(variables of a file, name of one of them, its meaning). None means that it is a config."""
+"""(variables of a file, name of one of them, its meaning). The meaning of a config is None."""
 
 
 def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:

@@ -55,8 +55,8 @@ def best_layout(
 def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tensor] | None) -> Call:
     """`call` with the kind of mask with which forward works.
 
-    If forward hides tokens by itself, even the wrong tokens, the call has no mask. `right` returns
-    the right output."""
+    If forward does not require a mask and hides tokens by itself, even the wrong tokens, the call
+    has no mask. `right` returns the right output."""
     if call.mask is None:
         return call
     kinds: list[str | None] = list(MASKS)
