@@ -22,7 +22,7 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Student:
-    """A student: name, folder or single file, and exercise -> the student's file for it."""
+    """A student: the name, the folder or single file, and the student's file for each exercise."""
 
     name: str
     path: Path
@@ -69,7 +69,7 @@ def find_students(folder: Path) -> list[Student]:
 
 
 def tree_of(path: Path) -> ast.Module | None:
-    """The syntax tree of a Python file or a notebook; None if it cannot be read or is large."""
+    """The syntax tree of a Python file or notebook; None if it is unreadable or over 1 MiB."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             return None

@@ -42,7 +42,7 @@ def right_enough(file: LearnerFile, part: str, report: FileReport) -> bool:
 
 
 def naming_both(error: GptcliError, file: LearnerFile, part: str) -> GptcliError:
-    """`error`, which then names both classes if the file has neither of them.
+    """`error`, or an error that names both classes if the file has neither of them.
 
     The two classes are the part's usual class and the one of the exercise `modern`."""
     other, usual = CLASSES.get(part), exercise_named(part).target
