@@ -108,7 +108,7 @@ class FileReport:
 
 @dataclass
 class PathResult:
-    """The largest error of one path: one way in which gptcli computes attention.
+    """The largest error of one path: one way in which gptcli or PyTorch computes attention.
 
     `cases` is the number of cases checked. The error is absolute. Inputs have variance 1, so it is
     comparable with a relative error."""

@@ -1,7 +1,8 @@
 """Compares every path of gptcli's own attention with a reference that this file contains.
 
-The reference gets the same numbers as the path, rounded to the path's dtype, and computes in
-float64 on the CPU. So the error comes only from the path's arithmetic.
+Two paths are PyTorch's own functions with the same weights. The reference gets the same numbers as
+the path, rounded to the path's dtype, and computes in float64 on the CPU. So the error comes only
+from the path's arithmetic.
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 

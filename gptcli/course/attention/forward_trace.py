@@ -139,7 +139,7 @@ class _Recorder(TorchFunctionMode):
             self._record_names(self.last_frame)
 
     def _is_untraced(self, tensor: Tensor) -> bool:
-        """Whether no traced operation made this tensor."""
+        """Whether an untraced operation made this tensor, from tensors with gradients."""
         known = tensor is self.x or isinstance(tensor, nn.Parameter) or id(tensor) in self.made
         return not known and tensor.dim() >= 2 and tensor.grad_fn is not None
 
@@ -227,7 +227,7 @@ def _fused_kernel_pieces(
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """A copy of the current numbers of x. In vmap, this is the complete tensor, not one slice."""
+    """A copy of the tensor's current numbers. In vmap, a copy of all slices, not of one."""
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor.detach().clone()

@@ -360,7 +360,7 @@ class LearnerAttention:
     def call(self, function: Callable[[], Any], doing: str, step: int | None) -> Any:
         """The result of `function`, which runs the learner's code.
 
-        Turns every error of the code into CheckFailed with the line of the learner's file."""
+        For every error of this code, raises what `failure_from` returns."""
         try:
             with within(CALL_LIMIT_S):
                 return function()
@@ -372,7 +372,8 @@ class LearnerAttention:
     ) -> CheckFailed | GptcliError:
         """The CheckFailed for an error in the learner's code. Its message has the line that raised.
 
-        Returns a GptcliError if an import fails or the code reads an unknown setting."""
+        Returns a GptcliError if an import fails, or if the code reads a setting whose name is
+        unknown and similar to no known name."""
         if isinstance(error, ImportError):
             return import_error(self.file, error)
         if isinstance(error, UnknownSetting) and "did you mean" not in str(error):
