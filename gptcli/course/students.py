@@ -114,7 +114,7 @@ def _files_in(folder: Path) -> dict[str, Path]:
 
 
 def _exercises_in(path: Path) -> list[str]:
-    """The exercises that a file is for: the one in its name, else those whose code it defines."""
+    """The exercise in the file's name, else all exercises whose code the file defines."""
     words = re.split(r"[^a-z0-9]+", path.stem.casefold())
     named = [each.name for each in EXERCISES if each.name in words]
     if named:

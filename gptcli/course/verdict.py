@@ -91,7 +91,7 @@ class Verdict:
 def check(thing: object, exercise: str | None = None) -> Verdict:
     """The verdict on a class, or on a file given as "FILE" or "FILE:CLASS".
 
-    `exercise` is by default the one that asks for a class or a file with this name, else attention.
+    By default, `exercise` is the exercise for a class or a file with this name, else attention.
     The code runs in another process, so it cannot disturb the current one. If the class is wrong or
     cannot be run, the verdict says why. Raises GptcliError if there is no exercise of the name
     `exercise`."""

@@ -41,7 +41,7 @@ def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
 
 
 def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
-    """The finding for a backward pass that raises: the line of forward whose gradient raises."""
+    """The finding for a backward pass that raises, at the line of forward that causes this."""
     line = _line_where_backward_stops(forward.learner)
     on_line = [op.index for op in forward.trace.operations if op.line == line]
     if line is None or not on_line:

@@ -165,7 +165,7 @@ class LearnerAttention:
         )
 
     def _give_sizes(self, module: nn.Module, n_embd: int) -> None:
-        """Run forward once if there are lazy layers, which get their sizes from that."""
+        """Run forward once if there are lazy layers: this run gives them their sizes."""
         if any(is_lazy(parameter) for parameter in module.parameters()):
             x = torch.zeros(1, 2, n_embd)
             self.call(lambda: self.forward(module, x), "forward on zeros", 1)

@@ -113,7 +113,7 @@ def left_out(file: LearnerFile, module: ModuleType) -> str | None:
 
 
 def error_of(file: LearnerFile, module: ModuleType, name: str = "") -> GptcliError | None:
-    """The error that prevented the definition of the class `name`, else of the rest of the file.
+    """The error in the definition of the class `name`, else the error that stopped the file.
 
     None if there was no error."""
     failed = failed_class(module, name) or vars(module).get(_ERROR)

@@ -55,7 +55,7 @@ def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
 
 
 def looks_right(name: str) -> bool:
-    """Whether the name of a class looks like that of an attention."""
+    """Whether the name of a class looks like the name of an attention."""
     return _points(name) > 0
 
 

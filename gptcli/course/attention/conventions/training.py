@@ -107,6 +107,6 @@ class UserAttention:
             with contextlib.redirect_stdout(io.StringIO()):
                 self.learner.layout()
         except (CheckFailed, GptcliError):
-            return  # with --force, gptcli trains even so
+            return  # with --force, gptcli trains with such a class too
         finally:
             torch.set_default_dtype(before)
