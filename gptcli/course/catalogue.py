@@ -1,4 +1,4 @@
-"""The list of exercises, in the order of the course. Importing it does not import torch."""
+"""The list of exercises, in the order of the course. Importing this file does not import torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MATERIAL = Path(__file__).parent / "exercises" / "material"
 class Exercise:
     """One exercise: its name, its week and what the learner writes.
 
-    `target` is the class that the learner's file must define, or "" if it must define functions or
-    several classes. `steps` are the names of the steps that the check counts."""
+    `target` is the class by which a learner's file for the exercise is recognised, or "" if no
+    single class is enough. `steps` are the names of the steps that the check counts."""
 
     name: str
     week: str

@@ -29,7 +29,7 @@ FOLLOW_S = 4.0  # to see at which step a file hangs
 def check_builtin() -> BuiltinReport:
     """The report on the builtin attention: each of its paths, compared with the reference.
 
-    Tries every dtype and every device of this machine."""
+    Tries each device of this machine, in each dtype of `builtin.dtypes_on`."""
     from gptcli.course.attention.builtin import compare_paths, devices_here
 
     return compare_paths(devices_here())
@@ -46,7 +46,7 @@ def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT
 def check_files(
     specs: Iterable[str], exercise: str = "attention", *, limit_s: float = LIMIT_S
 ) -> Iterator[FileReport | GptcliError]:
-    """The report on each file, in order. All files run in one worker, which imports torch once.
+    """The report on each of `specs`, in order. One worker, which imports torch once, runs them.
 
     Yields a GptcliError instead of a report if a file cannot be used."""
     with Checker(limit_s) as checker:
@@ -80,9 +80,10 @@ class Checker:
     def check_found(
         self, file: LearnerFile, limit_s: float, folder: Path | None = None
     ) -> FileReport:
-        """The report on a file that find_file returned. It runs in `folder` (default: the current).
+        """The report on a file that find_file returned.
 
-        Raises GptcliError if the file cannot be used at all."""
+        The file runs in `folder`, by default the current one. Raises GptcliError if the file cannot
+        be used at all."""
         if self._worker is None:
             self._worker = Worker(limits=self._limits).__enter__()
         return ask(self._worker, file, limit_s, folder)
@@ -139,7 +140,7 @@ def _unfinished(
             (
                 "what does your file do at that moment?",
                 "look for exit(), for memory that keeps growing, or for indices outside a tensor",
-                "call your code with `python`, without the check: it should end at the same line",
+                "run your code with `python`, without the check: it probably ends at the same line",
             )
             if how.detail != "SIGKILL"
             else (

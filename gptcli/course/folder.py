@@ -121,9 +121,9 @@ def find_folder(folder: Path) -> Path:
 
 
 def changes(folder: Path, pause_s: float = 0.4) -> Iterator[set[str]]:
-    """The names of .py files that were saved, added or removed, each time that some were.
+    """Watches `folder` without end. Yields the names of .py files after each change.
 
-    Watches `folder` without end."""
+    These are the files that were saved, added or removed since the folder was last read."""
     before = saved(folder)
     while True:
         time.sleep(pause_s)
@@ -135,7 +135,7 @@ def changes(folder: Path, pause_s: float = 0.4) -> Iterator[set[str]]:
 
 
 def saved(folder: Path) -> dict[str, tuple[int, int]]:
-    """For the name of each .py file in the folder: when it was saved (in ns), and its size."""
+    """Name of each .py file in the folder -> (time of its last change in ns, size in bytes)."""
     found = {}
     for path in folder.glob("*.py"):
         try:

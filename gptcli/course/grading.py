@@ -36,8 +36,8 @@ _MOST_WORKERS = 4
 class Grade:
     """The state of one student in every exercise.
 
-    `same_as` maps the name of an exercise to the other students who have the same file, except for
-    names and comments. `path` is the student's folder or file."""
+    `same_as` maps the name of an exercise to the other students whose file is the same, except for
+    names, comments and layout. `path` is the student's folder or file."""
 
     student: str
     path: Path
@@ -75,8 +75,8 @@ def grade(
 ) -> Iterator[Grade]:
     """The grade of each student, in the order of `students`, as soon as the grade is known.
 
-    Each file runs in a fork of a worker process. Each worker checks one student at a time, so
-    files that hang delay one worker only. Closing the iterator ends all processes."""
+    On Linux, each file runs in its own fork of a worker process. Each worker checks one student at
+    a time, so files that hang delay one worker only. Closing the iterator ends all processes."""
     limit_s = limit_s or LIMIT_S
     count = max(1, min(workers or _MOST_WORKERS, usable_cores(), len(students)))
     memory = min(MEMORY, int(0.8 * (available_memory() or MEMORY * count)) // count)
@@ -194,7 +194,7 @@ class StepMistake:
 def frequent_mistakes(grades: Iterable[Grade]) -> list[StepMistake]:
     """The most frequent mistake at each step at which a student is wrong, in the course's order.
 
-    Does not count steps that are still to be written, and files that did not finish."""
+    Does not count steps that are still to be written, nor files that did not finish."""
     at: dict[tuple[str, int], dict[str, list[str]]] = {}
     exercises: dict[str, Exercise] = {}
     for each in grades:

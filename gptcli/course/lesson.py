@@ -39,7 +39,7 @@ class Mistake:
 
 
 class CheckFailed(Exception):
-    """Raised by a check that fails. Has the mistake's slug, a message, three hints, the step.
+    """Raised by a check that fails. Has the mistake's slug, a message, three hints and the step.
 
     `hint` is one text for all three hints, or three texts, the first of which says the least."""
 

@@ -22,7 +22,7 @@ class Record:
     """What a learner did for one exercise. `passed` is a time in UTC; None: not passed yet."""
 
     attempts: int = 0  # checks of the file after a change
-    seconds: float = 0.0  # time at work, without long pauses
+    seconds: float = 0.0  # time at work; only a part of a long pause counts
     hints_used: int = 0
     solution_seen: bool = False  # whether the learner saw the reference before passing
     passed: str | None = None

@@ -21,8 +21,9 @@ class StepMark:
     """One of the eight steps in the report on a wrong file.
 
     `state` is "right", "wrong", "unseen" (before the wrong step, but forward computes no number
-    that shows it) or "after" (after the wrong step: not judged). `line` is the number of the line
-    that completes the step, or None if unknown. `code` is the text of this line."""
+    that shows whether the step is right) or "after" (after the wrong step: not judged). `line` is
+    the number of the line that completes the step, or None if unknown. `code` is the text of this
+    line."""
 
     step: int
     name: str
@@ -44,7 +45,7 @@ class Picture:
 
     @classmethod
     def from_worker(cls, value: dict[str, Any]) -> Picture:
-        """Undo `asdict` followed by JSON."""
+        """The Picture from which the worker made `value` with `asdict` and JSON."""
         steps = tuple(StepMark(**step) for step in value["steps"])
         return cls(steps, value["learner_weights"], value["right_weights"])
 
@@ -64,12 +65,12 @@ class FileReport:
     mistake: str | None = None
     first_wrong_step: int | None = None
     checks: tuple[Check, ...] = ()
-    hints: tuple[str, ...] = ()  # each says more than the one before
+    hints: tuple[str, ...] = ()  # the one that says least comes first
     picture: Picture | None = None  # attention only
 
     @property
     def subject(self) -> tuple[str, str]:
-        """A JSON key and its value: the class for attention, the exercise for all others."""
+        """A JSON key and its value: for attention the class, for all others the exercise."""
         if self.exercise == "attention":
             return "class", self.class_name
         return "exercise", self.exercise
@@ -95,7 +96,7 @@ class FileReport:
 
     @classmethod
     def from_worker(cls, value: dict[str, Any]) -> FileReport:
-        """Undo `asdict` followed by JSON."""
+        """The FileReport from which the worker made `value` with `asdict` and JSON."""
         picture = value.pop("picture")
         return cls(
             checks=tuple(Check(**check) for check in value.pop("checks")),
@@ -107,10 +108,10 @@ class FileReport:
 
 @dataclass
 class PathResult:
-    """The largest error of one path: one way in which gptcli computes attention.
+    """The largest error of one path: one way in which gptcli or PyTorch computes attention.
 
-    `cases` is the number of cases checked. Inputs are of unit scale, so the absolute error is also
-    a relative one."""
+    `cases` is the number of cases checked. The error is absolute. Inputs have variance 1, so it is
+    comparable with a relative error."""
 
     path: str
     dtype: str
@@ -165,7 +166,7 @@ class BuiltinReport:
             return f"every path agrees with the reference in {cases} cases"
         worst = over[0]
         return (
-            f"{len(over)} of {len(self.results)} paths differ from the reference; the first is "
+            f"{len(over)} of {len(self.results)} results differ from the reference; the first is "
             f"`{worst.path}` in {worst.dtype} on {worst.device}: largest error "
             f"{worst.largest_error:.1e}, tolerance {worst.tolerance:.0e}"
         )

@@ -1,8 +1,8 @@
 """Fingerprints of Python code that ignore names, comments, docstrings and layout.
 
-Two files with the same fingerprint differ at most in these. The fingerprint replaces each name that
-the file itself defines by a number. It keeps names of other modules, such as torch.softmax, because
-they say what the code computes.
+They also ignore annotations and import statements. Two files with the same fingerprint differ at
+most in these. The fingerprint replaces each name that the file itself defines by a number. It keeps
+names of other modules, such as torch.softmax, because they say what the code computes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def given_fingerprints(exercise: Exercise) -> set[str]:
 
 
 def reference_fingerprints() -> set[str]:
-    """The fingerprints of the course's own code: each solution, reference file, and class in it."""
+    """The fingerprints of the course's solutions, its reference files, and each class in those."""
     course = Path(__file__).parent
     found = set()
     for exercise in EXERCISES:
@@ -85,7 +85,7 @@ class _Writer:
         self._origins = dict(_imports(tree))
         self._numbers: dict[str, int] = {}
         self._names: set[str] = set()  # of the file's own classes, functions and variables
-        self._selves: set[str] = set()  # first arguments, such as `self`: the file sets attributes
+        self._selves: set[str] = set()  # first arguments of functions, such as `self`
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 self._names.add(node.name)

@@ -22,7 +22,7 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Student:
-    """A student: name, folder or single file, and exercise -> the student's file for it."""
+    """A student: the name, the folder or single file, and the student's file for each exercise."""
 
     name: str
     path: Path
@@ -69,7 +69,7 @@ def find_students(folder: Path) -> list[Student]:
 
 
 def tree_of(path: Path) -> ast.Module | None:
-    """The syntax tree of a Python file or a notebook; None if it cannot be read or is large."""
+    """The syntax tree of a Python file or notebook; None if it is unreadable or over 1 MiB."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             return None
@@ -114,7 +114,7 @@ def _files_in(folder: Path) -> dict[str, Path]:
 
 
 def _exercises_in(path: Path) -> list[str]:
-    """The exercises that a file is for: the one in its name, else those whose code it defines."""
+    """The exercise in the file's name, else all exercises whose code the file defines."""
     words = re.split(r"[^a-z0-9]+", path.stem.casefold())
     named = [each.name for each in EXERCISES if each.name in words]
     if named:

@@ -294,6 +294,13 @@ CHANGES = (
     Change("fold_view", 3, "raises", "q = q.reshape(B * H, T, D)", "q = q.view(B * H, T, D)"),
     Change("fold_missing", 3, "raises", FOLD, ""),
     Change("fold_half", 3, "raises", "        k = k.reshape(B * H, T, D)\n", ""),
+    Change(
+        "fold_heads_first",
+        3,
+        "folded-heads-first",
+        FOLD,
+        FOLD.replace("reshape(B", "transpose(0, 1).reshape(B"),
+    ),
     Change("no_fold_yet", 3, "not-implemented", "q = q.reshape(B * H, T, D)", NO),
     Change(
         "no_fold_permute",
@@ -308,6 +315,7 @@ CHANGES = (
     Change("times_root", 4, "scale-multiplied", " / math.sqrt(D)", " * math.sqrt(D)"),
     Change("sqrt_t", 4, "scale-sqrt-t", "math.sqrt(D)", "math.sqrt(T)"),
     Change("sqrt_h", 4, "scale-sqrt-n-head", "math.sqrt(D)", "math.sqrt(H)"),
+    Change("divided_by_h", 4, "scale-n-head", "math.sqrt(D)", "H"),
     Change("scale_3", 4, "scale-wrong", "math.sqrt(D)", "3.3"),
     Change(
         "visible_keys",
@@ -640,6 +648,7 @@ CHANGES = (
         "weights_turned", 7, "weights-transposed", "weights @ v", "weights.transpose(-2, -1) @ v"
     ),
     Change("values_rolled", 7, "values-shifted", "y = weights @ v", "y = weights @ v.roll(1, -2)"),
+    Change("values_flipped", 7, "values-backward", "y = weights @ v", "y = weights @ v.flip(-2)"),
     Change(
         "values_first",
         7,
@@ -689,6 +698,13 @@ CHANGES = (
         "y.transpose(1, 2).reshape(B, T, C)",
         "y.permute(0, 2, 3, 1).reshape(B, T, C)",
     ),
+    Change(
+        "merge_time_first",
+        8,
+        "merge-in-another-order",
+        "y.transpose(1, 2).reshape(B, T, C)",
+        "y.permute(2, 0, 1, 3).reshape(B, T, C)",
+    ),
     Change("not_merged", 8, "output-shape raises", MERGE, ""),
     Change(
         "averaged",
@@ -716,6 +732,15 @@ CHANGES = (
     Change("no_c_proj", 8, "projection-left-out", "self.c_proj(y)", "y"),
     Change("twice_c_proj", 8, "projection-twice", "self.c_proj(y)", "self.c_proj(self.c_proj(y))"),
     Change("residual", 8, "residual-inside", "self.c_proj(y)", "self.c_proj(y) + x"),
+    Change("added_heads", 8, "merged-added-to-output", "self.c_proj(y)", "self.c_proj(y) + y"),
+    Change("flipped", 8, "output-backward", "self.c_proj(y)", "self.c_proj(y).flip(1)"),
+    Change(
+        "mean_token",
+        8,
+        "output-averaged-over-time",
+        "self.c_proj(y)",
+        "self.c_proj(y.mean(1, keepdim=True)).expand(B, T, C)",
+    ),
     Change("gelu", 8, "activation-on-output", "self.c_proj(y)", "F.gelu(self.c_proj(y))"),
     Change(
         "wrong_layer",

@@ -83,7 +83,7 @@ def test_right_steps_are_passed_in_other_forms(
          "line 33, `q, k, v = self.query(x), self.query(x), self.value(x)`: step 1, queries, keys "
          "and values, is not done: no variable holds the keys; `q` and `k` hold the same numbers"),
         ("attention", 2, f"q = q{_SPLIT}", "q = q.view(B, T, H, D)",
-         "line 37, `q = q.view(B, T, H, D)`: `q` has shape (2, 5, 3, 8); after step 2 it is "
+         "line 37, `q = q.view(B, T, H, D)`: `q` has shape (2, 5, 3, 8); after step 2 it should be "
          "(B, H, T, D) = (2, 3, 5, 8)"),
         ("attention", 2, f"q = q{_SPLIT}", "q = q.view(B, H, T, D)",
          "`q` has the right shape, (2, 3, 5, 8), but its numbers are in other places: q[0, 0, 1] "

@@ -101,7 +101,7 @@ WRONG: dict[str, tuple[str, int | None, str | None, str]] = {
     ),
     "all-turned": (HEAD + USUAL.replace("k.transpose(-2, -1)", "k.T") + END, 4, "raises", "k.T"),
     "list": (
-        IN_A_LIST + USUAL + END, 1, "plain-list", "`norms` is a plain Python list of modules",
+        IN_A_LIST + USUAL + END, 1, "plain-list", "`norms` is a plain Python list, tuple or dict of modules",
     ),
     "bias-and-scale": (
         (HEAD + USUAL + END).replace("bias = config.bias", "bias = True").replace("sqrt(D)", "sqrt(C)"),

@@ -1,7 +1,8 @@
 """Compares every path of gptcli's own attention with a reference that this file contains.
 
-The reference gets the same numbers as the path, rounded to the path's dtype, and computes in
-float64 on the CPU. So the error comes only from the path's arithmetic.
+Two paths are PyTorch's own functions with the same weights. The reference gets the same numbers as
+the path, rounded to the path's dtype, and computes in float64 on the CPU. So the error comes only
+from the path's arithmetic.
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
@@ -66,7 +67,7 @@ class Sizes:
 
     @property
     def width(self) -> int:
-        """The number of tokens that the cache keeps. At most 24, so that it overwrites old ones."""
+        """The number of tokens that the cache keeps: at most 24, so it overwrites some of 70."""
         return max(1, min(self.T, 24))
 
 
@@ -83,7 +84,7 @@ def grid() -> list[Sizes]:
 
 
 def devices_here() -> list[str]:
-    """The names of this machine's devices, of "cpu", "cuda" and "mps"."""
+    """Those of the devices "cpu", "cuda" and "mps" that this machine has."""
     return (
         ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     )

@@ -64,14 +64,14 @@ def config_for(case: Case, dropout: float = 0.0) -> LearnerConfig:
 def generator_for(case: Case, weights: bool = False) -> torch.Generator:
     """The random generator for x in a case. With `weights`, the generator for the weights.
 
-    They need different seeds. Otherwise x would consist of rows of the first weight, and x W^T
-    would contain equal numbers."""
+    The two generators need different seeds. Otherwise x would consist of rows of the first weight,
+    and x W^T would contain equal numbers."""
     return torch.Generator().manual_seed((2000 if weights else 1000) + case.seed)
 
 
 @torch.no_grad()
 def fill_parameters(module: nn.Module, generator: torch.Generator) -> None:
-    """Fill all parameters, also the biases, with random numbers, because zeros hide mistakes."""
+    """Fill the parameters, also the biases, with random numbers, because zeros hide mistakes."""
     for parameter in module.parameters():
         if parameter.numel() == 1:
             continue  # a learned scale, for example, keeps the constructor's value
@@ -82,7 +82,7 @@ def fill_parameters(module: nn.Module, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def sharpen(projections: Projections) -> None:
-    """Scale the queries in place, so that scores range from about -100 to 100."""
+    """Multiply the queries by 60 in place, so that scores differ by several hundred."""
     projections.query.scale(60.0)
 
 

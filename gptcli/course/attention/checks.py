@@ -1,4 +1,4 @@
-"""The checks of a learner's attention: one function for each, in the order in which they run.
+"""The checks of a learner's attention, one function for each. CHECKS has the order of the calls.
 
 The docstring of a check says what must be true. A check returns a few words for the report, or
 raises CheckFailed.
@@ -124,7 +124,7 @@ def causal(learner: LearnerAttention) -> str:
                 "not-causal",
                 f"the output at token {t} depends on the input at token {s}, "
                 f"which comes later (gradient {float(ahead[s - t - 1]):.3g})",
-                "a token can look only at itself and at earlier tokens: hide the later ones before "
+                "a token may look only at itself and at earlier tokens: hide the later ones before "
                 "the softmax, which goes over the last dimension",
             )
         largest = max(largest, float(ahead.max()) if ahead.numel() else 0.0)
@@ -241,7 +241,7 @@ def gradients(learner: LearnerAttention) -> str:
 
 
 def single(learner: LearnerAttention) -> str:
-    """The output is right in float32, too, as in training: with float32 as the default dtype."""
+    """The output is also right if x, the weights and the default dtype are float32."""
     torch.set_default_dtype(torch.float32)
     try:
         built = learner.build(USUAL)

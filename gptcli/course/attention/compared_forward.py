@@ -98,7 +98,7 @@ class ComparedForward:
 def repeat_forward(
     learner: LearnerAttention, grad: bool | None = None, tolerance: float | None = None
 ) -> ComparedForward:
-    """The learner's last forward pass, repeated with a trace. `grad` overrides the attempt's."""
+    """The learner's last forward pass, repeated with a trace. `grad` replaces `attempt.grad`."""
     attempt = learner.attempt
     assert attempt is not None
     case = attempt.case

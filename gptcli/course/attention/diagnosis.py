@@ -11,7 +11,7 @@ The path from a wrong file to its report:
 5. mistakes/bank.py runs every known mistake on the same weights. A mistake that gives the
    learner's output explains the file. evidence.py rejects mistakes that the trace contradicts. If
    no mistake gives the output, or the file stops early, evidence.py compares the wrong value of
-   the step with those of the known mistakes.
+   the step with the wrong values of the known mistakes.
 6. quoted_line.py chooses the line of the learner's file to quote: `line_to_quote`.
 7. finding.py puts step, mistake, message and line into a Finding. lesson.py makes the report.
 """
@@ -143,8 +143,8 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
     """The finding for a forward pass that differs from the reference or does not finish.
 
     A mistake of the bank explains the file if it gives exactly the learner's output. If several
-    mistakes do, this takes the one that is nearest to the first wrong step. If none does, a mistake
-    explains the file if it gives the learner's wrong value of that step."""
+    mistakes give this output, the nearest to the first wrong step is chosen. If none does, a
+    mistake explains the file if it gives the learner's wrong value of the first wrong step."""
     step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
     if forward.y is None:
         return _stopped(forward, step, failed)
@@ -155,14 +155,14 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         and not values_equal(values.out, forward.values.out)
         and is_plausible(forward, mistake)
     ]
-    # If forward does not use its projections, its output can equal that of a later mistake by
-    # accident.
+    # If forward does not use its projections, its output can equal the output of a later mistake
+    # by accident.
     if not any(fit[0].step == 1 for fit in fits) and (unused := unused_projections(forward)):
         return _unused(forward, unused)
     if not found.completed_at and not fits and forward.is_opaque:
         step = step_by_right_tokens(forward)
-    # If forward never multiplies queries and keys, its output can equal that of a mistake after
-    # step 4 by accident.
+    # If forward never multiplies queries and keys, its output can equal the output of a mistake
+    # after step 4 by accident.
     if not queries_meet_keys(forward):
         fits = [fit for fit in fits if fit[0].step <= 4]
     changing = operation_that_changed_value(trace, found, forward.p, first_missing_step(found))
@@ -370,9 +370,9 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
         slug = _slug_of_fill(fill[0])
         line = line_to_quote(forward, fill[1], fill=fill)
         why = (
-            f"your hidden scores become {fill[0] + 0.0:g}, which is not far below the visible "
-            f"scores: here they range from {float(forward.values.scaled.min()):.3g} to "
-            f"{float(forward.values.scaled.max()):.3g}"
+            f"your hidden scores become {fill[0] + 0.0:g}, which is not far enough below the "
+            "visible scores: here they range from "
+            f"{float(forward.values.scaled.min()):.3g} to {float(forward.values.scaled.max()):.3g}"
         )
     if step == 6 and softmax_over_one_number(forward.trace, forward.found):
         slug, why = "softmax-over-one", "each softmax goes over one number and turns it into 1"

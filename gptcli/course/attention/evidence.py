@@ -101,7 +101,7 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake) -> bool:
         return slug == "scale-after-softmax"
     if slug == "tokens-shifted":
         return not found.has("q", "k", "v") or bool(projected_out_of_order(forward.trace, found, p))
-    if slug == "values-shifted":
+    if slug in ("values-shifted", "values-backward"):
         return "v" not in projected_out_of_order(forward.trace, found, p)
     if slug == "sigmoid-for-softmax":
         return not any("softmax" in op.name for op in forward.trace.operations)

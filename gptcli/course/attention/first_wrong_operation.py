@@ -1,8 +1,8 @@
 """Finds the first operation that turns right values into wrong ones, and the step it belongs to.
 
-If the input of such an operation is a right value, the operation either begins the next step or
-changes the result of the last step. If code clamps the scaled scores, for example, step 4 (scores)
-is wrong, and not step 5 (mask).
+Such an operation has a right value as an input. The operation either begins the next step or
+changes the result of the step that is just done. If code clamps the scaled scores, for example,
+step 4 (scores) is wrong, and not step 5 (mask).
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 

@@ -104,7 +104,7 @@ def softmax_over_one_number(trace: ForwardTrace, found: Matches) -> bool:
 
 
 def _has_scores_of_some_keys(found: Matches, p: Problem) -> bool:
-    """Whether each query has right scores with some earlier keys, the same keys in each head.
+    """Whether each query has right scores with some visible keys, the same keys in each head.
 
     Such a forward pass leaves visible keys out before it computes the scores, as in a loop."""
     seen = found.tables["scaled"].seen.view(p.B, p.H, p.T, p.T) & p.past

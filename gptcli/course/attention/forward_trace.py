@@ -18,14 +18,14 @@ from torch.overrides import TorchFunctionMode
 
 from gptcli.course.sandbox.time_limit import within
 
-MAX_NUMBERS = 100_000  # in a recorded tensor; attention of these sizes needs fewer
+MAX_NUMBERS = 100_000  # the largest tensor that is recorded; attention of these sizes needs less
 MAX_OPERATIONS = 5_000
 TRACE_LIMIT_S = 2.0  # short, because the file has already failed a check
 
 
 @dataclass
 class Operation:
-    """One call of a torch function, with copies of its inputs and results during the call."""
+    """One call of a torch function, with copies of its inputs and of its results."""
 
     index: int
     name: str
@@ -139,7 +139,7 @@ class _Recorder(TorchFunctionMode):
             self._record_names(self.last_frame)
 
     def _is_untraced(self, tensor: Tensor) -> bool:
-        """Whether no traced operation made this tensor."""
+        """Whether an untraced operation made this tensor, from tensors with gradients."""
         known = tensor is self.x or isinstance(tensor, nn.Parameter) or id(tensor) in self.made
         return not known and tensor.dim() >= 2 and tensor.grad_fn is not None
 
@@ -227,7 +227,7 @@ def _fused_kernel_pieces(
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """A copy of the current numbers of x. In vmap, this is the complete tensor, not one slice."""
+    """A copy of the tensor's current numbers. In vmap, a copy of all slices, not of one."""
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor.detach().clone()

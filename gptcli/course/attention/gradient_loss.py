@@ -1,4 +1,4 @@
-"""Diagnoses gradients that detach, .data or no_grad stop, and backward passes that raise."""
+"""Diagnoses backward passes that raise, and gradients that are lost by detach, .data or no_grad."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gptcli.course.lesson import CheckFailed
 
 
 def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
-    """The finding for a gradient that does not arrive: the step and the line that stop it."""
+    """The finding for a gradient that does not arrive: the step and the line that lose it."""
     found = forward.found
     for operation in forward.trace.operations:
         if any(filler in operation.name for filler in FILLERS) or not operation.outputs:
@@ -33,15 +33,15 @@ def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
                 if other.index < operation.index or only_one
                 for name in found.values_of_operation.get(other.index, [])
             ]
-            # The step is that of the last value which this line made. If it made none, that of the
-            # next value.
+            # The step is that of the last value which this line made. If the line made no value,
+            # the step is that of the next value.
             step = max(steps_of_line, default=step)
             return finding_from_check(forward, step, failed, operation.line)
     return finding_from_check(forward, None, failed)
 
 
 def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
-    """The finding for a backward pass that raises: the line of forward whose gradient raises."""
+    """The finding for a backward pass that raises, at the line of forward that causes this."""
     line = _line_where_backward_stops(forward.learner)
     on_line = [op.index for op in forward.trace.operations if op.line == line]
     if line is None or not on_line:

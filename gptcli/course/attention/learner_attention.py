@@ -73,7 +73,7 @@ class Attempt:
 
 
 class LearnerAttention:
-    """The learner's class, which can follow any convention: builds it, runs it, finds its weights.
+    """The learner's class, in one of many conventions: builds it, runs it, finds its weights.
 
     Calls `say` with each action, so that the report on a file that hangs can name the last one.
     Raises GptcliError if the constructor or forward needs an argument whose meaning is unknown."""
@@ -165,7 +165,7 @@ class LearnerAttention:
         )
 
     def _give_sizes(self, module: nn.Module, n_embd: int) -> None:
-        """Run forward once if there are lazy layers, which get their sizes from that."""
+        """Run forward once if there are lazy layers: this run gives them their sizes."""
         if any(is_lazy(parameter) for parameter in module.parameters()):
             x = torch.zeros(1, 2, n_embd)
             self.call(lambda: self.forward(module, x), "forward on zeros", 1)
@@ -279,7 +279,7 @@ class LearnerAttention:
             )
         hint = f"give the module nn.Linear projections named {NAMES}"
         if error.slug == "plain-list":
-            hint = "replace the list by an nn.ModuleList"
+            hint = "use an nn.ModuleList or an nn.ModuleDict in its place"
         return CheckFailed(
             error.slug,
             f"with n_embd = {case.C}: {error.message}",
@@ -360,7 +360,7 @@ class LearnerAttention:
     def call(self, function: Callable[[], Any], doing: str, step: int | None) -> Any:
         """The result of `function`, which runs the learner's code.
 
-        Turns every error of the code into CheckFailed with the line of the learner's file."""
+        For every error of this code, raises what `failure_from` returns."""
         try:
             with within(CALL_LIMIT_S):
                 return function()
@@ -372,7 +372,8 @@ class LearnerAttention:
     ) -> CheckFailed | GptcliError:
         """The CheckFailed for an error in the learner's code. Its message has the line that raised.
 
-        Returns a GptcliError if an import fails or the code reads an unknown setting."""
+        Returns a GptcliError if an import fails, or if the code reads a setting whose name is
+        unknown and similar to no known name."""
         if isinstance(error, ImportError):
             return import_error(self.file, error)
         if isinstance(error, UnknownSetting) and "did you mean" not in str(error):

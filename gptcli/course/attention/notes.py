@@ -52,8 +52,8 @@ def notes(learner: LearnerAttention) -> list[Check]:
             found.append(
                 _note(
                     "block_size",
-                    "the class needs config.block_size; if it makes its mask for the "
-                    "current T, it works with any config",
+                    "the class needs config.block_size; a class that makes its mask for the "
+                    "current T works with any config",
                 )
             )
     torch.set_default_dtype(torch.float32)
@@ -140,7 +140,7 @@ def _place_of_rounding(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def _dropout(learner: LearnerAttention) -> Check:
-    """The check of dropout in training: which of the two act, and whether they scale the rest."""
+    """The check of dropout in training: where it acts, and whether it scales what it keeps."""
     try:
         built = learner.build(ONE_TOKEN, dropout=DROPOUT)
         built.projections.output.set_weight(torch.eye(ONE_TOKEN.C, dtype=torch.float64))

@@ -7,7 +7,7 @@ these rules that applies decides:
 2. If the caller knows the wrong operation (`search=False`): its line. If the call spans several
    lines, the line of the argument that belongs to the step.
 3. Otherwise one function for each step searches for the wrong operation. This is the first one that
-   makes wrong numbers of right numbers, or puts right numbers in an order that no step needs.
+   turns right numbers into wrong ones, or puts right numbers in an order that no step needs.
    quoted_mask_line.py searches for masks. The line is, in this order:
    a. for a mask that the module keeps: the line of the constructor that makes it;
    b. for a missing output projection: the last return;
@@ -70,7 +70,7 @@ def line_to_quote(
 
     Wrong numbers appear in operation `index`. `values` are the values that the mistake gives, if
     the bank knows the mistake. `fill` is the number in the hidden scores and the index of the
-    operation that wrote it. With `search=False`, operation `index` itself is the wrong one."""
+    operation that wrote it. Pass `search=False` if operation `index` itself is the wrong one."""
     path = forward.learner.file.path
     if fill is not None:
         line = forward.line(fill[1])

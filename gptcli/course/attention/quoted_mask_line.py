@@ -59,7 +59,7 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
 
 
 def _comes_from_wrong_mask(forward: ComparedForward, index: int) -> bool:
-    """Whether operation `index` makes a right mask of a wrong one. A full mask is not wrong."""
+    """Whether a wrong mask goes into operation `index`. A full mask does not count as wrong."""
     return any(
         marks is not None and not _is_causal(marks) and not bool(marks.all())
         for operation in _operations_feeding(forward, index)
@@ -126,7 +126,7 @@ def late_mask_operation(forward: ComparedForward) -> Operation | None:
 
 
 def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
-    """The cells of the mask x that are not 0: bool (T, T). None if x is not one (T, T) mask."""
+    """The cells of the mask x that are not 0: bool (T, T). None if x holds no or several masks."""
     if x.dim() < 2 or x.shape[-2:] != (T, T) or T < 2:
         return None
     marks = (x != 0).reshape(-1, T, T)
@@ -134,7 +134,7 @@ def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
 
 
 def _is_causal(marks: Tensor) -> bool:
-    """Whether `marks` is true in the past and on the diagonal, or only in the future."""
+    """Whether `marks` has exactly the past with the diagonal, or exactly the future."""
     past = torch.ones_like(marks).tril()
     return torch.equal(marks, past) or torch.equal(marks, ~past)
 

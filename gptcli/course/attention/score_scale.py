@@ -1,4 +1,4 @@
-"""Finds and explains a wrong factor of the learner's scores. Right is 1 / sqrt(head_dim).
+"""Finds and explains a wrong factor of the learner's scores. 1 / sqrt(head_dim) is right.
 
 One forward pass gives the factor. A second forward pass with other sizes shows whether the factor
 is a constant or depends on the sizes.

@@ -1,6 +1,7 @@
 """Checks the last written step in a file whose later steps are still to be written.
 
-The step is right if a variable has its values when the code stops, in the skeleton's layout.
+The step is right if the variables hold its values when the code stops, in a layout that the next
+step can use.
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
 
@@ -110,7 +111,10 @@ def _layout_fault(
     shape = tuple(layouts[0].shape)
     dims = {2: "(B, H, T, D)", 3: "(B*H, T, D)", 7: "(B, H, T, D)"}[step]
     if tuple(x.shape) != shape:
-        why = f"`{variable}` has shape {tuple(x.shape)}; after step {step} it is {dims} = {shape}"
+        why = (
+            f"`{variable}` has shape {tuple(x.shape)}; after step {step} it should be "
+            f"{dims} = {shape}"
+        )
     else:
         off = ((x.double() - layouts[0]).abs() > 1e-6).any(dim=-1).nonzero()[0].tolist()
         b, h, t = off if len(off) == 3 else (off[0] // p.H, off[0] % p.H, off[1])

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-_CREATE, _ADD, _RESTRICT = 444, 445, 446  # numbers of system calls, the same on every architecture
+_CREATE, _ADD, _RESTRICT = 444, 445, 446  # numbers of system calls, the same on x86 and ARM
 _NO_NEW_PRIVILEGES = 38  # prctl(2)
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _TRUNCATE, _IOCTL = 1 << 14, 1 << 15

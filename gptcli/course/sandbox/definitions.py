@@ -1,6 +1,7 @@
-"""Runs the imports, functions and classes of a file, but not the code that uses them.
+"""Runs the imports, functions, classes and constants of a file, but no other code.
 
-Many scripts train, read texts or ask questions at module level. Their classes work without this.
+Many scripts train, read texts or ask questions at module level. Their classes work without that
+code.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _QUICK_CALLS = {
     "Namespace", "field", "ParamSpec", "partial", "log", "type", "NewType",
     "tensor",
 }  # fmt: skip
-"""The calls that an assignment at module level can contain. Others could take long."""
+"""The calls that an assignment at module level can contain. Other calls could take long."""
 
 
 _SLOW = (

@@ -51,8 +51,9 @@ class Limits:
 
     `memory` is the memory of the file and of the processes that it starts, in bytes. `file_bytes`
     is the size of the largest file that it can write (None: any size). With `quiet`, nothing that
-    it prints is shown. With `hidden`, it can change nothing outside the folder in which it runs,
-    and read nothing else in `hidden`. All limits except `quiet` need a Worker with `fork`."""
+    it prints is shown. With `hidden`, the learner's file can change nothing outside the folder in
+    which it runs, and read nothing in `hidden` except this folder. All limits except `quiet` need a
+    Worker with `fork`."""
 
     memory: int = MEMORY
     file_bytes: int | None = None
@@ -63,8 +64,8 @@ class Limits:
 class Worker:
     """A process that imports torch once and then checks files. Use it in a `with` statement.
 
-    With `fork`, each file runs in its own fork, so that files cannot affect each other. Forking
-    after importing torch is safe only on Linux."""
+    With `fork`, each file runs in its own fork, so no file changes the process in which the next
+    file runs. Forking after importing torch is safe only on Linux."""
 
     def __init__(
         self, *, fork: bool = sys.platform == "linux", limits: Limits | None = None

@@ -42,9 +42,9 @@ def right_enough(file: LearnerFile, part: str, report: FileReport) -> bool:
 
 
 def naming_both(error: GptcliError, file: LearnerFile, part: str) -> GptcliError:
-    """`error`, which then names both classes if the file has neither of them.
+    """`error`, or an error that names both classes if the file has neither of them.
 
-    The two classes are the part's usual class and the one of the exercise `modern`."""
+    These are the part's usual class and the class of the exercise `modern`."""
     other, usual = CLASSES.get(part), exercise_named(part).target
     if other is None or _defined(parsed(file.name, file.path)) & {other, usual}:
         return error

@@ -1,8 +1,8 @@
 """Runs a learner's file and returns its module.
 
-If the file stops with an error or runs too long, runs only its imports, functions and classes
-(definitions.py). Looks for the learner's own modules beside the file, in the folders above it, and
-in the current folder.
+If the file is a notebook, stops with an error or runs too long, runs only its imports, functions,
+classes and constants (definitions.py). Looks for the learner's own modules beside the file, in the
+folders above it, and in the current folder.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def failed_classes(module: ModuleType) -> list[str]:
 
 
 def left_out(file: LearnerFile, module: ModuleType) -> str | None:
-    """A note on code that did not run, or None if the whole file ran."""
+    """A note on code that did not run. None if the whole file ran, and for a notebook."""
     failed = vars(module).get(_ERROR)
     if failed is None or file.cells:
         return None
@@ -107,15 +107,15 @@ def left_out(file: LearnerFile, module: ModuleType) -> str | None:
     if isinstance(failed, ImportError):
         return f"{where} cannot be imported ({in_words(failed)}); the check ran without this module"
     return (
-        f"{where} stops the file ({in_words(failed)}); the check used only imports, functions and "
-        f"classes; {MAIN_GUARD}"
+        f"{where} stops the file ({in_words(failed)}); the check used only imports, functions, "
+        f"classes and constants; {MAIN_GUARD}"
     )
 
 
 def error_of(file: LearnerFile, module: ModuleType, name: str = "") -> GptcliError | None:
-    """The error that prevented the definition of the class `name`, else of the rest of the file.
+    """The error in the definition of the class `name`, else the error that stopped the file.
 
-    None if the whole file ran."""
+    None if there was no error."""
     failed = failed_class(module, name) or vars(module).get(_ERROR)
     if failed is None:
         return None

@@ -1,4 +1,4 @@
-"""Calls the forward of an attention of any convention with x, and finds the output in its result.
+"""Calls the forward of an attention in any known convention, and finds the output in its result.
 
 Dimensions: B batch, T time, C channels (n_embd).
 """
@@ -46,7 +46,7 @@ MASKS: dict[str, Callable[[int, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Call:
-    """How to call a forward: how many arguments get x, the name of its mask, other arguments."""
+    """How to call a forward: how many arguments get x, and what the other arguments get."""
 
     times: int = 1
     mask: str | None = None

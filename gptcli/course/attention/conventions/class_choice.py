@@ -25,8 +25,10 @@ _WORDS = (
 def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
     """The classes of a file that look like an attention, the most likely one first.
 
-    If two classes are equally likely, a class comes before the classes that it uses, and later
-    classes come before earlier ones. Files often define one head first and many heads later."""
+    If no name looks like an attention, returns the file's only torch.nn.Module, or [] if there are
+    several. If two classes are equally likely, a class comes before the classes that it uses, and
+    later classes come before earlier ones. Files often define one head first and many heads
+    later."""
     from torch import nn
 
     own = [
@@ -53,7 +55,7 @@ def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
 
 
 def looks_right(name: str) -> bool:
-    """Whether the name of a class looks like that of an attention."""
+    """Whether the name of a class looks like the name of an attention."""
     return _points(name) > 0
 
 

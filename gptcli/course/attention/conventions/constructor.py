@@ -1,4 +1,4 @@
-"""Builds an attention class with the sizes of a case, for constructors of any convention.
+"""Builds an attention class with the sizes of a case, for constructors in any known convention.
 
 Many scripts have sizes in variables of the file, such as `n_embd = 384` or a dict `GPT_CONFIG`.
 While the class is built or run, these variables have the sizes of the case.
@@ -128,7 +128,7 @@ def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
 def _guessed(cls: type[nn.Module], parameters: list[inspect.Parameter]) -> dict[str, str]:
     """name -> guessed meaning, for arguments with unknown names if n_embd or n_head is missing.
 
-    The order decides: almost every attention takes n_embd first and n_head second."""
+    The order of the arguments decides: almost every attention takes n_embd first, then n_head."""
     meanings = {words.meaning_of(p.name) for p in parameters}
     meanings |= {meaning for _, _, meaning in _variables_of(cls)}
     if None in {meaning for _, _, meaning in _variables_of(cls)} or any(
@@ -153,7 +153,7 @@ def _is_bound(parameter: inspect.Parameter, meaning: str) -> bool:
     if meaning == words.SWITCH:
         return parameter.default is True
     if parameter.default is None and meaning in (words.HEAD_DIM, words.N_KV_HEAD):
-        return False  # the other sizes determine it
+        return False  # the other sizes determine this size
     return words.is_exact(parameter.name) or meaning not in (words.BIAS, words.CAUSAL)
 
 
@@ -186,7 +186,7 @@ def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
 
 
 Variable = tuple[dict[str, Any], str, str | None]
-"""(variables of a file, name of one of them, its meaning). None means that it is a config."""
+"""(variables of a file, name of one of them, its meaning). The meaning of a config is None."""
 
 
 def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:

@@ -57,7 +57,7 @@ class Source:
     path: str
     form: str
     member: int | None = None
-    axes: str = ""  # only for a TENSOR: H, C and D in the order of its dimensions
+    axes: str = ""  # for TENSOR and FUSED_TENSOR: the order of H, C and D
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Layout:
 
 
 def _regrouped(groups: dict[str, Group], path: str) -> Group | None:
-    """The group of `path` if its list has only one member, such as a single head; or None."""
+    """The group at `path` with 0 in place of *, as in a list of one head; None without one."""
     wanted = path.replace("*", "0")
     return groups.get(wanted)
 

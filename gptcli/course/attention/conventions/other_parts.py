@@ -27,7 +27,7 @@ def needs_other_hardware(cls: type[nn.Module]) -> str | None:
 
 
 def other_part(cls: type[nn.Module], module: nn.Module | None, call: Call) -> CheckFailed | None:
-    """A CheckFailed without a step for a part that is not in the eight steps; None without one."""
+    """A CheckFailed without a step if the class has a part outside the eight steps, else None."""
     if (flex := needs_other_hardware(cls)) is not None:
         return CheckFailed(
             "other-hardware",
@@ -42,7 +42,7 @@ def other_part(cls: type[nn.Module], module: nn.Module | None, call: Call) -> Ch
             "rotary-positions",
             f"`{cls.__name__}` rotates its queries and keys by their positions (`{name}`): rotary "
             "positions are no part of the attention of this exercise, so nothing was compared",
-            "let the class skip the rotation if it gets no positions, and check it again",
+            "let the class skip the rotation if it gets no positions, and check the class again",
         )
     if norms:
         what = "its queries and keys" if re.search(r"q|k", norms[0].lower()) else "numbers"

@@ -60,8 +60,8 @@ def possible_layouts(
     inventory = take_inventory(module)
     if inventory.loose:
         raise ProjectionError(
-            f"`{inventory.loose[0]}` is a plain Python list of modules: PyTorch does not find "
-            "their parameters, so training does not change them",
+            f"`{inventory.loose[0]}` is a plain Python list, tuple or dict of modules: PyTorch "
+            "does not find their parameters, so training does not change them",
             "plain-list",
         )
     sources, unnamed, unknown = _sources(inventory, sizes)
@@ -161,7 +161,8 @@ def _sources(
     guessed = False
     if unnamed and len(unnamed) <= len(missing):
         guessed = len(unnamed) > 1 or missing != [OUT]
-        # A single matrix without a known name is the output. Several are in the usual order.
+        # A single matrix without a known name is the output. Several matrices are in the usual
+        # order: query, key, value, output.
         wanted = missing if len(unnamed) > 1 else missing[-1:]
         for role, (_, source) in zip(wanted, unnamed, strict=False):
             sources[role] = source
@@ -304,7 +305,8 @@ def _all_different(module: nn.Module, layout: Layout) -> None:
         member = groups[source.path].members[source.member or 0]
         if (first := seen.setdefault(member.tensor.data_ptr(), names[role])) != names[role]:
             raise ProjectionError(
-                f"`{first}` and `{names[role]}` are the same weights; each layer needs its own",
+                f"`{first}` and `{names[role]}` are the same weights; each layer needs weights of "
+                "its own",
                 "shared-projection",
                 output=role == OUT,
             )

@@ -1,4 +1,4 @@
-"""Lets gptcli train with an attention of any convention: `gptcli train --attention FILE`."""
+"""Lets gptcli train with an attention in any known convention: `gptcli train --attention FILE`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FIELDS = ("n_embd", "n_head", "dropout", "bias", "block_size")
 
 
 class AdaptedAttention(nn.Module):
-    """A learner's attention of another convention, in a module with the course's convention."""
+    """A learner's attention in another convention, in a module that follows the course's."""
 
     def __init__(self, learner: LearnerAttention, config: Any) -> None:
         super().__init__()
@@ -82,9 +82,10 @@ class UserAttention:
         return [part.weight for _, part in found.items()]
 
     def _tried_as_plain(self) -> bool:
-        """Whether the network can use the class itself: config's own names, and forward(x) -> y.
+        """Whether the network can use the class itself.
 
-        Builds the class and runs it once, on small numbers."""
+        This is so if the class reads only config's own names, and forward(x) returns the output.
+        Builds the class and runs it once, on zeros."""
         config = config_for(USUAL)
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
@@ -106,6 +107,6 @@ class UserAttention:
             with contextlib.redirect_stdout(io.StringIO()):
                 self.learner.layout()
         except (CheckFailed, GptcliError):
-            return  # with --force, gptcli trains even so
+            return  # with --force, gptcli trains with such a class too
         finally:
             torch.set_default_dtype(before)

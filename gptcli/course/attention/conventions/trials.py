@@ -1,4 +1,4 @@
-"""Tries the layouts and masks that are possible, and chooses the one that fits forward's numbers.
+"""Tries the possible layouts and masks, and chooses those that fit the numbers of forward.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads.
 """
@@ -30,7 +30,7 @@ def best_layout(
     forward: Forward,
     path: Path,
 ) -> Layout:
-    """The layout with which the learner's output is right, else the one that explains most values.
+    """The layout with which the learner's output is right, else one that explains most values.
 
     A layout explains a value, such as the queries, if the learner's forward computes the value."""
     if len(layouts) == 1:
@@ -55,8 +55,8 @@ def best_layout(
 def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tensor] | None) -> Call:
     """`call` with the kind of mask with which forward works.
 
-    If forward hides tokens by itself, even the wrong tokens, the call has no mask. `right` returns
-    the right output."""
+    If forward does not require a mask and hides tokens by itself, even the wrong tokens, the call
+    has no mask. `right` returns the right output."""
     if call.mask is None:
         return call
     kinds: list[str | None] = list(MASKS)

@@ -51,13 +51,13 @@ _NOISE = {
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix of a module, or one tensor of 3 dimensions, with its bias."""
+    """One matrix of a module, or one tensor of 3 or 4 dimensions, with its bias."""
 
     path: str
     tensor: Tensor
     bias: Tensor | None
-    oriented: bool  # whether it belongs to an nn.Linear, whose rows are the outputs
-    transposed: bool = False  # whether it belongs to a layer whose columns are the outputs
+    oriented: bool  # whether its rows are surely the outputs, as in nn.Linear
+    transposed: bool = False  # whether its columns are the outputs, as in GPT-2's Conv1D
 
     @property
     def rows(self) -> int:
@@ -86,7 +86,7 @@ class Group:
 
     @property
     def oriented(self) -> bool:
-        """Whether it is known for all members which dimension the outputs are."""
+        """Whether it is known which dimension of each member belongs to the outputs."""
         return all(member.oriented or member.transposed for member in self.members)
 
 
@@ -207,7 +207,7 @@ def _loose(module: nn.Module) -> Iterator[str]:
 
 
 def role_of(path: str) -> str | None:
-    """The role that the names in a path mean: q, k, v, o, qkv, kv or qk. None if they mean none."""
+    """The role that a path's names mean: q, k, v, o, qkv, kv or qk. None if they mean no role."""
     for part in reversed(path.split(".")):
         if part in ("*", "") or part.isdigit():
             continue

@@ -41,7 +41,7 @@ def message_numbers(p: Problem) -> dict[str, float | int]:
     }
 
 
-# Three hints for each step, which `hints_of_step` returns. Each says more than the one before.
+# Three hints for each step, which `hints_of_step` returns. The third hint says the most.
 STEP_HINTS = {
     1: (
         "each of query, key and value is its own linear map of x, used once",

@@ -1,4 +1,4 @@
-"""The bank of known mistakes in attention. Computes what each gives with the learner's weights.
+"""The bank of known mistakes in attention. Computes their results with the learner's weights.
 
 Each mistake is the reference with one or more stages replaced. The mistakes are in the files beside
 this one. An entry has the step, the wrong code, why it is wrong, and how to fix it.
@@ -42,8 +42,8 @@ BANK: tuple[AttentionMistake, ...] = (
     *softmax.BANK,
     *output.BANK,
 )
-CLEARLY = 0.01  # rounding changes one number by less, relatively
-ROUNDING = 1e-6  # relative to the largest number; a scale in float32 has an error of 1e-7
+CLEARLY = 0.01  # relative to the number; rounding changes a number by less
+ROUNDING = 1e-6  # relative to the largest number; a scale rounded to float32 is off by 6e-8 at most
 
 
 def values_equal(a: Tensor, b: Tensor) -> bool:

@@ -110,7 +110,7 @@ BANK = (
         "split-without-transpose",
         2,
         "q.view(B, n_head, T, head_dim)",
-        "you view ({B}, {T}, {C}) as ({B}, {H}, {T}, {D}), which cuts time instead of "
+        "you view ({B}, {T}, {C}) with the {H} heads before time, which cuts time instead of "
         "channels: `head 1` is then made of other tokens",
         "view reads memory in order, and there time comes before the heads",
         "cut the channels with view(B, T, {H}, {D}), then swap dimensions 1 and 2",
@@ -156,8 +156,8 @@ BANK = (
         "heads-missing",
         2,
         "scores = q @ k.transpose(1, 2)",
-        "you compare q and k over all {C} channels at once, as one head; there are {H} heads "
-        "of {D} channels",
+        "you compare q and k over all {C} channels at once, as one head, instead of "
+        "comparing them in {H} heads of {D} channels",
         "nothing splits the {C} channels into {H} heads",
         "reshape q, k and v to ({B}, {T}, {H}, {D}), then move heads in front of time",
         tuple(
@@ -179,7 +179,7 @@ BANK = (
         "heads-backward",
         2,
         "q.flip(1)",
-        "your {H} heads are in reverse order",
+        "the {H} heads of your queries, keys or values are in reverse order",
         "head 0 takes the first block of channels",
         "number the heads in the order of their channels",
         tuple(_split_by(_backward, which) for which in ALL),
@@ -201,13 +201,23 @@ BANK = (
         "the keys or values of another head",
         "fold q, k and v in the same order, batch first",
         "bring each of them to ({B}, {H}, {T}, {D}) before reshape(B * {H}, T, {D})",
-        tuple(_split_by(_folded_heads_first, which) for which in ALL),
+        tuple(_split_by(_folded_heads_first, which) for which in ALL if which != "qkv"),
+    ),
+    AttentionMistake(
+        "folded-heads-first",
+        3,
+        "q, k and v as (n_head * B, ...), then view(B, n_head, ...)",
+        "you fold q, k and v heads first, but unfold the {B} * {H} results batch first: a result "
+        "goes to another head or sequence",
+        "fold batch and heads in the order in which you unfold them, batch first",
+        "bring each of them to ({B}, {H}, {T}, {D}) before reshape(B * {H}, T, {D})",
+        (_split_by(_folded_heads_first, "qkv"),),
     ),
     AttentionMistake(
         "folded-across-time",
         3,
         "q.reshape(B * n_head, head_dim, T).transpose(1, 2)",
-        "you fold ({B}, {H}, {T}, {D}) with a reshape that moves numbers between tokens",
+        "you fold into {B} * {H} matrices with a reshape that moves numbers between tokens",
         "folding merges two neighbouring dimensions and does not touch the other two",
         "the last two dimensions stay ({T}, {D}), in this order",
         tuple(
@@ -224,7 +234,8 @@ BANK = (
         "heads-rolled",
         2,
         "q.roll(1, dims=1)",
-        "your {H} heads are in another order: a head uses the keys or values of its neighbour",
+        "the {H} heads of your queries, keys or values are in another order: head 0 does not get "
+        "channels 0 to {lastD}",
         "head h has the channels that begin at h * {D}",
         "keep the heads in the order of the split",
         tuple(
@@ -237,8 +248,8 @@ BANK = (
         "channels-of-heads-backward",
         2,
         "q.flip(-1)",
-        "the {D} channels within each of your heads are in reverse order",
-        "a dot product multiplies channel 0 of a query by channel 0 of a key",
+        "within each head of your queries, keys or values, the {D} channels are in reverse order",
+        "a head keeps its channels in the order in which the projection gives them",
         "remove the flip",
         tuple(_split_by(lambda p, y: heads(p, y).flip(-1), which) for which in ALL),
     ),

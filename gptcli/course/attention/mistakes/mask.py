@@ -107,8 +107,8 @@ BANK = (
         "mask-inverted",
         5,
         "scores.masked_fill(tril == 1, -inf)",
-        "your mask is upside down: it shows the future and hides the past (token {last} sees "
-        "no earlier token)",
+        "your mask is upside down: for each of the {T} tokens, it shows the future and hides the "
+        "past",
         "which cells should be visible, those with ones or those with zeros?",
         "hide the cells above the diagonal, where the column is greater than the row",
         (*_mask_that_shows(_triu(0)), *_mask_that_shows(_triu(1))),
@@ -117,7 +117,7 @@ BANK = (
         "mask-lets-next-token-in",
         5,
         "torch.tril(ones, diagonal=1), torch.triu(ones, diagonal=2)",
-        "your mask is off by one: token 0 of {T} looks at token 1, which it has to predict",
+        "your mask shows too much: token 0 of {T} looks at token 1, which it has to predict",
         "how many cells of row 0 should be visible?",
         "in row t, t + 1 of {T} columns are visible: the diagonal and everything left of it",
         (*_mask_that_shows(_tril(1)), *_mask_that_shows(_tril(2))),
@@ -146,8 +146,8 @@ BANK = (
         "mask-fill-too-weak",
         5,
         "masked_fill(mask == 0, -1)",
-        "your hidden scores get a number that is not far below the visible scores: token 0 "
-        "still looks a little at all {T} tokens",
+        "your hidden scores get a number that is not far enough below the visible scores: token 0 "
+        "still gives some weight to all {T} tokens",
         "how low can a visible score be?",
         "fill with -inf: then the weight is always exactly 0",
         tuple(_filled_with(v) for v in (-1.0, -2.0, -5.0, -9.0, -10.0, -20.0, -50.0, -100.0, -1e3)),
@@ -166,8 +166,8 @@ BANK = (
         "mask-fill-positive",
         5,
         "masked_fill(mask == 0, float('inf'))",
-        "your hidden scores get a large positive number: token 0 gives all its weight to the "
-        "{last} tokens after it",
+        "your hidden scores get a positive number: the softmax gives a weight to the {last} tokens "
+        "after token 0, or returns NaN if the number is infinite",
         "should a hidden score be the largest or the smallest?",
         "fill with -inf, with the minus sign",
         tuple(_filled_with(v) for v in (float("inf"), 1e9, 1e4, 1.0, 10.0, 100.0, 1e10)),
@@ -217,7 +217,8 @@ BANK = (
         "mask-zero-times-infinity",
         5,
         "(1 - tril) * float('-inf')",
-        "your mask multiplies zeros by infinity, which gives NaN: all {T} x {T} scores are lost",
+        "your mask multiplies zeros by infinity, which gives NaN: all visible cells of the "
+        "{T} x {T} scores become NaN",
         "what is 0 * inf?",
         "make the additive mask with masked_fill or torch.where",
         ({"hide": lambda p, s: s + (~p.past).double() * float("-inf")},),
@@ -226,9 +227,9 @@ BANK = (
         "mask-after-softmax",
         5,
         "weights = F.softmax(scores) * tril",
-        "your mask comes after the softmax, which has already given weight to the {last} tokens "
-        "after token 0, so the weights of token 0 no longer sum to 1",
-        "what does each row of your weights sum to?",
+        "your mask comes after the softmax, which has already given a part of token 0's weight to "
+        "the {last} tokens after token 0",
+        "among which tokens does your softmax divide the weight of token 0?",
         "mask the scores before the softmax, with -inf",
         (
             _changed_after_softmax(UNMASKED, lambda p, s: F.softmax(s, dim=-1) * p.past),
@@ -247,8 +248,9 @@ BANK = (
         "mask-on-one-head",
         5,
         "scores[:, 0].masked_fill_(...)",
-        "your mask hides scores in only some of the {H} heads; the others look at the future",
-        "the mask is the same for all heads",
+        "your mask hides scores in only some of the {B} * {H} heads of the batch; the other heads "
+        "look at the future",
+        "the mask is the same for all heads of all sequences",
         "a ({T}, {T}) mask broadcasts over batch and heads: apply it to the whole tensor of scores",
         (
             {"hide": _masked_only_in("head")},
@@ -260,8 +262,8 @@ BANK = (
         "mask-on-one-sequence",
         5,
         "scores[0].masked_fill_(...)",
-        "your mask hides scores in only some of the {B} sequences of the batch; the others look at "
-        "the future",
+        "your mask hides scores in only some of the {B} sequences of the batch; the other "
+        "sequences look at the future",
         "the mask is the same for all sequences",
         "a ({T}, {T}) mask broadcasts over batch and heads: apply it to the whole tensor of scores",
         ({"hide": _masked_only_in("sequence")}, {"hide": _masked_only_in("last sequence")}),
@@ -279,7 +281,7 @@ BANK = (
         "mask-too-narrow",
         5,
         "a band instead of a triangle",
-        "your tokens see only a few tokens before them: token {last} should see all {T} tokens",
+        "your tokens see too few tokens before them: token {last} should see all {T} tokens",
         "how far back can a token look?",
         "keep everything left of the diagonal visible",
         tuple(variant for width in (1, 2, 3, 4) for variant in _mask_that_shows(_band(width))),
@@ -345,7 +347,7 @@ BANK = (
         "mask-filled-with-minimum",
         5,
         "torch.where(tril, scores, scores.min())",
-        "your hidden scores become the smallest visible score, which still gets a weight: "
+        "your hidden scores become the smallest score, and the softmax still gives them a weight: "
         "token 0 looks at all {T} tokens",
         "which number does the softmax turn into a weight of 0?",
         "fill with -inf",

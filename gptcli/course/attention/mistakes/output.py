@@ -55,9 +55,18 @@ BANK = (
         "you interleave the heads channel by channel instead of placing them side by side: "
         "({D}, {H}) instead of ({H}, {D})",
         "the first {D} channels of the result are head 0",
-        "the order of the dimensions is time, heads, channels: (B, T, {H}, {D})",
+        "bring the dimensions into the order batch, time, heads, channels: (B, T, {H}, {D})",
+        _merged_by(lambda p, m: m.permute(0, 2, 3, 1).reshape(p.B, p.T, p.C)),
+    ),
+    AttentionMistake(
+        "merge-in-another-order",
+        8,
+        "y.permute(0, 3, 1, 2).reshape(B, T, C)",
+        "you merge the dimensions of ({B}, {H}, {T}, {D}) in another order than batch, time, "
+        "heads, channels: row t of the result is then not token t",
+        "which two dimensions must come last before you merge them?",
+        "bring the dimensions into the order batch, time, heads, channels: (B, T, {H}, {D})",
         _merged_by(
-            lambda p, m: m.permute(0, 2, 3, 1).reshape(p.B, p.T, p.C),
             lambda p, m: m.transpose(-1, -2).reshape(p.B, p.T, p.C),
             lambda p, m: m.permute(0, 3, 2, 1).reshape(p.B, p.T, p.C),
             lambda p, m: m.permute(0, 3, 1, 2).reshape(p.B, p.T, p.C),
@@ -158,20 +167,30 @@ BANK = (
         "residual-inside",
         8,
         "return x + self.c_proj(y)",
-        "you add x, ({B}, {T}, {C}), to the output; the block around the attention adds x",
+        "you add x, ({B}, {T}, {C}), to the merged heads or to the output; the block around the "
+        "attention adds x",
         "which module adds the residual?",
-        "return only the projection",
+        "return only the projection of the merged heads",
         _projected_by(
             lambda p, m: output(p, m) + p.x,
             lambda p, m: output(p, m + p.x),
-            lambda p, m: output(p, m) + m,
         ),
+    ),
+    AttentionMistake(
+        "merged-added-to-output",
+        8,
+        "return y + self.c_proj(y)",
+        "you add the merged heads, ({B}, {T}, {C}), to the output of the projection",
+        "the output projection and its dropout are the last operations",
+        "return only the projection of the merged heads",
+        _projected_by(lambda p, m: output(p, m) + m),
     ),
     AttentionMistake(
         "activation-on-output",
         8,
         "F.gelu(self.c_proj(y))",
-        "your output, ({B}, {T}, {C}), goes through a function that is not part of attention",
+        "your merged heads or your output, ({B}, {T}, {C}), go through a function that is not part "
+        "of attention",
         "the output projection and its dropout are the last operations",
         "call c_proj without another function before or after it",
         _projected_by(
@@ -189,9 +208,9 @@ BANK = (
         "output-scaled",
         8,
         "self.c_proj(y) / n_head",
-        "you multiply the output, ({B}, {T}, {C}), by a constant",
-        "the output projection and its dropout are the last operations",
-        "return the output of c_proj unchanged",
+        "you multiply the merged heads or the output, ({B}, {T}, {C}), by a constant",
+        "attention has no constant after the weighted sum",
+        "apply c_proj to the merged heads themselves, and return its output unchanged",
         _projected_by(
             *(
                 (lambda p, m, f=f: output(p, m) * f(p))
@@ -216,11 +235,27 @@ BANK = (
         "you use the output of one token for all {T} tokens",
         "every token has its own output",
         "keep the whole time dimension",
+        _projected_by(lambda p, m: output(p, m)[:, -1:].expand(p.B, p.T, p.C)),
+    ),
+    AttentionMistake(
+        "output-averaged-over-time",
+        8,
+        "y.mean(dim=1, keepdim=True)",
+        "you average the merged heads over the {T} tokens, so all tokens get the same output",
+        "every token has its own output",
+        "keep the whole time dimension",
         _projected_by(
-            lambda p, m: output(p, m)[:, -1:].expand(p.B, p.T, p.C),
             lambda p, m: output(p, m.mean(dim=1, keepdim=True)).expand(p.B, p.T, p.C),
-            lambda p, m: output(p, m).flip(1),
         ),
+    ),
+    AttentionMistake(
+        "output-backward",
+        8,
+        "y.flip(1)",
+        "the {T} tokens of your output are in reverse order",
+        "row 0 of the output belongs to token 0",
+        "remove the flip",
+        _projected_by(lambda p, m: output(p, m).flip(1)),
     ),
     AttentionMistake(
         "projection-of-x",

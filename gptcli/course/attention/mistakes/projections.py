@@ -113,11 +113,11 @@ def _from_layer_of(one: str, other: str) -> AttentionMistake:
         f"{_LAYERS[one]}-is-{_LAYERS[other]}",
         1,
         f"{one} = self.{_LAYERS[other]}(x)",
-        f"your {_NAMES[one]} are the {_NAMES[other]}: both come from the same layer, and "
-        f"`{_LAYERS[one]}`, ({{C}}, {{C}}), is never used",
+        f"your {_NAMES[one]} equal your {_NAMES[other]}: both come from the same weights, and the "
+        f"weights of the {_NAMES[one]}, ({{C}}, {{C}}), are never used",
         f"which layer makes the {_NAMES[one]}?",
-        f"compute {one} as self.{_LAYERS[one]}(x), or take its own {{C}} of the {{C3}} fused "
-        "channels",
+        f"compute {one} as self.{_LAYERS[one]}(x); a fused layer gives {{C3}} channels, of which "
+        f"{{C}} are the {_NAMES[one]}",
         (_taken_from(order),),
     )
 
@@ -129,7 +129,7 @@ def _permuted(slug: str, order: str, what: str) -> AttentionMistake:
         f"q, k, v in the order {', '.join(order)}",
         f"{what} have shape ({{B}}, {{T}}, {{C}}), so the code still runs",
         "which name does each of the three results have?",
-        "the order is query, key, value, also for the {C3} channels of a fused layer",
+        "queries come first, then keys, then values, also in the {C3} channels of a fused layer",
         (_taken_from(order),),
     )
 

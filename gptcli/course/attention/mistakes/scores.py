@@ -84,7 +84,7 @@ BANK = (
     _scale_mistake(
         "scale-multiplied",
         "* math.sqrt(head_dim)",
-        "your scores are multiplied by sqrt(head_dim) = {rootD:.2f} instead of divided",
+        "your scores are multiplied by sqrt(head_dim) = {rootD:.2f} instead of divided by it",
         lambda p: p.D**0.5,
     ),
     _scale_mistake(
@@ -120,9 +120,11 @@ BANK = (
     _scale_mistake(
         "scale-sqrt-n-head",
         "/ math.sqrt(n_head)",
-        "your scores are divided by n_head = {H} or by its square root, {rootH:.2f}",
+        "your scores are divided by sqrt(n_head) = {rootH:.2f}",
         lambda p: p.H**-0.5,
-        lambda p: 1 / p.H,
+    ),
+    _scale_mistake(
+        "scale-n-head", "/ n_head", "your scores are divided by n_head = {H}", lambda p: 1 / p.H
     ),
     _scale_mistake(
         "scale-sqrt-b",
@@ -133,7 +135,7 @@ BANK = (
     ),
     _scale_mistake(
         "scale-twice",
-        "q / math.sqrt(head_dim), then scores / math.sqrt(head_dim)",
+        "scores / math.sqrt(head_dim), then scores / head_dim",
         "your scores are divided by sqrt({D}) = {rootD:.2f}, and then divided once more",
         lambda p: p.D**-1.5,
         lambda p: p.D**-0.5 * p.C**-0.5,
@@ -161,8 +163,8 @@ BANK = (
         "scale-negative",
         4,
         "scores = -q @ k.transpose(-2, -1)",
-        "your scores have the wrong sign: the key most similar to the query gets the least "
-        "weight (head_dim = {D})",
+        "your scores, products over {D} channels, have the wrong sign: the key that is most "
+        "similar to the query gets the least weight",
         "a larger dot product means more attention",
         "remove the minus",
         tuple(_scaled_by(f) for f in (lambda p: -(p.D**-0.5), lambda p: -1.0)),
@@ -171,9 +173,9 @@ BANK = (
         "scale-after-softmax",
         4,
         "softmax(scores) / math.sqrt(head_dim)",
-        "you divide by sqrt(head_dim) = {rootD:.2f} after the softmax, so each row sums to 1 / "
-        "{rootD:.2f}; divide the scores before the softmax",
-        "what does a row of your weights sum to?",
+        "you divide by sqrt(head_dim) = {rootD:.2f} after the softmax, which shrinks the result "
+        "instead of the scores; divide the scores before the softmax",
+        "what does the division change if it comes after the softmax?",
         "scale the scores right after the product of q and k",
         (_scaled_after_product("weights"), _scaled_after_product("mixed")),
     ),
@@ -271,8 +273,8 @@ BANK = (
         "scores-of-distances",
         4,
         "-torch.cdist(q, k)",
-        "your scores are distances between queries and keys; attention takes their dot "
-        "products over {D} channels",
+        "you compute your scores from the distances between queries and keys; attention takes "
+        "their dot products over {D} channels",
         "how can a product measure how similar two vectors are?",
         "q @ k.transpose(-2, -1) / sqrt({D})",
         tuple(
@@ -286,7 +288,8 @@ BANK = (
         "scores-shared-by-heads",
         4,
         "scores.mean(dim=1, keepdim=True)",
-        "you sum or average the scores over the {H} heads; each head has its own {T} x {T} scores",
+        "you sum or average queries, keys or scores over the {H} heads; each head has its own "
+        "{T} x {T} scores",
         "can head 0 know what head 1 looks at?",
         "keep the dimension of the heads in the product",
         (

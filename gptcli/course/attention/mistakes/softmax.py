@@ -45,8 +45,8 @@ BANK = (
         "softmax-not-normalised",
         6,
         "e = torch.exp(scores - scores.max(-1, keepdim=True).values); weights = e",
-        "you do not divide the exponentials by their sum: row 0 of the {T} x {T} weights "
-        "should be [1, 0, ...]",
+        "you do not divide the exponentials by their sum, so the last of the {T} rows of weights "
+        "does not sum to 1",
         "what do the weights of one row sum to?",
         "divide by the sum over the last dimension, with keepdim=True",
         _softmax_with(lambda e: e),
@@ -65,7 +65,7 @@ BANK = (
         "softmax-over-everything",
         6,
         "e / e.sum()",
-        "you divide every weight by one sum over many rows; each of the {T} rows needs its own sum",
+        "you divide by sums over several rows; each of the {T} rows of a head needs its own sum",
         "what does each row sum to?",
         "sum over the last dimension, with keepdim=True",
         (
@@ -77,8 +77,8 @@ BANK = (
         "softmax-over-heads",
         6,
         "e / e.sum(dim=1, keepdim=True)",
-        "you sum over the {H} heads: they share one sum, and no row of the {T} x {T} weights sums "
-        "to 1",
+        "you sum over the {H} heads: the heads share one sum, and no row of the {T} x {T} weights "
+        "sums to 1",
         "which dimension holds the keys?",
         "sum over the last dimension",
         _softmax_with(lambda e: e / e.sum(dim=1, keepdim=True)),
@@ -102,7 +102,7 @@ BANK = (
         6,
         "e / e.norm(dim=-1, keepdim=True)",
         "you divide the exponentials by the length of their row (the root of the sum of "
-        "squares): the {T} weights of a row sum to more than 1",
+        "squares): each of the {last} rows of weights after row 0 sums to more than 1",
         "what do your weights sum to?",
         "divide by e.sum(dim=-1, keepdim=True)",
         _softmax_with(lambda e: e / e.norm(dim=-1, keepdim=True)),

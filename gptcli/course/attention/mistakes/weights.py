@@ -78,8 +78,8 @@ BANK = (
         "softmax-over-heads",
         6,
         "F.softmax(scores, dim=1)",
-        "your softmax goes over the {H} heads: they share one sum, and no row of the {T} x {T} "
-        "weights sums to 1",
+        "your softmax goes over the {H} heads: the heads share one sum, and no row of the "
+        "{T} x {T} weights sums to 1",
         "which dimension holds the keys?",
         "take the softmax over the last dimension",
         _weighed_by(lambda p, m: F.softmax(m, dim=1)),
@@ -88,7 +88,7 @@ BANK = (
         "softmax-over-batch",
         6,
         "F.softmax(scores, dim=0)",
-        "your softmax goes over dimension 0, so the {B} sequences share their weights",
+        "your softmax goes over dimension 0, so the {B} sequences share one sum",
         "which dimension holds the keys?",
         "take the softmax over the last dimension",
         (
@@ -100,8 +100,7 @@ BANK = (
         "softmax-over-everything",
         6,
         "scores.exp() / scores.exp().sum()",
-        "you divide every weight by one sum over all scores; each of the {T} rows needs its "
-        "own sum",
+        "you divide by sums over several rows; each of the {T} rows of a head needs its own sum",
         "what does each row sum to?",
         "sum over the last dimension, with keepdim=True",
         _weighed_by(
@@ -115,8 +114,9 @@ BANK = (
         "softmax-divided-by-wrong-sums",
         6,
         "e / e.sum(-1)",
-        "you divide by the sums of the {T} rows, but they broadcast over the columns",
-        "what shape does the sum have, and along which dimension does it broadcast?",
+        "you divide column j of the {T} x {T} exponentials by the sum of row j; each row needs its "
+        "own sum",
+        "what shape do your sums have, and along which dimension do they broadcast?",
         "sum with keepdim=True",
         _weighed_by(_divided_by_other_rows),
     ),
@@ -138,8 +138,8 @@ BANK = (
         "softmax-not-normalised",
         6,
         "weights = scores.exp()",
-        "you do not divide the exponentials by their sum: row 0 of the {T} x {T} weights "
-        "should be [1, 0, ...]",
+        "you do not divide the exponentials by their sum, so the last of the {T} rows of weights "
+        "does not sum to 1",
         "what do the weights of one row sum to?",
         "divide by the sum over the last dimension, with keepdim=True",
         _weighed_by(lambda p, m: m.exp()),
@@ -148,7 +148,7 @@ BANK = (
         "softmax-without-exp",
         6,
         "scores / scores.sum(-1, keepdim=True)",
-        "you divide the scores by their sum, without e^score: some of the {T} weights of a row "
+        "you divide the scores by a sum, without e^score: some of the {T} weights of a row "
         "can be negative",
         "the softmax contains an exponential",
         "use F.softmax over the last dimension",
@@ -191,8 +191,8 @@ BANK = (
         "softmax-twice",
         6,
         "F.softmax(F.softmax(scores, dim=-1), dim=-1)",
-        "you take the softmax twice: the zeros of hidden tokens become weights again, in all "
-        "{T} rows",
+        "you take the softmax twice: the zeros of hidden tokens become weights again, and token 0 "
+        "looks at all {T} tokens",
         "look for a second softmax",
         "take one softmax, of the masked scores",
         _weighed_by(lambda p, m: F.softmax(F.softmax(m, dim=-1), dim=-1)),
@@ -201,8 +201,8 @@ BANK = (
         "softmin",
         6,
         "F.softmax(-scores, dim=-1)",
-        "your softmax takes the scores with the wrong sign: of {T} keys, the least similar "
-        "gets the most weight",
+        "your softmax takes the scores with the wrong sign: the largest of the {T} scores of a row "
+        "should get the most weight",
         "which key should get the most weight?",
         "remove the minus",
         _weighed_by(
@@ -214,7 +214,7 @@ BANK = (
         "hard-attention",
         6,
         "F.one_hot(scores.argmax(-1))",
-        "you give all the weight to the best of {T} keys",
+        "of {T} keys, you give all the weight to the one with the largest score",
         "the softmax gives a weight to every visible key",
         "use F.softmax over the last dimension",
         _weighed_by(_one_hot_of_best_key),
@@ -245,7 +245,7 @@ BANK = (
         "values-not-weighted",
         7,
         "y = v",
-        "you pass on or average the values, {D} channels per head, without the weights",
+        "you pass on, sum up or average the values, {D} channels per head, without the weights",
         "where do you use the weights?",
         "multiply the ({T}, {T}) weights by the ({T}, {D}) values",
         _mixed_by(
@@ -260,8 +260,9 @@ BANK = (
         "values-times-own-weight",
         7,
         "weights.diagonal() * v",
-        "you multiply each value by one weight, and nothing sums over the {T} tokens",
-        "the result of a token sums the values of all tokens that it looks at",
+        "you multiply the value of each token by one number, and nothing sums the values over the "
+        "{T} tokens",
+        "a token's result is the weighted sum of the values of all tokens that the token looks at",
         "use a product of matrices, not of single numbers",
         _mixed_by(
             lambda p, w, v: w.diagonal(dim1=-2, dim2=-1)[..., None] * v,
@@ -291,8 +292,9 @@ BANK = (
         "mixed-divided-by-t",
         7,
         "(weights @ v) / T",
-        "you divide the sum of the weighted values again (T = {T}); the weights already sum to 1",
-        "why do you divide?",
+        "you multiply or divide the sum of the {T} weighted values by a constant; the weights "
+        "already sum to 1",
+        "what should the result be if all {T} values are equal?",
         "weights @ v is already the average",
         _mixed_by(
             lambda p, w, v: w @ v / p.T,
@@ -308,10 +310,17 @@ BANK = (
         "moves numbers between tokens",
         "the values are ready after the split",
         "multiply by v of shape (..., {T}, {D})",
-        _mixed_by(
-            lambda p, w, v: w @ v.reshape(p.B, p.H, p.D, p.T).transpose(-1, -2),
-            lambda p, w, v: w @ v.flip(-2),
-        ),
+        _mixed_by(lambda p, w, v: w @ v.reshape(p.B, p.H, p.D, p.T).transpose(-1, -2)),
+    ),
+    AttentionMistake(
+        "values-backward",
+        7,
+        "weights @ v.flip(-2)",
+        "you reverse the order of the {T} values before the weighted sum: the weight of token 0 "
+        "multiplies the value of token {last}",
+        "which token does column 0 of the weights belong to?",
+        "compute weights @ v, without the flip",
+        _mixed_by(lambda p, w, v: w @ v.flip(-2)),
     ),
     AttentionMistake(
         "unfolded-in-another-order",
@@ -344,7 +353,7 @@ BANK = (
         "values-of-other-heads",
         7,
         "weights @ v.flip(1)",
-        "the weights of a head meet the values of another of the {H} heads",
+        "the weights of a head multiply the values of another of the {H} heads",
         "whose values should head 0 sum up?",
         "compute weights @ v, with the heads in the same order in both",
         _mixed_by(lambda p, w, v: w @ v.flip(1), lambda p, w, v: w @ v.roll(1, 1)),
@@ -365,8 +374,8 @@ BANK = (
         "values-shifted",
         7,
         "weights @ v.roll(1, dims=-2)",
-        "you shift the values of the {T} tokens before the weighted sum: each weight multiplies a "
-        "neighbour's value",
+        "you shift the values of the {T} tokens before the weighted sum: each weight multiplies "
+        "the value of another token",
         "which token does column 0 of the weights belong to?",
         "compute weights @ v, without the shift",
         _mixed_by(lambda p, w, v: w @ v.roll(1, -2), lambda p, w, v: w @ v.roll(-1, -2)),
