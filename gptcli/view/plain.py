@@ -52,7 +52,7 @@ SECONDS_APART = 60.0  # the longest time without a line
 
 
 class PlainView:
-    """Prints about thirty lines in a run, but at least one line a minute if steps are shorter.
+    """Prints about thirty lines in a run, but at least one a minute if a step takes less than that.
 
     For each kind of event, PARTS says into how many equal parts the steps of a run are divided. The
     first event in each part is printed. The step line, the evaluation and the sample of the last
