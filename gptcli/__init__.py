@@ -7,7 +7,7 @@
     print(model.generate("KING", max_new_tokens=100))
 
 `__all__` lists the public names, and docs/library.md explains them. Each name is imported when it
-is first used, so `import gptcli` itself takes no time.
+is first used, so `import gptcli` itself takes little time.
 """
 
 from importlib import import_module

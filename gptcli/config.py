@@ -50,8 +50,8 @@ LEAST_SHARE = 1e-5
 def _weights(value: object) -> object:
     """The weights in a list, or in a text such as `0.7,0.3`; None for null.
 
-    Raises PydanticCustomError if a weight is not a number of at least 0, or if no weight is above
-    0."""
+    Raises PydanticCustomError if a weight is not a number of at least 0, if no weight is above 0,
+    or if the share of a weight above 0 is below LEAST_SHARE."""
     if value is None:
         return None
     given: Any = value.split(",") if isinstance(value, str) else value
@@ -68,7 +68,9 @@ def _weights(value: object) -> object:
         raise _weights_error("data.weights has no weight above 0, so nothing is left to train on")
     small = min((weight for weight in found if weight > 0), default=0.0)
     if small < LEAST_SHARE * sum(found):
-        raise _weights_error(f"the weight {small:g} is less than 1/100,000 of their sum")
+        raise _weights_error(
+            f"the weight {small:g} is less than 1/100,000 of the sum of the weights"
+        )
     return found
 
 
@@ -90,8 +92,9 @@ class DataConfig(_Section):
     source: Texts = "shakespeare"
     """The text, or a list of texts. A text is the name of a shipped text, or the path of a file or
     of a folder, which is read recursively. A file is plain text, .jsonl, .json, .csv, .tsv or
-    .parquet; each can be compressed as .gz. `-` is standard input. A text can also be a folder or
-    URL of token shards that `gptcli tokenizer shards` wrote."""
+    .parquet. All of these except .parquet can be compressed as .gz, .bz2 or .xz. `-` is standard
+    input. A text can also be a folder or URL of token shards that `gptcli tokenizer shards`
+    wrote."""
     weights: Annotated[list[Annotated[Number, Field(ge=0.0)]] | None, BeforeValidator(_weights)] = (
         None
     )
@@ -103,10 +106,10 @@ class DataConfig(_Section):
     """The field or column that holds the text of a .jsonl, .json, .csv, .tsv or .parquet file.
     null: `text`; if there is no `text`, the chat in `messages`."""
     documents: Literal["auto", "file", "line"] = "auto"
-    """What one document is. auto: a file, a line of a .jsonl, an entry of a .json list, or a row of
-    a .csv; `<|endoftext|>` also ends a document. line: as auto, but each line of a plain text is a
-    document too. file: every file is one document of plain text, even a .csv or .json; only .jsonl
-    is still read by lines."""
+    """What one document is. auto: a file of plain text, a line of a .jsonl, an entry of a .json
+    list, or a row of a .csv, .tsv or .parquet; `<|endoftext|>` also ends a document. line: as auto,
+    but each line of a plain text is a document. file: every file is one document of plain text,
+    even a .csv or .json; only in a .jsonl, each line is still a document."""
     encoding: str | None = None
     """The encoding of the files that are not UTF-8, by Python's name for it: cp1252, utf-16."""
     skip_undecodable: bool = False
@@ -117,14 +120,14 @@ class DataConfig(_Section):
     """Your own validation text, or a list of texts. If it is set, training uses all of `source`,
     and val_fraction has no effect."""
     val_split: Literal["auto", "tail", "documents"] = "auto"
-    """Which part of the text is kept for validation. tail: its end. documents: some documents,
-    which a fixed shuffle chooses, and the end of each long document. auto: `documents` if the text
-    has several documents, else `tail`."""
+    """Which part of the text is kept for validation. tail: the end of the text. documents: some
+    documents, which a fixed shuffle chooses, and the end of each long document. auto: `documents`
+    if the text has several documents, else `tail`."""
     unknown: Literal["error", "drop", "replace"] = "error"
     """What to do with characters that the char tokenizer of another run does not know. error:
     refuse the text. drop: leave the characters out. replace: replace each by the most similar known
-    character (é by e), or by a space if none is similar. The same rule holds for the prompts of
-    `sample` and for the texts of `score` and `eval --file`."""
+    characters (é by e), or by a space if none are similar. The same rule holds for the prompts of
+    `sample` and `serve`, and for the texts of `score` and `eval --file`."""
 
     @field_validator("encoding")
     @classmethod
@@ -151,7 +154,7 @@ class DataConfig(_Section):
                     "texts": f"{texts} text" + ("s" if texts != 1 else ""),
                     "keys": ("weights", "source"),
                     "hint": "give one weight for each text, such as data.weights=0.7,0.3; or set "
-                    "data.weights=null to read all of them equally often",
+                    "data.weights=null to read every part of all texts equally often",
                 },
             )
         return self
@@ -210,7 +213,7 @@ class TokenizerConfig(_Section):
 
     kind: Literal["char", "byte", "bpe", "gpt2"] = "char"
     """What a token is. char: a character. byte: a byte. bpe: a subword, from byte-level BPE that is
-    trained on the text. gpt2: one of GPT-2's 50,257 subwords."""
+    trained on the text. gpt2: one of GPT-2's 50,257 tokens."""
     vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] = 1024
     """Number of tokens, for bpe only. It includes the 256 bytes and end-of-text."""
     from_: Annotated[str, Field(min_length=1)] | None = Field(None, alias="from")
@@ -234,11 +237,13 @@ class ModelConfig(_Section):
     """The network: its layout and its sizes."""
 
     arch: ArchName = "modern"
-    """modern: Qwen3's layout (RMSNorm, rotary positions, QK-norm, SwiGLU). gpt2: exactly GPT-2."""
+    """modern: Qwen3's layout (RMSNorm, rotary positions, QK-norm, SwiGLU). gpt2: GPT-2's layout; it
+    is exactly GPT-2's if `bias` is true."""
     n_layer: Annotated[int, Field(ge=1, le=1000)] = 4
     """Number of blocks."""
     n_head: Annotated[int, Field(ge=1, le=MOST_HEADS)] = 4
-    """Number of attention heads in each block. n_embd must be divisible by it."""
+    """Number of attention heads in each block. For gpt2, n_embd must be a multiple of n_head; for
+    modern, a multiple of 2 n_head, unless head_dim is set."""
     n_embd: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     """Number of channels of the residual stream."""
     block_size: Annotated[int, Field(ge=1, le=10_000_000)] = 128
@@ -246,10 +251,11 @@ class ModelConfig(_Section):
     dropout: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the activations that training sets to 0 at random: at least 0, below 1."""
     bias: bool = False
-    """Whether linear layers and norms have biases. Only arch gpt2 can have biases."""
+    """Whether the norms and the linear layers of the blocks have biases. Only arch gpt2 can have
+    biases."""
     n_kv_head: Annotated[int, Field(ge=1, le=MOST_HEADS)] | None = None
-    """Number of key and value heads (grouped-query attention). n_head must be divisible by it. Only
-    arch modern can have fewer key and value heads than n_head. null: n_head."""
+    """Number of key and value heads (grouped-query attention). n_head must be a multiple of
+    n_kv_head. Only arch modern can have fewer key and value heads than n_head. null: n_head."""
     rope_theta: Annotated[Number, Field(gt=1.0, le=1e12)] | None = None
     """Base of the frequencies of rotary positions, for arch modern only. null: 10000."""
     head_dim_: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(None, alias="head_dim")
@@ -400,7 +406,7 @@ TARGET_GROUPS = ("attention", "feed_forward", "all")
 _TARGETS = tuple(dict.fromkeys(
     name for arch in ARCHS.values() for names in arch.projections.values() for name in names
 ))  # fmt: skip
-# What peft's users call them.
+# The names that peft's users know -> gptcli's names.
 _OTHER_TARGETS = {
     "q_proj": "attn.query",
     "k_proj": "attn.key",
@@ -461,7 +467,7 @@ class LoraConfig(_Section):
     """Rank of the change of each matrix. The adapter of a matrix (outputs, inputs) has rank *
     (outputs + inputs) trainable parameters."""
     alpha: Annotated[Number, Field(gt=0.0, le=1e6)] = 16.0
-    """The change is multiplied by alpha / rank. Therefore the same learning rate suits every
+    """The change is multiplied by alpha / rank. Therefore about the same learning rate suits every
     rank."""
     dropout: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of an adapter's inputs that each step sets to 0 at random: at least 0, below 1."""
@@ -497,7 +503,7 @@ class TrainConfig(_Section):
     batch_size: Count | Auto = _DEFAULT_ROWS
     """Sequences in one forward pass. A step has batch_size * grad_accum sequences. auto: a step has
     16 * grad_accum sequences. gptcli splits them into equal micro-batches that are as large as
-    memory allows. The run's config keeps both numbers."""
+    memory allows. The run's config records the batch_size and grad_accum that were found."""
     grad_accum: Count = 1
     """Micro-batches in a step (gradient accumulation). The step averages their gradients."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -519,16 +525,18 @@ class TrainConfig(_Section):
     """Largest norm of the gradient of all parameters together. A gradient with a larger norm is
     scaled down to this norm. 0: no clipping."""
     eval_every: Count | Auto = "auto"
-    """Steps between evaluations. Each evaluation reads the whole validation split. There is always
-    an evaluation after the last step. auto: at most 2 % of the time, and at most twenty times."""
+    """Steps between evaluations. Each evaluation reads the whole validation split. The run also
+    evaluates after its last step. auto: a twentieth of max_steps, or more steps if the evaluations
+    would otherwise take over about 2 % of the time."""
     checkpoint_every: Count | Auto = "auto"
-    """Steps between checkpoints. auto: one about every minute, in at most 1 % of the time."""
+    """Steps between checkpoints. auto: a checkpoint about every minute, or less often if saving
+    would take over 1 % of the time."""
     keep_checkpoints: Annotated[int, Field(ge=2, le=10**6)] = 2
-    """How many of the newest checkpoints the run keeps. It also keeps the best checkpoint."""
+    """How many of the newest checkpoints the run keeps. The run also keeps the best checkpoint."""
     sample_every: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Steps between the samples that the model writes during training. 0: no samples."""
     log_every: Count | Auto = "auto"
-    """Every how many steps the loss is logged. auto: a hundredth of max_steps."""
+    """Steps from one logged loss to the next. auto: a hundredth of max_steps."""
     stop_at_val_loss: Number | None = None
     """Stop as soon as the validation loss (nats per token) is this value or lower."""
     patience: Count | None = None
@@ -537,9 +545,9 @@ class TrainConfig(_Section):
     """Seed of the random numbers: initial weights, order of the text, dropout."""
     lora: LoraConfig | None = None
     """Low-rank adapters (LoRA), for `--from RUN`. An adapter is two small matrices whose product is
-    added to a weight of a block. Only the adapters are trained, and the weights themselves stay as
-    they are. The optimizer is adamw, unless you set train.optimizer or name a CONFIG. null: all
-    weights are trained."""
+    added to a weight of a block. Only the adapters are trained, and with `embeddings` also the
+    token embedding and the head. All other weights stay as they are. The optimizer is adamw, unless
+    you set train.optimizer or name a CONFIG. null: all weights are trained."""
 
     def tokens_per_step(self, block_size: int) -> int:
         """Tokens of one optimizer step on windows of `block_size` tokens."""
@@ -590,19 +598,22 @@ class RunConfig(_Section):
     """The machine: device, number format, engine, processes, loggers."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """Where to compute. auto: cuda if there is one, else mps, else cpu."""
+    """Where to compute. auto: on a CUDA GPU if this machine has one, else on Apple's GPU (mps) if
+    this machine has one, else on the CPU."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the forward and backward passes. The optimizer always updates float32 master
-    weights. auto: bfloat16 if this machine multiplies bfloat16 matrices faster than float32, else
-    float32."""
+    weights. auto: bfloat16 if the device multiplies bfloat16 matrices faster than float32 matrices,
+    else float32."""
     compile: bool | Auto = "auto"
-    """Whether to use torch.compile. auto: on a GPU, if the run is long enough to gain from it."""
+    """Whether to use torch.compile. auto: on a CUDA GPU, if the run is long enough to gain from the
+    compilation and has no user's part."""
     engine: Literal["auto", "native", "torch"] = "auto"
     """What computes the forward and backward passes. native: a C library for float32 and bfloat16
     on a CPU, which is compiled once for this processor and is faster than PyTorch. torch: PyTorch.
     auto: native if it can compute this run, else torch."""
     threads: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
-    """Number of CPU threads. auto: one for each core."""
+    """Number of CPU threads. auto: $OMP_NUM_THREADS, or one for each physical core; a container's
+    limit counts."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several processes (ranks) train together. ddp: each rank has all weights, and the ranks
     average their gradients. fsdp: each rank holds a part of the weights and of the optimizer's

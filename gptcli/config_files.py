@@ -125,9 +125,9 @@ class _Document:
     overrides: list[str] = field(default_factory=list)  # in the order in which they were applied
 
     def place(self, *keys: Key) -> str:
-        """The place of one of `keys`: the newest override, else the first key that the file has.
+        """The place of one of `keys`: the newest override of them, else the first in the file.
 
-        If no key is written, the place of the section of the first key."""
+        If none of `keys` is written, the place of the section of the first key."""
         written = [key for key in keys if key in self.places]
         typed = [self.places[key] for key in written if self.places[key] in self.overrides]
         if typed:
@@ -172,7 +172,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
 def sections_of(name: str) -> set[str]:
     """The names of the sections in the config `name` (a path or a shipped config).
 
-    Raises GptcliError if the file is not YAML."""
+    Raises GptcliError if there is no such config, or if the file is not YAML."""
     path = find_config(name)
     document = _Document(str(path))
     _read_yaml(document, read_yaml(path))
@@ -292,7 +292,7 @@ def as_yaml(value: object) -> str:
         default_flow_style=True,
     )
     assert isinstance(text, str)
-    return text.removesuffix("\n").removesuffix("\n...")  # yaml ends a single value so
+    return text.removesuffix("\n").removesuffix("\n...")  # yaml ends a plain value with "..."
 
 
 def in_words(value: object) -> str:
@@ -303,7 +303,7 @@ def in_words(value: object) -> str:
 
 
 def changed_values(key: str, old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """The old and new value of a dotted key; of two sections, only the keys that differ."""
+    """Dotted key -> (old value, new value). For two sections: only the keys that differ."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return {key: (old, new)}
     names = {**old, **new}
@@ -326,7 +326,7 @@ def _read_yaml(document: _Document, text: str) -> None:
         return
     if not isinstance(root, yaml.MappingNode):
         raise GptcliError(
-            f"{document.name}:1: expected `section:` lines, found a single value",
+            f"{document.name}:1: expected `section:` lines, found a value or a list",
             "`gptcli configs tiny` prints a config to start from",
         )
     document.values = _construct(document, root, (), [0])
@@ -352,12 +352,13 @@ def _compose(name: str, text: str) -> yaml.Node | None:
         ) from None
     except (RecursionError, ValueError, OverflowError):  # "\UFFFFFFFF" is no character
         raise GptcliError(
-            f"{name}: not valid YAML: it cannot be read", "a config has two levels of plain values"
+            f"{name}: not valid YAML: it cannot be read",
+            "a config has only sections, and keys with plain values or lists",
         ) from None
 
 
 def _too_much(where: str) -> GptcliError:
-    return GptcliError(f"{where}: {_TOO_MUCH}", "a config has two levels: a section, and its keys")
+    return GptcliError(f"{where}: {_TOO_MUCH}", "a config has only sections and their keys")
 
 
 def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int]) -> Any:
@@ -392,7 +393,8 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
 
 
 def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
-    """Raise GptcliError if a node's tag is not that of a plain value; it could name code to run."""
+    """Raise GptcliError if a node's tag is not that of a plain value. Such a tag can name code to
+    run."""
     prefix, _, kind = node.tag.rpartition(":")
     if prefix != "tag:yaml.org,2002" or kind not in (*_KINDS, also):
         raise GptcliError(
@@ -402,7 +404,7 @@ def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
 
 
 def _text(name: str, node: yaml.ScalarNode) -> str | None:
-    """The text of a node, also of one such as `08` or `true`; None for null."""
+    """The text of a node, even if the text looks like `08` or `true`; None for null."""
     if node.style == '"':
         start, end = node.start_mark, node.end_mark
         written = (start.buffer or "")[start.pointer : end.pointer]

@@ -42,7 +42,7 @@ def explain(
     """The problems of a config, at most one for each key.
 
     `values` is the config that was validated. `place` returns where a key is written, such as
-    "mine.yaml:7". It gets several keys if they do not fit together."""
+    "mine.yaml:7". If several keys do not fit together, `place` gets all of them."""
     from gptcli.config_schema import config_schema
 
     schema = config_schema()
@@ -105,7 +105,7 @@ def explain(
 
 
 def _did_you_mean(key: Key) -> str | None:
-    """A hint with the valid key, of any section, that is most similar to an unknown key."""
+    """A hint for an unknown key: the most similar valid key, of any section, or the valid keys."""
     from gptcli.config_schema import config_schema
 
     known = dotted_keys()

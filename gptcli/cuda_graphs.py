@@ -1,4 +1,4 @@
-"""Records work on an NVIDIA GPU as CUDA graphs: launches hundreds of kernels with one call.
+"""Records work on an NVIDIA GPU as CUDA graphs, so that one call launches hundreds of kernels.
 
 A GPU computes the kernels of a small network faster than Python can launch them. A recorded graph
 launches all kernels at once. Sampling records one step of its streams. Training records the passes
@@ -35,7 +35,7 @@ class GraphRecorder:
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self.error: RuntimeError | None = None
-        """The error of a recording that failed; None so far. After an error, nothing is
+        """The error of a recording that failed; None if none has failed. After an error, nothing is
         recorded."""
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:

@@ -48,8 +48,8 @@ def choose_device(wanted: str) -> torch.device:
 def is_surely_cpu(wanted: str) -> bool:
     """Whether the device `wanted` is certainly the CPU. Answers without importing PyTorch.
 
-    "auto" can mean a GPU if PyTorch is built for GPUs and the system has a driver for one. Files
-    show both."""
+    "auto" can mean a GPU if PyTorch is built for GPUs and the system has a driver for a GPU. Both
+    are known from files."""
     if wanted != "auto":
         return wanted == "cpu"
     if sys.platform != "linux":
@@ -67,7 +67,7 @@ def has_quick_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 on this device.
 
     True for NVIDIA GPUs from Ampere on and for Apple's GPUs. Also true for CPUs with AVX512-BF16 or
-    AMX (about four times as fast in our trials), unless GPTCLI_CPU restricts the CPU."""
+    AMX (about four times as fast in our trials), unless GPTCLI_CPU names a kind without them."""
     import torch
 
     if device.type == "cuda":
@@ -104,9 +104,11 @@ def refuse_dtype(wanted: str, device: str) -> None:
 
 
 def choose_threads(wanted: int | Literal["auto"]) -> int:
-    """Set PyTorch's number of CPU threads and return it; "auto" means one for each usable core.
+    """Set PyTorch's number of CPU threads and return it.
 
-    A container's quota counts. Raises GptcliError for more than 8 threads per core."""
+    "auto" means PyTorch's own number, usually one for each physical core, but at most one for each
+    core that the process can use. A container's quota counts. Raises GptcliError for more than 8
+    threads per core."""
     import torch
 
     if wanted != "auto":

@@ -1,7 +1,7 @@
 """The events of a training run: plain objects that gptcli.training.loop yields.
 
-The loop knows nothing about screens or log files. The terminal, metrics.jsonl and the tests read
-these events.
+The loop knows nothing about screens or log files. The views, the journal and the tests read these
+events.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """Comes after every step. metrics.jsonl and the plain log get the steps that are `logged`."""
+    """Comes after every step. metrics.jsonl records only the steps that are `logged`."""
 
     step: int
     tokens: int  # that the run has trained on so far
@@ -92,7 +92,7 @@ class Replanned:
 
     step: int  # the last step before this plan
     max_steps: int  # the new number of steps of the run
-    why: str  # such as "the machine is slower than measured"
+    why: str  # such as "the machine is slower than planned"
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class SampleDrawn:
 class Notice:
     """A message for the user, of one line.
 
-    `short` is set if the message matters for longer. It says the same in a few words, and the live
-    view keeps showing it."""
+    `short` is set if the message stays important for some time. It says the same in a few words,
+    and the live view keeps showing it."""
 
     message: str
     short: str = ""

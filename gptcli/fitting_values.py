@@ -1,4 +1,4 @@
-"""Adapts config values that the user did not set, so that they fit the values that are set."""
+"""Adapts config values that the user did not set, so that they fit the values that the user set."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fitting_values(values: Mapping[str, Any], asked: Collection[str]) -> dict[st
 
 
 def _width_for(arch: Any, n_head: int, near: int) -> int:
-    """The n_embd that fits `n_head` heads, near to `near`; if possible, one that is fast."""
+    """An n_embd that fits `n_head` heads and is near to `near`; if possible, a fast one."""
     unit = width_unit(arch, n_head)
     for multiple in (math.lcm(_FAST_HEAD * n_head, _FAST_WIDTH), 8 * n_head):
         width = _nearest_multiple(math.lcm(unit, multiple), near)

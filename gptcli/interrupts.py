@@ -21,9 +21,10 @@ before_leaving: list[Callable[[], None]] = []
 
 
 def leave_imports_at_once() -> None:
-    """Let Ctrl-C end the process during an import. Otherwise it still raises KeyboardInterrupt.
+    """Let Ctrl-C end the process during an import. At other times, Ctrl-C still raises
+    KeyboardInterrupt.
 
-    Does nothing if Ctrl-C is ignored or another handler is set."""
+    Does nothing if Ctrl-C is ignored, if another handler is set, or outside the main thread."""
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if default and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _interrupted)

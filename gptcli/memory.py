@@ -1,7 +1,7 @@
 """Memory of the machine: total, available, and the most that this process can have.
 
-A container's limit counts. Only Linux tells how much memory is available. This file imports no
-torch, so it knows nothing about the memory of a GPU.
+A container's limit counts, except for the total. Only Linux tells how much memory is available.
+This file imports no torch, so it knows nothing about the memory of a GPU.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _available_in_machine() -> int | None:
 
 
 def _number(path: Path, after: str = "") -> int | None:
-    """The number after `after`, at the start of a line; None if there is none (as in "max")."""
+    """The number after `after`, at the start of a line; None if there is none."""
     try:
         for line in path.read_text("ascii").splitlines():
             if line.startswith(after) and (words := line[len(after) :].split()):

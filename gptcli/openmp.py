@@ -1,4 +1,4 @@
-"""Sets how long OpenMP's threads spin while they wait for each other, before torch is imported."""
+"""Sets, before torch is imported, how long OpenMP's threads spin while they wait for each other."""
 
 from __future__ import annotations
 

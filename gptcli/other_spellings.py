@@ -215,8 +215,8 @@ leave it out: an evaluation reads the whole validation split: eval_iters eval_it
 leave it out: the learning rate falls to 0 over the last part of the steps, whose share is
     train.decay_fraction: decay_lr min_lr lr_decay_iters lr_scheduler lr_scheduler_type scheduler
     lr_decay lr_schedule final_lr min_learning_rate lr_decay_steps final_lr_frac
-leave it out: gptcli fixes this number of the optimizer; see `gptcli schema`: beta1 beta2 betas
-    adam_beta1 adam_beta2 eps epsilon adam_eps adam_epsilon momentum
+leave it out: gptcli fixes this number of the optimizer; `gptcli schema` lists the keys that you
+    can set: beta1 beta2 betas adam_beta1 adam_beta2 eps epsilon adam_eps adam_epsilon momentum
 leave it out; `gptcli train --devices N` trains in N processes, one for each GPU: nproc_per_node
     nnodes ddp devices num_gpus n_gpus num_nodes world_size local_rank fsdp deepspeed distributed
     gpus

@@ -1,9 +1,9 @@
 """The processor's features, and `GPTCLI_CPU`, which restricts the C libraries to some of them.
 
-A kind of processor is named after its vector unit. It has all features that the C libraries need
-for this unit. In each family, a kind has the features of the kinds before it. With
-`GPTCLI_CPU=avx2`, a newer processor computes like one that has only AVX2. This is for tests and
-comparisons.
+A kind of processor is named after its newest vector or matrix unit. It has all features that the C
+libraries need for this unit. In each family, a kind also has the features of the kinds before it in
+KINDS. With `GPTCLI_CPU=avx2`, a newer processor computes like one that has only AVX2. This is for
+tests and comparisons.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def features_and_flags(kind: str) -> Processor:
 def this_processor(restriction: str | None = None) -> Processor | None:
     """The processor, restricted to the kind `restriction`; None on an unknown operating system.
 
-    Raises GptcliError if there is no such kind, or if this processor lacks features of it."""
+    Raises GptcliError if there is no such kind, or if this processor lacks one of its features."""
     found = all_features()
     if found is None:
         return None
@@ -94,7 +94,7 @@ def this_processor(restriction: str | None = None) -> Processor | None:
         missing = ", ".join(sorted(asked.features - found))
         raise GptcliError(
             f"{_VARIABLE} is `{restriction}`, but this processor does not have {missing}",
-            f"unset {_VARIABLE}, or name a kind that the processor contains",
+            f"unset {_VARIABLE}, or name a kind whose features this processor has",
         )
     return asked
 

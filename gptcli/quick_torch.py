@@ -20,7 +20,7 @@ NEED_THEM = (
         for name in ("_prims", "_refs", "_decomp", "_export", "_dynamo", "_inductor")
     ),
 )
-"""Modules that need UNUSED to be imported first, and UNUSED themselves."""
+"""Modules that can be imported only after UNUSED, and UNUSED themselves."""
 
 _import = builtins.__import__
 
@@ -40,7 +40,8 @@ class _Later(ModuleType):
 
 
 def import_torch() -> None:
-    """Import torch; UNUSED only when they are needed, or at once if this torch cannot wait."""
+    """Import torch. UNUSED are imported when they are needed, or at once if this version of torch
+    needs them."""
     if "torch" in sys.modules:
         return
     sys.modules.update((name, _Later(name)) for name in UNUSED)

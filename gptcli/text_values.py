@@ -45,7 +45,8 @@ def takes_text(key: tuple[str, ...]) -> bool:
 def text_of_override(override: str, key: tuple[str, ...], text: str) -> str | list[str] | None:
     """The value of `KEY=VALUE`, by the table above. `text` is VALUE.
 
-    Raises GptcliError if VALUE is a Windows path in double quotes."""
+    Raises GptcliError if VALUE is in double quotes, and is a Windows path or has an unknown
+    escape."""
     forms = _forms(key)
     if "null" in forms and text in _NULLS:
         return None

@@ -46,12 +46,12 @@ def load(
     """The trained model of a run, ready to generate.
 
     `run` is a run folder or the name of a run under runs/; None means the newest run. It can also
-    be a model of another program: a folder of Hugging Face, such as an export, or nanoGPT's
-    ckpt.pt. `checkpoint` is "best", "last" or a step. The default is "best", or "last" if the run
-    has no evaluations. `device` is "auto", "cuda", "mps" or "cpu". `dtype` is the number format of
-    generation: "auto" (the fastest on this machine), "bfloat16", "float16", "float32", or on a CPU
-    "int8". If the run was trained with the user's parts, `attention` to `tokenizer` name their
-    files as `FILE` or `FILE:CLASS`. `load` runs these files.
+    be a folder of Hugging Face with a model, such as an export. `checkpoint` is "best", "last" or a
+    step. The default is "best", or "last" if the run has no evaluations. `device` is "auto",
+    "cuda", "mps" or "cpu". `dtype` is the number format of generation: "auto" (the fastest on this
+    machine), "bfloat16", "float16", "float32", or on a CPU "int8". If the run was trained with the
+    user's parts, the arguments from `attention` to `tokenizer` name their files as `FILE` or
+    `FILE:CLASS`. `load` runs these files.
 
     Raises GptcliError if there is no such run or the run cannot be loaded. Notes, for example about
     a damaged checkpoint, are Python warnings."""
@@ -78,8 +78,9 @@ def load(
 class Model:
     """A trained model. `gptcli.load` makes it.
 
-    `run` is its run folder, `step` the step of its checkpoint, `config` its config, and `tokenizer`
-    turns text into ids and back. A notebook shows the model's size, its loss curve and a sample."""
+    `run` is its run folder, `step` is the step of its checkpoint, and `config` is its config.
+    `tokenizer` turns text into ids and back. A notebook shows the model's size, its loss curve and
+    a sample."""
 
     run: Path
     step: int
@@ -159,10 +160,11 @@ class Model:
     ) -> str | list[str]:
         """The continuation of a prompt, without the prompt: the text that `gptcli sample` writes.
 
-        With `n`, or for a list of prompts, returns a list of texts: `n` texts for each prompt,
-        generated together. An empty prompt starts from end-of-text if the tokenizer has it, else
-        from a newline. A text ends before the first of the strings in `stop`. The same seed gives
-        the same text. Without a seed, each call gives another text.
+        With `n`, or for a list of prompts, returns a list: `n` texts for each prompt, or one text
+        for each prompt if `n` is not given. All texts are generated together. An empty prompt
+        starts from end-of-text if the tokenizer has it, else from a newline. A text ends before the
+        first of the strings in `stop`. The same seed gives the same text. Without a seed, each call
+        gives another text.
 
         Raises GptcliError if a value is out of range or the tokenizer does not know a character."""
         from gptcli.sampling.text import Sample, generate_text
@@ -262,9 +264,10 @@ class Model:
     def score(self, text: str) -> Score:
         """How likely the model finds a text: nats per token, bits per byte, and each token.
 
-        The figures equal those of `gptcli score`. They are computed in float32 unless the model was
-        loaded with another dtype. Raises GptcliError if the text is empty or has characters that
-        the tokenizer does not know."""
+        The figures are computed in float32 and equal those of `gptcli score`, with two exceptions:
+        if the model was loaded with another dtype, or if PyTorch generates in another dtype (see
+        `dtype`), the figures are computed in this dtype. Raises GptcliError if the text is empty or
+        has characters that the tokenizer does not know."""
         from gptcli.api.scoring import score_text
 
         loaded = self._loaded

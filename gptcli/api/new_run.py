@@ -83,7 +83,7 @@ def with_copy(prepared: Prepared, url: str | None) -> Prepared:
 def refuse_contradictions(
     given: Mapping[str, bool], files: UserFiles, spelt: Callable[[str], str]
 ) -> None:
-    """Raise GptcliError if options in `given` exclude each other, or if one needs another.
+    """Raise GptcliError if options in `given` exclude each other, or if one needs another option.
 
     `spelt` returns the name of an option for messages, such as "--resume"."""
     for flag, is_given, needed, needed_is_given in (
@@ -95,7 +95,9 @@ def refuse_contradictions(
                 f"{spelt(flag)} needs {needed}", f"add {needed}, or leave {spelt(flag)} out"
             )
     if given.get("max_restarts", False) and not given.get("devices", False):
-        raise GptcliError("--max-restarts needs --devices", "add --devices N, or leave it out")
+        raise GptcliError(
+            "--max-restarts needs --devices", "add --devices N, or leave --max-restarts out"
+        )
     if given.get("devices", False) and given.get("dry_run", False):
         raise GptcliError("--devices and --dry-run cannot be used together", "leave one out")
     for other in ("overwrite", "from_run", "dry_run", "minutes"):
@@ -150,8 +152,8 @@ def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str
     """The new run that `wanted` describes. `begun` is its start time by time.perf_counter.
 
     A config or --from is used as it is. If the user names a text or nothing, gptcli chooses every
-    setting. With a time limit, gptcli also plans the number of steps. If a user's part fails its
-    check and the request has --force, `warn` gets the problem."""
+    setting that the user did not set. With a time limit, gptcli also plans the number of steps. If
+    a user's part fails its check and the request has --force, `warn` gets the problem."""
     config, name, minutes, asked = wanted.config, wanted.name, wanted.minutes, set(wanted.asked)
     user_parts = check_and_load(request.files, config, request.force, warn)
     if wanted.is_given and minutes is None:

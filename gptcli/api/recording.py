@@ -1,4 +1,4 @@
-"""Trains, and writes each event to metrics.jsonl, samples.txt or run.json."""
+"""Trains, and records the events in metrics.jsonl, samples.txt, attention.jsonl and run.json."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def recorded_training(
     should_stop: Callable[[], bool],
     wishes: Wishes | None = None,
 ) -> Generator[Event, None, None]:
-    """Train, and yield each event after it is recorded. A Notice for each note comes first.
+    """Train, and yield each event except LookedInside after it is recorded. Notes come first.
 
     If the disk refuses a line or a logger fails, a Notice reports the problem, and training goes
     on. Closing the generator gives up an unfinished save. The caller lets the loggers finish."""
@@ -85,7 +85,8 @@ def finish_copy(prepared: Prepared, should_stop: Callable[[], bool]) -> list[str
 
 
 def _record(event: Event, journal: Journal) -> GptcliError | None:
-    """Write the event to its file. Returns the error if the disk refused the line."""
+    """Write the event to its file, if it has one. Returns the error if the disk refused the
+    line."""
     from gptcli.events import LookedInside, SampleDrawn
     from gptcli.view.metrics import metrics_record, passage_record
 
@@ -99,7 +100,7 @@ def _record(event: Event, journal: Journal) -> GptcliError | None:
 
 @contextmanager
 def journal_of(run: Path, summary: RunSummary) -> Iterator[Journal]:
-    """The writer of metrics.jsonl and samples.txt, as a context manager.
+    """The writer of metrics.jsonl, samples.txt and attention.jsonl, as a context manager.
 
     Raises GptcliError at the end if the disk refused lines and no other error happened.
     """

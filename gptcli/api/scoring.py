@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _SHADES = ((0.5, "#b7e4c7"), (0.1, "transparent"), (0.01, "#ffe8a3"), (0.0, "#f4a6a0"))
 """(lowest probability, colour) of each shade in a notebook."""
 _MOST_WORK = 15_000_000_000
-"""Up to so many tokens times parameters, the C library scores faster than PyTorch is imported."""
+"""Up to so many tokens times parameters, the C library scores a text in less time than importing
+PyTorch takes."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,10 @@ def _shade(log_probability: float) -> str:
 def score_text(model: SamplingModel, text: str, *, name: str = "") -> Score:
     """The score of a text whose characters the tokenizer knows (see `readable`).
 
-    The engine that samples the model also computes its score, because engines round differently.
-    The exception is a long text in float32: PyTorch computes its score, because it computes many
-    tokens at once. Messages call the text `name`. Raises GptcliError if the text has no tokens."""
+    The engine that samples the model also computes the score, because engines round differently.
+    The exception is a long text in float32: PyTorch computes its score, because PyTorch is faster
+    for many tokens at once. Messages call the text `name`. Raises GptcliError if the text has no
+    tokens."""
     trained = model.trained
     tokenizer = trained.tokenizer
     try:

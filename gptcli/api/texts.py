@@ -106,7 +106,8 @@ def is_yaml(target: str) -> bool:
 def run_name(target: Target) -> str:
     """The name for a run on these texts: the real name of the first file or folder.
 
-    The file's ending, control characters, and leading dots and hyphens are left out."""
+    The file's ending, and leading dots, hyphens and blanks are left out. A control character
+    becomes `_`. The name has at most 100 characters."""
     from gptcli.files.shipped import shipped_texts
 
     first = texts_of(target)[0]

@@ -76,14 +76,14 @@ def train(
     """A training, which begins when you iterate over it or call `finish()`.
 
     `config` is the name of a shipped config, a YAML file, a dict of sections, or a Config; the
-    training uses exactly this config. Or `config` is a text, a folder, a list of them, or None for
-    the shipped text; then gptcli chooses every setting. `overrides` is a dict from dotted keys to
-    values, or a list of "KEY=VALUE". The other arguments are those of `gptcli train`. `out` is the
-    run folder, `from_run` a run to start from, and `minutes` a time limit. `resume` continues the
-    run in `out`, or the newest run. `attention` to `tokenizer` name the user's files, which gptcli
-    runs. `copy_to` is a URL to which the run is copied; if `out` is missing, `resume` fetches the
-    run from this URL. `progress` shows the training in a notebook, or on a terminal as `gptcli
-    train` does.
+    training uses exactly this config. Or `config` is a text, a folder, a list of texts or folders,
+    or None for the shipped text; then gptcli chooses the settings. `overrides` is a dict from
+    dotted keys to values, or a list of "KEY=VALUE". The other arguments are those of `gptcli
+    train`. `out` is the run folder, `from_run` is a run to start from, and `minutes` is a time
+    limit. `resume` continues the run in `out`, or the newest run. The arguments from `attention` to
+    `tokenizer` name the user's files, which gptcli runs. `copy_to` is a URL to which the run is
+    copied; if `out` is missing, `resume` fetches the run from this URL. `progress` shows the
+    training in a notebook, or on a terminal as `gptcli train` does.
 
     Raises GptcliError at once if the config or an argument is wrong. Errors in the texts come
     later. The weights equal those of `gptcli train`, to the last bit."""

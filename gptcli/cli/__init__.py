@@ -170,7 +170,7 @@ def main() -> None:
 
 
 def _refuse_deleted_folder() -> None:
-    """Raise GptcliError if the current folder is deleted. Without it, importing PyTorch crashes."""
+    """Raise GptcliError if the current folder is deleted: importing PyTorch would crash."""
     try:
         Path.cwd()
     except OSError as error:
@@ -191,7 +191,7 @@ def _machine_error(error: Exception) -> GptcliError | None:
         return GptcliError(
             f"{name}{error.strerror}",
             "is the disk full, or the folder deleted or read-only? Saved checkpoints are complete; "
-            "`gptcli train --resume --out RUN` continues from the newest",
+            "`gptcli train --resume --out RUN` continues from the newest one",
             exit_code=1,
         )
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):

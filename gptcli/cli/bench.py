@@ -27,7 +27,7 @@ def bench(
     First, bench measures the machine's peak speed in matrix products. The training figure says
     which share of this peak a training step reaches. The limit for sampling is an estimate: for
     each token, the machine must at least read and multiply all weights, and the keys and values of
-    a full context. The command takes about ten seconds and saves nothing. Run nothing else at the
+    a full context. The command takes about ten seconds and keeps no run. Run nothing else at the
     same time."""
     from gptcli.cli.train_arguments import config_of_arguments
 

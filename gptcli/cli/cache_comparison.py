@@ -25,13 +25,13 @@ LIMIT_S = 20.0  # for generating without the cache
 
 @dataclass(frozen=True)
 class CacheComparison:
-    """The effect of the learner's cache: tokens per second with and without it, and on the text."""
+    """How the learner's cache changes the speed and the text. Speeds are in tokens per second."""
 
     file: str
     with_cache: float
     without: float
     difference: str | None  # between the texts, in words; None if equal
-    whole: bool  # whether the time was enough to generate the complete text without cache
+    whole: bool  # whether LIMIT_S was enough for the complete text without the cache
     dtype: str
 
     def to_json(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class CacheComparison:
         if not self.whole:
             text += f" in the first {LIMIT_S:.0f} seconds without it"
         if self.difference is not None:
-            text = f"another text: {self.dtype} rounds differently; see --dtype float32"
+            text = f"another text, perhaps because {self.dtype} rounds; try --dtype float32"
         note(
             f"your cache: {self.with_cache:,.0f} tokens a second; without it "
             f"{self.without:,.0f}: {self.with_cache / self.without:.1f} times as fast, and {text}"

@@ -113,8 +113,8 @@ def check_attention(
     """Check causal self-attention: your FILE or the builtin.
 
     gptcli compares your FILE with the reference. If your FILE is wrong, the report names the first
-    of the eight steps that is wrong, the line and the mistake. For example: `gptcli check-attention
-    my/attention.py --hint 2`.
+    of the eight steps that is wrong, its line, and the mistake if gptcli knows it. For example:
+    `gptcli check-attention my/attention.py --hint 2`.
 
     In the course, FILE has a class with the constructor Class(config). config has n_embd, n_head,
     dropout, bias and block_size. The class has the layers query, key, value (or one c_attn) and
@@ -185,7 +185,7 @@ def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> 
 
 
 def _unusable_json(spec: str, error: GptcliError) -> dict[str, object]:
-    """The JSON object for a file that cannot be checked, because every file must have a line."""
+    """The JSON object for a file that cannot be checked. With --json, every file gets a line."""
     return {
         "file": spec,
         "ok": False,
@@ -232,7 +232,7 @@ def show_file(report: FileReport, console: Console, level: int = 1) -> None:
 
 
 def _next_lines(report: FileReport) -> list[str]:
-    """Lines that say what to do with a file that passes: train with it, then the next exercise."""
+    """The next commands after a file that passes: to use it, and to begin the next exercise."""
     from gptcli.course.catalogue import EXERCISES
 
     names = [each.name for each in EXERCISES]
@@ -339,7 +339,7 @@ def _show_verdict(
 
 
 def show_builtin(report: BuiltinReport, console: Console) -> None:
-    """Print a table per device: a row per path, a column per dtype, the largest error in each."""
+    """Print a table for each device: the largest error of each path (row) and dtype (column)."""
     from rich import box
     from rich.table import Table
 

@@ -330,7 +330,8 @@ def _by_value(command: str, word: str, value: str) -> str | None:
 
 
 def _written(path: str, form: str, value: str, known: dict[str, Any]) -> tuple[str, bool]:
-    """The hint from a form of the table and the user's value, and whether it has the value."""
+    """The hint from a form of the table and the user's value, and whether the hint shows the
+    value."""
     option = form.partition(" ")[0]
     if option.isupper() and not option.startswith("-"):
         shown = shlex.quote(value) if value else option
@@ -339,7 +340,7 @@ def _written(path: str, form: str, value: str, known: dict[str, Any]) -> tuple[s
         if option == "TEXT" and value and not is_text_or_config(value):
             return f"name a text file or a folder, without an option: {path} TEXT", True
         if option == "FILE" and value and not os.path.exists(value):  # noqa: PTH110
-            return f"write the text to a file, and name that: {path} FILE", True
+            return f"write the text to a file, and name the file: {path} FILE", True
         return f"write it without an option: {path} {shown}", True
     if "VALUE" not in form:
         return f"write {form}", False

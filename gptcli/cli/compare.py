@@ -39,7 +39,8 @@ def compare(
             metavar="N",
             min=2,
             max=100,
-            help="Train each config with N seeds, in the folder A-seeds/. Finished runs are kept.",
+            help="Train each config with N seeds, in the folders A-seeds/, B-seeds/ and so on. "
+            "Finished runs are kept.",
         ),
     ] = None,
     prompt: PromptOption = "",
@@ -53,8 +54,8 @@ def compare(
 
     With one run of each config, a difference can be luck. With --seeds N, each config trains with N
     seeds. Then the answer has a 95 % interval and says whether B is better than A, or whether the
-    difference can be noise. Runs with the same seed read the same batches, so they are compared in
-    pairs."""
+    difference can be noise. Runs with the same seed are compared in pairs, because they usually
+    read the same batches."""
     from gptcli.pages.written import refuse_existing
     from gptcli.training import run_folder
 
@@ -94,13 +95,13 @@ def _with_seeds(paths: list[Path], names: list[str], count: int) -> list[Arm]:
         if parts_of(run_folder.read_status(path)):
             raise GptcliError(
                 f"{path} was trained with your own parts, which --seeds does not run",
-                "train its seeds with `gptcli train ... train.seed=N`, or leave --seeds out",
+                "train it again with `gptcli train ... train.seed=N`, or leave --seeds out",
             )
     plans = [seed_trials(path, wanted) for path in paths]
     trials = [one for plan in plans for one in plan.values() if isinstance(one, Trial)]
     with waiting("training the seeds") as say:
         done = train_all(trials, say)
-    note(f"{done.trained} runs trained, {len(trials) - done.trained} found finished")
+    note(f"{done.trained} runs trained, {len(trials) - done.trained} were already finished")
     arms = []
     for name, plan in zip(names, plans, strict=True):
         runs = {}

@@ -13,7 +13,7 @@ from gptcli.errors import GptcliError
 
 _USUAL = ("nano", "vim", "vi")
 _TAKE_A_LINE = {"vi", "vim", "nvim", "nano", "emacs", "micro", "kak", "joe"}  # as `+12`
-_HINT = "set it, for example `export EDITOR=nano`, or open {} in any editor: a save is enough"
+_HINT = "set an editor, for example `export EDITOR=nano`, or open {} in any editor and save it"
 
 
 def editor(environ: Mapping[str, str], path: Path) -> list[str]:

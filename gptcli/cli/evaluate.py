@@ -152,7 +152,8 @@ def _figures(tokens: TokenStore, loss_on: Callable[[TokenStore], float]) -> list
 
 
 def _mean_loss(trained: Trained, tokens: TokenStore, context: int, threads: int | None) -> float:
-    """The mean loss in nats per token: from the C library if `threads` is set, else PyTorch."""
+    """The mean loss in nats per token. The C library computes it if `threads` is set, else
+    PyTorch."""
     if threads is not None:
         from gptcli.training.native_evaluate import evaluate_natively
 
@@ -187,7 +188,7 @@ def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str
         if overrides:
             raise GptcliError(
                 "--file and a text of the run cannot both be given",
-                "data.source and data.val_source name texts of the run: leave one out",
+                "leave out --file, or data.source and data.val_source, which name texts of the run",
             )
         # Read a file as the run's text: with its data.field, data.documents and data.encoding.
         source = section_of(str(file)).source
@@ -210,7 +211,8 @@ def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str
         except UnknownCharactersError as error:
             raise GptcliError(
                 error.message,
-                "remove them from the file: the model never saw them in its training text",
+                "remove these characters from the file: the model never saw them in its training "
+                "text",
             ) from None
         except UndecodableFilesError as error:
             read = f"UTF-8 and {config.data.encoding}" if config.data.encoding else "UTF-8"

@@ -41,7 +41,7 @@ def exercise(
         ),
     ] = None,
     blank: Annotated[
-        bool, typer.Option("--blank", help="With --out: you also write the constructor yourself.")
+        bool, typer.Option("--blank", help="With --out: leave out the constructor, too.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="With --out: replace files that exist.")
@@ -63,7 +63,8 @@ def exercise(
 ) -> None:
     """List the exercises, write a skeleton, or show progress.
 
-    A skeleton is a file to fill in: one class or a few functions. Its first lines describe them.
+    A skeleton is a file with classes or functions to fill in. Its first lines describe the
+    exercise.
     """
     from gptcli.course.catalogue import EXERCISES, exercise_named
 
@@ -84,7 +85,7 @@ def exercise(
         ("--overwrite", overwrite, "--out DIR", out),
     ):
         if is_given and other is None:
-            raise GptcliError(f"{flag} goes with {needs}", f"add {needs}, or leave {flag} out")
+            raise GptcliError(f"{flag} needs {needs}", f"add {needs}, or leave {flag} out")
     if out is not None:
         _write(chosen, expanded(out), blank, overwrite)
     elif status is not None and folders:

@@ -1,4 +1,4 @@
-"""`gptcli export`: writes a trained model for other programs, and proves that it is equal."""
+"""`gptcli export`: writes a trained model for other programs, and proves the export."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def export(
             f"did you mean `{close}`?" if close else f"the formats are: {', '.join(FORMATS)}",
         )
     if type_name is not None and format != "gguf":
-        raise GptcliError(f"--type has no effect with --to {format}", "leave it out")
+        raise GptcliError(f"--type has no effect with --to {format}", "leave --type out")
     if type_name is not None and type_name.lower() not in TYPES:
         raise GptcliError(f"--type `{type_name}` is unknown", f"the types are: {', '.join(TYPES)}")
     type_name = (type_name or "f32").lower()
@@ -144,5 +144,5 @@ def _refuse_without_adapters(run: Path) -> None:
 
     if read_config(run).train.lora is None:
         raise GptcliError(
-            f"--merge is for a run with train.lora, and {run} has no adapters", "leave it out"
+            f"--merge is for a run with train.lora, and {run} has no adapters", "leave --merge out"
         )

@@ -114,7 +114,7 @@ def _train(
         if live is not None and live.has_keys and isinstance(view, LiveView):
             keys = stack.enter_context(TrainingKeys(stop, view.press))
             wanted, wishes = keys.wanted, keys.wishes
-        # This gives up an unfinished save, before an old run is restored.
+        # Closing the events gives up an unfinished save, before an old run is restored.
         events = stack.enter_context(
             closing(recorded_training(prepared, summary, journal, loggers, wanted, wishes))
         )
@@ -180,8 +180,8 @@ def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:
 def restore_replaced_run(run: Path) -> bool:
     """Bring back the run that --overwrite moved away, if the new run saved no checkpoint.
 
-    Returns True if an old run was restored. Signals wait until it is complete, because otherwise
-    another Ctrl-C could leave half of the files in each place.
+    Returns True if an old run was restored. Signals wait until all files are moved, because
+    otherwise another Ctrl-C could leave half of the files in each folder.
     """
     from gptcli.training.run_folder import restore_replaced
 

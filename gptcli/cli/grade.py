@@ -266,7 +266,8 @@ def _unusable_lines(grades: list[Grade]) -> list[Text]:
 def _same_lines(grades: list[Grade]) -> list[Text]:
     """One line for each group of equal files.
 
-    If a quarter of the class has the same file, the line says that it is the usual solution."""
+    If more than a quarter of those who began have the same file, and more than four do, the line
+    says that the file is the usual solution."""
     from rich.text import Text
 
     lines = []

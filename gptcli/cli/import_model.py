@@ -54,10 +54,10 @@ def import_model(
 ) -> None:
     """Turn a model of another program into a run.
 
-    All commands can use the run. gptcli reads GPT-2, dense Qwen3, Llama and Mistral from
-    safetensors, nanoGPT's ckpt.pt, and with --base a LoRA adapter of peft. It runs no code of the
-    model. If gptcli would compute a part of the model differently, it refuses the model and names
-    the part."""
+    The commands that use a trained model, such as sample, eval, serve and train --from, can use the
+    run. gptcli reads GPT-2, dense Qwen3, Llama and Mistral from safetensors, nanoGPT's ckpt.pt, and
+    with --base a LoRA adapter of peft. It runs no code of the model. If gptcli would compute a part
+    of the model differently, it refuses the model and names the part."""
     given = expanded(Path(path))
     is_name = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not given.exists()
     if not given.exists() and not is_name:
@@ -131,6 +131,7 @@ def import_model(
 
 
 def _name_of(path: Path) -> str:
-    """The name of the run for the model at `path`: the name of the model's folder."""
+    """The name of the run for the model at `path`, which is a folder or a file: the folder's
+    name."""
     found = path.resolve()
     return (found if found.is_dir() else found.parent).name or "imported"

@@ -1,4 +1,4 @@
-"""`gptcli inspect-batch`: show the text of the training batch of a step."""
+"""`gptcli inspect-batch`: shows the text of the training batch of a step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def inspect_batch(
         list[str] | None,
         typer.Argument(
             metavar="[data.source=NEW] [data.val_source=NEW]",
-            help="The new place of the run's text, if the text has moved.",
+            help="Where the run's text is now, if the text has moved.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -43,9 +43,9 @@ def inspect_batch(
 ) -> None:
     """Show the text of the training batch of a step.
 
-    The loss of the step was computed on this batch. The batch depends only on the text, the seed
-    and the step, so gptcli trains nothing. After each sequence comes the next token of the text,
-    which the last position predicts."""
+    The loss of the step was computed on this batch. The batch depends only on the text, the
+    config and the step, so gptcli trains nothing. After each sequence comes the next token of the
+    text, which the last position predicts."""
     from gptcli.training import run_folder
 
     path = named_run(run, "inspect-batch")

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from gptcli.tokenization.unknown_characters import Rule
 
 _HELP = """\
-Type a text and press Enter: the model continues it. After an empty line, it writes on. Ctrl-C
-stops it. /new begins a new text, /quit (or Ctrl-D) leaves, /help prints these lines. The next
-commands change a value, or print it if you give none: /temp 0.8 (temperature), /len 500 (tokens
-of an answer), /seed 1, /run NAME (another model)"""
+Type a text and press Enter: the model continues it. After an empty line, the model writes on.
+Ctrl-C stops the model. /new begins a new text, /quit (or Ctrl-D) leaves, /help prints these
+lines. The next commands change a value, or print it if you give none: /temp 0.8 (temperature),
+/len 500 (tokens of an answer), /seed 1, /run NAME (another model)"""
 _PROMPT = "> "
 _BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 

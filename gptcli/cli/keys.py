@@ -57,8 +57,9 @@ class Keys:
     """The keys of the terminal at standard input, as a context manager.
 
     Inside the `with`, a key needs no Enter and is not echoed. Signals wait until the next `read`,
-    so that they never interrupt the drawing of a screen. Then Ctrl-C raises KeyboardInterrupt, and
-    Ctrl-Z is the key "stop": the caller clears the screen and calls `stop`."""
+    so that they do not interrupt the drawing of a screen; only a second Ctrl-C does not wait. At
+    the next `read`, Ctrl-C raises KeyboardInterrupt, and Ctrl-Z is the key "stop": the caller
+    clears the screen and calls `stop`."""
 
     def __init__(self) -> None:
         self._fd = sys.stdin.fileno()

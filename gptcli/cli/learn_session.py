@@ -387,7 +387,7 @@ class Session:
         elif not todo:
             state.view, state.offset = "done", 0
         else:
-            state.note = f"{state.exercise.name} is the last exercise that does not pass."
+            state.note = f"{state.exercise.name} is the only exercise that does not pass yet."
 
 
 def _text_of(path: Path) -> str:

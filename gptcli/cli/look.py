@@ -65,10 +65,10 @@ def look(
 ) -> None:
     """Show what each attention head looks at in a text.
 
-    The heads with the clearest pattern come first. The patterns are: the previous token, the first
-    token, the token itself, or the token after an earlier copy of it (induction). Then comes the
-    logit lens: the next token that the model would predict from each layer. A run with your own
-    attention needs --attention FILE again."""
+    The heads with the clearest habits come first. They look at the previous token, the first token,
+    the token itself, or the token after an earlier copy of the token (induction). Then comes the
+    logit lens: the next token that the model would write if it ended at that layer. A run with your
+    own attention needs --attention FILE again."""
     if not prompt:
         raise GptcliError(
             "look needs a text to look at", 'give one: gptcli look --prompt "To be or not to be"'
@@ -86,7 +86,10 @@ def look(
     if found.dropped:
         note(f"note: the model reads only the last {len(found.ids)} tokens of this text")
     if None in found.maps:
-        note("note: a layer has no attention weights to show, because its code never computes them")
+        note(
+            "note: a layer's attention weights cannot be shown, because no tensor of its code "
+            "holds them"
+        )
     for path, is_picture in places:
         with waiting(f"writing {path}"):
             _write(path, trained, found, is_picture=is_picture)
@@ -163,7 +166,8 @@ def _print_look(
     chosen = _chosen(found, layer, head)
     lines: list[Text] = [_headline(trained, len(pieces), unicode), Text()]
     if chosen:
-        lines.append(Text("Heads, best first: the share of attention", style="bold"))
+        heading = "Heads, clearest habit first: the share of attention that fits each kind"
+        lines.append(Text(heading, style="bold"))
         rows = [HeadRow(one.layer + 1, one.head + 1, one.kind, one.shares) for one in chosen]
         lines += [*heads_table(rows, KINDS, _ROWS, unicode), Text()]
         drawn = chosen if layer or head else chosen[:_MAPS]
@@ -177,16 +181,17 @@ def _print_look(
         lines += side_by_side(maps, width)
         arrow = "↓" if unicode else "down"
         lines += [
-            Text(f"each row ({arrow}) is a token; its columns are what it looked at, the last "
-                 "column is what it", style="dim"),
-            Text(f"looked at most      {legend(unicode)}", style="dim"),
+            Text(f"each row ({arrow}) is a token that looks, each column a token that it looks at",
+                 style="dim"),
+            Text("at the right is the token with the largest weight in the row", style="dim"),
+            Text(legend(unicode), style="dim"),
             Text(),
         ]  # fmt: skip
     columns = _columns(found)
     top = [[(trained.tokenizer.token_bytes(g[0].id), g[0].probability) for g in row]
            for row in found.lens]  # fmt: skip
     first = max(0, len(pieces) - _LENS_ROWS)
-    lines.append(Text("Logit lens: what the model would write next, if it ended at that layer",
+    lines.append(Text("Logit lens: what the model would write next if it ended at that layer",
                       style="bold"))  # fmt: skip
     lines += lens_table(pieces[first:], columns, [row[first:] for row in top], width, encoding)
     if first:
@@ -222,7 +227,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _looked_at(weights: Any, pieces: list[bytes]) -> list[tuple[bytes, float]] | None:
-    """The tokens that the last token looked at most, over all heads of a layer."""
+    """The two tokens that the last token looked at most, on average over the heads of a layer."""
     if weights is None:
         return None
     mean = weights[:, -1].mean(0)
@@ -260,7 +265,7 @@ def _print_steps(
 def _steps(
     trained: Trained, found: Look, options: ModelOptions, layer: int | None, head: int | None
 ) -> Any:
-    """The eight steps of the head that the user named, or of the best head."""
+    """The eight steps of the head that the user named, or of the head with the clearest habit."""
     from gptcli.inspection.eight_steps import eight_steps
 
     chosen = _chosen(found, layer, head)

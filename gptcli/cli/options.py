@@ -1,4 +1,4 @@
-"""Options that several commands share (run, checkpoint, device, dtype), and the model they load."""
+"""Options that several commands share (run, checkpoint, device, dtype); loads the model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SamplingDTypeOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        "--threads", metavar="N", min=1, help="CPU threads. Default: as many as there are cores."
+        "--threads", metavar="N", min=1, help="CPU threads. Default: one for each physical core."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
@@ -73,7 +73,7 @@ _ONLY_TEXTS = "only data.source=NEW and data.val_source=NEW are allowed, for a t
 def run_and_overrides(words: list[str] | None) -> tuple[str | None, list[str]]:
     """The RUN among the words of a command line (None if there is none), and the overrides.
 
-    The overrides data.source=NEW and data.val_source=NEW are the new places of the run's texts.
+    The overrides data.source=NEW and data.val_source=NEW say where the run's texts are now.
     Raises GptcliError if another key is changed, or if there are several runs."""
     from gptcli.config_files import is_known_override
 
@@ -132,7 +132,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SamplingModelOptions(ModelOptions):
-    """ModelOptions, except that --dtype also allows int8, in which sampling can compute."""
+    """ModelOptions for sampling: --dtype can also be int8."""
 
     dtype: SamplingDTypeOption = "auto"
 
@@ -171,10 +171,10 @@ def load_model(
 def load_for_evaluation(
     run: str | None, options: ModelOptions, command: str
 ) -> tuple[Trained, int | None]:
-    """The model of a run, and the number of threads if the C library can evaluate it, else None.
+    """The model of a run, and the number of threads if the C library evaluates it, else None.
 
-    If the C library can evaluate it, PyTorch is not imported. `--dtype auto` means the dtype of the
-    training."""
+    The C library evaluates only in float32 on a CPU. Then PyTorch is not imported. `--dtype auto`
+    means the dtype of the training."""
     from gptcli.devices import is_surely_cpu, threads_without_torch
     from gptcli.training.loading import read_trained
     from gptcli.training.native_evaluate import can_evaluate
@@ -219,7 +219,7 @@ def _check(options: ModelOptions, *more_dtypes: str) -> None:
     refuse_unknown("--device", options.device, DEVICES)
     if options.dtype == "int8" and not more_dtypes:
         raise GptcliError(
-            "--dtype `int8` works only with `sample` and `score`",
-            "use float32 or bfloat16 here, or leave it out",
+            "--dtype `int8` works only with `sample`, `score` and `serve`",
+            "use float32 or bfloat16 here, or leave --dtype out",
         )
     refuse_unknown("--dtype", options.dtype, (*DTYPES, *more_dtypes))

@@ -31,13 +31,14 @@ def page(
 ) -> None:
     """Write a model as one HTML file for any browser.
 
-    In the page, the model writes text. The page also shows the attention of every head, its eight
-    steps with their numbers, and how the model learned. The file holds the weights in eight bits,
-    the tokenizer and the program, and needs no network.
+    In the page, the model continues your text. The page also shows the attention of every head, the
+    eight steps of attention with their numbers, how the guess forms layer by layer, and how the
+    model learned. The file holds the weights in eight bits, the tokenizer and the program, and
+    needs no network.
 
-    gptcli tests the page before it writes the file: Node.js or Chromium runs the JavaScript if one
-    is installed, else numpy repeats its arithmetic. If the page computes other results than the
-    model, gptcli does not write it."""
+    gptcli tests the page before it writes the file. If Node.js or Chromium is installed, it runs
+    the page's JavaScript; otherwise numpy repeats the arithmetic. If the page computes other
+    results than the model, gptcli does not write the file."""
     from gptcli.pages.written import refuse_existing
 
     folder = named_run(run, "page")
@@ -82,7 +83,7 @@ def _refuse_user_parts(run: Path) -> None:
 
     if parts := parts_of(read_status(run)):
         raise GptcliError(
-            f"{run} was trained with your own {', '.join(parts)}, which does not run in a page",
+            f"{run} was trained with your own {', '.join(parts)}, which a page cannot run",
             "only models of builtin parts can become a page",
             exit_code=1,
         )

@@ -39,10 +39,11 @@ def report(
 ) -> None:
     """Write a report of a run as one HTML file.
 
-    The report says whether the run overfit, whether more time would help, and what to try next. It
-    shows the curves, the samples, the loss of each token of a validation passage, attention maps
-    during the training, the machine and the config. The file needs no network. The command reads
-    only the run folder, so it also works while the run trains."""
+    The report says whether the run overfit, whether more time would help, whether the training was
+    stable, and what to try next. It shows the curves, the samples, the probability of each token of
+    a validation passage, attention maps during the training, the machine and the config. The file
+    needs no network. The command reads only the run folder, so it also works while the run
+    trains."""
     folder = named_run(run, "report")
     name = folder.resolve().name
     path = expanded(out) if out is not None else Path(f"{name}-report.{'pdf' if pdf else 'html'}")

@@ -29,8 +29,8 @@ def runs(
         typer.Option(
             "--sort",
             metavar="COLUMN",
-            help="The column: run, status, steps, loss, val, best, time, params or when. Default: "
-            "the oldest run first.",
+            help="The column to sort by: run, status, steps, loss, val, best, time, params or "
+            "when. Default: the oldest run first.",
         ),
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="Sort in the opposite order.")] = False,

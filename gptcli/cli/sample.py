@@ -78,7 +78,7 @@ class GenerationOptions:
             metavar="K",
             min=1,
             max=MOST_SAMPLES,
-            help="Generate K continuations of each prompt, all together.",
+            help="Generate K continuations of each prompt.",
         ),
     ] = 1
     temperature: Annotated[
@@ -128,7 +128,9 @@ class GenerationOptions:
     ] = Generation.repetition_penalty
     stop: Annotated[
         list[str] | None,
-        typer.Option("--stop", metavar="TEXT", help="Stop before TEXT. You can give several."),
+        typer.Option(
+            "--stop", metavar="TEXT", help="Stop before TEXT. You can repeat this option."
+        ),
     ] = None
     seed: Annotated[
         int | None,
@@ -142,7 +144,7 @@ class GenerationOptions:
     sampler: SamplerOption = None
 
     def checked(self) -> Generation:
-        """The options as a Generation, which has no number of samples.
+        """The options, without the number of samples, as a Generation.
 
         Raises GptcliError if a value is out of range."""
         found = Generation(

@@ -59,9 +59,9 @@ def scaling(
 
     The six networks train on the same number of tokens, as many as fit into --minutes. gptcli fits
     the law loss = floor + scale / size^exponent to their validation losses, and predicts the loss
-    of a network that is eight times larger than the largest. With --train, it then trains this
-    network on as many tokens, and says how wrong the prediction was. After an interruption, the
-    same command continues."""
+    of a network that is eight times larger than the largest. With --train, gptcli then trains this
+    network on the same number of tokens, and says how wrong the prediction was. After an
+    interruption, the same command continues."""
     from gptcli.experiments.ladder import larger_in, planned_steps, rungs_in, trial_of
     from gptcli.experiments.power_law import fit
     from gptcli.experiments.trials import train_all
@@ -136,7 +136,7 @@ def _earlier_steps(folder: Path, plan: dict[str, Any]) -> int | None:
     if before != plan:
         raise GptcliError(
             f"{folder} has networks with other settings (scaling.json differs)",
-            "name another folder with --out, or delete that one",
+            "name another folder with --out, or delete this folder",
         )
     return steps
 
@@ -179,7 +179,7 @@ def _print(
             "bold",
         )
     )
-    lines += [Text(), Text(f"{_formula(law)}, after {human_count(tokens)} tokens each")]
+    lines += [Text(), Text(f"{_formula(law)}, after {human_count(tokens)} training tokens")]
     lines += [Text(one) for one in _sentences(law, larger, found)]
     for line in lines:
         console.print(line, soft_wrap=not console.is_terminal)
@@ -203,7 +203,7 @@ def _sentences(law: PowerLaw, larger: Rung, found: float | None) -> list[str]:
     if found is not None:
         inside = "inside" if low <= found <= high else "outside"
         said.append(
-            f"it reached {found:.3f}: the prediction was wrong by {found - predicted:+.3f}, "
+            f"it reached {found:.3f}, so the prediction was wrong by {found - predicted:+.3f}, "
             f"{inside} the interval"
         )
     return said

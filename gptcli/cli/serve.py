@@ -46,7 +46,7 @@ class AddressOptions:
         typer.Option(
             "--api-key",
             metavar="KEY",
-            help="Answer only requests with this key. You can give several. "
+            help="Answer only requests with this key. You can repeat this option. "
             f"Default: ${KEY_VARIABLE}, which other users of the machine do not see.",
         ),
     ] = None
@@ -56,7 +56,7 @@ class AddressOptions:
             "--allow-origin",
             metavar="ORIGIN",
             help="Let web pages from this origin use the server, such as https://example.org. You "
-            "can give several. *: all pages.",
+            "can repeat this option. *: all pages.",
         ),
     ] = None
 

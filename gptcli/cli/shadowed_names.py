@@ -13,7 +13,7 @@ from gptcli.cli.output import note
 
 
 def note_config_and_text(target: str | None) -> None:
-    """A note if `target` is a shipped config and also the name of a file or folder; else None."""
+    """Print a note if `target` is a shipped config and also the name of a file or folder."""
     from gptcli.files.shipped import shipped_configs
 
     if target in shipped_configs() and os.path.lexists(target):
@@ -24,7 +24,7 @@ def note_config_and_text(target: str | None) -> None:
 
 
 def note_tokenizer_and_run(name: str) -> None:
-    """A note if `name` is a built-in tokenizer or a file, and also the name of a run; else None."""
+    """Print a note if `name` is a built-in tokenizer or a file, and also the name of a run."""
     runs = [path for path in (Path(name), Path("runs") / name) if _is_run(path)]
     if not runs:
         return
@@ -39,12 +39,12 @@ def note_tokenizer_and_run(name: str) -> None:
 
 
 def note_two_runs(name: str | None) -> None:
-    """A note if both NAME and runs/NAME are runs; else None."""
+    """Print a note if both NAME and runs/NAME are different runs."""
     if name is None:
         return
     one, other = Path(name), Path("runs") / name
     if one != other and _is_run(one) and _is_run(other) and not one.samefile(other):
-        note(f"note: `{name}` is the run {_here(name)}; write {other} for the run there")
+        note(f"note: `{name}` is the run {_here(name)}; write {other} for the other run")
 
 
 def _here(name: str) -> str:

@@ -18,11 +18,12 @@ class LeaveAtOnce(KeyboardInterrupt):
 
 
 class Stop:
-    """The first Ctrl-C or SIGTERM asks the loop to finish its step and save. A second ends at once.
+    """The first Ctrl-C or SIGTERM asks the loop to finish its step and save.
 
-    A second signal within a second is ignored, because a terminal and a wrapper around gptcli can
-    both pass on the same Ctrl-C. A closed terminal never counts as the second signal, because
-    nobody is waiting any more, and the save must finish."""
+    A second signal ends the loop at once. But within a second after the first, it is ignored,
+    because a terminal and a wrapper around gptcli can both pass on the same Ctrl-C. A closed
+    terminal never counts as the second signal, because nobody is waiting any more, and the save
+    must finish."""
 
     def __init__(self) -> None:
         self.asked_at: float | None = None

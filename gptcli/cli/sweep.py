@@ -1,4 +1,4 @@
-"""`gptcli sweep`: trains a run for each setting of a grid, and shows which is best."""
+"""`gptcli sweep`: trains a run for each setting of a grid, and shows which run is best."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def sweep(
     ]
     with waiting("training the grid") as say:
         done = train_all(trials, say)
-    note(f"{done.trained} runs trained, {done.found} found finished, in {shell_word(folder)}")
+    counts = f"{done.trained} runs trained, {done.found} were already finished"
+    note(f"{counts}, in {shell_word(folder)}")
     for failed in done.failed:
         note(f"note: {failed} diverged")
     arms = []
@@ -115,7 +116,7 @@ def _remember(folder: Path, plan: dict[str, Any]) -> None:
         if before != plan:
             raise GptcliError(
                 f"{folder} has the runs of another sweep (sweep.json differs)",
-                "name another folder with --out, or delete that one",
+                "name another folder with --out, or delete this folder",
             )
         return
     if folder.is_dir() and any(folder.iterdir()):

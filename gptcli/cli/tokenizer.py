@@ -107,8 +107,8 @@ def train(
         ) from None
     tokens = len(corpus.train)
     note(
-        f"{out}: {corpus.tokenizer.vocab_size:,} tokens; the text is {tokens:,} tokens long, "
-        f"{corpus.source_bytes / tokens:.2f} bytes each"
+        f"{out}: {corpus.tokenizer.vocab_size:,} tokens; the text has {tokens:,} tokens of "
+        f"{corpus.source_bytes / tokens:.2f} bytes on average"
     )
 
 
@@ -242,8 +242,7 @@ def show(
     """Show the tokens of a text, and how well they compress it.
 
     A terminal shows each token as a tile above its id. A pipe gets one line per token, with its id
-    and its bytes. The last line, on stderr, gives the bytes per token, compared with GPT-2's
-    tokenizer."""
+    and its text. A table on stderr compares the bytes per token with those of GPT-2's tokenizer."""
     if vocabulary:
         if text is not None:
             raise GptcliError("--vocabulary takes no TEXT", "leave out one of them")

@@ -91,7 +91,8 @@ def train(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Only print the model's size, memory and time. Write nothing."
+            "--dry-run",
+            help="Only print the model's size, and the memory and time that the run needs.",
         ),
     ] = False,
     attention: AttentionOption = None,

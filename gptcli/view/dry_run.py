@@ -8,7 +8,7 @@ from gptcli.view.number_formats import duration
 
 
 def dry_run_lines(plan: dict[str, Any]) -> list[str]:
-    """The lines of a dry run, one for each figure. `plan` is the object that --json prints."""
+    """The lines of a dry run. `plan` is the object that --json prints."""
     return [
         f"parameters  {plan['parameters']:,} "
         f"({plan['parameters_without_embeddings']:,} without embeddings)",

@@ -13,7 +13,7 @@ from typing import Any
 from gptcli.events import Evaluated, Event, Replanned, SampleDrawn, StepDone
 from gptcli.files.bounded import read_lines
 
-_MAX_SAMPLE = 20_000  # bytes kept of a sample; no window shows more
+_MAX_SAMPLE = 20_000  # bytes of a sample after which no more lines are kept; no window shows more
 
 
 def recorded_events(run: Path, *, has_time_limit: bool = True) -> Iterator[Event]:
@@ -86,7 +86,7 @@ def _number(value: Any) -> float:
 
 
 def recorded_samples(run: Path) -> list[SampleDrawn]:
-    """All samples of samples.txt, each cut to its first 20,000 bytes."""
+    """All samples of samples.txt. A long sample is cut at the first line end after 20,000 bytes."""
     found: list[tuple[int, bytes]] = []
     with suppress(OSError):
         for line in read_lines(run / "samples.txt", run):

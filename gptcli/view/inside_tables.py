@@ -88,8 +88,8 @@ def path_table(
     """A table for one token: what the heads of each layer looked at, and what the model would write
     next after the layer.
 
-    `looked_at[i]` is what the heads of row i looked at. It is None before the first block, and if
-    it is not known."""
+    `looked_at[i]` is what the heads of row i looked at. It is None for the row before the first
+    block, and for a layer whose attention weights are unknown."""
 
     def items(pairs: Sequence[tuple[bytes, float]]) -> str:
         return "".join(

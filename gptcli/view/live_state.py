@@ -18,7 +18,7 @@ KEYS = {
     "q": (
         "save and quit",
         "quitting",
-        "finish the step, save and quit; --resume continues it",
+        "finish the step, save and quit; --resume continues the run",
     ),
     "?": ("help", "help", "show or hide this help"),
 }
@@ -28,7 +28,7 @@ _NUMBERS = {
     "loss": "loss on the newest batch in nats per token; lower is better",
     "val loss": "loss on text kept out of training; if it rises, the model overfits",
     "lr": "the learning rate: how far each step moves the weights",
-    "norm": "norm of the gradient before clipping; a jump means an unusual batch",
+    "norm": "norm of the gradient before clipping; a jump often means an unusual batch",
     "of peak": "share of the speed that this machine reached in matrix products",
 }
 _STEPS_OF_A_WISH = 2  # steps until a key's work is done; a save can take longer

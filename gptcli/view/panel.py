@@ -1,6 +1,6 @@
 """Draws the live training view: headline, model, progress, numbers, curve, samples, notes, keys.
 
-`headline` is the first line on the screen, `model_line` the second, `progress_line` the third.
+The first lines on the screen are `headline`, `model_line`, `progress_line` and `number_lines`.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def _side_by_side(
 def final_picture(status: RunStatus, console: Console, width: int, height: int) -> list[Text]:
     """The picture that stays on the screen after a run: headline, curve and newest sample.
 
-    It has at most `height` lines of at most `width` cells. It is empty if the run made no step.
+    It has at most `height` lines of at most `width` cells. It is empty if the run made no step,
+    or if there is no room for a curve.
     """
     if status.started is None or status.step is None:
         return []
@@ -231,7 +232,8 @@ def number_lines(status: RunStatus, width: int) -> list[Text]:
 
 
 def machine_line(status: RunStatus, live: LiveState, width: int) -> Text | None:
-    """The line of memory, share of the peak and newest checkpoint; None without the first two."""
+    """The line with memory, share of the peak and newest checkpoint; None if memory and peak are
+    unknown."""
     held, share = live.memory_held(), live.share_of_peak(status)
     if held is None and live.peak_flops is None:
         return None

@@ -38,7 +38,8 @@ ALWAYS_AT_END = (StepDone, Evaluated, SampleDrawn)
 PACED = (StepDone, Evaluated, SampleDrawn, Replanned, CheckpointSaved)
 
 
-# How many lines of each kind a run prints. The number does not grow with the length of the run.
+# Into how many parts a run is divided for each kind of event. About one line is printed in each
+# part. So the number of lines does not grow with the length of the run.
 PARTS: dict[type[Event], int] = {
     StepDone: 6,
     Evaluated: 5,
@@ -51,11 +52,12 @@ SECONDS_APART = 60.0  # the longest time without a line
 
 
 class PlainView:
-    """Prints about thirty lines in a run, and at least one line a minute.
+    """Prints about thirty lines in a run, but at least one a minute if a step takes less than that.
 
-    PARTS says how many lines of each kind a run prints. They are spread evenly over its steps. The
-    first line of each kind, the lines of the last step, all warnings and the first notices are
-    always printed. metrics.jsonl and samples.txt have everything.
+    For each kind of event, PARTS says into how many equal parts the steps of a run are divided. The
+    first event in each part is printed. The step line, the evaluation and the sample of the last
+    step, all warnings and the first notices are printed, too. metrics.jsonl has all logged steps
+    and evaluations, and samples.txt has all samples.
     """
 
     def __init__(self, console: Console) -> None:
@@ -63,7 +65,7 @@ class PlainView:
         self._status = RunStatus()
         self._memorising = MemorisingNote()
         self._notices = 0
-        self._part: dict[type[Event], int] = {}  # by kind, the part of its last line
+        self._part: dict[type[Event], int] = {}  # by kind, the part of the last printed line
         self._last_line = self._last_event = time.monotonic()
 
     def __enter__(self) -> PlainView:
@@ -126,7 +128,7 @@ class PlainView:
             return True
         self._notices += 1
         if self._notices == MOST_NOTICES + 1:
-            self._print("further notes of this kind are not printed; metrics.jsonl has every loss")
+            self._print("further notes, except warnings, are not printed")
         return self._notices <= MOST_NOTICES
 
     def _print(self, line: str) -> None:
@@ -138,7 +140,7 @@ def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> lis
     """The log lines of one event. `status` must have absorbed the event.
 
     Lines are shorter than 80 columns, except notices, diagnoses and hints. Two blanks separate the
-    fields. Each field begins with its name and ends with its unit.
+    fields. A field begins with its name, or ends with its unit.
     """
     if isinstance(event, StepDone):
         return [step_line(event, status)]

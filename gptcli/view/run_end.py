@@ -43,8 +43,8 @@ def run_end_lines(
     ending: str | None = None,
     encoding: str = "utf-8",
 ) -> list[Text]:
-    """The summary: how and where the run ended, its time and speed, its losses, which step `sample`
-    uses, and a diagnosis if it diverged.
+    """The summary: how and at which step the run ended, its time and speed, its losses, which step
+    `sample` uses, and a diagnosis if it diverged.
 
     The first three lines are shorter than 60 columns. The others can be longer. If the run has not
     ended, `ending` is the word for its state.

@@ -15,8 +15,8 @@ def test_the_maps_and_the_lens(cli: Any, trained: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("COLUMNS", "80")
     outcome = cli("look", trained, "--prompt", "What light is\n")
     assert outcome.code == 0, outcome.err
-    for fact in ("1 layer of 2 heads", "Heads, best first", "Layer 1, head 1", "Logit lens",
-                 "The path of the last token", "⏎"):  # fmt: skip
+    for fact in ("1 layer of 2 heads", "Heads, clearest habit first", "Layer 1, head 1",
+                 "Logit lens", "The path of the last token", "⏎"):  # fmt: skip
         assert fact in outcome.out, fact
     assert "\x1b" not in outcome.out
     assert max(map(len, outcome.out.splitlines())) <= 96

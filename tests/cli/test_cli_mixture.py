@@ -92,7 +92,7 @@ def test_another_text_from_a_mixture(cli: Any) -> None:
         ("half,half", "a weight is a number of at least 0; got `half`"),
         ("1,nan", "a weight is a number of at least 0; got `nan`"),
         ("1,true", "a weight is a number of at least 0; got `true`"),
-        ("1,1e-9", "the weight 1e-09 is less than 1/100,000 of their sum"),
+        ("1,1e-9", "the weight 1e-09 is less than 1/100,000 of the sum of the weights"),
         ("[]", "data.weights has no weight above 0"),
     ],
 )

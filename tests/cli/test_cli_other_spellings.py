@@ -105,7 +105,7 @@ def test_sample(words: str, hint: str, cli: Any) -> None:
         ("eval --block_size 32", "write --context 32"),
         ("bench --n_layer 3", "write model.n_layer=3"),
         ("tokenizer train my.txt --vocab_siz 300", "did you mean --vocab-size?"),
-        ("score --text no-file", "write the text to a file, and name that: gptcli score FILE"),
+        ("score --text no-file", "write the text to a file, and name the file: gptcli score FILE"),
         ("tokenizer train --input data", "write it without an option: gptcli tokenizer train data"),
         ("sample mine hello", "to continue a text: gptcli sample --prompt 'mine hello'"),
         ("sample mine temperature=0.5", "write --temperature 0.5"),

@@ -55,7 +55,7 @@ def test_a_run_with_the_name_of_a_tokenizer(cli: Any, trained: Path) -> None:
 def test_two_runs_of_one_name(cli: Any, trained: Path) -> None:
     for folder in ("small", "runs/small"):
         shutil.copytree(trained, folder)
-    words = "note: `small` is the run ./small; write runs/small for the run there\n"
+    words = "note: `small` is the run ./small; write runs/small for the other run\n"
     for command in (
         ("sample", "small", "--max-new-tokens", 1),
         ("inspect-batch", "small", 1),

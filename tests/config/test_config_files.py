@@ -99,8 +99,8 @@ def test_all_problems_are_reported_at_once_with_line_and_nearest_name() -> None:
             "1,000,000,000, or `auto`; got `0`",
             "train.batch_size: Sequences in one forward pass. A step has batch_size * grad_accum "
             "sequences. auto: a step has 16 * grad_accum sequences. gptcli splits them into equal "
-            "micro-batches that are as large as memory allows. The run's config keeps both "
-            "numbers.",
+            "micro-batches that are as large as memory allows. The run's config records the "
+            "batch_size and grad_accum that were found.",
         ),
         (
             "mine.yaml:6: `train.eval_every` must be a whole number of at least 1 and at most "

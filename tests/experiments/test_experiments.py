@@ -151,7 +151,7 @@ def test_two_runs_are_compared(two: Path, cli: Any, tmp_path: Path) -> None:
 def test_seeds_give_an_interval_and_are_trained_once(two: Path, cli: Any) -> None:
     outcome = cli("compare", "one", "two", "--seeds", 3, "--json")
     assert outcome.code == 0, outcome.err
-    assert "4 runs trained, 0 found finished" in outcome.err
+    assert "4 runs trained, 0 were already finished" in outcome.err
     (value,) = lines_of(outcome.out)
     assert (value["seeds"], value["paired"]) == (3, True)
     a, b = (value["losses"][arm] for arm in "ab")
@@ -159,10 +159,11 @@ def test_seeds_give_an_interval_and_are_trained_once(two: Path, cli: Any) -> Non
     assert value["difference"] == pytest.approx(statistics.fmean(b[s] - a[s] for s in a))
     assert value["interval"][0] < value["difference"] < value["interval"][1]
     again = cli("compare", "one", "two", "--seeds", 3, "--json")
-    assert "0 runs trained, 4 found finished" in again.err
+    assert "0 runs trained, 4 were already finished" in again.err
     assert lines_of(again.out) == [value]
     shutil.rmtree(two / "two-seeds" / "1338")
-    assert "1 runs trained, 3 found finished" in cli("compare", "one", "two", "--seeds", 3).err
+    found = "1 runs trained, 3 were already finished"
+    assert found in cli("compare", "one", "two", "--seeds", 3).err
 
 
 def test_what_cannot_be_compared(two: Path, cli: Any, trained: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_sweep_continues_where_it_was(
     assert all(is_finished(folder / run) for run in runs)
     shutil.rmtree(folder / runs[2])
     again = cli(*words, "--json")
-    assert "1 runs trained, 3 found finished" in again.err
+    assert "1 runs trained, 3 were already finished" in again.err
     values = lines_of(again.out)
     assert len(values) == 3
     assert all(value["a"] == values[0]["a"] and value["difference"] >= 0 for value in values)

@@ -218,7 +218,7 @@ def test_a_run_with_the_users_attention_is_refused(
     Path("own/run.json").write_text(json.dumps({**status, "own_parts": ["attention"]}), "utf-8")
     outcome = cli("page", "own")
     assert outcome.code == 1
-    assert "your own attention, which does not run in a page" in outcome.err
+    assert "your own attention, which a page cannot run" in outcome.err
     assert not list(tmp_path.glob("*.html"))
 
 
