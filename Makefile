@@ -33,7 +33,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# Writes the table of files in CONTRIBUTING.md, from the first line of each file.
+# Writes the table of files in CONTRIBUTING.md, from the first paragraph of each file.
 map: $(STAMP)
 	$(BIN)/python docs/file_map.py
 

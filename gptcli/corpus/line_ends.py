@@ -12,20 +12,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from gptcli.corpus.formats import compressed
 from gptcli.corpus.reading import CHUNK, open_bytes
 from gptcli.corpus.sources import Source
 
 _NAMES = {b"\n": "LF", b"\r\n": "CRLF (Windows)", b"\r": "CR (old Macs)"}
 _TOOLS = {b"\n": "dos2unix", b"\r\n": "unix2dos", b"\r": "unix2mac"}
 _CHANGES = ((b"\n", False), (b"\r\n", False), (b"\n", True), (b"\r\n", True), (b"\r", True))
-# The note does not look at records, whose line ends are not part of the text, and not at .gz.
-_RECORDS = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".gz")
+# The line ends of records are not part of the text.
+_RECORDS = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet")
 _SEEN = CHUNK  # bytes: the note looks only at the beginning of each file
 
 
 def line_ends_note(source: Source) -> list[str]:
     """Notes for users about files with CRLF or CR line ends; [] if there are no such files."""
-    plain = [file for file in source.files if file.path.suffix.lower() not in _RECORDS]
+    plain = [
+        file
+        for file in source.files
+        if file.path.suffix.lower() not in _RECORDS and not compressed(file.path)
+    ]
     windows = mac = 0
     for file in plain:
         with open_bytes(file.path) as opened:

@@ -179,6 +179,10 @@ def _shown(
             {"weights": found.weights[: at + 1].tolist()},
         ),
         (7, f"weights v -> ({H}, {T}, {D})", {"mixed": found.mixed.tolist()}),
-        (8, f"({T}, {H * D}) -> ({T}, {C}), added to the stream", {"out": found.out.tolist()}),
+        (
+            8,
+            f"({T}, {H * D}) -> ({T}, {C}), added to the residual stream",
+            {"out": found.out.tolist()},
+        ),
     ]
     return steps

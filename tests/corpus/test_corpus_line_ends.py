@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def test_the_note(ends: str, words: str, tmp_path: Path) -> None:
     assert [note for note in corpus.notes if "line ends" in note] == notes
     write(texts / "b.txt", "\n")
     (texts / "c.jsonl").write_bytes(b'{"text": "x"}\r\n' * 9)
+    (texts / "d.txt.bz2").write_bytes(bz2.compress(b"To be\r\n" * 9))  # compressed: not looked at
     if words:
         (note,) = line_ends_note(find_source(str(texts)))
         assert note.startswith("1 of 2 files have ")
