@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import threading
 from collections import OrderedDict
@@ -79,16 +80,19 @@ class ShardFolder:
         self.name = name
         self._remote = RemoteFolder(name) if is_url(name) else None
 
-    def read(self, file: str, start: int, stop: int) -> NDArray[np.uint8]:
+    def read(
+        self, file: str, start: int, stop: int, buffers: ReusedBuffers | None = None
+    ) -> NDArray[np.uint8]:
         """Bytes [start, stop) of a file; fewer at its end. Raises GptcliError if it is unreadable.
 
-        NumPy's memory has large pages, so reading into it is faster than reading into bytes."""
+        A file on this machine is read into memory of `buffers`, if given."""
         if self._remote is not None:
             return np.frombuffer(self._remote.read(file, start, stop), np.uint8)
         try:
             with os.fdopen(open_regular(Path(self.name, file)), "rb", buffering=0) as opened:
                 opened.seek(start)
-                content, done = np.empty(stop - start, np.uint8), 0
+                content = (buffers or ReusedBuffers()).take(stop - start)
+                done = 0
                 while done < len(content):
                     count = opened.readinto(content[done:].data)
                     if not count:
@@ -171,6 +175,33 @@ class LazyShard:
         return np.concatenate(parts)
 
 
+class ReusedBuffers:
+    """Memory for blocks, used again as soon as nothing refers to a block any more.
+
+    New memory costs a page fault for each 4 KiB, which takes longer than reading them from the
+    page cache. All threads can share the object."""
+
+    def __init__(self) -> None:
+        self._buffers: list[NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+        (self._unused,) = self._references([np.empty(0, np.uint8)])
+
+    @staticmethod
+    def _references(buffers: list[NDArray[np.uint8]]) -> list[int]:
+        """The number of references to each buffer. Every array in a buffer is one."""
+        return [sys.getrefcount(buffer) for buffer in buffers]
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """Memory of `size` bytes, with any content."""
+        with self._lock:
+            counts = self._references(self._buffers)
+            for buffer, count in zip(self._buffers, counts, strict=True):
+                if len(buffer) >= size and count <= self._unused:
+                    return buffer[:size]
+            self._buffers.append(np.empty(size, np.uint8))
+            return self._buffers[-1][:size]
+
+
 class Blocks:
     """The blocks of some shards. Keeps `kept` blocks in memory, and reads ahead in threads.
 
@@ -237,7 +268,7 @@ class ShardTokens(TokenStore):
     def __init__(self, folders: Sequence[tuple[ShardFolder, ShardIndex]], kept: int) -> None:
         places: list[Callable[[], Tokens]] = []
         self.blocks = Blocks(places, kept)
-        shards = []
+        buffers, shards = ReusedBuffers(), []
         for folder, index in folders:
             dtype = dtype_for(index.vocab_size)
             for name, tokens, _, sums in index.shards:
@@ -245,7 +276,9 @@ class ShardTokens(TokenStore):
                 for number, crc in enumerate(sums):
                     first = number * BLOCK_TOKENS
                     count = min(BLOCK_TOKENS, tokens - first)
-                    places.append(_reader(folder, name, first, count, crc, dtype, index.vocab_size))
+                    places.append(
+                        _reader(folder, name, first, count, crc, dtype, index.vocab_size, buffers)
+                    )
         super().__init__(shards)
 
 
@@ -257,13 +290,14 @@ def _reader(
     crc: int,
     dtype: np.dtype[Any],
     vocab_size: int,
+    buffers: ReusedBuffers,
 ) -> Callable[[], Tokens]:
     """A function that reads a block of a shard and verifies it."""
 
     def read() -> Tokens:  # exit code 1, because the run has begun
         start, size = first * dtype.itemsize, count * dtype.itemsize
         for _ in range(2):  # the network can damage bytes, so try again
-            content = folder.read(name, start, start + size)
+            content = folder.read(name, start, start + size, buffers)
             if len(content) == size and crc32(content) == crc:
                 break
         else:

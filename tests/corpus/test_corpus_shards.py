@@ -24,6 +24,7 @@ from gptcli.corpus.shards import (
     BLOCK_TOKENS,
     INDEX,
     Blocks,
+    ReusedBuffers,
     ShardFolder,
     ShardTokens,
     digest_of,
@@ -255,6 +256,21 @@ def test_a_damaged_block_is_found_when_it_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_memory_is_used_again_only_if_nothing_refers_to_it() -> None:
+    buffers = ReusedBuffers()
+    first = buffers.take(100)
+    part = first.view(np.uint16)[3:9]
+    del first
+    first_at = part.__array_interface__["data"][0] - 6
+    second = buffers.take(80)
+    assert second.__array_interface__["data"][0] != first_at
+    words = memoryview(part)
+    del part
+    assert buffers.take(100).__array_interface__["data"][0] != first_at
+    words.release()
+    assert buffers.take(100).__array_interface__["data"][0] == first_at
+
+
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 255, 4096, 1 << 20])
 def test_the_fast_checksum_is_that_of_zlib(size: int) -> None:
     """shards.py takes the function of isal if that is installed, and zlib's otherwise."""
