@@ -136,7 +136,7 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
     def _consecutive(self, start: int, T: int, D: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the T positions from `start` on, each (T, 1, 1, D)."""
         # A table's length is a power of two, so that a growing text rarely needs a new one.
-        # If the positions are too large for such a table, every call makes a new table.
+        # If the positions are too large for such a table, a call with start > 0 makes a new table.
         first, length = 0, max(256, 1 << (start + T - 1).bit_length())
         if length > _LONGEST_TABLE:
             first, length = start, T

@@ -3,8 +3,9 @@
     W = W0 + s B A,    s = alpha / rank
     dA = s B^T dW,     dB = s dW A^T
 
-The token embedding and the head have no adapters. If the vocabulary is small, training changes
-these two tables directly. Adapters for them learned less in our measurements (benchmarks/LOG.md).
+The token embedding and the head have no adapters. If these two tables are small (see
+`trained_tables`), training changes them directly. Adapters for them learned less in our
+measurements (benchmarks/LOG.md).
 
 The passes compute with the folded weights W, by PyTorch or the C library, with or without CUDA
 graphs. They compute the gradient dW, and the chain rule gives dA and dB. W0 never changes. Sampling

@@ -33,7 +33,7 @@ def evaluate(
     native_loss: tuple[Callable[[Tensor, Tensor], float], int] | None = None,
     step_tokens: int | None = None,
 ) -> float | None:
-    """The mean loss in nats per token; None if `should_stop` returned True between two batches.
+    """The mean loss in nats per token; None if `should_stop` returned True before a batch.
 
     Windows of `context` tokens follow each other without overlap, so every token but the first is
     predicted exactly once. `tokens` must hold at least two tokens. The model keeps its mode.

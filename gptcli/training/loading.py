@@ -1,4 +1,4 @@
-"""Loads a trained model from a run folder, for `sample`, `eval` and `score`.
+"""Loads a trained model from a run folder, for `sample`, `eval`, `score` and other commands.
 
 Reads the weights as plain memory. Imports PyTorch only if the caller uses the PyTorch module.
 """
@@ -32,7 +32,8 @@ class Trained:
     """A model in evaluation mode with its tokenizer and config, and notes for the user.
 
     `source` is the model, or a function that makes it. `arrays` are the weights of the checkpoint,
-    if they were read from a run folder. `user_parts` are the parts that the user wrote."""
+    if they come from a run folder and the network is builtin. `user_parts` are the parts that the
+    user wrote."""
 
     run: Path
     source: GPT | Callable[[], GPT]
