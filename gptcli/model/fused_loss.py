@@ -44,7 +44,7 @@ def _has_triton() -> bool:
 
 
 def padded(weight: Tensor) -> Tensor:
-    """The head's matrix (V, C), with rows of zeros up to a multiple of PADDED_VOCABULARY: (P, C)."""
+    """The head's matrix (V, C), with zero rows up to a multiple of PADDED_VOCABULARY: (P, C)."""
     rows = -len(weight) % PADDED_VOCABULARY
     return torch.cat((weight, weight.new_zeros(rows, weight.shape[1]))) if rows else weight
 

@@ -1,7 +1,7 @@
 """Attention with rotary positions (RoPE) and normalised queries and keys, for `arch: modern`.
 
 Computes the attention of Qwen3, also with grouped queries, and of Llama, which does not normalise
-queries and keys. Of the layers, only q_norm and k_norm have Qwen3's names.
+queries and keys. Only the layers q_norm and k_norm have Qwen3's names.
 
 First reading: rotary_at and rotate. Skip rotary_table and _consecutive, which keep results between
 calls.

@@ -11,7 +11,7 @@ The passes compute with the folded weights W, by PyTorch or the C library, with 
 graphs. They compute the gradient dW, and the chain rule gives dA and dB. W0 never changes. Sampling
 and evaluation read W, and are as fast as without adapters. The disadvantage is that a step computes
 the gradients of all weights, and uses only the gradients of the targets and of the trained tables.
-benchmarks/LOG.md compares this with a forward pass that multiplies with A and B.
+benchmarks/LOG.md compares folding with a forward pass that multiplies by A and B.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". For dropout on the
 inputs of A, with one mask for all tokens of a step: Lin et al. 2024, "LoRA Dropout as a Sparsity

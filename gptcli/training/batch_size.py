@@ -2,7 +2,7 @@
 
 A step has as many sequences as with the default batch size, because grad_accum shrinks as the
 micro-batch grows. On a CPU or MPS, the estimate of gptcli.training.estimate decides. On a CUDA GPU,
-a pass with 1, 2, 4, 8 ... sequences is tried until the memory is full or all sequences fit.
+gptcli tries 1, 2, 4, 8 ... sequences until the memory is full or all sequences fit.
 
 First reading: skip this file."""
 

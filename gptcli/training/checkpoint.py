@@ -176,7 +176,7 @@ def prune(run: Path, keep: int) -> None:
     """Delete all checkpoints except the newest `keep` (at least 2) and those that may be the best.
 
     If a checkpoint cannot be deleted (on Windows, if a file is open), it stays until the next call.
-    Deletes nothing if it cannot tell which checkpoint is the best."""
+    Deletes nothing if the best checkpoint is unknown."""
     assert keep >= 2, "the newest checkpoint may be damaged"
     with suppress(OSError, ValueError, GptcliError):
         steps = steps_of(run)

@@ -32,7 +32,7 @@ def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
     |---|---|
     | norms, branches, residual stream | 8 n_embd |
     | q, k, v and the mixed values | the width of each |
-    | with rotary positions: intermediate queries and keys | three times the width of each more |
+    | with rotary positions, also: intermediate queries and keys | three times the width of each |
     | feed-forward network: its hidden layer | 2 (MLP) or 3 (SwiGLU) hidden widths |
     | attention weights | n_head * T twice, three times with dropout |
     | logits; in float32 a copy of the logits for the loss, and their gradient | 3 vocab_size |"""

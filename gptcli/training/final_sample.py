@@ -1,4 +1,4 @@
-"""Draws the sample at the end of a run, in about half a second, of the best or last checkpoint."""
+"""Draws a sample of the best or last checkpoint at the end of a run, in about half a second."""
 
 from __future__ import annotations
 

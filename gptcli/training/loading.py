@@ -94,7 +94,7 @@ def read_trained(
     """The model of a run's checkpoint, like load_trained, but without PyTorch.
 
     The PyTorch module is made on first use, then passed through `place`. `config` is the run's
-    config if the caller has read it. Raises the errors of load_trained, with one exception: if the
+    config if the caller has read it. Raises the errors of load_trained, with one difference: if the
     weights do not fit a network with user's parts, the error comes when the module is made."""
     config = config or run_folder.read_config(run)
     if which is None:

@@ -97,7 +97,7 @@ def fit_to_minutes(
     is_strict: bool,
     ranks: int = 1,
 ) -> tuple[Config, TimeLimit, str]:
-    """The config whose training ends `minutes` after `begun`, its time limit, and a reason.
+    """The config, its time limit, and a reason. The training ends `minutes` after `begun`.
 
     The reason says why the run has this number of steps. `begun` is a value of time.perf_counter().
     If `choose` has "model.dropout", chooses a dropout for the number of epochs. If `choose` has

@@ -22,7 +22,7 @@ from gptcli.files.bounded import read_lines
 from gptcli.training.schedule import Plan
 
 SECONDS_AT_END = 1.3
-"""The time reserved for the start of Python before the command, the last messages and the exit."""
+"""The time reserved for the last messages, the exit, and the start of Python at the beginning."""
 _SPEED_SHARE = 0.08  # the speed is an average over this share of the whole time
 _CONSIDER_SHARE = 0.08  # a plan is considered again after this share of the time left,
 _CONSIDER_LEAST = 0.2  # but after at least this many seconds, unless `_next_step` comes first

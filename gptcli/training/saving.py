@@ -39,7 +39,7 @@ class _Writing:
     thread: threading.Thread | None = None
     path: Path | None = None
     error: BaseException | None = None
-    took: float = 0.0  # seconds of the main thread, and CPU seconds of `thread`
+    took: float = 0.0  # seconds of the main thread, plus CPU seconds of `thread`
 
 
 class Saver:

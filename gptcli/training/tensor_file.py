@@ -1,6 +1,6 @@
 """Safetensors files: written tensor by tensor, verified by size, SHA-256 and header when read.
 
-The format: first 8 bytes with the length of the header; then the header, a JSON object with the
+The format: 8 bytes with the length of the header; then the header, a JSON object with the
 dtype, shape and offsets of each tensor; then the numbers. This file checks the header against the
 size of the file, because the file may come from anybody.
 Source: the safetensors repository, README, "Format".
