@@ -94,8 +94,8 @@ def open_streams(
 ) -> Streams:
     """Return `wanted` streams, or fewer: at most MOST_STREAMS, and only as many as fit in memory.
 
-    `table` keeps texts valid UTF-8 (valid_text.py). `sampler` chooses the tokens instead of the
-    engine.
+    Returns at least one stream. `table` keeps texts valid UTF-8 (valid_text.py). `sampler` chooses
+    the tokens instead of the engine.
 
     For the C library, `model` is Weights or a float32 model. For PyTorch, it is a model whose
     branches are in the backend's dtype. Raises GptcliError (exit code 1) if the C library needs

@@ -2,7 +2,8 @@
 
 A run folder holds config.yaml, tokenizer.json, run.json (how the run began and ended), checkpoints/
 (from gptcli.training.checkpoint), metrics.jsonl, samples.txt and attention.jsonl (from
-gptcli.training.journal), and perhaps metrics.csv and loggers/ (from gptcli.loggers).
+gptcli.training.journal), and perhaps metrics.csv and loggers/ (from gptcli.loggers) and a copy of
+standard input's text (from gptcli.training.kept_texts).
 
 With --overwrite, the old run's files move to RUN/.replaced, and stay there until the new run has a
 checkpoint. If the new run ends before its first checkpoint, the old run's files move back.

@@ -1,4 +1,4 @@
-"""The learning rate schedule: warm-up, constant, decay to 0. Also resolves four keys of `train`.
+"""The learning rate schedule: warm-up, constant, decay to 0. Also resolves `auto` in 4 keys.
 
 First reading: lr_at. Skip the body of `decay_at`: its details matter only if the number of steps
 changed during the run.
