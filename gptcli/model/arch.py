@@ -7,8 +7,8 @@ The rest of gptcli asks an arch for a trait and never compares its name. A new a
    (`norm_layer`, `attention_layer`, `feed_forward_layer`);
 3. a row in parameters.py for each parameter with a new name.
 
-Then PyTorch can train and sample it. The C library refuses a layout that it does not know
-(`has_layout` in native/decoder.py).
+With these, PyTorch can train and sample the new arch. The C library refuses a layout that it does
+not know (`has_layout` in native/decoder.py).
 
 This file imports only the standard library, so that gptcli.config can check a config against it.
 
@@ -34,7 +34,7 @@ class Arch:
     """rms: RMSNorm, which has a gain only. layer: LayerNorm, which also subtracts the mean."""
     positions: Literal["rotary", "learned"]
     """rotary: each attention rotates queries and keys by an angle that grows with the position.
-    Texts can be longer than block_size, because model/cache.py has a sliding window.
+    In sampling, the window of model/cache.py slides over texts longer than block_size.
     learned: a table of block_size vectors is added to the embedding."""
     qk_norm: bool
     """Whether RMSNorm normalises the queries and keys of each head (see rotary.py)."""

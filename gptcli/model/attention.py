@@ -1,4 +1,4 @@
-"""Causal multi-head attention: the mathematics in eight named steps, then the module.
+"""Causal multi-head attention: the mathematics in eight numbered steps, then the module.
 
 First reading: read only causal_attention. Its step 5 is the causal mask. The module below does the
 same eight steps faster, and can use a key/value cache for sampling.
@@ -75,8 +75,8 @@ class CausalSelfAttention(nn.Module):
     if n_head does not divide n_embd. `forward(x)` takes and returns (B, T, C). Dropout acts in
     training only.
 
-    `cache` is for sampling: one layer of gptcli.model.cache.KeyValueCache. It stores the new keys
-    and values, and returns all keys and values that the queries can look at.
+    `cache` is for sampling: one layer of a KeyValueCache or a StaticCache (gptcli.model.cache). It
+    stores the new keys and values, and returns all keys and values that the queries can look at.
     """
 
     def __init__(self, config: Any) -> None:
@@ -136,8 +136,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     k and v are (B, H, T, D), or (B, H / G, T, D). In the second case each head of k and v serves G
     query heads (grouped-query attention; Ainslie et al. 2023).
 
-    This uses PyTorch's fused kernel, or three batched operations that compute the same. On a CPU,
-    the three operations are faster if the dtype is bfloat16, if T is short, or with dropout.
+    Uses PyTorch's fused kernel, or three batched operations that compute the same. On a CPU, the
+    three operations are faster if the dtype is bfloat16, if T is short, or with dropout.
     """
     B, H, T, D = q.shape
     K = k.shape[1]  # heads of keys and values

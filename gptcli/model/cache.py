@@ -1,4 +1,4 @@
-"""The key/value cache (KV cache): ring buffers, so that a step need not compute earlier tokens.
+"""The key/value cache (KV cache): ring buffers, so that a step need not recompute earlier tokens.
 
 Dimensions: B batch, H heads, T new tokens, S tokens that have keys and values, D head_dim,
 W width of the window (block_size).
@@ -40,8 +40,8 @@ class LayerCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        # `extend` reads a slot only after it has filled it, so the slots need no first value. On a
-        # CPU, unwritten slots take no memory.
+        # `extend` reads only slots that it has filled, so the slots need no first value. On a CPU,
+        # unwritten slots take no memory.
         self.keys = torch.empty(batch, n_head, width, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
         self.width = width

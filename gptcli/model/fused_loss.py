@@ -21,18 +21,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Columns that a program reads at once, 8 for each thread. Two programs of 32 warps fill a
-# multiprocessor, so their rows stay in the cache until the second reading.
+# multiprocessor. So few rows are in use at a time, and usually stay in the cache until the second
+# reading.
 _BLOCK = 8192
 _WARPS = 32
 PADDED_VOCABULARY = 128
-"""The padded head has a multiple of this many rows, because a GPU multiplies in such tiles."""
+"""The padded head's number of rows is a multiple of this number, because a GPU multiplies in tiles
+with this many rows."""
 
 
 def can_fuse(x: Tensor) -> bool:
-    """Whether head_loss works on x: on an NVIDIA GPU with Triton, in bfloat16 or float32.
+    """Whether head_loss works on x: on an NVIDIA GPU with Triton, except in float16.
 
-    Not in float16, because the kernel computes gradients before the loss scale multiplies them, and
-    such small float16 numbers would round to 0."""
+    The kernel computes gradients before the loss scale multiplies them. In float16, such small
+    numbers would round to 0."""
     return x.is_cuda and x.dtype != torch.float16 and _has_triton()
 
 
@@ -42,7 +44,7 @@ def _has_triton() -> bool:
 
 
 def padded(weight: Tensor) -> Tensor:
-    """The head's matrix with rows of zeros at its end: (V, C) -> (P, C)."""
+    """The head's matrix (V, C), with zero rows up to a multiple of PADDED_VOCABULARY: (P, C)."""
     rows = -len(weight) % PADDED_VOCABULARY
     return torch.cat((weight, weight.new_zeros(rows, weight.shape[1]))) if rows else weight
 

@@ -90,7 +90,8 @@ class GPT(nn.Module):
 
     `user_parts` replace builtin layers. `attention` is short for UserParts(attention=...). A model
     with a user's block samples without a cache. A model with a user's attention samples with the
-    user's cache if there is one, else without a cache. Parameters are float32 until `.to(dtype)`.
+    user's cache if there is one, else without a cache. Parameters are float32 until `.to` or
+    `branches_in` converts them.
     """
 
     def __init__(
@@ -219,7 +220,7 @@ class GPT(nn.Module):
 
 @torch.no_grad()
 def initialise(model: GPT, generator: torch.Generator) -> None:
-    """Draw all weights from `generator` (CPU), in the order in which the model defines them."""
+    """Give all weights their first values, in the model's order. `generator` is on the CPU."""
     users = UserInitialisation(model, model.user_parts, model.config, generator)
     fixed_std = model.config.traits.initialisation == "fixed_std"
     for name, parameter in model.named_parameters():  # a tied head appears once, as wte
@@ -232,7 +233,7 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
 
 
 def _draw_gpt2(name: str, parameter: Tensor, n_layer: int, generator: torch.Generator) -> None:
-    """Draw from a normal with std 0.02, or 0.02 / sqrt(2 n_layer) at the end of a residual branch.
+    """Draw normal numbers of std 0.02, or 0.02 / sqrt(2 n_layer) at the end of a residual branch.
 
     Gains are 1, biases 0. Source: Radford et al. 2019, section 2.3."""
     row = row_of(name)
@@ -247,7 +248,7 @@ def _draw_gpt2(name: str, parameter: Tensor, n_layer: int, generator: torch.Gene
 def _draw_modern(
     name: str, parameter: Tensor, generator: torch.Generator, *, tied_head: bool
 ) -> None:
-    """Draw from a normal with std 1 / sqrt(inputs) for matrices, 1 for the embedding.
+    """Draw normal numbers: std 1 / sqrt(inputs) for matrices, 1 for the embedding.
 
     The head, and the matrices that end a residual branch, are 0. So every block starts as the
     identity, and the loss starts at ln V. An embedding that is also the head has std 0.02, so that

@@ -1,9 +1,9 @@
 """RMSNorm, QK-norm with rotary positions (handwritten gradients) and GELU, faster on CPUs.
 
 On a CPU, PyTorch's versions take longer than the matrix products around them. PyTorch splits some
-of them into many operations, and has no vector code for others in bfloat16. Each docstring gives
-the plain formula; the tests compare each function with its formula. Dimensions: (..., C) channels
-last.
+of them into many operations, and has no vector code for others in bfloat16. The docstrings of
+gelu, rms_norm and norm_rotate give the plain formulas; the tests compare each of these functions
+with its formula. Dimensions: (..., C) channels last.
 
 First reading: skip this file.
 """
@@ -28,8 +28,8 @@ def gelu(x: Tensor) -> Tensor:
     """F.gelu(x, approximate="tanh"), in x's dtype and shape.
 
     On a CPU in bfloat16 without torch.compile it computes the exact form x * Phi(x), which takes a
-    quarter of the tanh form's time. The two forms differ by at most 0.0005. Above 0.125, this is
-    less than the distance between two neighbouring bfloat16 numbers.
+    quarter of the tanh form's time. The two forms differ by at most 0.0005. For results above
+    0.125, this is less than the distance between two neighbouring bfloat16 numbers.
     Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2."""
     exact = x.dtype == torch.bfloat16 and fused_is_faster(x)
     return F.gelu(x, approximate="none" if exact else "tanh")

@@ -20,7 +20,7 @@ Role = Literal["embedding", "head", "matrix", "gain", "bias", "other"]
 | matrix | 2 dimensions | multiplies the activations inside a block |
 | gain | 1 dimension | a factor per channel |
 | bias | 1 dimension | a term per channel |
-| other | any | a tensor of a user's part that is none of these |"""
+| other | 2 or more dimensions | a tensor of a user's part that is none of these |"""
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ def row_of(name: str) -> Parameter | None:
 def role_of(name: str, dimensions: int) -> Role:
     """The role of a model's parameter, from its name and its number of dimensions.
 
-    A user's part can have parameters that are not in the tables, or whose shape does not fit their
-    row. Then the number of dimensions decides. With fewer than two dimensions, a parameter is a
-    bias if its name ends with "bias", else a gain. With two dimensions, it is a matrix if it is
-    inside a block. Any other parameter has the role "other"."""
+    A user's part can have parameters that are not in the tables, or whose number of dimensions does
+    not fit the role in their row. Then the number of dimensions decides. With fewer than two
+    dimensions, a parameter is a bias if its name ends with "bias", else a gain. With two
+    dimensions, it is a matrix if it is inside a block. Any other parameter has the role "other"."""
     row = row_of(name)
     if row is not None and dimensions == (1 if row.role in ("gain", "bias") else 2):
         return row.role

@@ -1,7 +1,7 @@
 """Attention with rotary positions (RoPE) and normalised queries and keys, for `arch: modern`.
 
 Computes the attention of Qwen3, also with grouped queries, and of Llama, which does not normalise
-queries and keys. Of the layers, only q_norm and k_norm have Qwen3's names.
+queries and keys. Only the layers q_norm and k_norm have Qwen3's names.
 
 First reading: rotary_at and rotate. Skip rotary_table and _consecutive, which keep results between
 calls.
@@ -136,7 +136,7 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
     def _consecutive(self, start: int, T: int, D: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the T positions from `start` on, each (T, 1, 1, D)."""
         # A table's length is a power of two, so that a growing text rarely needs a new one.
-        # If the positions are too large for such a table, every call makes a new table.
+        # If the positions are too large for such a table, a call with start > 0 makes a new table.
         first, length = 0, max(256, 1 << (start + T - 1).bit_length())
         if length > _LONGEST_TABLE:
             first, length = start, T

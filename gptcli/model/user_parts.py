@@ -129,7 +129,7 @@ def keeps_constructor_value(name: str, parameter: Tensor) -> bool:
     """Whether a user's parameter keeps the value that its constructor gave it.
 
     This is true for gains and all other parameters with at most one dimension larger than 1, except
-    biases. Biases become 0, as in the builtin parts."""
+    biases, whose names end with "bias". A vector of biases becomes 0, as in the builtin parts."""
     return max(parameter.shape, default=1) == parameter.numel() and not name.endswith("bias")
 
 

@@ -1,6 +1,6 @@
 """The weights of a network as float32 memory, without PyTorch; the name and shape of each weight.
 
-The C libraries compute with this memory, so gptcli can sample a run without PyTorch and numpy.
+The C libraries compute with this memory, so gptcli can sample a run without PyTorch or numpy.
 
 Dimensions: C channels (n_embd), D head_dim, F hidden width, H heads, K heads of keys and values,
 T block_size, V vocabulary.

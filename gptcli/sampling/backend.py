@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gptcli.sampling.valid_text import Table
 
 MOST_STREAMS = 256
-_SHARE_OF_MEMORY = 0.5  # streams may use this share of the free memory
+_SHARE_OF_MEMORY = 0.5  # of the free memory, for several streams; one stream may use more
 _CHOICE_BYTES = 128  # for each stream and token id: choose_valid_token sorts, and uses float64
 
 
@@ -40,7 +40,7 @@ class Backend:
 
     @property
     def native(self) -> bool:
-        """Whether the C library samples. Then sampling needs no PyTorch."""
+        """Whether the C library samples. Then only a user's sampler needs PyTorch."""
         return self.engine == "native"
 
     @property
@@ -94,8 +94,8 @@ def open_streams(
 ) -> Streams:
     """Return `wanted` streams, or fewer: at most MOST_STREAMS, and only as many as fit in memory.
 
-    `table` keeps texts valid UTF-8 (valid_text.py). `sampler` chooses the tokens instead of the
-    engine.
+    Returns at least one stream. `table` keeps texts valid UTF-8 (valid_text.py). `sampler` chooses
+    the tokens instead of the engine.
 
     For the C library, `model` is Weights or a float32 model. For PyTorch, it is a model whose
     branches are in the backend's dtype. Raises GptcliError (exit code 1) if the C library needs

@@ -47,7 +47,7 @@ class Conversation:
         self._uniforms = UniformNumbers(seed, 0)
 
     def continue_with(self, streams: Streams) -> None:
-        """Use other streams from now on: of the same model, with other sampling parameters."""
+        """From now on, use other streams of the same model, with other sampling parameters."""
         self._streams, self._restart = streams, True
 
     def say(
@@ -58,11 +58,11 @@ class Conversation:
         *,
         to_line_end: bool = False,
     ) -> Iterator[str]:
-        """Add the user's text on a new line, and continue the stream.
+        """Add the user's text (on a new line, if the tokenizer has newlines); continue the stream.
 
         Yields the pieces of the answer as soon as they are ready; some are empty. If `text` is
         empty, the model continues its last answer. The answer ends after `max_new_tokens`, at a
-        stop string, at end-of-text, or if `should_stop` returns true between two tokens. With
+        stop string, at end-of-text, or if `should_stop` returns true before a token. With
         `to_line_end`, an answer that reaches `max_new_tokens` continues until its line ends, but
         for a limited number of tokens (see _OVERTIME). Raises GptcliError, and changes nothing, if
         the tokenizer does not know a character of the text."""

@@ -1,8 +1,8 @@
 """PyTorch streams whose steps keep their shapes, so that a GPU replays them as a CUDA graph.
 
 A step feeds each stream's last token to the model, at that stream's own position. It chooses the
-next token on the GPU, and stores it for the next step. The host reads the tokens only after many
-steps. Dimensions: B streams, T tokens, V vocabulary, W window (block_size).
+next token on the GPU, and stores it for the next step. The host reads the tokens of up to
+_MOST_STEPS steps at once. Dimensions: B streams, T tokens, V vocabulary, W window (block_size).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gptcli.sampling.streams import StreamTokens, Uniform, window_start
 if TYPE_CHECKING:
     from gptcli.sampling.valid_text import Table
 
-_MOST_STEPS = 64  # steps before the host reads their tokens
+_MOST_STEPS = 64  # at most so many steps before the host reads their tokens
 _PREFILL_SLOTS = 4096  # a prefill of several texts fills at most so many cache slots
 _LEAST_SPAN = 64  # the least number of cache slots that attention reads
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from gptcli.sampling.params import SamplingParams as SamplingParams
 from gptcli.sampling.params import is_greedy as is_greedy
 
-_NEVER_DRAWN = -87.0  # e^-87 = 1.6e-38: smaller weights are 0 in the C library's float32
+_NEVER_DRAWN = -87.0  # e^-87 = 1.6e-38: smaller exponentials are 0 in the C library's float32
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

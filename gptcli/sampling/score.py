@@ -1,4 +1,4 @@
-"""Scores a text with PyTorch: log-probabilities, given the tokens that sampling looks at.
+"""Scores a text with PyTorch: each token's log-probability, given what sampling would look at.
 
 Dimensions: B windows, T tokens, V vocabulary, W window (block_size).
 """

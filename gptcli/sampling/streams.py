@@ -9,6 +9,8 @@ works with all of them. All three choose the same tokens, up to rounding:
 | graph (graph_streams.py) | builtin networks with CUDA | PyTorch steps, replayed as a CUDA graph |
 | torch (torch_streams.py) | everything else | PyTorch step by step; the CPU chooses tokens |
 
+With a user's sampler, gptcli uses torch instead of graph.
+
 Dimensions: B streams, T tokens, V vocabulary, W window (block_size).
 
 If a text is longer than the window of W tokens, the arch decides what the model looks at:
@@ -17,7 +19,8 @@ If a text is longer than the window of W tokens, the arch decides what the model
   layer. The result is the same as recomputing the whole text under a banded causal mask of width W.
 - gpt2 (learned positions): a token's vector depends on its position in the window. So if the window
   moves, the model must recompute all tokens of the window. The window moves only once in W / 4
-  tokens: it starts at the smallest multiple of W / 4 (at least 1) from which the text fits in it.
+  tokens (rounded down, at least 1): it starts at the smallest multiple of this number from which
+  the rest of the text fits in the window.
 """
 
 from __future__ import annotations

@@ -155,7 +155,8 @@ def generate_one(
 
 
 def _one_stream(model: GPT, params: SamplingParams, table: Table | None) -> Streams:
-    """One PyTorch stream, which replays recorded steps if the device can record CUDA graphs."""
+    """One PyTorch stream. It replays recorded steps if the device can record CUDA graphs and the
+    network is builtin."""
     from gptcli.cuda_graphs import can_record
     from gptcli.sampling.graph_streams import GraphStreams
     from gptcli.sampling.torch_streams import TorchStreams

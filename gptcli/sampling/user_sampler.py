@@ -79,7 +79,9 @@ class UserSampler:
         return token
 
     def stop_filter(self, stops: Sequence[str]) -> StopFilter:
-        """A StopFilter that calls cut_at_stop. Raises GptcliError if the user's file lacks it."""
+        """A StopFilter that calls cut_at_stop; without `stops`, one that lets all text pass.
+
+        Raises GptcliError if there are `stops` and the user's file lacks cut_at_stop."""
         if not stops:
             return StopFilter(())
         if self.cut_at_stop is None:

@@ -3,14 +3,15 @@
     W = W0 + s B A,    s = alpha / rank
     dA = s B^T dW,     dB = s dW A^T
 
-The token embedding and the head have no adapters. If the vocabulary is small, training changes
-these two tables directly. Adapters for them learned less in our measurements (benchmarks/LOG.md).
+The token embedding and the head have no adapters. If these two tables are small (see
+`trained_tables`), training changes them directly. Adapters for them learned less in our
+measurements (benchmarks/LOG.md).
 
 The passes compute with the folded weights W, by PyTorch or the C library, with or without CUDA
 graphs. They compute the gradient dW, and the chain rule gives dA and dB. W0 never changes. Sampling
 and evaluation read W, and are as fast as without adapters. The disadvantage is that a step computes
 the gradients of all weights, and uses only the gradients of the targets and of the trained tables.
-benchmarks/LOG.md compares this with a forward pass that multiplies with A and B.
+benchmarks/LOG.md compares folding with a forward pass that multiplies by A and B.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". For dropout on the
 inputs of A, with one mask for all tokens of a step: Lin et al. 2024, "LoRA Dropout as a Sparsity

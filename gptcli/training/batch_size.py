@@ -1,8 +1,8 @@
-"""Resolves `train.batch_size: auto` to the largest micro-batch that fits in memory.
+"""Resolves `train.batch_size: auto` to a large micro-batch that fits in memory.
 
 A step has as many sequences as with the default batch size, because grad_accum shrinks as the
-micro-batch grows. On a CPU or MPS, the estimate of gptcli.training.estimate decides. A CUDA GPU
-tries a step with 1, 2, 4, 8 ... sequences until its memory is full.
+micro-batch grows. On a CPU or MPS, the estimate of gptcli.training.estimate decides. On a CUDA GPU,
+gptcli tries 1, 2, 4, 8 ... sequences until the memory is full or all sequences fit.
 
 First reading: skip this file."""
 
@@ -32,7 +32,7 @@ def with_fitting_batch_size(
 
     A config whose batch_size is not `auto` stays as it is. `config` must come from
     gptcli.training.setup.resolve. `ranks` processes share a step. On a CPU they share the memory
-    too. Raises GptcliError if not even one sequence fits."""
+    too. Raises GptcliError if not even one sequence fits, or for several ranks with fsdp."""
     train = config.train
     if train.batch_size != "auto":
         return config, []
@@ -69,11 +69,12 @@ def with_fitting_batch_size(
 
 
 def largest_that_fits(sequences: int, ranks: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest number of rows that fits, divides `sequences`, and lets `ranks` share evenly.
+    """The largest divisor of `sequences` that is known to fit and lets `ranks` share evenly.
 
-    Calls `fits` for 1, 2, 4, 8 ... rows until `fits` returns False. Returns None if one row does
-    not fit. If the ranks cannot share evenly with any number, returns the largest number that fits
-    and divides `sequences`."""
+    Calls `fits` for 1, 2, 4, 8 ... rows and at last for `sequences`, until it returns False. The
+    largest number for which it returned True is known to fit, and so are smaller numbers. Returns
+    None if one row does not fit. If the ranks cannot share evenly with any number, returns the
+    largest divisor that is known to fit."""
     fitting, rows = 0, 1
     while rows < sequences and fits(rows):
         fitting, rows = rows, 2 * rows
@@ -91,7 +92,9 @@ def _fits_in_memory(
     user_parts: UserParts | None,
     ranks: int,
 ) -> bool:
-    """Whether the estimate says that a run fits, with a reserve for errors and other programs."""
+    """Whether the estimate says that a run fits, with a reserve for errors and other programs.
+
+    If the system does not tell its memory, at most the default batch size counts as fitting."""
     available = memory_for_training(device)
     if available is None:
         return config.train.rows <= TrainConfig().rows  # the default

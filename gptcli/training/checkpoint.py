@@ -2,7 +2,7 @@
 
 checkpoints/step-00000200/ holds three files:
 - model.safetensors: the float32 weights.
-- state.safetensors: the optimizer's state.
+- state.safetensors: the optimizer's state; with LoRA also adapters and base weights.
 - meta.json: counters and config, and the sizes and SHA-256 of the other files. It is written last.
 Several processes can write shards instead of the first two files (see checkpoint_files.py).
 
@@ -81,8 +81,8 @@ def save_files(
     If the step has a checkpoint with a valid meta.json, replaces only meta.json, because the
     tensors are equal.
     Calls `still_wanted` once, before it renames anything. If `still_wanted` raises, nothing is
-    saved. Raises GptcliError (exit code 1) if the disk refuses. Earlier checkpoints do not
-    change."""
+    saved. Raises GptcliError (exit code 1) if the disk refuses or the run folder is gone. Earlier
+    checkpoints do not change."""
     goal = folder_of(run, step)
     if not run.is_dir():  # a new folder would lack config and tokenizer
         raise run_gone_error(run)
@@ -173,10 +173,10 @@ def mark_best(run: Path, step: int) -> None:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete old checkpoints: all except the newest `keep` (at least 2) and the best one.
+    """Delete all checkpoints except the newest `keep` (at least 2) and those that may be the best.
 
     If a checkpoint cannot be deleted (on Windows, if a file is open), it stays until the next call.
-    Deletes nothing if it cannot tell which checkpoint is the best."""
+    Deletes nothing if the best checkpoint is unknown."""
     assert keep >= 2, "the newest checkpoint may be damaged"
     with suppress(OSError, ValueError, GptcliError):
         steps = steps_of(run)
@@ -234,7 +234,9 @@ def delete_leftovers(run: Path, newest: int) -> None:
 
 
 def read_meta(run: Path, step: int) -> dict[str, Any]:
-    """The content of a checkpoint's meta.json. Raises GptcliError (exit code 1) if damaged."""
+    """The content of a checkpoint's meta.json.
+
+    Raises GptcliError (exit code 1) if the file is missing, damaged or unreadable."""
     path = folder_of(run, step) / "meta.json"
     try:
         return parse_meta(read_bounded(path, MAX_JSON_BYTES, path.parent), step)
@@ -250,8 +252,8 @@ def load(run: Path, step: int, with_state: bool = False, *, as_arrays: bool = Fa
     """The checkpoint of a step, with verified sizes and hashes.
 
     Its `state` is empty unless `with_state` is true. With `as_arrays`, its weights are float32
-    memory, and nothing imports PyTorch. Raises GptcliError (exit code 1) if a file is damaged. The
-    error names the file."""
+    memory, and nothing imports PyTorch. Raises GptcliError (exit code 1) if a file is damaged, or
+    if the system refuses to read it. The error names the file."""
     meta = read_meta(run, step)
     parts = [
         _read_part(run, step, meta["files"], part, as_arrays)
@@ -283,7 +285,7 @@ def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest valid checkpoint with its state, and a note for each newer one, which is damaged.
 
     The first result is None if the run has no checkpoint yet. Raises GptcliError if all checkpoints
-    are damaged."""
+    are damaged, or if the system refuses to read one."""
     steps = steps_of(run)
     return _first_valid(run, steps[::-1], with_state=True) if steps else (None, [])
 
@@ -292,7 +294,7 @@ def best_valid(run: Path, *, as_arrays: bool = False) -> tuple[Checkpoint, list[
     """The best checkpoint without its state, and notes for the user.
 
     If the best checkpoint is damaged, returns the newest valid one. Raises GptcliError if there is
-    no checkpoint, or if all are damaged."""
+    no checkpoint, if all are damaged, or if the system refuses to read one."""
     first = choose_step(run, "best")
     _, notes = find_best_step(run)
     others = [step for step in reversed(steps_of(run)) if step != first]
@@ -366,7 +368,7 @@ def find_best_step(run: Path) -> tuple[int | None, list[str]]:
 
 
 def choose_step(run: Path, which: str) -> int:
-    """The step that `--checkpoint best|last|STEP` means.
+    """The step that `--checkpoint best|last|STEP` means. Without a best step, `best` is the last.
 
     Raises GptcliError if there is no such checkpoint."""
     steps = steps_of(run)

@@ -107,7 +107,7 @@ def joined(shards: list[dict[str, Any]]) -> dict[str, Any]:
             whole[name] = _memory(rows) if isinstance(begin, memoryview) else _tensor(rows)
         except (ValueError, TypeError, RuntimeError):
             raise ValueError(
-                f"`{name[:80]}` has rows in the shards that do not fit together"
+                f"the rows of `{name[:80]}` in the shards do not fit together"
             ) from None
     if left := next((name for shard in others for name in shard), None):
         raise ValueError(f"`{left[:80]}` is not in the first shard")

@@ -21,7 +21,7 @@ _LINKED_NAMES = re.compile(rf"{FOLDER_NAME.pattern}|best|lost\+found|\..*")
 
 
 class UnreadableError(GptcliError):
-    """The error if the system refuses to read a file. The file itself may be valid."""
+    """The error if the system refuses to read a file or folder, which itself may be valid."""
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -59,8 +59,8 @@ def steps_of(run: Path) -> list[int]:
 def refuse_other_link(run: Path) -> None:
     """Raise GptcliError (exit code 1) if `checkpoints` links to another run or to other files.
 
-    Call this before the first write. A run folder that came from somebody else can contain such a
-    link."""
+    Also raises GptcliError if the link is broken. Call this before the first write. A run folder
+    that came from somebody else can contain such a link."""
     folder = run / "checkpoints"
     if not folder.is_symlink():
         return
@@ -96,7 +96,7 @@ _NOT_OF_THE_FILE = {
 
 
 def unreadable_error(run: Path, step: int, path: Path, error: OSError) -> GptcliError:
-    """The error for a checkpoint's file that the system refuses to read (exit code 1)."""
+    """The error (exit code 1) for a checkpoint's file whose reading raised `error`."""
     message = f"{path} cannot be read ({error.strerror})"
     if error.errno in _NOT_OF_THE_FILE:
         return UnreadableError(message, "are you allowed to read it?", exit_code=1)
@@ -106,7 +106,9 @@ def unreadable_error(run: Path, step: int, path: Path, error: OSError) -> Gptcli
 
 
 def damaged_error(run: Path, step: int, message: str) -> GptcliError:
-    """The error for a damaged checkpoint (exit code 1). Its hint names the other checkpoints."""
+    """The error (exit code 1) for a damaged checkpoint. Its hint names the other checkpoints.
+
+    If there is no other checkpoint, the hint says how to train again."""
     others = [str(other) for other in steps_of(run) if other != step]
     hint = (
         "choose another with --checkpoint: " + ", ".join(others)

@@ -1,7 +1,7 @@
 """Chooses network, tokenizer, batch size and dropout for a text and a budget of operations.
 
-The budget is the number of operations that the machine does in the user's time. The rules were
-fitted to our runs: benchmarks/DIAL.md has the runs and the plot.
+The budget is the number of operations that the machine does in the time that the user gives. The
+rules were fitted to our runs: benchmarks/DIAL.md has the runs and the plot.
 
 Dimensions: N parameters of the blocks, B batch, T context length, C channels.
 """
@@ -24,18 +24,18 @@ _MAX_PARAMETERS_PER_CHARACTER = 6.0
 _EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
 _TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # for a training of 3 million tokens
 # (least number of training tokens, context length). The second table is for texts that are read
-# several times.
+# more than 2.7 times.
 _CONTEXTS = ((2.5e6, 256), (1.3e6, 128), (0.0, 64))
 _CONTEXTS_REPEATED = ((1e6, 256), (0.0, 128))
 _STEP_GROWS_SHORT, _STEP_GROWS_LONG = 0.6, 0.25  # a short training needs many small steps
 _CHARACTERS_PER_SUBWORD = 2.5
 _LONG_TEXT, _MIN_EPOCHS = 4e6, 0.6  # in characters; a longer text with fewer epochs gets subwords
-_MAX_CHAR_VOCABULARY = 8192  # a text with more different characters is read as bytes
+_MAX_CHAR_VOCABULARY = 8192  # with more, a text without subwords is read as bytes
 _ALPHABET_BYTES = 1.5  # a text with more bytes per character has characters like Chinese
 _SUBWORD_BYTES_PER_SECOND = 3e6  # reading and encoding, on a slow machine
 _MOST_PREPARATION = 0.2  # encoding may take this share of the time
 _VAL_TOKENS = 0.24  # validation tokens / training tokens, at most
-_LEAST_VAL_WINDOWS = 32
+_LEAST_VAL_WINDOWS = 32  # even if _VAL_TOKENS allows fewer
 _LEAST_STEPS_PER_EPOCH = 2  # else a step could read a part of a short text twice
 VAL_FRACTION = 0.1
 PATIENCE = 5
@@ -53,7 +53,7 @@ class Text:
 
 @dataclass(frozen=True)
 class ChosenSettings:
-    """The chosen values by dotted key, and a reason for each section of the config."""
+    """The chosen values by dotted key, and reasons by section (data, model, tokenizer)."""
 
     values: dict[str, Any]
     reasons: dict[str, str]
@@ -91,7 +91,8 @@ def network_of_size(parameters: float, **given: int) -> tuple[int, int]:
 def heads_for(n_embd: int) -> int:
     """The number of heads. A head has 64 channels if n_embd is 128, 192, 256 ..., else 32.
 
-    If 32 does not divide n_embd, a head has the nearest even number of channels that does."""
+    If 32 does not divide n_embd, the number of channels in a head is the even divisor of n_embd
+    that is nearest to 32. If n_embd is odd, there is one head."""
     wanted = 64 if n_embd % 64 == 0 and n_embd > 64 else 32
     sizes = [size for size in range(2, n_embd + 1, 2) if n_embd % size == 0] or [n_embd]
     return n_embd // min(sizes, key=lambda size: (abs(size - wanted), size))
@@ -108,12 +109,12 @@ def choose_settings(
 
     `held_out` is the share of the text that is kept for validation.
 
-    The rules:
-    - The network grows with the operations, up to 6 parameters per character of the text.
+    The main rules:
+    - The network grows with the operations, up to about 6 parameters per character of the text.
     - The more often the text is repeated, the higher the dropout.
     - The longer the training, the larger the batch.
     - A long text in an alphabet gets subwords, if the run would read less than 60 % of it as
-      characters, and if it can be encoded in a fifth of the `seconds` of the run.
+      characters, and if it can be encoded in less than a fifth of the `seconds` of the run.
     - A validation split that would take too long becomes smaller. It keeps its size if the user set
       the number of steps, because then no time limit is promised."""
     characters = max(1.0, text.characters * (1 - held_out))

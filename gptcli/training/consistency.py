@@ -46,16 +46,16 @@ def same_tokenizer(run: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> Non
 def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
     """Notes about allowed differences between config.yaml and the checkpoint's config.
 
-    Raises GptcliError if another key differs. The keys of NO_EFFECT_ON_WEIGHTS and ROUNDING_ONLY
-    may differ, and three other differences are allowed. The text and the tokenizer's source can
-    have moved (`same_tokenizer` compares the tokenizer itself). `--extend` adds steps. A checkpoint
-    of an old version lacks keys that newer versions have."""
+    The keys of NO_EFFECT_ON_WEIGHTS and ROUNDING_ONLY may differ, and three other differences are
+    allowed. The text and the tokenizer's source can have moved (`same_tokenizer` compares the
+    tokenizer itself). `--extend` adds steps, and removes a time limit. A checkpoint of an old
+    version lacks keys that newer versions have. Raises GptcliError if anything else differs."""
     odd, notes = [], []
     then: dict[tuple[str, ...], Any] = keys_and_values(
         meta["config"] if "config" in meta else {"model": meta.get("model", {})}
     )
     # --extend removes a run's time limit. Then max_steps can also be smaller than it was: --extend
-    # has compared it with the newest plan.
+    # has compared the new value with the newest plan.
     unlimited = then.get(("train", "minutes")) is not None and config.train.minutes is None
     for key, now in keys_and_values(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)

@@ -27,8 +27,9 @@ from gptcli.training.setup import resolve
 def dry_run_figures(
     config: Config, user_parts: UserParts | None = None, *, is_short: bool = False
 ) -> dict[str, Any]:
-    """The object that `train --dry-run --json` prints. Writes only to a temporary folder.
+    """The object that `train --dry-run --json` prints. Writes no run folder.
 
+    Tokens go to a temporary folder. The cache gets the C library if it is not compiled yet.
     `is_short` is true for a fine-tune whose number of steps depends on the text. `seconds_estimate`
     includes evaluations. It comes from about two seconds of training on this machine. It is None if
     the run does not fit in memory. `notes` are about the text and the settings."""

@@ -24,7 +24,7 @@ _MEASURE_SECONDS = 2.0
 
 
 def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
-    """Bytes that the forward pass of one batch keeps for the backward pass, from the shapes.
+    """Bytes that the forward pass of a micro-batch keeps for the backward pass, from the shapes.
 
     The last row counts for each token, the other rows for each token in each layer.
 
@@ -32,7 +32,7 @@ def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
     |---|---|
     | norms, branches, residual stream | 8 n_embd |
     | q, k, v and the mixed values | the width of each |
-    | with rotary positions: intermediate queries and keys | three times the width of each more |
+    | with rotary positions, also: intermediate queries and keys | three times the width of each |
     | feed-forward network: its hidden layer | 2 (MLP) or 3 (SwiGLU) hidden widths |
     | attention weights | n_head * T twice, three times with dropout |
     | logits; in float32 a copy of the logits for the loss, and their gradient | 3 vocab_size |"""
@@ -74,7 +74,7 @@ def memory_bytes(
 
     It is the sum of four parts: the float32 master weights and their gradients; the working weights
     and their gradients, if `bytes_each` is less than 4; the optimizer's state; the activations of
-    one batch. The C library keeps no gradients of working weights. With low-rank adapters, the
+    a micro-batch. The C library keeps no gradients of working weights. With low-rank adapters, the
     optimizer has state only for the numbers that are trained. Then these numbers, their gradients
     and the base weights are added."""
     slots = RECIPES[config.train.optimizer].slots
@@ -156,9 +156,9 @@ def measured_step(
 ) -> StepTime:
     """The time of one optimizer step, measured on this machine with random tokens.
 
-    The measurement takes about `seconds`, by default two. It runs complete batches if they are fast
-    enough, otherwise single sequences. It scales the measured time to a whole step by the rules of
-    gptcli.training.cost.
+    The measurement takes about `seconds`, by default two. It runs complete micro-batches if they
+    are fast enough, otherwise single sequences. It scales the measured time to a whole step by the
+    rules of gptcli.training.cost.
     """
     train = config.train
     state = TrainingState(

@@ -19,8 +19,8 @@ from gptcli.model.gpt import GPT
 # of this, because the logits take much memory (2,048 x 50,257 float32 is 0.4 GB).
 _TOKENS_AT_ONCE = 8192
 _TOKENS_AT_ONCE_ON_A_GPU = 65536
-# Parameters times tokens in the forward passes that a slow CPU does in a second (two operations for
-# each parameter and token).
+# A slow CPU's speed in forward passes: parameters times tokens per second. Each parameter takes two
+# operations for each token.
 _SECOND_ON_A_SLOW_CPU = 1e10
 
 
@@ -33,7 +33,7 @@ def evaluate(
     native_loss: tuple[Callable[[Tensor, Tensor], float], int] | None = None,
     step_tokens: int | None = None,
 ) -> float | None:
-    """The mean loss in nats per token; None if `should_stop` returned True between two batches.
+    """The mean loss in nats per token; None if `should_stop` returned True before a batch.
 
     Windows of `context` tokens follow each other without overlap, so every token but the first is
     predicted exactly once. `tokens` must hold at least two tokens. The model keeps its mode.

@@ -1,6 +1,6 @@
 """Fine-tuning (`train --from`) and LoRA: the config of a run that starts from other weights.
 
-This file imports no PyTorch. docs/finetune.md says how we found these defaults.
+Importing this file imports no PyTorch. docs/finetune.md says how we found these defaults.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def fine_tuning_config(stored: Config, overridden: Set[str], *, is_tuned: bool) 
 
     `overridden` are the dotted keys that the user set. They keep their values. `is_tuned` is true
     if the base run is a fine-tune itself, so that its learning rate is low already. Warm-up,
-    eval_every, log_every, adapters and everything under `run` return to their defaults. A run with
-    adapters uses AdamW and the default learning rate for adapters."""
+    eval_every, log_every, adapters and everything under `run` return to their defaults, and for a
+    new text also the keys of `data`, except val_fraction. A run with adapters uses AdamW and the
+    default learning rate for adapters."""
     values = stored.model_dump()
     if "data.source" in overridden:  # a new text: drop the old text's settings
         data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}
@@ -99,7 +100,7 @@ def with_few_steps(config: Config, train_tokens: int) -> Config:
 
 
 def with_evaluations(config: Config) -> Config:
-    """The resolved config of a fine-tune, with at least five evaluations over its steps.
+    """The resolved config of a fine-tune, with about five or more evaluations over its steps.
 
     By default evaluations take at most 2 % of the time. So a short fine-tune can have too few of
     them, although it may soon overfit. Then the best of several checkpoints is much better than the

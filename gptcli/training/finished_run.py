@@ -34,8 +34,8 @@ def reason_to_stop(
 
     `planned` is the newest plan of max_steps, if a run with a time limit made one.
 
-    A run that has done all its steps is not finished if the last step's evaluation or sample is
-    missing."""
+    A run that has done all its steps is not finished if an evaluation or a sample is due at the
+    last step but missing."""
     progress, train = progress_of(saved.meta), config.train
     if progress.evaluated_at == saved.step:
         loss, target = progress.val_loss, train.stop_at_val_loss
@@ -69,7 +69,7 @@ def finished_run(
     """The FinishedRun of a run, with the changes to its config that would let it continue.
 
     `stored` is the run's config. `config` is the config that the user asks for now. `planned` is
-    the newest plan of max_steps; None if the run has no time limit."""
+    the newest plan of max_steps; None if there is no plan."""
     notes += gather_weights(run)  # a kill after the last step can leave shards
     steps = planned or config.train.max_steps
     changes = override_words(stored, config)

@@ -19,8 +19,8 @@ def refuse_unfitting(
     """Raise GptcliError if a model of this config cannot have weights of the given shapes.
 
     `given` is None for a new model. If the user wrote parts of the network (`users`), this function
-    accepts any shapes inside the blocks. Also raises GptcliError if a builtin model is larger than
-    this machine's memory."""
+    checks only the embeddings and the number of layers. Otherwise it also raises GptcliError if
+    the model is larger than this machine's memory."""
     if given is not None:
         outer: Shapes = {"wte.weight": (vocab_size, config.n_embd)}
         if config.traits.positions == "learned":

@@ -1,9 +1,9 @@
-"""Joins the shards of a run's weights into model.safetensors when the run ends.
+"""Joins the shards of a run's newest and best weights into model.safetensors when the run ends.
 
 gptcli reads shards and whole files, but other programs read only model.safetensors. The shards of
 the optimizer's state stay, because only a resumed run reads them.
 
-First this file writes model.safetensors. Then it writes a meta.json that names model.safetensors
+First gptcli writes model.safetensors. Then it writes a meta.json that names model.safetensors
 instead of the shards. Last, it deletes the shards. So the checkpoint is complete at every moment.
 
 First reading: skip this file.

@@ -1,4 +1,4 @@
-"""Appends to metrics.jsonl and samples.txt during training; trims them when a run resumes."""
+"""Appends to metrics.jsonl, samples.txt and attention.jsonl; trims them when a run resumes."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class _LinesToKeep:
 
 @contextmanager
 def _open_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError about a link, pipe, folder or huge file into a GptcliError with its path."""
+    """Turn an OSError about a link, pipe, folder or huge file into a GptcliError with `path`."""
     try:
         yield
     except OSError as error:

@@ -14,8 +14,8 @@ from gptcli.training.text_of_run import texts_exist
 def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
     """The config with a file of the run folder in place of standard input, and the file to copy.
 
-    The copy lets a resumed run, `eval` and `inspect-batch` read the text again. The file is None if
-    the config does not read standard input."""
+    The copy lets a resumed run, `eval` and `inspect-batch` read the text again. The second result
+    is None if the config does not read standard input."""
     data = config.data
     if STDIN not in (*data.sources, *data.val_sources):
         return config, None
@@ -33,10 +33,10 @@ def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
 
 
 def with_stored_texts(run: Path, stored: Config, config: Config) -> Config:
-    """The config of a resumed run without standard input. The caller has compared the texts.
+    """The config of a resumed run, with files in place of standard input.
 
-    The run's own texts replace standard input. If these are gone, the run folder gets a new
-    copy."""
+    The caller has compared the texts. The run's own texts replace standard input. If these are
+    gone, the run folder gets a new copy."""
     data = config.data
     if STDIN not in (*data.sources, *data.val_sources):
         return config

@@ -1,4 +1,4 @@
-"""Loads a trained model from a run folder, for `sample`, `eval` and `score`.
+"""Loads a trained model from a run folder, for `sample`, `eval`, `score` and other commands.
 
 Reads the weights as plain memory. Imports PyTorch only if the caller uses the PyTorch module.
 """
@@ -32,7 +32,8 @@ class Trained:
     """A model in evaluation mode with its tokenizer and config, and notes for the user.
 
     `source` is the model, or a function that makes it. `arrays` are the weights of the checkpoint,
-    if they were read from a run folder. `user_parts` are the parts that the user wrote."""
+    if they come from a run folder and the network is builtin. `user_parts` are the parts that the
+    user wrote."""
 
     run: Path
     source: GPT | Callable[[], GPT]
@@ -93,7 +94,7 @@ def read_trained(
     """The model of a run's checkpoint, like load_trained, but without PyTorch.
 
     The PyTorch module is made on first use, then passed through `place`. `config` is the run's
-    config if the caller has read it. Raises the errors of load_trained, with one exception: if the
+    config if the caller has read it. Raises the errors of load_trained, with one difference: if the
     weights do not fit a network with user's parts, the error comes when the module is made."""
     config = config or run_folder.read_config(run)
     if which is None:

@@ -3,7 +3,7 @@
     for event in train(setup): ...
 
 gptcli.training.step has the mathematics of a step; this file decides what happens between steps.
-The loop prints nothing. The command line passes each event to the view and the metrics file.
+The loop prints nothing. The command line passes each event to the view and the journal.
 
 First reading: `events`, `steps`, `after_step` and `one_step`.
 """
@@ -73,9 +73,10 @@ def train(
     The loop calls `should_stop` after every step, between the batches of an evaluation and during a
     sample. If `should_stop` returns True, the run saves a checkpoint and finishes as "interrupted".
     The loop calls `wishes` after every step and fulfils the wishes at once. This changes no
-    weights. If a loss or gradient is not finite, the run finishes as "diverged" before the update.
-    Raises GptcliError if a checkpoint cannot be written. After the generator has ended, raised or
-    been closed, none of its threads touches the run folder."""
+    weights. If a loss or gradient is not finite (in float16 also with smaller loss scales), the run
+    finishes as "diverged" before the update. Raises GptcliError if the last checkpoint, or the
+    first of a fine-tune, cannot be written. After the generator has ended, raised or been closed,
+    none of its threads changes the run's checkpoints."""
     loop = _Loop(setup, should_stop, wishes)
     try:
         yield from loop.events()
@@ -224,7 +225,7 @@ class _Loop:
         return stopped or "done"
 
     def after_step(self) -> Generator[Event, None, Stopped | Diverged | None]:
-        """Evaluate, sample and save if each is due; return why to stop, or None."""
+        """Evaluate, sample and save, each if it is due; return why to stop, or None."""
         if self.should_stop():
             return "interrupted"
         replanned = self.plan.again(self.progress.step)

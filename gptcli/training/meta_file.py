@@ -54,7 +54,7 @@ def names_of(files: Mapping[str, Any], part: str) -> list[str]:
 
 
 def is_shard(name: str, part: str) -> bool:
-    """Whether `name` is a shard's file name, of the part `part`."""
+    """Whether `name` is the file name of a shard of the part `part`."""
     return re.fullmatch(rf"{part}-[0-9]{{5}}-of-[0-9]{{5}}\.safetensors", name) is not None
 
 

@@ -52,11 +52,11 @@ _THREADS_GAIN = 0.8  # T threads are about T ** 0.8 times as fast as one
 def choose_for_text(
     config: Config, asked: set[str], minutes: float
 ) -> tuple[Config, dict[str, str]]:
-    """The config with settings for its text and this machine, and a reason for each section.
+    """The config with settings for its text and this machine, and reasons by section.
 
     `config` has the defaults and the values that the user set. `asked` has the dotted keys that the
-    user set. Sets patience only if there is a validation split and the user did not set the number
-    of steps."""
+    user set. Sets patience only if there is a validation split and the user set neither patience
+    nor the number of steps."""
     config, named = follow_tokenizer(config)
     if named is not None:
         asked = asked | {"tokenizer.kind", "tokenizer.vocab_size"}
@@ -97,7 +97,7 @@ def fit_to_minutes(
     is_strict: bool,
     ranks: int = 1,
 ) -> tuple[Config, TimeLimit, str]:
-    """The config whose training ends `minutes` after `begun`, its time limit, and a reason.
+    """The config, its time limit, and a reason. The training ends `minutes` after `begun`.
 
     The reason says why the run has this number of steps. `begun` is a value of time.perf_counter().
     If `choose` has "model.dropout", chooses a dropout for the number of epochs. If `choose` has

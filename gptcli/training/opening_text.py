@@ -25,8 +25,8 @@ def open_text(
     """Open the corpus of a config. `cache` replaces the cache folder.
 
     The tokenizer is `tokenizer` if given, else the user's, else the tokenizer of tokenizer.from,
-    else a new one of the config's kind. Raises OtherTextError if the text's content key is not
-    `content_key`."""
+    else a new one of the config's kind. Raises OtherTextError if `content_key` is given and
+    the text has another content key."""
     if tokenizer is None and (user_parts is None or user_parts.tokenizer is None):
         config, tokenizer = follow_tokenizer(config)
     return open_corpus(

@@ -25,7 +25,7 @@ from torch import Tensor
 from gptcli.model.parameters import Role, role_of
 from gptcli.native import engine
 
-# The quintic of Jordan et al. 2024. Applied repeatedly, it moves every singular value to about 1.
+# The quintic of Jordan et al. 2024. Applied repeatedly, it moves the singular values to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 NEWTON_SCHULZ_STEPS = 5
 
@@ -285,8 +285,8 @@ RECIPES: dict[str, Recipe] = {
     "muon": Recipe(
         groups=(
             Group(frozenset({"matrix"}), _muon, rate_share=1.0, decays=True),
-            # With Muon the embeddings do not decay. The row of a rare token gets almost no
-            # gradient, so decay would shrink it to 0.
+            # With Muon the embeddings and the head do not decay. The embedding of a rare token gets
+            # almost no gradient, so decay would shrink it to 0.
             Group(_TABLES, _adamw(eps=1e-10), rate_share=0.2, decays=False),
             Group(_VECTORS, _adamw(eps=1e-10), rate_share=0.2, decays=False),
         ),

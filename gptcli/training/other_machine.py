@@ -1,9 +1,9 @@
 """Chooses device, dtype, threads, compile and engine again for a run that another machine trained.
 
 config.yaml holds the values that replaced `auto` when the run began. run.json records the machine,
-and which keys of `run` were `auto`. On the same machine no value changes, so a resumed run gets the
-same weights to the bit. On another machine, gptcli chooses new values for the keys that were
-`auto`, and for keys whose values cannot work, or are slow, on that machine.
+and which keys of `run` were `auto`. On the same machine, values that still work do not change, so
+a resumed run gets the same weights to the bit. On another machine, gptcli chooses new values for
+the keys that were `auto`, and for keys whose values cannot work, or are slow, on that machine.
 """
 
 from __future__ import annotations

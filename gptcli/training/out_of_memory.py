@@ -59,7 +59,7 @@ def _what_to_lower(setup: Setup, parameters: int, available: float | None) -> st
             )
         block_size //= 2
     return (
-        f"even one sequence does not fit with the {parameters:,} parameters: lower "
+        f"not even one sequence fits with the {parameters:,} parameters: lower "
         f"model.n_embd (now {model.n_embd}; half of it needs about a quarter of the memory) or "
         f"model.n_layer (now {model.n_layer})"
     )

@@ -23,8 +23,8 @@ from gptcli.model.inside import builtin_weights, look_inside, part_with_attentio
 
 PASSAGE = 192  # tokens whose losses are kept
 _MAP = 24  # tokens of an attention map, at most
-_MOST_CELLS = 40 * _MAP * _MAP  # of all maps together: maps of large networks have fewer tokens
-_FEWEST = 8  # tokens of an attention map, at least
+_MOST_CELLS = 40 * _MAP * _MAP  # of all maps together, unless _FEWEST needs more
+_FEWEST = 8  # tokens of an attention map, at least, if the passage has so many
 
 
 class Passage:

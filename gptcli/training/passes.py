@@ -32,7 +32,7 @@ from gptcli.training.step import Batch, forward_backward
 
 EngineName = Literal["native", "torch"]
 
-# torch.compile took 20 to 50 s on an H200. An H200 does this many operations in about two minutes.
+# torch.compile took 20 to 50 s on an H200. An H200 does 5e16 operations in about two minutes.
 _COMPILE_FROM_OPERATIONS = 5e16
 
 

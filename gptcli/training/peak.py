@@ -23,7 +23,7 @@ def known_peak(dtype: torch.dtype, device: torch.device, threads: int) -> float:
     """Peak floating-point operations per second of matrix products in `dtype` on this machine.
 
     The first call measures for about 0.3 seconds. Later calls, also in other processes, read the
-    cache. If the cache cannot be read or written, each process measures again."""
+    cache. If the cache cannot be read or written, every call measures again."""
     key = f"{platform.node()} {describe_device(device, threads)} {dtype_name(dtype)}"
     peaks = _read()
     peak = peaks.get(key)

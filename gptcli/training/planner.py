@@ -22,19 +22,20 @@ from gptcli.files.bounded import read_lines
 from gptcli.training.schedule import Plan
 
 SECONDS_AT_END = 1.3
-"""The time reserved for the start of Python before the command, the last messages and the exit."""
+"""The time reserved for the last messages, the exit, and the start of Python at the beginning."""
 _SPEED_SHARE = 0.08  # the speed is an average over this share of the whole time
 _CONSIDER_SHARE = 0.08  # a plan is considered again after this share of the time left,
-_CONSIDER_LEAST = 0.2  # but not before this many seconds
-_TOLERANCE = 0.02  # a change by less than this share of the steps left is ignored
-_TIMED_AT, _TIMED_TOKENS = 5, 8193  # after so many steps, time an evaluation of so many tokens
-_SAVE_SECONDS = 0.1  # until the first save is timed
+_CONSIDER_LEAST = 0.2  # but after at least this many seconds, unless `_next_step` comes first
+_TOLERANCE = 0.02  # a change by at most this share of the steps left, or by one step, is ignored
+# After at most so many steps, an evaluation of at most so many tokens is timed.
+_TIMED_AT, _TIMED_TOKENS = 5, 8193
+_SAVE_SECONDS = 0.1  # the least time that a plan allows for a sample and a save
 _MOST_LATE = 0.06  # if the run is late by this share of its whole time, an evaluation stops
 
 
 @dataclass(frozen=True)
 class TimeLimit:
-    """When a run must end, as values of time.perf_counter()."""
+    """When a run must end: `end` and `give_up` are values of time.perf_counter()."""
 
     end: float
     seconds: float
@@ -47,7 +48,7 @@ class TimeLimit:
 
 
 class Planner:
-    """Decides when the number of steps changes. All times are values of time.perf_counter()."""
+    """Decides when the number of steps changes. `now` is a value of time.perf_counter()."""
 
     def __init__(self, limit: TimeLimit, config: Config, val_tokens: int) -> None:
         self.limit = limit
@@ -60,7 +61,8 @@ class Planner:
         self._timed = 0.0  # seconds of steps so far
         now = time.perf_counter()
         self._next = now + _CONSIDER_SHARE * max(0.0, limit.end - now)
-        self._next_step = 0  # if steps are fast, a plan is also considered after an eighth of them
+        # If steps are fast, a plan is also considered after an eighth of the steps left.
+        self._next_step = 0
 
     def stepped(self, seconds: float) -> None:
         """Record the time of a step."""
@@ -71,7 +73,7 @@ class Planner:
         self._speed += weight * (1.0 / seconds - self._speed)
 
     def evaluated(self, seconds: float) -> None:
-        """Record the time of an evaluation, including the save after it."""
+        """Record the time of an evaluation, and of the save after it if there was one."""
         self._evaluation_seconds = seconds
 
     def paused(self, seconds: float) -> None:
@@ -175,7 +177,7 @@ def time_left(config: Config, used: float) -> TimeLimit | None:
 
 
 class StepPlan:
-    """The number of steps of a run, which can change after every step if the run has a limit."""
+    """The number of steps of a run, which can change after every step if it has a time limit."""
 
     def __init__(
         self,
@@ -186,7 +188,7 @@ class StepPlan:
         val_tokens: int,
     ) -> None:
         self.plans = [plan for plan in history.plans if plan[0] <= step]
-        """The plans after the first one, in the order of their steps."""
+        """The plans after the first one (`_first`), in the order of their steps."""
         self._first = config.train.max_steps
         self._recorded = dict(history.plans)
         self._replay_until = history.replay_until
@@ -215,7 +217,7 @@ class StepPlan:
             self._planner.stepped(seconds)
 
     def evaluated(self, seconds: float) -> None:
-        """Record the time of an evaluation, including the save after it."""
+        """Record the time of an evaluation, and of the save after it if there was one."""
         if self._planner is not None:
             self._planner.evaluated(seconds)
 

@@ -1,9 +1,10 @@
 """Copies a run folder to a URL while it trains (`--copy-to URL`), and fetches it from there.
 
-The copy has the same files in the same places. A checkpoint's meta.json is uploaded last, so a
-checkpoint with a meta.json is complete. A thread uploads, so a slow network does not delay steps,
-and a network error does not end the run. `fetch_run` does not trust the URL: it fetches only file
-names that gptcli knows, and checks sizes and SHA-256 from meta.json.
+The copy has the run's files in the same places, without the files of loggers. A checkpoint's
+meta.json is uploaded last, so a checkpoint with a meta.json is complete. A thread uploads, so a
+slow network does not delay steps, and a network error does not end the run. `fetch_run` does not
+trust the URL: it fetches only file names that gptcli knows, and checks the tensor files against the
+sizes and SHA-256 in meta.json.
 
 First reading: skip this file."""
 
@@ -112,9 +113,9 @@ class RunCopy:
         ]
 
     def _is_met(self, goal: int) -> bool:
-        """Wait 0.1 s for the upload of call number `goal` of `saved`; return whether it is done.
+        """Wait at most 0.1 s until call number `goal` of `saved` is uploaded; return whether it is.
 
-        If it is done, the thread ends. An upload that began before that call does not count,
+        If it is uploaded, the thread ends. An upload that began before that call does not count,
         because the run has changed since then."""
         with self._changed:
             met = self._changed.wait_for(lambda: self._done >= goal, 0.1)

@@ -2,7 +2,8 @@
 
 A run folder holds config.yaml, tokenizer.json, run.json (how the run began and ended), checkpoints/
 (from gptcli.training.checkpoint), metrics.jsonl, samples.txt and attention.jsonl (from
-gptcli.training.journal), and perhaps metrics.csv and loggers/ (from gptcli.loggers).
+gptcli.training.journal), and perhaps metrics.csv and loggers/ (from gptcli.loggers) and a copy of
+standard input's text (from gptcli.training.kept_texts).
 
 With --overwrite, the old run's files move to RUN/.replaced, and stay there until the new run has a
 checkpoint. If the new run ends before its first checkpoint, the old run's files move back.
@@ -49,7 +50,7 @@ def find_run(name: str | None, runs: Path = Path("runs")) -> Path:
     """The run folder that `name` means: a path, a name under `runs`, or None for the newest run.
 
     First restores the run if its replacement was interrupted (`repair_replacement`). If there is no
-    such run, raises GptcliError with the nearest name."""
+    such run, raises GptcliError, if possible with the nearest name."""
     known = list_runs(runs)
     if name is None:
         if not known:
@@ -118,7 +119,7 @@ def free_name(name: str, runs: Path = Path("runs")) -> Path:
 def refuse_existing(run: Path) -> None:
     """Raise RunExistsError if a new run's folder exists and holds more than a lock.
 
-    The folder may also hold an empty `checkpoints`, such as a link to a folder on another disk. The
+    The folder may also hold a `checkpoints` without steps, such as a link to another disk. The
     hint suits a command that asks for a new run in this folder."""
     if run.is_dir():
         names = {path.name for path in run.iterdir()}
@@ -331,7 +332,7 @@ def _is_interrupted(run: Path) -> bool:
 
 
 def _move(path: Path, goal: Path) -> None:
-    """Move a file to another folder, and fsync both folders."""
+    """Move a file or folder into another folder; fsync the old and the new one."""
     durable.make_folder(goal.parent)
     durable.disk.rename(path, goal)
     durable.fsync_folder(goal.parent)
@@ -339,7 +340,7 @@ def _move(path: Path, goal: Path) -> None:
 
 
 def _has_checkpoints(run: Path) -> bool:
-    """Whether the run has checkpoints. Without config.yaml, they belong to an earlier run."""
+    """Whether the run has checkpoints; False without config.yaml: they belong to an earlier run."""
     return (run / "config.yaml").exists() and _has_steps(run)
 
 

@@ -1,4 +1,4 @@
-"""Saves checkpoints when they are due (by default each minute); writes large ones in a thread.
+"""Saves checkpoints when they are due (by default about once a minute), large ones in a thread.
 
 gptcli copies a large checkpoint in memory. A thread writes the copy to the disk while training
 continues. `checkpoint.save_files` writes both small and large checkpoints, so the guarantees after
@@ -28,7 +28,7 @@ _AUTO_SECONDS = 60.0
 _AUTO_MAX_SHARE = 0.01  # of the training time
 _ABANDON_SECONDS = 0.5  # the longest that a second Ctrl-C waits for a slow disk
 BACKGROUND_BYTES = 32 << 20
-"""A checkpoint of this many bytes or more is copied and written in the background."""
+"""`Saver.save` copies a checkpoint of this many bytes or more, and a thread writes it."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class _Writing:
     thread: threading.Thread | None = None
     path: Path | None = None
     error: BaseException | None = None
-    took: float = 0.0  # seconds of the main thread, and CPU seconds of `thread`
+    took: float = 0.0  # seconds of the main thread, plus CPU seconds of `thread`
 
 
 class Saver:
@@ -113,8 +113,8 @@ class Saver:
     def collect(self, *, wait: bool) -> Iterator[Event]:
         """Yield the event of a finished save, or a Notice if the save failed.
 
-        With `wait`, first waits for the save that a thread is doing. Raises the error of the save
-        in `save_or_raise`, or if the error is unexpected."""
+        With `wait`, first waits for the save that a thread is doing. If `save_or_raise` calls this,
+        or if the error of the save is unexpected, raises the error instead."""
         writing = self._writing
         if writing is None:
             return
@@ -201,7 +201,7 @@ class _AbandonedError(Exception):
 def _identity(run: Path) -> os.stat_result:
     """The stat of RUN/.lock, which differs if another run folder is now at the same path.
 
-    This process holds .lock open, so no other file can get its inode. If there is no .lock, returns
-    the stat of the folder."""
+    This process holds .lock open, so no other file can get the inode of .lock. If there is no
+    .lock, returns the stat of the folder."""
     lock = run / ".lock"
     return (lock if lock.exists() else run).stat()

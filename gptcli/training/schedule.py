@@ -1,4 +1,4 @@
-"""The learning rate schedule: warm-up, constant, decay to 0. Also resolves `auto` in `train`.
+"""The learning rate schedule: warm-up, constant, decay to 0. Also resolves `auto` in 4 keys.
 
 First reading: lr_at. Skip the body of `decay_at`: its details matter only if the number of steps
 changed during the run.
@@ -74,15 +74,16 @@ def resolve_warmup(train: TrainConfig) -> int:
 
 
 def resolve_log_every(train: TrainConfig) -> int:
-    """The number of steps from one logged step to the next. `auto` is a hundredth of max_steps."""
+    """The number of steps from one logged step to the next. `auto`: a hundredth of max_steps."""
     return max(1, train.max_steps // 100) if train.log_every == "auto" else train.log_every
 
 
 def resolve_eval_every(train: TrainConfig, val_tokens: int, tokens_per_step: int) -> int:
     """The number of steps from one evaluation to the next.
 
-    With `auto`, evaluations take at most about 2 % of the time, and a run of 400 steps or more has
-    at most about twenty evaluations. The last step is evaluated too.
+    With `auto`, evaluations take at most about 2 % of the time, except for the evaluation after the
+    last step. A run of 400 steps or more has at most 21 evaluations (a fine-tune has one more, at
+    step 0).
 
     A token costs a third as much in evaluation as in training, because a backward pass takes twice
     as long as a forward pass. The result depends on sizes, not on the clock. So the same config

@@ -12,7 +12,7 @@ _MOST_TEXTS = 12
 
 
 def setting_notes(config: Config, corpus: Corpus) -> list[str]:
-    """A sentence for each setting that does not suit the run or the text; [] if all suit.
+    """A sentence for each setting that does not suit the run or the text, and for mixed texts.
 
     `config` is resolved: train.warmup_steps is a number."""
     train, block_size = config.train, config.model.block_size
@@ -68,7 +68,7 @@ def rank_notes(config: Config) -> list[str]:
 
 
 def _mixture_notes(config: Config, corpus: Corpus) -> list[str]:
-    """A note with each text's share and how often it is read; [] if the texts are not mixed."""
+    """A note with the shares of at most 12 mixed texts, and how often each is read; else []."""
     if not isinstance(corpus.train, MixedTokens):
         return []
     tokens = config.tokens_per_step * config.train.max_steps

@@ -1,7 +1,7 @@
-"""Prepares a run: resolves every `auto`, opens the text, builds the Setup of a new or resumed run.
+"""Prepares a run: resolves `auto`, opens the text, builds the Setup of a new or resumed run.
 
-First reading: `resolve` and `prepare_new`. Skip `prepare_resume` and the functions below it: they
-compare the run folder with what the user asks for now.
+First reading: `resolve` and `prepare_new`. Skip `prepare_resume`, which compares the run folder
+with what the user asks for now, and the functions below it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Prepared:
 
 
 def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> Config:
-    """The config with every `auto` replaced by a value for this text and machine.
+    """The config with values for this text and machine in place of `auto`.
 
     Three keys keep `auto`: checkpoint_every, because the Saver decides by the clock; documents,
     because it depends on the format of each file; and batch_size, which gptcli.training.batch_size
@@ -220,8 +220,8 @@ def prepare_resume(
     """The Setup that continues a run folder, or a FinishedRun if nothing is left to do.
 
     `wanted` is the config that the user asks for now (None: the run's config). `explicit` has the
-    keys that the command line sets. gptcli.training.resume_rules refuses a changed key, or makes a
-    note about it. On another machine, gptcli.training.other_machine can choose device, dtype,
+    keys that the command line sets. gptcli.training.resume_rules can refuse a changed key, or make
+    a note about it. On another machine, gptcli.training.other_machine can choose device, dtype,
     threads, compile and engine again. Raises GptcliError if the text, the tokenizer or the user's
     parts are not those of the run."""
     stored = run_folder.read_config(run)

@@ -46,14 +46,14 @@ class Speed:
 
     @property
     def train_flops_fraction_of_peak(self) -> float:
-        """FLOP per second of training, divided by the peak of matrix products."""
+        """FLOP per second of training, divided by the peak of matrix products; at most 1."""
         return min(1.0, self.train_flops / self.peak_flops)  # the peak is an estimate too
 
 
 def multiplied_weights(model: GPT) -> int:
     """The number of weights in the matrices that multiply every token, including the head.
 
-    An embedding does not count, because it is only a table, unless it is also the head."""
+    An embedding is only a table. So it does not count, unless it is also the head."""
     weights = sum(
         p.numel()
         for name, p in model.named_parameters()
@@ -127,7 +127,7 @@ def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[
     """Measure sampling with full windows. Returns (speed, share, streams).
 
     `speed` is tokens per second of all streams together. `share` is that speed divided by the
-    machine's limit. The result `streams` is the number of streams that fit in memory."""
+    machine's limit. The result `streams` is smaller than the argument if fewer fit in memory."""
     block_size = model.config.block_size
     writer = open_streams(model, streams, SamplingParams(), backend, torch.get_num_threads())
     streams = min(streams, writer.count)  # as many as fit in memory
@@ -171,7 +171,8 @@ def least_seconds(
     """The least time in seconds to compute one token for each of `streams` streams.
 
     It is the longer of two times. One is the time to read all weights once, and the keys and values
-    of every stream's window. The other is the time for the matrix products with these."""
+    of every stream's window. The other is the time for the matrix products with these
+    weights, keys and values."""
     config = model.config
     weights = multiplied_weights(model)
     cached = 2 * config.n_layer * config.n_embd * config.block_size * streams

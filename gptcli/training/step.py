@@ -13,7 +13,7 @@ lines. This table shows where gptcli does the work of each line, and why some li
 | model(X, Y), backward | passes.gradients | the C library can compute both instead of PyTorch |
 | scaler (GradScaler) | `loss_scale` | the scale of float16 losses; checkpoints save it |
 | clip_grad_norm_ | weights.norm, weights.clip | the view and the test for Diverged need the norm |
-| - | Diverged | if a number is not finite, no update; the diagnosis names a layer |
+| - | Diverged | if a number is not finite, no update; the diagnosis names the place |
 | scaler.step | optimizers.step, passes.publish | round the new weights for the next forward pass |
 | zero_grad | weights.clear_grads | the same |
 
@@ -47,7 +47,7 @@ class Passes(Protocol):
     """Forward and backward pass, by PyTorch or the C library: see gptcli.training.passes."""
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
-        """The mean loss of `count` batches, (). Leaves the mean gradients in the master weights."""
+        """The mean loss of `count` batches, (). Leaves mean gradients in the trained weights."""
 
     def publish(self) -> None:
         """Let the passes compute with the current master weights."""
@@ -88,7 +88,7 @@ class Updated:
 
 @dataclass(frozen=True)
 class Diverged:
-    """Why a step did not update the weights, and what the user can do."""
+    """Why a run cannot continue after a number that is not finite, and what the user can do."""
 
     diagnosis: str
     hint: str
@@ -202,7 +202,7 @@ def seed_dropout(seed: int, device: torch.device) -> None:
     """Seed the random generator of `device`, from which dropout draws its masks.
 
     torch.manual_seed would seed the generators of all devices. Without a GPU, torch.manual_seed
-    also formats three stack traces, which is slow."""
+    also formats three stack traces, which is slow. So only MPS uses it."""
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     elif device.type == "cpu":

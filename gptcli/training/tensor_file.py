@@ -1,6 +1,6 @@
 """Safetensors files: written tensor by tensor, verified by size, SHA-256 and header when read.
 
-The format: first 8 bytes with the length of the header; then the header, a JSON object with the
+The format: 8 bytes with the length of the header; then the header, a JSON object with the
 dtype, shape and offsets of each tensor; then the numbers. This file checks the header against the
 size of the file, because the file may come from anybody.
 Source: the safetensors repository, README, "Format".
@@ -33,8 +33,9 @@ _NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": 
 def read_tensors(path: Path, size: int, sha256: str, inside: Path) -> dict[str, Tensor]:
     """The tensors of a file, by name, on the CPU.
 
-    Raises ValueError if the file has another size or SHA-256, or an invalid header. The error says
-    what is wrong. Raises OSError if the file cannot be read or lies outside the folder `inside`."""
+    Raises ValueError if the file has another size or SHA-256, has an invalid header, or is larger
+    than this machine's memory. The error says what is wrong. Raises OSError if the file cannot be
+    read or lies outside the folder `inside`."""
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
@@ -80,7 +81,7 @@ def is_finite(array: memoryview[float]) -> bool:
     """Whether the sum of float32 numbers is finite. Then no number is NaN or infinite.
 
     Numbers that are absurdly large can also make the sum infinite. Usually the exponents are enough
-    to tell. The last of a number's four bytes has seven of the eight bits of the exponent."""
+    to tell. The highest of a number's four bytes has seven of the eight bits of the exponent."""
     numbers = array.cast("B")
     last = bytes(numbers)[3::4] if sys.byteorder == "little" else bytes(numbers)[::4]
     if not last.translate(None, delete=_SMALL):
@@ -92,7 +93,7 @@ def is_finite(array: memoryview[float]) -> bool:
 
 
 _SMALL = bytes(byte for byte in range(256) if byte & 0x7F < 0x60)
-"""The values of this last byte in numbers whose magnitude is below 2^65."""
+"""The values of a number's highest byte if the number's magnitude is below 2^65."""
 
 
 def _not_safetensors(error: Exception) -> ValueError:

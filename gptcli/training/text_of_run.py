@@ -208,7 +208,7 @@ def _places(key: str, names: list[str], *, all_of_them: bool = False) -> str:
 def remember_source(
     run: Path, stored: Config, data: DataConfig, *, is_locked: bool = False
 ) -> str | None:
-    """Write the new place of a run's text to its config.yaml; return a note for the user.
+    """Write the new place of a run's text to config.yaml; return a note for the user, or None.
 
     `is_locked` is true if this process already holds the lock of the run folder. Keeps the time of
     config.yaml, because other commands use the newest run by default."""

@@ -1,7 +1,8 @@
 """The state of a run between two steps: model, master weights, optimizers, counters.
 
 The order of the batches and the dropout masks are functions of (seed, step). So a checkpoint needs
-no state of a random generator. It holds the weights, the optimizer's state and the counters.
+no state of a random generator. It holds the weights, the state of optimizer and adapters, and the
+counters.
 
 First reading: Progress and TrainingState.
 """
@@ -148,8 +149,8 @@ def build_model(
     """A float32 model on the CPU with the given weights, or with newly drawn weights.
 
     Raises GptcliError (exit code 1) if names or shapes of the weights do not fit the config. Raises
-    GptcliError if the model is larger than this machine's memory. Makes the model only after these
-    checks. Only the shapes of user's parts are checked later, in the model."""
+    GptcliError if a builtin model is larger than this machine's memory. Makes the model only after
+    these checks. With user's parts in the network, most shapes are checked later, in the model."""
     in_network = user_parts is not None and user_parts.in_network()
     given = None if weights is None else {name: tuple(t.shape) for name, t in weights.items()}
     refuse_unfitting(config, vocab_size, given, users=in_network)

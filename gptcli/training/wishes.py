@@ -29,9 +29,10 @@ def extra_evaluation(
     loss_on: Callable[[TokenStore], float | None],
     should_stop: Callable[[], bool],
 ) -> Iterator[Event]:
-    """Yield the validation loss after `step` steps, or a Notice if there is no validation loss.
+    """Yield the validation loss after `step` steps, or a Notice that says why there is none.
 
-    `val` is None if the run has no validation text. `loss_on` returns None if it stopped early."""
+    `val` is None if the run has no validation text. `loss_on` returns None if it stopped early.
+    If `should_stop` ended the evaluation, yields nothing."""
     if val is None:
         yield Notice("there is no validation text to evaluate on (data.val_fraction=0)")
         return
