@@ -38,8 +38,8 @@ def build(
     """A module of `cls`, built from `config`.
 
     A parameter of the constructor that is a key of `classes` gets the class of that key. Raises
-    GptcliError if the constructor needs an argument that is not available. Does not catch what
-    the constructor itself raises."""
+    GptcliError if the class has no constructor, or if the constructor needs an argument that is not
+    available. Does not catch what the constructor itself raises."""
     arguments: dict[str, Any] = {}
     positional: list[Any] = []
     bound: set[str] = set()
@@ -79,7 +79,7 @@ def build(
 
 
 def _setting(config: Any, field: str) -> Any:
-    """The value of a config field. Without `n_kv_head`, each head has its own keys and values."""
+    """The value of `field`. If there is no n_kv_head, each head has its own keys and values."""
     if field == "head_dim":
         return config.n_embd // config.n_head
     return getattr(config, field, config.n_head) if field == "n_kv_head" else getattr(config, field)

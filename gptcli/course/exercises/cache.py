@@ -19,7 +19,9 @@ Mask = Callable[[int, int], Tensor]
 
 
 class KeyValueCache:
-    """The keys and values of one layer, for all tokens so far. Has room for block_size tokens."""
+    """The keys and values of one layer, for all tokens so far.
+
+    `fits` tells whether block_size leaves room for more tokens. `append` does not check this."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
@@ -51,7 +53,9 @@ class KeyValueCache:
 
 
 def causal(T: int, S: int) -> Tensor:
-    """Step 5: the causal mask, bool (T, S). Query t, token S - T + t, sees keys 0 to S - T + t."""
+    """Step 5: the causal mask, bool (T, S).
+
+    Query t is token S - T + t of the text. It sees keys 0 to S - T + t."""
     return torch.ones(T, S, dtype=torch.bool).tril(diagonal=S - T)
 
 

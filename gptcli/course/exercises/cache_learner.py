@@ -245,7 +245,7 @@ class LearnerCache(CacheExplainer):
         return Weights(query, key, value, output, size.H)
 
     def forward(self, module: nn.Module, x: Tensor, cache: Any = None) -> Tensor:
-        """The output for x, of x's shape and dtype. Raises CheckFailed."""
+        """The output for x, of x's shape and dtype. Raises CheckFailed if forward gives none."""
         T = x.shape[1]
         doing = f"forward on x of shape {tuple(x.shape)}"
         self.say(f"step 5: {doing}")

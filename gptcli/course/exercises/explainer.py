@@ -168,10 +168,11 @@ class Source:
         return f", at {self._file.where(line)} of {self.name}, `{code}`"
 
     def matches(self, pattern: str, within: Collection[int] | None = None) -> list[int]:
-        """The lines of code that match `pattern`, by number. Comments and docstrings do not count.
+        """The numbers of the lines of code that match `pattern`.
 
-        If no line of `within` matches, the lines of the helpers that `within` calls are
-        searched."""
+        Comments and docstrings do not count. Lines that begin with `def` or `class` count only if
+        the pattern contains "def". If no line of `within` matches, the lines of the helpers that
+        `within` calls are searched, except for a `return`."""
         own = self._matches(pattern, within)
         if own or within is None or pattern in _RETURNS:
             return own
@@ -205,7 +206,7 @@ class Source:
         return found
 
     def class_lines(self, name: str, *, constructor: bool) -> set[int]:
-        """The lines of the constructor of class `name`, or those of its other methods."""
+        """The lines of the constructor of class `name`, or the other lines of its body."""
         found: set[int] = set()
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef) and node.name == name:

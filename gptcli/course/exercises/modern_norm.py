@@ -222,7 +222,7 @@ MISTAKES = (
 
 
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
-    """The gain and the bias, each (C,). Raises CheckFailed if there is no gain."""
+    """The gain (C,), and the bias (C,) or None. Raises CheckFailed if there is no gain."""
     gain = bias = None
     have, others = [], []
     for name, parameter in module.named_parameters():

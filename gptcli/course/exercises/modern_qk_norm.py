@@ -125,7 +125,9 @@ def _applied(over: str, norm: Norm) -> Norm:
 
 
 class _Made:
-    """The sorted numbers of every tensor of a trace, so that many comparisons are fast."""
+    """The sorted numbers of each tensor of a trace, so that many comparisons are fast.
+
+    Tensors with a single number are left out."""
 
     def __init__(self, trace: TensorTrace) -> None:
         rows: dict[int, list[Tensor]] = {}

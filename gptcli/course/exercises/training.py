@@ -61,7 +61,7 @@ def train_step(
     lr: float,
     max_norm: float,
 ) -> float:
-    """Step 5: one update from the mean gradient of all batches. Returns the mean loss."""
+    """Step 5: one update from the clipped mean gradient of all batches. Returns the mean loss."""
     return any_step(model, optimizer, batches, lr, max_norm)
 
 
@@ -111,7 +111,7 @@ def any_step(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: list[Batch]) -> float:
-    """Step 6: the mean loss in evaluation mode, without gradients. Ends in training mode."""
+    """Step 6: the mean loss in evaluation mode, without gradients. Then training mode is on."""
     model.eval()
     losses = [float(loss_of(model(x), y)) for x, y in batches]
     model.train()
