@@ -198,8 +198,8 @@ MISTAKES = (
             "make two norms in the constructor", at=r"ln_?2|norm_?2|self\.(ln|norm)\b"),
     ExerciseMistake("post-norm", 1, "x = self.ln_1(x + self.attn(x))",
             "your first norm of {C} channels comes after the sum, not before the attention",
-            "the transformer of 2017 norms the sums; GPT-2 norms the input of each branch, so x "
-            "passes unchanged",
+            "the transformer of 2017 normalises the sums; GPT-2 normalises the input of each "
+            "branch, so x passes unchanged",
             "norm the input of the branch, not the sum", (
                 lambda w, x: w.n2((h := w.n1(x + w.attn(x))) + w.mlp(h)),
                 lambda w, x: _then(w, w.n1(x + w.attn(x)))), at=r"(ln|norm)_?\d\(x \+"),

@@ -86,7 +86,7 @@ def _setting(config: Any, field: str) -> Any:
 
 
 def _meaning_of(name: str, bound: set[str]) -> str | None:
-    """The meaning of an argument's name. After n_embd, `hidden_dim` means the width of the MLP."""
+    """The meaning of an argument's name, or None. `hidden_dim` after n_embd is the MLP's width."""
     if name in _SIZES:
         return words.N_EMBD
     meaning = words.meaning_of(name) if words.is_exact(name) else None

@@ -115,7 +115,7 @@ class CacheExplainer(Explainer):
         return 0
 
     def forward_lines(self) -> set[int]:
-        """The lines of the attention's methods, without those of the constructor."""
+        """The lines of the attention's class, without those of the constructor."""
         if self.attention is None:
             return set()
         return self.source.class_lines(self.attention.__name__, constructor=False)

@@ -24,9 +24,9 @@ class ExerciseMistake(Mistake):
     """A known mistake that is recognised by its result.
 
     Each of `forms` is a function. It computes the result of code with this mistake, from the
-    learner's weights and inputs. `parts` compute the wrong result of the mistake's step, for files
-    in which a later step is wrong too. If a mistake has no `forms` and no `parts`, other code of
-    the lesson finds it. `at` is a pattern for the line to quote."""
+    learner's weights and input, or from the arguments of the step. `parts` compute the wrong result
+    of the mistake's step, for files in which a later step is wrong too. If a mistake has no `forms`
+    and no `parts`, other code of the lesson finds it. `at` is a pattern for the line to quote."""
 
     why: str  # hint 2
     hint: str  # hint 3
@@ -54,7 +54,7 @@ class Explainer:
         self.source.no_helpers = frozenset(self.functions_of_steps.values())
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
-        """The failure for an exception of the learner's code; quotes the exception and its line."""
+        """The failure for an exception of the learner's code; quotes the line that raised it."""
         place = place_of(error, self.file.path)
         where = f"{self._at(place[0])}, `{place[1]}`" if place else doing
         known = self.steps[step - 1]

@@ -464,7 +464,7 @@ def _back(x: Tensor) -> Tensor:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Yield the faults of the constructor: the widths of the key and value projections."""
+    """Yield the first wrong width of a key or value projection, as a fault of the constructor."""
     for size in SIZES:
         w = weights(learner, learner.construct(size), size)
         wanted = size.K * w.D

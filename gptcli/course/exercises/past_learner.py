@@ -42,7 +42,7 @@ SIZES = (
     Size(3, 1, 6, (4, 4, 2), block_size=10),
     Size(4, 5, 4, (2, 6), block_size=9),
 )
-"""D is even, for rotary positions, and differs from every number of tokens of its size."""
+"""D is even, for rotary positions. In each size, it differs from every number of tokens."""
 
 
 _ROTATION = re.compile(r"rot|rope", re.IGNORECASE)

@@ -64,7 +64,9 @@ class LearnerTokenizer(Explainer):
         self.notes: list[tuple[str, str]] = []
 
     def ask(self, doing: str, step: int, call: Callable[[], Any]) -> Any:
-        """The result of `call`, which runs the learner's code. Exceptions become CheckFailed."""
+        """The result of `call`, which runs the learner's code.
+
+        Exceptions, and a call that takes longer than LIMIT_S, become CheckFailed."""
         self.say(f"step {step}: {doing}")
         try:
             with within(LIMIT_S):
@@ -127,7 +129,7 @@ class LearnerTokenizer(Explainer):
         return watch
 
     def finds_pair(self) -> bool:
-        """Whether train finds the most frequent pair of a text."""
+        """Whether train finds the most frequent pair of the text BEGIN."""
         return self.watched(BEGIN, 1).holds(reference.learn(BEGIN, 1)[0])
 
     def merges_right(self) -> bool | None:

@@ -43,9 +43,9 @@ def learning_rate(
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Step 4: scale all gradients in place so that their common norm is at most max_norm.
+    """Step 4: if the common norm of all gradients exceeds max_norm, scale them down in place.
 
-    Returns the norm before scaling."""
+    Their norm is then max_norm. Returns the norm before scaling."""
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float((g**2).sum()) for g in grads))
     if norm > max_norm:
