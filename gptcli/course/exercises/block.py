@@ -67,7 +67,7 @@ STEPS = (
 class Part:
     """One submodule of a learner's block. It takes the arguments that the learner's forward passes.
     So a part can be PyTorch's nn.MultiheadAttention, which takes x three times and returns two
-    tensors. `inputs` holds the first tensor of each call that the learner's forward makes."""
+    tensors. `inputs` holds the first 3-D tensor of each call that the learner's forward makes."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -110,7 +110,7 @@ class Part:
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """The correct result of each step, up to the first step whose part the block lacks."""
+    """The correct results of the steps before the first step whose part the block lacks."""
     if w.n1 is None:
         return
     first = w.n1(x)
@@ -127,7 +127,7 @@ def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
 
 
 def first_wrong(run: Run) -> int | None:
-    """The first wrong step, found from the inputs that forward passes to each part."""
+    """The first wrong step, found from the inputs of the parts and from the output of forward."""
     w, x = run.weights, run.x
     marks = run.landmarks
     if not marks:
@@ -160,7 +160,7 @@ def first_wrong(run: Run) -> int | None:
 
 
 def _keeps(run: Run, h: Tensor) -> bool:
-    """Whether forward uses h without a norm: the output is h, or the MLP reads h."""
+    """Whether forward uses h without a norm: the MLP reads h. If no MLP runs: the output is h."""
     mlp = run.weights.mlp
     if mlp is None or not mlp.inputs:
         return close(run.y, h)
@@ -198,8 +198,8 @@ MISTAKES = (
             "make two norms in the constructor", at=r"ln_?2|norm_?2|self\.(ln|norm)\b"),
     ExerciseMistake("post-norm", 1, "x = self.ln_1(x + self.attn(x))",
             "your first norm of {C} channels comes after the sum, not before the attention",
-            "the transformer of 2017 norms the sums; GPT-2 norms the input of each branch, so x "
-            "passes unchanged",
+            "the transformer of 2017 normalises the sums; GPT-2 normalises the input of each "
+            "branch, so x passes unchanged",
             "norm the input of the branch, not the sum", (
                 lambda w, x: w.n2((h := w.n1(x + w.attn(x))) + w.mlp(h)),
                 lambda w, x: _then(w, w.n1(x + w.attn(x)))), at=r"(ln|norm)_?\d\(x \+"),

@@ -38,8 +38,8 @@ def build(
     """A module of `cls`, built from `config`.
 
     A parameter of the constructor that is a key of `classes` gets the class of that key. Raises
-    GptcliError if the constructor needs an argument that is not available. Does not catch what
-    the constructor itself raises."""
+    GptcliError if the class has no constructor, or if the constructor needs an argument that is not
+    available. Does not catch what the constructor itself raises."""
     arguments: dict[str, Any] = {}
     positional: list[Any] = []
     bound: set[str] = set()
@@ -79,14 +79,14 @@ def build(
 
 
 def _setting(config: Any, field: str) -> Any:
-    """The value of a config field. Without `n_kv_head`, each head has its own keys and values."""
+    """The value of `field`. If there is no n_kv_head, each head has its own keys and values."""
     if field == "head_dim":
         return config.n_embd // config.n_head
     return getattr(config, field, config.n_head) if field == "n_kv_head" else getattr(config, field)
 
 
 def _meaning_of(name: str, bound: set[str]) -> str | None:
-    """The meaning of an argument's name. After n_embd, `hidden_dim` means the width of the MLP."""
+    """The meaning of an argument's name, or None. `hidden_dim` after n_embd is the MLP's width."""
     if name in _SIZES:
         return words.N_EMBD
     meaning = words.meaning_of(name) if words.is_exact(name) else None

@@ -19,7 +19,9 @@ Mask = Callable[[int, int], Tensor]
 
 
 class KeyValueCache:
-    """The keys and values of one layer, for all tokens so far. Has room for block_size tokens."""
+    """The keys and values of one layer, for all tokens so far.
+
+    `fits` tells whether block_size leaves room for more tokens. `append` does not check this."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
@@ -51,7 +53,9 @@ class KeyValueCache:
 
 
 def causal(T: int, S: int) -> Tensor:
-    """Step 5: the causal mask, bool (T, S). Query t, token S - T + t, sees keys 0 to S - T + t."""
+    """Step 5: the causal mask, bool (T, S).
+
+    Query t is token S - T + t of the text. It sees keys 0 to S - T + t."""
     return torch.ones(T, S, dtype=torch.bool).tril(diagonal=S - T)
 
 
@@ -80,7 +84,7 @@ def any_weights(
     scale: Callable[[int, int, int], float] = lambda T, S, D: math.sqrt(D),
     soft: str = "keys",
 ) -> tuple[Tensor, Tensor]:
-    """Steps 5 and 6: the attention weights of `count` tokens from `start` on, and the values.
+    """Steps 5 and 6: the weights of `count` tokens from token `start` on, and the values.
 
     `text` is (B, N, C), and the weights are (B, H, T, S). The keyword arguments replace parts of
     the computation, to imitate known mistakes."""

@@ -77,7 +77,7 @@ class CacheClass:
 
     def make(self, sizes: CacheSizes) -> Any:
         """A new cache. Raises what the constructor raises, and TypeError if it needs an argument
-        that is unknown."""
+        that is unknown. But an unknown first argument gets block_size."""
         arguments: dict[str, Any] = {}
         config = SimpleNamespace(
             block_size=sizes.block_size,
@@ -159,7 +159,7 @@ class LayerCaches:
 
     @property
     def seen(self) -> int:
-        """The position of the next token: the learner's length."""
+        """The position of the next token: the length of the first layer's cache."""
         return int(self._kind.length(self.layers[0]))
 
     def clear(self) -> None:

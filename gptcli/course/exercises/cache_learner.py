@@ -115,7 +115,7 @@ class CacheExplainer(Explainer):
         return 0
 
     def forward_lines(self) -> set[int]:
-        """The lines of the attention's methods, without those of the constructor."""
+        """The lines of the attention's class, without those of the constructor."""
         if self.attention is None:
             return set()
         return self.source.class_lines(self.attention.__name__, constructor=False)
@@ -245,7 +245,7 @@ class LearnerCache(CacheExplainer):
         return Weights(query, key, value, output, size.H)
 
     def forward(self, module: nn.Module, x: Tensor, cache: Any = None) -> Tensor:
-        """The output for x, of x's shape and dtype. Raises CheckFailed."""
+        """The output for x, of x's shape and dtype. Raises CheckFailed if forward gives none."""
         T = x.shape[1]
         doing = f"forward on x of shape {tuple(x.shape)}"
         self.say(f"step 5: {doing}")

@@ -176,7 +176,7 @@ def _two_texts(learner: LearnerCache) -> None:
 
 
 def _refuses(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless forward refuses more than block_size tokens."""
+    """Raise CheckFailed unless forward raises an exception for more than block_size tokens."""
     size = SIZES[3]
     module = learner.module(size)
     cache = learner.new(size.cache_sizes())

@@ -87,14 +87,16 @@ def _new_only(T: int, S: int) -> Tensor:
 
 
 def _stored_only(T: int, S: int) -> Tensor:
-    """A mask in which each new token sees the stored tokens and itself."""
+    """A mask in which each new token sees the stored tokens and itself.
+
+    If nothing is stored (T == S), it is the causal mask."""
     allowed = _everything(T, S)
     allowed[:, S - T :] = torch.eye(T, dtype=torch.bool)
     return allowed if T != S else causal(T, S)
 
 
 def _by(at: Callable[[int, int], int]) -> Mask:
-    """A lower triangle whose diagonal is at(T, S)."""
+    """A mask with a lower triangle. The function `at` gives the diagonal for T and S."""
     return lambda T, S: torch.ones(T, S, dtype=torch.bool).tril(diagonal=at(T, S))
 
 
@@ -352,7 +354,7 @@ MISTAKES = (
     ExerciseMistake("mask-inverted", 5, "masked_fill(allowed, -inf)",
             "your mask hides the cells that it should show",
             "masked_fill hides the cells that are True; scaled_dot_product_attention shows them",
-            "reverse the mask with ~", (
+            "invert the mask with ~", (
                 _form(mask=lambda T, S: ~causal(T, S)),
                 _form(mask=lambda T, S: ~causal(T, S), soft="safe")),
             at=r"masked_fill|where\(|attn_mask || " + _MASK),

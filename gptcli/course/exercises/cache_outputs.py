@@ -34,7 +34,7 @@ class Seen:
 
     @property
     def error(self) -> float:
-        """The largest difference from recomputation; infinite without an output of that shape."""
+        """The largest difference from recomputation; infinite for NaN, another shape, no output."""
         if self.got is None or self.got.shape != self.wanted.shape:
             return float("inf")
         value = float((self.got - self.wanted).abs().max())
@@ -83,7 +83,7 @@ def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -
         return first.failed
     step = 6 if all(_mask_is_right(one, w, text) for one in seen if not one.right) else 5
     at = r"softmax|@ *v\b|reshape|view\(" if step == 6 else r"tri[ul]|mask|\binf\b|softmax"
-    # the weights are right, so the mistake comes after the softmax
+    # if the weights are right, the mistake comes after the softmax
     softmax = learner.source.find("softmax", lines)
     if step == 6 and softmax is not None and any(_weights_right(o, w, text) for o in seen):
         after = {line for line in lines if line > softmax}
@@ -147,8 +147,9 @@ def _half_read(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
 def _masked_wrongly(
     learner: CacheExplainer, w: Weights, text: Tensor, one: Seen
 ) -> CheckFailed | None:
-    """The failure for the mistake of step 5 whose weights are in the trace, if step 6 is wrong
-    too."""
+    """The failure for the mistake of step 5 whose weights are in the trace, or None.
+
+    It is for files in which step 6 is wrong too: there, no form gives the outputs."""
     if one.trace is None:
         return None
     right, _ = any_weights(w, text, one.start, one.count)
@@ -169,7 +170,8 @@ def _masked_wrongly(
 def half_written(
     learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]
 ) -> CheckFailed:
-    """The failure of a file without step 6: at step 5 if the scores are wrong, else at step 6."""
+    """The failure of a file without step 6: of an earlier step if the scores are wrong, else of
+    step 6."""
     for one in seen:
         if one.failed is not None and one.failed.mistake != "not-implemented":
             return _square_mask(learner, one) or one.failed
@@ -224,8 +226,8 @@ def _explains(
 ) -> bool:
     """Whether a mistake's form gives all the learner's outputs, and at least one of them is wrong.
 
-    If not `strict`, the form needs to give only the wrong outputs, because one branch of
-    the learner's code can be correct."""
+    The first output can also be right, because it is computed without a cache. If not `strict`, the
+    form needs to give only the wrong outputs, because one branch of the code can be correct."""
     some = False
     for one in tried:
         assert one.got is not None

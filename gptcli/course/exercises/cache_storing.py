@@ -19,7 +19,7 @@ from gptcli.course.exercises.tensor_trace import name_of
 from gptcli.course.lesson import CheckFailed
 
 _DIMENSIONS = {0: "batch", 1: "heads", 3: "channels"}
-_MOST_NESTED = 4  # how deep lists in lists are searched
+_MOST_NESTED = 4  # how many levels of lists, dicts and objects are searched
 
 
 def probe_sizes(block_size: int = 64, dtype: torch.dtype = torch.float64) -> CacheSizes:
@@ -74,7 +74,9 @@ def same(a: Any, b: Tensor) -> bool:
 
 
 def check_store(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless append stores the tokens and returns all of them."""
+    """Raise CheckFailed unless append stores the tokens and returns all of them.
+
+    Also raises CheckFailed if tokens change their dtype or device, or if two caches share them."""
     cache = learner.new(probe_sizes())
     pieces = pieces_of(2, 2, 3, 1)
     unread: CheckFailed | None = None  # the failure of step 2, if it is still to be written
@@ -163,7 +165,9 @@ def _compare(
 
 
 def pair_of(got: Any) -> tuple[Tensor, Tensor] | None:
-    """The keys and the values in the result of append; None if it is not two tensors."""
+    """The keys and the values in the result of append, or None.
+
+    The result can be two tensors, or one tensor that stacks both: (2, B, H, S, D)."""
     if isinstance(got, Tensor) and got.dim() == 5 and got.shape[0] == 2:
         return got[0], got[1]
     if isinstance(got, (tuple, list)) and len(got) == 2 and all(map(torch.is_tensor, got)):
@@ -180,8 +184,8 @@ def kind_of(got: Any) -> str:
 def _stored_pair(
     stored: list[Tensor], wanted: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor] | None:
-    """The stored tensor with the most numbers of the keys, and the one with the most numbers of
-    the values; None if unclear."""
+    """The stored tensor that has most of the keys, and the one that has most of the values; None
+    if unclear."""
     found = []
     for one in wanted:
         counts = [
@@ -285,7 +289,7 @@ def _name(
         missing = sorted(set(range(S)) - set(order))
         lost = f"token {missing[0]} is" if len(missing) == 1 else f"tokens {missing} are"
         return learner.mistake("tokens-lost", step=step, S=S, lost=lost, within=within)
-    # append returns what is stored, so the stored keys are wrong
+    # if append returns a stored tensor, the stored keys are wrong
     if any(same(one, pair[0]) for one in stored):
         step, held = 1, False
     what = "returns" if held else "stores"

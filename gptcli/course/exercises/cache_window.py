@@ -79,7 +79,9 @@ def check_length(learner: LearnerCache) -> None:
 
 
 def check_window(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless `fits` tells whether tokens fit, and `clear` removes all tokens."""
+    """Raise CheckFailed if `fits` is wrong, or if `clear` leaves tokens in the cache.
+
+    Without `fits`, append must raise an error for more than block_size tokens."""
     own = learner.needs_cache()
     if own.names["fits"] is None:
         _check_overflow(learner)
@@ -141,7 +143,7 @@ def _check_fits(learner: LearnerCache, name: str) -> None:
 
 
 def _check_overflow(learner: LearnerCache) -> None:
-    """Without `fits`: raise CheckFailed unless append refuses more than block_size tokens."""
+    """Raise CheckFailed unless append raises an error for more than block_size tokens."""
     W = 8
     own = learner.needs_cache()
     cache = learner.new(probe_sizes(W))

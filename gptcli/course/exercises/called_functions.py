@@ -31,7 +31,7 @@ class Helpers:
             elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
                 for target in node.targets:
                     self._add(_name_of(target), _range(node))
-        for node in ast.walk(tree):  # self.act = GELU(): calls of self.act run the class
+        for node in ast.walk(tree):  # after self.act = GELU(), self.act(x) runs methods of GELU
             if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Call, ast.Tuple)):
                 self._add_modules(node, classes)
             if isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load):

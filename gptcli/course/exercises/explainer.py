@@ -24,9 +24,9 @@ class ExerciseMistake(Mistake):
     """A known mistake that is recognised by its result.
 
     Each of `forms` is a function. It computes the result of code with this mistake, from the
-    learner's weights and inputs. `parts` compute the wrong result of the mistake's step, for files
-    in which a later step is wrong too. If a mistake has no `forms` and no `parts`, other code of
-    the lesson finds it. `at` is a pattern for the line to quote."""
+    learner's weights and input, or from the arguments of the step. `parts` compute the wrong result
+    of the mistake's step, for files in which a later step is wrong too. If a mistake has no `forms`
+    and no `parts`, other code of the lesson finds it. `at` is a pattern for the line to quote."""
 
     why: str  # hint 2
     hint: str  # hint 3
@@ -54,7 +54,7 @@ class Explainer:
         self.source.no_helpers = frozenset(self.functions_of_steps.values())
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
-        """The failure for an exception of the learner's code; quotes the exception and its line."""
+        """The failure for an exception of the learner's code; quotes the line that raised it."""
         place = place_of(error, self.file.path)
         where = f"{self._at(place[0])}, `{place[1]}`" if place else doing
         known = self.steps[step - 1]
@@ -168,10 +168,11 @@ class Source:
         return f", at {self._file.where(line)} of {self.name}, `{code}`"
 
     def matches(self, pattern: str, within: Collection[int] | None = None) -> list[int]:
-        """The lines of code that match `pattern`, by number. Comments and docstrings do not count.
+        """The numbers of the lines of code that match `pattern`.
 
-        If no line of `within` matches, the lines of the helpers that `within` calls are
-        searched."""
+        Comments and docstrings do not count. Lines that begin with `def` or `class` count only if
+        the pattern contains "def". If no line of `within` matches, the lines of the helpers that
+        `within` calls are searched, except for a `return`."""
         own = self._matches(pattern, within)
         if own or within is None or pattern in _RETURNS:
             return own
@@ -205,7 +206,7 @@ class Source:
         return found
 
     def class_lines(self, name: str, *, constructor: bool) -> set[int]:
-        """The lines of the constructor of class `name`, or those of its other methods."""
+        """The lines of the constructor of class `name`, or the other lines of its body."""
         found: set[int] = set()
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef) and node.name == name:

@@ -109,7 +109,7 @@ def _over(dim: Any) -> tuple[Callable[[Weights, Tensor], Tensor], ...]:
 
 
 class _Scaled:
-    """A layer norm with a different step 2 or 3; `part` is the result without gain and bias."""
+    """A layer norm whose steps 1 to 3 differ; `part` is the result without gain and bias."""
 
     def __init__(self, change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         self._change = change
@@ -123,7 +123,7 @@ class _Scaled:
 
 
 def _scaled(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Any, ...]:
-    """A layer norm with a different step 2 or 3: change(x, mean, variance) normalises x."""
+    """A layer norm whose steps 1 to 3 differ: change(x, mean, variance) normalises x."""
 
     return (_Scaled(change),)
 
@@ -332,7 +332,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Yield the faults of the constructor: wrong initial values, or a bias against config.bias."""
+    """Yield faults of the constructor: wrong initial values, or a bias that ignores config.bias."""
     for size in SIZES[:2]:
         w = weights(learner, module := learner.construct(size), size)
         lines = learner.constructor

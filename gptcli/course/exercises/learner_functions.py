@@ -84,7 +84,9 @@ class LearnerFunctions(Explainer):
             ) from None
 
     def quoted(self, step: int, pattern: str = r"\breturn\b") -> str:
-        """The text that quotes the last line of the step's function that matches `pattern`."""
+        """The text that quotes the last line that matches `pattern` in the step's function.
+
+        If no line matches, it quotes the `def`."""
         lines = self.source.lines_of(self.names[step - 1])
         found = self.source.matches(pattern, lines)
         return self.source.quote(found[-1] if found else self.source.find("def ", lines))
@@ -94,7 +96,7 @@ class LearnerFunctions(Explainer):
     ) -> CheckFailed:
         """The failure for the first mistake of `step` with a form for which `same` is true.
 
-        If there is none, the failure "wrong-result"."""
+        If there is none, the failure is "wrong-result"."""
         for mistake in self.mistakes:
             if mistake.step == step and any(same(form) for form in mistake.forms):
                 return self.mistake(mistake.slug, f" ({evidence})")

@@ -1,4 +1,4 @@
-"""Build and run a learner's layer norm, MLP or block, and compare it with the reference.
+"""Build and run a learner's torch module (norm, MLP, block), and compare it with the reference.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads.
 """
@@ -29,7 +29,7 @@ from gptcli.errors import GptcliError
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of one comparison. In the `sizes` of a lesson, B, T and C differ."""
+    """The sizes of one comparison. In each size of a lesson, B, T and C all differ."""
 
     B: int
     T: int
@@ -68,14 +68,14 @@ class ModuleLesson(Lesson["LearnerModule"]):
     """A lesson whose file defines one torch module, (B, T, C) -> (B, T, C).
 
     `weights` returns the learner's tensors and submodules with which `landmarks` and the mistakes'
-    forms compute. It raises CheckFailed if a part is missing without which nothing can be compared.
+    forms compute. It raises CheckFailed if a part is missing, so that nothing can be compared.
     `start` yields the other faults of the constructor. `landmarks` yields a list of tensors for
     each step; the list is empty for a step outside the module. If the trace has one of the tensors,
     the step was done. The first tensor of the last step is the output. `draw` draws the input x.
     `train` yields notes, and the faults that show only in training mode. `first_wrong` finds the
     first wrong step if the lesson knows more than the trace shows. `unseen` does the same for a
     forward that stops. A step in `alone` can be right although the step before it is wrong. `names`
-    holds pairs of a pattern for attribute names and the step that uses these attributes."""
+    holds pairs: a pattern for attribute names, and the step that uses these attributes."""
 
     name: str
     steps: tuple[Step, ...]
@@ -183,7 +183,8 @@ class LearnerModule(Explainer):
     def run(self, module: nn.Module, weights: Any, x: Tensor, trace: TensorTrace) -> Tensor:
         """Return module(x), of the shape and dtype of x, and record its operations in `trace`.
 
-        Raises CheckFailed at the first step that the learner's code did not complete."""
+        Raises CheckFailed, at the first wrong or missing step, if forward stops or returns anything
+        else."""
         doing = f"forward on x of shape {tuple(x.shape)}"
         self.say(f"step 1: {doing}")
         before = x.detach().clone()
@@ -261,7 +262,7 @@ class LearnerModule(Explainer):
         """The first step whose result is not in the trace (the last step at most).
 
         If the result of a step is in the trace, the steps before it count as done, unless the step
-        is in `alone`."""
+        is in `alone`. `error` can show that forward has reached a later step."""
         with torch.no_grad():
             marks = self.landmarks(weights, x)
         done = {
@@ -290,7 +291,7 @@ class LearnerModule(Explainer):
     def _fault_of_last_step(
         self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException, unwritten: int
     ) -> CheckFailed | None:
-        """The fault in the steps before step `unwritten`, which is still to be written, or None.
+        """The fault in the steps before `unwritten`, the step that is still to be written; or None.
 
         The result of the last of these steps counts only if a variable holds it when the code
         stops."""
@@ -397,9 +398,10 @@ class LearnerModule(Explainer):
         """The failure for the known mistake `slug`. It quotes a line of forward that matches the
         mistake's pattern.
 
-        If `suspect` is such a line, `suspect` is quoted. If forward has no such line, a line of the
-        constructor is quoted, or else `suspect`. A mistake in _OF_CONSTRUCTOR quotes the
-        constructor first."""
+        If `suspect` is such a line, `suspect` is quoted. If forward has no such line, or only a
+        `return`, a line of the constructor is quoted, or else the `return` or `suspect`. A mistake
+        in _OF_CONSTRUCTOR quotes the constructor first. The lesson on the block and mistakes in
+        _OF_PLACE never quote the constructor."""
         pattern = next(m for m in self.mistakes if m.slug == slug).at
         lines = self.source.matches(pattern, self.methods)
         of_constructor = (
@@ -446,7 +448,7 @@ class LearnerModule(Explainer):
 class Run:
     """One forward of a learner's module, with the reference's output.
 
-    `landmarks` are the results of the steps, up to the first that the reference could not
+    `landmarks` are the results of the steps before the first that the reference could not
     compute."""
 
     size: Size
@@ -472,9 +474,10 @@ class Run:
 def compare_output(learner: LearnerModule, known: Iterable[CheckFailed] = ()) -> float:
     """The largest difference from the reference over all sizes.
 
-    Raises CheckFailed if an output differs. The failure names a known mistake if this mistake gives
-    the learner's outputs for all sizes, and otherwise the first wrong step. `known` are the faults
-    of the constructor, because of which the reference can fail to run."""
+    Raises CheckFailed if an output differs, if dropout acts in evaluation, or if forward changes x.
+    If an output differs, the failure names a known mistake that explains the runs for all sizes, or
+    else the first wrong step. `known` are the faults of the constructor: with such faults, the
+    reference can stop."""
     runs = [_run(learner, size) for size in learner.lesson.sizes]
     complete = len(learner.lesson.steps)
     lost = [run for run in runs if len(run.landmarks) < complete]
@@ -603,7 +606,9 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
 
 
 def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
-    """A text with the first number of a line's last result and of `wanted`; "" if shapes differ."""
+    """A text with the first numbers of a line's last result and of `wanted`.
+
+    It is "" if the shapes differ or the numbers are equal."""
     results = [t for one in trace.operations if one.line == line for t in one.results]
     if line is None or not results or results[-1].shape != wanted.shape:
         return ""
@@ -644,7 +649,7 @@ def _gives(form: Callable[..., Any], run: Run) -> bool:
 
 
 def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFailed]:
-    """The failure if a module's gradients are missing or wrong, as a list; empty if they are right.
+    """The failure if a module's gradients are missing or wrong, as a list; empty if none is found.
 
     If the output is not `right`, the reference's gradients do not apply. The module's gradients are
     then compared with those after Healed has removed the cuts in the graph."""

@@ -65,7 +65,7 @@ def phi(x: Tensor) -> Tensor:
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """The correct result of each step, up to a second layer of the wrong shape."""
+    """The correct results of the steps: of steps 1 and 2 alone if w.down is None."""
     wide = w.up(x)
     yield [wide]
     activated = wide * phi(wide)
@@ -296,7 +296,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Yield the faults of the constructor: no second layer, or biases against config.bias."""
+    """Yield the faults of the constructor: a missing or wrong second layer, or wrong biases."""
     for size in SIZES[:2]:
         module = learner.construct(size)
         w = weights(learner, module, size)

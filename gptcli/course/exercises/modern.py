@@ -51,9 +51,7 @@ def frequencies(head_dim: int) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x with each pair (x[i], x[i + D/2]) rotated by its angle: (..., T, D) -> same.
 
-    The angle depends on the position and on i.
-
-    cos and sin are those of rotary_angles."""
+    The angle depends on the position and on i. cos and sin are those of rotary_angles."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos.to(x), sin.to(x)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

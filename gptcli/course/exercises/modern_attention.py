@@ -1,5 +1,5 @@
-"""Steps 4 to 6 of the exercise modern: compare grouped-query attention with the reference. Also has
-the list of known mistakes.
+"""Steps 4 to 6 of the exercise modern, grouped-query attention: comparison with the reference, and
+known mistakes.
 
 Dimensions: B batch, T time, C channels (n_embd), H query heads, K key/value heads, D head_dim,
 G = H / K query heads for each key/value head. In the `forms` of MISTAKES, w holds the learner's
@@ -100,7 +100,9 @@ def _seen_after_groups(q: Tensor, k: Tensor, mixed: Tensor) -> list[Tensor]:
 
 
 def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
-    """The first of the steps 4 to 6 whose result is not in the trace of a forward."""
+    """The first of the steps 4 to 6 whose result is not in the trace, or else 6.
+
+    If the values are rotated, it is step 4."""
     q, k, v = heads(w, x)
     try:
         q, k, v = _turn(q, k, v)
@@ -462,7 +464,7 @@ def _back(x: Tensor) -> Tensor:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Yield the faults of the constructor: the widths of the key and value projections."""
+    """Yield the first wrong width of a key or value projection, as a fault of the constructor."""
     for size in SIZES:
         w = weights(learner, learner.construct(size), size)
         wanted = size.K * w.D

@@ -46,7 +46,9 @@ class LearnerModern(Explainer):
             )
 
     def part(self, step: int, name: str, kind: str) -> Any:
-        """A class or function of the file. Raises CheckFailed if there is none."""
+        """A class or function of the file. Raises CheckFailed if there is none.
+
+        Raises GptcliError if the definition of the class stopped with an error."""
         found = getattr(self.module, name, None)
         if failed_class(self.module, name) is not None:
             error = error_of(self.file, self.module, name)
@@ -89,7 +91,7 @@ class LearnerModern(Explainer):
     def call(self, step: int, *arguments: Any, exactly: bool = True) -> Any:
         """The result of the learner's function of a step. An exception becomes CheckFailed.
 
-        With `exactly`, it computes in float64."""
+        With `exactly`, the function computes in float64."""
         name = FUNCTIONS[step]
         function = self.part(step, name, "def")
         self.say(f"step {step}: {name}")

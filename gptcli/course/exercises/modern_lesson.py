@@ -74,7 +74,7 @@ def _attention(learner: LearnerModern) -> str:
     lesson = whole.lesson
     whole.needs_forward()
     faults = list(modern_attention.start(whole))
-    if faults:  # a size with K = H has no wrong widths, so it can show a mistake of step 4
+    if faults:  # sizes with K = H can fit in spite of the faults, and show a mistake of step 4
         alone = replace(lesson, sizes=tuple(s for s in lesson.sizes if _each_by_itself(s)))
         try:
             compare_output(learner.class_of(4, ATTENTION, alone))
@@ -100,7 +100,7 @@ def _attention(learner: LearnerModern) -> str:
 
 
 def _with_equal_sizes(learner: LearnerModern, failed: CheckFailed) -> CheckFailed | None:
-    """The mistake of step 4 because of which shapes do not fit, found with H = T, or None."""
+    """The mistake of step 4 that makes shapes clash, or None. It is found with H = T."""
     if failed.mistake != "raises" or failed.step != 4:
         return None
     size = GroupedSize(2, 4, 32, 4, seed=1, K=4)
@@ -141,8 +141,8 @@ def _each_by_itself(size: Any) -> bool:
 def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None:
     """Check step 4, the position of the first token. q and k depend on it, but the output does not.
 
-    With `stops`, a forward that stops is a fault of step 4. With `unwritten`, it stops at code that
-    is still to be written, which is no fault of step 4."""
+    With `stops`, every exception of forward is a fault of step 4. With `unwritten`, every exception
+    except NotImplementedError is one. Otherwise, a later step can raise the exception."""
     size = modern_attention.SIZES[0]
     module, w, x = whole.filled(size)
     forward = inspect.signature(type(module).forward)

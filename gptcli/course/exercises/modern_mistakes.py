@@ -1,7 +1,7 @@
 """The six steps of the exercise modern, and its known mistakes in the rotation (steps 2 and 3).
 
-In the `forms` of step 2, D is head_dim and n the length. A form returns the angles (n, D/2) that
-code with the mistake uses, or a pair of tables. In the `forms` of step 3, x is (B, H, T, D), and c
+In the `forms` of step 2, D is head_dim and n the length. A form returns the angles that code with
+the mistake uses, or a pair of tables. In the `forms` of step 3, x is (B, H, T, D), and c
 and s are the right tables (T, D/2).
 """
 
@@ -224,7 +224,7 @@ MISTAKES = (
             "write 10000 ** (-torch.arange(0, head_dim, 2) / head_dim), with / and not //",
             tuple(map(_with, (
                 lambda i, D: 0 * i, lambda i, D: 0 * i - 1, lambda i, D: (-2 * i / D).floor(),
-                # of integers, 10000 ** -1 is 0
+                # with integers, 10000 ** -1 is 0
                 lambda i, D: torch.where(i > 0, -torch.inf, 0.0)))),
             r"//|\*\*|outer"),
     ExerciseMistake("linear-frequencies", 2, "1 / (10000 * 2i / D), or 1 / arange",

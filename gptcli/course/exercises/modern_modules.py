@@ -52,11 +52,11 @@ def modern_config(config: Any, n_kv_head: int | None = None) -> LearnerConfig:
 def ranked_line(
     source: Source, pattern: str, within: Collection[int] | None, suspect: int | None = None
 ) -> int | None:
-    """The line to quote for a mistake: a line with the first alternative of `pattern` that any line
-    has.
+    """The line to quote for a mistake, or None. It matches the first alternative of `pattern` that
+    any line matches.
 
-    If several lines have that alternative, it is `suspect` if `suspect` is one of these lines, else
-    the first. None if no line matches."""
+    If several lines match it, the function returns `suspect` if this is one of them, else the
+    first."""
     for alternative in _alternatives(pattern):
         if lines := source.matches(alternative, within):
             return suspect if suspect in lines else lines[0]
@@ -133,7 +133,9 @@ class ModernModule(LearnerModule):
             return module(x)
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
-        """The failure for an exception, at the first step whose result is not in the trace."""
+        """The failure for an exception, at `step` or at an earlier step.
+
+        An earlier step is wrong if its result is not in the trace."""
         if self._running is not None and step > self.first:
             step = min(step, self.step_after(*self._running))
         return super().stopped(error, doing, max(step, self.first))
@@ -165,7 +167,9 @@ class ModernModule(LearnerModule):
     def mistake_in_forward(
         self, slug: str, evidence: str = "", suspect: int | None = None, **facts: Any
     ) -> CheckFailed:
-        """The failure for the known mistake `slug`. It quotes the line that `ranked_line` finds."""
+        """The failure for the known mistake `slug`. It quotes the line that `ranked_line` finds.
+
+        If the methods have no such line, or only a `return`, the constructor is searched."""
         pattern = next(m for m in self.mistakes if m.slug == slug).at
         line = ranked_line(self.source, pattern, self.methods, suspect)
         if line is None or self._is_return(line):

@@ -222,7 +222,7 @@ MISTAKES = (
 
 
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
-    """The gain and the bias, each (C,). Raises CheckFailed if there is no gain."""
+    """The gain (C,), and the bias (C,) or None. Raises CheckFailed if there is no gain."""
     gain = bias = None
     have, others = [], []
     for name, parameter in module.named_parameters():
@@ -246,7 +246,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Yield the faults of the constructor: a gain that does not start at 1, or more parameters."""
+    """Yield the faults of the constructor: a gain that does not start at 1, or other parameters."""
     w = weights(learner, module := learner.construct(SIZES[0]), SIZES[0])
     lines = learner.constructor
     if not bool((w.g == 1).all()):

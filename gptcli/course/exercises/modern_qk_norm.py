@@ -24,7 +24,7 @@ _EPS = (1e-6, 1e-5, 1e-8, 1e-12, 0.0, float(torch.finfo(torch.float64).eps))
 
 @dataclass(frozen=True)
 class QKNorm:
-    """The norms of queries and keys; `q` or `k` is None if it has no norm.
+    """The norms of queries and keys: `q` and `k`, each a function, or None if there is no norm.
 
     `of` names the kind of norm and what it averages. `after_rotation` tells that a learned gain is
     applied to heads after their rotation."""
@@ -125,7 +125,9 @@ def _applied(over: str, norm: Norm) -> Norm:
 
 
 class _Made:
-    """The sorted numbers of every tensor of a trace, so that many comparisons are fast."""
+    """The sorted numbers of each tensor of a trace, so that many comparisons are fast.
+
+    Tensors with a single number are left out."""
 
     def __init__(self, trace: TensorTrace) -> None:
         rows: dict[int, list[Tensor]] = {}

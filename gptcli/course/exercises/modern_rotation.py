@@ -195,7 +195,9 @@ def _check_precision(learner: LearnerModern) -> None:
 
 
 def check_rotation(learner: LearnerModern) -> None:
-    """Check step 3: compare rotate, with the learner's own tables, to the reference."""
+    """Check step 3: compare the results of rotate with the reference, then its gradient and dtypes.
+
+    rotate gets the learner's own tables."""
     tried = []
     for number, shape in enumerate(SHAPES):
         generator = torch.Generator().manual_seed(number)
@@ -222,7 +224,7 @@ def _case(x: Tensor) -> tuple[int, int]:
 
 
 def _rotated(learner: LearnerModern, x: Tensor) -> Tensor:
-    """The learner's rotation of x. Raises CheckFailed if it is no tensor of the shape of x."""
+    """The learner's rotation of x. Raises CheckFailed if its shape is wrong or x is changed."""
     given = x.clone()
     tables = learner.call(2, *_case(x))
     try:
@@ -313,7 +315,7 @@ def _wrong(learner: LearnerModern, step: int, evidence: str) -> CheckFailed:
 
 
 def _quote(learner: LearnerModern, step: int) -> str:
-    """The text that quotes the last line with `return` in the step's function."""
+    """The text that quotes the last `return` of the step's function, or else its `def`."""
     name = {2: "rotary_angles", 3: "rotate"}[step]
     lines = learner.source.lines_of(name)
     found = learner.source.matches(r"\breturn\b", lines)

@@ -89,7 +89,7 @@ class PastCall:
     containers: tuple[Callable[[], Any], ...] = ()
     container: Callable[[], Any] | None = None
     reset: str | None = None
-    empty: str = ""  # the dimensions of keys, such as BHTD, if an empty past is a tensor
+    empty: str = ""  # the dimensions of keys, such as BHTD, if an empty past has tensors
     buffers: bool = False  # an empty past has room for block_size tokens
     call: Call = field(default_factory=Call)
 
@@ -114,7 +114,7 @@ class PastCall:
     def __call__(self, module: nn.Module, x: Tensor, past: Any, start: int, *, cached: bool) -> Any:
         """The result of forward for the tokens x after `start` others. A `past` of None is empty.
 
-        Without `cached`, the call tells forward to keep nothing."""
+        Without `cached`, the arguments `switches` tell forward to keep nothing."""
         T, S = x.shape[1], start + x.shape[1]
         named: dict[str, Any] = {
             name: value for name, value in self.call.others if name not in self.switches
@@ -175,7 +175,7 @@ def past_call(cls: type[nn.Module], tree: ast.AST, call: Call) -> PastCall | Non
 
 
 def asks_object(tree: ast.AST, name: str) -> bool:
-    """Whether code uses a variable as a cache object, with fits, length or append(k, v)."""
+    """Whether code uses a variable as a cache object: fits, length, update, append(k, v)."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and _is(node.value, name) and node.attr in _OF_OBJECTS:
             return True
@@ -222,7 +222,9 @@ def _is(node: ast.AST, name: str) -> bool:
 
 
 def _attributes(tree: ast.AST, name: str) -> list[str]:
-    """The attributes of `self` in a class."""
+    """The attributes of `self` in a class, and the texts that are first arguments of its calls.
+
+    For `self.register_buffer("cache", ...)`, this text is "cache"."""
     return [
         inner.attr
         for node in ast.walk(tree)

@@ -30,9 +30,9 @@ _MOST_NESTED = 4
 def leaves(value: Any, depth: int = 0) -> list[Tensor]:
     """The floating-point tensors in an object, its tuples, lists, dicts and attributes.
 
-    If all have the same shape, such as one tensor for each head, keys and values can alternate, or
-    all keys can come first. So four stacks follow: of the tensors at even places, at odd places, in
-    the first half and in the second half."""
+    An even number of them, 4 or more, can have one shape, such as one tensor for each head. Then
+    keys and values can alternate, or all keys can come first. So four stacks follow: of the tensors
+    at even places, at odd places, in the first half and in the second half."""
     found = list(_leaves(value, depth))
     if len(found) < 4 or len(found) % 2 or len({tensor.shape for tensor in found}) > 1:
         return found
@@ -176,7 +176,7 @@ class Seen:
 
 
 def joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> Iterator[tuple[Seen, Tensor]]:
-    """Yield every right or wrong way to join stored and new tokens, in every order of dimensions.
+    """Yield right and wrong ways to join stored and new tokens, in every order of dimensions.
 
     Both dicts have "k" and "v", each (B, H, tokens, D). A single head can be joined, too."""
     for order in ORDERS:

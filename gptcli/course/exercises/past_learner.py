@@ -42,7 +42,7 @@ SIZES = (
     Size(3, 1, 6, (4, 4, 2), block_size=10),
     Size(4, 5, 4, (2, 6), block_size=9),
 )
-"""D is even, for rotary positions, and differs from every number of tokens."""
+"""D is even, for rotary positions. In each size, it differs from every number of tokens."""
 
 
 _ROTATION = re.compile(r"rot|rope", re.IGNORECASE)
@@ -191,7 +191,7 @@ class PastLearner(CacheExplainer):
 
     @contextlib.contextmanager
     def as_learner(self) -> Iterator[None]:
-        """In this context the file's variables hold the latest module's sizes, without autograd."""
+        """In this context the file's variables hold the latest module's sizes; autograd is off."""
         with torch.no_grad(), self.builder.constructor.variables(self.config):
             yield
 
@@ -228,7 +228,7 @@ class PastLearner(CacheExplainer):
         return self.stopped(error, doing, min(max(step, 1), 6))
 
     def reset(self, module: nn.Module) -> None:
-        """Call the method that removes the tokens which the module keeps, if there is one."""
+        """If the module has a method that removes the tokens it keeps, call it."""
         if self.form.reset is not None:
             try:
                 getattr(module, self.form.reset)()
@@ -246,7 +246,8 @@ class PastLearner(CacheExplainer):
     ) -> list[Called]:
         """The calls for a text in pieces, each with the past that the call before returned.
 
-        Stops at the first call that fails. `module` is a module that has read other texts."""
+        Stops at the first call that fails or, unless the module keeps the tokens, returns no past.
+        `module` is a module that has read other texts."""
         calls: list[Called] = []
         past = self.fresh()
         start = 0
@@ -333,8 +334,8 @@ class PastLearner(CacheExplainer):
 def with_past(file: LearnerFile, module: ModuleType, say: Say) -> PastLearner | None:
     """The learner of a file whose forward takes and returns the past, or keeps it.
 
-    None if the file has a cache class, or if its forward has neither an argument nor a state for
-    the past."""
+    None if the file has a cache class or no attention, if forward uses its argument as a cache
+    object, or if forward has neither an argument nor a state for the past."""
     cache, attention = classes_of(file, module)
     if cache is not None and CacheClass(cache).names["append"] is not None:
         return None

@@ -101,8 +101,8 @@ def _seen(text: Text, one: Called) -> Seen:
 def _own_reference(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed:
-    """The failure of a forward that does more than week 1's attention, and that gives other outputs
-    with a past than for the whole text."""
+    """The failure of a forward that does more than week 1's attention, and that stops or gives
+    other outputs with a past than for the whole text."""
     if whole.failed is not None:
         return whole.failed
     one = next((c for c in calls if c.failed is not None or not _seen(text, c).right), calls[-1])
@@ -200,7 +200,9 @@ def _two_continuations(learner: PastLearner) -> None:
 
 
 def _two_texts(learner: PastLearner) -> None:
-    """Raise CheckFailed if a text is wrong after the module has read another text."""
+    """Raise CheckFailed if outputs are wrong after the module has read another text.
+
+    Also raises CheckFailed if the module keeps tokens and has no way to remove them."""
     size = replace(SIZES[0], pieces=(5, 3))
     text = learner.text(size)
     lines = learner.forward_lines()
@@ -237,7 +239,9 @@ def _other_text(text: Text) -> Text:
 
 
 def _dtype(learner: PastLearner) -> None:
-    """Raise CheckFailed if forward returns keys in another dtype than bfloat16 for a bfloat16 x."""
+    """Raise CheckFailed if the keys or values of a bfloat16 x have another dtype.
+
+    If forward stops, add a note."""
     if learner.form.keeps_state:
         return
     size = SIZES[0]

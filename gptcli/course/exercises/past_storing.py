@@ -25,7 +25,7 @@ _NAMES = {"k": "keys", "v": "values"}
 def storing(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed | None:
-    """The mistake in what the calls store, steps 1 to 4; None if all is right."""
+    """The mistake in what the calls store, steps 1 to 4; None if none is found."""
     form = learner.form
     lines = learner.forward_lines()
     if form.keeps_state:
@@ -59,7 +59,7 @@ def storing(
 
 
 def _in_state(learner: PastLearner, text: Text, calls: list[Called]) -> CheckFailed | None:
-    """The mistake in the tensors that a module keeps; None if it keeps all keys and values."""
+    """The mistake in the tensors that a module keeps; None if none is found."""
     fault = _joins(learner, text, text.keys, calls)
     if fault is not None:
         return fault
@@ -250,7 +250,7 @@ def _present(
     keys: dict[str, Tensor],
     places: tuple[Place, Place],
 ) -> CheckFailed | None:
-    """The mistake in the keys and values that a call returned; None if they are right."""
+    """The mistake in the keys and values that a call returned; None if none is found."""
     lines = learner.forward_lines()
     wrong: dict[str, str] = {}
     sizes: dict[str, int] = {}
@@ -301,7 +301,7 @@ def _present(
     if one.start == 0:
         return None
     held = _held(one, keys)
-    # the argument is both the past and the result, so only its content counts
+    # an argument that forward changes is both past and result, so only its content counts
     if learner.form.changes_past:
         held = {"k": False, "v": False}
         if kind in ("new", "old") and len(wrong) == 1:

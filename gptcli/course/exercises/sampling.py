@@ -17,13 +17,13 @@ def temperature(logits: Tensor, t: float) -> Tensor:
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
-    """Step 2: -inf for all but the k largest logits. (V,) -> (V,)."""
+    """Step 2: -inf for all logits below the k-th largest. (V,) -> (V,)."""
     kth = torch.topk(logits, min(k, len(logits))).values[-1]
     return logits.masked_fill(logits < kth, float("-inf"))
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """Step 3: -inf for all but the fewest tokens whose probabilities reach p. (V,) -> (V,).
+    """Step 3: -inf for all but the fewest tokens whose probabilities add up to p. (V,) -> (V,).
 
     Source: Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration"."""
     if p >= 1:
@@ -89,7 +89,7 @@ def any_choice(
 
     `order` has a letter for each part: r for the penalty, t for temperature, k, p and m for the
     filters, s for softmax. `greedy` says which token is the choice at t = 0: the likeliest "before"
-    or "after" the penalty. "always" takes the likeliest after it at every t."""
+    or "after" the penalty. "always" takes the likeliest after the penalty at every t."""
     if greedy == "before" and t == 0:
         return int(logits.argmax())
     for part in order:

@@ -48,7 +48,7 @@ def nucleus(
     back: str = "scatter",
     first: bool = False,
 ) -> LogitsForm:
-    """A form of step 3. `cut(probabilities, their sums, p)` returns the mask of cut tokens, sorted.
+    """A form of step 3. `cut(probabilities, sums, p)` gives the mask of cut tokens in sorted order.
 
     `of` computes the numbers that are summed. `back` says how the mask gets back to the order of
     the ids: "scatter" is right, "gather" permutes the wrong way, "none" leaves the mask sorted.
@@ -104,7 +104,7 @@ def penalised(
     *,
     once: bool = True,
 ) -> PenaltyForm:
-    """A form of step 5 that applies `change` to the logits of the tokens `which`.
+    """A form of step 5 that applies `change` to the logits of the ids that `which` returns.
 
     If `once`, each token is changed once, else once for each occurrence."""
 

@@ -33,7 +33,7 @@ FUNCTIONS = (
 )
 PARTS = {"r": "repetition_penalty", "t": "temperature", "k": "top_k", "p": "top_p", "m": "min_p"}
 INF = float("inf")
-NEARLY_ONE = 1 - 2**-53  # the largest random number in float64
+NEARLY_ONE = 1 - 2**-53  # the largest float64 below 1
 LIMIT_S = 2.0  # for one call; a right one takes well under a millisecond
 CLOSE = 1e-6  # the tolerance for probabilities; a learner can compute in float32
 V = 8
@@ -110,7 +110,9 @@ class LearnerSampling(LearnerFunctions):
             raise self.no_id(step, str(got)[:60]) from None
 
     def ask(self, step: int, *arguments: Any) -> Any:
-        """The result of the learner's function of a step. An endless loop becomes CheckFailed."""
+        """The result of the learner's function of a step.
+
+        An exception, or a call that takes longer than LIMIT_S, becomes CheckFailed."""
         try:
             with within(LIMIT_S):
                 return super().ask(step, *arguments)
@@ -275,7 +277,7 @@ def _is_softmax(got: Tensor, wanted: Tensor) -> bool:
 
 def _has_zeros(got: Tensor, wanted: Tensor) -> bool:
     cut = wanted.isneginf()
-    # an earlier filter gave -inf; -inf times 0 is nan
+    # a logit that an earlier filter cut is -inf, and -inf times 0 is nan
     zeros = got.masked_fill(cut & ~got.isfinite(), 0.0)
     return bool(torch.allclose(zeros, wanted.masked_fill(cut, 0.0), atol=CLOSE))
 
@@ -463,7 +465,7 @@ def _next(learner: LearnerSampling) -> None:
     for number, (t, k, p, m, penalty) in enumerate(_settings()):
         for seed in range(3):
             logits = _random(100 + 3 * number + seed)
-            if t == 0:  # after the penalty, another logit is the largest
+            if t == 0:  # so that a penalty makes another logit the largest
                 logits[logits.argmax()] = logits.sort().values[-2] + 0.2
             top = logits.argsort(descending=True)[:3].tolist()
             seen = [top[0], top[2], top[0], 5]

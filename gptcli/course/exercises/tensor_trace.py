@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-MOST_TENSORS = 4000  # the most that a trace keeps
-MOST_NUMBERS = 1 << 20  # in one tensor of a trace
+MOST_TENSORS = 4000  # the most operations that a trace keeps
+MOST_NUMBERS = 1 << 20  # a trace keeps no tensor with more numbers
 _DROPOUT = {
     "dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
     "feature_dropout", "feature_alpha_dropout", "native_dropout",
@@ -35,7 +35,7 @@ class Operation:
 
 
 class TensorTrace(TorchFunctionMode):
-    """Record every operation of a forward pass that runs in `with trace:`.
+    """Record the operations of a forward pass that runs in `with trace:`, up to MOST_TENSORS.
 
     `changed` is the first operation that changed `x`. `refused` is the latest operation that raised
     an exception, with its tensors. With `quiet`, torch's dropout functions return their input. With
@@ -144,8 +144,8 @@ class TensorTrace(TorchFunctionMode):
 
 
 class Healed(TorchFunctionMode):
-    """A context in which autograd follows operations that cut the graph (detach, .data, no_grad),
-    except on the lines `broken`."""
+    """A context in which detach, .data and no_grad do not cut the graph of autograd, except on the
+    lines in `broken`."""
 
     def __init__(self, trace: TensorTrace, broken: set[int]) -> None:
         super().__init__()

@@ -64,7 +64,9 @@ class LearnerTokenizer(Explainer):
         self.notes: list[tuple[str, str]] = []
 
     def ask(self, doing: str, step: int, call: Callable[[], Any]) -> Any:
-        """The result of `call`, which runs the learner's code. Exceptions become CheckFailed."""
+        """The result of `call`, which runs the learner's code.
+
+        Exceptions, and a call that takes longer than LIMIT_S, become CheckFailed."""
         self.say(f"step {step}: {doing}")
         try:
             with within(LIMIT_S):
@@ -127,12 +129,13 @@ class LearnerTokenizer(Explainer):
         return watch
 
     def finds_pair(self) -> bool:
-        """Whether train finds the most frequent pair of a text."""
+        """Whether train finds the most frequent pair of the text BEGIN."""
         return self.watched(BEGIN, 1).holds(reference.learn(BEGIN, 1)[0])
 
     def merges_right(self) -> bool | None:
-        """Whether train replaces the first pair of each text correctly; None if no right result was
-        seen."""
+        """Whether train merges the first pair right in each text for which it finds this pair.
+
+        None if no right result was seen."""
         seen = []
         for text, _ in TRAINED:
             ids = reference.to_bytes(text)
@@ -294,7 +297,8 @@ class TokenizerLesson(Lesson[LearnerTokenizer]):
 def tokenizer_class(file: LearnerFile) -> type[Any]:
     """Run the file and return its tokenizer class, after a test that it has all methods.
 
-    Raises GptcliError if a method is missing or the constructor needs an argument."""
+    Raises GptcliError if the class or a method is missing, or if the constructor needs an
+    argument."""
     cls = _class_of(file)
     for method in METHODS:
         if not callable(getattr(cls, method, None)):

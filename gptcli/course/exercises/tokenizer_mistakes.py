@@ -216,7 +216,7 @@ MISTAKES = (
             'start with list(text.encode("utf-8"))',
             tuple(_learnt(begin=begin) for begin in _OTHER_BYTES), r"encode\(|bytes\("),
     ExerciseMistake("ties-last-seen", 1,
-            "max(counts.items(), key=...) with >=, or a sort from behind",
+            "a loop that compares with >=, or the last pair of a sort by counts",
             "if pairs tie, you take the pair that comes last in the text",
             "if pairs tie, the first in the text wins, so that everybody learns the same merges",
             "use > instead of >=, or max with key=counts.get", (
@@ -233,7 +233,8 @@ MISTAKES = (
     ExerciseMistake("rarest-pair", 1, "min(counts, key=counts.get)", "you merge the rarest pair",
             "the most frequent pair saves the most tokens", "take the largest count",
             (_learnt(choosing=lambda c: min(c, key=lambda p: c[p])),), r"min\(|sort"),
-    ExerciseMistake("overlaps-not-counted", 1, "text.count(pair), or a loop that skips",
+    ExerciseMistake("overlaps-not-counted", 1,
+            "text.count(pair), or a loop that skips counted pairs",
             "you count `aaa` as one pair `aa`, not as two", "any two neighbours are a pair",
             "loop over all neighbours, zip(ids, ids[1:])", (_learnt(counting=_count_apart),),
             r"count\(|\+= 2"),

@@ -43,9 +43,9 @@ def learning_rate(
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Step 4: scale all gradients in place so that their common norm is at most max_norm.
+    """Step 4: if the common norm of all gradients exceeds max_norm, scale them down in place.
 
-    Returns the norm before scaling."""
+    Their norm is then max_norm. Returns the norm before scaling."""
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float((g**2).sum()) for g in grads))
     if norm > max_norm:
@@ -61,7 +61,7 @@ def train_step(
     lr: float,
     max_norm: float,
 ) -> float:
-    """Step 5: one update from the mean gradient of all batches. Returns the mean loss."""
+    """Step 5: one update from the clipped mean gradient of all batches. Returns the mean loss."""
     return any_step(model, optimizer, batches, lr, max_norm)
 
 
@@ -111,7 +111,7 @@ def any_step(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: list[Batch]) -> float:
-    """Step 6: the mean loss in evaluation mode, without gradients. Ends in training mode."""
+    """Step 6: the mean loss in evaluation mode, without gradients. Then training mode is on."""
     model.eval()
     losses = [float(loss_of(model(x), y)) for x, y in batches]
     model.train()

@@ -28,7 +28,8 @@ class TinyModel(nn.Module):
     """A model with a table of logits and with dropout.
 
     `calls` has for each call: whether the model was in training mode, whether the logits required a
-    gradient, and the line of the learner's file. `backward_passes` counts the backward passes."""
+    gradient, and the line of the learner's file that made the call. `backward_passes` counts the
+    backward passes."""
 
     def __init__(self, path: Path | None = None) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ STEPS = (
 
 
 def _with(change: Callable[[float], float], **other: Any) -> Callable[..., float]:
-    """A learning rate schedule with the decay change(done). `other` changes other parts."""
+    """A learning rate schedule whose decay is change(done). `other` changes other parts."""
 
     def rate(step: int, top: float, low: float, warm: int, last: int) -> float:
         if step < warm:

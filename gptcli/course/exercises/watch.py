@@ -8,14 +8,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_MOST = 20_000  # the most values that are kept
+_MOST = 20_000  # once so many values are held, no more are recorded
 
 
 class Watch:
     """A context that records the lists and tuples that the functions of a file hold and return.
 
-    Lambdas and comprehensions are left out, because they see every pair of a text, not only the
-    chosen pair."""
+    Values of 1,000 items or more are left out. So are lambdas and comprehensions, because they see
+    every pair of a text, not only the chosen pair."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)
