@@ -1,4 +1,4 @@
-"""A graded file changes nothing outside its folder, reads no others' work, and ends no process."""
+"""A graded file cannot change other folders, read other students' work or end other processes."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ CLASSES = {"layernorm": "RMSNorm", "attention": "GroupedQueryAttention"}
 def find_part(spec: str, part: str) -> LearnerFile:
     """The file that `FILE` or `FILE:CLASS` names for a part, with the exercise that it belongs to.
 
-    A file belongs to the exercise `modern` if it has the part's class in CLASSES, but not the
-    part's usual class. Raises GptcliError if there is no such file, or if it is not Python."""
+    A file belongs to the exercise `modern` if it has the class that CLASSES gives for the part, but
+    not the part's usual class. If the user names a class, this name decides. Raises GptcliError if
+    there is no such file, or if it is not Python."""
     file = find_file(spec, part)
     other = CLASSES.get(part)
     if other is None:
