@@ -1,4 +1,4 @@
-"""Grades a class: how far each student is in each exercise. Runs copies of files in parallel."""
+"""Grades a class of students: how far each is in each exercise. Checks copies, in parallel."""
 
 from __future__ import annotations
 

@@ -54,7 +54,9 @@ class ProgressFile:
         solution_seen: bool = False,
         passed: bool = False,
     ) -> Record:
-        """The new record of an exercise. Writes the file if the record has changed."""
+        """Add to the record of an exercise. Returns the new record.
+
+        Writes the file if the record has changed."""
         self._read()  # another process can have written the file in the meantime
         before = self[exercise]
         record = replace(

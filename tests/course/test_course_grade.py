@@ -1,4 +1,4 @@
-"""`gptcli grade` grades a class with hostile files, and changes none of its files."""
+"""`gptcli grade` grades students, some with hostile files, and changes none of their files."""
 
 from __future__ import annotations
 

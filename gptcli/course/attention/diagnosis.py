@@ -189,7 +189,7 @@ def _from_bank(slug: str, forward: ComparedForward) -> tuple[AttentionMistake, V
 
 
 def _swapped_names(forward: ComparedForward) -> tuple[AttentionMistake, Values] | None:
-    """The mistake of swapped names if the learner swapped two of the variables q, k, v, or None."""
+    """The mistake of swapped names if two of the variables q, k and v are swapped; else None."""
     slug = slug_of_swapped_names(forward)
     return None if slug is None else _from_bank(slug, forward)
 

@@ -184,7 +184,7 @@ def _mostly_holds(x: Tensor, forward: ComparedForward, name: str) -> bool:
 
 
 def slug_of_swapped_names(forward: ComparedForward) -> str | None:
-    """The slug of the mistake if the learner swapped two of the variables q, k and v, or None."""
+    """The slug of the mistake if two of the variables q, k and v are swapped; else None."""
     value_of_variable = {}
     for at, name in sorted(forward.trace.variable_names.items()):
         values = forward.found.values_of_output.get(at, [])

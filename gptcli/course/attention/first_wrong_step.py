@@ -344,7 +344,8 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
 def _are_causal_rows(weights: Tensor, p: Problem) -> bool:
     """Whether a causal mask can give `weights`.
 
-    They have at most the zeros of such a mask, and the only weight of a row is 1."""
+    It can if they have at most as many zeros as such a mask makes, and if each row with a single
+    weight has the weight 1."""
     hidden = weights.numel() // p.T * (p.T - 1) // 2
     rows = weights.reshape(-1, p.T)
     first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)

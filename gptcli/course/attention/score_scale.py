@@ -17,7 +17,7 @@ from gptcli.course.attention.mistakes.scores import BANK
 from gptcli.course.attention.stages import Problem, compute_stages
 
 SECOND_CASE = CASES[6]  # its B, T, H and D all differ from those of the usual case
-HIDDEN_SCORE = 1e3  # larger than all scores of these inputs, so it must be hidden
+HIDDEN_SCORE = 1e3  # these inputs give smaller scores, so such a score is hidden
 NON_LINEAR = {"tanh", "clamp", "clip", "abs", "relu", "sigmoid", "pow", "square", "gelu", "sqrt"}
 
 

@@ -94,7 +94,7 @@ def heads_before_time(x: Tensor, name: str, found: Matches) -> bool:
 
 
 def is_wrong_unpacking(trace: ForwardTrace, p: Problem) -> bool:
-    """Whether the code stops because it unpacks fused projections into a number other than 3."""
+    """Whether the code stops because it does not unpack fused projections into three parts."""
     last = trace.operations[-1] if trace.operations else None
     return (
         last is not None

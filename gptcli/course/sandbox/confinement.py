@@ -213,7 +213,7 @@ def _keep_attributes() -> None:
 
 
 def _guard(folder: Path, hidden: Path, readable: Iterable[Path]) -> None:
-    """Let Python refuse changes outside `folder` and reading in `hidden`, except in `folder`.
+    """Let Python refuse changes outside `folder`, and reads in `hidden` but outside `folder`.
 
     Folders of `readable` in `hidden` stay readable, because `.venv` is often beside the students'
     folders."""

@@ -42,8 +42,8 @@ def regular_files(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
 def copy_of(folder: Path, only: Path | None = None) -> Iterator[Path]:
     """A copy of the small files in `folder`. The copy is deleted when the context ends.
 
-    With `only`, copies this file alone. If there are too many files, leaves out other files before
-    Python files and notebooks, and large files before small ones."""
+    With `only`, copies this file alone. If there are too many files, prefers Python files and
+    notebooks to other files, and small files to large ones."""
     with tempfile.TemporaryDirectory(prefix="gptcli-grade-", ignore_cleanup_errors=True) as above:
         copy = Path(above) / (folder.name or "student")
         copy.mkdir()

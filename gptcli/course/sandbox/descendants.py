@@ -1,7 +1,7 @@
 """Counts and kills all processes that a learner's file starts, even if they leave its group.
 
 Only Linux lists the descendants of a process. On other systems these functions find no processes.
-There, isolation.py kills the worker's process group when the worker ends.
+On macOS, isolation.py kills the worker's process group instead.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def classes_in(file: LearnerFile, module: ModuleType) -> list[type[nn.Module]]:
 def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
     """The class that `file` names, in the file's module. Raises GptcliError if there is none.
 
-    If the user named no class for the exercise `attention`: else the most likely attention."""
+    For the exercise `attention`, the most likely class counts too if the user named none."""
     from torch import nn
 
     from gptcli.course.attention.conventions.class_choice import attention_classes, looks_right

@@ -43,9 +43,9 @@ def right_enough(file: LearnerFile, part: str, report: FileReport) -> bool:
 
 
 def naming_both(error: GptcliError, file: LearnerFile, part: str) -> GptcliError:
-    """`error`, or an error that names both classes if the file has neither of them.
+    """`error`, with both possible classes in its message if the file has neither of them.
 
-    These are the part's usual class and the class of the exercise `modern`."""
+    One is the part's usual class, the other the class that CLASSES gives for the part."""
     other, usual = CLASSES.get(part), exercise_named(part).target
     if other is None or _defined(parsed(file.name, file.path)) & {other, usual}:
         return error

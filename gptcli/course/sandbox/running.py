@@ -1,6 +1,6 @@
 """Runs a learner's file and returns its module.
 
-Of a notebook, and of a file that stops with an error or runs too long, only the imports, functions,
+If the file is a notebook, stops with an error or runs too long, only its imports, functions,
 classes and constants run (definitions.py). The learner's own modules can be beside the file, in the
 folders above it, and in the current folder.
 """

@@ -25,7 +25,7 @@ _FIELDS = ("n_embd", "n_head", "dropout", "bias", "block_size")
 
 
 class AdaptedAttention(nn.Module):
-    """Wraps a learner's attention in another convention: forward(x) returns the output."""
+    """A learner's attention of another convention, wrapped so that forward(x) gives the output."""
 
     def __init__(self, learner: LearnerAttention, config: Any) -> None:
         super().__init__()
