@@ -69,8 +69,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
         room.checker.stop()
 
 
-# The file runs each of these and ignores its errors. The file passes, because no change has an
-# effect.
+# A graded file tries each of these, and ignores the errors. It passes, and nothing outside its
+# folder changes.
 CHANGES = {
     "write": "open(P + '/new.txt', 'w').write('x')",
     "append": "open(P + '/exam.txt', 'a').write('x')",
