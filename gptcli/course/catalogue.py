@@ -150,7 +150,7 @@ EXERCISES = (
 
 
 def exercise_named(name: str) -> Exercise:
-    """The exercise called `name`. Raises GptcliError with the nearest name if there is none."""
+    """The exercise called `name`. If there is none, raises GptcliError, which lists the names."""
     for exercise in EXERCISES:
         if exercise.name == name:
             return exercise

@@ -36,9 +36,11 @@ def check_builtin() -> BuiltinReport:
 
 
 def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT_S) -> FileReport:
-    """The report on `FILE[:CLASS]`, which is checked in a worker process within `limit_s` seconds.
+    """The report on `FILE[:CLASS]`, which is checked in a worker process.
 
-    Raises GptcliError if there is no such file or class, or if the file cannot be used at all."""
+    The check can take `limit_s` seconds. If the forward of an attention does not finish, it runs
+    for up to FOLLOW_S seconds more, which finds the step. Raises GptcliError if there is no such
+    file or class, or if the file cannot be used at all."""
     with Checker(limit_s) as checker:
         return checker.check(spec, exercise)
 
@@ -46,9 +48,10 @@ def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT
 def check_files(
     specs: Iterable[str], exercise: str = "attention", *, limit_s: float = LIMIT_S
 ) -> Iterator[FileReport | GptcliError]:
-    """The report on each of `specs`, in order. One worker, which imports torch once, runs them.
+    """The report on each of `specs`, in order. They share a worker, which imports torch once.
 
-    Yields a GptcliError instead of a report if a file cannot be used."""
+    If the worker itself hangs or crashes, the next file gets a new one. Yields a GptcliError
+    instead of a report if a file cannot be used."""
     with Checker(limit_s) as checker:
         for spec in specs:
             try:

@@ -21,11 +21,11 @@ TUTOR = "AGENTS.md"
 def write_exercises(
     exercises: Iterable[Exercise], folder: Path, *, blank: bool = False, overwrite: bool = False
 ) -> list[Path]:
-    """Write the skeleton and the notes of each exercise, and return their paths.
+    """Write the skeleton and the notes of each exercise, and return the paths written.
 
     If the folder has no AGENTS.md, writes that too: it asks coding assistants to be tutors.
-    Raises GptcliError and writes nothing if a file exists already, unless `overwrite`. Raises
-    GptcliError also if a file cannot be written."""
+    Raises GptcliError and writes nothing if a skeleton or a page of notes exists already, unless
+    `overwrite`. Raises GptcliError also if a file cannot be written."""
     texts: dict[Path, str] = {}
     for exercise in exercises:
         path = folder / f"{exercise.name}.py"

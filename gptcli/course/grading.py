@@ -1,4 +1,4 @@
-"""Grades a class: how far each student is in each exercise. Runs copies of files in parallel."""
+"""Grades a class of students: how far each is in each exercise. Checks copies, in parallel."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from gptcli.errors import GptcliError
 from gptcli.memory import available_memory
 
 LIMIT_S = 8.0  # for one file; a right one takes under a second
-PATIENCE_S = 14.0  # if a student's files have hung for so long, each later file gets SHORT_S
+PATIENCE_S = 14.0  # after so long in a student's unfinished files, each later file gets SHORT_S
 SHORT_S = 3.0
-STOPPED = ("time-limit", "crash")  # the mistake in the report of a file that did not finish
+STOPPED = ("time-limit", "crash")  # the mistakes in the reports of files that did not finish
 _FILE_BYTES = 64 << 20
 _MOST_WORKERS = 4
 
@@ -73,8 +73,9 @@ def grade(
     limit_s: float | None = None,
     workers: int | None = None,
 ) -> Iterator[Grade]:
-    """The grade of each student, in the order of `students`, as soon as the grade is known.
+    """The grade of each student, in the order of `students`.
 
+    Yields a grade as soon as it and all grades before it are known.
     On Linux, each file runs in its own fork of a worker process. Each worker checks one student at
     a time, so files that hang delay one worker only. Closing the iterator ends all processes."""
     limit_s = limit_s or LIMIT_S
@@ -120,7 +121,7 @@ def _states(
     ended: threading.Event,
 ) -> Iterator[Progress]:
     """The state of each exercise of one student."""
-    lost = 0.0  # the time that hanging files have taken, in seconds
+    lost = 0.0  # seconds in files that did not finish
     for exercise in exercises:
         path = student.files.get(exercise.name)
         if ended.is_set() or path is None:

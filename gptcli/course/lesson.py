@@ -64,7 +64,7 @@ class Lesson(ABC, Generic[Learner]):
     def prepare(self, file: LearnerFile) -> None:
         """Import the slow modules that `file` needs, before the worker forks and the time counts.
 
-        By default this is torch._dynamo, if the file uses torch.compile."""
+        By default: torch._dynamo, if the file contains `torch.compile`."""
         with contextlib.suppress(OSError):  # `load` reports a missing file
             if b"torch.compile" in file.path.read_bytes():
                 importlib.import_module("torch._dynamo")
@@ -83,7 +83,9 @@ class Lesson(ABC, Generic[Learner]):
     def explain(
         self, file: LearnerFile, learner: Learner, failed: CheckFailed, done: list[Check]
     ) -> FileReport:
-        """The report on a file that failed a check. By default: the steps up to the wrong one."""
+        """The report on a file that failed a check.
+
+        By default: the steps up to the wrong one, or one entry if the step is not known."""
         if failed.step is None:
             checks = [Check("whole", False, failed.message)]
         else:

@@ -31,8 +31,8 @@ class Record:
 class ProgressFile:
     """The records of a folder. `add` reads the file again before each change, then writes it.
 
-    If the file is damaged, it is kept under another name. If the file cannot be written, the
-    records stay in memory. In both cases `trouble` holds a message to the user."""
+    If the file is damaged, it is kept under another name. If the file cannot be read or written,
+    the records stay in memory. In all these cases `trouble` holds a message to the user."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
@@ -54,7 +54,9 @@ class ProgressFile:
         solution_seen: bool = False,
         passed: bool = False,
     ) -> Record:
-        """Add to the record of an exercise, and write the file. Returns the new record."""
+        """Add to the record of an exercise. Returns the new record.
+
+        Writes the file if the record has changed."""
         self._read()  # another process can have written the file in the meantime
         before = self[exercise]
         record = replace(

@@ -18,7 +18,7 @@ class Check:
 
 @dataclass(frozen=True)
 class StepMark:
-    """One of the eight steps in the report on a wrong file.
+    """One step of the exercise in the report on a file.
 
     `state` is "right", "wrong", "unseen" (before the wrong step, but forward computes no number
     that shows whether the step is right) or "after" (after the wrong step: not judged). `line` is
@@ -55,7 +55,8 @@ class FileReport:
     """The verdict on one learner's file.
 
     `mistake` is a slug; `message` and `hints` are for people. `first_wrong_step` counts the steps
-    of the exercise from 1, and is None if it is not known. A right file has no hints."""
+    of the exercise from 1. It is None if the file is right or the step is not known. A right file
+    has no hints."""
 
     file: str
     exercise: str

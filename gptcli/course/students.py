@@ -32,8 +32,9 @@ class Student:
 def find_students(folder: Path) -> list[Student]:
     """The students: one for each folder, Python file or notebook in `folder`, sorted by name.
 
-    Raises GptcliError if there is no such folder, if it holds no students, or if it holds the work
-    of a single student."""
+    Leaves out hidden entries, the folders in LEFT_OUT, and files that are named exactly like an
+    exercise. Raises GptcliError if there is no such folder, if it cannot be read, if it holds no
+    students, or if it holds the work of a single student."""
     if not folder.is_dir():
         raise GptcliError(
             f"{folder} is a file" if folder.exists() else f"there is no folder {folder}",
@@ -69,7 +70,7 @@ def find_students(folder: Path) -> list[Student]:
 
 
 def tree_of(path: Path) -> ast.Module | None:
-    """The syntax tree of a Python file or notebook; None if it is unreadable or over 1 MiB."""
+    """The syntax tree of a Python file or notebook; None if it is unusable or over 1 MiB."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             return None

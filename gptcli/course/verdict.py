@@ -91,7 +91,7 @@ class Verdict:
 def check(thing: object, exercise: str | None = None) -> Verdict:
     """The verdict on a class, or on a file given as "FILE" or "FILE:CLASS".
 
-    By default, `exercise` is the exercise for a class or a file with this name, else attention.
+    By default, `exercise` is the one whose class or file has the name of `thing`, else attention.
     The code runs in another process, so it cannot disturb the current one. If the class is wrong or
     cannot be run, the verdict says why. Raises GptcliError if there is no exercise of the name
     `exercise`."""

@@ -1,4 +1,4 @@
-"""Fixtures of the course's tests: reports that one worker makes for all workers."""
+"""Fixtures of the course's tests: reports that one pytest worker makes for all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def judge(once: Once) -> Judge:
     """judge("name", {"file.py": text}) writes the files, checks them, and returns a report for
     each.
 
-    The key of a report is the name of its file. The files are checked once for all workers."""
+    The key of a report is the name of its file. They are checked once for all pytest workers."""
 
     def check(name: str, texts: Mapping[str, str], limit_s: float = 30.0) -> Judged:
         def make(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Right and wrong sampling functions, made from one template and functions in other styles."""
+"""Right and wrong sampling files, made from one template with functions in other styles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graded file changes nothing outside its folder, reads no others' work, and ends no process."""
+"""A graded file cannot change other folders, read other students' work or end other processes."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
         room.checker.stop()
 
 
-# The file runs each of these and ignores its errors. The file passes, because no change has an
-# effect.
+# A graded file tries each of these, and ignores the errors. It passes, and nothing outside its
+# folder changes.
 CHANGES = {
     "write": "open(P + '/new.txt', 'w').write('x')",
     "append": "open(P + '/exam.txt', 'a').write('x')",

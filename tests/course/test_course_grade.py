@@ -1,4 +1,4 @@
-"""`gptcli grade` grades a class with hostile files, and changes none of its files."""
+"""`gptcli grade` grades students, some with hostile files, and changes none of their files."""
 
 from __future__ import annotations
 
@@ -277,8 +277,8 @@ def test_the_most_frequent_mistake_of_a_step() -> None:
 
 @pytest.mark.slow
 def test_no_process_of_a_file_outlives_its_check(tmp_path: Path) -> None:
-    """One file is right, but a process of it leaves its session. The other one starts eighty
-    processes."""
+    """One file is right, but a process that it starts leaves the session. The other file starts
+    eighty processes."""
     started = "import os\nos.system('setsid sleep 661 & sleep 661 &')\n"
     crowd = "import os\nos.system('for i in $(seq 80); do sleep 662 & done; wait')\n"
     for name, code in (("daemon", started), ("crowd", inside(crowd))):

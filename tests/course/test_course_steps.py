@@ -103,7 +103,7 @@ def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
         changed = {i + 1 for i, line in enumerate(text) if line not in style}
         quoted = re.search(r"line (\d+)", report.message)
         if not changed or report.first_wrong_step != change.step:
-            continue  # the change deleted a line, which cannot be quoted
+            continue  # a deleted line cannot be quoted, and another step has other lines
         asked += 1
         if quoted is None or int(quoted[1]) not in changed:
             missed.append(f"{name}: {sorted(changed)}, quoted {quoted and quoted[1]}")

@@ -126,7 +126,7 @@ def _wait_for_end(pid: int) -> None:
 
 def test_threads_parse_at_once() -> None:
     """The garbage collector lets other threads run while one thread parses. In Python 3.11,
-    ast.parse then raises SystemError."""
+    ast.parse would then raise SystemError without the lock."""
     text = "x = [(1, 2), {3: 4}]\n" * 20
     threshold = gc.get_threshold()
 

@@ -1,4 +1,4 @@
-"""Wrong sampling files in the styles of learners: other names, loops, variants of two lines."""
+"""Wrong sampling files in the styles of learners: other names, loops, other short bodies."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ ROUNDING_OF_FLOAT32 = 1e-5  # rounding to float32 causes smaller errors than thi
 def constructor(learner: LearnerAttention) -> str:
     """The constructor accepts the sizes of every case.
 
-    If the constructor refuses sizes by an assertion or a ValueError, such as an odd head_dim, later
-    checks leave them out."""
+    If the constructor refuses sizes, such as an odd head_dim, by an assertion or a ValueError,
+    later checks leave these sizes out."""
     learner.refused.clear()
     learner.build(USUAL)
     for case in CASES:
@@ -107,7 +107,7 @@ def evaluation(learner: LearnerAttention) -> str:
 
 
 def causal(learner: LearnerAttention) -> str:
-    """No gradient flows from a later token or from another sequence of the batch."""
+    """No output has a gradient at a later token, or at another sequence of the batch."""
     built = learner.build(USUAL)
     x = draw_input(USUAL, generator_for(USUAL)).requires_grad_()
     y = learner.run(built.module, x)
@@ -169,7 +169,9 @@ def zeros(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def output(learner: LearnerAttention) -> str:
-    """The output equals the reference: in every case, in training, and with dropout 0.5."""
+    """The output equals the reference in every case.
+
+    Also in training without dropout, and in evaluation with dropout 0.5."""
     largest = 0.0
     for case in learner.cases:
         built = learner.build(case)
@@ -286,7 +288,9 @@ def _is_key_bias(parameter: Tensor, name: str) -> bool:
 
 
 def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "") -> float:
-    """The largest error of the module on x. Raises CheckFailed if it is above the tolerance."""
+    """The largest error of the module on x.
+
+    Raises CheckFailed if it is above the tolerance, and too large for a rounding to float32."""
     case, T = built.case, x.shape[1]
     y = learner.run(built.module, x.clone())
     wanted = built.reference(x)

@@ -92,8 +92,8 @@ LARGE_FILL = 1e6
 def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Finding:
     """The finding for a failed `check`: its step, and its mistake if the bank knows it.
 
-    Some failures have a mistake already, and only need a step and a line. For all others, this
-    compares the forward pass with the reference."""
+    Some failures have a mistake already, and only need a step and a line. All others need a
+    comparison of the forward pass with the reference."""
     if failed.mistake == "missing-projection" and failed.step == 8:
         # The missing layer belongs to the last step, so look for an earlier wrong step first.
         forward = forward_without_output(learner)
@@ -161,7 +161,7 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         return _unused(forward, unused)
     if not found.completed_at and not fits and forward.is_opaque:
         step = step_by_right_tokens(forward)
-    # If forward never multiplies queries and keys, its output can equal the output of a mistake
+    # If forward never multiplies queries by keys, its output can equal the output of a mistake
     # after step 4 by accident.
     if not queries_meet_keys(forward):
         fits = [fit for fit in fits if fit[0].step <= 4]
@@ -189,7 +189,7 @@ def _from_bank(slug: str, forward: ComparedForward) -> tuple[AttentionMistake, V
 
 
 def _swapped_names(forward: ComparedForward) -> tuple[AttentionMistake, Values] | None:
-    """The mistake of swapped names if the learner swapped two of the variables q, k, v, or None."""
+    """The mistake of swapped names if two of the variables q, k and v are swapped; else None."""
     slug = slug_of_swapped_names(forward)
     return None if slug is None else _from_bank(slug, forward)
 

@@ -156,7 +156,9 @@ def unused_projections(forward: ComparedForward) -> list[str]:
 
 
 def queries_meet_keys(forward: ComparedForward) -> bool:
-    """Whether an operation combines queries and keys. True if untraced operations are possible."""
+    """Whether an operation combines queries and keys.
+
+    Also true if the trace lacks queries, keys or operations, so that it cannot show this."""
     found, T = forward.found, forward.p.T
     if not found.has("q", "k") or forward.trace.has_untraced:
         return True
@@ -182,7 +184,7 @@ def _mostly_holds(x: Tensor, forward: ComparedForward, name: str) -> bool:
 
 
 def slug_of_swapped_names(forward: ComparedForward) -> str | None:
-    """The slug of the mistake if the learner swapped two of the variables q, k and v, or None."""
+    """The slug of the mistake if two of the variables q, k and v are swapped; else None."""
     value_of_variable = {}
     for at, name in sorted(forward.trace.variable_names.items()):
         values = forward.found.values_of_output.get(at, [])
@@ -222,7 +224,7 @@ def scores_are_transposed(forward: ComparedForward) -> bool:
 
 
 def first_operation_with(forward: ComparedForward, value: Tensor, right: Tensor) -> int | None:
-    """The first operation whose result has the numbers of `value`, or None.
+    """The index of the first operation whose result has the numbers of `value`, or None.
 
     Compares the order of the numbers only if `right` has the same numbers in another order."""
     wanted = _sorted(value)
@@ -246,7 +248,7 @@ def _sorted(x: Tensor) -> Tensor:
 
 
 def operation_that_named(forward: ComparedForward, values: Values, index: int) -> int:
-    """The operation whose wrong result the learner assigns to q, k or v, else `index`."""
+    """The index of the operation whose wrong result the learner calls q, k or v, else `index`."""
     for letter in "qkv":
         wrong = getattr(values, letter)
         if values_equal(wrong, getattr(forward.values, letter)):

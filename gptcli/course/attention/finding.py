@@ -71,8 +71,8 @@ def step_marks(
     marks = []
     for number, name in STEP_NAMES.items():
         state = "right" if number < step else "wrong" if number == step else "after"
-        # Folding changes no number, and a mask can leave all visible scores as they are. So only
-        # the next step shows whether steps 3 and 5 are right.
+        # A step is unseen if the trace lacks its values and those of later steps. Step 3 changes no
+        # number, so it has no values: it is right if step 2 is.
         if state == "right" and number > seen and not (number == 3 and seen >= 2):
             state = "unseen"
         at = line if number == step else lines.get(number) if state == "right" else None

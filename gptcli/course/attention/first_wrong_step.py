@@ -48,7 +48,7 @@ from gptcli.course.attention.wrong_factor import (
 def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path) -> int:
     """The first wrong step of a forward pass, which can also have raised or returned nothing.
 
-    If the code stops, this is the first step that it did not complete. If code is still to be
+    If the code stops, returns the first step that it did not complete. If code is still to be
     written, comments in the learner's file `path` name the step."""
     too_narrow = mask_hides_too_much(trace, found, p)
     complete = first_missing_step(found)
@@ -342,7 +342,10 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
 
 
 def _are_causal_rows(weights: Tensor, p: Problem) -> bool:
-    """Whether the rows of weights hide only later tokens, and a row's single weight is 1."""
+    """Whether a causal mask can give `weights`.
+
+    It can if they have at most as many zeros as such a mask makes, and if each row with a single
+    weight has the weight 1."""
     hidden = weights.numel() // p.T * (p.T - 1) // 2
     rows = weights.reshape(-1, p.T)
     first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)

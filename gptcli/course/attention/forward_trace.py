@@ -20,7 +20,7 @@ from gptcli.course.sandbox.time_limit import within
 
 MAX_NUMBERS = 100_000  # the largest tensor that is recorded; attention of these sizes needs less
 MAX_OPERATIONS = 5_000
-TRACE_LIMIT_S = 2.0  # short, because the file has already failed a check
+TRACE_LIMIT_S = 2.0  # for one forward pass
 
 
 @dataclass
@@ -57,7 +57,7 @@ class ForwardTrace:
 
 
 class _Recorder(TorchFunctionMode):
-    """Records every torch operation of the learner's file in `trace`."""
+    """Records the torch operations of a forward pass in `trace`, at most MAX_OPERATIONS."""
 
     def __init__(
         self,

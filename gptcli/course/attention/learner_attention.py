@@ -76,7 +76,8 @@ class LearnerAttention:
     """The learner's class, in one of many conventions: builds it, runs it, finds its weights.
 
     Calls `say` with each action, so that the report on a file that hangs can name the last one.
-    Raises GptcliError if the constructor or forward needs an argument whose meaning is unknown."""
+    Raises GptcliError if the class has no constructor, or if the constructor or forward needs an
+    argument whose meaning is unknown."""
 
     def __init__(self, file: LearnerFile, cls: type[nn.Module], say: Callable[[str], None]) -> None:
         self.file, self.cls, self.say = file, cls, say
@@ -136,7 +137,7 @@ class LearnerAttention:
         return [case for case in CASES if case not in self.refused]
 
     def case(self, case: Case) -> Case:
-        """`case`, changed to one head if the class has no argument for the number of heads."""
+        """`case`, changed to one head if the class does not get the number of heads."""
         if self.constructor.names_heads or case.H == 1:
             return case
         return replace(case, H=1, D=case.C)
@@ -214,7 +215,8 @@ class LearnerAttention:
     def projections(self, module: nn.Module, case: Case) -> Projections:
         """The module's projections.
 
-        Raises GptcliError if they cannot be recognised, and CheckFailed if one is missing."""
+        Raises GptcliError if they cannot be recognised, and CheckFailed if one is missing or has a
+        wrong shape."""
         layout = self.layout()
         try:
             return layout.projections(module, Sizes(case.C, case.H))
@@ -224,9 +226,8 @@ class LearnerAttention:
     def recognise(self, *, any_output: bool = False) -> None:
         """Find the projections and the kind of mask: by shapes, by names, and by trying.
 
-        With `any_output`, an identity replaces a missing output projection. Raises
-        GptcliError if the module has unknown weights, and CheckFailed if a projection is
-        missing."""
+        With `any_output`, an identity replaces a missing output projection. Raises GptcliError if
+        the module has unknown weights, and CheckFailed if a projection is missing or wrong."""
         layouts = self._possible_layouts(any_output)
         self._layout = layouts[0]
         if len(layouts) == 1 and self._call.mask is None:

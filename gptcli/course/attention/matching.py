@@ -150,7 +150,7 @@ def _is_masked_exp(x: Tensor, scaled: Tensor, past: Tensor) -> bool:
 def _values_in(
     x: Tensor, tables: dict[str, Table], low: float, index: int, found: Matches
 ) -> Iterator[str]:
-    """The names of the reference's values to which x belongs, a result of operation `index`."""
+    """The names of the reference's values to which x, a result of operation `index`, belongs."""
 
     def done(name: str, complete: bool) -> str:
         if complete:
@@ -205,7 +205,8 @@ def _values_in(
 def has_separate_heads(x: Tensor, table: Table, flat: Tensor) -> bool:
     """Whether x, a (B, T, H, D) value in any layout, has its own dimension for the heads.
 
-    If so, each index varies along at most one dimension, head and channel along different ones."""
+    If so, each index varies along at most one dimension, and head and channel do not vary along the
+    same one."""
     dims = [varying_dims(index.view(x.shape)) for index in table.places(flat)]
     _, _, head, channel = dims
     return all(len(varying) <= 1 for varying in dims) and not head & channel

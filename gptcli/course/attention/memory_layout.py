@@ -1,4 +1,4 @@
-"""Decides whether a right split, fold or merge can make the order of a tensor's numbers.
+"""Decides whether a right split, fold or merge can give the order of a tensor's numbers.
 
 Dimensions: B batch, T time, H heads, D head_dim.
 """
@@ -31,7 +31,7 @@ def positions(x: Tensor, name: str, table: Table) -> Positions | None:
 
 
 def has_layout_of_step(x: Tensor, name: str, table: Table) -> bool:
-    """Whether a right split, fold or merge can make the layout of x.
+    """Whether a right split, fold or merge can give the layout of x.
 
     In such a layout, the indices along each dimension of x increase in one of three ways: through
     sequences and heads, through tokens, or through the channels of complete heads."""

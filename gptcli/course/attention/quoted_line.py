@@ -6,8 +6,9 @@ these rules that applies decides:
    number, else the line that writes the number into the scores.
 2. If the caller knows the wrong operation (`search=False`): its line. If the call spans several
    lines, the line of the argument that belongs to the step.
-3. Otherwise one function for each step searches for the wrong operation. This is the first one that
-   turns right numbers into wrong ones, or puts right numbers in an order that no step needs.
+3. Otherwise one function for each step searches for the wrong operation. The wrong operation is the
+   first that turns right numbers into wrong ones, or puts right numbers in an order that no step
+   needs.
    quoted_mask_line.py searches for masks. The line is, in this order:
    a. for a mask that the module keeps: the line of the constructor that makes it;
    b. for a missing output projection: the last return;
@@ -394,8 +395,8 @@ def _first_with_numbers_of(
 ) -> Operation | None:
     """The first operation whose result has only numbers of `value`, not all of them in `right`.
 
-    The result can be a part of `value`, such as one head or one token. Then `right` must have
-    less than half of its numbers."""
+    The result can be a part of `value`, such as one head or one token. Then less than half of the
+    result's numbers may be in `right`."""
     if values_equal(value.reshape(-1).sort().values, right.reshape(-1).sort().values):
         return None
     wrong, good = Table(value, 1e-9), Table(right, 1e-9)

@@ -126,7 +126,7 @@ def late_mask_operation(forward: ComparedForward) -> Operation | None:
 
 
 def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
-    """The cells of the mask x that are not 0: bool (T, T). None if x holds no or several masks."""
+    """The cells of the mask x that are not 0: bool (T, T). None unless x holds one mask."""
     if x.dim() < 2 or x.shape[-2:] != (T, T) or T < 2:
         return None
     marks = (x != 0).reshape(-1, T, T)

@@ -17,14 +17,14 @@ from gptcli.course.attention.mistakes.scores import BANK
 from gptcli.course.attention.stages import Problem, compute_stages
 
 SECOND_CASE = CASES[6]  # its B, T, H and D all differ from those of the usual case
-HIDDEN_SCORE = 1e3  # larger than all scores of these inputs, so a mask hides it
+HIDDEN_SCORE = 1e3  # these inputs give smaller scores, so such a score is hidden
 NON_LINEAR = {"tanh", "clamp", "clip", "abs", "relu", "sigmoid", "pow", "square", "gelu", "sqrt"}
 
 
 def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
-    """(c, index) of the last operation whose result is c q k^T with a constant c.
+    """The constant c of the last result c q k^T, and the index of the operation that introduced c.
 
-    None if there is no such operation."""
+    None if there is no such result."""
     right = forward.values
     unscaled = (right.qh @ right.kh.transpose(-1, -2)).reshape(-1)
     sorted_by_sign = {1.0: unscaled.sort().values, -1.0: (-unscaled).sort().values}

@@ -32,7 +32,7 @@ _NAMES = {
 
 
 def fault_of_last_step(forward: ComparedForward, unwritten: int) -> Finding | None:
-    """The finding for a wrong step before `unwritten` with right numbers, or None."""
+    """The finding if the step before `unwritten` is wrong despite right numbers, or None."""
     error = forward.trace.error
     if error is None:
         return None

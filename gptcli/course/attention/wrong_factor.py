@@ -19,7 +19,7 @@ _SPLITS = {"split", "chunk", "unbind", "tensor_split", "__getitem__"}
 def step_of_raising_factor(
     trace: ForwardTrace, operation: Operation, found: Matches, p: Problem
 ) -> int | None:
-    """2 or 3 if a product raises because the heads of a factor were not split or folded; or None.
+    """2 or 3 if a product raises because the heads of a factor were not split or folded; else None.
 
     Heads that come after time were not transposed (2). A factor of four dimensions in a product of
     folded factors was not folded (3)."""
@@ -94,7 +94,7 @@ def heads_before_time(x: Tensor, name: str, found: Matches) -> bool:
 
 
 def is_wrong_unpacking(trace: ForwardTrace, p: Problem) -> bool:
-    """Whether the code stops because it unpacks another number of fused projections than 3."""
+    """Whether the code stops because it does not unpack fused projections into three parts."""
     last = trace.operations[-1] if trace.operations else None
     return (
         last is not None

@@ -52,8 +52,9 @@ def landlock_version() -> int:
 def confine(folder: Path, hidden: Path) -> None:
     """Let this process write only in `folder`, and read nothing in `hidden` except `folder`.
 
-    With Landlock it can read only `folder`, the system's folders and Python's own. Temporary files
-    go into `folder`. The process cannot undo this."""
+    Python's own folders stay readable, even in `hidden`. With Landlock the process can read only
+    `folder`, the system's folders and Python's own. Temporary files go into `folder`. The process
+    cannot undo this."""
     folder, hidden = folder.resolve(), hidden.resolve()
     inner = folder / ".tmp"
     inner.mkdir(exist_ok=True)
@@ -112,8 +113,8 @@ class _Beneath(ctypes.Structure):
 def _landlock(folder: Path, readable: Iterable[Path]) -> None:
     """Let the kernel refuse access to files except in `folder` (all) and `readable` (reading).
 
-    Also refuses TCP (since Linux 6.7) and signals to other processes (since 6.12). Raises OSError
-    if the kernel does not allow Landlock."""
+    _DEVICES stay usable. Also refuses TCP (since Linux 6.7) and signals to other processes (since
+    6.12). Does nothing if the kernel has no Landlock. Raises OSError if the kernel refuses it."""
     version = landlock_version()
     if version == 0:
         return
@@ -186,7 +187,9 @@ class _Program(ctypes.Structure):
 
 
 def _keep_attributes() -> None:
-    """Make calls that change permissions, owners or times of files return 0 and do nothing."""
+    """Make calls that change permissions, owners or times of files return 0 and do nothing.
+
+    Has no effect except on Linux with x86-64 or ARM64."""
     known = _ATTRIBUTE_CALLS.get(os.uname().machine) if sys.platform == "linux" else None
     if known is None:
         return
@@ -210,7 +213,7 @@ def _keep_attributes() -> None:
 
 
 def _guard(folder: Path, hidden: Path, readable: Iterable[Path]) -> None:
-    """Let Python refuse changes outside `folder` and reading in `hidden`, except in `folder`.
+    """Let Python refuse changes outside `folder`, and reads in `hidden` but outside `folder`.
 
     Folders of `readable` in `hidden` stay readable, because `.venv` is often beside the students'
     folders."""

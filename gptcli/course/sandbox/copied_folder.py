@@ -1,4 +1,4 @@
-"""Copies a student's folder for one check, so that the file that runs can change only the copy."""
+"""Copies a student's folder for one check, so that the student's code runs in the copy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEFT_OUT = {
     "__pycache__", "__MACOSX", "node_modules", "site-packages", "venv", "env", "runs", "wandb",
     "checkpoints",
 }  # fmt: skip
-"""Names of folders without code of a student. Folders that begin with a dot are left out too."""
+"""Folders that hold no student's code, by name. Names that begin with a dot are left out too."""
 _DEPTH = 4
 _MOST_FILES = 500
 _MOST_BYTES = 2 << 20  # of one file; a training text is smaller
@@ -42,8 +42,8 @@ def regular_files(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
 def copy_of(folder: Path, only: Path | None = None) -> Iterator[Path]:
     """A copy of the small files in `folder`. The copy is deleted when the context ends.
 
-    With `only`, copies this file alone. If there are too many files, leaves out other files before
-    Python files and notebooks, and large files before small ones."""
+    With `only`, copies this file alone. If there are too many files, prefers Python files and
+    notebooks to other files, and small files to large ones."""
     with tempfile.TemporaryDirectory(prefix="gptcli-grade-", ignore_cleanup_errors=True) as above:
         copy = Path(above) / (folder.name or "student")
         copy.mkdir()

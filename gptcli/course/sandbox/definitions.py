@@ -18,7 +18,8 @@ _QUICK_CALLS = {
     "Namespace", "field", "ParamSpec", "partial", "log", "type", "NewType",
     "tensor",
 }  # fmt: skip
-"""The calls that an assignment at module level can contain. Other calls could take long."""
+"""An assignment at module level can call these, and the file's own config classes. Other calls
+could take long."""
 
 
 _SLOW = (
@@ -27,7 +28,7 @@ _SLOW = (
 
 
 class Missing:
-    """A placeholder for something that could not be imported. Raises the error if code uses it.
+    """A placeholder for something that could not be imported. Raises the error if code calls it.
 
     Annotations such as `Float[Tensor, "b t d"]` and decorators do not raise the error."""
 

@@ -1,7 +1,7 @@
 """Counts and kills all processes that a learner's file starts, even if they leave its group.
 
 Only Linux lists the descendants of a process. On other systems these functions find no processes.
-There, isolation.py kills the worker's process group when the worker ends.
+On macOS, isolation.py kills the worker's process group instead.
 """
 
 from __future__ import annotations
@@ -91,16 +91,18 @@ def descendants(of: int | None = None) -> list[int]:
 
 
 def memory_of(processes: list[int]) -> int:
-    """The bytes of memory that these processes use and do not share with this process."""
+    """The bytes of memory that these processes use.
+
+    Subtracts the memory of this process from that of each, because forks share it."""
     page = os.sysconf("SC_PAGE_SIZE")
     mine = _resident(os.getpid())
     return sum(max(0, _resident(process) - mine) for process in processes) * page
 
 
 def written_by(folder: Path, processes: list[int]) -> int:
-    """The bytes on disk of all files in a folder and of open files that were deleted.
+    """The bytes on disk of all files in a folder, and of deleted files that `processes` have open.
 
-    A file counts as at least 4096 bytes, so that very many small files count too."""
+    A file in the folder counts as at least 4096 bytes, so that very many small files count too."""
     total = 0
     waiting = [str(folder)]
     while waiting and total < _STOP_COUNTING:

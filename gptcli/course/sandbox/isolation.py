@@ -38,7 +38,8 @@ class Unfinished(Exception):
     """The check of a file did not finish.
 
     `reason` is "time-limit" or "crash". `doing` names the last action, such as "loading the file".
-    `line` is the line of the file that ran last, or None. `detail` says how the process ended."""
+    `line` is the line of the file that ran last, or None. `detail` says what happened, such as
+    "still running after 15 s"."""
 
     def __init__(self, reason: str, doing: str, detail: str, line: int | None = None) -> None:
         super().__init__(detail)
@@ -52,8 +53,8 @@ class Limits:
     `memory` is the memory of the file and of the processes that it starts, in bytes. `file_bytes`
     is the size of the largest file that it can write (None: any size). With `quiet`, nothing that
     it prints is shown. With `hidden`, the learner's file can change nothing outside the folder in
-    which it runs, and read nothing in `hidden` except this folder. All limits except `quiet` need a
-    Worker with `fork`."""
+    which it runs, and read nothing in `hidden` except this folder and Python's own folders. All
+    limits except `quiet` need a Worker with `fork`."""
 
     memory: int = MEMORY
     file_bytes: int | None = None
@@ -102,7 +103,7 @@ class Worker:
 
         With `follow`, runs the file once without checks, to see which step the run reaches. The
         file runs in `folder`, by default the current one. Raises GptcliError if the file cannot be
-        used, and Unfinished if the check does not finish."""
+        used or the worker does not start, and Unfinished if the check does not finish."""
         if self._closed:  # another thread closed it, after Ctrl-C
             raise Unfinished("crash", "", "interrupted")
         if self._process is None:
@@ -168,8 +169,8 @@ class _Process:
         )
         # The worker turns off torch.compile and torch.jit, because it can trace only eager code.
         settings |= {"TORCHDYNAMO_DISABLE": "1", "PYTORCH_JIT": "0", IN_CHECK: "1"}
-        # In a separate session, the worker does not get Ctrl-C. This process gets it, and kills the
-        # worker and everything that a learner's file has started.
+        # In a separate session, the worker does not get Ctrl-C. This process gets it, and ends
+        # the worker with `kill`.
         self._popen = subprocess.Popen(
             [sys.executable, "-c", _BOOT, "fork" if fork else "reuse", *sys.path],
             stdin=subprocess.PIPE,
@@ -185,7 +186,9 @@ class _Process:
         threading.Thread(target=self._read, args=(self._popen.stdout,), daemon=True).start()
 
     def wait_until_ready(self) -> None:
-        """Wait until the worker has imported torch. Raises GptcliError if the import fails."""
+        """Wait until the worker has imported torch.
+
+        Raises GptcliError if the import fails, or takes longer than START_S."""
         if not self._ready:
             if "ready" not in self.receive(START_S):
                 self.kill()
@@ -218,7 +221,9 @@ class _Process:
         return self._popen.poll() is None
 
     def kill(self) -> None:
-        """Kill the worker and all processes that it has started."""
+        """Kill the worker and the processes that it has started.
+
+        On Linux: all of them. On macOS: those of its group. On Windows: only the worker."""
         if os.name == "posix":
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 if self.is_alive():  # processes of the last file can still run

@@ -38,7 +38,9 @@ def classes_in(file: LearnerFile, module: ModuleType) -> list[type[nn.Module]]:
 
 
 def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
-    """The class that `file` names, in the file's module. Raises GptcliError if there is none."""
+    """The class that `file` names, in the file's module. Raises GptcliError if there is none.
+
+    For the exercise `attention`, the most likely class counts too if the user named none."""
     from torch import nn
 
     from gptcli.course.attention.conventions.class_choice import attention_classes, looks_right

@@ -61,7 +61,8 @@ def split_class(spec: str) -> tuple[str, str | None]:
 def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
     """The file that `FILE` or `FILE:CLASS` names. Parses the file, but does not run it.
 
-    Raises GptcliError if there is no such file, or if the file is not Python."""
+    Raises GptcliError if there is no such file, if it is not Python, or if CLASS cannot be the name
+    of a class."""
     name, named_class = split_class(spec)
     class_name = named_class or exercise_named(exercise).target or "module"
     if not class_name.isidentifier():

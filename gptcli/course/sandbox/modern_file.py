@@ -17,8 +17,9 @@ CLASSES = {"layernorm": "RMSNorm", "attention": "GroupedQueryAttention"}
 def find_part(spec: str, part: str) -> LearnerFile:
     """The file that `FILE` or `FILE:CLASS` names for a part, with the exercise that it belongs to.
 
-    A file belongs to the exercise `modern` if it has the part's class in CLASSES, but not the
-    part's usual class. Raises GptcliError if there is no such file, or if it is not Python."""
+    A file belongs to the exercise `modern` if it has the class that CLASSES gives for the part, but
+    not the part's usual class. If the user names a class, this name decides. Raises GptcliError if
+    there is no such file, or if it is not Python."""
     file = find_file(spec, part)
     other = CLASSES.get(part)
     if other is None:
@@ -42,9 +43,9 @@ def right_enough(file: LearnerFile, part: str, report: FileReport) -> bool:
 
 
 def naming_both(error: GptcliError, file: LearnerFile, part: str) -> GptcliError:
-    """`error`, or an error that names both classes if the file has neither of them.
+    """`error`, with both possible classes in its message if the file has neither of them.
 
-    These are the part's usual class and the class of the exercise `modern`."""
+    One is the part's usual class, the other the class that CLASSES gives for the part."""
     other, usual = CLASSES.get(part), exercise_named(part).target
     if other is None or _defined(parsed(file.name, file.path)) & {other, usual}:
         return error

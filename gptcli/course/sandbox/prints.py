@@ -37,7 +37,7 @@ class _FirstLines(io.TextIOBase):
 
 @contextlib.contextmanager
 def few_prints() -> Iterator[None]:
-    """Show at most 20 lines of what the code in the context prints, then the number of the rest."""
+    """Show at most 20 lines of what the code in the context prints, then count the others."""
     into, shown = sys.stderr, _FirstLines(sys.stderr)
     out = sys.stdout
     sys.stdout = sys.stderr = shown

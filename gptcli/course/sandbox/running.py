@@ -1,7 +1,7 @@
 """Runs a learner's file and returns its module.
 
-If the file is a notebook, stops with an error or runs too long, runs only its imports, functions,
-classes and constants (definitions.py). Looks for the learner's own modules beside the file, in the
+If the file is a notebook, stops with an error or runs too long, only its imports, functions,
+classes and constants run (definitions.py). The learner's own modules can be beside the file, in the
 folders above it, and in the current folder.
 """
 
@@ -44,8 +44,8 @@ MAIN_GUARD = 'put all other code under `if __name__ == "__main__":`'
 class _FreshLoader(importlib.machinery.SourceFileLoader):
     """Compiles the source each time, without a cached bytecode file.
 
-    Python would not notice an edit within the same second, and would leave the cached file in the
-    learner's folder."""
+    With such a file, Python could miss an edit within the same second, and the file would stay in
+    the learner's folder."""
 
     def get_code(self, fullname: str) -> CodeType:
         code = self.source_to_code(self.get_data(self.path), self.path)

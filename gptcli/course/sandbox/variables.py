@@ -16,7 +16,7 @@ def tensors_at(error: BaseException, path: Path) -> list[tuple[str, Tensor]]:
     """(name, value) of each float tensor in the variables of the function that stopped.
 
     This is the innermost function of `path` in the traceback. Also finds tensors in lists, tuples
-    and dicts, and in the attributes of `self`, except for parameters and buffers."""
+    and dicts, and in the public attributes of `self`, except for parameters and buffers."""
     frame, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):

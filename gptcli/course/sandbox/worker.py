@@ -1,10 +1,10 @@
 """The worker process that runs learners' files. Only isolation.py starts it.
 
-The worker imports torch once. Then it reads requests from stdin, one JSON object per line, and
-answers on its original stdout: `{"doing": ...}` during the check, then one `{"report": ...}`,
-`{"error": ...}` or `{"died": ...}`. All that a learner's file prints goes to stderr. On Linux each
-request runs in its own fork. On other systems forking after importing torch is not safe, so
-requests run in the worker itself.
+The worker imports torch once, and writes `{"ready": true}` to its original stdout. Then it reads
+requests from stdin, one JSON object per line, and answers on the same stdout: `{"doing": ...}`
+during the check, then one `{"report": ...}`, `{"error": ...}` or `{"died": ...}`. All that a
+learner's file prints goes to stderr. On Linux each request runs in its own fork. On other systems
+forking after importing torch is not safe, so requests run in the worker itself.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
 def _wait(child: int, limit_s: float, memory: int, folder: Path | None) -> tuple[int, str | None]:
     """Wait for the child. Returns its status, and what it used too much of, or None.
 
-    Kills the child at the time limit. Also kills it if it has too many descendants, or if they use
-    more than `memory` bytes or write too much into `folder`."""
+    Kills the child at the time limit. Also kills it if it and its descendants are too many, use
+    more than `memory` bytes together, or write too much into `folder`."""
     deadline = time.monotonic() + limit_s
     next_look = time.monotonic() + LOOK_S  # when to measure the files
     pause = 0.001
@@ -171,7 +171,7 @@ def _wait(child: int, limit_s: float, memory: int, folder: Path | None) -> tuple
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return status, too_much
-        if too_much is None and pause > 0.01:  # most right files end before this
+        if too_much is None and pause > 0.01:  # a file that ends sooner is not measured
             started = descendants()
             if len(started) > 2 * MOST:  # limit_processes counts only starts in Python
                 too_much = f"it started more than {2 * MOST} processes"

@@ -50,7 +50,7 @@ class Call:
 
     times: int = 1
     mask: str | None = None
-    mask_kind: str | None = None  # a key of MASKS; None passes no mask
+    mask_kind: str | None = None  # a key of MASKS; None: no mask, unless one is required
     mask_is_required: bool = False
     positions: tuple[str, ...] = ()
     lengths: str | None = None  # the argument for the number of visible tokens, (B, T)
@@ -90,7 +90,7 @@ class Call:
 
 
 def call_of(cls: type[nn.Module], name: str) -> Call:
-    """How to call the forward of a class. Raises GptcliError if an argument is unknown."""
+    """How to call the forward of a class. Raises GptcliError if it needs an unknown argument."""
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
     usual = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if not usual:

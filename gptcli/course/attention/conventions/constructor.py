@@ -38,7 +38,7 @@ class Argument:
 
 
 class Constructor:
-    """How to build one class. Raises GptcliError if an argument has no known meaning."""
+    """How to build one class. Raises GptcliError if it needs an argument without known meaning."""
 
     def __init__(self, cls: type[nn.Module], file_name: str) -> None:
         self.cls = cls
@@ -126,9 +126,10 @@ def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
 
 
 def _guessed(cls: type[nn.Module], parameters: list[inspect.Parameter]) -> dict[str, str]:
-    """name -> guessed meaning, for arguments with unknown names if n_embd or n_head is missing.
+    """name -> guessed meaning (n_embd or n_head) of arguments with unknown names.
 
-    The order of the arguments decides: almost every attention takes n_embd first, then n_head."""
+    Guesses only the meanings that no known name has. The order of the arguments decides: almost
+    every attention takes n_embd first, then n_head."""
     meanings = {words.meaning_of(p.name) for p in parameters}
     meanings |= {meaning for _, _, meaning in _variables_of(cls)}
     if None in {meaning for _, _, meaning in _variables_of(cls)} or any(

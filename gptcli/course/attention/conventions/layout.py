@@ -52,7 +52,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Source:
-    """The place of a role's matrix: the path of its group, its index in the group, and its form."""
+    """The place of a role's matrix: the path of the Group, the index in it, and the form.
+
+    `member` is the index; None: all members."""
 
     path: str
     form: str
@@ -98,7 +100,7 @@ class Layout:
         return "".join(letter for letter in self.letters if letter in role)
 
     def projections(self, module: nn.Module, sizes: Sizes) -> Projections:
-        """The four projections of a module with this layout. Raises ProjectionError."""
+        """The four projections of a module. Raises ProjectionError if the layout does not fit."""
         groups = {group.path: group for group in take_inventory(module).groups}
         pieces: dict[str, list[Projection]] = {role: [] for role in (Q, K, V, OUT)}
         for role, source in self.sources:
@@ -204,7 +206,7 @@ class Layout:
 
 
 def _regrouped(groups: dict[str, Group], path: str) -> Group | None:
-    """The group at `path` with 0 in place of *, as in a list of one head; None without one."""
+    """The group at `path` with 0 in place of *, as in a list of one head; else None."""
     wanted = path.replace("*", "0")
     return groups.get(wanted)
 

@@ -22,7 +22,7 @@ _RELATIVE = re.compile(r"relative|rel_pos|alibi|slopes", re.IGNORECASE)
 
 
 def needs_other_hardware(cls: type[nn.Module]) -> str | None:
-    """The name of a function in the class that needs a GPU or a compiler, or None."""
+    """The name of a function that the class uses and that needs a GPU or a compiler, or None."""
     return next((name for name in _names_in(cls) if _FLEX.search(name)), None)
 
 

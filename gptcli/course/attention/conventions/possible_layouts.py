@@ -54,9 +54,9 @@ def possible_layouts(
 ) -> list[Layout]:
     """The layouts that the shapes and names of a module allow, the most likely one first.
 
-    With `needs_output`, a missing output projection is an error, except for a list of heads. With
-    `any_output`, an identity replaces a missing output projection. Raises ProjectionError if no
-    layout fits."""
+    An identity replaces a missing output projection. With `needs_output` the missing projection is
+    an error, except for a list of heads, or with `any_output`. Raises ProjectionError if no layout
+    fits."""
     inventory = take_inventory(module)
     if inventory.loose:
         raise ProjectionError(

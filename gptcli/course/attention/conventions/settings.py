@@ -18,7 +18,7 @@ class LearnerConfig(dict[str, Any]):
     """Settings by attribute and by key: `config.n_embd`, `config["d_model"]`.
 
     Names of other conventions give the setting that they mean. The error for an unknown name
-    proposes a similar name. `read` contains all names that the code has read."""
+    proposes a similar name, if there is one. `read` contains all names that the code has read."""
 
     read: set[str]
 

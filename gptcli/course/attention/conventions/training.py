@@ -25,7 +25,7 @@ _FIELDS = ("n_embd", "n_head", "dropout", "bias", "block_size")
 
 
 class AdaptedAttention(nn.Module):
-    """A learner's attention in another convention, in a module that follows the course's."""
+    """A learner's attention of another convention, wrapped so that forward(x) gives the output."""
 
     def __init__(self, learner: LearnerAttention, config: Any) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class AdaptedAttention(nn.Module):
 class UserAttention:
     """A learner's attention file for training. Runs the file in the current process.
 
-    Raises GptcliError if there is no such class, or the file cannot be run."""
+    Raises GptcliError if the file has no attention class or cannot be run."""
 
     def __init__(self, file: LearnerFile) -> None:
         self._module = run_file(file)
@@ -84,8 +84,8 @@ class UserAttention:
     def _tried_as_plain(self) -> bool:
         """Whether the network can use the class itself.
 
-        This is so if the class reads only config's own names, and forward(x) returns the output.
-        Builds the class and runs it once, on zeros."""
+        It can if the class reads only config's own names, and forward(x) returns the output. Builds
+        the class and runs it once, on zeros. Also true if the class raises an error."""
         config = config_for(USUAL)
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)

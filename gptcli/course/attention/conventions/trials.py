@@ -32,7 +32,8 @@ def best_layout(
 ) -> Layout:
     """The layout with which the learner's output is right, else one that explains most values.
 
-    A layout explains a value, such as the queries, if the learner's forward computes the value."""
+    A layout explains a value, such as the queries, if the learner's forward computes the value. The
+    first layout has precedence, unless another one explains at least two values more."""
     if len(layouts) == 1:
         return layouts[0]
     sizes = Sizes(x.shape[2], n_head)
@@ -53,10 +54,10 @@ def best_layout(
 
 @torch.no_grad()
 def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tensor] | None) -> Call:
-    """`call` with the kind of mask with which forward works.
+    """`call` with the kind of mask that gives the right output, or else the likeliest kind.
 
     If forward does not require a mask and hides tokens by itself, even the wrong tokens, the call
-    has no mask. `right` returns the right output."""
+    has no mask. `right` returns the right output; None: unknown."""
     if call.mask is None:
         return call
     kinds: list[str | None] = list(MASKS)

@@ -69,7 +69,7 @@ class Matrix:
 class Group:
     """Matrices of one shape whose paths differ only in an index, such as `heads.0.key`."""
 
-    path: str  # with * in place of the index
+    path: str  # with * in place of the index if there are several members
     members: tuple[Matrix, ...]
 
     @property

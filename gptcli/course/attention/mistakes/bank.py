@@ -53,7 +53,7 @@ def values_equal(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     one, other = float(a.reshape(-1)[-1]), float(b.reshape(-1)[-1])
-    if abs(one - other) > CLEARLY * (1.0 + abs(other)):  # False if a number is not finite
+    if abs(one - other) > CLEARLY * (1.0 + abs(other)):  # False for NaN
         return False
     finite = a.isfinite()
     if not torch.equal(finite, b.isfinite()) or not finite.any():
