@@ -87,7 +87,10 @@ class LimitOptions:
     max_queue: Annotated[
         int,
         typer.Option(
-            "--max-queue", metavar="N", min=0, help="Let at most N texts wait for their turn."
+            "--max-queue",
+            metavar="N",
+            min=0,
+            help="Let at most N texts wait for their turn, plus as many as --streams.",
         ),
     ] = 1024
     max_wait: Annotated[

@@ -3,10 +3,11 @@
 An entry is found by a hash of what it was made from, and verified before use. A new entry is built
 in a temporary folder, which is then renamed atomically.
 
-An entry is a folder named after its key. It holds the token shards, the tokenizer.json that made
-them, and a meta.json, which is written last. meta.json has the size and SHA-256 of each shard, the
-SHA-256 of tokenizer.json, and the SHA-256 of its own content. An entry is used only if its files
-agree with its meta.json.
+An entry is a folder named after its key. It holds the token shards, the tokenizer.json of the
+tokenizer that made them, and a meta.json, which is written last. If the text can have several
+documents, further shards hold the positions at which the documents start. meta.json has the size
+and SHA-256 of each shard, the SHA-256 of tokenizer.json, and the SHA-256 of its own content. An
+entry is used only if its files agree with its meta.json.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Entry:
     starts: NDArray[Any]
     """The position of the first token of each document, int64; [0] if the text is one document."""
     train_documents: int
-    """The number of documents for training. Later documents are the user's own validation text."""
+    """The number of documents of data.source. The documents after them are from data.val_source."""
     marks: int
     """The number of `<|endoftext|>` at which the text was split."""
     texts: tuple[int, ...] = ()
@@ -107,8 +108,8 @@ def read_entry(
 ) -> Entry | None:
     """The verified entry; None if it is absent, incomplete, damaged or has another key.
 
-    Adds a note to `notes` if a file is damaged. If `tokenizer` is given, the entry must have been
-    made by this tokenizer. Reads every byte of the entry once."""
+    Adds a note to `notes` if a file is missing or damaged. If `tokenizer` is given and another
+    tokenizer made the entry, returns None. Reads every byte of the entry to verify it."""
     try:
         return _opened(folder, key, tokenizer)
     except _DamagedError as error:
@@ -118,7 +119,7 @@ def read_entry(
 
 
 class _DamagedError(Exception):
-    """A file of the entry is damaged. The message is the name of the file."""
+    """A file of the entry is missing or damaged. The message is the name of the file."""
 
 
 def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None:
@@ -183,12 +184,13 @@ def open_or_build(
     tokenizer: Tokenizer | None,
     notes: list[str],
 ) -> Entry:
-    """The entry `key` of the cache `folder`. Builds the entry if it is missing.
+    """The entry `key` of the cache `folder`. Builds the entry if it is missing or damaged.
 
     `build` fills a temporary folder, which is then renamed atomically to the entry's name. If
     several processes build the same entry, all of them use the files of the process that finishes
     first. If the cache is not writable, the entry is in a temporary folder until the process ends,
-    and a note tells the user about this. Raises GptcliError if the entry cannot be written."""
+    and a note tells the user about this. Raises GptcliError if the entry cannot be written, or if
+    something damages each new entry at once."""
     goal = folder / key
     for _ in range(_ATTEMPTS):
         entry = read_entry(goal, key, tokenizer, notes)
@@ -210,7 +212,7 @@ def _build_entry(
     tokenizer: Tokenizer | None,
     notes: list[str],
 ) -> Entry | None:
-    """Build and return the entry `goal`; None if its files were already damaged when read back."""
+    """Build and return the entry `goal`; None if its files are damaged when they are read back."""
     _remove_abandoned(goal.parent)
     built = _new_build_folder(goal.parent, notes)
     kept = False
@@ -245,7 +247,7 @@ def _run(build: Callable[[Path], None], built: Path) -> None:
 def _publish(built: Path, goal: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None:
     """Rename the built folder to `goal`, and return the entry that is there then.
 
-    If another process was faster, this is the entry of that process. Returns None if the folder
+    If another process was faster, returns the entry of that process. Returns None if the folder
     cannot be renamed, or if the files of the entry are damaged."""
     fsync_folder(built)
     for _ in range(_ATTEMPTS):
@@ -288,7 +290,7 @@ def _new_build_folder(folder: Path, notes: list[str]) -> Path:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete the temporary folders of processes that were killed while they built an entry."""
+    """Delete temporary folders that have not changed for a day: their processes were killed."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             if path.suffix in (".tmp", ".old"):

@@ -14,8 +14,8 @@ def split_at_end_of_text(
 ) -> Iterator[Piece]:
     """The documents of `pieces`; every `<|endoftext|>` ends one.
 
-    `ended` is called with the number of `<|endoftext|>` found since the last call. Blank text
-    between two of them is not a document."""
+    `ended` is called with the number of `<|endoftext|>` found since the last call. Blank text of up
+    to CHUNK characters between two of them is not a document."""
     document = _Document()
     held = ""  # the end of a piece, if `<|endoftext|>` can begin in it
     for piece in pieces:
@@ -51,7 +51,9 @@ def split_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 class _Document:
-    """A document that arrives in parts. Blank parts at its beginning wait for text that follows."""
+    """A document that arrives in parts.
+
+    Blank parts at its beginning, up to CHUNK characters, wait for the text that follows."""
 
     def __init__(self) -> None:
         self._started = False

@@ -35,10 +35,10 @@ def encode_all(
     Passes the ids to `write`, in order, and the position of each document's first token (int64) to
     `write_starts`. End-of-text precedes every document. If the tokenizer has no end-of-text,
     a newline separates two documents, unless the first document ends with a newline. A document
-    gets the same ids as if its whole text were encoded at once, but memory does not grow with the
-    text. `known` first applies the rule of data.unknown to the text. If the rule is "error" and a
-    character is unknown, the rest of the text is not encoded: its unknown characters are only
-    counted."""
+    gets the same ids as if its whole text were encoded at once (`safe_cuts` names an exception),
+    but memory does not grow with the text. `known` first applies the rule of data.unknown to the
+    text. If the rule is "error" and a character is unknown, the rest of the text is not encoded:
+    its unknown characters are only counted."""
     from gptcli.tokenization import line_cuts, safe_cuts
 
     stream = iter(pieces)
@@ -53,7 +53,8 @@ def encode_all(
     tokenizer.encode_array("")  # prepares the tokenizer once, not in each thread
     encode = partial(_encode_group, tokenizer)
     groups = _grouped(stream)
-    # The user's code need not be thread-safe. Because of Python's lock, threads would not help it.
+    # The user's code is perhaps not thread-safe. It holds Python's lock, so threads would save no
+    # time.
     arrays = map(encode, groups) if tokenizer.kind == "own" else _in_threads(encode, groups)
     documents = position = 0
     for ids, starts in arrays:
@@ -112,7 +113,9 @@ def characters(pieces: Iterable[Piece]) -> Iterator[str]:
 
 
 def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Lists of pieces, each with about CHUNK characters, so that short documents cost little."""
+    """Lists of pieces, so that short documents cost little.
+
+    Each list has at least CHUNK characters; the last list can have fewer."""
     group: list[Piece] = []
     size = 0
     for piece in pieces:
@@ -142,10 +145,10 @@ def _encode_group(tokenizer: Tokenizer, group: list[Piece]) -> tuple[Tokens, Tok
     position = 0
     if tokenizer.eot is None:
         ids = tokenizer.encode_array("".join(piece.text for piece in group))
-        for piece in group:  # one token per character
+        for piece in group:
             if piece.starts:
                 starts.append(position)
-            position += len(piece.text)
+            position += len(piece.text)  # one token per character
         return ids, np.array(starts, dtype=np.int64)
     eot = np.array([tokenizer.eot], dtype=dtype_for(tokenizer.vocab_size))
     parts: list[Tokens] = []

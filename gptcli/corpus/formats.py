@@ -46,7 +46,7 @@ class Format:
     lines: bool = False
     """True if each line of a plain text is a document."""
     marked: bool = False
-    """True if `<|endoftext|>` ends a document; False if it does not, or if the file has none."""
+    """True if `<|endoftext|>` ends a document; False if not, or if the file surely has none."""
     encoding: str | None = None
     """None is UTF-8."""
 
@@ -100,10 +100,11 @@ def named_kind(path: Path) -> Kind:
 def choose_format(
     path: Path, rule: Rule, field: str | None, marked: bool, encoding: str | None
 ) -> tuple[Format, str | None]:
-    """The format of a file, and the reason if a .json or .csv is read as plain text, else None.
+    """The format of a file, and the reason if a .json, .csv or .tsv has to be read as plain text.
 
-    `marked` says that `<|endoftext|>` can be in the file. Raises NoSuchFieldError if `field` is
-    given and the records have no such field."""
+    The reason is None for any other file, and if `rule` is "file". `marked` says that
+    `<|endoftext|>` can be in the file. Raises NoSuchFieldError if `field` is given, but the first
+    entry of a .json, or the header of a .csv or .tsv, has no such field."""
     kind, why = named_kind(path), None
     if rule == "file" and kind != "jsonl":
         kind = "text"

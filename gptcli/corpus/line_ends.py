@@ -19,13 +19,15 @@ from gptcli.corpus.sources import Source
 _NAMES = {b"\n": "LF", b"\r\n": "CRLF (Windows)", b"\r": "CR (old Macs)"}
 _TOOLS = {b"\n": "dos2unix", b"\r\n": "unix2dos", b"\r": "unix2mac"}
 _CHANGES = ((b"\n", False), (b"\r\n", False), (b"\n", True), (b"\r\n", True), (b"\r", True))
-# The line ends of records are not part of the text.
+# The line ends between records are not part of the text.
 _RECORDS = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet")
 _SEEN = CHUNK  # bytes: the note looks only at the beginning of each file
 
 
 def line_ends_note(source: Source) -> list[str]:
-    """Notes for users about files with CRLF or CR line ends; [] if there are no such files."""
+    """Notes for users about plain text files with CRLF or CR line ends; [] if there are none.
+
+    Looks at the first _SEEN bytes of each file, and leaves compressed files out."""
     plain = [
         file
         for file in source.files
@@ -68,7 +70,7 @@ def changed_line_ends(source: Source, content_key: str) -> tuple[str, str] | Non
 
 
 def _hash_with(path: Path, ends: bytes, alone: bool) -> str:
-    """SHA-256 of a file with `ends` as line ends. `alone`: a CR without LF is a line end, too."""
+    """SHA-256 of a file with `ends` as line ends. If `alone`, a CR without LF is one, too."""
     digest = hashlib.sha256()
     for chunk in _chunks(path):
         plain = chunk.replace(b"\r\n", b"\n")

@@ -1,10 +1,10 @@
 """The order in which token shards are read: shuffled blocks, and shuffled windows of a few blocks.
 
-A block is 2^21 tokens (shards.py). An epoch shuffles the blocks. It cuts each block into windows of
-T tokens, from a random offset on, and drops the rest. A few blocks in a row (in the shuffled order)
-form a pool, and all windows of a pool are shuffled. So memory holds two pools: the pool in use, and
-the next pool, which is read ahead. Any sequence can be found without reading the sequences before
-it.
+A block is 2^21 tokens of a shard, or what is left at the end of the shard (shards.py). An epoch
+shuffles the blocks. It cuts each block into windows of T tokens, from a random offset on, and drops
+the rest. A few blocks in a row (in the shuffled order) form a pool, and all windows of a pool are
+shuffled. For each text, memory holds the pool in use, the next pool, which is read ahead, and at
+most four other blocks. Any sequence can be found without reading the sequences before it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class PooledEpochs:
     def _pool(self, epoch: int, pool: int) -> NDArray[np.int64]:
         """The block and the offset of each window of a pool, shuffled: int64 (2, windows).
 
-        Begins to read the blocks of this pool and of the next pool."""
+        If the pool is not kept yet, begins to read its blocks and those of the next pool."""
         kept = self._pools.get((epoch, pool))
         if kept is not None:
             return kept

@@ -63,7 +63,7 @@ class Corpus:
     """How the text was split: data.val_split with `auto` replaced by its value."""
     documents: int
     source_bytes: int
-    """The size of the files of the text in bytes."""
+    """The size of the files of data.source in bytes."""
     content_key: str
     """SHA-256 of the files' content and of how they are read; equal texts have equal keys."""
     notes: list[str]
@@ -101,8 +101,9 @@ def open_corpus(
 
     If `content_key` is given and the text has another key, raises OtherTextError before anything is
     encoded. `cache` replaces `cache_folder()`; `progress` allows a progress bar on a terminal.
-    Memory does not grow with the text. Raises GptcliError if the source cannot be read, is not
-    text, or is too short for `block_size` or for its validation split."""
+    Memory does not grow with the text. Raises GptcliError if the text cannot be used: for example,
+    if it cannot be read, is not text, or is too short for `block_size` or for its validation
+    split."""
     data = section_of(data)
     if val_fraction is not None:
         data = data.model_copy(update={"val_fraction": val_fraction})
@@ -122,7 +123,7 @@ def open_corpus(
         kind = tokenizer.kind
     # Entries with several documents also hold the position at which each document starts.
     content = found.content_key + ("" if found.one_document else " documents")
-    if data.shares is not None:  # and the document at which each text of a mixture starts
+    if data.shares is not None:  # entries of a mixture also hold the document where a text starts
         refuse_missing_texts(data, found)
         content += " texts " + ",".join(map(str, found.counts))
     trained = entry_key(content, f"bpe {vocab_size}" if kind == "bpe" else kind)
@@ -131,8 +132,8 @@ def open_corpus(
     if kind not in ("char", "bpe"):
         tokenizer = tokenizer or _fixed_tokenizer(kind, vocab_size)
     elif tokenizer is not None:
-        # A resumed run passes the tokenizer that was trained on this text. The cache has the entry
-        # under the key of this training.
+        # A resumed run passes the tokenizer that was trained on this text. The cache can have the
+        # entry under the key of this training.
         entry = read_entry(folder / trained, trained, tokenizer, notes)
     if tokenizer is not None:
         rule = f" unknown {unknown}" if kind == "char" and unknown != "error" else ""
@@ -173,7 +174,9 @@ def _open_shards(
     user_tokenizer: type[Any] | None,
     content_key: str | None,
 ) -> Corpus:
-    """The corpus of token shards. Raises GptcliError if `tokenizer` is not that of the shards."""
+    """The corpus of token shards.
+
+    Raises GptcliError if `tokenizer` is not that of the shards, or if `user_tokenizer` is given."""
     shards = OpenedShards(data)
     if content_key is not None and shards.content_key != content_key:
         raise OtherTextError(data.name, None)

@@ -19,10 +19,10 @@ from gptcli.errors import GptcliError
 from gptcli.files.names import shown
 
 CHUNK = 1 << 18
-"""Bytes read at once, and characters in the largest piece."""
+"""Bytes read at once. A piece usually has at most as many characters."""
 
 LINE_LIMIT = 1 << 24
-"""The most bytes in a line of a .jsonl or .csv: enough for several books.
+"""The most bytes in a line of a .jsonl, .csv or .tsv: enough for several books.
 
 A line is parsed as a whole, and the parsed objects can take 25 times as much memory as the line."""
 
@@ -180,10 +180,9 @@ def text_pieces(
 
 
 def refuse_binary(path: Path, data: bytes, offset: int) -> None:
-    """Raise BinaryFileError if `data` cannot be UTF-8 text: it has a NUL byte, or UTF-16's mark.
+    """Raise BinaryFileError if `data` has a NUL byte, or begins with UTF-16's byte-order mark.
 
-    `data` begins at byte `offset` of the file. The byte-order mark of UTF-16 counts only at
-    offset 0."""
+    `data` begins at byte `offset` of the file. The byte-order mark counts only at offset 0."""
     if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise BinaryFileError(
             f"{shown(path)} is UTF-16, not UTF-8",

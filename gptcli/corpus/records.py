@@ -40,9 +40,9 @@ class NotAListError(GptcliError):
 def jsonl_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .jsonl file: each line, an object with a `text` or a string, is one document.
+    """Stream a .jsonl file. Each line is a document: a string, or an object with a text or a chat.
 
-    `field` replaces `text`. Blank lines, empty texts and other fields are ignored. Raises
+    `field` replaces the field `text`. Blank lines, empty texts and other fields are ignored. Raises
     GptcliError with file and line if a line is not JSON or has no such text."""
     name = shown(path)
     for number, line in lines(path, advance, encoding):
@@ -68,7 +68,7 @@ def json_pieces(
 ) -> Iterator[Piece]:
     """Stream a .json file: each entry of its list, a string or an object, is one document.
 
-    Raises GptcliError with file, line and entry if an entry cannot be read or has no such field."""
+    Raises GptcliError with file, line and entry if an entry cannot be read or lacks the field."""
     for where, value in json_entries(path, advance, encoding):
         yield from _cut(text_of(value, field, where, LIST_EXAMPLE))
 
@@ -157,7 +157,7 @@ class _JsonBuffer:
         )
 
     def _more(self, characters: int) -> bool:
-        """Read `characters` more characters, or a few more; returns False if there are no more.
+        """Read at least `characters` more characters, or all that are left; False if none are left.
 
         It also returns False if the value in the buffer is too long."""
         if len(self._text) - self._at > reading.LINE_LIMIT:
@@ -178,8 +178,8 @@ def text_of(value: Any, field: str | None, where: str, example: str = _EXAMPLE) 
     """The text of a record: a string, the field of an object, or a chat as plain text.
 
     `field` is data.field. None means `text`; if there is no `text`, the chat in `messages` or
-    `conversations`. Raises GptcliError whose message begins with `where`, or NoSuchFieldError if an
-    object lacks the field. `example` is the hint."""
+    `conversations`. Raises GptcliError with a message that begins with `where`: NoSuchFieldError if
+    an object lacks the field. `example` is the hint."""
     if isinstance(value, str) and field is None:
         return _whole_characters(value, "the string", where)
     if not isinstance(value, dict):
@@ -288,7 +288,7 @@ def _long_cut(text: str) -> Iterator[Piece]:
 def csv_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .csv or .tsv file: in one column, each row is a document.
+    """Stream a .csv or .tsv file: each cell of one column is a document, unless it is empty.
 
     The first row names the columns.
 
@@ -385,7 +385,7 @@ def _column(path: Path, names: list[str], field: str, rows: Iterator[tuple[int, 
 def parquet_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .parquet file: in one column, each row is a document.
+    """Stream a .parquet file: each cell of one column is a document.
 
     Null and empty texts are left out.
 

@@ -24,14 +24,18 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 POOL_BLOCKS = 16
-"""The number of blocks whose windows are shuffled together, for all texts of a mixture."""
+"""The number of blocks whose windows are shuffled together. The texts of a mixture share it.
+
+But each text has at least 2 blocks, so a mixture of over 8 texts has more in all."""
 
 
 class OpenedShards:
     """The token shards that the section `data` names, with their indexes."""
 
     def __init__(self, data: DataConfig) -> None:
-        """Raises GptcliError if the shards cannot be read, or if their tokenizers differ."""
+        """Raises GptcliError if the shards cannot be read, or cannot be used as `data` says.
+
+        For example, their tokenizers differ, or `data` names the same tokens twice."""
         names = [*data.sources, *data.val_sources]
         if other := [name for name in names if not is_shard_folder(name)]:
             raise GptcliError(

@@ -1,10 +1,11 @@
 """Token shards of any size, in a folder or at a URL: written once, read block by block.
 
 A folder of token shards holds tokens-00000.bin, ... (token ids, little-endian), the tokenizer.json
-that made them, and the index tokens.json, which is written last. The index has the size and SHA-256
-of each shard, and the CRC-32 of each block of 2^21 tokens. A block is read shortly before it is
-needed, so memory does not grow with the shards. Every block is verified when it is read: its length
-and its CRC-32 must be right, and its token ids must be in the vocabulary.
+of the tokenizer that made them, and the index tokens.json, which is written last. The index has the
+number of tokens and the SHA-256 of each shard, and the CRC-32 of each block of 2^21 tokens. A block
+is read shortly before it is needed, so memory does not grow with the shards. Every block is
+verified when it is read: its length and its CRC-32 must be right, and its token ids must be in the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from gptcli.errors import GptcliError
 from gptcli.files.bounded import open_regular, read_bounded
 from gptcli.files.remote import RemoteFolder, is_url, joined
 
-try:  # its crc32 is thirteen times as fast as that of zlib
+try:  # the crc32 of isal is thirteen times as fast as that of zlib
     from isal.isal_zlib import crc32
 except ImportError:
     from zlib import crc32
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
 INDEX = "tokens.json"
 FIRST_SHARD = "tokens-00000.bin"
 BLOCK_TOKENS = 1 << 21
-"""Tokens of a block: 4 MiB of uint16. A new number changes the order in which shards are read."""
+"""Tokens of a block: 4 MiB of uint16. The last block of a shard can have fewer.
+
+gptcli refuses shards that were written with another number."""
 
 FORMAT = 1
 _MOST_INDEX = 1 << 28  # bytes; the index of a terabyte of uint16 tokens has 4 MB
@@ -178,8 +181,8 @@ class LazyShard:
 class ReusedBuffers:
     """Memory for blocks, used again as soon as nothing refers to a block any more.
 
-    New memory costs a page fault for each 4 KiB, which takes longer than reading them from the
-    page cache. All threads can share the object."""
+    New memory costs a page fault for each 4 KiB. This takes longer than reading 4 KiB from the page
+    cache. All threads can share the object."""
 
     def __init__(self) -> None:
         self._buffers: list[NDArray[np.uint8]] = []
@@ -188,7 +191,7 @@ class ReusedBuffers:
 
     @staticmethod
     def _references(buffers: list[NDArray[np.uint8]]) -> list[int]:
-        """The number of references to each buffer. Every array in a buffer is one."""
+        """The number of references to each buffer. Every array that uses its memory has one."""
         return [sys.getrefcount(buffer) for buffer in buffers]
 
     def take(self, size: int) -> NDArray[np.uint8]:
@@ -203,7 +206,7 @@ class ReusedBuffers:
 
 
 class Blocks:
-    """The blocks of some shards. Keeps `kept` blocks in memory, and reads ahead in threads.
+    """The blocks of some shards. Keeps at most `kept` blocks, and reads ahead in threads.
 
     `places` has, for each block, a function that reads and verifies it. All threads can share the
     object."""
@@ -236,7 +239,7 @@ class Blocks:
                     self._ready[number] = tokens
             return tokens
         except BaseException:
-            with self._lock:  # so that a later call tries again
+            with self._lock:  # forget this read, so that a later call tries again
                 if self._found.get(number) is future:
                     del self._found[number]
             raise
@@ -322,7 +325,9 @@ def _reader(
 
 
 def read_index(folder: ShardFolder) -> ShardIndex:
-    """The index of a folder of shards. Raises GptcliError if it is missing or damaged."""
+    """The index of a folder of shards.
+
+    Raises GptcliError if it is missing, damaged, or of another version of gptcli."""
     content = folder.read_small(INDEX, _MOST_INDEX)
     try:
         found = json.loads(content)

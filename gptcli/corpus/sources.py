@@ -158,9 +158,12 @@ def find_source(data: DataConfig | str, progress: Progress | None = None) -> Sou
 
     A folder is read recursively. Its files are sorted by path, part by part, so the order is the
     same on every system. Hidden files and folders, linked folders, run folders, caches, backups of
-    editors and binary files are left out. Notes name what was left out, except hidden files. Raises
-    GptcliError if there is no such text, or if a file that is named itself is empty, binary or not
-    readable."""
+    editors, binary files, and files whose records lack data.field are left out. With
+    data.skip_undecodable, files that are not text in their encoding are left out, too. Notes name
+    what was left out, except hidden files.
+
+    Raises GptcliError if there is no such text, or if nothing of it is left. Also raises it if a
+    file that is named itself is empty, not readable or (unless data.skip_undecodable) binary."""
     data = section_of(data)
     progress = progress or Progress(False)
     val = None
@@ -483,7 +486,7 @@ def _is_utf8(path: Path) -> bool:
 def _hashed(
     path: Path, advance: Advance, binary: bool
 ) -> tuple[tuple[Path, tuple[int, int], str], bool]:
-    """Path, signature and SHA-256 of a file, and whether `<|endoftext|>` is in it.
+    """Path, signature and SHA-256 of a file, and whether `|endoftext|` is in it.
 
     Raises BinaryFileError if the file is not text, unless `binary` allows this."""
     digest = hashlib.sha256()

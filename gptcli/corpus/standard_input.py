@@ -22,7 +22,7 @@ STDIN = "-"
 """The name that stands for standard input in data.source."""
 
 KEPT_NAMES = ("text.txt", "text.jsonl", "text.json", "text.csv", "text.parquet")
-"""Possible names of the file in a run folder that keeps the text of standard input."""
+"""The possible names, in a run folder, of the file that keeps the text of standard input."""
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "lzma"}  # by the first bytes
 _STRINGS = 1000  # lines that must be JSON strings: a plain text can begin with a quote
@@ -35,7 +35,7 @@ def standard_input(field: str | None = None) -> Path:
 
     A .gz, .bz2 or .xz is decompressed. The ending of the file's name fits the content. The content
     counts as .csv only if its first line has the column `field`. Raises GptcliError if there is no
-    standard input or it is empty."""
+    standard input, or if it is empty or cannot be kept."""
     if not _kept:
         _kept.append(_read(field))
         show_as(_kept[0], STANDARD_INPUT)
@@ -97,7 +97,7 @@ def _ending(path: Path, field: str | None) -> str:
     value = _json(first)
     if isinstance(value, dict) or (isinstance(value, str) and _are_strings(path)):
         return "jsonl"
-    if first.strip() == "{":  # on several lines: the reader of .json says why it is plain text
+    if first.strip() == "{":  # an object on several lines: the reader of .json says why it is text
         return "json"
     return "csv" if field is not None and has_column(first, field) else "txt"
 
@@ -117,7 +117,7 @@ def _are_strings(path: Path) -> bool:
 
 
 def _is_list(path: Path) -> bool:
-    """Whether the content is a JSON list of objects or strings."""
+    """Whether the content begins as a JSON list of objects or strings. Reads its first entries."""
     try:
         for _, entry in islice(json_entries(path, encoding="latin-1"), _STRINGS):
             if not isinstance(entry, str):

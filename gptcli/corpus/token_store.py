@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 Tokens = NDArray[Any]
-"""A one-dimensional array of token ids, uint16 or uint32."""
+"""An array of token ids, uint16 or uint32, or of positions of tokens, int64.
+
+It has one dimension, unless a docstring says otherwise."""
 
 
 class LazyTokens(Protocol):
-    """A sequence of token ids. A slice reads its ids from the disk."""
+    """A sequence of token ids. A slice reads its ids from the disk or from a URL."""
 
     def __len__(self) -> int: ...
 
@@ -70,7 +72,7 @@ class TokenStore:
         self._starts = both[:, 0]
         self._ends = np.cumsum(both[:, 1] - both[:, 0])  # the end of each range in this store
         self._length = int(self._ends[-1]) if len(both) else 0
-        self._first = int(both[0, 0]) if len(both) == 1 else None  # if there is only one range
+        self._first = int(both[0, 0]) if len(both) == 1 else None  # where its only range begins
         self.start = 0
         """The position of the first token in the store of which this store is a `part`."""
 
@@ -170,7 +172,7 @@ def _joined(parts: list[Tokens]) -> Tokens:
 
 
 class ShardWriter:
-    """Writes a stream of token ids to shards in a folder; `finish` fsyncs the shards.
+    """Writes a stream of token ids to shards in a folder, and fsyncs each complete shard.
 
     The shards are named NAME-00000.bin, NAME-00001.bin and so on."""
 
@@ -198,7 +200,7 @@ class ShardWriter:
             self._flush()
 
     def finish(self) -> list[ShardFile]:
-        """Write the buffered ids and fsync the shards; returns all shards."""
+        """Write the buffered ids, fsync the last shard, and return all shards."""
         self._flush()
         self._close_shard()
         return self._done

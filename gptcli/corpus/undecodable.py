@@ -22,7 +22,9 @@ _COMMON = [
 
 
 class UndecodableFilesError(GptcliError):
-    """A text has files that cannot be decoded. `problems` has a (message, hint) for each file."""
+    """A text has files that cannot be decoded. `problems` has a (message, hint) for each file.
+
+    If there are more than _MOST_NAMED files, the last message gives the number of the others."""
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__(*problems[0])
@@ -30,7 +32,9 @@ class UndecodableFilesError(GptcliError):
 
 
 def first_problem(path: Path, encoding: str | None) -> UndecodableError | None:
-    """The error of decoding a whole file; None if it is text in `encoding` (None: UTF-8)."""
+    """The error of decoding a whole file; None if it is text in `encoding` (None: UTF-8).
+
+    Raises BinaryFileError if a compressed or converted file looks binary."""
     try:
         for _ in decoded(path, encoding=encoding):
             pass
@@ -48,7 +52,7 @@ def is_cut_off(path: Path, error: UndecodableError) -> bool:
 def undecodable_files(
     files: Iterable[tuple[Path, str | None]], several: bool
 ) -> UndecodableFilesError | None:
-    """The error that names each of `files` (path and encoding) that cannot be decoded.
+    """The error that names each of `files` (path and encoding) that cannot be decoded, or None.
 
     `several` says that the text also has other files. Then the hint proposes to leave out the files
     that cannot be decoded."""
@@ -127,7 +131,7 @@ def _line_of(path: Path, offset: int) -> int:
 
 
 def _cut_off(data: bytes, bad: int, from_start: bool, incomplete: bool) -> str | None:
-    """`begins` or `ends` if a file of UTF-8 seems to be cut in the middle of a character.
+    """`begins` or `ends` if a file of UTF-8 seems to be cut inside a character, else None.
 
     One last byte after pure ASCII can also be Latin-1: `café`. It counts as a cut character only if
     frequent characters begin with this byte in UTF-8."""

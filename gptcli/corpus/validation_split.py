@@ -77,7 +77,7 @@ def split_documents(
     short = np.flatnonzero(~long)
     order = short[np.argsort(_shuffled(short), kind="stable")]
     filled = np.cumsum(lengths[order])
-    # Documents are taken in this order while this brings their sum nearer to the wanted share.
+    # Documents are taken in this order as long as each brings the sum nearer to the wanted share.
     chosen = order[filled - lengths[order] / 2 <= lengths[order].sum() * val_fraction]
     from_[chosen] = starts[chosen]
     return _ranges(starts, from_), _ranges(from_, stops)
@@ -110,7 +110,7 @@ def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[floa
     A distance is the relative entropy of token frequencies, in nats per token. For the other parts,
     the median is returned. All three distances are computed from the same number of tokens, because
     a small sample makes every distance larger. In a sorted text, all parts are far from each other,
-    and only the spread sample is near."""
+    and only the spread sample is near. All three are 0 if the text is too short to compare."""
     each = min(_SAMPLE, len(val), len(train) // _PARTS)
     if each < _LEAST_SAMPLE:
         return 0.0, 0.0, 0.0
@@ -156,7 +156,7 @@ def _relative_entropy(part: Any, whole: Any) -> float:
     return float((p[used] * np.log(p[used] / q[used])).sum())
 
 
-_LONG = 20  # fewer than this many long documents would fill the validation part
+_LONG = 20  # so many long documents together have more tokens than the validation part
 
 
 def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Ranges:
@@ -203,14 +203,14 @@ def _ways_to_validate(tokens: int, block_size: int) -> str:
 
 
 def _fraction(tokens: int, train: int, *, down: bool = False) -> float:
-    """A val_fraction with two digits that leaves about `train` tokens for training.
+    """A val_fraction with two significant digits that leaves about `train` tokens for training.
 
     If `down`, it leaves at least `train` tokens, else at most `train`."""
     exact = 1 - train / tokens
     scale = 10.0 ** (1 - math.floor(math.log10(exact)))  # two significant digits
     exact_units = round(exact * scale, 6)  # 20.000000000002 is 20
     units = math.floor(exact_units) if down else math.ceil(exact_units)
-    # train_tokens also rounds, so the result can be off by one token. One more unit corrects it.
+    # train_tokens also rounds, so the result can be off by one token. One unit corrects it.
     found = train_tokens(tokens, units / scale)
     if found < train if down else found > train:
         units += -1 if down else 1

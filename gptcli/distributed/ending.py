@@ -20,8 +20,8 @@ def end_rank(ended: SystemExit) -> None:
     interpreter does.
 
     A rank that `gptcli train --devices N` started exits with 0 if the training ended normally,
-    because the agent of torch.distributed.run takes any other code for a failure and starts all
-    ranks again. The leader leaves the real exit code for the launcher."""
+    because the agent of torch.distributed.run takes any other code for a failure, and ends or
+    restarts all ranks. The leader leaves the real exit code for the launcher."""
     code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as in multiprocessing
     atexit._run_exitfuncs()

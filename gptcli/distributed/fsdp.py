@@ -110,7 +110,7 @@ class ShardedWeights(MasterWeights):
         return tuple(parts[part] ** 0.5 for part in sorted(parts))
 
     def publish(self) -> None:
-        """FSDP rounds the weights itself when it gathers them."""
+        """Do nothing: FSDP rounds the weights itself when it gathers them."""
 
     def gather(self) -> dict[str, Tensor]:
         """All weights, complete, on the CPU. All ranks must call this."""
@@ -265,4 +265,4 @@ class FsdpPasses(RankPasses):
         self._weights.know_squares(sums)
 
     def publish(self) -> None:
-        """FSDP rounds the weights itself when it gathers them."""
+        """Do nothing: FSDP rounds the weights itself when it gathers them."""

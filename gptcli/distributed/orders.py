@@ -67,10 +67,10 @@ class Orders:
 
 
 def shard_writer(team: Team, state: TrainingState, words: dict[str, Any]) -> ShardWriter | None:
-    """The writer of this rank's shards; None if the leader gathers all weights and writes alone.
+    """The writer of this rank's shards; None if the leader writes the checkpoints alone.
 
-    The leader does this if the weights are not sharded, or if a rank does not see the run
-    folder."""
+    The leader writes alone if the weights are not sharded. It gathers them and writes alone if a
+    rank does not see the run folder."""
     if not isinstance(state.weights, ShardedWeights):
         return None
     run = Path(words["run"])
@@ -168,7 +168,7 @@ class LeaderState(TrainingState):
         return self._shared
 
     def files(self) -> TensorFiles:
-        """The content of a checkpoint of this step: shards, if the weights are sharded."""
+        """The content of a checkpoint of this step: shards, if each rank has a ShardWriter."""
         if self._writer is None:
             return super().files()
 

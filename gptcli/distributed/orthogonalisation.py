@@ -1,9 +1,9 @@
 """Muon's orthogonalisation, shared by the ranks: each rank orthogonalises some of the matrices.
 
-Newton-Schulz iterations are most of Muon's work, and every rank alone would compute all of them. So
-each rank takes its share of a stack of matrices, and then all ranks gather the results. Each rank
-keeps the complete momentum and weights. Source: Jordan et al. 2024, "Muon: An optimizer for hidden
-layers", whose trainer also shares this work.
+Newton-Schulz iterations are most of Muon's work, and without sharing, every rank would compute all
+of them. So each rank takes its share of a stack of matrices, and then all ranks gather the results.
+Without FSDP, each rank keeps the complete momentum and weights. Source: Jordan et al. 2024, "Muon:
+An optimizer for hidden layers", whose trainer also shares this work.
 
 Dimensions: N matrices of one shape, (R, C) rows and columns, W ranks.
 """

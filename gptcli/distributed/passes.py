@@ -31,7 +31,7 @@ from gptcli.training.step import mean_loss, seed_dropout
 
 
 class RankBatches(Batches):
-    """The parts of the global order that rank r reads: its batch k is part k * W + r."""
+    """The parts of the global order that rank r of W reads: its batch k is part k * W + r."""
 
     def __init__(
         self, tokens: TokenStore, block_size: int, seed: int, share: Share, rank: int
@@ -114,7 +114,7 @@ class RankPasses:
         """The loss over a split, as gptcli.training.evaluate computes it.
 
         In each round, every rank gets one batch; in the last round, some may get none. None if any
-        rank gives up before a round."""
+        rank gives up before a round in which every rank has a batch."""
         team, model = self._team, self._model
         place = team.place
         was_training = model.training

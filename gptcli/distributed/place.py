@@ -52,7 +52,9 @@ def was_restarted() -> bool:
 
 
 def leave_word(name: str, text: str) -> None:
-    """Write a note with a name, for the launcher and for the ranks after a restart."""
+    """Write a note with a name, for the launcher and for the ranks after a restart.
+
+    Does nothing in a rank that `gptcli train --devices N` did not start."""
     folder = os.environ.get(LAUNCH_FOLDER)
     if folder is not None:
         path = Path(folder, name)

@@ -40,7 +40,9 @@ class Gpu:
     between: float
     """Bytes per second that a GPU sends to other machines."""
     share: float = 0.485
-    """Of the peak. The default: configs/gpt2-124m.yaml on one H200 (benchmarks/RESULTS.md)."""
+    """The share of `peak` that training reaches.
+
+    The default was measured with configs/gpt2-124m.yaml on one H200 (benchmarks/RESULTS.md)."""
     of_a_machine: int = 8
     cores: int | None = None
     """The number of ranks that can compute at once (more take turns); None: all."""
@@ -52,8 +54,9 @@ GPUS = {
     "a100": Gpu("A100 80 GB SXM", 312e12, 80e9, 300e9, 25e9),
     "h100": Gpu("H100 SXM", 989.4e12, 80e9, 450e9, 50e9),
     "h200": Gpu("H200 SXM", 989.4e12, 141e9, 450e9, 50e9),
-    # All three numbers are measured: products in bfloat16 (peak), training in one process (share)
-    # in benchmarks/RESULTS.md, and an all-reduce between two processes over Gloo (inside, between).
+    # Three numbers are measured: products in bfloat16 (peak) and training in one process (share),
+    # both in benchmarks/RESULTS.md, and an all-reduce between two processes over Gloo (inside,
+    # between).
     "zen4": Gpu(
         "cores of an EPYC Zen 4 (two of them)",
         peak=219e9,
@@ -99,7 +102,7 @@ class Plan:
 def predict(
     config: Config, vocab_size: int, parameters: int, gpus: int, gpu: Gpu, parallel: str
 ) -> Plan:
-    """The prediction for a config. Each GPU computes batch_size * grad_accum / gpus sequences."""
+    """The prediction for a config. Each GPU gets batch_size * grad_accum / gpus sequences."""
     tokens = config.tokens_per_step
     model, recipe = config.model, RECIPES[config.train.optimizer]
     matrices = matrix_parameters(config, vocab_size)
@@ -111,7 +114,7 @@ def predict(
     n = min(gpus, gpu.of_a_machine)
     machines = -(-gpus // gpu.of_a_machine)
     inside, between = _traffic(parallel, parameters, n, machines, passes)
-    if recipe.orthogonalises and gpus > 1:  # bfloat16 results travel; under fsdp updates, too
+    if recipe.orthogonalises and gpus > 1:  # bfloat16 results, and float32 updates under fsdp
         blocks = matrices - vocab_size * model.n_embd
         inside += (2 if parallel == "ddp" else 6) * blocks
     seconds = (inside / gpu.inside + between / gpu.between) * gpus / at_once

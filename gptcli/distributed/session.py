@@ -150,7 +150,7 @@ def _take_part(
 
 
 def use_own_gpu(place: Place) -> None:
-    """Let `cuda` mean this rank's GPU. Raises GptcliError if there are fewer GPUs than ranks."""
+    """Let `cuda` mean this rank's GPU. Raises GptcliError if the machine has GPUs, but too few."""
     import torch
 
     if torch.cuda.is_available():

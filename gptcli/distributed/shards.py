@@ -8,7 +8,7 @@
     gather sizes and SHA-256                   <-----   report them, or why the disk refused
     write meta.json with all of them, rename the folder
 
-The checkpoint exists only after the last line. If a rank dies earlier, the checkpoint before is
+The checkpoint exists only after the last line. If a rank dies earlier, the previous checkpoint is
 still complete, and the next save or resume deletes the temporary folder. The order comes between
 two steps, so all rows belong to the same step. Each save uses a new name for the folder, so a late
 rank cannot write into the folder of another save. Nothing is pickled: the ranks send each other
@@ -118,7 +118,9 @@ class ShardWriter:
         return dict(self._weights.masters), state
 
     def write(self, folder: Path, rows: Rows) -> dict[str, Any]:
-        """Write this rank's shards; return their part of the index, or under `error` why not."""
+        """Write this rank's shards, and return their part of the index.
+
+        If this fails, return the reason as `error`, and the free space as `free`."""
         try:
             files = {}
             for part, tensors in zip(PARTS, rows, strict=True):
@@ -180,13 +182,14 @@ class LeaderShards:
         return self
 
     def temporary(self, goal: Path) -> Path:
-        """A name for the temporary folder that no rank of any run has used before."""
+        """A random name for the temporary folder, so that no two saves use the same name."""
         return goal.with_name(f".{goal.name}.{secrets.randbelow(10**15)}.tmp")
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Let all ranks write their shards, and return the index of all shards.
 
-        Raises GptcliError if a rank could not write, after all ranks have finished."""
+        After all ranks have finished, raises GptcliError if a rank could not write, or if rank 0
+        does not find a shard."""
         self._order_once(background=False)
         self._announced = True
         self._writer.group.announce(folder.name)

@@ -1,9 +1,9 @@
 """Ends the run if a rank hangs, and says which rank it is.
 
 Each rank counts the parts of its work that it has done, and a thread writes the count to the store
-once a second. If a rank has waited longer than the limit (`run.rank_timeout`), it reads
-the counts. A rank that no longer writes its count hangs. If there is no such rank, the ranks with
-the smallest count hang, because all other ranks wait for them.
+once a second. If a rank has waited longer than the limit (`run.rank_timeout`), its thread reads the
+counts. A rank that no longer writes its count hangs. If there is no such rank, the ranks with the
+smallest count hang, because all other ranks wait for them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Watch:
                     self._report(store)
 
     def _report(self, store: Store) -> None:
-        """Print which rank hangs, unless another rank has printed it, and end this process."""
+        """Print which rank hangs, unless another rank has printed it, and end this process.
+
+        Does nothing if this rank has gone on, or if all ranks have the same count."""
         first = _read(store, self._place.size)
         time.sleep(3 * _BEAT)
         second = _read(store, self._place.size)

@@ -58,7 +58,7 @@ class Disk:
         try:
             _sync(descriptor)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # this file system cannot sync folders
+            if error.errno != errno.EINVAL:  # EINVAL: this file system cannot sync folders
                 raise
         finally:
             os.close(descriptor)
@@ -99,8 +99,8 @@ def write_file(
 ) -> None:
     """Write `data`, whole or in pieces, to `path` and wait until it is on the disk.
 
-    A `large` file bypasses the page cache (O_DIRECT). The write is not atomic, so use it for files
-    in a temporary folder that is renamed afterwards."""
+    A `large` file bypasses the page cache if possible (O_DIRECT). The write is not atomic, so use
+    this function for files in a temporary folder that is renamed afterwards."""
     pieces = (data,) if isinstance(data, bytes) else data
     with disk.create(path) as file:
         if large:

@@ -46,8 +46,8 @@ _SPECIAL_OR_BACKSLASH = re.compile(_SPECIAL.pattern[:-1] + r"\\]")
 def path_of(name: str) -> Path:
     """The path of a name that `shown` returned or the user typed, with `~` expanded.
 
-    If a file has exactly this name, returns its path. Raises GptcliError if a folder in the path
-    cannot be entered."""
+    If a file has exactly this name, returns its path. Raises GptcliError if the name has an escape
+    and a folder in the path cannot be entered."""
     try:
         path = Path(name).expanduser()
     except RuntimeError:  # the user of `~user` is unknown

@@ -173,7 +173,7 @@ class RemoteFolder:
 
 
 def _protocol(url: str) -> str:
-    """The protocol of a URL. Raises GptcliError if PROTOCOLS does not have it."""
+    """The protocol of a URL. Raises GptcliError for a chain, or if PROTOCOLS does not have it."""
     found = _URL.match(url)
     protocol = found[1].lower() if found else ""
     if protocol not in PROTOCOLS or "::" in url:
@@ -190,8 +190,8 @@ def _protocol(url: str) -> str:
 def reason(error: Exception) -> str:
     """The cause of an error, on one line.
 
-    These are the system's words ("No space left on device") if there are any, else the words of the
-    package."""
+    For an error in _LASTING, these are the system's words, such as "No space left on device". For
+    any other error, these are its type and the words of the package."""
     if isinstance(error, OSError) and error.strerror and error.errno in _LASTING:
         return error.strerror
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -106,7 +106,8 @@ def base_digest(model: GPT) -> str:
 def _with_metadata(data: bytes, more: dict[str, str]) -> bytes:
     """The bytes of a safetensors file with more metadata.
 
-    The package safetensors writes several entries in an order that changes from call to call."""
+    The package safetensors writes several entries in an order that changes from call to call, so
+    this function adds them itself."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] |= more
@@ -207,7 +208,7 @@ def _layers(adapters: Mapping[str, Tensor]) -> list[str]:
 
 
 def their_layer(config: Config, name: str) -> str:
-    """The name of the Hugging Face layer that holds our layer, for example "h.0.attn.query"."""
+    """The name of the Hugging Face layer that holds our layer `name`, such as "h.0.attn.query"."""
     row, block = row_of(f"{name}.weight"), name.split(".")[1]
     assert row is not None
     if config.model.traits.model_type == "gpt2":

@@ -189,8 +189,8 @@ def _number(values: Mapping[str, Any], key: str) -> float:
 def _of_layer(settings: Mapping[str, Any], pattern: str, key: str, layer: str) -> float:
     """The rank or alpha of a layer.
 
-    This is the value of a name in `pattern` with which the layer's name ends; the usual value if
-    there is no such name."""
+    If the layer's name ends with a name in `pattern`, this is the value of that name, else the
+    usual value. Raises Refused if `pattern` holds regular expressions and no name that fits."""
     patterns = settings.get(pattern) or {}
     for name in patterns:
         if layer == name or layer.endswith(f".{name}"):
@@ -241,8 +241,8 @@ def _tables(
 ) -> dict[str, Tensor]:
     """Take the embedding and the head out of `tensors` and return them; {} if both are absent.
 
-    If only one of them is there, the other is taken from the base model. Raises Refused if they do
-    not fit the base model."""
+    If the head is not tied and only one of them is there, the other is taken from the base model.
+    Raises Refused if they do not fit the base model."""
     given = {
         name: table
         for name in TABLES

@@ -34,7 +34,7 @@ class Export:
 def export(
     trained: Trained, to: Format, out: Path, type_name: str = "f32", *, merge: bool = False
 ) -> Export:
-    """Write a trained model in the format `to` to `out`, which must not exist.
+    """Write a trained model to `out`, which must not exist, in the format `to`.
 
     For Hugging Face, a run with low-rank adapters becomes its base model and a folder `adapter` in
     peft's format. With `merge`, and in all other formats, it becomes one model with the adapters

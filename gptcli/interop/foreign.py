@@ -96,7 +96,9 @@ def _read_folder(path: Path, block_size: int | None) -> ForeignModel:
 
 
 def model_config(described: _Json) -> tuple[ModelConfig, list[str]]:
-    """The ModelConfig for the content of a config.json, and notes. Raises Refused."""
+    """The ModelConfig for the content of a config.json, and notes.
+
+    Raises Refused if no layout can hold the model, and GptcliError if a size is missing."""
     kind = described.get("model_type")
     if kind == "gpt2":
         return _gpt2_config(described)

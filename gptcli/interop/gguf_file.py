@@ -25,7 +25,9 @@ from gptcli.tokenization.tokenizer import END_OF_TEXT
 from gptcli.training.loading import Trained
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
-"""The types in which matrices can be stored. Norms, biases and positions are always float32."""
+"""The types in which matrices can be stored. Norms, biases and positions are always float32.
+
+With q8_0, a matrix becomes f16 if its rows are not whole blocks of 32 numbers."""
 
 _Q8_BLOCK = 32
 _OUTSIDE = {
@@ -172,7 +174,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
 def _add_imported(writer: Any, tokenizer: ImportedTokenizer) -> None:
     """Write the vocabulary of an imported tokenizer, and llama.cpp's name for its split pattern.
 
-    Raises GptcliError (exit code 1) if llama.cpp has no such name."""
+    Raises GptcliError (exit code 1) if gptcli knows no such name."""
     import gguf
 
     pre = tokenizer.splitting.llama_cpp

@@ -20,7 +20,9 @@ from gptcli.tokenization import Tokenizer
 from gptcli.training.loading import Trained
 
 SHARD_BYTES = 5 << 30
-"""The most bytes in a file of weights. Larger weights are written to several files."""
+"""The most bytes in a file of weights, unless a single weight has more.
+
+Larger models are written to several files."""
 
 
 def write_folder(trained: Trained, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:

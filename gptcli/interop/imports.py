@@ -47,10 +47,10 @@ def read_foreign(
 ) -> tuple[Trained, ForeignModel]:
     """The model and tokenizer of another program, ready to sample; nothing is written.
 
-    `path` is a Hugging Face folder or nanoGPT's ckpt.pt. If `path` has no tokenizer, `tokenizer`
-    names a tokenizer.json, a folder with a tokenizer, or a text whose characters are the
-    vocabulary. Raises GptcliError if something is missing or damaged, or if gptcli cannot compute
-    exactly this model."""
+    `path` is a Hugging Face folder or nanoGPT's ckpt.pt. `tokenizer` replaces the tokenizer of
+    `path`. It names a tokenizer.json, a folder with a tokenizer, a text whose characters are the
+    vocabulary, or GPT-2's tokenizer (`gpt2`). Raises GptcliError if something is missing or
+    damaged, or if gptcli cannot compute exactly this model."""
     foreign = read_model(path, block_size)
     found = tokenizer_of_folder(tokenizer or path, foreign.vocab_size)
     found, note = padded(found, foreign.vocab_size, path)
@@ -99,12 +99,12 @@ def import_model(
     block_size: int | None = None,
     name: str | None = None,
 ) -> Import:
-    """Write a model of another program as the run folder `out`, which must not exist.
+    """Write a model of another program as the run folder `out`, which must be new or empty.
 
-    If transformers is installed, it reads the folder, too, and the logits are compared. Token ids
-    are compared unless `tokenizer` is given. `out` appears when it is complete. Raises GptcliError
-    like `read_foreign`, and if the other program computes something else (exit code 1) or `out`
-    cannot be written."""
+    If `path` is a folder and transformers is installed, it reads the folder, too, and the logits
+    are compared. Token ids are compared, too, unless `tokenizer` is given. `out` appears when it is
+    complete. Raises GptcliError like `read_foreign`, and if the other program computes something
+    else (exit code 1) or `out` cannot be written."""
     refuse_taken(out)
     trained, foreign = read_foreign(path, tokenizer=tokenizer, block_size=block_size)
     found = proof.Proof(None, (), "gptcli knows no other program that reads a ckpt.pt")
@@ -116,7 +116,9 @@ def import_model(
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise GptcliError if the run folder of an import exists and is not empty."""
+    """Raise GptcliError if the run folder of an import exists and holds something.
+
+    It may hold a lock and an empty `checkpoints`."""
     try:
         run_folder.refuse_existing(out)
     except run_folder.RunExistsError as error:  # its hint is about training

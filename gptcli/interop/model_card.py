@@ -191,7 +191,7 @@ def _prompt(trained: Trained) -> str:
 
 
 def _config_lines(trained: Trained) -> Iterator[str]:
-    """The sections `model` and `train` of the config; other sections name private folders."""
+    """The sections `model` and `train` of the config; other sections can name private folders."""
     inside = False
     for line in dump_config(trained.config).splitlines():
         if line and not line.startswith((" ", "#")):

@@ -143,7 +143,7 @@ class _Builder:
         q, k, v = (
             self._op("Reshape", part, self._integers([0, 0, -1, self._head_dim]))
             for part in self._ops("Split", 3, qkv, sizes, axis=-1)
-        )  # each (B, T, H, D)
+        )  # q (B, T, H, D), k and v (B, T, K, D)
         if self._traits.qk_norm:
             q = self._norm(q, attention.q_norm, name + "q_norm")
             k = self._norm(k, attention.k_norm, name + "k_norm")
@@ -245,14 +245,14 @@ class _Builder:
         )
 
     def _rotate(self, x: str, cos: str, sin: str) -> str:
-        """Queries or keys (B, H, T, D), rotated by the angles of their positions."""
+        """Queries (B, H, T, D) or keys (B, K, T, D), rotated by the angles of their positions."""
         half = self._head_dim // 2
         first, second = self._ops("Split", 2, x, self._integers([half, half]), axis=-1)
         swapped = self._op("Concat", second, first, axis=-1)
         return self._op("Add", self._op("Mul", x, cos), self._op("Mul", swapped, sin))
 
     def _forbidden(self, past: str, time: str, mask: str | None) -> str:
-        """The banded causal mask, to be added to the scores: (T, S), or (B, 1, T, S) with padding.
+        """The banded causal mask, to be added to the scores: (T, S), or (B, 1, T, S) with `mask`.
 
         It is 0, or the lowest number for a key that a query cannot look at."""
         total = self._op("Add", past, time)

@@ -42,9 +42,10 @@ _TEXTS = (
 class Proof:
     """The result of comparing the other program, which reads the files, with our model.
 
-    `largest_difference` is the largest difference of two logits, None if nothing was compared.
-    `lengths` are the lengths of the prompts in tokens. `reader` names the other program with its
-    version, or says why no program could read the files."""
+    `largest_difference` is the largest difference of two logits, or for GGUF of two
+    log-probabilities; None if nothing was compared. `lengths` are the lengths of the prompts in
+    tokens. `reader` names the other program with its version, or says why no program could read the
+    files."""
 
     largest_difference: float | None
     lengths: tuple[int, ...]
@@ -153,8 +154,8 @@ def _has_window(theirs: Any, block_size: int) -> bool:
 def adapter(trained: Trained, base: Path, folder: Path, *, doing: Doing = "export") -> Proof:
     """The proof of an adapter in `folder`, on the base model in `base`, by peft if it is installed.
 
-    The logits must equal those of our model with the adapters merged. Call it after `hugging_face`
-    has proven the base model."""
+    The logits must equal those of our model with the adapters merged. The base model alone is not
+    compared: `hugging_face` does this."""
     with _quiet_and_offline(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings of peft about transformers
         try:
@@ -290,7 +291,9 @@ _TENSOR_TOLERANCE = {"f32": 0.0, "f16": 2**-10, "bf16": 2**-7, "q8_0": 2**-6}
 
 
 def _same_tensors(trained: Trained, path: Path, type_name: str) -> None:
-    """Read the file back and compare all tensors. Raises GptcliError (exit code 1)."""
+    """Read the file back and compare all tensors.
+
+    Raises GptcliError (exit code 1) if one differs by more than rounding can cause."""
     stored = dict(gguf_file.read_tensors(path))
     for name, tensor in gguf_file.named_tensors(trained):
         error = (stored.pop(name) - tensor).abs().max()

@@ -52,7 +52,8 @@ LOGGERS = {
 def import_path() -> list[str]:
     """The folders from which packages are imported: sys.path without the current folder.
 
-    A file such as `wandb.py` in the current folder is the user's own, and must not run."""
+    A file such as `wandb.py` in the current folder is the user's own, and must not run. The current
+    folder stays if gptcli itself was imported from it."""
     own = Path(gptcli.__file__).resolve().parent.parent
     here = Path.cwd()
     return [

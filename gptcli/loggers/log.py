@@ -14,7 +14,7 @@ class RunFacts:
 
     name: str  # the name of the run folder
     identity: str  # identifies the training; a resume keeps it
-    config: dict[str, Any]  # values by dotted key; lists are text
+    config: dict[str, Any]  # values by dotted key; lists and null are text
     began: float  # Unix time of step 0
 
 

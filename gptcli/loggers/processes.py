@@ -90,7 +90,7 @@ class Writer:
             self._process.stdin.close()
 
     def kill(self) -> None:
-        """End the process and the processes that it started, at once."""
+        """End the process and (not on Windows) the processes that it started, at once."""
         with suppress(OSError):
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)

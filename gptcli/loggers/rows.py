@@ -62,7 +62,9 @@ class _Tail:
     offset: int = 0
 
     def lines(self) -> Iterator[bytes]:
-        """The new complete lines. There are none if the file is missing or not a regular file."""
+        """The new complete lines; none if the file is missing, too large or not a regular file.
+
+        A line of more than 1 MiB comes in parts."""
         with suppress(OSError):
             refuse_link_out(self.path, self.path.parent)
             with os.fdopen(open_regular(self.path), "rb") as file:
@@ -116,7 +118,9 @@ class Rows:
         return sorted([*found, *ready], key=lambda item: (item.step, isinstance(item, Sample)))
 
     def _take(self, line: bytes) -> None:
-        """Add a line of metrics.jsonl to its row. Drops a line that gptcli did not write."""
+        """Add a line of metrics.jsonl to its row.
+
+        Drops a line that gptcli did not write, and a line about a row that was returned already."""
         try:
             record = json.loads(line)
             step, kind = record["step"], record["kind"]
@@ -130,9 +134,8 @@ class Rows:
         values = self._waiting.setdefault(step, {})
         for name in COLUMNS:
             if _is_number(record.get(name)):
-                values.setdefault(
-                    name, record[name]
-                )  # `seconds` is that of the step, not of its evaluation
+                # `seconds` is that of the step, not of its evaluation, which is logged later.
+                values.setdefault(name, record[name])
 
         by_text = record.get("val_losses")  # of a mixture
         for name, loss in by_text.items() if isinstance(by_text, dict) else ():

@@ -66,7 +66,7 @@ class WandbLog:
 
     def sample(self, sample: Sample, time: float) -> None:
         text = self._html(f"<pre>{html.escape(sample.text)}</pre>", inject=False)
-        # The sample at the end belongs to the best step, which is earlier.
+        # The sample at the end belongs to the best step, which can be earlier.
         self._logged = max(sample.step, self._logged)
         self._run.log(
             {"sample": text, "sample_step": sample.step, "_timestamp": time}, step=self._logged

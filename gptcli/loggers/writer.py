@@ -1,4 +1,4 @@
-"""The process that writes one log of a run. It only reads the run's own files.
+"""The process that writes one log of a run. It never changes the run's own files.
 
 A logger can fail, hang, end the process or start other processes. None of this reaches the
 training, which only starts this process and closes its standard input at the end.
@@ -30,9 +30,9 @@ def main(arguments: str) -> None:
     """Write the log that the JSON object `arguments` describes, and end the process.
 
     Prints one JSON object on stdout: either `rows` and `samples`, the numbers written, or `problem`
-    and `hint`. The keys of `arguments` are `run`, `logger`, `path`, `inside` (whether the path must
-    lie in the run folder) and `follow` (whether to go on until standard input has a line or
-    ends)."""
+    and possibly `hint`. The keys of `arguments` are `run`, `logger`, `path`, `inside` (whether the
+    path must lie in the run folder) and `follow` (whether to go on until standard input has a line
+    or ends)."""
     answer = _own_stdout()
     request = json.loads(arguments)
     for name in ("SIGINT", "SIGHUP"):  # a Ctrl-C in the terminal must stop only the training

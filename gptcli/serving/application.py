@@ -149,8 +149,8 @@ class Application:
 
         A page that the user visits must not use a server on the user's machine. The page's requests
         name its origin. If the page's name points to this machine (DNS rebinding), its requests
-        have this name as host. So a local server without a key answers only requests for
-        localhost."""
+        have this name as host. So a local server without a key answers only requests that name a
+        host in _LOCAL."""
         host = urlsplit(f"//{headers.get('host', '')}")
         try:
             name = host.hostname
@@ -212,7 +212,7 @@ class Application:
                 most_tokens=self._limits.most_tokens,
             )
 
-        async with self._reading:  # a user's tokenizer need not be thread-safe
+        async with self._reading:  # a user's tokenizer is perhaps not thread-safe
             if len(body) < _LONG_BODY:
                 completion = read()
             else:

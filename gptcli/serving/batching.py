@@ -1,9 +1,9 @@
 """Continuous batching: texts wait in a queue, take a free slot, and are generated together.
 
 A thread generates. The server's event loop gives texts to this thread and gets their pieces. A
-waiting text takes a free slot between two tokens of the other texts. A long prompt is read in
-parts, so that the other texts go on. A text depends only on its prompt, its seed and its sample
-number, not on the other texts (gptcli/sampling/generate.py).
+waiting text takes a free slot before the other texts get their next tokens. A long prompt is read
+in parts, so that the other texts go on. A text depends only on its request: on its prompt, its
+seed, its sample number and its parameters, not on the other texts (gptcli/sampling/generate.py).
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from gptcli.serving.slots import Slots
 from gptcli.serving.token_scores import TokenScore, scores_of
 from gptcli.tokenization import Tokenizer
 
-_PROMPT_TOKENS = 128  # read at once; complete prompts then get their first tokens
+_PROMPT_TOKENS = 128  # of a prompt, read at once; then complete prompts get their first tokens
 _LONGEST_PAUSE = 0.1  # seconds that other texts wait while prompts are read
 _MOST_STEPS = 64  # the most tokens of each text in one call
 _LONGEST_CALL = 0.004  # seconds; a new text waits about this long for the running call
-_FOR_OTHERS = 8  # one in eight slots and places in the queue is kept for other clients
+_FOR_OTHERS = 8  # an eighth of the slots and of the queue is kept for other clients
 
 
 _LOOK_AGAIN = 0.05  # seconds between two searches for texts that have waited too long
 
 
 class QueueFullError(Exception):
-    """Too many texts already wait, or are kept until their clients have read them."""
+    """The server ends, or too many texts already wait or are kept until clients have read them."""
 
 
 class TooLargeError(Exception):
-    """One request asks for more than the server can keep in memory."""
+    """One request asks for more than an eighth of the memory that the server has for texts."""
 
 
 Problem = Literal["expired", "ending", "failed", "memory"]
@@ -57,7 +57,7 @@ Problem = Literal["expired", "ending", "failed", "memory"]
 
 @dataclass
 class Piece:
-    """The next part of a text. `tokens` is the number of all tokens so far."""
+    """The next part of a text. `tokens` is the number of all new tokens of the text so far."""
 
     text: str
     tokens: int
@@ -104,10 +104,10 @@ Delivery = tuple[Text, Piece]
 
 
 class Batch:
-    """The texts of one model, which wait, have their prompts read, or are being written.
+    """The texts of one model: those that wait, those with slots, and the state of each.
 
-    Only the generating thread changes it. Other threads can change only `queue`, which the
-    Generator's lock protects."""
+    The generating thread changes it. Other threads change only `queue`, which the Generator's lock
+    protects."""
 
     def __init__(self, slots: Slots, tokenizer: Tokenizer, scorer: PromptScorer) -> None:
         self.queue: FairQueue[Text] = FairQueue()
@@ -171,7 +171,7 @@ class Batch:
         """Read a part of the prompts, then write the next tokens. Returns the new pieces.
 
         While prompts wait, a text gets its first token as soon as its prompt is read. The other
-        texts get a token at least every _LONGEST_PAUSE seconds."""
+        texts get a token about every _LONGEST_PAUSE seconds."""
         out = self._score_prompts()
         new = self._read_prompts()
         if self._reading and time.perf_counter() - self._all_written < _LONGEST_PAUSE:
@@ -295,7 +295,7 @@ def _began_before(time: float, text: Text) -> bool:
 
 
 class Generator:
-    """The thread that generates the texts of all models. Call its methods from the event loop."""
+    """The thread that generates all models' texts. Call its methods in the event loop's thread."""
 
     def __init__(
         self,
@@ -306,9 +306,10 @@ class Generator:
         longest_wait: float,
         most_kept: int = 1 << 22,
     ) -> None:
-        """`most_waiting` texts and one for each slot can wait, for at most `longest_wait` seconds.
+        """Let at most `most_waiting` texts wait, and one more for each slot of the requested model.
 
-        The sum of Text.size of all texts that are not forgotten is at most `most_kept`."""
+        A text waits for about `longest_wait` seconds at most. The sum of Text.size of all texts
+        that are not forgotten is at most `most_kept`."""
         self._batches, self._metrics = batches, metrics
         self._most_waiting, self._longest_wait = most_waiting, longest_wait
         self._most_kept, self._kept = most_kept, 0
@@ -357,7 +358,7 @@ class Generator:
             self._kept -= sum(text.size for text in texts)
 
     def cancel(self, texts: Sequence[Text]) -> None:
-        """Stop generating these texts. Texts that wait get no more pieces."""
+        """Stop generating these texts. They get no more pieces."""
         with self._changed:
             for text in texts:
                 text.canceled = True

@@ -126,9 +126,11 @@ class Completion:
             )
 
     def submit(self) -> None:
-        """Let the texts wait for slots. Raises Refusal (503) if too many texts already wait.
+        """Let the texts wait for slots.
 
-        `__call__` must follow, because it releases the memory that is reserved for the answer."""
+        Raises Refusal: 503 if too many texts already wait or are kept, or if the server ends; 400
+        if the request needs too much memory. `__call__` must follow, because it releases the memory
+        that is reserved for the answer."""
         try:
             self._generator.submit(self._model.name, self._texts)
         except QueueFullError:
@@ -226,7 +228,7 @@ class Completion:
                 return
 
     async def _send_complete(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all texts at once."""
+        """Wait until all texts are complete, and send those that the request wants at once."""
         while self._is_unfinished():
             if not await self._pieces():
                 return

@@ -77,7 +77,7 @@ class Metrics:
             add(name, "counter", help, by_model(name, counts))
         for name, help, number in (
             ("gptcli_disconnected_total", "Requests whose client left early.", self.disconnected),
-            ("gptcli_steps_total", "Calls that generate the next tokens.", self.steps),
+            ("gptcli_steps_total", "Calls that read prompts or generate tokens.", self.steps),
         ):
             add(name, "counter", help, iter([f"{name} {number}"]))
         for name, help, number in (

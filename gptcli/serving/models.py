@@ -47,7 +47,7 @@ class ServedModel:
         }
 
     def ids(self, prompt: str | Sequence[int]) -> tuple[list[int], int]:
-        """The token ids that the model reads for a prompt, and how many precede its own ids.
+        """The token ids that the model reads for a prompt, and how many precede the prompt's own.
 
         Raises Refusal (400) if the model cannot read the prompt."""
         tokenizer = self.loaded.trained.tokenizer

@@ -15,7 +15,9 @@ from gptcli.serving.token_scores import TokenScore, scores_of
 
 
 class PromptScorer:
-    """Scores prompts with the engine that samples. Opens a decoder for the first prompt."""
+    """Scores prompts with the engine that samples.
+
+    The native engine opens its decoder for the first prompt."""
 
     def __init__(self, model: SamplingModel) -> None:
         self._model = model
@@ -25,8 +27,8 @@ class PromptScorer:
     def scores(self, prompt: Sequence[int], first: int, count: int) -> Iterator[list[TokenScore]]:
         """Yield the scores of the prompt's tokens from `first` on, in parts.
 
-        Each score has the `count` likeliest tokens. Token 0 has no log-probability, because nothing
-        precedes it."""
+        Each score has the `count` likeliest tokens. The token at position 0 has no log-probability
+        and no likeliest tokens, because nothing precedes it."""
         if first == 0:
             yield [TokenScore(prompt[0], None)]
         at = 1

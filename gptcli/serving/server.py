@@ -40,14 +40,14 @@ class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
     _header_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """As in asyncio.Protocol."""
+        """As in asyncio.Protocol. Closes the connection if there are too many."""
         super().connection_made(transport)
         self._timer = self.loop.call_later(_PATIENCE, self._check)
         if len(self.connections) > _MOST_CONNECTIONS:
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """As in asyncio.Protocol. Closes connections whose headers are too long."""
+        """As in asyncio.Protocol. Closes connections with too long headers or too many requests."""
         self._header_bytes += len(data)
         super().data_received(data)
         if self._header_bytes > _MOST_HEADER_BYTES or len(self.pipeline) > _MOST_PIPELINED:
@@ -95,7 +95,7 @@ class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]
-    """uvicorn's server. A first signal lets running texts complete; a second ends it at once."""
+    """uvicorn's server. A signal lets running texts complete; a second ends the server at once."""
 
     def __init__(
         self, config: uvicorn.Config, started: Callable[[], None], drain: Callable[[], None]

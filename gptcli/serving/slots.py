@@ -44,9 +44,10 @@ class Slots(Protocol):
 
 
 def open_slots(model: SamplingModel, count: int) -> Slots:
-    """`count` slots of a model, or fewer if the memory is too small.
+    """`count` slots of a model.
 
-    Raises GptcliError if the memory is too small for one slot."""
+    The native engine opens fewer if the memory is too small, and raises GptcliError if it is too
+    small for one slot."""
     if model.backend.native:
         return cast(NativeStreams, model.open_streams(count, SamplingParams()))
     table = valid_text.table_of(model.trained.tokenizer)

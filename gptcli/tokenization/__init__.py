@@ -1,4 +1,4 @@
-"""Tokenizers turn text into token ids and back: by characters, bytes, a trained BPE or GPT-2's BPE.
+"""Tokenizers turn text into token ids and back: by characters, by bytes or by BPE.
 
 Read in this order: `tokenizer.py` (what every kind can do), `char.py`, `byte.py`, `bpe.py`,
 `gpt2.py`, `user_bpe.py` (the user's tokenizer); then `bpe_training.py`, `building.py`, `loading.py`

@@ -143,7 +143,7 @@ class BpeTokenizer(RankedTokenizer):
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Pieces of `text`, short enough for tiktoken, cut at places where a cut changes no token."""
+    """Pieces of `text` for tiktoken, cut only at places where a cut changes no token."""
     for piece in _without_long_runs(text):
         yield from safe_cuts([piece], _ENCODED_AT_ONCE, longest=len(piece) + 1)
 

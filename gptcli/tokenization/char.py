@@ -18,7 +18,7 @@ from gptcli.tokenization.tokenizer import Tokenizer, id_dtype, utf8
 if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
-_MOST_NAMED = 5  # the most characters that one error message names
+_MOST_NAMED = 5  # the most characters that one error message names after the first
 
 
 class CharTokenizer(Tokenizer):

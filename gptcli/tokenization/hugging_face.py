@@ -58,7 +58,9 @@ def from_hugging_face(stored: dict[str, Any]) -> RankedTokenizer:
 
 
 def special_tokens(added: Any) -> dict[int, str]:
-    """The added tokens: id -> name. Raises OtherTokenizerError if one of them is not special."""
+    """The added tokens: id -> name.
+
+    Raises OtherTokenizerError if one of them is not special or cannot be read."""
     found: dict[int, str] = {}
     for token in added if isinstance(added, list) else []:
         id, name = (token.get("id"), token.get("content")) if isinstance(token, dict) else (0, 0)
@@ -117,7 +119,7 @@ def _tokens_by_id(vocab: Any, special: dict[int, str]) -> list[str]:
 
 
 def _refuse_other_merges(tokenizer: RankedTokenizer, merges: Any) -> None:
-    """Raise OtherTokenizerError if the merges are not in the order of the ids."""
+    """Raise OtherTokenizerError unless the merges give the same tokens in the order of the ids."""
     derived = tokenizer.merges
     if not isinstance(merges, list) or len(merges) != len(derived):
         count = len(merges) if isinstance(merges, list) else 0

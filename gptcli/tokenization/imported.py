@@ -75,7 +75,7 @@ class ImportedTokenizer(Tokenizer):
         import tokenizers
 
         made = tokenizers.Tokenizer.from_str(self.to_json())
-        made.encode_special_tokens = True  # encodes their names in a text as ordinary text
+        made.encode_special_tokens = True  # a special token's name in a text is ordinary text
         return made
 
     @property

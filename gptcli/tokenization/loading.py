@@ -45,7 +45,7 @@ def load_tokenizer(
     *,
     other_programs: bool = False,
 ) -> Tokenizer:
-    """The tokenizer that `to_json` wrote to `path`.
+    """The tokenizer whose `to_json` is the content of the file `path`.
 
     The tokenizer is rebuilt from the kind and the vocabulary in the file. What its `to_json` writes
     must then equal the file, so that Hugging Face `tokenizers` encodes text in the same way. To

@@ -18,9 +18,9 @@ LONGEST = 2**22
 def last_safe_cut(text: str) -> int:
     """The last position in `text` where a cut changes no token; 0 if there is none.
 
-    Such a position follows a character that is not white space, and precedes a space or newline. No
-    match of GPT-2's split pattern crosses the position or depends on the text after it, because a
-    match has white space only at its beginning.
+    Such a position follows a character that is not white space, and precedes white space that has a
+    space or newline in it. No match of GPT-2's split pattern crosses the position or depends on the
+    text after it, because a match has white space only at its beginning.
     """
     end = max(text.rfind(" "), text.rfind("\n"))
     return len(text[: end + 1].rstrip(WHITE_SPACE))
@@ -34,9 +34,10 @@ def safe_cuts(
 ) -> Iterator[str]:
     """Regroup the pieces of a text so that each can be encoded independently.
 
-    Yields pieces of about `minimum` to 2 * `minimum` characters (the last can be shorter). The
-    joined pieces are the same text. The cuts change no token: `last_cut` returns the last safe
-    place in a text, 0 if there is none. The default is for a BPE with GPT-2's split pattern.
+    Yields pieces of about `minimum` characters. If safe places are rare, a piece can be longer or
+    shorter. The joined pieces are the same text. The cuts change no token: `last_cut` returns the
+    last safe place in a text, 0 if there is none. The default is for a BPE with GPT-2's split
+    pattern.
 
     If there is no safe place within `longest` characters, the text is cut anyway, to limit the
     memory. Such a cut changes the tokens next to it, but they decode to the same text. No piece is

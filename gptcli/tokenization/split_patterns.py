@@ -54,7 +54,7 @@ class Splitting:
     """How a tokenizer splits texts.
 
     `last_cut(text)` is the last safe place for a cut, 0 if there is none. `llama_cpp` is
-    llama.cpp's name for the splitting (tokenizer.ggml.pre), None if llama.cpp has no such name."""
+    llama.cpp's name for the splitting (tokenizer.ggml.pre), None if gptcli knows no such name."""
 
     last_cut: Callable[[str], int]
     llama_cpp: str | None

@@ -45,7 +45,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def pieces(self) -> Sequence[bytes]:
-        """The bytes of every token by id; for end-of-text, the bytes of `<|endoftext|>`."""
+        """The bytes of every token by id; for a special token, the bytes of its name."""
 
     @property
     def vocab_size(self) -> int:
@@ -62,7 +62,9 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_array(self, text: str) -> IdArray:
-        """The ids of `encode(text)`, computed faster: shape (tokens,), dtype of `id_dtype`."""
+        """The ids of `encode(text)` as an array: shape (tokens,), dtype of `id_dtype`.
+
+        Most kinds compute it faster than `encode`."""
 
     @abstractmethod
     def to_json(self) -> str:

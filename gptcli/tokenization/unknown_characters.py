@@ -86,8 +86,9 @@ def replacement(char: str, known: set[str]) -> str:
 
     Returns the first of these whose characters are all known: a similar punctuation mark or
     spelling (— becomes -, ß becomes ss), the letter without its accents, the letter in the other
-    case. Accents, joiners and soft hyphens are left out. Any other character becomes a space, or is
-    left out if the tokenizer has no space."""
+    case. Accents, joiners and soft hyphens are left out. Rare line ends such as U+2028 become a
+    newline if it is known. Any other character becomes a space, or is left out if the tokenizer has
+    no space."""
     if char in _ALIKE and set(_ALIKE[char]) <= known:
         return _ALIKE[char]
     if unicodedata.category(char) in ("Mn", "Me", "Cf"):  # accents, joiners, soft hyphens

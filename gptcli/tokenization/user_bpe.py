@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
 LEARNS_FROM = 100_000
-"""The number of characters that `train` reads.
+"""The most characters that `train` reads.
 
 A `train` in plain Python counts all pairs again for each merge. For a text of this length, this
 takes about ten seconds."""
