@@ -62,8 +62,8 @@ def ids_of_prompt(trained: Trained, prompt: str) -> tuple[list[int], int]:
 
 
 def look(trained: Trained, prompt: str, learner: LearnerFile | None = None) -> Look:
-    """What the network does with `prompt`. `learner` is the file of the run's own attention, if
-    any."""
+    """What the network does with `prompt`. `learner` is the file of the user's attention or block,
+    if the run has one."""
     ids, dropped = ids_of_prompt(trained, prompt)
     model = trained.model
     inside = look_inside(model, ids)
