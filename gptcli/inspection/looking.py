@@ -25,7 +25,7 @@ _GUESSES = 5  # kept by the lens for each layer and token
 
 @dataclass(frozen=True)
 class Guess:
-    """A next token that the model would write after a layer, and its probability."""
+    """A possible next token if the network ended after a layer, and its probability."""
 
     id: int
     probability: float

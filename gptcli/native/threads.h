@@ -211,8 +211,8 @@ static void start_threads(int wanted) {
     pthread_attr_destroy(&attributes);
 }
 
-/* Runs function(argument, worker) in `threads` threads, but in at most MOST_THREADS, and in fewer if
- * the system allows no more. Returns when all have ended. */
+/* Runs function(argument, worker) in `threads` threads, at most MOST_THREADS, or in fewer if the
+ * system allows no more. Returns when all have ended. */
 static void team_run(int threads, TeamFunction function, void *argument) {
     pthread_mutex_lock(&team.mutex);
     threads = threads < MOST_THREADS ? threads : MOST_THREADS;

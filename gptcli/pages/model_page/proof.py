@@ -34,7 +34,7 @@ TOLERANCE = 1e-3
 """The proof fails if a logit of the page differs from the network's logit by more than this."""
 
 PROMPTS, GREEDY_TOKENS = 64, 200
-_LONGEST = 512  # tokens; for a longer window, the prompts are as long as for this one
+_LONGEST = 512  # tokens; a longer window does not make the prompts longer
 
 _TEXTS = (
     "To be, or not to be, that is the question.\n",
@@ -155,9 +155,9 @@ def network_logits(model: GPT, tokens: Sequence[int], first: int) -> Tensor:
 
 
 def prompts(tokenizer: Tokenizer, block_size: int) -> Iterator[str]:
-    """The texts of a proof: fixed texts and random tokens. They depend only on the tokenizer and on W.
+    """The texts of a proof. They depend only on the tokenizer and on W.
 
-    There are up to 1.4 W random tokens in a text, or 1.4 times 512 if W is over 512."""
+    Some are fixed. The others have up to 1.4 W random tokens, or 1.4 times 512 if W is over 512."""
     count = 0
     for text in _TEXTS:
         with suppress(GptcliError):

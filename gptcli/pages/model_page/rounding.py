@@ -45,7 +45,7 @@ def dequantised(whole: npt.NDArray[np.int8], scales: npt.NDArray[np.uint16]) -> 
 
 
 def as_float32(bits: npt.NDArray[np.uint16]) -> Any:
-    """The float32 numbers that these bits of bfloat16 numbers stand for."""
+    """The bfloat16 numbers with these bits, as float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 

@@ -191,7 +191,7 @@ def _facts(
 
 
 def _loss_in_words(loss: float) -> str:
-    """A sentence with a loss, and the mean probability of the correct token that it stands for."""
+    """A sentence with a loss, and the geometric mean of the correct tokens' probabilities."""
     return (
         f"{loss_text(loss)} nats per token: the correct next token had a probability of "
         f"{100 * math.exp(-loss):.2g} % (geometric mean)"
