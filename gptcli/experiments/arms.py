@@ -117,7 +117,7 @@ def existing_arms(paths: list[Path]) -> list[Arm]:
 
 def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
     """For each seed, the trial that trains a run with this seed. If the compared run has the seed
-    and is finished, it needs no trial, and its path stands there instead.
+    and is finished, its path takes the place of the trial.
 
     New runs go to RUN-seeds/SEED, next to the folder of the compared run. Raises GptcliError if one
     of these runs exists and has another config."""

@@ -104,8 +104,8 @@ def learner_steps(
 ) -> LearnerSteps | None:
     """The eight steps of a learner's attention for x (T, C), with the lines of its file.
 
-    Returns None if the file has no attention (but a block), or if the projections of its attention
-    are not recognised."""
+    Returns None if the file does not belong to the exercise `attention`, or if the projections of
+    its attention are not recognised."""
     file = find_part(learner.spec, learner.part)
     if learner.part != "attention" or file.exercise != "attention":
         return None

@@ -59,7 +59,7 @@ static struct {
     int threads;           /* threads that exist, without the callers */
     int count;             /* threads that run the function, with the caller */
     int spin;              /* whether waiting threads spin */
-    int seen_by_new;       /* the value of job when a new thread starts; it waits for another */
+    int seen_by_new;       /* the value of job when threads start; they wait for another value */
     long switches;         /* forced context switches of the process before the last run */
     TeamFunction function;
     void *argument;

@@ -128,7 +128,7 @@ static void norm(const Decoder *d, const float *x, const float *gain, const floa
  * this is faster than a barrier. */
 static int each_thread_alone(const Step *s) { return s->parts > 1 && s->n <= 4; }
 
-/* Returns all rows, normalised. The calling thread can read all of them at once. */
+/* Returns all rows, normalised. The calling thread can read all of them without waiting. */
 static const char *normalise_rows(const Step *s, const float *gain, const float *bias) {
     Decoder *d = s->d;
     const size_t row = d->Cp * input_bytes(d);
@@ -141,7 +141,7 @@ static const char *normalise_rows(const Step *s, const float *gain, const float 
 }
 
 /* Returns all rows in the format of products with p: quantized if p has int8 weights. The calling
- * thread can read all of them at once. */
+ * thread can read all of them without waiting. */
 static const char *quantize_if_int8(const Step *s, const Packed *p, const char *rows) {
     if (p->kind != INT8) return rows;
     const int repeat = each_thread_alone(s);
@@ -202,8 +202,8 @@ static void store_key_and_value(const Decoder *d, char *keys, int slot, const fl
     }
 }
 
-/* The most groups of 16 keys (GROUPS) and the most numbers of a value (WIDEST) that are computed at
- * once, so that their sums fit into registers. */
+/* How many groups of 16 keys (GROUPS) and how many numbers of a value (WIDEST) are summed at once.
+ * So many sums fit into registers. */
 enum { GROUPS = 4 / REGISTERS, WIDEST = 64 / REGISTERS };
 
 /* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Also prefetches what is read
@@ -278,7 +278,8 @@ INLINE void sum_values(const int is_bf16, const int wide, const char *values, lo
 
 /* Attention of one head for one row: q (E) at `position` sees the last W tokens. Computes scores,
  * softmax, and the weighted sum of values into out (P). next_stream_keys: the keys that the next
- * call reads. This call prefetches them, and also its own keys and values; nothing if NULL. */
+ * call reads. This call prefetches them, and its own keys and values before it reads these. If it
+ * is NULL, this call prefetches nothing. */
 INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const char *keys,
                    int position, float *scores, char *out, const char *next_stream_keys) {
     const int R = d->R, P = d->P, slot = position % R;

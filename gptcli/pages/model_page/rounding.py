@@ -1,4 +1,4 @@
-"""Rounds weights to eight bits, with one scale per 32 inputs, as `sample --dtype int8` does.
+"""Rounds weights to eight bits, one scale per 32 inputs, exactly as `sample --dtype int8` does.
 
 native/sample/int8.h does the same in C. A scale is the smallest bfloat16 number for which the
 32 weights, divided by the scale, are between -127 and 127. All arithmetic is float32.
