@@ -105,7 +105,7 @@ def _text_of(run: RunData) -> Any:
 
 
 def existing_arms(paths: list[Path]) -> list[Arm]:
-    """An arm for each run folder, with this run only."""
+    """For each run folder, an arm that has only the run in this folder."""
     names = [path.resolve().name for path in paths]
     arms = []
     for path, name in zip(paths, names, strict=True):
@@ -116,10 +116,11 @@ def existing_arms(paths: list[Path]) -> list[Arm]:
 
 
 def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
-    """For each seed, the trial that trains the run; or the path of the compared run if this run has
-    the seed and is finished.
+    """For each seed, the trial that trains a run with this seed. If the compared run has the seed
+    and is finished, its path takes the place of the trial.
 
-    New runs go to RUN-seeds/SEED, next to the folder of the compared run."""
+    New runs go to RUN-seeds/SEED, next to the folder of the compared run. Raises GptcliError if one
+    of these runs exists and has another config."""
     config = run_folder.read_config(path)
     found: dict[int, Trial | Path] = {}
     for seed in seeds:

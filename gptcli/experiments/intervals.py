@@ -19,8 +19,8 @@ _T_975 = (
 
 
 def t_975(degrees: float) -> float:
-    """The 97.5 % quantile of Student's t. Rounds `degrees` down. More than 30 degrees count as
-    30."""
+    """The 97.5 % quantile of Student's t. Rounds `degrees` down. More than 30 degrees count as 30,
+    and less than one as 1."""
     return _T_975[max(1, min(len(_T_975), math.floor(degrees))) - 1]
 
 
@@ -80,7 +80,7 @@ def verdict(a: str, b: str, found: Difference) -> str:
     size = abs(found.difference)
     if found.interval is None:
         return (
-            f"{better} is lower than {worse} by {size:.4f}, but a single run of each cannot tell "
+            f"{better} is lower than {worse} by {size:.4f}, but a single run cannot tell "
             "whether this is more than noise: `gptcli compare A B --seeds 3` can tell"
         )
     low, high = sorted(abs(end) for end in found.interval)

@@ -51,7 +51,7 @@ class PowerLaw:
 
 
 def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
-    """The law with the least squared error whose floor is not negative.
+    """The law with the least squared error, among those whose floor is not negative.
 
     Raises GptcliError if there are fewer than five points, or if larger networks are not better."""
     x, y = np.asarray(sizes, dtype=float), np.asarray(losses, dtype=float)

@@ -51,9 +51,9 @@ class EightSteps:
 
 @dataclass(frozen=True)
 class _Computed:
-    """The values of the steps. q, k and v (T, H or K, D) are given before and after positions. The
-    other values are those of one head and one token: scores and weights (T,), mixed (D,), and out
-    (C,)."""
+    """The values of the steps. The first five are (T, H or K, D). placed_q and placed_k are q and k
+    after QK-norm and rotation, if the network has these. The other values are those of one token:
+    scores and weights (T,) and mixed (D,) of one head, and out (C,)."""
 
     q: Tensor
     k: Tensor
@@ -78,7 +78,8 @@ def eight_steps(
     """The eight steps for one head and one token. `layer`, `head` and `position` are numbered
     from 0.
 
-    Raises GptcliError if the run has a user's attention that does not follow the course's steps."""
+    Raises GptcliError if the run has a user's block, or a user's attention in which the course's
+    steps are not recognised."""
     part, x = part_with_attention(model, layer), inside.inputs[layer]
     H, lines = model.config.n_head, {}
     if isinstance(part, CausalSelfAttention):

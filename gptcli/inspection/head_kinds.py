@@ -73,11 +73,11 @@ def head_kinds(
     """The kinds of all heads in `maps`, (H, T, T) for each layer. The heads with the largest shares
     come first.
 
-    The share of induction is measured on a sequence of different random tokens that is repeated. It
-    says how much a head looks at the token that followed the earlier copy of the current token
-    (Olsson et al. 2022, "In-context Learning and Induction Heads"). The other shares are measured
-    on the text itself, or on these random tokens if the text is shorter than 8 tokens. `maps_of`
-    computes the maps of other ids."""
+    The share of induction is measured on several sequences: different random tokens, then the same
+    tokens again. This share says how much a head looks at the token that followed the earlier copy
+    of the current token (Olsson et al. 2022, "In-context Learning and Induction Heads"). The other
+    shares are measured on the text itself, or on these sequences if the text is shorter than 8
+    tokens. `maps_of` computes the maps of other ids."""
     half = min(_LONGEST_HALF, model.config.block_size // 2, model.vocab_size)
     induction: dict[int, Tensor] = {}
     of_probes: dict[int, Tensor] = {}

@@ -27,7 +27,7 @@ from gptcli.course.sandbox.modern_file import find_part
 from gptcli.errors import GptcliError
 from gptcli.model.inside import evaluating
 
-_MOST_NUMBERS = 4_000_000  # numbers of a traced tensor: 16 heads of 500 tokens
+_MOST_NUMBERS = 4_000_000  # the most numbers of a traced tensor: 16 heads, 500 x 500 tokens
 _TOLERANCE = 1e-5
 
 
@@ -62,8 +62,8 @@ def traced_weights(
 ) -> Tensor | None:
     """The attention weights (H, T, T) of a learner's attention or block for x (T, C), on the CPU.
     These are the tensors of the forward pass whose rows sum to 1 and are 0 for future tokens. Heads
-    that are computed one by one are joined. Returns None if there are no such tensors, for
-    example because a kernel hides them."""
+    that are computed one by one are joined. Returns None if the tensors do not give n_head heads,
+    for example because a kernel hides them."""
     trace = _traced(part, x, learner)
     T = x.shape[0]
     heads: list[Tensor] = []
@@ -104,8 +104,8 @@ def learner_steps(
 ) -> LearnerSteps | None:
     """The eight steps of a learner's attention for x (T, C), with the lines of its file.
 
-    Returns None if the file has a block, or if the projections of its attention are not
-    recognised."""
+    Returns None if the file does not belong to the exercise `attention`, or if the projections of
+    its attention are not recognised."""
     file = find_part(learner.spec, learner.part)
     if learner.part != "attention" or file.exercise != "attention":
         return None

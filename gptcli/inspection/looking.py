@@ -25,7 +25,7 @@ _GUESSES = 5  # kept by the lens for each layer and token
 
 @dataclass(frozen=True)
 class Guess:
-    """A next token that the model would write after a layer, and its probability."""
+    """A possible next token if the network ended after a layer, and its probability."""
 
     id: int
     probability: float
@@ -62,8 +62,8 @@ def ids_of_prompt(trained: Trained, prompt: str) -> tuple[list[int], int]:
 
 
 def look(trained: Trained, prompt: str, learner: LearnerFile | None = None) -> Look:
-    """What the network does with `prompt`. `learner` is the file of the run's own attention, if
-    any."""
+    """What the network does with `prompt`. `learner` is the file of the user's attention or block,
+    if the run has one."""
     ids, dropped = ids_of_prompt(trained, prompt)
     model = trained.model
     inside = look_inside(model, ids)

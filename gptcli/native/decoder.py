@@ -206,12 +206,12 @@ class Decoder:
     ) -> list[list[int]]:
         """Choose the next `steps` tokens of n different streams. Returns the tokens of each stream.
 
-        `uniform` holds the random numbers of each stream, one for each step. `positions[i]` is the
-        position of the first token chosen for `streams[i]`. Every chosen token but the last is fed.
-        `how` holds the sampling parameters of each stream, or one set for all streams. `utf8` is a
-        pair: a table of the UTF-8 state after each token in each state, uint8 (8, V), and the state
-        of every stream of the decoder, which is updated. With `utf8`, every chosen token keeps the
-        text valid UTF-8."""
+        `uniform` holds n lists of `steps` random numbers, one list for each stream. `positions[i]`
+        is the position of the first token chosen for `streams[i]`. Every chosen token but the last
+        is fed. `how` holds the sampling parameters of each stream, or one set for all streams.
+        `utf8` is a pair: a table of the UTF-8 state after each token in each state, uint8 (8, V),
+        and the state of every stream of the decoder, which is updated. With `utf8`, every chosen
+        token keeps the text valid UTF-8."""
         n, steps = len(uniform), len(uniform[0])
         assert len({*streams}) == len(streams) == len(positions) == n
         assert all(len(numbers) == steps for numbers in uniform)
@@ -258,7 +258,7 @@ class Decoder:
         """The number of threads, and whether each thread computes some of the streams.
 
         If not, each thread computes some of the outputs of each product. Then the threads wait for
-        each other, but they read the weights only once together."""
+        each other, but all of them together read the weights only once."""
         if streams > 1 and (
             self._weight_bytes <= _MOST_TO_READ_TWICE
             or (streams >= 16 * self._threads and self._weight_bytes <= _MOST_FOR_MANY_STREAMS)

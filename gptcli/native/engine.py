@@ -125,8 +125,8 @@ class Engine:
         self, idx: Tensor, targets: Tensor, *, seed: int, scale: float, add: bool
     ) -> float:
         """The sum of the losses in nats. Also computes its gradients, times `scale`. They replace
-        the flat gradients, or are added to them with `add`. The masks of dropout depend only on
-        `seed`, from 0 to below 2**64."""
+        the flat gradients, or are added to them with `add`. For the same B and T, the masks of
+        dropout depend only on `seed`, from 0 to below 2**64."""
         return self._call(idx, targets, self._gradients.data_ptr(), seed, scale, add=add)
 
     def _call(

@@ -1,9 +1,9 @@
 """Compiles the C libraries for this processor, caches them, and loads them through ctypes.
 
 There are three libraries: TRAINING_FLOAT32, TRAINING (in bfloat16) and SAMPLING. All need Linux or
-macOS and a C compiler (`gcc` or `cc`). TRAINING also needs x86-64 with AVX512-BF16 (Intel from
-Cooper Lake on, AMD from Zen 4 on). $GPTCLI_CPU restricts the libraries to the features of a kind of
-processor.
+macOS and a C compiler ($CC, `gcc` or `cc`). SAMPLING also needs OpenMP. TRAINING_FLOAT32 needs
+x86-64 or 64-bit ARM. TRAINING needs x86-64 with AVX512-BF16 (Intel from Cooper Lake on, AMD from
+Zen 4 on). $GPTCLI_CPU restricts the libraries to the features of a kind of processor.
 """
 
 from __future__ import annotations
@@ -210,7 +210,8 @@ def start_building(source: Source) -> None:
 def start_building_training(dtype: str) -> None:
     """Start to compile the library that trains if the setting `run.dtype` is `dtype`.
 
-    Like start_building, but needs no PyTorch, so the compiler can start early."""
+    Choosing the library needs no PyTorch, so the compiler can start early. No library trains in
+    float16."""
     processor = usable_processor()
     if processor is None or dtype == "float16":
         return
@@ -260,7 +261,7 @@ def _sources() -> list[Path]:
 
 @functools.cache
 def _cache_key(source: Source, processor: Processor) -> str:
-    """A hash of everything that the compiled library depends on."""
+    """A hash of all C files, the compiler's flags and the processor's features."""
     digest = hashlib.sha256()
     for path in _sources():
         name = path.relative_to(_HERE).as_posix()
@@ -356,7 +357,7 @@ class _Builder:
         atexit.register(self.abandon)
 
     def abandon(self) -> None:
-        """Clean up if the process ends before `wait` was called."""
+        """Clean up if gptcli ends before `wait` was called. A complete library stays cached."""
         if self.process.poll() is None:
             self.stop_compiler()
         elif self.process.returncode == 0 and self.private is None and self.temporary.exists():
@@ -419,7 +420,7 @@ def _first_error(errors: bytes) -> str:
 
 
 def _remove_stale_files(folder: Path) -> None:
-    """Remove the temporary files that killed compiling processes have left."""
+    """Remove temporary files older than 20 minutes. Processes that were killed have left them."""
     for path in folder.glob(".building-*"):
         with suppress(OSError):  # another process can have removed the file
             if path.stat().st_mtime < time.time() - 10 * _SECONDS_TO_BUILD:

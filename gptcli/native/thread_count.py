@@ -16,7 +16,7 @@ except ImportError:  # Windows does not count switches, so threads never look di
 
 _LEAST_STEPS = 16  # shorter runs are not measured
 _LAST_RUNS = 3  # for each number of threads, the fastest of so many runs counts
-_TRY_ONE_EVERY = 64  # disturbed runs with all threads before one thread is tried again
+_TRY_ONE_EVERY = 64  # runs with all threads before one thread is tried again, if disturbed
 # Runs with one thread before all threads are tried again: the first number, and the largest.
 _TRY_ALL_AFTER = (16, 256)
 _MUCH_FASTER = 0.8  # one thread must take less than this share of the time that all threads take

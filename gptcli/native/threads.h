@@ -2,10 +2,10 @@
  *
  * OpenMP is not used here, because Apple's clang does not have it, and because OpenMP's threads
  * spin while they wait. If another program takes a processor, the spinning threads use up time that
- * the working threads need. Here, a waiting thread spins for some microseconds if no other program
- * disturbs this one, and then sleeps until it is woken. Threads take the rounds of a loop one by
- * one, so a thread that loses its processor delays only one round. Results must not depend on which
- * thread computes a round. */
+ * the working threads need. Here, a waiting thread spins for 60 microseconds if no other program
+ * disturbs this one (else only briefly), and then sleeps until it is woken. Threads take the rounds
+ * of a loop one by one, so a thread that loses its processor delays only one round. Results must
+ * not depend on which thread computes a round. */
 
 #ifndef GPTCLI_THREADS_H
 #define GPTCLI_THREADS_H
@@ -59,7 +59,7 @@ static struct {
     int threads;           /* threads that exist, without the callers */
     int count;             /* threads that run the function, with the caller */
     int spin;              /* whether waiting threads spin */
-    int seen_by_new;       /* the job after which a new thread begins */
+    int seen_by_new;       /* the value of job when threads start; they wait for another value */
     long switches;         /* forced context switches of the process before the last run */
     TeamFunction function;
     void *argument;
@@ -211,7 +211,8 @@ static void start_threads(int wanted) {
     pthread_attr_destroy(&attributes);
 }
 
-/* Runs function(argument, worker) in `threads` threads, and returns when all have ended. */
+/* Runs function(argument, worker) in `threads` threads, at most MOST_THREADS, or in fewer if the
+ * system allows no more. Returns when all have ended. */
 static void team_run(int threads, TeamFunction function, void *argument) {
     pthread_mutex_lock(&team.mutex);
     threads = threads < MOST_THREADS ? threads : MOST_THREADS;

@@ -15,7 +15,7 @@ from gptcli.training.schedule import resolve_rate
 from gptcli.view.number_formats import human_count, time_taken
 
 _LEAST_RISE = 0.01
-"""A run overfits if its last validation loss is above the best one by at least this share."""
+"""A run overfits only if its last validation loss is above the best one by at least this share."""
 _WORTH = 0.02
 """Twice as many steps are worth it if they lower the loss by at least so many nats."""
 _MANY_EPOCHS = 30
@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answers about a run. `next` has pairs of an idea and its command, or ""."""
+    """The answers about a run. `next` has pairs: an idea and its command ("" if it has none)."""
 
     summary: str
     answers: list[Answer]
@@ -45,7 +45,7 @@ class Advice:
 
 
 def advice(run: RunData) -> Advice:
-    """The answers and ideas for a run, from its losses, gradient norms and config."""
+    """The answers and ideas for a run, from its losses, gradient norms, config and status."""
     overfit, improvement = overfitting(run.evaluations), doubled(_points(run))
     answers = [_overfitting(run, overfit), _more_time(run, overfit, improvement), _stable(run)]
     return Advice(_summary(run), answers, _numbered(run, _next(run, overfit, improvement)))
@@ -87,9 +87,9 @@ def doubled(points: Sequence[tuple[int, float]]) -> float | None:
     """How much lower the loss would be after twice as many steps, in nats.
 
     `points` are pairs (step, loss). A least-squares line is fitted to the loss over the logarithm
-    of the step, for the second half of the points (at least three). Returns None if there are fewer
-    than three. A falling learning rate makes the line too steep, so the result is an upper
-    estimate."""
+    of the step, for the second half of the points (at least three). Points at step 0 do not count.
+    Returns None if there are fewer than three points, or if all have the same step. A falling
+    learning rate makes the line too steep, so the result is an upper estimate."""
     half = [(step, loss) for step, loss in points if step > 0]
     half = half[-max(3, len(half) // 2) :]
     if len(half) < 3:
@@ -112,14 +112,15 @@ def _points(run: RunData) -> list[tuple[int, float]]:
 
 
 def _is_close(run: RunData) -> bool:
-    """Whether the training loss is near the last validation loss."""
+    """Whether the training loss is near the last validation loss, or above it."""
     now = mean_loss_at(run.steps, run.last_step)
     last = run.evaluations[-1].val_loss if run.evaluations else None
     return now is not None and last is not None and last - now < _CLOSE * last
 
 
 def mean_loss_at(steps: Sequence[StepDone], step: int) -> float | None:
-    """The mean training loss near `step`: over the tenth of the logged steps around it."""
+    """The mean training loss near `step`; None without logged steps. The mean is over at most a
+    twentieth of the logged steps on each side, or over one step if that is more."""
     if not steps:
         return None
     width = max(1, len(steps) // 20)
@@ -129,7 +130,9 @@ def mean_loss_at(steps: Sequence[StepDone], step: int) -> float | None:
 
 
 def spikes(steps: Sequence[StepDone]) -> list[StepDone]:
-    """The logged steps whose gradient norm is a spike. The first tenth of the steps is left out."""
+    """The logged steps whose gradient norm is a spike. The first tenth of the steps is left out.
+
+    Returns [] if fewer than ten steps with a finite norm remain."""
     later = [one for one in steps[len(steps) // 10 :] if math.isfinite(one.grad_norm)]
     if len(later) < 10:
         return []

@@ -1,5 +1,5 @@
-// Draws the charts of a page with uPlot, in the colours of the theme. Dragging or keys zoom, the
-// pointer or the arrow keys read values, and the buttons of the legend hide lines.
+// Draws the charts of a page with uPlot, in the colours of the theme. Readers zoom by dragging or
+// with keys, read values with the pointer or the arrow keys, and hide lines with the legend.
 //
 // drawChart(root, { title, note, xLabel, yLabel, x, series, bands, clip, sync, log, logX, height })
 // A series is { label, values, style, points }: with `points`, it has marks and no line. `bands`
@@ -126,7 +126,8 @@ function drawChart(root, given) {
   let shown = [first, last];
   const keepShown = (u, from, to) => { if (from !== null) shown = [from, to]; return [from, to]; };
 
-  // The range of y. With `clip`, it leaves out the steep start, which would flatten the rest.
+  // The range of y. With `clip`, it leaves out the steep start if all of x is shown, because the
+  // start would flatten the rest.
   function clipped(low, high) {
     const whole = shown[0] <= first && shown[1] >= last;
     if (whole && given.clip) {

@@ -36,10 +36,11 @@ def refuse_without_chromium() -> str:
 
 
 def picture(page: str, width: int = 1280) -> bytes:
-    """A PNG of a complete page, `width` pixels wide.
+    """A PNG of a complete page, `width` pixels wide and at most 16,000 pixels high.
 
     The page's script must write the page's height in pixels into the root's attribute data-height.
-    Raises GptcliError if Chromium is missing or fails."""
+    Without this attribute, the picture is 2,000 pixels high. Raises GptcliError if Chromium is
+    missing or fails."""
     with tempfile.TemporaryDirectory(prefix="gptcli-page-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         dom = _run(folder, page, [f"--window-size={width},900", "--dump-dom"])

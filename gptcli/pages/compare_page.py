@@ -18,8 +18,8 @@ _MOST_LINES = 8
 
 @dataclass(frozen=True)
 class ComparedArm:
-    """What the page says about one config. `points` is its mean validation curve, `training` the
-    training curve of its first seed."""
+    """What the page says about one config. `points` is the mean validation curve, and `training` is
+    the training curve of the first seed."""
 
     name: str
     points: Sequence[tuple[int, float]]

@@ -59,7 +59,8 @@ def _in_text(piece: bytes) -> str:
 def maps_record(
     inside: list[dict[str, Any]], tokenizer: Tokenizer, most_heads: int, used: int | None
 ) -> dict[str, Any] | None:
-    """The maps at each evaluation, for the heads with the clearest habits near step `used`."""
+    """The maps at each evaluation; None if there are no maps. Shows the heads that have the
+    clearest habits at the evaluation nearest to `used`."""
     moments = []
     for one in inside:
         tensors = _unpacked(one["maps"])

@@ -22,7 +22,7 @@ from gptcli.view.number_formats import time_taken
 from gptcli.view.safe_text import clean
 
 MOST_BYTES = 1_000_000
-_MOMENTS = 8  # evaluations whose maps the page shows
+_MOMENTS = 8  # the most evaluations whose maps the page shows
 _MOST_HEADS = 24
 _SAMPLES = 6
 _SAMPLE_CHARACTERS = 700
@@ -35,8 +35,8 @@ UPLOT_SCRIPT = "third_party/uPlot.iife.min.js"
 
 
 def report_page(run: RunData, tokenizer: Tokenizer | None) -> str:
-    """The page as HTML. It shows fewer evaluations and heads if it would be over a megabyte.
-    Without a tokenizer, it has no passage and no maps."""
+    """The page as HTML. If it would be over a megabyte, it has fewer evaluations and heads in its
+    maps, or no passage and no maps. Without a tokenizer, it has no passage and no maps either."""
     for moments, heads in ((_MOMENTS, _MOST_HEADS), (4, 12), (2, 6), (0, 0)):
         page = _document(run, tokenizer, moments, heads)
         if len(page.encode("utf-8")) <= MOST_BYTES:
@@ -209,7 +209,7 @@ def _chart(
 
 
 def numbers(values: Sequence[float]) -> list[float | None]:
-    """The values for JSON, rounded to five digits; None for a value that is not finite."""
+    """The values for JSON, with five significant digits; None for a value that is not finite."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
 
 

@@ -18,7 +18,8 @@ from gptcli.training import run_folder
 from gptcli.view.history import recorded_events, recorded_samples
 
 MOST_POINTS = 1200
-"""The most points of a curve in a page. A screen has fewer columns, so more would not show."""
+"""The most points of a curve in a report. A chart is not much wider in pixels, so more would not
+show."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def read_run(run: Path, name: str | None = None) -> RunData:
 
 
 def _inside(run: Path) -> list[dict[str, Any]]:
-    """The complete records of attention.jsonl; [] if an earlier version trained the run."""
+    """The complete records of attention.jsonl; [] if the file is missing."""
     found = []
     with suppress(OSError):
         for line in read_lines(run / "attention.jsonl", run):

@@ -4,10 +4,10 @@
  * reading order.
  *
  * A step computes rows. Each row is a token of a stream at a position. While texts are generated, a
- * step has one row of each stream. Before this, a prompt's tokens come in chunks. Threads share
- * either the streams or the outputs of each product. If they share the streams, each thread
- * computes the whole network. No sum is divided between threads, so no bit of the result depends on
- * their number. */
+ * step has one row of each stream. A prompt is fed first, in chunks: many rows of one stream.
+ * Threads share either the streams or the outputs of each product. If they share the streams, each
+ * thread computes the whole network for its streams. No sum is divided between threads, so no bit
+ * of the result depends on the number of threads. */
 
 #include "../vectors/amx_permission.h"
 #include "../constants.h"
@@ -78,8 +78,9 @@ static void embed(const Step *s) {
             for (int c = 0; c < C; c++) x[c] += row[c];
             continue;
         }
-        /* The angle is a + b: a is in the coarse table, b in the fine one. This computes
-         * cos(a + b) and sin(a + b) from the cosines and sines of a and b. */
+        /* The angle is a + b. The coarse table has cos(a) and sin(a), except for very large
+         * positions. The fine table has cos(b) and sin(b). The last two lines of the loop compute
+         * cos(a + b) and sin(a + b) from these. */
         float *rotation = d->rotation + (s->first_row + r) * d->D;
         const long coarse = s->position[r] / FINE_STEPS;
         const double *fine = d->fine_rotation + s->position[r] % FINE_STEPS * d->D;
@@ -127,7 +128,7 @@ static void norm(const Decoder *d, const float *x, const float *gain, const floa
  * this is faster than a barrier. */
 static int each_thread_alone(const Step *s) { return s->parts > 1 && s->n <= 4; }
 
-/* Returns all rows, normalised. Each thread of the team can read them. */
+/* Returns all rows, normalised. The calling thread can read all of them without waiting. */
 static const char *normalise_rows(const Step *s, const float *gain, const float *bias) {
     Decoder *d = s->d;
     const size_t row = d->Cp * input_bytes(d);
@@ -139,8 +140,8 @@ static const char *normalise_rows(const Step *s, const float *gain, const float 
     return out;
 }
 
-/* Returns all rows in the format of products with p: quantized if p has int8 weights. Each thread
- * of the team can read them. */
+/* Returns all rows in the format of products with p: quantized if p has int8 weights. The calling
+ * thread can read all of them without waiting. */
 static const char *quantize_if_int8(const Step *s, const Packed *p, const char *rows) {
     if (p->kind != INT8) return rows;
     const int repeat = each_thread_alone(s);
@@ -201,7 +202,8 @@ static void store_key_and_value(const Decoder *d, char *keys, int slot, const fl
     }
 }
 
-/* The sums of so many groups of 16 keys or of so many numbers of each value fit into registers. */
+/* How many groups of 16 keys (GROUPS) and how many numbers of a value (WIDEST) are summed at once.
+ * So many sums fit into registers. */
 enum { GROUPS = 4 / REGISTERS, WIDEST = 64 / REGISTERS };
 
 /* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Also prefetches what is read
@@ -275,8 +277,9 @@ INLINE void sum_values(const int is_bf16, const int wide, const char *values, lo
 }
 
 /* Attention of one head for one row: q (E) at `position` sees the last W tokens. Computes scores,
- * softmax, and the weighted sum of values into out (P). next_stream_keys: the keys that are read
- * after this call, which are prefetched; NULL to prefetch none. */
+ * softmax, and the weighted sum of values into out (P). next_stream_keys: the keys that the next
+ * call reads. This call prefetches them, and its own keys and values before it reads these. If it
+ * is NULL, this call prefetches nothing. */
 INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const char *keys,
                    int position, float *scores, char *out, const char *next_stream_keys) {
     const int R = d->R, P = d->P, slot = position % R;
@@ -488,7 +491,8 @@ static void keep_wanted_rows(Step *s, int32_t *stream) {
     s->n = count, s->stream = stream;
 }
 
-/* One step: all layers, then the logits of the rows that wants_logits marks. */
+/* One step: all layers, then the logits of the rows that wants_logits marks (of all rows if it is
+ * NULL). */
 static void run_step(Step s) {
     Decoder *d = s.d;
     int32_t kept_streams[s.n];
@@ -497,9 +501,8 @@ static void run_step(Step s) {
     team_barrier(&s);
     for (int l = 0; l < d->s.L && s.n; l++) {
         const Layer *layer = d->layers + l;
-        const uint8_t *wanted =
-            l == d->s.L - 1 ? s.wants_logits
-                            : NULL; /* the other rows only had to store keys and values */
+        /* In the last layer, the other rows only have to store keys and values. */
+        const uint8_t *wanted = l == d->s.L - 1 ? s.wants_logits : NULL;
         attention_heads(&s, l, normalise_rows(&s, layer->ln1, layer->ln1_bias), wanted);
         team_barrier(&s);
         if (wanted) {
@@ -553,7 +556,7 @@ void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
     }
 }
 
-/* Feeds n tokens to stream 0, at most dec_max_scored. The first token is at `position`. out (n, V)
+/* Feeds n tokens (at most dec_max_scored) to stream 0. The first token is at `position`. out (n, V)
  * gets the logits after each token. */
 void dec_score(Decoder *d, int n, int position, const int32_t *token, float *out, int threads) {
     int32_t stream[MAX_ROWS] = {0}, positions[MAX_ROWS], logits_rows[MAX_ROWS];
@@ -574,7 +577,7 @@ int dec_max_scored(const Decoder *d) { return d->chunk < MAX_ROWS ? d->chunk : M
 /* 1 if activations are rounded to bfloat16 for products with bfloat16 weights. */
 int dec_rounds_rows(void) { return BF16_ROWS; }
 
-/* The most tokens of one stream that dec_feed takes, and the most rows. */
+/* The most tokens that dec_feed takes in a call: of one stream, and of all streams together. */
 int dec_max_chunk(const Decoder *d) { return d->chunk; }
 int dec_max_rows(const Decoder *d) { return d->rows - 32 * d->s.threads; }
 

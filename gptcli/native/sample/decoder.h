@@ -83,7 +83,7 @@ typedef struct {
  * table, plus those of r, in the fine table. A chunk is a part of a prompt that one step takes. */
 enum { FINE_STEPS = 1024, COARSE_STEPS = 256, MAX_CHUNK = 128 };
 
-/* Bytes of a number in the rows that products read. */
+/* Bytes of a number in the inputs of products, before quantize_row for int8 weights. */
 static size_t input_bytes(const Decoder *d) { return d->s.kind == BFLOAT16 && BF16_ROWS ? 2 : 4; }
 
 /* Bytes of a number in the KV cache. */

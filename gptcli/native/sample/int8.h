@@ -2,7 +2,8 @@
  *
  * A linear layer has K inputs, a multiple of 32. An int8 weight w is stored as the byte w + 128.
  * Each output has a scale for each 32 of its inputs. A scale is the smallest bfloat16 number for
- * which the 32 weights, divided by the scale, are between -127 and 127.
+ * which the 32 weights, divided by the scale, are between -127 and 127. If all 32 weights are below
+ * 1e-30 in size, the scale is 0.
  *
  * Each row of activations has one scale t. An activation is stored as an integer a of 15 bits: its
  * value is a times t. The products of 32 inputs are summed exactly, in int32, on all processors.
@@ -38,7 +39,7 @@ enum { SCALE_GROUP = 32, OUTPUTS = 16, MAX_WEIGHT = 127, MAX_ACTIVATION = 127 * 
 #define MULTIPLIES_BYTES 0
 #endif
 
-enum { MIN_TILE_ROWS = 6 }; /* fewer rows were faster without AMX tiles */
+enum { MIN_TILE_ROWS = 6 }; /* for fewer rows, few_int8_rows was faster than AMX tiles */
 
 /* Bytes of a panel. */
 static long int8_panel_bytes(long K) { return round_up(OUTPUTS * (K + K / SCALE_GROUP * 2), 64); }

@@ -83,8 +83,8 @@ static float largest_logit(const float *logits, int V) {
     return max_lane(largest);
 }
 
-/* Cuts at top-p: keeps the fewest logits whose probabilities add up to p, and sets all others to
- * -infinity. */
+/* Cuts at top-p: keeps the fewest logits whose probabilities add up to at least p, and sets all
+ * others to -infinity. */
 static void keep_top_p(float *logits, int V, float top, double p, const ChoiceScratch *c) {
     const double target = p * exp_weights(logits, V, top, c->weights);
     /* A few tokens are usually enough, so at first only the `limit` largest logits are sorted. */

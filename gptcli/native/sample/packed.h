@@ -165,8 +165,8 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
 }
 
 /* out (n, 16 * panels) = rows (n, K) times `panels` panels. `panel` is the number of the first
- * panel. `panels` is even, and n is at most 32. AMX can read and write up to 16 or 32 rows, so
- * `rows` and `out` need room for so many. */
+ * panel. `panels` is even, and n is at most 32. AMX can read and write more than n rows. So `rows`
+ * and `out` need room for 16 rows, or for 32 if n is over 16. */
 static void multiply_panels(const Packed *p, const char *rows, int n, long panel, int panels,
                             float *out, long out_row) {
     if (p->kind == INT8) {

@@ -1,4 +1,4 @@
-/* The two libraries for training: loss and gradients of a step on a CPU, in bfloat16 or float32.
+/* The two libraries for training on a CPU, in bfloat16 or float32: loss, gradients, AdamW, Muon.
  *
  * gptcli/native/engine.py and loss.py call these libraries. Dimensions as in model.h. README.md
  * gives a reading order. */

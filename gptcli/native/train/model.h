@@ -75,7 +75,7 @@ typedef struct {
 
 enum {
     MOST_TILES = 256 << 20, /* the most bytes of all layers' own Tiles */
-    /* If the weights of a layer have more bytes than this, groups are larger. */
+    /* If the weights of a layer have more bytes than this, groups can be larger. */
     LARGE_WEIGHTS = BFLOAT16 ? 1 << 20 : 256 << 10,
 };
 

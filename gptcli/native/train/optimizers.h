@@ -98,7 +98,7 @@ static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
 
 /* square = A A^T (r, r). A (r, n) is `a`, and `tiles` have the rows of A as columns. r and n are
  * multiples of 32. Computes the blocks up to the diagonal and mirrors them. No bit differs, because
- * the products of rows i and j and of rows j and i sum the same numbers in the same order. */
+ * "row i times row j" sums the same numbers in the same order as "row j times row i". */
 static void product_with_own_transpose(const num *a, const num *tiles, long r, long n,
                                        float *square) {
     for (long i = 0; i < r; i += 32)
@@ -114,7 +114,7 @@ static void product_with_own_transpose(const num *a, const num *tiles, long r, l
         }
 }
 
-/* Makes X (r, c) almost the orthogonal matrix nearest to it, by Newton-Schulz iterations
+/* Moves X (r, c) close to the orthogonal matrix nearest to X, by Newton-Schulz iterations
  * (constants.h). r and c are multiples of 32. Source: Jordan et al. 2024, "Muon". */
 static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
     num *X = s->x;

@@ -50,7 +50,7 @@ INLINE void transpose_part(f32part r[8]) {
     }
 }
 
-/* So many rows and panels of 16 columns are computed at once: 12 of 16 registers hold sums. */
+/* How many rows and panels of 16 columns are computed at once: 12 of 16 registers hold sums. */
 enum { ROWS_AT_ONCE = 6, PANELS_AT_ONCE = 1 };
 
 #include "parts.h"

@@ -139,7 +139,7 @@ INLINE void transpose16(f32x16 r[16]) {
     for (int i = 0; i < 16; i++) r[i] = from_bits(bits[i]);
 }
 
-/* So many rows and panels of 16 columns are computed at once: 16 of 32 registers hold sums. */
+/* How many rows and panels of 16 columns are computed at once: 16 of 32 registers hold sums. */
 enum { ROWS_AT_ONCE = 8, PANELS_AT_ONCE = 2 };
 
 #endif

@@ -34,7 +34,7 @@ INLINE void transpose_part(f32part r[4]) {
     r[3] = (f32part)_mm_movehl_ps(d, b);
 }
 
-/* So many rows and panels of 16 columns are computed at once: 8 of 16 registers hold sums. */
+/* How many rows and panels of 16 columns are computed at once: 8 of 16 registers hold sums. */
 enum { ROWS_AT_ONCE = 2, PANELS_AT_ONCE = 1 };
 
 #include "parts.h"

@@ -16,7 +16,7 @@
 
 enum {
     TILE = 512,        /* numbers in a tile */
-    STEPS_AT_ONCE = 8, /* tiles along a sum; so many of A and of a panel of B stay in the caches */
+    STEPS_AT_ONCE = 8, /* tiles along a sum; the caches hold as many of A and of a panel of B */
 };
 
 static void tiles_begin(void) {}

@@ -40,7 +40,7 @@ from gptcli.training.opening_text import open_text_of_run
 from gptcli.training.text_of_run import WantedText, content_key_of
 
 LARGE, TOO_LARGE = 5_000_000, 20_000_000  # bytes of a page
-_COMPARED = 8192  # tokens on which eight-bit weights are compared with the run's own
+_COMPARED = 8192  # tokens on which eight-bit weights are compared with the run's weights
 _SAMPLE_TOKENS = 400
 
 
@@ -65,8 +65,8 @@ def write_page(
 
     `program` runs the page's JavaScript for the proof; None means numpy. `say` gets a line about
     each stage. The model must have builtin parts only. Raises GptcliError (exit code 1) if the page
-    is too large, if its tokenizer cannot run in a page, or if the page does not compute what the
-    network computes."""
+    is too large, if its tokenizer cannot run in a page, if `program` gives no answer, if the page
+    does not compute what the network computes, or if the file cannot be written."""
     assert not trained.model.user_parts.in_network()
     say("rounding the weights to eight bits")
     packed = payload(trained.model, trained.tokenizer)
@@ -140,8 +140,8 @@ def _windows(trained: Trained) -> tuple[Tensor, str]:
     """Token ids on which two networks are compared, int64 (B, T + 1), and a description of the
     text.
 
-    The text is the validation text if the run's text still exists, else one that the model
-    writes."""
+    The text is the run's validation text if it still exists and is longer than a window, else a
+    text that the model writes."""
     width = trained.config.model.block_size
     with contextlib.suppress(GptcliError, OSError):
         wanted = WantedText(
@@ -172,7 +172,8 @@ def _windows(trained: Trained) -> tuple[Tensor, str]:
 
 
 def first_prompt(trained: Trained, story: Story) -> str:
-    """The prompt that the page opens with: the first words of the model's last sample."""
+    """The prompt that the page opens with: the first words of the run's last sample, or of a text
+    that the model writes now. "" if the tokenizer cannot encode them."""
     sample = story.samples[-1][1] if story.samples else ""
     if not sample:
         sample = _own_text(trained)

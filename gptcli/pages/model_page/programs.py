@@ -73,7 +73,7 @@ class Program:
 
 
 def find_program() -> Program | None:
-    """Node.js, or else Chromium or Chrome; None if this machine has none of them."""
+    """Node.js from version 18 on, or else Chromium or Chrome; None if none of them works here."""
     for name in ("node", "nodejs"):
         path = shutil.which(name)
         version = _version(path) if path else ""
@@ -87,7 +87,7 @@ def find_program() -> Program | None:
 
 
 def _version(path: str) -> str:
-    """The name and version that `PROGRAM --version` prints; "" if the program does not work."""
+    """What `PROGRAM --version` prints, up to the version; "" if the program does not work."""
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
             [path, "--version"], capture_output=True, text=True, timeout=60, check=True
@@ -168,7 +168,7 @@ def _run(command: list[str]) -> str:
 
 def name_and_version(printed: str) -> str:
     """The words up to the first one with a digit: "Google Chrome 131.0" of "Google Chrome 131.0
-    x"."""
+    x". The first two words if none has a digit."""
     words = printed.split()
     numbers = [i for i, word in enumerate(words) if any(letter.isdigit() for letter in word)]
     return " ".join(words[: numbers[0] + 1] if numbers else words[:2])

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from gptcli.sampling.valid_text import Table
 
 TOLERANCE = 1e-3
-"""The largest difference between a page's logit and the network's that passes."""
+"""The proof fails if a logit of the page differs from the network's logit by more than this."""
 
 PROMPTS, GREEDY_TOKENS = 64, 200
-_LONGEST = 512  # tokens; for a longer window, the prompts are as long as for this one
+_LONGEST = 512  # tokens; a longer window does not make the prompts longer
 
 _TEXTS = (
     "To be, or not to be, that is the question.\n",
@@ -155,8 +155,9 @@ def network_logits(model: GPT, tokens: Sequence[int], first: int) -> Tensor:
 
 
 def prompts(tokenizer: Tokenizer, block_size: int) -> Iterator[str]:
-    """The texts of a proof. They depend only on the tokenizer and the window. They have up to 1.4
-    times as many tokens as the window, or 1.4 times 512 tokens if the window is longer."""
+    """The texts of a proof. They depend only on the tokenizer and on W.
+
+    Some are fixed. The others have up to 1.4 W random tokens, or 1.4 times 512 if W is over 512."""
     count = 0
     for text in _TEXTS:
         with suppress(GptcliError):
@@ -176,8 +177,8 @@ def prompts(tokenizer: Tokenizer, block_size: int) -> Iterator[str]:
 class RoundingError:
     """How much eight-bit weights change a network, on average over the tokens of a text.
 
-    `logit` is the mean difference between the logits. `same_choice` is the share of positions at
-    which the likeliest token stays the same. The losses are in nats per token."""
+    `logit` is the mean absolute difference between the logits. `same_choice` is the share of
+    positions at which the likeliest token stays the same. The losses are in nats per token."""
 
     loss: float
     rounded_loss: float

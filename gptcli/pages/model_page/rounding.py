@@ -1,4 +1,4 @@
-"""Rounds weights to eight bits with a scale for each 32 inputs, exactly as `sample --dtype int8`.
+"""Rounds weights to eight bits, one scale per 32 inputs, exactly as `sample --dtype int8` does.
 
 native/sample/int8.h does the same in C. A scale is the smallest bfloat16 number for which the
 32 weights, divided by the scale, are between -127 and 127. All arithmetic is float32.
@@ -45,7 +45,7 @@ def dequantised(whole: npt.NDArray[np.int8], scales: npt.NDArray[np.uint16]) -> 
 
 
 def as_float32(bits: npt.NDArray[np.uint16]) -> Any:
-    """The float32 numbers that these bits of bfloat16 numbers stand for."""
+    """The bfloat16 numbers with these bits, as float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 

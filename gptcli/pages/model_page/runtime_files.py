@@ -9,7 +9,7 @@ _VIEW = ("elements", "engine", "writing", "tokens", "attention", "steps", "lens"
 
 
 def network_script() -> str:
-    """The script for Node.js and the worker: payload, tokenizer, network, sampler."""
+    """The script that proofs and the worker share: from the payload to the next token."""
     return _joined("runtime", _NETWORK)
 
 

@@ -1,6 +1,6 @@
 """Collects what a page tells about its run: the text's name, facts, losses, samples and config.
-Everything comes from the run folder. The page names the training text and its size, but never
-contains the text.
+Everything comes from the run folder, except the size of the text. The page names the training text
+and its size, but never contains the text.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ def how_it_learned(story: Story) -> str:
 
 
 def data_name(config: Config, status: dict[str, Any]) -> str:
-    """A short name for the training text: the names of its files, without their folders."""
+    """A short name for the training text: the names of at most three of its files, without folders.
+
+    For several texts with shares, the names have shares. For an imported model, the name says where
+    the model comes from."""
     imported = status.get("imported")
     if isinstance(imported, dict):
         return f"{imported.get('from')}, imported"
@@ -117,7 +120,7 @@ def text_size(config: Config) -> int | None:
 
 
 def samples_of(run: Path, last_step: int) -> list[tuple[int, str]]:
-    """The run's samples up to `last_step`, as (step, text). Of many samples, evenly chosen ones."""
+    """The run's samples up to `last_step`, as (step, text): at most 12, evenly chosen."""
     found: list[tuple[int, str]] = []
     with suppress(OSError):
         for line in read_lines(run / "samples.txt", run):
@@ -188,7 +191,7 @@ def _facts(
 
 
 def _loss_in_words(loss: float) -> str:
-    """A sentence with a loss, and the mean probability of the correct token that it stands for."""
+    """A sentence with a loss, and the geometric mean of the correct tokens' probabilities."""
     return (
         f"{loss_text(loss)} nats per token: the correct next token had a probability of "
         f"{100 * math.exp(-loss):.2g} % (geometric mean)"
@@ -217,8 +220,9 @@ def file_size(size: int) -> str:
 
 
 def _config_lines(config: Config) -> Iterator[str]:
-    """The lines of the config's sections `tokenizer`, `model` and `train`. Others can name
-    paths."""
+    """The lines of the config's sections `tokenizer`, `model` and `train`, without null values.
+
+    Other sections can name paths."""
     inside = False
     for line in dump_config(config).splitlines():
         if line and not line.startswith((" ", "#")):
@@ -231,11 +235,12 @@ def _config_lines(config: Config) -> Iterator[str]:
 
 
 def curve(story: Story) -> str:
-    """An SVG of both losses over the steps, in the page's colours; "" with fewer than two points.
+    """An SVG of both losses over the steps, in the page's colours. Returns "" if the training loss
+    has fewer than two points.
 
     The first losses are often so high that they would flatten the rest of the curve. So the scale
-    ends at a loss that 95 % of the points are below. The lines leave the chart at the top, and a
-    label there says at which loss they start."""
+    ends slightly above the loss that 95 % of the points do not exceed. If the training loss starts
+    above the scale, its line leaves the chart at the top, and a label says where it starts."""
     if len(story.train) < 2:
         return ""
     last = max(step for step, _ in (*story.train, *story.val))
@@ -313,7 +318,7 @@ def _thinned(points: Points) -> Points:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Three to eight round numbers between two losses."""
+    """Three to nine round numbers between two losses; only `low` if they are too close."""
     for step in (5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001):
         first = -(-low // step)
         found = [round((first + i) * step, 6) for i in range(9) if (first + i) * step <= high]

@@ -45,7 +45,8 @@ function attentionMaps(network, from) {
 }
 
 /** What a head looks at: its shares of attention and its mean distance, on average over the tokens
-    of a map from the third one on. `tokens` are the tokens of the map's rows. */
+    of a map from the third one on. `same` and `repeated` are averages over those of them that have
+    an earlier copy, or 0 if there are at most three. `tokens` are the tokens of the map's rows. */
 function headHabits(map, tokens) {
   const count = tokens.length;
   const sums = { itself: 0, before: 0, first: 0, same: 0, repeated: 0, distance: 0 };

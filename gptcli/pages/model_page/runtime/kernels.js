@@ -1,6 +1,7 @@
 /* Multiplies matrices by vectors in float32: in WebAssembly SIMD, assembled here, or in JavaScript.
 
-   Both use the same layout. Rows are padded to a multiple of 4, columns to a multiple of 8. */
+   Both use the same layout. Rows are padded to a multiple of 4, and columns to a multiple of 8 (of
+   32 in `matrix`). */
 
 const padded = (count, unit) => Math.ceil(count / unit) * unit;
 
@@ -158,13 +159,13 @@ function simdModule() {
     ...set(LEFT),
     ...four.flatMap((r) =>
       [0, 1].flatMap((half) => [
-        0x43,
+        0x43, // f32.const 0
         0,
         0,
         0,
         0,
         ...splat,
-        ...set(sum(r, half)), // f32.const 0
+        ...set(sum(r, half)),
       ]),
     ),
     ...loop(products, LEFT),
@@ -180,11 +181,11 @@ function simdModule() {
     ...set(ROWS),
   ];
   const body = [
-    2,
+    2, // two groups of locals: 7 integers and 10 vectors
     7,
     I32,
     10,
-    V128, // locals
+    V128,
     ...get(STRIDE),
     ...constant(4),
     ...multiply,

@@ -3,7 +3,7 @@
 
    Dimensions: T tokens, C channels (n_embd), H heads, K heads of keys and values, D channels of a
    head, P channels of a head as stored (D rounded up to 16), F hidden width, V vocabulary, W width
-   of the window (block_size). */
+   of the window (block_size, at most LONGEST_TEXT). */
 
 const LONGEST_TEXT = 4096; // tokens; a text of the page never has more
 

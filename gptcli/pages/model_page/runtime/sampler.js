@@ -1,4 +1,4 @@
-/* Chooses the next token: temperature, top-k, top-p and the draw, as gptcli/sampling/next_token.py.
+/* Chooses the next token: temperature, top-k, top-p, draw, as in gptcli/sampling/next_token.py.
 
    The random numbers are those of `gptcli sample --seed`: PyTorch's Mersenne Twister. So the same
    seed gives the same text, as far as rounding allows. */
@@ -86,7 +86,7 @@ function likelihoods(logits, size, { temperature, topK, topP }, allowed) {
   return chances;
 }
 
-/** Keeps the likeliest tokens, as few as add up to p. The likelihoods of the others become 0. */
+/** Keeps the likeliest tokens, as few as add up to at least p. The others get likelihood 0. */
 function keepTopP(chances, p) {
   const order = Uint32Array.from(chances.keys()).sort((a, b) => chances[b] - chances[a] || a - b);
   let before = 0;

@@ -12,7 +12,7 @@ const HABITS = {
 };
 
 class Attention {
-  /** `onChoose()` is called if the reader chooses another head. */
+  /** `onChoose()` is called when the reader chooses a head. */
   constructor(model, strip, onChoose) {
     Object.assign(this, { model, strip, onChoose });
     this.layer = 0;
