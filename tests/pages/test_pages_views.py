@@ -37,7 +37,8 @@ Written = Callable[[str], Path]
 
 @pytest.fixture
 def written(once: Once, cli: Any, text_file: Path) -> Written:
-    """written("report char") and so on return the page of a real run. Each page is written once."""
+    """written("report char") and so on return a page. Each page is written once, from real runs;
+    only the page of `scaling` has made-up figures."""
 
     def run(kind: str, rate: float = 0.02) -> Path:
         def train(folder: Path) -> None:

@@ -166,7 +166,7 @@ def test_shards_that_do_not_fit_together(
 
 
 def test_fewer_rows_than_ranks() -> None:
-    """In this case, PyTorch gives the last ranks no rows."""
+    """If there are fewer rows than ranks, PyTorch gives the last ranks no rows."""
     w = torch.arange(6.0).reshape(2, 3)
     assert torch.equal(joined([{"w": w[:1]}, {"w": w[1:]}, {"w": w[2:]}])["w"], w)
     views = [memoryview(w[:1].numpy().copy()), memoryview(b"").cast("f")]
