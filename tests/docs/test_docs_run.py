@@ -85,7 +85,8 @@ LEARNERS = (
     "cs336_basics/model.py:MultiheadSelfAttention", "solutions.py:Attention",
     "ch03.ipynb:MultiHeadAttentionWrapper", "1.1_Transformer_from_Scratch.ipynb:Attention",
 )  # fmt: skip
-"""Files and classes of learners that pages name. Here each holds the course's solution."""
+"""Files and classes of learners that pages name. In these tests, each holds the course's
+solution."""
 
 RUNS = re.compile(
     r"(?:runs/)?(mine|deeper|attention|char|overfit|shakespeare|night|a|b|own|short|small)(?=$|/)"

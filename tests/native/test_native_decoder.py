@@ -1,4 +1,4 @@
-"""The C decoder gives PyTorch's logits in every batch, and chooses the same tokens as PyTorch."""
+"""The C decoder gives PyTorch's logits, alone and in batches, and chooses the same tokens."""
 
 from __future__ import annotations
 

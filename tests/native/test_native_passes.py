@@ -1,4 +1,4 @@
-"""The C passes give PyTorch's loss and gradients, for every shape and number of threads."""
+"""The C passes give PyTorch's loss and gradients, for many shapes and numbers of threads."""
 
 from __future__ import annotations
 

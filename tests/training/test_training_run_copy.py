@@ -1,4 +1,4 @@
-"""A run's copy at a URL: whole or as it was before, harmless to the run, and fetched whole."""
+"""The copy of a run at a URL: only complete checkpoints count, and faults never harm the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Sharded checkpoints: read like whole ones, gathered at the end of a run, damage is named."""
+"""Sharded checkpoints are read like whole ones and gathered at the end of a run. Damage is
+named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain lines of progress, whose format must not change, because logs and scripts read them."""
+"""Plain lines of progress, whose format must not change, because scripts may read them."""
 
 from __future__ import annotations
 
