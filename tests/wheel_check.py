@@ -2,7 +2,7 @@
 
 `make wheel-check` runs this program. The program is not a test of the suite, because it needs the
 package index. The environment holds only the packages that gptcli needs to run. If uv is installed,
-`uvx` then does the same with the same files, without an index.
+`uvx` then trains and samples too, with the same files and without an index.
 """
 
 from __future__ import annotations

@@ -126,7 +126,8 @@ def clicked_charts(page: Any) -> int:
 
 
 def clicked_maps(page: Any) -> None:
-    """Choose each head and each token by pointer and by keys, and point at the map."""
+    """Click each head and each token, choose the token before the last by a key, and point at the
+    map."""
     heads = page.locator(".head")
     for head in heads.all():
         head.click()
