@@ -1,1 +1,2 @@
-"""Tests in folders named after those of gptcli/. Import shared code as tests.FOLDER.MODULE."""
+"""The tests. Most folders have the names of those of gptcli/. Import shared code as
+tests.FOLDER.MODULE."""

@@ -26,7 +26,7 @@ import torch
 torch.set_num_threads(1)
 
 # A background job of a shell ignores Ctrl-C, and `nohup` makes a process ignore SIGHUP. Every
-# process that the tests start would inherit this.
+# process that the tests start would inherit these settings.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -99,9 +99,9 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 def _test_cache(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterator[None]:
     """Set GPTCLI_CACHE to a temporary folder, so that no test touches the user's cache.
 
-    Each worker has its own cache. The C libraries are compiled once for all workers. The libraries
-    are kept in .pytest_cache for the next run: their names contain a hash of source and
-    compiler."""
+    Each worker has its own cache. On Linux and macOS, each C library is compiled once for all
+    workers. The libraries are kept in .pytest_cache for the next run. Their names contain a hash of
+    source and compiler, so a changed library is compiled again."""
     cache = tmp_path_factory.mktemp("cache")
     _copy_libraries(KEPT_LIBRARIES, cache / "native")
     patch = pytest.MonkeyPatch()
@@ -131,7 +131,7 @@ def _share_libraries(native: Path, once: Once) -> None:
 
     sources = [library.TRAINING, library.TRAINING_FLOAT32, library.SAMPLING]
     if WORKER.endswith(("1", "3", "5", "7", "9")):
-        sources.reverse()  # so two workers each compile another library first
+        sources.reverse()  # so two workers do not compile the same one first
     for source in sources:
 
         def build(folder: Path, source: library.Source = source) -> None:
@@ -149,16 +149,18 @@ def _share_libraries(native: Path, once: Once) -> None:
 def _shared_worker_process(pytestconfig: pytest.Config) -> Iterator[None]:
     """Let all checks of a test process share one worker process, which imports PyTorch only once.
 
-    The worker runs each file in a fork, so files cannot affect each other. With --slow, or if a
-    test sets GPTCLI_NEW_WORKER, every check starts a new worker process, as gptcli does."""
-    # Do not use the fixture `slow` here: every test would then count as a test of a long series.
+    The worker runs each file in a fork, so files cannot affect each other. With --slow, on systems
+    other than Linux, or if a test sets GPTCLI_NEW_WORKER, every check starts a new worker process,
+    as gptcli does."""
+    # Do not use the fixture `slow` here: --slow runs the tests that use it, and every test uses
+    # this fixture.
     if pytestconfig.getoption("--slow") or sys.platform != "linux":
         yield
         return
     from gptcli.course.sandbox.isolation import Worker, _Process
 
     idle: list[_Process] = []
-    busy: set[Worker] = set()  # their check was interrupted, so an answer is still to come
+    busy: set[Worker] = set()  # their check runs or was interrupted, so an answer is still to come
     leave, check = Worker.__exit__, Worker.ask
 
     def shared(worker: Worker) -> bool:
@@ -220,9 +222,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without --slow, leave out the tests marked `slow`, and most tests of each `long_series`.
 
-    A series of up to 12 tests keeps a third of them, one of up to 40 a sixth, and a longer one a
-    twelfth. With --slow, keep only the tests left out otherwise, and those with the fixture
-    `slow`."""
+    A series of up to 12 tests keeps about a third of them, one of up to 40 about a sixth, and a
+    longer one about a twelfth. With --slow, keep only the tests that are otherwise left out, and
+    those with the fixture `slow`."""
     slow = config.getoption("--slow")
     series = [
         (item.path, getattr(item, "originalname", item.name))
@@ -249,7 +251,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def wanted(request: pytest.FixtureRequest, parameter: str, *always: Any) -> set[Any]:
     """`always`, and the values of a parameter in those tests of this module that will run.
 
-    A fixture that prepares something for each value can prepare only these."""
+    A fixture that prepares something for each value need not prepare it for other values."""
     params = (
         item.callspec.params
         for item in request.session.items
@@ -278,7 +280,7 @@ def program(slow: bool) -> Iterator[list[str]]:
     """The start of a command line that runs `gptcli` as a process with its own streams.
 
     Add "-u" or nothing, then the arguments. The process is a fork of fork_server.py, which has
-    imported PyTorch already. With --slow, it is gptcli itself."""
+    imported PyTorch already. With --slow, and on Windows, it is gptcli itself."""
     if slow or os.name != "posix":
         yield [sys.executable, str(HERE / "start.py")]
         return
@@ -328,7 +330,7 @@ SMALL = (
     "train.batch_size=8",
     "run.threads=1",
 )
-"""Overrides with which the training of any config takes about a second."""
+"""Overrides that make the network of any config tiny, so that a step is quick."""
 
 
 @pytest.fixture(scope="session")

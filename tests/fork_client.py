@@ -1,7 +1,7 @@
 """Runs gptcli in a fork of fork_server.py: python -IS fork_client.py SOCKET [-u] WORDS...
 
 The fork gets this process's arguments, folder, environment and open streams. This process ends with
-the fork's exit code. This client imports so little that it starts in a fiftieth of gptcli's time.
+the fork's exit code. The client imports little, so it starts much faster than gptcli.
 """
 
 import json

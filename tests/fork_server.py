@@ -2,7 +2,8 @@
 
 The tests of gptcli's streams need a process for each case, and each import of PyTorch would take a
 second or more. `python -m tests.fork_server SOCKET` listens on a socket. The tests then start
-fork_client.py instead of `gptcli`. With --slow (`make slow`) the tests start gptcli itself.
+fork_client.py instead of `gptcli`. With --slow (`make slow`), and on Windows, the tests start
+gptcli itself.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def gptcli(request: dict[str, Any], descriptors: list[int]) -> int:
 
 
 def warm() -> None:
-    """Import all modules that commands import, and share their memory with the forks."""
+    """Import the modules that most commands need, and share their memory with the forks."""
     import gc
     import importlib
     import pkgutil

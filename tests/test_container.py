@@ -1,4 +1,4 @@
-"""Limits of cores and memory by cgroups: version 1 or 2, nested, with or without a namespace."""
+"""Limits on cores and memory from cgroups: version 1 or 2, nested, with or without a namespace."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "gptcli").rglob("*.py"))
 TOP = {"files", "top"}
-"""What every package may import: files/, and the modules in gptcli/ itself (config, errors,
-events)."""
+"""What every package may import: files/, and the modules in gptcli/ itself, such as config, errors
+and events."""
 
 MAY_IMPORT = {
     "cli": {
@@ -139,8 +139,8 @@ def test_attention_is_readable_alone() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_sizes_and_names(path: Path) -> None:
-    """Learners must be able to read a file of model/ or training/ at once. Names say what a file
-    holds."""
+    """Learners must be able to read a file of model/ or training/ in one sitting. Names say what a
+    file holds."""
     if path.parent.name in ("model", "training"):
         assert len(path.read_text("utf-8").splitlines()) <= 400
     assert path.stem not in {"utils", "helpers", "common", "misc", "base"}

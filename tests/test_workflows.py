@@ -78,8 +78,8 @@ def test_publishing_proves_where_it_comes_from() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="bash")
 def test_the_tag_must_be_the_version() -> None:
-    """The step of publish.yml that compares the two accepts a right tag, and fails for a wrong
-    one."""
+    """The step of publish.yml that compares tag and version accepts a right tag, and fails for a
+    wrong one."""
     import gptcli
 
     (command,) = [step["run"] for step in steps("publish.yml") if "TAG" in step.get("env", {})]
@@ -106,5 +106,5 @@ def test_the_package_says_what_it_is() -> None:
     for key in ("description", "readme", "license", "authors", "keywords", "requires-python"):
         assert project[key], key
     assert len(project["classifiers"]) == len(set(project["classifiers"])) > 10
-    # The key `license` says this.
+    # The key `license` already names the licence.
     assert not any("License" in line for line in project["classifiers"])

@@ -2,7 +2,7 @@
 
 `make wheel-check` runs this program. The program is not a test of the suite, because it needs the
 package index. The environment holds only the packages that gptcli needs to run. If uv is installed,
-`uvx` then does the same with the same files, without an index.
+`uvx` then trains and samples too, with the same files and without an index.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def train_and_sample(*gptcli: str | Path, cwd: Path, env: Mapping[str, str] | No
 
 
 def refuse_more_than_needed(site_packages: Path) -> None:
-    """Fail if the environment holds a package that only an extra needs."""
+    """Fail if a needed package is missing, or if one of some packages is there that only extras
+    need."""
     there = {found.metadata["Name"].lower() for found in distributions(path=[str(site_packages)])}
     needed = {"gptcli", "torch", "numpy", "typer", "pydantic"}
     assert needed <= there, needed - there

@@ -84,7 +84,8 @@ def test_without_choices_the_defaults_are_those_of_the_command(
 
 
 def test_pieces_are_whole_characters_and_stop_strings_never_show() -> None:
-    """A model of bytes writes characters of two or more bytes; each piece holds only whole ones."""
+    """A model with the byte tokenizer writes characters of several bytes. Each piece holds only
+    whole characters."""
     model = gptcli.load(OLD / "modern-byte-adamw" / "run")
     pieces = list(model.stream("K", max_new_tokens=200, temperature=3.0, seed=1))
     text = "".join(pieces)
@@ -127,7 +128,8 @@ def outcome_of_lines(cli: Any, trained: Path, folder: Path, dtype: str) -> str:
 
 
 def test_logits_give_the_scores(model: gptcli.Model) -> None:
-    """The logits before each token but the first give the log-probability of that token."""
+    """The logits at each position give the log-probability of the next token. The start ids come
+    before the first one."""
     text = "KING:\nWhat light is"
     logits = model.logits(text)
     ids = model.tokenizer.encode(text)

@@ -24,7 +24,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Cell:
-    """Stands for the output of a notebook cell: keeps what its one display showed after each
+    """A stand-in for the output of a notebook cell. It keeps what the display showed after each
     update."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""`gptcli.train` makes the same run as the command, however the loop over its events ends."""
+"""`gptcli.train` makes the run that the command makes, and saves it if the loop ends early."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def weights(run: Path | str, step: int = STEPS) -> bytes:
 
 
 def lines(run: Path | str) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl without their times."""
+    """The records of metrics.jsonl without times and speeds."""
     text = (Path(run) / "metrics.jsonl").read_text("utf-8")
     clocks = ("seconds", "tokens_per_second")
     return [

@@ -16,7 +16,7 @@ SMALL = ("tiny", "run.device=cpu", "run.threads=1")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure for about a tenth of the usual time. These tests do not look at the speeds."""
+    """Measure for a small part of the usual time. These tests need no exact speeds."""
     monkeypatch.setattr("gptcli.training.speed._SAMPLE_SECONDS", 0.1)
     monkeypatch.setattr("gptcli.training.speed._PEAK_SECONDS", 0.1)
     monkeypatch.setattr("gptcli.training.speed._READ_SECONDS", 0.05)

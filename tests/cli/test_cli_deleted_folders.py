@@ -44,7 +44,7 @@ def test_a_run_folder_that_disappears(
     what: str, in_background: bool, cli: Any, text_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Training warns at every checkpoint, ends with an error, and makes no new folder."""
+    """The training warns, ends with an error, and makes no new folder."""
     run, other = tmp_path / "r", tmp_path / "other"
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if in_background else 1 << 40)
     with monkeypatch.context() as patch:
@@ -120,8 +120,8 @@ def test_a_resume_without_the_text_changes_nothing(
 def test_a_deleted_token_cache_is_built_again(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A training keeps its deleted shards, which are memory-mapped. The next command builds them
-    again."""
+    """A training can still read its deleted shards, which are memory-mapped. The next command
+    builds them again."""
     cache, runs = tmp_path / "cache", []
     monkeypatch.setenv("GPTCLI_CACHE", str(cache))
     for name in ("whole", "without"):

@@ -64,10 +64,10 @@ def test_resuming_keeps_the_adapters(
     assert other.code == 2
     assert "these keys change the weights" in other.err
     assert "train.lora" in other.err
+    # This resume needs no --from: the run holds the weights from which the fine-tune started.
     more = cli("train", "--resume", "--extend", "train.max_steps=6", "--out", run, "--json")
     assert more.code == 0, more.err
     assert json.loads(more.out)["steps"] == 6
-    # The run itself holds the weights from which the fine-tune started.
     config = run / "config.yaml"
     config.write_text(config.read_text("utf-8").replace("rank: 2", "rank: 3"), encoding="utf-8")
     edited = cli("train", "--resume", "--extend", "train.max_steps=8", "--out", run)

@@ -143,7 +143,7 @@ def test_a_text_that_changed_is_refused_by_a_run_with_checkpoints(
     assert (outcome.code, outcome.out) == (2, "")
     assert f"the text of {text.as_posix()} has changed since the run" in outcome.err
     shutil.rmtree(run / "checkpoints")
-    assert cli("inspect-batch", run, 1).code == 2  # run.json also records the path of the text
+    assert cli("inspect-batch", run, 1).code == 2  # run.json also has the hash of the text
     (run / "run.json").unlink()
     outcome = cli("inspect-batch", run, 1, "--json")
     assert outcome.code == 0

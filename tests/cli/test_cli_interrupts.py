@@ -29,8 +29,7 @@ raise ImportError("cannot load module more than once per process")
 
 
 TRAIN = ("train", "tiny", "--out")
-"""The start of a command that imports PyTorch. `sample` of a run on a CPU does not import
-PyTorch."""
+"""The start of a command that imports PyTorch. `sample` with the C library does not."""
 
 
 def run(
@@ -75,7 +74,8 @@ def test_a_ctrl_c_that_the_caller_ignores_is_ignored(tmp_path: Path) -> None:
 
 
 def is_gone(group: int) -> bool:
-    """Whether the process group ends within ten seconds. Its `mv` may need a moment to end."""
+    """Whether the process group ends within ten seconds. The `mv` of the fake compiler may need a
+    moment."""
     for _ in range(1000):
         try:
             os.killpg(group, 0)

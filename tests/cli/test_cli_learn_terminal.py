@@ -61,7 +61,8 @@ while True:
         print("[exit", os.waitstatus_to_exitcode(status), in_order, end="]", flush=True)
         break
 """
-"""A small shell with job control. The shell replaces the check, so no test waits for PyTorch."""
+"""A small shell with job control. It replaces the check by a quick one, so no test waits for
+PyTorch."""
 
 
 class Terminal:
@@ -83,7 +84,8 @@ class Terminal:
         self.output, self.seen = "", 0
 
     def until(self, text: str) -> str:
-        """Read until `text` appears after what was read before, and return all output."""
+        """Read until `text` appears after the text of the call before, and return all output so
+        far. Fail after 30 seconds."""
         end = time.monotonic() + 30
         while text not in self.output[self.seen :]:
             assert time.monotonic() < end, f"no {text!r} in {self.output[self.seen :][-2000:]!r}"

@@ -390,5 +390,5 @@ def test_a_run_1500_folders_deep(project: Path, cli: Any) -> None:
         outcome = cli("train", "texts/t.txt", *SMALL, "--out", out)
         assert outcome.code == 0, outcome.err
         assert cli("eval", out).code == 0
-    finally:  # pytest deletes folders by recursion, and Python's limit of recursion is lower
+    finally:  # pytest deletes folders by recursion, deeper than Python allows
         subprocess.run(["rm", "-rf", "a"], check=True)

@@ -141,7 +141,7 @@ def test_an_option_is_no_value_of_another_option(cli: Any) -> None:
     assert hints(cli("sample", "--prompt", "--json"))[0].startswith(
         "write --prompt TEXT; if `--json` is its value, write --prompt=--json"
     )
-    # A value that is not the name of an option is accepted as a value.
+    # `--lr` is no option of `sample`, so it is accepted as the prompt.
     assert "--lr" not in cli("sample", "no-such-run", "--prompt", "--lr").err
 
 

@@ -28,7 +28,7 @@ def test_the_figures_follow_from_the_arithmetic(cli: Any) -> None:
     # The bytes that a GPU sends in the all-reduce of 4 P bytes of gradients.
     assert eight["inside_bytes"] == pytest.approx(8 * P * 7 / 8)
     assert eight["between_bytes"] == 0
-    # Bytes that go between the eight machines.
+    # The bytes that a GPU sends to the other seven machines.
     assert many["between_bytes"] == pytest.approx(8 * P / 8 * 7 / 8)
     assert by_count[64, "fsdp"]["memory_bytes"] < many["memory_bytes"]
     assert many["checkpoint_bytes"] == 12 * P

@@ -420,7 +420,8 @@ TorchPasses.gradients = waiting
 from gptcli.cli import main
 main()
 """
-"""A program that trains, and waits in its seventh step until it receives a signal."""
+"""A program that trains, and waits in its seventh step until the test has sent a signal and deleted
+`mark`."""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")

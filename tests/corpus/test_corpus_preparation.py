@@ -1,4 +1,5 @@
-"""open_corpus gives the ids of encoding each document as a whole, and refuses unusable texts."""
+"""open_corpus gives the ids that each document has if it is encoded whole. Unusable texts are
+refused."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ class Terminal(io.StringIO):
 
 def shown(stderr: io.StringIO, *, wanted: bool, silent_seconds: float) -> str:
     """What Progress writes to `stderr` during a phase of 4 MB."""
-    with pytest.MonkeyPatch.context() as patch:  # pytest has replaced sys.stderr before the test
+    # A fixture would be too early, because pytest replaces sys.stderr after the fixtures.
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", stderr)
         patch.setattr(progress, "SILENT_SECONDS", silent_seconds)
         with Progress(wanted).phase("tokenizing", 4_000_000) as advance:

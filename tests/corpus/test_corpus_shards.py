@@ -1,4 +1,4 @@
-"""Token shards: read in blocks from a folder or a URL, in an order that only the seed decides."""
+"""Token shards: read in blocks from a folder or a URL, in an order that depends on the seed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def written(out: str, length: int = LENGTH, first: int = 0) -> str:
 
 @pytest.fixture(params=["folder", "file", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of a folder with shards of 1000 tokens: on this machine or at a URL."""
+    """The address of a folder whose shards hold 1000 tokens together: on this machine or at a
+    URL."""
     return written(
         {
             "folder": str(tmp_path / "tokens"),

@@ -74,7 +74,8 @@ class Launched:
         return found
 
     def until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Wait until the condition holds. Fail if the training ends before that."""
+        """Wait until the condition holds. Fail if the training ends before that, or after
+        `seconds`."""
         end = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, f"it ended early:\n{self.said()}"
@@ -86,7 +87,8 @@ class Launched:
         os.kill(self.process.pid if rank is None else self.ranks()[rank], number)
 
     def wait(self, seconds: float = 120.0) -> int:
-        """Wait for the end of the training, and return its exit code."""
+        """Wait for the end of the training, and return its exit code. Kill it and fail after
+        `seconds`."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""The result does not depend on the number of ranks, even if a resume changes this number."""
+"""Any number of ranks gives the same result up to rounding, even if a resume changes the number."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_two_ranks_learn_what_one_process_learns(
     assert differ(one, two) < 1e-5
     saved = {path.name for path in (two / "checkpoints" / "step-00000004").iterdir()}
     assert ("model-00002-of-00002.safetensors" in saved) == (parallel == "fsdp")
-    for step in (4, 5):  # the checkpoint of step 4 can have shards, the last one never has
+    for step in (4, 5):  # with fsdp, step 4 has shards of the weights, and step 5 has none
         assert cli("eval", two, "--checkpoint", step).code == 0
 
 

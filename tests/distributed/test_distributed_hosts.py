@@ -1,4 +1,4 @@
-"""Two network namespaces act as two hosts: one process's result, and a signal that ends both.
+"""Two network namespaces act as two hosts. They learn what one process learns; a signal ends both.
 
 The tests need Linux, root and the command `ip` (Debian's package iproute2); they are skipped
 elsewhere.

@@ -55,7 +55,7 @@ def test_an_uneven_share_is_refused_with_the_nearest_values() -> None:
 
 
 def losses(accum: int, ranks: int, rank: int, model: GPT, tokens: TokenStore) -> list[float]:
-    """The losses with dropout of one rank's forward passes in a step."""
+    """The losses of one rank's forward passes in a step, with dropout."""
     share = Share.of(TrainConfig(batch_size=8, grad_accum=accum), ranks)
     batches = RankBatches(tokens, 8, 3, share, rank)
     draws = Draws(torch.device("cpu"))

@@ -25,7 +25,8 @@ def test_a_linter_finds_nothing() -> None:
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> dict[str, str]:
-    """The environment of a Slurm job. Its Slurm commands only write down their arguments."""
+    """The environment of a Slurm job with stand-ins for `srun` and `scontrol`, which write down
+    their arguments. `scontrol show` prints two nodes. With SLOW, `srun` waits for a signal."""
     programs = {
         "scontrol": '[ "$1" = show ] && printf "node1\\nnode2\\n" || echo "$@" >> requeued',
         "srun": 'echo "$@" > started; trap "exit 1" TERM; [ -z "$SLOW" ] || { sleep 20 & wait; }',

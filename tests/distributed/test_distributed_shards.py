@@ -76,8 +76,8 @@ def whole(once: Once, text_file: Path) -> Path:
 def test_shards_hold_what_rank_0_would_gather(
     saves: str, whole: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    """If a rank does not see the run folder, rank 0 gathers the state as in a run of one
-    process."""
+    """If a rank does not see the run folder, rank 0 gathers all tensors, and writes the files of a
+    run of one process."""
     run, gathered = tmp_path / "run", tmp_path / "gathered"
     assert start(text_file, run, saves).wait() == 0
     assert start(text_file, gathered, saves, fault="blind").wait() == 0
@@ -119,7 +119,7 @@ def test_a_rank_is_killed_while_it_writes_its_shard(
     assert training.said().count("Traceback") == 1  # torchrun's report
     assert "Exception in thread" not in training.said()
     assert newest(run) == 10
-    # Rank 0 would delete the temporary folder.
+    # Only rank 0 deletes the temporary folder.
     assert len(temporaries(run)) == (1 if whom == 0 else 0)
     assert checkpoint.newest_valid(run)[1] == []
     assert start(text_file, run, saves, resumed=True).wait() == 0
@@ -194,8 +194,8 @@ def test_two_signals_while_shards_are_written_leave_nothing_torn(
 def test_from_shards_to_any_number_of_ranks_and_back(
     optimizer: str, text_file: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    """A run on 2 ranks with fsdp, 2 with ddp, one process, 4 with fsdp and one process again has
-    the losses of a run of one process."""
+    """A run on 2 ranks with fsdp, 2 with ddp, one process, 4 with fsdp and one process again has,
+    up to rounding, the losses of a run of one process."""
     alone, run = tmp_path / "alone", tmp_path / "run"
     words = ("train", "tiny", f"data.source={text_file}", *SMALL, "train.max_steps=50",
              f"train.optimizer={optimizer}", "train.keep_checkpoints=9")  # fmt: skip

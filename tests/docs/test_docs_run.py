@@ -67,7 +67,7 @@ NO_PROGRAMS = {
     "docs/serve.md": "it asks a server; tests/serving asks one with the same client",
 }
 """The pages whose Python the tests do not run, and the reasons. Of the blocks in other languages,
-bash, console and yaml are tested; tests/interop runs the JavaScript in Node.js."""
+sh, console and yaml are tested, and no test runs the JavaScript."""
 
 NEEDS = {
     "--to gguf": ("gguf",), "--to onnx": ("onnx",), "--to tensorboard": ("tensorboard",),
@@ -85,7 +85,8 @@ LEARNERS = (
     "cs336_basics/model.py:MultiheadSelfAttention", "solutions.py:Attention",
     "ch03.ipynb:MultiHeadAttentionWrapper", "1.1_Transformer_from_Scratch.ipynb:Attention",
 )  # fmt: skip
-"""Files and classes of learners that pages name. Here each holds the course's solution."""
+"""Files and classes of learners that pages name. In these tests, each holds the course's
+solution."""
 
 RUNS = re.compile(
     r"(?:runs/)?(mine|deeper|attention|char|overfit|shakespeare|night|a|b|own|short|small)(?=$|/)"
@@ -106,7 +107,7 @@ def reason(command: str) -> str | None:
 
 
 def missing(code: str) -> str | None:
-    """The reason why a command or program cannot run, a missing package, or None."""
+    """The reason why a command or program cannot run (a package is missing), or None."""
     for part, packages in NEEDS.items():
         for package in packages:
             if part in code and importlib.util.find_spec(package) is None:
@@ -183,7 +184,8 @@ class Shell:
             written.write_text(solution(exercise_named(written.stem)), "utf-8")
 
     def _smaller(self, words: list[str]) -> list[str]:
-        """The words of a command whose training has a few steps and a tiny network."""
+        """The words of a command, changed so that its training has a few steps and a tiny
+        network."""
         if words[0] == "sweep" and "--minutes" in words:
             at = words.index("--minutes")
             words = [*words[:at], *words[at + 2 :]]
@@ -201,7 +203,8 @@ class Shell:
         return [*words, *(f"{key}={value}" for key, value in SMALL.items() if key not in given)]
 
     def _give_runs(self, words: list[str]) -> None:
-        """Provide the missing runs that a command names, as copies of the run `trained`."""
+        """Provide the missing runs that a command names, as copies of the run `trained`. If the
+        command writes to --out, delete what an earlier example wrote there."""
         out = words.index("--out") + 1 if "--out" in words else None
         for place, word in enumerate(words):
             if place == out and not {"--resume", "--overwrite"} & set(words):

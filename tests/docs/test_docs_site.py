@@ -267,7 +267,7 @@ def test_pages_fit_every_width_and_ask_nobody(
 
 @pytest.mark.slow
 def test_the_search_answers_what_readers_ask(site: Path, browser: Any) -> None:
-    """The browser opens the site as a file, so the search works without a server."""
+    """The browser opens the site as a file: the search must work without a server."""
     page = browser(1280, "light")
     page.goto((site / "index.html").as_uri())
     page.click(".md-search__button")

@@ -62,7 +62,7 @@ def test_every_block_names_its_language_and_has_its_form(page: str) -> None:
             compile(block.text, str(block), "exec")
         if block.language == "yaml":
             parse_config(block.text, name=str(block))
-    # Every fence must be closed. Otherwise the rest of the page would be hidden.
+    # Every fence must be closed. Otherwise the rest of the page would be code.
     assert len(re.findall(r"^```", text_of(page), re.MULTILINE)) == 2 * len(blocks(page))
 
 
@@ -162,7 +162,8 @@ def test_every_config_key_in_the_text_exists(page: str) -> None:
 
 
 def test_the_figures_of_the_performance_page_are_measured() -> None:
-    """Every figure in its tables is in benchmarks/RESULTS.md, possibly with more digits."""
+    """Every figure in the tables before "On your machine" is in benchmarks/RESULTS.md, possibly
+    with more digits. The first column is not checked."""
     number = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
     measured = {
         float(found.replace(",", "")) for found in number.findall(text_of("benchmarks/RESULTS.md"))

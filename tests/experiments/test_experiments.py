@@ -54,7 +54,8 @@ def test_the_quantiles_are_those_of_student() -> None:
 
 
 def test_intervals_hold_the_truth_in_95_of_100() -> None:
-    """Of 2,000 comparisons of equal configs, about 5 % find more than noise, paired or not."""
+    """Of 2,000 comparisons of equal configs, about 5 % find a difference, with pairs and
+    without."""
     draw = random.Random(1)
     for paired in (True, False):
         wrong = 0

@@ -34,7 +34,7 @@ def test_an_exact_law_is_found() -> None:
 
 @pytest.mark.slow
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(slow: bool) -> None:
-    """At least 85 % of the intervals, one for each noisy ladder, hold the loss of a larger
+    """Each noisy ladder gives an interval. At least 85 % of them hold the loss of a larger
     network."""
     draw = random.Random(3)
     inside, ladders = 0, 300 if slow else 40

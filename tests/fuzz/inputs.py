@@ -47,7 +47,7 @@ _edits = st.lists(
 
 
 def edited(base: bytes) -> Bytes:
-    """A strategy: `base` with a few bytes changed, removed, repeated or inserted."""
+    """A strategy: `base` with bytes changed, removed, repeated or inserted at a few places."""
 
     def apply(edits: list[tuple[float, str, bytes]]) -> bytes:
         data = base

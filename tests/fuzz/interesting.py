@@ -1,6 +1,6 @@
 """Inputs that once caused a traceback, a hang or a full memory, and similar inputs.
 
-test_fuzz.py feeds them to the parsers in every run of the test suite.
+test_fuzz.py feeds them to the parsers: to some in `make test`, and to the others in `make slow`.
 """
 
 from __future__ import annotations

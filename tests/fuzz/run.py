@@ -2,8 +2,8 @@
 
 The program prints a line for each target: how many inputs there were, how many were accepted and
 refused, and the time of the slowest input. If a target fails, the program prints the traceback and
-adds the smallest failing input to found.txt. test_fuzz.py feeds the inputs of found.txt again in
-every run. The exit code is 1 if a target failed.
+adds the smallest failing input to found.txt. From then on, test_fuzz.py feeds the inputs of
+found.txt too. The exit code is 1 if a target failed.
 """
 
 from __future__ import annotations

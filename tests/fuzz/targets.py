@@ -1,6 +1,6 @@
 """The fuzz targets: each accepts an input or raises GptcliError; any other error is a failure.
 
-Each target has a separate folder, which it uses for every input. A target returns whether the input
+A target that needs files uses the same folder for every input. `accepts` returns whether the input
 was accepted.
 """
 
@@ -60,7 +60,8 @@ class HangError(Exception):
 
 @contextmanager
 def no_longer_than(seconds: float) -> Iterator[None]:
-    """Raise HangError if the body takes longer than this. Do nothing on systems without a timer."""
+    """Raise HangError if the body takes longer than `seconds`. Do nothing on systems without a
+    timer."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -89,7 +90,7 @@ class Target:
 
     def accepts(self, value: Any) -> bool:
         """Return whether the target accepts the input. Errors that are not a GptcliError pass
-        through."""
+        through. Raise ValueError if a GptcliError has no message or a very long one."""
         with no_longer_than(SECONDS):
             try:
                 self.feed(value)

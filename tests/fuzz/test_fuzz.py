@@ -1,4 +1,5 @@
-"""Every parser accepts a random input or raises GptcliError. `make fuzz` (run.py) tries more."""
+"""Every parser accepts an input or raises GptcliError. `make fuzz` (run.py) tries many more
+inputs."""
 
 from __future__ import annotations
 

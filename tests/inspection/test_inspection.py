@@ -158,8 +158,8 @@ def test_a_prompt_begins_with_begin_of_text_if_the_tokenizer_asks_for_it(tmp_pat
 
 
 def test_the_kinds_are_those_of_heads_that_were_made_so(tmp_path: Path) -> None:
-    """Each of four heads attends to one kind of token: the previous, the first, the token itself,
-    or by induction. The fifth head is mixed."""
+    """The first three heads attend to the previous token, the first token and the token itself. The
+    fourth head works by induction, and the fifth one is mixed."""
     model = model_of(tmp_path, "modern").model
 
     def made(ids: list[int]) -> list[torch.Tensor | None]:

@@ -1,4 +1,5 @@
-"""llama.cpp runs exports: their log-probabilities, token counts and perplexity, in every type."""
+"""llama.cpp runs exports: their log-probabilities, token counts, and perplexity in shorter
+types."""
 
 from __future__ import annotations
 

@@ -184,7 +184,8 @@ def test_a_run_is_logged_resumed_and_logged_again(
     home.mkdir()
     for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(variable, str(home))
-    # Every network address fails, and so would a logger that needs the network.
+    # Every request goes to a port that nobody listens on, so a logger that needs the network would
+    # fail.
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     run = tmp_path / "run"

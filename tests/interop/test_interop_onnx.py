@@ -77,7 +77,7 @@ def test_random_shapes_give_the_same_logits(arch: str, seed: int, tmp_path: Path
     model = trained(tmp_path / "run", KINDS[seed % 3], seed, **shape(seed, arch))
     done = exporting.export(model, "onnx", tmp_path / "out")
     assert done.proof.largest_difference is not None
-    assert done.proof.largest_difference <= 3e-4  # the random widths start at 2
+    assert done.proof.largest_difference <= 3e-4  # higher than usual, because heads can be 2 wide
     past = max(done.proof.lengths) > model.config.model.block_size
     assert past == (arch == "modern")
     assert f"onnxruntime {onnxruntime.__version__} read" in proof_sentence(done.proof)

@@ -14,7 +14,7 @@ from gptcli.model.rotary import RotaryCausalSelfAttention
 
 
 def randomise(module: nn.Module, seed: int) -> None:
-    """Give all parameters random values, those of matrices scaled by 1 / sqrt(inputs)."""
+    """Give all parameters random values: matrices scaled by 1 / sqrt(inputs), all others by 0.5."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -54,7 +54,8 @@ def gpt(
     dtype: torch.dtype = torch.float32,
     **sizes: object,
 ) -> GPT:
-    """A GPT of two blocks in evaluation mode, with initial or with `random` parameters."""
+    """A small GPT in evaluation mode, by default of two blocks, with initial or `random`
+    parameters."""
     values = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "bias": arch == "gpt2"}
     model = GPT(ModelConfig.model_validate({"arch": arch, **values, **sizes}), vocab_size)
     initialise(model, torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""The table of parameters is complete, has the C library's order, and fits every network."""
+"""The table of parameters is complete, has the C library's order, and fits both archs."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_the_cache_equals_recomputation_under_a_banded_mask(
     pieces: list[int],
     seed: int,
 ) -> None:
-    """The pieces have any size up to the width. Together they are much longer than the width."""
+    """The pieces have any size up to the width. Together they can be much longer than the width."""
     pieces = [min(piece, width) for piece in pieces]
     module = attention(3, 4, rotary=rotary, seed=seed)
     x = inputs(2, sum(pieces), 12, seed=seed + 1)

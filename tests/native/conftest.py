@@ -27,7 +27,8 @@ def compiled(
     """The path of a C library that one of the workers compiled with other flags or another
     compiler.
 
-    The next run finds it in .pytest_cache, until the code or the flags change."""
+    The next run finds it in .pytest_cache, until the code, the flags or the compiler's name
+    change."""
     file = library._HERE / source.file
     compiler = (with_ or os.environ.get("CC") or shutil.which("gcc") or "cc").split()
     words = [*compiler, *library._FLAGS, *source.flags, *flags]
@@ -106,7 +107,7 @@ OTHERS = {
     "bfloat16, emulated AMX": ("bfloat16", "amx"),
     "bfloat16, emulated without AMX": ("bfloat16", "avx512_bf16"),
 }
-"""Builds for other kinds of processors, as (dtype, kind)."""
+"""Builds for other kinds of processors and by clang, as (dtype, kind or clang)."""
 
 _SLOW_OTHERS = tuple(name for name in OTHERS if name != "float32, sse2")
 """Only slow tests use these builds."""

@@ -1,4 +1,4 @@
-"""The C passes give PyTorch's loss and gradients, for every shape and number of threads."""
+"""The C passes give PyTorch's loss and gradients, for many shapes and numbers of threads."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def agrees_with_pytorch(library: ctypes.CDLL, shape: str) -> None:
     largest = max(float(g.norm()) for g in true_gradients.values())
     for name, g in true_gradients.items():
         found = gradients[name].double()
-        # The gradient is 0: biases of keys, and with one token all of queries and keys.
+        # The gradient of the keys' biases is 0. With one token, so is that of all queries and keys.
         if g.norm() < 1e-9 * largest:
             assert found.norm() < zero * largest, name
         else:

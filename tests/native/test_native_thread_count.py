@@ -1,4 +1,4 @@
-"""One thread samples a stream while other programs disturb it, and all threads do so afterwards."""
+"""Sampling uses all threads, but only one thread while other programs disturb them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Opens a page in headless Chromium. Console errors and requests fail the test."""
+"""Opens a page in headless Chromium. Console errors and requests for other files or hosts fail the
+test."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_a_run_that_trains_now_is_not_judged(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_commands_work(cli: Any, trained: Path, tmp_path: Path) -> None:
-    """The `train` commands are run with --dry-run on the config of a real run."""
+    """The `train` commands without --resume are run with --dry-run on the config of a real run."""
     for name in RECORDED:
         for _, command in advice(recorded(name, trained)).next:
             words = shlex.split(command)[1:]

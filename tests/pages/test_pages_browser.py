@@ -78,7 +78,7 @@ def written(once: Once) -> Any:
 
 
 class Opened:
-    """A page in a browser tab. Errors and requests fail the test."""
+    """A page in a browser tab. Console messages, errors and requests fail the test."""
 
     def __init__(self, browser: Any, path: Path, address: str = "", **context: Any) -> None:
         self.context = browser.new_context(**context)
@@ -294,7 +294,7 @@ def test_axe_finds_nothing(kind: str, width: int, scheme: str, browser: Any, wri
 
 
 def test_it_works_without_webassembly(browser: Any, written: Any) -> None:
-    """Without SIMD, JavaScript computes the same text."""
+    """Without WebAssembly, JavaScript computes the same text."""
     texts = []
     for script in ("", "delete WebAssembly.Memory"):
         path = written("char")

@@ -35,7 +35,7 @@ SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 
 
 @pytest.fixture(autouse=True)
 def _short_proofs(monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
-    """Use fewer prompts and shorter texts, so that a proof takes only a second."""
+    """Use fewer prompts and shorter texts, so that a proof is quick."""
     monkeypatch.setattr(proof, "PROMPTS", 64 if slow else 16)
     monkeypatch.setattr(proof, "GREEDY_TOKENS", 200 if slow else 30)
 

@@ -163,7 +163,8 @@ def test_the_random_numbers_are_those_of_sample_seed(tmp_path: Path) -> None:
 
 
 def test_the_sampler_chooses_the_same_tokens(tmp_path: Path, slow: bool) -> None:
-    """The logits, settings and uniform numbers are random, and some tokens are not allowed."""
+    """The logits and uniform numbers are random, the settings differ, and some tokens are not
+    allowed."""
     generator = torch.Generator().manual_seed(5)
     cases, wanted = [], []
     for number in some(range(300), 100, slow):

@@ -37,7 +37,8 @@ Written = Callable[[str], Path]
 
 @pytest.fixture
 def written(once: Once, cli: Any, text_file: Path) -> Written:
-    """written("report char") and so on return the page of a real run. Each page is written once."""
+    """written("report char") and so on return a page. Each page is written once, from real runs;
+    only the page of `scaling` has made-up figures."""
 
     def run(kind: str, rate: float = 0.02) -> Path:
         def train(folder: Path) -> None:
@@ -125,7 +126,8 @@ def clicked_charts(page: Any) -> int:
 
 
 def clicked_maps(page: Any) -> None:
-    """Choose each head and each token by pointer and by keys, and point at the map."""
+    """Click each head and each token, choose the token before the last by a key, and point at the
+    map."""
     heads = page.locator(".head")
     for head in heads.all():
         head.click()

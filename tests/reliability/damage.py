@@ -1,7 +1,8 @@
 """Trials that damage files of a run folder or a token cache at random: is the damage noticed?
 
-One trial damages one file of a copy in one way, and loads the copy as `sample` and `--resume` do.
-The trial passes if a message names the damaged file, or if the loaded values are the saved ones.
+One trial damages one file in one way. Then it loads the run as `sample` and `--resume` do, or opens
+the token cache again. The trial passes if no wrong values are loaded, and if a message names the
+damaged file or the file still means the same.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def remove(path: Path, draw: random.Random, others: list[Path]) -> None:
 
 
 def exchange(path: Path, draw: random.Random, others: list[Path]) -> None:
-    """Replace the content by that of another file of the run."""
+    """Replace the content by that of one of the other files."""
     path.write_bytes(draw.choice(others).read_bytes())
 
 
@@ -216,7 +217,7 @@ class RunTrials:
 
     def small_file(self, path: Path, notes: list[str]) -> str:
         """The outcome for a small file: "found" if a note names it, "harmless" if its meaning is
-        the same."""
+        the same, "not read" if it belongs to a step."""
         if self.named(path, notes) == "found":
             return "found"
         if path.name == "best":

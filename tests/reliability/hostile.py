@@ -17,7 +17,8 @@ of the run."""
 CASES: dict[str, tuple[Case, str]] = {}
 FILES_OF_LINES: dict[str, tuple[Case, str, frozenset[str]]] = {}
 """Cases that change metrics.jsonl, samples.txt or .lock, with the words of the error and the
-commands that open the file. `gptcli runs` lists such a run as damaged. All other commands work."""
+commands that open the file. `gptcli runs` works, and lists the run as damaged if it opens the file.
+The commands that do not open the file work as usual."""
 STEP = "checkpoints/step-00000012"
 
 

@@ -37,7 +37,7 @@ def attempt(arguments: list[str], report: Path) -> None:
 
     signal.alarm(300)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.process_time()  # other processes cannot use up processor time
+    start = time.process_time()  # unlike the wall time, it excludes other processes
     sys.argv = ["gptcli", *arguments]
     try:
         main()
@@ -52,7 +52,8 @@ def attempt(arguments: list[str], report: Path) -> None:
 
 
 def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
-    """Run the command line in a fork, which need not import anything. Return how it ended."""
+    """Run the command line in a fork, which has the modules already. Return how the command
+    ended."""
     report, words = folder / "report.json", folder / "words.txt"
     report.unlink(missing_ok=True)
     child = os.fork()

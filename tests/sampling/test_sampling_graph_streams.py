@@ -130,7 +130,8 @@ def test_equal_prompts_are_computed_once(arch: str, monkeypatch: pytest.MonkeyPa
 
 
 class _Unrecordable(TorchDispatchMode):
-    """Raises at operations that PyTorch marks as impossible in a CUDA graph."""
+    """Fails at operations that are impossible in a CUDA graph: FORBIDDEN, and those that PyTorch
+    marks."""
 
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "is_nonzero")
 
@@ -159,7 +160,8 @@ def test_a_step_can_be_recorded(arch: str, params: SamplingParams) -> None:
 
 @ARCHS
 def test_streams_are_freed_without_garbage_collection(arch: str) -> None:
-    """Streams must form no reference cycle, because their KV cache takes half of a GPU's memory."""
+    """Streams must form no reference cycle, because their KV cache can take half of the free
+    memory."""
     streams = GraphStreams(model(arch), 2, ALL)
     streams.feed({0: [1, 2], 1: [3]}, restart=True)
     streams.run([0, 1], numbers(2, 3))

@@ -1,4 +1,4 @@
-"""A user's sampler instead of the builtin one: right ones give the same texts, wrong ones
+"""A user's sampler instead of the builtin one: right ones give the same texts, wrong ones raise
 errors.
 """
 

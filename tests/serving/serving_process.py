@@ -149,7 +149,8 @@ def request(port: int, body: dict[str, Any], *, key: str = "") -> bytes:
 
 
 async def exchange(port: int, data: bytes) -> Reply:
-    """Send bytes, and return the answer when the server has closed the connection."""
+    """Send bytes, and return the answer when the server has closed the connection. Raise
+    ConnectionResetError if there is no answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(data)

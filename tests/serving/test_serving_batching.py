@@ -1,4 +1,4 @@
-"""Continuous batching: each text is the same as alone, and slots are shared fairly and freed."""
+"""Continuous batching: each text is as if written alone, and slots are shared fairly and freed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Trials of saving on disks that kill the process, fail, lose writes or are full.
 
-The tests in this folder run the trials, and benchmarks/reliability.py counts them. Each function
+The tests in this folder run the trials, and benchmarks/reliability.py counts them. Each generator
 yields once for each trial that passed.
 """
 

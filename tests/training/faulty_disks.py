@@ -154,7 +154,7 @@ def in_child(body: Callable[[], None]) -> tuple[int, str]:
 
 
 def write(run: Path, step: int, more: int = 0, size: int = 5, best: int | None = None) -> None:
-    """Save a checkpoint with `size` numbers, all equal to its step."""
+    """Save a checkpoint whose `size` weights equal its step. The numbers of its state are -step."""
     model, state = {"w": torch.full((size,), float(step))}, {"m": torch.full((3,), -float(step))}
     meta = {"progress": asdict(Progress(step=step, best_step=best)), "more": more}
     checkpoint.save(run, step, model, state, meta)
@@ -286,7 +286,7 @@ class Story:
 
 
 def check_tensors(run: Path, step: int) -> None:
-    """Assert that a checkpoint loads, and that all its numbers equal its step."""
+    """Assert that a checkpoint loads, that its weights equal its step, and its state -step."""
     loaded = checkpoint.load(run, step, with_state=True)
     assert set(loaded.model["w"].tolist()) == {float(step)}
     assert set(loaded.state["m"].tolist()) == {-float(step)}

@@ -85,7 +85,8 @@ class Applied(nn.Module):
 
 
 def applied_model(state: TrainingState) -> tuple[GPT, dict[str, Applied]]:
-    """A model with the base weights, in which autograd computes gradients of A and B."""
+    """A model with the base weights, in which autograd computes gradients of A and B, and the
+    modules that hold A and B, by layer."""
     adapters = adapters_of(state)
     model = build_model(
         state.model.config, VOCABULARY, weights={n: p.detach() for n, p in state.weights.masters}

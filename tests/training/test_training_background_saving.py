@@ -43,7 +43,7 @@ WORDS = (
     "run.threads=1", "run.device=cpu", "run.dtype=float32",
 )  # fmt: skip
 SAVED = (2, 3, 4, 6, 7)
-"""The steps with a checkpoint. Except for the last one, they are written in the background."""
+"""The steps with a checkpoint. All checkpoints but the last one are written in the background."""
 
 
 @pytest.fixture(autouse=True)

@@ -141,8 +141,8 @@ def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_unreadable(tmp_path:
 def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_wrong(
     tmp_path: Path, mark: str | None
 ) -> None:
-    """The newest meta.json also records the best step. If it names another one, gptcli keeps both
-    steps."""
+    """meta.json also records the best step. If `checkpoints/best` names another step, gptcli keeps
+    both."""
     for step in (10, 20, 30, 40, 50):
         write(tmp_path, step, best=20)
     if mark is not None:

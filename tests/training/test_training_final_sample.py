@@ -22,7 +22,7 @@ def _enough_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_comes_from_the_best_checkpoint(new: Any, drive: Any, cli: Any) -> None:
-    """The learning rate is so high that the first evaluation is the best one."""
+    """The learning rate is so high that the last evaluation is not the best one."""
     setup = new("r", "train.eval_every=2", "train.max_steps=8", "train.learning_rate=0.9",
                 "train.optimizer=adamw", "train.warmup_steps=3")  # fmt: skip
     events = drive(setup)

@@ -1,4 +1,5 @@
-"""Recorded passes compute what single kernels compute. GPU runs give the same bytes, and resume."""
+"""Recorded passes compute what single kernels compute. A run on a GPU resumes with the same
+bytes."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def test_float16_scales_its_loss_and_unscales_its_gradients(new: Any) -> None:
     losses = [(plain.one_step().loss, half.one_step().loss) for _ in range(5)]
     for one, other in losses:
         assert other == pytest.approx(one, rel=5e-3)
-    # So high that it must be halved until all gradients are finite.
+    # This scale is so high that it must be halved until all gradients are finite.
     half.progress.loss_scale = 2.0**40
     half.one_step()
     assert 1.0 < half.progress.loss_scale < 2.0**40

@@ -1,4 +1,4 @@
-"""A run's copy at a URL: whole or as it was before, harmless to the run, and fetched whole."""
+"""The copy of a run at a URL: only complete checkpoints count, and faults never harm the run."""
 
 from __future__ import annotations
 
@@ -303,7 +303,7 @@ def test_a_full_disk_leaves_the_copy_as_it_was(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB. Only root can create it."""
+    """A file system of 64 KiB. The test is skipped if this user cannot mount it."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]

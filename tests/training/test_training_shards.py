@@ -1,4 +1,5 @@
-"""Sharded checkpoints: read like whole ones, gathered at the end of a run, damage is named."""
+"""Sharded checkpoints are read like whole ones and gathered at the end of a run. Damage is
+named."""
 
 from __future__ import annotations
 
@@ -166,7 +167,7 @@ def test_shards_that_do_not_fit_together(
 
 
 def test_fewer_rows_than_ranks() -> None:
-    """In this case, PyTorch gives the last ranks no rows."""
+    """If there are fewer rows than ranks, PyTorch gives the last ranks no rows."""
     w = torch.arange(6.0).reshape(2, 3)
     assert torch.equal(joined([{"w": w[:1]}, {"w": w[1:]}, {"w": w[2:]}])["w"], w)
     views = [memoryview(w[:1].numpy().copy()), memoryview(b"").cast("f")]

@@ -1,4 +1,4 @@
-"""What a user asks for during a run happens at once, and changes no bit of the run."""
+"""What a user asks for during a run happens after the step, and changes no bit of the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain lines of progress, whose format must not change, because logs and scripts read them."""
+"""Plain lines of progress, whose format must not change, because scripts may read them."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_run_prints_about_thirty_lines(steps: int, every: tuple[int, int, int]
 
 @pytest.mark.parametrize("seconds_per_step", [0.5, 9.0, 50.0])
 def test_a_long_run_prints_a_line_each_minute(seconds_per_step: float, clock: list[float]) -> None:
-    """Even if steps are rarely logged, a line comes each minute, but not many more."""
+    """Even if steps are rarely logged, at least one line comes each minute, and few more lines."""
     stream = io.StringIO()
     steps, printed = round(7200 / seconds_per_step), [clock[0]]
     with PlainView(Console(file=stream, width=80)) as view:

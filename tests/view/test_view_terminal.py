@@ -1,4 +1,4 @@
-"""The live view on a terminal: during the training, above the panel, and afterwards."""
+"""What the live view writes to a terminal: the panel, the lines above it, and the last lines."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_a_step_that_is_not_drawn_takes_almost_no_time(
         view.handle(started())
         best = float("inf")
         for _ in range(3):
-            begin = time.thread_time()  # other processes cannot use up processor time
+            begin = time.thread_time()  # unlike the wall time, it excludes other processes
             for event in events:
                 view.handle(event)
             best = min(best, (time.thread_time() - begin) / len(events))

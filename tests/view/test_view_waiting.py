@@ -13,8 +13,8 @@ from tests.view.view_screen import Screen
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    """Make a terminal of 80 by 24 sys.stderr. (This is no fixture: pytest replaces sys.stderr
-    later.)"""
+    """Replace sys.stderr by a terminal of 80 by 24. (No fixture can do this: pytest replaces
+    sys.stderr after the fixtures.)"""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("LINES", "24")
