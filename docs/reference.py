@@ -134,7 +134,9 @@ def commands_page() -> str:
         for path, command, _ in found
     )
     parts = [
-        "# Commands\n\n" + NOTE + "With `--help`, every command prints the text of this page. "
+        "# Commands\n\n"
+        + NOTE
+        + "With `--help`, every command prints its own section of this page. "
         "`--debug` after any command shows\nthe traceback of an error.\n\n"
         f"| command | what it does |\n|---|---|\n{table}\n"
     ]
