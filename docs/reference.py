@@ -64,7 +64,7 @@ def config_page() -> str:
 
 
 def _definition(schema: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """The definition in the schema to which an entry refers."""
+    """The definition to which an entry of the schema refers."""
     found: dict[str, Any] = schema["$defs"][entry["$ref"].rpartition("/")[2]]
     return found
 

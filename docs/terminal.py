@@ -1,4 +1,4 @@
-"""Runs commands in a terminal as a person types them, and draws its screens as SVG, also moving.
+"""Runs commands in a terminal as a person types them, and draws its screens as still or moving SVG.
 
 The commands write to a pseudo-terminal, and pyte computes the screen that a window would show. The
 SVG stores equal rows only once. The SVG loads no other files, and does not move if the reader
