@@ -74,7 +74,7 @@ $(RELEASE): $(STAMP)
 wheel-check: $(RELEASE)
 	$(BIN)/python tests/wheel_check.py
 
-# Tests with random examples for every property test, then with random inputs for every parser
+# Runs every property test with random examples, then every parser with random inputs
 # (FUZZ=2000000 takes a night). Saves failing examples as patches in .hypothesis/patches, and failing inputs
 # in tests/fuzz/found.txt.
 FUZZ ?= 200000

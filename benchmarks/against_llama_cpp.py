@@ -2,10 +2,11 @@
 
     python benchmarks/against_llama_cpp.py --llama-cpp ../llama.cpp
 
-Both compute GPT-2's architecture with random weights, in one stream without a prompt. The result is
-new tokens per second. `gptcli sample` also chooses each token; `llama-bench` (tg) does not.
+Both compute GPT-2's architecture with random weights, in one stream from an empty context. The
+result is new tokens per second. gptcli also chooses each token; `llama-bench` (tg) does not.
 llama.cpp is the user's checkout of https://github.com/ggml-org/llama.cpp. Build it first: `cmake -B
-build && cmake --build build --target llama-bench`. llama.cpp's `gguf` package writes the weights.
+build && cmake --build build --target llama-bench`. The package `gguf` of this checkout writes the
+weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from sampling import SHAPES, other
 
 PRECISIONS = (("float32", "F32"), ("bfloat16", "BF16"), ("int8", "Q8_0"))
-NEW = {"0.8 M": 64, "10.65 M": 250, "124 M": 100}  # tokens, fewer than the context length
+NEW = {"0.8 M": 64, "10.65 M": 250, "124 M": 100}  # tokens, at most the context length
 
 
 def main() -> None:

@@ -5,9 +5,9 @@
 
 `steps`: tokens per second of a whole training step (forward, backward, clipping, AdamW). Both sides
 have the same GPT-2 shape and random tokens. nanoGPT is unchanged, eager and in float32. gptcli uses
-the dtype and engine that `gptcli train` chooses. `loss`: wall time of whole processes that train to
-a loss of 1.898 on the full validation split. This is the final loss of nanoGPT's CPU preset. gptcli
-uses the config `shakespeare-speedrun`.
+the dtype and engine that `gptcli train` chooses. `loss`: wall time of whole processes. nanoGPT
+trains its CPU preset, which ends at a loss of 1.898 on the full validation split. gptcli trains the
+config `shakespeare-speedrun`, whose loss should be at or under 1.898.
 
 nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
 """
@@ -79,8 +79,9 @@ def steps(nanogpt: Path, rounds: int) -> None:
 
 
 def timed(step: object, tokens: int) -> dict[str, float]:
-    """Tokens per second, from the median time of the steps of about eight seconds, and peak
-    memory."""
+    """Tokens per second by the median time of a step, and the peak memory in MiB.
+
+    Makes steps for eight seconds, and at least five steps."""
     import resource
 
     assert callable(step)
@@ -97,7 +98,7 @@ def timed(step: object, tokens: int) -> dict[str, float]:
 
 
 def nanogpt_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, float]:
-    """One training step as nanoGPT's train.py makes it on a CPU."""
+    """Measure training steps as nanoGPT's train.py makes them on a CPU."""
     import contextlib
 
     import torch
@@ -124,7 +125,7 @@ def nanogpt_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str,
 
 
 def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, float]:
-    """One training step as gptcli makes it, with the same model and AdamW."""
+    """Measure training steps as gptcli makes them, with the same model and AdamW."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line sets it
     import torch
 
@@ -167,7 +168,7 @@ def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, 
 
 
 def to_loss(nanogpt: Path, text: Path, rounds: int) -> None:
-    """Print the wall times of whole processes that train to the loss, in turn."""
+    """Print the wall times of whole processes, which run in turn, and gptcli's losses."""
     data = nanogpt / "data" / "shakespeare_char"
     if not (data / "train.bin").exists():
         (data / "input.txt").write_bytes(text.read_bytes())

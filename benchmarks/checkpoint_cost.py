@@ -9,9 +9,10 @@ separate process. The cost of a checkpoint is the difference of the median times
 number of checkpoints. With one checkpoint per minute, its share of the time is this cost divided by
 60 s. The first steps and the save at the end of a run do not count. Evaluations and logging: runs
 whole processes of `gptcli train` with the default config, in turn with intervals of `auto` and with
-intervals longer than the run. Both kinds of processes evaluate after the last step, so the time of
-that evaluation is added to the cost. Run no other programs meanwhile. The exit code is 1 if a cost
-exceeds its limit.
+intervals longer than the run. After the last step, both kinds of processes evaluate. Their
+difference lacks this evaluation, so the benchmark multiplies the difference by evaluations /
+(evaluations - 1).
+Run no other programs meanwhile. The exit code is 1 if a cost exceeds its limit.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Case:
 
     @property
     def steps(self) -> int:
-        """The number of steps of a run: after the last checkpoint there is one more interval for
-        its writing."""
+        """The last step that is timed. It is one step before another checkpoint is due, so the last
+        checkpoint can be written in this time."""
         return self.every * (self.checkpoints + 1) - 1
 
 

@@ -4,8 +4,8 @@
 
 The program measures steps of many shapes on this machine. The program fits the prices of
 gptcli.training.cost by least squares of the relative errors, with no price below zero. The program
-prints the prices and the errors, also the errors for shapes that the fit has not seen. The plot
-needs matplotlib.
+prints the prices and the errors, also for shapes that the fit has not seen. The plot needs
+matplotlib.
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
-"""Tests gptcli on an NVIDIA GPU and compares it with nanoGPT, in less than eight minutes.
+"""Tests gptcli on an NVIDIA GPU and compares it with nanoGPT, in less than ten minutes.
 
     python benchmarks/gpu.py --nanogpt ../nanoGPT --text tinyshakespeare.txt --json gpu.json
 
 Each part runs in its own process. If a part fails, the others still run. The parts:
 
 `tests`     the tests that need a GPU
-`train`     `gptcli train shakespeare-gpu train.stop_at_val_loss=1.4697`, the whole process, on
-            the text of --text: nanoGPT's figure is for tiny Shakespeare
+`train`     `gptcli train shakespeare-gpu train.stop_at_val_loss=1.4697`, the whole process.
+            Name tiny Shakespeare with --text, because nanoGPT's figure is for this text.
+            Without --text, the run trains on the shipped text
 `step`      a training step of GPT-2 124M (T 1024, bfloat16, AdamW) of gptcli and of nanoGPT with
             torch.compile, in turn in one process, on random tokens
 `bench`     `gptcli bench gpt2-124m`
-`sample`    new tokens of GPT-2 124M: gptcli with recorded steps; nanoGPT, plain and compiled
+`sample`    new tokens of GPT-2 124M: gptcli with recorded steps, and nanoGPT not compiled, with 1
+            and 64 streams; nanoGPT compiled, with 1 stream
 
 MFU (model FLOP utilisation) counts operations as nanoGPT's `estimate_mfu` does: 6 for each
 parameter outside the position table, and 12 n_layer n_embd T for attention, per token. The peak is
@@ -91,7 +93,7 @@ def machine() -> Found:
 
 
 def in_a_process(name: str, asked: argparse.Namespace) -> Found:
-    """Run a part in a process, and return its result or an error."""
+    """Run a part in a process, and return its result so far, with an error if it failed."""
     words = [sys.executable, __file__, "--part", name, "--batch", str(asked.batch)]
     for option in ("nanogpt", "text"):
         if (path := getattr(asked, option)) is not None:

@@ -15,8 +15,8 @@ The time of a step is the median of all rounds, without the first steps. A rank 
 "alone" and "ddp", so the difference is the time for traffic and for waiting for slower ranks. For
 comparison, the program measures an all-reduce of the same bytes without other work. The last column
 has the number of rounds, and the largest share of the processor that other programs used at the
-same time. On Linux, give the session a higher priority so that they disturb less: `echo -20 >
-/proc/self/autogroup` as root.
+same time. On Linux, give the session a higher priority, so that other programs disturb it less:
+`echo -20 > /proc/self/autogroup` as root.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def times(name: str, words: list[str], folder: Path) -> tuple[list[float], float
 
 
 def _busy() -> float:
-    """Seconds of processor time that programs other than our children have used since the start."""
+    """The processor time in seconds of all programs since the machine started, without the time of
+    our children that have ended."""
     words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     user, nice, system, _, _, irq, softirq, steal = map(int, words)
     ours = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -110,7 +111,8 @@ def _seconds(run: Path) -> list[float]:
 
 
 def all_reduce(ranks: int, numbers: int) -> float:
-    """The median seconds of an all-reduce of this number of float32 values over Gloo."""
+    """The seconds of an all-reduce of this number of float32 values over Gloo: the median of the
+    slowest rank."""
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
         with context.Pool(ranks) as pool:

@@ -1,12 +1,13 @@
 """Tries the promises about runs in docs/reliability.md and SECURITY.md many times.
 
     python -m benchmarks.reliability                     # reduced counts, under ten minutes
-    python -m benchmarks.reliability --full --state soak.jsonl  # hours, in parts
+    python -m benchmarks.reliability --full --state soak.jsonl  # an hour or more, in parts
     python -m benchmarks.reliability --parts kills signals --nanogpt ../nanoGPT
 
 Each trial is one line of the --state file, so you can stop and continue a long series. A trial
-depends only on its part and number, and on the moment at which a signal reaches a process. So you
-can repeat almost every failure. The series ends with a table. The exit code is 1 if a trial failed.
+depends only on --seed, its part and its number, and on the moment at which a signal reaches a
+process. So you can repeat almost every failure. The series ends with a table. The exit code is 1 if
+a trial of gptcli failed; nanoGPT's trials do not count.
 nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
 """
 
@@ -32,9 +33,7 @@ def main() -> None:
     """Read the command line, run the trials that are missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
-    parser.add_argument(
-        "--full", action="store_true", help="run the full number of trials, which takes hours"
-    )
+    parser.add_argument("--full", action="store_true", help="run the full number of trials")
     parser.add_argument("--count", type=int, help="run this number of trials of each part")
     parser.add_argument(
         "--state", type=Path, help="a file of trials, so that a later call can continue"
@@ -112,7 +111,7 @@ def read(state: Path) -> list[dict[str, Any]]:
 
 
 def table(lines: list[dict[str, Any]], targets: dict[str, int]) -> int:
-    """Print promises, trials and failures, and return the number of failures."""
+    """Print promises, trials and failures. Return the number of failures, without nanoGPT's."""
     print(f"{header()}\n")
     print("| promise | how it is tried | trials | failures | remarks |\n|---|---|---|---|---|")
     failed, before = 0, ""

@@ -70,7 +70,7 @@ def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Out
 
 
 def full_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Save with writes of only a few bytes, with limits of the system, or on a full tmpfs."""
+    """Save with writes of at most 1,000 bytes, with limits of the system, or on a full tmpfs."""
     if trial < len(SHORT):
         size = SHORT[trial]
         return _counted(

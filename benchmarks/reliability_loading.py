@@ -42,8 +42,8 @@ def _small_run(shop: Workshop) -> Path:
 
 
 def damages(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Damage files in copies of a run folder and of a token cache, and check that gptcli finds
-    this."""
+    """Damage files in copies of a run folder and of a token cache, and check that gptcli finds the
+    damage."""
     run = _small_run(shop)
 
     def tried(folder: Path) -> Outcome:

@@ -1,6 +1,6 @@
 """Kills nanoGPT's unchanged train.py as the other parts kill gptcli, for comparison. nanoGPT keeps
-one checkpoint, which torch.save overwrites in place. Here it saves after every fifth step, like
-gptcli, and the network is as tiny. $NANOGPT names a checkout of nanoGPT.
+one checkpoint, which torch.save overwrites in place. Here nanoGPT saves after every fifth step,
+like gptcli in the other parts, and its network is as tiny. $NANOGPT names a checkout of nanoGPT.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
             training = TheirTraining(words, folder)
             if words is _WORDS:
                 training.until(training.has_saved)
-            elif chance.random() < 0.5:  # otherwise the signal may also come during start-up
+            elif chance.random() < 0.5:  # else the signal can come during start-up
                 training.until(training.has_begun)
             else:
                 time.sleep(chance.uniform(0.0, 1.0) * start)

@@ -31,7 +31,7 @@ class Outcome:
         self.most[what] = max(self.most.get(what, value), value)
 
     def count_each(self, what: str, held: Iterator[object]) -> None:
-        """Count what a function yields as trials. An exception counts as a failed trial."""
+        """Count each value that `held` yields as a trial. An exception counts as a failed trial."""
         try:
             for _ in held:
                 self.count(what)

@@ -35,7 +35,7 @@ class Part:
     """The targets for this count in a reduced series and in a full series."""
     cases: bool = False
     """If True, `reduced` and `full` are numbers of calls instead: `trial` is called once with each
-    number from 0."""
+    of the numbers 0, 1, 2, ..."""
 
     def target(self, full: bool, count: int | None) -> int:
         """The count (or number of calls) at which the part is done."""
@@ -176,8 +176,8 @@ PARTS = {
     ),
     "ranks": Part(
         RANKS,
-        "SIGKILL to a random rank of two (DDP and FSDP) at random times. Both ranks end within 30 "
-        "s, restart automatically, and end with the same bytes",
+        "SIGKILL at random times to one of two ranks, chosen at random (trials with DDP and with "
+        "FSDP). Both ranks end within 30 s, restart automatically, and end with the same bytes",
         reliability_ranks.kills,
         "kills of a rank",
         10,

@@ -98,7 +98,7 @@ class Training:
         return self._code
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition()` is true or the training has ended."""
+        """Wait until `condition()` is true or the training has ended; at most PATIENCE seconds."""
         deadline = time.perf_counter() + PATIENCE
         while not condition() and self.running() and time.perf_counter() < deadline:
             time.sleep(0.0005)

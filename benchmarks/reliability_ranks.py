@@ -48,8 +48,9 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def _kill(training: Launched, run: Path, chance: random.Random, outcome: Outcome) -> bool:
-    """Kill a random rank after the next checkpoint. Return whether the training was still
-    running."""
+    """Kill a random rank after the next checkpoint.
+
+    Return False if the training had ended before, or if the other rank did not end in time."""
     before, ranks = newest(run), {}
     while training.process.poll() is None and (newest(run) <= before or len(ranks) < 2):
         ranks = training.ranks()
@@ -79,7 +80,7 @@ def _kill(training: Launched, run: Path, chance: random.Random, outcome: Outcome
 
 
 def _await_save(training: Launched, run: Path) -> None:
-    """Wait until the ranks write a checkpoint."""
+    """Wait until the ranks write a checkpoint or the training has ended."""
     while training.process.poll() is None and not _is_saving(run):
         time.sleep(0.0005)
 

@@ -91,12 +91,13 @@ class Workshop:
 
 
 def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Kill a run at random times after its first checkpoint, until it is done."""
+    """Kill a run at random times after its first checkpoint, and resume it, until it is done."""
     return _disturbed(shop, trial, chance, _kill)
 
 
 def signals(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Send a run SIGTERM or Ctrl-C at random times, also during evaluations, until it is done."""
+    """Send a run SIGTERM or Ctrl-C at random times, also during evaluations, and resume it, until
+    it is done."""
     return _disturbed(shop, trial, chance, _interrupt)
 
 
@@ -173,7 +174,7 @@ def _kill(
     prepare: Prepare,
 ) -> Training:
     training = Training(words, run.parent, prepare)
-    # Otherwise the signal may also come during start-up.
+    # For half of the resumed runs, do not wait: the signal may also come during start-up.
     if chance.random() < 0.5 or newest(run) == 0:
         training.until(lambda: training.has_begun() and newest(run) > 0)
     time.sleep(chance.uniform(0.0, 0.6) * reference.seconds)
@@ -331,12 +332,13 @@ def final_weights(run: Path) -> bytes:
 
 
 def records(run: Path, torn: bool = False) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl without times. With `torn`, leaves out an incomplete last
-    line."""
+    """The records of metrics.jsonl without times.
+
+    An incomplete last line is left out with `torn`; without `torn`, it raises ValueError."""
     path = run / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     if lines[-1] and not torn:
-        raise ValueError("the last line is torn")
+        raise ValueError(f"the last line of {path} is incomplete")
     found = [dict(json.loads(line)) for line in lines[:-1]]
     for record in found:
         record.pop("seconds")

@@ -4,12 +4,12 @@
     python benchmarks/serving.py --run runs/NAME --text TEXT --against-streams
 
 The clients run in one process and send streaming requests to /v1/completions. Each client sends its
-next request as soon as it has its answer. Prompts have 20 to 100 characters of TEXT, and answers
-have 100 new tokens. The first command starts both servers in turn, with 1, 8 and 64 clients. It
-prints new tokens per second and the time to the first token. The package xllamacpp has llama.cpp's
-server, and the package gguf writes the file for this server: `pip install xllamacpp gguf`. The
-second command compares 64 clients with 64 streams without a server. It measures these streams like
-`gptcli bench`: with full windows, and without reading prompts.
+next request as soon as it has the whole answer to the last one. Prompts have 20 to 100 characters
+of TEXT, and answers have 100 new tokens. The first command starts both servers in turn, with 1, 8
+and 64 clients. It prints new tokens per second and the time to the first token. The package
+xllamacpp has llama.cpp's server, and the package gguf writes the file for this server: `pip install
+xllamacpp gguf`. The second command compares 64 clients with 64 streams without a server. It
+measures these streams like `gptcli bench`: with full windows, and without reading prompts.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Measures the time of `gptcli sample` from a cold shell, in turn with other checkouts and nanoGPT.
+"""Measures the time of commands from a cold shell: of gptcli, another checkout of it, and nanoGPT.
 
     python benchmarks/start.py runs/NAME --nanogpt ../nanoGPT --other ../gptcli-before --rounds 10
 
-Each round starts every side once in a separate process, and the order of the sides changes from
-round to round. A side writes 200 tokens with a network of the run's size. nanoGPT's sample.py is
-unchanged, and reads a checkpoint of random weights that this program writes. The table has the wall
-time, the time to the first character, and the processor time, which other processes change less.
+The commands are `sample` (200 tokens), `eval` and `--help`, and with --text also `score`. Each
+round starts every side once in a separate process, and the order of the sides changes from round to
+round. nanoGPT takes part only in `sample`: its unchanged sample.py also writes 200 tokens, with a
+checkpoint of random weights of the run's size, which this program writes. The table has the wall
+time (median and fastest), the time to the first character, and the processor time, which other
+processes change less.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Builds the documentation as a website in build/site, which requests nothing: `make docs`.
+"""Builds the documentation in build/site, as a website that requests nothing: `make docs`.
 
     python docs/build_site.py [--out FOLDER]
 
@@ -163,8 +163,8 @@ def shown(file: str) -> str:
 
 
 def _code(found: re.Match[str]) -> str:
-    """Inline code in the form that zensical reads: without the backslash before a bar in a
-    table."""
+    """Inline code in the form that zensical reads: without the backslash before a bar in a table.
+    Short code gets the class `short`."""
     code = found[0].replace("\\|", "|")
     return code + "{.short}" * (len(found[2]) <= SHORT)
 
@@ -214,7 +214,7 @@ class Pages:
         return CODE.sub(_code, text)
 
     def _target(self, file: str, link: str) -> str:
-        """The target in the site of a link of a page."""
+        """Where a link of the page `file` leads in the site."""
         name, hash_, anchor = link.partition("#")
         if not name or re.match(r"[a-z]+:", name):
             return link
@@ -259,8 +259,8 @@ def config() -> dict[str, object]:
             ],
         },
         "plugins": {"search": {}, "offline": {}},
-        # This file replaces a script that the page would load from a server. The plugin `offline`
-        # looks for the word iframe-worker.
+        # The file under "polyfills" replaces a script that the page would load from a server. The
+        # plugin `offline` looks for the word iframe-worker.
         "extra": {"generator": False, "polyfills": ["assets/iframe-worker.js"]},
         "extra_css": ["assets/site.css"],
         "markdown_extensions": {

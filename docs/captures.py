@@ -12,7 +12,7 @@ from terminal import Frame, Terminal, paced, svg
 DOCS = Path(__file__).resolve().parent
 MINUTES = 3
 FASTER = 12  # the factor by which the moving picture shortens waiting times
-LEAST, MOST = 0.35, 2.0  # it shows a frame of waiting for at least and at most so many seconds
+LEAST, MOST = 0.35, 2.0  # the least and the most seconds for a frame of waiting
 
 UNSCALED = """\
 import torch

@@ -1,7 +1,7 @@
 """The pictures of the course, from real checks of files with one mistake each.
 
-The program fills in two skeletons of `gptcli exercise` in a temporary folder, each with one wrong
-step, and draws the output of the commands.
+The program fills in two skeletons of `gptcli exercise` in a new folder, each with one wrong step,
+and draws the output of the checks. Then it corrects the layer norm, and draws the progress.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def compare(shop: Workshop) -> None:
 
 
 def scaling(shop: Workshop) -> None:
-    """Write scaling.png: six small networks, the law, and the larger one that it predicts."""
+    """Write scaling.png: six small networks, the law, and its prediction for a larger network."""
     words = ("--minutes", "6", "--train", "--html", "scaling.html", "--overwrite")
     shop.gptcli("scaling", "shakespeare", *words)
     with tab(shop.folder / "scaling.html", 1100) as page:

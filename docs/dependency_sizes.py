@@ -2,7 +2,7 @@
 
     python docs/dependency_sizes.py
 
-It measures the packages in the environment of the Python that runs it: the files of each package,
+The program measures the packages in the environment of its Python: the files of each package,
 without the .pyc files that Python adds. Sizes differ between versions and systems, so the page
 names the versions and the system that were measured. tests/docs compares the packages of the page
 with pyproject.toml, but not their sizes.

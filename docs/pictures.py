@@ -3,8 +3,8 @@
     python docs/pictures.py [NAME ...]     # all of them, or those whose path holds a NAME
     python docs/pictures.py --list
 
-`gptcli train` trains the runs in build/pictures. The runs stay there, so a second call trains
-nothing. Delete this folder to train the runs again.
+`gptcli train` trains the runs in build/pictures. The runs stay there, so a second call trains only
+what docs/train-moving.svg records. Delete this folder to train all runs again.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Workshop:
         return folder
 
     def train(self, name: str, *words: str) -> None:
-        """Train runs/NAME, if it is not finished yet."""
+        """Train runs/NAME, if it has no checkpoints yet."""
         if not (self.folder / "runs" / name / "checkpoints").is_dir():
             self.gptcli("train", *words, "--out", f"runs/{name}", "--overwrite")
 

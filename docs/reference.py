@@ -64,7 +64,7 @@ def config_page() -> str:
 
 
 def _definition(schema: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """The definition in the schema to which an entry refers."""
+    """The definition to which an entry of the schema refers."""
     found: dict[str, Any] = schema["$defs"][entry["$ref"].rpartition("/")[2]]
     return found
 
@@ -134,7 +134,9 @@ def commands_page() -> str:
         for path, command, _ in found
     )
     parts = [
-        "# Commands\n\n" + NOTE + "With `--help`, every command prints the text of this page. "
+        "# Commands\n\n"
+        + NOTE
+        + "With `--help`, every command prints its own section of this page. "
         "`--debug` after any command shows\nthe traceback of an error.\n\n"
         f"| command | what it does |\n|---|---|\n{table}\n"
     ]

@@ -1,4 +1,4 @@
-"""Runs commands in a terminal as a person types them, and draws its screens as SVG, also moving.
+"""Runs commands in a terminal as a person types them, and draws its screens as still or moving SVG.
 
 The commands write to a pseudo-terminal, and pyte computes the screen that a window would show. The
 SVG stores equal rows only once. The SVG loads no other files, and does not move if the reader
@@ -124,7 +124,7 @@ class Terminal:
         self._keep(always=True)
 
     def press(self, keys: str, timeout: float = 1.0) -> None:
-        """Press keys, and wait until the output stops, at most `timeout` seconds."""
+        """Press keys, and wait until the prompt is back, at most `timeout` seconds."""
         os.write(self._master, keys.encode())
         self._wait(self._at_prompt, timeout)
 
@@ -133,7 +133,7 @@ class Terminal:
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
 
     def still(self, *, without_prompt: bool = True) -> Frame:
-        """The screen as it is now, without the empty rows at its end."""
+        """The screen as it is now, without empty rows (and, by default, a prompt) at its end."""
         rows = list(self._rows())
         while rows and (not rows[-1] or (without_prompt and _plain(rows[-1]) == PROMPT.strip())):
             rows.pop()
@@ -157,8 +157,8 @@ class Terminal:
                 return False
 
     def _keep(self, *, always: bool = False) -> None:
-        """Add the screen to the frames, if the last frame is older than FRAME_SECONDS or with
-        `always`."""
+        """Add the screen to the frames if it has changed. Unless `always` is true, the last frame
+        must also be older than FRAME_SECONDS."""
         now = time.monotonic()
         if not always and now - self._last < FRAME_SECONDS:
             return
