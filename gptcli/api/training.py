@@ -139,7 +139,9 @@ class Training:
         self._begun = False
 
     def __iter__(self) -> Iterator[Event]:
-        """The events of the run. Raises GptcliError if the text or the disk cannot be used."""
+        """The events of the run.
+
+        Raises GptcliError at a second call, or if the text or the disk cannot be used."""
         if self._begun:
             raise GptcliError(
                 "this training has begun: you can iterate over it only once",
@@ -230,7 +232,8 @@ class _Worker:
     def end(self, seen: Callable[[Event], object]) -> None:
         """Let the job save and end, if it has not ended. `seen` gets its last events.
 
-        After a KeyboardInterrupt, this function ends at once, and the thread saves and ends alone.
+        If a KeyboardInterrupt comes, this function ends at once, and the thread saves and ends
+        alone.
         Raises GptcliError if the job cannot save."""
         self._job.stopping.set()
         try:

@@ -23,7 +23,7 @@ _MEANINGS = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def unescape(text: str, where: str) -> str:
-    """The text with its escapes replaced. Messages call the option `where`.
+    """The text with its escapes replaced. Messages call the place of the text `where`.
 
     Raises GptcliError for a backslash before any other character."""
 
