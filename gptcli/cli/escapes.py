@@ -14,8 +14,9 @@ EscapeOption = Annotated[
     typer.Option(
         "--escape",
         "-e",
-        help="Read \\n as a newline, \\t as a tab and \\\\ as a backslash in --prompt, in --stop, "
-        "in the lines of --prompt-lines and in the lines that you type with -i.",
+        help="Read \\n as a newline, \\t as a tab, \\r as a return and \\\\ as a backslash in "
+        "--prompt, in --stop, in the lines of --prompt-lines and in the lines that you type with "
+        "-i.",
     ),
 ]
 
