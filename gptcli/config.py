@@ -104,7 +104,7 @@ class DataConfig(_Section):
     text, and every part of them is read equally often."""
     field: Text | None = None
     """The field or column that holds the text of a .jsonl, .json, .csv, .tsv or .parquet file.
-    null: `text`; if there is no `text`, the chat in `messages`."""
+    null: `text`; if there is no `text`, the chat in `messages` or `conversations`."""
     documents: Literal["auto", "file", "line"] = "auto"
     """What one document is. auto: a file of plain text, a line of a .jsonl, an entry of a .json
     list, or a row of a .csv, .tsv or .parquet; `<|endoftext|>` also ends a document. line: as auto,
@@ -348,7 +348,7 @@ class ModelConfig(_Section):
         return ", or ".join(choices)
 
     def _refuse_rotary_keys(self) -> None:
-        """Raise if a key is set that only rotary attention has."""
+        """Raise if a key has a value that only rotary attention can have."""
         usual = {"n_kv_head": (None, self.n_head), "qk_norm": (None, False)}
         for key in ("n_kv_head", "rope_theta", "head_dim", "qk_norm"):
             if self.model_dump()[key] not in usual.get(key, (None,)):
@@ -498,8 +498,7 @@ class TrainConfig(_Section):
     """Number of optimizer steps. With `minutes`: the number that gptcli planned at the start."""
     minutes: Annotated[Number, Field(ge=0.1, le=100_000.0)] | None = None
     """Time limit in minutes, start-up included. gptcli plans the number of steps to fit this time,
-    and plans again if the speed changes during the run. null: the run has exactly max_steps
-    steps."""
+    and plans again if the speed changes during the run. null: no time limit."""
     batch_size: Count | Auto = _DEFAULT_ROWS
     """Sequences in one forward pass. A step has batch_size * grad_accum sequences. auto: a step has
     16 * grad_accum sequences. gptcli splits them into equal micro-batches that are as large as
@@ -605,8 +604,8 @@ class RunConfig(_Section):
     weights. auto: bfloat16 if the device multiplies bfloat16 matrices faster than float32 matrices,
     else float32."""
     compile: bool | Auto = "auto"
-    """Whether to use torch.compile. auto: on a CUDA GPU, if the run is long enough to gain from the
-    compilation and has no user's part."""
+    """Whether to use torch.compile. auto: on a CUDA GPU with Triton, if the run is long enough to
+    gain from the compilation and has no user's part."""
     engine: Literal["auto", "native", "torch"] = "auto"
     """What computes the forward and backward passes. native: a C library for float32 and bfloat16
     on a CPU, which is compiled once for this processor and is faster than PyTorch. torch: PyTorch.

@@ -1,7 +1,7 @@
 """Reads YAML files and `KEY=VALUE` overrides into a Config; reports all problems at once.
 
-Each problem names the file and line (or the override), says what is wrong, and proposes the nearest
-valid name.
+Each problem names the file and line (or the override), and says what is wrong. For an unknown name,
+it proposes the nearest valid name.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ _Loader.add_implicit_resolver(
 class _Dumper(yaml.SafeDumper):
     """Writes values that _Loader reads back unchanged.
 
-    It quotes a text that _Loader would take for a number. It writes special characters as escapes,
-    because a line break such as U+0085 would otherwise become a newline or a blank."""
+    It quotes a text that _Loader would take for a number, a bool or null. It writes special
+    characters as escapes, because a line break such as U+0085 would otherwise become a newline or a
+    blank."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
         style = None if text.isprintable() and "\ufeff" not in text else '"'
@@ -125,9 +126,10 @@ class _Document:
     overrides: list[str] = field(default_factory=list)  # in the order in which they were applied
 
     def place(self, *keys: Key) -> str:
-        """The place of one of `keys`: the newest override of them, else the first in the file.
+        """The place of one of `keys`: of the one that was overridden last, else of the first one
+        that is written.
 
-        If none of `keys` is written, the place of the section of the first key."""
+        If none of `keys` is written, the place of the section of the first key, else `name`."""
         written = [key for key in keys if key in self.places]
         typed = [self.places[key] for key in written if self.places[key] in self.overrides]
         if typed:
@@ -164,7 +166,8 @@ def find_config(name: str) -> Path:
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """The config `name` (a path or a shipped config), with `KEY=VALUE` overrides applied.
 
-    Raises ConfigError with all problems."""
+    Raises ConfigError with all problems, or GptcliError if there is no such config, or if it cannot
+    be read as YAML."""
     path = find_config(name)
     return parse_config(read_yaml(path), overrides, name=str(path))
 
@@ -333,7 +336,7 @@ def _read_yaml(document: _Document, text: str) -> None:
 
 
 def _compose(name: str, text: str) -> yaml.Node | None:
-    """The root node of a YAML text, None if it is empty. Raises GptcliError with the line."""
+    """The root node of a YAML text; None if it is empty. Raises GptcliError with the line."""
     try:
         found: yaml.Node | None = yaml.compose(text, Loader=_Loader)
         return found

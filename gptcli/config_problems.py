@@ -105,7 +105,9 @@ def explain(
 
 
 def _did_you_mean(key: Key) -> str | None:
-    """A hint for an unknown key: the most similar valid key, of any section, or the valid keys."""
+    """A hint for an unknown key: the most similar valid key of any section, else the valid keys.
+
+    For some names of other programs, a sentence from gptcli.other_spellings."""
     from gptcli.config_schema import config_schema
 
     known = dotted_keys()

@@ -104,7 +104,7 @@ def refuse_dtype(wanted: str, device: str) -> None:
 
 
 def choose_threads(wanted: int | Literal["auto"]) -> int:
-    """Set PyTorch's number of CPU threads and return it.
+    """Set PyTorch's number of CPU threads and return it. Also calls keep_freed_memory.
 
     "auto" means PyTorch's own number, usually one for each physical core, but at most one for each
     core that the process can use. A container's quota counts. Raises GptcliError for more than 8

@@ -35,7 +35,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def cropped(name: str) -> str:
-    """`name` for a message: on one line, and cut off if it is long, like a text given as a name."""
+    """`name` for a message: on one line, and cut off if it is long, such as a whole text."""
     line = " ".join(name.split())
     is_path = "/" in line and " " not in line
     most = 200 if is_path else 60

@@ -116,8 +116,8 @@ class SampleDrawn:
 class Notice:
     """A message for the user, of one line.
 
-    `short` is set if the message stays important for some time. It says the same in a few words,
-    and the live view keeps showing it."""
+    `short` says the same in a few words. It is set if the message stays important for some time.
+    Then the live view keeps showing it."""
 
     message: str
     short: str = ""

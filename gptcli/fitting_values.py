@@ -9,7 +9,8 @@ from typing import Any, get_args
 from gptcli.config import ModelConfig, heads_that_fit, width_unit
 
 _FAST_HEAD, _FAST_WIDTH = 16, 32
-"""The C library for training needs a head_dim and an n_embd that are multiples of these."""
+"""The C library for training needs a head_dim that is a multiple of the first number, and an n_embd
+that is a multiple of the second."""
 _NEAR = 1.5
 
 

@@ -17,7 +17,7 @@ from types import FrameType
 _INTERRUPTED = 130
 
 before_leaving: list[Callable[[], None]] = []
-"""Functions that run before Ctrl-C ends the process, because os._exit skips those of atexit."""
+"""Functions that run before Ctrl-C ends the process, because os._exit does not use atexit."""
 
 
 def leave_imports_at_once() -> None:

@@ -35,7 +35,8 @@ def available_memory() -> int | None:
 def memory_for_this_process() -> int | None:
     """Bytes that this process can hold in total: the bytes it holds now and those it can still get.
 
-    The container's limit and `ulimit -v` count. None if the system does not tell."""
+    The result stays within the container's limit and `ulimit -v`. None if the system does not
+    tell."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         pages = map(int, Path("/proc/self/statm").read_text("ascii").split())
@@ -57,7 +58,9 @@ def memory_for_this_process() -> int | None:
 
 
 def memory_held() -> int | None:
-    """Bytes of memory that this process holds now; None if the system does not tell (Windows)."""
+    """Bytes of memory that this process holds now; None on Windows.
+
+    On macOS, the most bytes that it has held so far."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         return page * int(Path("/proc/self/statm").read_text("ascii").split()[1])
@@ -78,7 +81,7 @@ def _available_in_machine() -> int | None:
 
 
 def _number(path: Path, after: str = "") -> int | None:
-    """The number after `after`, at the start of a line; None if there is none."""
+    """The number in the first line that begins with `after`; None if there is none."""
     try:
         for line in path.read_text("ascii").splitlines():
             if line.startswith(after) and (words := line[len(after) :].split()):

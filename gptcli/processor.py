@@ -2,8 +2,8 @@
 
 A kind of processor is named after its newest vector or matrix unit. It has all features that the C
 libraries need for this unit. In each family, a kind also has the features of the kinds before it in
-KINDS. With `GPTCLI_CPU=avx2`, a newer processor computes like one that has only AVX2. This is for
-tests and comparisons.
+KINDS. With `GPTCLI_CPU=avx2`, the C libraries compute on a newer processor as on one that has only
+AVX2. This is for tests and comparisons.
 """
 
 from __future__ import annotations

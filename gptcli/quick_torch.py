@@ -90,7 +90,7 @@ def _import_the_rest() -> None:
 def _let_generators_be_made(torch: ModuleType) -> None:
     """Allow torch.Generator(), as `torch._prims.rng_prims` does at its end (torch 2.13).
 
-    UNUSED imports that module."""
+    Importing UNUSED would import that module."""
     if hasattr(torch._C, "_set_generator_metaclass"):
         base = importlib.import_module("torch._opaque_base")
         torch._C._set_generator_metaclass(base.OpaqueBaseMeta)

@@ -164,7 +164,7 @@ class Model:
         for each prompt if `n` is not given. All texts are generated together. An empty prompt
         starts from end-of-text if the tokenizer has it, else from a newline. A text ends before the
         first of the strings in `stop`. The same seed gives the same text. Without a seed, each call
-        gives another text.
+        uses a new seed.
 
         Raises GptcliError if a value is out of range or the tokenizer does not know a character."""
         from gptcli.sampling.text import Sample, generate_text

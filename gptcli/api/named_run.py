@@ -74,7 +74,7 @@ def prompt_word(text: str) -> str:
 
 
 def _folder(name: str, start: str) -> GptcliError | None:
-    """The error for a folder that is not a run."""
+    """The error for a folder that holds runs; None if it holds none."""
     from gptcli.training.run_folder import list_runs
 
     try:

@@ -181,8 +181,8 @@ def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str
 def prepare_copy(request: Request, *, resume: bool) -> str | None:
     """Make sure that the URL of --copy-to can be used. Returns a note if a run was fetched.
 
-    For a new run, raises GptcliError if the URL already holds a run. For a resumed run without a
-    folder, fetches the run from the URL."""
+    For a new run, raises GptcliError if the URL already holds a run. For a resumed run whose folder
+    is missing or empty, fetches the run from the URL."""
     if request.copy_to is None:
         return None
     from gptcli.training.run_copy import fetch_run, refuse_own_folder, refuse_used
@@ -264,7 +264,7 @@ class NewFolder:
 def new_folder(
     run: Path, *, overwrite: bool, restore: Callable[[Path], object]
 ) -> Iterator[NewFolder]:
-    """Lock the folder of a new run; with `overwrite`, the folder of the old run that it replaces.
+    """Lock the folder of a new run. With `overwrite`, the folder can hold an old run.
 
     If the run ends with an error before its first step, its files are deleted. At the end,
     `restore` is called. It brings back the old run if the new run has no checkpoint."""

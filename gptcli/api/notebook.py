@@ -81,7 +81,9 @@ class NotebookView:
         self._display.update(self)
 
     def handle(self, event: Event) -> None:
-        """Update the state with one event, and redraw if the last drawing is old enough."""
+        """Update the state with one event, and redraw.
+
+        A step or a notice redraws only if the last drawing is old enough."""
         self._status.absorb(event)
         if isinstance(event, Notice):
             self._notes.append(event.message)

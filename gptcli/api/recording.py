@@ -65,7 +65,8 @@ def recorded_training(
 def seconds_for_loggers(prepared: Prepared) -> float:
     """The number of seconds that a training may wait for its loggers at the end.
 
-    A run may exceed its time limit by 10 %. Half of that is for the loggers."""
+    A run may exceed its time limit by 10 %. Half of that is for the loggers, but at least two
+    seconds and at most FINISH_S."""
     from gptcli.loggers.processes import FINISH_S
 
     limit = prepared.setup.config.train.minutes

@@ -80,7 +80,7 @@ def resumed_run(request: Request, warn: Callable[[str], None]) -> ResumedRun:
 
 
 def _refuse_run_as_text(target: str, out: Path | None) -> None:
-    """Raise GptcliError if the TEXT of `train --resume` is a run, which belongs after --out."""
+    """Raise GptcliError if --out is missing, and the TEXT of `train --resume` is a run."""
     from gptcli.training.run_commands import resume_command
 
     folder = expanded(target)

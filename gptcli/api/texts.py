@@ -25,7 +25,7 @@ def texts_of(target: Target) -> list[str]:
 
 
 def source_override(target: Target) -> str:
-    """The texts as `data.source=...`, a value in YAML."""
+    """The texts as an override `data.source=VALUE`, in which VALUE is YAML."""
     import yaml
 
     names = [shown(text) for text in texts_of(target)]

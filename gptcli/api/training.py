@@ -76,7 +76,7 @@ def train(
     """A training, which begins when you iterate over it or call `finish()`.
 
     `config` is the name of a shipped config, a YAML file, a dict of sections, or a Config; the
-    training uses exactly this config. Or `config` is a text, a folder, a list of texts or folders,
+    training uses it with `overrides`. Or `config` is a text, a folder, a list of texts or folders,
     or None for the shipped text; then gptcli chooses the settings. `overrides` is a dict from
     dotted keys to values, or a list of "KEY=VALUE". The other arguments are those of `gptcli
     train`. `out` is the run folder, `from_run` is a run to start from, and `minutes` is a time
@@ -139,7 +139,9 @@ class Training:
         self._begun = False
 
     def __iter__(self) -> Iterator[Event]:
-        """The events of the run. Raises GptcliError if the text or the disk cannot be used."""
+        """The events of the run.
+
+        Raises GptcliError at a second call, or if the text or the disk cannot be used."""
         if self._begun:
             raise GptcliError(
                 "this training has begun: you can iterate over it only once",
@@ -192,7 +194,7 @@ class Training:
 
 
 def _show(view: View, event: Event) -> None:
-    """Show an event. Before the first event of a resumed run, show the events recorded earlier."""
+    """Show an event. Before RunStarted of a resumed run, recall the events recorded earlier."""
     if isinstance(event, RunStarted) and event.resumed_from:
         from gptcli.view.history import recorded_events
 
@@ -230,7 +232,8 @@ class _Worker:
     def end(self, seen: Callable[[Event], object]) -> None:
         """Let the job save and end, if it has not ended. `seen` gets its last events.
 
-        After a KeyboardInterrupt, this function ends at once, and the thread saves and ends alone.
+        If a KeyboardInterrupt comes, this function ends at once, and the thread saves and ends
+        alone.
         Raises GptcliError if the job cannot save."""
         self._job.stopping.set()
         try:

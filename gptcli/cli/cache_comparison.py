@@ -42,7 +42,9 @@ class CacheComparison:
         }
 
     def report(self) -> None:
-        """Print how much faster the cache is. Raises GptcliError if the cache changes the text."""
+        """Print how much faster the cache is.
+
+        Raises GptcliError if the cache changes the text in float32."""
         if self.difference is not None and self.dtype == "float32":
             raise GptcliError(
                 f"your cache changes the text: {self.difference}",

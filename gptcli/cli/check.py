@@ -93,7 +93,7 @@ Hint = Annotated[
     ),
 ]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print only one JSON object per file on stdout.")
+    bool, typer.Option("--json", help="Print one JSON object per file on stdout, and nothing else.")
 ]
 
 
@@ -159,9 +159,9 @@ def check_command(exercise: str) -> Callable[..., None]:
 def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> None:
     """Check the files and print each report as it comes.
 
-    Raises typer.Exit(1) if a file is wrong. A file that cannot be used gives an error instead of a
-    report. These errors come after the reports. The last error is raised, and the others are
-    printed."""
+    A file that cannot be used gives an error instead of a report. These errors come after the
+    reports. The last error is raised, and the others are printed. Without such an error, raises
+    typer.Exit(1) if a file is wrong."""
     from gptcli.course.checking import check_files
 
     wrong, unusable = False, []
@@ -289,7 +289,7 @@ def _step_line(number: int, name: str, state: str, unicode: bool) -> Text:
 
 
 def _show_picture(report: FileReport, console: Console, unicode: bool) -> None:
-    """Print the steps of a wrong attention, with their lines, its weights and the right weights."""
+    """Print the steps of a wrong attention with their lines, then the wrong and right weights."""
     from rich.text import Text
 
     from gptcli.course.attention.picture import heat, steps

@@ -30,11 +30,13 @@ Problem = tuple[str, str]
 """An error message and its hint."""
 
 _WITH_KEYS = ("train", "bench", "plan")
-"""The commands that take KEY=VALUE."""
+"""The commands for which a hint writes an option as KEY=VALUE."""
 
 
 class CommandLineError(GptcliError):
-    """The error for the wrong options of a command line. `problems`: a list of (message, hint)."""
+    """The error for wrong options, or for a word too many.
+
+    `problems` is a list of (message, hint)."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__(*problems[0])
@@ -50,10 +52,13 @@ class Command(TyperCommand):
     """A command whose errors name the right option, and whose --help has no Python types."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments. Raises CommandLineError with all options that do not exist."""
+        """Parse the arguments.
+
+        Raises CommandLineError with all problems that `_problems` finds, and GptcliError for a
+        value that is not a number or is out of range."""
         if not ctx.resilient_parsing:
             problems = list(_problems(ctx, args))
-            if len(problems) > 1:  # one hint needs no name of its option
+            if len(problems) > 1:  # a single hint need not name its option
                 problems = [(message, f"{_option(message)}: {hint}") for message, hint in problems]
             if problems:
                 raise CommandLineError(problems)
@@ -76,7 +81,7 @@ class Group(TyperGroup):
     """A group of commands. An unknown command gets a hint."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the options before the command. Raises CommandLineError for an unknown option."""
+        """Parse the options before the command. Raises CommandLineError for a wrong option."""
         begin = []
         for word in args:
             if not word.startswith("-"):
@@ -146,7 +151,10 @@ def is_text_or_config(word: str) -> bool:
 
 
 def _problems(ctx: Context, args: list[str]) -> Iterator[Problem]:
-    """(message, hint) for each option that is unknown, lacks a value or takes no value."""
+    """(message, hint) for each problem.
+
+    A problem is an unknown option, an option without the value that it needs, an option with a
+    value that it does not take, or the first word too many."""
     known: dict[str, Any] = {same_option(name): p for p in ctx.command.params for name in _names(p)}
     known |= dict.fromkeys(ctx.help_option_names)
     path = ctx.command_path
@@ -203,7 +211,9 @@ def _option(message: str) -> str:
 
 
 def _bad_value(ctx: Context, args: list[str], error: TyperException) -> GptcliError | None:
-    """The error for a value that is not a number or is out of range. It quotes the value."""
+    """The error for a value that is not a number or is out of range; None for other errors.
+
+    The message quotes the value."""
     parameter = getattr(error, "param", None)
     if parameter is None or not str(error.format_message()).startswith("Invalid value"):
         return None
@@ -283,7 +293,7 @@ def _needs_value(path: str, parameter: Any, name: str, following: str | None = N
 def _instead(
     ctx: Context, command: str, name: str, value: str, known: dict[str, Any]
 ) -> tuple[str, bool]:
-    """The hint for an unknown option, and whether the hint already contains `value`."""
+    """The hint for an unknown option, and whether `value` counts as the value of this option."""
     word = normalised(name)
     own = next((option for option in known if normalised(option) == word), None)
     if own is not None:
@@ -330,7 +340,7 @@ def _by_value(command: str, word: str, value: str) -> str | None:
 
 
 def _written(path: str, form: str, value: str, known: dict[str, Any]) -> tuple[str, bool]:
-    """The hint from a form of the table and the user's value, and whether the hint shows the
+    """The hint from a form of the table and the user's value, and whether the option takes a
     value."""
     option = form.partition(" ")[0]
     if option.isupper() and not option.startswith("-"):
@@ -364,7 +374,7 @@ def _fixed(command: str, key: str, value: str, known: dict[str, Any]) -> str:
 
 
 def _key(name: str) -> str | None:
-    """The config key of an option such as `--lr`, `--n_layer`, `--model.n_layer`, `--no-bias`."""
+    """The config key of an option such as `--lr` or `--model.n_layer`; None if it means no key."""
     from gptcli.config_problems import dotted_keys
 
     word = normalised(name)

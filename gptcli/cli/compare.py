@@ -81,7 +81,9 @@ def compare(
 
 
 def _with_seeds(paths: list[Path], names: list[str], count: int) -> list[Arm]:
-    """The arms (one for each config) with the runs of all seeds. Trains the missing runs."""
+    """The arms (one for each config) with the runs of all seeds. Trains the missing runs.
+
+    Leaves out diverged runs. Raises GptcliError if all runs of a config diverged."""
     from gptcli.cli.output import note
     from gptcli.experiments.arms import Arm, seed_trials
     from gptcli.experiments.trials import Trial, train_all

@@ -27,7 +27,9 @@ def pairs_of(arms: list[Arm]) -> list[tuple[Arm, Arm, Difference]]:
 
 
 def verdicts_of(arms: list[Arm], problem: str | None) -> list[str]:
-    """A sentence for each pair: which arm is better, or why this is unknown."""
+    """The verdict on each pair; only `problem` if the arms cannot be compared.
+
+    If there are many pairs, a last sentence warns of chance."""
     from gptcli.experiments.intervals import verdict
 
     if problem is not None:

@@ -14,8 +14,9 @@ EscapeOption = Annotated[
     typer.Option(
         "--escape",
         "-e",
-        help="Read \\n as a newline, \\t as a tab and \\\\ as a backslash in --prompt, in --stop, "
-        "in the lines of --prompt-lines and in the lines that you type with -i.",
+        help="Read \\n as a newline, \\t as a tab, \\r as a return and \\\\ as a backslash in "
+        "--prompt, in --stop, in the lines of --prompt-lines and in the lines that you type with "
+        "-i.",
     ),
 ]
 
@@ -23,7 +24,7 @@ _MEANINGS = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def unescape(text: str, where: str) -> str:
-    """The text with its escapes replaced. Messages call the option `where`.
+    """The text with its escapes replaced. Messages call the place of the text `where`.
 
     Raises GptcliError for a backslash before any other character."""
 

@@ -152,8 +152,9 @@ def _figures(tokens: TokenStore, loss_on: Callable[[TokenStore], float]) -> list
 
 
 def _mean_loss(trained: Trained, tokens: TokenStore, context: int, threads: int | None) -> float:
-    """The mean loss in nats per token. The C library computes it if `threads` is set, else
-    PyTorch."""
+    """The mean loss in nats per token.
+
+    The C library computes it if `threads` is set and the library can be used, else PyTorch."""
     if threads is not None:
         from gptcli.training.native_evaluate import evaluate_natively
 

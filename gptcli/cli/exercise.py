@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gptcli.course.folder import Progress
 
 _SHORT = 6  # letters of a heading, in a narrow window
-_ROOM_FOR_NAMES = 10  # columns, without the word `student`
+_ROOM_FOR_NAMES = 10  # columns for names, besides those for the word `student`
 _STYLES = {"passes": "green", "wrong": "bold red", "unusable": "bold red", "not begun": "dim"}
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _STYLES = {"ok": "green", "-": "dim"}
 _SHORT = 5  # letters of a heading, in a narrow window
 _NAME_WIDTH = 20  # with less room for names, the headings get shorter
-_NAMES = 4  # a line names at most so many students
+_NAMES = 4  # a line names so many students; one more only if nobody else is left
 
 
 def grade(
@@ -47,7 +47,10 @@ def grade(
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print only one JSON object per student on stdout.")
+        bool,
+        typer.Option(
+            "--json", help="Print one JSON object per student on stdout, and nothing else."
+        ),
     ] = False,
 ) -> None:
     """Show how far each student of a class is in each exercise.

@@ -61,7 +61,7 @@ def converse(
     *,
     escape: bool = False,
 ) -> None:
-    """Read lines and answer them until the input ends.
+    """Read lines and answer them until the input ends or the user types /quit.
 
     `first` is the first prompt; if it is None, ask for one. `load` returns the model of a run; its
     argument None means the run of the command line. With `escape`, typed lines can have escapes."""
@@ -254,7 +254,7 @@ def _whole_number(value: str, usage: str) -> int:
 def stopped_by_user() -> Iterator[Callable[[], bool]]:
     """Let Ctrl-C only request a stop. Yields a function that tells whether Ctrl-C was pressed.
 
-    A second Ctrl-C leaves the block at once, with KeyboardInterrupt."""
+    At a second Ctrl-C, the block ends at once, with a note for the user."""
     pressed = False
 
     def on_ctrl_c(number: int, frame: FrameType | None) -> None:

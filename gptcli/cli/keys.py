@@ -1,4 +1,4 @@
-"""Reads single key presses from a terminal, and always restores the terminal's state."""
+"""Reads single key presses from a terminal, and restores the terminal's modes at the end."""
 
 from __future__ import annotations
 

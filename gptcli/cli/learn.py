@@ -48,7 +48,7 @@ def learn(
 
     DIR/progress.json records attempts, time and hints. DIR/AGENTS.md asks coding assistants to be
     tutors. Without a terminal, the command checks once and prints what to do. If only stdout is no
-    terminal, there are no keys, and the command checks at each save until Ctrl-C.
+    terminal, or on Windows, there are no keys, and the command checks at each save until Ctrl-C.
     """
     from gptcli.course.progress_file import is_course_folder
 
@@ -122,7 +122,7 @@ class _Pages:
                 self._console.print(line)
 
     def open(self) -> None:
-        """Print the screen again, because another program used the terminal."""
+        """Let the next `paint` print the screen: another program may have used the terminal."""
         self._printed = ""
 
     def close(self) -> None:
@@ -183,7 +183,8 @@ def _stop(keys: Keys, screen: _Panel | _Pages) -> None:
 def _caught_stderr() -> Iterator[tuple[Callable[[], list[str]], int]]:
     """Catch the output of the learner's files, which would damage the screen.
 
-    Yields a function that returns the new lines, and the number of the real stderr."""
+    Yields two values: a function that returns the new lines of output, and the file descriptor of
+    the real stderr. If stderr is no terminal, catches nothing."""
     real = os.dup(2)
     try:
         if not os.isatty(real):  # 2>log
@@ -194,7 +195,7 @@ def _caught_stderr() -> Iterator[tuple[Callable[[], list[str]], int]]:
             import fcntl
 
             flags = fcntl.fcntl(file, fcntl.F_GETFL)
-            fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_APPEND)  # new_lines truncates the file
+            fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_APPEND)  # new_lines empties the file
 
             def new_lines() -> list[str]:
                 file.seek(0)
@@ -221,7 +222,7 @@ def _has_unicode(console: Console) -> bool:
 
 
 def _in_lines(folder: Path, console: Console, *, follow: bool) -> None:
-    """Print the state of the course as lines: once, or after every save until Ctrl-C."""
+    """Print the state of the course as lines; with `follow`, again after each save until Ctrl-C."""
     from gptcli.cli.learn_session import Session
 
     session = Session(folder, edit=None, said=lambda text: None)
@@ -238,7 +239,7 @@ def _in_lines(folder: Path, console: Console, *, follow: bool) -> None:
 
 
 def _check_on(session: Session, console: Console) -> None:
-    """Check the exercise and print which steps are right. If it passes, go to the next exercise."""
+    """Check exercises, and print which steps are right, until one does not pass or all pass."""
     from gptcli.cli.learn_screen import render_plain
 
     unicode = _has_unicode(console)

@@ -37,7 +37,7 @@ class State:
     checking_s: float | None = None  # seconds since the check began
     hint: int = 0  # the strength of the hint that is shown
     prints: list[str] = field(default_factory=list)  # lines that the file printed
-    to_write: int | None = None  # the line of the first `raise NotImplementedError`
+    to_write: int | None = None  # the line of `raise` in the step to write
     pairs: list[Pair] = field(default_factory=list)  # steps that the view "compare" shows
     note: str = ""
     trouble: str = ""  # a problem with progress.json
@@ -70,14 +70,15 @@ class State:
 def render(state: State, width: int, height: int, *, unicode: bool = True) -> list[Text]:
     """The screen as at most `height` lines of at most `width` cells.
 
-    If the body does not fit, a line says how many lines are left, and the keys ↑ and ↓ move the
-    body. Limits `state.offset` to the length of the body."""
+    If the body does not fit, the line below its visible part says how many lines are left. Limits
+    `state.offset` to the length of the body. In the view "list", sets `state.offset` so that the
+    chosen row is visible."""
     head, body = _parts(state, width, height, unicode)
     foot = _foot(state, width, unicode)
     room = max(1, height - len(head) - len(foot))
     shown = _window(state, body, room, width, unicode)
     lines = [*head, *shown, *foot]
-    if len(lines) > height:  # in a very low window, drop other lines before keys and verdict
+    if len(lines) > height:  # in a very low window, drop the first lines: the keys are at the end
         lines = [*shown, *foot][-height:] if height > 1 else shown[:1]
     lines = [_cut(line, width, unicode) for line in lines]
     for line in lines:
@@ -151,7 +152,7 @@ def _work_body(state: State, width: int, height: int, unicode: bool) -> list[Tex
                 told = Text.assemble(("note: ", "yellow"), clean(f"{check.name}: {check.detail}"))
                 lines += _wrapped(told, width)
         maps = heat(report.picture, unicode) if report.picture is not None else []
-        # The maps are less important: show them only if they fit without removing other lines.
+        # The maps are less important: show them only if there is room for them.
         if maps and len(lines) + len(maps) + 9 <= height and max(map(len, maps)) <= width:
             lines += [Text(), *map(Text, maps)]
     if state.prints:
@@ -324,7 +325,9 @@ def comparison(pairs: list[Pair], width: int, unicode: bool) -> list[Text]:
 
 
 def _margin(pair: Pair) -> int:
-    """The number of spaces at the beginning of every line of a step, in both files."""
+    """The number of spaces with which all lines of a step begin, in both files.
+
+    Blank lines do not count."""
     texts = [text for _, text in (*pair.learner, *pair.reference) if text.strip()]
     return min((len(text) - len(text.lstrip(" ")) for text in texts), default=0)
 
@@ -343,7 +346,7 @@ def _code(line: tuple[int, str], width: int, margin: int) -> list[Text]:
 
 
 def _pieces(text: str, room: int) -> list[str]:
-    """The text in pieces of at most `room` cells, cut after blanks if possible."""
+    """The text in pieces of at most `room` cells, cut after a blank if it is in the second half."""
     if cell_len(text) <= room:
         return [text]
     pieces, piece, cells = [], "", 0
@@ -399,7 +402,7 @@ def _list_body(state: State, width: int, unicode: bool) -> list[Text]:
 
 
 def what_now(state: State) -> list[str]:
-    """The commands for a learner after the last exercise: train and sample with these files."""
+    """The lines after the last exercise: commands to train and sample with the learner's files."""
     files = {e.name: state.folder / f"{e.name}.py" for e in state.exercises}
     parts = ("attention", "layernorm", "mlp", "block", "tokenizer")
     options = [f"--{name} {shell_word(files[name])}" for name in parts]
@@ -426,7 +429,7 @@ def what_now(state: State) -> list[str]:
 
 
 def keys_of(state: State, unicode: bool = True) -> list[tuple[str, str]]:
-    """(key, its effect) for each key that has an effect now."""
+    """(key, its effect) for each key that the last line shows."""
     arrows = "↑↓" if unicode else "j k"
     if state.view == "list":
         return [(arrows, "choose"), ("Enter", "work on it"), ("l", "back"), ("q", "quit")]
@@ -477,7 +480,7 @@ def _window(state: State, body: list[Text], room: int, width: int, unicode: bool
 
 
 def _wrapped(text: Text, width: int) -> list[Text]:
-    """The text in lines of at most `width` cells, cut between words."""
+    """The text in lines of at most `width` cells, cut between words if possible."""
     from rich.console import Console
 
     lines = list(text.wrap(Console(width=width), max(1, width), overflow="fold"))

@@ -18,7 +18,7 @@ from gptcli.course.solutions import compare, solution
 from gptcli.errors import GptcliError
 from gptcli.files.durable import write_atomically
 
-LONGEST_PAUSE_S = 600.0  # a longer pause between two actions does not count as work
+LONGEST_PAUSE_S = 600.0  # at most so much of a pause between two actions counts as work
 LONGEST_EDIT_S = 3600.0  # the same limit while an editor has the terminal
 _PAGE = 10  # lines to move with a page key
 _MOST_PRINTS = 25  # lines
@@ -46,7 +46,9 @@ class BackgroundCheck:
         self._thread.start()
 
     def take(self, wait_s: float | None = 0.0) -> FileReport | GptcliError | None:
-        """The result, or None if the check does not end within `wait_s` seconds."""
+        """The result; None if there is no check, or if it does not end within `wait_s` seconds.
+
+        With None as `wait_s`, waits without a limit."""
         if self._thread is None:
             return None
         self._thread.join(wait_s)
@@ -78,7 +80,7 @@ class BackgroundCheck:
 class Session:
     """The work of one learner in a folder.
 
-    `edit` opens a file at a line and returns a note for the learner; None if there are no keys.
+    `edit` opens a file at a line, and returns a note for the learner. Without keys, `edit` is None.
     `said` gets lines for the scrollback. `prints` returns the output of the files since the last
     call."""
 
@@ -103,7 +105,7 @@ class Session:
         self._acted = clock()
         self._files = saved(folder)
         self._settling = False  # whether a file was just saved
-        self._due: bool | None = None  # None: no check is due; True: a save caused it
+        self._due: bool | None = None  # None: no check is due; else whether a save caused it
         self._text: str | None = None  # the text of the file at the last check
         self._checked = ""  # the exercise whose file was given to the check
         self._is_attempt = False  # whether a save with a new text caused the check
@@ -113,7 +115,7 @@ class Session:
         self._tell_trouble()
 
     def _first(self) -> int:
-        """The first exercise that does not pass; the last exercise if all pass."""
+        """The index of the first exercise that has not passed yet; of the last one if all have."""
         names = [each.name for each in self.state.exercises]
         todo = [i for i, name in enumerate(names) if self.progress[name].passed is None]
         return todo[0] if todo else len(names) - 1
@@ -221,7 +223,7 @@ class Session:
         state, by_save = self.state, bool(self._due)
         self._due, self.changed = None, True
         if by_save:
-            state.note = ""  # the hint was for the old text
+            state.note = ""  # the note was about the old text
         if not state.path.exists():
             state.missing, state.report, state.error = True, None, None
             state.view = "work"
@@ -398,7 +400,9 @@ def _text_of(path: Path) -> str:
 
 
 def _line_to_write(text: str | None, report: FileReport) -> int | None:
-    """The line number of `raise NotImplementedError` in the step that is to be written."""
+    """The line number of `raise NotImplementedError` in the step that is to be written.
+
+    None if there is no such step or line."""
     if not is_to_write(report):
         return None
     sign = re.compile(rf'raise NotImplementedError\(["\']step {report.first_wrong_step}\b')

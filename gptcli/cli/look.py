@@ -53,7 +53,7 @@ def look(
     png: Annotated[
         Path | None,
         typer.Option(
-            "--png", metavar="FILE", help="Also write this page as a picture (needs Chromium)."
+            "--png", metavar="FILE", help="Also write the page as a picture (needs Chromium)."
         ),
     ] = None,
     overwrite: Annotated[
@@ -114,7 +114,9 @@ def _refuse_places(trained: Trained, layer: int | None, head: int | None) -> Non
 
 
 def _places(given: dict[Path | None, bool], *, overwrite: bool) -> list[tuple[Path, bool]]:
-    """(file to write, whether it is a picture). Raises GptcliError before any work."""
+    """(file to write, whether it is a picture), for each file that the user named.
+
+    Raises GptcliError if a file must not be replaced, or if no program can make the picture."""
     from gptcli.files.paths import expanded
     from gptcli.pages.chromium import refuse_without_chromium
     from gptcli.pages.written import refuse_existing

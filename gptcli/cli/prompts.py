@@ -74,7 +74,7 @@ def _with_encoding(file: Path, message: str, data: bytes) -> tuple[str, str]:
 def typed(text: str, where: str, *, escape: bool) -> str:
     """A text that the user typed for the option `where`; with `escape`, its escapes are replaced.
 
-    Without `escape`, prints a note if the text has escapes."""
+    Without `escape`, prints a note if the text has `\\n` or `\\t` (literal_escapes_note)."""
     if escape:
         return unescape(text, where)
     if (message := literal_escapes_note(text, where)) is not None:

@@ -26,7 +26,7 @@ def report(
         typer.Option(
             "--out",
             metavar="FILE",
-            help="The file to write. Default: RUN-report.html in this folder.",
+            help="The file to write. Default: RUN-report.html (with --pdf: .pdf) in this folder.",
         ),
     ] = None,
     pdf: Annotated[

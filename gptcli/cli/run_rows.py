@@ -32,8 +32,8 @@ def named_runs(words: Sequence[str]) -> list[Path]:
     """The runs that the words name, oldest first; without words, the runs under runs/.
 
     A word is a folder of runs, a run, the name of a run under runs/, or a glob pattern. A pattern
-    is for names under runs/, or for paths if it has a slash. Raises GptcliError if a word names no
-    run, or if no run matches a pattern."""
+    is for names under runs/, or for paths if it has a slash. Raises GptcliError if a word is no
+    folder and no run, or if no run matches a pattern."""
     found: dict[Path, Path] = {}
     for word in words or ["runs"]:
         for run in _named(word):

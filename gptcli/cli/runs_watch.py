@@ -19,7 +19,7 @@ RENEW_SECONDS = 1.0
 
 
 def watch_runs(words: Sequence[str], order: Order | None, reverse: bool) -> None:
-    """Show the runs that `words` name until the user presses q or Ctrl-C. The table stays."""
+    """Show the runs that `words` name until q or Ctrl-C is pressed. After q, the table stays."""
     known = KnownRows()
     console = stdout_console()
     has = has_keys()

@@ -194,8 +194,8 @@ def sample(
 ) -> None:
     """Generate text with a trained model.
 
-    If the file of --attention has a key/value cache (check-cache), gptcli uses this cache, and
-    compares the text and the speed with sampling without the cache.
+    If the file of --attention has a key/value cache (check-cache), gptcli uses this cache. Except
+    with --interactive, gptcli then compares the text and the speed with sampling without the cache.
 
     `gptcli chat` is short for `gptcli sample --interactive`."""
     wanted = generation.checked()
@@ -244,7 +244,7 @@ def sample(
     cache = None
     user_parts = model.trained.user_parts
     if user_parts is not None and user_parts.cache is not None:
-        with waiting("the same without your cache"), redirect_stdout(sys.stderr):
+        with waiting("generating the same text without your cache"), redirect_stdout(sys.stderr):
             cache = compare_without_cache(
                 model,
                 requests,

@@ -48,7 +48,7 @@ def scaling(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="The folder for the runs. Default: TEXT-scaling."
+            "--out", metavar="DIR", help="The folder for the runs. Default: runs/TEXT-scaling."
         ),
     ] = None,
     html: HtmlOption = None,
@@ -109,7 +109,7 @@ def scaling(
 
 
 def _loss(rung: Rung) -> float | None:
-    """The last validation loss of a finished run."""
+    """The last validation loss of a run; None if the run is not finished or has no evaluation."""
     from gptcli.experiments.trials import is_finished
     from gptcli.pages.run_data import read_run
 
@@ -122,7 +122,7 @@ def _loss(rung: Rung) -> float | None:
 def _earlier_steps(folder: Path, plan: dict[str, Any]) -> int | None:
     """The number of steps of an interrupted call; None for a new folder.
 
-    Raises GptcliError if the folder has the runs of another plan."""
+    Raises GptcliError if the folder holds the runs of another plan or other files."""
     path = folder / "scaling.json"
     if not path.exists():
         if folder.is_dir() and any(folder.iterdir()):

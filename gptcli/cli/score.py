@@ -177,7 +177,9 @@ def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
 
 
 def _surprises(model: SamplingModel, scores: Score) -> list[str]:
-    """A line for each of the least likely tokens: its place, and what the model expected."""
+    """A line for each of the five least likely tokens: its place, and what the model expected.
+
+    Leaves out tokens with a probability of 1/100 or more."""
     trained, tokenizer = model.trained, model.trained.tokenizer
     order = sorted(range(len(scores.ids)), key=lambda i: scores.log_probabilities[i])
     places = [

@@ -126,7 +126,7 @@ def serve(
     The interface is OpenAI's: /v1/completions, with streaming, and /v1/models. The address / shows
     a page to try the model. The server generates several texts together. Each text is the one that
     `gptcli sample` writes with the same seed. After Ctrl-C or SIGTERM, the server completes the
-    texts that it is generating. A second signal ends the server at once."""
+    texts that it is generating, in at most 30 seconds. A second signal ends the server at once."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise GptcliError(

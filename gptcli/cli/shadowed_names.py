@@ -1,7 +1,7 @@
 """Notes about names with two meanings, such as the shipped config `tiny` and a folder `tiny`.
 
-gptcli always prefers the same kind of thing. The note says what gptcli uses, and how to write the
-name of the other thing.
+gptcli takes a shipped config before a file, a tokenizer before a run, and the run NAME before
+runs/NAME. The note says what gptcli uses, and how to write the name of the other thing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def note_tokenizer_and_run(name: str) -> None:
 
 
 def note_two_runs(name: str | None) -> None:
-    """Print a note if both NAME and runs/NAME are different runs."""
+    """Print a note if NAME is a run, and runs/NAME is another run."""
     if name is None:
         return
     one, other = Path(name), Path("runs") / name

@@ -29,8 +29,7 @@ def show(
 ) -> None:
     """Print the curve and figures of a run, or of two runs.
 
-    The command reads only the run folder (metrics.jsonl, samples.txt, config.yaml, run.json), so it
-    also works while the run trains."""
+    The command reads only files in the run folder, so it also works while the run trains."""
     from gptcli.cli.output import stdout_console
     from gptcli.events import Stopped
     from gptcli.training import run_folder

@@ -12,7 +12,7 @@ _HANG_UP = getattr(signal, "SIGHUP", None)  # None: Windows
 
 
 class LeaveAtOnce(KeyboardInterrupt):
-    """Raised at the second Ctrl-C: end without another step and without saving.
+    """Raised at the second Ctrl-C or SIGTERM: end without another step and without saving.
 
     A third Ctrl-C acts like Ctrl-C outside training."""
 

@@ -38,7 +38,7 @@ def sweep(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="The folder for the runs. Default: CONFIG-sweep."
+            "--out", metavar="DIR", help="The folder for the runs. Default: runs/CONFIG-sweep."
         ),
     ] = None,
     prompt: PromptOption = "",
@@ -51,7 +51,7 @@ def sweep(
     The runs train one after the other. Each is an ordinary run folder in --out. After an
     interruption, the same command continues and keeps finished runs. The output shows the best run
     first, and compares the other runs with it. With one run of each setting, a difference can be
-    luck. `gptcli compare A B --seeds 3` tells the difference from luck."""
+    luck. `gptcli compare A B --seeds 3` says whether it is more than luck."""
     from gptcli.cli.compared import show_arms
     from gptcli.cli.output import note
     from gptcli.experiments.arms import Arm
@@ -104,7 +104,7 @@ def _config(word: str) -> tuple[str, str]:
 
 
 def _remember(folder: Path, plan: dict[str, Any]) -> None:
-    """Write sweep.json. Raises GptcliError if the folder has the runs of another sweep."""
+    """Write sweep.json. Raises GptcliError if the folder holds another sweep or other files."""
     from gptcli.pages.written import write
 
     path = folder / "sweep.json"

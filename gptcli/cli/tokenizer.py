@@ -41,7 +41,9 @@ TokenizerOption = Annotated[
 EscapeOption = Annotated[
     bool,
     typer.Option(
-        "--escape", "-e", help="Read \\n, \\t and \\\\ in TEXT as a newline, a tab and a backslash."
+        "--escape",
+        "-e",
+        help="Read \\n, \\t, \\r and \\\\ in TEXT as a newline, a tab, a return and a backslash.",
     ),
 ]
 TextArgument = Annotated[

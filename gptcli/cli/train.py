@@ -48,7 +48,8 @@ def train(
         typer.Argument(
             metavar="[CONFIG | TEXT ...] [KEY=VALUE ...]",
             help="A config: a YAML file or the name of a shipped config. Or texts to train on: "
-            "files (also .jsonl, .json, .csv, .parquet, .gz), folders, or - for standard input. "
+            "files (also .jsonl, .json, .csv, .tsv, .parquet, .gz, .bz2, .xz), folders, or - for "
+            "standard input. "
             "Then changes to the config, such as model.n_layer=6.",
         ),
     ] = None,
@@ -237,7 +238,7 @@ def _import_pytorch() -> None:
 def _train_in(
     run: Path, request: Request, new: NewRun, as_json: bool, team: Ranks, *, overwrite: bool
 ) -> None:
-    """Train in the folder `run`, which is new. With `overwrite`, it can hold an old run."""
+    """Train in the new folder `run`. With `overwrite`, the folder can hold an old run."""
     with (
         leave_on_signals(),
         new_folder(run, overwrite=overwrite, restore=restore_replaced_run) as folder,

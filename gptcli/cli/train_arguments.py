@@ -1,4 +1,4 @@
-"""Reads the arguments of `gptcli train` and `bench`: CONFIG or texts, and KEY=VALUE overrides."""
+"""Reads the arguments of `gptcli train`, `bench` and `plan`: CONFIG or texts, and KEY=VALUE."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def split_arguments(arguments: list[str]) -> tuple[Target, list[str]]:
     """The CONFIG or the texts among the arguments (None if neither), and the KEY=VALUE overrides.
 
-    Raises GptcliError if there is a config beside another config or a text.
+    Raises GptcliError if there is a config beside another config or a text, if one of several texts
+    does not exist, or if there are too many texts.
     """
     from gptcli.config_files import is_known_override, is_override
 
@@ -60,7 +61,7 @@ def config_of_arguments(arguments: list[str]) -> Config:
 
 
 def note_names(target: Target, from_run: str | None) -> None:
-    """Print a note for each name with two meanings: a shipped config and a folder, or two runs."""
+    """Print a note for each name with two meanings: a shipped config and a file, or two runs."""
     if isinstance(target, str):
         note_config_and_text(target)
     if target is None or not is_config(target):

@@ -30,9 +30,9 @@ _WISHES: dict[str, Wish] = {"s": "sample", "e": "evaluate", "c": "checkpoint"}
 class TrainingKeys:
     """Reads the keys that are pressed while a run trains, as a context manager.
 
-    The key q asks `stop` to stop the run. `pressed` is called with each key, to show it. Inside the
-    `with`, a key needs no Enter and is not echoed, and Ctrl-C works as before. If gptcli runs in
-    the background of a shell, it does not change the terminal."""
+    The key q asks `stop` to stop the run. `pressed` is called with each key that has an effect, to
+    show it. Inside the `with`, a key needs no Enter and is not echoed, and Ctrl-C works as before.
+    If gptcli runs in the background of a shell, it does not change the terminal."""
 
     def __init__(self, stop: Stop, pressed: Callable[[str], None]) -> None:
         self._stop = stop

@@ -37,7 +37,7 @@ class ArmRow:
 
 
 def arms_lines(arms: Sequence[ArmRow], console: Console) -> list[Text]:
-    """The chart of the validation losses, then a table of the configs with the best one first."""
+    """The chart of the validation losses, then a table of the configs, in the given order."""
     width = (console.width if console.is_terminal else max(80, console.width)) - 1
     lines: list[Text] = []
     drawn = [arm for arm in arms if arm.points][:_LINES]

@@ -126,7 +126,7 @@ def axis_labels(low: float, high: float, rows: int, dots: int) -> dict[int, str]
 
 
 def _round_units(at_most: float) -> Iterator[float]:
-    """The units 1, 0.5, 0.2, 0.1, 0.05 and so on: from about `at_most` down three powers of ten."""
+    """The digits 5, 2, 1, times the power of ten of `at_most`, then times the two powers below."""
     power = math.floor(math.log10(at_most))
     for exponent in range(power, power - 3, -1):
         yield from (digit * 10.0**exponent for digit in (5, 2, 1))

@@ -11,7 +11,7 @@ from rich.text import Text
 from gptcli.view.token_labels import padded, short_label, token_label
 
 _CELL = 13  # cells of a guess of the logit lens: a token, a blank and a percentage
-_NUMBER = 8  # "  -0.123"
+_NUMBER = 8  # "   -0.12"
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,10 @@ class MemorisingNote:
 
 
 def best_step_line(finished: Finished, status: RunStatus | None) -> str | None:
-    """The line on which step `gptcli sample` uses; None if it uses the last step.
+    """The line that names the step that `gptcli sample` uses; None if this is the last step.
 
-    If the run has only memorised the text since then, the line says so."""
+    Also None if the run diverged. If the run has only memorised the text since then, the line says
+    so."""
     best = finished.best_step
     if best is None or best >= finished.step or finished.stopped == "diverged":
         return None

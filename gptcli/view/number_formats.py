@@ -14,7 +14,7 @@ _UNITS = ((1e12, 1e12, "T"), (1e9, 1e9, "B"), (1e5, 1e6, "M"), (1e4, 1e3, "k"))
 
 
 def human_count(count: int, *, short: bool = False) -> str:
-    """A count with commas between thousands or, if `short`, with three digits and a unit.
+    """A count with commas between thousands. From 10,000 on, `short` gives three digits and a unit.
 
     >>> human_count(820864), human_count(820864, short=True)
     ('820,864', '0.82 M')
@@ -119,14 +119,14 @@ class StepRate:
 
 
 def loss_text(loss: float | None) -> str:
-    """A loss with four decimals, or as a power of ten from 10,000 on; "-" for None."""
+    """A loss with four decimals, or from 10,000 on in scientific notation; "-" for None."""
     if loss is None:
         return UNKNOWN
     return f"{loss:.4f}" if not math.isfinite(loss) or abs(loss) < 1e4 else f"{loss:.2e}"
 
 
 def norm_text(norm: float) -> str:
-    """A gradient norm with two decimals, or as a power of ten if it is tiny or huge."""
+    """A gradient norm with two decimals, or in scientific notation if it is tiny or huge."""
     return f"{norm:.2f}" if not math.isfinite(norm) or 0.01 <= norm < 1000 else f"{norm:.1e}"
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 def short_path(path: str) -> str:
-    """The shortest of three spellings of a path: as it is, from the current folder, or from `~`.
+    """The shortest spelling of an absolute path: whole, from the current folder, or from `~`.
+
+    A relative path only loses parts such as `a/../`.
 
     >>> short_path("shakespeare")
     'shakespeare'

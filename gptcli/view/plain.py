@@ -54,10 +54,11 @@ SECONDS_APART = 60.0  # the longest time without a line
 class PlainView:
     """Prints about thirty lines in a run, but at least one a minute if a step takes less than that.
 
-    For each kind of event, PARTS says into how many equal parts the steps of a run are divided. The
-    first event in each part is printed. The step line, the evaluation and the sample of the last
-    step, all warnings and the first notices are printed, too. metrics.jsonl has all logged steps
-    and evaluations, and samples.txt has all samples.
+    For some kinds of event, PARTS says into how many equal parts the steps of a run are divided.
+    The first event of such a kind in each part is printed; of the steps, the first logged one. The
+    step line, the evaluation and the sample of the last step are printed, too. Of the notices, the
+    warnings and the first others are printed. Events of all other kinds are printed.
+    metrics.jsonl has all logged steps and evaluations, and samples.txt has all samples.
     """
 
     def __init__(self, console: Console) -> None:
@@ -104,7 +105,7 @@ class PlainView:
         if parts is None or not isinstance(event, PACED):
             return True
         step, steps = event.step, max(1, self._status.max_steps)
-        # Print now if, at this pace, more than a minute would pass before the next event.
+        # Print now if, at this pace, the next event comes more than a minute after the last line.
         late = (
             isinstance(event, StepDone) and now + (now - before) - self._last_line > SECONDS_APART
         )

@@ -4,8 +4,8 @@ rich.live is not used, for three reasons. It erases all lines before it draws th
 It hides the cursor for the whole run. It draws in the wrong rows after the window has become
 narrower.
 
-A Region overwrites its lines, so nothing flickers. If a narrower window has wrapped its lines, the
-Region still finds their rows. If the process is killed, the terminal stays usable.
+A Region overwrites its lines, so nothing flickers. It finds their rows even after a narrower window
+has wrapped them. If the process is killed, the terminal stays usable.
 """
 
 from __future__ import annotations

@@ -23,12 +23,12 @@ SMOOTHING = 0.1  # the weight of the newest loss in the smoothed loss
 
 
 class RunStatus:
-    """The newest event of each kind, the two loss histories, and the speed in steps per second."""
+    """The newest events of a run, its two loss histories, and its speed in steps per second."""
 
     def __init__(self) -> None:
         self.started: RunStarted | None = None
         self.max_steps = 0  # of the newest plan
-        self.first_step: int | None = None  # the first step of this process, where the curve begins
+        self.first_step: int | None = None  # the first step that is known, where the curve begins
         self.step: StepDone | None = None
         self.evaluated: Evaluated | None = None
         self.best: Evaluated | None = None
@@ -47,7 +47,7 @@ class RunStatus:
         self.val_losses = LossHistory()
 
     def absorb(self, event: Event) -> None:
-        """Take in one event. This must be fast, because every step calls it."""
+        """Take in one event. This must be fast, because it happens at every step."""
         if isinstance(event, StepDone):
             self.step = event
             if self.first_step is None:

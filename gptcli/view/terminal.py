@@ -20,7 +20,7 @@ from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean
 
 REFRESH_SECONDS = 0.25
-DRAWING_SHARE = 0.02  # the largest share of the time that drawing can take
+DRAWING_SHARE = 0.02  # the largest share of the time that drawing after steps can take
 TALL = 15  # rows; a window this high keeps LINES_ABOVE rows free for the newest notes
 LINES_ABOVE = 2
 
@@ -28,9 +28,10 @@ LINES_ABOVE = 2
 class LiveView:
     """Shows a panel at the bottom of the terminal during training, and a few lines after its end.
 
-    Use it as a context manager and pass every event to `handle`, which also draws. Drawing happens
-    at most four times a second, and takes at most 2 % of the time. There is no thread, so the panel
-    does not change between events, for example during an evaluation.
+    Use it as a context manager and pass every event to `handle`, which also draws. Steps redraw the
+    panel at most four times a second, in at most 2 % of the time. A key or a notice redraws it at
+    once. There is no thread, so the panel does not change between events, for example during an
+    evaluation.
     """
 
     def __init__(self, console: Console, live: LiveState | None = None) -> None:
@@ -55,7 +56,7 @@ class LiveView:
         self._close([line] if line is not None else [])
 
     def handle(self, event: Event) -> None:
-        """Take in one event. Redraw if the last drawing is old enough."""
+        """Take in one event. Redraw if the last drawing is old enough; for a notice, always."""
         self._status.absorb(event)
         self._live.absorb(event)
         if isinstance(event, StepDone):

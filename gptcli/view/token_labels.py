@@ -11,7 +11,8 @@ _PLAIN = {" ": "_", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def token_label(piece: bytes, encoding: str = "utf-8") -> str:
-    """A token on one line. Blanks are visible. Bytes that form no character become `\\xe2`.
+    """A token on one line. Blanks are visible. A byte of an incomplete character becomes text
+    such as `\\xe2`.
 
     If `encoding` is not a Unicode encoding, the signs that the label adds are ASCII."""
     text = piece.decode("utf-8", "backslashreplace")
