@@ -59,7 +59,7 @@ class Command(TyperCommand):
         if not ctx.resilient_parsing:
             problems = list(_problems(ctx, args))
             if len(problems) > 1:  # a single hint need not name its option
-                problems = [(message, f"{_option(message)}: {hint}") for message, hint in problems]
+                problems = [(message, _option(message) + hint) for message, hint in problems]
             if problems:
                 raise CommandLineError(problems)
         typed = list(args)  # a copy, because Typer empties the list
@@ -206,8 +206,8 @@ def _problems(ctx: Context, args: list[str]) -> Iterator[Problem]:
 
 
 def _option(message: str) -> str:
-    """The option in the message of a problem."""
-    return next(word for word in message.split() if word.startswith("-"))
+    """The option in the message of a problem, with a colon; "" for a word too many."""
+    return next((f"{word}: " for word in message.split() if word.startswith("-")), "")
 
 
 def _bad_value(ctx: Context, args: list[str], error: TyperException) -> GptcliError | None:

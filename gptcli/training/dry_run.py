@@ -38,13 +38,13 @@ def dry_run_figures(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         corpus = open_text(config, user_parts=user_parts, cache=Path(folder))
         train_tokens = len(corpus.train)
-        epochs = times_read(corpus.train, config.tokens_per_step * config.train.max_steps)
         val_tokens = len(corpus.val) if corpus.val else 0
         vocab_size = corpus.tokenizer.vocab_size
         if is_short:
             config = with_few_steps(config, train_tokens)
         config = resolve(config, corpus, has_user_parts=has_user_parts)
         config, sized = with_fitting_batch_size(config, vocab_size, user_parts)
+        epochs = times_read(corpus.train, config.tokens_per_step * config.train.max_steps)
         notes = [*corpus.notes, *sized, *setting_notes(config, corpus)]
         texts = [
             {"name": text.name, "share": text.share, "tokens": len(text.tokens)}

@@ -129,6 +129,8 @@ def test_a_fine_tune_takes_few_steps(
     config = parse_config("", ["train.max_steps=1000", "model.block_size=100"])
     steps = [with_few_steps(config, tokens).train.max_steps for tokens in (10, 160_000, 10**9)]
     assert steps == [100, 300, 1000]
+    adapters = parse_config("", ["train.max_steps=1000", "model.block_size=100", LORA])
+    assert with_few_steps(adapters, 160_000).train.max_steps == 600
     run = tmp_path / "tuned"
     dry = cli("train", text_file, "--from", trained, LORA, "--dry-run", "--json")
     assert dry.code == 0, dry.err
@@ -137,6 +139,7 @@ def test_a_fine_tune_takes_few_steps(
     assert outcome.code == 0, outcome.err
     done = json.loads(outcome.out)
     assert done["tokens"] == plan["total_tokens"]
+    assert plan["epochs"] == pytest.approx(plan["total_tokens"] / plan["train_tokens"], rel=0.02)
     assert done["steps"] == min(100, config_of(trained).max_steps)
     assert 0 < plan["adapter_parameters"] < plan["parameters"]
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()

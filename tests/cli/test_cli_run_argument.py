@@ -137,3 +137,11 @@ def test_from_with_another_network_names_the_settings(setting: str, here: Path, 
         keys = "model.n_layer" if "{" in setting else "model.n_layer, model.n_embd"
         assert hint == f"hint: leave out {keys}; or leave out --from, to train a new model"
     assert [path.name for path in (here / "runs").iterdir()] == ["mine"]
+
+
+def test_a_word_too_many_beside_a_wrong_option(cli: Any) -> None:
+    outcome = cli("show", "a", "b", "c", "--nope")
+    assert outcome.code == 2
+    assert "no such option: --nope" in outcome.err
+    assert "`c` is one word too many" in outcome.err
+    assert "Traceback" not in outcome.err
