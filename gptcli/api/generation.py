@@ -99,8 +99,8 @@ def requests_of(
 ) -> Iterator[SampleRequest]:
     """A request for each sample of each prompt, in order.
 
-    Raises GptcliError if the tokenizer does not know a character. `place` returns the beginning of
-    this message for the number of a prompt, counted from 1."""
+    Raises GptcliError if the tokenizer does not know a character. Its message begins with
+    `place(n)` for prompt n, counted from 1."""
     from gptcli.sampling.generate import SampleRequest
 
     for number, text in enumerate(texts, 1):

@@ -85,8 +85,9 @@ def train(
     copied; if `out` is missing, `resume` fetches the run from this URL. `progress` shows the
     training in a notebook, or on a terminal as `gptcli train` does.
 
-    Raises GptcliError at once if the config or an argument is wrong. Errors in the texts come
-    later. The weights equal those of `gptcli train`, to the last bit."""
+    Raises GptcliError at once if the config or an argument is wrong. Errors in the texts are raised
+    later, by the iteration or by finish(). The weights equal those of `gptcli train`, to the last
+    bit."""
     spin_briefly()
     words = _words(overrides)
     tokenizer_file, words = split_tokenizer(tokenizer, words, resume=resume)

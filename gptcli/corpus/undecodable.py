@@ -54,7 +54,7 @@ def undecodable_files(
 ) -> UndecodableFilesError | None:
     """The error that names each of `files` (path and encoding) that cannot be decoded, or None.
 
-    `several` says that the text also has other files. Then the hint proposes to leave out the files
+    If `several` is true, the text has more than one file, and the hint proposes to leave out those
     that cannot be decoded."""
     found = [
         (path, encoding, error)

@@ -36,8 +36,9 @@ _MOST_WORKERS = 4
 class Grade:
     """The state of one student in every exercise.
 
-    `same_as` maps the name of an exercise to the other students whose file is the same, except for
-    names, comments and layout. `path` is the student's folder or file."""
+    `same_as` maps the name of an exercise to the other students whose file has the same fingerprint
+    (gptcli.course.same_code). Skeletons and the course's own solutions do not count. `path` is the
+    student's folder or file."""
 
     student: str
     path: Path

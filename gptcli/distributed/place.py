@@ -9,7 +9,8 @@ from pathlib import Path
 LAUNCH_FOLDER = "GPTCLI_LAUNCH"
 """The variable that names the folder in which ranks leave notes for `gptcli train --devices N`."""
 LOST = 75
-"""The exit code of a rank that ends because another rank died. Only the launcher sees it."""
+"""The exit code of a rank that ends because another rank ended or hangs. Only the launcher
+sees it."""
 
 
 @dataclass(frozen=True)

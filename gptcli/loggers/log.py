@@ -31,7 +31,9 @@ class Log(Protocol):
         """Write a row. Each row has a larger step than the row before."""
 
     def sample(self, sample: Sample, time: float) -> None:
-        """Write a sample. Its step is that of the last row or of an earlier row."""
+        """Write a sample. Its step can be that of no row.
+
+        Only the sample at the end of a run can have a smaller step than the last row."""
 
     def flush(self) -> None:
         """Make everything that was written visible to readers."""

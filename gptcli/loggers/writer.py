@@ -85,7 +85,7 @@ def _write(request: dict[str, Any]) -> dict[str, Any]:
                 time = clock(item.values["seconds"]) if "seconds" in item.values else time
                 log.row(item, time)
             else:
-                log.sample(item, time)  # the sample follows the row of its step
+                log.sample(item, time)  # after the row of its step, if any
             count["rows" if isinstance(item, Row) else "samples"] += 1
         if is_end:
             break

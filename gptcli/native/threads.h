@@ -63,7 +63,7 @@ static struct {
     long switches;         /* forced context switches of the process before the last run */
     TeamFunction function;
     void *argument;
-    Signal job, barrier; /* the value of job: a serial number, and the count of its threads */
+    Signal job, barrier; /* job: a serial number and, in COUNT_MASK, the number of threads */
     _Atomic int arrived;
     Round rounds[OPEN_LOOPS];
 } team = {.mutex = PTHREAD_MUTEX_INITIALIZER};

@@ -134,7 +134,7 @@ class ImportedTokenizer(Tokenizer):
 def _canonical(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The file's content in the form in which a run keeps it.
 
-    Raises ValueError if a part is missing or has another type."""
+    Raises ValueError if it is not a BPE, or if vocab, merges or added_tokens have a wrong type."""
     model = stored.get("model")
     vocab, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (0, 0)
     if isinstance(model, dict) and model.get("type", "BPE") != "BPE":

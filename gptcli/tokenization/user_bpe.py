@@ -92,7 +92,8 @@ class UserTokenizer(Tokenizer):
         """The text of tokenizer.json: the merges, and the file of the user's `save` in base64.
 
         This is not Hugging Face's format. In Hugging Face's format, two tokens cannot have the same
-        bytes. Here they can, because the text is not split into words before the merges."""
+        bytes. Here they can, because each merge of the user's tokenizer is a token with its own
+        id."""
         model = {
             "type": "BPE",
             "kind": self.kind,

@@ -1,4 +1,4 @@
-"""Opens the text of a new run or of a run folder, also if the text has moved.
+"""Opens the text of a new run or of a run folder, even if the text has moved.
 
 This file needs no PyTorch, so `eval` can work without PyTorch. First reading: skip this file."""
 

@@ -220,7 +220,7 @@ def _tensor_files(files: dict[str, Any]) -> list[str]:
 
 
 def refuse_own_folder(run: Path, url: str) -> None:
-    """Raise GptcliError if a URL names no folder, the run folder or a place inside it."""
+    """Raise GptcliError if a file: URL names the run folder, a place inside it, or no folder."""
     if not url.lower().startswith("file:"):
         return
     path = url.partition(":")[2].lstrip("/")

@@ -149,7 +149,7 @@ def headline(status: RunStatus, width: int, encoding: str, glyphs: Glyphs) -> Te
 
 
 def model_line(status: RunStatus, width: int, encoding: str, glyphs: Glyphs) -> Text:
-    """The second line: the arch, the number of parameters, the tokenizer, the device and dtype."""
+    """The second line: arch, parameters, tokenizer, device, dtype, and notes such as "compiled"."""
     started = status.started
     assert started is not None
     model, tokenizer = started.arch, started.tokenizer

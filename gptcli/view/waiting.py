@@ -53,4 +53,4 @@ def waiting(what: str) -> Iterator[Callable[[str], None]]:
 
 
 def _nothing(text: str) -> None:
-    """Ignore the text: nothing on this output can be replaced."""
+    """Ignore the text: this output has no line, or its line cannot be replaced."""

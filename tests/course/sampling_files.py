@@ -1,4 +1,4 @@
-"""Right and wrong sampling files, made from one template with functions in other styles."""
+"""Right and wrong sampling files: one template, in which some function bodies are replaced."""
 
 from __future__ import annotations
 

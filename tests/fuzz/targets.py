@@ -391,7 +391,7 @@ def _cache(folder: Path) -> Target:
 
     def sealed(value: Any) -> bytes:
         if isinstance(value, dict):
-            # JSON turns all keys into text, so that they can be sorted.
+            # Keys of several types cannot be sorted, and JSON turns all keys into text.
             value = json.loads(json.dumps(value))
             value["sha256"] = cache._meta_sha256(value)
         return as_json(value)

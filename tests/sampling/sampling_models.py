@@ -17,7 +17,7 @@ from gptcli.model.rotary import rotary_table, rotate
 W = 8
 V = 13
 
-# ---- draws with known tokens ---------------------------------------------------------------------
+# ---- draws whose token is known ------------------------------------------------------------------
 
 NEARLY_ONE = 1 - 2**-53
 """The largest uniform number that PyTorch can draw in float64."""

@@ -182,8 +182,8 @@ def test_a_resumed_run_replays_its_plans(
 def test_a_time_limit_for_many_documents(
     cli: Any, tmp_path: Path, scripted: dict[int, int]
 ) -> None:
-    """Documents for validation lie between documents for training. An early evaluation measures its
-    time on some of the documents for validation."""
+    """Documents for validation lie between documents for training. An early evaluation of a part of
+    the validation tokens measures how long one takes."""
     texts = tmp_path / "texts"
     texts.mkdir()
     for number in range(20):

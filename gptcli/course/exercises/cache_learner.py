@@ -245,7 +245,9 @@ class LearnerCache(CacheExplainer):
         return Weights(query, key, value, output, size.H)
 
     def forward(self, module: nn.Module, x: Tensor, cache: Any = None) -> Tensor:
-        """The output for x, of x's shape and dtype. Raises CheckFailed if forward gives none."""
+        """The output for x, of x's shape and dtype.
+
+        Raises CheckFailed if forward raises an exception or returns anything else."""
         T = x.shape[1]
         doing = f"forward on x of shape {tuple(x.shape)}"
         self.say(f"step 5: {doing}")

@@ -142,7 +142,7 @@ MISTAKES = (
             "only dimension T of (B, H, T, D) grows", "concatenate along dim=2 (or dim=-2)",
             at=_CAT + r"|append\( || \[.*\]\s*=(?!=)"),
     ExerciseMistake("new-before-old", 1, "torch.cat((k, self.keys), dim=2)",
-            "the tokens in your cache are not in the order of the text: {order}",
+            "the tokens in your cache are in the order {order}, which is not the order of the text",
             "the mask and the positions rely on the order of the text",
             "put new tokens after the stored tokens, and keep the order of the new tokens",
             at=_CAT + r"|insert\( || reversed || \[.*\]\s*=(?!=)|append\("),

@@ -55,7 +55,7 @@ _OF_OBJECTS = {"fits", "length", "update", "get_seq_length", "extend_with", "has
 
 
 class GivenCache:
-    """A cache for a forward that calls `cache.update(k, v, ...)` in a file without a cache class.
+    """A cache for a forward that calls `past_key_values.update(k, v, ...)` without a cache class.
 
     It concatenates along the second to last dimension, as Hugging Face's caches do."""
 

@@ -59,7 +59,7 @@ MISTAKES = (
             "the next call needs the new tokens, too", "concatenate, and return the result",
             at=_STORED),
     ExerciseMistake("new-before-old", 1, "torch.cat((k, past_k), dim=2)",
-            "your forward puts the tokens in another order than that of the text: {order}",
+            "your forward puts the tokens in the order {order}, which is not the order of the text",
             "the mask and the positions rely on the order of the text",
             "put the new tokens after the stored ones: torch.cat((past_k, k), dim=2)", at=_CAT),
     ExerciseMistake("keys-for-values", 1, "torch.cat((past_k, v)), or return y, (k, k)",

@@ -173,7 +173,7 @@ MISTAKES = (
             "cut a token only if the tokens before it already reach p",
             (nucleus(sum_over), nucleus(sum_over, first=True), nucleus(lambda v, s, p: s >= p),
              nucleus(lambda v, s, p: s >= p, first=True)), r"<=|>=|<|>"),
-    ExerciseMistake("one-after-crossing", 3, "the mask moved by one too often",
+    ExerciseMistake("one-after-crossing", 3, "the mask moved by two places, not by one",
             "you keep one token too many", "the token that reaches p is the last to keep",
             "cut all tokens after the one that reaches p", (nucleus(one_later),),
             r"\[1:\]|\[:-1\]|\+ 1|roll|<|>"),

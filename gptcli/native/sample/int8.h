@@ -1,7 +1,7 @@
-/* int8 weights with a scale for each 32 inputs, and their products with rows of activations.
+/* int8 weights with a scale for every 32 inputs, and their products with rows of activations.
  *
  * A linear layer has K inputs, a multiple of 32. An int8 weight w is stored as the byte w + 128.
- * Each output has a scale for each 32 of its inputs. A scale is the smallest bfloat16 number for
+ * Each output has a scale for every 32 of its inputs. A scale is the smallest bfloat16 number for
  * which the 32 weights, divided by the scale, are between -127 and 127. If all 32 weights are below
  * 1e-30 in size, the scale is 0.
  *
@@ -14,11 +14,11 @@
  *
  * Layout in bytes:
  *
- *   panel  for each 4 inputs: the 4 weights of output 0, of output 1, ... of output 15 (64 bytes)
- *          then for each 32 inputs: the scales of the 16 outputs (bfloat16)
- *   row    for each 32 inputs: 32 high bytes, then 32 low bytes; or for each 4 inputs: inputs
+ *   panel  for every 4 inputs: the 4 weights of output 0, of output 1, ... of output 15 (64 bytes)
+ *          then for every 32 inputs: the scales of the 16 outputs (bfloat16)
+ *   row    for every 32 inputs: 32 high bytes, then 32 low bytes; or for every 4 inputs: inputs
  *          0 and 2, then 1 and 3, as int16
- *          then for each 32 inputs: minus the sum of a (int32), to correct for w + 128
+ *          then for every 32 inputs: minus the sum of a (int32), to correct for w + 128
  *          then t (float32) */
 
 #ifndef GPTCLI_INT8_H
@@ -47,7 +47,7 @@ static long int8_panel_bytes(long K) { return round_up(OUTPUTS * (K + K / SCALE_
 /* Bytes of a row. */
 static long int8_row_bytes(long K) { return round_up(2 * K + K / SCALE_GROUP * 4 + 4, 64); }
 
-/* Rounds the weights of 32 inputs for the 16 outputs of a panel to int8, and sets their scales. */
+/* Rounds 16 x 32 weights (outputs, inputs) of a panel to int8, and sets a scale for each output. */
 static void quantize_group(float inputs[OUTPUTS][SCALE_GROUP], uint8_t *weights, bf16 *scales) {
     for (int i = 0; i < OUTPUTS; i++) {
         float largest = 0.0f;

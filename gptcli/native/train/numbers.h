@@ -30,7 +30,7 @@ INLINE f32x16 load_first_num(const num *p, long n) { return load_first(p, n); }
 INLINE void store_first_num(num *p, long n, f32x16 x) { store_first(p, n, x); }
 #endif
 
-/* Bytes of a number. library.py compares them with the bytes of the dtype that it needs. */
+/* The size of a number in bytes. library.py compares it with the size of the dtype it needs. */
 int number_bytes(void) { return sizeof(num); }
 
 /* ---- arrays in pieces ------------------------------------------------------------------------ */

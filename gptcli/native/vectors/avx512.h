@@ -139,7 +139,8 @@ INLINE void transpose16(f32x16 r[16]) {
     for (int i = 0; i < 16; i++) r[i] = from_bits(bits[i]);
 }
 
-/* How many rows and panels of 16 columns are computed at once: 16 of 32 registers hold sums. */
+/* The rows and the panels (of 16 columns) that are computed at once. Their 8 * 2 sums take 16 of
+ * the 32 registers. */
 enum { ROWS_AT_ONCE = 8, PANELS_AT_ONCE = 2 };
 
 #endif

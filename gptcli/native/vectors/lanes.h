@@ -92,7 +92,7 @@ INLINE part firsts(part pairs) { return (part)((int_part)pairs << 16); }
 
 INLINE part seconds(part pairs) { return (part)((int_part)pairs & (int32_t)0xffff0000); }
 
-/* Rounds to bfloat16, to the nearest, ties to even. NaN is not handled. */
+/* Stores x at p, rounded to the nearest bfloat16, ties to even. NaN is not handled. */
 INLINE void store_as_bf16(bf16 *p, v16 x) {
     const v16i bits = (v16i)x, odd = (bits >> 16) & 1;
 #if defined(__AVX512F__)

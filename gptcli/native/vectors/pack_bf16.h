@@ -22,7 +22,7 @@ INLINE __m512i interleave_rows(const bf16 *a, const bf16 *b) {
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-/* Packs X (32, columns) as B tiles, one for each 16 columns. They begin `tile` numbers apart in
+/* Packs X (32, columns) as B tiles, one for every 16 columns. They begin `tile` numbers apart in
  * `out`. A product with them sums over the 32 rows of X. */
 static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile)
@@ -31,7 +31,7 @@ static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile)
                                 interleave_rows(X + 2 * r * row + c, X + (2 * r + 1) * row + c));
 }
 
-/* Packs the transpose of X (32, columns) as A tiles, one for each 16 columns. They begin `tile`
+/* Packs the transpose of X (32, columns) as A tiles, one for every 16 columns. They begin `tile`
  * numbers apart in `out`. A product with them sums over the 32 rows of X. */
 static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile) {
@@ -45,7 +45,7 @@ static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out,
     }
 }
 
-/* Packs the transpose of X (16, columns) as B tiles: one for each 32 columns, side by side. A
+/* Packs the transpose of X (16, columns) as B tiles: one for every 32 columns, side by side. A
  * product with them sums over the columns of X. Zeros fill the rest of the last tile. */
 static void pack_b16_transposed(const bf16 *X, long row, int columns, bf16 *out) {
     for (int c = 0; c < columns; c += 32, out += TILE) {

@@ -101,7 +101,7 @@ INLINE void multiply_transposed(const int nb, const float *A, long a_tile, long 
 
 /* ---- packing rows into tiles ----------------------------------------------------------------- */
 
-/* Packs X (32, columns) as B tiles, one for each 16 columns. They begin `tile` numbers apart in
+/* Packs X (32, columns) as B tiles, one for every 16 columns. They begin `tile` numbers apart in
  * `out`. A product with them sums over the 32 rows of X. */
 static void pack_b32(const float *X, long row, int columns, float *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile)
@@ -113,7 +113,7 @@ static void pack_a32_transposed(const float *X, long row, int columns, float *ou
     pack_b32(X, row, columns, out, tile);
 }
 
-/* Packs the transpose of X (16, columns) as B tiles: one for each 32 columns, side by side. A
+/* Packs the transpose of X (16, columns) as B tiles: one for every 32 columns, side by side. A
  * product with them sums over the columns of X. Zeros fill the rest of the last tile. */
 static void pack_b16_transposed(const float *X, long row, int columns, float *out) {
     for (int c = 0; c < columns; c += 16, out += TILE / 2) {

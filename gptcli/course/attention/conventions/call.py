@@ -1,4 +1,4 @@
-"""Calls the forward of an attention in any known convention, and finds the output in its result.
+"""Calls the forward of an attention in any known convention.
 
 Dimensions: B batch, T time, C channels (n_embd).
 """
