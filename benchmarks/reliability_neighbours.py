@@ -23,8 +23,8 @@ from benchmarks.reliability_runs import (
 from tests.training.disk_fault_trials import ERRORS
 from tests.training.faulty_disks import Refusing
 
-# The number of disk operations of such a run. There are a few more if no checkpoint is written in
-# the background.
+# The number of disk operations of a run in `refusing_disks` that writes its checkpoints in the
+# background. A run that does not has a few more.
 OPERATIONS = 294
 REFUSING = 2 * OPERATIONS
 

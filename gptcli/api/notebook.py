@@ -40,7 +40,7 @@ class View(Protocol):
 
 
 def open_view() -> View:
-    """The view of a training: in a notebook an HTML page, elsewhere that of `gptcli train`."""
+    """The view of a training: HTML in a notebook, the view of `gptcli train` everywhere else."""
     if in_notebook():
         return NotebookView()
     from rich.console import Console

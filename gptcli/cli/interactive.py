@@ -172,7 +172,7 @@ class _Session:
 
     def _length(self, value: str) -> None:
         if value:
-            count = _whole_number(value, "/len 500: the tokens of an answer")
+            count = _whole_number(value, "/len 500: about how many tokens an answer may have")
             self._settings = replace(self._settings, max_new_tokens=count)
         self._terminal.hint(f"about {self._settings.max_new_tokens} tokens for an answer")
 

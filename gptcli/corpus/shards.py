@@ -299,7 +299,7 @@ def _reader(
 
     def read() -> Tokens:  # exit code 1, because the run has begun
         start, size = first * dtype.itemsize, count * dtype.itemsize
-        for _ in range(2):  # the network can damage bytes, so try again
+        for _ in range(2):  # a transfer can damage bytes, so read once more
             content = folder.read(name, start, start + size, buffers)
             if len(content) == size and crc32(content) == crc:
                 break

@@ -34,8 +34,8 @@ class Exercise:
     def skeleton(self, path: Path | None = None, *, blank: bool = False) -> str:
         """The text of the file that the learner fills in.
 
-        With `blank`, the learner writes the constructor too. Commands in the text name the file as
-        `path`, as seen from the folder in which the learner works."""
+        With `blank`, the learner writes the constructor too. Commands in the text name files in
+        the folder of `path`, as seen from the folder in which the learner works."""
         text = (MATERIAL / f"{self.name}.py.txt").read_text(encoding="utf-8")
         kept, inside = [], False
         for line in text.splitlines():

@@ -85,7 +85,7 @@ class Plan:
     """Bytes that a GPU sends to other machines in a step."""
     compute_seconds: float
     exposed_seconds: float
-    """Time of a step in which GPUs only wait for traffic."""
+    """The part of a step's time in which GPUs only wait for traffic."""
     step_seconds: float
     tokens_per_second: float
     mfu: float

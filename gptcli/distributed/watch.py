@@ -73,7 +73,8 @@ class Watch:
     def _report(self, store: Store) -> None:
         """Print which rank hangs, unless another rank has printed it, and end this process.
 
-        Does nothing if this rank has gone on, or if all ranks have the same count."""
+        Does nothing if this rank has gone on, or if every rank still beats and all counts are
+        equal."""
         first = _read(store, self._place.size)
         time.sleep(3 * _BEAT)
         second = _read(store, self._place.size)

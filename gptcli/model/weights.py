@@ -81,7 +81,7 @@ _NOT_GATED = ("mlp.c_fc", "mlp.c_proj")
 
 
 def _shape(name: str, config: ModelConfig, vocab_size: int) -> tuple[int, ...]:
-    """The shape of a parameter: matrices are (outputs, inputs)."""
+    """The shape of a parameter: linear layers (outputs, inputs), tables (entries, C)."""
     C, F = config.n_embd, config.traits.hidden_width(config.n_embd)
     D, H, K = config.head_dim, config.n_head, config.kv_heads
     part, _, kind = name.rpartition(".")

@@ -76,9 +76,9 @@ def _shape(
 class Decoder:
     """A decoder of one network for `streams` streams, numbered from 0.
 
-    `dtype` is float32, bfloat16 or int8. With bfloat16, matrices, keys and values are bfloat16.
-    With int8, matrices have eight bits per weight and one scale per 32 weights, and keys and values
-    are bfloat16.
+    `dtype` is float32, bfloat16 or int8. If it is bfloat16, the matrices, the keys and the values
+    are bfloat16. If it is int8, the matrices have eight bits per weight and one scale per 32
+    weights, and the keys and values are bfloat16.
     Raises MemoryError."""
 
     def __init__(

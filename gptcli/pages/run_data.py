@@ -18,8 +18,8 @@ from gptcli.training import run_folder
 from gptcli.view.history import recorded_events, recorded_samples
 
 MOST_POINTS = 1200
-"""The most points of a curve in a report. A chart is not much wider in pixels, so more would not
-show."""
+"""The most points of a curve in a report. A chart is about this many pixels wide, so more
+points would not show."""
 
 
 @dataclass(frozen=True)

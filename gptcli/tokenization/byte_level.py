@@ -53,9 +53,9 @@ def byte_level_json(
 ) -> str:
     """The text of tokenizer.json for a byte-level BPE.
 
-    `pieces` are the bytes of the tokens by id. `merges` are in order of rank. With `split_words`,
-    GPT-2's pattern splits the text before the merges. `special` maps ids to names of special
-    tokens. Without `special`, the last token is end-of-text.
+    `pieces` holds the bytes of each token, in order of id. `merges` are in order of rank. With
+    `split_words`, GPT-2's pattern splits the text before the merges. `special` maps ids to names of
+    special tokens. Without `special`, the last token is end-of-text.
     """
     if special is None:
         special = {len(pieces) - 1: END_OF_TEXT}

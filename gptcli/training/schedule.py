@@ -36,7 +36,7 @@ def lr_at(
 
 
 def decay_at(step: int, plans: Sequence[Plan], decay_fraction: float) -> float:
-    """The share of the peak that the decay leaves at `step`: 1 before the decay, 0 after it.
+    """The share of the peak that the decay leaves at `step`: 1 before the decay, 0 at its end.
 
     Each plan starts from the share at its step, and reaches 0 at its max_steps. The share never
     rises. If a plan adds steps during the decay, the share either stays constant until the new

@@ -99,10 +99,10 @@ class Deadly(Watched):
 
 
 class Refusing(Watched):
-    """A disk that fails with errno `number` after `count` operations, once or `always` from then
-    on.
+    """A disk that does `count` operations, then fails the next one with errno `number`.
 
-    A write that fails has written half of its data."""
+    If `always` is true, it also fails all later operations. A write that fails has written half
+    of its data."""
 
     def __init__(self, count: int, number: int, always: bool = False) -> None:
         self.left = count

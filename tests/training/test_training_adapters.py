@@ -236,8 +236,7 @@ def test_a_wrong_setting_says_what_to_write(override: str, words: str) -> None:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tables_get_the_gradients_of_full_training(arch: str) -> None:
-    """The tables are trained directly, so they get the same gradient, and folding does not change
-    them."""
+    """The tables are trained directly, so they get the same gradients as in full training."""
     state = state_with(LoraConfig(rank=4, embeddings=True), network(arch))
     adapters = with_random_b(state)
     assert adapters.tables == (

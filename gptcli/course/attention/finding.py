@@ -18,7 +18,8 @@ from gptcli.course.attention.matching import first_missing_step
 from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS, message_numbers
 from gptcli.course.lesson import CheckFailed
 
-# step -> the values which show that the step is right. Step 3 changes no number, so it has none.
+# step -> the values which show that the step is right. Step 3 only folds dimensions, so
+# it has no values of its own.
 # Step 8 is the last step, so it is never right in a wrong file.
 _VALUES_OF_STEP = {
     1: ("q", "k", "v"),

@@ -201,14 +201,14 @@ def _is_constant_in_groups(values: Tensor, group: Tensor) -> bool:
 
 
 def step_named_in_source(error: BaseException | None, path: Path) -> int | None:
-    """The step number in the text at which the code stopped ("# 5. mask", "step 5"), or None.
+    """The number of the step that the text near the stop names ("# 5. mask", "step 5"), or None.
 
     Looks at the error's message, the comment on the line and the comments above it. None if they
     name several steps."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     at = line_of_error(error, path) or len(lines)
     text = str(error) if error is not None else ""
-    text += " " + lines[at - 1].partition("#")[2] if at <= len(lines) else ""
+    text += " #" + lines[at - 1].partition("#")[2] if at <= len(lines) else ""
     above = at - 2
     while above >= 0 and lines[above].strip().startswith("#"):
         text += " " + lines[above].strip()

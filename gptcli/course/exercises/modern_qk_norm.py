@@ -65,7 +65,7 @@ def find_norm(
         norms.sort(key=lambda one: not one[2])
         late = next((one for one in norms if one[2] and made.has(one[0](rotated))), None)
         early = next((one for one in norms if made.has(turned(one[0](before)))), None)
-        # without a right rotation, look for norms before the rotation
+        # If the learner's rotation is wrong, no rotated value matches: look before the rotation.
         if late is None and early is None:
             early = next((one for one in norms if made.has(one[0](before))), None)
         best = late or early

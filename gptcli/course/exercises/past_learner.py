@@ -69,7 +69,7 @@ class Called:
 
 @dataclass(frozen=True)
 class Text:
-    """A module with a text, and the outputs that its forward should give."""
+    """A module, an input for it, and the outputs that its forward should give for this input."""
 
     size: Size
     module: nn.Module

@@ -53,7 +53,7 @@ _COUNT_KEPT = "how many of 5 tokens does your function keep at k = 2?"
 _NUCLEUS = "with the probabilities 0.4, 0.25, 0.2, 0.1, 0.05 and p = 0.5: which tokens stay?"
 _BY_SIGN = "is -2 / 1.5 larger or smaller than -2? and 2 / 1.5 than 2?"
 _DRAWN = "with the probabilities 0.2, 0.5, 0.3: which id does u = 0.1 give? u = 0.6? u = 0.9?"
-_PARTS_ORDER = "which logits does each part get, and which logits should it get?"
+_PARTS_ORDER = "which logits does each function get, and which logits should it get?"
 _FILE = "if another program had only the file, could it make the same merges, in the same order?"
 _RMS = (
     "for x of shape (B, T, C), how many sizes does RMSNorm compute, and from which numbers is each "
@@ -394,7 +394,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "present-swapped": "in which order are the two tensors returned, and in which order does "
         "forward read them from the past?",
         "positions-not-offset": _NEXT_POSITION,
-        "reset-missing": "which method removes a text from the module before the next one begins?",
+        "reset-missing": "which method empties the cache before the next text begins?",
         "cache-not-read": _MANY_KEYS,
         "half-read": "which two tensors come from the cache, and do you use both of them?",
         "new-not-read": _ITSELF,

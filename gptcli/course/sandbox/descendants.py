@@ -93,7 +93,7 @@ def descendants(of: int | None = None) -> list[int]:
 def memory_of(processes: list[int]) -> int:
     """The bytes of memory that these processes use.
 
-    Subtracts the memory of this process from that of each, because forks share it."""
+    The memory of this process is subtracted from the memory of each, because forks share it."""
     page = os.sysconf("SC_PAGE_SIZE")
     mine = _resident(os.getpid())
     return sum(max(0, _resident(process) - mine) for process in processes) * page

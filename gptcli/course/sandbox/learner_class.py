@@ -28,7 +28,7 @@ def classes_in(file: LearnerFile, module: ModuleType) -> list[type[nn.Module]]:
     """The classes of a file that can be the attention, the most likely one first.
 
     If the file has the class that the user or the exercise names, returns only this class. Raises
-    GptcliError if there is no such class."""
+    GptcliError if no class of the file can be the attention."""
     from gptcli.course.attention.conventions.class_choice import attention_classes
 
     first = class_in(file, module)

@@ -203,7 +203,7 @@ static void store_key_and_value(const Decoder *d, char *keys, int slot, const fl
 }
 
 /* How many groups of 16 keys (GROUPS) and how many numbers of a value (WIDEST) are summed at once.
- * So many sums fit into registers. */
+ * With these limits, all the sums fit into registers. */
 enum { GROUPS = 4 / REGISTERS, WIDEST = 64 / REGISTERS };
 
 /* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Also prefetches what is read

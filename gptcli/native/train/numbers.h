@@ -1,7 +1,7 @@
 /* The type of activations and packed weights (bfloat16 or float32), and what depends on it.
  *
- * BFLOAT16 is 1 or 0; library.py sets it. In both libraries, the residual stream, sums, the norms'
- * scales, the weights and their gradients are float32. */
+ * BFLOAT16 is 1 or 0; library.py sets it. Whichever it is, the residual stream, sums, the norms'
+ * scales, the unpacked weights and the gradients of the weights are float32. */
 
 #ifndef GPTCLI_NUMBERS_H
 #define GPTCLI_NUMBERS_H
