@@ -140,8 +140,8 @@ def test_shards_of_two_saves_are_not_one_checkpoint(run: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
-        ({"w": (3, 2)}, {"w": (3, 4)}, "`w` has rows in the shards that do not fit"),
-        ({"w": (3, 2)}, {"w": (3,)}, "`w` has rows in the shards that do not fit"),
+        ({"w": (3, 2)}, {"w": (3, 4)}, "the rows of `w` in the shards do not fit"),
+        ({"w": (3, 2)}, {"w": (3,)}, "the rows of `w` in the shards do not fit"),
         ({"w": (3, 2)}, {}, "`w` is not in the shards that should hold it"),
         ({}, {"w": (3, 2)}, "`w` is not in the first shard"),
         ({"w": ()}, {"w": ()}, "`w` is not in the shards that should hold it"),
