@@ -587,4 +587,23 @@ UNSEEN = (
         "key_transpose_12", 4, "*", "k.transpose(-2, -1)", "k.transpose(1, 2)", "fused scaled_query"
     ),
     Change("v_unfolded", 3, "*", "        v = v.reshape(B * H, T, D)\n", ""),
+    Change("fold_copied", 3, "*", "k = k.reshape(B * H, T, D)", "k = q.reshape(B * H, T, D)"),
+    Change(
+        "split_copied",
+        2,
+        "*",
+        "v = v.view(B, T, H, D).transpose(1, 2)",
+        "v = k.view(B, T, H, D).transpose(1, 2)",
+    ),
+    Change(
+        "time_last",
+        2,
+        "*",
+        "view(B, T, H, D).transpose(1, 2)",
+        "view(B, T, H, D).permute(0, 2, 3, 1)",
+        "fused scaled_query",
+    ),
+    Change(
+        "key_not_split", 2, "*", "        k = k.view(B, T, H, D).transpose(1, 2)\n", "", "fused"
+    ),
 )

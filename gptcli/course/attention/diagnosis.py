@@ -81,7 +81,11 @@ from gptcli.course.attention.unfinished import (
     line_of_last_step,
     what_is_missing,
 )
-from gptcli.course.attention.wrong_factor import discarded_softmax
+from gptcli.course.attention.wrong_factor import (
+    CopiedVariable,
+    copied_variable,
+    discarded_softmax,
+)
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.sandbox.learner_file import in_words
 
@@ -148,6 +152,8 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
     step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
     if forward.y is None:
         return _stopped(forward, step, failed)
+    if copied := copied_variable(trace, found, forward.p):
+        return _copied(forward, copied)
     fits = [
         (mistake, values)
         for mistake, values in bank_results(forward.p)
@@ -181,6 +187,16 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         if mistake.slug == "mask-inverted" and scores_are_transposed(forward):
             mistake, values = _from_bank("scores-transposed", forward)
     return _known_mistake(forward, mistake, values)
+
+
+def _copied(forward: ComparedForward, copied: CopiedVariable) -> Finding:
+    """The finding for a line that splits or folds another variable than its own."""
+    what = {"q": "queries", "k": "keys", "v": "values"}[copied.value]
+    line = copied.operation.line
+    why = f"this line gives the {what} to `{copied.name}`, which held the right numbers before"
+    hints = hints_of_step(copied.step, message_numbers(forward.p))
+    marks = step_marks(copied.step, forward, line)
+    return Finding(copied.step, "variable-copied", forward.quote(line) + why, hints, marks)
 
 
 def _from_bank(slug: str, forward: ComparedForward) -> tuple[AttentionMistake, Values]:

@@ -37,7 +37,9 @@ from gptcli.course.attention.matching import (
 from gptcli.course.attention.stages import Problem
 from gptcli.course.attention.wrong_factor import (
     before_transpose,
+    factors_of,
     folds_with_transpose,
+    has_time_last,
     heads_before_time,
     is_narrow_slice,
     is_wrong_unpacking,
@@ -171,10 +173,13 @@ def _step_of_raising_operation(
     if by_layout is not None:
         return by_layout
     if last.name in PRODUCTS and len(last.inputs) >= 2:
-        names = [value_in(x, found, p.T) for x in last.inputs[:2]]
+        names = [value_in(x, found, p.T) for x in factors_of(last)]
         if set(names) <= {"q", "k", "v"} and None not in names:
-            a, b = last.inputs[:2]
-            if a.dim() != b.dim() or (last.name == "bmm" and a.dim() != 3):
+            a, b = factors_of(last)
+            if a.dim() != b.dim():
+                flat = a if a.dim() < b.dim() else b
+                return 2 if flat.shape[0] == p.B and p.C in flat.shape else 3  # 2: not split
+            if last.name == "bmm" and a.dim() != 3:
                 return 3
             return _step_of_factors(trace, last, 4, found, p)
         if names[1] == "v" and step >= 6:
@@ -220,9 +225,9 @@ def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem)
         fused = operation.name == FUSED_KERNEL
         if not (fused or operation.name in PRODUCTS) or len(operation.inputs) < 2:
             continue
-        names = {value_in(x, found, p.T) for x in operation.inputs[:2]}
+        names = {value_in(x, found, p.T) for x in factors_of(operation)}
         if step == 4 and names & {"q", "k"}:
-            names |= {_multiple_of(x, found) for x in operation.inputs[:2]}
+            names |= {_multiple_of(x, found) for x in factors_of(operation)}
         if any(pair <= names for pair in pairs):
             found_step = _step_of_factors(trace, operation, step, found, p)
             return 2 if fused and found_step == 3 else found_step
@@ -248,7 +253,7 @@ def _step_of_factors(
 
     2 or 3 if a factor is split or folded wrongly, otherwise `step` or an earlier step."""
     folds = []
-    for number, x in enumerate(operation.inputs[:2]):
+    for number, x in enumerate(factors_of(operation)):
         name = value_in(x, found, p.T)
         if name not in ("q", "k", "v"):
             continue
@@ -257,6 +262,8 @@ def _step_of_factors(
         if _is_reversed(x, table, flat):
             return step  # k.T reverses the order of all dimensions
         if is_narrow_slice(x, name, found, p):
+            return 2
+        if step == 4 and has_time_last(trace, operation, number, found, p):
             return 2
         transposed = before_transpose(trace, operation, number)
         if transposed is not None and step == 4 and name == "k":
@@ -321,7 +328,7 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
     """The wrong step if a product of right weights and values is wrong.
 
     The zeros of the weights and the order of tokens and heads in the two factors decide."""
-    factors = {value_in(x, found, p.T): x for x in operation.inputs[:2]}
+    factors = {value_in(x, found, p.T): x for x in factors_of(operation)}
     weights = factors.get("weights")
     if weights is not None:
         is_matrix = weights.shape[-2:] == (p.T, p.T) and p.T > 1
@@ -360,7 +367,7 @@ def _factor_indices(
     There is one head index for each matrix. For weights, the channel indices are those of keys.
     Skips a factor if its time or channel index varies along several dimensions."""
     indices: dict[str, tuple[Tensor, ...]] = {}
-    for x in operation.inputs[:2]:
+    for x in factors_of(operation):
         name = value_in(x, found, p.T)
         if name not in ("q", "k", "v", "weights") or x.dim() < 2 or name in indices:
             continue

@@ -5,15 +5,42 @@ Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
-from gptcli.course.attention.first_wrong_operation import FUSED_KERNEL, PRODUCTS
+from gptcli.course.attention.first_wrong_operation import FUSED_KERNEL, LAYOUT, PRODUCTS
 from gptcli.course.attention.forward_trace import ForwardTrace, Operation
 from gptcli.course.attention.matching import Matches, value_in, varying_dims
 from gptcli.course.attention.stages import Problem
 
 TRANSPOSES = {"transpose", "swapaxes", "swapdims", "mT", "__get__", "permute", "movedim", "adjoint"}
 _SPLITS = {"split", "chunk", "unbind", "tensor_split", "__getitem__"}
+
+
+def factors_of(operation: Operation) -> list[Tensor]:
+    """The two factors of a product. baddbmm takes the tensor to which it adds the product first."""
+    return operation.inputs[1:3] if operation.name == "baddbmm" else operation.inputs[:2]
+
+
+def has_time_last(
+    trace: ForwardTrace, operation: Operation, number: int, found: Matches, p: Problem
+) -> bool:
+    """Whether factor `number` of the scores has its tokens in the last dimension, (B, H, D, T).
+
+    Before that, no transpose in the line of the product can have put them there."""
+    x = factors_of(operation)[number]
+    transposed = before_transpose(trace, operation, number)
+    if transposed is not None and transposed[0].line == operation.line:
+        x = transposed[1]
+    elif number == 1:
+        return False  # the keys are transposed in another line
+    name = value_in(x, found, p.T)
+    if name not in ("q", "k") or x.dim() != 4 or p.T == p.D:
+        return False
+    table = found.tables[name]
+    _, t, h, d = (varying_dims(at.view(x.shape)) for at in table.places(table.locate(x.double())))
+    return t == {3} and d == {2} and h <= {1}
 
 
 def step_of_raising_factor(
@@ -57,6 +84,7 @@ def before_transpose(
     trace: ForwardTrace, operation: Operation, number: int
 ) -> tuple[Operation, Tensor] | None:
     """The transpose that made factor `number` of a product, and what it transposed; or None."""
+    number += operation.name == "baddbmm"
     source = operation.sources[number] if number < len(operation.sources) else None
     if source is None or not (made := trace.operations[source]).inputs:
         return None
@@ -115,3 +143,31 @@ def discarded_softmax(trace: ForwardTrace, found: Matches) -> Operation | None:
     is_used = any(at in later.sources for later in trace.operations[at + 1 :])
     is_named = any(operation == at for operation, _ in trace.variable_names)
     return None if is_used or is_named else trace.operations[at]
+
+
+class CopiedVariable(NamedTuple):
+    """A line that splits or folds another variable than its own, such as `k = q.view(...)`."""
+
+    operation: Operation
+    name: str
+    """The variable to which the line assigns."""
+    value: str
+    """What the variable holds now: q, k or v."""
+    step: int
+
+
+def copied_variable(trace: ForwardTrace, found: Matches, p: Problem) -> CopiedVariable | None:
+    """The first such line, if its variable held the right value before; or None."""
+    right: set[str] = set()
+    for (at, which), name in sorted(trace.variable_names.items()):
+        values = [v for v in found.values_of_output.get((at, which), []) if v in ("q", "k", "v")]
+        letter, operation = name.lower()[:1], trace.operations[at]
+        if letter not in ("q", "k", "v") or len(values) != 1:
+            continue
+        if values[0] == letter:
+            right.add(letter)
+        elif letter in right and operation.name in LAYOUT and operation.outputs:
+            shape = operation.outputs[which].shape
+            step = 3 if len(shape) == 3 and shape[0] == p.B * p.H else 2
+            return CopiedVariable(operation, name, values[0], step)
+    return None
