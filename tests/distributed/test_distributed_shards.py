@@ -119,8 +119,8 @@ def test_a_rank_is_killed_while_it_writes_its_shard(
     assert training.said().count("Traceback") == 1  # torchrun's report
     assert "Exception in thread" not in training.said()
     assert newest(run) == 10
-    # Only rank 0 deletes the temporary folder.
-    assert len(temporaries(run)) == (1 if whom == 0 else 0)
+    # Only rank 0 deletes the temporary folder. If rank 1 is killed, torchrun can end rank 0 before.
+    assert len(temporaries(run)) in ([1] if whom == 0 else [0, 1])
     assert checkpoint.newest_valid(run)[1] == []
     assert start(text_file, run, saves, resumed=True).wait() == 0
     assert weights(run) == weights(whole)
