@@ -245,8 +245,8 @@ class ModelConfig(_Section):
     """The network: its layout and its sizes."""
 
     arch: ArchName = "modern"
-    """modern: Qwen3's layout (RMSNorm, rotary positions, QK-norm, SwiGLU). gpt2: GPT-2's layout;
-    exactly that of GPT-2 only with `bias: true`."""
+    """modern: Qwen3's layout (RMSNorm, rotary positions, QK-norm, SwiGLU). gpt2: GPT-2's layout.
+    With `bias: true`, it is exactly GPT-2's."""
     n_layer: Annotated[int, Field(ge=1, le=1000)] = 4
     """Number of blocks."""
     n_head: Annotated[int, Field(ge=1, le=MOST_HEADS)] = 4
@@ -512,9 +512,8 @@ class TrainConfig(_Section):
     changes the plan if the speed changes during the run. null: no time limit."""
     batch_size: Count | Auto = _DEFAULT_ROWS
     """Sequences in one forward pass. A step has batch_size * grad_accum sequences. auto: a step has
-    16 * grad_accum sequences, and gptcli splits them into equal micro-batches that are as large as
-    memory allows. The run's config.yaml then has the resulting values of batch_size and
-    grad_accum."""
+    16 * grad_accum sequences. gptcli splits them into equal micro-batches that are as large as
+    memory allows. The run's config records the batch_size and grad_accum that were found."""
     grad_accum: Count = 1
     """Micro-batches in a step (gradient accumulation). The step averages their gradients."""
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -546,8 +545,7 @@ class TrainConfig(_Section):
     """Steps between checkpoints. auto: about one checkpoint per minute, or fewer if saving would
     take more than 1 % of the training time."""
     keep_checkpoints: Annotated[int, Field(ge=2, le=10**6)] = 2
-    """How many checkpoints the run keeps: the newest ones. In addition, it keeps the best
-    checkpoint."""
+    """How many of the newest checkpoints the run keeps. It also keeps the best checkpoint."""
     sample_every: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Steps from one sample text that the model writes during training to the next. 0: no
     samples."""

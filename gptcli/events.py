@@ -32,7 +32,7 @@ class RunStarted:
     dtype: str
     compiled: bool
     resumed_from: int | None
-    flops_per_token: float = 0.0  # floating-point operations of a training step; 0: unknown
+    flops_per_token: float = 0.0  # operations per token in training; 0: unknown
     adapter_parameters: int | None = None  # how many LoRA trains; None: all are trained
 
 
@@ -48,7 +48,7 @@ class StepDone:
     grad_norm: float  # before clipping
     tokens_per_second: float  # since the previous logged step, without evaluations
     logged: bool
-    part_norms: tuple[float, ...] = ()  # gradients of embeddings, each block, other parts
+    part_norms: tuple[float, ...] = ()  # gradient norms: embeddings, each block, rest; if logged
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Reads `KEY=VALUE` for keys that take text, such as `data.source`: the value as it was typed.
 
 A file name can mean something else in YAML: `08` is a number, `x #2.txt` is a name and a comment,
-and `[draft] x.txt` is a broken list. So for a key that takes text, VALUE is not read as YAML:
+and `[draft] x.txt` is a broken list. So for a key that takes text, VALUE is read by these rules:
 
 | value | is |
 |---|---|
