@@ -34,9 +34,9 @@ class Tokenizer(ABC):
     """Maps text to token ids and back; `decode(encode(text)) == text`.
 
     The exception is an imported tokenizer, which can change the Unicode normal form of the text.
-    `kind` is "char", "byte", "bpe", "gpt2" or "own" (the user's). Ids are from 0 to `vocab_size -
-    1`. `eot` is the id of end-of-text; None if the kind has no end-of-text (char). A tokenizer
-    never changes.
+    `kind` is "char", "byte", "bpe", "gpt2" or "own" (the user's). The ids are the numbers from 0 on
+    that are below `vocab_size`. `eot` is the id of end-of-text; None if the kind has no end-of-text
+    (char). A tokenizer never changes.
     """
 
     kind: str
@@ -173,8 +173,7 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.token_bytes(id))
 
     def flush(self) -> str:
-        """U+FFFD if the ids end within a character, else "". Resets the decoder.
-        """
+        """U+FFFD if the ids end within a character, else "". Resets the decoder."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
