@@ -85,8 +85,7 @@ def _regrouped(
 
 
 def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The same pieces, with a newline after each document but the last, if it does not end with
-    one."""
+    """The pieces, with a newline between two documents if the first one has none at its end."""
     last = "\n"
     for piece in pieces:
         text = piece.text

@@ -252,8 +252,8 @@ def _build(
 ) -> None:
     """Encode the text `source`, and write the files of the cache entry `key` into `folder`.
 
-    If `tokenizer` is None, trains a tokenizer before. If the text is a mixture (`mixed`), the entry
-    also says with which document each text of the mixture starts."""
+    If `tokenizer` is None, a tokenizer is trained first. If the text is a mixture (`mixed`), the
+    entry also says with which document each text of the mixture starts."""
     for text in (source, source.val):
         if text is not None and next(text.pieces(), None) is None:
             raise GptcliError(
