@@ -14,7 +14,7 @@ from typing import Any
 from gptcli.config import Config
 from gptcli.training.cost import matrix_parameters
 from gptcli.training.estimate import activation_bytes
-from gptcli.training.optimizers import RECIPES
+from gptcli.training.optimizers import RECIPES, slots_of
 
 _PASSES = 2 / 3  # the backward pass's share of the computing time; gradients travel during it
 # Dubey et al. 2024, "The Llama 3 Herd of Models", section 3.3.4: 466 interruptions in 54 days on
@@ -105,6 +105,7 @@ def predict(
     """The prediction for a config. Each GPU gets batch_size * grad_accum / gpus sequences."""
     tokens = config.tokens_per_step
     model, recipe = config.model, RECIPES[config.train.optimizer]
+    slots = slots_of(config.train)
     matrices = matrix_parameters(config, vocab_size)
     attention = model.n_layer * model.attention_width * model.block_size
     operations = 6.0 * tokens * (matrices + attention)
@@ -123,9 +124,9 @@ def predict(
     rows = max(1, config.train.sequences // gpus // passes)
     one = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": rows})})
     own = gpus if parallel == "fsdp" else 1
-    memory = parameters * (8.0 + 4.0 * recipe.slots) / own + activation_bytes(one, vocab_size, 2)
+    memory = parameters * (8.0 + 4.0 * slots) / own + activation_bytes(one, vocab_size, 2)
     memory += 4.0 * (parameters if parallel == "ddp" else parameters / model.n_layer * 2)
-    saved = 4.0 * parameters * (1 + recipe.slots)
+    saved = 4.0 * parameters * (1 + slots)
     writers = machines if parallel == "fsdp" else 1
     hours = GPU_HOURS_PER_FAILURE / gpus
     return Plan(

@@ -38,6 +38,7 @@ from gptcli.errors import GptcliError
 from gptcli.files import durable
 from gptcli.training.checkpoint_files import bytes_of, copies_of, write_tensors
 from gptcli.training.meta_file import PARTS, shard_name
+from gptcli.training.weight_averages import to_checkpoint
 
 if TYPE_CHECKING:
     from gptcli.training.master_weights import MasterWeights
@@ -115,7 +116,7 @@ class ShardWriter:
         state = self._state()
         if not self._place.leads:  # a single number has no rows, so the leader saves it
             state = {name: tensor for name, tensor in state.items() if tensor.dim()}
-        return dict(self._weights.masters), state
+        return to_checkpoint(dict(self._weights.masters), state)
 
     def write(self, folder: Path, rows: Rows) -> dict[str, Any]:
         """Write this rank's shards, and return their part of the index.

@@ -35,7 +35,7 @@ from gptcli.model.gpt import GPT
 from gptcli.training.master_weights import MasterWeights
 from gptcli.training.not_finite import first_not_finite
 from gptcli.training.optimizers import Optimizers
-from gptcli.training.schedule import Plan, lr_at
+from gptcli.training.schedule import Plan, average_weight, lr_at
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, int64 (B, T) each."""
@@ -140,7 +140,10 @@ def take_step(
     parts = weights.norms_by_part() if part_norms else ()
     if config.grad_clip > 0:
         weights.clip(norm, config.grad_clip)
-    optimizers.step(rate)
+    average = average_weight(
+        step + 1, share=config.average, max_steps=config.max_steps, plans=plans
+    )
+    optimizers.step(rate, average)
     passes.publish()
     weights.clear_grads()
     if dtype == torch.float16 and (step + 1) % _DOUBLE_SCALE_EVERY == 0:
