@@ -31,7 +31,7 @@ class TensorFiles(Protocol):
         """The same files with copies of the tensors, so that later steps do not change them."""
 
     def temporary(self, goal: Path) -> Path:
-        """The temporary name of the folder that will be `goal`."""
+        """The temporary path of the folder that will be renamed to `goal`."""
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Write all files into a folder and wait until they are on the disk.

@@ -84,7 +84,7 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
 
 
 def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
-    """A phrase for each key of `model` that differs from a checkpoint's, with both values.
+    """A phrase with both values for each key of `model` in which config and checkpoint differ.
 
     Ignores dropout."""
     there, now = meta.get("model", {}), config.model.model_dump()
@@ -97,7 +97,7 @@ def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
 
 
 def _other_values(key: str, now: Any, was: Any) -> list[str]:
-    """A phrase for each value under `key` that differs from the checkpoint's, with both values."""
+    """A phrase with both values for each value under `key` that differs from the checkpoint's."""
     return [
         f"{changed} {in_words(new)} (checkpoint: {in_words(old)})"
         for changed, (old, new) in changed_values(key, was, now).items()

@@ -26,7 +26,8 @@ _MEASURE_SECONDS = 2.0
 def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
     """Bytes that the forward pass of a micro-batch keeps for the backward pass, from the shapes.
 
-    The last row counts for each token, the other rows for each token in each layer.
+    The last row of this table counts once for each token. The other rows count for each token in
+    each layer.
 
     | kept | numbers |
     |---|---|
@@ -75,8 +76,8 @@ def memory_bytes(
     It is the sum of four parts: the float32 master weights and their gradients; the working weights
     and their gradients, if `bytes_each` is less than 4; the optimizer's state; the activations of
     a micro-batch. The C library keeps no gradients of working weights. With low-rank adapters, the
-    optimizer has state only for the numbers that are trained. Then these numbers, their gradients
-    and the base weights are added."""
+    optimizer has state only for the numbers that are trained. These numbers, their gradients and
+    the base weights come on top."""
     slots = RECIPES[config.train.optimizer].slots
     adapters = adapter_parameters(config, vocab_size)
     if adapters is not None:

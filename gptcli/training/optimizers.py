@@ -25,7 +25,8 @@ from torch import Tensor
 from gptcli.model.parameters import Role, role_of
 from gptcli.native import engine
 
-# The quintic of Jordan et al. 2024. Applied repeatedly, it moves the singular values to about 1.
+# The coefficients of a polynomial of degree 5 by Jordan et al. 2024. Applied repeatedly, the
+# polynomial moves the singular values of a matrix to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 NEWTON_SCHULZ_STEPS = 5
 
@@ -311,7 +312,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 class Optimizers:
-    """All updates of a run in one object. Each parameter gets the update of its role's group.
+    """The update rules of a run's optimizer. Each parameter gets the rule of its role's group.
 
     `parameters` are pairs (name, float32 tensor). `kind` is a name in RECIPES. Weight decay never
     applies to the parameters whose names are in `undecayed`."""
@@ -341,7 +342,7 @@ class Optimizers:
             update.step(rate * group.rate_share)
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors of state that the next step depends on, by the name "slot/parameter"."""
+        """The tensors of state on which later updates depend, by the name "slot/parameter"."""
         return {
             f"{slot}/{self.names[p]}": value
             for _, update in self.updates

@@ -45,7 +45,8 @@ class RunCopy:
         self._run, self._there = run, RemoteFolder(url)
         self._metas: dict[int, bytes] = {}  # step -> its meta.json, as uploaded
         self._changed = threading.Condition()  # guards the fields below
-        self._asked = self._done = 0  # the newest call of `saved`; the newest whose upload is done
+        # Numbers of calls of `saved`: of the newest call, and of the newest call that is uploaded.
+        self._asked = self._done = 0
         self._ended = False
         self._problems: list[str] = []
         self._thread: threading.Thread | None = None
@@ -75,7 +76,7 @@ class RunCopy:
             )
 
     def _is_its_journal(self) -> bool:
-        """Whether the local run was just fetched. Then a newer checkpoint at the URL is damaged."""
+        """Whether the local run was just fetched: then newer checkpoints at the URL are damaged."""
         if not steps_of(self._run):
             return False
         try:
@@ -100,7 +101,7 @@ class RunCopy:
         return [f"WARNING: {why}. {again}" for why in self._new_problems()]
 
     def finish(self, should_stop: Callable[[], bool], seconds: float) -> list[str]:
-        """Upload the rest of the run, but for at most `seconds`; return warnings."""
+        """Upload what is not uploaded yet, but for at most `seconds`; return warnings."""
         self._new_problems()
         self.saved()
         goal, limit = self._asked, time.monotonic() + seconds

@@ -90,7 +90,7 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
     engine, _ = choose_engine(
         config, device, dtype, compiled=compiled, has_user_parts=has_user_parts
     )
-    # A user's tokenizer is a bpe too. meta.json records that the user wrote it.
+    # A user's tokenizer is of the kind bpe, too. meta.json records that the user wrote it.
     kind = "bpe" if corpus.tokenizer.kind == "own" else corpus.tokenizer.kind
     return config.model_copy(
         update={

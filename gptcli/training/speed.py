@@ -63,7 +63,7 @@ def multiplied_weights(model: GPT) -> int:
 
 
 def flops_per_token(model: GPT) -> float:
-    """Floating-point operations per token of a training step's matrix products.
+    """The floating-point operations that the matrix products of training take for each token.
 
     Each weight that multiplied_weights counts takes 6 operations (2 forward, 4 backward). A layer's
     attention takes 12 operations for each channel of its heads and each earlier token. A token has

@@ -54,7 +54,7 @@ def texts_exist(names: list[str]) -> bool:
 
 
 def named_texts(stored: DataConfig, data: DataConfig) -> frozenset[str]:
-    """The keys of TEXT_KEYS that differ between two sections."""
+    """The keys of TEXT_KEYS whose values differ between two sections `data`."""
     return frozenset(
         key
         for key in TEXT_KEYS

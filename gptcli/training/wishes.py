@@ -1,4 +1,4 @@
-"""Wishes of the user during training: a sample, an evaluation or a checkpoint, now.
+"""What the user asks for during training: a sample, an evaluation or a checkpoint at once.
 
 The loop fulfils a wish between two steps. A wish does not change the weights or later decisions of
 the run.
