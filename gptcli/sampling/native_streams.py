@@ -39,7 +39,7 @@ class NativeStreams:
         self.count = decoder.streams
         self._decoder = decoder
         learned = config.traits.positions == "learned"
-        self._width = config.block_size if learned else None  # None: no window to move
+        self._width = config.block_size if learned else None  # None: ring buffer, no window to move
         self._params = [_struct(params)] * self.count
         self._texts: dict[int, StreamTokens] = {}
         self._table = table
