@@ -99,7 +99,7 @@ def requests_of(
 ) -> Iterator[SampleRequest]:
     """A request for each sample of each prompt, in order.
 
-    Raises GptcliError if the tokenizer does not know a character. Its message begins with
+    Raises GptcliError if the tokenizer does not know a character. The error's message begins with
     `place(n)` for prompt n, counted from 1."""
     from gptcli.sampling.generate import SampleRequest
 

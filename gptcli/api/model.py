@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gptcli.sampling.generate import SampleRequest
     from gptcli.tokenization import Tokenizer
 
-_SHOWN_TOKENS = 200  # of the sample that a notebook shows
+_SHOWN_TOKENS = 200  # in the sample that a notebook shows
 
 
 def load(
@@ -45,13 +45,13 @@ def load(
 ) -> Model:
     """The trained model of a run, ready to generate.
 
-    `run` is a run folder or the name of a run under runs/; None means the newest run. It can also
-    be a folder of Hugging Face with a model, such as an export. `checkpoint` is "best", "last" or a
-    step. The default is "best", or "last" if the run has no evaluations. `device` is "auto",
-    "cuda", "mps" or "cpu". `dtype` is the number format of generation: "auto" (the fastest on this
-    machine), "bfloat16", "float16", "float32", or on a CPU "int8". If the run was trained with the
-    user's parts, the arguments from `attention` to `tokenizer` name their files as `FILE` or
-    `FILE:CLASS`. `load` runs these files.
+    `run` is a run folder or the name of a run under runs/; None means the newest run. `run` can
+    also be a folder with a model in Hugging Face's format, such as an export. `checkpoint` is
+    "best", "last" or a step. The default is "best", or "last" if the run has no evaluations.
+    `device` is "auto", "cuda", "mps" or "cpu". `dtype` is the number format of generation: "auto"
+    (the fastest on this machine), "bfloat16", "float16", "float32", or on a CPU "int8". If the run
+    was trained with the user's parts, the arguments from `attention` to `tokenizer` name their
+    files as `FILE` or `FILE:CLASS`. `load` runs these files.
 
     Raises GptcliError if there is no such run or the run cannot be loaded. Notes, for example about
     a damaged checkpoint, are Python warnings."""

@@ -1,4 +1,4 @@
-"""The texts to train on: their arguments, their data.source, and the name of the run."""
+"""The texts that a user names for training: their value of data.source, and a name for the run."""
 
 from __future__ import annotations
 
