@@ -249,7 +249,8 @@ class Model:
         return list(requests_of(self.tokenizer, texts, count, place))
 
     def _readable(self, text: str, what: str) -> str:
-        """The text without unknown characters (data.unknown). Warns if characters were changed."""
+        """The text, with unknown characters changed as data.unknown says. Warns if there were
+        any."""
         from gptcli.tokenization.unknown_characters import readable
 
         if not isinstance(text, str):

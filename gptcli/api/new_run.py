@@ -54,7 +54,7 @@ class NewRun:
     user_parts: UserParts | None
     notes: list[str]  # which settings gptcli chose, and why
     time_limit: TimeLimit | None = None
-    is_short: bool = False  # a fine-tune whose number of steps gptcli chose by the text
+    is_short: bool = False  # a fine-tune whose number of steps gptcli chooses by the text
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Wanted:
 
 
 def with_copy(prepared: Prepared, url: str | None) -> Prepared:
-    """The prepared run, with a copy at `url` that follows the training (None: without a copy)."""
+    """The prepared run. Unless `url` is None, training copies the run to this URL."""
     if url is None:
         return prepared
     from gptcli.training.run_copy import RunCopy

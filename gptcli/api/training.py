@@ -208,7 +208,7 @@ def _show(view: View, event: Event) -> None:
 
 
 class _Worker:
-    """Runs a job in a thread. The thread waits after each event until the caller wants another."""
+    """Runs a job in a thread, which waits after each event until the next event is wanted."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job

@@ -114,12 +114,12 @@ def _again(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
         func(*again, **kwargs)
 
     others = [each if not isinstance(each, Tensor) else None for each in args]
-    args = tuple(others)  # so that no tensor of the pass is kept
+    args = tuple(others)  # so that `draw` keeps no tensor of the pass
     return draw
 
 
 class _Part(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context that draws the numbers of a whole micro-batch, and keeps those of this rank."""
+    """A context that draws the numbers of a whole micro-batch, and keeps this rank's part."""
 
     def __init__(self, rank: int, ranks: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -191,8 +191,7 @@ class LeaderState(TrainingState):
     def ordered(
         self, kind: Kind, first: float = 0.0, second: float = 0.0, third: float = 0.0
     ) -> Iterator[RankPasses]:
-        """Give an order. In the context, the leader itself does what it told the other ranks to
-        do."""
+        """Give an order. In its context, the leader does what it told the other ranks to do."""
         passes = self.shared()
         self.is_busy = True
         self._orders.give(kind, first, second, third)

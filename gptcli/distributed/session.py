@@ -74,7 +74,7 @@ class Leader:
         state = self._state
         if isinstance(error, LostError) or (state is not None and state.is_busy):
             self._team.watch.end()
-            return  # the other ranks see that the connection is closed
+            return  # the other ranks notice the closed connection themselves
         code = exit_code(error)
         leave_word("ended", str(code))
         with suppress(LostError):

@@ -88,7 +88,8 @@ class UserInitialisation:
         self._drawn: set[int] = set()  # addresses of weights drawn as in the builtin attention
 
     def draw(self, name: str, parameter: Tensor) -> None:
-        """Draw one parameter. Call this method for the parameters in the model's order."""
+        """Draw one parameter. Call this method for the parameters in the order of
+        `named_parameters`."""
         if self._parts.attention is not None and self._parts.block is None:
             path = ".".join(name.split(".")[:3])  # h.0.attn
             if path.endswith(".attn") and path not in self._begun:

@@ -46,10 +46,10 @@ class _Growing:
         self.stopped = piece.stopped
         if piece.text:
             self.parts.append(piece.text)
-        return piece.tokens > 0 or piece.stopped is not None  # not only scores of the prompt
+        return piece.tokens > 0 or piece.stopped is not None  # not for scores of the prompt alone
 
     def take(self) -> tuple[str, dict[str, Any] | None]:
-        """The text that arrived since the last call, and its log-probabilities if wanted."""
+        """The text since the previous call, and its log-probabilities if the request wants them."""
         text, self.parts = "".join(self.parts), []
         self.length += len(text)
         return text, None if self.logprobs is None else self.logprobs.take(self.length)

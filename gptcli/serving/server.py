@@ -27,7 +27,7 @@ _SEND_BUFFER = 1 << 18  # bytes of an answer that the system buffers until the c
 _MOST_HEADER_BYTES = 1 << 18  # of one request, including the frames of its body
 _MOST_PIPELINED = 8  # requests that a client can send before it has the answers
 _MOST_CONNECTIONS = 2000
-_LONGEST_DRAIN = 30  # seconds that running texts have at the shutdown to be completed
+_LONGEST_DRAIN = 30  # seconds in which running texts can be completed at the shutdown
 _SWITCH_INTERVAL = 0.0005  # seconds that a thread waits for Python's lock (default: 0.005)
 
 

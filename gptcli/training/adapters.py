@@ -58,8 +58,7 @@ def trained_tables(
 ) -> list[str]:
     """The names of embedding and head if they are trained (see train.lora.embeddings), else [].
 
-    `targets` and `shapes` are as in `adapted_matrices`. A head that is the embedding counts
-    once."""
+    `targets` and `shapes` are as in `adapted_matrices`. A tied head counts once."""
     there = [name for name in TABLES if name in shapes]
     if config.embeddings == "auto":
         matrices = adapted_matrices(targets, shapes)
@@ -117,7 +116,7 @@ class Adapters:
             weight = masters[name]
             base = weight.detach().clone()
             outputs, inputs = base.shape
-            # Uniform between -1 / sqrt(I) and 1 / sqrt(I), as in peft.
+            # Uniform between -1 / sqrt(I) and 1 / sqrt(I), as in the package peft.
             A = torch.rand(config.rank, inputs, generator=generator).mul_(2).sub_(1)
             A = A.mul_(1 / math.sqrt(inputs)).to(base.device)
             B = torch.zeros(outputs, config.rank, device=base.device)

@@ -71,11 +71,11 @@ def with_fitting_batch_size(
 def largest_that_fits(sequences: int, ranks: int, fits: Callable[[int], bool]) -> int | None:
     """The largest micro-batch that is known to fit, and with which `ranks` share a step evenly.
 
-    It is a divisor of `sequences`, the number of sequences in a step. Calls `fits` for 1, 2, 4, 8
-    ... rows and at last for `sequences`, until it returns False. The largest number for which it
-    returned True is known to fit, and so are smaller numbers. Returns None if one row does not fit.
-    If the ranks cannot share evenly with any number, returns the largest divisor that is known to
-    fit."""
+    It is a divisor of `sequences`, the number of sequences in a step. Calls `fits` for
+    micro-batches of 1, 2, 4, 8 ... sequences, and at last for all `sequences`, until it returns
+    False. The largest number for which it returned True is known to fit, and so are smaller
+    numbers. Returns None if one sequence does not fit. If the ranks cannot share evenly with any
+    number, returns the largest divisor that is known to fit."""
     fitting, rows = 0, 1
     while rows < sequences and fits(rows):
         fitting, rows = rows, 2 * rows
@@ -93,8 +93,9 @@ def _fits_in_memory(
     user_parts: UserParts | None,
     ranks: int,
 ) -> bool:
-    """Whether a run fits in memory by the estimate, with a reserve for its errors and other
-    programs.
+    """By the estimate, whether a run fits in memory and leaves a reserve.
+
+    The reserve is for errors of the estimate and for other programs.
 
     If the system does not say how much memory it has, returns whether the batch size is at most the
     default."""

@@ -187,7 +187,7 @@ def prune(run: Path, keep: int) -> None:
 
 
 def _possibly_best(run: Path, steps: list[int]) -> set[int | None]:
-    """The steps that may be the best: what the newest meta.json and `checkpoints/best` name.
+    """The steps that may be the best: those in the newest valid meta.json and `checkpoints/best`.
 
     Raises OSError, ValueError or GptcliError if an unreadable file may name another step."""
     known = _best_by_meta(run, steps)

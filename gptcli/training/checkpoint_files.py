@@ -93,8 +93,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def joined(shards: list[dict[str, Any]]) -> dict[str, Any]:
     """The whole tensors by name, joined from the shards in their order. Empties `shards`.
 
-    The tensors are PyTorch's or float32 memory, as in the shards. Raises ValueError if the shards
-    do not fit together."""
+    The tensors are PyTorch tensors or float32 memory, as in the shards. Raises ValueError if the
+    shards do not fit together."""
     first, *others = shards
     whole = {}
     for name in sorted(first):

@@ -78,9 +78,11 @@ def block_parameters(n_layer: int, n_embd: int) -> float:
 
 
 def network_of_size(parameters: float, **given: int) -> tuple[int, int]:
-    """The (n_layer, n_embd) of NETWORKS for which N / `parameters` is nearest to 1.
+    """The (n_layer, n_embd) in NETWORKS whose number of block parameters is nearest to
+    `parameters`.
 
-    `given` holds n_layer or n_embd if the user has set it. Then only the other one is chosen."""
+    "Nearest" is by ratio. `given` holds n_layer or n_embd if the user has set it. Then only the
+    other one is chosen."""
     candidates = {
         (given.get("n_layer", n_layer), given.get("n_embd", n_embd)) for n_layer, n_embd in NETWORKS
     }

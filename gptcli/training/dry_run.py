@@ -90,7 +90,7 @@ def dry_run_figures(
 
 
 def _memory_of(device: torch.device) -> float:
-    """All bytes of the device's memory, used or free; infinite if the system does not tell."""
+    """The size of the device's memory in bytes; infinite if the system does not say it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return total_memory() or math.inf

@@ -150,7 +150,8 @@ class _LinesToKeep:
         return kept
 
     def notes(self, path: Path) -> list[str]:
-        """Notes for the user: what is damaged or missing in the file. Call this after all lines."""
+        """Notes for the user: what is damaged or missing in the file. Call this method after the
+        last line."""
         found, steps = [], self._steps
         if self._unreadable:
             lines = (

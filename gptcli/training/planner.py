@@ -25,7 +25,8 @@ SECONDS_AT_END = 1.3
 """The time reserved for the last messages, the exit, and the start of Python at the beginning."""
 _SPEED_SHARE = 0.08  # the speed is an average over this share of the whole time
 # The planner considers a new plan after `_CONSIDER_SHARE` of the remaining time, but not before
-# `_CONSIDER_LEAST` seconds have passed. If steps are fast, it also does so at `_next_step`.
+# `_CONSIDER_LEAST` seconds have passed. If steps are fast, it also considers one at the step
+# `_next_step`.
 _CONSIDER_SHARE = 0.08
 _CONSIDER_LEAST = 0.2
 # A change by at most this share of the remaining steps, or by one step, is ignored.

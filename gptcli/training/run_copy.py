@@ -96,7 +96,7 @@ class RunCopy:
             self._changed.notify_all()
 
     def problems(self) -> list[str]:
-        """The warnings since the last call."""
+        """The warnings since the previous call of this method."""
         again = f"{self._safe}. The training continues, and copies again after the next checkpoint"
         return [f"WARNING: {why}. {again}" for why in self._new_problems()]
 

@@ -379,7 +379,7 @@ def read_tokenizer(run: Path, user_tokenizer: type[Any] | None = None) -> Tokeni
 def write_status(run: Path, values: dict[str, Any]) -> None:
     """Replace run.json: what is known about the run, with the keys of `train --json`.
 
-    Raises GptcliError (exit code 1) if the disk refuses."""
+    Raises GptcliError (exit code 1) if the disk refuses to write."""
     try:
         durable.write_atomically(run / "run.json", json.dumps(values, indent=1).encode())
     except OSError as error:

@@ -130,7 +130,7 @@ def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[
     machine's limit. The result `streams` is smaller than the argument if fewer fit in memory."""
     block_size = model.config.block_size
     writer = open_streams(model, streams, SamplingParams(), backend, torch.get_num_threads())
-    streams = min(streams, writer.count)  # as many as fit in memory
+    streams = min(streams, writer.count)  # fewer if the memory is too small
     numbers = [UniformNumbers(0, i) for i in range(streams)]
     writer.feed({i: [0] * block_size for i in range(streams)}, restart=True)
     count, steps = -1, 1

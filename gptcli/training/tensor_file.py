@@ -66,7 +66,7 @@ def read_arrays(path: Path, size: int, sha256: str, inside: Path) -> dict[str, m
 
 
 def _float32(data: bytearray, kind: str) -> bytearray:
-    """The numbers of a tensor as float32. gptcli writes float32, but this converts any dtype."""
+    """The numbers of a tensor, converted to float32 if they have another dtype."""
     if kind == "F32" and sys.byteorder == "little":
         return data
     import numpy as np

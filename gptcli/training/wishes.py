@@ -15,7 +15,7 @@ from gptcli.training.evaluate import loss_by_text
 
 Wish = Literal["sample", "evaluate", "checkpoint"]
 Wishes: TypeAlias = Callable[[], Collection[Wish]]
-"""Returns the user's wishes since the last call."""
+"""Returns the user's wishes since the previous call."""
 
 
 def no_wishes() -> Collection[Wish]:
