@@ -87,7 +87,7 @@ def refuse_configs_among_texts(targets: list[str]) -> None:
     texts = [target for target in targets if target not in configs]
     if len(configs) > 1:
         raise GptcliError(
-            f"`{shown(configs[1])}`: give only one CONFIG; `{shown(configs[0])}` is already one",
+            f"`{shown(configs[0])}` and `{shown(configs[1])}` are configs: give only one CONFIG",
             "write changes to a config as KEY=VALUE",
         )
     if configs:

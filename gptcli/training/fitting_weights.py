@@ -47,7 +47,7 @@ def refuse_other_shapes(wanted: Shapes, given: Shapes, *, all_of_them: bool = Tr
         raise GptcliError(
             f"the checkpoint's weights do not fit the config: `{name}` is "
             f"{given.get(name, 'missing')}, expected {wanted.get(name, 'none')}",
-            "did you name another file than in training, or was config.yaml edited?",
+            "did you name the same files as in training, and is config.yaml unchanged?",
             exit_code=1,
         )
 
