@@ -282,7 +282,7 @@ class Model:
         """The logits for the next token at each position: float32 (T, V), or (B, T, V) for a batch.
 
         `ids` is a text, or token ids (T,) or (B, T). PyTorch computes the logits on the model's
-        device, without gradients. To get gradients, call `module`.
+        device, without gradients. To get gradients, call `module(ids)` instead.
 
         Raises GptcliError for an id outside the vocabulary, and for more tokens than
         `config.model.block_size`."""
@@ -316,7 +316,7 @@ class Model:
         if idx.shape[-1] > most:
             raise GptcliError(
                 f"{idx.shape[-1]:,} tokens are more than the context length of {most:,}",
-                f"give the last {most:,}",
+                f"give only the last {most:,} tokens",
             )
         for bad in (int(idx.min()), int(idx.max())):
             self.tokenizer.token_bytes(bad)  # raises if an id is outside the vocabulary

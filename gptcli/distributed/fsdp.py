@@ -67,7 +67,7 @@ class ShardedWeights(MasterWeights):
         return [name for name, _ in self.masters]
 
     def shard(self) -> None:
-        """Use the shards that `shard_model` made as master weights."""
+        """Use this rank's shards as the master weights. First, `shard_model` must make them."""
         for name, p in self._model.named_parameters():
             assert isinstance(p, DTensor)
             self._sharded[name] = p
@@ -113,7 +113,7 @@ class ShardedWeights(MasterWeights):
         """Do nothing: FSDP rounds the weights itself when it gathers them."""
 
     def gather(self) -> dict[str, Tensor]:
-        """All weights, complete, on the CPU. All ranks must call this."""
+        """All complete weights by name, on the CPU. All ranks must call this."""
         with peers_needed(), torch.no_grad():
             return {name: p.full_tensor().cpu() for name, p in self._sharded.items()}
 

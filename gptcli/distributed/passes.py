@@ -115,9 +115,9 @@ class RankPasses:
     ) -> float | None:
         """The loss over a split, as gptcli.training.evaluate computes it.
 
-        In each round, every rank gets one batch; in the last round, some may get none. Returns None
-        if any rank gives up. The ranks ask each other before each round in which every rank has a
-        batch."""
+        In each round, every rank gets one batch; in the last round, some ranks may get none.
+        Returns None if any rank gives up. The ranks ask each other before each round in which every
+        rank has a batch."""
         team, model = self._team, self._model
         place = team.place
         was_training = model.training

@@ -40,7 +40,7 @@ class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
     _header_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """As in asyncio.Protocol. Closes the connection if there are too many."""
+        """As in asyncio.Protocol. Closes the connection if there are too many connections."""
         super().connection_made(transport)
         self._timer = self.loop.call_later(_PATIENCE, self._check)
         if len(self.connections) > _MOST_CONNECTIONS:

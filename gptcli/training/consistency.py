@@ -54,8 +54,8 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
     then: dict[tuple[str, ...], Any] = keys_and_values(
         meta["config"] if "config" in meta else {"model": meta.get("model", {})}
     )
-    # --extend removes a run's time limit. Then max_steps can also be smaller than it was: --extend
-    # has compared the new value with the newest plan.
+    # --extend removes a run's time limit. Then max_steps can also be smaller than in the
+    # checkpoint, because --extend has compared it only with the newest plan.
     unlimited = then.get(("train", "minutes")) is not None and config.train.minutes is None
     for key, now in keys_and_values(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)

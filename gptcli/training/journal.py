@@ -86,7 +86,7 @@ class Journal:
         return self._append(self._inside, json.dumps(values) + "\n")
 
     def _keep_inside_to(self, step: int | None) -> None:
-        """Delete the lines of attention.jsonl after `step`; with None, delete the file."""
+        """Delete the lines of attention.jsonl after `step`, or the file if `step` is None."""
         path = self._run / "attention.jsonl"
         if not _is_there(path):
             return

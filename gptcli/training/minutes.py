@@ -100,10 +100,10 @@ def fit_to_minutes(
     """The config with as many steps as fit into `minutes`, the time limit, and a reason.
 
     The reason says why the run has this number of steps. The training ends `minutes` after `begun`,
-    which is a value of time.perf_counter(). If `choose` has "model.dropout", chooses a dropout for
-    the number of epochs. If `choose` has "train.sample_every", chooses its value for the number of
-    steps. `ranks` processes share the training. Raises GptcliError if `is_strict` and the time is
-    too short for 20 steps."""
+    which is a value of time.perf_counter(). If `choose` has "model.dropout", chooses a dropout that
+    suits the number of epochs. If `choose` has "train.sample_every", chooses a value that suits the
+    number of steps. `ranks` processes share the training. Raises GptcliError if `is_strict` and the
+    time is too short for 20 steps."""
     seconds = 60.0 * minutes
     choose_threads(config.run.threads)
     limit = TimeLimit(begun + seconds - SECONDS_AT_END, seconds)

@@ -243,7 +243,7 @@ class StepPlan:
             self._planner.paused(seconds)
 
     def is_far_too_late(self) -> bool:
-        """Whether an evaluation is not worth the delay any more."""
+        """Whether the run is so late that an evaluation is not worth the delay."""
         return self._planner is not None and time.perf_counter() > self._planner.limit.give_up
 
 

@@ -32,7 +32,7 @@ _FIRST = ("config.yaml", "tokenizer.json")  # a folder without these files is no
 _JOURNAL = ("metrics.jsonl", "samples.txt", "attention.jsonl", "run.json")
 _BEST = "checkpoints/best"
 FINISH_S = 600.0
-"""The most seconds that a run waits at its end for its copy."""
+"""The largest number of seconds for which a run waits for its copy when it ends."""
 _INCOMPLETE = "not complete: it holds an earlier state of the run"
 
 

@@ -26,7 +26,7 @@ from gptcli.training.training_state import TrainingState
 
 _AUTO_SECONDS = 60.0
 _AUTO_MAX_SHARE = 0.01  # saving takes at most this share of the training time
-_ABANDON_SECONDS = 0.5  # the longest that a second Ctrl-C waits for a slow disk
+_ABANDON_SECONDS = 0.5  # a second Ctrl-C waits at most this long for a slow disk
 BACKGROUND_BYTES = 32 << 20
 """`Saver.save` copies a checkpoint of this many bytes or more, and a thread writes it."""
 

@@ -1,7 +1,7 @@
 """Prepares a run: resolves `auto`, opens the text, builds the Setup of a new or resumed run.
 
-First reading: `resolve` and `prepare_new`. Skip `prepare_resume`, which compares the run folder
-with what the user asks for now, and the functions below it.
+First reading: `resolve` and `prepare_new`. Skip `prepare_resume` (it compares the run folder with
+what the user asks for now) and the functions below it.
 """
 
 from __future__ import annotations
