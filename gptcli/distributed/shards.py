@@ -66,7 +66,7 @@ class ShardGroup:
             dist.broadcast(_packed(name), 0, group=self._group)
 
     def hear(self) -> str:
-        """The name that the leader announces."""
+        """Wait until the leader announces the folder's name, and return the name."""
         message = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8)
         with peers_needed():
             dist.broadcast(message, 0, group=self._group)

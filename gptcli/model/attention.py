@@ -139,7 +139,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     query heads (grouped-query attention; Ainslie et al. 2023).
 
     Uses PyTorch's fused kernel, or three batched operations that compute the same. On a CPU, the
-    three operations are faster if the dtype is bfloat16, if T is short, or with dropout.
+    three operations are faster if the dtype is bfloat16, if T is small, or with dropout.
     """
     B, H, T, D = q.shape
     K = k.shape[1]  # heads of keys and values

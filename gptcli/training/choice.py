@@ -68,7 +68,7 @@ def dropout_for(epochs: float) -> float:
 
 
 def best_size(operations: float) -> float:
-    """The number of parameters N that is best for a budget of operations (6 N per token)."""
+    """The number of parameters N that is best for a budget of operations, if a token takes 6 N."""
     return _BEST_SIZE * float((operations / _AT_OPERATIONS) ** _SIZE_GROWS)
 
 

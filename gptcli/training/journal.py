@@ -140,7 +140,8 @@ class _LinesToKeep:
         try:
             record = json.loads(line)
             kind, step = record["kind"], float(record["step"])
-            # A plan has the number of the step before it, whose checkpoint records the plan, too.
+            # A plan has the number of the step after which it was made. The checkpoint of this step
+            # has the plan, too.
             kept = step <= (self._evaluated_at if kind == "eval" else self._resumed_from)
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             self._unreadable += 1

@@ -76,7 +76,8 @@ def flops_per_token(model: GPT) -> float:
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device, seconds: float = _PEAK_SECONDS) -> float:
-    """The highest measured floating-point operations per second of matrix products in `dtype`.
+    """The highest measured speed of matrix products in `dtype`: floating-point operations per
+    second.
 
     The measurement takes about `seconds`. It draws no number from PyTorch's default generators."""
     best = 0.0
@@ -181,7 +182,7 @@ def least_seconds(
 
 
 def read_speed(model: GPT, dtype: torch.dtype) -> float:
-    """The highest measured bytes per second when reading memory as large as the weights."""
+    """The highest measured speed of reading memory as large as the weights, in bytes per second."""
     device = model.wte.weight.device
     numbers = torch.ones(multiplied_weights(model) * dtype.itemsize // 4, device=device)
     best = 0.0
