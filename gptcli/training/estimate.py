@@ -76,8 +76,8 @@ def memory_bytes(
     It is the sum of four parts: the float32 master weights and their gradients; the working weights
     and their gradients, if `bytes_each` is less than 4; the optimizer's state; the activations of
     a micro-batch. The C library keeps no gradients of working weights. With low-rank adapters, the
-    optimizer has state only for the numbers that are trained. These numbers, their gradients and
-    the base weights come on top."""
+    optimizer has state only for the numbers that are trained. Then these numbers, their gradients
+    and the base weights are added."""
     slots = RECIPES[config.train.optimizer].slots
     adapters = adapter_parameters(config, vocab_size)
     if adapters is not None:

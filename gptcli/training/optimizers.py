@@ -342,7 +342,7 @@ class Optimizers:
             update.step(rate * group.rate_share)
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors of state on which later updates depend, by the name "slot/parameter"."""
+        """The tensors of state that the next step depends on, by the name "slot/parameter"."""
         return {
             f"{slot}/{self.names[p]}": value
             for _, update in self.updates
