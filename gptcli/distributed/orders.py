@@ -1,4 +1,4 @@
-"""The leader's orders, and what the other ranks do on each order. So all ranks stay in step.
+"""The leader's orders, and what the other ranks do on each order. So all ranks do the same work.
 
     leader                                    every other rank
     ------                                    ----------------
@@ -45,7 +45,7 @@ from gptcli.training.training_state import TrainingState, build_model
 
 Kind = Literal["gradients", "update", "evaluate", "gather weights", "gather state", "save", "end"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
-_NUMBERS = 4  # of an order: its kind, and three more numbers
+_NUMBERS = 4  # in an order: its kind, and three more numbers
 
 
 class Orders:
@@ -69,8 +69,8 @@ class Orders:
 def shard_writer(team: Team, state: TrainingState, words: dict[str, Any]) -> ShardWriter | None:
     """The writer of this rank's shards; None if the leader writes the checkpoints alone.
 
-    The leader writes alone if the weights are not sharded. It gathers them and writes alone if a
-    rank does not see the run folder."""
+    If the weights are not sharded, the leader writes alone. If a rank does not see the run folder,
+    the leader gathers the weights and writes alone."""
     if not isinstance(state.weights, ShardedWeights):
         return None
     run = Path(words["run"])
@@ -192,7 +192,7 @@ class LeaderState(TrainingState):
     def ordered(
         self, kind: Kind, first: float = 0.0, second: float = 0.0, third: float = 0.0
     ) -> Iterator[RankPasses]:
-        """Give an order. In this context, this rank does what it told the other ranks to do."""
+        """Give an order. In its context, the leader does what it told the other ranks to do."""
         passes = self.shared()
         self.is_busy = True
         self._orders.give(kind, first, second, third)
@@ -300,7 +300,7 @@ def follow(
 ) -> int:
     """Carry out the leader's orders until the end, and return the exit code that the leader names.
 
-    `words` are the words of the leader's announcement."""
+    `words` is the leader's first message (see Team.announce)."""
     orders = Orders(team)
     assert isinstance(state.passes, TorchPasses)
     passes = rank_passes(team, state, state.passes, config, corpus)

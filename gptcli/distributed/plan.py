@@ -1,7 +1,7 @@
 """Predicts how a config would train on N GPUs: memory, traffic, time, failures; for `gptcli plan`.
 
 Everything is arithmetic on a few stated numbers (docs/scaling.md shows it). `gptcli plan` measures
-nothing. Its predictions were compared with measurements on the processor in the list (zen4).
+nothing. Its predictions were compared with measurements on one processor, `zen4` in the table GPUS.
 
 Letters: P parameters, N ranks, M machines of n ranks (8 GPUs), S bytes.
 """
@@ -21,7 +21,7 @@ _PASSES = 2 / 3  # the backward pass's share of the computing time; gradients tr
 # 16,384 GPUs.
 GPU_HOURS_PER_FAILURE = 16_384 * 54 * 24 / 466
 RESTART_SECONDS = 120.0  # assumed
-CHECKPOINT_SECONDS = 60.0  # train.checkpoint_every: auto
+CHECKPOINT_SECONDS = 60.0  # from one checkpoint to the next, with train.checkpoint_every: auto
 DISK_BYTES_PER_SECOND = 2e9  # assumed, for one machine; under fsdp all machines write
 
 
@@ -45,7 +45,7 @@ class Gpu:
     The default was measured with configs/gpt2-124m.yaml on one H200 (benchmarks/RESULTS.md)."""
     of_a_machine: int = 8
     cores: int | None = None
-    """The number of ranks that can compute at once (more take turns); None: all."""
+    """The number of ranks that can compute at once. Further ranks take turns. None: all can."""
     overlaps: bool = True
     """Whether gradients travel while the ranks compute. A core cannot send and compute at once."""
 
@@ -155,7 +155,7 @@ def _traffic(
 
     An all-reduce of S bytes inside a machine of n sends 2 S (n - 1) / n. Between M machines, each
     GPU all-reduces its n-th part: 2 S / n * (M - 1) / M. Gathering or scattering sends half of
-    this."""
+    these bytes."""
     near, far = (n - 1) / n, (machines - 1) / machines / n
     if parallel == "ddp":
         size = 2 * 4.0 * parameters  # float32 gradients are all-reduced once

@@ -26,7 +26,8 @@ _MEASURE_SECONDS = 2.0
 def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
     """Bytes that the forward pass of a micro-batch keeps for the backward pass, from the shapes.
 
-    The last row counts for each token, the other rows for each token in each layer.
+    The last row of this table counts once for each token. The other rows count for each token in
+    each layer.
 
     | kept | numbers |
     |---|---|

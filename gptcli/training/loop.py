@@ -195,7 +195,7 @@ class _Loop:
     def steps(self) -> Generator[Event, None, Stopped | Diverged]:
         """Do steps until the run ends; return why it stopped."""
         p = self.progress
-        # The run may have been interrupted before the evaluation or the sample of this step.
+        # A resumed run may have been interrupted before this step's evaluation or sample.
         stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
         if stopped is None:
             yield from self.sample_if_due()
@@ -225,7 +225,7 @@ class _Loop:
         return stopped or "done"
 
     def after_step(self) -> Generator[Event, None, Stopped | Diverged | None]:
-        """Evaluate, sample and save, each if it is due; return why to stop, or None."""
+        """Evaluate, sample and save, each if it is due; return why the run must stop, or None."""
         if self.should_stop():
             return "interrupted"
         replanned = self.plan.again(self.progress.step)
@@ -273,7 +273,7 @@ class _Loop:
     # ---- evaluations, samples, checkpoints -----------------------------------------------
 
     def evaluate_if_due(self) -> Generator[Event, None, Stopped | Diverged | None]:
-        """Evaluate if an evaluation is due and not yet done; return why to stop, or None."""
+        """Evaluate if it is due and not yet done; return why the run must stop, or None."""
         p, config, val = self.progress, self.config, self.setup.corpus.val
         due = p.step % int(config.eval_every) == 0 or p.step == self.plan.max_steps
         due = due if p.step > 0 else self.fine_tune

@@ -27,7 +27,8 @@ from gptcli.model.parameters import Role, role_of
 from gptcli.native import engine
 from gptcli.training.weight_averages import WeightAverages
 
-# The quintic of Jordan et al. 2024. Applied repeatedly, it moves the singular values to about 1.
+# The coefficients of a polynomial of degree 5 by Jordan et al. 2024. Applied repeatedly, the
+# polynomial moves the singular values of a matrix to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 NEWTON_SCHULZ_STEPS = 5
 
@@ -320,7 +321,7 @@ def slots_of(train: TrainConfig) -> int:
 
 
 class Optimizers:
-    """All updates of a run in one object. Each parameter gets the update of its role's group.
+    """The update rules of a run's optimizer. Each parameter gets the rule of its role's group.
 
     `parameters` are pairs (name, float32 tensor). `kind` is a name in RECIPES. Weight decay never
     applies to the parameters whose names are in `undecayed`."""

@@ -1,4 +1,4 @@
-"""The learning rate schedule: warm-up, constant, decay to 0. Also resolves `auto` in 4 keys.
+"""The learning rate schedule: warm-up, constant, decay to 0. Also resolves `auto` for four keys.
 
 First reading: lr_at. Skip the body of `decay_at`: its details matter only if the number of steps
 changed during the run.
@@ -29,8 +29,8 @@ def lr_at(
     """The learning rate of step `step`, counted from 0.
 
     It rises over `warmup_steps`, stays at `peak`, and decays in a straight line over the last
-    `decay_fraction` of the steps. It would reach 0 one step after the last step. `plans` are later
-    plans of the number of steps, in the order of their steps.
+    `decay_fraction` of the steps. It would reach 0 one step after the last step. `plans` are the
+    changes of the number of steps during the run, in the order of their steps.
     Source: the trapezoidal schedule of Hägele et al. 2024."""
     rising = (step + 1) / (warmup_steps + 1)
     falling = decay_at(step, [(0, max_steps), *plans], decay_fraction)

@@ -174,7 +174,8 @@ def build_model(
 
     Raises GptcliError (exit code 1) if names or shapes of the weights do not fit the config. Raises
     GptcliError if a builtin model is larger than this machine's memory. Makes the model only after
-    these checks. With user's parts in the network, most shapes are checked later, in the model."""
+    these checks. With user's parts in the network, most shapes are checked after the model is
+    made."""
     in_network = user_parts is not None and user_parts.in_network()
     given = None if weights is None else {name: tuple(t.shape) for name, t in weights.items()}
     refuse_unfitting(config, vocab_size, given, users=in_network)
