@@ -66,7 +66,7 @@ def _our_failure(file: LearnerFile, error: Exception) -> GptcliError:
 
 
 def follow(file: LearnerFile, say: Say) -> None:
-    """Run the file once more and call `say("step N")` at each step, to find where the run ends."""
+    """Run the file once more. Call `say("step N")` at each step of the exercise that it reaches."""
     with _float64():
         LESSONS[file.exercise].follow(file, say)
 
@@ -80,4 +80,4 @@ def _float64() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-        torch.set_grad_enabled(followed)  # a file can switch autograd off
+        torch.set_grad_enabled(followed)  # the learner's file can switch autograd off

@@ -66,12 +66,12 @@ class FileReport:
     mistake: str | None = None
     first_wrong_step: int | None = None
     checks: tuple[Check, ...] = ()
-    hints: tuple[str, ...] = ()  # the one that says least comes first
+    hints: tuple[str, ...] = ()  # ordered from the one that says least to the one that says most
     picture: Picture | None = None  # attention only
 
     @property
     def subject(self) -> tuple[str, str]:
-        """A JSON key and its value: for attention the class, for all others the exercise."""
+        """("class", its name) for the exercise attention; ("exercise", its name) for all others."""
         if self.exercise == "attention":
             return "class", self.class_name
         return "exercise", self.exercise

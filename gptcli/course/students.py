@@ -81,9 +81,10 @@ def tree_of(path: Path) -> ast.Module | None:
 
 
 def _with_different_names(students: list[Student]) -> list[Student]:
-    """The students, sorted by name. If two have the same name, their names are those on disk.
+    """The students, sorted by name. Students with the same name get the names of their files.
 
-    Example: the folder `anna` and the file `anna.py`."""
+    Example: the folder `anna` and the file `anna.py` belong to two students called "anna". They are
+    then called "anna" and "anna.py"."""
     names = [student.name for student in students]
     return sorted(
         (
@@ -115,7 +116,7 @@ def _files_in(folder: Path) -> dict[str, Path]:
 
 
 def _exercises_in(path: Path) -> list[str]:
-    """The exercise in the file's name, else all exercises whose code the file defines."""
+    """The exercise that the file's name contains, else all whose code the file defines."""
     words = re.split(r"[^a-z0-9]+", path.stem.casefold())
     named = [each.name for each in EXERCISES if each.name in words]
     if named:

@@ -1,4 +1,4 @@
-"""Shows only the first 20 lines that a learner's file prints, and counts the other lines."""
+"""Shows the first 20 lines that a learner's file prints, and only counts the others."""
 
 from __future__ import annotations
 
