@@ -84,7 +84,7 @@ def any_weights(
     scale: Callable[[int, int, int], float] = lambda T, S, D: math.sqrt(D),
     soft: str = "keys",
 ) -> tuple[Tensor, Tensor]:
-    """Steps 5 and 6: the weights of `count` tokens from token `start` on, and the values.
+    """Steps 5 and 6: the attention weights of `count` tokens from `start` on, and the values.
 
     `text` is (B, N, C), and the weights are (B, H, T, S). The keyword arguments replace parts of
     the computation, to imitate known mistakes."""

@@ -46,7 +46,8 @@ class CacheSizes:
 def cache_class(module: ModuleType, name: str = NAME) -> type[Any] | None:
     """The learner's cache class, or None.
 
-    It has the name `name`, or else a usual name, or else a method `append` or `update`."""
+    Takes the class called `name`, else a class with a usual name, else the first class with a
+    method `append` or `update`."""
     own = {
         key: value
         for key, value in vars(module).items()
@@ -61,7 +62,7 @@ def cache_class(module: ModuleType, name: str = NAME) -> type[Any] | None:
 
 
 def method_of(cls: type[Any], what: str, names: Iterable[str] = ()) -> str | None:
-    """The name that the class has for the method `what` of METHODS, or None."""
+    """The learner's name for the method `what` of METHODS; None if the class has no such method."""
     for name in names or METHODS[what]:
         if name in vars(cls) or (not name.startswith("__") and hasattr(cls, name)):
             return name
@@ -76,8 +77,9 @@ class CacheClass:
         self.names = {what: method_of(cls, what) for what in METHODS}
 
     def make(self, sizes: CacheSizes) -> Any:
-        """A new cache. Raises what the constructor raises, and TypeError if it needs an argument
-        that is unknown. But an unknown first argument gets block_size."""
+        """A new cache. If the name of the first argument is unknown, it gets block_size.
+
+        Raises what the constructor raises, and TypeError if it needs another unknown argument."""
         arguments: dict[str, Any] = {}
         config = SimpleNamespace(
             block_size=sizes.block_size,
@@ -99,7 +101,7 @@ class CacheClass:
         return self.cls(**arguments)
 
     def append(self, cache: Any, k: Tensor, v: Tensor) -> Any:
-        """What the learner's `append` returns."""
+        """Call the learner's `append`, and return its result."""
         assert self.names["append"] is not None
         return getattr(cache, self.names["append"])(k, v)
 
@@ -141,7 +143,7 @@ def _value_of(name: str, sizes: CacheSizes) -> Any:
 
 
 def cache_argument(cls: type[nn.Module]) -> str | None:
-    """The argument of the learner's forward that takes the cache, or None."""
+    """The name of the argument with which the learner's forward takes the cache, or None."""
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for name in names[1:]:
@@ -210,7 +212,7 @@ class CachedFile:
         return caches
 
     def failure(self, error: Exception) -> GptcliError | None:
-        """The error to show if the learner's file raised `error` while sampling; else None."""
+        """The GptcliError for `error`; None if the learner's file did not raise `error`."""
         place = place_of(error, self.file.path)
         if place is None or isinstance(error, GptcliError):
             return None

@@ -17,7 +17,7 @@ EPS = 1e-6
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation: divide each token by its size, then apply a gain.
+    """Divide each token by the root mean square of its channels, then apply a gain.
 
     (B, T, C) -> same. Source: Zhang and Sennrich 2019, equation 4; eps is Qwen3's."""
 
@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_angles(head_dim: int, length: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position times each frequency, both (length, head_dim / 2).
+    """The cosine and the sine of position times frequency, each (length, head_dim / 2).
 
     Frequencies are THETA^(-2i/D). Source: Su et al. 2021, "RoFormer", section 3.4.2."""
     angles = angles_of(head_dim, length)

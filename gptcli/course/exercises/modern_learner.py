@@ -22,7 +22,7 @@ FUNCTIONS = {2: "rotary_angles", 3: "rotate"}
 
 
 class LearnerModern(Explainer):
-    """The two classes and the two functions of a learner's file. Failures become CheckFailed."""
+    """The classes and functions of a learner's file. Their errors become CheckFailed."""
 
     def __init__(self, file: LearnerFile, say: Say) -> None:
         super().__init__(file, STEPS, MISTAKES, FUNCTIONS)
@@ -60,9 +60,10 @@ class LearnerModern(Explainer):
         return found
 
     def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
-        """The failure for the known mistake `slug`.
+        """The CheckFailed for the known mistake `slug`.
 
-        It quotes a line of the step's function or of a helper."""
+        It quotes a line of the step's function or, if no line of it matches, of another
+        function."""
         mistake = next(m for m in self.mistakes if m.slug == slug)
         inside = self.source.lines_of(FUNCTIONS.get(more.get("step") or mistake.step, ""))
         line = ranked_line(self.source, mistake.at, inside)

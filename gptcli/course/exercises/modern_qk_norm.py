@@ -55,7 +55,7 @@ def find_norm(
 ) -> QKNorm | None:
     """The norms of q and k whose results are in the trace; None if there is none.
 
-    `heads` are "q" and "k" before norm and rotation, (B, heads, T, D)."""
+    `heads` has the queries "q" and the keys "k" before norm and rotation, each (B, heads, T, D)."""
     made = _Made(trace)
     found: dict[str, tuple[Norm, str, bool]] = {}
     for part, before in heads.items():
@@ -115,7 +115,7 @@ def _norm(over: str, eps: float, gain: Tensor | None, shift: Tensor | None, *, r
 
 
 def _applied(over: str, norm: Norm) -> Norm:
-    """A norm of each head by itself, or of all heads of a token as one vector."""
+    """`norm`, applied to each head by itself, or to all heads of a token as one vector."""
 
     def on_all(heads: Tensor) -> Tensor:
         B, H, T, D = heads.shape

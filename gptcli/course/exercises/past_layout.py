@@ -30,9 +30,10 @@ _MOST_NESTED = 4
 def leaves(value: Any, depth: int = 0) -> list[Tensor]:
     """The floating-point tensors in an object, its tuples, lists, dicts and attributes.
 
-    An even number of them, 4 or more, can have one shape, such as one tensor for each head. Then
-    keys and values can alternate, or all keys can come first. So four stacks follow: of the tensors
-    at even places, at odd places, in the first half and in the second half."""
+    If there are 4, 6, 8, ... of them, all with the same shape, they may be one tensor for each
+    head. Then keys and values may alternate, or all keys may come first. So four stacks are added:
+    of the tensors at even places, of those at odd places, of the first half and of the second
+    half."""
     found = list(_leaves(value, depth))
     if len(found) < 4 or len(found) % 2 or len({tensor.shape for tensor in found}) > 1:
         return found
@@ -106,7 +107,8 @@ class Place:
     """The place of keys or values: which tensor, which part of it, and the order of its dimensions.
 
     `dim` is a dimension that holds keys and values one after the other; None if the tensor holds
-    only one of them. `whole` tells that `dim` has the size 2 and is removed."""
+    only keys or only values. `at` is 0 for the first of the two and 1 for the second. With `whole`,
+    `dim` has the size 2 and is removed; otherwise each of the two takes half of it."""
 
     leaf: int
     order: Order
@@ -178,7 +180,8 @@ class Seen:
 def joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> Iterator[tuple[Seen, Tensor]]:
     """Yield right and wrong ways to join stored and new tokens, in every order of dimensions.
 
-    Both dicts have "k" and "v", each (B, H, tokens, D). A single head can be joined, too."""
+    Both dicts have "k" and "v", each (B, H, tokens, D). Also yields these ways for each head
+    alone."""
     for order in ORDERS:
         names = tuple(NAMES[letters] for letters in order)
         stored, added = ({p: in_order(one[p], order) for p in "kv"} for one in (old, new))

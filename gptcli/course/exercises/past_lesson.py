@@ -64,7 +64,7 @@ def _unseen(learner: PastLearner, step: int, has_network: bool) -> str:
 
 
 def _check_text(learner: PastLearner, text: Text) -> float:
-    """The largest error for a text in pieces. Raises CheckFailed if there is a mistake."""
+    """The largest error if forward reads the text in pieces. Raises CheckFailed at a mistake."""
     size = text.size
     whole = learner.whole(text.module, text.text)
     calls = learner.read(text, size.pieces)
@@ -101,8 +101,9 @@ def _seen(text: Text, one: Called) -> Seen:
 def _own_reference(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed:
-    """The failure of a forward that does more than week 1's attention, and that stops or gives
-    other outputs with a past than for the whole text."""
+    """The CheckFailed for a wrong forward that does more than the attention of week 1.
+
+    It is wrong if it stops, or if it gives other outputs with a past than for the whole text."""
     if whole.failed is not None:
         return whole.failed
     one = next((c for c in calls if c.failed is not None or not _seen(text, c).right), calls[-1])
@@ -136,8 +137,10 @@ def _own_reference(
 
 
 def _half_read(learner: PastLearner, one: Called) -> CheckFailed | None:
-    """The failure of a call that stops because scaled_dot_product_attention gets the keys of all
-    tokens but only the new values, or all values but only the new keys."""
+    """The CheckFailed for a call that reads only keys, or only values, from the past; or None.
+
+    Such a call stops: scaled_dot_product_attention gets the keys of all tokens but only the new
+    values, or the values of all tokens but only the new keys."""
     refused = one.trace.refused
     if one.failed is None or refused is None or refused[0] != "scaled_dot_product_attention":
         return None

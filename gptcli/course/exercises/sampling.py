@@ -29,7 +29,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     if p >= 1:
         return logits
     probabilities, order = torch.softmax(logits, dim=0).sort(descending=True, stable=True)
-    before = probabilities.cumsum(dim=0) - probabilities  # the sum for all likelier tokens
+    before = probabilities.cumsum(dim=0) - probabilities  # the sum over all likelier tokens
     before[0] = -1.0  # the likeliest token always stays
     return logits.index_fill(0, order[before >= p], float("-inf"))
 

@@ -94,9 +94,9 @@ STEPS = (
     ),
 )
 
-# Forms of steps 1 to 4: (logits, value) -> logits. Step 5: (logits, seen_ids, penalty) -> logits.
-# Step 6: (logits, u) -> id. Step 7: any_choice with some arguments set.
-# Step 8: (text, stops) -> (show, hold, stopped).
+# The functions in `forms`. Steps 1 to 4: (logits, value) -> logits.
+# Step 5: (logits, seen_ids, penalty) -> logits. Step 6: (logits, u) -> id.
+# Step 7: any_choice with some arguments set. Step 8: (text, stops) -> (show, hold, stopped).
 # fmt: off
 MISTAKES = (
     ExerciseMistake("helper-is-no-softmax", 3, "def softmax(t): t.exp() / t.sum()",

@@ -39,7 +39,7 @@ class TensorTrace(TorchFunctionMode):
 
     `changed` is the first operation that changed `x`. `refused` is the latest operation that raised
     an exception, with its tensors. With `quiet`, torch's dropout functions return their input. With
-    `deep`, an operation in a submodule gets the submodule's line."""
+    `deep`, an operation in a submodule gets the line of the submodule's code."""
 
     def __init__(
         self,

@@ -111,7 +111,7 @@ def any_step(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: list[Batch]) -> float:
-    """Step 6: the mean loss in evaluation mode, without gradients. Then training mode is on."""
+    """Step 6: the mean loss in evaluation mode, without gradients. Leaves training mode on."""
     model.eval()
     losses = [float(loss_of(model(x), y)) for x, y in batches]
     model.train()
