@@ -126,8 +126,7 @@ def _call(
 
 @contextlib.contextmanager
 def _positions(network: nn.Module, ids: Tensor) -> Iterator[list[Tensor]]:
-    """In this context, record the positions: what the network's embeddings get, except for
-    `ids`."""
+    """In this context, record what the network's embeddings get besides `ids`: the positions."""
     seen: list[Tensor] = []
 
     def look(_: nn.Module, given: tuple[Any, ...]) -> None:

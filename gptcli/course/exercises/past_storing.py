@@ -399,8 +399,7 @@ def position(learner: PastLearner, text: Text, one: Called) -> int | None:
 
 
 def _turned(learner: PastLearner, text: Text, before: Tensor, piece: Tensor) -> list[Tensor]:
-    """The tensors that may be queries or keys of `piece` in a call that reads `before` and
-    `piece`."""
+    """Possible queries and keys of `piece`, from a call that reads `before` and then `piece`."""
     whole = learner.whole(text.module, torch.cat((before, piece), dim=1))
     start, T = before.shape[1], piece.shape[1]
     found = []
