@@ -114,8 +114,9 @@ MISTAKES = (
                    lambda x: _centred(x) / torch.sqrt(_mean(x**2) + EPS),
                    lambda x: _centred(x) / torch.sqrt(_variance(x) + 1e-5)), r"\bx\s*-|mean\("),
     ExerciseMistake("variance-for-squares", 1, "x / torch.sqrt(x.var(-1) + eps)",
-            "you divide the {C} channels by the root of their variance, not of the mean of their "
-            "squares", "the variance subtracts the mean before it squares; RMSNorm does not",
+            "you divide the {C} channels by the root of their variance, not by the root of the "
+            "mean of their squares",
+            "the variance subtracts the mean before it squares; RMSNorm does not",
             "use (x ** 2).mean(dim=-1, keepdim=True)",
             _sized(lambda x: x / torch.sqrt(_variance(x) + EPS),
                    lambda x: x / torch.sqrt(_variance(x, 1) + EPS),

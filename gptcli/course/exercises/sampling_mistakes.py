@@ -88,7 +88,7 @@ STEPS = (
         "stop strings",
         "the stop string is `KING:` and the text ends with `KIN`: what can be shown?",
         "first look for the earliest stop string; if there is none, find the longest end of the "
-        "text with which some stop string begins",
+        "text that is the beginning of a stop string",
         "for each start from 0 on: if any(stop.startswith(text[start:]) for stop in stops), hold "
         "text[start:]",
     ),
