@@ -37,7 +37,7 @@ class Exercise:
 
         With `blank`, the learner writes the constructor too. `path` is where the file will be,
         relative to the folder in which the learner works. The commands in the text name files in
-        its folder."""
+        the folder of `path`."""
         text = (MATERIAL / f"{self.name}.py.txt").read_text(encoding="utf-8")
         kept, inside = [], False
         for line in text.splitlines():
@@ -54,7 +54,7 @@ class Exercise:
         return self._with_path("\n".join(kept) + "\n", path)
 
     def notes(self, path: Path | None = None) -> str:
-        """The exercise's page of questions and references (Markdown). `path`: as in `skeleton`."""
+        """The page of questions and references (Markdown) for the exercise's file at `path`."""
         text = (MATERIAL / f"{self.name}.md").read_text(encoding="utf-8")
         return self._with_path(text, path)
 

@@ -58,7 +58,7 @@ def tutor_page() -> str:
 
 
 def write_missing(exercise: Exercise, folder: Path) -> list[Path]:
-    """Write those of skeleton, notes and AGENTS.md that do not exist; return the paths of these.
+    """Write skeleton, notes and AGENTS.md, each unless it exists; return the paths of new files.
 
     Raises OSError if the folder cannot be made or written."""
     path = folder / f"{exercise.name}.py"

@@ -1,4 +1,4 @@
-"""Grades a class of students: how far each is in each exercise. Checks copies, in parallel."""
+"""Grades a class: how far each student is in each exercise. Checks copies of files, in parallel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LIMIT_S = 8.0  # seconds for one file; a correct file takes less than one second
 # If a student's unfinished files have taken PATIENCE_S, each later file gets only SHORT_S.
 PATIENCE_S = 14.0
 SHORT_S = 3.0
-STOPPED = ("time-limit", "crash")  # the mistakes in the reports of files that did not finish
+STOPPED = ("time-limit", "crash")  # `mistake` in the report on a file that did not finish
 _FILE_BYTES = 64 << 20
 _MOST_WORKERS = 4
 

@@ -30,7 +30,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A known mistake at one step. `message` has {placeholders} for values from the file."""
+    """A known mistake at one step.
+
+    `message` has {placeholders} for values from the learner's file."""
 
     slug: str
     step: int
@@ -86,7 +88,7 @@ class Lesson(ABC, Generic[Learner]):
     ) -> FileReport:
         """The report on a file that failed a check.
 
-        By default, `checks` has an entry for each step up to the wrong one, or a single entry if
+        By default, the report has an entry for each step up to the wrong one, or a single entry if
         the wrong step is not known."""
         if failed.step is None:
             checks = [Check("whole", False, failed.message)]

@@ -19,7 +19,7 @@ _MADE_BY = "gptcli learn"
 
 @dataclass(frozen=True)
 class Record:
-    """What a learner did for one exercise. `passed` is a time in UTC; None: not passed yet."""
+    """What a learner did for one exercise. `passed` is the time in UTC when it passed, or None."""
 
     attempts: int = 0  # how often a changed file was checked
     seconds: float = 0.0  # working time; of a long pause only a part counts
@@ -55,7 +55,7 @@ class ProgressFile:
         solution_seen: bool = False,
         passed: bool = False,
     ) -> Record:
-        """Add to the record of an exercise. Returns the new record.
+        """Add the arguments to the record of an exercise, and return the new record.
 
         Writes the file if the record has changed."""
         self._read()  # another process can have written the file in the meantime

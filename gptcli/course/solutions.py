@@ -1,4 +1,4 @@
-"""The reference of an exercise as a filled-in skeleton, beside the lines of a learner's file."""
+"""The reference of an exercise: a filled-in skeleton, also shown beside a learner's file."""
 
 from __future__ import annotations
 

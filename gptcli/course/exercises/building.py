@@ -108,7 +108,7 @@ def _reference(name: str) -> type[nn.Module]:
 
 
 def takes(cls: type[nn.Module], name: str) -> bool:
-    """Whether the constructor of `cls` has a parameter of that name."""
+    """Whether the constructor of `cls` has a parameter called `name`."""
     return any(parameter.name == name for parameter in _parameters(cls))
 
 

@@ -31,7 +31,7 @@ class KeyValueCache:
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Steps 1 and 2: store the k and v of T new tokens, each (B, H, T, D).
 
-        Returns those of all tokens, each (B, H, S, D)."""
+        Returns the k and v of all tokens, each (B, H, S, D)."""
         if self.keys is not None and self.values is not None:
             k = torch.cat((self.keys, k), dim=2)
             v = torch.cat((self.values, v), dim=2)

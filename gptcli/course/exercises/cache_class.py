@@ -27,7 +27,7 @@ METHODS = {
     "fits": ("fits", "has_room", "has_room_for", "can_fit"),
     "clear": ("clear", "reset", "reset_cache", "empty", "forget"),
 }  # fmt: skip
-"""The names that each method can have. The first is the name in the course."""
+"""The names that a learner can give each method. The first of them is the name in the course."""
 _ARGUMENTS = ("cache", "kv_cache", "kvcache", "layer_cache", "past", "past_kv", "layer_past", "kv")
 
 
@@ -106,7 +106,7 @@ class CacheClass:
         return getattr(cache, self.names["append"])(k, v)
 
     def length(self, cache: Any) -> Any:
-        """The learner's `length`: a property, an attribute, a method, or `__len__`."""
+        """The learner's `length`, which can be a property, an attribute, a method or `__len__`."""
         name = self.names["length"] or self._attribute(cache)
         assert name is not None
         value = len(cache) if name == "__len__" else getattr(cache, name)
@@ -153,7 +153,7 @@ def cache_argument(cls: type[nn.Module]) -> str | None:
 
 
 class LayerCaches:
-    """The learner's caches of a network, one for each layer."""
+    """Caches of the learner's class, one for each layer of a network."""
 
     def __init__(self, kind: CacheClass, n_layer: int, sizes: CacheSizes) -> None:
         self._kind = kind
@@ -165,7 +165,7 @@ class LayerCaches:
         return int(self._kind.length(self.layers[0]))
 
     def clear(self) -> None:
-        """Remove all tokens."""
+        """Remove all tokens from the caches of all layers."""
         for layer in self.layers:
             self._kind.clear(layer)
 
@@ -181,11 +181,11 @@ class CachedFile:
     def of(
         cls, file: LearnerFile, module: ModuleType, attention: type[nn.Module]
     ) -> CachedFile | None:
-        """The cache of a file that was run; None if the file has no cache class, or if forward
-        takes no cache.
+        """A CachedFile for a file that was run.
 
-        Raises GptcliError if the class of the cache lacks `append` or `clear`, or if the cache is
-        not forward's second argument."""
+        None if the file has no cache class, or if forward takes no cache. Raises GptcliError if the
+        class of the cache lacks `append` or `clear`, or if the cache is not forward's second
+        argument."""
         own = cache_class(module)
         argument = cache_argument(attention)
         if own is None or argument is None:

@@ -82,7 +82,7 @@ def classes_of(
 
 
 class CacheExplainer(Explainer):
-    """Puts failures of a cached attention into words. `attention` is its class."""
+    """Makes a CheckFailed from a fault of a cached attention, whose class is `attention`."""
 
     attention: type[nn.Module] | None
     ran: frozenset[int] = frozenset()  # the lines that ran in the call with the wrong result

@@ -1,4 +1,4 @@
-"""Compare the outputs of a learner's cached attention with recomputation; name the mistake.
+"""Compare the outputs of a learner's cached attention with recomputation, and name the mistake.
 
 Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), N tokens of a text.
 """
@@ -34,7 +34,7 @@ class Seen:
 
     @property
     def error(self) -> float:
-        """The largest difference from recomputation; infinite for NaN, another shape, no output."""
+        """The largest difference from recomputation; infinite for NaN, wrong shape or no output."""
         if self.got is None or self.got.shape != self.wanted.shape:
             return float("inf")
         value = float((self.got - self.wanted).abs().max())

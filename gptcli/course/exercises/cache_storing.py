@@ -1,4 +1,4 @@
-"""Probes of a learner's cache, steps 1 and 2: what append stores, and what it returns.
+"""Test what the append of a learner's cache stores and returns: steps 1 and 2 of the exercise.
 
 Dimensions: B batch, T new tokens, S tokens in all, H heads, D channels per head.
 """

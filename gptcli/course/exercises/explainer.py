@@ -154,7 +154,7 @@ class Source:
         self._lines = file.path.read_text("utf-8", "replace").splitlines()
         self.tree = syntax_tree("\n".join(self._lines))
         self.helpers = Helpers(self.tree)
-        # functions that do not count as helpers, because each is a step
+        # functions that do not count as helpers, because each of them is a step
         self.no_helpers: frozenset[str] = frozenset()
         self._docstrings: set[int] = set()
         for node in ast.walk(self.tree):
@@ -162,7 +162,7 @@ class Source:
                 self._docstrings.update(_lines(node))
 
     def quote(self, line: int | None) -> str:
-        """The text `, at line 12 of FILE, `code`` that quotes a line, or "" for None."""
+        """The quote of a line in a message, ", at line 12 of FILE, `code`"; "" for None."""
         if line is None or not 0 < line <= len(self._lines):
             return ""
         code = without_comment(self._lines[line - 1].strip())
@@ -207,7 +207,7 @@ class Source:
         return found
 
     def class_lines(self, name: str, *, constructor: bool) -> set[int]:
-        """The lines of the constructor of class `name`, or the other lines of its body."""
+        """The lines of the constructor of class `name`; without `constructor`, its other lines."""
         found: set[int] = set()
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef) and node.name == name:

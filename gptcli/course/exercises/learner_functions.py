@@ -84,9 +84,9 @@ class LearnerFunctions(Explainer):
             ) from None
 
     def quoted(self, step: int, pattern: str = r"\breturn\b") -> str:
-        """The text that quotes the last line that matches `pattern` in the step's function.
+        """The quote of the last line of the step's function that matches `pattern`.
 
-        If no line matches, it quotes the `def`."""
+        If no line matches, the quote of its `def`."""
         lines = self.source.lines_of(self.names[step - 1])
         found = self.source.matches(pattern, lines)
         return self.source.quote(found[-1] if found else self.source.find("def ", lines))

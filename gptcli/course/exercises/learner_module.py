@@ -68,7 +68,7 @@ class ModuleLesson(Lesson["LearnerModule"]):
     """A lesson whose file defines one torch module, (B, T, C) -> (B, T, C).
 
     `weights` returns the learner's tensors and submodules with which `landmarks` and the mistakes'
-    forms compute. It raises CheckFailed if a part is missing, so that nothing can be compared.
+    forms compute. It raises CheckFailed if a part is missing without which nothing can be compared.
     `start` yields the other faults of the constructor. `landmarks` yields a list of tensors for
     each step; the list is empty for a step outside the module. If the trace has one of these
     tensors, forward has done the step. The first tensor of the last step is the output. `draw`

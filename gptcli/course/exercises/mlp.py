@@ -250,8 +250,8 @@ MISTAKES = (
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The two layers, found by the shapes of their matrices.
 
-    Accepts bare matrices in either orientation. `down` is None if there is no second layer of the
-    right shape; `start` reports that. Raises CheckFailed unless the first layer is right."""
+    Accepts bare matrices in either orientation. `down` is None if no second layer has the correct
+    shape; `start` reports that. Raises CheckFailed unless the first layer is right."""
     C, C4 = size.C, 4 * size.C
     found = list(module.named_parameters())
     matrices = [(n, p) for n, p in found if p.dim() == 2]

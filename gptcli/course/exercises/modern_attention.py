@@ -465,7 +465,7 @@ def _back(x: Tensor) -> Tensor:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Yield the first wrong width of a key or value projection, as a fault of the constructor."""
+    """Yield the fault of a constructor that gives a key or value projection a wrong width."""
     for size in SIZES:
         w = weights(learner, learner.construct(size), size)
         wanted = size.K * w.D

@@ -46,7 +46,7 @@ class LearnerModern(Explainer):
             )
 
     def part(self, step: int, name: str, kind: str) -> Any:
-        """A class or function of the file. Raises CheckFailed if there is none.
+        """The class or function `name` of the file. Raises CheckFailed if it is missing.
 
         Raises GptcliError if the definition of the class stopped with an error."""
         found = getattr(self.module, name, None)
@@ -78,7 +78,7 @@ class LearnerModern(Explainer):
         return super().mistake(slug, evidence, **{"line": line, "within": (), **more})
 
     def class_of(self, step: int, name: str, lesson: ModuleLesson) -> ModernModule:
-        """The learner's class of that name, wrapped so that it can be compared."""
+        """The learner's class `name`, wrapped so that it can be compared."""
         cls = self.part(step, name, "class")
         if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
             raise self.failed_at(

@@ -120,7 +120,7 @@ def _interleaved(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
 
 
 def _mismatched(sign: float) -> Turned:
-    """Pairs of neighbours, with tables for halves: x * cos + swapped(x) * sin."""
+    """A rotation of pairs of neighbours, but with tables for halves: x * cos + swapped(x) * sin."""
 
     def form(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
         a, b = _paired(x)

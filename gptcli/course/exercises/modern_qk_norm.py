@@ -1,6 +1,6 @@
 """Recognise a norm of queries and keys (QK norm) in a learner's grouped-query attention.
 
-Llama has none; Qwen3 divides each head of q and k by its size before the rotation.
+Llama has no such norm. Qwen3 applies an RMSNorm to each head of q and k before the rotation.
 
 Dimensions: B batch, T time, C channels (n_embd), D head_dim.
 """

@@ -109,7 +109,7 @@ def _same(a: Tables, b: Tables) -> bool:
 
 
 def _fits(form: Callable[..., Any], got: dict[tuple[int, int], Tables]) -> bool:
-    """Whether a known mistake gives the learner's tables, in any form of tables."""
+    """Whether a known mistake gives the learner's tables, in one of the usual forms of tables."""
 
     def made(case: tuple[int, int]) -> Tables:
         value = form(*case)
@@ -146,7 +146,7 @@ def _angle_mistake(
 
 
 def _difference(case: tuple[int, int], tables: Tables) -> str:
-    """Where the tables differ: ` (rotary_angles(8, 5): cos[1, 1] is 0.9, expected 0.1)`."""
+    """Where the tables are wrong: ` (rotary_angles(8, 5): cos[1, 1] is 0.9, expected 0.1)`."""
     D, n = case
     for name, got, wanted in zip(("cos", "sin"), tables, _right(D, n), strict=True):
         if got.shape not in (wanted.shape, (n, D)):
@@ -317,7 +317,7 @@ def _wrong(learner: LearnerModern, step: int, evidence: str) -> CheckFailed:
 
 
 def _quote(learner: LearnerModern, step: int) -> str:
-    """The text that quotes the last `return` of the step's function, or else its `def`."""
+    """The quote of the last `return` of the step's function, or else of its `def`."""
     name = {2: "rotary_angles", 3: "rotate"}[step]
     lines = learner.source.lines_of(name)
     found = learner.source.matches(r"\breturn\b", lines)

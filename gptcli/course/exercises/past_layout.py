@@ -77,7 +77,7 @@ class Dims:
 def canonical(tensor: Tensor, order: Order, dims: Dims) -> Tensor | None:
     """`tensor`, whose dimensions are in `order`, as (B, H, T, D); None if the sizes do not fit."""
     if dims.H == 1 and tensor.dim() == 3 and len(order) == 4:
-        tensor = tensor.unsqueeze(order.index("H"))  # a single head without a dimension for heads
+        tensor = tensor.unsqueeze(order.index("H"))  # one head, and no dimension for heads
     if tensor.dim() != len(order):
         return None
     for size, letters in zip(tensor.shape, order, strict=True):
@@ -169,9 +169,9 @@ class Seen:
     """A way to join stored and new keys or values, and the line on which a forward joined them."""
 
     part: str  # "k" or "v"
-    kind: str  # right, reversed, backwards, twice, stored twice, dim, last, first, of other
+    kind: str  # "right", or the mistake that `_joined` imitates
     line: int | None
-    dim: int = 0  # the dimension along which they were joined
+    dim: int = 0  # the dimension along which keys or values were joined
     what: str = ""  # the name of that dimension
     shape: tuple[int, ...] = ()
     wanted: tuple[int, ...] = ()

@@ -1,7 +1,8 @@
 """Build and call a learner's forward that takes and returns keys and values, or keeps them.
 
-Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D channels per
-head, N tokens of a text.
+The past is the keys and values of the tokens before x. The present is those of all tokens, which
+forward returns. Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D
+channels per head, N tokens of a text.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _ROTATION = re.compile(r"rot|rope", re.IGNORECASE)
 
 @dataclass
 class Called:
-    """One call of forward: its tokens, its past, and its result or failure."""
+    """One call of forward: its tokens, its past, and its result or CheckFailed."""
 
     start: int
     count: int
@@ -63,7 +64,7 @@ class Called:
 
     @property
     def total(self) -> int:
-        """The number of tokens up to the last of this call."""
+        """The number of tokens before this call and in it."""
         return self.start + self.count
 
 

@@ -1,7 +1,7 @@
 """Check the cache exercise for a forward that takes and returns keys and values, or keeps them.
 
-Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D channels per
-head, N tokens of a text.
+The past is the keys and values of the tokens before x. Dimensions: B batch, T new tokens, S tokens
+in all, C channels (n_embd), H heads, D channels per head, N tokens of a text.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _check_text(learner: PastLearner, text: Text) -> float:
     raise named(learner, text.weights, text.text, seen)
 
 
-# these mistakes do not count if all outputs are right
+# slugs of mistakes that do not count if all outputs are right
 _HARMLESS = {"wrong-result", "drops-the-oldest"}
 
 
@@ -182,7 +182,7 @@ def _mask_of(text: Text, one: Called) -> str | None:
 
 
 def _two_continuations(learner: PastLearner) -> None:
-    """Raise CheckFailed if two texts that continue one past disturb each other."""
+    """Raise CheckFailed if two texts that continue the same past disturb each other."""
     if learner.form.keeps_state or learner.form.changes_past:
         return
     size = replace(SIZES[0], pieces=(5, 3))

@@ -1,6 +1,7 @@
 """Check the outputs and positions of a learner's network that uses the cached attention.
 
-Dimensions: B batch, T new tokens, N tokens of a text.
+The past is the keys and values of the tokens before the new ones. Dimensions: B batch, T new
+tokens, N tokens of a text.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _N = sum(_PIECES)
 def check_network(
     learner: Explainer, module: ModuleType, attention: type[nn.Module]
 ) -> tuple[str, CheckFailed | None] | None:
-    """The name of the network in the file, and the CheckFailed for it or None.
+    """The name of the network in the file, and a CheckFailed if it is wrong, else None.
 
     None if the file has no network that can be built and called with a past."""
     for cls in vars(module).values():

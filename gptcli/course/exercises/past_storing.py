@@ -1,7 +1,7 @@
 """Probe what a forward with a past stores: steps 1 to 4 of the cache exercise.
 
-Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D channels per
-head, N tokens of a text.
+The past is the keys and values of the tokens before x. Dimensions: B batch, T new tokens, S tokens
+in all, C channels (n_embd), H heads, D channels per head, N tokens of a text.
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ class LearnerTokenizer(Explainer):
         )
 
     def quoted(self, name: str) -> str:
-        """The text that quotes the last `return` of the method `name`, or else its `def`."""
+        """The quote of the last `return` of the method `name`, or else of its `def`."""
         lines = self.source.lines_of(name)
         returns = self.source.matches(r"\breturn\b", lines)
         return self.source.quote(returns[-1] if returns else self.source.find(r"def ", lines))
@@ -353,7 +353,7 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
         found.append(learner.merges(mine, n))
         ids = sorted(mine.merges.values()) if isinstance(mine.merges, dict) else []
         numbered = numbered and (not ids or ids == list(range(256, 256 + len(ids))))
-    for least in (1, 2):  # also right: to stop if every pair occurs only once
+    for least in (1, 2):  # it is also right to stop if every pair occurs only once
         if all(
             got == reference.learn(text, n, least=least)
             for got, (text, n) in zip(found, TRAINED, strict=True)

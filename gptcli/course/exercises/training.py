@@ -26,7 +26,7 @@ def get_batch(
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Step 2: mean cross-entropy in nats: (B, T, V), (B, T) -> ()."""
+    """Step 2: the mean cross-entropy in nats. (B, T, V), (B, T) -> ()."""
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
 
 

@@ -138,7 +138,7 @@ def _check_python(name: str, path: Path) -> None:
     """Raise GptcliError if the file is not Python, too large, or only data such as JSON."""
     other = _OTHER_FORMATS.get(path.suffix.lower())
     try:
-        if path.stat().st_size > _MOST_BYTES:  # parsing needs a hundred times as much memory
+        if path.stat().st_size > _MOST_BYTES:  # parsing needs a hundred times its size in memory
             raise _not_python(name, f"it is too large ({path.stat().st_size:,} bytes)")
         tree = parsed(name, path)
         only_values = tree.body and all(isinstance(part, ast.Expr) for part in tree.body)

@@ -23,7 +23,7 @@ class _FirstLines(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        """Write the lines of `text` that belong to the first lines. Returns len(text)."""
+        """Write those lines of `text` that are among the first SHOWN lines. Returns len(text)."""
         for line in text.splitlines(keepends=True):
             if self.lines < SHOWN:
                 self._into.write(line)

@@ -165,7 +165,7 @@ def _wait(child: int, limit_s: float, memory: int, folder: Path | None) -> tuple
     Kills the child at the time limit. Also kills it if it has too many descendants, if they use
     more than `memory` bytes together, or if they write too much into `folder`."""
     deadline = time.monotonic() + limit_s
-    next_look = time.monotonic() + LOOK_S  # when to measure the next time what the file has written
+    next_look = time.monotonic() + LOOK_S  # when to look again at what the file has written
     pause = 0.001
     too_much: str | None = None
     while True:
