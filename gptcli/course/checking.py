@@ -111,7 +111,7 @@ def ask(
 def load_attention(spec: str) -> type[nn.Module]:
     """The attention class of `FILE[:CLASS]`.
 
-    This runs the file in the current process, so check the file with check_file first. Raises
+    Runs the file in the current process, so check the file with check_file first. Raises
     GptcliError if there is no such file or class, or if the file cannot be run."""
     return load_class(find_file(spec))
 

@@ -58,7 +58,7 @@ def examine(file: LearnerFile, say: Say) -> FileReport:
 
 
 def _our_failure(file: LearnerFile, error: Exception) -> GptcliError:
-    """The error for an unexpected exception in a check. It tells learners that gptcli failed."""
+    """The error for an unexpected exception in a check. It says that gptcli failed."""
     return GptcliError(
         f"{file.name}: the check itself failed ({in_words(error)}); your file can still be right",
         "this is a fault of gptcli: please report it together with your file",

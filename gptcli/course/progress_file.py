@@ -116,7 +116,7 @@ class ProgressFile:
 
 
 def records(value: object) -> dict[str, Record]:
-    """The records in the JSON value of a progress file. Raises ValueError if the form is wrong."""
+    """The records in `value`, the JSON of a progress file. Raises ValueError if it is wrong."""
     exercises = value.get("exercises") if isinstance(value, dict) else None
     if not isinstance(exercises, dict):
         raise ValueError("it has no object `exercises`")

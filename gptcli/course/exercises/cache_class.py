@@ -204,7 +204,7 @@ class CachedFile:
     def __call__(
         self, config: Any, batch: int, dtype: torch.dtype, device: torch.device
     ) -> LayerCaches:
-        """New caches for all layers of a network. Raises GptcliError if they have no `length`."""
+        """New caches for all layers of a network. Raises GptcliError if they lack `length`."""
         sizes = CacheSizes(batch, config.n_head, config.head_dim, config.block_size, dtype, device)
         caches = LayerCaches(self.kind, config.n_layer, sizes)
         if not self.kind.has_length(caches.layers[0]):

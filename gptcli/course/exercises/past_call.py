@@ -112,9 +112,10 @@ class PastCall:
         return not self.past
 
     def __call__(self, module: nn.Module, x: Tensor, past: Any, start: int, *, cached: bool) -> Any:
-        """The result of forward for the tokens x after `start` others. A `past` of None is empty.
+        """The result of forward for the tokens x after `start` others.
 
-        Without `cached`, the arguments `switches` tell forward to keep nothing."""
+        A `past` of None means that no token came before. Without `cached`, the arguments `switches`
+        tell forward to keep nothing."""
         T, S = x.shape[1], start + x.shape[1]
         named: dict[str, Any] = {
             name: value for name, value in self.call.others if name not in self.switches

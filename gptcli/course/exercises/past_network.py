@@ -116,7 +116,7 @@ def _attention_of(network: nn.Module) -> str:
 def _call(
     network: nn.Module, form: PastCall, ids: Tensor, past: Any, start: int
 ) -> tuple[Tensor, Any]:
-    """The logits of some tokens, and the past for the next tokens."""
+    """The network's logits for `ids`, and the past for the tokens after them."""
     with torch.no_grad(), DoublePrecision():
         out = form(network, ids, past, start, cached=True)
     y, present = output_and_present(out, ids, two=False)

@@ -25,7 +25,7 @@ _NAMES = {"k": "keys", "v": "values"}
 def storing(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed | None:
-    """The mistake in what the calls store, steps 1 to 4; None if none is found."""
+    """The mistake in what the calls of forward store (steps 1 to 4); None if none is found."""
     form = learner.form
     lines = learner.forward_lines()
     if form.keeps_state:
@@ -352,7 +352,7 @@ def _present(
 
 
 def _held(one: Called, keys: dict[str, Tensor]) -> dict[str, bool]:
-    """For "k" and "v": whether a call computed the keys or values of all tokens."""
+    """Whether a call computed the keys ("k") and the values ("v") of all tokens."""
     found = {}
     for part in "kv":
         wanted = keys[part][:, :, : one.total]

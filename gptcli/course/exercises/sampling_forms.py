@@ -158,7 +158,7 @@ def drawn(logits: Tensor, u: float) -> int:
 
 
 def sorted_draw(logits: Tensor, u: float, *, descending: bool = True) -> tuple[int, int]:
-    """The rank and the id that u gives if the probabilities are added up in sorted order."""
+    """(rank, id) of the token that u draws if the probabilities are summed in sorted order."""
     values, order = torch.softmax(logits, dim=0).sort(descending=descending)
     rank = int((values.cumsum(0) > u).int().argmax())
     return rank, int(order[rank])

@@ -67,9 +67,9 @@ class LearnerSampling(LearnerFunctions):
         self.notes: dict[str, str] = {}
 
     def logits(self, step: int, logits: Tensor, *more: Any) -> Tensor:
-        """The learner's result of a step for `logits`, float64 (V,).
+        """What the learner's function of a step returns for `logits`, as float64 (V,).
 
-        Raises CheckFailed if the result is no tensor of that shape."""
+        Raises CheckFailed if it does not return a tensor of that shape."""
         name, given = FUNCTIONS[step - 1], logits.clone()
         got = self.ask(step, given, *more)
         if not isinstance(got, Tensor):
@@ -96,7 +96,7 @@ class LearnerSampling(LearnerFunctions):
     def token(self, step: int, *arguments: Any) -> int:
         """The id that the learner's function of a step returns; -1 for None.
 
-        Raises CheckFailed if it is no whole number."""
+        Raises CheckFailed if the function does not return a whole number."""
         got = self.ask(step, *arguments)
         if got is None:
             return -1
@@ -235,7 +235,7 @@ def _compare(
     cases: Sequence[Case],
     show: Callable[..., str],
 ) -> None:
-    """Raise CheckFailed if the learner's function of a step differs from `right` in a case."""
+    """Raise CheckFailed if the learner's function differs from `right` in one of `cases`."""
     name = FUNCTIONS[step - 1]
     got = [learner.logits(step, *case) for case in cases]
     wanted = [right(*case) for case in cases]
@@ -444,7 +444,7 @@ def _id(token: int) -> str:
 
 
 def _settings() -> list[tuple[float, int, float, float, float]]:
-    """Values of t, k, p, m and penalty for which other orders of the parts give other tokens."""
+    """Values of t, k, p, m and penalty for which a wrong order of the parts gives other tokens."""
     return [
         (1.0, V, 1.0, 0.0, 1.0),
         (0.6, V, 1.0, 0.0, 1.5),
@@ -518,7 +518,7 @@ def _order(
     """The CheckFailed for a next_token whose parts come in another order or are missing."""
 
     tried = list(zip(cases, got, strict=True))
-    # compare the wrong results first
+    # compare the wrong results first, because they rule out most orders
     tried.sort(key=lambda pair: reference.next_token(*pair[0]) == pair[1])
 
     def same(form: Callable[..., int]) -> bool:

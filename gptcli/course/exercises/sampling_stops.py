@@ -1,4 +1,4 @@
-"""Step 8 of the sampling exercise: texts with stop strings, and what a learner's code shows."""
+"""Step 8 of the sampling exercise: which part of a text with stop strings the code shows."""
 
 from __future__ import annotations
 

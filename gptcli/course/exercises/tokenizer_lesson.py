@@ -135,7 +135,7 @@ class LearnerTokenizer(Explainer):
     def merges_right(self) -> bool | None:
         """Whether train merges the first pair correctly in each text for which it finds this pair.
 
-        None if it never merges the pair correctly."""
+        None if train never merges the pair correctly."""
         seen = []
         for text, _ in TRAINED:
             ids = reference.to_bytes(text)
@@ -206,7 +206,7 @@ class LearnerTokenizer(Explainer):
     def merges(self, mine: Any, n: int = 0, step: int = 0) -> list[Pair]:
         """The learner's merges in order, from a dict of pairs to ids or from a list of pairs.
 
-        `step` is 5 after load. Raises CheckFailed if `merges` has another form."""
+        `step` is 5 if load has read the merges. Raises CheckFailed if `merges` has another form."""
         found: Any = getattr(mine, "merges", None)
         pairs = _pairs_of(found)
         if pairs is not None:

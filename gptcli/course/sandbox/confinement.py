@@ -80,7 +80,7 @@ def _own_folders() -> list[Path]:
 
 
 def _caches() -> list[Path]:
-    """The folders with matplotlib's list of fonts. Without it, each check would make a new list."""
+    """The folders with matplotlib's list of fonts. Without this list, each check makes one."""
     home = os.environ.get("HOME") or "/root"
     caches = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     settings = os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config"
