@@ -495,7 +495,7 @@ def compare_output(learner: LearnerModule, known: Iterable[CheckFailed] = ()) ->
 
 
 def _run(learner: LearnerModule, size: Size) -> Run:
-    """Run the module for one size. Dropout in evaluation mode and a changed x are `faults`."""
+    """Run the module for one size. Note dropout in evaluation mode and a changed x as `faults`."""
     lesson = learner.lesson
     module, weights, x = learner.filled(size)
     faults = []

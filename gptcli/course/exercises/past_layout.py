@@ -60,7 +60,7 @@ def _leaves(value: Any, depth: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes of a text's keys, except for the number of tokens."""
+    """The sizes B, H and D of keys. The number of tokens varies."""
 
     B: int
     H: int
@@ -90,7 +90,7 @@ def canonical(tensor: Tensor, order: Order, dims: Dims) -> Tensor | None:
 
 
 def in_order(tensor: Tensor, order: Order) -> Tensor:
-    """A canonical tensor with its dimensions moved to `order`."""
+    """`tensor`, which is (B, H, T, D), with its dimensions moved to `order`."""
     whole = "".join(order)
     turned = tensor.permute(*("BHTD".index(letter) for letter in whole))
     sizes, shape = list(turned.shape), []

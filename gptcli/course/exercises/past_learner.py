@@ -249,7 +249,7 @@ class PastLearner(CacheExplainer):
 
         Stops after the first call that fails, and after a call that returns no past, unless the
         module keeps the tokens itself. `module` can be a module that has read other texts; by
-        default it is a new one."""
+        default it has read none."""
         calls: list[Called] = []
         past = self.fresh()
         start = 0

@@ -1,4 +1,4 @@
-"""Step 8 of the sampling exercise: which part of a text with stop strings the code shows."""
+"""Step 8 of the sampling exercise: compare a learner's cut_at_stop with the reference."""
 
 from __future__ import annotations
 

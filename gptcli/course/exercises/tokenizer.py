@@ -28,7 +28,7 @@ def choose(counts: Counts) -> Pair:
 
 
 def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """Step 2: replace each `pair` by `new`, from left to right."""
+    """Step 2: replace each occurrence of `pair` by `new`, from left to right."""
     out, i = [], 0
     while i < len(ids):
         if tuple(ids[i : i + 2]) == pair:

@@ -30,7 +30,7 @@ _SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/nix", "/proc", "/sys",
 )  # fmt: skip
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-_PATHS: dict[str, tuple[int, ...]] = {  # audit event -> which arguments are paths that it changes
+_PATHS: dict[str, tuple[int, ...]] = {  # audit event -> positions of the arguments that are paths
     "os.remove": (0,), "os.rmdir": (0,), "os.mkdir": (0,), "os.rename": (0, 1), "os.link": (1,),
     "os.symlink": (1,), "os.truncate": (0,), "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,),
     "os.setxattr": (0,), "os.removexattr": (0,), "os.lchmod": (0,), "os.chflags": (0,),
