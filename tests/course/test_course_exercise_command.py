@@ -1,4 +1,5 @@
-"""`gptcli exercise`: the list, the skeletons, the progress in a folder, and --watch."""
+"""`gptcli exercise`: the list of exercises, the skeletons, the progress in a folder, and
+--watch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Right, with three notes: a mask that is not a buffer, block_size, no dropout."""
+"""Right attention that gets three notes: its mask is no buffer, it uses block_size, no dropout."""
 
 import math
 
