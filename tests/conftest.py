@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import settings
 
-# PyTorch uses one thread in each pytest worker. Otherwise, on two cores, the threads of two workers
-# would wait for each other.
+# PyTorch uses one thread in each pytest worker. On two cores, the threads of two workers with two
+# threads each would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
@@ -225,7 +225,7 @@ class Outcome:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--slow", action="store_true", help="only the slow tests, and all of each long series"
+        "--slow", action="store_true", help="run only the tests that are left out without it"
     )
 
 
@@ -251,9 +251,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             test = (item.path, getattr(item, "originalname", item.name))
             i, length = seen[test], lengths[test]
             every = 3 if length <= 12 else 6 if length <= 40 else 12
-            # Keep one case in each group of `every` cases, one place earlier than in the group
-            # before. If the place stayed the same, a parameter with three values might have the
-            # same value in all cases that are kept.
+            # Keep one case of every group of `every` cases, and take it from another place in each
+            # group. If the place were the same, a parameter with three values might have the same
+            # value in all cases that are kept.
             is_slow = is_slow or (i + i // every) % every != 0
             seen[test] += 1
         is_wanted = is_slow or "slow" in getattr(item, "fixturenames", ()) if slow else not is_slow

@@ -1,4 +1,5 @@
-"""Runs gptcli in a fork of fork_server.py: python -IS fork_client.py SOCKET [-u] WORDS...
+"""Runs gptcli in a fork of the process fork_server.py: python -IS fork_client.py SOCKET [-u]
+WORDS...
 
 This process is the client. The fork gets the client's arguments, current folder, environment and
 open streams, and the client ends with the fork's exit code. The client imports little, so it starts

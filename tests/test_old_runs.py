@@ -1,9 +1,9 @@
 """Runs of an earlier version can still be sampled, evaluated, scored and resumed.
 
 tests/old_runs/ holds the runs, and what the commands of the earlier version printed about them.
-tests/old_runs/record.py recorded them. The text is now at another path than in the runs'
-config.yaml. `train --resume` gets the new path as `data.source=NEW`. `eval` and `inspect-batch`
-read the path in config.yaml, so the tests write the new path there.
+tests/old_runs/record.py recorded them. The text of the runs now has another path than the one in
+their config.yaml. `train --resume` gets the new path as `data.source=NEW`. `eval` and
+`inspect-batch` read the path in config.yaml, so the tests write the new path there.
 """
 
 from __future__ import annotations

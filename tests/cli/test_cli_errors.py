@@ -1,4 +1,4 @@
-"""Wrong input prints an error and a hint on stderr, and loses no file."""
+"""If the input is wrong, gptcli prints an error and a hint on stderr, and damages no file."""
 
 from __future__ import annotations
 

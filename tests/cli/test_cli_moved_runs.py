@@ -105,7 +105,7 @@ def test_absolute_paths_keep_links_but_not_dots(
     (tmp_path / "link").symlink_to("a/b")
     monkeypatch.chdir(tmp_path)
     assert absolute("a/../link") == tmp_path / "link"
-    assert absolute("link/..") == tmp_path / "a"  # not tmp_path
+    assert absolute("link/..") == tmp_path / "a"  # the parent of the link's target, not of the link
 
 
 # ---- the text moves ------------------------------------------------------------------------------
@@ -383,12 +383,12 @@ def test_a_path_that_is_too_long_leaves_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="Windows has shorter paths")
+@pytest.mark.skipif(os.name != "posix", reason="Windows allows only shorter paths")
 def test_a_run_1500_folders_deep(project: Path, cli: Any) -> None:
     out = "a/" * 1500 + "r"
     try:
         outcome = cli("train", "texts/t.txt", *SMALL, "--out", out)
         assert outcome.code == 0, outcome.err
         assert cli("eval", out).code == 0
-    finally:  # for these folders, pytest would need a deeper recursion than Python allows
+    finally:  # to delete the folders, pytest would need a deeper recursion than Python allows
         subprocess.run(["rm", "-rf", "a"], check=True)

@@ -131,7 +131,7 @@ METHODS = (
         return self.c_proj(y)
 """
 )
-# In MODULES, the helpers are modules of PyTorch inside the attention module.
+# In MODULES, the helpers are nn.Modules inside the attention module.
 MODULES = (
     HEAD
     + """class Split(nn.Module):

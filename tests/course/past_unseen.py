@@ -1,5 +1,5 @@
-"""More right and wrong attention with a past (earlier keys and values). These files were written
-only when their check was complete."""
+"""More right and wrong attention with a past (earlier keys and values). The check was complete
+before these files were written."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class GroupedQueryAttention(nn.Module):
         return self.o_proj(y.transpose(1, 2).reshape(b, t, -1)), kv
 """
 )
-# The past is a dataclass, a function outside the class computes the attention, and forward has an
+# The past is a dataclass. A function outside the class computes the attention, and forward has an
 # optional argument for a mask.
 DATACLASS = (
     HEAD

@@ -182,7 +182,7 @@ def test_spec_is_file_and_class(
     """FILE:CLASS names a class in a file. But a colon that belongs to the path, such as the one of
     a drive letter, does not start the name of a class."""
     if sys.platform == "win32" and "b:" in spec:
-        pytest.skip("no such file name here")
+        pytest.skip("Windows allows no such file name")
     monkeypatch.chdir(tmp_path)
     Path(name).write_text("", encoding="utf-8")
     file = find_file(spec)

@@ -21,7 +21,7 @@ from tests.course.part_files import BASE
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="only forks are confined"),
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux confines files"),
     pytest.mark.skipif(landlock_version() < 1, reason="this kernel has no Landlock"),
 ]
 LAYERNORM = BASE["layernorm"]
@@ -165,7 +165,7 @@ def test_no_process_is_left(code: str, room: Room) -> None:
     before = set(descendants())
     start = time.monotonic()
     room.run(code)
-    while len(set(descendants()) - before) > 1:  # one new process may be a new worker process
+    while len(set(descendants()) - before) > 1:  # a new worker process may remain
         assert time.monotonic() - start < 60
         time.sleep(0.05)
 

@@ -47,7 +47,7 @@ for path in pathlib.Path(ROOM).glob('*/attention.py'):
         pass
 """
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only forks have these limits")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these limits")
 
 
 def student(folder: Path, name: str, **files: str) -> Path:
