@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import settings
 
-# PyTorch uses one thread in each pytest worker. On two cores, the threads of two workers with two
-# threads each would wait for each other.
+# PyTorch uses one thread in each pytest worker. If each worker had two threads, the threads of two
+# workers would wait for each other on a machine with two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch

@@ -148,7 +148,7 @@ def test_sizes_and_names(path: Path) -> None:
 
 
 def test_the_map_is_up_to_date() -> None:
-    """`make map` would change nothing, and the first line of each file describes the file."""
+    """The file map in CONTRIBUTING.md is what `make map` writes, and it describes every file."""
     command = [sys.executable, ROOT / "docs" / "file_map.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

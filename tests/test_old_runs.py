@@ -34,7 +34,7 @@ def expected(name: str) -> dict[str, Any]:
 
 def parts(name: str, *only: str) -> list[str]:
     """The options that name the user's files of the run `name`, such as `--mlp FILE`: those of the
-    parts in `only`, or of all parts."""
+    parts in `only`. If `only` is empty, those of all parts."""
     files = sorted((OLD_RUNS / name).glob("*.py"))
     return [
         word

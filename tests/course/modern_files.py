@@ -482,7 +482,7 @@ QK_NORMS = {
     "all heads together": WIDE_NORM,
     "queries alone": QWEN.replace(NORMS, "        q = self.q_norm(q)\n"),
 }
-"""Right files that normalise queries and keys."""
+"""Right files that normalise the queries. All but one of them normalise the keys, too."""
 RIGHT = {
     "plain": BASE,
     "llama": LLAMA,

@@ -1,4 +1,5 @@
-"""Right attention that gets three notes: its mask is no buffer, it uses block_size, no dropout."""
+"""Right attention with three notes: the mask is no buffer, it needs block_size, dropout is
+missing."""
 
 import math
 
