@@ -83,7 +83,7 @@ def test_in_the_background_the_terminal_is_not_touched(typed: _Typed) -> None:
         typed.press(keys, "q")
         assert typed.echoes()
         assert not keys.wanted()
-        typed.group -= 1  # after `fg`
+        typed.group -= 1  # as after the shell's command `fg`
         keys.poll()
         assert not typed.echoes()
     assert typed.echoes()

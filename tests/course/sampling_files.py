@@ -1,4 +1,5 @@
-"""Right and wrong sampling files: one template, in which some function bodies are replaced."""
+"""Right and wrong files for the exercise `sampling`: a template with bodies of functions
+replaced."""
 
 from __future__ import annotations
 
