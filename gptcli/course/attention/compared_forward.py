@@ -77,7 +77,7 @@ class ComparedForward:
     def line(self, index: int | None) -> int | None:
         """The line number of operation `index` in the learner's file, or None.
 
-    If it is unknown, the line number of the first later operation with a known line."""
+        If it is unknown, the line number of the first later operation with a known line."""
         if index is None:
             return None
         for operation in self.trace.operations[max(index, 0) :]:

@@ -1,8 +1,8 @@
 """Finds the first operation that turns right values into wrong ones, and the step it belongs to.
 
-Such an operation has a right value as an input. The operation either begins the next step or
-changes the result of the step that is just done. If code clamps the scaled scores, for example,
-step 4 (scores) is wrong, and not step 5 (mask).
+If the operation begins the step after the last right value, that step is wrong. If it only changes
+a finished result, the step that made the result is wrong: if code clamps the scaled scores, for
+example, step 4 (scores) is wrong, and not step 5 (mask).
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
@@ -28,9 +28,9 @@ LAYOUT = {
 # Operations that can multiply queries by keys, or weights by values.
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm", "mul", "__mul__"}
 FUSED_KERNEL = "scaled_dot_product_attention"
-# Operations that use a right value to begin the next step.
+# Products that use the result of one step to begin the following step.
 NEXT_STEP_PRODUCTS = {"linear", "matmul", "__matmul__", "bmm", "einsum", "conv1d", "addmm"}
-FILLERS = ("_like", "new_")  # parts of names such as zeros_like and new_full
+FILLERS = ("_like", "new_")  # parts of operations' names, such as zeros_like and new_full
 LEAST_MASK_OFFSET = 20.0  # an additive mask changes a hidden score at least by this
 
 
@@ -41,7 +41,7 @@ def operations_off_reference(
 
     Begins after the operation that completed the last right value before `step`."""
     begin = last_right_operation(found, step) + 1
-    if step == 2:  # keys can go wrong before the values are made
+    if step == 2:  # the split of the keys can be wrong before any line computes the values
         whole = [found.completed_at[n] for n in "qkv" if found.has(n) and not found.has(f"{n}h")]
         begin = min([begin, *(at + 1 for at in whole)])
     for operation in trace.operations[begin:]:
@@ -58,9 +58,9 @@ def operations_off_reference(
 
 
 def names_of_inputs(operation: Operation, found: Matches, p: Problem) -> list[str | None]:
-    """The value of the reference that each input belongs to, or None.
+    """The name of the reference's value that each input of `operation` belongs to; None: to none.
 
-    Weights of some tokens only, as in a loop, are known by the operation that made them."""
+    Weights of only some tokens, as in a loop, are recognised by the operation that made them."""
     names = []
     for x, source in zip(operation.inputs, operation.sources, strict=True):
         made = found.values_of_operation.get(source, []) if source is not None else []
@@ -201,10 +201,10 @@ def _is_constant_in_groups(values: Tensor, group: Tensor) -> bool:
 
 
 def step_named_in_source(error: BaseException | None, path: Path) -> int | None:
-    """The number of the step that the text near the stop names ("# 5. mask", "step 5"), or None.
+    """The number of the step that is named where the code stops ("# 5. mask", "step 5"), or None.
 
-    Looks at the error's message, the comment on the line and the comments above it. None if they
-    name several steps."""
+    Looks at the error's message, the comment on the line that stops, and the comments directly
+    above this line. None if they name several steps."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     at = line_of_error(error, path) or len(lines)
     text = str(error) if error is not None else ""

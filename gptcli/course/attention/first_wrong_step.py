@@ -58,7 +58,7 @@ def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path
         found = matched_before(found, len(trace.operations))
     step = first_missing_step(found)
     if step == 8 and complete == 2 and _stops_after_loop(trace):
-        return 2  # the loop over the heads took other channels
+        return 2  # the loop over the heads took wrong channels
     if too_narrow and step in (5, 6, 7):
         step = 5
     if step > 1 and projected_out_of_order(trace, found, p):
@@ -148,7 +148,7 @@ def _is_dropout(error: BaseException | None, path: Path) -> bool:
 def _step_of_raising_operation(
     trace: ForwardTrace, last: Operation, step: int, found: Matches, p: Problem
 ) -> int:
-    """The step of the operation `last`, which raised. Its name and its inputs decide."""
+    """The step of the operation `last`, which raised, to judge by its name and its inputs."""
     first = last.inputs[0] if last.inputs else None
     name = value_in(first, found, p.T) if first is not None else None
     if last.name in LAYOUT and first is not None:
@@ -178,7 +178,8 @@ def _step_of_raising_operation(
             a, b = factors_of(last)
             if a.dim() != b.dim():
                 flat = a if a.dim() < b.dim() else b
-                return 2 if flat.shape[0] == p.B and p.C in flat.shape else 3  # 2: not split
+                # The factor with fewer dimensions is not split (2) or not folded as the other (3).
+                return 2 if flat.shape[0] == p.B and p.C in flat.shape else 3
             if last.name == "bmm" and a.dim() != 3:
                 return 3
             return _step_of_factors(trace, last, 4, found, p)
@@ -268,7 +269,7 @@ def _step_of_factors(
         transposed = before_transpose(trace, operation, number)
         if transposed is not None and step == 4 and name == "k":
             if x.shape[-2:] != (p.D, p.T) and heads_before_time(transposed[1], name, found):
-                return 4  # the product transposes other dimensions than the last two
+                return 4  # the line of the product transposes other dimensions than the last two
             if x.dim() == 3 and transposed[1].shape[-2:] == (p.T, p.D):
                 x, flat = transposed[1], table.locate(transposed[1].double())
         if (operation.name != "einsum" or x.dim() == 3) and x.numel() == math.prod(table.shape):
@@ -351,8 +352,8 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
 def _are_causal_rows(weights: Tensor, p: Problem) -> bool:
     """Whether a causal mask can give `weights`.
 
-    It can if they have at most as many zeros as such a mask makes, and if each row with a single
-    weight has the weight 1."""
+    It can if they have at most as many zeros as such a mask makes, and if a row with only one
+    number other than 0 has a 1 there."""
     hidden = weights.numel() // p.T * (p.T - 1) // 2
     rows = weights.reshape(-1, p.T)
     first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)

@@ -17,7 +17,7 @@ from gptcli.course.lesson import CheckFailed
 
 
 def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
-    """The finding for a gradient that does not arrive: the step and the line that lose it."""
+    """The finding for a gradient that does not reach a parameter or x: the line that loses it."""
     found = forward.found
     for operation in forward.trace.operations:
         if any(filler in operation.name for filler in FILLERS) or not operation.outputs:

@@ -52,7 +52,7 @@ class Table:
         return torch.where(torch.minimum(near, far) <= self.tolerance, self.order[place], -1)
 
     def places(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """The indices along each dimension of the value, for places `flat` in the flattened one."""
+        """The indices along each dimension of the value, from the places in the flattened value."""
         places = []
         for size in reversed(self.shape):  # torch.unravel_index imports sympy, which takes 0.4 s
             places.append(flat % size)
@@ -246,7 +246,9 @@ def value_in(x: Tensor, found: Matches, T: int) -> str | None:
 
 
 def first_missing_step(found: Matches) -> int:
-    """The first step whose value is not in the trace. A later value proves earlier steps right."""
+    """The first step whose value is not in the trace.
+
+    If the trace has the value of a later step, all earlier steps count as right."""
     has = found.has
     scaled = has("scaled") or has("masked") or has("weights") or has("mixed") or has("merged")
     mixed = has("mixed") or has("merged")
@@ -264,7 +266,7 @@ def first_missing_step(found: Matches) -> int:
 
 
 def last_right_operation(found: Matches, step: int) -> int:
-    """The operation that completed the last right value before `step`, or -1."""
+    """The index of the operation that completed the last right value before `step`, or -1."""
     return max(
         (at for name, at in found.completed_at.items() if STEP_OF_VALUE[name] < step), default=-1
     )

@@ -216,7 +216,7 @@ def _wrong_projection(forward: ComparedForward, values: Values | None) -> Operat
 
 
 def _letters_with_wrong_heads(forward: ComparedForward, values: Values | None) -> str:
-    """The letters of q, k, v that the mistake splits wrongly. All three for unknown mistakes."""
+    """Which of q, k and v the mistake splits wrongly; "qkv" if the mistake is unknown."""
     if values is None:
         return "qkv"
     pairs = [(c, getattr(values, f"{c}h"), getattr(forward.values, f"{c}h")) for c in "qkv"]
@@ -226,7 +226,7 @@ def _letters_with_wrong_heads(forward: ComparedForward, values: Values | None) -
 def _wrong_split(forward: ComparedForward, letters: str) -> Operation | None:
     """The first operation that puts queries, keys or values into a wrong order.
 
-    An order is wrong if no right split gives it. If there is no such operation, returns the last
+    An order is wrong if no correct split gives it. If there is no such operation, returns the last
     slice or reshape before the first product."""
     for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):
@@ -242,8 +242,8 @@ def _wrong_split(forward: ComparedForward, letters: str) -> Operation | None:
 def _wrong_scaling(forward: ComparedForward) -> Operation | None:
     """The operation that multiplies queries, keys or scores by a constant.
 
-    For queries and keys this is the first such operation, for scores the last. If there is none, it
-    is the operation that computes the scores."""
+    If several operations do so, returns the first for queries and keys, but the last for scores. If
+    none does, returns the operation that computes the scores."""
     values = forward.values
     unscaled = values.qh @ values.kh.transpose(-1, -2)
     for right in (values.q, values.k):
@@ -298,7 +298,7 @@ def _wrong_softmax(forward: ComparedForward) -> Operation | None:
     """The first operation whose input can lead to the right weights, but whose result cannot.
 
     Scores, exponentials, and the sums or maxima of their rows can lead to the right weights. If
-    there is no such operation, returns the last one with a result that can."""
+    there is no such operation, returns the last operation whose result can lead to them."""
     latest = None
     for operation in forward.trace.operations:
         if operation.name in LAYOUT or operation.name in COPIES:
@@ -365,7 +365,7 @@ def _is_row_sum_of_exponentials(x: Tensor, forward: ComparedForward) -> bool:
 
 
 def _wrong_merge(forward: ComparedForward) -> Operation | None:
-    """The operation that puts the weighted values into an order that no right merge gives."""
+    """The operation that puts the weighted values into an order that no correct merge gives."""
     table = forward.found.tables["mixed"]
     for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):
@@ -381,7 +381,7 @@ def _wrong_merge(forward: ComparedForward) -> Operation | None:
 
 
 def _product_with_values(forward: ComparedForward) -> Operation | None:
-    """The first product of the values with something else than queries or keys."""
+    """The first product of the values with anything other than queries or keys."""
     for operation in forward.trace.operations:
         if operation.name in PRODUCTS:
             names = {value_in(x, forward.found, forward.p.T) for x in operation.inputs[:2]}

@@ -27,7 +27,9 @@ OperationOrAttribute = tuple[Operation | None, str | None]
 
 
 def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
-    """The operation that makes a wrong mask, or the operation that applies a right mask wrongly."""
+    """The operation that makes a wrong mask, or that applies a correct mask wrongly.
+
+    If the wrong mask is an attribute of the module, also returns the attribute's name."""
     T = forward.p.T
     for operation in forward.trace.operations:
         if operation.name == "scaled_dot_product_attention":
@@ -79,9 +81,10 @@ def _is_scores(x: Tensor, forward: ComparedForward) -> bool:
 def _first_wrong_mask(
     forward: ComparedForward, user: int, index: int | None
 ) -> OperationOrAttribute:
-    """The operation that makes a wrong mask, and the module's attribute if the mask is one.
+    """The operation that makes a wrong mask, and the name of the module's attribute that holds it.
 
-    Operation `user` uses the mask. Operation `index` made the mask (None: forward did not make it).
+    The name is None if no attribute holds the mask. Operation `user` uses the mask, and operation
+    `index` made it (None: forward did not make it).
     Returns the first operation whose (T, T) mask is neither full nor causal. If all masks are full,
     returns the last operation that chose the cells of a mask, else `user`."""
     sources = _operations_feeding(forward, user if index is None else index)

@@ -1,7 +1,7 @@
 """Checks the last written step in a file whose later steps are still to be written.
 
-The step is right if the variables hold its values when the code stops, in a layout that the next
-step can use.
+The last written step is right if the variables hold its values when the code stops, in a layout
+that the following step can use.
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
 
@@ -32,7 +32,7 @@ _NAMES = {
 
 
 def fault_of_last_step(forward: ComparedForward, unwritten: int) -> Finding | None:
-    """The finding if the step before `unwritten` is wrong despite right numbers, or None."""
+    """The finding if the step before `unwritten` is wrong despite correct numbers, or None."""
     error = forward.trace.error
     if error is None:
         return None
@@ -75,7 +75,7 @@ def line_of_last_step(forward: ComparedForward) -> int | None:
 
 
 def _layouts(forward: ComparedForward, name: str, step: int) -> list[Tensor]:
-    """The value after `step` in the skeleton's layout, then in other layouts that are right too."""
+    """The correct value after `step`: in the skeleton's layout, then in other allowed layouts."""
     p, values = forward.p, forward.values
     if name == "mixed":
         folded = values.mixed.reshape(p.B * p.H, p.T, p.D)
@@ -94,7 +94,7 @@ def _equal(x: Tensor, right: Tensor) -> bool:
 def _layout_fault(
     forward: ComparedForward, unwritten: int, name: str, variables: list[tuple[str, Tensor]]
 ) -> Finding | None:
-    """The finding for a variable with all numbers of a value in wrong places, or None."""
+    """The finding for a variable that holds all numbers of a value, but misplaced, or None."""
     p, step = forward.p, unwritten - 1
     if name not in ("q", "k", "v", "mixed"):
         return None

@@ -156,7 +156,7 @@ def call_of(cls: type[nn.Module], name: str) -> Call:
 
 
 def _letter_of(name: str) -> str:
-    """"q", "k" or "v" if an argument's name means the query, key or value input, else ""."""
+    """The letter q, k or v if the name of an argument means query, key or value, else ""."""
     patterns = {"q": _QUERY, "k": _KEY, "v": _VALUE}
     return next((letter for letter, pattern in patterns.items() if pattern.match(name)), "")
 

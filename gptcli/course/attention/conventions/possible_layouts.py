@@ -129,8 +129,7 @@ def _inputs_of(roles: set[str]) -> set[str]:
 def _sources(
     inventory: Inventory, sizes: Sizes
 ) -> tuple[dict[str, Source], bool, list[tuple[Group, int | None]]]:
-    """(dict role -> source, whether the matrices' order decided the roles, matrices without role).
-    """
+    """(role -> source, whether the matrices' order decided the roles, matrices without a role)."""
     sources: dict[str, Source] = {}
     unnamed: list[tuple[Group, Source]] = []
     unknown: list[tuple[Group, int | None]] = []

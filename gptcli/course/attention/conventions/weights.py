@@ -194,8 +194,7 @@ def _groups(matrices: Sequence[Matrix]) -> Iterator[Group]:
 
 
 def _loose(module: nn.Module) -> Iterator[str]:
-    """The attributes that hold modules in a plain list, tuple or dict: PyTorch finds none of them.
-    """
+    """The attributes that hold modules in a plain list, tuple or dict. PyTorch ignores these."""
     for prefix, owner in module.named_modules():
         for name, value in vars(owner).items():
             if name.startswith("_"):
