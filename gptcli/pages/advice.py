@@ -17,7 +17,7 @@ from gptcli.view.number_formats import human_count, time_taken
 _LEAST_RISE = 0.01
 """A run overfits only if its last validation loss is above the best one by at least this share."""
 _WORTH = 0.02
-"""Twice as many steps are worth it if they lower the loss by at least so many nats."""
+"""Twice as many steps are worth it if they lower the loss by at least this many nats."""
 _MANY_EPOCHS = 30
 _CLOSE = 0.1
 """Both losses are close if the training loss is less than this share below the validation loss."""
@@ -37,7 +37,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answers about a run. `next` has pairs: an idea and its command ("" if it has none)."""
+    """The answers about a run, and what to try next.
+
+    `next` has pairs of an idea and its command ("" if the idea has no command)."""
 
     summary: str
     answers: list[Answer]
@@ -60,7 +62,7 @@ class Overfit:
 
     best: Evaluated
     last: Evaluated
-    later: int  # evaluations after the best one
+    later: int  # number of evaluations after the best one
     is_overfit: bool
 
     @property
@@ -119,8 +121,8 @@ def _is_close(run: RunData) -> bool:
 
 
 def mean_loss_at(steps: Sequence[StepDone], step: int) -> float | None:
-    """The mean training loss near `step`; None without logged steps. The mean is over at most a
-    twentieth of the logged steps on each side, or over one step if that is more."""
+    """The mean training loss near `step`; None without logged steps. On each side of `step`, it
+    averages a twentieth of the logged steps, but at least one."""
     if not steps:
         return None
     width = max(1, len(steps) // 20)
@@ -436,8 +438,8 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
 
 
 def _calmer(run: RunData, train: str) -> tuple[str, str]:
-    """What to try if the training diverged: the usual learning rate, or a quarter of the current
-    one."""
+    """What to try if the training diverged: the usual learning rate if the run's own is higher,
+    else a quarter of the run's own."""
     rate = float(run.config.train.learning_rate)
     automatic = run.config.train.model_copy(update={"learning_rate": "auto"})
     usual = resolve_rate(automatic, run.config.model.n_embd)

@@ -2,7 +2,7 @@
 
 It reads the page's payload and computes what runtime/network.js computes, token by token.
 Dimensions: C channels, H heads, K heads of keys and values, D head_dim, P channels of a head as
-stored, S tokens in sight, V vocabulary.
+stored, S tokens that a token sees, V vocabulary.
 """
 
 from __future__ import annotations

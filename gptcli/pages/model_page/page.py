@@ -1,5 +1,5 @@
-"""Builds the page of a run, proves it, and writes it. A page of more than 20 MB raises an error,
-and one of more than 5 MB gets a note.
+"""Builds the page of a run, proves that it computes what the network computes, and writes it.
+A page of more than 20 MB raises an error, and a page of more than 5 MB gets a note.
 """
 
 from __future__ import annotations

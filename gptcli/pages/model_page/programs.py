@@ -53,8 +53,9 @@ class ProgramError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the runtime computed for each text: token ids, the logits of the next token and a greedy
-    continuation. `logits` is float32 (texts, V). `kernels` names what computed the products."""
+    """What the page's JavaScript computed for each text: token ids, the logits of the next token
+    and a greedy continuation. `logits` is float32 (texts, V). `kernels` names the code that
+    computed the products: WebAssembly SIMD, JavaScript or numpy."""
 
     ids: list[list[int]]
     logits: Floats

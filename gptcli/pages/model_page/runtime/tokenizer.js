@@ -102,7 +102,8 @@ function bytePieces(special) {
 }
 
 /** The bytes of all tokens, from the tokens of one byte and the merges of two earlier tokens.
-    `merges` holds two numbers of 32 bits for each merge: four planes of left, four of right. */
+    `merges` holds two ids of 32 bits for each merge: four planes of bytes for the left ids, then
+    four for the right ids. */
 function mergedPieces({ size, special, bytes }, merges) {
   const count = merges.length / 8;
   const number = (i, first) =>

@@ -1,4 +1,5 @@
-/* Starts the page: opens the model, connects the parts of the page, and reads its address. */
+/* Starts the page: opens the model, connects the parts of the page, and reads the prompt and the
+   settings from the page's address. */
 
 const FIRST_TOKENS = 80; // written when the page opens
 const MOST_FOLLOWED = 40; // tokens in the strip
