@@ -20,7 +20,7 @@ from gptcli.training.loading import Trained
 
 MOST_TOKENS = 256
 """The most tokens of a text. A map of more tokens would be large and hard to read."""
-_GUESSES = 5  # kept by the lens for each layer and token
+_GUESSES = 5  # how many guesses the lens has for each layer and token
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class Look:
 
 
 def ids_of_prompt(trained: Trained, prompt: str) -> tuple[list[int], int]:
-    """The last ids of a prompt, as many as fit, and how many were left out before them. Raises
-    GptcliError if the prompt has no tokens, or has a character that the tokenizer lacks."""
+    """The last token ids of a prompt, as many as the model can read, and the number of ids before
+    these, which are left out. Raises GptcliError if the prompt has no tokens, or has a character
+    that the tokenizer lacks."""
     if not prompt:
         raise GptcliError("the prompt is empty", 'give a text: --prompt "To be or not to be"')
     tokenizer = trained.tokenizer

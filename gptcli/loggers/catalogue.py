@@ -15,7 +15,7 @@ from gptcli.files.paths import shell_word
 
 @dataclass(frozen=True)
 class Logger:
-    """What the command line knows about a logger. Importing the logger's package is slow."""
+    """What the command line knows about a logger without importing its package, which is slow."""
 
     name: str
     package: str | None  # to be installed and imported; None: none is needed

@@ -1,4 +1,4 @@
-"""Draws the chart of the live view: a line of training losses, and joined marks for evaluations."""
+"""Draws the chart of the live view: a line of training losses, and a line of marked evaluations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gptcli.view.number_formats import human_count, norm_text
 
 LABEL_WIDTH = 6  # "123.45"
 MOST_LABELS = 8  # on the vertical axis
-MEANS = 100  # points of a line without marks; single batches would show only noise
+MEANS = 100  # a line without marks joins this many means, because single batches are noise
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _step_axis(lines: Sequence[Line], steps: tuple[int, int], columns: int, glyp
 
 
 def axis_labels(low: float, high: float, rows: int, dots: int) -> dict[int, str]:
-    """The labels of the vertical axis by row: round numbers, or both ends if no round ones fit."""
+    """row -> label of the vertical axis: round numbers, or the axis's two ends if none fit."""
     wanted = min(MOST_LABELS, max(3 if rows >= 6 else 2, rows // 4))
     found: dict[int, str] = {}
     for unit in _round_units(high - low):

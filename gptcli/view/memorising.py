@@ -6,8 +6,9 @@ from gptcli.events import Evaluated, Event, Finished
 from gptcli.view.number_formats import human_count, loss_text
 from gptcli.view.run_status import RunStatus
 
-RISES = 2  # a note comes after so many rising losses in a row; one alone is often chance
-RISES_OF_OVERFITTING = 3  # from this count on, the live view shows overfitting
+# A note comes after this many rises of the validation loss in a row. One rise is often chance.
+RISES = 2
+RISES_OF_OVERFITTING = 3  # from this many rises on, the live view shows overfitting
 
 
 class MemorisingNote:

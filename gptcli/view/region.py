@@ -57,7 +57,7 @@ class Region(RenderHook):
     `draw` must return at most `height` lines of at most `width` cells. While the region is open,
     output to the console appears above it. Output to sys.stdout and sys.stderr does too if they are
     terminals. The last column and the last row stay free. The cursor waits at the start of the row
-    below the region. If the terminal echoes ^C there, the next frame paints over it.
+    below the region. If the terminal echoes ^C in this row, the next frame paints over it.
     """
 
     def __init__(self, console: Console, draw: Callable[[int, int], list[Text]]) -> None:

@@ -32,7 +32,7 @@ class RunStatus:
         self.step: StepDone | None = None
         self.evaluated: Evaluated | None = None
         self.best: Evaluated | None = None
-        self.before_tuning: Evaluated | None = None  # of the weights before fine-tuning
+        self.before_tuning: Evaluated | None = None  # the evaluation before fine-tuning began
         self.rises = 0  # how many evaluations in a row had a higher loss than the one before
         self.recent_loss: float | None = None  # the smoothed loss on the training text
         self._recent_loss_at_best: float | None = None

@@ -12,7 +12,8 @@ from gptcli.view.glyphs import LABEL
 from gptcli.view.runs_table import SORT_KEYS, Order, RunRow, runs_table
 
 FIRST_ORDER = {"run", "status", "loss", "val", "best"}
-"""The columns that are first sorted from low to high, so that the best run comes first."""
+"""The columns that are sorted from low to high when the user chooses them. All others are sorted
+from high to low. The key r reverses this."""
 
 
 @dataclass(frozen=True)

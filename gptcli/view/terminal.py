@@ -116,7 +116,8 @@ class LiveView:
 def is_live(console: Console) -> bool:
     """Whether this console gets the live view: a terminal with cursor control.
 
-    This asks the file, because rich's is_terminal is also true for a pipe if FORCE_COLOR is set."""
+    Asks the console's file, because rich's is_terminal is also true for a pipe if FORCE_COLOR is
+    set."""
     return console.file.isatty() and console.is_interactive and not console.legacy_windows
 
 
