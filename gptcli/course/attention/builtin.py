@@ -67,7 +67,9 @@ class Sizes:
 
     @property
     def width(self) -> int:
-        """The number of tokens that the cache keeps: at most 24, so it overwrites some of 70."""
+        """The number of tokens that the cache keeps: at most 24.
+
+        So the cache overwrites its oldest tokens if T is 70."""
         return max(1, min(self.T, 24))
 
 

@@ -138,7 +138,7 @@ def causal(learner: LearnerAttention) -> str:
                 f"the output of sequence {b} of {USUAL.B} depends on another sequence of the batch",
                 "split and merge so that each sequence and each head keeps its own (T, D) matrix",
             )
-    return f"from later tokens: {largest:.1g}"
+    return f"gradient at later tokens: {largest:.1g}"
 
 
 @torch.no_grad()

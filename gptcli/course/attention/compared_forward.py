@@ -56,7 +56,7 @@ class ComparedForward:
         return any(word in name for word in after.get(step, ()))
 
     def output_is_finite(self) -> bool:
-        """Whether the output has the right shape and no NaN or infinity."""
+        """Whether the output has the shape of x and no NaN or infinity."""
         return self.y is not None and bool(self.y.isfinite().all())
 
     def first_wrong_operation(self, step: int) -> int:

@@ -130,7 +130,7 @@ def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Find
         forward = repeat_forward(learner)
         lowering = (op.index for op in forward.trace.operations if lowers_precision(op))
         return finding_at_operation(forward, next(lowering, None), failed)
-    # The usual case shows more than a case with one token or one head.
+    # Prefer the usual case, because it shows more than a case with one token or one head.
     usual = forward_of_case(learner)
     if usual is not None and usual.wrong:
         return _compared_with_reference(usual, failed)
@@ -345,7 +345,7 @@ def _unused(forward: ComparedForward, names: list[str]) -> Finding:
 
 
 def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -> Finding:
-    """The finding if no mistake of the bank fits. The trace gives the message."""
+    """The finding if no mistake of the bank fits. Its message comes from the trace."""
     p, slug = forward.p, f"step-{step}"
     index = forward.first_wrong_operation(step)
     line = line_to_quote(forward, index, step=step, slug=slug)

@@ -97,7 +97,7 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake) -> bool:
     if slug == "projection-of-x":
         return found.has("mixed")
     if slug.startswith("scale-") and first_missing_step(found) == 6 and found.has("scaled"):
-        # The masked scores are right. A wrong scale is possible only if forward undoes the scale
+        # The masked scores are correct. A wrong scale is possible only if forward undoes the scale
         # before the softmax and divides the weights instead.
         return slug == "scale-after-softmax"
     if slug == "tokens-shifted":
@@ -235,7 +235,7 @@ def first_operation_with(forward: ComparedForward, value: Tensor, right: Tensor)
         wanted = value.reshape(-1)
     for operation in forward.trace.operations:
         if not reordered and operation.index in forward.found.values_of_operation:
-            continue  # a right value is no evidence of a mistake
+            continue  # a correct value is no evidence of a mistake
         for x in operation.outputs:
             if x.numel() != wanted.numel() or (reordered and x.shape[-2:] != value.shape[-2:]):
                 continue
@@ -250,7 +250,7 @@ def _sorted(x: Tensor) -> Tensor:
 
 
 def operation_that_named(forward: ComparedForward, values: Values, index: int) -> int:
-    """The index of the operation whose wrong result the learner calls q, k or v, else `index`."""
+    """The index of the operation whose wrong result is in a variable q, k or v, else `index`."""
     for letter in "qkv":
         wrong = getattr(values, letter)
         if values_equal(wrong, getattr(forward.values, letter)):

@@ -18,9 +18,9 @@ from gptcli.course.attention.matching import first_missing_step
 from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS, message_numbers
 from gptcli.course.lesson import CheckFailed
 
-# step -> the values which show that the step is right. Step 3 only folds dimensions, so
+# step -> the values that show that the step is correct. Step 3 only folds dimensions, so
 # it has no values of its own.
-# Step 8 is the last step, so it is never right in a wrong file.
+# Step 8 is the last step, so it is never correct in a wrong file.
 _VALUES_OF_STEP = {
     1: ("q", "k", "v"),
     2: ("qh", "kh", "vh"),
@@ -68,12 +68,12 @@ def step_marks(
             if completed:
                 lines[number] = forward.trace.operations[max(completed)].line
             if len(completed) == len(names):
-                seen = number  # if a step's values are right, so are all earlier steps
+                seen = number  # if a step's values are correct, so are all earlier steps
     marks = []
     for number, name in STEP_NAMES.items():
         state = "right" if number < step else "wrong" if number == step else "after"
         # A step is unseen if the trace lacks its values and those of later steps. Step 3 changes no
-        # number, so it has no values, and counts as right if step 2 is right.
+        # number, so it has no values, and counts as correct if step 2 is correct.
         if state == "right" and number > seen and not (number == 3 and seen >= 2):
             state = "unseen"
         at = line if number == step else lines.get(number) if state == "right" else None

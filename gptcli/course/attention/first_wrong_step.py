@@ -48,7 +48,9 @@ from gptcli.course.attention.wrong_factor import (
 
 
 def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path) -> int:
-    """The first wrong step of a forward pass, which can also have raised or returned nothing.
+    """The number of the first wrong step of a forward pass.
+
+    The forward pass can also have raised an error, or returned nothing.
 
     If the code stops, returns the first step that it did not complete. If code is still to be
     written, comments in the learner's file `path` name the step."""
@@ -106,7 +108,7 @@ def softmax_over_one_number(trace: ForwardTrace, found: Matches) -> bool:
 
 
 def _has_scores_of_some_keys(found: Matches, p: Problem) -> bool:
-    """Whether each query has right scores with some visible keys, the same keys in each head.
+    """Whether each query has correct scores with some visible keys, the same keys in each head.
 
     Such a forward pass leaves visible keys out before it computes the scores, as in a loop."""
     seen = found.tables["scaled"].seen.view(p.B, p.H, p.T, p.T) & p.past
@@ -220,7 +222,7 @@ def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
 
 
 def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem) -> int:
-    """The wrong step if a product of right values is wrong: `step`, or an earlier one."""
+    """The wrong step if a product of correct values is wrong: `step`, or an earlier one."""
     pairs = ({"q", "k"},) if step == 4 else ({"v"},)
     for operation in trace.operations:
         fused = operation.name == FUSED_KERNEL
@@ -250,9 +252,9 @@ def _multiple_of(x: Tensor, found: Matches) -> str | None:
 def _step_of_factors(
     trace: ForwardTrace, operation: Operation, step: int, found: Matches, p: Problem
 ) -> int:
-    """The wrong step if the product `operation` is wrong, but its factors have right numbers.
+    """The wrong step if the product `operation` is wrong, but its factors have correct numbers.
 
-    2 or 3 if a factor is split or folded wrongly, otherwise `step` or an earlier step."""
+    2 if a factor is split wrongly, 3 if it is folded wrongly, else `step` or an earlier step."""
     folds = []
     for number, x in enumerate(factors_of(operation)):
         name = value_in(x, found, p.T)
@@ -313,7 +315,7 @@ def _is_reversed(x: Tensor, table: Table, flat: Tensor) -> bool:
 
 
 def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> int:
-    """The wrong step if a product of right queries and keys is wrong.
+    """The wrong step if a product of correct queries and keys is wrong.
 
     The order of tokens, heads and channels in the two factors decides."""
     indices = _factor_indices(operation, found, p)
@@ -326,7 +328,7 @@ def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> 
 
 
 def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) -> int:
-    """The wrong step if a product of right weights and values is wrong.
+    """The wrong step if a product of correct weights and values is wrong.
 
     The zeros of the weights and the order of tokens and heads in the two factors decide."""
     factors = {value_in(x, found, p.T): x for x in factors_of(operation)}
@@ -334,7 +336,7 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
     if weights is not None:
         is_matrix = weights.shape[-2:] == (p.T, p.T) and p.T > 1
         if is_matrix and not _are_causal_rows(weights, p) and _are_causal_rows(weights.mT, p):
-            return 7  # the rows of the weights are right, but the product uses the columns
+            return 7  # the rows of the weights are correct, but the product uses the columns
         if weights.numel() == p.B * p.H * p.T * p.T and not _are_causal_rows(weights, p):
             return 6
     indices = _factor_indices(operation, found, p)
@@ -365,7 +367,7 @@ def _factor_indices(
 ) -> dict[str, tuple[Tensor, ...]]:
     """Name of a factor -> its sequence, time, head and channel indices, in the factor's order.
 
-    There is one head index for each matrix. For weights, the channel indices are those of keys.
+    There is one head index for each matrix. Weights have key indices instead of channel indices.
     Skips a factor if its time or channel index varies along several dimensions."""
     indices: dict[str, tuple[Tensor, ...]] = {}
     for x in factors_of(operation):

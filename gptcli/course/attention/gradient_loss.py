@@ -34,7 +34,7 @@ def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
                 for name in found.values_of_operation.get(other.index, [])
             ]
             # The step is that of the last value which this line made. If the line made no value,
-            # the step is that of the next value.
+            # it is the first step whose values were not complete before this line.
             step = max(steps_of_line, default=step)
             return finding_from_check(forward, step, failed, operation.line)
     return finding_from_check(forward, None, failed)

@@ -71,7 +71,7 @@ def _comes_from_wrong_mask(forward: ComparedForward, index: int) -> bool:
 
 
 def _is_scores(x: Tensor, forward: ComparedForward) -> bool:
-    """Whether all numbers of x are right scores, scaled or not."""
+    """Whether all numbers of x are correct scores, scaled or not."""
     return x.dtype.is_floating_point and value_in(x, forward.found, forward.p.T) in (
         "raw",
         "scaled",
@@ -129,7 +129,9 @@ def late_mask_operation(forward: ComparedForward) -> Operation | None:
 
 
 def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
-    """The cells of the mask x that are not 0: bool (T, T). None unless x holds one mask."""
+    """The cells of the mask x that are not 0: bool (T, T).
+
+    None if x is no mask, or has different masks for several heads or sequences."""
     if x.dim() < 2 or x.shape[-2:] != (T, T) or T < 2:
         return None
     marks = (x != 0).reshape(-1, T, T)

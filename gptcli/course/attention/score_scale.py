@@ -77,7 +77,7 @@ def scale_behind_mask(forward: ComparedForward) -> tuple[float, int] | None:
 def wrong_scale(forward: ComparedForward) -> tuple[float, int] | None:
     """(factor, index) of the operation that multiplies the scores by a wrong factor.
 
-    None if the factor is right, or if a non-linear function changes the scores afterwards."""
+    None if the factor is correct, or if a non-linear function changes the scores afterwards."""
     scale = scale_of_scores(forward)
     if scale is None or math.isclose(scale[0], forward.p.D**-0.5, rel_tol=1e-9):
         return None

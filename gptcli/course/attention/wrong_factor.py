@@ -67,7 +67,7 @@ def step_of_raising_factor(
 
 
 def _heads_after_time(x: Tensor, name: str, found: Matches) -> bool:
-    """Whether the dimension of the heads of x, (B, T, H, D), comes right after that of time."""
+    """Whether x is (B, T, H, D): the dimension of the heads follows the dimension of time."""
     table = found.tables[name]
     _, t, h, _ = (varying_dims(at.view(x.shape)) for at in table.places(table.locate(x.double())))
     return t == {1} and h == {2}
@@ -134,7 +134,7 @@ def is_wrong_unpacking(trace: ForwardTrace, p: Problem) -> bool:
 
 
 def discarded_softmax(trace: ForwardTrace, found: Matches) -> Operation | None:
-    """The softmax that gives the right weights, if no variable and no operation takes its result.
+    """The softmax that gives the correct weights, if no variable and no operation takes its result.
 
     None if there is no such operation."""
     at = found.completed_at.get("weights")
@@ -159,7 +159,7 @@ class CopiedVariable(NamedTuple):
 def copied_variable(trace: ForwardTrace, found: Matches, p: Problem) -> CopiedVariable | None:
     """The first line that splits or folds the wrong variable, or None.
 
-    Counts only if the variable to which it assigns held the right value before."""
+    Counts only if the variable to which it assigns held the correct value before."""
     right: set[str] = set()
     for (at, which), name in sorted(trace.variable_names.items()):
         values = [v for v in found.values_of_output.get((at, which), []) if v in ("q", "k", "v")]

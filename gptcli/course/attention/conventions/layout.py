@@ -73,7 +73,7 @@ class Layout:
     order: str = STACKED
     letters: str = QKV
     has_output: bool = True
-    certain: bool = True  # whether shapes and names decide the layout
+    certain: bool = True  # whether shapes and names allow no other layout
 
     @property
     def of(self) -> dict[str, Source]:

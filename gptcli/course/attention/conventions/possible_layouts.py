@@ -96,7 +96,7 @@ def possible_layouts(
 
 
 def _orders(source: Source) -> tuple[str, ...]:
-    # In GPT-2, queries, keys and values are stacked in `c_attn`.
+    # `c_attn` is the name in GPT-2, which stacks queries, keys and values in this order.
     is_gpt2 = source.path.rpartition(".")[2] == "c_attn"
     free = source.form == FUSED and not is_gpt2
     return (STACKED, BY_HEAD, INTERLEAVED) if free else (STACKED,)
@@ -174,7 +174,7 @@ def _sources(
 
 
 def _forms(group: Group, sizes: Sizes) -> Iterator[Source]:
-    """The sources that a group of this shape can be: in which form it can hold projections."""
+    """The forms in which a group of this shape can hold projections, each as a Source."""
     C, H, D = sizes.C, sizes.H, sizes.D
     shape, count, path = group.shape, len(group.members), group.path
     turned = shape[::-1] if not group.oriented else shape
@@ -217,7 +217,7 @@ def _forms(group: Group, sizes: Sizes) -> Iterator[Source]:
 
 
 def _is_ambiguous(inventory: Inventory, sources: dict[str, Source], sizes: Sizes) -> bool:
-    """Whether a square parameter W leaves open if the code computes x @ W.T or x @ W."""
+    """Whether a square parameter W leaves open whether the code computes x @ W.T or x @ W."""
     groups = {group.path: group for group in inventory.groups}
     for source in sources.values():
         group = groups[source.path]

@@ -61,7 +61,7 @@ class UserAttention:
         return AdaptedAttention(self.learner, config)
 
     def cache(self) -> CachedFile | None:
-        """The file's key/value cache; None if the file has none or its attention cannot use it.
+        """The file's key/value cache; None if the file has no cache that its attention can use.
 
         Raises GptcliError if the class of the cache is incomplete."""
         if not self._is_plain:

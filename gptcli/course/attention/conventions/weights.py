@@ -61,7 +61,7 @@ class Matrix:
 
     @property
     def rows(self) -> int:
-        """The number of outputs. Assumes that they are the rows unless `transposed`."""
+        """The number of outputs. Assumes that each row is an output, unless `transposed`."""
         return self.tensor.shape[1 if self.transposed else 0]
 
 
