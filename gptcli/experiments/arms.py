@@ -20,7 +20,7 @@ _MACHINE = ("run.", "data.source", "train.seed")
 
 @dataclass(frozen=True)
 class Arm:
-    """A config and its runs by seed."""
+    """One config, and its runs: a dict from seed to run."""
 
     name: str
     runs: dict[int, RunData]

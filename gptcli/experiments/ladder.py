@@ -50,7 +50,7 @@ def rungs_in(folder: Path) -> list[Rung]:
 
 
 def larger_in(folder: Path) -> Rung:
-    """The network whose blocks have eight times the parameters of the largest rung."""
+    """The larger network: its blocks have eight times the parameters of the largest small one."""
     n, c = RUNGS[-1][0] * LARGER, RUNGS[-1][1] * LARGER
     return Rung(n, c, folder / f"{n}x{c}")
 

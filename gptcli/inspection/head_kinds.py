@@ -36,7 +36,7 @@ class HeadKind:
     """One head: its layer and its number, both from 0, and for each kind in KINDS the share of its
     attention that fits the kind.
 
-    A share is 0 if the head looks at such tokens only as much as a head with evenly spread
+    A share is 0 if the head looks at the tokens of a kind only as much as a head with evenly spread
     attention. It is 1 if the head looks at no other tokens. It can be slightly negative."""
 
     layer: int

@@ -83,7 +83,8 @@ class Rows:
     """The rows and samples of a run, in the order of their steps.
 
     A row is complete when a later step is logged, because the evaluation of a step is logged after
-    the step. Only the sample at the end of the run can belong to an earlier step."""
+    the step. Only the sample at the end of the run can have a smaller step than the row before
+    it."""
 
     run: Path
     first: bytes = b""

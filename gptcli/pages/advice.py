@@ -20,7 +20,7 @@ _WORTH = 0.02
 """Twice as many steps are worth it if they lower the loss by at least this many nats."""
 _MANY_EPOCHS = 30
 _CLOSE = 0.1
-"""Both losses are close if the training loss is less than this share below the validation loss."""
+"""The training loss is close to the validation loss if it is less than this share below it."""
 _MOST_DROPOUT = 0.4
 _SPIKE = 8.0
 """A spike is a gradient norm of more than this many times the median."""
@@ -104,9 +104,9 @@ def doubled(points: Sequence[tuple[int, float]]) -> float | None:
 
 
 def _points(run: RunData) -> list[tuple[int, float]]:
-    """Pairs (step, validation loss), or (step, training loss) if there are fewer than three
-    evaluations and both losses say the same: the text was read at most once, or both losses are
-    close."""
+    """The points for `doubled`: pairs (step, validation loss). If there are fewer than three
+    evaluations, pairs (step, training loss), but only if the training loss says as much: the run
+    read its text at most once, or the training loss is close to the validation loss."""
     often = epochs(run)
     if len(run.evaluations) < 3 and ((often is not None and often <= 1) or _is_close(run)):
         return [(one.step, one.loss) for one in run.steps]

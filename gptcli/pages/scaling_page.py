@@ -11,7 +11,7 @@ from gptcli.pages.inlining import Page, asset, document, json_block
 from gptcli.pages.report_page import CHARTS_HELP, UPLOT_SCRIPT, UPLOT_STYLE, numbers, words_as_html
 from gptcli.view.safe_text import clean
 
-_POINTS = 60  # of the law's curve, from the smallest network to the larger one
+_POINTS = 60  # how many points of the law are drawn, from the smallest network to the larger one
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Line:
 
 
 def loss_lines(losses: Points, val_losses: Points) -> list[Line]:
-    """The two lines of a run. They look different even without colours."""
+    """The lines of training losses and validation losses. They differ even without colours."""
     return [Line("loss", losses, LOSS), Line("val loss", val_losses, VAL, "o")]
 
 
@@ -126,14 +126,14 @@ def axis_labels(low: float, high: float, rows: int, dots: int) -> dict[int, str]
 
 
 def _round_units(at_most: float) -> Iterator[float]:
-    """The digits 5, 2, 1, times the power of ten of `at_most`, then times the two powers below."""
+    """5, 2 and 1 times a power of ten: first the power of `at_most`, then the two powers below."""
     power = math.floor(math.log10(at_most))
     for exponent in range(power, power - 3, -1):
         yield from (digit * 10.0**exponent for digit in (5, 2, 1))
 
 
 def _multiples(unit: float, low: float, high: float, rows: int, dots: int) -> dict[int, str]:
-    """A dict from each row to the text of its multiple of `unit` between `low` and `high`."""
+    """row -> label, for each multiple of `unit` between `low` and `high`."""
     decimals = 0 if unit >= 10 else max(1, -math.floor(math.log10(unit) + 1e-9))
     counts = range(math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9) + 1)
     labels = {}

@@ -1,4 +1,4 @@
-"""Writes the lines that say that a run only memorises its text: in training and in the summary."""
+"""Writes the lines, during training and in the summary, that a run only memorises its text."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def best_step_line(finished: Finished, status: RunStatus | None) -> str | None:
             f"best at step {step}; since then the model has only memorised the text; `sample` "
             f"uses step {step}"
         )
-    return f"`sample` uses step {step}, the best"
+    return f"`sample` uses the best step, {step}"
 
 
 def overfitting(status: RunStatus) -> str | None:

@@ -42,8 +42,8 @@ def watch_lines(
 ) -> list[Text]:
     """The screen in at most `height` lines: the table, a blank line, a summary, and the keys.
 
-    If not all rows fit, the newest are shown. If the user chose an order, its first rows are
-    shown."""
+    If not all rows fit, shows the newest rows, or the first rows of the order that the user
+    chose."""
     if height < 1:
         return []
     footer = _footer(watched, width, has_keys)[: max(0, height - 3)]

@@ -61,7 +61,7 @@ class WrittenPage:
 def write_page(
     trained: Trained, out: Path, program: Program | None, say: Callable[[str], None]
 ) -> WrittenPage:
-    """Write the page of a trained run to `out`, also over an existing file.
+    """Write the page of a trained run to `out`. Replaces an existing file.
 
     `program` runs the page's JavaScript for the proof; None means numpy. `say` gets a line about
     each stage. The model must have builtin parts only. Raises GptcliError (exit code 1) if the page

@@ -98,7 +98,7 @@ def _version(path: str) -> str:
 
 
 def ask_node(path: str, payload: str, texts: Sequence[str], steps: int) -> Answer:
-    """The answer of Node.js. Raises ProgramError."""
+    """The Answer of Node.js. Raises ProgramError if it gives no answer."""
     with tempfile.TemporaryDirectory(prefix="gptcli-page-") as name:
         folder = Path(name)
         script, asked, logits, answer = (
@@ -115,7 +115,7 @@ def ask_node(path: str, payload: str, texts: Sequence[str], steps: int) -> Answe
 
 
 def ask_chromium(path: str, payload: str, texts: Sequence[str], steps: int) -> Answer:
-    """The answer of headless Chromium or Chrome. Raises ProgramError."""
+    """The Answer of headless Chromium or Chrome. Raises ProgramError if it gives no answer."""
     with tempfile.TemporaryDirectory(prefix="gptcli-page-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         asked = _question(payload, texts, steps).replace("<", "\\u003c")

@@ -113,7 +113,7 @@ def _ask(
 def _greedy(
     logits: Tensor, start: Sequence[int], tokens: Sequence[int], table: Table | None, name: str
 ) -> int:
-    """How many greedy tokens of the page have a logit below the largest, by at most TOLERANCE.
+    """How many of the page's greedy tokens have not the largest logit, but nearly (TOLERANCE).
 
     `logits` (T, V) are the network's logits at the T positions for which the page chose `tokens`.
     Raises GptcliError if a token's logit is more than TOLERANCE below the largest one."""
@@ -191,7 +191,9 @@ class RoundingError:
 
 @torch.no_grad()
 def rounding_error(model: GPT, rounded: GPT, windows: Tensor) -> RoundingError:
-    """Compare both networks on a text: `windows` is int64 (B, T + 1), with T at most block_size."""
+    """Compare `model` with its copy `rounded` on a text.
+
+    `windows` has the ids of the text, int64 (B, T + 1), with T at most block_size."""
     idx, targets = windows[:, :-1], windows[:, 1:]
     losses, logit, same = [0.0, 0.0], 0.0, 0.0
     for row, target in zip(torch.split(idx, 4), torch.split(targets, 4), strict=True):

@@ -120,7 +120,7 @@ def text_size(config: Config) -> int | None:
 
 
 def samples_of(run: Path, last_step: int) -> list[tuple[int, str]]:
-    """The run's samples up to `last_step`, as (step, text): at most 12, evenly chosen."""
+    """The run's samples up to `last_step`, as (step, text): at most 12, evenly spaced."""
     found: list[tuple[int, str]] = []
     with suppress(OSError):
         for line in read_lines(run / "samples.txt", run):
@@ -312,7 +312,7 @@ def curve_words(story: Story) -> str:
 
 
 def _thinned(points: Points) -> Points:
-    """At most about 400 points, evenly chosen."""
+    """At most about 400 of the points, evenly spaced."""
     every = max(1, len(points) // 200)
     return [*points[::every], *([points[-1]] if (len(points) - 1) % every else [])]
 
