@@ -121,8 +121,8 @@ def _is_close(run: RunData) -> bool:
 
 
 def mean_loss_at(steps: Sequence[StepDone], step: int) -> float | None:
-    """The mean training loss near `step`; None without logged steps. On each side of `step`, it
-    averages a twentieth of the logged steps, but at least one."""
+    """The mean training loss near `step`; None without logged steps. The mean is over a twentieth
+    of the logged steps on each side of `step`, but over at least one step on each side."""
     if not steps:
         return None
     width = max(1, len(steps) // 20)

@@ -195,7 +195,8 @@ function drawChart(root, given) {
     }, [given.x, ...given.series.map((one) => one.values)], place);
   }
 
-  // Charts with the same `sync` zoom together, also by keys. uPlot does this only for dragging.
+  // Charts with the same `sync` zoom together. uPlot itself does this only if the reader drags, so
+  // this does it for the keys and the button.
   const together = () => CHARTS.filter((one) => one === own || (given.sync && one.sync === given.sync));
   const showAll = () => together().forEach((one) => one.zoomTo(null));
   function moveTo(i) {

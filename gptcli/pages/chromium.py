@@ -1,4 +1,4 @@
-"""Makes pictures and PDF files of pages with Chromium or Chrome, if it is installed."""
+"""Makes pictures and PDF files of pages with Chromium or Chrome, if one of them is installed."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ def sizes_between(first: float, last: float) -> list[float]:
 
 
 def scaling_page(title: str, networks: Sequence[Network], law: Law, said: Sequence[str]) -> str:
-    """The page as HTML. The last of `networks` is the larger one. `said` are sentences about it."""
+    """The page as HTML. The last of `networks` is the larger one. `said` are sentences about the
+    prediction of its loss."""
     body = f"""<main>
 <header><p>Scaling law of small networks</p><h1>{html.escape(clean(title))}</h1></header>
 <section><h2>How good would a larger network be?</h2>

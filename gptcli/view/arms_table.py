@@ -24,7 +24,8 @@ _LINES = 6  # the most curves in a chart
 
 @dataclass(frozen=True)
 class ArmRow:
-    """A row of the table: one config. `low` and `high` are the interval of its loss, if known."""
+    """A row of the table: one config. `low` and `high` are the ends of the 95 % interval of its
+    loss, if known."""
 
     name: str
     points: Sequence[tuple[int, float]]

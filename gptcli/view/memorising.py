@@ -36,8 +36,8 @@ class MemorisingNote:
 def best_step_line(finished: Finished, status: RunStatus | None) -> str | None:
     """The line that names the step that `gptcli sample` uses; None if this is the last step.
 
-    Also None if the run diverged. If the run has only memorised the text since then, the line says
-    so."""
+    Also None if the run diverged. If the run has only memorised the text since that step, the line
+    says so."""
     best = finished.best_step
     if best is None or best >= finished.step or finished.stopped == "diverged":
         return None

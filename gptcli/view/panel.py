@@ -264,7 +264,7 @@ def sample_block(status: RunStatus, console: Console, width: int, height: int) -
 def samples_block(status: RunStatus, console: Console, width: int, height: int) -> list[Text]:
     """The newest sample, and earlier ones below it, in at most `height` lines."""
     earlier = status.samples[:-1]
-    each = EARLIER_ROWS + 2  # each also has a title and a blank line
+    each = EARLIER_ROWS + 2  # rows of an earlier sample, with its title and a blank line
     slots = min(len(earlier), max(0, height - LEAST_SAMPLE_ROWS - 1) // (2 * each))
     newest = sample_block(status, console, width, height - slots * each)
     lines = list(newest)

@@ -21,6 +21,6 @@ def short_path(path: str) -> str:
     spellings = [whole]
     with suppress(ValueError, OSError):  # another drive, or the current folder is deleted
         spellings.append(os.path.relpath(whole))
-    with suppress(ValueError, RuntimeError):  # not in the home folder, or there is none
+    with suppress(ValueError, RuntimeError):  # not in the home folder, or no home folder
         spellings.append(str(Path("~", Path(whole).relative_to(Path.home()))))
     return min(spellings, key=len)

@@ -114,8 +114,8 @@ class PlainView:
         if isinstance(event, StepDone) and not event.logged and not late:
             return False
         part = parts * step // steps
-        # The sample after the last step can have an earlier step, because it uses the best
-        # checkpoint.
+        # The sample after the last step can belong to an earlier step, because the best checkpoint
+        # draws it.
         last = self._status.current_step >= steps and isinstance(event, ALWAYS_AT_END)
         if part <= self._part.get(type(event), -1) and not last and not late:
             return False

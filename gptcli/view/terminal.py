@@ -124,7 +124,7 @@ def is_live(console: Console) -> bool:
 def open_view(console: Console, live: LiveState | None = None) -> LiveView | PlainView:
     """The live view if the console is a terminal, else plain lines.
 
-    A terminal without cursor control (TERM=dumb or an old Windows console) gets plain lines. A pipe
-    does too, even if FORCE_COLOR asks for colours.
+    A terminal without cursor control (TERM=dumb or an old Windows console) gets plain lines. So
+    does a pipe, even if FORCE_COLOR asks for colours.
     """
     return LiveView(console, live) if is_live(console) else PlainView(console)

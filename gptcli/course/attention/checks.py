@@ -172,7 +172,8 @@ def zeros(learner: LearnerAttention) -> str:
 def output(learner: LearnerAttention) -> str:
     """The output equals the reference in every case, in evaluation mode without dropout.
 
-    It also does so in training mode without dropout, and in evaluation mode with dropout 0.5."""
+    It also equals the reference in training mode without dropout, and in evaluation mode with
+    dropout 0.5."""
     largest = 0.0
     for case in learner.cases:
         built = learner.build(case)
@@ -220,7 +221,8 @@ def gradients(learner: LearnerAttention) -> str:
     names = [
         name for name, p in module.named_parameters() if p.grad is None or not bool(p.grad.any())
     ]
-    # A bias of the keys adds the same number to all scores of a row, so its gradient is 0.
+    # The bias of the keys adds the same number to all scores of a row. The softmax ignores such a
+    # number, so the gradient of this bias is 0.
     unreached = [name for name in names if not _is_key_bias(module.get_parameter(name), name)]
     if unreached:
         raise CheckFailed(

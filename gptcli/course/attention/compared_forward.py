@@ -77,7 +77,7 @@ class ComparedForward:
     def line(self, index: int | None) -> int | None:
         """The line number of operation `index` in the learner's file, or None.
 
-        If it is unknown, the line number of the first later operation with a known line."""
+        If this line is unknown, the line number of the first later operation with a known line."""
         if index is None:
             return None
         for operation in self.trace.operations[max(index, 0) :]:
@@ -100,9 +100,9 @@ class ComparedForward:
 def repeat_forward(
     learner: LearnerAttention, grad: bool | None = None, tolerance: float | None = None
 ) -> ComparedForward:
-    """The learner's last forward pass, repeated with a trace.
+    """The learner's most recent forward pass, repeated with a trace.
 
-    `grad` says whether gradients are enabled; None: as in the last forward pass."""
+    `grad` says whether gradients are enabled; None: as in that forward pass."""
     attempt = learner.attempt
     assert attempt is not None
     case = attempt.case
@@ -147,5 +147,5 @@ def forward_of_case(learner: LearnerAttention, case: Case = USUAL) -> ComparedFo
 
 
 def _tolerance(learner: LearnerAttention) -> float:
-    """The tolerance for traced numbers. It allows for code that rounds to float32."""
+    """The tolerance for traced numbers: large enough for code that rounds to float32."""
     return 1e-5 if learner.single else 1e-6

@@ -147,8 +147,9 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
     """The finding for a forward pass that differs from the reference or does not finish.
 
     A mistake of the bank explains the file if it gives exactly the learner's output. If several
-    mistakes give this output, the nearest to the first wrong step is chosen. If none does, a
-    mistake explains the file if it gives the learner's wrong value of the first wrong step."""
+    mistakes give this output, the nearest to the first wrong step is chosen. If no mistake gives
+    it, a mistake explains the file if it gives the learner's wrong value of the first wrong step.
+    """
     step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
     if forward.y is None:
         return _stopped(forward, step, failed)

@@ -131,7 +131,7 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake) -> bool:
 def unused_projections(forward: ComparedForward) -> list[str]:
     """The names of the query, key and value projections that forward does not use.
 
-    Empty if the trace has queries, keys or values, or if a gradient reaches one of the
+    Returns [] if the trace has queries, keys or values, or if a gradient reaches one of the
     projections."""
     if any(forward.found.has(name) for name in "qkv"):
         return []

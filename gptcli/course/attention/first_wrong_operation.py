@@ -39,7 +39,7 @@ def operations_off_reference(
 ) -> Iterator[Operation]:
     """The operations that have a correct value as input and a result that is not in the reference.
 
-    Begins after the operation that completed the last correct value before `step`."""
+    The search begins after the operation that completed the last correct value before `step`."""
     begin = last_right_operation(found, step) + 1
     if step == 2:  # the split of the keys can be wrong before any line computes the values
         whole = [found.completed_at[n] for n in "qkv" if found.has(n) and not found.has(f"{n}h")]

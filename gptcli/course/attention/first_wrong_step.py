@@ -138,7 +138,7 @@ def _stops_on_line_of_value(trace: ForwardTrace, step: int, found: Matches, path
 
 
 def _is_dropout(error: BaseException | None, path: Path) -> bool:
-    """Whether the code stops on a line with dropout, but without a product: this is step 6."""
+    """Whether the code stops on a line with dropout but no product, which belongs to step 6."""
     line = line_of_error(error, path)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if error is None or line is None or line > len(lines):
@@ -160,7 +160,8 @@ def _step_of_raising_operation(
             is_split = has_separate_heads(first, table, flat)
             if first.dim() == 4 and is_split:
                 _, t, _, _ = (at.view(first.shape) for at in table.places(flat))
-                is_split = varying_dims(t) != {1}  # heads after time: not transposed yet
+                # If the heads come after time, they are not transposed yet.
+                is_split = varying_dims(t) != {1}
             return 3 if is_split and first.dim() >= 3 and len(last.integer_arguments) < 4 else 2
         if name in ("raw", "scaled"):
             return 4
@@ -354,7 +355,7 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
 def _are_causal_rows(weights: Tensor, p: Problem) -> bool:
     """Whether a causal mask can give `weights`.
 
-    It can if they have at most as many zeros as such a mask makes, and if a row with only one
+    It can if `weights` has at most as many zeros as such a mask makes, and if a row with only one
     number other than 0 has a 1 there."""
     hidden = weights.numel() // p.T * (p.T - 1) // 2
     rows = weights.reshape(-1, p.T)

@@ -64,7 +64,9 @@ def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
 
 
 def _line_where_backward_stops(learner: LearnerAttention) -> int | None:
-    """The line of forward whose backward pass raises, or None. PyTorch's anomaly mode names it."""
+    """The number of the line of forward whose backward pass raises, or None.
+
+    PyTorch's anomaly mode names this line."""
     attempt = learner.attempt
     assert attempt is not None
     x = attempt.x.detach().clone().requires_grad_()

@@ -45,7 +45,7 @@ from gptcli.errors import GptcliError
 
 BACKWARD = "the backward pass"
 SINGLE_TOLERANCE = 1e-4
-CALL_LIMIT_S = 4.0  # limit for one call; correct code takes milliseconds
+CALL_LIMIT_S = 4.0  # for one call of the learner's code; correct code takes milliseconds
 
 
 @dataclass
@@ -166,7 +166,7 @@ class LearnerAttention:
         )
 
     def _give_sizes(self, module: nn.Module, n_embd: int) -> None:
-        """Run forward once if the module has lazy layers, because this gives them their sizes."""
+        """Run forward once if the module has lazy layers, which get their sizes in the first call."""
         if any(is_lazy(parameter) for parameter in module.parameters()):
             x = torch.zeros(1, 2, n_embd)
             self.call(lambda: self.forward(module, x), "forward on zeros", 1)

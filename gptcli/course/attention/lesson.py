@@ -1,6 +1,7 @@
 """The lesson on attention: runs its checks on a learner's class, and diagnoses the first failure.
 
-This runs the learner's code. Use it only in the worker process (gptcli.course.sandbox.worker).
+It runs the learner's code in the current process, so use it only in the worker process
+(gptcli.course.sandbox.worker).
 """
 
 from __future__ import annotations

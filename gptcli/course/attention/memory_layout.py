@@ -21,7 +21,7 @@ Positions = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def positions(x: Tensor, name: str, table: Table) -> Positions | None:
-    """The position of each number of x in the value `name`, or None if x has any other number."""
+    """The position of each number of x in the value `name`; None if the value lacks one of them."""
     flat = table.locate(x.double())
     if not flat.numel() or bool((flat < 0).any()):
         return None

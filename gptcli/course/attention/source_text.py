@@ -47,7 +47,7 @@ def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:
 
 
 def step_above(path: Path, line: int) -> int | None:
-    """The number in the last comment `# Step N` above the line in its function, or None."""
+    """The number in the last comment `# Step N` above the line, in the same function, or None."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for text in reversed(lines[:line]):
         if (found := re.search(r"#\s*[Ss]tep (\d)\b", text)) is not None:

@@ -19,7 +19,7 @@ _SPLITS = {"split", "chunk", "unbind", "tensor_split", "__getitem__"}
 
 
 def factors_of(operation: Operation) -> list[Tensor]:
-    """The two factors of a product. For baddbmm they come after the tensor that is added to it."""
+    """The two factors of a product. In baddbmm, they come after the summand."""
     return operation.inputs[1:3] if operation.name == "baddbmm" else operation.inputs[:2]
 
 
@@ -159,7 +159,7 @@ class CopiedVariable(NamedTuple):
 def copied_variable(trace: ForwardTrace, found: Matches, p: Problem) -> CopiedVariable | None:
     """The first line that splits or folds the wrong variable, or None.
 
-    Counts only if the variable to which it assigns held the correct value before."""
+    A line counts only if the variable to which it assigns held the correct value before."""
     right: set[str] = set()
     for (at, which), name in sorted(trace.variable_names.items()):
         values = [v for v in found.values_of_output.get((at, which), []) if v in ("q", "k", "v")]

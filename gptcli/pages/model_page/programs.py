@@ -65,7 +65,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Program:
-    """A program that runs JavaScript: its name with the version, and the function that asks it."""
+    """A program that runs JavaScript: its name with the version, its path, and how to ask it."""
 
     name: str
     path: str

@@ -49,8 +49,8 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Proof:
-    """How a page was proven. `how` says whether its JavaScript ran, or the same arithmetic in
-    numpy.
+    """How a page was proven. `how` says whether the page's JavaScript ran, or the same arithmetic
+    in numpy.
 
     `program` is the name and version of the program. `largest_difference` is the largest
     difference between a logit of the page and the same logit of the network. `close_calls` counts

@@ -1,6 +1,6 @@
 """Understands attention code in many conventions: names, constructors, weights and calls.
 
-The course teaches one convention, but code in other conventions can be right too. The check uses
+The course teaches one convention, but code in other conventions can be correct, too. The check uses
 these files in this order:
 
 1. words.py knows what names such as `d_model`, `nhead` or `context_length` mean.

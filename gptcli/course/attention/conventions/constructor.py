@@ -174,7 +174,8 @@ def _is_config(parameter: inspect.Parameter, meaning: str | None, required: int)
 def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
     """The parameters of the constructor.
 
-    If it passes `**kwargs` to a parent class, also the parameters of the parent's constructor."""
+    If it has `**kwargs`, which it passes to a parent class, also the parameters of the parent's
+    constructor."""
     found: dict[str, inspect.Parameter] = {}
     for parent in cls.__mro__:
         if parent is nn.Module:
@@ -191,7 +192,9 @@ def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
 
 
 Variable = tuple[dict[str, Any], str, str | None]
-"""(dict of a file's variables, name of one variable, its meaning; None if it is a config)."""
+"""(dict of a file's variables, name of one variable, meaning of this variable).
+
+The meaning is None if the variable is a config."""
 
 
 def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:

@@ -224,7 +224,7 @@ def _taken(weight: Tensor, bias: Tensor | None, rows: Rows) -> Projection:
 
 
 def _stacked(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Projection:
-    """The heads' matrices stacked to one projection: the module concatenates their outputs."""
+    """The matrices of the heads, stacked to one projection: the module concatenates the heads."""
     known = [b for b in biases if b is not None]
     bias = torch.cat(known) if len(known) == len(biases) else None
     if len(weights) == 1:

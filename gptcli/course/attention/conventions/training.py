@@ -71,7 +71,7 @@ class UserAttention:
     def matrices(self, module: nn.Module, n_embd: int, n_head: int) -> list[Tensor] | None:
         """The query, key, value and output weights of a module that `make` returned: (C, C) views.
 
-        None if they cannot be found as views of the module's parameters."""
+        None if these weights cannot be found as views of the module's parameters."""
         inner = module.attention if isinstance(module, AdaptedAttention) else module
         assert isinstance(inner, nn.Module)
         try:

@@ -10,8 +10,8 @@ function attentionWeights(network, l, h, at) {
   return weights.map((weight) => weight / total);
 }
 
-/** Step 4 for one head and one token: the products of its query with all keys that it sees, and
-    the scaled products. */
+/** Step 4 for one head and one token: the products of the token's query with the keys of all tokens
+    that it sees, and the scaled products. */
 function attentionScores(network, l, h, at) {
   const { H, D, K } = network;
   const { q, k } = network.kept[l];

@@ -38,7 +38,7 @@ class Kernels {
     return { data: this.array(padded(rows, 4) * stride), rows, columns, stride };
   }
 
-  /** y = matrix x. x has matrix.stride numbers, and those after the first matrix.columns are 0. */
+  /** y = matrix x. x has matrix.stride numbers. Those after the first matrix.columns are 0. */
   multiply({ data, rows, stride }, x, y) {
     this.product(data, rows, stride, stride, x, y);
   }

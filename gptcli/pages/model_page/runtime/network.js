@@ -50,7 +50,7 @@ class Network {
       keys: Array.from({ length: K }, () => array(this.slots * this.keyStride)),
       values: Array.from({ length: K }, () => array(padded(D, 4) * this.slots)), // transposed
     }));
-    this.length = 0; // tokens that are kept
+    this.length = 0; // the number of tokens whose values are kept
     this.room = 0;
     this.reserve(64);
   }

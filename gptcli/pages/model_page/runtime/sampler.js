@@ -39,7 +39,7 @@ class MersenneTwister {
   }
 }
 
-/** The random numbers with which a text is drawn. They depend only on its seed. get(i) is the
+/** The random numbers with which a text is drawn. They depend only on the seed. get(i) is the
     number for new token i, counted from 0. */
 class UniformNumbers {
   constructor(seed) {

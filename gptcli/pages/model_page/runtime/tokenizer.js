@@ -131,7 +131,7 @@ function mergedPieces({ size, special, bytes }, merges) {
 // ---- which tokens keep a text valid UTF-8: gptcli/tokenization/utf8_states.py -------------------
 
 const INVALID = 255;
-// For each state: the lowest and the highest next byte, and the state after it.
+// For each state: the lowest and the highest byte that can follow, and the state after this byte.
 const CONTINUED = {
   1: [0x80, 0xbf, 0],
   2: [0x80, 0xbf, 1],
