@@ -119,8 +119,8 @@ def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
     """For each seed, the trial that trains the run of `path` again with this seed, or `path` itself
     if this run has the seed and is finished.
 
-    New runs go to RUN-seeds/SEED, next to the folder RUN of the run of `path`. Raises GptcliError
-    if one of them exists already and has another config."""
+    A new run goes to the folder NAME-seeds/SEED beside `path`. NAME is the name of the run of
+    `path`. Raises GptcliError if a run in such a folder has another config."""
     config = run_folder.read_config(path)
     found: dict[int, Trial | Path] = {}
     for seed in seeds:

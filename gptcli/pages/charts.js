@@ -196,7 +196,7 @@ function drawChart(root, given) {
   }
 
   // Charts with the same `sync` zoom together. uPlot itself does this only if the reader drags, so
-  // this does it for the keys and the button.
+  // this code does it for the keys and the button.
   const together = () => CHARTS.filter((one) => one === own || (given.sync && one.sync === given.sync));
   const showAll = () => together().forEach((one) => one.zoomTo(null));
   function moveTo(i) {

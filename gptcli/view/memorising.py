@@ -18,7 +18,7 @@ class MemorisingNote:
         self._told_after: int | None = None  # the best step that the last note was about
 
     def line(self, event: Event, status: RunStatus) -> str | None:
-        """The note after this event, or None. `status` must have absorbed the event."""
+        """The note after this event, or None. Call `status.absorb(event)` before this."""
         best = status.best
         if not isinstance(event, Evaluated) or best is None or status.rises != RISES:
             return None

@@ -140,7 +140,7 @@ class PlainView:
 
 
 def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> list[str]:
-    """The log lines of one event. `status` must have absorbed the event.
+    """The log lines of one event. Call `status.absorb(event)` before this.
 
     Lines are shorter than 80 columns, except notices, diagnoses and hints. Two blanks separate the
     fields. A field begins with its name, or ends with its unit.

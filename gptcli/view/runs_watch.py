@@ -13,7 +13,7 @@ from gptcli.view.runs_table import SORT_KEYS, Order, RunRow, runs_table
 
 FIRST_ORDER = {"run", "status", "loss", "val", "best"}
 """The columns that are sorted from low to high when the user chooses them. All others are sorted
-from high to low. The key r reverses this."""
+from high to low. The key r then reverses the order."""
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ class LearnerAttention:
         )
 
     def _give_sizes(self, module: nn.Module, n_embd: int) -> None:
-        """Run forward once if the module has lazy layers, which get their sizes in the first call."""
+        """Run forward once if the module has lazy layers: the first call sets their sizes."""
         if any(is_lazy(parameter) for parameter in module.parameters()):
             x = torch.zeros(1, 2, n_embd)
             self.call(lambda: self.forward(module, x), "forward on zeros", 1)

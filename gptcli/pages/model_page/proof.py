@@ -113,7 +113,7 @@ def _ask(
 def _greedy(
     logits: Tensor, start: Sequence[int], tokens: Sequence[int], table: Table | None, name: str
 ) -> int:
-    """How many of the page's greedy tokens have not the largest logit, but nearly (TOLERANCE).
+    """The number of the page's greedy tokens whose logit is not the largest one, but close to it.
 
     `logits` (T, V) are the network's logits at the T positions for which the page chose `tokens`.
     Raises GptcliError if a token's logit is more than TOLERANCE below the largest one."""

@@ -174,8 +174,8 @@ def _is_config(parameter: inspect.Parameter, meaning: str | None, required: int)
 def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
     """The parameters of the constructor.
 
-    If it has `**kwargs`, which it passes to a parent class, also the parameters of the parent's
-    constructor."""
+    If the constructor has `**kwargs`, which it can pass to a parent class, also the parameters of
+    the parent's constructor."""
     found: dict[str, inspect.Parameter] = {}
     for parent in cls.__mro__:
         if parent is nn.Module:
