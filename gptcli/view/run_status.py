@@ -96,7 +96,7 @@ class RunStatus:
 
     @property
     def current_step(self) -> int:
-        """The last finished step, also if it was before a resume; 0 before the first step."""
+        """The last finished step, even if it was before a resume; 0 before the first step."""
         if self.step is not None:
             return self.step.step
         return (self.started.resumed_from or 0) if self.started is not None else 0

@@ -190,7 +190,8 @@ def _values_in(
     flat = tables["weights"].locate(x)
     zero = x.reshape(-1).abs() <= 1e-12
     T = tables["weights"].shape[-1]
-    counts = T == 1 or not bool((zero | (x.reshape(-1) == 1)).all())  # zeros and ones can be a mask
+    # A tensor of zeros and ones can be a mask instead of weights, so it does not count.
+    counts = T == 1 or not bool((zero | (x.reshape(-1) == 1)).all())
     if bool(((flat >= 0) | zero).all()) and not bool(zero.all()) and counts:
         yield done("weights", tables["weights"].mark_equal_seen(x))
         return

@@ -1,5 +1,6 @@
-"""Runs a page's JavaScript in Node.js or headless Chromium, to prove the page before it is
-written."""
+"""Runs a page's JavaScript in Node.js or headless Chromium, and returns what it computes.
+
+proof.py compares this with what the network computes, before the page is written."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ function allowedAfter(tokenizer, tokens) {
   return (id) => row[id] !== INVALID;
 }
 
-/** Lets the worker read its next messages. */
+/** Gives the worker time to read the messages that have arrived. */
 function otherMessages() {
   return new Promise((resolve) => {
     const channel = new MessageChannel();
