@@ -1,4 +1,4 @@
-"""Fits a law to the losses of small networks, and predicts the loss of a larger network.
+"""Fits a scaling law to the losses of small networks, and predicts the loss of a larger network.
 
 The law is `loss = floor + scale * size^-exponent`.
 

@@ -1,4 +1,4 @@
-"""Writes the lines, during training and in the summary, that a run only memorises its text."""
+"""Writes the lines which say that a run only memorises its text, during training and at its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The reference attention as separate stages. If a stage is replaced, the result has a mistake.
+"""The reference attention as separate stages.
+
+If a wrong stage replaces one of them, the result is that of a known mistake.
 
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
