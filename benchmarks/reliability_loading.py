@@ -1,6 +1,6 @@
 """Trials of damaged, hostile and random files, for benchmarks/reliability.py.
 
-The trials themselves are in tests/reliability and tests/fuzz. This file counts them.
+tests/reliability and tests/fuzz run the trials. This file counts the trials and their failures.
 """
 
 from __future__ import annotations

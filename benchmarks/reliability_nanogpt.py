@@ -1,6 +1,7 @@
-"""Kills nanoGPT's unchanged train.py as the other parts kill gptcli, for comparison. nanoGPT keeps
-one checkpoint, which torch.save overwrites in place. Here nanoGPT saves after every fifth step,
-like gptcli in the other parts, and its network is as tiny. $NANOGPT names a checkout of nanoGPT.
+"""For comparison, kills nanoGPT's unchanged train.py as the other parts of
+benchmarks/reliability.py kill gptcli. nanoGPT keeps one checkpoint, which torch.save overwrites in
+place. Here nanoGPT saves after every fifth step, and its network is as small as gptcli's in the
+other parts. $NANOGPT names a checkout of nanoGPT.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ class TheirTraining(Training):
 
 
 def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Kill a run at random times after its first checkpoint, until it is done or cannot be
-    resumed."""
+    """Kill a nanoGPT run at random times after its first checkpoint, and resume it, until it has
+    made all steps or cannot be resumed."""
     outcome = Outcome()
     with tempfile.TemporaryDirectory(dir=shop.folder) as name:
         folder = Path(name)

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- file map: made by `make map` -->", "<!-- end of the file map -->"
 
-# The folders in the order in which a text passes through them. A folder that is not in this list
-# comes last.
+# The folders of gptcli/ in the order in which a text passes through them. A folder that is not in
+# this list comes last.
 ORDER = (
     "gptcli", "gptcli/cli", "gptcli/serving",
     "gptcli/api", "gptcli/files", "gptcli/tokenization", "gptcli/corpus",
