@@ -125,7 +125,7 @@ def nanogpt_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str,
 
 def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, float]:
     """Measure training steps as gptcli makes them, with the same model and AdamW."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line sets it
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli's command line sets it
     import torch
 
     from gptcli.config import Config

@@ -165,7 +165,7 @@ def one(case: Case, saving: bool, runs: Path | None) -> dict[str, float]:
 def train_one(case: dict, saving: bool, runs: str) -> dict[str, float]:
     """The seconds from the end of the warm-up to the end of the last step, and the number of
     checkpoints in this time."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line sets it
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli's command line sets it
     sys.path.insert(0, str(ROOT))
     from gptcli.config_files import parse_config
     from gptcli.events import CheckpointSaved, StepDone

@@ -121,7 +121,7 @@ def fit(seen: list[dict]) -> dict[str, float]:
 
 
 def draw(prices: dict[str, float], rows: list[dict], path: Path) -> None:
-    """Plot the measured time and memory against the rules."""
+    """Plot the measured times and memory against those that the rules predict."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -23,7 +23,8 @@ from benchmarks.reliability_processes import Training
 from benchmarks.reliability_runs import EVERY, STEPS, Workshop
 
 _VOCABULARY = 65
-# The pickle of {"vocab_size": 65}. Without it, train.py would use GPT-2's vocabulary.
+# The pickle of {"vocab_size": 65}, for the file meta.pkl. Without it, train.py would use GPT-2's
+# vocabulary.
 _META = b"(dVvocab_size\nI65\ns."
 _WORDS = [
     "--device=cpu", "--compile=False", "--dtype=float32", "--dataset=tiny", "--out_dir=out",
@@ -87,7 +88,7 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
             training = TheirTraining(words, folder)
             if words is _WORDS:
                 training.until(training.has_saved)
-            elif chance.random() < 0.5:  # else the signal can come during start-up
+            elif chance.random() < 0.5:  # otherwise, the kill can come during start-up
                 training.until(training.has_begun)
             else:
                 time.sleep(chance.uniform(0.0, 1.0) * start)
@@ -108,8 +109,8 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def _uninterrupted(shop: Workshop, folder: Path) -> tuple[float, float]:
-    """The seconds of an undisturbed run before and after its first step, measured at the first
-    call."""
+    """The seconds that an undisturbed run takes before its first step, and after it. The first call
+    measures them."""
     if not hasattr(shop, "nanogpt_seconds"):
         importlib.import_module("torch._dynamo")  # nanoGPT's optimizer imports it
         training = TheirTraining(_WORDS, folder)

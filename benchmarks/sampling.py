@@ -126,7 +126,7 @@ def side(case: dict[str, Any], nanogpt: Path) -> float:
             start = time.perf_counter()
             theirs.generate(idx, new, temperature=0.8)
             return streams * new / (time.perf_counter() - start)
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line sets it
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli's command line sets it
     import torch
 
     from gptcli.config import ModelConfig

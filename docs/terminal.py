@@ -102,7 +102,7 @@ class Terminal:
     def __enter__(self) -> Terminal:
         self._wait(self._at_prompt, 20)
         self._stream.feed(b"\x1b[2J\x1b[H")
-        self.press("\n", 20)  # for a new prompt
+        self.press("\n", 20)  # so that bash writes its prompt again
         self._stream.feed(b"\x1b[2J\x1b[H" + PROMPT.encode())
         return self
 
