@@ -71,7 +71,8 @@ def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Out
 
 
 def full_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Save with writes of at most 1,000 bytes, with limits of the system, or on a full tmpfs."""
+    """Save with writes of at most 1,000 bytes, with limits on file sizes and open files, or on a
+    full tmpfs."""
     if trial < len(SHORT):
         size = SHORT[trial]
         return _counted(

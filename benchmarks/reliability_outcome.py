@@ -1,4 +1,4 @@
-"""The outcome of a trial, and trials in forked processes, for benchmarks/reliability.py."""
+"""Records the outcome of a trial, and runs trials in forked processes, for reliability.py."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Part:
     once with each of the numbers 0, 1, 2, ..."""
 
     def target(self, full: bool, count: int | None) -> int:
-        """The count (or number of calls) at which the part is done."""
+        """The sum of the counts (with `cases`, the number of calls) at which the part is done."""
         if count is not None:
             return min(count, self.full) if self.cases else count
         return self.full if full else self.reduced

@@ -110,7 +110,7 @@ class Training:
             os.kill(self.pid, number)
 
     def said(self) -> str:
-        """The text on stderr."""
+        """The text that the training has written to stderr."""
         return self._err.read_text("utf-8", "replace")
 
     def last_words(self) -> str:

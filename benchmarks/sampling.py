@@ -98,7 +98,7 @@ def compare(nanogpt: Path, rounds: int, only: str | None) -> None:
 
 
 def other(case: dict[str, Any], nanogpt: Path) -> float:
-    """Tokens per second of one side, measured in a separate process."""
+    """Tokens per second of gptcli or of nanoGPT, measured in a separate process."""
     words = [sys.executable, __file__, "--nanogpt", str(nanogpt), "--side", json.dumps(case)]
     told = subprocess.run(words, check=True, capture_output=True).stdout
     return float(json.loads(told))

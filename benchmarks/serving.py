@@ -34,7 +34,7 @@ from pathlib import Path
 from machine import header
 
 CLIENTS = (1, 8, 64)
-NEW = 100  # tokens
+NEW = 100  # tokens of each answer
 _LLAMA_CPP = """
 import sys, xllamacpp
 params = xllamacpp.CommonParams()

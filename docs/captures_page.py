@@ -22,7 +22,8 @@ ONE_THREAD = "run.threads=1"
 
 
 def model(shop: Workshop) -> None:
-    """Write page.png, page-attention.png and page-steps.png."""
+    """Write page.png, page-attention.png and page-steps.png: three parts of a page of `gptcli
+    page`."""
     shop.train("shakespeare", "shakespeare", "train.max_steps=1200", "train.sample_every=100")
     path = shop.folder / "page.html"
     if not path.is_file():

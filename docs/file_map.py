@@ -96,7 +96,7 @@ def with_table(guide: str) -> str:
 
 
 def main() -> None:
-    """Write the map, or check it."""
+    """Write the file map into CONTRIBUTING.md. With --check, only compare it with the files."""
     guide = GUIDE.read_text("utf-8")
     wanted = with_table(guide)
     if "--check" in sys.argv[1:]:

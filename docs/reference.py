@@ -103,7 +103,7 @@ def _values(entry: dict[str, Any]) -> str:
 
 
 def _range(entry: dict[str, Any]) -> str:
-    """The bounds of a number in words, or "" if it has no bounds."""
+    """The bounds of a config key that is a number, in words, or "" if it has no bounds."""
     least, above = entry.get("minimum"), entry.get("exclusiveMinimum")
     most, below = entry.get("maximum"), entry.get("exclusiveMaximum")
     if least is not None and most is not None:
@@ -179,7 +179,7 @@ def _command(path: str, command: Any, context: Any) -> str:
 
 
 def _code(text: str) -> str:
-    """The text as it must be between backticks in a table."""
+    """A piece of code as it must be written between backticks in a table of Markdown."""
     return text.replace("|", "\\|")
 
 
