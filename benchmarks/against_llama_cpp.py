@@ -1,4 +1,4 @@
-"""Compares the sampling speed of gptcli and llama.cpp at the same precision, both sides in turn.
+"""Compares the sampling speed of gptcli and llama.cpp at the same precision. Both run in turn.
 
     python benchmarks/against_llama_cpp.py --llama-cpp ../llama.cpp
 
@@ -23,11 +23,11 @@ from typing import Any
 from sampling import SHAPES, other
 
 PRECISIONS = (("float32", "F32"), ("bfloat16", "BF16"), ("int8", "Q8_0"))
-NEW = {"0.8 M": 64, "10.65 M": 250, "124 M": 100}  # tokens, at most the context length
+NEW = {"0.8 M": 64, "10.65 M": 250, "124 M": 100}  # tokens to generate: at most the context length
 
 
 def main() -> None:
-    """Read the command line, run both sides in turn, print a table."""
+    """Read the command line, run gptcli and llama.cpp in turn, print a table of their speeds."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--llama-cpp", type=Path, required=True, help="a built checkout")
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,13 +1,13 @@
-"""Compares the training of gptcli and nanoGPT on one machine, both sides in turn.
+"""Compares the training of gptcli and nanoGPT on one machine. Both run in turn.
 
     python benchmarks/against_nanogpt.py --nanogpt ../nanoGPT steps
     python benchmarks/against_nanogpt.py --nanogpt ../nanoGPT loss --text tinyshakespeare.txt
 
-`steps`: tokens per second of a whole training step (forward, backward, clipping, AdamW). Both sides
-have the same GPT-2 shape and random tokens. nanoGPT is unchanged, eager and in float32. gptcli uses
-the dtype and engine that `gptcli train` chooses. `loss`: wall time of whole processes. nanoGPT
-trains its CPU preset, which ends at a loss of 1.898 on the full validation split. gptcli trains the
-config `shakespeare-speedrun`, whose loss should be at or under 1.898.
+`steps`: tokens per second of a whole training step (forward, backward, clipping, AdamW). Both
+programs train a GPT-2 of the same shape on random tokens. nanoGPT is unchanged, eager and in
+float32. gptcli uses the dtype and engine that `gptcli train` chooses. `loss`: wall time of whole
+processes. nanoGPT trains its CPU preset, which ends at a loss of 1.898 on the full validation
+split. gptcli trains the config `shakespeare-speedrun`, whose loss should be at or under 1.898.
 
 nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
 """
@@ -34,8 +34,8 @@ VOCABULARY = 65
 
 
 def main() -> None:
-    """Run both sides in turn and print the results. With --side, run only this side in this
-    process."""
+    """Run gptcli and nanoGPT in turn and print the results. With --side, run only this one of the
+    two, in this process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("steps", "loss"))
     parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
@@ -79,9 +79,8 @@ def steps(nanogpt: Path, rounds: int) -> None:
 
 
 def timed(step: object, tokens: int) -> dict[str, float]:
-    """Tokens per second by the median time of a step, and the peak memory in MiB.
-
-    Makes steps for eight seconds, and at least five steps."""
+    """Calls `step` for eight seconds, and at least five times. Returns the tokens per second by the
+    median time of a step, and the peak memory in MiB."""
     import resource
 
     assert callable(step)
@@ -126,7 +125,7 @@ def nanogpt_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str,
 
 def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, float]:
     """Measure training steps as gptcli makes them, with the same model and AdamW."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line sets it
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli's command line sets it
     import torch
 
     from gptcli.config import Config
@@ -168,7 +167,8 @@ def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, 
 
 
 def to_loss(nanogpt: Path, text: Path, rounds: int) -> None:
-    """Print the wall times of whole processes, which run in turn, and gptcli's losses."""
+    """Print the wall times of whole trainings by nanoGPT and gptcli, which run in turn, and
+    gptcli's losses."""
     data = nanogpt / "data" / "shakespeare_char"
     if not (data / "train.bin").exists():
         (data / "input.txt").write_bytes(text.read_bytes())

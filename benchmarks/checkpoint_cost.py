@@ -7,11 +7,11 @@
 Checkpoints: trains the same steps with and without a checkpoint every N steps, in turn, each in a
 separate process. The cost of a checkpoint is the difference of the median times, divided by the
 number of checkpoints. With one checkpoint per minute, its share of the time is this cost divided by
-60 s. The first steps and the save at the end of a run do not count. Evaluations and logging: runs
-whole processes of `gptcli train` with the default config, in turn with intervals of `auto` and with
-intervals longer than the run. After the last step, both kinds of processes evaluate. Their
-difference lacks this evaluation, so the benchmark multiplies the difference by evaluations /
-(evaluations - 1).
+60 s. The time of the first steps, and of the save at the end of a run, does not count. Evaluations
+and logging: runs whole processes of `gptcli train` with the default config, in turn with the
+intervals of `auto` and with intervals that are longer than the run. Both kinds of processes
+evaluate after the last step, so the difference of their times lacks the time of one evaluation. The
+benchmark therefore multiplies this difference by evaluations / (evaluations - 1).
 Run no other programs meanwhile. The exit code is 1 if a cost exceeds its limit.
 """
 
@@ -37,7 +37,7 @@ WARM_UP = 3  # steps
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the interval between its checkpoints, and the limit of their cost."""
+    """A network, the interval between its checkpoints, and the highest cost that they may have."""
 
     overrides: tuple[str, ...]
     every: int
@@ -45,12 +45,13 @@ class Case:
     checkpoint."""
     checkpoints: int
     most: float
-    """The largest allowed share of the time with one checkpoint per minute."""
+    """The largest share of a training's time that checkpoints may take, with one checkpoint per
+    minute."""
 
     @property
     def steps(self) -> int:
-        """The last step that is timed. It is one step before another checkpoint is due, so the last
-        checkpoint can be written in this time."""
+        """The number of the last step that is timed. The next step would write another checkpoint,
+        so there is enough time to write the last timed checkpoint."""
         return self.every * (self.checkpoints + 1) - 1
 
 
@@ -113,8 +114,9 @@ def main() -> None:
             over |= share > case.most
     print(f"{header()}\n")
     print(
-        "| network | steps | time without checkpoints | with checkpoints | checkpoints "
-        "| time of one | share at one a minute | limit of the share |"
+        "| network | steps | time without checkpoints | time with checkpoints "
+        "| number of checkpoints | time of one checkpoint "
+        "| share of the training's time with one checkpoint a minute | limit of this share |"
     )
     print("|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
@@ -130,12 +132,13 @@ def main() -> None:
 
 
 def checkpoint_row(name: str, case: Case, rounds: int, runs: Path | None) -> tuple[str, float]:
-    """A row of the table, and the share of the time with one checkpoint per minute."""
+    """A row of the table, and the share of a training's time that checkpoints take, with one per
+    minute."""
     found: dict[str, list[float]] = {"without": [], "with": []}
     saved = 0
     for number in range(rounds):
-        # Each side comes first equally often. So a machine that slows down does not favour one
-        # side.
+        # The runs with and without checkpoints come first equally often, so a machine that slows
+        # down favours neither of them.
         for side in ("without", "with") if number % 2 == 0 else ("with", "without"):
             told = one(case, side == "with", runs)
             found[side].append(told["seconds"])
@@ -162,7 +165,7 @@ def one(case: Case, saving: bool, runs: Path | None) -> dict[str, float]:
 def train_one(case: dict, saving: bool, runs: str) -> dict[str, float]:
     """The seconds from the end of the warm-up to the end of the last step, and the number of
     checkpoints in this time."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line sets it
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli's command line sets it
     sys.path.insert(0, str(ROOT))
     from gptcli.config_files import parse_config
     from gptcli.events import CheckpointSaved, StepDone
@@ -201,7 +204,7 @@ def train_one(case: dict, saving: bool, runs: str) -> dict[str, float]:
 
 
 def evaluating_row(rounds: int, runs: Path | None, tiny: bool) -> tuple[str, float]:
-    """A row of the table, and the share of the time that evaluations and logging take."""
+    """A row of the table, and the share of a training's time that evaluations and logging take."""
     sides = {
         "auto": ("train.eval_every=auto", "train.log_every=auto"),
         "never": (f"train.eval_every={NEVER}", f"train.log_every={NEVER}"),

@@ -1,11 +1,11 @@
-"""Measures, fits and plots how the cost of a training step grows with the shape.
+"""Measures, fits and plots how the time of a training step grows with the shape of the network.
 
     python benchmarks/cost.py [--plot cost.svg]
 
-The program measures steps of many shapes on this machine. The program fits the prices of
-gptcli.training.cost by least squares of the relative errors, with no price below zero. The program
-prints the prices and the errors, also for shapes that the fit has not seen. The plot needs
-matplotlib.
+The program measures steps of many shapes on this machine. gptcli.training.cost computes the time of
+a step from prices: the seconds for each unit of work. The program fits these prices by least
+squares of the relative errors, with no price below zero. It prints the prices and the errors of the
+computed times, also for shapes that were not used to fit them. The plot needs matplotlib.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def measured(shape: tuple[int, ...]) -> dict:
 
 
 def measure(n_layer: int, n_embd: int, T: int, B: int) -> dict:
-    """The seconds of a step, its peak memory without that of the libraries, and the inputs of the
-    rules."""
+    """The seconds of a step, its peak memory without the memory of the libraries, and the inputs of
+    the rules."""
     import resource
 
     import torch
@@ -105,12 +105,13 @@ def config_of(Config: type, n_layer: int, n_embd: int, T: int, B: int) -> object
 
 
 def fit(seen: list[dict]) -> dict[str, float]:
-    """The prices with the smallest relative errors of the rule, by non-negative least squares."""
+    """The prices with which the rule for the time of a step has the smallest relative errors, by
+    non-negative least squares."""
     import numpy as np
 
     kinds = list(seen[0]["counts"])
     prices = dict.fromkeys(kinds, 0.0)
-    while True:  # leave out kinds with a negative price, one at a time
+    while True:  # leave out the kinds of work that would get a negative price, one at a time
         rows = np.array([[one["counts"][k] / one["seconds"] for k in kinds] for one in seen])
         scale = rows.max(axis=0)
         found = np.linalg.lstsq(rows / scale, np.ones(len(seen)), rcond=None)[0] / scale
@@ -120,7 +121,7 @@ def fit(seen: list[dict]) -> dict[str, float]:
 
 
 def draw(prices: dict[str, float], rows: list[dict], path: Path) -> None:
-    """Plot the measured time and memory against the rules."""
+    """Plot the measured times and memory against those that the rules predict."""
     import matplotlib
 
     matplotlib.use("svg")

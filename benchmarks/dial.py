@@ -1,8 +1,9 @@
-"""Prints and plots the runs behind the choices of `--minutes`: loss against size at equal time.
+"""Prints and plots the trainings behind the choices of `--minutes`: the loss by size and time.
 
     python benchmarks/dial.py [--plot docs/dial.svg]
 
-RUNS holds runs with their measured losses. This command repeats one run:
+The list RUNS in this file holds the settings of these trainings and their measured losses. This
+command repeats a training, if you replace the capital letters by its settings:
     gptcli train model.n_layer=L model.n_embd=C model.n_head=C/64 model.block_size=T \
         train.batch_size=B train.max_steps=N model.dropout=P train.eval_every=N
 The plot needs matplotlib (extra `pictures`).
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def budget(run: tuple[float, ...]) -> float:
-    """The seconds of the run's steps, as gptcli.training.cost estimates them."""
+    """The seconds that all steps of the run take, as gptcli.training.cost estimates them."""
     n_layer, n_embd, T, B, steps, *_ = run
     model = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // 64, "block_size": T}
     config = Config.model_validate({"model": model, "train": {"batch_size": B}})
@@ -76,7 +77,7 @@ def budget(run: tuple[float, ...]) -> float:
 
 def draw(path: Path) -> None:
     """Plot loss against size. Marks and colours show the time, and hollow marks are runs with
-    dropout. The same runs give the same file."""
+    dropout. The same list of runs always gives the same file."""
     import matplotlib
 
     matplotlib.use("svg")

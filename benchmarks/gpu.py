@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --nanogpt ../nanoGPT --text tinyshakespeare.txt --json gpu.json
 
-Each part runs in its own process. If a part fails, the others still run. The parts:
+Each part runs in its own process. If a part fails, the other parts still run. The parts are:
 
 `tests`     the tests that need a GPU
 `train`     `gptcli train shakespeare-gpu train.stop_at_val_loss=1.4697`, the whole process.
@@ -11,16 +11,16 @@ Each part runs in its own process. If a part fails, the others still run. The pa
 `step`      a training step of GPT-2 124M (T 1024, bfloat16, AdamW) of gptcli and of nanoGPT with
             torch.compile, in turn in one process, on random tokens
 `bench`     `gptcli bench gpt2-124m`
-`sample`    new tokens of GPT-2 124M: gptcli with recorded steps, and nanoGPT not compiled, with 1
-            and 64 streams; nanoGPT compiled, with 1 stream
+`sample`    new tokens of GPT-2 124M. With 1 and 64 streams: gptcli with recorded CUDA graphs, and
+            nanoGPT not compiled. With 1 stream, also nanoGPT compiled
 
 MFU (model FLOP utilisation) counts operations as nanoGPT's `estimate_mfu` does: 6 for each
 parameter outside the position table, and 12 n_layer n_embd T for attention, per token. The peak is
 the data sheet's 989.4 TFLOP/s (H100 and H200 SXM, bfloat16, dense).
 Source: Chowdhery et al. 2022, "PaLM", appendix B.
 
-nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT. Without it, only gptcli's
-side is measured.
+nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT. Without this checkout, only
+gptcli is measured.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ Found = dict[str, Any]
 
 
 def main() -> None:
-    """Run the chosen parts in turn, each in a process. With --part, run this part in this
-    process."""
+    """Run the chosen parts in turn, each in a separate process. With --part, run only this part, in
+    this process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--text", type=Path, help="tiny Shakespeare, for `train`")
@@ -93,7 +93,8 @@ def machine() -> Found:
 
 
 def in_a_process(name: str, asked: argparse.Namespace) -> Found:
-    """Run a part in a process, and return its result so far, with an error if it failed."""
+    """Run a part in a separate process and return its result. If the part failed, the result has
+    what it measured before, and the error."""
     words = [sys.executable, __file__, "--part", name, "--batch", str(asked.batch)]
     for option in ("nanogpt", "text"):
         if (path := getattr(asked, option)) is not None:
@@ -114,7 +115,8 @@ def in_a_process(name: str, asked: argparse.Namespace) -> Found:
 
 
 def report(found: Found) -> None:
-    """Print the result of a part so far. The last printed line counts."""
+    """Print what a part has measured so far. A part can print several times; its last line is its
+    result."""
     print(json.dumps(found), flush=True)
 
 
@@ -160,7 +162,7 @@ def train(asked: argparse.Namespace) -> Found:
 
 
 def step(asked: argparse.Namespace) -> Found:
-    """Measure a training step of both sides, in turn."""
+    """Measure a training step of gptcli and of nanoGPT, in turn."""
     sides: dict[str, Callable[[], None]] = {"gptcli": our_step(asked.batch)}
     notes = {}
     if asked.nanogpt:
@@ -366,8 +368,8 @@ def their_step(batch: int, path: Path) -> Callable[[], None]:
 
 
 def their_sampling(streams: int, path: Path, *, compiled: bool) -> Callable[[int], None]:
-    """A function that samples as nanoGPT's sample.py does. If compiled, it works for any length of
-    the text."""
+    """A function that samples as nanoGPT's sample.py does. With
+    `compiled`, the model is compiled once, for all lengths of the text."""
     import torch
 
     model = their_model(path).eval()

@@ -1,4 +1,4 @@
-"""Measures a step with low-rank adapters: folded into the weights, and applied beside them.
+"""Measures a training step with low-rank adapters: folded into the weights, or used beside them.
 
     python benchmarks/lora.py [--large] [--rank 8] [--seconds 10]
 
@@ -34,7 +34,7 @@ LARGE = (ModelConfig(n_layer=6, n_head=6, n_embd=384, block_size=256), 8)
 
 
 class Applied(nn.Module):
-    """A frozen layer with an adapter beside it."""
+    """A frozen linear layer and an adapter. The forward pass adds the results of both."""
 
     def __init__(self, layer: nn.Linear, rank: int, scale: float) -> None:
         super().__init__()
@@ -51,14 +51,15 @@ class Applied(nn.Module):
 
 
 def project(attention: CausalSelfAttention, x: Tensor, kept: object = None) -> Tensor:
-    """Like CausalSelfAttention.project, but it calls the three layers."""
+    """Queries, keys and values, as from CausalSelfAttention.project, but by calling the three
+    layers."""
     layers = (attention.query, attention.key, attention.value)
     heads = attention.n_head + 2 * attention.n_kv_head
     return torch.cat([layer(x) for layer in layers], dim=-1).view(*x.shape[:2], heads, -1)
 
 
 def applied_step(model: ModelConfig, lora: LoraConfig, dtype: torch.dtype) -> Callable[..., None]:
-    """A function that makes a step of a model with applied adapters."""
+    """A function that makes a training step of a model with adapters beside its weights."""
     gpt = GPT(model, VOCABULARY)
     for p in gpt.parameters():
         p.requires_grad_(False)
@@ -88,7 +89,8 @@ def applied_step(model: ModelConfig, lora: LoraConfig, dtype: torch.dtype) -> Ca
 def folded_step(
     model: ModelConfig, lora: LoraConfig, dtype: torch.dtype, engine: str, batch: int
 ) -> Callable[..., None]:
-    """A function that makes a step of gptcli's own training."""
+    """A function that makes a step of gptcli's own training, with adapters folded into the
+    weights."""
     state = TrainingState(
         model,
         TrainConfig(lora=lora, batch_size=batch),

@@ -9,14 +9,14 @@ dropout). Every process uses PyTorch. These processes run in turn:
 |---|---|
 | 1x1, 1x2 | one process |
 | 2x1 ddp, 2x1 fsdp, 4x1 ddp, 4x1 fsdp | ranks, started as torchrun starts them |
-| 2x1 alone, 4x1 alone | as many processes, each computes a rank's share without traffic |
+| 2x1 alone, 4x1 alone | 2 or 4 processes; each computes a rank's share without sending data |
 
 The time of a step is the median of all rounds, without the first steps. A rank computes the same in
-"alone" and "ddp", so the difference is the time for traffic and for waiting for slower ranks. For
-comparison, the program measures an all-reduce of the same bytes without other work. The last column
-has the number of rounds, and the largest share of the processor that other programs used at the
-same time. On Linux, give the session a higher priority, so that other programs disturb it less:
-`echo -20 > /proc/self/autogroup` as root.
+"alone" and "ddp", so the difference of their times is the time for sending data and for waiting for
+slower ranks. For comparison, the program measures an all-reduce of the same bytes without other
+work. The last column of the printed table has the number of rounds, and the largest share of the
+processor that other programs used in a round. On Linux, give the session a higher priority, so that
+other programs disturb it less: `echo -20 > /proc/self/autogroup` as root.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def words_of(name: str, batch: int, accum: int, steps: int, dtype: str) -> list[
 
 
 def times(name: str, words: list[str], folder: Path) -> tuple[list[float], float]:
-    """The seconds of each step without the first steps. If the processes train alone, these are the
-    times of the slowest process. Also returns the share of the processor time that other programs
-    used."""
+    """The seconds of each step, except the first steps, and the share of the processor time that
+    other programs used. If the processes train alone, the times are those of the slowest
+    process."""
     before, begun = _busy(), time.perf_counter()
     ranks, alone = int(name[0]), name.endswith("alone")
     runs = [folder / f"run-{number if alone else 0}" for number in range(ranks)]
@@ -96,7 +96,7 @@ def times(name: str, words: list[str], folder: Path) -> tuple[list[float], float
 
 def _busy() -> float:
     """The processor time in seconds of all programs since the machine started, without the time of
-    our children that have ended."""
+    this program's child processes that have ended."""
     words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     user, nice, system, _, _, irq, softirq, steal = map(int, words)
     ours = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -111,8 +111,8 @@ def _seconds(run: Path) -> list[float]:
 
 
 def all_reduce(ranks: int, numbers: int) -> float:
-    """The seconds of an all-reduce of this number of float32 values over Gloo: the median of the
-    slowest rank."""
+    """The seconds that an all-reduce of this number of float32 values over Gloo takes: of each
+    rank the median of several all-reduces, and of these medians the largest."""
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
         with context.Pool(ranks) as pool:

@@ -2,18 +2,18 @@
 
 If FOLDER or the URL is empty, the program first writes shards of random ids there. Then it reads
 the shards as a training does: it verifies each block, reads ahead, and follows the order of a run.
-Each process reads another part of the order, like the ranks of a node. Run no other programs
-meanwhile. The shards are in the page cache, so the result is the speed of the reader and not of a
-disk.
+Each process reads other sequences, like the ranks of a node. Run no other programs meanwhile. The
+shards are in the page cache, so the result is the speed of the reader and not of a disk.
 
 | figure | what is read |
 |---|---|
-| blocks | every block once: bytes, CRC-32, and the vocabulary's bound |
+| blocks | every block once, with a check of its CRC-32 and of its largest token id |
 | windows | the sequences of a run in its order, as token ids of 2 bytes |
 | batches | what the network gets: inputs and targets as int64, together eight times as many bytes |
 
-GB/s counts 2 bytes for each token, and adds up all processes. "A second of a core" is a second of
-processor time. Other programs on the machine change the processor time less than the wall time.
+GB/s counts 2 bytes for each token, and adds up all processes. "GB for a second of a core" means GB
+for each second of processor time. Other programs on the machine change the processor time less than
+the wall time.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def write(place: str, gigabytes: float) -> None:
 def rate(
     place: str, what: str, process: int, processes: int, seconds: float
 ) -> tuple[float, float]:
-    """The bytes of tokens that one of several processes reads per second, and per second of
-    processor time."""
+    """The bytes of token ids that one of several processes reads in a second of wall time, and in a
+    second of processor time."""
     data = DataConfig(source=place, val_fraction=0.0)
     tokens = open_corpus(data, kind="gpt2", vocab_size=0, block_size=BLOCK_SIZE).train
     read = {"blocks": _blocks, "windows": _windows, "batches": _batches}[what]
     once = read(tokens, process, processes)
-    once()  # reads the first pool, which does not count
+    once()  # reads the first pool of blocks, whose time does not count
     begun, used, done = time.perf_counter(), time.process_time(), 0
     while (passed := time.perf_counter() - begun) < seconds:
         done += once()

@@ -1,14 +1,14 @@
-"""Tries the promises about runs in docs/reliability.md and SECURITY.md many times.
+"""Tests, many times, what docs/reliability.md and SECURITY.md promise about runs.
 
     python -m benchmarks.reliability                     # reduced counts, under ten minutes
     python -m benchmarks.reliability --full --state soak.jsonl  # an hour or more, in parts
     python -m benchmarks.reliability --parts kills signals --nanogpt ../nanoGPT
 
-Each trial is one line of the --state file, so you can stop and continue a long series. A trial
-depends only on --seed, its part and its number, and on the moment at which a signal reaches a
-process. So you can repeat almost every failure. The series ends with a table. The exit code is 1 if
-a trial of gptcli failed; nanoGPT's trials do not count.
-nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
+A trial is one test of a promise. The program writes one line for each trial into the --state file,
+so you can stop and continue a long series. A trial depends only on --seed, its part and its number,
+and on the moment at which a signal reaches a process. So you can repeat almost every failure. The
+series ends with a table. The exit code is 1 if a trial of gptcli failed; nanoGPT's trials do not
+count. nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks.reliability_runs import Workshop
 
 
 def main() -> None:
-    """Read the command line, run the trials that are missing, print the table."""
+    """Read the command line, run the trials that are not yet in the state file, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
     parser.add_argument("--full", action="store_true", help="run the full number of trials")
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def start(work: Callable[..., None], *arguments: Any) -> int:
-    """Fork a process that calls `work`, and return its id."""
+    """Fork a process that calls `work`, and return its process id."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -80,7 +80,7 @@ def work(
     job: int, asked: argparse.Namespace, targets: dict[str, int], state: Path, folder: Path
 ) -> None:
     """Run every trial whose number modulo the number of jobs is `job`, until all jobs together have
-    reached the target."""
+    run as many trials as their part asks for."""
     mine = folder / f"job-{job}"
     mine.mkdir()
     shop = Workshop(mine)
@@ -97,7 +97,7 @@ def work(
                 record = {"part": name, "trial": trial, **vars(outcome)}
                 with state.open(
                     "a", encoding="utf-8"
-                ) as file:  # one write, so that lines do not mix
+                ) as file:  # a single write, so that the lines of two jobs do not mix
                     file.write(json.dumps(record) + "\n")
                 for failure in outcome.failures:
                     print(f"FAILED {name}: {failure}", file=sys.stderr, flush=True)
@@ -111,7 +111,7 @@ def read(state: Path) -> list[dict[str, Any]]:
 
 
 def table(lines: list[dict[str, Any]], targets: dict[str, int]) -> int:
-    """Print promises, trials and failures. Return the number of failures, without nanoGPT's."""
+    """Print a table of promises, trials and failures. Return the number of failures of gptcli."""
     print(f"{header()}\n")
     print("| promise | how it is tried | trials | failures | remarks |\n|---|---|---|---|---|")
     failed, before = 0, ""

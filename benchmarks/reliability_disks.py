@@ -1,6 +1,6 @@
 """Trials of saves on disks that kill, refuse, lose data or fill up, for benchmarks/reliability.py.
 
-The trials themselves are in tests/training/disk_fault_trials.py. This file counts them.
+tests/training/disk_fault_trials.py runs the trials. This file counts the trials and their failures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ SHORT = (0, 1, 2, 3, 7, 64, 100, 1000)
 
 
 def kills_at_each_operation(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Kill a story (a kind of save) before each of its operations, or within each of its writes."""
+    """Kill a story (a kind of save) before each of its disk operations, or within each of its
+    writes."""
     story, half = STORIES[trial // 2], trial % 2 == 1
 
     def body(folder: Path) -> Iterator[object]:
@@ -34,8 +35,8 @@ def kills_at_each_operation(shop: Workshop, trial: int, chance: random.Random) -
 
 
 def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Test every file tree that a power cut in a story can leave. If there are too many, test a new
-    sample in each trial."""
+    """Test every file tree that a power cut during a story (a kind of save) can leave. If there are
+    too many trees, test a new sample of them in each trial."""
     story, seed = STORIES[trial % len(STORIES)], trial // len(STORIES)
 
     def tried(folder: Path) -> Outcome:
@@ -54,8 +55,8 @@ def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Let each operation of a story fail in turn, once with each error, or together with all later
-    operations."""
+    """Let each disk operation of a story (a kind of save) fail in turn: once with each error, or
+    together with all later operations."""
     story, for_good = STORIES[trial // 2], trial % 2 == 1
     fail = (
         disk_fault_trials.failing_for_good
@@ -70,7 +71,8 @@ def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Out
 
 
 def full_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Save with writes of at most 1,000 bytes, with limits of the system, or on a full tmpfs."""
+    """Save with writes of at most 1,000 bytes, with limits on file sizes and open files, or on a
+    full tmpfs."""
     if trial < len(SHORT):
         size = SHORT[trial]
         return _counted(

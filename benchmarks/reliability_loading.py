@@ -1,6 +1,6 @@
 """Trials of damaged, hostile and random files, for benchmarks/reliability.py.
 
-The trials themselves are in tests/reliability and tests/fuzz. This file counts them.
+tests/reliability and tests/fuzz run the trials. This file counts the trials and their failures.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tests.reliability.hostile import CASES
 DAMAGES = 50  # files damaged in one trial
 HOSTILE = len(CASES)
 TARGETS = 16  # the number of targets in tests/fuzz/targets.py
-INPUTS = 250  # in one trial of a target with share 1
-ROUNDS = 34  # of all targets: 200,000 inputs
+INPUTS = 250  # for a target with share 1, in one trial
+ROUNDS = 34  # how often a full series gives inputs to all targets: 200,000 inputs in all
 
 
 def _small_run(shop: Workshop) -> Path:
-    """A finished run with three checkpoints, trained at the first call. The text is next to the
-    run."""
+    """The folder of a finished run with three checkpoints, next to its text. The first call trains
+    this run."""
     run, text = shop.folder / "small" / "run", shop.folder / "small" / "text.txt"
     if not run.exists():
         from gptcli.files.shipped import shipped_texts

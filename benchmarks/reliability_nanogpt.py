@@ -1,6 +1,7 @@
-"""Kills nanoGPT's unchanged train.py as the other parts kill gptcli, for comparison. nanoGPT keeps
-one checkpoint, which torch.save overwrites in place. Here nanoGPT saves after every fifth step,
-like gptcli in the other parts, and its network is as tiny. $NANOGPT names a checkout of nanoGPT.
+"""For comparison, kills nanoGPT's unchanged train.py as the other parts of
+benchmarks/reliability.py kill gptcli. nanoGPT keeps one checkpoint, which torch.save overwrites in
+place. Here nanoGPT saves after every fifth step, and its network is as small as gptcli's in the
+other parts. $NANOGPT names a checkout of nanoGPT.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from benchmarks.reliability_processes import Training
 from benchmarks.reliability_runs import EVERY, STEPS, Workshop
 
 _VOCABULARY = 65
-# The pickle of {"vocab_size": 65}. Without it, train.py would use GPT-2's vocabulary.
+# The pickle of {"vocab_size": 65}, for the file meta.pkl. Without it, train.py would use GPT-2's
+# vocabulary.
 _META = b"(dVvocab_size\nI65\ns."
 _WORDS = [
     "--device=cpu", "--compile=False", "--dtype=float32", "--dataset=tiny", "--out_dir=out",
@@ -67,8 +69,8 @@ class TheirTraining(Training):
 
 
 def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Kill a run at random times after its first checkpoint, until it is done or cannot be
-    resumed."""
+    """Kill a nanoGPT run at random times after its first checkpoint, and resume it, until it has
+    made all steps or cannot be resumed."""
     outcome = Outcome()
     with tempfile.TemporaryDirectory(dir=shop.folder) as name:
         folder = Path(name)
@@ -86,7 +88,7 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
             training = TheirTraining(words, folder)
             if words is _WORDS:
                 training.until(training.has_saved)
-            elif chance.random() < 0.5:  # else the signal can come during start-up
+            elif chance.random() < 0.5:  # otherwise, the kill can come during start-up
                 training.until(training.has_begun)
             else:
                 time.sleep(chance.uniform(0.0, 1.0) * start)
@@ -107,8 +109,8 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def _uninterrupted(shop: Workshop, folder: Path) -> tuple[float, float]:
-    """The seconds of an undisturbed run before and after its first step, measured at the first
-    call."""
+    """The seconds that an undisturbed run takes before its first step, and after it. The first call
+    measures them."""
     if not hasattr(shop, "nanogpt_seconds"):
         importlib.import_module("torch._dynamo")  # nanoGPT's optimizer imports it
         training = TheirTraining(_WORDS, folder)

@@ -23,14 +23,15 @@ from benchmarks.reliability_runs import (
 from tests.training.disk_fault_trials import ERRORS
 from tests.training.faulty_disks import Refusing
 
-# The number of disk operations of a run in `refusing_disks` that writes its checkpoints in the
-# background. A run that does not has a few more.
+# The number of disk operations of a run in `refusing_disks`, if it writes its checkpoints in the
+# background. If it writes them in the training loop, there are a few more operations.
 OPERATIONS = 294
 REFUSING = 2 * OPERATIONS
 
 
 def second_trainings(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Start a run. During it, start three more in the same folder: new, resumed and overwriting."""
+    """Start a run. While it trains, start three more trainings in the same folder: a new one, one
+    with --resume and one with --overwrite. gptcli must refuse all three."""
     combination = trial % len(GRID)
     reference, outcome = shop.reference(combination), Outcome()
     with tempfile.TemporaryDirectory(dir=shop.folder) as name:
@@ -62,7 +63,7 @@ def second_trainings(shop: Workshop, trial: int, chance: random.Random) -> Outco
 
 
 def _slowly() -> None:
-    """In the child: make each batch a hundredth of a second slower."""
+    """Called in the child process: make each batch a hundredth of a second slower."""
     from gptcli.corpus import Batches
 
     batch = Batches.batch
@@ -75,8 +76,8 @@ def _slowly() -> None:
 
 
 def refusing_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Train on a disk that refuses one operation, or this and all later operations. Then resume the
-    run, or start it again, on a working disk."""
+    """Train on a disk that refuses one operation, or this operation and all later ones. Then resume
+    the run, or start it again, on a working disk."""
     combination = trial // 2 % len(GRID)
     how = in_background if trial // 2 // len(GRID) % 2 else at_once
     reference, outcome = shop.reference(combination), Outcome()

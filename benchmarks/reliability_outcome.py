@@ -1,4 +1,4 @@
-"""The outcome of a trial, and trials in forked processes, for benchmarks/reliability.py."""
+"""Records the outcome of a trial, and runs trials in forked processes, for reliability.py."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # must be set before torch is loaded
 
 
 @dataclass
 class Outcome:
-    """The outcome of a trial: counts, maxima and failures."""
+    """The outcome of a trial: what it counted, the largest values that it measured, and its
+    failures."""
 
     counts: dict[str, int] = field(default_factory=dict)
     most: dict[str, float] = field(default_factory=dict)
@@ -31,7 +32,8 @@ class Outcome:
         self.most[what] = max(self.most.get(what, value), value)
 
     def count_each(self, what: str, held: Iterator[object]) -> None:
-        """Count each value that `held` yields as a trial. An exception counts as a failed trial."""
+        """Count one trial for each value that `held` yields. If `held` raises an exception, count a
+        failed trial."""
         try:
             for _ in held:
                 self.count(what)
@@ -43,8 +45,8 @@ class Outcome:
 def apart(trial: Callable[[Path], Outcome], folder: Path) -> Outcome:
     """Run a trial in a forked process, with a new folder under `folder`.
 
-    The trial may replace the disk, limits, signal handlers and the environment. These changes end
-    with the process."""
+    The trial may replace `files.durable.disk`, limits, signal handlers and environment variables,
+    because these changes end with the process."""
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as name:
         report = Path(name) / "outcome.json"
         sys.stdout.flush()

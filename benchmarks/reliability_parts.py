@@ -23,22 +23,24 @@ Trial = Callable[[Workshop, int, random.Random], Outcome]
 
 @dataclass(frozen=True)
 class Part:
-    """One way to test a promise, and the numbers of its trials."""
+    """One way to test a promise, and how many of its trials a series runs."""
 
     promise: str
     how: str
     trial: Trial
     counts: str
-    """The key in a trial's counts that the table shows as the number of trials."""
+    """The key in `Outcome.counts` whose sum over all trials the table shows as the number of
+    trials."""
     reduced: int
     full: int
-    """The targets for this count in a reduced series and in a full series."""
+    """`reduced` and `full` are the values of this sum at which the part is done, in a reduced
+    series and in a full series."""
     cases: bool = False
-    """If True, `reduced` and `full` are numbers of calls instead: `trial` is called once with each
-    of the numbers 0, 1, 2, ..."""
+    """If True, `reduced` and `full` are numbers of calls instead of sums: the part calls `trial`
+    once with each of the numbers 0, 1, 2, ..."""
 
     def target(self, full: bool, count: int | None) -> int:
-        """The count (or number of calls) at which the part is done."""
+        """The sum of the counts (with `cases`, the number of calls) at which the part is done."""
         if count is not None:
             return min(count, self.full) if self.cases else count
         return self.full if full else self.reduced

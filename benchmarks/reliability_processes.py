@@ -1,6 +1,6 @@
 """Runs each training in a separate process, for benchmarks/reliability.py. The process calls
-`gptcli.cli.main`. To save start-up time, it is forked from a process that has imported all modules
-but has not computed anything (POSIX only).
+`gptcli.cli.main`. To save start-up time, this process is forked from a process that has imported
+all modules but has not computed anything (POSIX only).
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 60.0  # seconds until a training counts as hung
+PATIENCE = 60.0  # a training that runs for so many seconds counts as hung
 
 
 def warm() -> None:
-    """Import the modules of a training. Computes nothing, because no thread may run at a fork."""
+    """Import the modules of a training. This function computes nothing, because computing starts
+    threads, and a process with threads must not be forked."""
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in ("safetensors.torch", "tokenizers", "yaml", "gptcli.cli", "gptcli.config_files",
                  "gptcli.tokenization.bpe_training", "gptcli.training.loop",
@@ -85,8 +86,8 @@ class Training:
         return self._code is None
 
     def wait(self) -> int:
-        """Wait for the process and return its exit code: the negative signal number if a signal
-        ended it, or -100 if it hung and was killed."""
+        """Wait for the process and return its exit code. If a signal ended the process, this is the
+        negative number of the signal. If the process hung and was killed, it is -100."""
         deadline = time.perf_counter() + PATIENCE
         while self.running():
             if time.perf_counter() > deadline:
@@ -109,7 +110,7 @@ class Training:
             os.kill(self.pid, number)
 
     def said(self) -> str:
-        """The text on stderr."""
+        """The text that the training has written to stderr."""
         return self._err.read_text("utf-8", "replace")
 
     def last_words(self) -> str:
@@ -122,8 +123,8 @@ class Training:
         return dict(json.loads(lines[-1])) if lines else {}
 
     def resumed_from(self) -> int | None:
-        """The step at which the run was resumed, from the headline, or None if there is no headline
-        yet."""
+        """The step from which the run was resumed, as the headline on stderr says it, or None if
+        there is no headline yet."""
         found = re.search(r" tokens, from step (\d+)$", self.said(), re.MULTILINE)
         return int(found[1]) if found else None
 

@@ -15,8 +15,8 @@ from benchmarks.reliability_runs import TINY, Workshop, newest, records
 from tests.distributed.launching import Launched, weights
 
 STEPS = 400
-KILLS = 5  # in one trial
-END_WITHIN = 30.0  # seconds after the death of the other rank
+KILLS = 5  # ranks killed in one trial, one after the other
+END_WITHIN = 30.0  # seconds: a rank must end this soon after the other rank has died
 
 _REFERENCES: dict[str, Path] = {}
 
@@ -48,9 +48,8 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def _kill(training: Launched, run: Path, chance: random.Random, outcome: Outcome) -> bool:
-    """Kill a random rank after the next checkpoint.
-
-    Return False if the training had ended before, or if the other rank did not end in time."""
+    """Wait for a new checkpoint, and kill a random rank. Return False if the training ended before
+    that, or if the other rank did not end in time."""
     before, ranks = newest(run), {}
     while training.process.poll() is None and (newest(run) <= before or len(ranks) < 2):
         ranks = training.ranks()
@@ -93,7 +92,7 @@ def _is_saving(run: Path) -> bool:
 
 
 def _reference(shop: Workshop, parallel: str, outcome: Outcome) -> Path:
-    """The folder of the undisturbed run, which is trained at the first call."""
+    """The folder of an undisturbed run with the same config. The first call trains this run."""
     if parallel not in _REFERENCES:
         folder = Path(tempfile.mkdtemp(dir=shop.folder))
         training = Launched(_words(shop, folder / "run", parallel), folder)

@@ -21,7 +21,7 @@ from benchmarks.reliability_outcome import Outcome
 from benchmarks.reliability_processes import Training
 
 STEPS, EVERY, EVAL_EVERY = 60, 5, 10
-LEAVE_WITHIN = 1.25  # a second, and the time of a step and a save of this size
+LEAVE_WITHIN = 1.25  # seconds: one second, and the time of a step and of a save of these small runs
 
 TINY = (
     "model.n_layer=1",
@@ -76,10 +76,10 @@ class Workshop:
         return ["train", str(self.text), *TINY, *GRID[combination], "--out", str(run), "--json"]
 
     def reference(self, combination: int) -> Reference:
-        """The undisturbed run of a config, which is trained at the first call."""
+        """The undisturbed run of a config. The first call for this config trains the run."""
         if combination not in self._references:
             run = Path(tempfile.mkdtemp(dir=self.folder)) / "whole"
-            for name in ("first", "timed"):  # the first one may have to build the C library
+            for name in ("first", "timed"):  # the first run may have to build the C library
                 training = Training(self.words(combination, run.with_name(name)), run.parent)
                 code = training.wait()
                 assert code == 0, training.last_words()
@@ -91,19 +91,20 @@ class Workshop:
 
 
 def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Kill a run at random times after its first checkpoint, and resume it, until it is done."""
+    """Kill a run at random times after its first checkpoint, and resume it after each kill, until
+    it has made all steps."""
     return _disturbed(shop, trial, chance, _kill)
 
 
 def signals(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Send a run SIGTERM or Ctrl-C at random times, also during evaluations, and resume it, until
-    it is done."""
+    """Send a run SIGTERM or Ctrl-C at random times, also during evaluations, and resume it after
+    each signal, until it has made all steps."""
     return _disturbed(shop, trial, chance, _interrupt)
 
 
 def second_interrupts(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Send a run a second Ctrl-C before the first one has ended it, during a slow step or a slow
-    save. Then resume the run to its end."""
+    """Send Ctrl-C to a run twice, during a slow step or a slow save: the second time before the
+    first has ended the run. Then resume the run to its end."""
     return _disturbed(shop, trial, chance, _interrupt_twice, most=1)
 
 
@@ -112,12 +113,12 @@ Disturb = Callable[[list[str], Path, Reference, random.Random, Outcome, Prepare]
 
 
 def at_once() -> None:
-    """In the child: write checkpoints in the training loop, as is the default for small
-    networks."""
+    """Called in the child process: write checkpoints in the training loop, as is the default for
+    small networks."""
 
 
 def in_background() -> None:
-    """In the child: write every checkpoint in the background."""
+    """Called in the child process: write every checkpoint in the background."""
     from gptcli.training import saving
 
     saving.BACKGROUND_BYTES = 0
@@ -185,7 +186,8 @@ def _kill(
         outcome.count("kills")
         lost = reached - newest(run)
         outcome.largest("steps lost", lost)
-        if lost > 2 * EVERY:  # one interval, and one more during a save in the background
+        # The steps of one interval, and of a second one if a checkpoint was still being written.
+        if lost > 2 * EVERY:
             outcome.failures.append(f"{lost} steps lost, a checkpoint every {EVERY}")
     return training
 
@@ -261,8 +263,8 @@ def _interrupt_twice(
 
 
 def _slow_down(slow: Path, in_save: bool) -> None:
-    """In the child: once the file `slow` exists, each sync takes 0.4 s longer, or each batch
-    1.5 s."""
+    """Called in the child process: as soon as the file `slow` exists, each sync takes 0.4 s longer
+    (`in_save`), or each batch takes 1.5 s longer."""
     from gptcli.corpus import Batches
 
     sync, batch = os.fsync, Batches.batch
@@ -289,7 +291,7 @@ def check_resumed(training: Training, before: int, code: int, outcome: Outcome) 
         return
     origin = training.resumed_from()
     if origin is None and (code == -signal.SIGKILL or "is finished" in training.said()):
-        return  # killed before it printed the step, or the run was done
+        return  # it was killed before it printed the step, or the run was finished already
     if origin is None and code == 130 and not training.has_begun():
         return
     if origin != before:
@@ -297,8 +299,8 @@ def check_resumed(training: Training, before: int, code: int, outcome: Outcome) 
 
 
 def check_whole(run: Path, outcome: Outcome) -> None:
-    """Record a failure for each damaged checkpoint, and if metrics.jsonl is damaged before its last
-    line."""
+    """Record a failure for each damaged checkpoint. Also record a failure if metrics.jsonl is
+    damaged in another line than its last."""
     from gptcli.errors import GptcliError
     from gptcli.training import checkpoint
 
@@ -332,9 +334,8 @@ def final_weights(run: Path) -> bytes:
 
 
 def records(run: Path, torn: bool = False) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl without times.
-
-    An incomplete last line is left out with `torn`; without `torn`, it raises ValueError."""
+    """The records of metrics.jsonl without times. If the last line is incomplete, it is left out if
+    `torn` is true; otherwise the function raises ValueError."""
     path = run / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     if lines[-1] and not torn:

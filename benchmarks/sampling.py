@@ -1,4 +1,4 @@
-"""Compares the sampling of gptcli and nanoGPT on one machine, both sides in turn.
+"""Compares the sampling of gptcli and nanoGPT on one machine. Both run in turn.
 
     python benchmarks/sampling.py --nanogpt ../nanoGPT
     python benchmarks/sampling.py --run runs/NAME --text TEXT
@@ -8,9 +8,9 @@ The first command measures new tokens per second after a prompt of one token, wi
 nanoGPT runs its unchanged `generate`: eager, float32, no cache. gptcli runs `--dtype auto` and
 `--dtype int8` with both archs, and float32 with gpt2. The second command computes the
 log-probabilities of 1,000 tokens with the C library, in float32, bfloat16 and int8, and compares
-them with PyTorch's in float32. It also counts the equal tokens at the beginning of greedy outputs.
-The third command measures the wall time of whole processes: `gptcli sample RUN --max-new-tokens
-200`.
+them with those of PyTorch in float32. It also compares greedy texts: it counts the tokens before
+the first difference. The third command measures the wall time of whole processes: `gptcli sample
+RUN --max-new-tokens 200`.
 
 nanoGPT is the user's checkout of https://github.com/karpathy/nanoGPT.
 """
@@ -49,7 +49,8 @@ WAYS = (
 
 
 def main() -> None:
-    """Run the chosen measurement and print it. With --side, measure one side in this process."""
+    """Run the chosen measurement and print its results. With --side, measure only this side (gptcli
+    or nanoGPT), in this process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
     parser.add_argument("--run", type=Path, help="a run folder")
@@ -70,8 +71,8 @@ def main() -> None:
 
 
 def compare(nanogpt: Path, rounds: int, only: str | None) -> None:
-    """Print a table of tokens per second: medians of rounds in which the sides alternate, and
-    medians of the rounds' ratios."""
+    """Print a table of tokens per second: medians of rounds in which gptcli and nanoGPT alternate,
+    and medians of their ratio in each round."""
     heads = [f"{arch}, {dtype}" for arch, dtype in WAYS]
     print(f"| shape | streams | nanoGPT | {' | '.join(heads)} |")
     print("|---" * (3 + len(WAYS)) + "|")
@@ -97,14 +98,14 @@ def compare(nanogpt: Path, rounds: int, only: str | None) -> None:
 
 
 def other(case: dict[str, Any], nanogpt: Path) -> float:
-    """Tokens per second of one side, measured in a separate process."""
+    """Tokens per second of gptcli or of nanoGPT, measured in a separate process."""
     words = [sys.executable, __file__, "--nanogpt", str(nanogpt), "--side", json.dumps(case)]
     told = subprocess.run(words, check=True, capture_output=True).stdout
     return float(json.loads(told))
 
 
 def side(case: dict[str, Any], nanogpt: Path) -> float:
-    """New tokens per second of all streams together, on one side."""
+    """New tokens per second of all streams together, of gptcli or of nanoGPT."""
     sizes = dict(SHAPES[case["shape"]])
     vocabulary = sizes.pop("vocab")
     streams, new = case["streams"], case["new"]
@@ -125,7 +126,7 @@ def side(case: dict[str, Any], nanogpt: Path) -> float:
             start = time.perf_counter()
             theirs.generate(idx, new, temperature=0.8)
             return streams * new / (time.perf_counter() - start)
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line sets it
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli's command line sets it
     import torch
 
     from gptcli.config import ModelConfig
@@ -166,8 +167,8 @@ def startup(run: Path, rounds: int) -> None:
 
 
 def precision(run: Path, text: Path) -> None:
-    """Print how log-probabilities and greedy outputs of each dtype differ from PyTorch's in
-    float32."""
+    """Print how the log-probabilities and greedy texts of each dtype differ from those of PyTorch
+    in float32."""
     import torch
 
     from gptcli.native import library

@@ -4,12 +4,13 @@
     python benchmarks/serving.py --run runs/NAME --text TEXT --against-streams
 
 The clients run in one process and send streaming requests to /v1/completions. Each client sends its
-next request as soon as it has the whole answer to the last one. Prompts have 20 to 100 characters
-of TEXT, and answers have 100 new tokens. The first command starts both servers in turn, with 1, 8
-and 64 clients. It prints new tokens per second and the time to the first token. The package
-xllamacpp has llama.cpp's server, and the package gguf writes the file for this server: `pip install
-xllamacpp gguf`. The second command compares 64 clients with 64 streams without a server. It
-measures these streams like `gptcli bench`: with full windows, and without reading prompts.
+next request as soon as it has the whole answer to the request before. Prompts have 20 to 100
+characters of TEXT, and answers have 100 new tokens. The first command starts both servers in turn,
+with 1, 8 and 64 clients. It prints new tokens per second and the time to the first token. The
+package xllamacpp has llama.cpp's server, and the package gguf writes the file for this server: `pip
+install xllamacpp gguf`. The second command compares 64 clients of the server with 64 streams
+without a server. It measures these streams as `gptcli bench` does: with full windows, and without
+reading prompts.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pathlib import Path
 from machine import header
 
 CLIENTS = (1, 8, 64)
-NEW = 100  # tokens
+NEW = 100  # tokens of each answer
 _LLAMA_CPP = """
 import sys, xllamacpp
 params = xllamacpp.CommonParams()
@@ -48,8 +49,8 @@ import os; os._exit(0)
 
 @dataclass
 class Result:
-    """The result of one measurement: tokens per second, and the seconds to the first token of each
-    answer."""
+    """The result of one measurement: tokens per second, and for each answer the seconds until its
+    first token."""
 
     speed: float
     first: list[float]
@@ -75,7 +76,8 @@ def main() -> None:
 
 
 def against_llama_cpp(run: Path, text: str, rounds: int, requests: int) -> None:
-    """Print a table of both servers: medians of the rounds, and medians of the rounds' ratios."""
+    """Print a table of both servers: medians of the rounds, and medians of the ratio of both in
+    each round."""
     found: dict[tuple[int, str], list[Result]] = {}
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder, "model.gguf")
@@ -87,7 +89,7 @@ def against_llama_cpp(run: Path, text: str, rounds: int, requests: int) -> None:
                 with start as port:
                     measure(
                         port, text, 2, 1, seed=0
-                    )  # fills caches that are built at the first use
+                    )  # a warm-up: fills caches that are built at the first use
                     for clients in CLIENTS:
                         count = max(requests, 8 // clients)
                         result = measure(port, text, clients, count, seed=number)
@@ -145,7 +147,7 @@ def context(run: Path) -> int:
 
 @contextlib.contextmanager
 def gptcli(run: Path) -> Iterator[int]:
-    """A context in which `gptcli serve` runs. Its value is the server's port."""
+    """A context manager that runs `gptcli serve`. Its value is the server's port."""
     port = free_port()
     words = [sys.executable, "-m", "gptcli", "serve", run, "--port", str(port)]
     server = subprocess.Popen(words, stderr=subprocess.DEVNULL)
@@ -159,7 +161,8 @@ def gptcli(run: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def llama_cpp(gguf: Path, context: int) -> Iterator[int]:
-    """A context in which llama.cpp's server runs with 64 slots. Its value is the server's port."""
+    """A context manager that runs llama.cpp's server with 64 slots. Its value is the server's
+    port."""
     port = free_port()
     words = [gguf, port, context, len(os.sched_getaffinity(0))]
     server = subprocess.Popen(
@@ -251,7 +254,8 @@ async def ask(port: int, prompt: str) -> tuple[int, float]:
 
 
 def percentile(values: list[float], p: int) -> float:
-    """The smallest value that at least p percent of the values do not exceed."""
+    """The p-th percentile: the smallest of `values` for which at least p percent of them are not
+    larger."""
     return sorted(values)[max(0, -(-len(values) * p // 100) - 1)]
 
 

@@ -1,13 +1,14 @@
-"""Measures the time of commands from a cold shell: of gptcli, another checkout of it, and nanoGPT.
+"""Measures how long commands of gptcli, of another checkout of gptcli and of nanoGPT take.
 
     python benchmarks/start.py runs/NAME --nanogpt ../nanoGPT --other ../gptcli-before --rounds 10
 
 The commands are `sample` (200 tokens), `eval` and `--help`, and with --text also `score`. Each
-round starts every side once in a separate process, and the order of the sides changes from round to
-round. nanoGPT takes part only in `sample`: its unchanged sample.py also writes 200 tokens, with a
-checkpoint of random weights of the run's size, which this program writes. The table has the wall
-time (median and fastest), the time to the first character, and the processor time, which other
-processes change less.
+command runs in a new process. Each round runs the commands of every side (gptcli, the other
+checkout, nanoGPT) once. The order of the sides changes from round to round. nanoGPT takes part only
+in `sample`: its unchanged sample.py also writes 200 tokens, with a checkpoint of random weights of
+the run's size, which this program writes. The table has the wall time (median and fastest), the
+time to the first character, and the processor time, which changes less than the wall time if other
+processes run.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def nanogpt(run: Path, checkout: Path, folder: Path) -> Side:
 
 
 def report(sides: Sequence[Side], rounds: int) -> None:
-    """Measure the sides in turn, and print the medians. A first round only warms the caches."""
+    """Measure the sides in turn, and print the medians. One more round, before the others, only
+    warms the caches."""
     took: dict[str, list[tuple[float, float, float]]] = {side.name: [] for side in sides}
     for number in range(rounds + 1):
         for side in sides if number % 2 else reversed(sides):
@@ -123,7 +125,7 @@ def timed(side: Side) -> tuple[float, float, float]:
     environment = {**os.environ, "PYTHONPATH": str(side.path)}
     environment.pop(
         "PYTHONDONTWRITEBYTECODE", None
-    )  # so that Python keeps compiled modules, as if installed
+    )  # so that Python keeps compiled modules, as it does for an installed gptcli
     before, begin = os.times(), time.perf_counter()
     with subprocess.Popen(
         side.command,

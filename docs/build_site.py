@@ -1,11 +1,12 @@
-"""Builds the documentation in build/site, as a website that requests nothing: `make docs`.
+"""Builds the documentation as a website in build/site: `make docs`. The website needs no network.
 
     python docs/build_site.py [--out FOLDER]
 
-The pages are Markdown files of the repository. NAVIGATION lists them in their order. The program
-copies them to a temporary folder and changes their links so that they work in the site. For a link
-to a file of the code, it makes a page that shows the file. Then zensical builds the site. The
-program fails if zensical prints a warning. The program needs the extra `docs`.
+The pages are Markdown files of the repository. NAVIGATION in this file lists them in the order of
+the website. The program copies the pages to a temporary folder and changes their links so that they
+work in the site. For a link to a file of the code, it makes a page that shows the file. Then
+zensical builds the site. The program fails if zensical prints a warning. The program needs the
+extra `docs`.
 """
 
 from __future__ import annotations
@@ -101,15 +102,16 @@ PLACES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
-"""The places in the site of pages whose place does not follow from their file name."""
+"""For pages whose place in the site does not follow from their file name: the file, and its
+place."""
 
 UNSEARCHED = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/LOG.md", "gptcli/native/README.md")
-"""Pages that the search leaves out, because their many hits would hide those of other pages. The
+"""Pages that the search leaves out, because their many hits would hide the hits of other pages. The
 search also leaves out the files of the code."""
 NOT_SEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
 CODE_ALONE = "---\nsearch: {exclude: true}\nhide: [toc]\n---\n\n"
-"""The first lines of a page of UNSEARCHED (NOT_SEARCHED), and of a page that shows a file of the
-code (CODE_ALONE)."""
+"""NOT_SEARCHED are the first lines of each page in UNSEARCHED. CODE_ALONE are the first lines of a
+page that shows a file of the code."""
 
 LANGUAGES = {
     ".py": "python", ".yaml": "yaml", ".json": "json", ".sh": "bash", ".c": "c", ".h": "c",
@@ -118,11 +120,11 @@ LANGUAGES = {
 colours."""
 
 SLUGS = {"object": "pymdownx.slugs.slugify", "kwds": {"case": "lower"}}
-"""The setting that makes the anchors of headings as GitHub makes them."""
+"""The setting that makes the anchors of headings in the same way as GitHub."""
 
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 CODE = re.compile(r"(?<!`)(`+)(?!`)((?:(?!\n\n).)+?)(?<!`)\1(?!`)", re.DOTALL)
-SHORT = 26  # characters: shorter code in a text is never broken over two lines
+SHORT = 26  # inline code with fewer characters than this is never broken over two lines
 NO_PROSE = re.compile(
     r"^(?P<fence>```+)[^\n]*\n.*?^(?P=fence)[ \t]*$|(?<=\n\n)(?:    [^\n]*\n)+|<!--.*?-->",
     re.MULTILINE | re.DOTALL,
@@ -179,7 +181,8 @@ class Pages:
         self.waiting = pages()
 
     def write(self) -> None:
-        """Write all files. Ends the program if a link leads to no file."""
+        """Write the Markdown of all pages, and their pictures. Ends the program if a link leads to
+        no file."""
         while self.waiting:
             file = self.waiting.pop(0)
             if file in self.done:
@@ -208,13 +211,13 @@ class Pages:
         return "".join([*parts, self._prose(file, text[end:])])
 
     def _prose(self, file: str, text: str) -> str:
-        """The text between two code blocks, with links that work in the site and short code that is
-        never broken over two lines."""
+        """The text between two code blocks, changed for the site: its links work there, and short
+        inline code is never broken over two lines."""
         text = LINK.sub(lambda link: link[1] + self._target(file, link[2]) + link[3], text)
         return CODE.sub(_code, text)
 
     def _target(self, file: str, link: str) -> str:
-        """Where a link of the page `file` leads in the site."""
+        """The place in the site to which a link of the page `file` leads."""
         name, hash_, anchor = link.partition("#")
         if not name or re.match(r"[a-z]+:", name):
             return link
@@ -260,7 +263,7 @@ def config() -> dict[str, object]:
         },
         "plugins": {"search": {}, "offline": {}},
         # The file under "polyfills" replaces a script that the page would load from a server. The
-        # plugin `offline` looks for the word iframe-worker.
+        # plugin `offline` finds this script by the word iframe-worker.
         "extra": {"generator": False, "polyfills": ["assets/iframe-worker.js"]},
         "extra_css": ["assets/site.css"],
         "markdown_extensions": {

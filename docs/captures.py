@@ -12,7 +12,7 @@ from terminal import Frame, Terminal, paced, svg
 DOCS = Path(__file__).resolve().parent
 MINUTES = 3
 FASTER = 12  # the factor by which the moving picture shortens waiting times
-LEAST, MOST = 0.35, 2.0  # the least and the most seconds for a frame of waiting
+LEAST, MOST = 0.35, 2.0  # a frame in which a command works is shown for so many seconds
 
 UNSCALED = """\
 import torch
@@ -37,8 +37,8 @@ class CausalSelfAttention(nn.Module):
 
 
 def training(shop: Workshop) -> None:
-    """Write docs/train-moving.svg and docs/train.svg. The first shows how a person trains and
-    samples in a terminal. The second shows the live view at the end of that training."""
+    """Write docs/train-moving.svg and docs/train.svg. train-moving.svg shows how a person trains
+    and samples in a terminal. train.svg shows the live view at the end of that training."""
     train, sample = f"gptcli train --minutes {MINUTES}", 'gptcli sample -p "KING:" -n 200'
     with Terminal(shop.fresh("recording"), 80, 24) as window:
         window.run(train)

@@ -1,7 +1,8 @@
 """The pictures of the course, from real checks of files with one mistake each.
 
-The program fills in two skeletons of `gptcli exercise` in a new folder, each with one wrong step,
-and draws the output of the checks. Then it corrects the layer norm, and draws the progress.
+The program writes the skeletons of the exercises attention and layer norm with `gptcli exercise`,
+fills them in with one wrong step each, and draws the output of their checks. Then it corrects the
+layer norm, and draws the output of `gptcli exercise --status`.
 """
 
 from __future__ import annotations

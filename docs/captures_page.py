@@ -15,14 +15,15 @@ from playwright.sync_api import sync_playwright
 from gptcli.pages.chromium import find_chromium
 
 DOCS = Path(__file__).resolve().parent
-COLOURS = 128  # of a picture: the pages have few colours, and few colours keep the files small
+COLOURS = 128  # in a picture: the pages use few colours, and few colours make small files
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 GPT2 = "model={arch: gpt2, n_layer: 3, n_head: 2, n_embd: 64, block_size: 64, dropout: 0.0}"
 ONE_THREAD = "run.threads=1"
 
 
 def model(shop: Workshop) -> None:
-    """Write page.png, page-attention.png and page-steps.png."""
+    """Write page.png, page-attention.png and page-steps.png: three parts of a page of `gptcli
+    page`."""
     shop.train("shakespeare", "shakespeare", "train.max_steps=1200", "train.sample_every=100")
     path = shop.folder / "page.html"
     if not path.is_file():
@@ -83,14 +84,14 @@ def look(shop: Workshop) -> None:
 
 
 def train_char(shop: Workshop) -> None:
-    """Train the run `char`, whose heads the pictures show."""
+    """Train the run `char`. Two of the pictures show its attention heads."""
     words = ("train.max_steps=1500", "train.eval_every=100", "train.sample_every=300")
     shop.train("char", "tiny", *words, ONE_THREAD)
 
 
 @contextmanager
 def tab(path: Path, width: int, theme: str = "light") -> Iterator[Any]:
-    """A context with a page that is open in Chromium and shows no motion."""
+    """A context manager whose value is a page that is open in Chromium, without animations."""
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         context = browser.new_context(

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 GUIDE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- file map: made by `make map` -->", "<!-- end of the file map -->"
 
-# The folders in the order in which a text passes through them. A folder that is not in this list
-# comes last.
+# The folders of gptcli/ in the order in which a text passes through them. A folder that is not in
+# this list comes last.
 ORDER = (
     "gptcli", "gptcli/cli", "gptcli/serving",
     "gptcli/api", "gptcli/files", "gptcli/tokenization", "gptcli/corpus",
@@ -96,7 +96,7 @@ def with_table(guide: str) -> str:
 
 
 def main() -> None:
-    """Write the map, or check it."""
+    """Write the file map into CONTRIBUTING.md. With --check, only compare it with the files."""
     guide = GUIDE.read_text("utf-8")
     wanted = with_table(guide)
     if "--check" in sys.argv[1:]:

@@ -1,10 +1,10 @@
 """Draws every picture of the documentation from the commands that it shows: `make pictures`.
 
-    python docs/pictures.py [NAME ...]     # all of them, or those whose path holds a NAME
+    python docs/pictures.py [NAME ...]     # all pictures, or those whose path contains a NAME
     python docs/pictures.py --list
 
 `gptcli train` trains the runs in build/pictures. The runs stay there, so a second call trains only
-what docs/train-moving.svg records. Delete this folder to train all runs again.
+the run whose training docs/train-moving.svg shows. Delete this folder to train all runs again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: its path from the root, its maker ("module:function"), and the commands in it.
-    `commands` holds gptcli's commands without their arguments. One function can draw several
-    pictures."""
+    """A picture: its path from the root of the repository, the function that draws it
+    ("module:function"), and the gptcli commands that it shows, without their arguments. One
+    function can draw several pictures."""
 
     path: str
     maker: str
@@ -67,14 +67,15 @@ class Workshop:
             sys.exit(f"{' '.join(command)} ended with {done.returncode}")
 
     def fresh(self, name: str) -> Path:
-        """A new empty folder. In it, pictures show short paths and no earlier runs."""
+        """Make and return an empty folder. Commands that run in this folder show short paths and no
+        earlier runs."""
         folder = self.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         return folder
 
     def train(self, name: str, *words: str) -> None:
-        """Train runs/NAME, if it has no checkpoints yet."""
+        """Train the run runs/NAME, unless it already has checkpoints."""
         if not (self.folder / "runs" / name / "checkpoints").is_dir():
             self.gptcli("train", *words, "--out", f"runs/{name}", "--overwrite")
 

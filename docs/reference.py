@@ -64,13 +64,14 @@ def config_page() -> str:
 
 
 def _definition(schema: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """The definition to which an entry of the schema refers."""
+    """The definition in the JSON Schema to which an entry of the schema refers."""
     found: dict[str, Any] = schema["$defs"][entry["$ref"].rpartition("/")[2]]
     return found
 
 
 def _keys(schema: dict[str, Any], section: str, definition: dict[str, Any]) -> Iterator[str]:
-    """The parts of the page for the keys of a section, and of the sections inside it."""
+    """The parts of the page that describe the keys of a config section and of the sections inside
+    it."""
     for name, entry in definition["properties"].items():
         key = f"{section}.{name}"
         inner = [choice for choice in entry.get("anyOf", [entry]) if "$ref" in choice]
@@ -102,7 +103,7 @@ def _values(entry: dict[str, Any]) -> str:
 
 
 def _range(entry: dict[str, Any]) -> str:
-    """The bounds of a number in words, or "" if it has no bounds."""
+    """The bounds of a config key that is a number, in words, or "" if it has no bounds."""
     least, above = entry.get("minimum"), entry.get("exclusiveMinimum")
     most, below = entry.get("maximum"), entry.get("exclusiveMaximum")
     if least is not None and most is not None:
@@ -145,8 +146,8 @@ def commands_page() -> str:
 
 
 def _commands(group: Any, context: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The path, the command and the context of each command. A group is replaced by its
-    commands."""
+    """The path, the command and the context of each command. A group of commands, such as `gptcli
+    tokenizer`, is replaced by its commands."""
     import typer
 
     for name, command in group.commands.items():
@@ -178,7 +179,7 @@ def _command(path: str, command: Any, context: Any) -> str:
 
 
 def _code(text: str) -> str:
-    """The text as it must be between backticks in a table."""
+    """A piece of code as it must be written between backticks in a table of Markdown."""
     return text.replace("|", "\\|")
 
 
@@ -213,7 +214,7 @@ def _summary(thing: Any) -> str:
 
 
 def _name(name: str, thing: Any) -> str:
-    """The part of the page for one name."""
+    """The part of the page that describes one public name."""
     if inspect.isroutine(thing):
         return f"## gptcli.{name}\n\n{_signature(name, thing)}\n{_doc(thing)}\n"
     if not inspect.isclass(thing):
@@ -245,7 +246,7 @@ def _name(name: str, thing: Any) -> str:
 
 
 def _doc(thing: Any) -> str:
-    """The docstring of a thing as Markdown. Indented programs become code blocks."""
+    """The docstring of a class or function as Markdown. Indented programs become code blocks."""
     text = inspect.getdoc(thing) or ""
     blocks = []
     for block in text.split("\n\n"):

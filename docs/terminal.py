@@ -1,8 +1,8 @@
-"""Runs commands in a terminal as a person types them, and draws its screens as still or moving SVG.
+"""Runs commands in a terminal as a person types them. Draws the screens as still or moving SVG.
 
 The commands write to a pseudo-terminal, and pyte computes the screen that a window would show. The
-SVG stores equal rows only once. The SVG loads no other files, and does not move if the reader
-prefers less motion.
+SVG stores equal rows of the screen only once. The SVG loads no other files, and does not move if
+the reader has told the system to reduce motion.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEY_SECONDS = 0.06  # the time between two typed keys
 FRAME_SECONDS = 0.25  # the shortest time between two frames
 END_SECONDS = 6.0  # how long the last frame is shown
 ROUNDS = 3  # how many times a moving picture plays before it stops
-CELL, LINE, SIZE = 8.4, 19.0, 14  # width of a cell, height of a row, size of the type, in pixels
+CELL, LINE, SIZE = 8.4, 19.0, 14  # pixels: width of a cell, height of a row, size of the font
 EDGE = 12.0
 PAPER, INK = "#16181d", "#e8e6e1"
 COLOURS = {
@@ -37,13 +37,14 @@ COLOURS = {
     "brown": "#e8b44c", "blue": "#82b8ff", "magenta": "#e49be0", "cyan": "#5fcbe0",
     "white": "#ffffff", "brightblack": "#a3a09a",
 }  # fmt: skip
-"""Each colour has a contrast of at least 4.5 on PAPER, except black, which gptcli uses only on
-coloured tiles."""
+"""The colours of a terminal by their names in pyte. Each has a contrast of at least 4.5 on PAPER,
+except black, which gptcli uses only on coloured tiles."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """The colours and weight of a span's characters. Colours are CSS colours."""
+    """The colours of the characters and of their background, and whether they are bold. Colours are
+    CSS colours."""
 
     ink: str
     paper: str
@@ -101,7 +102,7 @@ class Terminal:
     def __enter__(self) -> Terminal:
         self._wait(self._at_prompt, 20)
         self._stream.feed(b"\x1b[2J\x1b[H")
-        self.press("\n", 20)  # for a new prompt
+        self.press("\n", 20)  # so that bash writes its prompt again
         self._stream.feed(b"\x1b[2J\x1b[H" + PROMPT.encode())
         return self
 
@@ -133,7 +134,8 @@ class Terminal:
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
 
     def still(self, *, without_prompt: bool = True) -> Frame:
-        """The screen as it is now, without empty rows (and, by default, a prompt) at its end."""
+        """The screen as it is now, without empty rows at its end. By default, also without a prompt
+        at its end."""
         rows = list(self._rows())
         while rows and (not rows[-1] or (without_prompt and _plain(rows[-1]) == PROMPT.strip())):
             rows.pop()
@@ -206,9 +208,10 @@ def _plain(row: Row) -> str:
 
 
 def paced(frames: Sequence[Frame], faster: float, least: float, most: float) -> list[Frame]:
-    """The frames with the times of a moving picture: waiting is `faster` times faster, typing is
-    not. A frame of waiting is shown from `least` to `most` seconds, so some of these frames are
-    left out."""
+    """The frames with the times of a moving picture: while a command works, the
+    picture is `faster` times as fast as the terminal was, and while the user types, it is as fast.
+    A frame in which a command works is shown for `least` to `most` seconds, so some of these frames
+    are left out."""
     kept: list[Frame] = []
     waited = 0.0
     for number, one in enumerate(frames):
@@ -224,9 +227,9 @@ def paced(frames: Sequence[Frame], faster: float, least: float, most: float) -> 
 
 
 def svg(frames: Sequence[Frame], title: str, description: str) -> str:
-    """An SVG picture of the frames. It moves if there are several frames. The frames are below each
-    other in a strip, and the animation moves this strip in steps. Readers who prefer less motion,
-    and programs without animation, see the last frame."""
+    """An SVG picture of the frames. If there are several frames, it is animated: the frames are
+    below each other in a strip, and the animation moves this strip by one frame at a time. Readers
+    who prefer less motion, and programs without animation, see the last frame."""
     columns = max((_end(row) for frame in frames for row in frame.rows), default=1)
     columns = max(columns, 40)
     lines = max(len(frame.rows) for frame in frames)
@@ -280,8 +283,8 @@ class _Styles:
 
 
 def _drawn(row: Row, styles: _Styles) -> str:
-    """The SVG elements of a row at y = 0. Each span is exactly as wide as its cells, in every
-    font."""
+    """The SVG elements of a row of the screen at y = 0. The text of each span is exactly as wide as
+    its cells, in every font."""
     parts = []
     for style, first, text in row:
         x, wide = first * CELL, len(text) * CELL
@@ -304,7 +307,7 @@ def _drawn(row: Row, styles: _Styles) -> str:
 
 
 def _motion(frames: Sequence[Frame], height: float) -> str:
-    """The CSS that moves the strip, except for readers who prefer less motion."""
+    """The CSS that moves the strip of frames, except for readers who prefer less motion."""
     total = sum(frame.seconds for frame in frames)
     at, stops = 0.0, []
     for number, frame in enumerate(frames):

@@ -29,8 +29,8 @@ else
     words=(train "$config" "$@" --out "$run")
 fi
 
-# Slurm sends SIGTERM before it pre-empts the job, and five minutes before the time of the job is
-# over. Then all ranks save and end, and this script puts the job back into the queue.
+# Slurm sends SIGTERM before it pre-empts the job, and five minutes before the job reaches its time
+# limit. Then all ranks save and end, and this script puts the job back into the queue.
 asked_to_stop=no
 # shellcheck disable=SC2317,SC2329 # the trap calls this function
 stop() {

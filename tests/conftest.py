@@ -1,4 +1,5 @@
-"""Fixtures for all tests: a cache for tests only, one thread, the command line in this process."""
+"""Fixtures for all tests: a separate cache, `gptcli` called without a new process, a trained
+run."""
 
 from __future__ import annotations
 
@@ -18,23 +19,24 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import settings
 
-# On two cores, two workers with two threads each would wait for one another.
+# PyTorch uses one thread in each pytest worker. If each worker had two threads, the threads of two
+# workers would wait for each other on a machine with two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
 torch.set_num_threads(1)
 
-# A background job of a shell ignores Ctrl-C, and `nohup` makes a process ignore SIGHUP. Every
-# process that the tests start would inherit these settings.
+# If pytest is a background job of a shell, it ignores Ctrl-C. Under `nohup`, it ignores SIGHUP.
+# Every process that the tests start would inherit this, so pytest gets the default handlers here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# `make test` draws the same examples every time. `make fuzz` draws new ones with
-# --hypothesis-profile=random. Hypothesis then writes each failing example as a patch to
-# .hypothesis/.
+# In `make test`, Hypothesis generates the same examples every time. In `make fuzz` (with
+# --hypothesis-profile=random), it generates new examples, and stores each failing example as a
+# patch in .hypothesis/.
 settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
 settings.register_profile("random", max_examples=1000, deadline=None, print_blob=True)
 settings.load_profile("fixed")
@@ -58,7 +60,8 @@ Once = Callable[[str, Callable[[Path], None]], Path]
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a file lock, so that only one worker at a time runs the block."""
+    """Lock the file `path` during a `with` block. So only one pytest worker at a time runs the
+    block."""
     import fcntl
 
     with path.open("w") as file:
@@ -68,9 +71,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
-    """once("name", make) calls make(folder) in the first worker that asks, and returns the folder.
+    """once("name", make) makes a folder that all pytest workers share, and returns its path.
 
-    The other workers wait, and get the same folder. They must not write to it."""
+    The first worker that calls it creates the folder and calls make(folder). The other workers wait
+    until the folder is complete, and then get its path. They must not write to it."""
     base = tmp_path_factory.getbasetemp()
     if WORKER and os.name == "posix":
         base = base.parent  # all workers share this folder
@@ -85,7 +89,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
             return folder
         with _locked(base / f"once-{name}.lock"):
             if not done.exists():
-                # A worker whose `make` failed may have left the folder.
+                # A worker in which `make` failed may have left an incomplete folder.
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
                 make(folder)
@@ -99,9 +103,10 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 def _test_cache(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterator[None]:
     """Set GPTCLI_CACHE to a temporary folder, so that no test touches the user's cache.
 
-    Each worker has its own cache. On Linux and macOS, each C library is compiled once for all
-    workers. The libraries are kept in .pytest_cache for the next run. Their names contain a hash of
-    source and compiler, so a changed library is compiled again."""
+    Each pytest worker has its own cache. On Linux and macOS, only one worker compiles a C library,
+    and the other workers copy it. The compiled libraries stay in .pytest_cache for the next call of
+    pytest. The file name of a library contains a hash of its source and of the compiler, so a
+    library is compiled again after a change of its source."""
     cache = tmp_path_factory.mktemp("cache")
     _copy_libraries(KEPT_LIBRARIES, cache / "native")
     patch = pytest.MonkeyPatch()
@@ -116,7 +121,8 @@ def _test_cache(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterato
 
 
 def _copy_libraries(source: Path, goal: Path) -> None:
-    """Copy the C libraries that `goal` lacks. Other workers may copy them at the same time."""
+    """Copy those C libraries from `source` to `goal` that `goal` lacks. Several pytest workers can
+    safely do this at the same time."""
     for path in source.glob("*.so"):
         if not (goal / path.name).exists():
             goal.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -126,12 +132,13 @@ def _copy_libraries(source: Path, goal: Path) -> None:
 
 
 def _share_libraries(native: Path, once: Once) -> None:
-    """Compile each C library in one worker, and copy it to the caches of the others."""
+    """Put the C libraries into this pytest worker's cache folder `native`. One of the workers
+    compiles each library, and the other workers copy it."""
     from gptcli.native import library
 
     sources = [library.TRAINING, library.TRAINING_FLOAT32, library.SAMPLING]
     if WORKER.endswith(("1", "3", "5", "7", "9")):
-        sources.reverse()  # so two workers do not compile the same one first
+        sources.reverse()  # so that workers begin with different libraries
     for source in sources:
 
         def build(folder: Path, source: library.Source = source) -> None:
@@ -147,20 +154,23 @@ def _share_libraries(native: Path, once: Once) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _shared_worker_process(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Let all checks of a test process share one worker process, which imports PyTorch only once.
+    """Let the course checks of a pytest process share a sandbox process, which imports PyTorch
+    once.
 
-    The worker runs each file in a fork, so files cannot affect each other. With --slow, on systems
-    other than Linux, or if a test sets GPTCLI_NEW_WORKER, every check starts a new worker process,
-    as gptcli does."""
-    # Do not use the fixture `slow` here: --slow runs the tests that use it, and every test uses
-    # this fixture.
+    The sandbox process (gptcli.course.sandbox.isolation.Worker) runs each file in a fork of itself,
+    so files cannot affect each other. With --slow, on systems other than Linux, and if a test sets
+    GPTCLI_NEW_WORKER, every check starts a new sandbox process, as it does outside the tests."""
+    # This fixture must not use the fixture `slow`: --slow selects the tests that use `slow`, and
+    # every test uses this fixture.
     if pytestconfig.getoption("--slow") or sys.platform != "linux":
         yield
         return
     from gptcli.course.sandbox.isolation import Worker, _Process
 
     idle: list[_Process] = []
-    busy: set[Worker] = set()  # their check runs or was interrupted, so an answer is still to come
+    # Workers that have not sent their answer yet, because their check still runs or was
+    # interrupted.
+    busy: set[Worker] = set()
     leave, check = Worker.__exit__, Worker.ask
 
     def shared(worker: Worker) -> bool:
@@ -196,7 +206,7 @@ def _shared_worker_process(pytestconfig: pytest.Config) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def text_file(once: Once) -> Path:
-    """The file of a small text: 48 short speeches."""
+    """The path of a file with a small text: 48 short speeches."""
 
     def write(folder: Path) -> None:
         (folder / "speeches.txt").write_text(TEXT, encoding="utf-8", newline="\n")
@@ -215,16 +225,18 @@ class Outcome:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--slow", action="store_true", help="only the slow tests, and all of each long series"
+        "--slow", action="store_true", help="run only the tests that are left out without it"
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --slow, leave out the tests marked `slow`, and most tests of each `long_series`.
+    """Without --slow, leave out the tests marked `slow`, and most cases of tests marked
+    `long_series`.
 
-    A series of up to 12 tests keeps about a third of them, one of up to 40 about a sixth, and a
-    longer one about a twelfth. With --slow, keep only the tests that are otherwise left out, and
-    those with the fixture `slow`."""
+    The cases of a test are its sets of parameters. If a `long_series` has up to 12 cases, about a
+    third of them remain. Of up to 40 cases, about a sixth remain, and of more than 40 about a
+    twelfth. With --slow, only two kinds of tests remain: those that are left out without --slow,
+    and those that use the fixture `slow`."""
     slow = config.getoption("--slow")
     series = [
         (item.path, getattr(item, "originalname", item.name))
@@ -239,7 +251,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             test = (item.path, getattr(item, "originalname", item.name))
             i, length = seen[test], lengths[test]
             every = 3 if length <= 12 else 6 if length <= 40 else 12
-            # Go along a diagonal, so that a parameter of three values keeps each of its values.
+            # Keep one case of every group of `every` cases, and take it from another place in each
+            # group. If the place were the same, a parameter with three values might have the same
+            # value in all cases that are kept.
             is_slow = is_slow or (i + i // every) % every != 0
             seen[test] += 1
         is_wanted = is_slow or "slow" in getattr(item, "fixturenames", ()) if slow else not is_slow
@@ -249,9 +263,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def wanted(request: pytest.FixtureRequest, parameter: str, *always: Any) -> set[Any]:
-    """`always`, and the values of a parameter in those tests of this module that will run.
+    """The values of `parameter` in those tests of this module that will run, and those in `always`.
 
-    A fixture that prepares something for each value need not prepare it for other values."""
+    A fixture that prepares something for each value can thus leave out values that no test
+    needs."""
     params = (
         item.callspec.params
         for item in request.session.items
@@ -262,13 +277,14 @@ def wanted(request: pytest.FixtureRequest, parameter: str, *always: Any) -> set[
 
 @pytest.fixture(scope="session")
 def slow(pytestconfig: pytest.Config) -> bool:
-    """Whether to try all of a long series (`make slow`) or only a sample of it (`make test`)."""
+    """True if a test should try a whole series of cases (`make slow`), False if only some of
+    them."""
     return bool(pytestconfig.getoption("--slow"))
 
 
 def some(series: Iterable[T], count: int, slow: bool) -> list[T]:
-    """The whole series if `slow`. Otherwise `count` evenly spaced items, with the first and the
-    last."""
+    """All items of `series` if `slow`, otherwise only `count` evenly spaced items, which include
+    the first and the last item."""
     whole = list(series)
     if slow or len(whole) <= count:
         return whole
@@ -277,10 +293,11 @@ def some(series: Iterable[T], count: int, slow: bool) -> list[T]:
 
 @pytest.fixture(scope="session")
 def program(slow: bool) -> Iterator[list[str]]:
-    """The start of a command line that runs `gptcli` as a process with its own streams.
+    """The first words of a command line that runs `gptcli` as a process with its own streams.
 
-    Add "-u" or nothing, then the arguments. The process is a fork of fork_server.py, which has
-    imported PyTorch already. With --slow, and on Windows, it is gptcli itself."""
+    A test adds gptcli's arguments, and before them "-u" if the streams should have no buffers. The
+    process is a fork of fork_server.py, which has already imported PyTorch. With --slow, and on
+    Windows, the command starts gptcli without fork_server.py."""
     if slow or os.name != "posix":
         yield [sys.executable, str(HERE / "start.py")]
         return
@@ -305,7 +322,7 @@ Cli = Callable[..., Outcome]
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """A function that runs `gptcli ARGS` in this process: cli("train", "tiny") -> Outcome."""
+    """cli("train", "tiny") runs `gptcli train tiny` in this process, and returns its Outcome."""
 
     def call(*arguments: object) -> Outcome:
         from gptcli.cli import main
@@ -335,7 +352,8 @@ SMALL = (
 
 @pytest.fixture(scope="session")
 def trained(once: Once, text_file: Path) -> Path:
-    """The folder of a small float32 run: 40 steps on the small text, with two evaluations."""
+    """The run folder of a small network in float32: 40 steps on `text_file`, with two
+    evaluations."""
 
     def train(folder: Path) -> None:
         command = [

@@ -1,7 +1,9 @@
-"""Runs gptcli in a fork of fork_server.py: python -IS fork_client.py SOCKET [-u] WORDS...
+"""Runs gptcli in a fork of the process fork_server.py: python -IS fork_client.py SOCKET [-u]
+WORDS...
 
-The fork gets this process's arguments, folder, environment and open streams. This process ends with
-the fork's exit code. The client imports little, so it starts much faster than gptcli.
+This process is the client. The fork gets the client's arguments, current folder, environment and
+open streams, and the client ends with the fork's exit code. The client imports little, so it starts
+much faster than gptcli.
 """
 
 import json
@@ -16,10 +18,10 @@ def main() -> None:
         try:
             os.fstat(number)
             streams.append(number)
-        except OSError:  # the caller has closed this stream
+        except OSError:  # the caller of this client has closed the stream
             pass
     while os.open(os.devnull, os.O_RDONLY) < 3:
-        pass  # otherwise the socket could get the number of a closed stream
+        pass  # otherwise the socket could get the number 0, 1 or 2 of a closed stream
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(sys.argv[1])
         request = {

@@ -1,9 +1,9 @@
 """Runs `gptcli` in forks of a process that has imported PyTorch, so that each start is fast.
 
 The tests of gptcli's streams need a process for each case, and each import of PyTorch would take a
-second or more. `python -m tests.fork_server SOCKET` listens on a socket. The tests then start
-fork_client.py instead of `gptcli`. With --slow (`make slow`), and on Windows, the tests start
-gptcli itself.
+second or more. `python -m tests.fork_server SOCKET` listens on a socket. Instead of `gptcli`, the
+tests start fork_client.py, which asks this process for a fork. With --slow (`make slow`), and on
+Windows, the tests start gptcli itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 
 def stream(number: int, *, write: bool, unbuffered: bool) -> io.TextIOWrapper | None:
-    """The standard stream for a descriptor, as Python opens it at its start, or None if it is
-    closed."""
+    """The standard stream with the descriptor `number` (0, 1 or 2), as Python opens it when it
+    starts. Returns None if the descriptor is closed."""
     try:
         os.fstat(number)
     except OSError:
@@ -72,12 +72,12 @@ def gptcli(request: dict[str, Any], descriptors: list[int]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        code = 120  # Python ends in the same way if it cannot write the last of stdout
+        code = 120  # Python's own exit code if it cannot flush stdout at its end
     return code if isinstance(code, int) else 1
 
 
 def warm() -> None:
-    """Import the modules that most commands need, and share their memory with the forks."""
+    """Import the modules that most commands need, so that the forks need not import them."""
     import gc
     import importlib
     import pkgutil
@@ -87,7 +87,7 @@ def warm() -> None:
     for package in ("cli", "corpus", "model", "sampling", "tokenization", "training", "view"):
         folder = importlib.import_module(f"gptcli.{package}")
         for module in pkgutil.iter_modules(folder.__path__, f"gptcli.{package}."):
-            # This module needs Triton, and so a GPU.
+            # The module fused_loss_kernel needs Triton, which needs a GPU.
             if module.name != "gptcli.model.fused_loss_kernel":
                 importlib.import_module(module.name)
     torch.set_num_threads(1)
@@ -113,7 +113,7 @@ def main() -> None:
                     code = 70
                     try:
                         listener.close()
-                        client.detach()  # the parent sends the answer
+                        client.detach()  # the fork's parent sends the exit code to the client
                         code = gptcli(json.loads(data), descriptors)
                     finally:
                         os._exit(code)

@@ -1,4 +1,4 @@
-"""The mark of tests that need an NVIDIA GPU. `benchmarks/gpu.py` runs these tests on a GPU."""
+"""`gpu` marks tests that need an NVIDIA GPU. `benchmarks/gpu.py` runs these tests on a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replaces this process by `gptcli WORDS`, without buffers if the first word is -u."""
+"""start.py [-u] WORDS: replaces its process by `gptcli WORDS`. With -u, streams have no buffers."""
 
 import os
 import sys

@@ -1,4 +1,5 @@
-"""Limits on cores and memory from cgroups: version 1 or 2, nested, with or without a namespace."""
+"""gptcli finds the limits that cgroups (v1 and v2) set on cores and memory, also in nested cgroups
+and in cgroup namespaces."""
 
 from __future__ import annotations
 
@@ -102,7 +103,7 @@ def test_memory(files: dict[str, str], limits: list[tuple[int, int]], system: Pa
     assert memory_limits() == limits
 
 
-@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says")
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux has /proc/meminfo")
 def test_the_smallest_limit_of_nested_groups_counts(system: Path) -> None:
     write(system, {**V2, "cgroup/a/b/memory.max": "90000000", "cgroup/a/memory.max": "70000000"})
     assert memory.available_memory() == 70_000_000

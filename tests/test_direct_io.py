@@ -1,4 +1,4 @@
-"""Files written with O_DIRECT have the right bytes, even if the system refuses O_DIRECT."""
+"""Large files have the correct bytes, whether the system accepts O_DIRECT or refuses it."""
 
 from __future__ import annotations
 

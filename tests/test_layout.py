@@ -1,4 +1,4 @@
-"""The layout: imports point in one direction, and CONTRIBUTING.md's map names every file."""
+"""Packages import each other only as CONTRIBUTING.md says, and its file map names every file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "gptcli").rglob("*.py"))
 TOP = {"files", "top"}
-"""What every package may import: files/, and the modules in gptcli/ itself, such as config, errors
-and events."""
+"""What every package may import: `files`, and `top`, which stands for the modules directly in
+gptcli/, such as config, errors and events."""
 
 MAY_IMPORT = {
     "cli": {
@@ -77,13 +77,13 @@ MAY_IMPORT = {
 
 
 def package(module: str) -> str:
-    """The package of gptcli/ that holds a module, or "top" for a module in gptcli/ itself."""
+    """The package of gptcli/ that contains `module`, or "top" for a module directly in gptcli/."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in MAY_IMPORT else "top"
 
 
 def imports(path: Path) -> set[str]:
-    """The gptcli modules that a file imports, at its top or inside functions."""
+    """The gptcli modules that a file imports, at the top of the file or inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -124,7 +124,8 @@ def test_no_circle_among_modules() -> None:
 
 
 def test_the_arch_descriptions_import_only_the_standard_library() -> None:
-    """gptcli.config imports the descriptions, and `--help` must not wait for torch."""
+    """gptcli.config imports model/arch.py. If that file imported torch, even `gptcli --help` would
+    have to wait for torch."""
     tree = ast.parse((ROOT / "gptcli" / "model" / "arch.py").read_text("utf-8"))
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert modules == {"__future__", "collections.abc", "dataclasses", "typing"}
@@ -139,15 +140,15 @@ def test_attention_is_readable_alone() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_sizes_and_names(path: Path) -> None:
-    """Learners must be able to read a file of model/ or training/ in one sitting. Names say what a
-    file holds."""
+    """Files in model/ and training/ are short enough for learners to read in one sitting. No file
+    has a name such as utils, which does not say what the file holds."""
     if path.parent.name in ("model", "training"):
         assert len(path.read_text("utf-8").splitlines()) <= 400
     assert path.stem not in {"utils", "helpers", "common", "misc", "base"}
 
 
 def test_the_map_is_up_to_date() -> None:
-    """`make map` would change nothing, and the first line of each file describes the file."""
+    """The file map in CONTRIBUTING.md is what `make map` writes, and it describes every file."""
     command = [sys.executable, ROOT / "docs" / "file_map.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

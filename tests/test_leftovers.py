@@ -1,4 +1,4 @@
-"""Pointers of git-lfs and backups of editors in place of a text, weights or a tokenizer."""
+"""Git-lfs pointers in place of a text, weights or a tokenizer, and editors' backups of texts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_backups_of_editors(name: str, tmp_path: Path) -> None:
     source = find_source(str(texts))
     assert [file.path.name for file in source.files] == ["a.txt"]
     assert source.notes == (f"left out {name}: backups of an editor",)
-    # Here the user names the backup.
+    # gptcli reads a backup if the user names the file.
     assert find_source(str(texts / name)).files[0].path.name == name
 
 

@@ -19,7 +19,7 @@ FILES = {
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The contents of the system's files. A test can change them."""
+    """What gptcli finds in the system's files: path -> text. A test can change it."""
     content = dict(FILES)
 
     def read_text(path: Path, *_: object) -> str:

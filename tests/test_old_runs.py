@@ -1,9 +1,9 @@
 """Runs of an earlier version can still be sampled, evaluated, scored and resumed.
 
-tests/old_runs/ holds the runs, and the output of that version's commands on them (see record.py
-there). The text of the runs has moved since. `--resume` gets the new path of the text as
-`data.source=NEW`. `eval` and `inspect-batch` read the path in config.yaml, which may be edited if
-the text is the same.
+tests/old_runs/ holds the runs, and what the commands of the earlier version printed about them.
+tests/old_runs/record.py recorded them. The text of the runs now has another path than the one in
+their config.yaml. `train --resume` gets the new path as `data.source=NEW`. `eval` and
+`inspect-batch` read the path in config.yaml, so the tests write the new path there.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ OLD_RUNS = Path(__file__).parent / "old_runs"
 TEXT = OLD_RUNS / "speeches.txt"
 NAMES = ("modern-char-muon", "gpt2-bpe-adamw", "modern-byte-adamw", "gpt2-user-parts")
 MACHINE = ("--device", "cpu", "--dtype", "float32", "--threads", "1")
-# Other processors add in another order. The difference is larger after twenty steps than after one
-# evaluation.
+# How much results may differ from the recorded ones, because other processors add numbers in
+# another order: LOSS for results from recorded weights, WEIGHTS for results after twenty more
+# steps.
 LOSS, WEIGHTS = 2e-5, 2e-4
 
 
 def expected(name: str) -> dict[str, Any]:
-    """What the commands of the version that trained the run printed about it."""
+    """What gptcli printed about the run `name`, in the version that trained it."""
     found: dict[str, Any] = json.loads((OLD_RUNS / name / "expected.json").read_text("utf-8"))
     return found
 
 
 def parts(name: str, *only: str) -> list[str]:
-    """The options that name the user's files of a run, or `only` some of them."""
+    """The options that name the user's files of the run `name`, such as `--mlp FILE`: those of the
+    parts in `only`. If `only` is empty, those of all parts."""
     files = sorted((OLD_RUNS / name).glob("*.py"))
     return [
         word

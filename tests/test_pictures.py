@@ -1,4 +1,4 @@
-"""The pictures of the documentation: `make pictures` draws each one, with commands that exist."""
+"""The documentation's pictures: `make pictures` draws all of them, and their commands exist."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def registry() -> tuple[Any, ...]:
 
 
 def named_pictures() -> dict[str, list[str]]:
-    """The pictures that Markdown files show: for each path from the root, the names of the
-    files."""
+    """The pictures in Markdown files: the path of a picture from the project's root -> the names of
+    the files that show it."""
     found: dict[str, list[str]] = {}
     for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("benchmarks/*.md")]:
         for match in NAMED.finditer(page.read_text("utf-8")):
@@ -79,8 +79,8 @@ def test_pictures_are_small_and_load_nothing(path: Path) -> None:
 
 
 def test_what_moves_stands_still_for_those_who_ask() -> None:
-    """A picture moves only if the reader did not ask for less motion. Otherwise it shows its last
-    frame. For browsers that cannot ask, the README has a still picture."""
+    """docs/train-moving.svg moves only if the reader's system does not ask for reduced motion.
+    Otherwise the picture shows its last frame, and the README replaces it by docs/train.svg."""
     text = (DOCS / "train-moving.svg").read_text("utf-8")
     rule = text.index("@media(prefers-reduced-motion:no-preference)")
     assert text.index("animation:") > rule
@@ -93,7 +93,8 @@ def test_what_moves_stands_still_for_those_who_ask() -> None:
 
 
 def test_a_terminal_is_drawn_as_it_shows_text(tmp_path: Path) -> None:
-    """The picture shows a command in a real shell: its text and colours, and each row only once."""
+    """docs/terminal.py draws the text and the colours that a command prints in a real shell. A row
+    that stays on the screen is drawn only once."""
     pytest.importorskip("pyte", reason="needs the extra `pictures`")
     sys.path.insert(0, str(DOCS))
     try:
@@ -113,5 +114,5 @@ def test_a_terminal_is_drawn_as_it_shows_text(tmp_path: Path) -> None:
     assert sum(one.seconds for one in shown[:-1]) < sum(one.seconds for one in frames[:-1])
     assert shown[-1].rows == frames[-1].rows
     moving = terminal.svg(shown, "title", "what it shows")
-    assert moving.count("&lt;z&gt;") <= 3  # a row that stays is not drawn again for each frame
+    assert moving.count("&lt;z&gt;") <= 3  # a few times, not once for each frame
     assert len(re.findall(r"%\{transform", moving)) == len(shown)

@@ -1,4 +1,4 @@
-"""The parts of PyTorch that import_torch leaves out are imported when somebody needs them."""
+"""import_torch leaves out parts of PyTorch, which are imported as soon as a program uses them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The README: it is short, its make targets exist, and its commands without make are right."""
+"""The README is short, its make targets exist, and its commands for systems without make install
+what make installs."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 
 def commands() -> list[str]:
-    """The command lines in all blocks of the README. tests/docs runs them."""
+    """All command lines in the README's code blocks. The tests in tests/docs run these commands."""
     return [command for block in blocks("README.md") for command in block.commands()]
 
 
@@ -28,7 +29,7 @@ def test_the_readme_is_short_and_has_commands() -> None:
     assert len([c for c in commands() if c.startswith("gptcli")]) > 10
 
 
-@pytest.mark.skipif(os.name != "posix", reason="make")
+@pytest.mark.skipif(os.name != "posix", reason="needs make")
 def test_every_make_target_exists() -> None:
     for command in commands():
         if command.startswith("make "):

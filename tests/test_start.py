@@ -1,4 +1,4 @@
-"""Commands that use a run start without PyTorch and numpy, and give the results of PyTorch."""
+"""Commands that use a run do not import PyTorch, and print what they would print with PyTorch."""
 
 from __future__ import annotations
 
@@ -166,8 +166,8 @@ def test_as_many_threads_as_pytorch_takes() -> None:
 
 
 def test_changed_weights_of_the_module_count(trained: Path) -> None:
-    """If a user of the library changes the weights, the C library must not sample with the old
-    ones."""
+    """If a Python program changes the weights of `model.module`, the C library must not sample with
+    the old weights."""
     needs(library.SAMPLING)
     model = gptcli.load(trained, device="cpu", dtype="float32")
     before = model.generate("KING", max_new_tokens=30, temperature=0.0)
@@ -177,7 +177,8 @@ def test_changed_weights_of_the_module_count(trained: Path) -> None:
 
 
 def test_systems_without_affinity_count_their_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """macOS and Windows are such systems."""
+    """On macOS and Windows, which have no os.sched_getaffinity, gptcli takes the number of all
+    cores."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)

@@ -1,4 +1,4 @@
-"""The workflows that test and publish: valid YAML, few permissions, pinned actions, no token."""
+"""The GitHub workflows that test and publish: few permissions, pinned actions, no credentials."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ FILES = sorted(path.name for path in FOLDER.glob("*.yml"))
 
 
 def workflow(name: str) -> dict[Any, Any]:
-    """The content of a workflow. YAML 1.1 reads its key `on` as True."""
+    """The parsed YAML of a workflow. Its key `on` becomes True, because YAML 1.1 reads `on` as
+    true."""
     found: dict[Any, Any] = yaml.safe_load((FOLDER / name).read_text("utf-8"))
     return found
 
@@ -41,7 +42,8 @@ def test_a_workflow_has_few_permissions_and_ends(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_actions_are_pinned_and_keep_no_credentials(name: str) -> None:
-    """Somebody can move a tag such as v4 to other code, but not a commit."""
+    """Workflows name an action by its commit, because somebody could move a tag such as v4 to other
+    code."""
     text = (FOLDER / name).read_text("utf-8")
     for step in steps(name):
         if "uses" in step:
@@ -50,8 +52,8 @@ def test_actions_are_pinned_and_keep_no_credentials(name: str) -> None:
             assert re.search(rf"{action}@{commit} # v\d+\.\d+\.\d+\n", text), step
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False
-        # Others can choose values such as the name of a branch. A script may get them only as
-        # variables.
+        # A stranger can choose values such as the name of a branch. `${{ }}` would insert them into
+        # the code of a script, so scripts read them from environment variables.
         assert "${{" not in step.get("run", ""), step
 
 
@@ -66,8 +68,9 @@ def test_publishing_proves_where_it_comes_from() -> None:
     assert publish["needs"] == "build"
     *_, last = publish["steps"]
     assert last["uses"].startswith("pypa/gh-action-pypi-publish@")
-    assert "with" not in last  # neither a password nor another index
-    # Only the build runs the project's code; only the other job can publish.
+    assert "with" not in last  # no password, and no other package index than PyPI
+    # Only the job `build` runs the project's code, and only the job `publish` has the permission to
+    # publish.
     assert not any("run" in step for step in publish["steps"])
     assert "secrets" not in (FOLDER / "publish.yml").read_text("utf-8")
     commands = "\n".join(step.get("run", "") for step in build["steps"])
@@ -76,10 +79,10 @@ def test_publishing_proves_where_it_comes_from() -> None:
     assert "twine check --strict dist/*" in commands
 
 
-@pytest.mark.skipif(os.name != "posix", reason="bash")
+@pytest.mark.skipif(os.name != "posix", reason="needs bash")
 def test_the_tag_must_be_the_version() -> None:
-    """The step of publish.yml that compares tag and version accepts a right tag, and fails for a
-    wrong one."""
+    """publish.yml compares the tag with gptcli's version: it accepts the tag v + this version, and
+    fails for another tag."""
     import gptcli
 
     (command,) = [step["run"] for step in steps("publish.yml") if "TAG" in step.get("env", {})]
@@ -106,5 +109,5 @@ def test_the_package_says_what_it_is() -> None:
     for key in ("description", "readme", "license", "authors", "keywords", "requires-python"):
         assert project[key], key
     assert len(project["classifiers"]) == len(set(project["classifiers"])) > 10
-    # The key `license` already names the licence.
+    # The key `license` already names the licence, so no classifier repeats it.
     assert not any("License" in line for line in project["classifiers"])

@@ -1,8 +1,8 @@
 """Builds the wheel, installs it into an empty environment, and trains there.
 
-`make wheel-check` runs this program. The program is not a test of the suite, because it needs the
-package index. The environment holds only the packages that gptcli needs to run. If uv is installed,
-`uvx` then trains and samples too, with the same files and without an index.
+`make wheel-check` runs this program. pytest does not run it, because it needs the package index.
+The environment holds only the packages that gptcli needs to run. If uv is installed, `uvx` then
+trains and samples too, from the same wheel files and without the index.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def train_and_sample(*gptcli: str | Path, cwd: Path, env: Mapping[str, str] | No
     assert summary["steps"] == 20
     words = ("sample", "--prompt", "KING", "--max-new-tokens", "20", "--json")
     assert json.loads(run(*gptcli, *words, cwd=cwd, env=env))["tokens"] == 20
-    # Train as the README's first page shows. gptcli chooses all settings.
+    # Train without a config: gptcli chooses all settings.
     run(*gptcli, "train", "--minutes", "0.2", "--out", "runs/chosen", cwd=cwd, env=env)
     assert run(*gptcli, "sample", "chosen", "--max-new-tokens", "20", cwd=cwd, env=env).strip()
 
 
 def refuse_more_than_needed(site_packages: Path) -> None:
-    """Fail if a needed package is missing, or if one of some packages is there that only extras
-    need."""
+    """Fail if a package that gptcli needs is missing. Also fail if a package is installed that only
+    gptcli's extras need (a few such packages are checked)."""
     there = {found.metadata["Name"].lower() for found in distributions(path=[str(site_packages)])}
     needed = {"gptcli", "torch", "numpy", "typer", "pydantic"}
     assert needed <= there, needed - there
@@ -97,7 +97,8 @@ def main() -> None:
 
 
 def check_uvx(wheel: Path, wheels: Path, folder: Path) -> None:
-    """Train and sample with `uvx --from WHEEL gptcli`, if uv is installed. uvx uses no index."""
+    """Train and sample with `uvx --from WHEEL gptcli`, if uv is installed. uvx takes all packages
+    from the folder `wheels`."""
     uvx = shutil.which("uvx") or shutil.which("uvx", path=Path(sys.executable).parent)
     if uvx is None:
         print("uv is not installed: uvx was not tried")

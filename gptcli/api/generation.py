@@ -97,9 +97,9 @@ def _refuse_number(name: str, value: Any, least: int) -> None:
 def requests_of(
     tokenizer: Tokenizer, texts: Sequence[str], num_samples: int, place: Callable[[int], str]
 ) -> Iterator[SampleRequest]:
-    """A request for each sample of each prompt, in order.
+    """A request for each sample of each prompt, in the order of the prompts.
 
-    Raises GptcliError if the tokenizer does not know a character. Its message begins with
+    Raises GptcliError if the tokenizer does not know a character. The error's message begins with
     `place(n)` for prompt n, counted from 1."""
     from gptcli.sampling.generate import SampleRequest
 

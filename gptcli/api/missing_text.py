@@ -1,4 +1,4 @@
-"""The error if a word of `gptcli train` is no config and no text, with what the user may mean."""
+"""The error for a word of `gptcli train` that is no config and no text, with a hint."""
 
 from __future__ import annotations
 

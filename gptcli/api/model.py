@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gptcli.sampling.generate import SampleRequest
     from gptcli.tokenization import Tokenizer
 
-_SHOWN_TOKENS = 200  # of the sample that a notebook shows
+_SHOWN_TOKENS = 200  # in the sample that a notebook shows
 
 
 def load(
@@ -45,13 +45,13 @@ def load(
 ) -> Model:
     """The trained model of a run, ready to generate.
 
-    `run` is a run folder or the name of a run under runs/; None means the newest run. It can also
-    be a folder of Hugging Face with a model, such as an export. `checkpoint` is "best", "last" or a
-    step. The default is "best", or "last" if the run has no evaluations. `device` is "auto",
-    "cuda", "mps" or "cpu". `dtype` is the number format of generation: "auto" (the fastest on this
-    machine), "bfloat16", "float16", "float32", or on a CPU "int8". If the run was trained with the
-    user's parts, the arguments from `attention` to `tokenizer` name their files as `FILE` or
-    `FILE:CLASS`. `load` runs these files.
+    `run` is a run folder or the name of a run under runs/; None means the newest run. `run` can
+    also be a folder with a model in Hugging Face's format, such as an export. `checkpoint` is
+    "best", "last" or a step. The default is "best", or "last" if the run has no evaluations.
+    `device` is "auto", "cuda", "mps" or "cpu". `dtype` is the number format of generation: "auto"
+    (the fastest on this machine), "bfloat16", "float16", "float32", or on a CPU "int8". If the run
+    was trained with the user's parts, the arguments from `attention` to `tokenizer` name their
+    files as `FILE` or `FILE:CLASS`. `load` runs these files.
 
     Raises GptcliError if there is no such run or the run cannot be loaded. Notes, for example about
     a damaged checkpoint, are Python warnings."""
@@ -249,7 +249,8 @@ class Model:
         return list(requests_of(self.tokenizer, texts, count, place))
 
     def _readable(self, text: str, what: str) -> str:
-        """The text without unknown characters (data.unknown). Warns if characters were changed."""
+        """The text, with unknown characters changed as data.unknown says. Warns if there were
+        any."""
         from gptcli.tokenization.unknown_characters import readable
 
         if not isinstance(text, str):
@@ -281,7 +282,7 @@ class Model:
         """The logits for the next token at each position: float32 (T, V), or (B, T, V) for a batch.
 
         `ids` is a text, or token ids (T,) or (B, T). PyTorch computes the logits on the model's
-        device, without gradients. To get gradients, call `module`.
+        device, without gradients. To get gradients, call `module(ids)` instead.
 
         Raises GptcliError for an id outside the vocabulary, and for more tokens than
         `config.model.block_size`."""
@@ -315,7 +316,7 @@ class Model:
         if idx.shape[-1] > most:
             raise GptcliError(
                 f"{idx.shape[-1]:,} tokens are more than the context length of {most:,}",
-                f"give the last {most:,}",
+                f"give only the last {most:,} tokens",
             )
         for bad in (int(idx.min()), int(idx.max())):
             self.tokenizer.token_bytes(bad)  # raises if an id is outside the vocabulary

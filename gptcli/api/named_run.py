@@ -12,9 +12,10 @@ from gptcli.other_spellings import FORM_OF, normalised
 
 
 def named_run(name: str | None, command: str) -> Path:
-    """The run folder that RUN names: a path, a name under runs/, or by default the newest run.
+    """The run folder that `name` means: a path, a name under runs/, or None for the newest run.
 
-    Raises GptcliError with the right form of `command` if RUN is something else."""
+    `command` is the command that got `name` as its argument. If `name` means something else than a
+    run, raises GptcliError. Its hint says what to write instead."""
     from gptcli.training.run_folder import find_run
 
     try:
@@ -25,7 +26,7 @@ def named_run(name: str | None, command: str) -> Path:
 
 
 def _instead_of_run(name: str, command: str) -> GptcliError | None:
-    """The error that says what RUN is and what to write; None if it only looks misspelt."""
+    """The error that says what `name` is and what to write. None if `name` only looks misspelt."""
     start = f"gptcli {command}"
     if (run := run_around(name)) is not None:
         shown = shlex.quote(str(run))
@@ -74,7 +75,7 @@ def prompt_word(text: str) -> str:
 
 
 def _folder(name: str, start: str) -> GptcliError | None:
-    """The error for a folder that holds runs; None if it holds none."""
+    """The error for a folder that holds runs; None if it holds no run."""
     from gptcli.training.run_folder import list_runs
 
     try:

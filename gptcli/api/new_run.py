@@ -54,7 +54,7 @@ class NewRun:
     user_parts: UserParts | None
     notes: list[str]  # which settings gptcli chose, and why
     time_limit: TimeLimit | None = None
-    is_short: bool = False  # a fine-tune; gptcli chooses its steps by the text
+    is_short: bool = False  # a fine-tune whose number of steps gptcli chooses by the text
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Wanted:
     config: Config
     name: str
     asked: frozenset[str]  # dotted keys that the user set
-    is_given: bool  # by a CONFIG or --from: gptcli changes no setting
+    is_given: bool  # True for a CONFIG or --from, whose settings gptcli does not change
     minutes: float | None
-    is_short: bool = False  # a fine-tune; gptcli will choose its steps by the text
+    is_short: bool = False  # a fine-tune whose number of steps gptcli will choose by the text
 
 
 def with_copy(prepared: Prepared, url: str | None) -> Prepared:
-    """The prepared run, with a copy at `url` that follows the training (None: without a copy)."""
+    """The prepared run. Unless `url` is None, training copies the run to this URL."""
     if url is None:
         return prepared
     from gptcli.training.run_copy import RunCopy
@@ -134,7 +134,8 @@ def wanted_run(request: Request, minutes: float | None) -> Wanted:
         and minutes is None
         and not asked & {"train.max_steps", "train.minutes"}
     )
-    # The number of steps comes from the user or from the text. So the file's minutes do not count.
+    # The number of steps comes from the user or from the text. So the minutes of the config file do
+    # not count.
     if is_short or (steps_asked and "train.minutes" not in asked):
         config = config.model_copy(
             update={"train": config.train.model_copy(update={"minutes": None})}

@@ -83,7 +83,7 @@ class NotebookView:
     def handle(self, event: Event) -> None:
         """Update the state with one event, and redraw.
 
-        A step or a notice redraws only if the last drawing is old enough."""
+        A step or a notice redraws only if the last drawing is at least half a second old."""
         self._status.absorb(event)
         if isinstance(event, Notice):
             self._notes.append(event.message)

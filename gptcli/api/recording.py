@@ -31,7 +31,8 @@ def recorded_training(
     """Train, and yield each event except LookedInside after it is recorded. Notes come first.
 
     If the disk refuses a line or a logger fails, a Notice reports the problem, and training goes
-    on. Closing the generator gives up an unfinished save. The caller lets the loggers finish."""
+    on. Closing the generator gives up an unfinished save. The caller must let the loggers
+    finish."""
     from gptcli.events import CheckpointSaved, Finished, LookedInside, Notice
     from gptcli.training import run_folder
     from gptcli.training.gathered_weights import gather_weights

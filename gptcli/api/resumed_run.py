@@ -1,4 +1,4 @@
-"""Finds the run that a user wants to resume, and the changes of its config."""
+"""Finds the run to resume, and its config with the changes that the user asks for."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ResumedRun:
 
 
 def resumed_run(request: Request, warn: Callable[[str], None]) -> ResumedRun:
-    """The run that `request.out` names (None: the newest run), with the changes of its config.
+    """The run that `request.out` names (None: the newest), with the config that the user asks for.
 
     If a user's part fails its check and the request has --force, `warn` gets the problem. Raises
     GptcliError if there is no such run, or if the request is wrong."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _SHADES = ((0.5, "#b7e4c7"), (0.1, "transparent"), (0.01, "#ffe8a3"), (0.0, "#f4a6a0"))
 """(lowest probability, colour) of each shade in a notebook."""
 _MOST_WORK = 15_000_000_000
-"""Up to so many tokens times parameters, the C library scores a text in less time than importing
-PyTorch takes."""
+"""A number of tokens times parameters. If a text needs at most this number, the C library scores
+the text in less time than the import of PyTorch takes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """The loss in bits per byte of the UTF-8 text. Comparable between tokenizers."""
+        """The loss in bits per byte of the UTF-8 text. It is comparable between tokenizers."""
         return -self.log_probability / math.log(2) / len(self.text.encode("utf-8"))
 
     def __len__(self) -> int:

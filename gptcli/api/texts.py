@@ -1,4 +1,4 @@
-"""The texts to train on: their arguments, their data.source, and the name of the run."""
+"""The texts that a user names for training: their value of data.source, and a name for the run."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def refuse_configs_among_texts(targets: list[str]) -> None:
     texts = [target for target in targets if target not in configs]
     if len(configs) > 1:
         raise GptcliError(
-            f"`{shown(configs[1])}`: give only one CONFIG; `{shown(configs[0])}` is already one",
+            f"`{shown(configs[0])}` and `{shown(configs[1])}` are configs: give only one CONFIG",
             "write changes to a config as KEY=VALUE",
         )
     if configs:

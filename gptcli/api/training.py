@@ -208,7 +208,7 @@ def _show(view: View, event: Event) -> None:
 
 
 class _Worker:
-    """Runs a job in a thread. The thread waits after each event until the caller wants the next."""
+    """Runs a job in a thread, which waits after each event until the next event is wanted."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
@@ -218,7 +218,7 @@ class _Worker:
         self._abandoned = False  # nobody wants events any more
         self._thread = threading.Thread(target=self._work, name="gptcli.train", daemon=True)
         self._thread.start()
-        atexit.register(self.end, lambda event: event)  # if the loop is still open at exit
+        atexit.register(self.end, lambda event: event)  # if the caller's loop is open at exit
 
     def events(self) -> Iterator[Event]:
         """The events of the job. Raises the error with which the job ends."""

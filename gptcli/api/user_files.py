@@ -54,7 +54,7 @@ def split_tokenizer(
 
     try:
         section = parse_config("{}", of_tokenizer, name="command line").tokenizer
-    except ConfigError:  # comes again later, together with the other problems of the config
+    except ConfigError:  # the error comes again later, with the config's other problems
         return None, overrides
     if option is not None and section.from_ is not None:
         raise GptcliError(

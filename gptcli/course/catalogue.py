@@ -17,8 +17,9 @@ MATERIAL = Path(__file__).parent / "exercises" / "material"
 class Exercise:
     """One exercise: its name, its week and what the learner writes.
 
-    `target` is the class by which a learner's file for the exercise is recognised, or "" if no
-    single class is enough. `steps` are the names of the steps that the check counts."""
+    `target` is the name of a class: a file that defines this class is a file for this exercise. It
+    is "" if no single class shows this. `steps` are the names of the steps, in the order in which
+    the check numbers them."""
 
     name: str
     week: str
@@ -34,8 +35,9 @@ class Exercise:
     def skeleton(self, path: Path | None = None, *, blank: bool = False) -> str:
         """The text of the file that the learner fills in.
 
-        With `blank`, the learner writes the constructor too. Commands in the text name files in
-        the folder of `path`, as seen from the folder in which the learner works."""
+        With `blank`, the learner writes the constructor too. `path` is where the file will be,
+        relative to the folder in which the learner works. The commands in the text name files in
+        the folder of `path`."""
         text = (MATERIAL / f"{self.name}.py.txt").read_text(encoding="utf-8")
         kept, inside = [], False
         for line in text.splitlines():
@@ -52,12 +54,12 @@ class Exercise:
         return self._with_path("\n".join(kept) + "\n", path)
 
     def notes(self, path: Path | None = None) -> str:
-        """The page of questions and references (Markdown). Its commands name the file as `path`."""
+        """The page of questions and references (Markdown) for the exercise's file at `path`."""
         text = (MATERIAL / f"{self.name}.md").read_text(encoding="utf-8")
         return self._with_path(text, path)
 
     def _with_path(self, text: str, path: Path | None) -> str:
-        """The text, with the folder of `path` (default: my/) before each file in its commands."""
+        """`text` with the folder of `path` (default: my/) before each file that a command names."""
         folder = Path("my") if path is None else path.parent
 
         def placed(match: re.Match[str]) -> str:

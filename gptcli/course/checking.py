@@ -22,14 +22,14 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from torch import nn
 
-LIMIT_S = 15.0  # a right file takes well under one second
-FOLLOW_S = 4.0  # to see at which step a file hangs
+LIMIT_S = 15.0  # a correct file takes well under one second
+FOLLOW_S = 4.0  # for a second run, which shows at which step a file hangs
 
 
 def check_builtin() -> BuiltinReport:
-    """The report on the builtin attention: each of its paths, compared with the reference.
+    """Compare each path of the builtin attention with the reference, and return the report.
 
-    Tries each device of this machine, in each dtype of `builtin.dtypes_on`."""
+    Does so on each device of this machine, in each dtype of `builtin.dtypes_on`."""
     from gptcli.course.attention.builtin import compare_paths, devices_here
 
     return compare_paths(devices_here())
@@ -38,9 +38,9 @@ def check_builtin() -> BuiltinReport:
 def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT_S) -> FileReport:
     """The report on `FILE[:CLASS]`, which is checked in a worker process.
 
-    The check can take `limit_s` seconds. If the forward of an attention does not finish, it runs
-    for up to FOLLOW_S seconds more, which finds the step. Raises GptcliError if there is no such
-    file or class, or if the file cannot be used at all."""
+    The check can take `limit_s` seconds. If the forward of an attention does not finish in this
+    time, it runs a second time, for up to FOLLOW_S seconds, to find the step at which it hangs.
+    Raises GptcliError if there is no such file or class, or if the file cannot be used at all."""
     with Checker(limit_s) as checker:
         return checker.check(spec, exercise)
 
@@ -48,10 +48,10 @@ def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT
 def check_files(
     specs: Iterable[str], exercise: str = "attention", *, limit_s: float = LIMIT_S
 ) -> Iterator[FileReport | GptcliError]:
-    """The report on each of `specs`, in order. They share a worker, which imports torch once.
+    """The report on each of `specs`, in order. One worker checks all of them.
 
-    If the worker itself hangs or crashes, the next file gets a new one. Yields a GptcliError
-    instead of a report if a file cannot be used."""
+    So torch is imported only once. If the worker itself hangs or crashes, a new worker checks the
+    next file. Yields a GptcliError instead of a report if a file cannot be used."""
     with Checker(limit_s) as checker:
         for spec in specs:
             try:
@@ -111,7 +111,7 @@ def ask(
 def load_attention(spec: str) -> type[nn.Module]:
     """The attention class of `FILE[:CLASS]`.
 
-    This runs the file in the current process, so check the file with check_file first. Raises
+    Runs the file in the current process, so check the file with check_file first. Raises
     GptcliError if there is no such file or class, or if the file cannot be run."""
     return load_class(find_file(spec))
 
@@ -166,7 +166,7 @@ def _unfinished(
 
 
 def _step_of_end(worker: Worker, file: LearnerFile, folder: Path | None) -> int | None:
-    """The step of attention at which a file hangs or ends its process; None if unknown."""
+    """The number of the step at which an attention hangs or ends its process; None if unknown."""
     try:
         worker.ask(file, FOLLOW_S, follow=True, folder=folder)
     except Unfinished as again:

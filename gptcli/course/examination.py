@@ -58,7 +58,7 @@ def examine(file: LearnerFile, say: Say) -> FileReport:
 
 
 def _our_failure(file: LearnerFile, error: Exception) -> GptcliError:
-    """The error for an unexpected exception in a check. It tells learners that gptcli failed."""
+    """The error for an unexpected exception in a check. It says that gptcli failed."""
     return GptcliError(
         f"{file.name}: the check itself failed ({in_words(error)}); your file can still be right",
         "this is a fault of gptcli: please report it together with your file",
@@ -66,7 +66,7 @@ def _our_failure(file: LearnerFile, error: Exception) -> GptcliError:
 
 
 def follow(file: LearnerFile, say: Say) -> None:
-    """Run the file once more and call `say("step N")` at each step, to find where the run ends."""
+    """Run the file once more. Call `say("step N")` at each step of the exercise that it reaches."""
     with _float64():
         LESSONS[file.exercise].follow(file, say)
 
@@ -80,4 +80,4 @@ def _float64() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-        torch.set_grad_enabled(followed)  # a file can switch autograd off
+        torch.set_grad_enabled(followed)  # the learner's file can switch autograd off

@@ -21,11 +21,11 @@ TUTOR = "AGENTS.md"
 def write_exercises(
     exercises: Iterable[Exercise], folder: Path, *, blank: bool = False, overwrite: bool = False
 ) -> list[Path]:
-    """Write the skeleton and the notes of each exercise, and return the paths written.
+    """Write the skeleton and the notes of each exercise, and return the paths of these files.
 
-    If the folder has no AGENTS.md, writes that too: it asks coding assistants to be tutors.
-    Raises GptcliError and writes nothing if a skeleton or a page of notes exists already, unless
-    `overwrite`. Raises GptcliError also if a file cannot be written."""
+    If the folder has no AGENTS.md, writes this file too. It asks coding assistants to be tutors.
+    Without `overwrite`, raises GptcliError and writes nothing if a skeleton or a page of notes
+    exists already. Raises GptcliError also if a file cannot be written."""
     texts: dict[Path, str] = {}
     for exercise in exercises:
         path = folder / f"{exercise.name}.py"
@@ -58,7 +58,7 @@ def tutor_page() -> str:
 
 
 def write_missing(exercise: Exercise, folder: Path) -> list[Path]:
-    """Write the skeleton, the notes and AGENTS.md unless they exist; return the paths written.
+    """Write skeleton, notes and AGENTS.md, each unless it exists; return the paths of new files.
 
     Raises OSError if the folder cannot be made or written."""
     path = folder / f"{exercise.name}.py"
@@ -140,7 +140,7 @@ def saved(folder: Path) -> dict[str, tuple[int, int]]:
     for path in folder.glob("*.py"):
         try:
             status = path.stat()
-        except OSError:  # removed, and not yet replaced
+        except OSError:  # an editor has removed the file and not yet written it again
             continue
         found[path.name] = (status.st_mtime_ns, status.st_size)
     return found

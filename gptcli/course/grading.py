@@ -1,4 +1,4 @@
-"""Grades a class of students: how far each is in each exercise. Checks copies, in parallel."""
+"""Grades a class: how far each student is in each exercise. Checks copies of files, in parallel."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from gptcli.course.students import Student, tree_of
 from gptcli.errors import GptcliError
 from gptcli.memory import available_memory
 
-LIMIT_S = 8.0  # for one file; a right one takes under a second
-PATIENCE_S = 14.0  # after so long in a student's unfinished files, each later file gets SHORT_S
+LIMIT_S = 8.0  # seconds for one file; a correct file takes less than one second
+# If a student's unfinished files have taken PATIENCE_S, each later file gets only SHORT_S.
+PATIENCE_S = 14.0
 SHORT_S = 3.0
-STOPPED = ("time-limit", "crash")  # the mistakes in the reports of files that did not finish
+STOPPED = ("time-limit", "crash")  # `mistake` in the report on a file that did not finish
 _FILE_BYTES = 64 << 20
 _MOST_WORKERS = 4
 
 
 @dataclass(frozen=True)
 class Grade:
-    """The state of one student in every exercise.
+    """How far one student is in every exercise.
 
-    `same_as` maps the name of an exercise to the other students whose file has the same fingerprint
-    (gptcli.course.same_code). Skeletons and the course's own solutions do not count. `path` is the
-    student's folder or file."""
+    `same_as` maps the name of an exercise to the other students whose file for it has the same
+    fingerprint (gptcli.course.same_code). A file that equals the skeleton or the course's own
+    solution is not compared. `path` is the student's folder or file."""
 
     student: str
     path: Path
@@ -76,7 +77,7 @@ def grade(
 ) -> Iterator[Grade]:
     """The grade of each student, in the order of `students`.
 
-    Yields a grade as soon as it and all grades before it are known.
+    Yields each student's grade as soon as this grade and those of all earlier students are known.
     On Linux, each file runs in its own fork of a worker process. Each worker checks one student at
     a time, so files that hang delay one worker only. Closing the iterator ends all processes."""
     limit_s = limit_s or LIMIT_S
@@ -122,7 +123,7 @@ def _states(
     ended: threading.Event,
 ) -> Iterator[Progress]:
     """The state of each exercise of one student."""
-    lost = 0.0  # seconds in files that did not finish
+    lost = 0.0  # seconds that the student's unfinished files have taken
     for exercise in exercises:
         path = student.files.get(exercise.name)
         if ended.is_set() or path is None:
@@ -142,7 +143,7 @@ def _states(
 def _check(
     student: Student, exercise: Exercise, path: Path, checker: Checker, limit_s: float
 ) -> Progress:
-    """The state of one exercise. Checks a copy of the file, with the student's other files."""
+    """The state of one exercise. Checks a copy of `path`, with copies of the other files."""
     folder = student.path if student.path.is_dir() else None
     with copy_of(folder or path.parent, only=None if folder else path) as copy:
         name = path.relative_to(folder or path.parent)
@@ -158,7 +159,7 @@ def _check(
 def _copies(
     students: list[Student], given: dict[str, set[str]]
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """For each student and exercise, the other students whose file is the same."""
+    """student -> exercise -> the other students whose file for this exercise is the same."""
     ours = reference_fingerprints().union(*given.values())
     owners: dict[tuple[str, str], list[str]] = {}  # (exercise, fingerprint) -> students
     for student in students:

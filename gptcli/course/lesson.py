@@ -12,10 +12,10 @@ from typing import Generic, TypeVar
 from gptcli.course.report import Check, FileReport
 from gptcli.course.sandbox.learner_file import LearnerFile
 
-TOLERANCE = 1e-9  # largest error of a right module in float64, on inputs of unit scale
+TOLERANCE = 1e-9  # the largest error that counts as right: float64, inputs with variance 1
 
 Learner = TypeVar("Learner")
-Say = Callable[[str], None]  # gets the current action, for the report on a file that hangs
+Say = Callable[[str], None]  # takes the name of what runs now, for the report on a file that hangs
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A known mistake at one step. `message` has {fields} for values of the learner's file."""
+    """A known mistake at one step.
+
+    `message` has {placeholders} for values from the learner's file."""
 
     slug: str
     step: int
@@ -62,9 +64,10 @@ class Lesson(ABC, Generic[Learner]):
     mistakes: tuple[Mistake, ...]
 
     def prepare(self, file: LearnerFile) -> None:
-        """Import the slow modules that `file` needs, before the worker forks and the time counts.
+        """Import the slow modules that `file` needs, before its time limit begins.
 
-        By default: torch._dynamo, if the file contains `torch.compile`."""
+        The worker calls this before it forks. By default: imports torch._dynamo if the file
+        contains `torch.compile`."""
         with contextlib.suppress(OSError):  # `load` reports a missing file
             if b"torch.compile" in file.path.read_bytes():
                 importlib.import_module("torch._dynamo")
@@ -75,7 +78,7 @@ class Lesson(ABC, Generic[Learner]):
 
     @abstractmethod
     def check(self, learner: Learner, done: list[Check]) -> str:
-        """The verdict on a right file in a few words, after a comparison with the reference.
+        """Compare a file with the reference, and return the verdict on a right file in a few words.
 
         Appends the checks that passed to `done`. Raises CheckFailed at the first mistake, and
         GptcliError if the file is unusable."""
@@ -85,7 +88,8 @@ class Lesson(ABC, Generic[Learner]):
     ) -> FileReport:
         """The report on a file that failed a check.
 
-        By default: the steps up to the wrong one, or one entry if the step is not known."""
+        By default, the report has an entry for each step up to the wrong one, or a single entry if
+        the wrong step is not known."""
         if failed.step is None:
             checks = [Check("whole", False, failed.message)]
         else:
@@ -105,9 +109,9 @@ class Lesson(ABC, Generic[Learner]):
         )
 
     def follow(self, file: LearnerFile, say: Say) -> None:
-        """Run the file once more and call `say("step N")` at each step that the run reaches.
+        """Run the file once more, and call `say("step N")` at each step that it reaches.
 
-        The report on a file that hangs or ends its process then names the step. By default does
+        So the report on a file that hangs or ends its process can name the step. By default does
         nothing."""
 
     def all_steps(self, verdict: str) -> list[Check]:

@@ -18,7 +18,7 @@ __all__ = ["MLP", "Block", "CausalSelfAttention", "LayerNorm"]
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation: normalise each token, then apply gain and bias. (B, T, C) -> same.
+    """Layer normalisation: normalise each token, then apply gain and bias. (B, T, C) -> (B, T, C).
 
     Source: Ba, Kiros, Hinton 2016, "Layer Normalization", equation 4. eps is GPT-2's."""
 
@@ -41,7 +41,7 @@ class LayerNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """The feed-forward network: expand by 4, GELU, project back, dropout. (B, T, C) -> same.
+    """The feed-forward network: expand by 4, GELU, project back, dropout. (B, T, C) -> (B, T, C).
 
     Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units" (the exact form)."""
 
@@ -64,7 +64,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """The block: x + attention(norm(x)), then x + mlp(norm(x)). (B, T, C) -> same.
+    """The block: x + attention(norm(x)), then x + mlp(norm(x)). (B, T, C) -> (B, T, C).
 
     Source: Radford et al. 2019, section 2.3 (the norm comes before each branch)."""
 

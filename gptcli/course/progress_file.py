@@ -19,20 +19,21 @@ _MADE_BY = "gptcli learn"
 
 @dataclass(frozen=True)
 class Record:
-    """What a learner did for one exercise. `passed` is a time in UTC; None: not passed yet."""
+    """What a learner did for one exercise. `passed` is the time in UTC when it passed, or None."""
 
-    attempts: int = 0  # checks of the file after a change
-    seconds: float = 0.0  # time at work; only a part of a long pause counts
+    attempts: int = 0  # how often a changed file was checked
+    seconds: float = 0.0  # working time; of a long pause only a part counts
     hints_used: int = 0
     solution_seen: bool = False  # whether the learner saw the reference before passing
     passed: str | None = None
 
 
 class ProgressFile:
-    """The records of a folder. `add` reads the file again before each change, then writes it.
+    """The records of a folder, in its progress.json.
 
-    If the file is damaged, it is kept under another name. If the file cannot be read or written,
-    the records stay in memory. In all these cases `trouble` holds a message to the user."""
+    `add` reads this file again before each change, and then writes it. A damaged file is kept under
+    another name. If the file cannot be read or written, the records stay in memory. In all three
+    cases `trouble` holds a message to the user."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
@@ -54,7 +55,7 @@ class ProgressFile:
         solution_seen: bool = False,
         passed: bool = False,
     ) -> Record:
-        """Add to the record of an exercise. Returns the new record.
+        """Add the arguments to the record of an exercise, and return the new record.
 
         Writes the file if the record has changed."""
         self._read()  # another process can have written the file in the meantime
@@ -115,7 +116,7 @@ class ProgressFile:
 
 
 def records(value: object) -> dict[str, Record]:
-    """The records in the JSON value of a progress file. Raises ValueError if the form is wrong."""
+    """The records in `value`, the JSON of a progress file. Raises ValueError if it is wrong."""
     exercises = value.get("exercises") if isinstance(value, dict) else None
     if not isinstance(exercises, dict):
         raise ValueError("it has no object `exercises`")

@@ -45,7 +45,7 @@ class Picture:
 
     @classmethod
     def from_worker(cls, value: dict[str, Any]) -> Picture:
-        """The Picture from which the worker made `value` with `asdict` and JSON."""
+        """The Picture that the worker sent as the JSON value `value`."""
         steps = tuple(StepMark(**step) for step in value["steps"])
         return cls(steps, value["learner_weights"], value["right_weights"])
 
@@ -66,12 +66,12 @@ class FileReport:
     mistake: str | None = None
     first_wrong_step: int | None = None
     checks: tuple[Check, ...] = ()
-    hints: tuple[str, ...] = ()  # the one that says least comes first
+    hints: tuple[str, ...] = ()  # ordered from the one that says least to the one that says most
     picture: Picture | None = None  # attention only
 
     @property
     def subject(self) -> tuple[str, str]:
-        """A JSON key and its value: for attention the class, for all others the exercise."""
+        """("class", its name) for the exercise attention; ("exercise", its name) for all others."""
         if self.exercise == "attention":
             return "class", self.class_name
         return "exercise", self.exercise
@@ -97,7 +97,7 @@ class FileReport:
 
     @classmethod
     def from_worker(cls, value: dict[str, Any]) -> FileReport:
-        """The FileReport from which the worker made `value` with `asdict` and JSON."""
+        """The FileReport that the worker sent as the JSON value `value`."""
         picture = value.pop("picture")
         return cls(
             checks=tuple(Check(**check) for check in value.pop("checks")),
@@ -109,10 +109,11 @@ class FileReport:
 
 @dataclass
 class PathResult:
-    """The largest error of one path: one way in which gptcli or PyTorch computes attention.
+    """The largest error of one path.
 
-    `cases` is the number of cases checked. The error is absolute. Inputs have variance 1, so it is
-    comparable with a relative error."""
+    A path is one way in which gptcli or PyTorch computes attention. `cases` is the number of cases
+    checked. The error is absolute. Inputs have variance 1, so it is comparable with a relative
+    error."""
 
     path: str
     dtype: str

@@ -1,8 +1,9 @@
 """Fingerprints of Python code that ignore names, comments, docstrings and layout.
 
 They also ignore annotations and import statements. Two files with the same fingerprint differ at
-most in these. The fingerprint replaces each name that the file itself defines by a number. It keeps
-names of other modules, such as torch.softmax, because they say what the code computes.
+most in what fingerprints ignore. The fingerprint replaces each name that the file itself defines by
+a number. It keeps names of other modules, such as torch.softmax, because they say what the code
+computes.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def given_fingerprints(exercise: Exercise) -> set[str]:
 
 
 def reference_fingerprints() -> set[str]:
-    """The fingerprints of the course's solutions, its reference files, and each class in those."""
+    """The fingerprints of the course's solutions, its reference files, and every class in these."""
     course = Path(__file__).parent
     found = set()
     for exercise in EXERCISES:
@@ -78,7 +79,7 @@ def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 class _Writer:
-    """Turns a syntax tree into `words`, without imports, docstrings and annotations."""
+    """Turns a syntax tree into the list `words`. Leaves out imports, docstrings and annotations."""
 
     def __init__(self, tree: ast.Module) -> None:
         self.words: list[str] = []

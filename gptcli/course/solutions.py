@@ -1,4 +1,4 @@
-"""The reference of an exercise as a filled-in skeleton, beside the lines of a learner's file."""
+"""The reference of an exercise: a filled-in skeleton, also shown beside a learner's file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def solution(exercise: Exercise) -> str:
 class Pair:
     """The lines of one step in the learner's file and in the reference.
 
-    Step 0 is the code before step 1. Each line is its number in the file and its text."""
+    Step 0 is the code before step 1. Each line is a pair: the line's number in its file, and its
+    text."""
 
     step: int
     learner: list[tuple[int, str]]
@@ -33,14 +34,15 @@ class Pair:
 def compare(learner: str, reference: str) -> list[Pair]:
     """The pairs of lines that show the learner's file beside the reference, step by step.
 
-    If the comments in the learner's file do not number the same steps, there is one pair only."""
+    If the comments in the learner's file do not number the same steps as the reference, there is
+    only one pair, with all lines of both files."""
     mine, ours = _cut(learner), _cut(reference)
     if list(mine) != list(ours):
         whole = [[line for part in parts.values() for line in part] for parts in (mine, ours)]
         return [Pair(0, _without_docstring(whole[0]), _without_docstring(whole[1]))]
     pairs = [Pair(step, mine[step], ours[step]) for step in ours]
     first = Pair(0, _without_docstring(mine[0]), _without_docstring(ours[0]))
-    # Imports and constructor are usually unchanged from the skeleton. Then do not show them.
+    # Do not show imports and constructor if the learner left them as they are in the skeleton.
     same = [line for _, line in first.learner] == [line for _, line in first.reference]
     return [*([] if same else [first]), *pairs[1:]]
 

@@ -33,8 +33,8 @@ def find_students(folder: Path) -> list[Student]:
     """The students: one for each folder, Python file or notebook in `folder`, sorted by name.
 
     Leaves out hidden entries, the folders in LEFT_OUT, and files that are named exactly like an
-    exercise. Raises GptcliError if there is no such folder, if it cannot be read, if it holds no
-    students, or if it holds the work of a single student."""
+    exercise. Raises GptcliError if `folder` does not exist, cannot be read, holds no students, or
+    holds the work of a single student."""
     if not folder.is_dir():
         raise GptcliError(
             f"{folder} is a file" if folder.exists() else f"there is no folder {folder}",
@@ -81,9 +81,10 @@ def tree_of(path: Path) -> ast.Module | None:
 
 
 def _with_different_names(students: list[Student]) -> list[Student]:
-    """The students, sorted by name. If two have the same name, their names are those on disk.
+    """The students, sorted by name. Students with the same name get the names of their files.
 
-    Example: the folder `anna` and the file `anna.py`."""
+    Example: the folder `anna` and the file `anna.py` belong to two students called "anna". They are
+    then called "anna" and "anna.py"."""
     names = [student.name for student in students]
     return sorted(
         (
@@ -115,7 +116,7 @@ def _files_in(folder: Path) -> dict[str, Path]:
 
 
 def _exercises_in(path: Path) -> list[str]:
-    """The exercise in the file's name, else all exercises whose code the file defines."""
+    """The exercise in the file's name, else every exercise whose code the file defines."""
     words = re.split(r"[^a-z0-9]+", path.stem.casefold())
     named = [each.name for each in EXERCISES if each.name in words]
     if named:

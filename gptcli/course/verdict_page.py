@@ -14,8 +14,8 @@ _MONO = "font-family:monospace;font-size:0.9em"
 def as_html(report: FileReport, marks: list[StepMark]) -> str:
     """HTML without external files: the verdict, the steps with their marks, and the hints.
 
-    Except for the verdict's word and the marks, the text has the colour of the page around it. A
-    click opens a hint."""
+    The word "ok" or "wrong" and the marks of the steps are coloured. All other text has the
+    notebook's own colour. A click opens a hint."""
     colour = _COLOURS["right" if report.ok else "wrong"]
     word = "ok" if report.ok else "wrong"
     rows = "".join(map(_row, marks))

@@ -4,7 +4,7 @@ There are two exceptions: micro-batches that the ranks split on GPUs, and torch.
 
 A single process seeds its generator once for each step, and its micro-batches draw one after the
 other. A rank must skip the numbers of the micro-batches of other ranks. On a CPU, the rank draws
-these numbers and drops them, which takes a few per cent of the time of a forward pass. On a GPU,
+these numbers and discards them, which takes a few per cent of the time of a forward pass. On a GPU,
 the rank moves the generator's offset. If the ranks split a micro-batch on a CPU, each rank draws
 the numbers of the whole micro-batch and keeps its part.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_MOST = 1 << 20  # numbers that are drawn at once and dropped
+_MOST = 1 << 20  # how many numbers are drawn and discarded at once
 Draw = Callable[[], None]
 
 
@@ -90,7 +90,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _again(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
-    """A function that draws the same numbers as an operation, and drops them."""
+    """A function that draws the same numbers as an operation, and discards them."""
     filled = _words(func, args)
     if filled is not None and filled.dtype == torch.int64 and len(args) == 3 and args[2] is None:
         # gptcli's own dropout draws 64-bit numbers one by one. Many small draws equal one long
@@ -114,12 +114,12 @@ def _again(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
         func(*again, **kwargs)
 
     others = [each if not isinstance(each, Tensor) else None for each in args]
-    args = tuple(others)  # so that no tensor of the pass is kept
+    args = tuple(others)  # so that `draw` keeps no tensor of the pass
     return draw
 
 
 class _Part(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context that draws the numbers of a whole micro-batch, and keeps those of this rank."""
+    """A context that draws the numbers of a whole micro-batch, and keeps this rank's part."""
 
     def __init__(self, rank: int, ranks: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Ends a rank's process without the teardown of Python, in which PyTorch's threads can abort."""
+"""Ends a rank's process before Python's teardown, in which PyTorch's threads could abort it."""
 
 from __future__ import annotations
 

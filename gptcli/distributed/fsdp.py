@@ -1,9 +1,9 @@
 """FSDP2: each rank holds a part of all weights, gradients and optimizer state (`fully_shard`).
 
-The ranks gather the weights of a block before it computes, and drop them afterwards. They average
-and scatter its gradients while the backward pass goes on. The shards are the float32 master
-weights. If the passes use a shorter dtype, FSDP rounds the weights when it gathers them, and
-averages gradients in float32.
+The ranks gather the weights of a block before the block computes, and free them afterwards. They
+average and scatter the block's gradients while the backward pass goes on. The shards are the
+float32 master weights. If the passes use a shorter dtype, FSDP rounds the weights when it gathers
+them, and averages gradients in float32.
 
 A shard is some rows of a parameter. If R rows are on W ranks, each rank has ceil(R / W) rows; the
 last ranks can have fewer. The optimizers see the shards as ordinary tensors. This is enough for
@@ -67,7 +67,7 @@ class ShardedWeights(MasterWeights):
         return [name for name, _ in self.masters]
 
     def shard(self) -> None:
-        """Use the shards that `shard_model` made as master weights."""
+        """Use this rank's shards as the master weights. First, `shard_model` must make them."""
         for name, p in self._model.named_parameters():
             assert isinstance(p, DTensor)
             self._sharded[name] = p
@@ -101,7 +101,7 @@ class ShardedWeights(MasterWeights):
         return torch.tensor(sum(self._squares.values()), dtype=torch.float64).sqrt()
 
     def norms_by_part(self) -> tuple[float, ...]:
-        """The norms of the gradients of the embeddings, of each block, and of the rest."""
+        """The norms of the gradients of the embeddings, of each block, and of the other weights."""
         parts: dict[int, float] = {}
         for name, square in self._squares.items():
             first, rest, *_ = name.split(".")
@@ -113,7 +113,7 @@ class ShardedWeights(MasterWeights):
         """Do nothing: FSDP rounds the weights itself when it gathers them."""
 
     def gather(self) -> dict[str, Tensor]:
-        """All weights, complete, on the CPU. All ranks must call this."""
+        """All complete weights by name, on the CPU. All ranks must call this."""
         with peers_needed(), torch.no_grad():
             return {name: p.full_tensor().cpu() for name, p in self._sharded.items()}
 
@@ -154,7 +154,7 @@ def _whole(shard: Tensor, like: DTensor) -> Tensor:
 def sharded_optimizers(
     train: TrainConfig, weights: ShardedWeights, before: Optimizers, dtype: torch.dtype
 ) -> Optimizers:
-    """Optimizers of the shards, with this rank's part of the state of `before`.
+    """Optimizers for the shards. They begin with this rank's part of the state of `before`.
 
     `dtype` is the dtype of the passes."""
     whole_state = Optimizers.state(before)

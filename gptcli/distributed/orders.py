@@ -1,4 +1,4 @@
-"""The leader's orders, and what the other ranks do on each order. So all ranks stay in step.
+"""The leader's orders, and what the other ranks do on each order. So all ranks do the same work.
 
     leader                                    every other rank
     ------                                    ----------------
@@ -19,7 +19,7 @@ with FSDP.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -45,7 +45,7 @@ from gptcli.training.training_state import TrainingState, build_model
 
 Kind = Literal["gradients", "update", "evaluate", "gather weights", "gather state", "save", "end"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
-_NUMBERS = 4  # of an order: its kind, and three more numbers
+_NUMBERS = 4  # in an order: its kind, and three more numbers
 
 
 class Orders:
@@ -69,8 +69,8 @@ class Orders:
 def shard_writer(team: Team, state: TrainingState, words: dict[str, Any]) -> ShardWriter | None:
     """The writer of this rank's shards; None if the leader writes the checkpoints alone.
 
-    The leader writes alone if the weights are not sharded. It gathers them and writes alone if a
-    rank does not see the run folder."""
+    If the weights are not sharded, the leader writes alone. If a rank does not see the run folder,
+    the leader gathers the weights and writes alone."""
     if not isinstance(state.weights, ShardedWeights):
         return None
     run = Path(words["run"])
@@ -109,6 +109,7 @@ def rank_passes(
         )
         sharded = sharded_optimizers(config.train, state.weights, state.optimizers, dtype)
         state.optimizers.updates, state.optimizers.names = sharded.updates, sharded.names
+        state.optimizers.averages = sharded.averages
     else:
         passes = DdpPasses(
             team, share, reader, state.model, config.tokens_per_step, alone.loss_of, state.weights
@@ -191,7 +192,7 @@ class LeaderState(TrainingState):
     def ordered(
         self, kind: Kind, first: float = 0.0, second: float = 0.0, third: float = 0.0
     ) -> Iterator[RankPasses]:
-        """Give an order. In this context, this rank does what it told the other ranks to do."""
+        """Give an order. In its context, the leader does what it told the other ranks to do."""
         passes = self.shared()
         self.is_busy = True
         self._orders.give(kind, first, second, third)
@@ -208,7 +209,7 @@ class _LeadingPasses(TorchPasses):
 
     def __init__(self, state: LeaderState, alone: TorchPasses) -> None:
         self._state, self.alone = state, alone
-        self._gathered: tuple[int, GPT] | None = None
+        self._gathered: tuple[tuple[int, bool], GPT] | None = None
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
         """Compute the gradients of the step on all ranks; return the step's mean loss, a scalar ().
@@ -236,12 +237,13 @@ class _LeadingPasses(TorchPasses):
         state = self._state
         if not (isinstance(state.weights, ShardedWeights) and state.has_begun()):
             return self.alone.model()
-        if self._gathered is None or self._gathered[0] != state.progress.step:
+        current = state.progress.step, state.has_average
+        if self._gathered is None or self._gathered[0] != current:
             sharded = state.model
             model = build_model(
                 sharded.config, sharded.vocab_size, sharded.user_parts, state.weights.named()
             )
-            self._gathered = state.progress.step, model.to(sharded.wte.weight.device)
+            self._gathered = current, model.to(sharded.wte.weight.device)
         return self._gathered[1]
 
 
@@ -250,11 +252,12 @@ class _LeadingOptimizers(Optimizers):
 
     def __init__(self, alone: Optimizers, state: LeaderState) -> None:
         self.names, self.updates, self._state = alone.names, alone.updates, state
+        self.averages = alone.averages
 
-    def step(self, rate: float) -> None:
-        """Update all parameters, on every rank."""
-        with self._state.ordered("update", rate):
-            super().step(rate)
+    def step(self, rate: float, average: float = 0.0) -> None:
+        """Update all parameters and their averages, on every rank."""
+        with self._state.ordered("update", rate, average):
+            super().step(rate, average)
 
     def state(self) -> dict[str, Tensor]:
         """All tensors of optimizer state, complete, by the name "slot/parameter"."""
@@ -276,7 +279,7 @@ class _LeadingShards(ShardedWeights):
         """The complete master weights by parameter name."""
         if not self._state.has_begun():
             return super().named()
-        with self._state.ordered("gather weights"):
+        with self._state.ordered("gather weights", float(self._state.has_average)):
             return self.gather()
 
 
@@ -297,7 +300,7 @@ def follow(
 ) -> int:
     """Carry out the leader's orders until the end, and return the exit code that the leader names.
 
-    `words` are the words of the leader's announcement."""
+    `words` is the leader's first message (see Team.announce)."""
     orders = Orders(team)
     assert isinstance(state.passes, TorchPasses)
     passes = rank_passes(team, state, state.passes, config, corpus)
@@ -313,19 +316,21 @@ def follow(
             assert corpus.val is not None
             # the whole split, its beginning or one text
             tokens = corpus.val.part(int(first), int(second))
-            passes.evaluate(tokens, int(third), team.wants_stop)
+            with state.averaged():
+                passes.evaluate(tokens, int(third), team.wants_stop)
         elif kind == "save":
             assert writer is not None
             writer.follow(background=bool(first))
         elif kind != "update":
             assert isinstance(state.weights, ShardedWeights)
             if kind == "gather weights":
-                state.weights.gather()
+                with state.averaged() if first else nullcontext():
+                    state.weights.gather()
             else:
                 state.weights.gather_state(state.optimizers.state())
         else:
             if config.train.grad_clip > 0:
                 state.weights.clip(float(state.weights.norm()), config.train.grad_clip)
-            state.optimizers.step(first)
+            state.optimizers.step(first, second)
             passes.publish()
             state.weights.clear_grads()

@@ -20,7 +20,7 @@ from gptcli.training.optimizers import Muon, Optimizers
 
 
 def share_orthogonalisation(team: Team, optimizers: Optimizers) -> None:
-    """Let the ranks share the orthogonalisation of each Muon among `updates`."""
+    """Let the ranks share the orthogonalisation of each Muon update in `optimizers`."""
     for _, update in optimizers.updates:
         if isinstance(update, Muon):
             update.orthogonalise = _Shared(team, update.orthogonalise)

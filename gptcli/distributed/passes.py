@@ -1,6 +1,6 @@
 """The passes of a step, shared by the ranks: each computes a share, then they average gradients.
 
-Subclasses combine the gradients: DdpPasses here, FsdpPasses in fsdp.py. PyTorch's
+The subclasses of RankPasses combine the gradients: DdpPasses here, FsdpPasses in fsdp.py. PyTorch's
 DistributedDataParallel (DDP) averages gradients while the backward pass still runs. It does this
 once in a step, in the last micro-batch; earlier micro-batches only add their gradients. If the
 passes use a shorter dtype than float32, a hook adds and averages the float32 gradients of the
@@ -31,7 +31,8 @@ from gptcli.training.step import mean_loss, seed_dropout
 
 
 class RankBatches(Batches):
-    """The parts of the global order that rank r of W reads: its batch k is part k * W + r."""
+    """The batches of rank r of W: its batch k is part k * W + r of the global order (see
+    share.py)."""
 
     def __init__(
         self, tokens: TokenStore, block_size: int, seed: int, share: Share, rank: int
@@ -82,7 +83,8 @@ class RankPasses:
         return torch.tensor(sums[0] / share.ranks, dtype=torch.float64)
 
     def _begin(self, scale: float) -> None:
-        """Clear the gradients. The next gradients are multiplied by `scale`."""
+        """Clear the gradients before a step. `_pass` multiplies the losses of the step by
+        `scale`."""
         raise NotImplementedError
 
     def _pass(
@@ -113,8 +115,9 @@ class RankPasses:
     ) -> float | None:
         """The loss over a split, as gptcli.training.evaluate computes it.
 
-        In each round, every rank gets one batch; in the last round, some may get none. None if any
-        rank gives up before a round in which every rank has a batch."""
+        In each round, every rank gets one batch; in the last round, some ranks may get none.
+        Returns None if any rank gives up. The ranks ask each other before each round in which every
+        rank has a batch."""
         team, model = self._team, self._model
         place = team.place
         was_training = model.training
@@ -221,7 +224,8 @@ class DdpPasses(RankPasses):
         return []
 
     def _average_in_float32(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """DDP's hook: average a bucket over the ranks, in the masters' float32 gradients."""
+        """DDP's hook: average a bucket of gradients over the ranks, as the float32 gradients of the
+        master weights."""
         masters = [self._masters[cast(nn.Parameter, p)] for p in bucket.parameters()]
         places = [cast(Tensor, master.grad) for master in masters]
         found = [gradient.float() for gradient in bucket.gradients()]

@@ -1,4 +1,4 @@
-"""Says which rank this process is, from the variables that torchrun sets. Imports no torch."""
+"""Says which rank this process is, from environment variables of torchrun. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LAUNCH_FOLDER = "GPTCLI_LAUNCH"
-"""The variable that names the folder in which ranks leave notes for `gptcli train --devices N`."""
+"""The environment variable that names the folder in which ranks leave notes for `gptcli train
+--devices N`."""
 LOST = 75
 """The exit code of a rank that ends because another rank ended or hangs. Only the launcher
 sees it."""

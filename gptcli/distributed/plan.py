@@ -1,7 +1,7 @@
 """Predicts how a config would train on N GPUs: memory, traffic, time, failures; for `gptcli plan`.
 
 Everything is arithmetic on a few stated numbers (docs/scaling.md shows it). `gptcli plan` measures
-nothing. Its predictions were compared with measurements on the processor in the list (zen4).
+nothing. Its predictions were compared with measurements on one processor, `zen4` in the table GPUS.
 
 Letters: P parameters, N ranks, M machines of n ranks (8 GPUs), S bytes.
 """
@@ -14,14 +14,14 @@ from typing import Any
 from gptcli.config import Config
 from gptcli.training.cost import matrix_parameters
 from gptcli.training.estimate import activation_bytes
-from gptcli.training.optimizers import RECIPES
+from gptcli.training.optimizers import RECIPES, slots_of
 
 _PASSES = 2 / 3  # the backward pass's share of the computing time; gradients travel during it
 # Dubey et al. 2024, "The Llama 3 Herd of Models", section 3.3.4: 466 interruptions in 54 days on
 # 16,384 GPUs.
 GPU_HOURS_PER_FAILURE = 16_384 * 54 * 24 / 466
 RESTART_SECONDS = 120.0  # assumed
-CHECKPOINT_SECONDS = 60.0  # train.checkpoint_every: auto
+CHECKPOINT_SECONDS = 60.0  # from one checkpoint to the next, with train.checkpoint_every: auto
 DISK_BYTES_PER_SECOND = 2e9  # assumed, for one machine; under fsdp all machines write
 
 
@@ -45,7 +45,7 @@ class Gpu:
     The default was measured with configs/gpt2-124m.yaml on one H200 (benchmarks/RESULTS.md)."""
     of_a_machine: int = 8
     cores: int | None = None
-    """The number of ranks that can compute at once (more take turns); None: all."""
+    """The number of ranks that can compute at once. Further ranks take turns. None: all can."""
     overlaps: bool = True
     """Whether gradients travel while the ranks compute. A core cannot send and compute at once."""
 
@@ -105,6 +105,7 @@ def predict(
     """The prediction for a config. Each GPU gets batch_size * grad_accum / gpus sequences."""
     tokens = config.tokens_per_step
     model, recipe = config.model, RECIPES[config.train.optimizer]
+    slots = slots_of(config.train)
     matrices = matrix_parameters(config, vocab_size)
     attention = model.n_layer * model.attention_width * model.block_size
     operations = 6.0 * tokens * (matrices + attention)
@@ -123,9 +124,9 @@ def predict(
     rows = max(1, config.train.sequences // gpus // passes)
     one = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": rows})})
     own = gpus if parallel == "fsdp" else 1
-    memory = parameters * (8.0 + 4.0 * recipe.slots) / own + activation_bytes(one, vocab_size, 2)
+    memory = parameters * (8.0 + 4.0 * slots) / own + activation_bytes(one, vocab_size, 2)
     memory += 4.0 * (parameters if parallel == "ddp" else parameters / model.n_layer * 2)
-    saved = 4.0 * parameters * (1 + recipe.slots)
+    saved = 4.0 * parameters * (1 + slots)
     writers = machines if parallel == "fsdp" else 1
     hours = GPU_HOURS_PER_FAILURE / gpus
     return Plan(
@@ -154,7 +155,7 @@ def _traffic(
 
     An all-reduce of S bytes inside a machine of n sends 2 S (n - 1) / n. Between M machines, each
     GPU all-reduces its n-th part: 2 S / n * (M - 1) / M. Gathering or scattering sends half of
-    this."""
+    these bytes."""
     near, far = (n - 1) / n, (machines - 1) / machines / n
     if parallel == "ddp":
         size = 2 * 4.0 * parameters  # float32 gradients are all-reduced once

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Leader:
-    """Rank 0 of a team. At the end of a `with`, the other ranks leave with rank 0's exit code."""
+    """A context manager for rank 0. At its end, the other ranks leave with rank 0's exit code."""
 
     def __init__(self, place: Place) -> None:
         from gptcli.distributed.team import Team
@@ -62,7 +62,7 @@ class Leader:
         return replace(setup, new_state=new_state)
 
     def asked_to_stop(self) -> bool:
-        """Whether any rank had been asked to stop at the last `Team.agree`."""
+        """Whether any rank had been asked to stop when the ranks last called `Team.agree`."""
         return self._team.stop_seen
 
     def __enter__(self) -> Leader:
@@ -74,7 +74,7 @@ class Leader:
         state = self._state
         if isinstance(error, LostError) or (state is not None and state.is_busy):
             self._team.watch.end()
-            return  # the other ranks see that the connection is closed
+            return  # the other ranks notice the closed connection themselves
         code = exit_code(error)
         leave_word("ended", str(code))
         with suppress(LostError):

@@ -38,12 +38,13 @@ from gptcli.errors import GptcliError
 from gptcli.files import durable
 from gptcli.training.checkpoint_files import bytes_of, copies_of, write_tensors
 from gptcli.training.meta_file import PARTS, shard_name
+from gptcli.training.weight_averages import to_checkpoint
 
 if TYPE_CHECKING:
     from gptcli.training.master_weights import MasterWeights
 
 _MESSAGE_BYTES = 4096
-_LONGEST_REASON = 500  # characters of an error; in JSON, each can take six bytes
+_LONGEST_REASON = 500  # characters of an error; in JSON, each character can take six bytes
 
 Rows = tuple[dict[str, Tensor], dict[str, Tensor]]
 """This rank's rows of the weights, and of the optimizer's state."""
@@ -66,7 +67,7 @@ class ShardGroup:
             dist.broadcast(_packed(name), 0, group=self._group)
 
     def hear(self) -> str:
-        """The name that the leader announces."""
+        """Wait until the leader announces the folder's name, and return the name."""
         message = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8)
         with peers_needed():
             dist.broadcast(message, 0, group=self._group)
@@ -94,7 +95,7 @@ def _unpacked(message: Tensor) -> Any:
 
 
 class ShardWriter:
-    """Writes this rank's shards, and finds its rows.
+    """Finds this rank's rows of all tensors, and writes them as shards.
 
     `checkpoints` is the folder of the run's checkpoints."""
 
@@ -115,7 +116,7 @@ class ShardWriter:
         state = self._state()
         if not self._place.leads:  # a single number has no rows, so the leader saves it
             state = {name: tensor for name, tensor in state.items() if tensor.dim()}
-        return dict(self._weights.masters), state
+        return to_checkpoint(dict(self._weights.masters), state)
 
     def write(self, folder: Path, rows: Rows) -> dict[str, Any]:
         """Write this rank's shards, and return their part of the index.
@@ -209,7 +210,7 @@ class LeaderShards:
         return index
 
     def close(self) -> None:
-        """Let the other ranks go on if this save wrote nothing."""
+        """If this save has written nothing, tell the other ranks not to wait for it."""
         if self._ordered and not self._announced:
             self._announced = True
             self._writer.group.announce("")

@@ -34,8 +34,8 @@ class Share:
     def of(train: TrainConfig, ranks: int) -> Share:
         """The share of a rank.
 
-        Raises GptcliError if the ranks cannot share a step evenly; the hint has the nearest values.
-        Also raises it if several ranks would train low-rank adapters."""
+        Raises GptcliError if the ranks cannot share a step evenly; the hint names the nearest sizes
+        with which they can. Also raises it if several ranks would train low-rank adapters."""
         if train.lora is not None and ranks > 1:
             raise GptcliError(
                 "train.lora works in one process: several processes would send each other the "

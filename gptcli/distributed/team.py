@@ -75,7 +75,7 @@ class Team:
         self.wants_stop: Callable[[], bool] = lambda: False
         """Whether this process was asked to stop (Ctrl-C, SIGTERM)."""
         self.stop_seen = False
-        """Whether any rank had been asked to stop at the last `agree`."""
+        """Whether any rank had been asked to stop when the ranks last called `agree`."""
 
     def connect(self, device_type: str) -> None:
         """Connect with the other ranks. All ranks must call this."""

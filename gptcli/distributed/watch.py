@@ -1,9 +1,9 @@
 """Ends the run if a rank hangs, and says which rank it is.
 
 Each rank counts the parts of its work that it has done, and a thread writes the count to the store
-once a second. If a rank has waited longer than the limit (`run.rank_timeout`), its thread reads the
-counts. A rank that no longer writes its count hangs. If there is no such rank, the ranks with the
-smallest count hang, because all other ranks wait for them.
+of torch.distributed once a second. If a rank has waited longer than the limit (`run.rank_timeout`),
+its thread reads the counts. A rank that no longer writes its count hangs. If there is no such rank,
+the ranks with the smallest count hang, because all other ranks wait for them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _BEAT = 1.0  # seconds
 
 
 class Watch:
-    """The progress of this rank, and a thread that compares it with that of the other ranks.
+    """The progress of this rank, and a thread that compares it with the progress of the other
+    ranks.
 
     The thread has its own connection to the store, because the main thread can be waiting in a
     call."""

@@ -1,2 +1,2 @@
-"""Runs experiments with several runs: seeds, sweeps and scaling. Tests whether differences are
-noise."""
+"""Experiments that train and compare several runs: seeds, sweeps and scaling. Decides whether a
+difference is more than noise."""

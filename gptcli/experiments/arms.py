@@ -20,7 +20,7 @@ _MACHINE = ("run.", "data.source", "train.seed")
 
 @dataclass(frozen=True)
 class Arm:
-    """A config and its runs by seed."""
+    """One config, and its runs: a dict from seed to run."""
 
     name: str
     runs: dict[int, RunData]
@@ -116,11 +116,11 @@ def existing_arms(paths: list[Path]) -> list[Arm]:
 
 
 def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
-    """For each seed, the trial that trains a run with this seed. If the compared run has the seed
-    and is finished, its path takes the place of the trial.
+    """For each seed, the trial that trains the run of `path` again with this seed, or `path` itself
+    if this run has the seed and is finished.
 
-    New runs go to RUN-seeds/SEED, next to the folder of the compared run. Raises GptcliError if one
-    of these runs exists and has another config."""
+    A new run goes to the folder NAME-seeds/SEED beside `path`. NAME is the name of the run of
+    `path`. Raises GptcliError if a run in such a folder has another config."""
     config = run_folder.read_config(path)
     found: dict[int, Trial | Path] = {}
     for seed in seeds:
@@ -140,8 +140,8 @@ def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
 
 
 def _refuse_other_config(run: Path, folder: Path) -> None:
-    """Raise GptcliError if a run of an earlier comparison has another config than the compared
-    run."""
+    """Raise GptcliError if `folder`, a run of an earlier comparison, has another config than
+    `run`."""
     now, then = (
         {key: v for key, v in flat(run_folder.read_config(one).model_dump()).items()
          if not key.startswith(_MACHINE)}

@@ -43,9 +43,11 @@ class Difference:
 
 
 def difference_of(a: dict[int, float], b: dict[int, float]) -> Difference:
-    """The mean difference of two dicts of losses by seed. It is paired if both have the same seeds.
+    """The mean difference of two dicts of losses by seed.
 
-    Runs with the same seed read the same batches, so chance that affects both cancels out."""
+    If both dicts have the same seeds, the result is the mean of the differences of each seed, and
+    `paired` is true. Runs with the same seed read the same batches, so chance that affects both
+    runs cancels out."""
     if set(a) == set(b):
         pairs = [b[seed] - a[seed] for seed in sorted(a)]
         mean, interval = mean_and_interval(pairs)

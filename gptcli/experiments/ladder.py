@@ -22,12 +22,12 @@ _BLOCK, _BATCH = 64, 16
 _CALIBRATION_STEPS = 24
 _FEWEST_STEPS = 60
 _SHARE = 0.85
-"""The share of the time for steps. The rest is for evaluations and checkpoints."""
+"""The share of the time that is planned for steps. Evaluations and checkpoints get the rest."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A network of the ladder: its layers, its width and its folder."""
+    """One of the small networks, or the larger one: its layers, its width and its folder."""
 
     n_layer: int
     n_embd: int
@@ -45,12 +45,12 @@ class Rung:
 
 
 def rungs_in(folder: Path) -> list[Rung]:
-    """The networks of the ladder, with their folders."""
+    """The small networks, from the smallest to the largest, with their folders in `folder`."""
     return [Rung(n, c, folder / f"{n}x{c}") for n, c in RUNGS]
 
 
 def larger_in(folder: Path) -> Rung:
-    """The network whose blocks have eight times the parameters of the largest rung."""
+    """The larger network: its blocks have eight times the parameters of the largest small one."""
     n, c = RUNGS[-1][0] * LARGER, RUNGS[-1][1] * LARGER
     return Rung(n, c, folder / f"{n}x{c}")
 

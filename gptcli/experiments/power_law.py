@@ -1,4 +1,6 @@
-"""Fits loss = floor + scale * size^-exponent to small networks, and predicts a larger network.
+"""Fits a scaling law to the losses of small networks, and predicts the loss of a larger network.
+
+The law is `loss = floor + scale * size^-exponent`.
 
 Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models"; the floor as in Hoffmann et
 al. 2022, "Training Compute-Optimal Large Language Models".
@@ -25,8 +27,8 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """loss = floor + scale * size^-exponent, and how far the points are from this curve, in
-    nats."""
+    """The law `loss = floor + scale * size^-exponent`. `residual` says how far the points are from
+    its curve, in nats."""
 
     floor: float
     scale: float
@@ -61,7 +63,7 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
             "give more --minutes",
             exit_code=1,
         )
-    unit = float(np.exp(np.log(x).mean()))  # so that the numbers are of similar size
+    unit = float(np.exp(np.log(x).mean()))  # sizes are divided by it, so that powers are near 1
     best: tuple[float, float, float, float] | None = None
     for exponent in _EXPONENTS:
         powers = (x / unit) ** -exponent
@@ -86,6 +88,6 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
 
 
 def _gradient(x: Floats, scale: float, exponent: float) -> Floats:
-    """The derivatives of the loss by floor, scale and exponent, one row for each size."""
+    """The derivatives of the loss with respect to floor, scale and exponent, by size."""
     powers = x**-exponent
     return np.stack((np.ones_like(x), powers, -scale * powers * np.log(x)), axis=1)

@@ -51,7 +51,9 @@ class EightSteps:
 
 @dataclass(frozen=True)
 class _Computed:
-    """The values of the steps. The first five are (T, H or K, D). placed_q and placed_k are q and k
+    """The values of the steps.
+
+    q and placed_q are (T, H, D); k, v and placed_k are (T, K, D). placed_q and placed_k are q and k
     after QK-norm and rotation, if the network has these. The other values are those of one token:
     scores and weights (T,) and mixed (D,) of one head, and out (C,)."""
 

@@ -36,7 +36,7 @@ class HeadKind:
     """One head: its layer and its number, both from 0, and for each kind in KINDS the share of its
     attention that fits the kind.
 
-    A share is 0 if the head looks at such tokens only as much as a head with evenly spread
+    A share is 0 if the head looks at the tokens of a kind only as much as a head with evenly spread
     attention. It is 1 if the head looks at no other tokens. It can be slightly negative."""
 
     layer: int
@@ -77,7 +77,7 @@ def head_kinds(
     tokens again. This share says how much a head looks at the token that followed the earlier copy
     of the current token (Olsson et al. 2022, "In-context Learning and Induction Heads"). The other
     shares are measured on the text itself, or on these sequences if the text is shorter than 8
-    tokens. `maps_of` computes the maps of other ids."""
+    tokens. `maps_of` is a function that computes the maps of a list of token ids."""
     half = min(_LONGEST_HALF, model.config.block_size // 2, model.vocab_size)
     induction: dict[int, Tensor] = {}
     of_probes: dict[int, Tensor] = {}

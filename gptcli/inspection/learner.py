@@ -41,7 +41,7 @@ class LearnerFile:
 
     @property
     def path(self) -> Path:
-        """The Python file that runs: for a notebook, its code."""
+        """The Python file that is run. For a notebook, this is a file with the notebook's code."""
         return find_part(self.spec, self.part).path
 
 

@@ -20,7 +20,7 @@ from gptcli.training.loading import Trained
 
 MOST_TOKENS = 256
 """The most tokens of a text. A map of more tokens would be large and hard to read."""
-_GUESSES = 5  # kept by the lens for each layer and token
+_GUESSES = 5  # how many guesses the lens has for each layer and token
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Look:
     `maps` has the attention weights (H, T, T) of each layer, or None if they are hidden. `heads`
     are the heads with known weights, the clearest kinds first. `lens[i][t]` are the most likely
     next tokens after token t, if the network ended after its first i layers. `dropped` is the
-    number of tokens at the beginning that did not fit."""
+    number of tokens at the beginning of the prompt that were left out."""
 
     ids: list[int]
     maps: list[Tensor | None]
@@ -49,8 +49,9 @@ class Look:
 
 
 def ids_of_prompt(trained: Trained, prompt: str) -> tuple[list[int], int]:
-    """The last ids of a prompt, as many as fit, and how many were left out before them. Raises
-    GptcliError if the prompt has no tokens, or has a character that the tokenizer lacks."""
+    """The last token ids of a prompt, as many as the model can read, and the number of ids before
+    these, which are left out. Raises GptcliError if the prompt has no tokens, or has a character
+    that the tokenizer lacks."""
     if not prompt:
         raise GptcliError("the prompt is empty", 'give a text: --prompt "To be or not to be"')
     tokenizer = trained.tokenizer
@@ -84,9 +85,8 @@ def weights_of_layers(
 ) -> list[Tensor | None]:
     """The attention weights (H, T, T) of each layer, float32 on the CPU.
 
-    For the builtin attention, they are computed from its queries and keys. For a learner's
-    attention, a trace of its forward pass is searched for them. A layer is None if they are not
-    found."""
+    The weights of the builtin attention are computed from its queries and keys. The weights of a
+    learner's attention are found in a trace of its forward pass; None for a layer without them."""
     found: list[Tensor | None] = []
     for layer, x in enumerate(inside.inputs):
         part = part_with_attention(model, layer)

@@ -15,10 +15,10 @@ from gptcli.files.paths import shell_word
 
 @dataclass(frozen=True)
 class Logger:
-    """What the command line knows about a logger. Importing the logger's package is slow."""
+    """What the command line knows about a logger without importing its package, which is slow."""
 
     name: str
-    package: str | None  # to be installed and imported; None: none is needed
+    package: str | None  # the package that must be installed; None: none is needed
     place: str  # the log's path in the run folder
     shown_by: Callable[[Path], str]  # the command that shows a log at a path
 

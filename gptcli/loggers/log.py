@@ -31,7 +31,7 @@ class Log(Protocol):
         """Write a row. Each row has a larger step than the row before."""
 
     def sample(self, sample: Sample, time: float) -> None:
-        """Write a sample. Its step can be that of no row.
+        """Write a sample. There need not be a row with the sample's step.
 
         Only the sample at the end of a run can have a smaller step than the last row."""
 
@@ -39,4 +39,4 @@ class Log(Protocol):
         """Make everything that was written visible to readers."""
 
     def close(self) -> None:
-        """Write the rest, and end the log."""
+        """Write everything that is not written yet, and end the log."""

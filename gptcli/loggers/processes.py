@@ -81,10 +81,11 @@ class Writer:
         return self._process.poll() is not None
 
     def end(self) -> None:
-        """Ask the process to write the rest and to end."""
+        """Ask the process to write the remaining rows and samples, and then to end."""
         assert self._process.stdin is not None
         with suppress(OSError, ValueError):
-            self._process.stdin.write(b"\n")  # a fork of the training can keep the pipe open
+            # Closing is not enough, because a fork of the training can keep the pipe open.
+            self._process.stdin.write(b"\n")
             self._process.stdin.flush()
         with suppress(OSError):
             self._process.stdin.close()

@@ -83,7 +83,8 @@ class Rows:
     """The rows and samples of a run, in the order of their steps.
 
     A row is complete when a later step is logged, because the evaluation of a step is logged after
-    the step. Only the sample at the end of the run can belong to an earlier step."""
+    the step. Only the sample at the end of the run can have a smaller step than the row before
+    it."""
 
     run: Path
     first: bytes = b""
@@ -91,7 +92,7 @@ class Rows:
     _waiting: dict[int, Values] = field(default_factory=dict)
     _samples: list[Sample] = field(default_factory=list)
     _done: int = -1  # the last step that was returned
-    _read: int = 0  # samples
+    _read: int = 0  # how many samples were read completely
     _text: tuple[int, bytes] | None = None  # the sample that is being read
 
     def __post_init__(self) -> None:
@@ -99,7 +100,9 @@ class Rows:
         self._texts = _Tail(self.run / "samples.txt")
 
     def read(self, *, ended: bool) -> list[Row | Sample]:
-        """The rows and samples that are complete since the last call; with `ended`, the rest."""
+        """The rows and samples that became complete since the last call.
+
+        With `ended`, returns all rows and samples that were not returned yet."""
         for line in self._metrics.lines():
             self._take(line)
         newest = max(self._waiting, default=self._done)

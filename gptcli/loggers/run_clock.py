@@ -15,8 +15,9 @@ from gptcli.training.run_times import starts_of, time_in
 def run_clock(run: Path, seconds: float) -> Callable[[float], float]:
     """A function from the seconds in metrics.jsonl to Unix time.
 
-    run.json has the time at which each part of the run began. In a run of an earlier version,
-    run.json has only the time at which the run ended, so the pauses between the parts are ignored.
+    Each resume begins a new part of the run. run.json has the time at which each part began. In a
+    run of an earlier version, run.json has only the time at which the run ended, so the pauses
+    between the parts are ignored.
     `seconds` are the seconds in the newest record of metrics.jsonl."""
     status = _status(run)
     starts = [

@@ -21,7 +21,8 @@ class TrackioLog:
 
     def __init__(self, folder: Path, facts: RunFacts) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        os.environ["TRACKIO_DIR"] = str(folder.absolute())  # trackio reads it when it is imported
+        # trackio reads this variable while it is imported.
+        os.environ["TRACKIO_DIR"] = str(folder.absolute())
         from trackio import Markdown
         from trackio.sqlite_storage import SQLiteStorage
 

@@ -29,7 +29,7 @@ class WandbLog:
         shutil.rmtree(self._cache, ignore_errors=True)
         for name in ("CACHE", "DATA", "ARTIFACT"):
             os.environ[f"WANDB_{name}_DIR"] = str(self._cache)
-        if offline:  # otherwise, the user's settings and login apply
+        if offline:  # online, the user's settings and login apply
             os.environ["WANDB_CONFIG_DIR"] = str(self._cache)
             for earlier in files.glob(f"offline-run-*-{facts.identity}"):
                 shutil.rmtree(earlier)

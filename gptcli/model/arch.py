@@ -34,7 +34,8 @@ class Arch:
     """rms: RMSNorm, which has a gain only. layer: LayerNorm, which also subtracts the mean."""
     positions: Literal["rotary", "learned"]
     """rotary: each attention rotates queries and keys by an angle that grows with the position.
-    In sampling, the window of model/cache.py slides over texts longer than block_size.
+    So a network can sample texts longer than block_size: the window of its key/value cache
+    (model/cache.py) slides over the text.
     learned: a table of block_size vectors is added to the embedding."""
     qk_norm: bool
     """Whether RMSNorm normalises the queries and keys of each head (see rotary.py)."""
@@ -58,9 +59,9 @@ class Arch:
     initialisation: Literal["fixed_std", "fan_in"]
     """The standard deviation with which gptcli.model.gpt.initialise draws a matrix.
 
-    fixed_std: 0.02, but 0.02 / sqrt(2 n_layer) at the end of a residual branch.
-    fan_in: 1 / sqrt(inputs), but 1 for the embedding (0.02 if it is also the head), and 0 for the
-    head and at the end of a residual branch."""
+    fixed_std: 0.02, but 0.02 / sqrt(2 n_layer) for a matrix that ends a residual branch.
+    fan_in: 1 / sqrt(the matrix's number of inputs), but 1 for the embedding (0.02 if it is also the
+    head), and 0 for the head and for each matrix that ends a residual branch."""
     rope_theta: float = ROPE_THETA
     """The base theta of the rotation frequencies."""
     fixed_hidden_width: int | None = None
@@ -132,5 +133,5 @@ def arch_named(name: ArchName) -> Arch:
 
 
 def archs_that(fit: Callable[[Arch], bool]) -> str:
-    """The archs for which `fit` is true, in the words of a hint: "`arch: gpt2`"."""
+    """The archs for which `fit` returns true, as text for a hint, such as "`arch: gpt2`"."""
     return " or ".join(f"`arch: {name}`" for name, arch in ARCHS.items() if fit(arch))

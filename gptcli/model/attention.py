@@ -75,8 +75,9 @@ class CausalSelfAttention(nn.Module):
     if n_head does not divide n_embd. `forward(x)` takes and returns (B, T, C). Dropout acts in
     training only.
 
-    `cache` is for sampling: one layer of a KeyValueCache or a StaticCache (gptcli.model.cache). It
-    stores the new keys and values, and returns all keys and values that the queries can look at.
+    `forward(x, cache)` is for sampling. `cache` is one layer of a KeyValueCache or a StaticCache
+    (gptcli.model.cache). It stores the new keys and values, and returns all keys and values that
+    the queries can look at.
     """
 
     def __init__(self, config: Any) -> None:
@@ -103,10 +104,11 @@ class CausalSelfAttention(nn.Module):
         return drop(self.c_proj(mixed), dropout)
 
     def project(self, x: Tensor, kept: list[Tensor | None] | None = None) -> Tensor:
-        """Steps 1 and 2 as one matrix product: (B, T, C) -> (B, T, 3 H, D).
+        """Steps 1 and 2 of causal_attention as one matrix product: (B, T, C) -> (B, T, 3 H, D).
 
-        The heads of q come first, then those of k, then those of v. `kept` stores the stacked
-        weights between calls. Only sampling passes it, because sampling never changes the weights.
+        The heads of q come first, then those of k, then those of v. `kept` is a list in which this
+        method stores the stacked weights for later calls. Only sampling passes such a list, because
+        sampling never changes the weights.
         """
         B, T, _ = x.shape
         if kept:
@@ -122,7 +124,7 @@ class CausalSelfAttention(nn.Module):
         return F.linear(x, weight, bias).view(B, T, self.n_head + 2 * self.n_kv_head, -1)
 
     def heads(self, qkv: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Split q, k and v: (B, T, 3 H, D) -> each (B, H, T, D).
+        """Split the result of `project` into q, k and v: (B, T, 3 H, D) -> each (B, H, T, D).
 
         `start` is the position of the first token. GPT-2 adds positions to the embedding, so this
         method ignores `start`. A subclass can apply positions to q and k here."""
@@ -131,13 +133,13 @@ class CausalSelfAttention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Steps 3 to 7 over T tokens, fast: q (B, H, T, D) -> (B, H, T, D), in q's dtype.
+    """Steps 3 to 7 of causal_attention, but faster: q (B, H, T, D) -> (B, H, T, D), in q's dtype.
 
     k and v are (B, H, T, D), or (B, H / G, T, D). In the second case each head of k and v serves G
     query heads (grouped-query attention; Ainslie et al. 2023).
 
     Uses PyTorch's fused kernel, or three batched operations that compute the same. On a CPU, the
-    three operations are faster if the dtype is bfloat16, if T is short, or with dropout.
+    three operations are faster if the dtype is bfloat16, if T is small, or with dropout.
     """
     B, H, T, D = q.shape
     K = k.shape[1]  # heads of keys and values
@@ -176,10 +178,11 @@ def drop(x: Tensor, p: float) -> Tensor:
 
 
 def attend_masked(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-    """Steps 3 to 7 for sampling: q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
+    """Steps 3 to 7 of causal_attention, for sampling: (B, H, T, D) -> (B, H, T, D).
 
-    k and v can have fewer heads, as in `attend`. `allowed`, bool (T, S), is True for the keys that
-    a query can look at. None means that each query can look at all keys."""
+    q is (B, H, T, D). k and v are (B, H, S, D), or have fewer heads, as in `attend`. `allowed`,
+    bool (T, S), is True for the keys that a query can look at. None means that each query can look
+    at all keys."""
     B, H, T, D = q.shape
     G = H // k.shape[1]
     if G > 1:

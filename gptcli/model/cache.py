@@ -1,10 +1,10 @@
-"""The key/value cache (KV cache): ring buffers, so that a step need not recompute earlier tokens.
+"""The key/value cache (KV cache), in ring buffers: it saves the recomputation of earlier tokens.
 
 Dimensions: B batch, H heads, T new tokens, S tokens that have keys and values, D head_dim,
 W width of the window (block_size).
 
-First reading: LayerCache. Skip StreamPositions and the classes below it: they let a GPU record a
-step.
+First reading: LayerCache. Skip StreamPositions and the classes below it: with them, a GPU can
+record a sampling step as a graph.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class LayerCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        # `extend` reads only slots that it has filled, so the slots need no first value. On a CPU,
-        # unwritten slots take no memory.
+        # `extend` reads only slots that it has filled, so the slots need no initial values. On a
+        # CPU, unwritten slots take no memory.
         self.keys = torch.empty(batch, n_head, width, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
         self.width = width
@@ -95,7 +95,8 @@ class KeyValueCache:
 
     @property
     def seen(self) -> int:
-        """The number of tokens stored since the beginning or the last `clear`."""
+        """The number of tokens stored since the cache was made, or since the most recent
+        `clear`."""
         return self.layers[0].seen
 
     def clear(self) -> None:
@@ -105,15 +106,15 @@ class KeyValueCache:
 
 
 class StreamPositions:
-    """The position of each stream's next token in its text: `at`, int64 (B,)."""
+    """For each stream, the position of the next token in the stream's text: `at`, int64 (B,)."""
 
     def __init__(self, at: Tensor) -> None:
         self.at = at
         self._rotation: tuple[Tensor, Tensor] | None = None
 
     def rotation(self, compute: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the positions. The first layer computes them, the others reuse
-        them."""
+        """Cosine and sine of the rotation at these positions. The first layer computes them, and
+        the other layers reuse them."""
         if self._rotation is None:
             self._rotation = compute(self.at)
         return self._rotation

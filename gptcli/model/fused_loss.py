@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Columns that a program reads at once, 8 for each thread. Two programs of 32 warps fill a
-# multiprocessor. So few rows are in use at a time, and usually stay in the cache until the second
-# reading.
+# The number of columns that a Triton program reads at once, 8 for each thread. Two programs of 32
+# warps fill a multiprocessor. So only a few rows are in use at a time, and they usually stay in the
+# cache until the second reading.
 _BLOCK = 8192
 _WARPS = 32
 PADDED_VOCABULARY = 128

@@ -118,7 +118,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
         if traits.tied_head:
             self.lm_head.weight = self.wte.weight
-        self._branch_dtype: torch.dtype | None = None  # None: the other layers' dtype
+        self._branch_dtype: torch.dtype | None = None  # None if all layers have the same dtype
 
     def forward(
         self,
@@ -158,10 +158,11 @@ class GPT(nn.Module):
         cache: KeyValueCache | StaticCache | None = None,
         last_only: bool = False,
     ) -> Tensor:
-        """The features of token embeddings x: (B, T, C) -> (B, T, C), or (B, 1, C) if `last_only`.
+        """The features (the head's inputs) of token embeddings x: (B, T, C) -> (B, T, C).
 
-        torch.compile compiles only this method. If it compiled the embedding too, it would sum the
-        embedding's gradient in an order that changes from run to run."""
+        The result is (B, 1, C) if `last_only`. torch.compile compiles only this method. If it
+        compiled the embedding too, it would sum the embedding's gradient in an order that changes
+        from run to run."""
         if self.wpe is not None:
             start = 0 if cache is None else cache.seen
             if isinstance(start, StreamPositions):
@@ -181,8 +182,8 @@ class GPT(nn.Module):
         """Convert attention and feed-forward networks to `dtype`; return this model.
 
         Residual stream, norms, embeddings and head stay in float32, because rounding in them
-        changes every logit. A user's block cannot be split, so a model with one changes to `dtype`
-        completely."""
+        changes every logit. A model with a user's block changes to `dtype` completely, because
+        gptcli does not know the branches inside this block."""
         if self.user_parts.block is not None:
             return self.to(dtype)
         for block in self.h:
@@ -220,7 +221,8 @@ class GPT(nn.Module):
 
 @torch.no_grad()
 def initialise(model: GPT, generator: torch.Generator) -> None:
-    """Give all weights their first values, in the model's order. `generator` is on the CPU."""
+    """Give all weights their initial values, in the order of `named_parameters`. `generator` must
+    be on the CPU."""
     users = UserInitialisation(model, model.user_parts, model.config, generator)
     fixed_std = model.config.traits.initialisation == "fixed_std"
     for name, parameter in model.named_parameters():  # a tied head appears once, as wte
@@ -233,9 +235,10 @@ def initialise(model: GPT, generator: torch.Generator) -> None:
 
 
 def _draw_gpt2(name: str, parameter: Tensor, n_layer: int, generator: torch.Generator) -> None:
-    """Draw normal numbers of std 0.02, or 0.02 / sqrt(2 n_layer) at the end of a residual branch.
+    """Fill a parameter of GPT-2 with normal random numbers of standard deviation 0.02.
 
-    Gains are 1, biases 0. Source: Radford et al. 2019, section 2.3."""
+    If a matrix ends a residual branch, the deviation is 0.02 / sqrt(2 n_layer). Gains are 1,
+    biases 0. Source: Radford et al. 2019, section 2.3."""
     row = row_of(name)
     assert row is not None
     if row.role in ("gain", "bias"):
@@ -248,11 +251,12 @@ def _draw_gpt2(name: str, parameter: Tensor, n_layer: int, generator: torch.Gene
 def _draw_modern(
     name: str, parameter: Tensor, generator: torch.Generator, *, tied_head: bool
 ) -> None:
-    """Draw normal numbers: std 1 / sqrt(inputs) for matrices, 1 for the embedding.
+    """Fill a parameter of `arch: modern` with normal random numbers.
 
-    The head, and the matrices that end a residual branch, are 0. So every block starts as the
-    identity, and the loss starts at ln V. An embedding that is also the head has std 0.02, so that
-    the loss starts near ln V. Gains are 1."""
+    Their standard deviation is 1 for the embedding, and 1 / sqrt(number of inputs) for other
+    matrices. The head, and the matrices that end a residual branch, are 0. So every block starts as
+    the identity, and the loss starts at ln V. For an embedding that is also the head, the standard
+    deviation is 0.02, so that the loss starts near ln V. Gains are 1."""
     row = row_of(name)
     assert row is not None
     if row.role in ("gain", "bias"):
@@ -270,14 +274,14 @@ def _draw_modern(
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """The number of parameters, as papers count them. A tied head counts once."""
+    """The number of parameters, with and without embeddings and head. A tied head counts once."""
 
     total: int
     without_embeddings: int
 
 
 def count_parameters(model: GPT) -> ParameterCount:
-    """The number of all parameters, and of those outside embeddings and head."""
+    """The number of all parameters, and the number of parameters outside embeddings and head."""
     total = embeddings = 0
     for name, parameter in model.named_parameters():
         total += parameter.numel()

@@ -1,9 +1,9 @@
-"""RMSNorm, QK-norm with rotary positions (handwritten gradients) and GELU, faster on CPUs.
+"""Versions of RMSNorm, of QK-norm with rotary positions and of GELU that are faster on CPUs.
 
 On a CPU, PyTorch's versions take longer than the matrix products around them. PyTorch splits some
-of them into many operations, and has no vector code for others in bfloat16. The docstrings of
-gelu, rms_norm and norm_rotate give the plain formulas; the tests compare each of these functions
-with its formula. Dimensions: (..., C) channels last.
+of them into many operations, and has no vector code in bfloat16 for others. The docstrings of gelu,
+rms_norm and norm_rotate give the plain formulas; the tests compare each of these functions with its
+formula. Dimensions: (..., C) channels last.
 
 First reading: skip this file.
 """
@@ -20,7 +20,8 @@ from torch.autograd.function import once_differentiable
 
 
 def fused_is_faster(x: Tensor) -> bool:
-    """Whether these functions are faster than PyTorch's for x: on a CPU without torch.compile."""
+    """Whether x is on a CPU without torch.compile. There, these functions are faster than
+    PyTorch's."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

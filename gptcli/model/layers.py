@@ -3,7 +3,7 @@
 Dimensions: B batch, T time, C channels (n_embd), F hidden width of the feed-forward network.
 
 First reading: RMSNorm and SwiGLU, which `arch: modern` uses. Skip the calls of `kernels`: they
-compute the same, up to rounding, and are faster on a CPU.
+compute the same as PyTorch's functions, up to rounding, and are faster on a CPU.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
     """GPT-2's feed-forward network: expand to F, GELU, project back. (B, T, C) -> (B, T, C).
 
-    GELU is computed by its tanh approximation, as in GPT-2's training (Hendrycks and Gimpel 2016,
-    section 2). kernels.gelu says when it is computed exactly."""
+    GELU is usually computed by its tanh approximation, as in GPT-2's training (Hendrycks and Gimpel
+    2016, section 2). The docstring of kernels.gelu says in which case the exact form is
+    computed."""
 
     def __init__(self, n_embd: int, width: int, bias: bool, dropout: float) -> None:
         super().__init__()

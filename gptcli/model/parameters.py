@@ -15,8 +15,8 @@ Role = Literal["embedding", "head", "matrix", "gain", "bias", "other"]
 
 | role | shape | what |
 |---|---|---|
-| embedding | 2 dimensions | a row for each token or position; also the head, if the arch ties it |
-| head | 2 dimensions | residual stream to logits, if it is not the token embedding |
+| embedding | 2 dimensions | a row for each token or position; also the head, if the head is tied |
+| head | 2 dimensions | turns the residual stream into logits; only if the head is not tied |
 | matrix | 2 dimensions | multiplies the activations inside a block |
 | gain | 1 dimension | a factor per channel |
 | bias | 1 dimension | a term per channel |
@@ -25,12 +25,12 @@ Role = Literal["embedding", "head", "matrix", "gain", "bias", "other"]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A row of a table. `gpt2` or `qwen3` is None if that layout has no such parameter.
+    """A parameter: one row of the tables below. `gpt2` or `qwen3` is None if that layout lacks it.
 
     Matrices are (outputs, inputs), as in nn.Linear and Qwen3. GPT-2 stores the matrices of its
     blocks transposed. GPT-2 also concatenates query, key and value along the outputs: their
-    matrices into one matrix, their biases into one vector. `gpt2_part` is the place of this
-    parameter in that matrix or vector (0, 1 or 2). It is None for other parameters."""
+    matrices into one matrix, their biases into one vector. For query, key and value, `gpt2_part` is
+    their place in this matrix or vector: 0, 1 or 2. For all other parameters it is None."""
 
     name: str
     role: Role
@@ -41,7 +41,8 @@ class Parameter:
     qwen3: str | None
     """The name in Hugging Face's Qwen3ForCausalLM."""
     ends_branch: bool = False
-    """Whether this matrix ends a residual branch, so that its output is added to the stream."""
+    """Whether this matrix ends a residual branch, so that its output is added to the residual
+    stream."""
     gpt2_part: int | None = None
 
 
@@ -97,7 +98,7 @@ def is_in_block(name: str) -> bool:
 
 
 def row_of(name: str) -> Parameter | None:
-    """The row of a model's parameter, such as "h.3.ln_1.weight".
+    """The row of the tables for the model's parameter `name`, such as "h.3.ln_1.weight".
 
     None if the tables do not have the parameter. Then it belongs to a user's part."""
     if is_in_block(name):

@@ -1,10 +1,11 @@
 """Attention with rotary positions (RoPE) and normalised queries and keys, for `arch: modern`.
 
-Computes the attention of Qwen3, also with grouped queries, and of Llama, which does not normalise
-queries and keys. Only the layers q_norm and k_norm have Qwen3's names.
+It is the attention of Qwen3, with or without grouped queries. It is also the attention of Llama,
+which does not normalise queries and keys. The layers q_norm and k_norm have their names from Qwen3,
+the other layers from gptcli.model.attention.
 
-First reading: rotary_at and rotate. Skip rotary_table and _consecutive, which keep results between
-calls.
+First reading: rotary_at and rotate. Skip rotary_table and _consecutive, which keep results for
+later calls.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads, K heads of keys and values (n_kv_head),
 D head_dim.
@@ -135,8 +136,9 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
 
     def _consecutive(self, start: int, T: int, D: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the T positions from `start` on, each (T, 1, 1, D)."""
-        # A table's length is a power of two, so that a growing text rarely needs a new one.
-        # If the positions are too large for such a table, a call with start > 0 makes a new table.
+        # A table's length is a power of two, so that a growing text rarely needs a new table. If
+        # such a table would be too long, only the T positions are computed, and they are kept only
+        # if start is 0.
         first, length = 0, max(256, 1 << (start + T - 1).bit_length())
         if length > _LONGEST_TABLE:
             first, length = start, T

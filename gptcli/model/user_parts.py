@@ -27,8 +27,9 @@ PARTS = ("attention", "layernorm", "mlp", "block", "tokenizer")
 class UserParts:
     """For each part, the function that makes it from a ModelConfig; None for a builtin part.
 
-    `layernorm` makes the two norms of each block and the last norm. `block` makes complete blocks.
-    `tokenizer` is a class that gptcli.tokenization.user_bpe uses; it is not part of the network.
+    `layernorm` makes the two norms of each block and the norm after the last block. `block` makes
+    complete blocks. `tokenizer` is a class that gptcli.tokenization.user_bpe uses; it is not part
+    of the network.
 
     `matrices` takes the module of a user's attention, n_embd and n_head. It finds the weights of
     query, key, value and output in any layout, and returns them in this order, each (C, C). It
@@ -83,11 +84,12 @@ class UserInitialisation:
         self._model, self._parts, self._generator = model, parts, generator
         self._n_embd, self._n_head = config.n_embd, config.n_head
         self._end_std = 0.02 / math.sqrt(2 * config.n_layer)  # at the end of a residual branch
-        self._begun: set[str] = set()  # paths of attentions
+        self._begun: set[str] = set()  # paths of the attentions that `draw` has reached
         self._drawn: set[int] = set()  # addresses of weights drawn as in the builtin attention
 
     def draw(self, name: str, parameter: Tensor) -> None:
-        """Draw one parameter. Call this method for the parameters in the model's order."""
+        """Draw one parameter. Call this method for the parameters in the order of
+        `named_parameters`."""
         if self._parts.attention is not None and self._parts.block is None:
             path = ".".join(name.split(".")[:3])  # h.0.attn
             if path.endswith(".attn") and path not in self._begun:

@@ -47,7 +47,7 @@ class Weights:
 
 
 def parameter_shapes(config: ModelConfig, vocab_size: int) -> Shapes:
-    """Name and shape of every parameter of the builtin model.
+    """The name and the shape of every parameter of a network without user's parts.
 
     A tied head appears once, as wte. Allocates no memory for weights, and needs no PyTorch."""
     names = [row.name for row in OUTSIDE_BLOCKS if _is_there(row, config)]

@@ -17,10 +17,10 @@ from gptcli.view.number_formats import human_count, time_taken
 _LEAST_RISE = 0.01
 """A run overfits only if its last validation loss is above the best one by at least this share."""
 _WORTH = 0.02
-"""Twice as many steps are worth it if they lower the loss by at least so many nats."""
+"""Twice as many steps are worth it if they lower the loss by at least this many nats."""
 _MANY_EPOCHS = 30
 _CLOSE = 0.1
-"""Both losses are close if the training loss is less than this share below the validation loss."""
+"""The training loss is close to the validation loss if it is less than this share below it."""
 _MOST_DROPOUT = 0.4
 _SPIKE = 8.0
 """A spike is a gradient norm of more than this many times the median."""
@@ -37,7 +37,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answers about a run. `next` has pairs: an idea and its command ("" if it has none)."""
+    """The answers about a run, and what to try next.
+
+    `next` has pairs of an idea and its command ("" if the idea has no command)."""
 
     summary: str
     answers: list[Answer]
@@ -60,7 +62,7 @@ class Overfit:
 
     best: Evaluated
     last: Evaluated
-    later: int  # evaluations after the best one
+    later: int  # number of evaluations after the best one
     is_overfit: bool
 
     @property
@@ -102,9 +104,9 @@ def doubled(points: Sequence[tuple[int, float]]) -> float | None:
 
 
 def _points(run: RunData) -> list[tuple[int, float]]:
-    """Pairs (step, validation loss), or (step, training loss) if there are fewer than three
-    evaluations and both losses say the same: the text was read at most once, or both losses are
-    close."""
+    """The points for `doubled`: pairs (step, validation loss). If there are fewer than three
+    evaluations, pairs (step, training loss), but only if the training loss says as much: the run
+    read its text at most once, or the training loss is close to the validation loss."""
     often = epochs(run)
     if len(run.evaluations) < 3 and ((often is not None and often <= 1) or _is_close(run)):
         return [(one.step, one.loss) for one in run.steps]
@@ -119,8 +121,8 @@ def _is_close(run: RunData) -> bool:
 
 
 def mean_loss_at(steps: Sequence[StepDone], step: int) -> float | None:
-    """The mean training loss near `step`; None without logged steps. The mean is over at most a
-    twentieth of the logged steps on each side, or over one step if that is more."""
+    """The mean training loss near `step`; None without logged steps. The mean is over a twentieth
+    of the logged steps on each side of `step`, but over at least one step on each side."""
     if not steps:
         return None
     width = max(1, len(steps) // 20)
@@ -436,8 +438,8 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
 
 
 def _calmer(run: RunData, train: str) -> tuple[str, str]:
-    """What to try if the training diverged: the usual learning rate, or a quarter of the current
-    one."""
+    """What to try if the training diverged: the usual learning rate if the run's own is higher,
+    else a quarter of the run's own."""
     rate = float(run.config.train.learning_rate)
     automatic = run.config.train.model_copy(update={"learning_rate": "auto"})
     usual = resolve_rate(automatic, run.config.model.n_embd)

@@ -122,12 +122,13 @@ function drawChart(root, given) {
     });
   }
 
-  // uPlot asks for the range of x first. It updates u.scales only after it has asked for that of y.
+  // uPlot asks for the range of x, then for the range of y, and updates u.scales only after both.
+  // So the range of x is kept here.
   let shown = [first, last];
   const keepShown = (u, from, to) => { if (from !== null) shown = [from, to]; return [from, to]; };
 
-  // The range of y. With `clip`, it leaves out the steep start if all of x is shown, because the
-  // start would flatten the rest.
+  // The range of y. With `clip`, it leaves out the steep start of the curves if all of x is shown,
+  // because the start would flatten the rest of the curves.
   function clipped(low, high) {
     const whole = shown[0] <= first && shown[1] >= last;
     if (whole && given.clip) {
@@ -194,7 +195,8 @@ function drawChart(root, given) {
     }, [given.x, ...given.series.map((one) => one.values)], place);
   }
 
-  // Charts with the same `sync` zoom together, also by keys. uPlot does this only for dragging.
+  // Charts with the same `sync` zoom together. uPlot itself does this only if the reader drags, so
+  // this code does it for the keys and the button.
   const together = () => CHARTS.filter((one) => one === own || (given.sync && one.sync === given.sync));
   const showAll = () => together().forEach((one) => one.zoomTo(null));
   function moveTo(i) {

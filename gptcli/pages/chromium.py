@@ -1,4 +1,4 @@
-"""Makes pictures and PDF files of pages with Chromium or Chrome, if it is installed."""
+"""Makes pictures and PDF files of pages with Chromium or Chrome, if one of them is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gptcli.errors import GptcliError
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _MOST_SECONDS = 120
 _MOST_HEIGHT = 16_000  # pixels; Chromium cannot draw a taller picture
-_DRAWN_WITHIN = 5_000  # virtual milliseconds
+_DRAWN_WITHIN = 5_000  # virtual milliseconds in which a page draws itself
 
 
 def find_chromium() -> str | None:

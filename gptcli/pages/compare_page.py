@@ -18,8 +18,8 @@ _MOST_LINES = 8
 
 @dataclass(frozen=True)
 class ComparedArm:
-    """What the page says about one config. `points` is the mean validation curve, and `training` is
-    the training curve of the first seed."""
+    """What the page says about one config. `points` is the curve of validation losses, averaged
+    over the seeds. `training` is the curve of training losses of the first seed."""
 
     name: str
     points: Sequence[tuple[int, float]]

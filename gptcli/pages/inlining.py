@@ -24,8 +24,8 @@ _ENDS_SCRIPT = re.compile(r"</script|<!--", re.IGNORECASE)
 class Page:
     """The parts of a page.
 
-    `body` is HTML without scripts and without style attributes, which the policy forbids. `data`
-    maps the ids of data blocks to their text; the scripts read them as
+    `body` is HTML without scripts and style attributes, because the Content-Security-Policy
+    forbids both. `data` maps the ids of data blocks to their text; the scripts read them as
     `document.getElementById(id).textContent`. With `workers`, the page can start Web Workers from
     Blobs, and with `webassembly` it can compile WebAssembly."""
 

@@ -1,4 +1,5 @@
-// The page of `gptcli report`: charts, a passage by loss, attention maps during training.
+// The page of `gptcli report`: charts, and at several steps of the training, a passage in which
+// each token is coloured by its loss, and attention maps.
 
 const report = JSON.parse(document.getElementById("report").textContent);
 for (const one of report.charts) drawChart(document.getElementById(one.place), one);

@@ -1,4 +1,4 @@
-"""Two parts of the page of `gptcli report`: a passage by loss, and attention maps over training."""
+"""Two parts of the page of `gptcli report`: a passage coloured by loss, and attention maps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from gptcli.tokenization import Tokenizer
 from gptcli.view.safe_text import clean
 from gptcli.view.token_labels import token_label
 
-_HABITS = 4  # at most so many heads are described in words
+_HABITS = 4  # the page describes at most this many heads in words
 
 
 def passage_record(
     inside: list[dict[str, Any]], tokenizer: Tokenizer, used: int | None
 ) -> dict[str, Any] | None:
-    """The tokens of the passage, and their losses at each evaluation; None if an id is unknown.
+    """What report.js shows of the passage: its tokens, and their losses at each evaluation. None
+    if an id is unknown.
 
     The page opens with the evaluation nearest to `used`, the step of the checkpoint that `sample`
     uses. If `used` is None, the page opens with the last evaluation."""
@@ -59,8 +60,8 @@ def _in_text(piece: bytes) -> str:
 def maps_record(
     inside: list[dict[str, Any]], tokenizer: Tokenizer, most_heads: int, used: int | None
 ) -> dict[str, Any] | None:
-    """The maps at each evaluation; None if there are no maps. Shows the heads that have the
-    clearest habits at the evaluation nearest to `used`."""
+    """What report.js shows as attention maps at each evaluation; None if there are no maps. Has the
+    heads with the clearest habits at the evaluation nearest to step `used`."""
     moments = []
     for one in inside:
         tensors = _unpacked(one["maps"])

@@ -35,8 +35,8 @@ UPLOT_SCRIPT = "third_party/uPlot.iife.min.js"
 
 
 def report_page(run: RunData, tokenizer: Tokenizer | None) -> str:
-    """The page as HTML. If it would be over a megabyte, it has fewer evaluations and heads in its
-    maps, or no passage and no maps. Without a tokenizer, it has no passage and no maps either."""
+    """The page as HTML. If the page would be over a megabyte, it shows fewer evaluations and fewer
+    heads, or neither passage nor maps. Without a tokenizer, it has neither passage nor maps."""
     for moments, heads in ((_MOMENTS, _MOST_HEADS), (4, 12), (2, 6), (0, 0)):
         page = _document(run, tokenizer, moments, heads)
         if len(page.encode("utf-8")) <= MOST_BYTES:
@@ -317,8 +317,8 @@ def _missing(run: RunData, has_passage: bool, has_maps: bool) -> str:
         lacks.append("how often the run read its text: the length of the text is not recorded")
     if not has_passage:
         lacks.append(
-            "the passage by loss: the run was not evaluated, or an earlier version of gptcli "
-            "trained it"
+            "the passage coloured by loss: the run was not evaluated, or an earlier version of "
+            "gptcli trained it"
         )
     if not has_maps and has_passage:
         lacks.append("attention maps: the run has your own attention")

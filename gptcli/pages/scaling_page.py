@@ -1,4 +1,4 @@
-"""The page of `gptcli scaling`: losses of small networks by size, the law, and its prediction."""
+"""The page of `gptcli scaling`: losses of small networks, the scaling law, and its prediction."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from gptcli.pages.inlining import Page, asset, document, json_block
 from gptcli.pages.report_page import CHARTS_HELP, UPLOT_SCRIPT, UPLOT_STYLE, numbers, words_as_html
 from gptcli.view.safe_text import clean
 
-_POINTS = 60  # of the law's curve, from the smallest network to the larger one
+_POINTS = 60  # how many points of the law are drawn, from the smallest network to the larger one
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the ladder, or the larger network. `size` counts the parameters in the blocks.
-    `loss` is None if the network was not trained. `law` is the loss that the law gives, and
-    `interval` its 95 % interval."""
+    """One of the small networks, or the larger network whose loss the law predicts.
+
+    `size` counts the parameters in the blocks. `loss` is None if the network was not trained. `law`
+    is the loss that the law gives for this network, and `interval` its 95 % interval."""
 
     name: str
     size: int
@@ -43,7 +44,8 @@ def sizes_between(first: float, last: float) -> list[float]:
 
 
 def scaling_page(title: str, networks: Sequence[Network], law: Law, said: Sequence[str]) -> str:
-    """The page as HTML. The last network is the larger one, and `said` are sentences about it."""
+    """The page as HTML. The last of `networks` is the larger one. `said` are sentences about the
+    prediction of its loss."""
     body = f"""<main>
 <header><p>Scaling law of small networks</p><h1>{html.escape(clean(title))}</h1></header>
 <section><h2>How good would a larger network be?</h2>
@@ -85,7 +87,7 @@ def _chart(networks: Sequence[Network], law: Law) -> dict[str, object]:
             "style": style,
             "values": numbers([curve.get(size, nothing)[at] for size in x]),
         }
-        for at, label, style in (  # the law comes last, because the band covers earlier lines
+        for at, label, style in (  # the law comes last, because its band covers the earlier lines
             (1, "95 % interval, low", 7),
             (2, "95 % interval, high", 7),
             (0, "law", 0),

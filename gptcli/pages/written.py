@@ -12,7 +12,8 @@ from gptcli.files.paths import shell_word
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise GptcliError if `path` is a folder, or if it exists and `overwrite` is false.
 
-    Call this before any work. `write` makes a missing folder."""
+    Call this before any other work, so that no work is lost. A missing folder is no error, because
+    `write` makes it."""
     if path.is_dir():
         raise GptcliError(
             f"{path} is a folder", f"name a file in it: {shell_word(path / 'x.html')}"

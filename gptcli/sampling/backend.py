@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gptcli.sampling.valid_text import Table
 
 MOST_STREAMS = 256
-_SHARE_OF_MEMORY = 0.5  # of the free memory, for several streams; one stream may use more
+_SHARE_OF_MEMORY = 0.5  # several streams use at most this share of the free memory
 _CHOICE_BYTES = 128  # for each stream and token id: choose_valid_token sorts, and uses float64
 
 
@@ -60,9 +60,9 @@ def choose_backend(wanted: str, device: str, *, has_user_parts: bool, arch: Arch
     float32. In float32, greedy sampling with the KV cache gives the same text as computing the
     whole text again for each token. `int8` (eight-bit weights) needs the C library. Raises
     GptcliError if the dtype cannot be used."""
-    found, reason = None, f"this is {device}" if device != "cpu" else ""
+    found, reason = None, f"the device is {device}" if device != "cpu" else ""
     if not has_layout(arch):
-        reason = "it does not support this arch"
+        reason = "the C library does not support this arch"
     elif device == "cpu" and not has_user_parts and wanted != "float16":
         search = library.find(library.SAMPLING)
         found, reason = search.library, search.reason
@@ -188,7 +188,7 @@ def _stream_bytes(model: GPT) -> int:
 def free_memory(device: Any) -> int:
     """Bytes that can be allocated without swapping on a torch.device, or on the CPU (None).
 
-    Returns 8 GiB if the system does not tell."""
+    Returns 8 GiB if the system does not say how much is free."""
     if device is not None and device.type == "cuda":
         import torch
 

@@ -1,4 +1,4 @@
-"""PyTorch streams whose steps keep their shapes, so that a GPU replays them as a CUDA graph.
+"""PyTorch streams whose steps all have the same shapes, so that a GPU can replay a CUDA graph.
 
 A step feeds each stream's last token to the model, at that stream's own position. It chooses the
 next token on the GPU, and stores it for the next step. The host reads the tokens of up to
@@ -23,8 +23,8 @@ from gptcli.sampling.streams import StreamTokens, Uniform, window_start
 if TYPE_CHECKING:
     from gptcli.sampling.valid_text import Table
 
-_MOST_STEPS = 64  # at most so many steps before the host reads their tokens
-_PREFILL_SLOTS = 4096  # a prefill of several texts fills at most so many cache slots
+_MOST_STEPS = 64  # the host reads the tokens of at most this many steps at once
+_PREFILL_SLOTS = 4096  # a prefill of several texts fills at most this many cache slots
 _LEAST_SPAN = 64  # the least number of cache slots that attention reads
 
 

@@ -39,7 +39,7 @@ class NativeStreams:
         self.count = decoder.streams
         self._decoder = decoder
         learned = config.traits.positions == "learned"
-        self._width = config.block_size if learned else None  # None: no window to move
+        self._width = config.block_size if learned else None  # None: ring buffer, no window to move
         self._params = [_struct(params)] * self.count
         self._texts: dict[int, StreamTokens] = {}
         self._table = table
@@ -94,7 +94,7 @@ class NativeStreams:
                     text.start = text.fed = start
             rows.append((stream, text.fed - text.start, text.tokens[text.fed :]))
         self._decoder.feed(rows)
-        # Only after the feed: if that was interrupted, the next call must feed the tokens again.
+        # Only after the feed: if an error interrupts it, the next call must feed the tokens again.
         for stream in streams:
             self._texts[stream].fed = len(self._texts[stream].tokens)
 

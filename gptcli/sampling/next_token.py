@@ -97,8 +97,9 @@ def choose_valid_token(
     """The next token of each stream, always one of `allowed`, bool (B, V).
 
     First chooses among all tokens. If the chosen token is not allowed, chooses again among the
-    allowed tokens. So `allowed` changes the text of a seed only if a forbidden token would have
-    been drawn. The host reads nothing from the device, because one batch makes both choices."""
+    allowed tokens. So `allowed` changes the text that a seed gives only if the first choice is a
+    forbidden token. The host reads nothing from the device, because one batch makes both
+    choices."""
     logits = torch.cat((logits, logits.masked_fill(~allowed, float("-inf"))))
     uniform = torch.cat((uniform, second_number(uniform)))
     first, second = choose_token(

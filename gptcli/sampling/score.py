@@ -1,4 +1,4 @@
-"""Scores a text with PyTorch: each token's log-probability, given what sampling would look at.
+"""Scores a text with PyTorch: each token's log-probability, from the same context as in sampling.
 
 Dimensions: B windows, T tokens, V vocabulary, W window (block_size).
 """
@@ -16,7 +16,7 @@ from gptcli.sampling.streams import later_windows
 
 _TOKENS_AT_ONCE = 4096
 _LONGEST_PIECE = 1024  # tokens; attention's memory grows with the square of this number
-_LARGE_VOCABULARY = 8192  # if larger, compute a quarter of the tokens at once: logits need memory
+_LARGE_VOCABULARY = 8192  # with more, a quarter of the tokens at once, because logits need memory
 
 
 @torch.no_grad()

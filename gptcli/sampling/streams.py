@@ -64,7 +64,7 @@ class Streams(Protocol):
     """Several texts that grow together, numbered from 0. No text depends on another text."""
 
     count: int
-    """The largest number of streams."""
+    """The largest number of texts that can grow at the same time."""
 
     refills: bool
     """Whether a stream can start a new text while other streams continue."""

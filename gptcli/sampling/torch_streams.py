@@ -65,7 +65,7 @@ class _Group:
     streams: list[int]
     decoder: Decoder
     idx: Tensor  # tokens that the decoder has not read yet
-    seen: Tensor | None  # for the repetition penalty
+    seen: Tensor | None  # the token ids in each text, for the repetition penalty: bool (B, V)
     states: Tensor  # UTF-8 states (valid_text.py), int64 (B,)
     texts: list[list[int]]  # for a user's sampler; else empty
 

@@ -49,6 +49,6 @@ def allowed(table: Tensor, states: Tensor) -> Tensor:
 
 
 def advance(table: Tensor, states: Tensor, tokens: Tensor) -> Tensor:
-    """The states after each text gets one of `tokens`: int64 (B,), int64 (B,) -> int64 (B,)."""
+    """The states after each text gets its next token: int64 (B,), int64 (B,) -> int64 (B,)."""
     after = table.index_select(0, states).gather(1, tokens[:, None])[:, 0]
     return after.masked_fill(after == INVALID, 0).to(states.dtype)

@@ -36,7 +36,8 @@ class Logprobs:
                 self.count += 1
 
     def take(self, length: int) -> dict[str, Any]:
-        """The object for the tokens that begin in the first `length` characters of the text.
+        """OpenAI's `logprobs` for the tokens that begin in the first `length` characters of the
+        text.
 
         Each token is returned once. Tokens after the end of the text, such as those of a stop
         string, are never returned."""

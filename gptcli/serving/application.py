@@ -30,9 +30,9 @@ from gptcli.serving.refusal import RETRY_AFTER, Refusal, overloaded
 
 _OPEN = ("/", "/health")  # paths that need no key
 _LOCAL = ("localhost", "127.0.0.1", "::1")
-_LONGEST_BODY = 30.0  # seconds in which a client must have sent its body
+_LONGEST_BODY = 30.0  # seconds in which a client must have sent the body of its request
 _LONG_BODY = 1 << 14  # bytes; a longer body is parsed in a thread, so that other texts go on
-_MOST_BODY_BYTES = 64 << 20  # in all bodies that are being received
+_MOST_BODY_BYTES = 64 << 20  # in all bodies that are being received at the same time
 _PAGE_HEADERS = {
     # The page loads nothing from anywhere, and no other page can show it in a frame.
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
@@ -48,7 +48,7 @@ class Limits:
     """The limits of a request, and the clients that may send one."""
 
     most_tokens: int
-    """The most tokens of a prompt and its text together."""
+    """The largest number of tokens that a prompt and its continuation can have together."""
     most_body_bytes: int
     api_keys: Sequence[str] = ()
     origins: Sequence[str] = ()

@@ -1,9 +1,10 @@
 """Continuous batching: texts wait in a queue, take a free slot, and are generated together.
 
-A thread generates. The server's event loop gives texts to this thread and gets their pieces. A
-waiting text takes a free slot before the other texts get their next tokens. A long prompt is read
-in parts, so that the other texts go on. A text depends only on its request: on its prompt, its
-seed, its sample number and its parameters, not on the other texts (gptcli/sampling/generate.py).
+One thread generates all texts. The server's event loop gives texts to this thread and gets their
+pieces. A waiting text takes a free slot before the other texts get their next tokens. A long prompt
+is read in parts, so that the other texts go on. A text depends only on its request: on its prompt,
+its seed, its sample number and its parameters, not on the other texts
+(gptcli/sampling/generate.py).
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from gptcli.serving.slots import Slots
 from gptcli.serving.token_scores import TokenScore, scores_of
 from gptcli.tokenization import Tokenizer
 
-_PROMPT_TOKENS = 128  # of a prompt, read at once; then complete prompts get their first tokens
+_PROMPT_TOKENS = 128  # prompt tokens read at once; then complete prompts get their first tokens
 _LONGEST_PAUSE = 0.1  # seconds that other texts wait while prompts are read
 _MOST_STEPS = 64  # the most tokens of each text in one call
-_LONGEST_CALL = 0.004  # seconds; a new text waits about this long for the running call
-_FOR_OTHERS = 8  # an eighth of the slots and of the queue is kept for other clients
+_LONGEST_CALL = 0.004  # seconds; a new text waits about this long for the call in progress
+_FOR_OTHERS = 8  # one client leaves an eighth of the slots and of the queue to the others
 
 
 _LOOK_AGAIN = 0.05  # seconds between two searches for texts that have waited too long
@@ -94,7 +95,7 @@ class Text:
 
     @property
     def size(self) -> int:
-        """The memory for the text until its client has read it; 1 for a token without scores."""
+        """The memory for the text until its client has read it. A token without scores counts 1."""
         each = 1 if self.scores is None else 4 + 2 * self.scores
         scored = 0 if self.score_prompt_from is None else len(self.prompt)
         return len(self.prompt) + each * (self.max_tokens + scored)
@@ -121,7 +122,7 @@ class Batch:
         self._numbers: dict[int, UniformNumbers] = {}
         self._growing: dict[int, Continuation] = {}
         self._steps = 1
-        self._all_written = 0.0  # the last time at which all texts got tokens
+        self._all_written = 0.0  # when all texts most recently got tokens
 
     @property
     def count(self) -> int:
@@ -308,8 +309,8 @@ class Generator:
     ) -> None:
         """Let at most `most_waiting` texts wait, and one more for each slot of the requested model.
 
-        A text waits for about `longest_wait` seconds at most. The sum of Text.size of all texts
-        that are not forgotten is at most `most_kept`."""
+        A text waits for about `longest_wait` seconds at most. The sum of Text.size over all texts
+        is at most `most_kept`. It counts a text from `submit` to `forget`."""
         self._batches, self._metrics = batches, metrics
         self._most_waiting, self._longest_wait = most_waiting, longest_wait
         self._most_kept, self._kept = most_kept, 0

@@ -46,10 +46,10 @@ class _Growing:
         self.stopped = piece.stopped
         if piece.text:
             self.parts.append(piece.text)
-        return piece.tokens > 0 or piece.stopped is not None  # not only scores of the prompt
+        return piece.tokens > 0 or piece.stopped is not None  # not for scores of the prompt alone
 
     def take(self) -> tuple[str, dict[str, Any] | None]:
-        """The text that arrived since the last call, and its log-probabilities if wanted."""
+        """The text since the previous call, and its log-probabilities if the request wants them."""
         text, self.parts = "".join(self.parts), []
         self.length += len(text)
         return text, None if self.logprobs is None else self.logprobs.take(self.length)
@@ -176,7 +176,7 @@ class Completion:
         return any(one.stopped is None for one in self._growing)
 
     async def _pieces(self) -> list[int]:
-        """Wait for pieces, and return the texts that have something to send, in order.
+        """Wait for pieces, and return the indexes of the texts that have something to send.
 
         Returns [] if the client left. Raises Refusal if a text ended with a problem."""
         while True:
@@ -228,7 +228,8 @@ class Completion:
                 return
 
     async def _send_complete(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wait until all texts are complete, and send those that the request wants at once."""
+        """Wait until all texts are complete. Then send those that the request wants, in one
+        answer."""
         while self._is_unfinished():
             if not await self._pieces():
                 return
@@ -264,7 +265,8 @@ async def _send_all(send: Send, data: bytes) -> None:
 
 
 def _mean_logprob(one: _Growing) -> float:
-    """The mean log-probability of a text's tokens; `best_of` keeps the largest."""
+    """The mean log-probability of a text's tokens; `best_of` keeps the texts with the largest
+    means."""
     assert one.logprobs is not None
     return one.logprobs.sum / one.logprobs.count if one.logprobs.count else -math.inf
 

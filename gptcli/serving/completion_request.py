@@ -74,7 +74,7 @@ class CompletionRequest(BaseModel):
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with the number of tokens."""
+        """Whether a stream ends with an event that has the number of tokens."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def params(self) -> SamplingParams:

@@ -47,7 +47,7 @@ class ServedModel:
         }
 
     def ids(self, prompt: str | Sequence[int]) -> tuple[list[int], int]:
-        """The token ids that the model reads for a prompt, and how many precede the prompt's own.
+        """All ids that the model reads for a prompt; how many of them precede the prompt's own ids.
 
         Raises Refusal (400) if the model cannot read the prompt."""
         tokenizer = self.loaded.trained.tokenizer
@@ -87,7 +87,7 @@ class ServedModels:
         return iter(self._models.values())
 
     def named(self, name: str | None) -> ServedModel:
-        """The model of this name; the first for None. Raises Refusal (404) if there is none."""
+        """The model called `name`; None means the first. Raises Refusal (404) if there is none."""
         if name is None:
             return next(iter(self._models.values()))
         if name not in self._models:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from gptcli.serving.batching import Generator
 
 _PATIENCE = 30.0  # seconds for a request's headers, and between two requests of a connection
-_READ_PARTS = 20  # a slow client must read this part (1/20) of its answer in _PATIENCE
+_READ_PARTS = 20  # a slow client must read 1/20 of its answer in _PATIENCE seconds
 _SEND_BUFFER = 1 << 18  # bytes of an answer that the system buffers until the client reads
 _MOST_HEADER_BYTES = 1 << 18  # of one request, including the frames of its body
 _MOST_PIPELINED = 8  # requests that a client can send before it has the answers
 _MOST_CONNECTIONS = 2000
-_LONGEST_DRAIN = 30  # seconds that running texts have at the shutdown
+_LONGEST_DRAIN = 30  # seconds in which running texts can be completed at the shutdown
 _SWITCH_INTERVAL = 0.0005  # seconds that a thread waits for Python's lock (default: 0.005)
 
 
@@ -36,11 +36,11 @@ class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
 
     _timer: asyncio.TimerHandle | None = None
     _has_asked = False  # True if a request came since the last check
-    _stalled: tuple[int, int] | None = None  # unsent bytes: at the first check, at the last
+    _stalled: tuple[int, int] | None = None  # unsent bytes at the first check and at the newest one
     _header_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """As in asyncio.Protocol. Closes the connection if there are too many."""
+        """As in asyncio.Protocol. Closes the connection if there are too many connections."""
         super().connection_made(transport)
         self._timer = self.loop.call_later(_PATIENCE, self._check)
         if len(self.connections) > _MOST_CONNECTIONS:
@@ -95,7 +95,7 @@ class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]
-    """uvicorn's server. A signal lets running texts complete; a second ends the server at once."""
+    """uvicorn's server. After a signal, running texts complete; a second signal ends it at once."""
 
     def __init__(
         self, config: uvicorn.Config, started: Callable[[], None], drain: Callable[[], None]
@@ -107,7 +107,8 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals until the server ends, and do not raise them again, as uvicorn would."""
+        """Handle signals until the server ends. Unlike uvicorn, do not raise them again after
+        that."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._signal) for number in numbers}
         try:

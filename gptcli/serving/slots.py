@@ -40,7 +40,7 @@ class Slots(Protocol):
         """The logits for the next token of each slot: each float32 (V,)."""
 
     def run(self, slots: Sequence[int], uniform: Uniform) -> list[list[int]]:
-        """Generate the next tokens of these slots: random numbers of each -> tokens of each."""
+        """The next tokens of each of these slots: one token for each of its random numbers."""
 
 
 def open_slots(model: SamplingModel, count: int) -> Slots:
@@ -62,7 +62,7 @@ class _Text:
         self.tokens: list[int] = []
         self.unread: list[int] = []
         self.logits = torch.empty(0)
-        self.state = 0  # of UTF-8
+        self.state = 0  # the UTF-8 state of the text (valid_text.py)
         self.seen: Tensor | None = None
         if params.repetition_penalty != 1.0:
             self.seen = torch.zeros(1, model.vocab_size, dtype=torch.bool)
@@ -121,7 +121,7 @@ class TorchSlots:
     def _read(self, text: _Text) -> Tensor:
         """The logits for the next token of a text: float32 (1, V).
 
-        Before this, the model reads the tokens that it has not read."""
+        First, the model reads the tokens that it has not read yet."""
         if text.unread:
             idx = torch.tensor([text.unread], device=self._model.wte.weight.device)
             text.logits = text.decoder.feed(idx).float().cpu()

@@ -30,7 +30,7 @@ class TokenScore:
 def scores_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[TokenScore]:
     """The scores of `tokens`, from their logits (T, V), each with the `count` likeliest tokens.
 
-    They come from the model's own distribution, before temperature and the other sampling
+    The scores come from the model's own distribution, before temperature and the other sampling
     parameters, as in llama.cpp's server."""
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     idx = torch.tensor(list(tokens), device=logits.device)

@@ -10,8 +10,8 @@ measurements (benchmarks/LOG.md).
 The passes compute with the folded weights W, by PyTorch or the C library, with or without CUDA
 graphs. They compute the gradient dW, and the chain rule gives dA and dB. W0 never changes. Sampling
 and evaluation read W, and are as fast as without adapters. The disadvantage is that a step computes
-the gradients of all weights, and uses only the gradients of the targets and of the trained tables.
-benchmarks/LOG.md compares folding with a forward pass that multiplies by A and B.
+the gradients of all weights, although only the gradients of the adapted matrices and of the trained
+tables are used. benchmarks/LOG.md compares folding with a forward pass that multiplies by A and B.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". For dropout on the
 inputs of A, with one mask for all tokens of a step: Lin et al. 2024, "LoRA Dropout as a Sparsity
@@ -19,7 +19,7 @@ Regularizer".
 
 First reading: `fold` and `project`.
 
-Dimensions: R rank, I inputs and O outputs of a target.
+Dimensions: R rank, I inputs and O outputs of an adapted matrix.
 """
 
 from __future__ import annotations
@@ -56,10 +56,9 @@ def adapted_matrices(targets: Iterable[str], shapes: Mapping[str, Sequence[int]]
 def trained_tables(
     config: LoraConfig, targets: Iterable[str], shapes: Mapping[str, Sequence[int]]
 ) -> list[str]:
-    """The names of the token embedding and the head if train.lora.embeddings trains them, else [].
+    """The names of embedding and head if they are trained (see train.lora.embeddings), else [].
 
-    `targets` and `shapes` are as in `adapted_matrices`. A head that is the embedding counts
-    once."""
+    `targets` and `shapes` are as in `adapted_matrices`. A tied head counts once."""
     there = [name for name in TABLES if name in shapes]
     if config.embeddings == "auto":
         matrices = adapted_matrices(targets, shapes)
@@ -85,7 +84,7 @@ class Adapter:
     name: str
     """The name of the layer in the model, such as "h.0.attn.query"."""
     weight: Tensor
-    """W (O, I), the master weight: the base with the adapter folded in."""
+    """W (O, I), the master weight: the base weight with the adapter folded in."""
     base: Tensor
     """W0 (O, I), the weight before the fine-tune."""
     A: Tensor
@@ -107,7 +106,7 @@ class Adapters:
         self._weights = weights
         self.scale = config.alpha / config.rank
         self.dropout = config.dropout
-        self._keep: list[Tensor] | None = None  # dropout's factors in this step, (I,) each
+        self._keep: list[Tensor] | None = None  # this step's dropout factors, (I,) for each adapter
         names = tuple(targets)
         masters = weights.named()
         shapes = {name: weight.shape for name, weight in masters.items()}
@@ -117,7 +116,7 @@ class Adapters:
             weight = masters[name]
             base = weight.detach().clone()
             outputs, inputs = base.shape
-            # Uniform between -1 / sqrt(I) and 1 / sqrt(I), as in peft.
+            # Uniform between -1 / sqrt(I) and 1 / sqrt(I), as in the package peft.
             A = torch.rand(config.rank, inputs, generator=generator).mul_(2).sub_(1)
             A = A.mul_(1 / math.sqrt(inputs)).to(base.device)
             B = torch.zeros(outputs, config.rank, device=base.device)
@@ -197,7 +196,7 @@ class Adapters:
 
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients, whose global norm is `norm`, down to at most the norm `longest`."""
+        """Scale the gradients down so that their global norm, now `norm`, is at most `longest`."""
         if norm > longest:
             torch._foreach_mul_(self._gradients(), longest / (norm + 1e-6))
 
@@ -226,8 +225,8 @@ class Adapters:
     def load_state(self, saved: dict[str, Tensor]) -> dict[str, Tensor]:
         """Restore what `state` returned, and return the other entries of `saved`.
 
-        Does not change the folded weights, because they come from the checkpoint. Raises KeyError
-        if a tensor is missing or has another shape."""
+        Does not change the folded weights, because the model has them from the checkpoint already.
+        Raises KeyError if a tensor is missing or has another shape."""
         rest = dict(saved)
         for name, tensor in self.state().items():
             found = rest.pop(name)

@@ -2,7 +2,7 @@
 
 A step has as many sequences as with the default batch size, because grad_accum shrinks as the
 micro-batch grows. On a CPU or MPS, the estimate of gptcli.training.estimate decides. On a CUDA GPU,
-gptcli tries 1, 2, 4, 8 ... sequences until the memory is full or all sequences fit.
+gptcli tries 1, 2, 4, 8 ... sequences until the memory is full or all sequences of a step fit.
 
 First reading: skip this file."""
 
@@ -69,12 +69,13 @@ def with_fitting_batch_size(
 
 
 def largest_that_fits(sequences: int, ranks: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest divisor of `sequences` that is known to fit and lets `ranks` share evenly.
+    """The largest micro-batch that is known to fit, and with which `ranks` share a step evenly.
 
-    Calls `fits` for 1, 2, 4, 8 ... rows and at last for `sequences`, until it returns False. The
-    largest number for which it returned True is known to fit, and so are smaller numbers. Returns
-    None if one row does not fit. If the ranks cannot share evenly with any number, returns the
-    largest divisor that is known to fit."""
+    It is a divisor of `sequences`, the number of sequences in a step. Calls `fits` for
+    micro-batches of 1, 2, 4, 8 ... sequences, and at last for all `sequences`, until it returns
+    False. The largest number for which it returned True is known to fit, and so are smaller
+    numbers. Returns None if one sequence does not fit. If the ranks cannot share evenly with any
+    number, returns the largest divisor that is known to fit."""
     fitting, rows = 0, 1
     while rows < sequences and fits(rows):
         fitting, rows = rows, 2 * rows
@@ -92,9 +93,12 @@ def _fits_in_memory(
     user_parts: UserParts | None,
     ranks: int,
 ) -> bool:
-    """Whether the estimate says that a run fits, with a reserve for errors and other programs.
+    """By the estimate, whether a run fits in memory and leaves a reserve.
 
-    If the system does not tell its memory, at most the default batch size counts as fitting."""
+    The reserve is for errors of the estimate and for other programs.
+
+    If the system does not say how much memory it has, returns whether the batch size is at most the
+    default."""
     available = memory_for_training(device)
     if available is None:
         return config.train.rows <= TrainConfig().rows  # the default

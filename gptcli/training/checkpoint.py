@@ -78,11 +78,10 @@ def save_files(
 ) -> Path:
     """Write the checkpoint of a step, wait until it is on the disk, and return its folder.
 
-    If the step has a checkpoint with a valid meta.json, replaces only meta.json, because the
-    tensors are equal.
-    Calls `still_wanted` once, before it renames anything. If `still_wanted` raises, nothing is
-    saved. Raises GptcliError (exit code 1) if the disk refuses or the run folder is gone. Earlier
-    checkpoints do not change."""
+    If the step has a checkpoint with a valid meta.json, replaces only meta.json, because its
+    tensors are equal to the new ones. Calls `still_wanted` once, before it renames anything. If
+    `still_wanted` raises an error, nothing is saved. Raises GptcliError (exit code 1) if the disk
+    refuses to write or the run folder is gone. Earlier checkpoints do not change."""
     goal = folder_of(run, step)
     if not run.is_dir():  # a new folder would lack config and tokenizer
         raise run_gone_error(run)
@@ -162,8 +161,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
 def mark_best(run: Path, step: int) -> None:
     """Write the name of this step's checkpoint to `checkpoints/best`.
 
-    Raises GptcliError (exit code 1) if the disk refuses. After such an error the file names the old
-    or the new step."""
+    Raises GptcliError (exit code 1) if the disk refuses to write. After such an error, the file
+    names the previous best step or the new one."""
     path = run / "checkpoints" / "best"
     with _disk_errors(path):
         durable.write_atomically(path, f"{folder_of(run, step).name}\n".encode())
@@ -188,13 +187,13 @@ def prune(run: Path, keep: int) -> None:
 
 
 def _possibly_best(run: Path, steps: list[int]) -> set[int | None]:
-    """The steps that may be the best one: what meta.json says, and what `checkpoints/best` says.
+    """The steps that may be the best: those in the newest valid meta.json and `checkpoints/best`.
 
     Raises OSError, ValueError or GptcliError if an unreadable file may name another step."""
     known = _best_by_meta(run, steps)
     try:
         return {known, _read_best(run)}
-    except ValueError:  # `checkpoints/best` is damaged, but meta.json may be right
+    except ValueError:  # `checkpoints/best` is damaged, but meta.json may name the step
         if known in steps:
             return {known}
         raise
@@ -282,7 +281,7 @@ def _read_part(
 
 
 def newest_valid(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest valid checkpoint with its state, and a note for each newer one, which is damaged.
+    """The newest valid checkpoint with its state, and a note for each newer, damaged checkpoint.
 
     The first result is None if the run has no checkpoint yet. Raises GptcliError if all checkpoints
     are damaged, or if the system refuses to read one."""
@@ -368,7 +367,8 @@ def find_best_step(run: Path) -> tuple[int | None, list[str]]:
 
 
 def choose_step(run: Path, which: str) -> int:
-    """The step that `--checkpoint best|last|STEP` means. Without a best step, `best` is the last.
+    """The step that `--checkpoint best|last|STEP` means. Without a best step, `best` means the
+    last.
 
     Raises GptcliError if there is no such checkpoint."""
     steps = steps_of(run)

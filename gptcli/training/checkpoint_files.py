@@ -31,7 +31,7 @@ class TensorFiles(Protocol):
         """The same files with copies of the tensors, so that later steps do not change them."""
 
     def temporary(self, goal: Path) -> Path:
-        """The temporary name of the folder that will be `goal`."""
+        """The temporary path of the folder that will be renamed to `goal`."""
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Write all files into a folder and wait until they are on the disk.
@@ -93,8 +93,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def joined(shards: list[dict[str, Any]]) -> dict[str, Any]:
     """The whole tensors by name, joined from the shards in their order. Empties `shards`.
 
-    The tensors are PyTorch's or float32 memory, as in the shards. Raises ValueError if the shards
-    do not fit together."""
+    The tensors are PyTorch tensors or float32 memory, as in the shards. Raises ValueError if the
+    shards do not fit together."""
     first, *others = shards
     whole = {}
     for name in sorted(first):

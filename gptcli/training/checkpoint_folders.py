@@ -21,7 +21,7 @@ _LINKED_NAMES = re.compile(rf"{FOLDER_NAME.pattern}|best|lost\+found|\..*")
 
 
 class UnreadableError(GptcliError):
-    """The error if the system refuses to read a file or folder, which itself may be valid."""
+    """The error for a file or folder that the system refuses to read, although it may be valid."""
 
 
 def folder_of(run: Path, step: int) -> Path:

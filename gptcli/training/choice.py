@@ -22,20 +22,20 @@ NETWORKS = (
 _BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.65
 _MAX_PARAMETERS_PER_CHARACTER = 6.0
 _EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
-_TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # for a training of 3 million tokens
+_TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # tokens in a step, if the training has 3 million
 # (least number of training tokens, context length). The second table is for texts that are read
 # more than 2.7 times.
 _CONTEXTS = ((2.5e6, 256), (1.3e6, 128), (0.0, 64))
 _CONTEXTS_REPEATED = ((1e6, 256), (0.0, 128))
 _STEP_GROWS_SHORT, _STEP_GROWS_LONG = 0.6, 0.25  # a short training needs many small steps
 _CHARACTERS_PER_SUBWORD = 2.5
-_LONG_TEXT, _MIN_EPOCHS = 4e6, 0.6  # in characters; a longer text with fewer epochs gets subwords
-_MAX_CHAR_VOCABULARY = 8192  # with more, a text without subwords is read as bytes
-_ALPHABET_BYTES = 1.5  # a text with more bytes per character has characters like Chinese
-_SUBWORD_BYTES_PER_SECOND = 3e6  # reading and encoding, on a slow machine
+_LONG_TEXT, _MIN_EPOCHS = 4e6, 0.6  # a text with more characters and fewer epochs gets subwords
+_MAX_CHAR_VOCABULARY = 8192  # a text with more different characters is read as bytes
+_ALPHABET_BYTES = 1.5  # a text with more bytes per character is in a script such as Chinese
+_SUBWORD_BYTES_PER_SECOND = 3e6  # the speed of reading and encoding on a slow machine
 _MOST_PREPARATION = 0.2  # encoding may take this share of the time
 _VAL_TOKENS = 0.24  # validation tokens / training tokens, at most
-_LEAST_VAL_WINDOWS = 32  # even if _VAL_TOKENS allows fewer
+_LEAST_VAL_WINDOWS = 32  # of the validation split, even if _VAL_TOKENS allows fewer
 _LEAST_STEPS_PER_EPOCH = 2  # else a step could read a part of a short text twice
 VAL_FRACTION = 0.1
 PATIENCE = 5
@@ -68,7 +68,7 @@ def dropout_for(epochs: float) -> float:
 
 
 def best_size(operations: float) -> float:
-    """The number of parameters N that is best for a budget of operations (6 N per token)."""
+    """The number of parameters N that is best for a budget of operations, if a token takes 6 N."""
     return _BEST_SIZE * float((operations / _AT_OPERATIONS) ** _SIZE_GROWS)
 
 
@@ -78,9 +78,11 @@ def block_parameters(n_layer: int, n_embd: int) -> float:
 
 
 def network_of_size(parameters: float, **given: int) -> tuple[int, int]:
-    """(n_layer, n_embd) whose N / `parameters` is nearest to 1, from NETWORKS.
+    """The (n_layer, n_embd) in NETWORKS whose number of block parameters is nearest to
+    `parameters`.
 
-    `given` holds n_layer or n_embd if the user has set it. Then only the other one is chosen."""
+    "Nearest" is by ratio. `given` holds n_layer or n_embd if the user has set it. Then only the
+    other one is chosen."""
     candidates = {
         (given.get("n_layer", n_layer), given.get("n_embd", n_embd)) for n_layer, n_embd in NETWORKS
     }
@@ -115,8 +117,8 @@ def choose_settings(
     - The longer the training, the larger the batch.
     - A long text in an alphabet gets subwords, if the run would read less than 60 % of it as
       characters, and if it can be encoded in less than a fifth of the `seconds` of the run.
-    - A validation split that would take too long becomes smaller. It keeps its size if the user set
-      the number of steps, because then no time limit is promised."""
+    - A validation split whose evaluation would take too long becomes smaller. It keeps its size if
+      the user set the number of steps, because then no time limit is promised."""
     characters = max(1.0, text.characters * (1 - held_out))
     wanted, most = best_size(operations), _MAX_PARAMETERS_PER_CHARACTER * characters
     fixed = {

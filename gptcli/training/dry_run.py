@@ -29,10 +29,11 @@ def dry_run_figures(
 ) -> dict[str, Any]:
     """The object that `train --dry-run --json` prints. Writes no run folder.
 
-    Tokens go to a temporary folder. The cache gets the C library if it is not compiled yet.
-    `is_short` is true for a fine-tune whose number of steps depends on the text. `seconds_estimate`
-    includes evaluations. It comes from about two seconds of training on this machine. It is None if
-    the run does not fit in memory. `notes` are about the text and the settings."""
+    The tokens go to a temporary folder. If the C library is not compiled yet, it is compiled into
+    the cache folder. `is_short` is true for a fine-tune whose number of steps depends on the text.
+    `seconds_estimate` includes evaluations. It comes from about two seconds of training on this
+    machine. It is None if the run does not fit in memory. `notes` are about the text and the
+    settings."""
     has_user_parts = user_parts is not None and user_parts.in_network()
     refuse_other_machine(config, has_user_parts=has_user_parts)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -89,7 +90,7 @@ def dry_run_figures(
 
 
 def _memory_of(device: torch.device) -> float:
-    """All bytes of the device's memory, used or free; infinite if the system does not tell."""
+    """The size of the device's memory in bytes; infinite if the system does not say it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return total_memory() or math.inf

@@ -15,7 +15,7 @@ from gptcli.model.weights import parameter_shapes
 from gptcli.native.engine import bytes_needed
 from gptcli.training.adapters import adapted_matrices, trained_tables
 from gptcli.training.cost import relative_seconds
-from gptcli.training.optimizers import RECIPES
+from gptcli.training.optimizers import slots_of
 from gptcli.training.passes import EngineName, library_for
 from gptcli.training.saving import BACKGROUND_BYTES
 from gptcli.training.training_state import TrainingState
@@ -26,7 +26,8 @@ _MEASURE_SECONDS = 2.0
 def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
     """Bytes that the forward pass of a micro-batch keeps for the backward pass, from the shapes.
 
-    The last row counts for each token, the other rows for each token in each layer.
+    The last row of this table counts once for each token. The other rows count for each token in
+    each layer.
 
     | kept | numbers |
     |---|---|
@@ -77,7 +78,7 @@ def memory_bytes(
     a micro-batch. The C library keeps no gradients of working weights. With low-rank adapters, the
     optimizer has state only for the numbers that are trained. Then these numbers, their gradients
     and the base weights are added."""
-    slots = RECIPES[config.train.optimizer].slots
+    slots = slots_of(config.train)
     adapters = adapter_parameters(config, vocab_size)
     if adapters is not None:
         all_weights = config.model_copy(
@@ -109,7 +110,7 @@ def training_bytes(
     On a CPU, training copies a large checkpoint, and a thread writes the copy during the next
     steps. The result includes this copy."""
     step = memory_bytes(config, vocab_size, parameters, bytes_each, engine)
-    slots = RECIPES[config.train.optimizer].slots
+    slots = slots_of(config.train)
     adapters = adapter_parameters(config, vocab_size)
     copy = parameters * 4 * (1 + slots)
     if adapters is not None:

@@ -15,12 +15,13 @@ from gptcli.corpus import TokenStore, windows
 from gptcli.corpus.mixture import MixedTokens
 from gptcli.model.gpt import GPT
 
-# Tokens in one forward pass: enough for fast matrix products. If the vocabulary is large, a quarter
-# of this, because the logits take much memory (2,048 x 50,257 float32 is 0.4 GB).
+# The number of tokens in a forward pass of an evaluation: enough for fast matrix products. With a
+# large vocabulary it is divided by 4, because logits take much memory (2,048 x 50,257 float32
+# numbers are 0.4 GB).
 _TOKENS_AT_ONCE = 8192
 _TOKENS_AT_ONCE_ON_A_GPU = 65536
-# A slow CPU's speed in forward passes: parameters times tokens per second. Each parameter takes two
-# operations for each token.
+# What a slow CPU does in a second of forward passes: parameters times tokens. Each parameter takes
+# two operations for each token.
 _SECOND_ON_A_SLOW_CPU = 1e10
 
 
@@ -36,7 +37,8 @@ def evaluate(
     """The mean loss in nats per token; None if `should_stop` returned True before a batch.
 
     Windows of `context` tokens follow each other without overlap, so every token but the first is
-    predicted exactly once. `tokens` must hold at least two tokens. The model keeps its mode.
+    predicted exactly once. `tokens` must hold at least two tokens. Afterwards, the model is in its
+    previous mode (training or evaluation).
 
     `native_loss` is a pair from the C library: a function that returns the sum of losses for inputs
     and targets, and the largest number of tokens that this function takes at once.

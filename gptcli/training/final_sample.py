@@ -1,4 +1,4 @@
-"""Draws a sample of the best or last checkpoint at the end of a run, in about half a second."""
+"""Draws a sample from the best or last checkpoint at the end of a run, in about half a second."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def final_sample(
 ) -> Iterator[Event]:
     """Yield a sample of the checkpoint that `gptcli sample` uses: the best, or else the last.
 
-    Reads the checkpoint from the disk, so the weights of the run do not change. Yields nothing for
-    step 0, if the checkpoint is too large to be read in time, or if the run's last sample came from
-    the same step. Turns an error into a notice, because the run itself is complete."""
+    Reads the checkpoint from the disk, so the weights of the run do not change. Yields nothing if
+    the step is 0, if the checkpoint is too large to be read in time, or if the run's last sample
+    came from this step. Turns an error into a notice, because the run itself is complete."""
     begun = time.perf_counter()
     step = progress.step if progress.best_step is None else progress.best_step
     if step == 0 or progress.sampled_at == step:
@@ -72,7 +72,7 @@ def final_sample(
 
 
 def _streams(model: GPT, device: torch.device, own_parts: bool, threads: int) -> Streams:
-    """One stream of the C library if it is compiled already, else of PyTorch."""
+    """A stream that samples with the C library if it is compiled already, else with PyTorch."""
     backend = Backend("torch", "float32")
     if device.type == "cpu" and not own_parts and library.is_compiled(library.SAMPLING):
         backend = choose_backend("auto", "cpu", has_user_parts=False, arch=model.config.traits)

@@ -1,6 +1,8 @@
-"""Fine-tuning (`train --from`) and LoRA: the config of a run that starts from other weights.
+"""Fine-tuning (`train --from`) and LoRA: the config of a run that starts from the weights of
+another run.
 
-Importing this file imports no PyTorch. docs/finetune.md says how we found these defaults.
+Importing this file imports no PyTorch. docs/finetune.md says how we found the defaults in this
+file.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ def fine_tuning_config(stored: Config, overridden: Set[str], *, is_tuned: bool) 
 
     `overridden` are the dotted keys that the user set. They keep their values. `is_tuned` is true
     if the base run is a fine-tune itself, so that its learning rate is low already. Warm-up,
-    eval_every, log_every, adapters and everything under `run` return to their defaults, and for a
-    new text also the keys of `data`, except val_fraction. A run with adapters uses AdamW and the
-    default learning rate for adapters."""
+    eval_every, log_every, adapters and everything under `run` return to their defaults. For a new
+    text, the keys of `data` except val_fraction return to their defaults, too. A run with adapters
+    uses AdamW and the default learning rate for adapters."""
     values = stored.model_dump()
     if "data.source" in overridden:  # a new text: drop the old text's settings
         data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}
@@ -89,10 +91,11 @@ def refuse_adapters(train: TrainConfig, *, has_base: bool, has_user_parts: bool)
 
 
 def with_few_steps(config: Config, train_tokens: int) -> Config:
-    """The config of a fine-tune whose number of steps and minutes the user did not set.
+    """The config of a fine-tune, with a number of steps that suits its text.
 
-    The steps read the text three times. Adapters learn in smaller steps and overfit later, so they
-    read it six times. There are at least 100 steps, but never more than the base run has."""
+    Call this if the user set neither a number of steps nor a time. The steps read the text three
+    times. With adapters, they read it six times, because adapters learn more slowly and overfit
+    later. There are at least 100 steps, but never more than the base run has."""
     epochs = _EPOCHS if config.train.lora is None else _ADAPTER_EPOCHS
     reading = math.ceil(epochs * train_tokens / config.tokens_per_step)
     steps = min(config.train.max_steps, max(_LEAST_STEPS, reading))
@@ -100,11 +103,11 @@ def with_few_steps(config: Config, train_tokens: int) -> Config:
 
 
 def with_evaluations(config: Config) -> Config:
-    """The resolved config of a fine-tune, with about five or more evaluations over its steps.
+    """The resolved config of a fine-tune, with at least about five evaluations.
 
-    By default evaluations take at most 2 % of the time. So a short fine-tune can have too few of
-    them, although it may soon overfit. Then the best of several checkpoints is much better than the
-    last."""
+    By default evaluations take at most 2 % of the time, so a short fine-tune can have too few of
+    them. But a fine-tune may soon overfit, and then the best of several checkpoints is much better
+    than the last."""
     train = config.train
     every = min(int(train.eval_every), math.ceil(train.max_steps / _LEAST_EVALUATIONS))
     return config.model_copy(update={"train": train.model_copy(update={"eval_every": every})})

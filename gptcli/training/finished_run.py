@@ -30,9 +30,10 @@ class FinishedRun:
 def reason_to_stop(
     saved: checkpoint.Checkpoint, config: Config, planned: int | None = None
 ) -> str | None:
-    """Why a run is finished at its newest checkpoint: target, patience or done; None if it is not.
+    """Why a run is finished: "target", "patience" or "done". None if the run is not finished.
 
-    `planned` is the newest plan of max_steps, if a run with a time limit made one.
+    `saved` is the run's newest checkpoint. `planned` is the newest plan of max_steps, if a run with
+    a time limit made one.
 
     A run that has done all its steps is not finished if an evaluation or a sample is due at the
     last step but missing."""
@@ -52,7 +53,7 @@ def reason_to_stop(
 
 
 def _is_patient(saved: checkpoint.Checkpoint, config: Config) -> bool:
-    """Whether patience ends the run, because the last evaluations had no new best loss."""
+    """Whether `train.patience` evaluations in a row had no new best loss, so that the run ends."""
     patience = config.train.patience
     return patience is not None and progress_of(saved.meta).evaluations_without_best >= patience
 

@@ -36,9 +36,9 @@ def refuse_unfitting(
 
 
 def refuse_other_shapes(wanted: Shapes, given: Shapes, *, all_of_them: bool = True) -> None:
-    """Raise GptcliError if a name or a shape differs.
+    """Raise GptcliError if `given` lacks a name of `wanted`, or has another shape for it.
 
-    Unless `all_of_them` is true, ignores names that are not in `wanted`."""
+    If `all_of_them` is true, also raises GptcliError if `given` has any other name."""
     odd = [name for name, shape in wanted.items() if given.get(name) != shape]
     if all_of_them:
         odd += [name for name in given if name not in wanted]
@@ -47,7 +47,7 @@ def refuse_other_shapes(wanted: Shapes, given: Shapes, *, all_of_them: bool = Tr
         raise GptcliError(
             f"the checkpoint's weights do not fit the config: `{name}` is "
             f"{given.get(name, 'missing')}, expected {wanted.get(name, 'none')}",
-            "did you name another file than in training, or was config.yaml edited?",
+            "did you name the same files as in training, and is config.yaml unchanged?",
             exit_code=1,
         )
 

@@ -27,8 +27,8 @@ class Journal:
     waits in memory, and the journal writes it before the next line.
 
     `resumed_from` is the step from which a run resumes; None for a new run. `evaluated_at` and
-    `sampled_at` are the steps of the last evaluation and the last sample in the checkpoint. The
-    constructor deletes later evaluations and samples, because the run repeats them.
+    `sampled_at` are the steps of the last evaluation and the last sample that the checkpoint
+    records. The constructor deletes later evaluations and samples, because the run repeats them.
 
     Raises GptcliError (exit code 1) if a file is a link, a pipe, a folder or too large."""
 
@@ -86,7 +86,7 @@ class Journal:
         return self._append(self._inside, json.dumps(values) + "\n")
 
     def _keep_inside_to(self, step: int | None) -> None:
-        """Delete the lines of attention.jsonl after `step`; with None, delete the file."""
+        """Delete the lines of attention.jsonl after `step`, or the file if `step` is None."""
         path = self._run / "attention.jsonl"
         if not _is_there(path):
             return
@@ -97,7 +97,8 @@ class Journal:
             durable.write_atomically(path, filter(_up_to(step), read_lines(path, self._run)))
 
     def _append(self, lines: durable.LineWriter, text: str) -> GptcliError | None:
-        """Append `text`. Returns the error, but only the first of several errors in a row."""
+        """Append `text`; return the disk's error or None. Of several errors in a row, returns the
+        first."""
         error = lines.write(text)
         known = lines in self._failing
         (self._failing.discard if error is None else self._failing.add)(lines)
@@ -139,7 +140,8 @@ class _LinesToKeep:
         try:
             record = json.loads(line)
             kind, step = record["kind"], float(record["step"])
-            # A plan comes after its step, and the checkpoint of this step has the plan too.
+            # A plan has the number of the step after which it was made. The checkpoint of this step
+            # has the plan, too.
             kept = step <= (self._evaluated_at if kind == "eval" else self._resumed_from)
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             self._unreadable += 1
@@ -149,7 +151,8 @@ class _LinesToKeep:
         return kept
 
     def notes(self, path: Path) -> list[str]:
-        """Notes for the user: what is damaged or missing in the file. Call this after all lines."""
+        """Notes for the user: what is damaged or missing in the file. Call this method after the
+        last line."""
         found, steps = [], self._steps
         if self._unreadable:
             lines = (

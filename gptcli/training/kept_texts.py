@@ -12,7 +12,8 @@ from gptcli.training.text_of_run import texts_exist
 
 
 def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
-    """The config with a file of the run folder in place of standard input, and the file to copy.
+    """The config with a file of the run folder in place of standard input, and the file to copy
+    there.
 
     The copy lets a resumed run, `eval` and `inspect-batch` read the text again. The second result
     is None if the config does not read standard input."""
@@ -35,8 +36,9 @@ def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
 def with_stored_texts(run: Path, stored: Config, config: Config) -> Config:
     """The config of a resumed run, with files in place of standard input.
 
-    The caller has compared the texts. The run's own texts replace standard input. If these are
-    gone, the run folder gets a new copy."""
+    The caller has checked that standard input has the run's text. So the files that the run has
+    read replace standard input. If these files are gone, the run folder gets a new copy of the
+    text."""
     data = config.data
     if STDIN not in (*data.sources, *data.val_sources):
         return config

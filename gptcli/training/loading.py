@@ -1,6 +1,6 @@
 """Loads a trained model from a run folder, for `sample`, `eval`, `score` and other commands.
 
-Reads the weights as plain memory. Imports PyTorch only if the caller uses the PyTorch module.
+Reads the weights as plain memory. Imports PyTorch only if the caller uses `Trained.model`.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def load_trained(
 ) -> Trained:
     """The model of a run's checkpoint `which` ("best", "last" or a step), with its PyTorch module.
 
-    None means the best checkpoint, or the newest if no step is the best. If that checkpoint is
-    damaged, None means the newest valid one.
+    If `which` is None, loads the best checkpoint, or the newest if no step is the best. If that
+    checkpoint is damaged, loads the newest valid one.
 
     Raises GptcliError if a file is damaged or does not belong to the checkpoint. Also raises
     GptcliError if the user's parts are missing or not needed."""
@@ -93,9 +93,10 @@ def read_trained(
 ) -> Trained:
     """The model of a run's checkpoint, like load_trained, but without PyTorch.
 
-    The PyTorch module is made on first use, then passed through `place`. `config` is the run's
-    config if the caller has read it. Raises the errors of load_trained, with one difference: if the
-    weights do not fit a network with user's parts, the error comes when the module is made."""
+    The PyTorch module is made on first use. Then `place` can move it to a device or change its
+    dtype. `config` is the run's config if the caller has read it. Raises the errors of
+    load_trained, with one difference: if the weights do not fit a network with user's parts, the
+    error comes when the module is made."""
     config = config or run_folder.read_config(run)
     if which is None:
         loaded, notes = checkpoint.best_valid(run, as_arrays=True)

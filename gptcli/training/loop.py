@@ -195,7 +195,7 @@ class _Loop:
     def steps(self) -> Generator[Event, None, Stopped | Diverged]:
         """Do steps until the run ends; return why it stopped."""
         p = self.progress
-        # The run may have been interrupted before the evaluation or the sample of this step.
+        # A resumed run may have been interrupted before this step's evaluation or sample.
         stopped: Stopped | Diverged | None = yield from self.evaluate_if_due()
         if stopped is None:
             yield from self.sample_if_due()
@@ -225,7 +225,7 @@ class _Loop:
         return stopped or "done"
 
     def after_step(self) -> Generator[Event, None, Stopped | Diverged | None]:
-        """Evaluate, sample and save, each if it is due; return why to stop, or None."""
+        """Evaluate, sample and save, each if it is due; return why the run must stop, or None."""
         if self.should_stop():
             return "interrupted"
         replanned = self.plan.again(self.progress.step)
@@ -273,7 +273,7 @@ class _Loop:
     # ---- evaluations, samples, checkpoints -----------------------------------------------
 
     def evaluate_if_due(self) -> Generator[Event, None, Stopped | Diverged | None]:
-        """Evaluate if an evaluation is due and not yet done; return why to stop, or None."""
+        """Evaluate if it is due and not yet done; return why the run must stop, or None."""
         p, config, val = self.progress, self.config, self.setup.corpus.val
         due = p.step % int(config.eval_every) == 0 or p.step == self.plan.max_steps
         due = due if p.step > 0 else self.fine_tune
@@ -282,15 +282,16 @@ class _Loop:
         if p.evaluated_at == p.step:
             return self.reason_to_stop()
         begun = time.perf_counter()
-        loss, by_text = loss_by_text(val, self.loss_on)
+        with self.state.averaged():
+            loss, by_text = loss_by_text(val, self.loss_on)
+            if loss is not None and not math.isfinite(loss):
+                model, batches = self.state.passes.model(), [self.batches.batch(0)]
+                return diverged_in_evaluation(p.step, loss, model, batches, self.config)
         if loss is None and not self.should_stop():
             yield Notice(f"step {p.step}: the time is over, so this step is not evaluated")
             return None
         if loss is None:
             return "interrupted"
-        if not math.isfinite(loss):
-            model, batches = self.state.passes.model(), [self.batches.batch(0)]
-            return diverged_in_evaluation(p.step, loss, model, batches, self.config)
         p.val_loss, p.evaluated_at = loss, p.step
         best = p.best_val_loss is None or loss < p.best_val_loss
         p.evaluations_without_best = 0 if best else p.evaluations_without_best + 1
@@ -299,7 +300,8 @@ class _Loop:
         if p.step == 0:
             p.first_val_loss = loss
         yield Evaluated(p.step, p.tokens, self.clock(), loss, best, by_text)
-        yield from self.passage.look(p.step)
+        with self.state.averaged():
+            yield from self.passage.look(p.step)
         if best or self.saver.saved_at == p.step:  # this step's checkpoint lacks the new loss
             yield from self.save()
         self.plan.evaluated(time.perf_counter() - begun)
@@ -333,16 +335,12 @@ class _Loop:
     def sample(self) -> Iterator[Event]:
         """Draw a sample. If this step has a checkpoint, save it again with the sample."""
         p = self.progress
-        tokenizer = self.setup.corpus.tokenizer
-        text = generate_one(
-            self.state.passes.model(),
-            tokenizer,
-            "",
-            max_new_tokens=_SAMPLE_TOKENS,
-            params=SamplingParams(),
-            seed=self.config.seed,
-            should_stop=self.should_stop,
-        )
+        with self.state.averaged():
+            text = generate_one(
+                self.state.passes.model(), self.setup.corpus.tokenizer, "",
+                max_new_tokens=_SAMPLE_TOKENS, params=SamplingParams(),
+                seed=self.config.seed, should_stop=self.should_stop,
+            )  # fmt: skip
         if text is None:  # interrupted
             return
         p.sampled_at = p.step
@@ -357,7 +355,8 @@ class _Loop:
             if wish == "sample":
                 yield from self.sample()
             elif wish == "evaluate":
-                yield from extra_evaluation(p.step, val, self.loss_on, self.should_stop)
+                with self.state.averaged():
+                    yield from extra_evaluation(p.step, val, self.loss_on, self.should_stop)
             elif self.saver.saved_at != p.step:
                 yield from self.save()
 

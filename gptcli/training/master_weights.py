@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptcli.model.gpt import GPT
 
-_ALIGNED = 64  # numbers; tensors begin on a cache line, for fast matrix products
+_ALIGNED = 64  # numbers: each tensor begins on a cache line, for fast matrix products
 
 
 class MasterWeights:
@@ -24,8 +24,8 @@ class MasterWeights:
     If the passes use a shorter dtype than float32, there are three large tensors: one with all
     master weights, one with all gradients, one with all working weights. So one operation changes
     all weights. `same` is true if the dtype is float32, so that the working weights are the master
-    weights. Then only `flat` makes the large tensors, for the C library. `is_flat` is true if the
-    large tensors exist."""
+    weights. Then the large tensors are made only if `flat` is called, for the C library. `is_flat`
+    is true if the large tensors exist."""
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:
         self.same = dtype == torch.float32
@@ -55,7 +55,7 @@ class MasterWeights:
         self._all_gradients = torch.zeros_like(self._all)
         tensors, self._gradients = views(self._all), views(self._all_gradients)
         torch._foreach_copy_(tensors, self._working)
-        if self.same:  # move the parameters, which are the masters, into the large tensor
+        if self.same:  # the parameters are the master weights: move them into the large tensor
             self._all_working = self._all
         else:
             self._tensors = tensors
@@ -149,7 +149,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients, whose global norm is `norm`, down to at most the norm `longest`."""
+        """Scale the gradients down so that their global norm, now `norm`, is at most `longest`."""
         if norm > longest:
             gradients = [self._all_gradients] if self.is_flat else self.grads()
             torch._foreach_mul_(gradients, longest / (norm + 1e-6))

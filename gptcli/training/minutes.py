@@ -42,7 +42,7 @@ _OVERFIT_EPOCHS = 100.0
 _REFERENCE = (4, 128, 256, 8)  # n_layer, n_embd, T, B of the step that measures the machine's speed
 _MEASURED_VOCABULARY = 96  # vocabulary of the networks whose speed is measured
 _MOST_CHOICES, _SAME_SPEED = 3, 0.85
-_SAVE_SECONDS = 0.15  # of the checkpoint after an evaluation
+_SAVE_SECONDS = 0.15  # for the checkpoint after an evaluation
 _MIN_STEPS = 20
 _SAMPLES = 5
 _QUIET_SHARE = 0.9  # if a thread gets less of its core, other programs are running
@@ -70,8 +70,8 @@ def choose_for_text(
         values |= fitting_values(_flat(config) | values, asked)
         if asked >= {"model.n_layer", "model.n_embd"}:
             break
-        # A small network does fewer operations in a second than the measured network, because much
-        # of its time does not depend on its size.
+        # A small network does fewer operations in a second than the network that `_operations`
+        # measures, because much of its time does not depend on its size.
         try:
             slower = _operations_with(with_values(config, values), seconds)
         except Exception as error:
@@ -97,12 +97,13 @@ def fit_to_minutes(
     is_strict: bool,
     ranks: int = 1,
 ) -> tuple[Config, TimeLimit, str]:
-    """The config, its time limit, and a reason. The training ends `minutes` after `begun`.
+    """The config with as many steps as fit into `minutes`, the time limit, and a reason.
 
-    The reason says why the run has this number of steps. `begun` is a value of time.perf_counter().
-    If `choose` has "model.dropout", chooses a dropout for the number of epochs. If `choose` has
-    "train.sample_every", chooses its value for the number of steps. `ranks` processes share the
-    training. Raises GptcliError if `is_strict` and the time is too short for 20 steps."""
+    The reason says why the run has this number of steps. The training ends `minutes` after `begun`,
+    which is a value of time.perf_counter(). If `choose` has "model.dropout", chooses a dropout that
+    suits the number of epochs. If `choose` has "train.sample_every", chooses a value that suits the
+    number of steps. `ranks` processes share the training. Raises GptcliError if `is_strict` and the
+    time is too short for 20 steps."""
     seconds = 60.0 * minutes
     choose_threads(config.run.threads)
     limit = TimeLimit(begun + seconds - SECONDS_AT_END, seconds)
@@ -141,7 +142,7 @@ def fit_to_minutes(
         over = steps * step_seconds + math.ceil(steps / every) * evaluation_seconds - remaining
         if over <= 0:
             break
-        # A step that is removed also saves its share of an evaluation.
+        # Leaving out a step also leaves out 1 / `every` of an evaluation.
         steps -= max(1, int(over / (step_seconds + evaluation_seconds / every)))
     if steps < _MIN_STEPS and is_strict:
         passed = seconds - remaining
@@ -233,7 +234,8 @@ def _operations(config: Config, asked: set[str], seconds: float) -> float:
 
 
 def _operations_with(config: Config, seconds: float) -> float:
-    """The number of operations of the run, measured with the network and the batch of `config`."""
+    """The number of operations that fit into the run, measured with `config`'s network and
+    batch."""
     vocab_size = _MEASURED_VOCABULARY
     step_seconds = _quiet_step_seconds(config, min(0.3, 0.01 * seconds), vocab_size)
     operations = 6.0 * block_parameters(config.model.n_layer, config.model.n_embd)

@@ -43,11 +43,12 @@ def load_named(name: str, key: str = "tokenizer.from") -> NamedTokenizer:
 def follow_tokenizer(
     config: Config, key: str = "tokenizer.from"
 ) -> tuple[Config, Tokenizer | None]:
-    """Load the tokenizer that tokenizer.from names; return the config with its kind and size.
+    """Load the tokenizer that tokenizer.from names; return a config that suits it, and the
+    tokenizer.
 
-    The second result is the tokenizer. Without `tokenizer.from`, the config stays as it is, and the
-    tokenizer is None. Raises GptcliError if the tokenizer cannot be used, or if the config asks for
-    another kind or size."""
+    The returned config has the tokenizer's kind and size. Without `tokenizer.from`, it is `config`,
+    and the tokenizer is None. Raises GptcliError if the tokenizer cannot be used, or if the config
+    asks for another kind or size."""
     section = config.tokenizer
     if section.from_ is None:
         return config, None

@@ -24,9 +24,9 @@ def open_text(
 ) -> Corpus:
     """Open the corpus of a config. `cache` replaces the cache folder.
 
-    The tokenizer is `tokenizer` if given, else the user's, else the tokenizer of tokenizer.from,
-    else a new one of the config's kind. Raises OtherTextError if `content_key` is given and
-    the text has another content key."""
+    The corpus gets the tokenizer `tokenizer` if it is given, else the user's tokenizer, else the
+    one that tokenizer.from names, else a new one of the config's kind. Raises OtherTextError if
+    `content_key` is given and the text has another content key."""
     if tokenizer is None and (user_parts is None or user_parts.tokenizer is None):
         config, tokenizer = follow_tokenizer(config)
     return open_corpus(

@@ -22,10 +22,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gptcli.config import TrainConfig
 from gptcli.model.parameters import Role, role_of
 from gptcli.native import engine
+from gptcli.training.weight_averages import WeightAverages
 
-# The quintic of Jordan et al. 2024. Applied repeatedly, it moves the singular values to about 1.
+# The coefficients of a polynomial of degree 5 by Jordan et al. 2024. Applied repeatedly, the
+# polynomial moves the singular values of a matrix to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 NEWTON_SCHULZ_STEPS = 5
 
@@ -310,8 +313,15 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def slots_of(train: TrainConfig) -> int:
+    """How many float32 numbers a run keeps for each weight of a block's matrix, besides the weight.
+
+    These are the optimizer's state, and the average of the weight if the run averages weights."""
+    return RECIPES[train.optimizer].slots + (1 if train.average > 0.0 else 0)
+
+
 class Optimizers:
-    """All updates of a run in one object. Each parameter gets the update of its role's group.
+    """The update rules of a run's optimizer. Each parameter gets the rule of its role's group.
 
     `parameters` are pairs (name, float32 tensor). `kind` is a name in RECIPES. Weight decay never
     applies to the parameters whose names are in `undecayed`."""
@@ -326,6 +336,7 @@ class Optimizers:
         undecayed: Container[str] = (),
     ) -> None:
         self.names = {p: name for name, p in parameters}
+        self.averages = WeightAverages(self.names)
         self.updates: list[tuple[Group, Update]] = []
         for group in RECIPES[kind].groups:
             named = [(name, p) for name, p in parameters if role_of(name, p.dim()) in group.roles]
@@ -335,19 +346,23 @@ class Optimizers:
                     decay = weight_decay if group.decays and decays else 0.0
                     self.updates.append((group, group.update(params, decay, muon_dtype, native)))
 
-    def step(self, rate: float) -> None:
-        """Update all parameters. `rate` is the run's learning rate at this step."""
+    def step(self, rate: float, average: float = 0.0) -> None:
+        """Update all parameters. `rate` is the run's learning rate at this step.
+
+        Then moves their averages by the share `average` of the distance from the parameters."""
         for group, update in self.updates:
             update.step(rate * group.rate_share)
+        self.averages.move(average)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors of state that the next step depends on, by the name "slot/parameter"."""
-        return {
+        found = {
             f"{slot}/{self.names[p]}": value
             for _, update in self.updates
             for p in update.params
             for slot, value in update.state.get(p, {}).items()
         }
+        return found | self.averages.state()
 
     def load_state(self, saved: dict[str, Tensor]) -> None:
         """Restore what `state` returned.
@@ -355,6 +370,7 @@ class Optimizers:
         Raises KeyError if a parameter's slots or shapes in `saved` are not those that its update
         keeps. A parameter that never had a gradient has no slots."""
         by_name = {self.names[p]: (update, p) for _, update in self.updates for p in update.params}
+        saved = self.averages.load_state(saved)
         slots: dict[str, set[str]] = {}
         for key in saved:
             slot, _, name = key.partition("/")

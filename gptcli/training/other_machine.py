@@ -32,9 +32,9 @@ def machine_record(
 ) -> dict[str, Any]:
     """What run.json records under the key `machine`.
 
-    `run` is the section of the config before `auto` is replaced. `before` is the old record of a
-    resumed run. Its `auto` keys stay `auto`, except those that the user set for this resume
-    (`asked`).
+    `run` is the config's section `run`, before `auto` is replaced. `before` is the previous record
+    of a resumed run. The keys that it lists as `auto` stay `auto`, except the keys that the user
+    set for this resume (`asked`).
     """
     chosen = {key for key, value in run.model_dump().items() if value == "auto"}
     if isinstance(before, dict) and isinstance(before.get("auto"), list):
@@ -83,7 +83,7 @@ def chosen_again(stored: RunConfig, record: object, asked: Set[str] = frozenset(
 
 
 def changes_note(stored: RunConfig, now: RunConfig, asked: Set[str]) -> list[str]:
-    """A note that lists the keys of `run` that got another value; [] if there is none."""
+    """A note that lists the keys of `run` that got another value; [] if no key did."""
     before, after = stored.model_dump(), now.model_dump()
     changed = [
         f"run.{key} is now {in_words(after[key])} (was {in_words(before[key])})"

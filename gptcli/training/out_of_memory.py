@@ -15,7 +15,8 @@ USABLE_SHARE = 0.9  # the estimate can be 15 % wrong, and other programs need me
 
 
 def out_of_memory(setup: Setup) -> GptcliError:
-    """The error, with the memory that is needed, the memory that is available, and what fits."""
+    """The error, with the memory that is needed, the memory that is available, and settings that
+    fit."""
     with torch.device("meta"):
         parameters = count_parameters(
             GPT(setup.config.model, setup.corpus.tokenizer.vocab_size, user_parts=setup.user_parts)
@@ -33,7 +34,7 @@ def _what_to_lower(setup: Setup, parameters: int, available: float | None) -> st
     """The hint: a smaller batch_size, else a shorter context length, else a smaller network."""
     config = setup.config
     train, model = config.train, config.model
-    # If batch_size is divided by n, grad_accum times n gives the same training.
+    # If batch_size is divided by n and grad_accum is multiplied by n, the training is the same.
     parts = [n for n in range(2, train.rows + 1) if train.rows % n == 0]
     for n in parts:
         batch, accum = train.rows // n, train.grad_accum * n
@@ -78,7 +79,7 @@ def _need(setup: Setup, config: Config, parameters: int) -> int:
 def memory_for_training(device: torch.device) -> float | None:
     """Bytes that training can use on a device, including what this process holds now.
 
-    None if the system does not tell."""
+    None if the system does not say how much memory it has."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)

@@ -21,10 +21,10 @@ from gptcli.model.attention import CausalSelfAttention
 from gptcli.model.gpt import GPT
 from gptcli.model.inside import builtin_weights, look_inside, part_with_attention
 
-PASSAGE = 192  # tokens whose losses are kept
-_MAP = 24  # tokens of an attention map, at most
-_MOST_CELLS = 40 * _MAP * _MAP  # of all maps together, unless _FEWEST needs more
-_FEWEST = 8  # tokens of an attention map, at least, if the passage has so many
+PASSAGE = 192  # the number of tokens whose losses are recorded
+_MAP = 24  # an attention map covers at most this many tokens
+_MOST_CELLS = 40 * _MAP * _MAP  # in all maps together, unless _FEWEST needs more
+_FEWEST = 8  # a map covers at least this many tokens, if the passage has them
 
 
 class Passage:

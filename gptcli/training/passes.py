@@ -1,4 +1,4 @@
-"""Forward and backward pass of a step, by PyTorch or the C library; chooses one of the two.
+"""Forward and backward pass of a step, by PyTorch or the C library; chooses the engine.
 
 Without dropout, PyTorch and the C library compute the same numbers up to rounding. TorchPasses and
 NativePasses each have the methods of `Passes` in gptcli.training.step.

@@ -24,10 +24,15 @@ from gptcli.training.schedule import Plan
 SECONDS_AT_END = 1.3
 """The time reserved for the last messages, the exit, and the start of Python at the beginning."""
 _SPEED_SHARE = 0.08  # the speed is an average over this share of the whole time
-_CONSIDER_SHARE = 0.08  # a plan is considered again after this share of the time left,
-_CONSIDER_LEAST = 0.2  # but after at least this many seconds, unless `_next_step` comes first
-_TOLERANCE = 0.02  # a change by at most this share of the steps left, or by one step, is ignored
-# After at most so many steps, an evaluation of at most so many tokens is timed.
+# The planner considers a new plan after `_CONSIDER_SHARE` of the remaining time, but not before
+# `_CONSIDER_LEAST` seconds have passed. If steps are fast, it also considers one at the step
+# `_next_step`.
+_CONSIDER_SHARE = 0.08
+_CONSIDER_LEAST = 0.2
+# A change by at most this share of the remaining steps, or by one step, is ignored.
+_TOLERANCE = 0.02
+# An early evaluation is timed after `_TIMED_AT` steps at the latest, on at most `_TIMED_TOKENS`
+# tokens.
 _TIMED_AT, _TIMED_TOKENS = 5, 8193
 _SAVE_SECONDS = 0.1  # the least time that a plan allows for a sample and a save
 _MOST_LATE = 0.06  # if the run is late by this share of its whole time, an evaluation stops
@@ -56,12 +61,12 @@ class Planner:
         # A token costs a third as much in evaluation as in training.
         self._val_steps = val_tokens / 3 / config.tokens_per_step
         self._evaluation_seconds: float | None = None
-        self._pause_seconds = _SAVE_SECONDS  # of the longest sample and save
+        self._pause_seconds = _SAVE_SECONDS  # of the longest pause for a sample and a save
         self._speed = 0.0  # steps per second
         self._timed = 0.0  # seconds of steps so far
         now = time.perf_counter()
         self._next = now + _CONSIDER_SHARE * max(0.0, limit.end - now)
-        # If steps are fast, a plan is also considered after an eighth of the steps left.
+        # If steps are fast, a plan is also considered after an eighth of the remaining steps.
         self._next_step = 0
 
     def stepped(self, seconds: float) -> None:
@@ -238,7 +243,7 @@ class StepPlan:
             self._planner.paused(seconds)
 
     def is_far_too_late(self) -> bool:
-        """Whether an evaluation is not worth the delay any more."""
+        """Whether the run is so late that an evaluation is not worth the delay."""
         return self._planner is not None and time.perf_counter() > self._planner.limit.give_up
 
 

@@ -56,7 +56,8 @@ class RecordedPasses:
         self._shapes: dict[tuple[int, ...], _OneShape] = {}
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
-        """Do the same as `forward_backward`: return the mean loss, leave the mean gradients."""
+        """Return the mean loss; leave the mean gradients in the master weights, as
+        `forward_backward` does."""
         waiting = iter(batches)
         first = next(waiting)
         shape = tuple(first[0].shape)

@@ -32,7 +32,7 @@ _FIRST = ("config.yaml", "tokenizer.json")  # a folder without these files is no
 _JOURNAL = ("metrics.jsonl", "samples.txt", "attention.jsonl", "run.json")
 _BEST = "checkpoints/best"
 FINISH_S = 600.0
-"""The most seconds that a run waits at its end for its copy."""
+"""The largest number of seconds for which a run waits for its copy when it ends."""
 _INCOMPLETE = "not complete: it holds an earlier state of the run"
 
 
@@ -45,7 +45,8 @@ class RunCopy:
         self._run, self._there = run, RemoteFolder(url)
         self._metas: dict[int, bytes] = {}  # step -> its meta.json, as uploaded
         self._changed = threading.Condition()  # guards the fields below
-        self._asked = self._done = 0  # the newest call of `saved`; the newest whose upload is done
+        # Numbers of calls of `saved`: of the newest call, and of the newest call that is uploaded.
+        self._asked = self._done = 0
         self._ended = False
         self._problems: list[str] = []
         self._thread: threading.Thread | None = None
@@ -75,7 +76,7 @@ class RunCopy:
             )
 
     def _is_its_journal(self) -> bool:
-        """Whether the local run was just fetched. Then a newer checkpoint at the URL is damaged."""
+        """Whether the local run was just fetched: then newer checkpoints at the URL are damaged."""
         if not steps_of(self._run):
             return False
         try:
@@ -95,12 +96,12 @@ class RunCopy:
             self._changed.notify_all()
 
     def problems(self) -> list[str]:
-        """The warnings since the last call."""
+        """The warnings since the previous call of this method."""
         again = f"{self._safe}. The training continues, and copies again after the next checkpoint"
         return [f"WARNING: {why}. {again}" for why in self._new_problems()]
 
     def finish(self, should_stop: Callable[[], bool], seconds: float) -> list[str]:
-        """Upload the rest of the run, but for at most `seconds`; return warnings."""
+        """Upload what is not uploaded yet, but for at most `seconds`; return warnings."""
         self._new_problems()
         self.saved()
         goal, limit = self._asked, time.monotonic() + seconds

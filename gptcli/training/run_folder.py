@@ -340,7 +340,7 @@ def _move(path: Path, goal: Path) -> None:
 
 
 def _has_checkpoints(run: Path) -> bool:
-    """Whether the run has checkpoints; False without config.yaml: they belong to an earlier run."""
+    """Whether the run has checkpoints. Without config.yaml, they are an earlier run's: False."""
     return (run / "config.yaml").exists() and _has_steps(run)
 
 
@@ -379,7 +379,7 @@ def read_tokenizer(run: Path, user_tokenizer: type[Any] | None = None) -> Tokeni
 def write_status(run: Path, values: dict[str, Any]) -> None:
     """Replace run.json: what is known about the run, with the keys of `train --json`.
 
-    Raises GptcliError (exit code 1) if the disk refuses."""
+    Raises GptcliError (exit code 1) if the disk refuses to write."""
     try:
         durable.write_atomically(run / "run.json", json.dumps(values, indent=1).encode())
     except OSError as error:

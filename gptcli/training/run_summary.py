@@ -16,7 +16,8 @@ machine that trains it."""
 
 
 class RunSummary:
-    """Collects a run's events for run.json, which gets `begun` at first and `ended` at the end."""
+    """Collects a run's results. run.json gets `begun()` when the run starts, `ended()` when it
+    ends."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup

@@ -25,8 +25,8 @@ from gptcli.training.checkpoint_files import TensorFiles
 from gptcli.training.training_state import TrainingState
 
 _AUTO_SECONDS = 60.0
-_AUTO_MAX_SHARE = 0.01  # of the training time
-_ABANDON_SECONDS = 0.5  # the longest that a second Ctrl-C waits for a slow disk
+_AUTO_MAX_SHARE = 0.01  # saving takes at most this share of the training time
+_ABANDON_SECONDS = 0.5  # a second Ctrl-C waits at most this long for a slow disk
 BACKGROUND_BYTES = 32 << 20
 """`Saver.save` copies a checkpoint of this many bytes or more, and a thread writes it."""
 
@@ -77,8 +77,8 @@ class Saver:
     ) -> Iterator[Event]:
         """Write a checkpoint of the current state. If `background`, a thread writes a large one.
 
-        First waits for the checkpoint that a thread is still writing. Yields CheckpointSaved or
-        Notice for each checkpoint that is finished."""
+        If a thread is still writing the previous checkpoint, first waits for the thread. Yields
+        CheckpointSaved or Notice for each checkpoint that is finished."""
         yield from self.collect(wait=True)
         begin = time.perf_counter()
         files = state.files()
@@ -166,7 +166,7 @@ class Saver:
     def _write(
         self, writing: _Writing, files: TensorFiles, meta: dict[str, Any], best: bool
     ) -> None:
-        """Write a checkpoint, mark it if best, delete old ones. Keeps an error in `writing`."""
+        """Write a checkpoint, mark it if best, delete old ones. Stores an error in `writing`."""
         begin = time.thread_time()
         try:
             with closing(files), ExitStack() as held:

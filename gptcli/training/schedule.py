@@ -1,4 +1,4 @@
-"""The learning rate schedule: warm-up, constant, decay to 0. Also resolves `auto` in 4 keys.
+"""The learning rate schedule: warm-up, constant, decay to 0. Also resolves `auto` for four keys.
 
 First reading: lr_at. Skip the body of `decay_at`: its details matter only if the number of steps
 changed during the run.
@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 
 from gptcli.config import TrainConfig
+
+_AVERAGED_IN_CONSTANT = 32
 
 Plan = tuple[int, int]
 """(step, max_steps): after `step` steps, the number of steps of the run became `max_steps`."""
@@ -27,8 +29,8 @@ def lr_at(
     """The learning rate of step `step`, counted from 0.
 
     It rises over `warmup_steps`, stays at `peak`, and decays in a straight line over the last
-    `decay_fraction` of the steps. It would reach 0 one step after the last step. `plans` are later
-    plans of the number of steps, in the order of their steps.
+    `decay_fraction` of the steps. It would reach 0 one step after the last step. `plans` are the
+    changes of the number of steps during the run, in the order of their steps.
     Source: the trapezoidal schedule of Hägele et al. 2024."""
     rising = (step + 1) / (warmup_steps + 1)
     falling = decay_at(step, [(0, max_steps), *plans], decay_fraction)
@@ -52,6 +54,21 @@ def decay_at(step: int, plans: Sequence[Plan], decay_fraction: float) -> float:
         elif decay_steps > 0:
             share = min(share, (end - until) / min(decay_steps, (end - start) / share))
     return share
+
+
+def average_weight(step: int, *, share: float, max_steps: int, plans: Sequence[Plan] = ()) -> float:
+    """By how much `step` steps move the average of the weights towards the weights; 0: not at all.
+
+    The exponential moving average has the time constant `share` * max_steps, in steps. At first the
+    time constant is the number of steps so far, so that the initial weights do not count. About 32
+    updates in a time constant are enough, so most steps return 0. `plans` are the later plans of
+    max_steps, as in `lr_at`."""
+    steps = next((end for start, end in reversed(plans) if start < step), max_steps)
+    constant = share * steps
+    every = max(1, int(constant / _AVERAGED_IN_CONSTANT))
+    if share == 0.0 or step % every:
+        return 0.0
+    return min(1.0, every / max(1.0, min(constant, step)))
 
 
 def resolve_rate(train: TrainConfig, n_embd: int) -> float:

@@ -12,7 +12,7 @@ _MOST_TEXTS = 12
 
 
 def setting_notes(config: Config, corpus: Corpus) -> list[str]:
-    """A sentence for each setting that does not suit the run or the text, and for mixed texts.
+    """A sentence for each setting that does not suit the run or the text, and one on mixed texts.
 
     `config` is resolved: train.warmup_steps is a number."""
     train, block_size = config.train, config.model.block_size
@@ -68,7 +68,8 @@ def rank_notes(config: Config) -> list[str]:
 
 
 def _mixture_notes(config: Config, corpus: Corpus) -> list[str]:
-    """A note with the shares of at most 12 mixed texts, and how often each is read; else []."""
+    """A note with the shares of up to 12 mixed texts, and how often each is read. [] for one
+    text."""
     if not isinstance(corpus.train, MixedTokens):
         return []
     tokens = config.tokens_per_step * config.train.max_steps

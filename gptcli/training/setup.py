@@ -1,7 +1,7 @@
 """Prepares a run: resolves `auto`, opens the text, builds the Setup of a new or resumed run.
 
-First reading: `resolve` and `prepare_new`. Skip `prepare_resume`, which compares the run folder
-with what the user asks for now, and the functions below it.
+First reading: `resolve` and `prepare_new`. Skip `prepare_resume` (it compares the run folder with
+what the user asks for now) and the functions below it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
     engine, _ = choose_engine(
         config, device, dtype, compiled=compiled, has_user_parts=has_user_parts
     )
-    # A user's tokenizer is a bpe too. meta.json records that the user wrote it.
+    # A user's tokenizer is of the kind bpe, too. meta.json records that the user wrote it.
     kind = "bpe" if corpus.tokenizer.kind == "own" else corpus.tokenizer.kind
     return config.model_copy(
         update={

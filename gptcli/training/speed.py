@@ -63,7 +63,7 @@ def multiplied_weights(model: GPT) -> int:
 
 
 def flops_per_token(model: GPT) -> float:
-    """Floating-point operations per token of a training step's matrix products.
+    """The floating-point operations that the matrix products of training take for each token.
 
     Each weight that multiplied_weights counts takes 6 operations (2 forward, 4 backward). A layer's
     attention takes 12 operations for each channel of its heads and each earlier token. A token has
@@ -76,7 +76,8 @@ def flops_per_token(model: GPT) -> float:
 
 
 def peak_flops(dtype: torch.dtype, device: torch.device, seconds: float = _PEAK_SECONDS) -> float:
-    """The highest measured floating-point operations per second of matrix products in `dtype`.
+    """The highest measured speed of matrix products in `dtype`: floating-point operations per
+    second.
 
     The measurement takes about `seconds`. It draws no number from PyTorch's default generators."""
     best = 0.0
@@ -130,7 +131,7 @@ def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[
     machine's limit. The result `streams` is smaller than the argument if fewer fit in memory."""
     block_size = model.config.block_size
     writer = open_streams(model, streams, SamplingParams(), backend, torch.get_num_threads())
-    streams = min(streams, writer.count)  # as many as fit in memory
+    streams = min(streams, writer.count)  # fewer if the memory is too small
     numbers = [UniformNumbers(0, i) for i in range(streams)]
     writer.feed({i: [0] * block_size for i in range(streams)}, restart=True)
     count, steps = -1, 1
@@ -181,7 +182,7 @@ def least_seconds(
 
 
 def read_speed(model: GPT, dtype: torch.dtype) -> float:
-    """The highest measured bytes per second when reading memory as large as the weights."""
+    """The highest measured speed of reading memory as large as the weights, in bytes per second."""
     device = model.wte.weight.device
     numbers = torch.ones(multiplied_weights(model) * dtype.itemsize // 4, device=device)
     best = 0.0

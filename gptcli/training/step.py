@@ -7,8 +7,8 @@ lines. This table shows where gptcli does the work of each line, and why some li
 |---|---|---|
 | get_lr | lr_at (schedule.py) | the same |
 | param_group['lr'] = lr | optimizers.step(rate) | the rate is an argument, not a state |
-| get_batch | `micro_batches` | a batch depends only on its number: a resumed run reads the same |
-| - | dropout_seed | dropout depends on (seed, step): a resumed run ends with the same bytes |
+| get_batch | `micro_batches` | a batch depends only on its number, also in a resumed run |
+| - | dropout_seed | dropout depends only on (seed, step), also in a resumed run |
 | with ctx (autocast) | MasterWeights | a bfloat16 model, with separate float32 master weights |
 | model(X, Y), backward | passes.gradients | the C library can compute both instead of PyTorch |
 | scaler (GradScaler) | `loss_scale` | the scale of float16 losses; checkpoints save it |
@@ -35,7 +35,7 @@ from gptcli.model.gpt import GPT
 from gptcli.training.master_weights import MasterWeights
 from gptcli.training.not_finite import first_not_finite
 from gptcli.training.optimizers import Optimizers
-from gptcli.training.schedule import Plan, lr_at
+from gptcli.training.schedule import Plan, average_weight, lr_at
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, int64 (B, T) each."""
@@ -66,7 +66,7 @@ class TrainedWeights(Protocol):
         """The norms of the gradients of the embeddings, of each block, and of the other weights."""
 
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients, whose global norm is `norm`, down to at most the norm `longest`."""
+        """Scale the gradients down so that their global norm, now `norm`, is at most `longest`."""
 
     def clear_grads(self) -> None:
         """Forget all gradients."""
@@ -76,8 +76,8 @@ class TrainedWeights(Protocol):
 class Updated:
     """What a step did: mean loss in nats per token, learning rate, gradient norm before clipping.
 
-    `loss_scale` is for the next step. `part_norms` are the gradient norms of the parts of the
-    network, or () if the caller did not ask for them."""
+    `loss_scale` is the loss scale of the following step. `part_norms` are the gradient norms of the
+    parts of the network, or () if the caller did not ask for them."""
 
     loss: float
     rate: float
@@ -109,8 +109,9 @@ def take_step(
     """Do step `step`, counted from 0, or return why the weights did not change.
 
     Each call of `micro_batches` returns the step's config.grad_accum batches. The model must be in
-    training mode. `dtype` is the dtype of the passes. `plans` are the later plans of max_steps,
-    which change the learning rate. `part_norms` asks for the gradient norms of the parts."""
+    training mode. `dtype` is the dtype of the passes. `plans` are the changes of max_steps during
+    the run, which change the learning rate. `part_norms` asks for the gradient norms of the
+    parts."""
     rate = lr_at(
         step,
         peak=float(config.learning_rate),
@@ -140,7 +141,10 @@ def take_step(
     parts = weights.norms_by_part() if part_norms else ()
     if config.grad_clip > 0:
         weights.clip(norm, config.grad_clip)
-    optimizers.step(rate)
+    average = average_weight(
+        step + 1, share=config.average, max_steps=config.max_steps, plans=plans
+    )
+    optimizers.step(rate, average)
     passes.publish()
     weights.clear_grads()
     if dtype == torch.float16 and (step + 1) % _DOUBLE_SCALE_EVERY == 0:
@@ -202,7 +206,7 @@ def seed_dropout(seed: int, device: torch.device) -> None:
     """Seed the random generator of `device`, from which dropout draws its masks.
 
     torch.manual_seed would seed the generators of all devices. Without a GPU, torch.manual_seed
-    also formats three stack traces, which is slow. So only MPS uses it."""
+    also formats three stack traces, which is slow. So gptcli calls it only for MPS."""
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     elif device.type == "cpu":

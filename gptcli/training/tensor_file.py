@@ -66,7 +66,7 @@ def read_arrays(path: Path, size: int, sha256: str, inside: Path) -> dict[str, m
 
 
 def _float32(data: bytearray, kind: str) -> bytearray:
-    """The numbers of a tensor as float32. gptcli writes float32; converts other dtypes."""
+    """The numbers of a tensor, converted to float32 if they have another dtype."""
     if kind == "F32" and sys.byteorder == "little":
         return data
     import numpy as np
@@ -80,8 +80,8 @@ def _float32(data: bytearray, kind: str) -> bytearray:
 def is_finite(array: memoryview[float]) -> bool:
     """Whether the sum of float32 numbers is finite. Then no number is NaN or infinite.
 
-    Numbers that are absurdly large can also make the sum infinite. Usually the exponents are enough
-    to tell. The highest of a number's four bytes has seven of the eight bits of the exponent."""
+    The sum is also infinite if the numbers are absurdly large. If the highest byte of every number
+    shows that the number is small, no sum is computed."""
     numbers = array.cast("B")
     last = bytes(numbers)[3::4] if sys.byteorder == "little" else bytes(numbers)[::4]
     if not last.translate(None, delete=_SMALL):
@@ -124,7 +124,7 @@ def refuse_larger_than_memory(size: int) -> None:
 
 
 def tensor_pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of safetensors.torch.save, in pieces: the header, then each tensor.
+    """The bytes that safetensors.torch.save would write, in pieces: the header, then each tensor.
 
     Does not copy float32 tensors on the CPU."""
     import torch

@@ -54,7 +54,7 @@ def texts_exist(names: list[str]) -> bool:
 
 
 def named_texts(stored: DataConfig, data: DataConfig) -> frozenset[str]:
-    """The keys of TEXT_KEYS that differ between two sections."""
+    """The keys of TEXT_KEYS whose values differ between the sections `stored` and `data`."""
     return frozenset(
         key
         for key in TEXT_KEYS
@@ -210,8 +210,8 @@ def remember_source(
 ) -> str | None:
     """Write the new place of a run's text to config.yaml; return a note for the user, or None.
 
-    `is_locked` is true if this process already holds the lock of the run folder. Keeps the time of
-    config.yaml, because other commands use the newest run by default."""
+    `is_locked` is true if this process already holds the lock of the run folder. Does not change
+    the time of config.yaml, because this time can decide which run is the newest."""
     if STDIN in (*data.sources, *data.val_sources):  # standard input cannot be read again
         return None
     places = absolute_texts(data)

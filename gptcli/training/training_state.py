@@ -9,6 +9,8 @@ First reading: Progress and TrainingState.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,7 @@ from gptcli.training.master_weights import MasterWeights
 from gptcli.training.optimizers import Optimizers
 from gptcli.training.passes import EngineName, NativePasses, TorchPasses, library_for
 from gptcli.training.step import TrainedWeights, first_loss_scale
+from gptcli.training.weight_averages import from_checkpoint, to_checkpoint
 
 
 @dataclass
@@ -98,6 +101,8 @@ class TrainingState:
             undecayed=() if self.adapters is None else self.adapters.tables,
         )
         self.progress = Progress(loss_scale=first_loss_scale(dtype))
+        self.has_average = False
+        """Whether the model has the averaged weights at the moment: see `averaged`."""
 
     @property
     def trained(self) -> TrainedWeights:
@@ -109,9 +114,26 @@ class TrainingState:
         optimizer = self.optimizers.state()
         return optimizer if self.adapters is None else optimizer | self.adapters.state()
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """In this context, the model has the averaged weights, if the run averages them."""
+        if not self.optimizers.averages.exist():
+            yield
+            return
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        self.optimizers.averages.exchange()
+        self.passes.publish()
+        self.has_average = not self.has_average
+
     def files(self) -> TensorFiles:
         """The tensor files of a checkpoint of the current state."""
-        return WholeFiles(self.weights.named(), self.to_save())
+        return WholeFiles(*to_checkpoint(self.weights.named(), self.to_save()))
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Restore adapters, optimizers and counters; the constructor has restored the weights.
@@ -119,10 +141,12 @@ class TrainingState:
         Raises GptcliError if the checkpoint's state does not belong to this config."""
         scale = self.progress.loss_scale
         try:
-            state = saved.state
+            state = from_checkpoint(self.weights.masters, saved.state)
             if self.adapters is not None:
                 state = self.adapters.load_state(state)
             self.optimizers.load_state(state)
+            if self.optimizers.averages.exist():
+                self.passes.publish()
             self.progress = progress_of(saved.meta)
         except (KeyError, TypeError, RuntimeError):
             raise GptcliError(
@@ -150,7 +174,8 @@ def build_model(
 
     Raises GptcliError (exit code 1) if names or shapes of the weights do not fit the config. Raises
     GptcliError if a builtin model is larger than this machine's memory. Makes the model only after
-    these checks. With user's parts in the network, most shapes are checked later, in the model."""
+    these checks. With user's parts in the network, most shapes are checked after the model is
+    made."""
     in_network = user_parts is not None and user_parts.in_network()
     given = None if weights is None else {name: tuple(t.shape) for name, t in weights.items()}
     refuse_unfitting(config, vocab_size, given, users=in_network)

@@ -1,4 +1,4 @@
-"""Wishes of the user during training: a sample, an evaluation or a checkpoint, now.
+"""What the user asks for during training: a sample, an evaluation or a checkpoint at once.
 
 The loop fulfils a wish between two steps. A wish does not change the weights or later decisions of
 the run.
@@ -15,7 +15,7 @@ from gptcli.training.evaluate import loss_by_text
 
 Wish = Literal["sample", "evaluate", "checkpoint"]
 Wishes: TypeAlias = Callable[[], Collection[Wish]]
-"""Returns the user's wishes since the last call."""
+"""Returns the user's wishes since the previous call."""
 
 
 def no_wishes() -> Collection[Wish]:

@@ -17,14 +17,15 @@ from gptcli.view.token_labels import padded
 
 _STYLES = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _MARKS = "ox+*#@"
-_FEWEST_ROWS, _MOST_ROWS = 7, 24  # of the chart
-_ROWS_BELOW = 17  # for samples, verdict and titles below the chart
-_LINES = 6  # of a chart
+_FEWEST_ROWS, _MOST_ROWS = 7, 24  # rows of text that the chart can have
+_ROWS_BELOW = 17  # rows that are kept free below the chart for samples, verdict and titles
+_LINES = 6  # the most curves in a chart
 
 
 @dataclass(frozen=True)
 class ArmRow:
-    """A row of the table: one config. `low` and `high` are the interval of its loss, if known."""
+    """A row of the table: one config. `low` and `high` are the ends of the 95 % interval of its
+    loss, if known."""
 
     name: str
     points: Sequence[tuple[int, float]]

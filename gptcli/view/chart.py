@@ -1,4 +1,4 @@
-"""Draws the chart of the live view: a line of training losses, and joined marks for evaluations."""
+"""Draws the chart of the live view: a line of training losses, and a line of marked evaluations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gptcli.view.number_formats import human_count, norm_text
 
 LABEL_WIDTH = 6  # "123.45"
 MOST_LABELS = 8  # on the vertical axis
-MEANS = 100  # points of a line without marks; single batches would show only noise
+MEANS = 100  # a line without marks joins this many means, because single batches are noise
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Line:
 
 
 def loss_lines(losses: Points, val_losses: Points) -> list[Line]:
-    """The two lines of a run. They look different even without colours."""
+    """The lines of training losses and validation losses. They differ even without colours."""
     return [Line("loss", losses, LOSS), Line("val loss", val_losses, VAL, "o")]
 
 
@@ -110,7 +110,7 @@ def _step_axis(lines: Sequence[Line], steps: tuple[int, int], columns: int, glyp
 
 
 def axis_labels(low: float, high: float, rows: int, dots: int) -> dict[int, str]:
-    """The labels of the vertical axis by row: round numbers, or both ends if no round ones fit."""
+    """row -> label of the vertical axis: round numbers, or the axis's two ends if none fit."""
     wanted = min(MOST_LABELS, max(3 if rows >= 6 else 2, rows // 4))
     found: dict[int, str] = {}
     for unit in _round_units(high - low):
@@ -126,14 +126,14 @@ def axis_labels(low: float, high: float, rows: int, dots: int) -> dict[int, str]
 
 
 def _round_units(at_most: float) -> Iterator[float]:
-    """The digits 5, 2, 1, times the power of ten of `at_most`, then times the two powers below."""
+    """5, 2 and 1 times a power of ten: first the power of `at_most`, then the two powers below."""
     power = math.floor(math.log10(at_most))
     for exponent in range(power, power - 3, -1):
         yield from (digit * 10.0**exponent for digit in (5, 2, 1))
 
 
 def _multiples(unit: float, low: float, high: float, rows: int, dots: int) -> dict[int, str]:
-    """A dict from each row to the text of its multiple of `unit` between `low` and `high`."""
+    """row -> label, for each multiple of `unit` between `low` and `high`."""
     decimals = 0 if unit >= 10 else max(1, -math.floor(math.log10(unit) + 1e-9))
     counts = range(math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9) + 1)
     labels = {}

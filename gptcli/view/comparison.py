@@ -24,7 +24,7 @@ STYLES, MARKS = (LOSS, SECOND), ("o", "x")
 
 @dataclass(frozen=True)
 class ShownRun:
-    """A run as `gptcli show` reads it."""
+    """What `gptcli show` has read about one of the two runs."""
 
     name: str
     status: RunStatus

@@ -99,11 +99,11 @@ def means(points: Points, parts: int) -> Points:
 def bounds(*curves: Sequence[float], with_ends: bool = False) -> tuple[float, float]:
     """The range (low, high) of the vertical axis for curves over the same steps.
 
-    The steep start of a training does not set the top. A new model's loss falls from ln V, and
-    would press the rest of the curve into the bottom rows. The top is the highest value of the last
-    three quarters, plus some room for the first quarter. With `with_ends`, the range also includes
-    the last value of each curve, so that a short run stays visible beside long ones. The range is
-    never empty. It is (0, 1) if no value is finite.
+    The steep start of a training does not set the top of the axis. A new model's loss falls from
+    ln V, and would press the rest of the curve into the bottom rows. The top is the highest value
+    of the last three quarters, plus some room for the first quarter. With `with_ends`, the range
+    also includes the last value of each curve, so that a short run stays visible beside long ones.
+    The range is never empty. It is (0, 1) if no value is finite.
     """
     everything = _finite(curves, 0.0)
     if not everything:

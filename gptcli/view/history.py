@@ -13,7 +13,8 @@ from typing import Any
 from gptcli.events import Evaluated, Event, Replanned, SampleDrawn, StepDone
 from gptcli.files.bounded import read_lines
 
-_MAX_SAMPLE = 20_000  # bytes of a sample after which no more lines are kept; no window shows more
+# After this many bytes of a sample, its further lines are not kept, because no window shows more.
+_MAX_SAMPLE = 20_000
 
 
 def recorded_events(run: Path, *, has_time_limit: bool = True) -> Iterator[Event]:

@@ -31,7 +31,7 @@ _NUMBERS = {
     "norm": "norm of the gradient before clipping; a jump often means an unusual batch",
     "of peak": "share of the speed that this machine reached in matrix products",
 }
-_STEPS_OF_A_WISH = 2  # after more steps, a key except q no longer counts as pending
+_STEPS_OF_A_WISH = 2  # a pressed key other than q counts as pending for at most this many steps
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Writes the lines that say that a run only memorises its text: in training and in the summary."""
+"""Writes the lines which say that a run only memorises its text, during training and at its end."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from gptcli.events import Evaluated, Event, Finished
 from gptcli.view.number_formats import human_count, loss_text
 from gptcli.view.run_status import RunStatus
 
-RISES = 2  # a note comes after so many rising losses in a row; one alone is often chance
-RISES_OF_OVERFITTING = 3  # from this count on, the live view shows overfitting
+# A note comes after this many rises of the validation loss in a row. One rise is often chance.
+RISES = 2
+RISES_OF_OVERFITTING = 3  # from this many rises on, the live view shows overfitting
 
 
 class MemorisingNote:
@@ -17,7 +18,7 @@ class MemorisingNote:
         self._told_after: int | None = None  # the best step that the last note was about
 
     def line(self, event: Event, status: RunStatus) -> str | None:
-        """The note after this event, or None. `status` must have absorbed the event."""
+        """The note after this event, or None. Call `status.absorb(event)` before this."""
         best = status.best
         if not isinstance(event, Evaluated) or best is None or status.rises != RISES:
             return None
@@ -35,8 +36,8 @@ class MemorisingNote:
 def best_step_line(finished: Finished, status: RunStatus | None) -> str | None:
     """The line that names the step that `gptcli sample` uses; None if this is the last step.
 
-    Also None if the run diverged. If the run has only memorised the text since then, the line says
-    so."""
+    Also None if the run diverged. If the run has only memorised the text since that step, the line
+    says so."""
     best = finished.best_step
     if best is None or best >= finished.step or finished.stopped == "diverged":
         return None
@@ -46,7 +47,7 @@ def best_step_line(finished: Finished, status: RunStatus | None) -> str | None:
             f"best at step {step}; since then the model has only memorised the text; `sample` "
             f"uses step {step}"
         )
-    return f"`sample` uses step {step}, the best"
+    return f"`sample` uses the best step, {step}"
 
 
 def overfitting(status: RunStatus) -> str | None:

@@ -27,13 +27,13 @@ from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean, crop, ellipsis_for, sample_lines
 
 WIDEST_TEXT = 100  # cells; longer lines of text are harder to read
-CHART_SHARE = 0.6  # of the rows for chart and sample; the rest is for the sample
+CHART_SHARE = 0.6  # the chart's share of the rows; the sample below the chart gets the others
 WIDE, WIDE_ROWS = 140, 20  # in a window of this size, samples and notes are beside the curve
-WIDE_SHARE = 0.6  # of the width, for the curve
-EARLIER_ROWS = 3  # of text for each earlier sample
+WIDE_SHARE = 0.6  # the curve's share of the width of such a window
+EARLIER_ROWS = 3  # rows of text for each sample except the newest one
 LEAST_SAMPLE_ROWS = 2  # a single row of text is less useful than another row of chart
-ROOMY = 26  # rows; a lower window uses a blank line for the curve instead
-GAPS_FROM = 17  # rows; a lower window has no room for blank lines
+ROOMY = 26  # with fewer rows, the final picture has no blank line above the curve
+GAPS_FROM = 17  # with fewer rows, the live view has no blank lines
 FINAL_CHART_ROWS, FINAL_SAMPLE_ROWS = 16, 8  # at most, in the picture that stays after the run
 
 
@@ -264,7 +264,7 @@ def sample_block(status: RunStatus, console: Console, width: int, height: int) -
 def samples_block(status: RunStatus, console: Console, width: int, height: int) -> list[Text]:
     """The newest sample, and earlier ones below it, in at most `height` lines."""
     earlier = status.samples[:-1]
-    each = EARLIER_ROWS + 2  # each also has a title and a blank line
+    each = EARLIER_ROWS + 2  # rows of an earlier sample, with its title and a blank line
     slots = min(len(earlier), max(0, height - LEAST_SAMPLE_ROWS - 1) // (2 * each))
     newest = sample_block(status, console, width, height - slots * each)
     lines = list(newest)

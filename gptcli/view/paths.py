@@ -1,4 +1,4 @@
-"""Shortens paths as people write them: without `a/../`, from the current folder or from `~`."""
+"""Shortens paths: without `a/../`, and relative to the current folder or to `~`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def short_path(path: str) -> str:
-    """The shortest spelling of an absolute path: whole, from the current folder, or from `~`.
+    """The shortest spelling of an absolute path: absolute, from the current folder, or from `~`.
 
     A relative path only loses parts such as `a/../`.
 
@@ -21,6 +21,6 @@ def short_path(path: str) -> str:
     spellings = [whole]
     with suppress(ValueError, OSError):  # another drive, or the current folder is deleted
         spellings.append(os.path.relpath(whole))
-    with suppress(ValueError, RuntimeError):  # not in the home folder, or there is none
+    with suppress(ValueError, RuntimeError):  # not in the home folder, or no home folder
         spellings.append(str(Path("~", Path(whole).relative_to(Path.home()))))
     return min(spellings, key=len)

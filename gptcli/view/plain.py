@@ -47,18 +47,19 @@ PARTS: dict[type[Event], int] = {
     Replanned: 2,
     CheckpointSaved: 1,
 }
-MOST_NOTICES = 5  # while the run trains, not counting warnings
-SECONDS_APART = 60.0  # the longest time without a line
+MOST_NOTICES = 5  # the most notices that are printed while the run trains, besides warnings
+SECONDS_APART = 60.0  # the longest time between two printed lines
 
 
 class PlainView:
     """Prints about thirty lines in a run, but at least one a minute if a step takes less than that.
 
     For some kinds of event, PARTS says into how many equal parts the steps of a run are divided.
-    The first event of such a kind in each part is printed; of the steps, the first logged one. The
-    step line, the evaluation and the sample of the last step are printed, too. Of the notices, the
-    warnings and the first others are printed. Events of all other kinds are printed.
-    metrics.jsonl has all logged steps and evaluations, and samples.txt has all samples.
+    Of each of these kinds, the first event in each part is printed (of the steps, the first logged
+    step). The step line, the evaluation and the sample of the last step are printed, too. Of the
+    notices, all warnings and the first MOST_NOTICES others are printed. Events of all other kinds
+    are printed. metrics.jsonl has all logged steps and evaluations, and samples.txt has all
+    samples.
     """
 
     def __init__(self, console: Console) -> None:
@@ -66,7 +67,8 @@ class PlainView:
         self._status = RunStatus()
         self._memorising = MemorisingNote()
         self._notices = 0
-        self._part: dict[type[Event], int] = {}  # by kind, the part of the last printed line
+        # kind of event -> the part of the run to which its last printed event belongs
+        self._part: dict[type[Event], int] = {}
         self._last_line = self._last_event = time.monotonic()
 
     def __enter__(self) -> PlainView:
@@ -112,8 +114,8 @@ class PlainView:
         if isinstance(event, StepDone) and not event.logged and not late:
             return False
         part = parts * step // steps
-        # The sample after the last step can have an earlier step, because it uses the best
-        # checkpoint.
+        # The sample after the last step can belong to an earlier step, because the best checkpoint
+        # draws it.
         last = self._status.current_step >= steps and isinstance(event, ALWAYS_AT_END)
         if part <= self._part.get(type(event), -1) and not last and not late:
             return False
@@ -138,7 +140,7 @@ class PlainView:
 
 
 def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> list[str]:
-    """The log lines of one event. `status` must have absorbed the event.
+    """The log lines of one event. Call `status.absorb(event)` before this.
 
     Lines are shorter than 80 columns, except notices, diagnoses and hints. Two blanks separate the
     fields. A field begins with its name, or ends with its unit.
@@ -174,8 +176,8 @@ def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> lis
 def step_line(event: StepDone, status: RunStatus) -> str:
     """`step 100/3000  loss 2.3456  lr 2.00e-02  norm 0.71  61,234 tok/s  eta 0:42`.
 
-    If the line reaches 80 columns, the speed is shortened to three digits. If it is still too long,
-    the norm is left out, and then the time left.
+    If the line reaches 80 columns, the speed is shortened to three digits. If the line is still too
+    long, the norm is left out, and then the eta.
     """
     step = _step_of(event.step, status)
     loss, lr = f"loss {loss_text(event.loss)}", f"lr {event.learning_rate:.2e}"

@@ -55,9 +55,10 @@ class Region(RenderHook):
     """Shows the lines that `draw(width, height)` returns at the bottom of the terminal.
 
     `draw` must return at most `height` lines of at most `width` cells. While the region is open,
-    output to the console appears above it. Output to sys.stdout and sys.stderr does too if they are
-    terminals. The last column and the last row stay free. The cursor waits at the start of the row
-    below the region. If the terminal echoes ^C there, the next frame paints over it.
+    output to the console appears above the region, and so does output to sys.stdout and sys.stderr
+    if they are terminals. The last column and the last row stay free. The cursor waits at the start
+    of the row below the region. If the terminal echoes ^C in this row, the next frame paints over
+    it.
     """
 
     def __init__(self, console: Console, draw: Callable[[int, int], list[Text]]) -> None:
@@ -95,7 +96,7 @@ class Region(RenderHook):
         for name, proxy in self._proxies.items():
             with suppress(OSError):
                 proxy.flush()
-            if getattr(sys, name) is proxy:  # else other code has replaced the stream
+            if getattr(sys, name) is proxy:  # if not, other code has replaced the stream
                 setattr(sys, name, proxy.rich_proxied_file)
         self._proxies.clear()
         self.is_open = False

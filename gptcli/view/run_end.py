@@ -118,7 +118,7 @@ def next_lines(run: Path, options: Sequence[str] = (), width: int = 100) -> list
 
 
 def unfinished_line(status: RunStatus) -> Text | None:
-    """The last step of a run that an error or a second Ctrl-C ended; None if it made no step."""
+    """The last line about a run that an error or a second Ctrl-C ended; None if it made no step."""
     if status.step is None or status.started is None:
         return None
     step, max_steps = human_count(status.step.step), human_count(status.max_steps)

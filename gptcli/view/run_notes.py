@@ -50,7 +50,7 @@ class RunNotes:
 
     def shown(self, overfits: str | None, most: int) -> list[Note]:
         """At most `most` notes, those of the most important kinds. `overfits` is the text of the
-        first note."""
+        note on overfitting, which comes first; None: no such note."""
         notes = dict(self._notes)
         if overfits is not None:
             notes["overfits"] = Note(overfits, f"bold {VAL}")

@@ -32,7 +32,7 @@ class RunStatus:
         self.step: StepDone | None = None
         self.evaluated: Evaluated | None = None
         self.best: Evaluated | None = None
-        self.before_tuning: Evaluated | None = None  # of the weights before fine-tuning
+        self.before_tuning: Evaluated | None = None  # the evaluation before fine-tuning began
         self.rises = 0  # how many evaluations in a row had a higher loss than the one before
         self.recent_loss: float | None = None  # the smoothed loss on the training text
         self._recent_loss_at_best: float | None = None
@@ -96,7 +96,7 @@ class RunStatus:
 
     @property
     def current_step(self) -> int:
-        """The last finished step, also if it was before a resume; 0 before the first step."""
+        """The last finished step, even if it was before a resume; 0 before the first step."""
         if self.step is not None:
             return self.step.step
         return (self.started.resumed_from or 0) if self.started is not None else 0

@@ -118,7 +118,7 @@ _COLUMNS = (
     _PARAMETERS,
     _WHEN,
 )
-# The columns that are left out in a narrow terminal, the first one first.
+# The columns that are left out in a narrow terminal, in this order.
 _DISPENSABLE = (_PARAMETERS, _WHEN, _VAL)
 
 

@@ -116,14 +116,15 @@ class LiveView:
 def is_live(console: Console) -> bool:
     """Whether this console gets the live view: a terminal with cursor control.
 
-    This asks the file, because rich's is_terminal is also true for a pipe if FORCE_COLOR is set."""
+    Asks the console's file, because rich's is_terminal is also true for a pipe if FORCE_COLOR is
+    set."""
     return console.file.isatty() and console.is_interactive and not console.legacy_windows
 
 
 def open_view(console: Console, live: LiveState | None = None) -> LiveView | PlainView:
     """The live view if the console is a terminal, else plain lines.
 
-    A terminal without cursor control (TERM=dumb or an old Windows console) gets plain lines. A pipe
-    does too, even if FORCE_COLOR asks for colours.
+    A terminal without cursor control (TERM=dumb or an old Windows console) gets plain lines. So
+    does a pipe, even if FORCE_COLOR asks for colours.
     """
     return LiveView(console, live) if is_live(console) else PlainView(console)

@@ -1,4 +1,4 @@
-"""`gptcli bench`: its keys, its output for people, and its limits of speed."""
+"""`gptcli bench`: the keys of its JSON, its output for people, and the limits of its speeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALL = ("tiny", "run.device=cpu", "run.threads=1")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure for a small part of the usual time. These tests need no exact speeds."""
+    """Make `gptcli bench` measure for a fraction of its usual time: tests need no exact speeds."""
     monkeypatch.setattr("gptcli.training.speed._SAMPLE_SECONDS", 0.1)
     monkeypatch.setattr("gptcli.training.speed._PEAK_SECONDS", 0.1)
     monkeypatch.setattr("gptcli.training.speed._READ_SECONDS", 0.05)
@@ -37,8 +37,8 @@ def test_bench_prints_the_keys_of_the_contract(cli) -> None:  # type: ignore[no-
 
 @pytest.mark.parametrize("streams", [1, 64])
 def test_a_speed_is_never_above_its_limit(streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the speed is above the measured limit, the limit is measured again. If the speed is still
-    above the limit, the limit becomes the speed."""
+    """If a sampling speed is above the measured limit, bench measures the limit again. If the speed
+    is above that limit, too, bench takes the speed itself as the limit, so its share is 1."""
     from gptcli.sampling.backend import choose_backend
     from gptcli.training import speed
 
@@ -80,7 +80,7 @@ def test_flops_per_token_agrees_with_pytorchs_counter(arch: str) -> None:
     with FlopCounterMode(display=False) as counter:
         model.loss(idx, idx).backward()  # type: ignore[no-untyped-call]
     made = counter.get_total_flops() / idx.numel()
-    # PyTorch also counts the products with future tokens. flops_per_token counts the causal half
-    # only.
+    # PyTorch counts the attention products of all pairs of tokens. flops_per_token counts only the
+    # half in which a token looks at earlier tokens.
     future = 12 * config.n_layer * config.n_embd * config.block_size / 2
     assert flops_per_token(model) + future == pytest.approx(made, rel=0.1)

@@ -30,8 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(cli: Any, text: str, text_file: Path, folder: Path) -> Path:
-    """A run trained once with the attention of the solution, which is in cache.py beside the
-    run."""
+    """A run folder, made once for all tests of this file. The run was trained with the solution of
+    the exercise `cache`, which is in cache.py beside the run folder."""
     path = folder / "cache.py"
     path.write_text(text, encoding="utf-8")
     if not (folder / "run").exists():
@@ -47,7 +47,8 @@ def sampled(cli: Any, run: Path, *words: object) -> Any:
 
 
 def test_sampling_uses_the_cache_and_gives_the_same_text(cli: Any, text: str, run: Path) -> None:
-    """The 40 tokens do not fit into the window of 16, so gptcli clears the cache in between."""
+    """The 40 new tokens do not fit into the context of 16 tokens, so gptcli has to clear the
+    learner's cache while it samples."""
     spy = text.replace("        # Step 2.", "        print('holds', k.shape[2])\n        # Step 2.")
     (run.parent / "cache.py").write_text(spy, encoding="utf-8")
     outcome = sampled(cli, run, "--num-samples", "2")
@@ -56,7 +57,7 @@ def test_sampling_uses_the_cache_and_gives_the_same_text(cli: Any, text: str, ru
     assert "times as fast, and the same text" in outcome.err
     lengths = [int(number) for number in re.findall(r"holds (\d+)", outcome.err)]
     assert max(lengths) == 16
-    assert lengths[:4] == [1, 1, 2, 2]  # two layers, and the prompt is empty
+    assert lengths[:4] == [1, 1, 2, 2]  # each of two layers prints; the prompt is empty
     plain = text.replace("x, cache=None", "x").replace("if cache is not None", "if False")
     (run.parent / "cache.py").write_text(plain, encoding="utf-8")
     without = sampled(cli, run, "--num-samples", "2")
@@ -66,7 +67,7 @@ def test_sampling_uses_the_cache_and_gives_the_same_text(cli: Any, text: str, ru
 
 
 def test_rounding_can_change_the_text_in_bfloat16(cli: Any, text: str, run: Path) -> None:
-    wrong = text.replace(LENGTH, "return 0")  # this changes the logits by more than rounding
+    wrong = text.replace(LENGTH, "return 0")  # changes the logits more than rounding does
     (run.parent / "cache.py").write_text(wrong, encoding="utf-8")
     outcome = sampled(cli, run, "--dtype", "bfloat16")
     assert outcome.code == 0, outcome.err

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="terminals as POSIX has them")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX terminals")
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 
 SLOW = """
@@ -40,7 +40,7 @@ TorchPasses.gradients = slow
 from gptcli.cli import main
 main()
 """
-"""A program that trains, and waits in its third step until its terminal is closed."""
+"""The source of a program that trains. In the third step it waits until its terminal is closed."""
 
 SMALL = (
     "model.n_layer=1",
@@ -62,7 +62,7 @@ def words(text: Path, run: Path, *more: str) -> list[str]:
 
 
 def status(run: Path) -> tuple[str, int]:
-    """How the run ended according to run.json, and the step of its newest checkpoint."""
+    """What run.json says about how the run ended, and the step of the run's newest checkpoint."""
     newest = max((run / "checkpoints").glob("step-*"))
     with safe_open(newest / "model.safetensors", "np") as tensors:
         assert tensors.keys()

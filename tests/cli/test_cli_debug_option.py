@@ -1,4 +1,4 @@
-"""--debug is an option anywhere in a command, and an ordinary word as the value of an option."""
+"""`--debug` is recognised anywhere in a command, but not as an option's value or after `--`."""
 
 from __future__ import annotations
 

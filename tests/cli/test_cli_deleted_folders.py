@@ -1,4 +1,4 @@
-"""Folders that are deleted or moved during a training, and system clocks that jump."""
+"""Run folders, texts and caches that disappear during a training, and system clocks that jump."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = (
 
 
 def at_step(step: int, do: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call `do` when the training has made this step."""
+    """Make the training call `do` as soon as it has finished the step with the number `step`."""
     train = loop.train
 
     def watched(*arguments: Any) -> Any:
@@ -37,21 +37,22 @@ def at_step(step: int, do: Callable[[], None], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(loop, "train", watched)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="open files are not deleted there")
+@pytest.mark.skipif(os.name != "posix", reason="Windows deletes no open files")
 @pytest.mark.parametrize("in_background", [False, True], ids=["foreground", "background"])
 @pytest.mark.parametrize("what", ["deleted", "moved"])
 def test_a_run_folder_that_disappears(
     what: str, in_background: bool, cli: Any, text_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The training warns, ends with an error, and makes no new folder."""
+    """If its run folder disappears, a training warns, ends with an error, and makes no new
+    folder."""
     run, other = tmp_path / "r", tmp_path / "other"
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if in_background else 1 << 40)
     with monkeypatch.context() as patch:
 
         def away() -> None:
             for thread in threading.enumerate():
-                if "(_write)" in thread.name:  # wait for the checkpoint of step 4
+                if "(_write)" in thread.name:  # wait until the checkpoint of step 4 is written
                     thread.join()
             shutil.rmtree(run) if what == "deleted" else run.rename(other)
 
@@ -70,11 +71,12 @@ def test_a_run_folder_that_disappears(
         assert json.loads(resumed.out)["resumed_from"] == 4
 
 
-@pytest.mark.skipif(os.name != "posix", reason="open files are not deleted there")
+@pytest.mark.skipif(os.name != "posix", reason="Windows deletes no open files")
 def test_another_run_in_place_of_a_deleted_one(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder of the run is replaced by another run. The training writes nothing into it."""
+    """If another run takes the place of its run folder, a training writes nothing into the
+    folder."""
     run, other = tmp_path / "r", tmp_path / "other"
     assert cli("train", text_file, *SMALL, "--out", other, "train.max_steps=2").code == 0
 
@@ -116,12 +118,12 @@ def test_a_resume_without_the_text_changes_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="open files are not deleted there")
+@pytest.mark.skipif(os.name != "posix", reason="Windows deletes no open files")
 def test_a_deleted_token_cache_is_built_again(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A training can still read its deleted shards, which are memory-mapped. The next command
-    builds them again."""
+    """If the token cache is deleted, a training still reads its shards, because they are
+    memory-mapped. The next command that needs the cache builds it again."""
     cache, runs = tmp_path / "cache", []
     monkeypatch.setenv("GPTCLI_CACHE", str(cache))
     for name in ("whole", "without"):
@@ -142,7 +144,8 @@ def test_a_deleted_token_cache_is_built_again(
 def test_a_clock_that_jumps(
     jump: float, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time jumps at each reading, and between stop and resume. `seconds` uses another clock."""
+    """The system clock jumps each time it is read, and between a run's stop and its resume. gptcli
+    measures `seconds` with another clock, so the jumps do not change it."""
     run, looks, real = tmp_path / "r", [0], time.time
 
     def wrong() -> float:

@@ -1,4 +1,4 @@
-"""Wrong input prints an error and a hint on stderr, and loses no file."""
+"""If the input is wrong, gptcli prints an error and a hint on stderr, and damages no file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 
 def form(outcome: Any) -> tuple[str, str]:
-    """The message and the hint of an error. Fails if the command printed anything else."""
+    """The message and the hint that a command printed. Fails if the command printed anything
+    else."""
     assert outcome.out == ""
     assert "Traceback" not in outcome.err
     message, _, rest = outcome.err.partition("\n")
@@ -229,7 +230,7 @@ def test_debug_shows_the_traceback(cli: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(
     os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() == 0,
-    reason="root can write everywhere",
+    reason="root can write to every folder",
 )
 def test_a_folder_without_permission(cli: Any, tmp_path: Path, text_file: Path) -> None:
     closed = tmp_path / "closed"

@@ -1,4 +1,4 @@
-"""--escape: the escapes that it replaces, those that it refuses, and the note without --escape."""
+"""--escape: which escapes it replaces and refuses, and the note that gptcli prints without it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_sample_reads_escapes_in_prompts_and_stops(cli: Any, trained: Path, tmp_
     two = sample("--prompt-file", tmp_path / "lines.txt", "--prompt-lines", "-e")
     assert [one["prompt"] for one in two] == ["KING:\n", "FOOL"]
     outcome = cli("sample", trained, "--prompt", r"KING\nQ", "--max-new-tokens", 1)
-    assert outcome.code == 2  # the vocabulary of this model has no backslash
+    assert outcome.code == 2  # the model's vocabulary has no backslash
     assert "with --escape it is a newline" in outcome.err
     outcome = cli("sample", trained, "--prompt", r"\K", "-e")
     assert outcome.code == 2

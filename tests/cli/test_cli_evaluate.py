@@ -31,7 +31,7 @@ def test_evaluation_repeats_the_loss_of_the_training(cli: Any, trained: Path) ->
     assert result["checkpoint"] == best_step(trained)
     assert result["loss"] == pytest.approx(losses[result["checkpoint"]], rel=1e-6)
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
-    # In this text each character is one byte.
+    # Each character of this text is one byte, so loss per byte is loss per character.
     assert result["bits_per_byte"] == pytest.approx(result["loss"] / math.log(2))
     assert result["context"] == 32
     (last,) = objects(cli("eval", trained, "--checkpoint", "last", "--json").out)

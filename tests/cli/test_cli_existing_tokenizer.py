@@ -80,7 +80,7 @@ def test_a_run_keeps_its_own_copy(
             (run / "config.yaml").read_text("utf-8").replace("max_steps: 9", "max_steps: 5"),
             encoding="utf-8",
         )
-    copy.unlink()  # the run stores the path of this copy
+    copy.unlink()  # the run's config names this copy as its tokenizer
     outcome = cli("train", run / "config.yaml", "--out", tmp_path / "again")
     assert outcome.code == 2
     assert f"no run or file named `{copy}`" in outcome.err
@@ -247,7 +247,7 @@ def test_prompts_and_other_texts_follow_the_rule_of_the_run(
         outcome = cli(*words)
         assert outcome.code == 2
         assert "'é' (U+00E9" in outcome.err
-        assert "data.unknown" not in outcome.err  # these commands do not have this key
+        assert "data.unknown" not in outcome.err  # these commands cannot set the key data.unknown
         assert "never saw" in outcome.err
 
 
@@ -260,7 +260,9 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names of any bytes")
+@pytest.mark.skipif(
+    os.name != "posix" or sys.platform == "darwin", reason="needs file names of any bytes"
+)
 def test_a_tokenizer_whose_name_is_not_utf8(
     cli: Any, tmp_path: Path, text_file: Path, pieces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

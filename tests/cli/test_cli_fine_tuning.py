@@ -22,7 +22,8 @@ def config_of(run: Path) -> Any:
 def test_a_config_of_two_lines_tunes_a_run(
     cli: Any, trained: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    """The config describes no network, so the fine-tune gets the network of the run."""
+    """The config has no `model` section, so the fine-tune gets the network of the run it starts
+    from."""
     lora, run = tmp_path / "lora.yaml", tmp_path / "tuned"
     lora.write_text(
         f"data: {{source: {text_file}}}\n"
@@ -115,9 +116,10 @@ def test_the_learning_rate_of_a_fine_tune(
     first = config_of(trained).learning_rate
     assert rates["all"] == rates["again"] == pytest.approx(first / 4)
     assert rates["lora"] == 0.01
-    assert rates["after-lora"] == pytest.approx(0.00075)  # a quarter of AdamW's learning rate
+    assert rates["after-lora"] == pytest.approx(0.00075)  # a quarter of AdamW's default rate
     assert rates["asked"] == 0.004
-    assert config_of(tmp_path / "defaults").lora == LoraConfig(embeddings=True)  # few characters
+    # The vocabulary is small, so the embeddings are trained as well.
+    assert config_of(tmp_path / "defaults").lora == LoraConfig(embeddings=True)
     assert config_of(tmp_path / "lora").optimizer == "adamw"
     assert config_of(tmp_path / "after-lora").lora is None
 
@@ -125,7 +127,7 @@ def test_the_learning_rate_of_a_fine_tune(
 def test_a_fine_tune_takes_few_steps(
     cli: Any, trained: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    # One step reads 1,600 tokens.
+    # One step of this config reads 1,600 tokens.
     config = parse_config("", ["train.max_steps=1000", "model.block_size=100"])
     steps = [with_few_steps(config, tokens).train.max_steps for tokens in (10, 160_000, 10**9)]
     assert steps == [100, 300, 1000]

@@ -55,7 +55,7 @@ def test_every_command_has_help_with_an_example(command: str, cli) -> None:  # t
     assert outcome.code == 0
     assert f"Example: gptcli {command}" in outcome.out
     assert max(map(len, outcome.out.splitlines())) <= 80
-    # Each value has a name, and words describe each range.
+    # The help must give each option's value a name instead of a type, and describe ranges in words.
     assert not re.search(r"<\w|x[<>]=|range|\blist\b\[", outcome.out), outcome.out
 
 

@@ -37,7 +37,7 @@ def logged(run: Path, step: int) -> float:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
-    """A run of five steps, each of two micro-batches, with a checkpoint of step 3."""
+    """A run of five steps with two micro-batches each. It has a checkpoint of step 3."""
     from gptcli.config_files import parse_config
     from gptcli.training.journal import Journal
     from gptcli.training.loop import train
@@ -45,8 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     from gptcli.view.metrics import metrics_record
 
     path = tmp_path_factory.mktemp("runs") / "r"
-    # The arch is gpt2. The head of a modern network starts at zero, so its first loss is ln V on
-    # every batch.
+    # The arch is gpt2, because the first loss must depend on the batch. With the arch modern, the
+    # head starts at zero, so the first loss is ln V on every batch.
     more = ("model.arch=gpt2", "train.max_steps=5", "train.checkpoint_every=3", "train.log_every=1")
     config = parse_config("", [f"data.source={text_file}", *SMALL, *more])
     setup = prepare_new(config, path).setup
@@ -60,7 +60,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_the_batch_gives_the_logged_loss(step: int, run: Path, cli: Any) -> None:
-    """With the weights before the step, the shown sequences give the loss that was logged."""
+    """The shown sequences are those of the step: with the weights before the step, their loss is
+    the loss that the training logged for the step."""
     from gptcli.training import checkpoint
     from gptcli.training.run_folder import read_config, read_tokenizer
     from gptcli.training.training_state import build_model

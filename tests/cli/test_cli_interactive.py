@@ -20,7 +20,8 @@ BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
 class FakeConversation:
-    """A stand-in for a conversation: it logs each call, and answers with its name."""
+    """Replaces a conversation with a model: it logs each call, and answers each prompt with its
+    name."""
 
     def __init__(self, name: str) -> None:
         self.name, self.log = name, []  # type: ignore[var-annotated]
@@ -41,7 +42,8 @@ class FakeConversation:
 
 @pytest.fixture
 def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """talk("line", ...) -> (log, out, err): types these lines in a conversation."""
+    """talk("line", ...) types these lines in `gptcli sample -i`. It returns the log of the
+    conversation's calls, stdout and stderr."""
 
     def run(
         *lines: str, terminal: bool = True, term: str = "xterm", first: str | None = None,

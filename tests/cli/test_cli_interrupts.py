@@ -1,4 +1,4 @@
-"""Ctrl-C while a command is still importing modules ends it with exit code 130."""
+"""Ctrl-C while a command still imports its modules ends the command with exit code 130."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from gptcli import interrupts
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 INTERRUPTED = """
 import os, signal
@@ -25,11 +25,12 @@ except BaseException:
     pass
 raise ImportError("cannot load module more than once per process")
 """
-"""A stand-in for a library that catches the exception of Ctrl-C and stays half imported."""
+"""The source of a module that replaces a library. It sends Ctrl-C to its own process while it is
+imported, catches the exception, and stays half imported."""
 
 
 TRAIN = ("train", "tiny", "--out")
-"""The start of a command that imports PyTorch. `sample` with the C library does not."""
+"""The first words of a command that imports PyTorch. (`sample` with the C library does not.)"""
 
 
 def run(
@@ -40,7 +41,7 @@ def run(
     first: str = "",
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run gptcli with a stand-in for `module`. The stand-in sends Ctrl-C during its import."""
+    """Run gptcli so that it imports INTERRUPTED in place of `module`."""
     (folder / f"{module}.py").write_text(first + INTERRUPTED, "utf-8")
     before = signal.getsignal(signal.SIGINT)
     if ignored:
@@ -74,8 +75,8 @@ def test_a_ctrl_c_that_the_caller_ignores_is_ignored(tmp_path: Path) -> None:
 
 
 def is_gone(group: int) -> bool:
-    """Whether the process group ends within ten seconds. The `mv` of the fake compiler may need a
-    moment."""
+    """Whether all processes of the group end within ten seconds. The fake compiler may still run
+    `mv`."""
     for _ in range(1000):
         try:
             os.killpg(group, 0)

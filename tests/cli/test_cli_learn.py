@@ -1,4 +1,5 @@
-"""`gptcli learn`: its keys, saves, progress, hints and resets, and its lines without a terminal."""
+"""`gptcli learn`: its keys, its checks of saved files, hints, resets, and output without a
+terminal."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ class Learner:
         self.settle()
 
     def settle(self) -> None:
-        """Let the session notice changed files, and wait until it has checked them."""
+        """Let the session notice which files have changed, and wait until it has checked these
+        files."""
         for _ in range(4):
             self.session.tick()
         self.session._take(None)
@@ -65,7 +67,7 @@ class Learner:
 
 
 def quick_check(self: object, spec: str, exercise: str) -> FileReport:
-    """A quick replacement for the checker. It looks only at the text."""
+    """A quick replacement for the checker: it only searches the file's text, and runs no code."""
     text = Path(spec).read_text("utf-8")
     if "class LayerNorm(\n" in text:
         raise GptcliError(f"{spec}:1: '(' was never closed", "fix it")
@@ -127,7 +129,8 @@ def test_a_save_is_checked_and_counted_once(learner: Learner) -> None:
 def test_a_wrong_step_before_an_unwritten_one_is_not_called_unwritten(
     exercise: Exercise, tmp_path: Path
 ) -> None:
-    """Files are often in this state: one step is wrong, and the next one is still to be written."""
+    """Learners often save a file in which one step is wrong and the step after it is not yet
+    written."""
     right = solution(exercise).splitlines()
     todo = next(i for i, line in enumerate(right) if "Step 2." in line)
     text = "\n".join(right[:todo]) + '\n        raise NotImplementedError("step 2: later")\n'
@@ -268,7 +271,7 @@ def test_without_a_terminal_it_checks_once(
     assert "attention passes: all 8 steps" in outcome.out
     assert "the reference, step 5" in outcome.out
     assert "next: step 1, mean" in outcome.out
-    monkeypatch.chdir("my")  # in a course folder, this folder is the default
+    monkeypatch.chdir("my")  # the course folder itself can be the current folder
     Path("progress.json").write_text("{", encoding="utf-8")
     outcome = cli("learn", ".")
     assert outcome.code == 0

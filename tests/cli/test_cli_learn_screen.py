@@ -26,7 +26,7 @@ HINTS = ("how long are the vectors?", "compare scores[0, 0, 1, 0]", "the root of
 
 
 def report(**changes: object) -> FileReport:
-    """A report on an attention whose fourth step is wrong."""
+    """A report on an attention file in which step 4 is wrong."""
     marks = tuple(
         StepMark(i, name, "right" if i < 4 else "wrong" if i == 4 else "after", 9 * i, "x = y " * 9)
         for i, name in enumerate(ATTENTION.steps, 1)

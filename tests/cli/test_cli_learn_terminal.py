@@ -22,7 +22,7 @@ from gptcli.cli.keys import names_of
 from gptcli.errors import GptcliError
 from tests.view.view_screen import Screen
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="terminals as POSIX has them")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX terminals")
 
 SHELL = """
 import fcntl, os, signal, sys, termios
@@ -61,12 +61,12 @@ while True:
         print("[exit", os.waitstatus_to_exitcode(status), in_order, end="]", flush=True)
         break
 """
-"""A small shell with job control. It replaces the check by a quick one, so no test waits for
-PyTorch."""
+"""The source of a small shell with job control. It runs gptcli as its child, with a quick check
+instead of the real one, so that no test waits for PyTorch."""
 
 
 class Terminal:
-    """A pseudo-terminal with a small shell that runs `gptcli learn my`."""
+    """A pseudo-terminal in which the small shell SHELL runs `gptcli learn my`."""
 
     shell = SHELL
     arguments: tuple[str, ...] = ("learn", "my")
@@ -84,8 +84,8 @@ class Terminal:
         self.output, self.seen = "", 0
 
     def until(self, text: str) -> str:
-        """Read until `text` appears after the text of the call before, and return all output so
-        far. Fail after 30 seconds."""
+        """Read the terminal's output until it contains `text`, and return all output so far. Only
+        output after the text that the previous call found counts. Fails after 30 seconds."""
         end = time.monotonic() + 30
         while text not in self.output[self.seen :]:
             assert time.monotonic() < end, f"no {text!r} in {self.output[self.seen :][-2000:]!r}"
@@ -98,11 +98,12 @@ class Terminal:
         return self.output
 
     def type(self, keys: str) -> None:
-        """Type keys."""
+        """Send `keys` to the terminal, as if a user typed them."""
         os.write(self.master, keys.encode())
 
     def rows(self) -> list[str]:
-        """The rows that the screen shows after all output that was read."""
+        """The rows that the terminal's screen shows after the output that `until` has read so
+        far."""
         screen = Screen(80, 24)
         screen.write(self.output.replace("\r\n", "\n"))
         assert screen.wrapped == 0

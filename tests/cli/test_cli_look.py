@@ -1,4 +1,5 @@
-"""`gptcli look`: maps, lens and steps on a terminal, JSON, pages and errors."""
+"""`gptcli look`: attention maps, logit lens and eight steps on a terminal; JSON, pages and
+errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixtures on the command line: the share and the loss of each text, and errors with a remedy."""
+"""Training on a mixture of texts: the share and the loss of each text, and errors with hints."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ def test_both_parts_train_resume_and_sample(
     outcome = cli("train", "course", f"data.source={text_file}", *SMALL, "--out", run, *files)
     assert outcome.code == 0, outcome.err
     again = ("train", "--resume", "--extend", "--out", run, "train.max_steps=8", "--json")
-    # gptcli runs only those files of users that the command line names.
+    # Without the options for the user's files, --resume fails: gptcli runs no file of a user that
+    # the command line does not name.
     assert cli(*again).code == 2
     outcome = cli(*again, *files)
     assert outcome.code == 0, outcome.err

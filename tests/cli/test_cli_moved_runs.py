@@ -1,4 +1,4 @@
-"""A run and the commands in its hints work after its folder, text or machine has changed."""
+"""Runs still work after their folder, text or machine has changed, and so do commands in hints."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ SMALL = (
 
 @pytest.fixture
 def project(tmp_path: Path, text_file: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the text texts/t.txt and its run runs/r. The folder becomes the current
-    folder."""
+    """A folder that becomes the current folder. It holds the text texts/t.txt, and the run runs/r,
+    which was trained on this text."""
     folder = tmp_path / "project"
     (folder / "texts").mkdir(parents=True)
     shutil.copy(text_file, folder / "texts" / "t.txt")
@@ -105,7 +105,7 @@ def test_absolute_paths_keep_links_but_not_dots(
     (tmp_path / "link").symlink_to("a/b")
     monkeypatch.chdir(tmp_path)
     assert absolute("a/../link") == tmp_path / "link"
-    assert absolute("link/..") == tmp_path / "a"  # not tmp_path
+    assert absolute("link/..") == tmp_path / "a"  # the parent of the link's target, not of the link
 
 
 # ---- the text moves ------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def test_a_project_can_move_as_a_whole(
     for words in (("eval", "r"), ("inspect-batch", "r", 2), ("train", "--resume")):
         outcome = cli(*words)
         assert outcome.code == 0, outcome.err
-    (project / "texts").mkdir(parents=True)  # another text is now at the old path
+    (project / "texts").mkdir(parents=True)  # now another text has the old path
     (project / "texts" / "t.txt").write_text("another text\n" * 99, encoding="utf-8")
     assert cli("eval", "r").code == 0
 
@@ -275,7 +275,7 @@ def test_the_advice_after_a_stop_trains_on(
     told = cli("train", "--resume", "--out", tmp_path / "r")
     assert advice in told.err
     more = cli("train", "--resume", "--extend", "train.max_steps=20", "--out", tmp_path / "r")
-    if advice != "--extend":  # more steps alone would change nothing
+    if advice != "--extend":  # --extend alone trains no further
         assert advice in more.err
         assert run_folder.read_config(tmp_path / "r").train.max_steps == 6
         outcome = typed(cli, told.err)
@@ -298,8 +298,8 @@ def test_a_text_of_resume_sets_only_the_text(project: Path, cli: Any) -> None:
 
 @pytest.fixture
 def disk(project: Path) -> Path:
-    """A folder to which the checkpoints of runs/r have moved. runs/r/checkpoints is a link to
-    it."""
+    """The folder that now holds the checkpoints of runs/r. runs/r/checkpoints is a link to this
+    folder."""
     place = project.with_name("disk")
     (project / "runs" / "r" / "checkpoints").rename(place)
     (project / "runs" / "r" / "checkpoints").symlink_to(place)
@@ -383,12 +383,12 @@ def test_a_path_that_is_too_long_leaves_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="Windows has shorter paths")
+@pytest.mark.skipif(os.name != "posix", reason="Windows allows only shorter paths")
 def test_a_run_1500_folders_deep(project: Path, cli: Any) -> None:
     out = "a/" * 1500 + "r"
     try:
         outcome = cli("train", "texts/t.txt", *SMALL, "--out", out)
         assert outcome.code == 0, outcome.err
         assert cli("eval", out).code == 0
-    finally:  # pytest deletes folders by recursion, deeper than Python allows
+    finally:  # to delete the folders, pytest would need a deeper recursion than Python allows
         subprocess.run(["rm", "-rf", "a"], check=True)

@@ -1,4 +1,4 @@
-"""Options and keys of other programs: the error names what gptcli calls them."""
+"""If a user writes another program's option or key, the error says what gptcli calls it."""
 
 from __future__ import annotations
 
@@ -182,8 +182,8 @@ def test_help_and_chat(cli: Any) -> None:
 
 
 def test_a_row_of_the_table_names_what_exists() -> None:
-    """Each suggestion is an option, an argument or a key. No row explains a name that gptcli
-    has."""
+    """What the tables of gptcli/other_spellings.py suggest is a command, an option, an argument or
+    a key of gptcli. No row of the tables is for a name that gptcli itself uses."""
     inside = {f"train.lora.{name}" for name in LoraConfig.model_fields}
     assert set(KEY_OF.values()) <= {*dotted_keys(), *inside}
     assert {key for key, _ in FIXED.values()} | VALUES.keys() <= set(dotted_keys())

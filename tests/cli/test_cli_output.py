@@ -1,4 +1,5 @@
-"""stdout and stderr that the caller has closed, that are full, or whose reader has ended."""
+"""gptcli's stdout and stderr if the caller has closed them, they are full, or their reader
+ended."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="a shell as POSIX has it")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
 
 SAMPLE = ("sample", "--max-new-tokens", "5", "--temperature", "0")
 
@@ -20,8 +21,8 @@ Shell = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def shell(program: list[str]) -> Shell:
-    """shell(LINE, RUN, COMMAND, *WORDS) runs LINE in a shell. In LINE, "$@" is the gptcli
-    command."""
+    """shell(LINE, RUN, COMMAND, *WORDS) runs LINE in a shell. In LINE, "$@" stands for `gptcli
+    COMMAND RUN WORDS`."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
 
     def run_line(

@@ -25,10 +25,12 @@ def test_the_figures_follow_from_the_arithmetic(cli: Any) -> None:
     operations = 6 * found["tokens_per_step"] * (12 * 12 * 768**2 + 50257 * 768 + 12 * 768 * 1024)
     assert one["step_seconds"] == pytest.approx(operations / (989.4e12 * 0.485))
     assert one["inside_bytes"] == one["between_bytes"] == 0
-    # The bytes that a GPU sends in the all-reduce of 4 P bytes of gradients.
+    # The gradients of P parameters have 4 P bytes. In an all-reduce of S bytes, each of eight GPUs
+    # sends 2 S * 7 / 8 bytes.
     assert eight["inside_bytes"] == pytest.approx(8 * P * 7 / 8)
     assert eight["between_bytes"] == 0
-    # The bytes that a GPU sends to the other seven machines.
+    # The 64 GPUs are in eight machines. Each GPU all-reduces an eighth of the gradients with the
+    # other seven machines.
     assert many["between_bytes"] == pytest.approx(8 * P / 8 * 7 / 8)
     assert by_count[64, "fsdp"]["memory_bytes"] < many["memory_bytes"]
     assert many["checkpoint_bytes"] == 12 * P
@@ -37,7 +39,8 @@ def test_the_figures_follow_from_the_arithmetic(cli: Any) -> None:
 
 
 def test_a_slow_network_shows(cli: Any) -> None:
-    """1,024 GPUs share 1,024 sequences. The step is so short that the GPUs wait for the network."""
+    """Each of 1,024 GPUs computes one sequence, which takes less time than the GPUs need to send
+    the gradients. So the GPUs wait for the network."""
     _, many = plans(cli, "--gpus", "1024", "train.batch_size=1", "train.grad_accum=1024")
     plan = many[1024, "ddp"]
     assert plan["exposed_seconds"] > 0
@@ -53,8 +56,8 @@ def test_ranks_on_a_cpu_take_turns_on_its_cores_and_send_while_they_do_not_compu
     assert four["compute_seconds"] == pytest.approx(two["compute_seconds"])
     assert one["exposed_seconds"] == 0
     assert two["exposed_seconds"] > 0
-    # Each of four ranks sends 3 / 2 times as many bytes as each of two ranks, and two of the four
-    # wait for a core.
+    # With four ranks, each rank sends 3 / 2 times as many bytes as with two ranks, and two of the
+    # four ranks wait for a core.
     assert four["exposed_seconds"] == pytest.approx(3 * two["exposed_seconds"])
     assert four["between_bytes"] == 0
 

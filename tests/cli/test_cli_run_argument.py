@@ -1,4 +1,5 @@
-"""Arguments of the wrong kind, such as a text, file or checkpoint instead of a run."""
+"""Errors and hints for arguments of the wrong kind, such as a text or a checkpoint instead of a
+run."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def here(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: it holds the run runs/mine and the text my.txt."""
+    """A folder that becomes the current folder. It holds the run runs/mine and the text my.txt."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(trained, target_is_directory=True)

@@ -1,4 +1,4 @@
-"""The name of a new run's folder without --out, also if several trainings start at once."""
+"""The run folder that gptcli chooses without --out, also if several trainings start at once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ TINY = (
 def test_a_name_that_another_training_takes_meanwhile(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """gptcli chooses a free name, but another training locks this folder first, or has even written
-    its config there."""
+    """gptcli tries the next name if, after it chose a free name, another training locks the folder
+    of that name or writes its config there."""
     monkeypatch.chdir(tmp_path)
     first, second, third = (Path("runs") / f"{text_file.stem}{end}" for end in ("", "-2", "-3"))
     make_folder(first)

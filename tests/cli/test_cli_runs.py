@@ -37,7 +37,7 @@ def test_a_new_plan_changes_the_number_of_steps(cli: Any, trained: Path, tmp_pat
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "plan", "step": 20, "max_steps": 60}\n')
     (row,) = objects(cli("runs", run.parent, "--json").out)
-    assert row["max_steps"] == 40  # the run has no time limit, so its plans do not count
+    assert row["max_steps"] == 40  # without a time limit, plan records do not count
     config = run / "config.yaml"
     config.write_text(config.read_text("utf-8").replace("minutes: null", "minutes: 1"), "utf-8")
     (row,) = objects(cli("runs", run.parent, "--json").out)
@@ -47,7 +47,8 @@ def test_a_new_plan_changes_the_number_of_steps(cli: Any, trained: Path, tmp_pat
 def test_a_copy_of_the_folder_does_not_change_which_run_is_the_newest(
     cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`cp -r` gives all files new times in any order, but run.json says when each run began."""
+    """`cp -r` gives all files new times, in any order. But gptcli reads in run.json when each run
+    began."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("old", "new", "middle")):
         run = tmp_path / "runs" / name
@@ -60,7 +61,7 @@ def test_a_copy_of_the_folder_does_not_change_which_run_is_the_newest(
     names = [row["name"] for row in objects(cli("runs", "--json").out)]
     assert names == ["old", "middle", "new"]
     assert find_run(None) == Path("runs/new")
-    set_status(tmp_path / "runs" / "new", began_at=None)  # as in a run of an earlier version
+    set_status(tmp_path / "runs" / "new", began_at=None)  # as in runs of earlier versions
     assert find_run(None) == Path("runs/middle")
     for damaged in (7, "yesterday", [], "9999-99-99"):
         set_status(tmp_path / "runs" / "middle", began_at=damaged)
@@ -70,7 +71,8 @@ def test_a_copy_of_the_folder_does_not_change_which_run_is_the_newest(
 def test_a_run_records_when_it_was_begun_and_resumed(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest run is the one that began or resumed last. `when` says when a run ended."""
+    """The newest run is the one that began or resumed most recently. In the JSON of `gptcli runs`,
+    `when` is the time at which the run ended."""
     monkeypatch.chdir(tmp_path)
     tiny = (*SMALL, "train.max_steps=2", "model.block_size=16", "model.n_embd=16")
     for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""`gptcli sample`: text and JSON output, a prompt from a file, prompts by lines, turns."""
+"""`gptcli sample`: text and JSON output, prompts from a file, one prompt per line, and turns."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_int8_begins_as_float32(cli: Any, trained: Path) -> None:
     exact = objects(cli(*words, "--dtype", "float32").out)[0]
     assert (one["dtype"], exact["dtype"]) == ("int8", "float32")
     assert one["text"][:5] == exact["text"][:5]
-    assert one["text"] != exact["text"]  # rounding changes at least one of the 4,000 tokens
+    assert one["text"] != exact["text"]  # int8 changes at least one of the 4,000 tokens
 
 
 def test_int8_needs_sampling_by_the_c_library(
@@ -272,7 +272,7 @@ def test_options_that_contradict_interactive_are_refused(cli: Any, trained: Path
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
 def test_ctrl_c_stops_the_answer_but_not_the_program(trained: Path) -> None:
     import pty
 

@@ -1,4 +1,4 @@
-"""Names with two meanings: gptcli says which meaning it uses, and how to name the other one."""
+"""If a name means two things, gptcli says which one it uses, and how to write the other one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token shards on the command line: written, trained on and resumed, in a folder or at a URL."""
+"""Token shards on the command line: how to write them, train on them and resume, also at a URL."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def tokens(cli: Any, here: Path) -> Path:
 def test_a_run_stopped_and_resumed_equals_one_that_was_not(
     engine: str, cli: Any, tokens: Path
 ) -> None:
-    """The second run starts with the folder of shards, and resumes with the URL of the moved
-    folder."""
+    """The run runs/parts starts with the folder of shards. Then the folder moves, and the run
+    resumes with the URL of the folder's new place."""
     words = ("train", "tiny", *TINY, f"run.engine={engine}", "train.max_steps=20")
     whole = cli(*words, "data.source=tokens", "--out", "runs/whole")
     assert whole.code == 0, whole.err
@@ -113,7 +113,8 @@ def test_what_cannot_be_trained_on(cli: Any, tokens: Path) -> None:
 def test_damaged_shards_are_refused_as_a_damaged_text_is(
     file: str, said: str, cli: Any, here: Path, tokens: Path
 ) -> None:
-    """The exit code is 2, as for a damaged .gz file, because no run has started."""
+    """Damaged shards give exit code 2, as a damaged .gz file does, because no run has started
+    yet."""
     content = (tokens / file).read_bytes()
     (here / "text.txt.gz").write_bytes(b"\x1f\x8b\x08\x00 no gzip")
     text = cli("train", "tiny", "data.source=text.txt.gz", "--out", "runs/x")
@@ -126,7 +127,8 @@ def test_damaged_shards_are_refused_as_a_damaged_text_is(
 
 
 def test_a_damaged_block_fails_the_run(cli: Any, tokens: Path) -> None:
-    """The exit code is 1: the run notices the damage only when it reads the block."""
+    """A damaged block gives exit code 1, because the run notices the damage only when it reads the
+    block."""
     (shard,) = tokens.glob("*.bin")
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
     failed = cli("train", "tiny", "data.source=tokens", *TINY, "--out", "runs/r")

@@ -20,7 +20,7 @@ from gptcli.training import checkpoint, loop, run_folder, setup
 from gptcli.training.passes import TorchPasses
 from gptcli.training.setup import FinishedRun, Prepared, prepare_resume
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 SMALL = (
     "model.n_layer=1",
@@ -38,7 +38,7 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def send_signal(number: int) -> None:
     os.kill(os.getpid(), number)
-    time.sleep(0)  # let Python run the handler, which it does between two instructions
+    time.sleep(0)  # Python runs the handler before its next instruction
 
 
 @pytest.mark.parametrize("number", HANDLED)
@@ -68,7 +68,7 @@ def test_a_signal_restores_the_overwritten_run(
         send_signal(number)
         return resolve(*arguments, **more)
 
-    # When this function is called, the old files are already in .replaced.
+    # When `_build_setup` is called, `--overwrite` has already moved the old files to .replaced.
     monkeypatch.setattr(setup, "_build_setup", interrupted)
     assert cli(*words, "--overwrite").code == 130
     assert {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()} == before
@@ -85,7 +85,8 @@ def test_the_first_signal_asks_to_stop_and_the_second_ends_at_once(
         send_signal(signal.SIGINT)
         assert stop.wanted()
         clock[0] += 0.5
-        # A signal within a second can be the same Ctrl-C, which a wrapper has passed on.
+        # A second signal within one second does not count, because it can be the same Ctrl-C,
+        # passed on by a program that started gptcli.
         send_signal(signal.SIGTERM)
         clock[0] += 1.0
         with pytest.raises(LeaveAtOnce):
@@ -195,14 +196,14 @@ def test_an_evaluation_repeated_after_a_resume_is_saved_even_if_it_is_not_the_be
     events = run_until(prepared.setup, lambda events: False)
     (made_up,) = (e for e in events if isinstance(e, Evaluated))
     assert (made_up.step, made_up.best) == (6, False)
-    # The run is finished, because its last checkpoint records the evaluation.
+    # The run counts as finished, because its newest checkpoint records the repeated evaluation.
     assert isinstance(prepare_resume(run, None), FinishedRun)
 
 
 @pytest.mark.slow
 def test_a_batch_of_an_evaluation_takes_no_longer_than_a_step_or_a_second() -> None:
-    """A large network with a small batch would otherwise react to a signal only after a long
-    time."""
+    """Between two batches of an evaluation, gptcli reacts to signals. If these batches were much
+    larger than those of a step, gptcli would react too late with a large network."""
     import numpy as np
 
     from gptcli.config import ModelConfig

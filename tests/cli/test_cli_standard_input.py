@@ -1,4 +1,4 @@
-"""Standard input: UTF-8 with or without a byte-order mark, closed, or with impossible numbers."""
+"""Standard input with or without a byte-order mark, with impossible token ids, or closed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_id_of_thousands_of_digits_is_an_error(
 
 
 def test_files_of_a_run_with_a_byte_order_mark(cli: Any, trained: Path, tmp_path: Path) -> None:
-    """Some editors on Windows write a byte-order mark at the start of a file."""
+    """gptcli reads a run even if an editor has put byte-order marks into files of the run."""
     run = tmp_path / "r"
     shutil.copytree(trained, run)
     command = ("sample", run, "--prompt", "KING", "--seed", 1, "--max-new-tokens", 9)

@@ -1,4 +1,5 @@
-"""`gptcli train` on all kinds of texts: several, standard input, folders with runs, odd names."""
+"""`gptcli train` on several texts, standard input, folders that contain runs, and odd file
+names."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that gives bytes to standard input, as if a new process started."""
+    """stdin(content) makes the bytes `content` the standard input, as if a new process started."""
 
     def give(content: bytes) -> None:
         monkeypatch.setattr(standard_input, "_kept", [])
@@ -203,7 +204,9 @@ def test_a_text_that_does_not_exist(text: str, message: str, cli: Any, here: Pat
     assert not list(here.iterdir())
 
 
-@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names of any bytes")
+@pytest.mark.skipif(
+    os.name != "posix" or sys.platform == "darwin", reason="needs file names of any bytes"
+)
 def test_a_name_that_is_not_utf8(cli: Any, here: Path) -> None:
     name = "caf\udce9.txt"
     (here / name).write_text(TEXT, "utf-8")

@@ -224,7 +224,7 @@ def test_an_overwrite_that_fails_loses_nothing(cli: Any, text_file: Path, tmp_pa
                                                     "model.n_head=1")):  # fmt: skip
         outcome = cli("train", *words, "--out", run, "--overwrite")
         assert outcome.code in (1, 2)
-        assert "\nerror: " in f"\n{outcome.err}"  # the error comes after notes about the settings
+        assert "\nerror: " in f"\n{outcome.err}"  # notes about the settings may come first
         after = {p.relative_to(run): p.read_bytes() for p in run.rglob("*") if p.is_file()}
         assert after == before
 
@@ -320,7 +320,7 @@ def test_extending_a_run(cli: Any, text_file: Path, tmp_path: Path) -> None:
     summary = one_object(extended.out)
     assert (summary["steps"], summary["resumed_from"]) == (8, 4)
     assert [r["step"] for r in records(run) if r["kind"] == "step"] == list(range(1, 9))
-    # The run's config now has the larger max_steps.
+    # The run is finished, because --extend has stored the larger max_steps in the run's config.
     assert "is finished" in cli("train", "--resume", "--out", run).err
 
 
@@ -363,7 +363,7 @@ def test_a_fine_tune_starts_from_the_weights(
     assert "starting from the weights" in outcome.err
     before = json.loads(cli("eval", trained, "--json").out)
     losses = [record["val_loss"] for record in records(run) if record["kind"] == "eval"]
-    # The evaluation before the first step.
+    # The fine-tune evaluates the old weights before its first step.
     assert losses[0] == pytest.approx(before["loss"], abs=1e-3)
     assert f"before tuning {losses[0]:.4f}, " in outcome.err
     assert one_object(outcome.out)["first_val_loss"] == losses[0]
@@ -420,11 +420,11 @@ TorchPasses.gradients = waiting
 from gptcli.cli import main
 main()
 """
-"""A program that trains, and waits in its seventh step until the test has sent a signal and deleted
-`mark`."""
+"""The source of a program that trains. In the seventh step it creates the file `mark`, and waits
+until the test has sent a signal and deleted the file."""
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
@@ -467,7 +467,7 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_bytes(
     assert [r["step"] for r in records(run) if r["kind"] == "step"] == list(range(1, 21))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="fcntl")
+@pytest.mark.skipif(os.name != "posix", reason="needs fcntl")
 def test_two_trainings_do_not_share_a_folder(cli: Any, text_file: Path, tmp_path: Path) -> None:
     from gptcli.files.durable import folder_lock
 
@@ -580,7 +580,7 @@ def test_a_moved_text_is_recognised_by_its_content(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX pipes")
 def test_a_closed_pipe_does_not_end_the_training(text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "r"
     process = subprocess.Popen(

@@ -21,11 +21,11 @@ from gptcli.training import checkpoint
 from tests.cli.test_cli_learn_terminal import SHELL, Terminal
 from tests.conftest import SMALL
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="terminals as POSIX has them")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX terminals")
 
 
 class _Typed:
-    """A pseudo-terminal as standard input. The test types on it."""
+    """Replaces standard input by a pseudo-terminal, on which tests can press keys."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.master, self.slave = pty.openpty()
@@ -78,19 +78,20 @@ def test_pasted_text_is_no_key(typed: _Typed) -> None:
 
 
 def test_in_the_background_the_terminal_is_not_touched(typed: _Typed) -> None:
-    typed.group += 1  # another program is in the foreground
+    typed.group += 1  # as if another program were in the foreground
     with TrainingKeys(Stop(), lambda key: None) as keys:
         typed.press(keys, "q")
         assert typed.echoes()
         assert not keys.wanted()
-        typed.group -= 1  # after `fg`
+        typed.group -= 1  # as after the shell's command `fg`
         keys.poll()
         assert not typed.echoes()
     assert typed.echoes()
 
 
 class Training(Terminal):
-    """A pseudo-terminal with a small shell that trains a tiny network for a long time."""
+    """A pseudo-terminal in which a small shell runs `gptcli train`: a long training of a tiny
+    network."""
 
     shell = (
         SHELL[: SHELL.index("    from gptcli.course import")]
@@ -105,7 +106,8 @@ class Training(Terminal):
         super().__init__(folder)
 
     def until(self, text: str) -> str:
-        """Read as Terminal does, but for longer: importing PyTorch takes long on a busy machine."""
+        """Read until `text` appears, but wait up to 90 seconds, because the import of PyTorch takes
+        long on a busy machine."""
         for _ in range(3):
             try:
                 return super().until(text)

@@ -1,4 +1,5 @@
-"""`gptcli sample --sampler FILE`: a right file gives the builtin text, a wrong file an error."""
+"""`gptcli sample --sampler FILE`: with a correct file, `sample` writes the same text as without it;
+a wrong file is an error."""
 
 from __future__ import annotations
 

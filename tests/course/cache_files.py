@@ -1,4 +1,4 @@
-"""Right and wrong key/value caches, most of them made from one template."""
+"""Right and wrong files for the exercise `cache`, most of them made from one template."""
 
 from __future__ import annotations
 
@@ -222,7 +222,8 @@ RIGHT = {
     "reference": "from gptcli.course.exercises.cache import KeyValueCache\n" + HEAD + ATTENTION,
 }
 
-# Each entry has the mistake's slug and its step. Pairs of an old text and a new text follow.
+# The mistakes. An entry holds the slug of the mistake, the step that is wrong, and then pairs: a
+# text of the right file, and the text that replaces it.
 WRONG: list[tuple[Any, ...]] = [
     ("shared-between-caches", 1, INIT, "    def append",
      "class KeyValueCache:\n", "class KeyValueCache:\n    keys = []\n    values = []\n\n",
@@ -322,7 +323,8 @@ WRONG: list[tuple[Any, ...]] = [
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: a right file with the entry's replacements."""
+    """The text of a wrong file: the right file BASE (or the one with BUFFERS, if the replaced texts
+    are not in BASE) with the replacements of an entry of WRONG."""
     changes = list(zip(entry[2::2], entry[3::2], strict=True))
     text = BASE
     if any(old not in text for old, _ in changes):

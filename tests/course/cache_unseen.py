@@ -1,4 +1,4 @@
-"""Key/value caches in other styles: right ones, and wrong ones with their wrong step."""
+"""Right and wrong files for the exercise `cache`, in styles unlike those of cache_files.py."""
 
 from __future__ import annotations
 
@@ -169,8 +169,9 @@ RIGHT = {
     "skeleton": solution(exercise_named("cache")),
 }
 
-# Each entry says what is wrong, and has the step and the right file. Pairs of an old text and a new
-# text follow.
+# The mistakes. An entry says in words what is wrong, and holds the number of the wrong step, the
+# name of a right file in RIGHT, and then pairs: a text of this right file, and the text that
+# replaces it.
 WRONG: list[tuple[str, ...]] = [
     ("cat without dim in a dict", "1", "dict", "new_k), 2)", "new_k))", "new_v), 2)", "new_v))"),
     ("store overwritten, cat forgotten", "1", "dict", 'torch.cat((self.store["v"], new_v), 2)',
@@ -251,7 +252,8 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file: a right file with the entry's replacements."""
+    """The text of a wrong file: the right file that an entry of WRONG names, with its
+    replacements."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

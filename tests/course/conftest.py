@@ -1,4 +1,4 @@
-"""Fixtures of the course's tests: reports that one pytest worker makes for all."""
+"""The fixture `judge`, which checks files. Only one pytest worker checks them, for all workers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Judge = Callable[..., Judged]
 
 @pytest.fixture(scope="session")
 def judge(once: Once) -> Judge:
-    """judge("name", {"file.py": text}) writes the files, checks them, and returns a report for
-    each.
+    """judge("name", {"file.py": text}) checks files with these texts, and returns their reports by
+    file name.
 
-    The key of a report is the name of its file. They are checked once for all pytest workers."""
+    Only one pytest worker checks the files. Calls with the same "name" get the same reports."""
 
     def check(name: str, texts: Mapping[str, str], limit_s: float = 30.0) -> Judged:
         def make(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Wrong attention whose fault is inside a function, a method, a module, a lambda or a loop.
 
-Each entry changes one right file. A report should quote a changed line, or the line that calls the
-helper.
+Each mistake is a replacement in one right file. The report on the wrong file should quote a changed
+line, or the line that calls the function with the fault.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 
 """
-# The helpers are functions outside the class.
+# In FUNCTIONS, the code that can have the fault is in functions outside the class (the helpers).
 FUNCTIONS = (
     HEAD
     + """def split_heads(t, n):
@@ -78,7 +78,7 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y)
 """
 )
-# The helpers are methods of the class.
+# In METHODS, the helpers are methods of the class.
 METHODS = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -131,7 +131,7 @@ METHODS = (
         return self.c_proj(y)
 """
 )
-# The helpers are modules inside the module.
+# In MODULES, the helpers are nn.Modules inside the attention module.
 MODULES = (
     HEAD
     + """class Split(nn.Module):
@@ -194,7 +194,7 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(y)
 """
 )
-# The helpers are lambdas. Some of them are attributes.
+# In LAMBDAS, the helpers are lambdas: outside the class, as attributes and in forward.
 LAMBDAS = (
     HEAD
     + """normal = lambda e: e / e.sum(-1, keepdim=True)
@@ -223,7 +223,7 @@ class CausalSelfAttention(nn.Module):
         return self.c_proj(glue(w @ v))
 """
 )
-# One loop goes over the heads, and one over the tokens.
+# In LOOPS, there are no helpers: one loop goes over the heads, and one over the tokens.
 LOOPS = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -263,7 +263,8 @@ RIGHT = {
     "loops": LOOPS,
 }  # fmt: skip
 
-# Each entry says what is wrong, and has the step, the right file, the old text and the new text.
+# The mistakes. An entry says in words what is wrong, and holds the number of the wrong step, the
+# name of a right file in RIGHT, a text of this right file, and the text that replaces it.
 WRONG: list[tuple[str, int, str, str, str]] = [
     ("no scale", 4, "functions", "return t / math.sqrt(d)", "return t * 1.0"),
     ("scale by d", 4, "functions", "return t / math.sqrt(d)", "return t / d"),
@@ -419,19 +420,21 @@ ALSO = {
     ("modern", "sign"): "quarter(x) * sin",
     ("modern", "no minus"): "quarter(x) * sin",
 }
-"""Other lines that a report may quote: lines of the same helper, or lines that call it."""
+"""(name of the right file or exercise, what is wrong) -> a text in another line that the report may
+quote: a line of the helper with the fault, or a line that calls it."""
 
 
 def wrong_text(entry: tuple[str, int, str, str, str]) -> str:
-    """The text of a wrong file: a right file with the entry's replacement."""
+    """The text of a wrong file: the right file that an entry of WRONG names, with its
+    replacement."""
     text = RIGHT[entry[2]]
     assert text.count(entry[3]) >= 1, entry
     return text.replace(entry[3], entry[4])
 
 
 def faulty_lines(entry: tuple[str, int, str, str, str]) -> set[int]:
-    """The numbers of the lines that the entry changed. If it deleted a line, also the line
-    before."""
+    """The numbers of the lines that the entry changed in the wrong file. If it deleted a text: the
+    numbers of the line before that text and of the line after it."""
     text = RIGHT[entry[2]]
     at = text.index(entry[3])
     first = text[:at].count("\n") + 1
@@ -808,15 +811,16 @@ WRONG_OTHERS: list[tuple[str, str, int, str, str]] = [
 
 
 def wrong_other(entry: tuple[str, str, int, str, str]) -> str:
-    """The text of a wrong file of another exercise: a right file with the entry's replacement."""
+    """The text of a wrong file of another exercise: the right file of the entry's exercise in
+    OTHERS, with the entry's replacement."""
     text = OTHERS[entry[0]]
     assert entry[3] in text, entry
     return text.replace(entry[3], entry[4])
 
 
 def faulty_other(entry: tuple[str, str, int, str, str]) -> set[int]:
-    """The numbers of the lines that the entry changed. If it deleted a line, also the line
-    before."""
+    """The numbers of the lines that the entry changed in the wrong file. If it deleted a text: the
+    numbers of the line before that text and of the line after it."""
     text = OTHERS[entry[0]]
     first = text[: text.index(entry[3])].count("\n") + 1
     count = max(entry[4].rstrip("\n").count("\n") + 1, 1)

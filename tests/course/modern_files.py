@@ -87,7 +87,8 @@ KEY = "self.key = nn.Linear(config.n_embd, self.n_kv_head * self.head_dim, bias=
 SOFTMAX = 'F.softmax(scores.masked_fill(future, float("-inf")), dim=-1)'
 MERGE = "(weights @ v).transpose(1, 2).reshape(B, T, C)"
 
-# Each entry has the mistake's slug and its step. Pairs of an old text and a new text follow.
+# The mistakes. An entry holds the slug of the mistake, the step that is wrong, and then pairs: a
+# text of the template BASE, and the text that replaces it.
 WRONG: list[tuple[Any, ...]] = [
     ("gain-after-rotation", 4, "        q = rotate(q, cos, sin)\n        k = rotate(k, cos, sin)\n",
      "        q = rotate(q, cos, sin)\n        k = rotate(k, cos, sin)\n"
@@ -246,7 +247,7 @@ WRONG: list[tuple[Any, ...]] = [
     ("no-gradient", 6, "weights @ v", "weights.detach() @ v"),
     ("not-implemented", 6, "scores = ", 'raise NotImplementedError("step 6: attention")\n        '
      "scores = "),
-    # This file has two mistakes. The check names the earlier one.
+    # Each of the next two entries makes two mistakes. The check names the one in the earlier step.
     ("values-rotated", 4, K, K + "\n        v = rotate(v, cos, sin)", "math.sqrt(D)", "D"),
     ("interleaved", 3, HALVES, "a, b = x[..., ::2], x[..., 1::2]", CAT,
      "return torch.stack((first, second), dim=-1).flatten(-2)", "math.sqrt(D)", "D"),
@@ -481,7 +482,7 @@ QK_NORMS = {
     "all heads together": WIDE_NORM,
     "queries alone": QWEN.replace(NORMS, "        q = self.q_norm(q)\n"),
 }
-"""Right files that normalise queries and keys."""
+"""Right files that normalise the queries. All but one of them normalise the keys, too."""
 RIGHT = {
     "plain": BASE,
     "llama": LLAMA,
@@ -493,8 +494,9 @@ RIGHT = {
     "reference": "from gptcli.course.exercises.modern import *\n",
 }
 
-# Files in the style of other programs. Each entry has the mistake's slug, its step and the name of
-# a right file. Pairs of an old text and a new text follow.
+# Mistakes in the styles of other programs. An entry holds the slug of the mistake, the step that is
+# wrong, the name of a right file in RIGHT, and then pairs: a text of this right file, and the text
+# that replaces it.
 OTHER_STYLES: list[tuple[Any, ...]] = [
     ("queries-only", 4, "qwen", TURN_K, ""),
     ("start-ignored", 4, "qwen", "cos[start:], sin[start:]", "cos[:T], sin[:T]"),
@@ -538,12 +540,13 @@ OTHER_STYLES: list[tuple[Any, ...]] = [
 
 
 def in_other_style(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: the right file of another style with the entry's replacements."""
+    """The text of a wrong file: the right file that an entry of OTHER_STYLES names, with its
+    replacements."""
     return _replaced(RIGHT[entry[2]], entry[0], entry[3:])
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: the template with the entry's replacements."""
+    """The text of a wrong file: the template BASE with the replacements of an entry of WRONG."""
     return _replaced(BASE, entry[0], entry[2:])
 
 

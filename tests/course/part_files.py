@@ -67,8 +67,8 @@ UP = "nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)"
 DOWN = "nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)"
 
 Entry = tuple[Any, ...]
-# The entries of each exercise. An entry has the mistake's slug and its step. Pairs of an old text
-# and a new text follow.
+# The mistakes of each exercise. An entry holds the slug of the mistake, the step that is wrong, and
+# then pairs: a text of the exercise's template, and the text that replaces it.
 WRONG: dict[str, list[Entry]] = {
     "layernorm": [
         ("missing-gain", 1, "nn.Parameter(torch.ones(config.n_embd))", "torch.ones(config.n_embd)"),
@@ -117,7 +117,8 @@ WRONG: dict[str, list[Entry]] = {
         ("output-shape", 4, OUT, "(normal * self.weight + b).sum(-1)"),
         ("returns-nothing", 4, "return " + OUT, "normal * self.weight + b"),
         ("wrong-output", 2, VAR, "var = ((x - mean) ** 4).mean(dim=-1, keepdim=True)"),
-        # This file has two mistakes. The check names the earlier step.
+        # Each of the next two entries makes two mistakes. The check names the one in the earlier
+        # step.
         ("unbiased-variance", 2, VAR, "var = x.var(dim=-1, keepdim=True)", OUT, "normal"),
         ("mean-over-time", 1, MEAN, "mean = x.mean(1, keepdim=True)", "var + self.eps", "var + 1"),
         ("precision", 1, MEAN, "mean = x.float().mean(dim=-1, keepdim=True).double()"),
@@ -351,7 +352,7 @@ class Block(nn.Module):
 
 
 def wrong_text(exercise: str, entry: Entry) -> str:
-    """The text of a wrong file: the exercise's template with the entry's replacements."""
+    """The text of a wrong file: the template of the exercise with the replacements of `entry`."""
     text = BASE[exercise]
     changes = entry[2:]
     for old, new in zip(changes[::2], changes[1::2], strict=True):

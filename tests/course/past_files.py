@@ -1,6 +1,6 @@
-"""Attention that takes and returns earlier keys and values, in many styles: right and wrong files.
+"""Right and wrong attention with a past (earlier keys and values), in the styles of many programs.
 
-No file is a copy. Each is written for this project in the style of its origin.
+No file is a copy. Each is written for this project, in the style that the comment above it names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 
 """
-# A fused layer and a mask buffer, in the style of minGPT, with a past.
+# In the style of minGPT, with a past: one layer for q, k and v, and a mask in a buffer.
 MINGPT = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -47,7 +47,7 @@ MINGPT = (
         return y, present
 """
 )
-# Helper methods, use_cache and a list of outputs, in the style of Hugging Face's GPT-2.
+# In the style of Hugging Face's GPT-2: helper methods, use_cache, and several outputs.
 HUGGING_FACE = (
     HEAD
     + """class GPT2Attention(nn.Module):
@@ -102,7 +102,8 @@ HUGGING_FACE = (
         return outputs
 """
 )
-# The module keeps keys and values in buffers, as in a book's chapter on key/value caches.
+# In the style of a book's chapter on key/value caches: the module keeps its keys and values in
+# buffers, and forward returns no past.
 CHAPTER = (
     HEAD
     + """class MultiHeadAttention(nn.Module):
@@ -168,7 +169,8 @@ CHAPTER = (
         self.ptr_current_pos = 0
 """
 )
-# One stacked tensor and einsum, in the style of lucidrains.
+# In the style of lucidrains: the past is one tensor of stacked keys and values, and einsum computes
+# the products.
 STACKED = (
     HEAD
     + """def exists(val):
@@ -213,7 +215,7 @@ class Attention(nn.Module):
         return out, torch.stack((k, v))
 """
 )
-# scaled_dot_product_attention and a pair, in the style of nanoGPT.
+# In the style of nanoGPT: scaled_dot_product_attention, with the past as a pair (k, v).
 NANO = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -241,7 +243,8 @@ NANO = (
         return self.c_proj(y), new_cache
 """
 )
-# Two arguments and three results, and stored tensors with merged heads, in the style of a notebook.
+# In the style of a notebook: forward takes the past as two arguments and returns three results. In
+# the stored tensors, the heads are merged.
 MERGED = (
     HEAD
     + """class SelfAttention(nn.Module):
@@ -272,7 +275,7 @@ MERGED = (
         return self.wo(torch.cat(heads, dim=-1)), k, v
 """
 )
-# Rotary positions inside; the past tells the number of stored tokens, as in Llama.
+# In the style of Llama: rotary positions, which start at the number of tokens in the past.
 ROTARY = (
     HEAD
     + """def rotate_half(x):
@@ -320,7 +323,7 @@ class LlamaAttention(nn.Module):
         return self.o_proj(out), past_key_value
 """
 )
-# The past is a dict that forward fills.
+# The past is a dict, and forward writes the keys and values into it.
 DICT = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -348,7 +351,7 @@ DICT = (
         return self.c_proj((weights @ v).transpose(1, 2).reshape(B, T, C))
 """
 )
-# The keys are stored transposed, (B, H, D, S), as in the first GPT-2 for PyTorch.
+# The stored keys are transposed, with the shape (B, H, D, S), as in the first GPT-2 for PyTorch.
 TURNED = (
     MINGPT.replace(
         "        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)\n",
@@ -359,7 +362,7 @@ TURNED = (
     .replace("(q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))",
              "(q @ k) * (1.0 / math.sqrt(v.size(-1)))")
 )  # fmt: skip
-# The stored tensors have time before heads. Grouped queries would fit too.
+# In the stored tensors, the time dimension comes before the heads.
 TIME_FIRST = (
     HEAD
     + """class Attention(nn.Module):
@@ -406,18 +409,19 @@ NAMED = NANO.replace(
 ).replace("kv_cache[0]", "kv_cache.k").replace("kv_cache[1]", "kv_cache.v").replace(
     "new_cache = (k, v)", "new_cache = KVCache(k=k, v=v)"
 )  # fmt: skip
-# forward returns only the output, unless it gets a past or use_cache is True.
+# Without use_cache, forward returns the output alone, and no tuple.
 ASKED = HUGGING_FACE.replace(
     "        outputs = (attn_output, present)\n",
     "        if not use_cache:\n            return attn_output\n"
     "        outputs = (attn_output, present)\n",
 )
-# Only the newest block_size tokens are kept. This changes nothing inside the window.
+# The past that forward returns has only the newest block_size tokens. This changes no result,
+# because a text of this file has at most block_size tokens.
 CROPPED = MINGPT.replace(
     "        present = (k, v)\n",
     "        W = self.bias.shape[-1]\n        present = (k[:, :, -W:], v[:, :, -W:])\n",
 )
-# The module keeps a list of pieces.
+# The module appends the keys and the values of each call to two lists.
 PIECES = CHAPTER.replace(
     '        self.register_buffer("cache_k", None, persistent=False)\n'
     '        self.register_buffer("cache_v", None, persistent=False)\n',
@@ -456,10 +460,11 @@ RIGHT = {
     "pieces": PIECES,
 }
 
-# Each entry says what is wrong, and has the step and the right file. Pairs of an old text and a new
-# text follow.
+# The mistakes. An entry says in words what is wrong, and holds the number of the wrong step, the
+# name of a right file in RIGHT, and then pairs: a text of this right file, and the text that
+# replaces it.
 WRONG: list[tuple[str, ...]] = [
-    # step 1: what is stored
+    # step 1: which keys and values are stored
     ("new before old", "1", "mingpt", "(past_k, k)", "(k, past_k)", "(past_v, v)", "(v, past_v)"),
     ("keys new first", "1", "nano", "[kv_cache[0], k]", "[k, kv_cache[0]]"),
     ("along the heads", "1", "mingpt", "(past_k, k), dim=2", "(past_k, k), dim=1",
@@ -514,7 +519,7 @@ WRONG: list[tuple[str, ...]] = [
      "self.cache_v = values_new"),
     ("dict: only keys stored", "1", "dict", 'cache["k"], cache["v"] = k, v',
      'cache["k"] = k\n            cache.setdefault("v", v)'),
-    # step 2: what is computed with, and what is returned
+    # step 2: with which keys and values forward computes, and which ones it returns
     ("new ones returned", "2", "mingpt",
      "        if layer_past is not None:\n",
      "        present = (k, v)\n        if layer_past is not None:\n",
@@ -544,14 +549,14 @@ WRONG: list[tuple[str, ...]] = [
      "        else:\n            new_cache = (k, v)\n"),
     ("joined twice", "2", "mingpt", "(past_k, k), dim=2", "(past_k, k, k), dim=2",
      "(past_v, v), dim=2", "(past_v, v, v), dim=2"),
-    # step 3: positions
+    # step 3: the positions of the tokens
     ("rotary from 0", "3", "rotary", "torch.arange(past_len, past_len + q_len)",
      "torch.arange(q_len)", "> positions[:, None]", "> positions[:, None] + past_len"),
     ("rotary keys from 0", "3", "rotary", "rope(q, positions), rope(k, positions)",
      "rope(q, positions), rope(k, torch.arange(q_len))"),
     ("rotary queries from 0", "3", "rotary", "rope(q, positions), rope(k, positions)",
      "rope(q, torch.arange(q_len)), rope(k, positions)"),
-    # step 4: the window and the reset
+    # step 4: which tokens stay in the past, and its reset
     ("drops too early", "4", "cropped", "W = self.bias.shape[-1]", "W = self.bias.shape[-1] - 4"),
     ("reset forgets the values only", "4", "chapter",
      "        self.cache_k, self.cache_v = None, None\n        self.ptr_current_pos = 0\n",
@@ -561,7 +566,7 @@ WRONG: list[tuple[str, ...]] = [
     ("no reset", "4", "chapter",
      "\n    def reset_cache(self):\n        self.cache_k, self.cache_v = None, None\n"
      "        self.ptr_current_pos = 0\n", ""),
-    # step 5: the mask
+    # step 5: the causal mask
     ("mask from the corner", "5", "mingpt", "[:, :, S - T : S, :S]", "[:, :, :T, :S]"),
     ("mask of T by T", "5", "mingpt", "[:, :, S - T : S, :S]", "[:, :, :T, :T]"),
     ("mask of S by S", "5", "nano",
@@ -588,7 +593,7 @@ WRONG: list[tuple[str, ...]] = [
      "> torch.arange(q_len)[:, None]"),
     ("start_pos without zeros", "5", "time first",
      "            mask = torch.hstack([torch.zeros((seqlen, start_pos)), mask])\n", ""),
-    # step 6: the rest
+    # step 6: everything after the mask, and other faults
     ("softmax over the queries", "6", "mingpt", "F.softmax(att, dim=-1)", "F.softmax(att, dim=-2)"),
     ("heads not put back", "6", "nano", "y.transpose(1, 2).contiguous().view(B, T, C)",
      "y.contiguous().view(B, T, C)"),
@@ -601,7 +606,8 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file: a right file with the entry's replacements."""
+    """The text of a wrong file: the right file that an entry of WRONG names, with its
+    replacements."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

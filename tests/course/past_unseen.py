@@ -1,4 +1,5 @@
-"""More attention with a past, right and wrong, written after the check was complete."""
+"""More right and wrong attention with a past (earlier keys and values). The check was complete
+before these files were written."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from torch.nn import functional as F
 
 
 """
-# One small head at a time, and a list of pairs, in the style of a lecture.
+# In the style of a lecture: a module for each head, and the past is a list with a pair (k, v) for
+# each head.
 HEADS = (
     HEAD
     + """class Head(nn.Module):
@@ -59,7 +61,7 @@ class MultiHeadAttention(nn.Module):
         return self.proj(torch.cat(outs, dim=-1)), presents
 """
 )
-# Grouped queries, and rotary positions in a helper class, without the argument use_cache.
+# Grouped queries, rotary positions in a helper class, and no argument use_cache.
 GROUPED = (
     HEAD
     + """class RotaryEmbedding(nn.Module):
@@ -115,7 +117,8 @@ class GroupedQueryAttention(nn.Module):
         return self.o_proj(y.transpose(1, 2).reshape(b, t, -1)), kv
 """
 )
-# A helper function outside the class, a dataclass, and an optional mask.
+# The past is a dataclass. A function outside the class computes the attention, and forward has an
+# optional argument for a mask.
 DATACLASS = (
     HEAD
     + """from dataclasses import dataclass
@@ -159,7 +162,7 @@ class CausalAttention(nn.Module):
         return self.out(y), Past(k, v)
 """
 )
-# The caller allocates the buffers, and gives an offset.
+# The caller allocates the buffers for keys and values, and passes the offset of the new tokens.
 BUFFERS = (
     HEAD
     + """class Attention(nn.Module):
@@ -184,7 +187,7 @@ BUFFERS = (
         return self.wo(y.transpose(1, 2).reshape(B, T, C))
 """
 )
-# The past is an object of another library. The file does not define its class.
+# The past is an object whose class is not in the file, such as a cache of another library.
 UPDATE = (
     HEAD
     + """class SelfAttention(nn.Module):
@@ -211,7 +214,8 @@ UPDATE = (
         return self.o_proj(y.transpose(1, 2).flatten(2)), None
 """
 )
-# use_cache changes the form of the result, and is False by default.
+# If use_cache is True, forward returns the output and the past. By default it returns the output
+# alone.
 OPTIONAL = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -245,7 +249,8 @@ OPTIONAL = (
         return (y, (k, v)) if use_cache else y
 """
 )
-# A complete network with learned positions, blocks and a list of pasts.
+# A complete network with learned position embeddings and blocks. It takes a list with one past for
+# each block.
 NETWORK = (
     HEAD
     + """class CausalSelfAttention(nn.Module):
@@ -318,8 +323,9 @@ RIGHT = {
     "optional": OPTIONAL,
     "network": NETWORK,
 }
-# Each entry says what is wrong, and has the step and the right file. Pairs of an old text and a new
-# text follow.
+# The mistakes. An entry says in words what is wrong, and holds the number of the wrong step, the
+# name of a right file in RIGHT, and then pairs: a text of this right file, and the text that
+# replaces it.
 WRONG: list[tuple[str, ...]] = [
     ("heads: new first", "1", "heads", "(pk, k)", "(k, pk)", "(pv, v)", "(v, pv)"),
     ("heads: channels", "1", "heads", "(pk, k), dim=1", "(pk, k), dim=2"),
@@ -388,7 +394,8 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file: a right file with the entry's replacements."""
+    """The text of a wrong file: the right file that an entry of WRONG names, with its
+    replacements."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

@@ -1,4 +1,5 @@
-"""Right and wrong sampling files: one template, in which some function bodies are replaced."""
+"""Right and wrong files for the exercise `sampling`: a template with bodies of functions
+replaced."""
 
 from __future__ import annotations
 
@@ -85,8 +86,8 @@ def cut_at_stop(text, stops):
     return text[:cut], text[cut:], False
 """
 
-# Functions in the style of other people, by name. Each style replaces some functions of the
-# template.
+# Bodies for some functions of the template BASE, by the name of the function. LISTS, NANOGPT and
+# the dicts after them are each in the style of other people's code.
 LISTS = {
     "top_k": """
     limit = sorted(logits.tolist(), reverse=True)[:k][-1]
@@ -256,7 +257,8 @@ ONE_LINERS = {
 
 
 def with_functions(functions: dict[str, str], text: str = BASE) -> str:
-    """The template with other bodies for some of its functions."""
+    """The text `text` (by default the template) with new bodies for the functions in
+    `functions`."""
     parts = text.split("\n\n\n")
     for name, body in functions.items():
         (at,) = (i for i, part in enumerate(parts) if part.startswith(f"def {name}("))
@@ -293,7 +295,8 @@ PENALTY = "    logits = repetition_penalty(logits, seen_ids, penalty)\n"
 GREEDY = "    if t == 0:\n        return logits.argmax().item()\n"
 LONGEST = "                longest = max(longest, n)\n"
 
-# Each entry has the mistake's slug and its step. Pairs of an old text and a new text follow.
+# The mistakes. An entry holds the slug of the mistake, the step that is wrong, and then pairs: a
+# text of the template, and the text that replaces it.
 WRONG: list[tuple[Any, ...]] = [
     ("helper-is-no-softmax", 3,
      "def top_p(logits, p):\n    if p >= 1:\n        return logits\n    probs, order = torch.sort("
@@ -415,7 +418,7 @@ WRONG: list[tuple[Any, ...]] = [
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: the template with the entry's replacements."""
+    """The text of a wrong file: the template BASE with the replacements of an entry of WRONG."""
     text = BASE
     for old, new in zip(entry[2::2], entry[3::2], strict=True):
         assert old in text, f"{entry[0]}: {old!r}"

@@ -1,7 +1,7 @@
 """Attention files in many styles of code, right ones and wrong ones.
 
-A wrong file is a right file in which a text is replaced. Each replacement is made in every style
-that contains the text.
+A wrong file is a right file with one mistake: a Change, which replaces a text of the file. Each
+Change gives a wrong file in every style that contains the text.
 """
 
 from __future__ import annotations
@@ -140,17 +140,20 @@ NO = "raise NotImplementedError"
 
 @dataclass(frozen=True)
 class Change:
-    """Replaces `old` by `new` in every style that contains `old`. A report names one of `slugs`."""
+    """A mistake: `new` replaces `old` in every style that contains `old`. The report on such a file
+    must name one of the mistakes `slugs`."""
 
     name: str
     step: int
     slugs: str
     old: str
     new: str
-    only: str = ""  # the names of the only styles to change, separated by spaces; "": all
+    # The names of the styles in which the change is made, separated by blanks. If empty: all
+    # styles.
+    only: str = ""
 
     def texts(self) -> dict[str, str]:
-        """The text of the wrong file in each style, by style."""
+        """Style -> the text of the wrong file in this style."""
         return {
             style: text.replace(self.old, self.new)
             for style, text in STYLES.items()
@@ -767,7 +770,7 @@ CHANGES = (
         "skeleton fused einsum",
     ),
     Change("no_end_yet", 8, "not-implemented", "return self.resid_dropout(self.c_proj(y))", NO),
-    # This file has two mistakes. The report names the earlier step.
+    # The next Change makes two mistakes, in steps 4 and 8. The report names the earlier step.
     Change(
         "no_scale_no_proj",
         4,
@@ -778,7 +781,8 @@ CHANGES = (
     ),
 )
 
-# Two changes in one file. The report names the earlier step.
+# Pairs of Changes that are made together in one file. The report names the first one, which has the
+# earlier step.
 PAIRS = (
     ("sqrt_c", "dim_minus_2"),
     ("no_scale", "no_mask"),
@@ -796,8 +800,7 @@ PAIRS = (
 
 
 def wrong_files() -> dict[str, tuple[str, Change]]:
-    """The text of every wrong file, and the change that the report must name, by the file's
-    name."""
+    """File name -> the text of a wrong file, and the Change that the report on it must name."""
     files = {
         f"{style}__{change.name}": (text, change)
         for change in CHANGES

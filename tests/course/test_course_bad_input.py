@@ -1,4 +1,4 @@
-"""Unusable files cause errors: a line that says what is wrong and where, and a hint."""
+"""Files that the check cannot use cause errors, which say what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def file_of(more: str = "", body: str = "pass", also: str = "") -> str:
     return CLASS.format(more=more, body=body, also=also)
 
 
-# Each row has the name and the text of a file, a part of the message, and a part of the hint.
+# File name -> the text of the file, a part of the error's message, and a part of its hint.
 UNUSABLE = {
     "no_class": (
         "from torch import nn\nclass Mixer(nn.Module): pass\nclass Other(nn.Module): pass\n",
@@ -146,7 +146,7 @@ def test_missing_files_and_files_that_are_not_python_are_errors(
     message: str,
     hint: str,
 ) -> None:
-    """gptcli reports these errors without a worker process."""
+    """gptcli finds these errors before it starts a worker process."""
     (tmp_path / "attention.py").write_text("x = 1\n", encoding="utf-8")
     (tmp_path / "broken.py").write_text("x = 1\ndef f(:\n", encoding="utf-8")
     (tmp_path / "latin.py").write_bytes("x = 'caf\u00e9'\n".encode("latin-1"))
@@ -179,10 +179,10 @@ def test_spec_is_file_and_class(
     name: str,
     class_name: str,
 ) -> None:
-    """A colon in the file's name, such as that of a drive letter, does not start the class's
-    name."""
+    """FILE:CLASS names a class in a file. But a colon that belongs to the path, such as the one of
+    a drive letter, does not start the name of a class."""
     if sys.platform == "win32" and "b:" in spec:
-        pytest.skip("no such file name here")
+        pytest.skip("Windows allows no such file name")
     monkeypatch.chdir(tmp_path)
     Path(name).write_text("", encoding="utf-8")
     file = find_file(spec)
@@ -198,8 +198,9 @@ def test_a_drive_letter_does_not_start_a_class() -> None:
 
 
 def test_load_attention_leaves_no_trace(tmp_path: Path) -> None:
-    """The learner's names are not in sys.modules, the folder gets no bytecode, and an edit has an
-    effect even within the same second."""
+    """load_attention puts no module of the learner into sys.modules, and no bytecode into the
+    learner's folder. If the learner changes the file, the next call loads the new text, even within
+    the same second."""
     for name in ("bare_parameters.py", "bare_product.py"):
         (tmp_path / name).write_bytes((FILES / name).read_bytes())
     spec = str(tmp_path / "bare_parameters.py")
@@ -219,7 +220,8 @@ def test_load_attention_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_the_command_line_side_does_not_import_torch(tmp_path: Path) -> None:
-    """The process that waits for the worker does not import torch, pydantic or rich."""
+    """The process of the command does not import torch, pydantic or rich. Only the worker process,
+    which runs the learner's file, needs torch."""
     code = (
         "import sys\nfrom gptcli.course import check_file\nimport gptcli.cli.check\n"
         "from gptcli.errors import GptcliError\n"

@@ -67,7 +67,8 @@ def test_every_mistake_of_the_bank_has_a_file_and_a_question() -> None:
 
 @pytest.mark.parametrize("step", range(1, 7))
 def test_a_file_written_up_to_a_step_is_judged_up_to_it(step: int, tmp_path: Path) -> None:
-    """The file is the solution, but with `raise NotImplementedError` from a step on."""
+    """In the file, the steps before `step` are from the solution, and the other steps raise
+    NotImplementedError."""
     skeleton, whole = exercise_named("cache").skeleton(), solution(exercise_named("cache"))
     at = r"^ *# (?:Also s|S)tep (\d)\b.*?(?=^ *# (?:Also s|S)tep \d|^ *def |^ *@|^class |\Z)"
     pattern = re.compile(at, re.MULTILINE | re.DOTALL)

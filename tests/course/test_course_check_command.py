@@ -46,7 +46,7 @@ def test_files_as_json_one_object_a_line(wrong: str) -> None:
             "hint",
             "checks",
         }
-    assert isinstance(result.exception, GptcliError)  # the command then exits with code 2
+    assert isinstance(result.exception, GptcliError)  # main exits with code 2 after this error
     assert result.exception.exit_code == 2
 
 
@@ -70,8 +70,8 @@ def test_each_hint_level_prints_another_hint(wrong: str) -> None:
 
 
 def test_a_wrong_file_is_drawn(tmp_path: Path) -> None:
-    """The output has a mark for each of the eight steps, and the learner's weights beside the right
-    ones."""
+    """The output has a mark for each of the eight steps, and shows the learner's attention weights
+    beside the weights of the reference."""
     path = tmp_path / "mine.py"
     text = next(m for m in WRONG_FILES if m.name == "mask_off_by_one").text()
     path.write_text(text, encoding="utf-8")
@@ -83,7 +83,7 @@ def test_a_wrong_file_is_drawn(tmp_path: Path) -> None:
     assert marks[4][0] not in {marks[3][0], marks[5][0]}
     assert any("your weights" in line and "right weights" in line for line in lines)
     row = next(line for line in lines if line.startswith("    0 "))
-    assert "100" in row  # in the right weights, the first token sees only itself
+    assert "100" in row  # in per cent: the first token looks only at itself
 
 
 def test_right_files_exit_0() -> None:

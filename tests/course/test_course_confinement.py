@@ -21,7 +21,7 @@ from tests.course.part_files import BASE
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="only forks are confined"),
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux confines files"),
     pytest.mark.skipif(landlock_version() < 1, reason="this kernel has no Landlock"),
 ]
 LAYERNORM = BASE["layernorm"]
@@ -29,8 +29,8 @@ FORWARD = "    def forward(self, x):\n"
 
 
 class Room:
-    """A class of two students. The file of one student runs, and must not read the file of the
-    other."""
+    """The folders of two students of a class. The tests run the file of one student, which must not
+    read the file of the other student."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.outside = folder / "class", folder / "outside"
@@ -42,7 +42,8 @@ class Room:
         self.checker = Checker(8.0, Limits(file_bytes=16 << 20, quiet=True, hidden=self.folder))
 
     def run(self, code: str, top: str = "") -> FileReport:
-        """The report on a right file that starts with `top` and runs `code` in its forward."""
+        """The report on a right layer norm: its file starts with `top`, and its forward runs
+        `code`."""
         lines = "".join(f"        {line}\n" for line in code.splitlines())
         path = self.mine / "layernorm.py"
         assert FORWARD in LAYERNORM
@@ -50,7 +51,8 @@ class Room:
         return self.checker.check_found(find_file(str(path), "layernorm"), 8.0, self.mine)
 
     def state(self) -> dict[str, tuple[int, float, bytes]]:
-        """What must not change outside the file's own folder: permissions, times and bytes."""
+        """Path -> (permissions, time, bytes) of the files and folders that the graded file must not
+        change."""
         found = {}
         for place in (self.outside, self.other):
             for path in (place, *sorted(place.rglob("*"))):
@@ -69,8 +71,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
         room.checker.stop()
 
 
-# A graded file tries each of these, and ignores the errors. It passes, and nothing outside its
-# folder changes.
+# What a graded file tries to change outside its folder. The file ignores the errors that this
+# causes, so it passes the check. But nothing outside its folder changes.
 CHANGES = {
     "write": "open(P + '/new.txt', 'w').write('x')",
     "append": "open(P + '/exam.txt', 'a').write('x')",
@@ -116,7 +118,7 @@ def test_the_work_of_others_is_not_read(name: str, room: Room) -> None:
     assert report.ok, report.message
 
 
-@pytest.mark.skipif(landlock_version() < 6, reason="this kernel keeps no signals inside")
+@pytest.mark.skipif(landlock_version() < 6, reason="this kernel confines no signals")
 @pytest.mark.parametrize(
     "code",
     [
@@ -129,7 +131,7 @@ def test_no_process_outside_is_ended(code: str, room: Room) -> None:
     indented = "".join(f"    {line}\n" for line in code.splitlines())
     report = room.run(f"try:\n{indented}except PermissionError:\n    pass")
     assert report.ok, report.message
-    assert room.run("pass").ok  # the worker still lives
+    assert room.run("pass").ok  # the worker process still answers
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_no_process_is_left(code: str, room: Room) -> None:
     before = set(descendants())
     start = time.monotonic()
     room.run(code)
-    while len(set(descendants()) - before) > 1:  # one new process may be a restarted worker
+    while len(set(descendants()) - before) > 1:  # a new worker process may remain
         assert time.monotonic() - start < 60
         time.sleep(0.05)
 

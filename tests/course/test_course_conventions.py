@@ -30,7 +30,7 @@ QUOTED = (
     *("lecture", "input_and_exit", "arena", "annotated_transformer", "conv1d", "mingpt"),
     *("llms_from_scratch_wrapper", "annotated_config"),
 )
-"""The files whose notes are tested."""
+"""The right files for which a slow test looks at the notes of the check."""
 
 CHANGES = [
     (name, number, step, old, new)
@@ -40,8 +40,8 @@ CHANGES = [
 
 
 def notebook_of(text: str) -> str:
-    """A notebook with the code in two cells, a magic, a shell command, and cells that do not
-    run."""
+    """A notebook with the code `text` in two of its cells. It also has a magic, shell commands, and
+    cells that fail if they are run."""
     head, _, rest = text.partition("\n\n\n")
     cells = [
         {"cell_type": "markdown", "source": ["# Attention\n"]},
@@ -56,7 +56,7 @@ def notebook_of(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def reports(judge: Judge, request: pytest.FixtureRequest, slow: bool) -> dict[str, FileReport]:
-    """The reports of all files that the chosen tests need."""
+    """The reports on all files that the tests in this run of pytest need."""
     names = wanted(request, "name", *(QUOTED if slow else ()))
     texts = {f"{name}.py": text for name, text in RIGHT.items() if name in names}
     for name, number, _, old, new in CHANGES:

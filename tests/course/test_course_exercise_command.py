@@ -1,4 +1,5 @@
-"""`gptcli exercise`: the list, the skeletons, the progress in a folder, and --watch."""
+"""`gptcli exercise`: the list of exercises, the skeletons, the progress in a folder, and
+--watch."""
 
 from __future__ import annotations
 
@@ -186,7 +187,7 @@ def test_the_status_of_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     outcome = cli("exercise", "--status", "ada", "bob lee", "readme.txt")
     assert outcome.code == 0
     heading, ada, bob = outcome.out.splitlines()
-    assert heading.split() == ["student", *(name[:6] for name in NAMES)]  # 80 columns
+    assert heading.split() == ["student", *(name[:6] for name in NAMES)]  # cut to fit
     later = ["-"] * (len(NAMES) - 3)
     assert ada.split() == ["ada", "-", "ok", "0/4", *later]
     assert bob.split() == ["bob", "lee", "-", "-", "error", *later]
@@ -207,7 +208,7 @@ def test_a_right_attention_shows_its_steps_and_what_is_next(cli) -> None:  # typ
     assert f"next: gptcli train course --attention {file}" in lines
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names that are not UTF-8")
 @pytest.mark.parametrize("command", [["exercise", "mlp", "--out"], ["learn"]])
 def test_a_folder_whose_name_is_not_utf8(command: list[str], tmp_path: Path, cli) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path / os.fsdecode(b"caf\xe9 ein")

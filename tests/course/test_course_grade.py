@@ -47,11 +47,12 @@ for path in pathlib.Path(ROOM).glob('*/attention.py'):
         pass
 """
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only forks have these limits")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these limits")
 
 
 def student(folder: Path, name: str, **files: str) -> Path:
-    """A student's folder with the skeletons. `files` replaces some of them."""
+    """Make the folder of a student. It has a skeleton for each exercise, except for those whose
+    text is in `files`."""
     write_exercises(EXERCISES, folder / name)
     for exercise, text in files.items():
         (folder / name / f"{exercise}.py").write_text(text, encoding="utf-8")
@@ -59,7 +60,8 @@ def student(folder: Path, name: str, **files: str) -> Path:
 
 
 def inside(code: str, text: str = RIGHT, mark: str = MARK) -> str:
-    """A right file that runs `code` in forward, where gptcli must run it."""
+    """The right file `text` with `code` before the line `mark` of forward, so the check runs
+    `code`."""
     lines = "".join(f"        {line}\n" for line in code.splitlines())
     assert mark in text
     return text.replace(mark, lines + mark)
@@ -277,8 +279,8 @@ def test_the_most_frequent_mistake_of_a_step() -> None:
 
 @pytest.mark.slow
 def test_no_process_of_a_file_outlives_its_check(tmp_path: Path) -> None:
-    """One file is right, but a process that it starts leaves the session. The other file starts
-    eighty processes."""
+    """Two files start processes. The file daemon.py is right, but one of its processes leaves the
+    session. The file crowd.py starts eighty processes."""
     started = "import os\nos.system('setsid sleep 661 & sleep 661 &')\n"
     crowd = "import os\nos.system('for i in $(seq 80); do sleep 662 & done; wait')\n"
     for name, code in (("daemon", started), ("crowd", inside(crowd))):

@@ -1,4 +1,5 @@
-"""Files whose later steps are still to be written, as `gptcli learn` sees them after each save."""
+"""`gptcli learn` checks a file at each save, also while some of its steps are still to be
+written."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _SPLIT = ".view(B, T, H, D).transpose(1, 2)"
 
 
 def half_written(name: str, done: int) -> str:
-    """The skeleton of an exercise, with the first `done` steps taken from the solution."""
+    """The skeleton of the exercise `name`, in which the first `done` steps are from the
+    solution."""
     exercise = exercise_named(name)
     todo, right = exercise.skeleton().splitlines(), solution(exercise).splitlines()
     lines = []

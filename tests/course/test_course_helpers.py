@@ -1,4 +1,4 @@
-"""A report quotes a line of the wrong helper, or the line that calls it, but no unrelated line."""
+"""If a helper function is wrong, the report quotes one of its lines or a line that calls it."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_no_step_counts_whose_numbers_are_not_there(
 
 
 def half_written(done: int) -> str:
-    """The skeleton with the first `done` steps taken from the solution."""
+    """The skeleton of `modern`, in which the first `done` steps are from the solution."""
     exercise = exercise_named("modern")
     pieces = iter((MATERIAL / "modern.solution.txt").read_text("utf-8").split("---\n"))
     todo = re.compile(r"^ *raise NotImplementedError\(.*\)\n", re.MULTILINE)

@@ -1,4 +1,5 @@
-"""check-cache understands attention that takes and returns keys and values, or keeps them."""
+"""check-cache can check attention that takes and returns earlier keys and values, or stores
+them."""
 
 from __future__ import annotations
 

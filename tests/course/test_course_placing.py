@@ -1,4 +1,5 @@
-"""The first wrong step of files that stop halfway, change right values, or use untraced code."""
+"""The check finds the first wrong step if a file stops halfway, changes right values after it has
+computed them, or uses code that the trace does not record."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ LAST = "return self.c_proj(y)"
 STOP = "raise NotImplementedError"
 OUTPUT = "        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)\n"
 
-# Each row has a file's name, step and slug, a part of the message, and replacements in
-# course_style.py.
+# File name -> what the report must say (the step, the slug of the mistake, a part of the message),
+# and how the file differs from course_style.py: pairs of a text and its replacement.
 FILES: dict[str, tuple[int, str, str, list[tuple[str, str]]]] = {
     "wrong_scale_then_stop": (
         4, "scale-sqrt-n-embd", "later steps are still to be written",

@@ -1,4 +1,5 @@
-"""progress.json: its content, and what happens if it is damaged, foreign or cannot be written."""
+"""progress.json: its content, and what happens if it is damaged, from another program, or not
+writable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""possible_layouts finds the parameters of a learner's module, as writable views."""
+"""possible_layouts finds the projections in a learner's module: writing into them changes the
+module."""
 
 from __future__ import annotations
 

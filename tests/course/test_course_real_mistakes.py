@@ -1,6 +1,6 @@
 # ruff: noqa: E501 -- the replaced lines are written as people write them
-"""Mistakes as people really make them: masks before scales, views before fused kernels, and
-more.
+"""The check names mistakes that people really make, such as a wrong scale after the mask, or heads
+that are not transposed before a fused kernel.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ IN_A_LIST = HEAD.replace(
 )
 
 LATE_SCALE = "F.softmax(s / D**0.5"
-# Each row has a file's name, text and step, the mistake or None, and a part of the message.
+# File name -> the text of the file, the step that the report must name (or None), the slug of the
+# mistake (or None), and a part of the message.
 WRONG: dict[str, tuple[str, int | None, str | None, str]] = {
     "late-sqrt-c": (
         HEAD + LATE.replace("D**0.5", "math.sqrt(C)") + END, 4, "scale-sqrt-n-embd", "math.sqrt(C)",

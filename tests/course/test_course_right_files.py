@@ -1,4 +1,4 @@
-"""Right attention files of every style pass, and get the notes that they deserve."""
+"""Right attention files of every style pass the check, with the notes that apply to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RIGHT = (
     "ours",
 )
 VARIANTS = {
-    # Here the fused kernel gets a boolean mask and an explicit scale.
+    # In this variant, the fused kernel gets a boolean mask and an explicit scale.
     "kept_keys": (
         "fused_sdpa.py",
         "dropout_p=p, is_causal=True",
@@ -97,8 +97,8 @@ def notes(report: FileReport) -> dict[str, str]:
 
 
 def test_right_files_get_their_notes(reports: dict[str, FileReport]) -> None:
-    """The check finds attention dropout after `if use_dropout`, and residual dropout before
-    c_proj."""
+    """course_style.py gets no note about dropout: the check finds its attention dropout after `if
+    use_dropout`, and its residual dropout before c_proj."""
     for name in ("course_style", "fused_sdpa", "einsum:Attention", "loop_over_heads", "ours"):
         assert notes(reports[name]) == {}
     assert list(notes(reports["mask_buffer"])) == ["block_size"]

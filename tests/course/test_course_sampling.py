@@ -57,7 +57,7 @@ def test_every_mistake_of_the_bank_has_a_file() -> None:
 def test_half_written_files_are_judged_up_to_the_step_to_write(tmp_path: Path) -> None:
     done = solution(exercise_named("sampling")).split("\n\n\n")
     todo = exercise_named("sampling").skeleton().split("\n\n\n")
-    for steps in range(8):  # done[0] is the docstring and the imports
+    for steps in range(8):  # done[0] holds the docstring and the imports
         text = "\n\n\n".join([*done[: steps + 1], *todo[steps + 1 :]])
         report = report_of(tmp_path, text)
         assert (report.mistake, report.first_wrong_step) == ("not-implemented", steps + 1)

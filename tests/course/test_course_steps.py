@@ -19,8 +19,8 @@ Judged = dict[str, tuple[Change, FileReport]]
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory, slow: bool) -> Judged:
-    """The reports of ten mistakes in one style each. With --slow: of all mistakes in all their
-    styles."""
+    """The reports on ten wrong files with different mistakes. With --slow, on all wrong files of
+    styles.py: each mistake in every style that can have it."""
     folder = tmp_path_factory.mktemp("steps")
     by_mistake: dict[str, list[str]] = {}
     for name in wrong_files():
@@ -42,7 +42,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory, slow: bool) -> Judged:
 
 
 def test_every_wrong_file_fails(judged: Judged) -> None:
-    assert len(judged) >= 10  # there are 162 mistakes and pairs of mistakes
+    assert len(judged) >= 10  # ten files; with --slow, all wrong files
     assert [name for name, (_, report) in judged.items() if report.ok] == []
 
 
@@ -83,7 +83,7 @@ def test_the_right_step_of_later_mistakes_is_named(tmp_path: Path, slow: bool) -
 
 
 def test_messages_quote_the_file(judged: Judged) -> None:
-    """Each message quotes an exact line of the file, or gives a shape or a number."""
+    """Each message quotes a line of the file exactly, or names a shape or a number."""
     for name, (_, report) in judged.items():
         text = Path(report.file).read_text(encoding="utf-8").splitlines()
         quoted = re.search(r"line (\d+)(?: of [\w.]+)?, `([^`]*)`", report.message)
@@ -103,7 +103,9 @@ def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
         changed = {i + 1 for i, line in enumerate(text) if line not in style}
         quoted = re.search(r"line (\d+)", report.message)
         if not changed or report.first_wrong_step != change.step:
-            continue  # a deleted line cannot be quoted, and another step has other lines
+            # No report can quote a deleted line. If it names another step, it quotes a line of that
+            # step.
+            continue
         asked += 1
         if quoted is None or int(quoted[1]) not in changed:
             missed.append(f"{name}: {sorted(changed)}, quoted {quoted and quoted[1]}")
@@ -112,7 +114,8 @@ def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
 
 @pytest.mark.slow
 def test_messages_do_not_guess(tmp_path: Path) -> None:
-    """If two mistakes give the same numbers, a second size or the trace must tell them apart."""
+    """Two mistakes can give the same numbers for one size. The check must then look at a second
+    size or at the trace, and must not guess."""
     fused = STYLES["fused"]
     files = {
         "eight": fused.replace("math.sqrt(D)", "8.0"),

@@ -1,4 +1,5 @@
-"""The checks judge files in new styles: right ones, and wrong ones with step, line and hints."""
+"""The checks accept right files in new styles. For wrong ones they name step and line, with
+hints."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def test_wrong_ones_get_step_line_and_hints(exercise: str, index: int, tmp_path:
 def test_every_mistake_has_a_first_question() -> None:
     for exercise, questions in QUESTIONS.items():
         slugs = {mistake.slug for mistake in LESSONS[exercise].mistakes}
-        if exercise == "cache":  # files with the argument `past` have their own lesson
+        # The check of `cache` has a second lesson, for attention that takes earlier keys and
+        # values.
+        if exercise == "cache":
             slugs |= {mistake.slug for mistake in PAST_BANK}
         assert slugs == set(questions), slugs ^ set(questions)
 

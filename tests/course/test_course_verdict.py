@@ -1,4 +1,4 @@
-"""check(MyAttention) in a notebook or a test gives the command's verdict as an object."""
+"""In a notebook or a test, check(MyAttention) returns what check-attention finds, as an object."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class NoMask(Base):
 
 
 class Tags(HTMLParser):
-    """The tags that are still open, and the text so far."""
+    """Reads the HTML of a verdict: its text, and the tags that are not closed yet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,8 +88,8 @@ class Tags(HTMLParser):
 
 
 def in_cells(*cells: str) -> dict[str, Any]:
-    """Run cells as a notebook does, without a file, but with lines in linecache. Return the
-    names."""
+    """Run the code of cells as a notebook does: there is no file, and linecache holds the lines.
+    Returns the names that the cells define."""
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(cells, 1):
         filename = f"<ipython-input-{number}-0123456789ab>"

@@ -28,7 +28,8 @@ def write(folder: Path, name: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _new_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start new workers here, because a worker writes to the stderr that existed at its start."""
+    """Start a new worker process for each test of this file. A worker process writes to the stderr
+    that existed when it started, which may be the stderr of an earlier test."""
     monkeypatch.setenv("GPTCLI_NEW_WORKER", "1")
 
 
@@ -60,7 +61,8 @@ def test_output_that_bypasses_python_goes_to_stderr(
 
 @pytest.mark.slow
 def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) -> None:
-    """On macOS and Windows, each file runs in the worker process itself."""
+    """On macOS and Windows, the worker process does not fork, so each file runs in this process
+    itself."""
     with Worker(fork=False) as worker:
 
         def check(spec: str, limit_s: float = 30.0) -> tuple[bool, str | None]:
@@ -75,7 +77,8 @@ def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) ->
 
 
 def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
-    """A file that breaks torch does not affect the next file (on systems with safe forks)."""
+    """A file that breaks torch does not affect the files that are checked after it, because the
+    worker runs each file in a fork (on systems that have forks)."""
     path = tmp_path / "vandal.py"
     path.write_text(
         "import torch\ntorch.softmax = torch.nn.functional.softmax = None\n"
@@ -89,8 +92,8 @@ def test_files_do_not_touch_each_other(tmp_path: Path) -> None:
 
 
 def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:
-    """The worker kills a file that ignores every exception, together with the file's child
-    process."""
+    """At the time limit, the worker ends a file that ignores every exception, and also ends the
+    process that the file has started."""
     path = tmp_path / "stubborn.py"
     pid = tmp_path / "pid"
     path.write_text(
@@ -104,7 +107,7 @@ def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:
     report = check_file(str(path), limit_s=1.0)
     assert report.mistake == "time-limit"
     assert "at line 6 of stubborn.py, `time.sleep(600)`" in report.message
-    assert time.monotonic() - start < 300.0  # the file would sleep for 600 s
+    assert time.monotonic() - start < 300.0  # without the limit, the file would run for 600 s
     if os.name == "posix":
         _wait_for_end(int(pid.read_text(encoding="utf-8")))
 
@@ -117,7 +120,8 @@ def _wait_for_end(pid: int) -> None:
             os.kill(pid, 0)
         except ProcessLookupError:
             return
-        # The process is a zombie: it has ended, but nobody has asked for its exit code yet.
+        # "Z" stands for a zombie: the process has ended, but nobody has asked for its exit code
+        # yet.
         if status.exists() and ") Z " in status.read_text(encoding="utf-8"):
             return
         time.sleep(0.05)
@@ -125,8 +129,9 @@ def _wait_for_end(pid: int) -> None:
 
 
 def test_threads_parse_at_once() -> None:
-    """The garbage collector lets other threads run while one thread parses. In Python 3.11,
-    ast.parse would then raise SystemError without the lock."""
+    """Several threads can parse files at the same time. In Python 3.11, ast.parse can raise
+    SystemError if a garbage collection lets another thread parse, too. gptcli's lock prevents
+    this."""
     text = "x = [(1, 2), {3: 4}]\n" * 20
     threshold = gc.get_threshold()
 
@@ -146,7 +151,7 @@ def test_threads_parse_at_once() -> None:
 
 @pytest.mark.slow
 def test_a_file_can_use_what_the_worker_has_not_imported(tmp_path: Path) -> None:
-    """The worker imports two modules of torch only when a file uses them."""
+    """The worker imports torch.export and torch._meta_registrations only if a file uses them."""
     text = (FILES / "course_style.py").read_text("utf-8")
     head = (
         "import torch.export\n"

@@ -17,8 +17,7 @@ KEYS = {"file", "ok", "first_wrong_step", "mistake", "message", "hint", "checks"
 
 @pytest.fixture(scope="module")
 def reports(judge: Judge, request: pytest.FixtureRequest) -> dict[str, FileReport]:
-    """The reports of the wrong files. The time limit is generous, because the machine can be
-    busy."""
+    """The reports on the wrong files. The time limit is long, because the machine can be busy."""
     names = {wrong_file.name for wrong_file in wanted(request, "wrong_file")}
     names |= {"no_output_projection", "blank_constructor", "no_mask", "endless"}
     texts = {f"{file.name}.py": file.text() for file in WRONG_FILES if file.name in names}

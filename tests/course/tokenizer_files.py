@@ -1,4 +1,5 @@
-"""Right and wrong byte-pair encoders, made from one template."""
+"""Right and wrong files for the exercise `tokenizer` (byte-pair encoding), made from one
+template."""
 
 # ruff: noqa: E501
 from __future__ import annotations
@@ -75,7 +76,8 @@ LOOP = "while True:\n            known"
 SOME = "ids = self.merge(ids, pair, self.merges[pair])"
 STOP = "            if not counts:\n                break\n"
 
-# Each entry has the mistake's slug and its step. Pairs of an old text and a new text follow.
+# The mistakes. An entry holds the slug of the mistake, the step that is wrong, and then pairs: a
+# text of the template, and the text that replaces it.
 WRONG: list[tuple[Any, ...]] = [
     ("characters-not-bytes", 1, TRAIN_BYTES, "ids = [ord(c) for c in text]\n        self.merges"),
     ("ties-last-seen", 1, BEST, "best = max(reversed(list(counts)), key=counts.get)"),
@@ -183,7 +185,7 @@ RIGHT = {
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: the template with the entry's replacements."""
+    """The text of a wrong file: the template BASE with the replacements of an entry of WRONG."""
     text = BASE
     for old, new in zip(entry[2::2], entry[3::2], strict=True):
         assert old in text, f"{entry[0]}: {old!r}"

@@ -1,4 +1,4 @@
-"""Right and wrong training functions, made from one template."""
+"""Right and wrong files for the exercise `training`, made from one template."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ DONE = "done = (step - warmup_steps) / (max_steps - warmup_steps)"
 END = "    if step >= max_steps:\n        return min_lr\n"
 MIN = "min_lr + (max_lr - min_lr) * cosine"
 
-# Each entry has the mistake's slug and its step. Pairs of an old text and a new text follow.
+# The mistakes. An entry holds the slug of the mistake, the step that is wrong, and then pairs: a
+# text of the template, and the text that replaces it.
 WRONG: list[tuple[Any, ...]] = [
     ("batch-shape", 1, "return x, y", "return x.flatten(), y.flatten()"),
     ("not-int64", 1, "return x, y", "return x.int(), y.int()"),
@@ -185,7 +186,7 @@ RIGHT = {
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: the template with the entry's replacements."""
+    """The text of a wrong file: the template BASE with the replacements of an entry of WRONG."""
     text = BASE
     for old, new in zip(entry[2::2], entry[3::2], strict=True):
         assert old in text, f"{entry[0]}: {old!r}"

@@ -1,4 +1,4 @@
-"""Mistakes in attention that were written after the bank of mistakes, and the step of each."""
+"""Mistakes in attention that were written only after the lesson's bank of mistakes was complete."""
 
 # ruff: noqa: E501
 

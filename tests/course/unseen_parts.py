@@ -1,4 +1,4 @@
-"""Layer norms, MLPs, blocks, tokenizers and training files in styles unlike the project's."""
+"""Right and wrong layer norms, MLPs, blocks, tokenizers and training files in unusual styles."""
 
 # ruff: noqa: E501
 from __future__ import annotations
@@ -401,8 +401,9 @@ RIGHT: dict[str, list[str]] = {
 }  # fmt: skip
 
 Entry = tuple[Any, ...]
-# Each entry is a tuple: the slug of the mistake ("*" for any slug), its step, a pattern that the
-# message must contain, the right file, and then pairs of an old text and a new text.
+# The mistakes of each exercise. An entry holds the slug of the mistake ("*" if any slug will do),
+# the step that is wrong, a pattern that matches the message, the text of a right file, and then
+# pairs: a text of this right file, and the text that replaces it.
 WRONG: dict[str, list[Entry]] = {
     "layernorm": [
         ("*", 1, "mu = t.sum", LN_HELPERS, "t.sum(-1, keepdim=True) / t", "t.sum(1, keepdim=True) / t"),
@@ -531,7 +532,7 @@ WRONG: dict[str, list[Entry]] = {
 
 
 def wrong_text(entry: Entry) -> str:
-    """The text of a wrong file: the entry's right file with its replacements."""
+    """The text of a wrong file: the right file in `entry`, with the replacements in `entry`."""
     text: str = entry[3]
     for old, new in zip(entry[4::2], entry[5::2], strict=True):
         assert old in text, f"{entry[0]}: {old!r}"

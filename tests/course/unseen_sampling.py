@@ -1,8 +1,9 @@
-"""Wrong sampling files in the styles of learners: other names, loops, other short bodies."""
+"""Wrong functions for the exercise `sampling`, with names and loops as learners write them."""
 
 from __future__ import annotations
 
-# Each entry has a name, the slug, the step, the name of the function, and its body.
+# An entry says in words what is wrong, and holds the slug of the mistake, the number of the wrong
+# step, the name of the function, and the wrong body of this function.
 WRONG: list[tuple[str, str, int, str, str]] = [
     ("softmax first", "returns-probabilities", 1, "temperature", """
     scaled = logits / t

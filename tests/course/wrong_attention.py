@@ -1,4 +1,4 @@
-"""Wrong files: a right file of files/ with a text replaced, and what the report must say."""
+"""Wrong attention files: right files of files/ in which a text is replaced."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ FILES = Path(__file__).parent / "files"
 
 @dataclass(frozen=True)
 class WrongFile:
-    """A right file with one text replaced. The report's message must contain `says`."""
+    """A wrong file: the right file `file`, in which `new` replaces `old`. The report on it must
+    name the mistake `slug`, and its message must contain `says`."""
 
     name: str
     slug: str
@@ -20,7 +21,7 @@ class WrongFile:
     file: str = "course_style.py"
 
     def text(self) -> str:
-        """The text of the wrong file."""
+        """The text of this wrong file."""
         right = (FILES / self.file).read_text(encoding="utf-8")
         assert self.old in right, f"{self.name}: {self.file} no longer has {self.old!r}"
         return right.replace(self.old, self.new)

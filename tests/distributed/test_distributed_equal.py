@@ -64,7 +64,7 @@ def test_two_ranks_learn_what_one_process_learns(
 ) -> None:
     """A short check; the tests below and test_distributed_shards.py check longer runs."""
     few = ("train.max_steps=5", "train.eval_every=5", "train.checkpoint_every=2",
-           f"run.parallel={parallel}")  # fmt: skip
+           f"run.parallel={parallel}", "train.average=0.5")  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     words = ("train", "tiny", f"data.source={text_file}", *SMALL, *few, "run.engine=torch")
     assert cli(*words, "--out", one).code == 0

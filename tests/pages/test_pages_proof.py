@@ -125,7 +125,7 @@ def test_a_program_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(ProgramError, match="exit code 1"):
         programs.ask_node(program.path, "no payload", ["a"], 1)
     broken = replace(program, path="/no/such/node")
-    with pytest.raises(GptcliError, match=r"could not run its JavaScript: .*no/such/node"):
+    with pytest.raises(GptcliError, match=r"could not run the page's JavaScript: .*no/such/node"):
         proof.prove(payload(model.model, model.tokenizer), model.model, model.tokenizer, broken)
 
 

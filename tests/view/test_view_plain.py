@@ -90,7 +90,7 @@ def test_the_last_lines_say_how_the_run_ended(stopped: str, words: str) -> None:
         words,
         "2,539,520 tokens in 0:40, 63,488 tok/s",
         "loss 1.5000  val loss 1.6000  best 1.5500 at step 1,200",
-        "`sample` uses step 1,200, the best",
+        "`sample` uses the best step, 1,200",
     ]
 
 
@@ -254,7 +254,7 @@ def test_a_run_whose_own_loss_rises_too_does_not_memorise() -> None:
     )
     (note,) = (line for line in lines if "has risen" in line)
     assert note.endswith("(1.5670 at step 100, now 1.6120)")
-    assert lines[-1] == "`sample` uses step 100, the best"
+    assert lines[-1] == "`sample` uses the best step, 100"
 
 
 def test_one_rise_or_a_fall_between_two_is_no_reason_for_a_line() -> None:

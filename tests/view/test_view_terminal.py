@@ -90,7 +90,7 @@ def test_the_last_lines_replace_the_panel() -> None:
         "done at step 3,000 of 3,000",
         "6,144,000 tokens in 1:40, 61,440 tok/s",
         "loss 1.4300  val loss 1.5800  best 1.5700 at step 2,800",
-        "`sample` uses step 2,800, the best",
+        "`sample` uses the best step, 2,800",
         "",
     ]
     assert not any("eta" in row for row in rows)

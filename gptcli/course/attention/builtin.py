@@ -1,8 +1,8 @@
-"""Compares every path of gptcli's own attention with a reference that this file contains.
+"""Compares every code path of gptcli's own attention with a reference that this file contains.
 
-Two paths are PyTorch's own functions with the same weights. The reference gets the same numbers as
-the path, rounded to the path's dtype, and computes in float64 on the CPU. So the error comes only
-from the path's arithmetic.
+Two more paths are functions of PyTorch that get the same weights. The reference gets the same
+weights and the same x as a path, rounded to the path's dtype, but computes in float64 on the CPU.
+So the error comes only from the path's arithmetic.
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
@@ -67,14 +67,17 @@ class Sizes:
 
     @property
     def width(self) -> int:
-        """The number of tokens that the cache keeps: at most 24. With T = 70 it overwrites some."""
+        """The number of tokens that the cache keeps: at most 24.
+
+        So the cache overwrites its oldest tokens if T is 70."""
         return max(1, min(self.T, 24))
 
 
 def grid() -> list[Sizes]:
     """The cases: extreme sizes (one token, one head, one channel per head) and usual sizes.
 
-    On a CPU, texts of 70 tokens in float32 use the fused kernel. All other cases use products."""
+    On a CPU, the attention uses PyTorch's fused kernel for 70 tokens in float32, and matrix
+    products in all other cases."""
     return [
         Sizes(B, T, H, D, bias)
         for H, D in ((1, 1), (1, 16), (4, 6), (3, 8), (2, 32))
@@ -84,7 +87,7 @@ def grid() -> list[Sizes]:
 
 
 def devices_here() -> list[str]:
-    """Those of the devices "cpu", "cuda" and "mps" that this machine has."""
+    """The devices of this machine: "cpu", and "cuda" and "mps" if it has them."""
     return (
         ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     )
@@ -191,7 +194,7 @@ def _heads(module: CausalSelfAttention, x: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _banded(q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
-    """Attention of each query to its token and the `width` - 1 tokens before: (B, H, T, D)."""
+    """Attention of each query to its token and the `width` - 1 tokens before it: (B, H, T, D)."""
     at = torch.arange(q.shape[2])
     distance = at[:, None] - at  # (T, T)
     scores = torch.einsum("bhtd,bhsd->bhts", q, k) / q.shape[-1] ** 0.5  # (B, H, T, T)
@@ -213,7 +216,9 @@ def _unit_rms(x: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor) -> Tensor:
-    """x with rotary positions: rotates channels i, i + D/2 by position * ROPE_THETA^(-2i/D)."""
+    """x with rotary positions: turns the pair of channels i and i + D/2 by an angle.
+
+    The angle is position * ROPE_THETA^(-2i/D)."""
     half = x.shape[-1] // 2
     at = torch.arange(x.shape[2], dtype=torch.float64)[:, None]
     angle = at * ROPE_THETA ** (-torch.arange(half, dtype=torch.float64) / half)

@@ -17,7 +17,9 @@ from gptcli.model.attention import causal_attention
 
 @dataclass(frozen=True)
 class Case:
-    """The sizes of one run. With `sharp`, scores are so large that a mask of -100 is too weak."""
+    """The sizes of one module and its input x.
+
+    With `sharp`, the scores are so large that a mask which adds -100 hides nothing."""
 
     B: int
     T: int
@@ -51,7 +53,8 @@ CASES = (
     Case(B=4, T=9, H=2, D=6, block_size=10, seed=6),
     Case(B=6, T=8, H=5, D=4, block_size=12, sharp=True, seed=7),
 )
-LENGTHS = (1, 3, 11, 5)  # one module gets texts of these lengths, in this order
+# The check `lengths` gives one module texts of these lengths, in this order.
+LENGTHS = (1, 3, 11, 5)
 
 
 def config_for(case: Case, dropout: float = 0.0) -> LearnerConfig:
@@ -62,7 +65,7 @@ def config_for(case: Case, dropout: float = 0.0) -> LearnerConfig:
 
 
 def generator_for(case: Case, weights: bool = False) -> torch.Generator:
-    """The random generator for x in a case. With `weights`, the generator for the weights.
+    """The random generator that draws a case's input x or, with `weights`, its weights.
 
     The two generators need different seeds. Otherwise x would consist of rows of the first weight,
     and x W^T would contain equal numbers."""
@@ -93,6 +96,6 @@ def draw_input(case: Case, generator: torch.Generator, T: int | None = None) -> 
 
 
 def reference(projections: Projections, x: Tensor, n_head: int) -> Tensor:
-    """The right output for x with these weights, in float64: (B, T, C) -> (B, T, C)."""
+    """The correct output for x with these weights, in float64: (B, T, C) -> (B, T, C)."""
     q, k, v, out = (part.as_linear() for _, part in projections.items())
     return causal_attention(x.double(), q, k, v, out, n_head)

@@ -1,4 +1,4 @@
-"""The checks of a learner's attention, one function for each. CHECKS has the order of the calls.
+"""The checks of a learner's attention, one function each. They run in the order of CHECKS.
 
 The docstring of a check says what must be true. A check returns a few words for the report, or
 raises CheckFailed.
@@ -22,7 +22,8 @@ from gptcli.course.attention.conventions.weights import K, role_of
 from gptcli.course.attention.learner_attention import BACKWARD, Built, LearnerAttention
 from gptcli.course.lesson import CheckFailed
 
-# Rounding in float64 stays below 1e-13 here. A gradient from the future is far larger.
+# A gradient up to this counts as 0. Rounding in float64 stays below 1e-13 here, and the gradient at
+# a later token is far larger if the output depends on that token.
 NO_GRADIENT = 1e-10
 ROUNDING_OF_FLOAT32 = 1e-5  # rounding to float32 causes smaller errors than this
 
@@ -107,7 +108,7 @@ def evaluation(learner: LearnerAttention) -> str:
 
 
 def causal(learner: LearnerAttention) -> str:
-    """No output has a gradient at a later token, or at another sequence of the batch."""
+    """The gradient of an output is 0 at later tokens and at the other sequences of the batch."""
     built = learner.build(USUAL)
     x = draw_input(USUAL, generator_for(USUAL)).requires_grad_()
     y = learner.run(built.module, x)
@@ -137,12 +138,12 @@ def causal(learner: LearnerAttention) -> str:
                 f"the output of sequence {b} of {USUAL.B} depends on another sequence of the batch",
                 "split and merge so that each sequence and each head keeps its own (T, D) matrix",
             )
-    return f"from later tokens: {largest:.1g}"
+    return f"gradient at later tokens: {largest:.1g}"
 
 
 @torch.no_grad()
 def zeros(learner: LearnerAttention) -> str:
-    """The output is right if a token of x is all zeros and no projection has a bias."""
+    """The output is correct even if a token of x is all zeros and no projection has a bias."""
     built = learner.build(USUAL)
     for _, part in built.projections.items():
         if part.bias is not None:
@@ -169,9 +170,10 @@ def zeros(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def output(learner: LearnerAttention) -> str:
-    """The output equals the reference in every case.
+    """The output equals the reference in every case, in evaluation mode without dropout.
 
-    Also in training without dropout, and in evaluation with dropout 0.5."""
+    It also equals the reference in training mode without dropout, and in evaluation mode with
+    dropout 0.5."""
     largest = 0.0
     for case in learner.cases:
         built = learner.build(case)
@@ -188,7 +190,7 @@ def output(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def lengths(learner: LearnerAttention) -> str:
-    """One module gives the right output for texts of several lengths."""
+    """One module gives the correct output for texts of several lengths."""
     built = learner.build(USUAL)
     generator = generator_for(USUAL)
     for T in LENGTHS:
@@ -202,7 +204,7 @@ def lengths(learner: LearnerAttention) -> str:
 
 
 def gradients(learner: LearnerAttention) -> str:
-    """Gradients reach every parameter and x, and the gradient at x is right."""
+    """Gradients reach every parameter and x, and the gradient at x is correct."""
     built = learner.build(USUAL)
     module = built.module
     x = draw_input(USUAL, generator_for(USUAL)).requires_grad_()
@@ -219,7 +221,8 @@ def gradients(learner: LearnerAttention) -> str:
     names = [
         name for name, p in module.named_parameters() if p.grad is None or not bool(p.grad.any())
     ]
-    # A bias of the keys adds the same number to all scores of a row, so its gradient is 0.
+    # The bias of the keys adds the same number to all scores of a row. The softmax ignores such a
+    # number, so the gradient of this bias is 0.
     unreached = [name for name in names if not _is_key_bias(module.get_parameter(name), name)]
     if unreached:
         raise CheckFailed(
@@ -243,7 +246,7 @@ def gradients(learner: LearnerAttention) -> str:
 
 
 def single(learner: LearnerAttention) -> str:
-    """The output is also right if x, the weights and the default dtype are float32."""
+    """The output is also correct if x, the weights and the default dtype are float32."""
     torch.set_default_dtype(torch.float32)
     try:
         built = learner.build(USUAL)
@@ -281,7 +284,7 @@ CHECKS = (
 
 
 def _is_key_bias(parameter: Tensor, name: str) -> bool:
-    """Whether a parameter is a bias of the keys, and not of other projections too."""
+    """Whether a parameter is the bias of the keys alone, not of a fused projection."""
     return role_of(name.removesuffix(".bias").removesuffix("bias").removeprefix("b_")) == K and (
         "bias" in name.lower() or name.lower().startswith("b") or parameter.dim() == 1
     )
@@ -290,7 +293,8 @@ def _is_key_bias(parameter: Tensor, name: str) -> bool:
 def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "") -> float:
     """The largest error of the module on x.
 
-    Raises CheckFailed if it is above the tolerance, and too large for a rounding to float32."""
+    Raises CheckFailed if the error is above the tolerance, and larger than rounding to float32 can
+    cause."""
     case, T = built.case, x.shape[1]
     y = learner.run(built.module, x.clone())
     wanted = built.reference(x)
@@ -303,7 +307,8 @@ def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "")
         f"the output differs from the reference by up to {error:.3g}, first at token "
         f"{token} of {T} ({sizes}{also})"
     )
-    if error < ROUNDING_OF_FLOAT32:  # float32 can cause this; the check `single` decides
+    # Rounding to float32 can cause such a small error. The check `single` decides about it later.
+    if error < ROUNDING_OF_FLOAT32:
         if learner.attempt is not None:
             learner.rounded = learner.rounded or learner.attempt
         return error

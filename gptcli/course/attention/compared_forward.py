@@ -43,27 +43,27 @@ class ComparedForward:
 
     @property
     def is_opaque(self) -> bool:
-        """Whether the trace is incomplete: it has an untraced result, or no product at all."""
+        """Whether the trace is incomplete: an untraced result, or no matrix product at all."""
         return self.trace.has_untraced or not any(
             op.name in (*PRODUCTS, FUSED_KERNEL) for op in self.trace.operations
         )
 
     def next_is(self, index: int, step: int) -> bool:
-        """Whether operation `index` belongs to the step after `step`. Its name decides."""
+        """Whether operation `index` belongs to the step after `step`, to judge by its name."""
         after = {5: ("softmax", "exp", "weights"), 6: ("matmul", "bmm", "einsum", "mixed")}
         operations = self.trace.operations
         name = operations[index].name if index < len(operations) else ""
         return any(word in name for word in after.get(step, ()))
 
     def output_is_finite(self) -> bool:
-        """Whether the output has the right shape and no NaN or infinity."""
+        """Whether the output has the shape of x and no NaN or infinity."""
         return self.y is not None and bool(self.y.isfinite().all())
 
     def first_wrong_operation(self, step: int) -> int:
-        """The index of the first operation that turns right values into wrong ones.
+        """The index of the first operation that turns correct values into wrong ones.
 
-        The search begins after the operation that made the last right value before `step`. If the
-        search finds no such operation, returns the index at which the search began."""
+        The search begins after the operation that made the last correct value of the steps before
+        `step`. If the search finds nothing, returns the index at which the search began."""
         start = last_right_operation(self.found, step) + 1
         for operation in self.trace.operations[start:]:
             if not operation.outputs or operation.index in self.found.values_of_operation:
@@ -75,7 +75,9 @@ class ComparedForward:
         return start
 
     def line(self, index: int | None) -> int | None:
-        """The line of operation `index`, else of the next operation with a known line, or None."""
+        """The line number of operation `index` in the learner's file, or None.
+
+        If this line is unknown, the line number of the first later operation with a known line."""
         if index is None:
             return None
         for operation in self.trace.operations[max(index, 0) :]:
@@ -84,7 +86,7 @@ class ComparedForward:
         return None
 
     def quote(self, line: int | None) -> str:
-        """The beginning of a message: the line and its code. If `line` is None: the sizes."""
+        """The beginning of a message: the line and its code, or the sizes if `line` is None."""
         if line is None:
             case = Case(self.p.B, self.p.T, self.p.H, self.p.D, self.p.T)
             return f"with {case}: "
@@ -98,7 +100,9 @@ class ComparedForward:
 def repeat_forward(
     learner: LearnerAttention, grad: bool | None = None, tolerance: float | None = None
 ) -> ComparedForward:
-    """The learner's last forward pass, repeated with a trace. `grad` replaces `attempt.grad`."""
+    """The learner's most recent forward pass, repeated with a trace.
+
+    `grad` says whether gradients are enabled; None: as in that forward pass."""
     attempt = learner.attempt
     assert attempt is not None
     case = attempt.case
@@ -113,9 +117,9 @@ def repeat_forward(
 
 
 def forward_without_output(learner: LearnerAttention) -> ComparedForward | None:
-    """The forward pass of a module without an output projection; None if it cannot be built.
+    """The forward pass of a module that has no output projection; None if it cannot be built.
 
-    The output projection of the reference is then the identity."""
+    In the reference, the identity replaces the output projection."""
     try:
         learner.recognise(any_output=True)
         module, parts = learner.filled(USUAL)
@@ -143,5 +147,5 @@ def forward_of_case(learner: LearnerAttention, case: Case = USUAL) -> ComparedFo
 
 
 def _tolerance(learner: LearnerAttention) -> float:
-    """The tolerance for traced numbers. It allows for code that rounds to float32."""
+    """The tolerance for traced numbers: large enough for code that rounds to float32."""
     return 1e-5 if learner.single else 1e-6

@@ -94,10 +94,10 @@ LARGE_FILL = 1e6
 
 
 def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Finding:
-    """The finding for a failed `check`: its step, and its mistake if the bank knows it.
+    """The finding for a failed `check`: the wrong step, and the mistake if the bank knows it.
 
-    Some failures have a mistake already, and only need a step and a line. All others need a
-    comparison of the forward pass with the reference."""
+    Some failures already name the mistake, and need only a step and a line. For all others, the
+    forward pass is compared with the reference."""
     if failed.mistake == "missing-projection" and failed.step == 8:
         # The missing layer belongs to the last step, so look for an earlier wrong step first.
         forward = forward_without_output(learner)
@@ -130,7 +130,7 @@ def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Find
         forward = repeat_forward(learner)
         lowering = (op.index for op in forward.trace.operations if lowers_precision(op))
         return finding_at_operation(forward, next(lowering, None), failed)
-    # The usual case shows more than a case with one token or one head.
+    # Prefer the usual case, because it shows more than a case with one token or one head.
     usual = forward_of_case(learner)
     if usual is not None and usual.wrong:
         return _compared_with_reference(usual, failed)
@@ -147,8 +147,9 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
     """The finding for a forward pass that differs from the reference or does not finish.
 
     A mistake of the bank explains the file if it gives exactly the learner's output. If several
-    mistakes give this output, the nearest to the first wrong step is chosen. If none does, a
-    mistake explains the file if it gives the learner's wrong value of the first wrong step."""
+    mistakes give this output, the nearest to the first wrong step is chosen. If no mistake gives
+    it, a mistake explains the file if it gives the learner's wrong value of the first wrong step.
+    """
     step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
     if forward.y is None:
         return _stopped(forward, step, failed)
@@ -161,8 +162,8 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         and not values_equal(values.out, forward.values.out)
         and is_plausible(forward, mistake)
     ]
-    # If forward does not use its projections, its output can equal the output of a later mistake
-    # by accident.
+    # If forward does not use its projections, its output can equal the output of a mistake after
+    # step 1 by accident.
     if not any(fit[0].step == 1 for fit in fits) and (unused := unused_projections(forward)):
         return _unused(forward, unused)
     if not found.completed_at and not fits and forward.is_opaque:
@@ -190,7 +191,7 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
 
 
 def _copied(forward: ComparedForward, copied: CopiedVariable) -> Finding:
-    """The finding for a line that splits or folds another variable than its own."""
+    """The finding for a line that splits or folds the wrong variable, such as `k = q.view(...)`."""
     what = {"q": "queries", "k": "keys", "v": "values"}[copied.value]
     line = copied.operation.line
     why = f"this line gives the {what} to `{copied.name}`, which held the right numbers before"
@@ -291,7 +292,7 @@ def _weights_unused(forward: ComparedForward) -> Finding:
 
 
 def _slug_of_fill(value: float) -> str:
-    """The slug of the mistake of a mask that fills hidden scores with `value`."""
+    """The slug of the mistake that a mask fills hidden scores with `value`."""
     if value == 0.0:
         return "mask-filled-with-0"
     if abs(value) < 1e-3:
@@ -311,7 +312,7 @@ _CHANGED_VALUES = {
 def _changed_value(
     forward: ComparedForward, changing: Operation, step: int, failed: CheckFailed
 ) -> Finding:
-    """The finding for an operation that changes a right value before the next step begins."""
+    """The finding for an operation that changes the correct result of `step` afterwards."""
     if step == 4 and wrong_scale(forward):
         return _unknown_mistake(forward, step, failed)
     slug, name = _CHANGED_VALUES[step]
@@ -345,12 +346,12 @@ def _unused(forward: ComparedForward, names: list[str]) -> Finding:
 
 
 def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -> Finding:
-    """The finding if no mistake of the bank fits. The trace gives the message."""
+    """The finding if no mistake of the bank fits. Its message comes from the trace."""
     p, slug = forward.p, f"step-{step}"
     index = forward.first_wrong_operation(step)
     line = line_to_quote(forward, index, step=step, slug=slug)
     if step == 8 and line is not None and step_above(forward.learner.file.path, line) == 7:
-        step, slug = 7, "step-7"  # the skeleton unfolds the heads in step 7
+        step, slug = 7, "step-7"  # in the course's skeleton, step 7 unfolds the heads
     if step == 8 and failed.mistake in ("sequences-mixed", "not-causal"):
         slug = failed.mistake
     why = (
@@ -399,7 +400,7 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
 
 
 def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Finding:
-    """The finding for a forward pass that raises, or returns no tensor of the right shape.
+    """The finding for a forward pass that raises, or returns no tensor of the correct shape.
 
     If there is a mistake before the code stops, the finding is about that mistake. Otherwise the
     message has the learner's error, and the shapes of the inputs of the operation that raised
@@ -475,7 +476,7 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
 
 
 def _hidden_too_much(forward: ComparedForward) -> tuple[AttentionMistake, Values] | None:
-    """The known mistake of step 5 that hides the same cells as the learner's -inf, or None."""
+    """The known mistake of step 5 that hides the scores that are -inf in the trace, or None."""
     p = forward.p
     for operation in forward.trace.operations:
         if "masked" not in forward.found.values_of_operation.get(operation.index, []):
@@ -499,7 +500,7 @@ def _mask_by_value(learner: LearnerAttention, failed: CheckFailed) -> Finding:
 
 
 def _random_output(learner: LearnerAttention, failed: CheckFailed) -> Finding:
-    """The finding for a random output, at the first operation whose result differs between runs."""
+    """The finding for a random output, at the first operation whose result is random."""
     forwards = []
     for seed in (1, 2, 1):
         torch.manual_seed(seed)

@@ -53,8 +53,9 @@ def mistake_with_value(
         if mistake.step != step:
             continue
         if before and values_equal(getattr(values, shown), getattr(right, before)):
-            # A mistake that leaves the step out gives the value before the step. Other code can
-            # compute that value too, so look at the next operation.
+            # A mistake that leaves the step out gives the value of the step before. Correct code
+            # computes that value too, so the operation after it decides: if it belongs to the step
+            # after `step`, the code leaves `step` out.
             if forward.next_is(forward.first_wrong_operation(step), step):
                 return mistake, values
             continue
@@ -71,7 +72,7 @@ def mistake_with_value(
         if step in (1, 2) and set(differing) != set(missing):
             continue
         if step == 1 and operation_that_named(forward, values, -1) < 0:
-            continue  # the wrong numbers need a variable named after q, k or v
+            continue  # no variable named after q, k or v holds the wrong numbers
         if differing and all(
             first_operation_with(forward, getattr(values, name), getattr(right, name)) is not None
             for name in differing
@@ -86,7 +87,7 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake) -> bool:
     The output alone proves no mistake, because other code can give the same output."""
     p, found, slug = forward.p, forward.found, mistake.slug
     if mistake.step in (4, 5, 6) and found.has("mixed"):
-        return False  # right weighted values have right weights
+        return False  # correct weighted values come from correct weights
     products = [op for op in forward.trace.operations if op.name in PRODUCTS]
     if slug == "heads-missing":
         factors = [
@@ -96,7 +97,7 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake) -> bool:
     if slug == "projection-of-x":
         return found.has("mixed")
     if slug.startswith("scale-") and first_missing_step(found) == 6 and found.has("scaled"):
-        # The masked scores are right. A wrong scale is possible only if forward undoes the scale
+        # The masked scores are correct. A wrong scale is possible only if forward undoes the scale
         # before the softmax and divides the weights instead.
         return slug == "scale-after-softmax"
     if slug == "tokens-shifted":
@@ -130,7 +131,7 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake) -> bool:
 def unused_projections(forward: ComparedForward) -> list[str]:
     """The names of the query, key and value projections that forward does not use.
 
-    Empty if the trace has queries, keys or values, or if a gradient reaches one of the
+    Returns [] if the trace has queries, keys or values, or if a gradient reaches one of the
     projections."""
     if any(forward.found.has(name) for name in "qkv"):
         return []
@@ -158,7 +159,8 @@ def unused_projections(forward: ComparedForward) -> list[str]:
 def queries_meet_keys(forward: ComparedForward) -> bool:
     """Whether an operation combines queries and keys.
 
-    Also true if the trace lacks queries, keys or operations, so that it cannot show this."""
+    Also returns true if the trace cannot show this, because it lacks queries, keys or operations.
+    """
     found, T = forward.found, forward.p.T
     if not found.has("q", "k") or forward.trace.has_untraced:
         return True
@@ -233,7 +235,7 @@ def first_operation_with(forward: ComparedForward, value: Tensor, right: Tensor)
         wanted = value.reshape(-1)
     for operation in forward.trace.operations:
         if not reordered and operation.index in forward.found.values_of_operation:
-            continue  # a right value is no evidence of a mistake
+            continue  # a correct value is no evidence of a mistake
         for x in operation.outputs:
             if x.numel() != wanted.numel() or (reordered and x.shape[-2:] != value.shape[-2:]):
                 continue
@@ -248,7 +250,7 @@ def _sorted(x: Tensor) -> Tensor:
 
 
 def operation_that_named(forward: ComparedForward, values: Values, index: int) -> int:
-    """The index of the operation whose wrong result the learner calls q, k or v, else `index`."""
+    """The index of the operation whose wrong result is in a variable q, k or v, else `index`."""
     for letter in "qkv":
         wrong = getattr(values, letter)
         if values_equal(wrong, getattr(forward.values, letter)):
@@ -297,10 +299,10 @@ def lowers_precision(operation: Operation) -> bool:
 
 
 def step_by_right_tokens(forward: ComparedForward) -> int:
-    """The likely wrong step, guessed from the tokens with a right output. Needs no trace.
+    """The step that is probably wrong, guessed from which tokens have a correct output.
 
-    With a wrong mask (step 5) the output of the last token is right. With wrong scores (step 4) the
-    output of token 0 is right."""
+    Needs no trace. With a wrong mask (step 5), the output of the last token is still correct. With
+    wrong scores (step 4), the output of token 0 is still correct."""
     assert forward.y is not None
     close = ((forward.y - forward.values.out).abs() <= 1e-7).all(dim=-1).all(dim=0)  # (T,)
     if bool(close[-1]) and not bool(close[0]):

@@ -18,9 +18,9 @@ from gptcli.course.attention.matching import first_missing_step
 from gptcli.course.attention.mistakes.attention_mistake import STEP_HINTS, message_numbers
 from gptcli.course.lesson import CheckFailed
 
-# step -> the values which show that the step is right. Step 3 only folds dimensions, so
+# step -> the values that show that the step is correct. Step 3 only folds dimensions, so
 # it has no values of its own.
-# Step 8 is the last step, so it is never right in a wrong file.
+# Step 8 is the last step, so it is never correct in a wrong file.
 _VALUES_OF_STEP = {
     1: ("q", "k", "v"),
     2: ("qh", "kh", "vh"),
@@ -45,7 +45,7 @@ class Finding:
 
 
 def with_weights(finding: Finding, forward: ComparedForward, weights: Tensor | None) -> Finding:
-    """`finding`, with the learner's and the right attention weights if its step is 4, 5 or 6."""
+    """`finding`, with the learner's and the correct attention weights if its step is 4, 5 or 6."""
     T = forward.p.T
     if finding.step not in (4, 5, 6) or weights is None or weights.shape[-2:] != (T, T):
         return finding
@@ -68,12 +68,12 @@ def step_marks(
             if completed:
                 lines[number] = forward.trace.operations[max(completed)].line
             if len(completed) == len(names):
-                seen = number  # if a step's values are right, so are all earlier steps
+                seen = number  # if a step's values are correct, so are all earlier steps
     marks = []
     for number, name in STEP_NAMES.items():
         state = "right" if number < step else "wrong" if number == step else "after"
         # A step is unseen if the trace lacks its values and those of later steps. Step 3 changes no
-        # number, so it has no values: it is right if step 2 is.
+        # number, so it has no values, and counts as correct if step 2 is correct.
         if state == "right" and number > seen and not (number == 3 and seen >= 2):
             state = "unseen"
         at = line if number == step else lines.get(number) if state == "right" else None
@@ -90,7 +90,7 @@ def hints_of_step(step: int | None, numbers: dict[str, float | int]) -> tuple[st
 def finding_from_check(
     forward: ComparedForward, step: int | None, failed: CheckFailed, line: int | None = None
 ) -> Finding:
-    """The finding with the check's own message at `step`.
+    """The finding at `step`, with the message of the failed check.
 
     `line` defaults to the line of the step's first wrong operation."""
     if line is None and step is not None:
@@ -105,7 +105,7 @@ def finding_from_check(
 def finding_at_operation(
     forward: ComparedForward, index: int | None, failed: CheckFailed
 ) -> Finding:
-    """The finding with the check's own message, at the step that operation `index` belongs to."""
+    """The finding at the step of operation `index`, with the message of the failed check."""
     if index is None:
         return finding_from_check(forward, None, failed)
     step = first_missing_step(matched_before(forward.found, index))

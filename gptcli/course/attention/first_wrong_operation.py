@@ -1,8 +1,8 @@
-"""Finds the first operation that turns right values into wrong ones, and the step it belongs to.
+"""Finds the first operation that turns correct values into wrong ones, and the step it belongs to.
 
-Such an operation has a right value as an input. The operation either begins the next step or
-changes the result of the step that is just done. If code clamps the scaled scores, for example,
-step 4 (scores) is wrong, and not step 5 (mask).
+If the operation begins the step after the last correct value, that step is wrong. If it only
+changes a finished result, the step that made the result is wrong: if code clamps the scaled scores,
+for example, step 4 (scores) is wrong, and not step 5 (mask).
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
@@ -28,20 +28,20 @@ LAYOUT = {
 # Operations that can multiply queries by keys, or weights by values.
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm", "mul", "__mul__"}
 FUSED_KERNEL = "scaled_dot_product_attention"
-# Operations that use a right value to begin the next step.
+# Products that use the result of one step to begin the following step.
 NEXT_STEP_PRODUCTS = {"linear", "matmul", "__matmul__", "bmm", "einsum", "conv1d", "addmm"}
-FILLERS = ("_like", "new_")  # parts of names such as zeros_like and new_full
-LEAST_MASK_OFFSET = 20.0  # an additive mask changes a hidden score at least by this
+FILLERS = ("_like", "new_")  # parts of operations' names, such as zeros_like and new_full
+LEAST_MASK_OFFSET = 20.0  # an additive mask changes a hidden score by at least this much
 
 
 def operations_off_reference(
     trace: ForwardTrace, found: Matches, p: Problem, step: int
 ) -> Iterator[Operation]:
-    """The operations that have a right value as input and a result that is not in the reference.
+    """The operations that have a correct value as input and a result that is not in the reference.
 
-    Begins after the operation that completed the last right value before `step`."""
+    The search begins after the operation that completed the last correct value before `step`."""
     begin = last_right_operation(found, step) + 1
-    if step == 2:  # keys can go wrong before the values are made
+    if step == 2:  # the split of the keys can be wrong before any line computes the values
         whole = [found.completed_at[n] for n in "qkv" if found.has(n) and not found.has(f"{n}h")]
         begin = min([begin, *(at + 1 for at in whole)])
     for operation in trace.operations[begin:]:
@@ -58,9 +58,9 @@ def operations_off_reference(
 
 
 def names_of_inputs(operation: Operation, found: Matches, p: Problem) -> list[str | None]:
-    """The value of the reference that each input belongs to, or None.
+    """The name of the reference's value that each input of `operation` belongs to; None: to none.
 
-    Weights of some tokens only, as in a loop, are known by the operation that made them."""
+    Weights of only some tokens, as in a loop, are recognised by the operation that made them."""
     names = []
     for x, source in zip(operation.inputs, operation.sources, strict=True):
         made = found.values_of_operation.get(source, []) if source is not None else []
@@ -71,7 +71,7 @@ def names_of_inputs(operation: Operation, found: Matches, p: Problem) -> list[st
 def first_operation_off_reference(
     trace: ForwardTrace, found: Matches, p: Problem, step: int
 ) -> Operation | None:
-    """The first operation that turns the right values before `step` into wrong ones, or None.
+    """The first operation that turns the correct values before `step` into wrong ones, or None.
 
     The numbers are wrong from this operation on, even if the code stops later."""
     return next(operations_off_reference(trace, found, p, step), None)
@@ -80,7 +80,7 @@ def first_operation_off_reference(
 def projected_out_of_order(trace: ForwardTrace, found: Matches, p: Problem) -> set[str]:
     """Which of q, k and v first appear with their tokens in another order than x has.
 
-    Their numbers are right, but the learner changed the order of x before the projection. A value
+    Their numbers are correct, but the learner changed the order of x before the projection. A value
     that no operation gives as one (B, T, C) or (T, B, C) tensor is left out."""
     places_in_x = torch.arange(p.B * p.T).view(p.B, p.T)
     seen, out_of_order = set(), set()
@@ -104,10 +104,10 @@ def projected_out_of_order(trace: ForwardTrace, found: Matches, p: Problem) -> s
 def operation_that_changed_value(
     trace: ForwardTrace, found: Matches, p: Problem, step: int
 ) -> Operation | None:
-    """The operation that changes a right value before `step` begins, or None.
+    """The operation that changes a correct value before `step` begins, or None.
 
     The result of the operation has the shape of the input, but other numbers. A split, a mask, a
-    softmax, a product or a merge does not count, because it begins the next step."""
+    softmax, a product or a merge does not count, because it belongs to `step`."""
     wanted = _VALUES_BEFORE.get(step, ())
     for operation in operations_off_reference(trace, found, p, step):
         result = operation.outputs[0]
@@ -141,15 +141,15 @@ def _is_multiple(x: Tensor, result: Tensor) -> bool:
     return bool(((ratio - ratio[0]).abs() <= 1e-9 * ratio[0].abs()).all())
 
 
-# step -> the values with which it begins. Code that computes only visible scores has no mask, so
-# its step 6 begins with the scaled scores.
+# step -> the values from which it starts. Code that computes only visible scores has no mask, so
+# its step 6 starts from the scaled scores.
 _VALUES_BEFORE = {
     2: ("q", "k", "v"), 5: ("scaled",), 6: ("scaled",), 7: ("weights",), 8: ("mixed",),
 }  # fmt: skip
 
 
 def step_of_changed_value(step: int) -> int:
-    """The step that computes the value which `operation_that_changed_value(..., step)` found."""
+    """The step that made the value whose change `operation_that_changed_value(..., step)` found."""
     return {2: 1, 5: 4, 6: 4, 7: 6, 8: 7}[step]
 
 
@@ -201,10 +201,10 @@ def _is_constant_in_groups(values: Tensor, group: Tensor) -> bool:
 
 
 def step_named_in_source(error: BaseException | None, path: Path) -> int | None:
-    """The number of the step that the text near the stop names ("# 5. mask", "step 5"), or None.
+    """The number of the step that is named where the code stops ("# 5. mask", "step 5"), or None.
 
-    Looks at the error's message, the comment on the line and the comments above it. None if they
-    name several steps."""
+    Looks at the error's message, the comment on the line that stops, and the comments directly
+    above this line. None if they name several steps."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     at = line_of_error(error, path) or len(lines)
     text = str(error) if error is not None else ""

@@ -48,7 +48,9 @@ from gptcli.course.attention.wrong_factor import (
 
 
 def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path) -> int:
-    """The first wrong step of a forward pass, which can also have raised or returned nothing.
+    """The number of the first wrong step of a forward pass.
+
+    The forward pass can also have raised an error, or returned nothing.
 
     If the code stops, returns the first step that it did not complete. If code is still to be
     written, comments in the learner's file `path` name the step."""
@@ -58,7 +60,7 @@ def first_wrong_step(trace: ForwardTrace, found: Matches, p: Problem, path: Path
         found = matched_before(found, len(trace.operations))
     step = first_missing_step(found)
     if step == 8 and complete == 2 and _stops_after_loop(trace):
-        return 2  # the loop over the heads took other channels
+        return 2  # the loop over the heads took wrong channels
     if too_narrow and step in (5, 6, 7):
         step = 5
     if step > 1 and projected_out_of_order(trace, found, p):
@@ -106,7 +108,7 @@ def softmax_over_one_number(trace: ForwardTrace, found: Matches) -> bool:
 
 
 def _has_scores_of_some_keys(found: Matches, p: Problem) -> bool:
-    """Whether each query has right scores with some visible keys, the same keys in each head.
+    """Whether each query has correct scores with some visible keys, the same keys in each head.
 
     Such a forward pass leaves visible keys out before it computes the scores, as in a loop."""
     seen = found.tables["scaled"].seen.view(p.B, p.H, p.T, p.T) & p.past
@@ -136,7 +138,7 @@ def _stops_on_line_of_value(trace: ForwardTrace, step: int, found: Matches, path
 
 
 def _is_dropout(error: BaseException | None, path: Path) -> bool:
-    """Whether the code stops on a line with dropout, but without a product: this is step 6."""
+    """Whether the code stops on a line with dropout but no product, which belongs to step 6."""
     line = line_of_error(error, path)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if error is None or line is None or line > len(lines):
@@ -148,7 +150,7 @@ def _is_dropout(error: BaseException | None, path: Path) -> bool:
 def _step_of_raising_operation(
     trace: ForwardTrace, last: Operation, step: int, found: Matches, p: Problem
 ) -> int:
-    """The step of the operation `last`, which raised. Its name and its inputs decide."""
+    """The step of the operation `last`, which raised, to judge by its name and its inputs."""
     first = last.inputs[0] if last.inputs else None
     name = value_in(first, found, p.T) if first is not None else None
     if last.name in LAYOUT and first is not None:
@@ -158,7 +160,8 @@ def _step_of_raising_operation(
             is_split = has_separate_heads(first, table, flat)
             if first.dim() == 4 and is_split:
                 _, t, _, _ = (at.view(first.shape) for at in table.places(flat))
-                is_split = varying_dims(t) != {1}  # heads after time: not transposed yet
+                # If the heads come after time, they are not transposed yet.
+                is_split = varying_dims(t) != {1}
             return 3 if is_split and first.dim() >= 3 and len(last.integer_arguments) < 4 else 2
         if name in ("raw", "scaled"):
             return 4
@@ -178,7 +181,8 @@ def _step_of_raising_operation(
             a, b = factors_of(last)
             if a.dim() != b.dim():
                 flat = a if a.dim() < b.dim() else b
-                return 2 if flat.shape[0] == p.B and p.C in flat.shape else 3  # 2: not split
+                # The factor with fewer dimensions is not split (2) or not folded as the other (3).
+                return 2 if flat.shape[0] == p.B and p.C in flat.shape else 3
             if last.name == "bmm" and a.dim() != 3:
                 return 3
             return _step_of_factors(trace, last, 4, found, p)
@@ -219,7 +223,7 @@ def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
 
 
 def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem) -> int:
-    """The wrong step if a product of right values is wrong: `step`, or an earlier one."""
+    """The wrong step if a product of correct values is wrong: `step`, or an earlier one."""
     pairs = ({"q", "k"},) if step == 4 else ({"v"},)
     for operation in trace.operations:
         fused = operation.name == FUSED_KERNEL
@@ -249,9 +253,9 @@ def _multiple_of(x: Tensor, found: Matches) -> str | None:
 def _step_of_factors(
     trace: ForwardTrace, operation: Operation, step: int, found: Matches, p: Problem
 ) -> int:
-    """The wrong step if the product `operation` is wrong, but its factors have right numbers.
+    """The wrong step if the product `operation` is wrong, but its factors have correct numbers.
 
-    2 or 3 if a factor is split or folded wrongly, otherwise `step` or an earlier step."""
+    2 if a factor is split wrongly, 3 if it is folded wrongly, else `step` or an earlier step."""
     folds = []
     for number, x in enumerate(factors_of(operation)):
         name = value_in(x, found, p.T)
@@ -268,7 +272,7 @@ def _step_of_factors(
         transposed = before_transpose(trace, operation, number)
         if transposed is not None and step == 4 and name == "k":
             if x.shape[-2:] != (p.D, p.T) and heads_before_time(transposed[1], name, found):
-                return 4  # the product transposes other dimensions than the last two
+                return 4  # the line of the product transposes other dimensions than the last two
             if x.dim() == 3 and transposed[1].shape[-2:] == (p.T, p.D):
                 x, flat = transposed[1], table.locate(transposed[1].double())
         if (operation.name != "einsum" or x.dim() == 3) and x.numel() == math.prod(table.shape):
@@ -312,7 +316,7 @@ def _is_reversed(x: Tensor, table: Table, flat: Tensor) -> bool:
 
 
 def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> int:
-    """The wrong step if a product of right queries and keys is wrong.
+    """The wrong step if a product of correct queries and keys is wrong.
 
     The order of tokens, heads and channels in the two factors decides."""
     indices = _factor_indices(operation, found, p)
@@ -325,7 +329,7 @@ def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> 
 
 
 def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) -> int:
-    """The wrong step if a product of right weights and values is wrong.
+    """The wrong step if a product of correct weights and values is wrong.
 
     The zeros of the weights and the order of tokens and heads in the two factors decide."""
     factors = {value_in(x, found, p.T): x for x in factors_of(operation)}
@@ -333,7 +337,7 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
     if weights is not None:
         is_matrix = weights.shape[-2:] == (p.T, p.T) and p.T > 1
         if is_matrix and not _are_causal_rows(weights, p) and _are_causal_rows(weights.mT, p):
-            return 7  # the rows of the weights are right, but the product uses the columns
+            return 7  # the rows of the weights are correct, but the product uses the columns
         if weights.numel() == p.B * p.H * p.T * p.T and not _are_causal_rows(weights, p):
             return 6
     indices = _factor_indices(operation, found, p)
@@ -351,8 +355,8 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
 def _are_causal_rows(weights: Tensor, p: Problem) -> bool:
     """Whether a causal mask can give `weights`.
 
-    It can if they have at most as many zeros as such a mask makes, and if each row with a single
-    weight has the weight 1."""
+    It can if `weights` has at most as many zeros as such a mask makes, and if a row with only one
+    number other than 0 has a 1 there."""
     hidden = weights.numel() // p.T * (p.T - 1) // 2
     rows = weights.reshape(-1, p.T)
     first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)
@@ -364,7 +368,7 @@ def _factor_indices(
 ) -> dict[str, tuple[Tensor, ...]]:
     """Name of a factor -> its sequence, time, head and channel indices, in the factor's order.
 
-    There is one head index for each matrix. For weights, the channel indices are those of keys.
+    There is one head index for each matrix. Weights have key indices instead of channel indices.
     Skips a factor if its time or channel index varies along several dimensions."""
     indices: dict[str, tuple[Tensor, ...]] = {}
     for x in factors_of(operation):

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from gptcli.course.sandbox.time_limit import within
 
-MAX_NUMBERS = 100_000  # the largest tensor that is recorded; attention of these sizes needs less
+MAX_NUMBERS = 100_000  # a larger tensor is not recorded; the checks' inputs give smaller ones
 MAX_OPERATIONS = 5_000
 TRACE_LIMIT_S = 2.0  # for one forward pass
 
@@ -73,8 +73,10 @@ class _Recorder(TorchFunctionMode):
         self.trace, self.path, self.x = trace, str(path), x
         self.x_before = x.detach().clone()
         self.last_frame: FrameType | None = None
-        self.made: dict[int, tuple[int, int, Any]] = {}  # id -> (operation, result, tensor)
-        self.maker: dict[int, tuple[int, Any]] = {}  # id -> (operation, tensor), all dtypes
+        # id of a float tensor -> (index of its operation, index of the result, tensor)
+        self.made: dict[int, tuple[int, int, Any]] = {}
+        # id of a tensor of any dtype -> (index of its operation, tensor)
+        self.maker: dict[int, tuple[int, Any]] = {}
 
     def __torch_function__(
         self,
@@ -227,7 +229,7 @@ def _fused_kernel_pieces(
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """A copy of the tensor's current numbers. In vmap, a copy of all slices, not of one."""
+    """A copy of the tensor's current numbers. Inside vmap, copies the whole batch, not a slice."""
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor.detach().clone()

@@ -17,7 +17,7 @@ from gptcli.course.lesson import CheckFailed
 
 
 def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
-    """The finding for a gradient that does not arrive: the step and the line that lose it."""
+    """The finding for a gradient that does not reach a parameter or x: the line that loses it."""
     found = forward.found
     for operation in forward.trace.operations:
         if any(filler in operation.name for filler in FILLERS) or not operation.outputs:
@@ -34,7 +34,7 @@ def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
                 for name in found.values_of_operation.get(other.index, [])
             ]
             # The step is that of the last value which this line made. If the line made no value,
-            # the step is that of the next value.
+            # it is the first step whose values were not complete before this line.
             step = max(steps_of_line, default=step)
             return finding_from_check(forward, step, failed, operation.line)
     return finding_from_check(forward, None, failed)
@@ -64,7 +64,9 @@ def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
 
 
 def _line_where_backward_stops(learner: LearnerAttention) -> int | None:
-    """The line of forward whose backward pass raises, or None. PyTorch's anomaly mode names it."""
+    """The number of the line of forward whose backward pass raises, or None.
+
+    PyTorch's anomaly mode names this line."""
     attempt = learner.attempt
     assert attempt is not None
     x = attempt.x.detach().clone().requires_grad_()

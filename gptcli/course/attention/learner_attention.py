@@ -45,7 +45,7 @@ from gptcli.errors import GptcliError
 
 BACKWARD = "the backward pass"
 SINGLE_TOLERANCE = 1e-4
-CALL_LIMIT_S = 4.0  # limit for one call; right code takes milliseconds
+CALL_LIMIT_S = 4.0  # for one call of the learner's code; correct code takes milliseconds
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Built:
     projections: Projections
 
     def reference(self, x: Tensor) -> Tensor:
-        """The right output for x with the module's weights."""
+        """The correct output for x with the module's weights."""
         return reference(self.projections, x, self.case.H)
 
 
@@ -75,14 +75,14 @@ class Attempt:
 class LearnerAttention:
     """The learner's class, in one of many conventions: builds it, runs it, finds its weights.
 
-    Calls `say` with each action, so that the report on a file that hangs can name the last one.
+    Calls `say` with each action, so that the report on a file that hangs can name the last action.
     Raises GptcliError if the class has no constructor, or if the constructor or forward needs an
     argument whose meaning is unknown."""
 
     def __init__(self, file: LearnerFile, cls: type[nn.Module], say: Callable[[str], None]) -> None:
         self.file, self.cls, self.say = file, cls, say
-        self.attempt: Attempt | None = None  # the last forward pass
-        self.built: Built | None = None  # the last module
+        self.attempt: Attempt | None = None  # the most recent forward pass
+        self.built: Built | None = None  # the most recent module
         self.left_out: str | None = None  # a note on code of the file that did not run
         self.returns_tuple = False  # whether forward returns more than the output
         self.single = False  # whether the code works only in float32; then the checks use float32
@@ -101,7 +101,7 @@ class LearnerAttention:
 
     @property
     def tolerance(self) -> float:
-        """The largest error that a right output can have."""
+        """The largest error that a correct output can have."""
         return SINGLE_TOLERANCE if self.single else TOLERANCE
 
     @property
@@ -166,7 +166,7 @@ class LearnerAttention:
         )
 
     def _give_sizes(self, module: nn.Module, n_embd: int) -> None:
-        """Run forward once if there are lazy layers: this run gives them their sizes."""
+        """Run forward once if the module has lazy layers: the first call sets their sizes."""
         if any(is_lazy(parameter) for parameter in module.parameters()):
             x = torch.zeros(1, 2, n_embd)
             self.call(lambda: self.forward(module, x), "forward on zeros", 1)
@@ -192,7 +192,7 @@ class LearnerAttention:
         return module.eval()
 
     def build(self, case: Case, dropout: float = 0.0) -> Built:
-        """A new module as `filled` makes it. In a sharp case its scores are very large."""
+        """A new module with random weights, as from `filled`. A sharp case gets large scores."""
         module, projections = self.filled(case, dropout)
         case = self.case(case)
         if case.sharp:
@@ -227,7 +227,8 @@ class LearnerAttention:
         """Find the projections and the kind of mask: by shapes, by names, and by trying.
 
         With `any_output`, an identity replaces a missing output projection. Raises GptcliError if
-        the module has unknown weights, and CheckFailed if a projection is missing or wrong."""
+        the module has unknown weights, and CheckFailed if a projection is missing or has a wrong
+        shape."""
         layouts = self._possible_layouts(any_output)
         self._layout = layouts[0]
         if len(layouts) == 1 and self._call.mask is None:
@@ -247,7 +248,7 @@ class LearnerAttention:
                     lambda: reference(problem, x, case.H),
                 )
         except TookTooLong:
-            return  # the checks will report the line
+            return  # the checks will report the line that takes too long
 
     def _possible_layouts(self, any_output: bool) -> list[Layout]:
         single = not self.constructor.names_heads

@@ -1,6 +1,7 @@
 """The lesson on attention: runs its checks on a learner's class, and diagnoses the first failure.
 
-This runs the learner's code. Use it only in the worker process (gptcli.course.sandbox.worker).
+It runs the learner's code in the current process, so use it only in the worker process
+(gptcli.course.sandbox.worker).
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def _run_checks(learner: LearnerAttention, done: list[Check]) -> None:
 
 
 def _step_alone(learner: LearnerAttention, failed: CheckFailed) -> Finding:
-    """The finding with the step of a failure, but with neither a mistake of the bank nor a line."""
+    """The finding that names only the step of a failure: no mistake of the bank, and no line."""
     step = failed.step
     if step is None and learner.attempt is not None:
         with contextlib.suppress(Exception):

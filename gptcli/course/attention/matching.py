@@ -28,7 +28,8 @@ HIDDEN = 40.0  # a score so far below the others gets nearly no weight: e^-40
 class Table:
     """A lookup table for the numbers of one value of the reference.
 
-    `needed` (bool, with the shape of the value) marks the numbers that complete the value."""
+    `needed` (bool, with the shape of the value) marks the numbers that the learner must compute
+    before the value counts as complete."""
 
     def __init__(self, right: Tensor, tolerance: float, needed: Tensor | None = None) -> None:
         self.shape = right.shape
@@ -52,7 +53,7 @@ class Table:
         return torch.where(torch.minimum(near, far) <= self.tolerance, self.order[place], -1)
 
     def places(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """The indices along each dimension of the value, for places `flat` in the flattened one."""
+        """The indices along each dimension of the value, from the places in the flattened value."""
         places = []
         for size in reversed(self.shape):  # torch.unravel_index imports sympy, which takes 0.4 s
             places.append(flat % size)
@@ -183,13 +184,14 @@ def _values_in(
             if bool((s <= t).all()):
                 yield done("masked", tables["masked"].mark_seen(flat[shown]))
             elif "raw" in found.completed_at:
-                # The code masks before it scales. The mask is wrong, but the scale is right.
+                # The code masks before it scales. The mask is wrong, but the scale is correct.
                 found.completed_at.setdefault("scaled", index)
             return
     flat = tables["weights"].locate(x)
     zero = x.reshape(-1).abs() <= 1e-12
     T = tables["weights"].shape[-1]
-    counts = T == 1 or not bool((zero | (x.reshape(-1) == 1)).all())  # zeros and ones can be a mask
+    # A tensor of zeros and ones can be a mask instead of weights, so it does not count.
+    counts = T == 1 or not bool((zero | (x.reshape(-1) == 1)).all())
     if bool(((flat >= 0) | zero).all()) and not bool(zero.all()) and counts:
         yield done("weights", tables["weights"].mark_equal_seen(x))
         return
@@ -246,7 +248,9 @@ def value_in(x: Tensor, found: Matches, T: int) -> str | None:
 
 
 def first_missing_step(found: Matches) -> int:
-    """The first step whose value is not in the trace. A later value proves earlier steps right."""
+    """The first step whose value is not in the trace.
+
+    If the trace has the value of a later step, all earlier steps count as correct."""
     has = found.has
     scaled = has("scaled") or has("masked") or has("weights") or has("mixed") or has("merged")
     mixed = has("mixed") or has("merged")
@@ -264,7 +268,7 @@ def first_missing_step(found: Matches) -> int:
 
 
 def last_right_operation(found: Matches, step: int) -> int:
-    """The operation that completed the last right value before `step`, or -1."""
+    """The index of the operation that completed the last correct value before `step`, or -1."""
     return max(
         (at for name, at in found.completed_at.items() if STEP_OF_VALUE[name] < step), default=-1
     )

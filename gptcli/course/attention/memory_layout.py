@@ -1,4 +1,4 @@
-"""Decides whether a right split, fold or merge can give the order of a tensor's numbers.
+"""Decides whether a correct split, fold or merge can give the order of a tensor's numbers.
 
 Dimensions: B batch, T time, H heads, D head_dim.
 """
@@ -21,7 +21,7 @@ Positions = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def positions(x: Tensor, name: str, table: Table) -> Positions | None:
-    """The position of each number of x in the value `name`, or None if x has any other number."""
+    """The position of each number of x in the value `name`; None if the value lacks one of them."""
     flat = table.locate(x.double())
     if not flat.numel() or bool((flat < 0).any()):
         return None
@@ -31,7 +31,7 @@ def positions(x: Tensor, name: str, table: Table) -> Positions | None:
 
 
 def has_layout_of_step(x: Tensor, name: str, table: Table) -> bool:
-    """Whether a right split, fold or merge can give the layout of x.
+    """Whether a correct split, fold or merge can give the layout of x.
 
     In such a layout, the indices along each dimension of x increase in one of three ways: through
     sequences and heads, through tokens, or through the channels of complete heads."""
@@ -65,8 +65,8 @@ def _whole_heads(channels: Tensor, D: int) -> bool:
 def last_slice_before_product(forward: ComparedForward, letters: str) -> Operation | None:
     """The last slice or reshape of a factor before the first product, or None.
 
-    `letters` names the factors, such as "qkv". This is the wrong operation if a right split can
-    make every piece, but the pieces are in the wrong places."""
+    `letters` names the factors, such as "qkv". If a correct split can make every single piece, but
+    the pieces are in the wrong places, this operation is the wrong one."""
     for operation in forward.trace.operations:
         if operation.name not in PRODUCTS | {"scaled_dot_product_attention"}:
             continue

@@ -1,4 +1,4 @@
-"""Notes on a right attention, such as dropout that never acts. A file with notes is still right.
+"""Notes on a correct attention, such as dropout that never acts. Notes do not fail a check.
 
 Dimensions: B batch, H heads, D head_dim, C channels (n_embd).
 """
@@ -152,7 +152,7 @@ def _dropout(learner: LearnerAttention) -> Check:
         options = {"use_dropout": True} if learner.takes_use_dropout else {}
         torch.manual_seed(0)
         y = learner.run(built.module.train(), x.clone(), **options)
-        ratio = y / built.reference(x)  # 0 if dropped, else the scaling
+        ratio = y / built.reference(x)  # 0 if dropped, else the factor by which dropout scales
     except CheckFailed as failed:
         return _note("dropout", f"cannot be checked in training: {failed.message}")
     heads = ratio.view(ONE_TOKEN.B, built.case.H, built.case.D)

@@ -47,9 +47,9 @@ def steps(report: FileReport, width: int, unicode: bool = True) -> list[Text]:
 
 
 def heat(picture: Picture, unicode: bool = True) -> list[str]:
-    """The learner's and the right attention weights of one head, side by side; [] without weights.
+    """The learner's and the correct attention weights of one head, side by side.
 
-    Rows are queries, columns are keys."""
+    Rows are queries, columns are keys. Returns [] if the picture has no weights."""
     if picture.learner_weights is None or picture.right_weights is None:
         return []
     T = len(picture.right_weights)

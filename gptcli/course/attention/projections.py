@@ -21,10 +21,9 @@ NAMES = (
 class Projection:
     """One linear map of a module: weight (C, C), and bias (C,) or None.
 
-    weight and bias can be copies. Then `views` are the views of the module's parameters that
-    contain their numbers, and `biases` are those views that belong to the bias. If `views` is
-    empty, weight and bias are views themselves. `write` writes another weight into the
-    parameters."""
+    If `views` is empty, weight and bias are views of the module's parameters. Otherwise they are
+    copies, `views` are the views of the parameters with the same numbers, and `biases` are those of
+    the views that belong to the bias. `write` writes another weight into the parameters."""
 
     weight: Tensor
     bias: Tensor | None

@@ -7,8 +7,8 @@ these rules that applies decides:
 2. If the caller knows the wrong operation (`search=False`): its line. If the call spans several
    lines, the line of the argument that belongs to the step.
 3. Otherwise one function for each step searches for the wrong operation. The wrong operation is the
-   first that turns right numbers into wrong ones, or puts right numbers in an order that no step
-   needs.
+   first that turns correct numbers into wrong ones, or puts correct numbers in an order that no
+   step needs.
    quoted_mask_line.py searches for masks. The line is, in this order:
    a. for a mask that the module keeps: the line of the constructor that makes it;
    b. for a missing output projection: the last return;
@@ -156,7 +156,7 @@ def _wrong_scores(forward: ComparedForward, slug: str) -> Operation | None:
 
 
 def _sources_of_right_values(forward: ComparedForward) -> set[int | None]:
-    """The indices of the operations that made an input of an operation with right values."""
+    """The indices of the operations that made an input of an operation with correct values."""
     return {
         source
         for operation in forward.trace.operations
@@ -189,7 +189,7 @@ def _wrong_output(forward: ComparedForward) -> Operation | None:
 def _wrong_projection(forward: ComparedForward, values: Values | None) -> Operation | None:
     """The first operation with wrong queries, keys or values.
 
-    `values` are the values that the mistake gives. If they are None, this is the first operation
+    `values` are the values that the mistake gives. If `values` is None, returns the first operation
     that turns x, queries, keys or values into other numbers."""
     if values is not None:
         firsts = [
@@ -216,7 +216,7 @@ def _wrong_projection(forward: ComparedForward, values: Values | None) -> Operat
 
 
 def _letters_with_wrong_heads(forward: ComparedForward, values: Values | None) -> str:
-    """The letters of q, k, v that the mistake splits wrongly. All three for unknown mistakes."""
+    """Which of q, k and v the mistake splits wrongly; "qkv" if the mistake is unknown."""
     if values is None:
         return "qkv"
     pairs = [(c, getattr(values, f"{c}h"), getattr(forward.values, f"{c}h")) for c in "qkv"]
@@ -226,7 +226,7 @@ def _letters_with_wrong_heads(forward: ComparedForward, values: Values | None) -
 def _wrong_split(forward: ComparedForward, letters: str) -> Operation | None:
     """The first operation that puts queries, keys or values into a wrong order.
 
-    An order is wrong if no right split gives it. If there is no such operation, returns the last
+    An order is wrong if no correct split gives it. If there is no such operation, returns the last
     slice or reshape before the first product."""
     for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):
@@ -242,8 +242,8 @@ def _wrong_split(forward: ComparedForward, letters: str) -> Operation | None:
 def _wrong_scaling(forward: ComparedForward) -> Operation | None:
     """The operation that multiplies queries, keys or scores by a constant.
 
-    For queries and keys this is the first such operation, for scores the last. If there is none, it
-    is the operation that computes the scores."""
+    If several operations do so, returns the first for queries and keys, but the last for scores. If
+    none does, returns the operation that computes the scores."""
     values = forward.values
     unscaled = values.qh @ values.kh.transpose(-1, -2)
     for right in (values.q, values.k):
@@ -272,7 +272,7 @@ def _wrong_scaling(forward: ComparedForward) -> Operation | None:
 
 
 def _scales_part(operation: Operation, forward: ComparedForward) -> bool:
-    """Whether an operation multiplies some of the right scores by a constant other than 1."""
+    """Whether an operation multiplies some of the correct scores by a constant other than 1."""
     if operation.name in LAYOUT or operation.name in COPIES or len(operation.outputs) != 1:
         return False
     result = operation.outputs[0]
@@ -295,10 +295,10 @@ def _is_multiple(x: Tensor, right: Tensor) -> bool:
 
 
 def _wrong_softmax(forward: ComparedForward) -> Operation | None:
-    """The first operation whose input can lead to the right weights, but whose result cannot.
+    """The first operation whose input can lead to the correct weights, but whose result cannot.
 
-    Scores, exponentials, and the sums or maxima of their rows can lead to the right weights. If
-    there is no such operation, returns the last one with a result that can."""
+    Scores, exponentials, and the sums or maxima of their rows can lead to the correct weights. If
+    there is no such operation, returns the last operation whose result can lead to them."""
     latest = None
     for operation in forward.trace.operations:
         if operation.name in LAYOUT or operation.name in COPIES:
@@ -326,7 +326,7 @@ def _wrong_softmax(forward: ComparedForward) -> Operation | None:
 
 
 def _leads_to_right_weights(x: Tensor, forward: ComparedForward) -> bool:
-    """Whether a softmax of x, or x divided by the sums of its rows, gives the right weights."""
+    """Whether a softmax of x, or x divided by the sums of its rows, gives the correct weights."""
     T = forward.p.T
     if x.dim() < 2 or not x.dtype.is_floating_point or T < 2:
         return False
@@ -341,7 +341,7 @@ def _leads_to_right_weights(x: Tensor, forward: ComparedForward) -> bool:
 
 
 def _leads_to_right_row(x: Tensor, forward: ComparedForward) -> bool:
-    """Whether x leads to one row of right weights per sequence, as in a loop over tokens."""
+    """Whether x leads to one row of correct weights per sequence, as in a loop over tokens."""
     if x.dim() > 3 or not 1 < x.shape[-1] <= forward.p.T or x.shape[0] != forward.p.B:
         return False
     y, table = x.double(), forward.found.tables["weights"]
@@ -352,7 +352,7 @@ def _leads_to_right_row(x: Tensor, forward: ComparedForward) -> bool:
 
 
 def _is_row_sum_of_exponentials(x: Tensor, forward: ComparedForward) -> bool:
-    """Whether x has the right sums of exponentials of the rows, or the logarithms of these sums."""
+    """Whether x has the correct row sums of exponentials, or the logarithms of these sums."""
     if not x.dtype.is_floating_point or not x.numel():
         return False
     masked = forward.values.masked
@@ -365,7 +365,7 @@ def _is_row_sum_of_exponentials(x: Tensor, forward: ComparedForward) -> bool:
 
 
 def _wrong_merge(forward: ComparedForward) -> Operation | None:
-    """The operation that puts the weighted values into an order that no right merge gives."""
+    """The operation that puts the weighted values into an order that no correct merge gives."""
     table = forward.found.tables["mixed"]
     for operation in forward.trace.operations:
         for j, x in enumerate(operation.outputs):
@@ -381,7 +381,7 @@ def _wrong_merge(forward: ComparedForward) -> Operation | None:
 
 
 def _product_with_values(forward: ComparedForward) -> Operation | None:
-    """The first product of the values with something else than queries or keys."""
+    """The first product of the values with anything other than queries or keys."""
     for operation in forward.trace.operations:
         if operation.name in PRODUCTS:
             names = {value_in(x, forward.found, forward.p.T) for x in operation.inputs[:2]}
@@ -395,8 +395,8 @@ def _first_with_numbers_of(
 ) -> Operation | None:
     """The first operation whose result has only numbers of `value`, not all of them in `right`.
 
-    The result can be a part of `value`, such as one head or one token. Then less than half of the
-    result's numbers may be in `right`."""
+    The result can be a part of `value`, such as one head or one token. In this case, less than half
+    of the result's numbers must be in `right`."""
     if values_equal(value.reshape(-1).sort().values, right.reshape(-1).sort().values):
         return None
     wrong, good = Table(value, 1e-9), Table(right, 1e-9)

@@ -27,7 +27,9 @@ OperationOrAttribute = tuple[Operation | None, str | None]
 
 
 def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
-    """The operation that makes a wrong mask, or the operation that applies a right mask wrongly."""
+    """The operation that makes a wrong mask, or that applies a correct mask wrongly.
+
+    If the wrong mask is an attribute of the module, also returns the attribute's name."""
     T = forward.p.T
     for operation in forward.trace.operations:
         if operation.name == "scaled_dot_product_attention":
@@ -69,7 +71,7 @@ def _comes_from_wrong_mask(forward: ComparedForward, index: int) -> bool:
 
 
 def _is_scores(x: Tensor, forward: ComparedForward) -> bool:
-    """Whether all numbers of x are right scores, scaled or not."""
+    """Whether all numbers of x are correct scores, scaled or not."""
     return x.dtype.is_floating_point and value_in(x, forward.found, forward.p.T) in (
         "raw",
         "scaled",
@@ -79,9 +81,10 @@ def _is_scores(x: Tensor, forward: ComparedForward) -> bool:
 def _first_wrong_mask(
     forward: ComparedForward, user: int, index: int | None
 ) -> OperationOrAttribute:
-    """The operation that makes a wrong mask, and the module's attribute if the mask is one.
+    """The operation that makes a wrong mask, and the name of the module's attribute that holds it.
 
-    Operation `user` uses the mask. Operation `index` made the mask (None: forward did not make it).
+    The name is None if no attribute holds the mask. Operation `user` uses the mask, and operation
+    `index` made it (None: forward did not make it).
     Returns the first operation whose (T, T) mask is neither full nor causal. If all masks are full,
     returns the last operation that chose the cells of a mask, else `user`."""
     sources = _operations_feeding(forward, user if index is None else index)
@@ -126,7 +129,9 @@ def late_mask_operation(forward: ComparedForward) -> Operation | None:
 
 
 def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
-    """The cells of the mask x that are not 0: bool (T, T). None unless x holds one mask."""
+    """The cells of the mask x that are not 0: bool (T, T).
+
+    None if x is no mask, or has different masks for several heads or sequences."""
     if x.dim() < 2 or x.shape[-2:] != (T, T) or T < 2:
         return None
     marks = (x != 0).reshape(-1, T, T)

@@ -1,4 +1,4 @@
-"""Finds and explains a wrong factor of the learner's scores. 1 / sqrt(head_dim) is right.
+"""Finds and explains a wrong factor of the learner's scores. 1 / sqrt(head_dim) is correct.
 
 One forward pass gives the factor. A second forward pass with other sizes shows whether the factor
 is a constant or depends on the sizes.
@@ -17,7 +17,7 @@ from gptcli.course.attention.mistakes.scores import BANK
 from gptcli.course.attention.stages import Problem, compute_stages
 
 SECOND_CASE = CASES[6]  # its B, T, H and D all differ from those of the usual case
-HIDDEN_SCORE = 1e3  # these inputs give smaller scores, so such a score is hidden
+HIDDEN_SCORE = 1e3  # a larger score is hidden, because the visible scores of our inputs are smaller
 NON_LINEAR = {"tanh", "clamp", "clip", "abs", "relu", "sigmoid", "pow", "square", "gelu", "sqrt"}
 
 
@@ -77,7 +77,7 @@ def scale_behind_mask(forward: ComparedForward) -> tuple[float, int] | None:
 def wrong_scale(forward: ComparedForward) -> tuple[float, int] | None:
     """(factor, index) of the operation that multiplies the scores by a wrong factor.
 
-    None if the factor is right, or if a non-linear function changes the scores afterwards."""
+    None if the factor is correct, or if a non-linear function changes the scores afterwards."""
     scale = scale_of_scores(forward)
     if scale is None or math.isclose(scale[0], forward.p.D**-0.5, rel_tol=1e-9):
         return None
@@ -127,7 +127,7 @@ def explain_scale(
 
 
 def _mistakes_with_factor(p: Problem, factor: float) -> list[tuple[AttentionMistake, object]]:
-    """(mistake, its score stage) for each mistake of the bank whose scores are `factor` q k^T."""
+    """(mistake, its stage `score`) for each known mistake whose scores are `factor` * q k^T."""
     values = compute_stages(p)
     unscaled = values.qh @ values.kh.transpose(-1, -2)
     return [

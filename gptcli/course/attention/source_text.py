@@ -30,7 +30,9 @@ def _tree(path: Path) -> ast.Module:
 
 
 def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:
-    """The line of the argument that belongs to `step`, if a call on `line` spans several lines."""
+    """The line number of the argument that belongs to `step`, or None.
+
+    Looks only at calls that begin on `line` and span several lines."""
     for node in ast.walk(_tree(path)):
         if not isinstance(node, ast.Call) or node.lineno != line or node.end_lineno == line:
             continue
@@ -45,7 +47,7 @@ def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:
 
 
 def step_above(path: Path, line: int) -> int | None:
-    """The number in the last comment `# Step N` above the line in its function, or None."""
+    """The number in the last comment `# Step N` above the line, in the same function, or None."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for text in reversed(lines[:line]):
         if (found := re.search(r"#\s*[Ss]tep (\d)\b", text)) is not None:
@@ -60,7 +62,7 @@ def _is_none(node: ast.expr) -> bool:
 
 
 def line_of_attribute(path: Path, name: str) -> int | None:
-    """The line that assigns `self.name` or makes the buffer `name`, or None."""
+    """The number of the line that assigns `self.name` or makes the buffer `name`, or None."""
     tree = _tree(path)
     for node in ast.walk(tree):
         if (
@@ -78,7 +80,7 @@ def line_of_attribute(path: Path, name: str) -> int | None:
 
 
 def _line_of_target(tree: ast.Module, name: str) -> int | None:
-    """The line of the first assignment to `name`."""
+    """The number of the first line that assigns to `name`, or None."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and name in map(ast.unparse, node.targets):
             return node.lineno
@@ -86,7 +88,7 @@ def _line_of_target(tree: ast.Module, name: str) -> int | None:
 
 
 def line_of_size(path: Path, line: int, forward: ComparedForward, slug: str) -> int | None:
-    """The line that assigns a wrong head size, number of heads or scale, or None.
+    """The number of the line that assigns a wrong head size, number of heads or scale, or None.
 
     Looks only at variables and attributes that `line` uses."""
     tree = _tree(path)
@@ -113,7 +115,7 @@ def line_of_size(path: Path, line: int, forward: ComparedForward, slug: str) -> 
 
 
 def line_of_return(path: Path, line: int | None) -> int | None:
-    """The line of the last return of the function that contains `line`, or None."""
+    """The line number of the last return in the function that contains `line`, or None."""
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.FunctionDef) and node.lineno <= (line or 0) <= (
             node.end_lineno or 0
@@ -124,7 +126,7 @@ def line_of_return(path: Path, line: int | None) -> int | None:
 
 
 def line_of_constant(path: Path, line: int, value: float) -> int | None:
-    """The line that assigns `value` to a constant of the file that `line` uses, or None."""
+    """The number of the line that assigns `value` to a constant which `line` uses, or None."""
     tree = _tree(path)
     used = set(_names(tree, line))
     for node in tree.body:

@@ -1,4 +1,6 @@
-"""The reference attention as separate stages. With a stage replaced, it computes a known mistake.
+"""The reference attention as separate stages.
+
+If a wrong stage replaces one of them, the result is that of a known mistake.
 
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
@@ -53,7 +55,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Values:
-    """The results of all stages."""
+    """The results of all stages for one Problem."""
 
     q: Tensor  # (B, T, C), as are k and v
     k: Tensor
@@ -135,7 +137,7 @@ RIGHT: Mapping[str, Stage] = {
 
 @torch.no_grad()
 def compute_stages(p: Problem, replaced: Mapping[str, Stage] | None = None) -> Values:
-    """The results of all stages. Stages in `replaced` replace the right ones."""
+    """The results of all stages. A stage in `replaced` is used instead of the correct one."""
     stage = {**RIGHT, **(replaced or {})}
     # Reuse the known results of the stages before the first replaced stage.
     known = _latest[0] if _latest and _latest[0].p is p else None
@@ -163,7 +165,7 @@ def compute_stages(p: Problem, replaced: Mapping[str, Stage] | None = None) -> V
 
 
 class _Known(NamedTuple):
-    """The right values of the last problem."""
+    """The correct values of the most recent problem."""
 
     p: Problem
     values: Values

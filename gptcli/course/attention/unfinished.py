@@ -1,7 +1,7 @@
 """Checks the last written step in a file whose later steps are still to be written.
 
-The step is right if the variables hold its values when the code stops, in a layout that the next
-step can use.
+The last written step is correct if the variables hold its values when the code stops, in a layout
+that the following step can use.
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
 
@@ -32,7 +32,7 @@ _NAMES = {
 
 
 def fault_of_last_step(forward: ComparedForward, unwritten: int) -> Finding | None:
-    """The finding if the step before `unwritten` is wrong despite right numbers, or None."""
+    """The finding if the step before `unwritten` is wrong despite correct numbers, or None."""
     error = forward.trace.error
     if error is None:
         return None
@@ -47,7 +47,9 @@ def fault_of_last_step(forward: ComparedForward, unwritten: int) -> Finding | No
 
 
 def what_is_missing(forward: ComparedForward, step: int) -> str:
-    """Words for what the code of `step` does not compute. They follow the quoted line."""
+    """The part of a message that says what the code of `step` does not compute.
+
+    In the message, it follows the quoted line."""
     error = forward.trace.error
     assert error is not None
     if step != 1:
@@ -69,13 +71,13 @@ def what_is_missing(forward: ComparedForward, step: int) -> str:
 
 
 def line_of_last_step(forward: ComparedForward) -> int | None:
-    """The last line before the code that is still to be written, or None."""
+    """The number of the last line before the code that is still to be written, or None."""
     error = forward.trace.error
     return None if error is None else last_line_before(error, forward.learner.file.path)
 
 
 def _layouts(forward: ComparedForward, name: str, step: int) -> list[Tensor]:
-    """The value after `step` in the skeleton's layout, then in other layouts that are right too."""
+    """The correct value after `step`: in the skeleton's layout, then in other allowed layouts."""
     p, values = forward.p, forward.values
     if name == "mixed":
         folded = values.mixed.reshape(p.B * p.H, p.T, p.D)
@@ -94,7 +96,7 @@ def _equal(x: Tensor, right: Tensor) -> bool:
 def _layout_fault(
     forward: ComparedForward, unwritten: int, name: str, variables: list[tuple[str, Tensor]]
 ) -> Finding | None:
-    """The finding for a variable with all numbers of a value in wrong places, or None."""
+    """The finding for a variable that holds all numbers of a value, but misplaced, or None."""
     p, step = forward.p, unwritten - 1
     if name not in ("q", "k", "v", "mixed"):
         return None
@@ -172,7 +174,7 @@ def _not_kept(forward: ComparedForward, step: int, name: str) -> Finding | None:
 
 
 def _line_of(forward: ComparedForward, variable: str) -> int | None:
-    """The line that assigned the variable's value."""
+    """The number of the line that assigned the variable's value, or None."""
     made = [at for (at, _), name in forward.trace.variable_names.items() if name == variable]
     line = forward.trace.operations[max(made)].line if made else None
     return line if line is not None else line_of_last_step(forward)

@@ -19,7 +19,7 @@ _SPLITS = {"split", "chunk", "unbind", "tensor_split", "__getitem__"}
 
 
 def factors_of(operation: Operation) -> list[Tensor]:
-    """The two factors of a product. baddbmm takes the tensor to which it adds the product first."""
+    """The two factors of a product. In baddbmm, they come after the summand."""
     return operation.inputs[1:3] if operation.name == "baddbmm" else operation.inputs[:2]
 
 
@@ -28,7 +28,7 @@ def has_time_last(
 ) -> bool:
     """Whether factor `number` of the scores has its tokens in the last dimension, (B, H, D, T).
 
-    Before that, no transpose in the line of the product can have put them there."""
+    If the line of the product itself transposes the factor, looks at the factor before that."""
     x = factors_of(operation)[number]
     transposed = before_transpose(trace, operation, number)
     if transposed is not None and transposed[0].line == operation.line:
@@ -46,10 +46,10 @@ def has_time_last(
 def step_of_raising_factor(
     trace: ForwardTrace, operation: Operation, found: Matches, p: Problem
 ) -> int | None:
-    """2 or 3 if a product raises because the heads of a factor were not split or folded; else None.
+    """The step, 2 or 3, in which a factor of a product that raises was left unfinished; else None.
 
-    Heads that come after time were not transposed (2). A factor of four dimensions in a product of
-    folded factors was not folded (3)."""
+    2: the heads of the factor come after time, so they were not transposed. 3: the factor has four
+    dimensions in a product of folded factors, so it was not folded."""
     if operation.name == "einsum" or operation.name not in {*PRODUCTS, FUSED_KERNEL}:
         return None
     factors = {value_in(x, found, p.T): x for x in operation.inputs[:3]}
@@ -67,14 +67,14 @@ def step_of_raising_factor(
 
 
 def _heads_after_time(x: Tensor, name: str, found: Matches) -> bool:
-    """Whether the dimension of the heads of x, (B, T, H, D), comes right after that of time."""
+    """Whether x is (B, T, H, D): the dimension of the heads follows the dimension of time."""
     table = found.tables[name]
     _, t, h, _ = (varying_dims(at.view(x.shape)) for at in table.places(table.locate(x.double())))
     return t == {1} and h == {2}
 
 
 def is_narrow_slice(x: Tensor, name: str, found: Matches, p: Problem) -> bool:
-    """Whether x has some channels of one head only, although a head has D channels."""
+    """Whether x has only some of the D channels of a single head."""
     table = found.tables[name]
     _, _, h, d = table.places(table.locate(x.double()))
     return x.dim() >= 3 and len(set(h.tolist())) == 1 and 1 < len(set(d.tolist())) < p.D
@@ -134,7 +134,7 @@ def is_wrong_unpacking(trace: ForwardTrace, p: Problem) -> bool:
 
 
 def discarded_softmax(trace: ForwardTrace, found: Matches) -> Operation | None:
-    """The softmax that gives the right weights, if no variable and no operation takes its result.
+    """The softmax that gives the correct weights, if no variable and no operation takes its result.
 
     None if there is no such operation."""
     at = found.completed_at.get("weights")
@@ -157,7 +157,9 @@ class CopiedVariable(NamedTuple):
 
 
 def copied_variable(trace: ForwardTrace, found: Matches, p: Problem) -> CopiedVariable | None:
-    """The first such line, if its variable held the right value before; or None."""
+    """The first line that splits or folds the wrong variable, or None.
+
+    A line counts only if the variable to which it assigns held the correct value before."""
     right: set[str] = set()
     for (at, which), name in sorted(trace.variable_names.items()):
         values = [v for v in found.values_of_output.get((at, which), []) if v in ("q", "k", "v")]

@@ -1,7 +1,8 @@
 """The lesson on the transformer block: its four steps and its bank of known mistakes.
 
-Dimensions: B batch, T time, C channels (n_embd). In the `forms` of MISTAKES, w.n1, w.attn,
-w.n2 and w.mlp are the learner's own submodules, unchanged, and x (B, T, C) is the input.
+Dimensions: B batch, T time, C channels (n_embd). The functions in `forms` of MISTAKES take w and x.
+w.n1, w.attn, w.n2 and w.mlp are the learner's own submodules, unchanged, and x (B, T, C) is the
+input.
 """
 
 from __future__ import annotations
@@ -65,9 +66,11 @@ STEPS = (
 
 
 class Part:
-    """One submodule of a learner's block. It takes the arguments that the learner's forward passes.
-    So a part can be PyTorch's nn.MultiheadAttention, which takes x three times and returns two
-    tensors. `inputs` holds the first 3-D tensor of each call that the learner's forward makes."""
+    """One submodule of a learner's block, as a function of one tensor.
+
+    The submodule gets the other arguments that the learner's forward passes to it. So it can be
+    PyTorch's nn.MultiheadAttention, which takes x three times and returns two tensors. `inputs`
+    holds the first 3-D tensor of each call that the learner's forward makes."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -110,7 +113,7 @@ class Part:
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """The correct results of the steps before the first step whose part the block lacks."""
+    """Yield the correct result of each step. Stops at a step whose submodule the block lacks."""
     if w.n1 is None:
         return
     first = w.n1(x)
@@ -127,14 +130,14 @@ def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
 
 
 def first_wrong(run: Run) -> int | None:
-    """The first wrong step, found from the inputs of the parts and from the output of forward."""
+    """The first wrong step, found from the inputs of the submodules and from the output."""
     w, x = run.weights, run.x
     marks = run.landmarks
     if not marks:
         return 1
 
     def reads(part: Part, wanted: Tensor) -> bool:
-        """Whether an input of the part is `wanted`, as (B, T, C) or as (T, B, C)."""
+        """Whether an input of `part` is `wanted`, as (B, T, C) or as (T, B, C)."""
         return any(
             close(each, wanted) or close(each, wanted.transpose(0, 1)) for each in part.inputs
         )
@@ -160,7 +163,7 @@ def first_wrong(run: Run) -> int | None:
 
 
 def _keeps(run: Run, h: Tensor) -> bool:
-    """Whether forward uses h without a norm: the MLP reads h. If no MLP runs: the output is h."""
+    """Whether the MLP reads h, without a norm; if no MLP runs, whether the output is h."""
     mlp = run.weights.mlp
     if mlp is None or not mlp.inputs:
         return close(run.y, h)
@@ -173,7 +176,7 @@ def _h(w: Weights, x: Tensor) -> Tensor:
 
 
 def _then(w: Weights, h: Tensor) -> Tensor:
-    """The output of a correct second half for the input h."""
+    """The output if the second half of the block is correct and its input is h."""
     out: Tensor = h + w.mlp(w.n2(h))
     return out
 
@@ -344,8 +347,9 @@ MISTAKES = (
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The learner's norms, attention and MLP, found by name or else by the shapes of the weights.
 
-    Each is a Part. `attn` or `mlp` is None if the block has none. `n1` is `n2` if the block has
-    only one norm. `start` reports these faults. Raises CheckFailed if the block has no norm."""
+    Each is a Part. `attn` is None if the block has no attention, and `mlp` is None if it has no
+    MLP. `n1` is `n2` if the block has only one norm. `start` reports these faults. Raises
+    CheckFailed if the block has no norm."""
     children = dict(_children(module))
     found: dict[str, nn.Module] = {}
     for role, names in NAMES.items():
@@ -412,7 +416,7 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
 
 
 def _calls_of_norm(learner: LearnerModule, module: nn.Module, w: Weights, size: Size) -> int:
-    """How often forward calls the only norm, or 0 if forward raises."""
+    """How often forward calls the block's only norm; 0 if forward raises an error."""
     x = draw(size, torch.Generator().manual_seed(1))
     try:
         with torch.no_grad():

@@ -17,7 +17,7 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from torch import nn
 
-_SIZES = ("normalized_shape", "C")  # names of n_embd that conventions/words.py lacks
+_SIZES = ("normalized_shape", "C")  # more names for n_embd than in conventions/words.py
 _FIELDS = {
     words.N_EMBD: "n_embd",
     words.N_HEAD: "n_head",
@@ -27,7 +27,7 @@ _FIELDS = {
     words.BIAS: "bias",
     words.BLOCK_SIZE: "block_size",
 }
-CLASSES = ("attention", "layernorm", "mlp")  # classes that a Block's constructor can ask for
+CLASSES = ("attention", "layernorm", "mlp")  # arguments of a Block's constructor that take a class
 
 
 def build(
@@ -37,9 +37,9 @@ def build(
 ) -> nn.Module:
     """A module of `cls`, built from `config`.
 
-    A parameter of the constructor that is a key of `classes` gets the class of that key. Raises
-    GptcliError if the class has no constructor, or if the constructor needs an argument that is not
-    available. Does not catch what the constructor itself raises."""
+    A parameter of the constructor whose name is a key of `classes` gets the class `classes[name]`.
+    Raises GptcliError if the class has no constructor, or if the constructor needs an argument that
+    is not available. Does not catch what the constructor itself raises."""
     arguments: dict[str, Any] = {}
     positional: list[Any] = []
     bound: set[str] = set()
@@ -79,7 +79,7 @@ def build(
 
 
 def _setting(config: Any, field: str) -> Any:
-    """The value of `field`. If there is no n_kv_head, each head has its own keys and values."""
+    """The value of `field` in config. Without n_kv_head, each head has its own keys and values."""
     if field == "head_dim":
         return config.n_embd // config.n_head
     return getattr(config, field, config.n_head) if field == "n_kv_head" else getattr(config, field)
@@ -108,7 +108,7 @@ def _reference(name: str) -> type[nn.Module]:
 
 
 def takes(cls: type[nn.Module], name: str) -> bool:
-    """Whether the constructor of `cls` has a parameter of that name."""
+    """Whether the constructor of `cls` has a parameter called `name`."""
     return any(parameter.name == name for parameter in _parameters(cls))
 
 

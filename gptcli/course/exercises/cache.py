@@ -31,7 +31,7 @@ class KeyValueCache:
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Steps 1 and 2: store the k and v of T new tokens, each (B, H, T, D).
 
-        Returns those of all tokens, each (B, H, S, D)."""
+        Returns the k and v of all tokens, each (B, H, S, D)."""
         if self.keys is not None and self.values is not None:
             k = torch.cat((self.keys, k), dim=2)
             v = torch.cat((self.values, v), dim=2)
@@ -84,7 +84,7 @@ def any_weights(
     scale: Callable[[int, int, int], float] = lambda T, S, D: math.sqrt(D),
     soft: str = "keys",
 ) -> tuple[Tensor, Tensor]:
-    """Steps 5 and 6: the weights of `count` tokens from token `start` on, and the values.
+    """Steps 5 and 6: the attention weights of `count` tokens from `start` on, and the values.
 
     `text` is (B, N, C), and the weights are (B, H, T, S). The keyword arguments replace parts of
     the computation, to imitate known mistakes."""

@@ -27,7 +27,7 @@ METHODS = {
     "fits": ("fits", "has_room", "has_room_for", "can_fit"),
     "clear": ("clear", "reset", "reset_cache", "empty", "forget"),
 }  # fmt: skip
-"""The names that each method can have. The first is the name in the course."""
+"""The names that a learner can give each method. The first of them is the name in the course."""
 _ARGUMENTS = ("cache", "kv_cache", "kvcache", "layer_cache", "past", "past_kv", "layer_past", "kv")
 
 
@@ -46,7 +46,8 @@ class CacheSizes:
 def cache_class(module: ModuleType, name: str = NAME) -> type[Any] | None:
     """The learner's cache class, or None.
 
-    It has the name `name`, or else a usual name, or else a method `append` or `update`."""
+    Takes the class called `name`, else a class with a usual name, else the first class with a
+    method `append` or `update`."""
     own = {
         key: value
         for key, value in vars(module).items()
@@ -61,7 +62,7 @@ def cache_class(module: ModuleType, name: str = NAME) -> type[Any] | None:
 
 
 def method_of(cls: type[Any], what: str, names: Iterable[str] = ()) -> str | None:
-    """The name that the class has for the method `what` of METHODS, or None."""
+    """The learner's name for the method `what` of METHODS; None if the class has no such method."""
     for name in names or METHODS[what]:
         if name in vars(cls) or (not name.startswith("__") and hasattr(cls, name)):
             return name
@@ -76,8 +77,9 @@ class CacheClass:
         self.names = {what: method_of(cls, what) for what in METHODS}
 
     def make(self, sizes: CacheSizes) -> Any:
-        """A new cache. Raises what the constructor raises, and TypeError if it needs an argument
-        that is unknown. But an unknown first argument gets block_size."""
+        """A new cache. If the name of the first argument is unknown, it gets block_size.
+
+        Raises what the constructor raises, and TypeError if it needs another unknown argument."""
         arguments: dict[str, Any] = {}
         config = SimpleNamespace(
             block_size=sizes.block_size,
@@ -99,12 +101,12 @@ class CacheClass:
         return self.cls(**arguments)
 
     def append(self, cache: Any, k: Tensor, v: Tensor) -> Any:
-        """What the learner's `append` returns."""
+        """Call the learner's `append`, and return its result."""
         assert self.names["append"] is not None
         return getattr(cache, self.names["append"])(k, v)
 
     def length(self, cache: Any) -> Any:
-        """The learner's `length`: a property, an attribute, a method, or `__len__`."""
+        """The learner's `length`, which can be a property, an attribute, a method or `__len__`."""
         name = self.names["length"] or self._attribute(cache)
         assert name is not None
         value = len(cache) if name == "__len__" else getattr(cache, name)
@@ -141,7 +143,7 @@ def _value_of(name: str, sizes: CacheSizes) -> Any:
 
 
 def cache_argument(cls: type[nn.Module]) -> str | None:
-    """The argument of the learner's forward that takes the cache, or None."""
+    """The name of the argument with which the learner's forward takes the cache, or None."""
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for name in names[1:]:
@@ -151,7 +153,7 @@ def cache_argument(cls: type[nn.Module]) -> str | None:
 
 
 class LayerCaches:
-    """The learner's caches of a network, one for each layer."""
+    """Caches of the learner's class, one for each layer of a network."""
 
     def __init__(self, kind: CacheClass, n_layer: int, sizes: CacheSizes) -> None:
         self._kind = kind
@@ -163,7 +165,7 @@ class LayerCaches:
         return int(self._kind.length(self.layers[0]))
 
     def clear(self) -> None:
-        """Remove all tokens."""
+        """Remove all tokens from the caches of all layers."""
         for layer in self.layers:
             self._kind.clear(layer)
 
@@ -179,11 +181,11 @@ class CachedFile:
     def of(
         cls, file: LearnerFile, module: ModuleType, attention: type[nn.Module]
     ) -> CachedFile | None:
-        """The cache of a file that was run; None if the file has no cache class, or if forward
-        takes no cache.
+        """A CachedFile for a file that was run.
 
-        Raises GptcliError if the class of the cache lacks `append` or `clear`, or if the cache is
-        not forward's second argument."""
+        None if the file has no cache class, or if forward takes no cache. Raises GptcliError if the
+        class of the cache lacks `append` or `clear`, or if the cache is not forward's second
+        argument."""
         own = cache_class(module)
         argument = cache_argument(attention)
         if own is None or argument is None:
@@ -202,7 +204,7 @@ class CachedFile:
     def __call__(
         self, config: Any, batch: int, dtype: torch.dtype, device: torch.device
     ) -> LayerCaches:
-        """New caches for all layers of a network. Raises GptcliError if they have no `length`."""
+        """New caches for all layers of a network. Raises GptcliError if they lack `length`."""
         sizes = CacheSizes(batch, config.n_head, config.head_dim, config.block_size, dtype, device)
         caches = LayerCaches(self.kind, config.n_layer, sizes)
         if not self.kind.has_length(caches.layers[0]):
@@ -210,7 +212,7 @@ class CachedFile:
         return caches
 
     def failure(self, error: Exception) -> GptcliError | None:
-        """The error to show if the learner's file raised `error` while sampling; else None."""
+        """The GptcliError for `error`; None if the learner's file did not raise `error`."""
         place = place_of(error, self.file.path)
         if place is None or isinstance(error, GptcliError):
             return None

@@ -42,8 +42,9 @@ ATTENTION = "CausalSelfAttention"
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of one comparison. `pieces` are the numbers of tokens that the calls of forward
-    read, one number for each call."""
+    """The sizes of one comparison.
+
+    `pieces` has a number for each call of forward: how many tokens it reads."""
 
     B: int
     H: int
@@ -81,7 +82,7 @@ def classes_of(
 
 
 class CacheExplainer(Explainer):
-    """Puts failures of a cached attention into words. `attention` is its class."""
+    """Makes a CheckFailed from a fault of a cached attention, whose class is `attention`."""
 
     attention: type[nn.Module] | None
     ran: frozenset[int] = frozenset()  # the lines that ran in the call with the wrong result
@@ -96,17 +97,17 @@ class CacheExplainer(Explainer):
         within: Collection[int] | None = None,
         **facts: Any,
     ) -> CheckFailed:
-        """The failure for the known mistake `slug`, which quotes the line that `quotable` finds."""
+        """The CheckFailed for the mistake `slug`. It quotes the line that `quotable` finds."""
         if line is None:
             known = next(each for each in self.mistakes if each.slug == slug)
             line = self.quotable(known.at, within)
         return super().mistake(slug, evidence, step=step, line=line, within=within, **facts)
 
     def quotable(self, at: str, within: Collection[int] | None) -> int:
-        """The line to quote: it matches the first pattern in `at` that any line matches. 0 if no
-        line matches a pattern.
+        """The number of the line to quote; 0 if no line matches a pattern in `at`.
 
-        If several lines match, lines that ran in the call with the wrong result come first."""
+        Takes the first pattern that matches a line. If it matches several lines, those that ran in
+        the call with the wrong result come first."""
         for pattern in at.split(" || "):
             found = self.source.matches(pattern.removeprefix("last:"), within)
             ran = [line for line in found if line in self.ran]
@@ -122,13 +123,13 @@ class CacheExplainer(Explainer):
 
 
 class LearnerCache(CacheExplainer):
-    """A learner's cache and attention. Failures become CheckFailed."""
+    """A learner's cache and attention. Errors in them become CheckFailed."""
 
     def __init__(self, file: LearnerFile, module: ModuleType, say: Say) -> None:
         super().__init__(file, STEPS, MISTAKES)
         self.say = say
         self.trace: TensorTrace | None = None  # of the latest forward
-        self.length_is_right = False  # whether the probes of step 3 found no fault
+        self.length_is_right = False  # whether check_length found no fault
         self.classes = [
             name
             for name, value in vars(module).items()
@@ -160,7 +161,7 @@ class LearnerCache(CacheExplainer):
         return self.cache
 
     def missing_class(self, step: int, name: str) -> CheckFailed:
-        """The failure for a class that the file does not have."""
+        """The CheckFailed for a class that the file does not have."""
         failed = self.missing(step, "class", name, self.classes)
         tell = f"the check builds the class `{name}` of the skeleton; {self.steps[step - 1].tell}"
         show = (
@@ -232,7 +233,7 @@ class LearnerCache(CacheExplainer):
         return module
 
     def weights(self, module: nn.Module, size: Size) -> Weights:
-        """The projections of a module."""
+        """The query, key, value and output projections of a module."""
         sizes = Sizes(size.C, size.H)
         try:
             layout = possible_layouts(module, sizes, needs_output=True, any_output=False)[0]

@@ -81,7 +81,7 @@ _OF_LAYOUT = {"wrong-dimension", "raises", "wrong-result", "tokens-lost"}
 
 
 def _equality(learner: LearnerCache) -> float:
-    """The largest error over all sizes. Raises CheckFailed for the first mistake."""
+    """The largest difference from recomputation over all sizes. Raises CheckFailed at a mistake."""
     largest = 0.0
     for size in SIZES:
         module = learner.module(size)
@@ -139,7 +139,7 @@ def _stored(learner: LearnerCache, cache: Any, one: Seen) -> None:
 
 
 def _two_texts(learner: LearnerCache) -> None:
-    """Raise CheckFailed if one text changes another's output, or if clear leaves tokens."""
+    """Raise CheckFailed if one text changes another text's output, or if `clear` leaves tokens."""
     size = SIZES[0]
     module = learner.module(size)
     weights = learner.weights(module, size)

@@ -63,7 +63,7 @@ STEPS = (
 
 
 def _diagonal(offset: int) -> Mask:
-    """The causal mask, shifted by `offset`."""
+    """The causal mask, but with its diagonal shifted by `offset` keys."""
     return lambda T, S: torch.ones(T, S, dtype=torch.bool).tril(diagonal=S - T + offset)
 
 
@@ -96,7 +96,7 @@ def _stored_only(T: int, S: int) -> Tensor:
 
 
 def _by(at: Callable[[int, int], int]) -> Mask:
-    """A mask with a lower triangle. The function `at` gives the diagonal for T and S."""
+    """A lower triangular mask. `at(T, S)` gives the number of its diagonal."""
     return lambda T, S: torch.ones(T, S, dtype=torch.bool).tril(diagonal=at(T, S))
 
 

@@ -1,4 +1,4 @@
-"""Compare the outputs of a learner's cached attention with recomputation; name the mistake.
+"""Compare the outputs of a learner's cached attention with recomputation, and name the mistake.
 
 Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), N tokens of a text.
 """
@@ -23,7 +23,7 @@ from gptcli.course.lesson import TOLERANCE, CheckFailed
 
 @dataclass
 class Seen:
-    """What a forward returned for `count` tokens after `start` other tokens, or its failure."""
+    """What forward returned for `count` tokens after `start` others, or its CheckFailed."""
 
     start: int
     count: int
@@ -34,7 +34,7 @@ class Seen:
 
     @property
     def error(self) -> float:
-        """The largest difference from recomputation; infinite for NaN, another shape, no output."""
+        """The largest difference from recomputation; infinite for NaN, wrong shape or no output."""
         if self.got is None or self.got.shape != self.wanted.shape:
             return float("inf")
         value = float((self.got - self.wanted).abs().max())
@@ -55,7 +55,7 @@ class Seen:
 
 
 def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -> CheckFailed:
-    """The failure for the known mistake that gives these outputs, or for the first wrong step."""
+    """The CheckFailed for a mistake that gives these outputs, else for the first wrong step."""
     first = next(one for one in seen if not one.right)
     if first.trace is not None:
         learner.ran = first.trace.lines
@@ -67,7 +67,8 @@ def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -
                 wrong = next((one for one in tried if not one.right), first)
                 slug = mistake.slug
                 if slug == "cache-not-read" and _has_scores(wrong, wrong.count):
-                    # a mask that hides the stored tokens gives the same numbers
+                    # forward has scores for the stored keys: it reads the cache, but a mask hides
+                    # it
                     slug = "mask-hides-stored"
                 return learner.mistake(
                     slug, wrong.evidence(), within=lines,
@@ -121,7 +122,7 @@ def _mask_is_right(one: Seen, w: Weights, text: Tensor) -> bool:
 
 
 def _half_read(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
-    """The failure of a forward that takes only keys, or only values, from the cache."""
+    """The CheckFailed if forward reads only keys, or only values, from the cache; else None."""
     T, S = one.count, one.start + one.count
     failed = one.failed
     if failed is None or failed.mistake != "raises" or failed.step != 6 or T == S:
@@ -147,9 +148,10 @@ def _half_read(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
 def _masked_wrongly(
     learner: CacheExplainer, w: Weights, text: Tensor, one: Seen
 ) -> CheckFailed | None:
-    """The failure for the mistake of step 5 whose weights are in the trace, or None.
+    """The CheckFailed for a mistake of step 5 whose attention weights are in the trace, or None.
 
-    It is for files in which step 6 is wrong too: there, no form gives the outputs."""
+    This finds the mistake even if step 6 is wrong too, so that no single mistake explains the
+    outputs."""
     if one.trace is None:
         return None
     right, _ = any_weights(w, text, one.start, one.count)
@@ -170,8 +172,9 @@ def _masked_wrongly(
 def half_written(
     learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]
 ) -> CheckFailed:
-    """The failure of a file without step 6: of an earlier step if the scores are wrong, else of
-    step 6."""
+    """The CheckFailed for a file whose step 6 is still to be written.
+
+    It names an earlier step if the scores are wrong, else step 6."""
     for one in seen:
         if one.failed is not None and one.failed.mistake != "not-implemented":
             return _square_mask(learner, one) or one.failed
@@ -199,10 +202,10 @@ def half_written(
 
 
 def _shows_weights(one: Seen, w: Weights, text: Tensor, parts: dict[str, Any]) -> bool:
-    """Whether the last scores of a forward, or their softmax, are the weights of any_weights."""
+    """Whether the last scores of a forward, or their softmax, equal the result of any_weights."""
     try:
         weights, _ = any_weights(w, text, one.start, one.count, **parts)
-    except RuntimeError:  # the parts do not fit these sizes
+    except RuntimeError:  # with `parts`, the shapes do not fit
         return False
     operations = one.trace.operations if one.trace is not None else ()
     scores = [
@@ -224,16 +227,17 @@ _FORMS = [
 def _explains(
     form: Callable[..., Tensor], w: Weights, text: Tensor, tried: list[Seen], strict: bool
 ) -> bool:
-    """Whether a mistake's form gives all the learner's outputs, and at least one of them is wrong.
+    """Whether `form`, which imitates a known mistake, gives all the learner's outputs.
 
-    The first output can also be right, because it is computed without a cache. If not `strict`, the
-    form needs to give only the wrong outputs, because one branch of the code can be correct."""
+    At least one of these outputs must be wrong. The first can be right, because it is computed
+    without a cache. If not `strict`, `form` needs to give only the wrong outputs, because one
+    branch of the learner's code can be correct."""
     some = False
     for one in tried:
         assert one.got is not None
         try:
             wanted = form(w, text, one.start, one.count)
-        except RuntimeError:  # the form does not fit these sizes
+        except RuntimeError:  # with this mistake, the shapes do not fit
             return False
         if not close(one.got, wanted):
             # The code without a cache can be right although the code with a cache is wrong.
@@ -245,7 +249,7 @@ def _explains(
 
 
 def _square_mask(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
-    """The failure for a mask of T x T or S x S, if an exception about shapes shows it."""
+    """The CheckFailed if an exception about shapes shows a mask of T x T or S x S; else None."""
     T, S = one.count, one.start + one.count
     if one.failed is None or one.failed.step not in (5, 6) or T == S:
         return None

@@ -1,4 +1,4 @@
-"""Probes of a learner's cache, steps 1 and 2: what append stores, and what it returns.
+"""Test what the append of a learner's cache stores and returns: steps 1 and 2 of the exercise.
 
 Dimensions: B batch, T new tokens, S tokens in all, H heads, D channels per head.
 """
@@ -79,7 +79,7 @@ def check_store(learner: LearnerCache) -> None:
     Also raises CheckFailed if tokens change their dtype or device, or if two caches share them."""
     cache = learner.new(probe_sizes())
     pieces = pieces_of(2, 2, 3, 1)
-    unread: CheckFailed | None = None  # the failure of step 2, if it is still to be written
+    unread: CheckFailed | None = None  # set if step 2 is still to be written
     for number in range(1, len(pieces) + 1):
         seen = pieces[:number]
         try:
@@ -109,7 +109,7 @@ def check_store(learner: LearnerCache) -> None:
 
 
 def append(learner: LearnerCache, cache: Any, piece: tuple[Tensor, Tensor]) -> Any:
-    """What append returns. An exception becomes CheckFailed, of step 1 or 2."""
+    """What the learner's append returns. An exception becomes a CheckFailed of step 1 or step 2."""
     own = learner.needs_cache()
     k, v = piece[0].clone(), piece[1].clone()
     learner.say("step 1: append")
@@ -184,8 +184,9 @@ def kind_of(got: Any) -> str:
 def _stored_pair(
     stored: list[Tensor], wanted: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor] | None:
-    """The stored tensor that has most of the keys, and the one that has most of the values; None
-    if unclear."""
+    """The stored tensor with most of the keys, and the one with most of the values.
+
+    None if no tensor holds keys, none holds values, or the cache stores a list of pieces."""
     found = []
     for one in wanted:
         counts = [
@@ -197,7 +198,7 @@ def _stored_pair(
     total = found[0].numel() + found[1].numel()
     whole = wanted[0].numel() + wanted[1].numel()
     if total < whole and _holds(stored, wanted[0]) and _holds(stored, wanted[1]):
-        return None  # a list of pieces is stored
+        return None  # the cache stores a list of pieces
     return found[0], found[1]
 
 
@@ -215,7 +216,7 @@ def _name(
     stored: list[Tensor],
     step: int,
 ) -> CheckFailed:
-    """The failure for the known mistake that gives these keys and values, or for a wrong result."""
+    """The CheckFailed for a mistake that gives these keys and values, else for a wrong result."""
     wanted = (_joined(seen, 0), _joined(seen, 1))
     S, new = wanted[0].shape[2], seen[-1][0].shape[2]
     within = learner.lines("append")
@@ -302,8 +303,9 @@ def _name(
 
 
 def _tokens_in(pair: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> list[int] | None:
-    """The indices of the tokens that keys and values both have, as they are ordered there; None if
-    they have none."""
+    """The indices of the tokens that are in both tensors of `pair`, in their order there.
+
+    None if there is no such token."""
     if any(one.dim() != 4 or one.shape[:2] != wanted[0].shape[:2] for one in pair):
         return None
     found = []
@@ -350,10 +352,10 @@ def _other_dtype(learner: LearnerCache, got: Tensor, given: Tensor, step: int) -
 
 
 class _Devices(TorchFunctionMode):
-    """Find code that would make tensors on the CPU, or move them there, if the keys are on a GPU.
+    """Find code that makes tensors on the CPU, or moves them there, even if the keys are on a GPU.
 
-    The test needs no GPU. `torch.zeros` without a device makes such a tensor, and `.cpu()` moves
-    one to the CPU."""
+    This needs no GPU. `torch.zeros` without a device makes such a tensor, and `.cpu()` moves one to
+    the CPU."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Probes of a learner's cache, steps 3 and 4: `length`, `fits` and `clear`."""
+"""Test `length`, `fits` and `clear` of a learner's cache: steps 3 and 4 of the exercise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gptcli.course.sandbox.learner_file import in_words
 
 
 def check_length(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless length is the number of tokens stored."""
+    """Raise CheckFailed unless `length` is the number of stored tokens."""
     cache = learner.new(probe_sizes())
     own = learner.needs_cache()
     within = learner.lines("length")

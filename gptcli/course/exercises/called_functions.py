@@ -1,6 +1,6 @@
-"""Find the helpers of a learner's code: functions, methods, lambdas and modules that lines call.
+"""Find the helpers that a learner's lines call: functions, methods, lambdas and modules.
 
-The code does not run: the names are looked up in the syntax tree. A name that is defined twice
+The code does not run. The names are looked up in its syntax tree. A name that is defined twice
 stands for both definitions.
 """
 

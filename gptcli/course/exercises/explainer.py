@@ -23,10 +23,11 @@ _STEP = re.compile(r"\bstep\s*#?(\d+)\b", re.IGNORECASE)
 class ExerciseMistake(Mistake):
     """A known mistake that is recognised by its result.
 
-    Each of `forms` is a function. It computes the result of code with this mistake, from the
-    learner's weights and input, or from the arguments of the step. `parts` compute the wrong result
-    of the mistake's step, for files in which a later step is wrong too. If a mistake has no `forms`
-    and no `parts`, other code of the lesson finds it. `at` is a pattern for the line to quote."""
+    Each function in `forms` computes the result of code with this mistake, from the learner's
+    weights and input, or from the arguments of the step. Each function in `parts` computes only the
+    wrong result of the mistake's own step. So the mistake is recognised even if a later step is
+    wrong too. If a mistake has no `forms` and no `parts`, other code of the lesson finds it. `at`
+    is a pattern for the line to quote."""
 
     why: str  # hint 2
     hint: str  # hint 3
@@ -54,7 +55,7 @@ class Explainer:
         self.source.no_helpers = frozenset(self.functions_of_steps.values())
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
-        """The failure for an exception of the learner's code; quotes the line that raised it."""
+        """The CheckFailed for an exception. It quotes the line of the file that raised it."""
         place = place_of(error, self.file.path)
         where = f"{self._at(place[0])}, `{place[1]}`" if place else doing
         known = self.steps[step - 1]
@@ -87,13 +88,13 @@ class Explainer:
         )
 
     def failed_at(self, step: int, slug: str, message: str, first_hint: str = "") -> CheckFailed:
-        """The failure for an unknown mistake. `first_hint` replaces the step's first hint."""
+        """The CheckFailed for an unknown mistake. `first_hint` replaces the step's first hint."""
         known = self.steps[step - 1]
         hints = (first_hint or known.ask, known.tell, known.show)
         return CheckFailed(slug, message, hints, step)
 
     def missing(self, step: int, kind: str, name: str, others: Collection[str]) -> CheckFailed:
-        """The failure for a class, method or function that is missing; the file has `others`."""
+        """The CheckFailed for a missing class, method or function. The file has only `others`."""
         from gptcli.errors import nearest
 
         like = nearest(name, others)
@@ -122,7 +123,7 @@ class Explainer:
         within: Collection[int] | None = None,
         **facts: Any,
     ) -> CheckFailed:
-        """The failure for the known mistake `slug`; `facts` fill the placeholders in its message.
+        """The CheckFailed for the mistake `slug`. `facts` fill the placeholders in its message.
 
         `step` replaces the mistake's step. The message quotes `line`, or else the first line of
         `within` that matches the mistake's pattern."""
@@ -153,7 +154,7 @@ class Source:
         self._lines = file.path.read_text("utf-8", "replace").splitlines()
         self.tree = syntax_tree("\n".join(self._lines))
         self.helpers = Helpers(self.tree)
-        # functions that do not count as helpers, because each is a step
+        # functions that do not count as helpers, because each of them is a step
         self.no_helpers: frozenset[str] = frozenset()
         self._docstrings: set[int] = set()
         for node in ast.walk(self.tree):
@@ -161,7 +162,7 @@ class Source:
                 self._docstrings.update(_lines(node))
 
     def quote(self, line: int | None) -> str:
-        """The text `, at line 12 of FILE, `code`` that quotes a line, or "" for None."""
+        """The quote of a line in a message, ", at line 12 of FILE, `code`"; "" for None."""
         if line is None or not 0 < line <= len(self._lines):
             return ""
         code = without_comment(self._lines[line - 1].strip())
@@ -171,8 +172,8 @@ class Source:
         """The numbers of the lines of code that match `pattern`.
 
         Comments and docstrings do not count. Lines that begin with `def` or `class` count only if
-        the pattern contains "def". If no line of `within` matches, the lines of the helpers that
-        `within` calls are searched, except for a `return`."""
+        the pattern contains "def". If no line of `within` matches, searches the helpers that these
+        lines call, unless `pattern` is that of a `return`."""
         own = self._matches(pattern, within)
         if own or within is None or pattern in _RETURNS:
             return own
@@ -206,7 +207,7 @@ class Source:
         return found
 
     def class_lines(self, name: str, *, constructor: bool) -> set[int]:
-        """The lines of the constructor of class `name`, or the other lines of its body."""
+        """The lines of the constructor of class `name`; without `constructor`, its other lines."""
         found: set[int] = set()
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef) and node.name == name:
@@ -225,7 +226,7 @@ class Source:
         return [n.name for n in ast.walk(self.tree) if isinstance(n, ast.FunctionDef)]
 
     def step_named_at(self, line: int) -> int | None:
-        """The N of the last comment `# Step N` up to the line, in the line's function, or None."""
+        """The N of the nearest comment `# Step N` above the line, in the same function, or None."""
         inside = [
             node
             for node in ast.walk(self.tree)
@@ -251,7 +252,7 @@ def _lines(node: ast.AST) -> range:
 
 
 def _advice_on(error: BaseException) -> tuple[str, str]:
-    """A question and a piece of advice for the kind of exception."""
+    """(question, advice) for an exception, chosen by its kind."""
     text = str(error)
     if isinstance(error, SystemExit):
         return "does your code have to end the program?", "leave out exit(), quit() and sys.exit()"

@@ -1,7 +1,7 @@
 """The lesson on layer normalisation: its four steps and its bank of known mistakes.
 
-Dimensions: B batch, T time, C channels (n_embd). In the `forms` of MISTAKES, w.g is the learner's
-gain (C,), w.b is the bias (C,) or None, and x (B, T, C) is the input.
+Dimensions: B batch, T time, C channels (n_embd). The functions in `forms` of MISTAKES take w and x.
+w.g is the learner's gain (C,), w.b is the bias (C,) or None, and x (B, T, C) is the input.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ def variance(x: Tensor, m: Tensor, dim: Any = -1) -> Tensor:
 
 
 def gained(w: Weights, y: Tensor) -> Tensor:
-    """Step 4: gain, then bias."""
+    """Step 4: y times the gain, plus the bias if there is one."""
     out: Tensor = y * w.g if w.b is None else y * w.g + w.b
     return out
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """Yield the tensors of each step: its result in the forms in which code often computes it."""
+    """Yield a list for each step: its correct result, in each form that is usual in code."""
     m = mean(x)
     yield [m, x - m]
     v = variance(x, m)
@@ -96,7 +96,7 @@ def normal(x: Tensor) -> Tensor:
 
 
 def _over(dim: Any) -> tuple[Callable[[Weights, Tensor], Tensor], ...]:
-    """Layer norms with the mean over `dim`, and the variance over `dim` or the last dimension."""
+    """Wrong layer norms: the mean is over `dim`, the variance over `dim` or the last dimension."""
 
     def form(w: Weights, x: Tensor, same: bool, var_dim: Any) -> Tensor:
         m = mean(x, dim)
@@ -109,7 +109,7 @@ def _over(dim: Any) -> tuple[Callable[[Weights, Tensor], Tensor], ...]:
 
 
 class _Scaled:
-    """A layer norm whose steps 1 to 3 differ; `part` is the result without gain and bias."""
+    """A layer norm with a mistake in steps 1 to 3. `part` is its result without gain and bias."""
 
     def __init__(self, change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         self._change = change
@@ -123,13 +123,13 @@ class _Scaled:
 
 
 def _scaled(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Any, ...]:
-    """A layer norm whose steps 1 to 3 differ: change(x, mean, variance) normalises x."""
+    """A layer norm with a mistake in steps 1 to 3: change(x, mean, variance) normalises x."""
 
     return (_Scaled(change),)
 
 
 def _affine(change: Callable[[Weights, Tensor], Tensor]) -> tuple[Any, ...]:
-    """A layer norm with a different step 4: change(w, normalised channels) computes the output."""
+    """A layer norm with a mistake in step 4: change(w, normalised x) computes the output."""
 
     def form(w: Weights, x: Tensor) -> Tensor:
         return change(w, normal(x))
@@ -350,7 +350,7 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """Random tokens of many scales; eps matters for small tokens.
+    """Random tokens of many scales, because eps matters only for tokens with small numbers.
 
     With seed 2, the channels of one token are all equal."""
     shape = (size.B, size.T, size.C)

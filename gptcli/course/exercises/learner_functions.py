@@ -16,7 +16,7 @@ from gptcli.errors import GptcliError
 
 
 class LearnerFunctions(Explainer):
-    """The functions of a learner's file, one for each step. Failures become CheckFailed."""
+    """The functions of a learner's file, one for each step. Their errors become CheckFailed."""
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class LearnerFunctions(Explainer):
             ) from None
 
     def quoted(self, step: int, pattern: str = r"\breturn\b") -> str:
-        """The text that quotes the last line that matches `pattern` in the step's function.
+        """The quote of the last line of the step's function that matches `pattern`.
 
-        If no line matches, it quotes the `def`."""
+        If no line matches, the quote of its `def`."""
         lines = self.source.lines_of(self.names[step - 1])
         found = self.source.matches(pattern, lines)
         return self.source.quote(found[-1] if found else self.source.find("def ", lines))
@@ -94,9 +94,10 @@ class LearnerFunctions(Explainer):
     def named(
         self, step: int, same: Callable[[Any], bool], evidence: str, quote: str
     ) -> CheckFailed:
-        """The failure for the first mistake of `step` with a form for which `same` is true.
+        """The CheckFailed for the first known mistake of `step` that gives the learner's results.
 
-        If there is none, the failure is "wrong-result"."""
+        `same(form)` tells whether a function in the mistake's `forms` gives them. If no mistake
+        gives them, the CheckFailed is "wrong-result"."""
         for mistake in self.mistakes:
             if mistake.step == step and any(same(form) for form in mistake.forms):
                 return self.mistake(mistake.slug, f" ({evidence})")

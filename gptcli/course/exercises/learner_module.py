@@ -68,14 +68,15 @@ class ModuleLesson(Lesson["LearnerModule"]):
     """A lesson whose file defines one torch module, (B, T, C) -> (B, T, C).
 
     `weights` returns the learner's tensors and submodules with which `landmarks` and the mistakes'
-    forms compute. It raises CheckFailed if a part is missing, so that nothing can be compared.
+    forms compute. It raises CheckFailed if a part is missing without which nothing can be compared.
     `start` yields the other faults of the constructor. `landmarks` yields a list of tensors for
-    each step; the list is empty for a step outside the module. If the trace has one of the tensors,
-    the step was done. The first tensor of the last step is the output. `draw` draws the input x.
-    `train` yields notes, and the faults that show only in training mode. `first_wrong` finds the
-    first wrong step if the lesson knows more than the trace shows. `unseen` does the same for a
-    forward that stops. A step in `alone` can be right although the step before it is wrong. `names`
-    holds pairs: a pattern for attribute names, and the step that uses these attributes."""
+    each step; the list is empty for a step outside the module. If the trace has one of these
+    tensors, forward has done the step. The first tensor of the last step is the output. `draw`
+    draws the input x. `train` yields notes, and the faults that show only in training mode.
+    `first_wrong` finds the first wrong step if the lesson knows more than the trace shows. `unseen`
+    does the same for a forward that stops. A step in `alone` can be right although the step before
+    it is wrong. `names` holds pairs: a pattern for attribute names, and the step that uses these
+    attributes."""
 
     name: str
     steps: tuple[Step, ...]
@@ -134,16 +135,16 @@ def _lacks_part(failed: CheckFailed) -> bool:
 
 
 _OF_CONSTRUCTOR = {"dropout-rate", "dropout-rate-inverted", "another-eps"}
-"""Mistakes that are usually written in the constructor."""
+"""Mistakes that usually are in the constructor, so messages quote its line first."""
 _OF_PLACE = {
     "gelu-after-projection", "gelu-before-expanding", "gelu-twice", "output-bent",
     "dropout-never-acts", "dropout-elsewhere", "residual-inside",
 }  # fmt: skip
-"""Mistakes of forward only: the constructor's line is right, so messages do not quote it."""
+"""Mistakes that are always in forward, so messages do not quote the constructor."""
 
 
 class LearnerModule(Explainer):
-    """Build and run modules of a learner's class. Failures become CheckFailed."""
+    """Build and run modules of a learner's class. Their errors become CheckFailed."""
 
     def __init__(
         self, file: LearnerFile, cls: type[nn.Module], lesson: ModuleLesson, say: Say
@@ -173,7 +174,7 @@ class LearnerModule(Explainer):
         return module.to(torch.float64).eval()
 
     def filled(self, size: Size) -> tuple[nn.Module, Any, Tensor]:
-        """A new module with random weights, what the lesson's `weights` returns, and an input."""
+        """A new module with random weights, the lesson's `weights` of this module, and an input."""
         module = self.construct(size)
         generator = torch.Generator().manual_seed(1000 + size.seed)
         fill_parameters(module, generator)
@@ -252,14 +253,14 @@ class LearnerModule(Explainer):
         try:
             for wanted in self.lesson.landmarks(weights, x):
                 found.append(wanted)
-        except Exception:  # a submodule of the learner raised, and `start` reports why
+        except Exception:  # a submodule of the learner raised an error; `start` reports why
             return found
         return found
 
     def step_after(
         self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException | None = None
     ) -> int:
-        """The first step whose result is not in the trace (the last step at most).
+        """The first step whose result is not in the trace; the last step if all results are there.
 
         If the result of a step is in the trace, the steps before it count as done, unless the step
         is in `alone`. `error` can show that forward has reached a later step."""
@@ -330,7 +331,7 @@ class LearnerModule(Explainer):
     def _lost_dimension(
         self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException
     ) -> CheckFailed | None:
-        """The failure if a step's result lost its last dimension and shapes do not fit, or None."""
+        """The CheckFailed if a result lost its last dimension, so that shapes clash; else None."""
         if not re.search("size of tensor|broadcast|shape", str(error)):
             return None
         with torch.no_grad():
@@ -365,7 +366,7 @@ class LearnerModule(Explainer):
     def _earlier_mistake(
         self, trace: TensorTrace, weights: Any, x: Tensor, step: int
     ) -> CheckFailed | None:
-        """The failure for a mistake of steps 1 to `step` whose result is in the trace, or None."""
+        """The CheckFailed if the trace shows a known mistake of steps 1 to `step`; else None."""
         for mistake in self.mistakes:
             if mistake.step <= step and self.shows(mistake, trace, weights, x):
                 marks = self.landmarks(weights, x)
@@ -381,7 +382,7 @@ class LearnerModule(Explainer):
             try:
                 with torch.no_grad():
                     result = part(weights, x)
-            except Exception:  # these weights lack the parts
+            except Exception:  # the module lacks a weight or submodule that `part` uses
                 continue
             if trace.has(result):
                 return True
@@ -395,13 +396,13 @@ class LearnerModule(Explainer):
     def mistake_in_forward(
         self, slug: str, evidence: str = "", suspect: int | None = None, **facts: Any
     ) -> CheckFailed:
-        """The failure for the known mistake `slug`. It quotes a line of forward that matches the
-        mistake's pattern.
+        """The CheckFailed for the known mistake `slug`. It quotes the line that probably causes it.
 
-        If `suspect` is such a line, `suspect` is quoted. If forward has no such line, or only a
-        `return`, a line of the constructor is quoted, or else the `return` or `suspect`. A mistake
-        in _OF_CONSTRUCTOR quotes the constructor first. The lesson on the block and mistakes in
-        _OF_PLACE never quote the constructor."""
+        Looks for a line that matches the mistake's pattern: first `suspect`, then the first line of
+        the methods. If only a `return` of the methods matches, or nothing, a matching line of the
+        constructor is preferred. If no line matches at all, quotes `suspect`. For mistakes in
+        _OF_CONSTRUCTOR, looks in the constructor first. In the lesson on the block, and for
+        mistakes in _OF_PLACE, never looks in the constructor."""
         pattern = next(m for m in self.mistakes if m.slug == slug).at
         lines = self.source.matches(pattern, self.methods)
         of_constructor = (
@@ -428,7 +429,7 @@ class LearnerModule(Explainer):
     def step_of_line(
         self, trace: TensorTrace, weights: Any, x: Tensor, line: int | None, at: int
     ) -> int:
-        """The step to which operation number `at` of the trace, on `line`, belongs."""
+        """The step to which operation number `at` of the trace belongs, which is on `line`."""
         with torch.no_grad():
             marks = self.landmarks(weights, x)
         before = 0
@@ -446,9 +447,9 @@ class LearnerModule(Explainer):
 
 @dataclass(frozen=True)
 class Run:
-    """One forward of a learner's module, with the reference's output.
+    """One forward of a learner's module, with the results of the reference.
 
-    `landmarks` are the results of the steps before the first that the reference could not
+    `landmarks` are the correct results of the steps, up to the first that the reference could not
     compute."""
 
     size: Size
@@ -462,7 +463,7 @@ class Run:
 
     @property
     def wanted(self) -> Tensor | None:
-        """The right output, or None if the reference could not compute it."""
+        """The correct output, or None if the reference could not compute it."""
         return self.landmarks[-1][0] if self.landmarks else None
 
     @property
@@ -475,9 +476,9 @@ def compare_output(learner: LearnerModule, known: Iterable[CheckFailed] = ()) ->
     """The largest difference from the reference over all sizes.
 
     Raises CheckFailed if an output differs, if dropout acts in evaluation, or if forward changes x.
-    If an output differs, the failure names a known mistake that explains the runs for all sizes, or
-    else the first wrong step. `known` are the faults of the constructor: with such faults, the
-    reference can stop."""
+    If an output differs, the CheckFailed names a known mistake that explains the outputs for all
+    sizes, or else the first wrong step. `known` are the faults of the constructor, which can keep
+    the reference from computing the outputs."""
     runs = [_run(learner, size) for size in learner.lesson.sizes]
     complete = len(learner.lesson.steps)
     lost = [run for run in runs if len(run.landmarks) < complete]
@@ -494,7 +495,7 @@ def compare_output(learner: LearnerModule, known: Iterable[CheckFailed] = ()) ->
 
 
 def _run(learner: LearnerModule, size: Size) -> Run:
-    """Run the module for one size. Dropout in evaluation and a changed x are faults of the run."""
+    """Run the module for one size. Note dropout in evaluation mode and a changed x as `faults`."""
     lesson = learner.lesson
     module, weights, x = learner.filled(size)
     faults = []
@@ -539,7 +540,7 @@ def _run(learner: LearnerModule, size: Size) -> Run:
 
 
 def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> CheckFailed:
-    """The failure for the wrong runs `bad`: a known mistake, rounding, or the first wrong step."""
+    """The CheckFailed for the runs `bad`: a known mistake, rounding, or the first wrong step."""
     lesson, run = learner.lesson, bad[0]
     size, y = run.size, run.y
     wanted = run.wanted if len(run.landmarks) == len(lesson.steps) else None
@@ -606,9 +607,9 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
 
 
 def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
-    """A text with the first numbers of a line's last result and of `wanted`.
+    """A text with the first number of the line's most recent result, and the first of `wanted`.
 
-    It is "" if the shapes differ or the numbers are equal."""
+    It is "" if the shapes differ or the two numbers are equal."""
     results = [t for one in trace.operations if one.line == line for t in one.results]
     if line is None or not results or results[-1].shape != wanted.shape:
         return ""
@@ -620,7 +621,7 @@ def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
 
 
 def _at_step_of_line(learner: LearnerModule, run: Run, failed: CheckFailed) -> CheckFailed:
-    """Move a failure to the step whose comment is above its line, if the steps before are right.
+    """Move `failed` to the step whose comment is above its line, if all earlier steps are right.
 
     `self.attn(x)` under `# Step 2` is a mistake of step 2 if step 1 computed the norm of x."""
     quoted = re.search(r"\bat line (\d+) of ", str(failed))
@@ -643,16 +644,16 @@ def _gives(form: Callable[..., Any], run: Run) -> bool:
     try:
         with torch.no_grad():
             result = form(run.weights, run.x)
-    except Exception:  # the module lacks the parts of the form
+    except Exception:  # the module lacks a weight or submodule that `form` uses
         return False
     return close(run.y, result)
 
 
 def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFailed]:
-    """The failure if a module's gradients are missing or wrong, as a list; empty if none is found.
+    """A list with the CheckFailed for missing or wrong gradients; empty if no gradient is wrong.
 
-    If the output is not `right`, the reference's gradients do not apply. The module's gradients are
-    then compared with those after Healed has removed the cuts in the graph."""
+    If the output is not `right`, the module cannot have the gradients of the reference. Then its
+    gradients are compared with those that it has after Healed has removed the cuts in its graph."""
     lesson = learner.lesson
     module, weights, x = learner.filled(lesson.sizes[0])
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=x.dtype)
@@ -681,7 +682,7 @@ def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFaile
     trace = TensorTrace(learner.file.path, module)
     try:
         got = forward(None, trace)
-    except CheckFailed as failed:  # forward stops only if autograd records
+    except CheckFailed as failed:  # forward stops only while autograd records
         return [failed] if right else []
     except RuntimeError as error:
         return [learner.stopped(error, "the backward pass", len(lesson.steps))] if right else []

@@ -1,7 +1,8 @@
 """The lesson on the feed-forward network (MLP): its four steps and its bank of known mistakes.
 
-Dimensions: B batch, T time, C channels (n_embd), F = 4C. In the `forms` of MISTAKES, w.up is
-the learner's first layer, (B, T, C) -> (B, T, F), w.down is the second layer, and x is the input.
+Dimensions: B batch, T time, C channels (n_embd), F = 4C. The functions in `forms` of MISTAKES take
+w and x. w.up is the learner's first layer, (B, T, C) -> (B, T, F), w.down is the second layer, and
+x is the input.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def phi(x: Tensor) -> Tensor:
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """The correct results of the steps: of steps 1 and 2 alone if w.down is None."""
+    """Yield the correct result of each step; of steps 1 and 2 only, if w.down is None."""
     wide = w.up(x)
     yield [wide]
     activated = wide * phi(wide)
@@ -78,7 +79,7 @@ def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
 
 
 def _activation(function: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
-    """An MLP with another activation function in step 2."""
+    """An MLP that applies `function` in step 2 instead of the exact GELU."""
     return (lambda w, x: w.down(function(w.up(x))),)
 
 
@@ -249,8 +250,8 @@ MISTAKES = (
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The two layers, found by the shapes of their matrices.
 
-    Accepts bare matrices in either orientation. `down` is None if there is no second layer of the
-    right shape; `start` reports that. Raises CheckFailed unless the first layer is right."""
+    Accepts bare matrices in either orientation. `down` is None if no second layer has the correct
+    shape; `start` reports that. Raises CheckFailed unless the first layer is right."""
     C, C4 = size.C, 4 * size.C
     found = list(module.named_parameters())
     matrices = [(n, p) for n, p in found if p.dim() == 2]
@@ -332,7 +333,7 @@ def _bias_in_words(bias: Tensor | None) -> str:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """A random x with numbers large enough that the forms of GELU differ."""
+    """A random x with numbers so large that exact and approximate GELU differ."""
     return 2 * torch.randn(size.B, size.T, size.C, generator=generator, dtype=torch.float64)
 
 
@@ -381,7 +382,7 @@ def _dropout(learner: LearnerModule, p: float) -> CheckFailed | str | None:
 
 
 def _dropped(trace: TensorTrace, whole: Tensor) -> Tensor | None:
-    """A tensor of the trace that is `whole` with some numbers 0 and the rest scaled, or None."""
+    """A tensor of the trace that is `whole` with some numbers 0 and all others scaled, or None."""
     for operation in trace.operations:
         for tensor in operation.results:
             if tensor.shape != whole.shape or not bool(((tensor == 0) & (whole != 0)).any()):

@@ -17,9 +17,9 @@ EPS = 1e-6
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation: divide each token by its size, then apply a gain.
+    """Divide each token by the root mean square of its channels, then apply a gain.
 
-    (B, T, C) -> same. Source: Zhang and Sennrich 2019, equation 4; eps is Qwen3's."""
+    (B, T, C) -> (B, T, C). Source: Zhang and Sennrich 2019, equation 4; eps is Qwen3's."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_angles(head_dim: int, length: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position times each frequency, both (length, head_dim / 2).
+    """The cosine and the sine of position times frequency, each (length, head_dim / 2).
 
     Frequencies are THETA^(-2i/D). Source: Su et al. 2021, "RoFormer", section 3.4.2."""
     angles = angles_of(head_dim, length)
@@ -49,7 +49,7 @@ def frequencies(head_dim: int) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x with each pair (x[i], x[i + D/2]) rotated by its angle: (..., T, D) -> same.
+    """x with each pair (x[i], x[i + D/2]) rotated by its angle: (..., T, D) -> (..., T, D).
 
     The angle depends on the position and on i. cos and sin are those of rotary_angles."""
     first, second = x.chunk(2, dim=-1)
@@ -67,7 +67,8 @@ def turned(x: Tensor, start: float = 0) -> Tensor:
 class GroupedQueryAttention(nn.Module):
     """Causal attention with rotary positions, in which groups of query heads share keys and values.
 
-    (B, T, C) -> same. Source: Ainslie et al. 2023, "GQA". `start` is the first token's position."""
+    (B, T, C) -> (B, T, C). `start` is the position of the first token. Source: Ainslie et al. 2023,
+    "GQA"."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
 """Steps 4 to 6 of the exercise modern, grouped-query attention: comparison with the reference, and
 known mistakes.
 
-Dimensions: B batch, T time, C channels (n_embd), H query heads, K key/value heads, D head_dim,
-G = H / K query heads for each key/value head. In the `forms` of MISTAKES, w holds the learner's
-projections w.q, w.k, w.v and w.o, each (weight, bias or None), and the sizes w.H and w.K.
+Dimensions: B batch, T time, C channels (n_embd), H query heads, K key/value heads, D head_dim, G
+query heads for each key/value head (H / K). The functions in `forms` of MISTAKES take w and x. w
+holds the learner's projections w.q, w.k, w.v and w.o, each (weight, bias or None), and the sizes
+w.H and w.K.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def attention(
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """Yield the tensors of each step: its result in the forms in which code often computes it."""
+    """Yield a list for each step: its correct result, in each form that is usual in code."""
     yield from ([], [], [])  # RMSNorm and the two functions are checked before the attention
     q, k, v = _turn(*heads(w, x))
     yield [k]
@@ -92,7 +93,7 @@ def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
 
 
 def _seen_after_groups(q: Tensor, k: Tensor, mixed: Tensor) -> list[Tensor]:
-    """The tensors that only a right step 5 makes: scores in several forms, and mixed values."""
+    """The tensors that only a correct step 5 makes: several forms of scores, and mixed values."""
     scores = q @ k.transpose(2, 3)
     scaled = scores / math.sqrt(q.shape[-1])
     masked = scaled + modern.future(scaled)
@@ -100,15 +101,15 @@ def _seen_after_groups(q: Tensor, k: Tensor, mixed: Tensor) -> list[Tensor]:
 
 
 def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
-    """The first of the steps 4 to 6 whose result is not in the trace, or else 6.
+    """The first of the steps 4 to 6 whose result is not in the trace; 6 if all results are there.
 
-    If the values are rotated, it is step 4."""
+    It is step 4 if the code rotates not only queries and keys, but also values."""
     q, k, v = heads(w, x)
     try:
         q, k, v = _turn(q, k, v)
         wide = _share(k, v, w.H // w.K)
         after = _seen_after_groups(q, wide[0], modern.attend(q, *wide))
-    except RuntimeError:  # heads of another size, which is a fault of the constructor
+    except RuntimeError:  # the constructor makes heads of another size
         return 4
     if any(trace.has(one) for one in after) and not trace.has(turned(v)):
         return 6
@@ -119,7 +120,7 @@ def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
 
 
 def shown(trace: TensorTrace, w: Weights, x: Tensor) -> str | None:
-    """The slug of a mistake in the trace, even if a later step is wrong too; or None."""
+    """The slug of a mistake that the trace shows, even if a later step is wrong too; or None."""
     _, k, v = _turn(*heads(w, x))
     if trace.has(turned(v)):
         return "values-rotated"
@@ -201,7 +202,7 @@ def _softmax_over(dim: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _over(dim: int) -> Callable[[Tensor], Tensor]:
-    """The rotation by the index of dimension `dim` instead of the position."""
+    """A rotation whose angle depends on the index in dimension `dim`, not on the position."""
     return lambda x: turned(x.transpose(dim, 2)).transpose(dim, 2)
 
 
@@ -212,7 +213,7 @@ def _before_split(w: Weights, x: Tensor) -> Heads:
 
 
 def _angles_of_width(w: Weights, x: Tensor) -> Heads:
-    """Heads rotated by the first D/2 of the frequencies for C channels."""
+    """Heads that are rotated with wrong frequencies: the first D/2 of those for C channels."""
     q, k, v = heads(w, x)
     D = q.shape[-1]
     angles = modern.angles_of(w.H * D, x.shape[1])[:, : D // 2]
@@ -464,7 +465,7 @@ def _back(x: Tensor) -> Tensor:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Yield the first wrong width of a key or value projection, as a fault of the constructor."""
+    """Yield the fault of a constructor that gives a key or value projection a wrong width."""
     for size in SIZES:
         w = weights(learner, learner.construct(size), size)
         wanted = size.K * w.D

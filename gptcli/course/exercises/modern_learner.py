@@ -22,7 +22,7 @@ FUNCTIONS = {2: "rotary_angles", 3: "rotate"}
 
 
 class LearnerModern(Explainer):
-    """The two classes and the two functions of a learner's file. Failures become CheckFailed."""
+    """The classes and functions of a learner's file. Their errors become CheckFailed."""
 
     def __init__(self, file: LearnerFile, say: Say) -> None:
         super().__init__(file, STEPS, MISTAKES, FUNCTIONS)
@@ -46,7 +46,7 @@ class LearnerModern(Explainer):
             )
 
     def part(self, step: int, name: str, kind: str) -> Any:
-        """A class or function of the file. Raises CheckFailed if there is none.
+        """The class or function `name` of the file. Raises CheckFailed if it is missing.
 
         Raises GptcliError if the definition of the class stopped with an error."""
         found = getattr(self.module, name, None)
@@ -60,9 +60,10 @@ class LearnerModern(Explainer):
         return found
 
     def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
-        """The failure for the known mistake `slug`.
+        """The CheckFailed for the known mistake `slug`.
 
-        It quotes a line of the step's function or of a helper."""
+        It quotes a line of the step's function or, if no line of it matches, of another
+        function."""
         mistake = next(m for m in self.mistakes if m.slug == slug)
         inside = self.source.lines_of(FUNCTIONS.get(more.get("step") or mistake.step, ""))
         line = ranked_line(self.source, mistake.at, inside)
@@ -77,7 +78,7 @@ class LearnerModern(Explainer):
         return super().mistake(slug, evidence, **{"line": line, "within": (), **more})
 
     def class_of(self, step: int, name: str, lesson: ModuleLesson) -> ModernModule:
-        """The learner's class of that name, wrapped so that it can be compared."""
+        """The learner's class `name`, wrapped so that it can be compared."""
         cls = self.part(step, name, "class")
         if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
             raise self.failed_at(

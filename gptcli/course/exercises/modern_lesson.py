@@ -28,7 +28,7 @@ _LATER = 3  # the position of the first token in the test of step 4
 
 
 class ModernLesson(Lesson[LearnerModern]):
-    """RMSNorm, rotary positions, grouped queries."""
+    """The lesson on RMSNorm, rotary positions and grouped-query attention."""
 
     name = "modern"
     steps = STEPS
@@ -51,7 +51,7 @@ class ModernLesson(Lesson[LearnerModern]):
 
 
 def _norm(learner: LearnerModern) -> list[tuple[str, str]]:
-    """Check step 1, and return the notes."""
+    """Check step 1, RMSNorm, and return the notes for the report."""
     norm = learner.class_of(1, NORM, modern_norm.LESSON)
     done: list[Check] = []
     norm.lesson.check(norm, done)
@@ -74,7 +74,7 @@ def _attention(learner: LearnerModern) -> str:
     lesson = whole.lesson
     whole.needs_forward()
     faults = list(modern_attention.start(whole))
-    if faults:  # sizes with K = H can fit in spite of the faults, and show a mistake of step 4
+    if faults:  # forward may still run in sizes with K = H, and show a mistake of step 4
         alone = replace(lesson, sizes=tuple(s for s in lesson.sizes if _each_by_itself(s)))
         try:
             compare_output(learner.class_of(4, ATTENTION, alone))
@@ -100,7 +100,9 @@ def _attention(learner: LearnerModern) -> str:
 
 
 def _with_equal_sizes(learner: LearnerModern, failed: CheckFailed) -> CheckFailed | None:
-    """The mistake of step 4 that makes shapes clash, or None. It is found with H = T."""
+    """The CheckFailed for a mistake of step 4 that makes shapes clash, or None.
+
+    In a size with H = T they do not clash, so the output shows the mistake."""
     if failed.mistake != "raises" or failed.step != 4:
         return None
     size = GroupedSize(2, 4, 32, 4, seed=1, K=4)
@@ -118,7 +120,7 @@ def _with_equal_sizes(learner: LearnerModern, failed: CheckFailed) -> CheckFaile
 
 
 def _shown(whole: ModernModule, failed: CheckFailed) -> CheckFailed | None:
-    """The known mistake in the trace of a forward, unless `failed` says more; or None."""
+    """The CheckFailed for a known mistake that the trace shows; None if `failed` says more."""
     if failed.mistake not in ("wrong-output", "not-finite", "not-implemented", "raises"):
         return None
     for size in whole.lesson.sizes:
@@ -142,7 +144,8 @@ def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None
     """Check step 4, the position of the first token. q and k depend on it, but the output does not.
 
     With `stops`, every exception of forward is a fault of step 4. With `unwritten`, every exception
-    except NotImplementedError is one. Otherwise, a later step can raise the exception."""
+    except NotImplementedError is such a fault. Without both, no exception is such a fault, because
+    a later step can raise it."""
     size = modern_attention.SIZES[0]
     module, w, x = whole.filled(size)
     forward = inspect.signature(type(module).forward)
@@ -176,7 +179,7 @@ def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None
 
 
 def _first_position(trace: TensorTrace, part: Tensor, T: int) -> int | None:
-    """The position from which q or k was rotated, if the trace shows one."""
+    """The position of the first token in the rotation of q or k; None if the trace shows none."""
     likely = (_LATER, *range(-1, 2 * _LATER + T))
     return next((at for at in likely if trace.has(turned(part, at))), None)
 

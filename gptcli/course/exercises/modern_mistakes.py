@@ -1,8 +1,8 @@
 """The six steps of the exercise modern, and its known mistakes in the rotation (steps 2 and 3).
 
-In the `forms` of step 2, D is head_dim and n the length. A form returns the angles that code with
-the mistake uses, or a pair of tables. In the `forms` of step 3, x is (B, H, T, D), and c
-and s are the right tables (T, D/2).
+The functions in `forms` of step 2 take D (head_dim) and n (the length). They return the angles that
+code with the mistake uses, or its tables (cos, sin). Those of step 3 take x (B, H, T, D) and the
+correct tables c and s, each (T, D/2).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _moved(by: float) -> Form:
 
 
 def _tables(change: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Form:
-    """A form that makes tables from the right angles."""
+    """A function that makes wrong tables from the correct angles of D and n."""
     return lambda D, n: change(angles_of(D, n))
 
 
@@ -120,7 +120,7 @@ def _interleaved(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
 
 
 def _mismatched(sign: float) -> Turned:
-    """Pairs of neighbours, with tables for halves: x * cos + swapped(x) * sin."""
+    """A rotation of pairs of neighbours, but with tables for halves: x * cos + swapped(x) * sin."""
 
     def form(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
         a, b = _paired(x)
@@ -141,7 +141,7 @@ def _halves(change: Callable[..., tuple[Tensor, Tensor]]) -> Turned:
 
 
 def _over(dim: int) -> Turned:
-    """The rotation by the index of dimension `dim` instead of the position."""
+    """A rotation whose angle depends on the index in dimension `dim`, not on the position."""
 
     def form(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
         angles = angles_of(x.shape[-1], x.shape[dim])

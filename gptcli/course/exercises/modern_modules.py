@@ -26,7 +26,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 
 @dataclass(frozen=True)
 class GroupedSize(Size):
-    """A size with K key/value heads."""
+    """The sizes of one comparison, with K key/value heads."""
 
     K: int = 1
 
@@ -52,11 +52,10 @@ def modern_config(config: Any, n_kv_head: int | None = None) -> LearnerConfig:
 def ranked_line(
     source: Source, pattern: str, within: Collection[int] | None, suspect: int | None = None
 ) -> int | None:
-    """The line to quote for a mistake, or None. It matches the first alternative of `pattern` that
-    any line matches.
+    """The number of the line to quote for a mistake; None if no line matches `pattern`.
 
-    If several lines match it, the function returns `suspect` if this is one of them, else the
-    first."""
+    Takes the first alternative of `pattern` that matches a line. If it matches several lines,
+    returns `suspect` if `suspect` is one of them, else the first."""
     for alternative in _alternatives(pattern):
         if lines := source.matches(alternative, within):
             return suspect if suspect in lines else lines[0]
@@ -64,7 +63,7 @@ def ranked_line(
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """The alternatives of a pattern: it is split at the bars outside brackets."""
+    """The alternatives of a pattern. Each `|` outside brackets separates two of them."""
     parts, depth = [""], 0
     for before, character in zip(" " + pattern, pattern, strict=False):
         if before != "\\":
@@ -77,7 +76,7 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 class ModernModule(LearnerModule):
-    """A learner's class of this exercise. `first` is the number of its first step.
+    """A learner's RMSNorm or attention. `first` is the first step of the exercise that it does.
 
     `.float()` and float32 in the learner's code become float64, so that results can be compared
     exactly."""
@@ -99,7 +98,7 @@ class ModernModule(LearnerModule):
             return super().construct(size)
 
     def filled(self, size: Size) -> tuple[nn.Module, Any, Tensor]:
-        """As in LearnerModule. `weights.norm` is the norm of queries and keys, or None."""
+        """A new module, its weights and an input. `weights.norm` is the module's QKNorm or None."""
         module, weights, x = super().filled(size)
         if hasattr(weights, "norm") and self._may_normalise():
             self._running = None
@@ -123,7 +122,7 @@ class ModernModule(LearnerModule):
         return bool(self.source.matches(r"(?i)norm|rsqrt", lines))
 
     def run(self, module: nn.Module, weights: Any, x: Tensor, trace: TensorTrace) -> Tensor:
-        """module(x), of the shape and dtype of x, with its operations in `trace`."""
+        """Return module(x), of the shape and dtype of x, and record its operations in `trace`."""
         self._running = trace, weights, x.detach().clone()
         return super().run(module, weights, x, trace)
 
@@ -133,9 +132,9 @@ class ModernModule(LearnerModule):
             return module(x)
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
-        """The failure for an exception, at `step` or at an earlier step.
+        """The CheckFailed for an exception, at `step` or at an earlier wrong step.
 
-        An earlier step is wrong if its result is not in the trace."""
+        An earlier step counts as wrong if its result is not in the trace."""
         if self._running is not None and step > self.first:
             step = min(step, self.step_after(*self._running))
         return super().stopped(error, doing, max(step, self.first))
@@ -143,18 +142,18 @@ class ModernModule(LearnerModule):
     def step_after(
         self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException | None = None
     ) -> int:
-        """The first step whose result is not in the trace (the last step at most)."""
+        """The first step whose result is not in the trace; the last one if all results are."""
         with torch.no_grad():
             return self.lesson.unseen(trace, weights, x) or super().step_after(
                 trace, weights, x, error
             )
 
     def missing(self, step: int, kind: str, name: str, others: Any) -> CheckFailed:
-        """The failure for a method that the class does not have."""
+        """The CheckFailed for a method that the class does not have."""
         return super().missing(max(step, self.first), kind, name, others)
 
     def mistake(self, slug: str, evidence: str = "", *, step: int = 0, **more: Any) -> CheckFailed:
-        """The failure for the known mistake `slug`, at step `first` or later."""
+        """The CheckFailed for the known mistake `slug`, at step `first` or later."""
         return super().mistake(slug, evidence, step=max(step, self.first) if step else 0, **more)
 
     def facts(self, x: Tensor) -> dict[str, Any]:
@@ -167,7 +166,7 @@ class ModernModule(LearnerModule):
     def mistake_in_forward(
         self, slug: str, evidence: str = "", suspect: int | None = None, **facts: Any
     ) -> CheckFailed:
-        """The failure for the known mistake `slug`. It quotes the line that `ranked_line` finds.
+        """The CheckFailed for the mistake `slug`. It quotes the line that `ranked_line` finds.
 
         If the methods have no such line, or only a `return`, the constructor is searched."""
         pattern = next(m for m in self.mistakes if m.slug == slug).at

@@ -1,7 +1,7 @@
 """Step 1 of the exercise modern, RMSNorm: comparison with the reference, and known mistakes.
 
-Dimensions: B batch, T time, C channels (n_embd). In the `forms` of MISTAKES, w.g is the learner's
-gain (C,), w.b is a bias (C,) or None, and x (B, T, C) is the input.
+Dimensions: B batch, T time, C channels (n_embd). The functions in `forms` of MISTAKES take w and x.
+w.g is the learner's gain (C,), w.b is a bias (C,) or None, and x (B, T, C) is the input.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
 
 
 def _sized(*changes: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
-    """RMSNorms with another divisor: change(x) returns the divided x, before the gain."""
+    """RMSNorms with a wrong divisor: change(x) returns the divided x, before the gain."""
     return tuple(lambda w, x, change=change: change(x) * w.g for change in changes)
 
 
 def _gained(*changes: Callable[[Weights, Tensor], Tensor]) -> tuple[Any, ...]:
-    """RMSNorms that use the gain differently: change(w, normalised x) returns the output."""
+    """RMSNorms that use the gain in a wrong way: change(w, normalised x) returns the output."""
     return tuple(lambda w, x, change=change: change(w, normal(x)) for change in changes)
 
 
@@ -114,8 +114,9 @@ MISTAKES = (
                    lambda x: _centred(x) / torch.sqrt(_mean(x**2) + EPS),
                    lambda x: _centred(x) / torch.sqrt(_variance(x) + 1e-5)), r"\bx\s*-|mean\("),
     ExerciseMistake("variance-for-squares", 1, "x / torch.sqrt(x.var(-1) + eps)",
-            "you divide the {C} channels by the root of their variance, not of the mean of their "
-            "squares", "the variance subtracts the mean before it squares; RMSNorm does not",
+            "you divide the {C} channels by the root of their variance, not by the root of the "
+            "mean of their squares",
+            "the variance subtracts the mean before it squares; RMSNorm does not",
             "use (x ** 2).mean(dim=-1, keepdim=True)",
             _sized(lambda x: x / torch.sqrt(_variance(x) + EPS),
                    lambda x: x / torch.sqrt(_variance(x, 1) + EPS),
@@ -259,12 +260,12 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
 
 
 def draw(size: Size, generator: torch.Generator) -> Tensor:
-    """Random tokens of many sizes; eps matters for small tokens.
+    """Random tokens of many scales, because eps matters only for tokens with small numbers.
 
     With seed 2, one token has only zeros."""
     shape = (size.B, size.T, size.C)
     x = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.5
-    # any two values of eps give different outputs for a very small token
+    # for a token with very small numbers, any two values of eps give different outputs
     least = -6 if size.seed == 3 else -3
     x = x * (10.0 ** torch.linspace(least, 1, size.B * size.T)).view(size.B, size.T, 1)
     if size.seed == 2:

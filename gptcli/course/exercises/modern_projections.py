@@ -37,7 +37,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Any:
         bias = biases.get(f"{name}.bias")
         part = _part_of(name)
         rows = [wide[one] for one in part] if part != "o" else [size.C]
-        if len(part) > 1 and sum(rows) == weight.shape[0]:  # one layer for several projections
+        if len(part) > 1 and sum(rows) == weight.shape[0]:  # one layer has several projections
             none = [None] * len(rows)
             cuts = none if bias is None else torch.split(bias, rows)
             for one, piece, cut in zip(part, torch.split(weight, rows), cuts, strict=True):

@@ -1,6 +1,6 @@
 """Recognise a norm of queries and keys (QK norm) in a learner's grouped-query attention.
 
-Llama has none; Qwen3 divides each head of q and k by its size before the rotation.
+Llama has no such norm. Qwen3 applies an RMSNorm to each head of q and k before the rotation.
 
 Dimensions: B batch, T time, C channels (n_embd), D head_dim.
 """
@@ -55,7 +55,7 @@ def find_norm(
 ) -> QKNorm | None:
     """The norms of q and k whose results are in the trace; None if there is none.
 
-    `heads` are "q" and "k" before norm and rotation, (B, heads, T, D)."""
+    `heads` has the queries "q" and the keys "k" before norm and rotation, each (B, heads, T, D)."""
     made = _Made(trace)
     found: dict[str, tuple[Norm, str, bool]] = {}
     for part, before in heads.items():
@@ -115,7 +115,7 @@ def _norm(over: str, eps: float, gain: Tensor | None, shift: Tensor | None, *, r
 
 
 def _applied(over: str, norm: Norm) -> Norm:
-    """A norm of each head by itself, or of all heads of a token as one vector."""
+    """`norm`, applied to each head by itself, or to all heads of a token as one vector."""
 
     def on_all(heads: Tensor) -> Tensor:
         B, H, T, D = heads.shape

@@ -25,8 +25,8 @@ def _doubled(a: Tensor) -> Tensor:
     return torch.cat((a, a), -1)
 
 
-# The forms that count as right, made from c and s (length, D/2). gptcli/model/rotary.py uses the
-# last form.
+# The forms of tables that count as right, made from c and s (length, D/2). gptcli/model/rotary.py
+# uses the last form.
 _KINDS: tuple[Callable[[Tensor, Tensor], Tables], ...] = (
     lambda c, s: (c, s),
     lambda c, s: (_doubled(c), _doubled(s)),
@@ -35,7 +35,7 @@ _KINDS: tuple[Callable[[Tensor, Tensor], Tables], ...] = (
 
 
 def _neighbours(c: Tensor, s: Tensor) -> Tables:
-    """Tables of the interleaved convention."""
+    """Tables of the interleaved convention, in which x[2i] and x[2i + 1] are a pair."""
     return c.repeat_interleave(2, -1), s.repeat_interleave(2, -1)
 
 
@@ -109,7 +109,7 @@ def _same(a: Tables, b: Tables) -> bool:
 
 
 def _fits(form: Callable[..., Any], got: dict[tuple[int, int], Tables]) -> bool:
-    """Whether a known mistake gives the learner's tables, in any form of tables."""
+    """Whether a known mistake gives the learner's tables, in one of the usual forms of tables."""
 
     def made(case: tuple[int, int]) -> Tables:
         value = form(*case)
@@ -123,7 +123,7 @@ def _fits(form: Callable[..., Any], got: dict[tuple[int, int], Tables]) -> bool:
 def _angle_mistake(
     learner: LearnerModern, slug: str, D: int, n: int, tables: Tables
 ) -> CheckFailed:
-    """The failure for a known mistake, with the numbers of the learner's tables in its message."""
+    """The CheckFailed for a known mistake. Its message has numbers of the learner's tables."""
     cos, sin = tables
     half = D // 2
     angles = torch.atan2(sin, cos)
@@ -146,7 +146,7 @@ def _angle_mistake(
 
 
 def _difference(case: tuple[int, int], tables: Tables) -> str:
-    """Where the tables differ: ` (rotary_angles(8, 5): cos[1, 1] is 0.9, expected 0.1)`."""
+    """Where the tables are wrong: ` (rotary_angles(8, 5): cos[1, 1] is 0.9, expected 0.1)`."""
     D, n = case
     for name, got, wanted in zip(("cos", "sin"), tables, _right(D, n), strict=True):
         if got.shape not in (wanted.shape, (n, D)):
@@ -259,7 +259,9 @@ def _rotated(learner: LearnerModern, x: Tensor) -> Tensor:
 def _square_mistake(
     learner: LearnerModern, failed: CheckFailed | None = None
 ) -> CheckFailed | None:
-    """The failure for a rotation over heads or texts, found with B = H = T, or None."""
+    """The CheckFailed for a rotation over heads or texts instead of positions, or None.
+
+    Found in a size with B = H = T, in which such code does not stop."""
     if failed is not None and failed.mistake != "raises":
         return None
     x = torch.randn(4, 4, 4, 8, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
@@ -303,7 +305,7 @@ def _rotation_mistake(
 def _gives(form: Callable[..., Tensor], x: Tensor, y: Tensor) -> bool:
     try:
         return close(y, form(x, *_right(*_case(x))))
-    except RuntimeError:  # the form does not fit these sizes
+    except RuntimeError:  # with this mistake, the shapes do not fit
         return False
 
 
@@ -315,7 +317,7 @@ def _wrong(learner: LearnerModern, step: int, evidence: str) -> CheckFailed:
 
 
 def _quote(learner: LearnerModern, step: int) -> str:
-    """The text that quotes the last `return` of the step's function, or else its `def`."""
+    """The quote of the last `return` of the step's function, or else of its `def`."""
     name = {2: "rotary_angles", 3: "rotate"}[step]
     lines = learner.source.lines_of(name)
     found = learner.source.matches(r"\breturn\b", lines)

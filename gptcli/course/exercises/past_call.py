@@ -78,9 +78,9 @@ class GivenCache:
 class PastCall:
     """How to call a forward with the keys and values of the tokens before x.
 
-    `past` names the argument for them, or one argument for keys and one for values. `containers`
-    make the objects that can be an empty past for a forward that changes its argument. `reset` is
-    the method that removes the tokens, if the module keeps them itself."""
+    `past` names the argument for them, or one argument for keys and one for values. If forward
+    changes its argument, each function in `containers` makes an object that can be an empty past.
+    `reset` is the method that removes the tokens, if the module keeps them itself."""
 
     past: tuple[str, ...] = ()
     switches: tuple[str, ...] = ()
@@ -89,8 +89,8 @@ class PastCall:
     containers: tuple[Callable[[], Any], ...] = ()
     container: Callable[[], Any] | None = None
     reset: str | None = None
-    empty: str = ""  # the dimensions of keys, such as BHTD, if an empty past has tensors
-    buffers: bool = False  # an empty past has room for block_size tokens
+    empty: str = ""  # the order of the keys' dimensions, such as BHTD, if an empty past is tensors
+    buffers: bool = False  # whether these tensors have room for block_size tokens
     call: Call = field(default_factory=Call)
 
     @property
@@ -108,13 +108,14 @@ class PastCall:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the module keeps the tokens."""
+        """Whether the module keeps keys and values itself, and forward takes no past."""
         return not self.past
 
     def __call__(self, module: nn.Module, x: Tensor, past: Any, start: int, *, cached: bool) -> Any:
-        """The result of forward for the tokens x after `start` others. A `past` of None is empty.
+        """The result of forward for the tokens x after `start` others.
 
-        Without `cached`, the arguments `switches` tell forward to keep nothing."""
+        A `past` of None means that no token came before. Without `cached`, the arguments `switches`
+        tell forward to keep nothing."""
         T, S = x.shape[1], start + x.shape[1]
         named: dict[str, Any] = {
             name: value for name, value in self.call.others if name not in self.switches
@@ -175,7 +176,7 @@ def past_call(cls: type[nn.Module], tree: ast.AST, call: Call) -> PastCall | Non
 
 
 def asks_object(tree: ast.AST, name: str) -> bool:
-    """Whether code uses a variable as a cache object: fits, length, update, append(k, v)."""
+    """Whether code uses `name` as a cache object, such as `name.update` or `name.append(k, v)`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and _is(node.value, name) and node.attr in _OF_OBJECTS:
             return True
@@ -222,7 +223,7 @@ def _is(node: ast.AST, name: str) -> bool:
 
 
 def _attributes(tree: ast.AST, name: str) -> list[str]:
-    """The attributes of `self` in a class, and the texts that are first arguments of its calls.
+    """The attributes of `self` in a class, and all texts that are first arguments of calls there.
 
     For `self.register_buffer("cache", ...)`, this text is "cache"."""
     return [

@@ -30,9 +30,10 @@ _MOST_NESTED = 4
 def leaves(value: Any, depth: int = 0) -> list[Tensor]:
     """The floating-point tensors in an object, its tuples, lists, dicts and attributes.
 
-    An even number of them, 4 or more, can have one shape, such as one tensor for each head. Then
-    keys and values can alternate, or all keys can come first. So four stacks follow: of the tensors
-    at even places, at odd places, in the first half and in the second half."""
+    If there are 4, 6, 8, ... of them, all with the same shape, they may be one tensor for each
+    head. Then keys and values may alternate, or all keys may come first. So four stacks are added:
+    of the tensors at even places, of those at odd places, of the first half and of the second
+    half."""
     found = list(_leaves(value, depth))
     if len(found) < 4 or len(found) % 2 or len({tensor.shape for tensor in found}) > 1:
         return found
@@ -59,7 +60,7 @@ def _leaves(value: Any, depth: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes of a text's keys, except for the number of tokens."""
+    """The sizes B, H and D of keys. The number of tokens varies."""
 
     B: int
     H: int
@@ -76,7 +77,7 @@ class Dims:
 def canonical(tensor: Tensor, order: Order, dims: Dims) -> Tensor | None:
     """`tensor`, whose dimensions are in `order`, as (B, H, T, D); None if the sizes do not fit."""
     if dims.H == 1 and tensor.dim() == 3 and len(order) == 4:
-        tensor = tensor.unsqueeze(order.index("H"))  # a single head without a dimension for heads
+        tensor = tensor.unsqueeze(order.index("H"))  # one head, and no dimension for heads
     if tensor.dim() != len(order):
         return None
     for size, letters in zip(tensor.shape, order, strict=True):
@@ -89,7 +90,7 @@ def canonical(tensor: Tensor, order: Order, dims: Dims) -> Tensor | None:
 
 
 def in_order(tensor: Tensor, order: Order) -> Tensor:
-    """A canonical tensor with its dimensions moved to `order`."""
+    """`tensor`, which is (B, H, T, D), with its dimensions moved to `order`."""
     whole = "".join(order)
     turned = tensor.permute(*("BHTD".index(letter) for letter in whole))
     sizes, shape = list(turned.shape), []
@@ -106,7 +107,8 @@ class Place:
     """The place of keys or values: which tensor, which part of it, and the order of its dimensions.
 
     `dim` is a dimension that holds keys and values one after the other; None if the tensor holds
-    only one of them. `whole` tells that `dim` has the size 2 and is removed."""
+    only keys or only values. `at` is 0 for the first of the two and 1 for the second. With `whole`,
+    `dim` has the size 2 and is removed; otherwise each of the two takes half of it."""
 
     leaf: int
     order: Order
@@ -167,9 +169,9 @@ class Seen:
     """A way to join stored and new keys or values, and the line on which a forward joined them."""
 
     part: str  # "k" or "v"
-    kind: str  # right, reversed, backwards, twice, stored twice, dim, last, first, of other
+    kind: str  # "right", or the mistake that `_joined` imitates
     line: int | None
-    dim: int = 0  # the dimension along which they were joined
+    dim: int = 0  # the dimension along which keys or values were joined
     what: str = ""  # the name of that dimension
     shape: tuple[int, ...] = ()
     wanted: tuple[int, ...] = ()
@@ -178,7 +180,8 @@ class Seen:
 def joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> Iterator[tuple[Seen, Tensor]]:
     """Yield right and wrong ways to join stored and new tokens, in every order of dimensions.
 
-    Both dicts have "k" and "v", each (B, H, tokens, D). A single head can be joined, too."""
+    Both dicts have "k" and "v", each (B, H, tokens, D). Also yields these ways for each head
+    alone."""
     for order in ORDERS:
         names = tuple(NAMES[letters] for letters in order)
         stored, added = ({p: in_order(one[p], order) for p in "kv"} for one in (old, new))

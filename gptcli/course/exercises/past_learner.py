@@ -1,7 +1,8 @@
 """Build and call a learner's forward that takes and returns keys and values, or keeps them.
 
-Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D channels per
-head, N tokens of a text.
+The past is the keys and values of the tokens before x. The present is those of all tokens, which
+forward returns. Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D
+channels per head, N tokens of a text.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SIZES = (
     Size(3, 1, 6, (4, 4, 2), block_size=10),
     Size(4, 5, 4, (2, 6), block_size=9),
 )
-"""D is even, for rotary positions. In each size, it differs from every number of tokens."""
+"""Rotary positions need an even D. In each size, D differs from every number of tokens."""
 
 
 _ROTATION = re.compile(r"rot|rope", re.IGNORECASE)
@@ -50,7 +51,7 @@ _ROTATION = re.compile(r"rot|rope", re.IGNORECASE)
 
 @dataclass
 class Called:
-    """One call of forward: its tokens, its past, and its result or failure."""
+    """One call of forward: its tokens, its past, and its result or CheckFailed."""
 
     start: int
     count: int
@@ -63,7 +64,7 @@ class Called:
 
     @property
     def total(self) -> int:
-        """The number of tokens up to the last of this call."""
+        """The number of tokens before this call and in it."""
         return self.start + self.count
 
 
@@ -81,7 +82,7 @@ class Text:
 
 
 class PastLearner(CacheExplainer):
-    """A learner's attention with a past. Failures become CheckFailed."""
+    """A learner's attention with a past. Its errors become CheckFailed."""
 
     def __init__(
         self, file: LearnerFile, module: ModuleType, cls: type[nn.Module], form: PastCall, say: Say
@@ -114,7 +115,7 @@ class PastLearner(CacheExplainer):
         return lines - self.source.lines_of_constructors()
 
     def quotable(self, at: str, within: Collection[int] | None) -> int:
-        """As in CacheExplainer, but lines that compute a rotation come last."""
+        """The line to quote, as in CacheExplainer, but lines that compute a rotation come last."""
         assert self.attention is not None
         rotation = {n for n in (*self.source.functions(), *vars(self.module_of_file))
                     if _ROTATION.search(n)}  # fmt: skip
@@ -191,7 +192,7 @@ class PastLearner(CacheExplainer):
 
     @contextlib.contextmanager
     def as_learner(self) -> Iterator[None]:
-        """In this context the file's variables hold the latest module's sizes; autograd is off."""
+        """In this context the file's variables hold the sizes of `config`, and autograd is off."""
         with torch.no_grad(), self.builder.constructor.variables(self.config):
             yield
 
@@ -246,8 +247,9 @@ class PastLearner(CacheExplainer):
     ) -> list[Called]:
         """The calls for a text in pieces, each with the past that the call before returned.
 
-        Stops at the first call that fails or, unless the module keeps the tokens, returns no past.
-        `module` is a module that has read other texts."""
+        Stops after the first call that fails, and after a call that returns no past, unless the
+        module keeps the tokens itself. `module` can be a module that has read other texts; by
+        default it has read none."""
         calls: list[Called] = []
         past = self.fresh()
         start = 0
@@ -298,7 +300,7 @@ class PastLearner(CacheExplainer):
         return whole.y
 
     def unused(self, module: nn.Module) -> nn.Module:
-        """The module; or a copy of it if calls change its state."""
+        """`module`, or a copy of it if calls of forward change it."""
         return copy.deepcopy(module) if self.form.keeps_state else module
 
     def whole(self, module: nn.Module, x: Tensor) -> Called:
@@ -332,7 +334,7 @@ class PastLearner(CacheExplainer):
 
 
 def with_past(file: LearnerFile, module: ModuleType, say: Say) -> PastLearner | None:
-    """The learner of a file whose forward takes and returns the past, or keeps it.
+    """A PastLearner for a file whose forward takes and returns keys and values, or keeps them.
 
     None if the file has a cache class or no attention, if forward uses its argument as a cache
     object, or if forward has neither an argument nor a state for the past."""
@@ -351,7 +353,7 @@ def with_past(file: LearnerFile, module: ModuleType, say: Say) -> PastLearner | 
 
 
 def at_step(failed: CheckFailed, step: int) -> CheckFailed:
-    """The same failure, moved to another step."""
+    """A copy of `failed` with another step."""
     return CheckFailed(failed.mistake, failed.message, failed.hints, step)
 
 

@@ -1,7 +1,7 @@
 """Check the cache exercise for a forward that takes and returns keys and values, or keeps them.
 
-Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D channels per
-head, N tokens of a text.
+The past is the keys and values of the tokens before x. Dimensions: B batch, T new tokens, S tokens
+in all, C channels (n_embd), H heads, D channels per head, N tokens of a text.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _unseen(learner: PastLearner, step: int, has_network: bool) -> str:
 
 
 def _check_text(learner: PastLearner, text: Text) -> float:
-    """The largest error for a text in pieces. Raises CheckFailed if there is a mistake."""
+    """The largest error if forward reads the text in pieces. Raises CheckFailed at a mistake."""
     size = text.size
     whole = learner.whole(text.module, text.text)
     calls = learner.read(text, size.pieces)
@@ -89,7 +89,7 @@ def _check_text(learner: PastLearner, text: Text) -> float:
     raise named(learner, text.weights, text.text, seen)
 
 
-# these mistakes do not count if all outputs are right
+# slugs of mistakes that do not count if all outputs are right
 _HARMLESS = {"wrong-result", "drops-the-oldest"}
 
 
@@ -101,8 +101,9 @@ def _seen(text: Text, one: Called) -> Seen:
 def _own_reference(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed:
-    """The failure of a forward that does more than week 1's attention, and that stops or gives
-    other outputs with a past than for the whole text."""
+    """The CheckFailed for a wrong forward that does more than the attention of week 1.
+
+    It is wrong if it stops, or if it gives other outputs with a past than for the whole text."""
     if whole.failed is not None:
         return whole.failed
     one = next((c for c in calls if c.failed is not None or not _seen(text, c).right), calls[-1])
@@ -136,8 +137,10 @@ def _own_reference(
 
 
 def _half_read(learner: PastLearner, one: Called) -> CheckFailed | None:
-    """The failure of a call that stops because scaled_dot_product_attention gets the keys of all
-    tokens but only the new values, or all values but only the new keys."""
+    """The CheckFailed for a call that reads only keys, or only values, from the past; or None.
+
+    Such a call stops: scaled_dot_product_attention gets the keys of all tokens but only the new
+    values, or the values of all tokens but only the new keys."""
     refused = one.trace.refused
     if one.failed is None or refused is None or refused[0] != "scaled_dot_product_attention":
         return None
@@ -179,7 +182,7 @@ def _mask_of(text: Text, one: Called) -> str | None:
 
 
 def _two_continuations(learner: PastLearner) -> None:
-    """Raise CheckFailed if two texts that continue one past disturb each other."""
+    """Raise CheckFailed if two texts that continue the same past disturb each other."""
     if learner.form.keeps_state or learner.form.changes_past:
         return
     size = replace(SIZES[0], pieces=(5, 3))

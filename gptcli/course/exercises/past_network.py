@@ -1,6 +1,7 @@
-"""Check the outputs and the positions of the network around a cached attention, if there is one.
+"""Check the outputs and positions of a learner's network that uses the cached attention.
 
-Dimensions: B batch, T new tokens, N tokens of a text.
+The past is the keys and values of the tokens before the new ones. Dimensions: B batch, T new
+tokens, N tokens of a text.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _N = sum(_PIECES)
 def check_network(
     learner: Explainer, module: ModuleType, attention: type[nn.Module]
 ) -> tuple[str, CheckFailed | None] | None:
-    """The name of the file's network, and its failure or None.
+    """The name of the network in the file, and a CheckFailed if it is wrong, else None.
 
     None if the file has no network that can be built and called with a past."""
     for cls in vars(module).values():
@@ -70,7 +71,7 @@ def _is_network(module: nn.Module, attention: type[nn.Module]) -> bool:
 def _compare(
     learner: Explainer, cls: type[nn.Module], network: nn.Module, form: PastCall
 ) -> CheckFailed | None:
-    """The failure if the network gives wrong outputs with a past, else None."""
+    """The CheckFailed for a network that gives wrong outputs with a past, else None."""
     generator = torch.Generator().manual_seed(9)
     ids = torch.randint(_VOCAB, (2, _N), generator=generator)
     whole, _ = _call(copy.deepcopy(network), form, ids, None, 0)
@@ -81,7 +82,7 @@ def _compare(
         with _positions(running, piece) as seen:
             y, past = _call(running, form, piece, past, start)
         wanted = whole[:, start : start + count]
-        if y.shape[1] < count:  # only the logits of the last token
+        if y.shape[1] < count:  # the network returns only the last token's logits
             y, wanted = y[:, -1:], wanted[:, -1:]
         at = next((int(one.flatten()[0]) for one in seen if one.numel()), start)
         if at != start:
@@ -115,7 +116,7 @@ def _attention_of(network: nn.Module) -> str:
 def _call(
     network: nn.Module, form: PastCall, ids: Tensor, past: Any, start: int
 ) -> tuple[Tensor, Any]:
-    """The logits of some tokens, and the past for the next tokens."""
+    """The network's logits for `ids`, and the past for the tokens after them."""
     with torch.no_grad(), DoublePrecision():
         out = form(network, ids, past, start, cached=True)
     y, present = output_and_present(out, ids, two=False)
@@ -126,7 +127,7 @@ def _call(
 
 @contextlib.contextmanager
 def _positions(network: nn.Module, ids: Tensor) -> Iterator[list[Tensor]]:
-    """Record the inputs of the network's embeddings in this context, except for `ids`."""
+    """In this context, record what the network's embeddings get besides `ids`: the positions."""
     seen: list[Tensor] = []
 
     def look(_: nn.Module, given: tuple[Any, ...]) -> None:

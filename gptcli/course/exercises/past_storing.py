@@ -1,7 +1,7 @@
 """Probe what a forward with a past stores: steps 1 to 4 of the cache exercise.
 
-Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D channels per
-head, N tokens of a text.
+The past is the keys and values of the tokens before x. Dimensions: B batch, T new tokens, S tokens
+in all, C channels (n_embd), H heads, D channels per head, N tokens of a text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAMES = {"k": "keys", "v": "values"}
 def storing(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed | None:
-    """The mistake in what the calls store, steps 1 to 4; None if none is found."""
+    """The mistake in what the calls of forward store (steps 1 to 4); None if none is found."""
     form = learner.form
     lines = learner.forward_lines()
     if form.keeps_state:
@@ -105,8 +105,10 @@ def _holds(stored: list[Tensor], wanted: Tensor) -> bool:
 
 
 def _places(text: Text, whole: Called) -> tuple[Place, Place, Dims, bool] | None:
-    """The places of keys and values in forward's result for the whole text, the sizes of keys, and
-    whether values come first; None if the result does not have them."""
+    """Where keys and values are in forward's result for the whole text; None if they are not there.
+
+    Returns the place of the keys, the place of the values, the sizes of the keys, and whether the
+    values come first."""
     N = text.size.N
     if text.keys:
         k = past_layout.find(whole.stored, text.keys["k"], N)
@@ -161,7 +163,7 @@ def _joins(
     *,
     swapped: bool = False,
 ) -> CheckFailed | None:
-    """The mistake in how a forward joins stored and new tokens; None if it shows none."""
+    """The mistake in how a forward joins stored and new tokens; None if none is found."""
     lines = learner.forward_lines()
     for one in calls:
         if one.start == 0:
@@ -350,7 +352,7 @@ def _present(
 
 
 def _held(one: Called, keys: dict[str, Tensor]) -> dict[str, bool]:
-    """For "k" and "v": whether a call computed the keys or values of all tokens."""
+    """Whether a call computed the keys ("k") and the values ("v") of all tokens."""
     found = {}
     for part in "kv":
         wanted = keys[part][:, :, : one.total]
@@ -376,7 +378,7 @@ def _makes(trace: TensorTrace, wanted: Tensor) -> bool:
 def position(learner: PastLearner, text: Text, one: Called) -> int | None:
     """The wrong position from which a call rotates the queries or keys of its tokens, or None.
 
-    None means that all are rotated from the right position, or that no position nearby fits."""
+    None means that all are rotated from the correct position, or that no wrong position fits."""
     piece = text.text[:, one.start : one.total]
     rights = _turned(learner, text, text.text[:, : one.start], piece)
     B, T, D = text.dims.B, one.count, text.dims.D
@@ -397,7 +399,7 @@ def position(learner: PastLearner, text: Text, one: Called) -> int | None:
 
 
 def _turned(learner: PastLearner, text: Text, before: Tensor, piece: Tensor) -> list[Tensor]:
-    """The tensors that can be queries or keys of `piece`, from a call for `before` and `piece`."""
+    """Possible queries and keys of `piece`, from a call that reads `before` and then `piece`."""
     whole = learner.whole(text.module, torch.cat((before, piece), dim=1))
     start, T = before.shape[1], piece.shape[1]
     found = []

@@ -29,7 +29,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     if p >= 1:
         return logits
     probabilities, order = torch.softmax(logits, dim=0).sort(descending=True, stable=True)
-    before = probabilities.cumsum(dim=0) - probabilities  # the sum for all likelier tokens
+    before = probabilities.cumsum(dim=0) - probabilities  # the sum over all likelier tokens
     before[0] = -1.0  # the likeliest token always stays
     return logits.index_fill(0, order[before >= p], float("-inf"))
 
@@ -53,7 +53,7 @@ def repetition_penalty(logits: Tensor, seen_ids: Sequence[int], penalty: float) 
 
 
 def draw(logits: Tensor, u: float) -> int:
-    """Step 6: the first id at which the sum of the probabilities exceeds u, 0 <= u < 1."""
+    """Step 6: the first id at which the cumulative probability exceeds u (0 <= u < 1)."""
     total = torch.softmax(logits, dim=0).cumsum(dim=0)
     return int((total > u * total[-1]).int().argmax())  # rounding can leave total[-1] below 1
 
@@ -68,7 +68,7 @@ def next_token(
     m: float,
     penalty: float,
 ) -> int:
-    """Step 7: the next id: penalty, temperature, top-k, top-p, min-p, draw. t = 0 is greedy."""
+    """Step 7: the next id, by penalty, temperature, top-k, top-p, min-p, draw. t = 0 is greedy."""
     return any_choice(logits, seen_ids, u, t, k, p, m, penalty)
 
 

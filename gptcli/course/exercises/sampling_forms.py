@@ -1,7 +1,7 @@
 """Functions that compute the results of wrong sampling code, for the bank of known mistakes.
 
-Dimensions: V vocabulary. A form takes the arguments of its step and returns what wrong code
-returns.
+Dimensions: V vocabulary. A form is a function that takes the arguments of a step and returns what
+wrong code returns.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 def keeping(keep: Callable[[Tensor, float], Tensor]) -> LogitsForm:
-    """A form that cuts every token for which `keep(logits, value)`, bool (V,), is False."""
+    """A wrong filter: it cuts every token for which `keep(logits, value)`, bool (V,), is False."""
     return lambda logits, value: logits.masked_fill(~keep(logits, value), -INF)
 
 
 def ranks(first: int, last: int = 0) -> LogitsForm:
-    """A form of step 2: keeps the ranks `first` to k + `last` - 1. The largest logit has rank 0."""
+    """A wrong top-k: it keeps the ranks `first` to k + `last` - 1. The largest logit has rank 0."""
 
     def keep(logits: Tensor, k: float) -> Tensor:
         ranks = logits.argsort(descending=True).argsort()
@@ -48,7 +48,7 @@ def nucleus(
     back: str = "scatter",
     first: bool = False,
 ) -> LogitsForm:
-    """A form of step 3. `cut(probabilities, sums, p)` gives the mask of cut tokens in sorted order.
+    """A wrong top-p. `cut(probabilities, sums, p)` gives the mask of cut tokens in sorted order.
 
     `of` computes the numbers that are summed. `back` says how the mask gets back to the order of
     the ids: "scatter" is right, "gather" permutes the wrong way, "none" leaves the mask sorted.
@@ -89,7 +89,7 @@ def in_id_order(cut: Callable[[Tensor, Tensor, float], Tensor]) -> LogitsForm:
 
 
 def cut_below(threshold: Callable[[Tensor, float], Tensor]) -> LogitsForm:
-    """A form of step 4 with another threshold for the probabilities."""
+    """A wrong min-p: `threshold(probabilities, p)` is its threshold for the probabilities."""
     return lambda logits, p: logits.masked_fill(
         torch.softmax(logits, dim=0) < threshold(torch.softmax(logits, dim=0), p), -INF
     )
@@ -104,9 +104,9 @@ def penalised(
     *,
     once: bool = True,
 ) -> PenaltyForm:
-    """A form of step 5 that applies `change` to the logits of the ids that `which` returns.
+    """A wrong penalty: it applies `change` to the logits of the ids that `which` returns.
 
-    If `once`, each token is changed once, else once for each occurrence."""
+    If `once`, each logit is changed once, else once for each occurrence of its id."""
 
     def form(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
         out = logits.clone()
@@ -133,9 +133,10 @@ DrawForm = Callable[[Tensor, float], int]
 def first_over(
     sums: Callable[[Tensor], Tensor], exceeds: Callable[[float, float], bool] = operator.gt
 ) -> tuple[DrawForm, ...]:
-    """Forms of step 6: the first id at which `sums(logits)` exceeds u. The forms differ in what
-    they return if no sum exceeds u: None (-1 here), the first id, the last id, the last that is not
-    cut, the likeliest, or V."""
+    """Wrong draws, which return the first id at which `sums(logits)` exceeds u.
+
+    They differ in what they return if no sum exceeds u: None (-1 here), the first id, the last id,
+    the last id that is not cut, the likeliest id, or V."""
 
     def form(other: Callable[[Tensor], int]) -> DrawForm:
         return lambda logits, u: next(
@@ -157,7 +158,7 @@ def drawn(logits: Tensor, u: float) -> int:
 
 
 def sorted_draw(logits: Tensor, u: float, *, descending: bool = True) -> tuple[int, int]:
-    """The rank and the id that u gives if the probabilities are added up in sorted order."""
+    """(rank, id) of the token that u draws if the probabilities are summed in sorted order."""
     values, order = torch.softmax(logits, dim=0).sort(descending=descending)
     rank = int((values.cumsum(0) > u).int().argmax())
     return rank, int(order[rank])
@@ -173,8 +174,10 @@ def stop_form(
     shows: Callable[[str, int, Sequence[str]], str] = lambda text, at, stops: text[:at],
     rest: Callable[[str, int, Sequence[str]], str] = lambda text, at, stops: "",
 ) -> StopForm:
-    """A form of step 8. `find` returns the place of the stop string, and `hold` returns how many
-    characters are held back."""
+    """A wrong cut_at_stop.
+
+    `find` returns the place of the stop string, and `hold` returns how many characters are held
+    back."""
 
     def form(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
         at = (find or earliest)(text, stops)
@@ -192,7 +195,7 @@ def earliest(text: str, stops: Sequence[str]) -> int | None:
 
 
 def longest(text: str, stops: Sequence[str]) -> int:
-    """The length of the longest end of the text with which a stop string begins."""
+    """The length of the longest end of the text that is also the beginning of a stop string."""
     return max(ends(text, stops), default=0)
 
 

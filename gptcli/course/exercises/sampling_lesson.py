@@ -34,7 +34,7 @@ FUNCTIONS = (
 PARTS = {"r": "repetition_penalty", "t": "temperature", "k": "top_k", "p": "top_p", "m": "min_p"}
 INF = float("inf")
 NEARLY_ONE = 1 - 2**-53  # the largest float64 below 1
-LIMIT_S = 2.0  # for one call; a right one takes well under a millisecond
+LIMIT_S = 2.0  # seconds for one call; correct code takes well under a millisecond
 CLOSE = 1e-6  # the tolerance for probabilities; a learner can compute in float32
 V = 8
 
@@ -60,16 +60,16 @@ EQUAL_TEN = torch.zeros(10, dtype=torch.float64)  # ten probabilities of 0.1 add
 
 
 class LearnerSampling(LearnerFunctions):
-    """The functions of a learner's file. Failures become CheckFailed."""
+    """The functions of a learner's file. Their errors become CheckFailed."""
 
     def __init__(self, file: LearnerFile, say: Say) -> None:
         super().__init__(file, say, FUNCTIONS, STEPS, MISTAKES)
         self.notes: dict[str, str] = {}
 
     def logits(self, step: int, logits: Tensor, *more: Any) -> Tensor:
-        """The learner's result of a step for `logits`, float64 (V,).
+        """What the learner's function of a step returns for `logits`, as float64 (V,).
 
-        Raises CheckFailed if the result is no tensor of that shape."""
+        Raises CheckFailed if it does not return a tensor of that shape."""
         name, given = FUNCTIONS[step - 1], logits.clone()
         got = self.ask(step, given, *more)
         if not isinstance(got, Tensor):
@@ -96,7 +96,7 @@ class LearnerSampling(LearnerFunctions):
     def token(self, step: int, *arguments: Any) -> int:
         """The id that the learner's function of a step returns; -1 for None.
 
-        Raises CheckFailed if it is no whole number."""
+        Raises CheckFailed if the function does not return a whole number."""
         got = self.ask(step, *arguments)
         if got is None:
             return -1
@@ -131,10 +131,10 @@ class LearnerSampling(LearnerFunctions):
             ) from None
 
     def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
-        """The failure for the known mistake `slug`. It quotes a line that matches the first pattern
-        that any line matches.
+        """The CheckFailed for the known mistake `slug`. It quotes a line of the step's function.
 
-        For `return` it quotes the last such line, for other patterns the first."""
+        Takes the first of the mistake's patterns that matches a line. If it matches several lines,
+        quotes the first of them; for the pattern `return`, the last."""
         mistake = next(m for m in MISTAKES if m.slug == slug)
         lines = self.source.lines_of(FUNCTIONS[(more.get("step") or mistake.step) - 1])
         guards = self.source.matches(r"^\s*if (p|k|m)\b.*:\s*$", lines)  # such as `if p >= 1:`
@@ -147,8 +147,9 @@ class LearnerSampling(LearnerFunctions):
         return super().mistake(slug, evidence, **more)
 
     def wrong_softmax(self, step: int | None) -> CheckFailed | None:
-        """The failure for a wrong softmax that the file defines and that the function of a step
-        uses; None if there is no such softmax, or if it is right."""
+        """The CheckFailed for a wrong softmax that the file defines and the step's function uses.
+
+        None if there is no such softmax, or if it is right."""
         lines = self.source.lines_of(FUNCTIONS[step - 1]) if step else None
         given = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
         for name in sorted(self.source.helpers.names_used(lines or (), FUNCTIONS)):
@@ -178,7 +179,7 @@ class LearnerSampling(LearnerFunctions):
         return None
 
     def no_id(self, step: int, got: str) -> CheckFailed:
-        """The failure for a function that returns no id."""
+        """The CheckFailed for a function that returns no id."""
         return self.failed_at(
             step,
             "no-id",
@@ -214,7 +215,7 @@ class SamplingLesson(Lesson[LearnerSampling]):
 # ---- steps 1 to 5: logits in, logits out ---------------------------------------------------------
 
 Case = tuple[Any, ...]
-"""The arguments of a step: logits and what follows."""
+"""The arguments of a step's function, the first of which is the logits."""
 
 Form = Callable[..., Tensor]
 
@@ -234,7 +235,7 @@ def _compare(
     cases: Sequence[Case],
     show: Callable[..., str],
 ) -> None:
-    """Raise CheckFailed if the learner's function of a step differs from `right` in a case."""
+    """Raise CheckFailed if the learner's function differs from `right` in one of `cases`."""
     name = FUNCTIONS[step - 1]
     got = [learner.logits(step, *case) for case in cases]
     wanted = [right(*case) for case in cases]
@@ -318,7 +319,7 @@ def _edge(
     cases: Sequence[Case],
     show: Callable[..., str],
 ) -> None:
-    """Raise the failure for `slug` if the function stops or is wrong at an extreme setting."""
+    """Raise the CheckFailed for `slug` if the function stops or is wrong in one of `cases`."""
     for case in cases:
         try:
             got = learner.logits(step, *case)
@@ -443,7 +444,7 @@ def _id(token: int) -> str:
 
 
 def _settings() -> list[tuple[float, int, float, float, float]]:
-    """Values of t, k, p, m and penalty for which other orders of the parts give other tokens."""
+    """Values of t, k, p, m and penalty for which a wrong order of the parts gives other tokens."""
     return [
         (1.0, V, 1.0, 0.0, 1.0),
         (0.6, V, 1.0, 0.0, 1.5),
@@ -514,10 +515,10 @@ def _shown_choice(case: Case, got: int) -> str:
 def _order(
     learner: LearnerSampling, cases: Sequence[Case], got: list[int], evidence: str
 ) -> CheckFailed:
-    """The failure for a next_token whose parts come in another order or are missing."""
+    """The CheckFailed for a next_token whose parts come in another order or are missing."""
 
     tried = list(zip(cases, got, strict=True))
-    # compare the wrong results first
+    # compare the wrong results first, because they rule out most orders
     tried.sort(key=lambda pair: reference.next_token(*pair[0]) == pair[1])
 
     def same(form: Callable[..., int]) -> bool:

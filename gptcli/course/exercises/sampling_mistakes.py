@@ -88,15 +88,15 @@ STEPS = (
         "stop strings",
         "the stop string is `KING:` and the text ends with `KIN`: what can be shown?",
         "first look for the earliest stop string; if there is none, find the longest end of the "
-        "text with which some stop string begins",
+        "text that is the beginning of a stop string",
         "for each start from 0 on: if any(stop.startswith(text[start:]) for stop in stops), hold "
         "text[start:]",
     ),
 )
 
-# Forms of steps 1 to 4: (logits, value) -> logits. Step 5: (logits, seen_ids, penalty) -> logits.
-# Step 6: (logits, u) -> id. Step 7: any_choice with some arguments set.
-# Step 8: (text, stops) -> (show, hold, stopped).
+# The functions in `forms`. Steps 1 to 4: (logits, value) -> logits.
+# Step 5: (logits, seen_ids, penalty) -> logits. Step 6: (logits, u) -> id.
+# Step 7: any_choice with some arguments set. Step 8: (text, stops) -> (show, hold, stopped).
 # fmt: off
 MISTAKES = (
     ExerciseMistake("helper-is-no-softmax", 3, "def softmax(t): t.exp() / t.sum()",

@@ -1,4 +1,4 @@
-"""Step 8 of the sampling exercise: texts with stop strings, and what a learner's code shows."""
+"""Step 8 of the sampling exercise: compare a learner's cut_at_stop with the reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gptcli.course.exercises import sampling as reference
 from gptcli.course.exercises.learner_functions import LearnerFunctions
 
 Three = tuple[str, str, bool]
-"""(show, hold, stopped)."""
+"""(text to show, text to hold back, whether a stop string was found)."""
 
 
 def _short_texts(count: int) -> list[tuple[str, list[str]]]:
@@ -61,7 +61,8 @@ def check_stops(learner: LearnerFunctions) -> None:
     def same_in(count: int) -> Callable[[Callable[..., Three]], bool]:
         return lambda form: all(form(*TEXTS[i]) == got[i] for i in range(count))
 
-    # If a second fault shows only in the random texts, the chosen texts alone can name the first.
+    # If a second fault shows only in the random texts, the chosen texts alone can name the first
+    # fault.
     failed = learner.named(8, same_in(len(TEXTS)), evidence, learner.quoted(8))
     if failed.mistake == "wrong-result" and i < len(CHOSEN):
         failed = learner.named(8, same_in(len(CHOSEN)), evidence, learner.quoted(8))
@@ -69,7 +70,7 @@ def check_stops(learner: LearnerFunctions) -> None:
 
 
 def _three(learner: LearnerFunctions, text: str, stops: list[str]) -> Three:
-    """(show, hold, stopped) of the learner's function; None for a text counts as ""."""
+    """(show, hold, stopped) as the learner's function returns it; None for a text counts as ""."""
     given = list(stops)
     got = learner.ask(8, text, given)
     if not isinstance(got, (tuple, list)) or len(got) != 3:

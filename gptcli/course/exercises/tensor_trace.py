@@ -24,7 +24,7 @@ _LEAVES = {"item", "tolist", "numpy", "__float__", "__array__"}
 
 @dataclass(frozen=True)
 class Operation:
-    """One torch operation of a forward pass. `line` is the learner's line, if it is known.
+    """One torch operation of a forward pass. `line` is a line of the learner's file, or None.
 
     `cuts` tells whether autograd could follow the operation's inputs, but not its result."""
 
@@ -39,7 +39,7 @@ class TensorTrace(TorchFunctionMode):
 
     `changed` is the first operation that changed `x`. `refused` is the latest operation that raised
     an exception, with its tensors. With `quiet`, torch's dropout functions return their input. With
-    `deep`, an operation in a submodule gets the submodule's line."""
+    `deep`, an operation in a submodule gets the line of the submodule's code."""
 
     def __init__(
         self,
@@ -95,7 +95,9 @@ class TensorTrace(TorchFunctionMode):
         return out
 
     def _line(self) -> int | None:
-        """The line of the learner's file that runs now; with `deep`, also a submodule's line."""
+        """The number of the line of the learner's file that runs now, or None.
+
+        Without `deep`, what a submodule does counts for the line that calls the submodule."""
         frame: Any = sys._getframe(2)
         line = None
         while frame is not None:

@@ -28,7 +28,7 @@ def choose(counts: Counts) -> Pair:
 
 
 def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """Step 2: replace each `pair` by `new`, from left to right."""
+    """Step 2: replace each occurrence of `pair` by `new`, from left to right."""
     out, i = [], 0
     while i < len(ids):
         if tuple(ids[i : i + 2]) == pair:
@@ -79,7 +79,7 @@ def encode(
     begin: Callable[[str], list[int]] = to_bytes,
     rounds: int = 10**9,
 ) -> list[int]:
-    """Step 3: encode a text by merge rank: the pair learnt first is merged first.
+    """Step 3: encode a text by merge rank, so that the pair that was learnt first is merged first.
 
     The keyword arguments replace parts of the computation, to imitate known mistakes."""
     ids = begin(text)

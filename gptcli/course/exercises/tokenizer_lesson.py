@@ -26,7 +26,7 @@ from gptcli.errors import GptcliError, nearest
 METHODS = {"train": 1, "encode": 3, "decode": 4, "save": 5, "load": 5}
 FUNCTIONS = {1: "train", 3: "encode", 4: "decode", 5: "load"}
 BEGIN = "xabcbcy"  # the most frequent pair is neither the first nor the last pair
-LIMIT_S, WATCH_LIMIT_S = 2.0, 0.5  # for one call; right code needs milliseconds
+LIMIT_S, WATCH_LIMIT_S = 2.0, 0.5  # seconds for one call; correct code needs milliseconds
 INSTANCE = "an instance method; the exercise asks for a classmethod"
 CLASSIC = "aaabdaaabac"
 UMLAUTS = "größer, größte, Größe; naïve façade, 你好你好 你们好"
@@ -34,7 +34,7 @@ WORDS = (
     "low low low low low lower lower newest newest newest newest newest newest widest widest "
     "widest she sells sea shells by the sea shore"
 )
-# Rank, place, length and frequency each suggest another first merge for this text.
+# In this text, rank, place, length and frequency each choose another pair to merge first.
 MIXED = "ccadbabacdbdababdcbdbabdbbaabbbbccbbbbdcacdbbcaccacacccdcbddbacacdadcdadabbabdcccdaccadabc"
 TRAINED = (
     (CLASSIC, 3),
@@ -56,7 +56,7 @@ ENCODED = (
 
 
 class LearnerTokenizer(Explainer):
-    """A learner's tokenizer class. Failures become CheckFailed."""
+    """A learner's tokenizer class. Its errors become CheckFailed."""
 
     def __init__(self, file: LearnerFile, cls: Any, say: Say) -> None:
         super().__init__(file, STEPS, MISTAKES, FUNCTIONS)
@@ -77,7 +77,7 @@ class LearnerTokenizer(Explainer):
             raise self.stopped(error, doing, step_named_in(error) or step) from error
 
     def endless(self, error: TookTooLong, doing: str, step: int) -> CheckFailed:
-        """The failure for code that does not end; quotes the line at which it was stopped."""
+        """The CheckFailed for code that does not end. It quotes the line that ran last."""
         place = place_of(error, self.file.path)
         known = self.steps[step - 1]
         region = self.region(step) if step <= 2 else None
@@ -133,9 +133,9 @@ class LearnerTokenizer(Explainer):
         return self.watched(BEGIN, 1).holds(reference.learn(BEGIN, 1)[0])
 
     def merges_right(self) -> bool | None:
-        """Whether train merges the first pair right in each text for which it finds this pair.
+        """Whether train merges the first pair correctly in each text for which it finds this pair.
 
-        None if no right result was seen."""
+        None if train never merges the pair correctly."""
         seen = []
         for text, _ in TRAINED:
             ids = reference.to_bytes(text)
@@ -163,7 +163,7 @@ class LearnerTokenizer(Explainer):
         return {line for name in names for line in self.source.lines_of(name) or ()}
 
     def mistake(self, slug: str, evidence: str = "", **facts: Any) -> CheckFailed:
-        """The failure for the known mistake `slug`; quotes a line of the functions of its step."""
+        """The CheckFailed for the mistake `slug`. It quotes a line of the functions of its step."""
         step = next(m.step for m in MISTAKES if m.slug == slug)
         if step <= 2 and "within" not in facts and "line" not in facts:
             within = self.region(step)
@@ -206,7 +206,7 @@ class LearnerTokenizer(Explainer):
     def merges(self, mine: Any, n: int = 0, step: int = 0) -> list[Pair]:
         """The learner's merges in order, from a dict of pairs to ids or from a list of pairs.
 
-        `step` is 5 after load. Raises CheckFailed if `merges` has another form."""
+        `step` is 5 if load has read the merges. Raises CheckFailed if `merges` has another form."""
         found: Any = getattr(mine, "merges", None)
         pairs = _pairs_of(found)
         if pairs is not None:
@@ -235,13 +235,13 @@ class LearnerTokenizer(Explainer):
         )
 
     def quoted(self, name: str) -> str:
-        """The text that quotes the last `return` of the method `name`, or else its `def`."""
+        """The quote of the last `return` of the method `name`, or else of its `def`."""
         lines = self.source.lines_of(name)
         returns = self.source.matches(r"\breturn\b", lines)
         return self.source.quote(returns[-1] if returns else self.source.find(r"def ", lines))
 
     def of_bytes(self, found: Any, when: str, step: int) -> CheckFailed:
-        """The failure for merges that hold bytes instead of ids."""
+        """The CheckFailed for merges that hold bytes instead of ids."""
         if step == 5:
             return self.mistake("load-keys", "", key=repr(next(iter(found)))[:60])
         return self.mistake("merges-of-bytes", f" ({when} it is {_short(found)})")
@@ -353,7 +353,7 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
         found.append(learner.merges(mine, n))
         ids = sorted(mine.merges.values()) if isinstance(mine.merges, dict) else []
         numbered = numbered and (not ids or ids == list(range(256, 256 + len(ids))))
-    for least in (1, 2):  # also right: to stop if every pair occurs only once
+    for least in (1, 2):  # it is also right to stop if every pair occurs only once
         if all(
             got == reference.learn(text, n, least=least)
             for got, (text, n) in zip(found, TRAINED, strict=True)

@@ -202,8 +202,8 @@ def _each_once(merges: list[Pair], text: str) -> list[int]:
     return ids
 
 
-# Forms of steps 1 and 2: (text, num_merges) -> merges. Step 3: (merges, text) -> ids. Step 4:
-# (merges, ids) -> text.
+# The functions in `forms`. Steps 1 and 2: (text, num_merges) -> merges.
+# Step 3: (merges, text) -> ids. Step 4: (merges, ids) -> text.
 # fmt: off
 MISTAKES = (
     ExerciseMistake("characters-not-bytes", 1, "[ord(c) for c in text]",

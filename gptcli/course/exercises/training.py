@@ -26,7 +26,7 @@ def get_batch(
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Step 2: mean cross-entropy in nats: (B, T, V), (B, T) -> ()."""
+    """Step 2: the mean cross-entropy in nats. (B, T, V), (B, T) -> ()."""
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
 
 
@@ -111,7 +111,7 @@ def any_step(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: list[Batch]) -> float:
-    """Step 6: the mean loss in evaluation mode, without gradients. Then training mode is on."""
+    """Step 6: the mean loss in evaluation mode, without gradients. Leaves training mode on."""
     model.eval()
     losses = [float(loss_of(model(x), y)) for x, y in batches]
     model.train()

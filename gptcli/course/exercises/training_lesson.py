@@ -27,9 +27,9 @@ V = 7
 class TinyModel(nn.Module):
     """A model with a table of logits and with dropout.
 
-    `calls` has for each call: whether the model was in training mode, whether the logits required a
-    gradient, and the line of the learner's file that made the call. `backward_passes` counts the
-    backward passes."""
+    `calls` has an entry for each call of the model: whether it was in training mode, whether the
+    logits required a gradient, and the line of the learner's file that made the call.
+    `backward_passes` counts the backward passes."""
 
     def __init__(self, path: Path | None = None) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class WatchedSGD(torch.optim.SGD):
 
 
 class LearnerTraining(LearnerFunctions):
-    """The functions of a learner's file. Failures become CheckFailed."""
+    """The functions of a learner's file. Their errors become CheckFailed."""
 
     def __init__(self, file: LearnerFile, say: Say) -> None:
         super().__init__(file, say, FUNCTIONS, STEPS, MISTAKES)
@@ -101,7 +101,7 @@ class TrainingLesson(Lesson[LearnerTraining]):
     mistakes = MISTAKES
 
     def prepare(self, file: LearnerFile) -> None:
-        """Make an optimizer: the first one imports torch._dynamo, which takes seconds."""
+        """Make an optimizer, because the first one imports torch._dynamo, which takes seconds."""
         _model_and_optimizer()
 
     def load(self, file: LearnerFile, say: Say) -> LearnerTraining:
@@ -243,7 +243,7 @@ def _schedule(learner: LearnerTraining) -> None:
     wanted = [reference.learning_rate(*arguments) for arguments in asked]
     i = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if abs(a - b) > 1e-9)
     lines = lines_run(learner.file.path, lambda: learner.functions["learning_rate"](*asked[i]))
-    # a line such as `return lr`: the line before it says more
+    # do not quote a line such as `return lr`: the line before it says more
     plain = learner.source.matches(r"^\s*return \w+\s*$")
     line = next((number for number in reversed(lines) if number not in plain), None)
     raise learner.named(
@@ -302,7 +302,7 @@ def _clipping(learner: LearnerTraining) -> None:
             f"gradients of norm {whole:.4g} at max_norm {max_norm:g}: it leaves gradients of norm "
             f"{left:.4g} and returns {norm:.4g}"
         )
-        if _same_clipping(right, tried[:2]):  # only an iterator of parameters gives a wrong result
+        if _same_clipping(right, tried[:2]):  # wrong only if `parameters` is an iterator
             raise learner.mistake("parameters-exhausted", f" ({evidence})")
         raise learner.named(4, same, evidence, learner.quoted(4, r"norm|grad"))
     used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))

@@ -60,7 +60,7 @@ STEPS = (
 
 
 def _with(change: Callable[[float], float], **other: Any) -> Callable[..., float]:
-    """A learning rate schedule whose decay is change(done). `other` changes other parts."""
+    """A wrong learning rate schedule. Its decay is change(done); `other` changes other parts."""
 
     def rate(step: int, top: float, low: float, warm: int, last: int) -> float:
         if step < warm:
@@ -93,7 +93,7 @@ def _scaled(grads: list[Tensor], factor: float) -> list[Tensor]:
 
 
 def _by(norm: Callable[[list[Tensor]], float]) -> Callable[..., Any]:
-    """A form of step 4 that clips by another norm."""
+    """A wrong clip_gradients, which clips by another norm."""
     return lambda g, m: (_scaled(g, min(1.0, m / norm(g))), norm(g))
 
 
@@ -101,7 +101,8 @@ def _flat(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.reshape(-1, x.shape[-1]), y.reshape(-1)
 
 
-# Forms of step 2: (logits, targets) -> loss. Step 3: (step, max_lr, min_lr, warmup, max) -> rate.
+# The functions in `forms`. Step 2: (logits, targets) -> loss.
+# Step 3: (step, max_lr, min_lr, warmup, max) -> rate.
 # Step 4: (gradients, max_norm) -> gradients and norm. Step 5: any_step with keyword arguments.
 # fmt: off
 MISTAKES = (

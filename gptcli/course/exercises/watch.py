@@ -1,4 +1,4 @@
-"""Record the lists and tuples that a learner's functions return, or hold when they end."""
+"""Record the lists and tuples that a learner's functions return or have in variables."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_MOST = 20_000  # once so many values are held, no more are recorded
+_MOST = 20_000  # if so many values are in `held`, no more are recorded
 
 
 class Watch:
-    """A context that records the lists and tuples that the functions of a file hold and return.
+    """A context that records which lists and tuples the functions of a file return and hold.
 
-    Values of 1,000 items or more are left out. So are lambdas and comprehensions, because they see
-    every pair of a text, not only the chosen pair."""
+    Leaves out values of 1,000 items or more. Also leaves out lambdas and comprehensions, because
+    they see every pair of a text, not only the chosen pair."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)

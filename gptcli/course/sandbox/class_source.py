@@ -22,15 +22,15 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.course.sandbox.syntax import syntax_tree
 from gptcli.errors import GptcliError
 
-_MOST_NUMBERS = 10_000  # the file leaves out larger tensors
+_MOST_NUMBERS = 10_000  # tensors with more numbers are not written to the file
 
 
 def file_of_class(cls: type, exercise: str, folder: Path) -> LearnerFile:
     """A new file in `folder` with the source of `cls` and of what it uses, ready to be checked.
 
-    If the class and all that it uses are in one file, lines keep their numbers. If the class is in
-    a notebook, messages count lines from the top of the cell. Raises GptcliError if Python does not
-    know the source."""
+    If the class and all that it uses are in one file, each line keeps its number in this file. If
+    the class is in a notebook, messages count lines from the top of the cell. Raises GptcliError if
+    Python does not know the source."""
     pieces = _Pieces(cls)
     name, text, cells = pieces.text()
     path = folder / f"{cls.__name__}.py"
@@ -40,7 +40,7 @@ def file_of_class(cls: type, exercise: str, folder: Path) -> LearnerFile:
 
 @dataclasses.dataclass
 class _Source:
-    """A file or a cell: its lines, its syntax tree, and the definitions in it that are needed."""
+    """A file or a cell: its lines, its syntax tree, and the definitions that the class needs."""
 
     lines: list[str]
     tree: ast.Module
@@ -55,7 +55,7 @@ class _Pieces:
         self._sources: dict[str, _Source] = {}
         self._imports: list[str] = []
         self._values: list[str] = []
-        self._after: list[str] = []  # lines that use the classes
+        self._after: list[str] = []  # assignments that need the classes above them
         self._done: set[str] = set()
         self._names: dict[str, Any] = {}
         for function in _functions(cls):
@@ -67,7 +67,7 @@ class _Pieces:
                 if free != "__class__":
                     try:
                         self._names[free] = cell.cell_contents
-                    except ValueError:  # a variable without a value yet
+                    except ValueError:  # the variable has no value yet
                         continue
         for base in cls.__mro__[1:-1]:
             self._names.setdefault(base.__name__, base)
@@ -79,7 +79,7 @@ class _Pieces:
             )
 
     def text(self) -> tuple[str, str, tuple[tuple[int, int], ...]]:
-        """The name of the file in messages, its text, and the line at which each cell begins."""
+        """(the file's name in messages, the file's text, the line at which each cell begins)."""
         future = any(_has_future(source.tree) for source in self._sources.values())
         head = "; ".join(
             ["from __future__ import annotations"] * future
@@ -191,7 +191,7 @@ def _functions(cls: type) -> list[FunctionType]:
             value = value.fget
         value = inspect.unwrap(value) if callable(value) else value
         own = isinstance(value, FunctionType) and value.__qualname__.startswith(cls.__qualname__)
-        if own and value.__code__.co_filename != "<string>":  # made by @dataclass
+        if own and value.__code__.co_filename != "<string>":  # @dataclass made the others
             found.append(value)
     return found
 
@@ -211,7 +211,8 @@ def _has_future(tree: ast.Module) -> bool:
 def _blanked(source: _Source) -> list[str]:
     """The lines of a source. Lines that are not needed are empty, so the others keep their numbers.
 
-    A definition inside a function stays indented. The line above becomes `if True:`."""
+    A needed definition that is inside a function stays indented. So the line above it becomes
+    `if True:`."""
     lines = [""] * len(source.lines)
     for node in source.needed:
         first, last = _first_line(node), node.end_lineno or node.lineno
@@ -246,7 +247,8 @@ def _importable(value: Any) -> tuple[str, str] | None:
 def _as_code(value: Any) -> str | None:
     """An expression that gives `value`; None unless `value` is simple.
 
-    Simple are literals, a SimpleNamespace of literals, dtypes, devices and small tensors."""
+    These values are simple: literals, a SimpleNamespace of literals, dtypes, devices, small
+    tensors."""
     if _is_literal(value):
         return repr(value)
     if isinstance(value, SimpleNamespace) and all(map(_is_literal, vars(value).values())):

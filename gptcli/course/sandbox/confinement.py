@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-_CREATE, _ADD, _RESTRICT = 444, 445, 446  # numbers of system calls, the same on x86 and ARM
+_CREATE, _ADD, _RESTRICT = 444, 445, 446  # system calls of Landlock; the same on x86 and ARM
 _NO_NEW_PRIVILEGES = 38  # prctl(2)
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _TRUNCATE, _IOCTL = 1 << 14, 1 << 15
@@ -30,7 +30,7 @@ _SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/nix", "/proc", "/sys",
 )  # fmt: skip
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-_PATHS: dict[str, tuple[int, ...]] = {  # audit event -> positions of the changed paths
+_PATHS: dict[str, tuple[int, ...]] = {  # audit event -> positions of the arguments that are paths
     "os.remove": (0,), "os.rmdir": (0,), "os.mkdir": (0,), "os.rename": (0, 1), "os.link": (1,),
     "os.symlink": (1,), "os.truncate": (0,), "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,),
     "os.setxattr": (0,), "os.removexattr": (0,), "os.lchmod": (0,), "os.chflags": (0,),
@@ -38,7 +38,7 @@ _PATHS: dict[str, tuple[int, ...]] = {  # audit event -> positions of the change
 }  # fmt: skip
 _DIRECTORY_OF = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2, "os.chmod": 2, "os.chown": 3,
                  "os.utime": 3}  # fmt: skip
-"""Audit event -> position of its `dir_fd`: the descriptor of a folder, or -1 (no folder)."""
+"""Audit event -> which argument is its `dir_fd`: the descriptor of a folder, or -1 (no folder)."""
 
 
 def landlock_version() -> int:
@@ -69,7 +69,7 @@ def confine(folder: Path, hidden: Path) -> None:
 
 
 def _own_folders() -> list[Path]:
-    """The folders from which Python reads itself, its packages and gptcli; the system's folders."""
+    """The folders of Python, of its packages and of gptcli, and the system's folders."""
     import gptcli
 
     names = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()}
@@ -80,7 +80,7 @@ def _own_folders() -> list[Path]:
 
 
 def _caches() -> list[Path]:
-    """The folders with matplotlib's list of fonts. Without it, each check would make a new list."""
+    """The folders with matplotlib's list of fonts. Without this list, each check makes one."""
     home = os.environ.get("HOME") or "/root"
     caches = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     settings = os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config"
@@ -111,10 +111,12 @@ class _Beneath(ctypes.Structure):
 
 
 def _landlock(folder: Path, readable: Iterable[Path]) -> None:
-    """Let the kernel refuse access to files except in `folder` (all) and `readable` (reading).
+    """Let the kernel refuse access to all files except those in `folder` and `readable`.
 
-    _DEVICES stay usable. Also refuses TCP (since Linux 6.7) and signals to other processes (since
-    6.12). Does nothing if the kernel has no Landlock. Raises OSError if the kernel refuses it."""
+    The process can read and change files in `folder`. It can only read those in `readable`.
+    _DEVICES stay usable. The kernel also refuses TCP (since Linux 6.7) and signals to other
+    processes (since 6.12). Does nothing if the kernel has no Landlock. Raises OSError if the kernel
+    does not let this process use Landlock."""
     version = landlock_version()
     if version == 0:
         return
@@ -139,7 +141,7 @@ def _landlock(folder: Path, readable: Iterable[Path]) -> None:
 
 
 def _allow(ruleset: int, path: Path, rights: int) -> None:
-    """Allow `rights` in a folder or on a file. Does nothing if `path` does not exist."""
+    """Allow `rights` for the file `path`, or for all files in the folder `path`, if it exists."""
     try:
         at = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -164,7 +166,7 @@ def _call(number: int, *arguments: Any) -> int:
 # ---- seccomp -------------------------------------------------------------------------------------
 
 _MODE_FILTER, _PR_SET_SECCOMP = 2, 22
-_ALLOW, _PRETEND = 0x7FFF0000, 0x00050000  # the second returns 0 without doing anything
+_ALLOW, _PRETEND = 0x7FFF0000, 0x00050000  # _PRETEND: the call does nothing and returns 0
 _REFUSE = _PRETEND | errno.ENOSYS
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ATTRIBUTE_CALLS = {  # chmod, chown, utime, setxattr, removexattr and the like
@@ -187,7 +189,7 @@ class _Program(ctypes.Structure):
 
 
 def _keep_attributes() -> None:
-    """Make calls that change permissions, owners or times of files return 0 and do nothing.
+    """Let system calls that change permissions, owners or times of files do nothing and return 0.
 
     Has no effect except on Linux with x86-64 or ARM64."""
     known = _ATTRIBUTE_CALLS.get(os.uname().machine) if sys.platform == "linux" else None
@@ -195,11 +197,11 @@ def _keep_attributes() -> None:
         return
     architecture, numbers = known
     lines = [
-        (_LOAD, 0, 0, 4),  # the architecture of the call
+        (_LOAD, 0, 0, 4),  # load the architecture of the system call
         (_EQUAL, 1, 0, architecture),
-        (_RETURN, 0, 0, _REFUSE),  # calls of 32-bit programs have other numbers
-        (_LOAD, 0, 0, 0),  # the number of the call
-        (_AT_LEAST, len(numbers) + 1, 0, _X32),  # x32 calls have other numbers: pretend
+        (_RETURN, 0, 0, _REFUSE),  # 32-bit programs number their calls differently
+        (_LOAD, 0, 0, 0),  # load the number of the system call
+        (_AT_LEAST, len(numbers) + 1, 0, _X32),  # for all calls of the x32 ABI: _PRETEND
     ]
     lines += [(_EQUAL, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
     lines += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _PRETEND)]
@@ -213,10 +215,10 @@ def _keep_attributes() -> None:
 
 
 def _guard(folder: Path, hidden: Path, readable: Iterable[Path]) -> None:
-    """Let Python refuse changes outside `folder`, and reads in `hidden` but outside `folder`.
+    """Let Python refuse to change files outside `folder`, and to read files in `hidden`.
 
-    Folders of `readable` in `hidden` stay readable, because `.venv` is often beside the students'
-    folders."""
+    Files in `folder` and `readable` can be read even if they are in `hidden`: `.venv` is often
+    beside the students' folders."""
     inside, secret = f"{folder}{os.sep}", f"{hidden}{os.sep}"
     open_here = tuple(f"{path}{os.sep}" for path in readable if hidden in path.parents)
     allowed = {*_DEVICES}
@@ -282,10 +284,10 @@ def _refused(why: str, path: str | None = None) -> PermissionError:
 
 
 def _absolute(path: Any, base: Any = -1) -> str:
-    """The absolute path without `..` and without links, except for a link at the end.
+    """The absolute path of `path`, with `..` and links resolved, except for a link at the end.
 
-    Operations such as os.remove change that link itself. `base` is the descriptor of the folder to
-    which the path is relative, or -1."""
+    Operations such as os.remove act on the link at the end itself. `base` is the descriptor of the
+    folder to which the path is relative, or -1."""
     where = Path(os.fsdecode(path))
     if isinstance(base, int) and base >= 0 and not where.is_absolute():
         with contextlib.suppress(OSError):

@@ -13,15 +13,15 @@ LEFT_OUT = {
     "__pycache__", "__MACOSX", "node_modules", "site-packages", "venv", "env", "runs", "wandb",
     "checkpoints",
 }  # fmt: skip
-"""Folders that hold no student's code, by name. Names that begin with a dot are left out too."""
+"""Names of folders that hold no student's code. Names that begin with a dot are left out too."""
 _DEPTH = 4
 _MOST_FILES = 500
-_MOST_BYTES = 2 << 20  # of one file; a training text is smaller
+_MOST_BYTES = 2 << 20  # bytes of one file; a student's training text is smaller
 _MOST_BYTES_IN_ALL = 32 << 20
 
 
 def regular_files(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
-    """The files in `folder`, sorted by name, then those in its subfolders, at most `depth` levels.
+    """The files in `folder`, sorted by name, then those in its subfolders, `depth` levels in all.
 
     Leaves out links, hidden files and folders, and the folders in LEFT_OUT."""
     folders = []

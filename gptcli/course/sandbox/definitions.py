@@ -1,7 +1,7 @@
 """Runs the imports, functions, classes and constants of a file, but no other code.
 
-Many scripts train, read texts or ask questions at module level. Their classes work without that
-code.
+Many scripts train, read texts or ask questions at module level. Their classes work if this code
+does not run.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ _QUICK_CALLS = {
     "Namespace", "field", "ParamSpec", "partial", "log", "type", "NewType",
     "tensor",
 }  # fmt: skip
-"""An assignment at module level can call these, and the file's own config classes. Other calls
-could take long."""
+"""What an assignment at module level can call, besides the file's own config classes.
+
+An assignment that calls something else does not run, because the call could take long."""
 
 
 _SLOW = (
@@ -28,9 +29,9 @@ _SLOW = (
 
 
 class Missing:
-    """A placeholder for something that could not be imported. Raises the error if code calls it.
+    """A placeholder for something that could not be imported. Raises the import error if called.
 
-    Annotations such as `Float[Tensor, "b t d"]` and decorators do not raise the error."""
+    Does not raise the error as a decorator, nor in annotations such as `Float[Tensor, "b t d"]`."""
 
     def __init__(self, name: str, error: BaseException) -> None:
         self._name, self.error = name, error
@@ -77,7 +78,7 @@ def run_definitions(
 
 
 def _missing_base(node: ast.stmt, space: dict[str, Any]) -> BaseException | None:
-    """The import error of a class's parent class, or None if all parent classes are there."""
+    """The import error of a parent class; None if all parent classes of `node` were imported."""
     bases = node.bases if isinstance(node, ast.ClassDef) else []
     for base in bases:
         root = ast.unparse(base).split(".")[0]
@@ -141,7 +142,7 @@ def _is_quick(value: ast.expr, own: set[str]) -> bool:
 
 
 def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
-    """The names that an import defines, without `*` and names of builtins."""
+    """The names that an import statement defines, except for `*` and the names of builtins."""
     for alias in node.names:
         name = alias.asname or alias.name.split(".")[0]
         if name != "*" and not hasattr(builtins, name):

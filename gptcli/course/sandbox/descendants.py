@@ -1,4 +1,4 @@
-"""Counts and kills all processes that a learner's file starts, even if they leave its group.
+"""Counts and kills all processes that a learner's file starts, also outside its process group.
 
 Only Linux lists the descendants of a process. On other systems these functions find no processes.
 On macOS, isolation.py kills the worker's process group instead.
@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-MOST = 32  # processes that one file can start; data loaders and shells need fewer
-_MORE_PROCESSES = 512  # processes and threads of all files that are graded at the same time
+MOST = 32  # processes that one file can start; data loaders and shells need fewer than this
+_MORE_PROCESSES = 512  # for all files together that are graded at the same time; counts threads too
 _BLOCK = 4096
 _STOP_COUNTING = 1 << 30
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
@@ -34,8 +34,9 @@ def adopt_orphans() -> None:
 def limit_processes() -> None:
     """Make Python raise RuntimeError if this process and its forks start more than MOST processes.
 
-    A watching process alone is too slow for a file that forks in an endless loop."""
-    started = mmap.mmap(-1, 4)  # shared with forks
+    A process that only watches (`worker._wait`) is too slow for a file that forks in an endless
+    loop."""
+    started = mmap.mmap(-1, 4)  # memory that this process shares with its forks
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in (
@@ -56,7 +57,7 @@ def limit_processes() -> None:
 
 
 def _limit_processes_of_user() -> None:
-    """Limit the user's processes and threads to their current number and _MORE_PROCESSES more.
+    """Let the user have at most _MORE_PROCESSES more processes and threads than there are now.
 
     The kernel enforces this limit. It has no effect on root."""
     import resource
@@ -78,7 +79,7 @@ def descendants(of: int | None = None) -> list[int]:
     """The ids of all processes below a process (default: this one): children, grandchildren, ..."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError):  # it has ended in the meantime
+        with contextlib.suppress(OSError, ValueError):  # the process has ended in the meantime
             after_name = status.read_bytes().rpartition(b")")[2].split()
             children.setdefault(int(after_name[1]), []).append(int(status.parent.name))
     found: list[int] = []
@@ -106,7 +107,7 @@ def written_by(folder: Path, processes: list[int]) -> int:
     total = 0
     waiting = [str(folder)]
     while waiting and total < _STOP_COUNTING:
-        with contextlib.suppress(OSError):  # it was deleted in the meantime
+        with contextlib.suppress(OSError):  # the folder was deleted in the meantime
             for entry in os.scandir(waiting.pop()):
                 with contextlib.suppress(OSError):
                     if entry.is_dir(follow_symlinks=False):

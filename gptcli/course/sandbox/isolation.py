@@ -25,9 +25,9 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 from gptcli.errors import GptcliError
 
 START_S = 180.0  # importing torch from a slow disk can take minutes
-GRACE_S = 10.0  # the worker enforces the file's limit; wait this much longer for its answer
+GRACE_S = 10.0  # added to the file's time limit, which the worker enforces itself
 MEMORY = 4 << 30  # bytes that the learner's code can allocate, besides torch's own memory
-IN_CHECK = "GPTCLI_IN_CHECK"  # the environment variable that tells code that a worker runs it
+IN_CHECK = "GPTCLI_IN_CHECK"  # set in the environment while a worker runs the code
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:]; from gptcli.course.sandbox.worker import main; "
     "main(fork=sys.argv[1] == 'fork')"
@@ -35,11 +35,11 @@ _BOOT = (
 
 
 class Unfinished(Exception):
-    """The check of a file did not finish.
+    """Raised if the check of a file does not finish.
 
-    `reason` is "time-limit" or "crash". `doing` names the last action, such as "loading the file".
-    `line` is the line of the file that ran last, or None. `detail` says what happened, such as
-    "still running after 15 s"."""
+    `reason` is "time-limit" or "crash". `doing` names what the worker did last, such as
+    "loading the file". `line` is the line of the file that ran last, or None. `detail` says what
+    happened, such as "still running after 15 s"."""
 
     def __init__(self, reason: str, doing: str, detail: str, line: int | None = None) -> None:
         super().__init__(detail)
@@ -52,9 +52,9 @@ class Limits:
 
     `memory` is the memory of the file and of the processes that it starts, in bytes. `file_bytes`
     is the size of the largest file that it can write (None: any size). With `quiet`, nothing that
-    it prints is shown. With `hidden`, the learner's file can change nothing outside the folder in
-    which it runs, and read nothing in `hidden` except this folder and Python's own folders. All
-    limits except `quiet` need a Worker with `fork`."""
+    the file prints is shown. With `hidden`, the learner's file can change nothing outside the
+    folder in which it runs, and read nothing in `hidden` except this folder and Python's own
+    folders. All limits except `quiet` need a Worker with `fork`."""
 
     memory: int = MEMORY
     file_bytes: int | None = None
@@ -101,10 +101,11 @@ class Worker:
     ) -> dict[str, Any]:
         """The report on `file` as a JSON object. The check has `limit_s` seconds.
 
-        With `follow`, runs the file once without checks, to see which step the run reaches. The
-        file runs in `folder`, by default the current one. Raises GptcliError if the file cannot be
-        used or the worker does not start, and Unfinished if the check does not finish."""
-        if self._closed:  # another thread closed it, after Ctrl-C
+        With `follow`, runs the file once without checks, to see which step of the exercise it
+        reaches. The file runs in `folder`, by default the current one. Raises GptcliError if the
+        file cannot be used or the worker does not start, and Unfinished if the check does not
+        finish."""
+        if self._closed:  # after Ctrl-C, another thread has closed this worker
             raise Unfinished("crash", "", "interrupted")
         if self._process is None:
             self._process = self._start()
@@ -223,10 +224,11 @@ class _Process:
     def kill(self) -> None:
         """Kill the worker and the processes that it has started.
 
-        On Linux: all of them. On macOS: those of its group. On Windows: only the worker."""
+        On Linux: all these processes. On macOS: those in the worker's process group. On Windows:
+        only the worker."""
         if os.name == "posix":
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                if self.is_alive():  # processes of the last file can still run
+                if self.is_alive():  # processes of the most recent file can still run
                     os.kill(self._popen.pid, signal.SIGSTOP)
                     kill_below(self._popen.pid)
                 os.killpg(self._popen.pid, signal.SIGKILL)
@@ -245,7 +247,7 @@ class _Process:
 
 
 def _line_in(trace: str, path: Path) -> int | None:
-    """The innermost line of `path` in a traceback by faulthandler, which writes ASCII."""
+    """The number of the innermost line of `path` in a traceback by faulthandler, which is ASCII."""
     name = str(path).encode("ascii", "backslashreplace").decode("ascii")
     found = re.search(rf'File "{re.escape(name)}", line (\d+)', trace)
     return int(found.group(1)) if found else None

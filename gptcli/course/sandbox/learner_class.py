@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def load_class(file: LearnerFile) -> type[nn.Module]:
     """Run the file and return its class, a torch.nn.Module.
 
-    If the user named no class, an attention class with another name counts too. Raises GptcliError
-    if the file cannot be run or has no such class."""
+    If the user named no class, an attention class can have any name. Raises GptcliError if the file
+    cannot be run or has no such class."""
     return class_in(file, run_file(file))
 
 
@@ -40,7 +40,8 @@ def classes_in(file: LearnerFile, module: ModuleType) -> list[type[nn.Module]]:
 def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
     """The class that `file` names, in the file's module. Raises GptcliError if there is none.
 
-    For the exercise `attention`, the most likely class counts too if the user named none."""
+    If the user named no class, and the class of the exercise `attention` is missing, returns the
+    class that is most likely an attention."""
     from torch import nn
 
     from gptcli.course.attention.conventions.class_choice import attention_classes, looks_right

@@ -44,7 +44,7 @@ class LearnerFile:
         return f"line {line}"
 
     def where_in_name(self, line: int) -> str:
-        """A line's number as it follows "FILE:": "12", or "cell 4, line 3" in a notebook."""
+        """What follows "FILE:" for a line: "12", or "cell 4, line 3" in a notebook."""
         return self.where(line).removeprefix("line ")
 
 
@@ -85,7 +85,7 @@ def find_file(spec: str, exercise: str = "attention") -> LearnerFile:
 
 
 def place_of(error: BaseException, path: Path) -> tuple[int, str] | None:
-    """(number, text) of the innermost line of `path` in the traceback of `error`, or None."""
+    """(number, text) of the innermost line of the file `path` in the error's traceback, or None."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == path:
         return error.lineno or 1, (error.text or "").strip()
     frames = traceback.extract_tb(error.__traceback__)
@@ -102,7 +102,7 @@ def raised_in(error: BaseException, path: Path) -> bool:
 
 
 def in_words(error: BaseException) -> str:
-    """The error on one line, such as `ValueError: ...`; texts over 300 characters are cut."""
+    """The error on one line, such as `ValueError: ...`; at most 300 characters of its text."""
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:297] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -124,7 +124,7 @@ _MOST_BYTES = 1 << 22
 def parsed(name: str, path: Path) -> ast.Module:
     """The syntax tree of a Python file. Raises GptcliError if Python cannot read it."""
     try:
-        with tokenize.open(path) as source:  # uses the encoding that a coding comment names
+        with tokenize.open(path) as source:  # obeys a comment such as `coding: latin-1`
             return syntax_tree(source.read(), filename=str(path))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _unreadable_python(name, path, error) from None
@@ -138,7 +138,7 @@ def _check_python(name: str, path: Path) -> None:
     """Raise GptcliError if the file is not Python, too large, or only data such as JSON."""
     other = _OTHER_FORMATS.get(path.suffix.lower())
     try:
-        if path.stat().st_size > _MOST_BYTES:  # parsing needs a hundred times as much memory
+        if path.stat().st_size > _MOST_BYTES:  # parsing needs a hundred times its size in memory
             raise _not_python(name, f"it is too large ({path.stat().st_size:,} bytes)")
         tree = parsed(name, path)
         only_values = tree.body and all(isinstance(part, ast.Expr) for part in tree.body)
@@ -185,9 +185,10 @@ def _unreadable_python(name: str, path: Path, error: Exception) -> GptcliError:
 
 
 def _such_as(folder: Path, exercise: str) -> str:
-    """`, for example FILE` for a hint, with a Python file in the folder; "" if there is none.
+    """The end of a hint that names a Python file in the folder: `, for example FILE`.
 
-    FILE is the exercise's own file, else one that is not named after another exercise."""
+    "" if the folder has no such file. FILE is the exercise's own file, else a file that is not
+    named after another exercise."""
     others = {f"{each.name}.py" for each in EXERCISES}
     files = [path for path in folder.glob("*.py") if path.name not in others]
     mine = folder / f"{exercise}.py"
@@ -226,7 +227,7 @@ def without_comment(code: str) -> str:
     with contextlib.suppress(tokenize.TokenError, SyntaxError, IndentationError):
         for token in tokenize.generate_tokens(io.StringIO(code).readline):
             if token.type == tokenize.ERRORTOKEN and token.string in "\"'":
-                return code  # the line is part of a longer string
+                return code  # the line is part of a string that covers several lines
             if token.type == tokenize.COMMENT:
                 return code[: token.start[1]].rstrip()
     return code

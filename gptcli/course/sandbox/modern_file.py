@@ -34,7 +34,7 @@ def find_part(spec: str, part: str) -> LearnerFile:
 
 
 def right_enough(file: LearnerFile, part: str, report: FileReport) -> bool:
-    """Whether a wrong file of the exercise `modern` is right in the steps that the part needs.
+    """Whether a file of the exercise `modern` has no mistake in the steps that the part needs.
 
     A norm needs only step 1. An attention needs all steps."""
     if file.exercise != "modern" or part != "layernorm":
@@ -43,9 +43,9 @@ def right_enough(file: LearnerFile, part: str, report: FileReport) -> bool:
 
 
 def naming_both(error: GptcliError, file: LearnerFile, part: str) -> GptcliError:
-    """`error`, with both possible classes in its message if the file has neither of them.
+    """`error`; if the file has no class for the part, its message names both possible classes.
 
-    One is the part's usual class, the other the class that CLASSES gives for the part."""
+    One is the part's usual class, the other is the class that CLASSES gives for the part."""
     other, usual = CLASSES.get(part), exercise_named(part).target
     if other is None or _defined(parsed(file.name, file.path)) & {other, usual}:
         return error

@@ -12,7 +12,7 @@ from gptcli.course.sandbox.syntax import syntax_tree
 from gptcli.errors import GptcliError
 
 Cells = tuple[tuple[int, int], ...]
-"""(first line in the Python file, number of the cell) for each code cell, in order."""
+"""(line of the Python file where it begins, number of the cell) for each code cell, in order."""
 
 
 @cache

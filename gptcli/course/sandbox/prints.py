@@ -1,4 +1,4 @@
-"""Shows only the first 20 lines that a learner's file prints, and counts the other lines."""
+"""Shows the first 20 lines that a learner's file prints, and only counts the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _FirstLines(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        """Write the lines of `text` that belong to the first lines. Returns len(text)."""
+        """Write those lines of `text` that are among the first SHOWN lines. Returns len(text)."""
         for line in text.splitlines(keepends=True):
             if self.lines < SHOWN:
                 self._into.write(line)

@@ -1,8 +1,8 @@
 """Runs a learner's file and returns its module.
 
-If the file is a notebook, stops with an error or runs too long, only its imports, functions,
-classes and constants run (definitions.py). The learner's own modules can be beside the file, in the
-folders above it, and in the current folder.
+If the file is a notebook, or stops with an error, or runs too long, only its imports, functions,
+classes and constants run (definitions.py). The file can import the learner's own modules: they can
+be beside the file, in the folders above it, and in the current folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile, in_words, parsed, pl
 from gptcli.course.sandbox.time_limit import within
 from gptcli.errors import GptcliError
 
-WORK_LIMIT_S = 2.0  # for code at module level that can train or ask for input
+WORK_LIMIT_S = 2.0  # for a file whose code at module level does more than define things
 _FOLDERS_ABOVE = 4
 _PACKAGES = {
     "IPython", "accelerate", "beartype", "bitsandbytes", "click", "datasets", "deepspeed",
@@ -42,10 +42,10 @@ MAIN_GUARD = 'put all other code under `if __name__ == "__main__":`'
 
 
 class _FreshLoader(importlib.machinery.SourceFileLoader):
-    """Compiles the source each time, without a cached bytecode file.
+    """Compiles the source each time, and writes no file with bytecode (.pyc).
 
-    With such a file, Python could miss an edit within the same second, and the file would stay in
-    the learner's folder."""
+    With a .pyc file, Python could miss an edit within the same second, and the .pyc file would stay
+    in the learner's folder."""
 
     def get_code(self, fullname: str) -> CodeType:
         code = self.source_to_code(self.get_data(self.path), self.path)
@@ -72,7 +72,7 @@ def run_file(file: LearnerFile) -> ModuleType:
             return module
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # also sys.exit() at module level
+        except BaseException as error:  # also SystemExit, if the file calls sys.exit()
             failed = error
             sys.modules.pop(name, None)
     module, _ = _new_module(file, tree)
@@ -98,7 +98,7 @@ def failed_classes(module: ModuleType) -> list[str]:
 
 
 def left_out(file: LearnerFile, module: ModuleType) -> str | None:
-    """A note on code that did not run. None if the whole file ran, and for a notebook."""
+    """A note on code that did not run. None if the whole file ran, or if it is a notebook."""
     failed = vars(module).get(_ERROR)
     if failed is None or file.cells:
         return None
@@ -115,7 +115,7 @@ def left_out(file: LearnerFile, module: ModuleType) -> str | None:
 def error_of(file: LearnerFile, module: ModuleType, name: str = "") -> GptcliError | None:
     """The error in the definition of the class `name`, else the error that stopped the file.
 
-    None if there was no error."""
+    None if neither exists."""
     failed = failed_class(module, name) or vars(module).get(_ERROR)
     if failed is None:
         return None
@@ -128,7 +128,7 @@ def error_of(file: LearnerFile, module: ModuleType, name: str = "") -> GptcliErr
 
 
 def import_error(file: LearnerFile, error: ImportError) -> GptcliError:
-    """The error for a module that cannot be imported. Its hint says how to install or find it."""
+    """The error for a module that cannot be imported, with a hint on how to install or find it."""
     top = (error.name or "").split(".")[0]
     if top in _PACKAGES:
         hint = f"install it: pip install {_INSTALLED_AS.get(top, top.replace('_', '-'))}"
@@ -177,9 +177,10 @@ def _loader_of(module: ModuleType) -> importlib.machinery.SourceFileLoader:
 
 
 def _packages(top: str, folder: Path, levels: int) -> str:
-    """Make packages of the folder and of those above it, so that relative imports find files.
+    """Make packages of `folder` and the folders above it, so that relative imports find files.
 
-    Does not run their __init__.py. Returns the name of the folder's package."""
+    `levels` is the number of packages, and `top` the name of the outermost one. Does not run an
+    __init__.py. Returns the name of the package of `folder`."""
     folders = [folder, *folder.parents][:levels][::-1]
     name = top
     for depth, each in enumerate(folders):
@@ -194,7 +195,7 @@ def _packages(top: str, folder: Path, levels: int) -> str:
 def _imports_of(file: LearnerFile) -> Iterator[None]:
     """Make the learner's own modules importable, and remove them from sys.modules afterwards.
 
-    Otherwise the next learner's file could import a `layers.py` of this one. Modules beside the
+    Otherwise the next learner's file could import a `layers.py` of this learner. Modules beside the
     learner's file come first. The folders above it and the current folder come last, so that their
     files hide no installed module."""
     folder = file.folder

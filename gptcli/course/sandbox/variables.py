@@ -13,10 +13,10 @@ _DEPTH = 3
 
 
 def tensors_at(error: BaseException, path: Path) -> list[tuple[str, Tensor]]:
-    """(name, value) of each float tensor in the variables of the function that stopped.
+    """(name, value) of each float tensor in the variables of the function that `error` stopped.
 
-    This is the innermost function of `path` in the traceback. Also finds tensors in lists, tuples
-    and dicts, and in the public attributes of `self`, except for parameters and buffers."""
+    This is the innermost function of the file `path` in the traceback. Also finds tensors in lists,
+    tuples and dicts, and in the public attributes of `self`, except for parameters and buffers."""
     frame, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
@@ -36,9 +36,9 @@ def tensors_at(error: BaseException, path: Path) -> list[tuple[str, Tensor]]:
 
 
 def last_line_before(error: BaseException, path: Path) -> int | None:
-    """The number of the last code line before the line of `path` that stopped, or None.
+    """The number of the last line of code before the line of `path` at which `error` was raised.
 
-    Looks only in the same function."""
+    None if the function has no line of code before it."""
     at, first, trace = None, 0, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):

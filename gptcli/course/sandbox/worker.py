@@ -39,7 +39,7 @@ from gptcli.errors import GptcliError
 from gptcli.quick_torch import import_torch
 
 LOOK_S = 0.2  # seconds between two measurements of what a graded file has written
-MOST_WRITTEN = 256 << 20  # bytes that a graded file can write in all
+MOST_WRITTEN = 256 << 20  # bytes that one graded file can write, in all its files together
 SERVED = 93  # exit code of a fork that has answered; files hardly ever exit with this code
 Answer = Callable[[dict[str, Any]], None]
 
@@ -85,7 +85,7 @@ def _serve(request: dict[str, Any], answer: Answer, *, fork: bool) -> None:
     me = os.getpid()
 
     def tell(message: dict[str, Any]) -> None:
-        if os.getpid() != me:  # a process that the file forked has come here
+        if os.getpid() != me:  # this is a fork that the learner's code made and did not end
             os._exit(0)
         answer(message)
 
@@ -108,7 +108,8 @@ def _serve(request: dict[str, Any], answer: Answer, *, fork: bool) -> None:
                 tell({"report": {}})
                 return
             with few_prints(), warnings.catch_warnings():
-                # PyTorch warns of k.T on four dimensions. The report says more about it.
+                # PyTorch warns of k.T if k has four dimensions. The report says more about this
+                # mistake.
                 warnings.filterwarnings("ignore", message="The use of `x.T`")
                 report = examine(file, say)
             tell({"report": asdict(report)})
@@ -129,7 +130,7 @@ def _file_of(request: dict[str, Any]) -> LearnerFile:
 def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
     sys.stderr.flush()
     with warnings.catch_warnings():
-        # Python warns of a fork with threads. All threads of this process are idle.
+        # Python warns if a process with threads forks. But all threads of this process are idle.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -159,21 +160,21 @@ def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
 
 
 def _wait(child: int, limit_s: float, memory: int, folder: Path | None) -> tuple[int, str | None]:
-    """Wait for the child. Returns its status, and what it used too much of, or None.
+    """Wait for the child. Returns its exit status, and how it exceeded a limit, or None.
 
-    Kills the child at the time limit. Also kills it if it and its descendants are too many, use
-    more than `memory` bytes together, or write too much into `folder`."""
+    Kills the child at the time limit. Also kills it if it has too many descendants, if they use
+    more than `memory` bytes together, or if they write too much into `folder`."""
     deadline = time.monotonic() + limit_s
-    next_look = time.monotonic() + LOOK_S  # when to measure the files
+    next_look = time.monotonic() + LOOK_S  # when to look again at what the file has written
     pause = 0.001
     too_much: str | None = None
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return status, too_much
-        if too_much is None and pause > 0.01:  # a file that ends sooner is not measured
+        if too_much is None and pause > 0.01:  # files that end sooner are not measured
             started = descendants()
-            if len(started) > 2 * MOST:  # limit_processes counts only starts in Python
+            if len(started) > 2 * MOST:  # limit_processes sees only what Python starts
                 too_much = f"it started more than {2 * MOST} processes"
             elif len(started) > 1 and memory_of(started) > memory:
                 too_much = f"its processes need more than {memory / (1 << 30):.1f} GiB together"
@@ -189,7 +190,7 @@ def _wait(child: int, limit_s: float, memory: int, folder: Path | None) -> tuple
 
 
 def _limit_memory(most: int) -> None:
-    """Limit memory to `most` more bytes, so that the line that allocates too much raises."""
+    """Allow at most `most` more bytes, so that the line that allocates too much raises an error."""
     import resource
 
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
@@ -201,7 +202,7 @@ def _limit_memory(most: int) -> None:
 
 
 def _limit_descriptors(file_bytes: int | None) -> None:
-    """Allow at most 128 open files if file sizes are limited: deleted open files use disk too."""
+    """If file sizes are limited, allow 128 open files: deleted files use disk until closed."""
     import resource
 
     if file_bytes is not None:

@@ -2,7 +2,7 @@
 
 It reads the page's payload and computes what runtime/network.js computes, token by token.
 Dimensions: C channels, H heads, K heads of keys and values, D head_dim, P channels of a head as
-stored, S tokens in sight, V vocabulary.
+stored, S tokens that a token sees, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _HALF_LOG = np.float32(0.7978845608028654)  # sqrt(2 / pi), for GELU in its tanh
 
 
 def ask(payload: str, texts: Sequence[str], steps: int, tokenizer: Tokenizer) -> Answer:
-    """The answers that the page would give. Raises GptcliError if the page's tokenizer has
-    other tokens than `tokenizer`."""
+    """The Answer that the page with this payload would give for `texts`. Raises GptcliError if the
+    page's tokenizer has other tokens than `tokenizer`."""
     header, sections = read_payload(payload)
     if read_pieces(header, sections) != list(tokenizer.pieces):
         raise GptcliError(

@@ -1,5 +1,5 @@
-"""Builds the page of a run, proves it, and writes it. A page of more than 20 MB raises an error,
-and one of more than 5 MB gets a note.
+"""Builds the page of a run, proves that it computes what the network computes, and writes it.
+A page of more than 20 MB raises an error, and a page of more than 5 MB gets a note.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class WrittenPage:
 def write_page(
     trained: Trained, out: Path, program: Program | None, say: Callable[[str], None]
 ) -> WrittenPage:
-    """Write the page of a trained run to `out`, also over an existing file.
+    """Write the page of a trained run to `out`. Replaces an existing file.
 
     `program` runs the page's JavaScript for the proof; None means numpy. `say` gets a line about
     each stage. The model must have builtin parts only. Raises GptcliError (exit code 1) if the page

@@ -1,4 +1,4 @@
-"""Packs weights, tokenizer and sizes of a page into its payload: compressed, then in base64.
+"""Packs the weights, tokenizer and sizes of a model into a page's payload: compressed, in base64.
 
 Layout before compression (zlib): the size of the header (uint32), the header (JSON), the sections.
 The header says where each section begins and how long it is. All numbers are little-endian.
@@ -8,7 +8,7 @@ The header says where each section begins and how long it is. All numbers are li
 | NAME.int8 | a matrix, int8 (N, K); K is padded with zeros to a multiple of 32 |
 | NAME.scales | its scales, bfloat16 (N, K / 32): all low bytes, then all high bytes |
 | NAME | a gain or a bias, float32 |
-| merges | two ids for each merge: four planes of bytes of the left ids, then of the right ones |
+| merges | two ids for each merge: the left ids as four planes of bytes, then the right ids |
 
 runtime/payload.js reads the payload. For a proof without a JavaScript engine, arithmetic.py reads
 it.

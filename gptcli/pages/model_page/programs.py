@@ -1,5 +1,6 @@
-"""Runs a page's JavaScript in Node.js or headless Chromium, to prove the page before it is
-written."""
+"""Runs a page's JavaScript in Node.js or headless Chromium, and returns what it computes.
+
+proof.py compares this with what the network computes, before the page is written."""
 
 from __future__ import annotations
 
@@ -53,8 +54,9 @@ class ProgramError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the runtime computed for each text: token ids, the logits of the next token and a greedy
-    continuation. `logits` is float32 (texts, V). `kernels` names what computed the products."""
+    """What the page's JavaScript computed for each text: token ids, the logits of the next token
+    and a greedy continuation. `logits` is float32 (texts, V). `kernels` names the code that
+    computed the products: WebAssembly SIMD, JavaScript or numpy."""
 
     ids: list[list[int]]
     logits: Floats
@@ -64,7 +66,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Program:
-    """A program that runs JavaScript: its name with the version, and the function that asks it."""
+    """A program that runs JavaScript: its name with the version, its path, and how to ask it."""
 
     name: str
     path: str
@@ -97,7 +99,7 @@ def _version(path: str) -> str:
 
 
 def ask_node(path: str, payload: str, texts: Sequence[str], steps: int) -> Answer:
-    """The answer of Node.js. Raises ProgramError."""
+    """The Answer of Node.js. Raises ProgramError if it gives no answer."""
     with tempfile.TemporaryDirectory(prefix="gptcli-page-") as name:
         folder = Path(name)
         script, asked, logits, answer = (
@@ -114,7 +116,7 @@ def ask_node(path: str, payload: str, texts: Sequence[str], steps: int) -> Answe
 
 
 def ask_chromium(path: str, payload: str, texts: Sequence[str], steps: int) -> Answer:
-    """The answer of headless Chromium or Chrome. Raises ProgramError."""
+    """The Answer of headless Chromium or Chrome. Raises ProgramError if it gives no answer."""
     with tempfile.TemporaryDirectory(prefix="gptcli-page-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         asked = _question(payload, texts, steps).replace("<", "\\u003c")

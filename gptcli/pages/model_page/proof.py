@@ -49,8 +49,8 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Proof:
-    """How a page was proven. `how` says whether its JavaScript ran, or the same arithmetic in
-    numpy.
+    """How a page was proven. `how` says whether the page's JavaScript ran, or the same arithmetic
+    in numpy.
 
     `program` is the name and version of the program. `largest_difference` is the largest
     difference between a logit of the page and the same logit of the network. `close_calls` counts
@@ -102,7 +102,8 @@ def _ask(
         return program.ask(program.path, payload, texts, GREEDY_TOKENS), program.name
     except ProgramError as error:
         raise GptcliError(
-            f"the page was not written: {program.name} could not run its JavaScript: {error}",
+            f"the page was not written: {program.name} could not run the page's JavaScript: "
+            f"{error}",
             f"check that `{program.path}` works and that there is enough memory; if it is not on "
             "PATH, gptcli checks the page in numpy",
             exit_code=1,
@@ -112,13 +113,14 @@ def _ask(
 def _greedy(
     logits: Tensor, start: Sequence[int], tokens: Sequence[int], table: Table | None, name: str
 ) -> int:
-    """How many greedy tokens differ from the network's, with a logit lower by at most TOLERANCE.
+    """The number of the page's greedy tokens whose logit is not the largest one, but close to it.
 
-    `logits` (T, V) are the network's, from which each token is chosen. Raises GptcliError if a
-    token's logit is more than TOLERANCE below the largest one."""
+    `logits` (T, V) are the network's logits at the T positions for which the page chose `tokens`.
+    Raises GptcliError if a token's logit is more than TOLERANCE below the largest one."""
     taken = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
     behind = logits.amax(dim=1) - taken
-    if table is not None and float(behind.max()) > 0:  # the likeliest token can be forbidden
+    # The likeliest token can be forbidden, because it would make the text invalid UTF-8.
+    if table is not None and float(behind.max()) > 0:
         states = [state_after(table, start)]
         for token in tokens[:-1]:
             after = int(table[states[-1], token])
@@ -133,7 +135,7 @@ def _greedy(
 
 @torch.no_grad()
 def network_logits(model: GPT, tokens: Sequence[int], first: int) -> Tensor:
-    """The logits of the token after each of tokens[first:], float32, as sampling computes them.
+    """The logits for the token after each of tokens[first:], float32, as sampling computes them.
 
     With rotary positions, a token sees the W tokens up to itself in each layer. With learned
     positions, the window moves by a quarter of W, as `window_start` says."""
@@ -189,7 +191,9 @@ class RoundingError:
 
 @torch.no_grad()
 def rounding_error(model: GPT, rounded: GPT, windows: Tensor) -> RoundingError:
-    """Compare both networks on a text: `windows` is int64 (B, T + 1), with T at most block_size."""
+    """Compare `model` with its copy `rounded` on a text.
+
+    `windows` has the ids of the text, int64 (B, T + 1), with T at most block_size."""
     idx, targets = windows[:, :-1], windows[:, 1:]
     losses, logit, same = [0.0, 0.0], 0.0, 0.0
     for row, target in zip(torch.split(idx, 4), torch.split(targets, 4), strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-GROUP = 32  # inputs with one scale
+GROUP = 32  # the number of inputs that share one scale
 _MAX_WEIGHT = np.float32(127)
 _LEAST = np.float32(1e-30)  # if all 32 weights are smaller, they become 0
 

@@ -1,4 +1,4 @@
-"""Joins the JavaScript files of runtime/ and view/ in the right order for a page."""
+"""Joins the JavaScript files of runtime/ and view/ for a page, in the order that they need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _VIEW = ("elements", "engine", "writing", "tokens", "attention", "steps", "lens"
 
 
 def network_script() -> str:
-    """The script that proofs and the worker share: from the payload to the next token."""
+    """The script that a proof and the page's worker share: from the payload to the next token."""
     return _joined("runtime", _NETWORK)
 
 

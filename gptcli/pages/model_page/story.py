@@ -96,8 +96,8 @@ def how_it_learned(story: Story) -> str:
 def data_name(config: Config, status: dict[str, Any]) -> str:
     """A short name for the training text: the names of at most three of its files, without folders.
 
-    For several texts with shares, the names have shares. For an imported model, the name says where
-    the model comes from."""
+    If the config gives each text a share, the name contains the shares. For an imported model, the
+    name says where the model comes from."""
     imported = status.get("imported")
     if isinstance(imported, dict):
         return f"{imported.get('from')}, imported"
@@ -120,7 +120,7 @@ def text_size(config: Config) -> int | None:
 
 
 def samples_of(run: Path, last_step: int) -> list[tuple[int, str]]:
-    """The run's samples up to `last_step`, as (step, text): at most 12, evenly chosen."""
+    """The run's samples up to `last_step`, as (step, text): at most 12, evenly spaced."""
     found: list[tuple[int, str]] = []
     with suppress(OSError):
         for line in read_lines(run / "samples.txt", run):
@@ -222,7 +222,7 @@ def file_size(size: int) -> str:
 def _config_lines(config: Config) -> Iterator[str]:
     """The lines of the config's sections `tokenizer`, `model` and `train`, without null values.
 
-    Other sections can name paths."""
+    The other sections are left out, because they can name paths."""
     inside = False
     for line in dump_config(config).splitlines():
         if line and not line.startswith((" ", "#")):
@@ -235,8 +235,8 @@ def _config_lines(config: Config) -> Iterator[str]:
 
 
 def curve(story: Story) -> str:
-    """An SVG of both losses over the steps, in the page's colours. Returns "" if the training loss
-    has fewer than two points.
+    """An SVG of the training loss and the validation loss over the steps, in the page's colours.
+    Returns "" if the training loss has fewer than two points.
 
     The first losses are often so high that they would flatten the rest of the curve. So the scale
     ends slightly above the loss that 95 % of the points do not exceed. If the training loss starts
@@ -312,13 +312,13 @@ def curve_words(story: Story) -> str:
 
 
 def _thinned(points: Points) -> Points:
-    """At most about 400 points, evenly chosen."""
+    """At most about 400 of the points, evenly spaced."""
     every = max(1, len(points) // 200)
     return [*points[::every], *([points[-1]] if (len(points) - 1) % every else [])]
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Three to nine round numbers between two losses; only `low` if they are too close."""
+    """Three to nine round numbers between two losses; only `low` if the losses are too close."""
     for step in (5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001):
         first = -(-low // step)
         found = [round((first + i) * step, 6) for i in range(9) if (first + i) * step <= high]

@@ -1,4 +1,4 @@
-"""Without nn.Linear: bare matrices used as x @ W, with a class of a neighbouring file."""
+"""Attention without nn.Linear: matrices W in products x @ W, with a class of bare_product.py."""
 
 import torch
 from bare_product import Product

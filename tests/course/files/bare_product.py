@@ -1,4 +1,4 @@
-"""x @ W with W (in, out), for bare_parameters.py."""
+"""The product x @ W with a matrix W of shape (in, out). bare_parameters.py imports it."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""The course's style: eight steps, `use_dropout`, residual dropout before the projection."""
+"""Attention in the course's style: eight steps, `use_dropout`, residual dropout before c_proj."""
 
 import math
 

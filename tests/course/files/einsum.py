@@ -1,4 +1,4 @@
-"""einsum for all products, one `qkv` layer, a scaled query, and a mask with torch.where."""
+"""Attention with einsum for all products, one layer `qkv`, a scaled query, and torch.where."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""One fused projection and scaled_dot_product_attention."""
+"""Attention with one fused projection and scaled_dot_product_attention."""
 
 from torch import nn
 from torch.nn import functional as F

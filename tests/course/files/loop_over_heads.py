@@ -1,4 +1,4 @@
-"""A loop over heads and tokens, slices of the past instead of a mask, and a softmax by hand."""
+"""Attention with loops over heads and tokens, slices instead of a mask, and a softmax by hand."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""An additive mask in a buffer of size block_size."""
+"""Attention with an additive mask in a buffer, whose size depends on block_size."""
 
 import math
 

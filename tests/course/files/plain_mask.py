@@ -1,4 +1,5 @@
-"""Right, with three notes: a mask that is not a buffer, block_size, no dropout."""
+"""Right attention with three notes: the mask is no buffer, it needs block_size, dropout is
+missing."""
 
 import math
 

@@ -1,6 +1,6 @@
 """Understands attention code in many conventions: names, constructors, weights and calls.
 
-The course teaches one convention, but code in other conventions can be right too. The check uses
+The course teaches one convention, but code in other conventions can be correct, too. The check uses
 these files in this order:
 
 1. words.py knows what names such as `d_model`, `nhead` or `context_length` mean.
@@ -8,6 +8,6 @@ these files in this order:
 3. constructor.py builds the class, whose arguments can have any name that words.py knows.
 4. weights.py finds the query, key, value and output projections: by shape, then by name.
 5. call.py calls forward with x and its other arguments, and finds the output in the result.
-6. trials.py tries several possibilities, such as several orders of fused rows, if shapes and names
-   do not decide.
+6. trials.py tries several possibilities if shapes and names do not decide, for example in which
+   order the rows of a fused matrix are.
 """

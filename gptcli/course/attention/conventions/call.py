@@ -1,4 +1,4 @@
-"""Calls the forward of an attention in any known convention.
+"""Calls the method `forward` of an attention that follows any known convention.
 
 Dimensions: B batch, T time, C channels (n_embd).
 """
@@ -41,12 +41,14 @@ MASKS: dict[str, Callable[[int, Tensor], Tensor]] = {
     "True for hidden tokens, (1, T, T)": lambda T, x: ~_keep(1)(T, x),
     "-inf for hidden tokens": lambda T, x: torch.full((T, T), float("-inf"), dtype=x.dtype).triu(1),
 }  # fmt: skip
-"""The kinds of mask that a forward can take. Each function makes the mask for T tokens and x."""
+"""kind of mask that a `forward` can take -> function of T and x that makes the mask."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """How to call a forward: how many arguments get x, and what the other arguments get."""
+    """How to call a learner's `forward`: which arguments get x, and what the others get.
+
+    The first `times` arguments get x."""
 
     times: int = 1
     mask: str | None = None
@@ -72,7 +74,7 @@ class Call:
         return module(*(x,) * self.times, **named, **options)
 
     def notes(self) -> list[str]:
-        """Sentences about what is unusual in the call."""
+        """Sentences for the report about what is unusual in this call of forward."""
         found = []
         if self.times > 1:
             found.append(f"forward takes {self.times} inputs, and each gets x")
@@ -90,7 +92,9 @@ class Call:
 
 
 def call_of(cls: type[nn.Module], name: str) -> Call:
-    """How to call the forward of a class. Raises GptcliError if it needs an unknown argument."""
+    """How to call the forward of a class.
+
+    Raises GptcliError if forward needs an argument whose meaning is unknown."""
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
     usual = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     if not usual:
@@ -152,7 +156,7 @@ def call_of(cls: type[nn.Module], name: str) -> Call:
 
 
 def _letter_of(name: str) -> str:
-    """One of "q", "k" and "v" if the name of an argument means this input, else ""."""
+    """The letter q, k or v if the name of an argument means query, key or value, else ""."""
     patterns = {"q": _QUERY, "k": _KEY, "v": _VALUE}
     return next((letter for letter, pattern in patterns.items() if pattern.match(name)), "")
 

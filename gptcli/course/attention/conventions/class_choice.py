@@ -1,4 +1,4 @@
-"""Finds the attention class in a file without a class of the expected name."""
+"""Finds the attention class in a learner's file that has no class with the expected name."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
     """The classes of a file that look like an attention, the most likely one first.
 
     If no name looks like an attention, returns the file's only torch.nn.Module, or [] if there are
-    several. If two classes are equally likely, a class comes before the classes that it uses, and
-    later classes come before earlier ones. Files often define one head first and many heads
-    later."""
+    several. If two classes are equally likely, a class comes before the classes that it uses. If
+    neither uses the other, the one that the file defines later comes first, because files often
+    define one head first and many heads later."""
     from torch import nn
 
     own = [

@@ -1,7 +1,7 @@
-"""Builds an attention class with the sizes of a case, for constructors in any known convention.
+"""Makes a module of the learner's class, whose constructor follows any known convention.
 
 Many scripts have sizes in variables of the file, such as `n_embd = 384` or a dict `GPT_CONFIG`.
-While the class is built or run, these variables have the sizes of the case.
+While the constructor or forward runs, these variables have the sizes of the case that is checked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SIZES = {
     words.N_EMBD, words.N_HEAD, words.HEAD_DIM, words.N_KV_HEAD, words.BLOCK_SIZE, words.DROPOUT,
     words.BIAS, words.DEVICE,
 }  # fmt: skip
-"""The meanings that a variable of the file can have."""
+"""The meanings that a variable of the learner's file can have."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Argument:
 
 
 class Constructor:
-    """How to build one class. Raises GptcliError if it needs an argument without known meaning."""
+    """How to call the constructor of one class.
+
+    Raises GptcliError if the constructor needs an argument whose meaning is unknown."""
 
     def __init__(self, cls: type[nn.Module], file_name: str) -> None:
         self.cls = cls
@@ -52,13 +54,13 @@ class Constructor:
 
     @property
     def names_heads(self) -> bool:
-        """Whether the class gets the number of heads, by an argument, a variable or the config."""
+        """Whether the class gets the number of heads: as argument, as variable or in the config."""
         meanings = {argument.meaning for argument in self._arguments}
         meanings |= {meaning for _, _, meaning in self._variables}
         return not meanings.isdisjoint({None, words.N_HEAD})
 
     def names_of(self, meaning: str) -> list[str]:
-        """The names of the arguments and variables with this meaning."""
+        """The names of the constructor's arguments and the file's variables that mean `meaning`."""
         return [a.name for a in self._arguments if a.meaning == meaning] + [
             name for _, name, of in self._variables if of == meaning
         ]
@@ -98,7 +100,7 @@ class Constructor:
 
 
 def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
-    """The arguments that get a value, with their meanings. All others keep their defaults."""
+    """The constructor's arguments that get a value. All others keep their defaults."""
     parameters = _parameters(cls)
     guessed = _guessed(cls, parameters)
     required = [p for p in parameters if p.default is p.empty]
@@ -126,10 +128,10 @@ def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
 
 
 def _guessed(cls: type[nn.Module], parameters: list[inspect.Parameter]) -> dict[str, str]:
-    """name -> guessed meaning (n_embd or n_head) of arguments with unknown names.
+    """name -> guessed meaning (n_embd or n_head) of the arguments with unknown names.
 
-    Guesses only the meanings that no known name has. The order of the arguments decides: almost
-    every attention takes n_embd first, then n_head."""
+    Guesses a meaning only if no known name has it. The order of the arguments decides: almost every
+    attention takes n_embd first, then n_head."""
     meanings = {words.meaning_of(p.name) for p in parameters}
     meanings |= {meaning for _, _, meaning in _variables_of(cls)}
     if None in {meaning for _, _, meaning in _variables_of(cls)} or any(
@@ -150,7 +152,7 @@ def _guessed(cls: type[nn.Module], parameters: list[inspect.Parameter]) -> dict[
 
 
 def _is_bound(parameter: inspect.Parameter, meaning: str) -> bool:
-    """Whether the check sets an argument that has a default."""
+    """Whether the checks give a value to this argument, although it has a default."""
     if meaning == words.SWITCH:
         return parameter.default is True
     if parameter.default is None and meaning in (words.HEAD_DIM, words.N_KV_HEAD):
@@ -170,7 +172,10 @@ def _is_config(parameter: inspect.Parameter, meaning: str | None, required: int)
 
 
 def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
-    """The parameters of the constructor. Includes those of a parent class that gets `**kwargs`."""
+    """The parameters of the constructor.
+
+    If the constructor has `**kwargs`, which it can pass to a parent class, also the parameters of
+    the parent's constructor."""
     found: dict[str, inspect.Parameter] = {}
     for parent in cls.__mro__:
         if parent is nn.Module:
@@ -187,7 +192,9 @@ def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
 
 
 Variable = tuple[dict[str, Any], str, str | None]
-"""(variables of a file, name of one of them, its meaning). The meaning of a config is None."""
+"""(dict of a file's variables, name of one variable, meaning of this variable).
+
+The meaning is None if the variable is a config."""
 
 
 def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:
@@ -220,7 +227,7 @@ def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:
 
 
 def _top_folder(module: str | None) -> str | None:
-    """The name of a learner's module; None for the standard library and installed packages."""
+    """`module` if the learner wrote it; None for the standard library and installed packages."""
     found = sys.modules.get(module or "")
     file = getattr(found, "__file__", None)
     if module is None or (found is not None and file is None and module == "builtins"):

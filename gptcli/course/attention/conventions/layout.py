@@ -1,4 +1,4 @@
-"""Reads the four projections from a module with a known layout: which matrix is which.
+"""Reads the four projections from a module. The layout says which matrix is which projection.
 
 possible_layouts.py finds the layout once, on a module in which all shapes differ. The layout then
 holds for modules of all sizes. Dimensions: C channels (n_embd), H heads, D head_dim.
@@ -52,9 +52,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Source:
-    """The place of a role's matrix: the path of the Group, the index in it, and the form.
+    """Where the matrix of a role is: the path of its Group, the form, and the index in the Group.
 
-    `member` is the index; None: all members."""
+    `member` is the index; None: all members of the Group together are the matrix."""
 
     path: str
     form: str
@@ -64,14 +64,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which matrix is which projection. `order` and `letters` describe a fused matrix's rows."""
+    """Which matrix is which projection.
+
+    `order` and `letters` say in which order the rows of a fused matrix are."""
 
     sources: tuple[tuple[str, Source], ...]  # role -> source
     columns: bool = False  # whether code multiplies square parameters as x @ W
     order: str = STACKED
     letters: str = QKV
     has_output: bool = True
-    certain: bool = True  # whether shapes and names decide the layout
+    certain: bool = True  # whether shapes and names allow no other layout
 
     @property
     def of(self) -> dict[str, Source]:
@@ -206,7 +208,7 @@ class Layout:
 
 
 def _regrouped(groups: dict[str, Group], path: str) -> Group | None:
-    """The group at `path` with 0 in place of *, as in a list of one head; else None."""
+    """The group of `path` with 0 instead of *, because a list of one head has no *; else None."""
     wanted = path.replace("*", "0")
     return groups.get(wanted)
 
@@ -222,7 +224,7 @@ def _taken(weight: Tensor, bias: Tensor | None, rows: Rows) -> Projection:
 
 
 def _stacked(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Projection:
-    """The projection of a list of heads. The module concatenates the outputs of the heads."""
+    """The matrices of the heads, stacked to one projection: the module concatenates the heads."""
     known = [b for b in biases if b is not None]
     bias = torch.cat(known) if len(known) == len(biases) else None
     if len(weights) == 1:
@@ -231,7 +233,9 @@ def _stacked(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Proj
 
 
 def _from_axes(tensor: Tensor, bias: Tensor | None, axes: str, role: str) -> Projection:
-    """The projection of a tensor with one matrix for each head. `axes` is, for example, "HCD"."""
+    """The projection that is stored as one tensor with a matrix for each head.
+
+    `axes` is the order of the tensor's dimensions, such as "HCD"."""
     order = "CHD" if role == OUT else "HDC"
     weight = tensor.permute(*(axes.index(letter) for letter in order))
     split = weight.shape

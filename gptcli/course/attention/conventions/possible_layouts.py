@@ -54,9 +54,9 @@ def possible_layouts(
 ) -> list[Layout]:
     """The layouts that the shapes and names of a module allow, the most likely one first.
 
-    An identity replaces a missing output projection. With `needs_output` the missing projection is
-    an error, except for a list of heads, or with `any_output`. Raises ProjectionError if no layout
-    fits."""
+    If the module has no output projection, the identity replaces it. With `needs_output` this is an
+    error, unless the module has a list of heads or `any_output` is set. Raises ProjectionError if
+    no layout fits."""
     inventory = take_inventory(module)
     if inventory.loose:
         raise ProjectionError(
@@ -96,7 +96,7 @@ def possible_layouts(
 
 
 def _orders(source: Source) -> tuple[str, ...]:
-    # In GPT-2, queries, keys and values are stacked in `c_attn`.
+    # `c_attn` is the name in GPT-2, which stacks queries, keys and values in this order.
     is_gpt2 = source.path.rpartition(".")[2] == "c_attn"
     free = source.form == FUSED and not is_gpt2
     return (STACKED, BY_HEAD, INTERLEAVED) if free else (STACKED,)
@@ -129,7 +129,7 @@ def _inputs_of(roles: set[str]) -> set[str]:
 def _sources(
     inventory: Inventory, sizes: Sizes
 ) -> tuple[dict[str, Source], bool, list[tuple[Group, int | None]]]:
-    """(role -> source, whether the order decided the roles, the matrices without a role)."""
+    """(role -> source, whether the matrices' order decided the roles, matrices without a role)."""
     sources: dict[str, Source] = {}
     unnamed: list[tuple[Group, Source]] = []
     unknown: list[tuple[Group, int | None]] = []
@@ -174,7 +174,7 @@ def _sources(
 
 
 def _forms(group: Group, sizes: Sizes) -> Iterator[Source]:
-    """The sources that the shape of a group allows: where its projections can be."""
+    """The forms in which a group of this shape can hold projections, each as a Source."""
     C, H, D = sizes.C, sizes.H, sizes.D
     shape, count, path = group.shape, len(group.members), group.path
     turned = shape[::-1] if not group.oriented else shape
@@ -217,7 +217,7 @@ def _forms(group: Group, sizes: Sizes) -> Iterator[Source]:
 
 
 def _is_ambiguous(inventory: Inventory, sources: dict[str, Source], sizes: Sizes) -> bool:
-    """Whether code can multiply a square parameter as x @ W.T or as x @ W."""
+    """Whether a square parameter W leaves open whether the code computes x @ W.T or x @ W."""
     groups = {group.path: group for group in inventory.groups}
     for source in sources.values():
         group = groups[source.path]
@@ -237,7 +237,9 @@ def _complain(
     inputs: set[str],
     sizes: Sizes,
 ) -> None:
-    """Raise ProjectionError if a projection is missing or wrong, or if there are other weights."""
+    """Raise ProjectionError if a projection is missing or has a wrong shape.
+
+    Also raises it if the module has weights besides the projections."""
     C = sizes.C
     for group, _ in unknown:
         role = role_of(group.path)
@@ -277,7 +279,7 @@ def _complain(
 def _absent(
     inventory: Inventory, sources: dict[str, Source], what: str, part: str
 ) -> ProjectionError:
-    """The error for a missing projection. Names weights that can be this projection."""
+    """The error for a missing projection. Its message names weights that can be the projection."""
     used = {source.path for source in sources.values()}
     others = [group.name for group in inventory.groups if group.path not in used]
     if others and (part == "output" or not sources):

@@ -1,4 +1,4 @@
-"""The config that a learner's constructor gets. Its settings have the names of many conventions."""
+"""The config that a learner's constructor gets. Code can read each setting under many names."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class UnknownSetting(AttributeError):
 class LearnerConfig(dict[str, Any]):
     """Settings by attribute and by key: `config.n_embd`, `config["d_model"]`.
 
-    Names of other conventions give the setting that they mean. The error for an unknown name
-    proposes a similar name, if there is one. `read` contains all names that the code has read."""
+    A name of another convention gives the setting that it means: `d_model` gives n_embd. The error
+    for an unknown name proposes a similar name, if there is one. `read` contains all names that the
+    learner's code has read."""
 
     read: set[str]
 

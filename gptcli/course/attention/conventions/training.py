@@ -25,7 +25,9 @@ _FIELDS = ("n_embd", "n_head", "dropout", "bias", "block_size")
 
 
 class AdaptedAttention(nn.Module):
-    """A learner's attention of another convention, wrapped so that forward(x) gives the output."""
+    """A learner's attention that does not follow the course's convention, as a module that does.
+
+    So forward(x) returns the output, without other arguments."""
 
     def __init__(self, learner: LearnerAttention, config: Any) -> None:
         super().__init__()
@@ -59,7 +61,7 @@ class UserAttention:
         return AdaptedAttention(self.learner, config)
 
     def cache(self) -> CachedFile | None:
-        """The file's key/value cache; None if the file has none or its attention cannot use it.
+        """The file's key/value cache; None if the file has no cache that its attention can use.
 
         Raises GptcliError if the class of the cache is incomplete."""
         if not self._is_plain:
@@ -67,9 +69,9 @@ class UserAttention:
         return CachedFile.of(self.learner.file, self._module, self.learner.cls)
 
     def matrices(self, module: nn.Module, n_embd: int, n_head: int) -> list[Tensor] | None:
-        """The query, key, value and output weights of a module of `make`, as (C, C) views.
+        """The query, key, value and output weights of a module that `make` returned: (C, C) views.
 
-        None if they cannot be found as views of the module's parameters."""
+        None if these weights cannot be found as views of the module's parameters."""
         inner = module.attention if isinstance(module, AdaptedAttention) else module
         assert isinstance(inner, nn.Module)
         try:
@@ -82,10 +84,11 @@ class UserAttention:
         return [part.weight for _, part in found.items()]
 
     def _tried_as_plain(self) -> bool:
-        """Whether the network can use the class itself.
+        """Whether the network can use the learner's class itself, without an AdaptedAttention.
 
-        It can if the class reads only config's own names, and forward(x) returns the output. Builds
-        the class and runs it once, on zeros. Also true if the class raises an error."""
+        It can if the class reads only the names of `_FIELDS` from config, and forward(x) returns
+        the output. To find out, makes a module and calls its forward on zeros. Also returns true if
+        the class raises an error, because the network then raises a clearer one."""
         config = config_for(USUAL)
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
@@ -94,19 +97,19 @@ class UserAttention:
                 module = self.learner.construct(config).eval()
                 self.learner.forward(module, torch.zeros(1, 2, USUAL.C))
         except Exception:
-            return True  # the network will raise a clearer error
+            return True
         finally:
             torch.set_default_dtype(before)
         return config.read <= {*_FIELDS} and self.learner.is_called_with_x
 
     def _recognise(self) -> None:
-        """Find the projections and the kind of mask. Runs the class in float64."""
+        """Find the projections and the kind of mask. Runs the learner's class in float64."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 self.learner.layout()
         except (CheckFailed, GptcliError):
-            return  # with --force, gptcli trains with such a class too
+            return  # `gptcli train --force` also trains with a class that is not recognised
         finally:
             torch.set_default_dtype(before)

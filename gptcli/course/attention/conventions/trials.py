@@ -1,4 +1,4 @@
-"""Tries the possible layouts and masks, and chooses those that fit the numbers of forward.
+"""Tries the possible layouts and masks, and chooses those that fit the output of forward.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads.
 """
@@ -30,10 +30,11 @@ def best_layout(
     forward: Forward,
     path: Path,
 ) -> Layout:
-    """The layout with which the learner's output is right, else one that explains most values.
+    """The layout with which the learner's output is correct, else one that explains most values.
 
-    A layout explains a value, such as the queries, if the learner's forward computes the value. The
-    first layout has precedence, unless another one explains at least two values more."""
+    A layout explains a value of the reference, such as the queries, if the learner's forward
+    computes the value that the layout gives. The first layout is chosen, unless another one
+    explains at least two values more."""
     if len(layouts) == 1:
         return layouts[0]
     sizes = Sizes(x.shape[2], n_head)
@@ -46,7 +47,7 @@ def best_layout(
             if bool(((y.double() - out).abs() <= TOLERANCE).all()):
                 return layout
     explained = [len(match(trace, problem)[0].completed_at) for problem in problems]
-    # An inverted mask looks like swapped queries and keys, so one more value is no proof.
+    # One more value is no proof: an inverted mask can look as if queries and keys were swapped.
     if explained[0] >= max(explained) - 1:
         return layouts[0]
     return layouts[explained.index(max(explained))]
@@ -54,10 +55,10 @@ def best_layout(
 
 @torch.no_grad()
 def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tensor] | None) -> Call:
-    """`call` with the kind of mask that gives the right output, or else the likeliest kind.
+    """`call` with the kind of mask that gives the correct output, or else the likeliest kind.
 
-    If forward does not require a mask and hides tokens by itself, even the wrong tokens, the call
-    has no mask. `right` returns the right output; None: unknown."""
+    The call passes no mask if forward does not require one and hides tokens by itself, even if it
+    hides the wrong tokens. `right` returns the correct output; None: unknown."""
     if call.mask is None:
         return call
     kinds: list[str | None] = list(MASKS)
@@ -83,13 +84,13 @@ def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tens
                 causal.append(kind)
         except Exception:
             continue
-    # A forward that needs a mask would look wrong without one, so pass a mask.
+    # A forward that relies on a mask would look wrong without one, so pass a mask.
     likely = [*causal, *(kind for kind in runs if kind is not None), next(iter(MASKS))]
     return call.with_mask(likely[0])
 
 
 def _hides_tokens(call: Call, module: nn.Module, x: Tensor) -> bool:
-    """Whether forward has a mask: the output of some token does not depend on some other token."""
+    """Whether forward hides tokens: some token's output does not depend on some other token."""
     y = _first(call(module, x.clone()))
     for token in range(x.shape[1]):
         changed = x.clone()

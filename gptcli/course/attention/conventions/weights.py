@@ -3,12 +3,12 @@
 Dimensions: C channels (n_embd), H heads, D head_dim. The rows of a matrix are its outputs, as in
 nn.Linear. `Matrix.transposed` and `Layout.columns` mark the exceptions.
 
-| what the module has | layout |
+| matrices or tensors of the module | layout |
 |---|---|
 | three or four (C, C) | separate |
 | one (3C, C), and one (C, C) | fused |
 | one (C, C), one (2C, C), and one (C, C) | separate queries, fused keys and values |
-| 3 H of (D, C), or H of (3D, C) | a list of heads |
+| 3 * H of (D, C), or H of (3D, C) | a list of heads |
 | three of (H, C, D), and one (H, D, C) | a matrix for each head in one tensor |
 | three of (D, D) | the heads share one matrix |
 """
@@ -61,7 +61,7 @@ class Matrix:
 
     @property
     def rows(self) -> int:
-        """The number of outputs. Assumes that they are the rows unless `transposed`."""
+        """The number of outputs. Assumes that each row is an output, unless `transposed`."""
         return self.tensor.shape[1 if self.transposed else 0]
 
 
@@ -194,7 +194,7 @@ def _groups(matrices: Sequence[Matrix]) -> Iterator[Group]:
 
 
 def _loose(module: nn.Module) -> Iterator[str]:
-    """The attributes with modules in a plain list, tuple or dict, which PyTorch does not train."""
+    """The attributes that hold modules in a plain list, tuple or dict. PyTorch ignores these."""
     for prefix, owner in module.named_modules():
         for name, value in vars(owner).items():
             if name.startswith("_"):

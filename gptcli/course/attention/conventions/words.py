@@ -119,7 +119,7 @@ def meaning_of(name: str) -> str | None:
 
 
 def is_exact(name: str) -> bool:
-    """Whether `name` is in the lists of known names, and not only similar to one of them."""
+    """Whether `name` is in the lists of known names, so that its meaning is not guessed."""
     return re.sub(r"[^a-z0-9]", "", name.lower()) in _MEANING
 
 

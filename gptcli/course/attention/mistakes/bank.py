@@ -42,8 +42,12 @@ BANK: tuple[AttentionMistake, ...] = (
     *softmax.BANK,
     *output.BANK,
 )
-CLEARLY = 0.01  # relative to the number; rounding changes a number by less
-ROUNDING = 1e-6  # relative to the largest number; a scale rounded to float32 is off by 6e-8 at most
+# A relative difference above CLEARLY shows at once that two tensors are not equal. Rounding changes
+# a number by less.
+CLEARLY = 0.01
+# A difference up to ROUNDING, relative to the largest number, is rounding. For example, a scale
+# that is rounded to float32 is off by 6e-8 at most.
+ROUNDING = 1e-6
 
 
 def values_equal(a: Tensor, b: Tensor) -> bool:
@@ -66,7 +70,7 @@ def bank_results(p: Problem) -> Iterator[tuple[AttentionMistake, Values]]:
     """(mistake, what it computes from `p`) for every variant of every mistake.
 
     Skips variants that raise because the sizes of `p` do not allow them."""
-    compute_stages(p)  # the variants begin with its values
+    compute_stages(p)  # the variants reuse its results for the stages before the replaced one
     for mistake in BANK:
         for variant in mistake.variants:
             try:

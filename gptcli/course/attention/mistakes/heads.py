@@ -97,7 +97,7 @@ def _folded_time_before_batch(p: Problem, y: Tensor) -> Tensor:
     return heads(p, y).transpose(1, 2).transpose(0, 1).reshape(p.B, p.H, p.T, p.D)
 
 
-# Code can cut time instead of the channels in the split (step 2) or in the fold (step 3).
+# Code can cut time instead of channels: in the split (step 2), or in the fold (step 3).
 _TIME_CUT = tuple(
     {**_split_by(wrong_heads, which), **rest}
     for which in ALL

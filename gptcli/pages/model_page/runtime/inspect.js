@@ -1,4 +1,5 @@
-/* Returns what the network computed for a text: attention of heads, eight steps, logit lens. */
+/* Returns what the network computed for a text: the attention of its heads, the eight steps of one
+   head, and the logit lens. */
 
 /** The attention weights of one head for the token at `at`, on the tokens firstSeen(at) to `at`. */
 function attentionWeights(network, l, h, at) {
@@ -9,8 +10,8 @@ function attentionWeights(network, l, h, at) {
   return weights.map((weight) => weight / total);
 }
 
-/** Step 4 for one head and one token: the products of its query with all keys that it sees, and
-    the scaled products. */
+/** Step 4 for one head and one token: the products of the token's query with the keys of all tokens
+    that it sees, and the scaled products. */
 function attentionScores(network, l, h, at) {
   const { H, D, K } = network;
   const { q, k } = network.kept[l];
@@ -44,9 +45,11 @@ function attentionMaps(network, from) {
   return { from, count, maps };
 }
 
-/** What a head looks at: its shares of attention and its mean distance, on average over the tokens
-    of a map from the third one on. `same` and `repeated` are averages over those of them that have
-    an earlier copy, or 0 if there are at most three. `tokens` are the tokens of the map's rows. */
+/** What a head looks at: the shares of its attention, and its mean distance in tokens. All are
+    averages over the tokens of a map from the third one on. `same` (the share of earlier copies of
+    a token) and `repeated` (the share of what followed a copy) are averages over only the tokens
+    that have an earlier copy, or 0 if at most three tokens have one. `tokens` are the tokens of the
+    map's rows. */
 function headHabits(map, tokens) {
   const count = tokens.length;
   const sums = { itself: 0, before: 0, first: 0, same: 0, repeated: 0, distance: 0 };

@@ -1,7 +1,8 @@
-/* Multiplies matrices by vectors in float32: in WebAssembly SIMD, assembled here, or in JavaScript.
+/* Multiplies matrices by vectors in float32: in WebAssembly SIMD, which this file assembles, or in
+   JavaScript.
 
-   Both use the same layout. Rows are padded to a multiple of 4, and columns to a multiple of 8 (of
-   32 in `matrix`). */
+   Both use the same layout of a matrix: the number of rows is padded to a multiple of 4, and the
+   number of columns to a multiple of 8 (of 32 in `matrix`). */
 
 const padded = (count, unit) => Math.ceil(count / unit) * unit;
 
@@ -37,14 +38,14 @@ class Kernels {
     return { data: this.array(padded(rows, 4) * stride), rows, columns, stride };
   }
 
-  /** y = matrix x. x has matrix.stride numbers, and those after the first matrix.columns are 0. */
+  /** y = matrix x. x has matrix.stride numbers. Those after the first matrix.columns are 0. */
   multiply({ data, rows, stride }, x, y) {
     this.product(data, rows, stride, stride, x, y);
   }
 
-  /** y = A x. A is the first `columns` numbers of each of `rows` rows, which begin every `stride`
-      numbers. `rows` is rounded up to a multiple of 4, and `columns` to one of 8. So y and A must
-      have room for the added rows and columns, and x must have zeros in the added columns. */
+  /** y = A x. A has `rows` rows of `columns` numbers. The rows begin `stride` numbers apart in
+      `data`. `rows` is rounded up to a multiple of 4, and `columns` to a multiple of 8. So y and A
+      must have room for the added rows and columns, and x must have zeros in the added columns. */
   product(data, rows, stride, columns, x, y) {
     if (this.run !== null) {
       const wide = (columns + 7) & -8;
@@ -101,8 +102,8 @@ function simdModule() {
   const plus = (local, bytes) => [...get(local), ...bytes, ...add, ...set(local)];
   const loop = (body, counter) => [0x03, 0x40, ...body, ...get(counter), 0x0d, 0, 0x0b];
 
-  // The numbers of the six parameters and of the locals. The locals are an address in x, the
-  // columns that are left, the bytes of a row and the addresses of four rows. After these come
+  // The indices of the six parameters and of the locals. The locals are an address in x, the number
+  // of remaining columns, the bytes of a row and the addresses of four rows. After these come
   // vectors: two sums for each row, and two parts of x.
   const [WEIGHTS, X, Y, ROWS, STRIDE, COLUMNS, AT, LEFT, ROW_BYTES] = Array(9).keys();
   const rowAt = (r) => 9 + r;

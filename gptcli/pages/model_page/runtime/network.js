@@ -1,11 +1,11 @@
-/* Computes the network one token at a time: embedding, blocks, head. Keeps the values of each
-   token.
+/* Computes the network one token at a time: embedding, blocks, head. Keeps the inputs, queries,
+   keys and values of all layers for each token.
 
    Dimensions: T tokens, C channels (n_embd), H heads, K heads of keys and values, D channels of a
    head, P channels of a head as stored (D rounded up to 16), F hidden width, V vocabulary, W width
    of the window (block_size, at most LONGEST_TEXT). */
 
-const LONGEST_TEXT = 4096; // tokens; a text of the page never has more
+const LONGEST_TEXT = 4096; // tokens; a text on the page never has more tokens
 
 class Network {
   /** Builds the network of a payload: {header, section}. `simd` says whether to try WebAssembly. */
@@ -50,7 +50,7 @@ class Network {
       keys: Array.from({ length: K }, () => array(this.slots * this.keyStride)),
       values: Array.from({ length: K }, () => array(padded(D, 4) * this.slots)), // transposed
     }));
-    this.length = 0; // tokens that are kept
+    this.length = 0; // the number of tokens whose values are kept
     this.room = 0;
     this.reserve(64);
   }

@@ -39,8 +39,8 @@ class MersenneTwister {
   }
 }
 
-/** The random numbers of a text, which depend on its seed only. get(i) is the number for new token
-    i, counted from 0. */
+/** The random numbers with which a text is drawn. They depend only on the seed. get(i) is the
+    number for new token i, counted from 0. */
 class UniformNumbers {
   constructor(seed) {
     const mixed = BigInt(seed) * 0x9e3779b97f4a7c15n + 0x94d049bb133111ebn;
@@ -59,7 +59,7 @@ const NEVER_DRAWN = -87; // in the C library, e^x is 0 from -87 down
 
 /** The likelihood of each token after temperature, top-k and top-p: Float64Array, sum 1.
     `allowed(id)` says whether a token may come at all. At temperature 0, the likeliest token has
-    1. */
+    likelihood 1. */
 function likelihoods(logits, size, { temperature, topK, topP }, allowed) {
   const chances = new Float64Array(size);
   const best = greedy(logits, size, allowed);
@@ -86,7 +86,8 @@ function likelihoods(logits, size, { temperature, topK, topP }, allowed) {
   return chances;
 }
 
-/** Keeps the likeliest tokens, as few as add up to at least p. The others get likelihood 0. */
+/** Keeps the smallest number of likeliest tokens whose likelihoods add up to at least p. The others
+    get likelihood 0. */
 function keepTopP(chances, p) {
   const order = Uint32Array.from(chances.keys()).sort((a, b) => chances[b] - chances[a] || a - b);
   let before = 0;

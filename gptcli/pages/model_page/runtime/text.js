@@ -43,7 +43,7 @@ class GrowingText {
     this.current = false;
   }
 
-  /** Replaces the text. The beginning that it shares with the old text is not computed again. */
+  /** Replaces the text. A beginning that the new and the old text share is not computed again. */
   set(tokens) {
     let same = 0;
     while (same < tokens.length && tokens[same] === this.tokens[same]) same++;

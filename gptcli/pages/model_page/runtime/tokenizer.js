@@ -102,7 +102,8 @@ function bytePieces(special) {
 }
 
 /** The bytes of all tokens, from the tokens of one byte and the merges of two earlier tokens.
-    `merges` holds two numbers of 32 bits for each merge: four planes of left, four of right. */
+    `merges` holds two ids of 32 bits for each merge: four planes of bytes for the left ids, then
+    four for the right ids. */
 function mergedPieces({ size, special, bytes }, merges) {
   const count = merges.length / 8;
   const number = (i, first) =>
@@ -130,7 +131,7 @@ function mergedPieces({ size, special, bytes }, merges) {
 // ---- which tokens keep a text valid UTF-8: gptcli/tokenization/utf8_states.py -------------------
 
 const INVALID = 255;
-// For each state: the lowest and the highest next byte, and the state after it.
+// For each state: the lowest and the highest byte that can follow, and the state after this byte.
 const CONTINUED = {
   1: [0x80, 0xbf, 0],
   2: [0x80, 0xbf, 1],

@@ -2,7 +2,7 @@
 
 const UNSEEN_MS = 50; // new tokens are collected for this time, and sent together
 let model = null; // {tokenizer, growing, network}
-let job = 0; // the number of the text that is being written; another number ends it
+let job = 0; // the number of the text that is being written; a new number ends this text
 
 const answers = {
   async open({ payload, simd }) {
@@ -51,7 +51,7 @@ const answers = {
     const { growing, network } = model;
     growing.set(tokens);
     growing.logits();
-    growing.current = false; // the arrays of the last token are overwritten
+    growing.current = false; // attentionSteps overwrites the arrays of the last token
     const found = attentionSteps(network, layer, head, at - growing.start);
     return { ...found, first: found.first + growing.start, most: found.most + growing.start };
   },
@@ -107,7 +107,7 @@ const answers = {
           stopped = "stop";
           break;
         }
-        growing.set(text); // the answer to another question can have changed it
+        growing.set(text); // the answer to another question can have replaced the text
       }
     }
     flush();
@@ -127,7 +127,7 @@ function allowedAfter(tokenizer, tokens) {
   return (id) => row[id] !== INVALID;
 }
 
-/** Lets the worker read its next messages. */
+/** Gives the worker time to read the messages that have arrived. */
 function otherMessages() {
   return new Promise((resolve) => {
     const channel = new MessageChannel();

@@ -1,6 +1,6 @@
 /* Draws the maps of all heads, and describes what the chosen head looks at. */
 
-const LEAST_LABEL = 9; // pixels of a cell that has room for a letter
+const LEAST_LABEL = 9; // a smaller cell, in pixels, has no room for a letter
 const LONGEST_LABEL = 7; // characters
 
 const HABITS = {
@@ -238,8 +238,8 @@ class Attention {
     });
   }
 
-  /** Writes the tokens beside the rows and above the columns. It turns those above if a label has
-      more than one character. */
+  /** Writes the tokens beside the rows and above the columns. Turns the tokens above the columns
+      if a label has more than one character. */
   label(context, cell, ink) {
     const labels = this.labels();
     const turned = labels.some((label) => label.length > 1);

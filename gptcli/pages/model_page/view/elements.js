@@ -27,7 +27,7 @@ function percent(share) {
 /** A number with two decimals and a real minus sign. */
 const number = (value) => value.toFixed(2).replace("-", "\u2212");
 
-/** A bar that fills this share of its place. */
+/** A bar that fills `share` (0 to 1) of the width of the element around it. */
 function fill(share) {
   const made = element("span.fill");
   made.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
@@ -61,7 +61,8 @@ const piece = (bytes) => element("span.piece", {}, visible(bytes));
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Numbers as bars above and below a line, with a caption. `inside` [from, to] is marked. */
+/** Numbers as bars above and below a line, with the caption `what`. Marks the numbers from index
+    inside[0] to inside[1]. */
 function vector(what, numbers, inside = null) {
   const top = Math.max(1e-9, ...numbers.map(Math.abs));
   const svg = document.createElementNS(SVG, "svg");

@@ -1,4 +1,5 @@
-/* Starts the page: opens the model, connects the parts of the page, and reads its address. */
+/* Starts the page: opens the model, connects the parts of the page, and reads the prompt and the
+   settings from the page's address. */
 
 const FIRST_TOKENS = 80; // written when the page opens
 const MOST_FOLLOWED = 40; // tokens in the strip
@@ -56,7 +57,8 @@ async function start() {
   document.documentElement.dataset.ready = "";
 }
 
-/** Writes what the address asks for, such as #prompt=Once&n=40. False if it asks for nothing. */
+/** Writes the text that the page's address asks for, such as #prompt=Once&n=40. Returns false if
+    the address asks for nothing. */
 async function writeFromAddress(writing) {
   const asked = new URLSearchParams(location.hash.slice(1));
   if (!asked.has("prompt")) return false;

@@ -232,7 +232,7 @@ function showSteps({ found, model, tokens, at, layer, head }) {
   }
 }
 
-/** "0.12 x 0.40 + ... = 3.10; divided by 5.66: 0.55". */
+/** A score as a sum of products: "0.12 x 0.40 + ... = 3.10; 3.10 / 5.66 = 0.55". */
 function product(query, key, sum, D) {
   const terms = query
     .slice(0, 2)

@@ -1,4 +1,4 @@
-/* The strip of tokens: the reader chooses one, and sees how much it looks at each of the others. */
+/* The strip of tokens: the reader chooses a token, and sees how much it looks at the others. */
 
 class Strip {
   /** `onFollow(at)` is called with the place of the token that the reader chose. */
@@ -46,7 +46,7 @@ class Strip {
     return byId(`token-${at}`);
   }
 
-  /** Chooses a token. `focus`: moves the focus to it. */
+  /** Chooses a token. If `focus`, moves the keyboard focus to the token. */
   follow(at, focus = false) {
     const old = this.box.querySelector('[aria-selected="true"]');
     old?.setAttribute("aria-selected", "false");
