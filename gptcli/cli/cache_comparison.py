@@ -149,7 +149,7 @@ def errors_of_cache(user_parts: UserParts | None) -> Iterator[None]:
 
 
 class _Counted:
-    """The streams of `streams`, with a count of the tokens that they generate."""
+    """Passes all calls on to `streams`, and counts the tokens that they generate."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams

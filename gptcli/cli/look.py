@@ -268,7 +268,9 @@ def _print_steps(
 def _steps(
     trained: Trained, found: Look, options: ModelOptions, layer: int | None, head: int | None
 ) -> Any:
-    """The eight steps of attention in the head that the user named, or in the clearest head."""
+    """The eight steps of attention in one head.
+
+    It is the head that the user named, or else the head with the clearest habit."""
     from gptcli.inspection.eight_steps import eight_steps
 
     chosen = _chosen(found, layer, head)

@@ -76,7 +76,9 @@ def signals_held() -> Iterator[list[int]]:
 
 @contextmanager
 def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Call `handler` at Ctrl-C, SIGTERM and a closed terminal (not under nohup)."""
+    """Call `handler` after Ctrl-C, after SIGTERM, and if the terminal is closed.
+
+    Under nohup, a closed terminal stays ignored."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if _HANG_UP is not None and signal.getsignal(_HANG_UP) is not signal.SIG_IGN:
         numbers.append(_HANG_UP)
