@@ -26,7 +26,7 @@ class RunStarted:
     parameters_without_embeddings: int
     train_tokens: int
     val_tokens: int
-    max_steps: int  # as planned at the start; an event Replanned has the new number
+    max_steps: int  # as planned at the start; Replanned events change it
     tokens_per_step: int
     device: str  # "cpu (2 threads)", "cuda (NVIDIA H200)"
     dtype: str

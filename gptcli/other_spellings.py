@@ -265,13 +265,13 @@ def _by_name(rows: str) -> dict[str, str]:
 
 
 KEY_OF = _by_name(_KEYS)
-"""Another name -> config key."""
+"""{another name: the config key that it means}"""
 FORM_OF = {command: _by_name(rows) for command, rows in _OPTIONS.items()}
-"""Command -> another name -> gptcli's form of the option or argument."""
+"""{command: {another name: gptcli's form of the option or argument}}"""
 SENTENCE_OF = _by_name(_SENTENCES)
-"""A name for which gptcli has no option and no key -> a hint for the user."""
+"""{a name for which gptcli has no option and no key: a hint for the user}"""
 COMMAND_OF = _by_name(_COMMANDS)
-"""Another name -> gptcli's command."""
+"""{another name: gptcli's command}"""
 
 
 def normalised(name: str) -> str:

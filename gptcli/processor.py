@@ -28,7 +28,7 @@ class Kind:
     machine: str
     """The family of processors, by the name that platform.machine() returns."""
     features: frozenset[str]
-    """The features that this kind has in addition to the kinds before it, as in /proc/cpuinfo."""
+    """The features that the kinds before it do not have, by their names in /proc/cpuinfo."""
     flags: tuple[str, ...]
     """The compiler flags for these features."""
 

@@ -1,4 +1,4 @@
-"""Imports PyTorch a third faster, without the parts that only tracing needs."""
+"""Imports PyTorch in a third less time, without the parts that only tracing needs."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ def _resume_run(request: Request, extend: bool, as_json: bool, team: Ranks) -> N
         command = resume_command(resumed.run, prepared.changes, given, extend=prepared.extend)
         note(
             f"{resumed.run} is finished (step {status['steps']}, {status['stopped']}); nothing to "
-            f"do. To train on: {command}"
+            f"do. To train further: {command}"
         )
         if as_json:
             print_json(status)

@@ -111,7 +111,7 @@ class OpenedShards:
         return each * sum(index.tokens for _, index in self.folders[: len(self.data.sources)])
 
     def split(self, block_size: int) -> tuple[TokenStore, TokenStore | None]:
-        """The tokens for training, and those for validation or None.
+        """The training tokens, and the validation tokens (None if there are none).
 
         If data.val_source is not set, the tokens for validation are the end of all tokens
         (data.val_fraction of them); in a mixture, the end of each text. Raises GptcliError if one

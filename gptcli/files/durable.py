@@ -301,8 +301,8 @@ def refuse_long_path(folder: Path) -> None:
     size = len(os.fsencode(folder.absolute()))
     if size + _LONGEST_INSIDE > longest:
         raise GptcliError(
-            f"--out: a path of {size:,} bytes is too long: this system allows {longest:,}, and the "
-            f"files of a run need {_LONGEST_INSIDE} of them",
+            f"--out: a path of {size:,} bytes is too long; this system allows {longest:,} bytes, of "
+            f"which the files in the run folder need {_LONGEST_INSIDE}",
             "choose a shorter path, for example --out runs/mine",
         )
 
@@ -401,7 +401,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
             if path.is_symlink() or path.exists():
                 raise GptcliError(
                     f"{path} cannot be opened ({error.strerror})",
-                    "it keeps two trainings apart; delete it if no training uses this folder",
+                    "this file keeps two trainings apart; delete it if none uses the folder",
                     exit_code=1,
                 ) from None
             raise folder_error(folder, error) from None

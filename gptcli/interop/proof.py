@@ -76,7 +76,7 @@ def prove(
             raise GptcliError(
                 f"the {doing} was not kept: {reader} computes other logits from it (a prompt of "
                 f"{length} tokens differs by {difference:.2g})",
-                "this is a fault of gptcli or of that version: please report it",
+                "this is a fault of gptcli or of the other program: please report it",
                 exit_code=1,
             )
         largest = max(largest, difference)
@@ -108,7 +108,7 @@ def same_ids(
         if encode(text) != [*tokenizer.prefix, *_ids(tokenizer, text)]:
             raise GptcliError(
                 f"the {doing} was not kept: {reader} gives other token ids for {text[:40]!r}",
-                "this is a fault of gptcli or of that version: please report it",
+                "this is a fault of gptcli or of the other program: please report it",
                 exit_code=1,
             )
 
@@ -201,7 +201,7 @@ def onnx(trained: Trained, folder: Path) -> Proof:
     except Exception as error:  # onnxruntime's errors have no common class
         raise GptcliError(
             f"the export was not kept: {reader} cannot load it: {' '.join(str(error).split())}",
-            "this is a fault of gptcli or of that version: please report it",
+            "this is a fault of gptcli or of the other program: please report it",
             exit_code=1,
         ) from None
     ways: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -259,7 +259,7 @@ def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
     if answer is None:
         raise GptcliError(
             f"the export was not kept: {reader} cannot run it",
-            "this is a fault of gptcli or of that version: please report it",
+            "this is a fault of gptcli or of the other program: please report it",
             exit_code=1,
         )
     largest = 0.0
@@ -270,7 +270,7 @@ def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
             raise GptcliError(
                 f"the export was not kept: {reader} gives {len(theirs):,} probabilities for "
                 f"{len(ours):,} tokens",
-                "this is a fault of gptcli or of that version: please report it",
+                "this is a fault of gptcli or of the other program: please report it",
                 exit_code=1,
             )
         seen = [i for i, value in enumerate(ours) if value > _LEAST_LOG_PROBABILITY]
@@ -280,7 +280,7 @@ def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
         raise GptcliError(
             f"the export was not kept: {reader} computes something else from it (log-probabilities "
             f"differ by {largest:.2g}; texts of {counts} tokens have {answer.counts} there)",
-            "this is a fault of gptcli or of that version: please report it",
+            "this is a fault of gptcli or of the other program: please report it",
             exit_code=1,
         )
     return Proof(largest, tuple(lengths), reader)

@@ -10,7 +10,8 @@ from gptcli.tokenization.char import CharTokenizer
 from gptcli.tokenization.tokenizer import Tokenizer
 
 MOST_BYTES = 1 << 24
-"""The largest size in bytes that gptcli reads of its own tokenizer.json: about 300,000 tokens."""
+"""The largest size of gptcli's own tokenizer.json, in bytes. This is enough for about 300,000
+tokens."""
 
 MOST_PARTS = 700_000
 """How many commas and opening brackets gptcli's own tokenizer.json can have together. Each of them
