@@ -528,8 +528,7 @@ class TrainConfig(_Section):
     adamw, a tenth of max_steps, but at most 100; for muon, a twentieth of max_steps, but at most
     50."""
     decay_fraction: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.6
-    """The last part of the run in which the learning rate falls linearly to 0, as a share of all
-    steps."""
+    """Share of the steps at the end of the run in which the learning rate falls linearly to 0."""
     weight_decay: Annotated[Number, Field(ge=0.0, le=100.0)] = 0.1
     """Weight decay of the matrices: each step multiplies them by 1 - learning rate * weight_decay.
     Gains and biases do not decay. If the optimizer is muon, the embeddings and the head do not
@@ -552,8 +551,7 @@ class TrainConfig(_Section):
     keep_checkpoints: Annotated[int, Field(ge=2, le=10**6)] = 2
     """How many of the newest checkpoints the run keeps. It also keeps the best checkpoint."""
     sample_every: Annotated[int, Field(ge=0, le=10**9)] = 0
-    """Steps from one sample text that the model writes during training to the next. 0: no
-    samples."""
+    """Steps between two samples that the model writes during training. 0: no samples."""
     log_every: Count | Auto = "auto"
     """Steps from one logged loss to the next. auto: a hundredth of max_steps."""
     stop_at_val_loss: Number | None = None

@@ -403,9 +403,9 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
 
 
 def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
-    """Raise GptcliError for a tag of a node that is not for a plain value.
+    """Raise GptcliError if a node has a tag that no plain value has.
 
-    It can name code to run."""
+    Such a tag can name code to run."""
     prefix, _, kind = node.tag.rpartition(":")
     if prefix != "tag:yaml.org,2002" or kind not in (*_KINDS, also):
         raise GptcliError(

@@ -29,9 +29,9 @@ _NATIVE = "the C library (run.engine: native) trains only in one process"
 
 
 class Ranks:
-    """The processes of a training, as the code of the leader needs them.
+    """Adapts a training to the number of its processes.
 
-    If there is only one process, `leader` is None."""
+    Only the leader has an object of this class. If there is only one process, `leader` is None."""
 
     def __init__(self, leader: Leader | None = None, size: int = 1) -> None:
         self._leader = leader

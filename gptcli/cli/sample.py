@@ -195,8 +195,7 @@ def sample(
     """Generate text with a trained model.
 
     If the file of --attention has a key/value cache (check-cache), gptcli uses this cache. Unless
-    --interactive is given, it then also samples without the cache, and compares the text and the
-    speed.
+    --interactive is given, gptcli then also samples without the cache, and compares text and speed.
 
     `gptcli chat` is short for `gptcli sample --interactive`."""
     wanted = generation.checked()

@@ -1,8 +1,8 @@
 """Notes about names with two meanings, such as the shipped config `tiny` and a folder `tiny`.
 
-If there are both, gptcli uses the shipped config and not the file, the tokenizer and not the run,
-and the run NAME and not runs/NAME. A note tells the user which one gptcli uses, and how to name the
-other one.
+Of a shipped config and a file with the same name, gptcli uses the config. Of a tokenizer and a run,
+it uses the tokenizer. Of the runs NAME and runs/NAME, it uses NAME. A note tells the user which of
+the two gptcli uses, and how to name the other.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ _HANG_UP = getattr(signal, "SIGHUP", None)  # None on Windows
 class LeaveAtOnce(KeyboardInterrupt):
     """Raised at the second Ctrl-C or SIGTERM, to end the training at once, without saving.
 
-    A third Ctrl-C acts as outside a training."""
+    A third Ctrl-C acts as Ctrl-C does outside a training."""
 
 
 class Stop:

@@ -45,7 +45,7 @@ class MixedTokens(TokenStore):
 def times_read(tokens: TokenStore, count: int) -> float:
     """How often each token has been read on average, after `count` tokens were read in all.
 
-    For a mixture, this is the mean over the tokens that were read, so a text counts as much as its
+    For a mixture, this is the mean over the tokens that were read, so each text counts with its
     share. A short text with a large share makes the mean larger."""
     if not isinstance(tokens, MixedTokens):
         return count / len(tokens)

@@ -63,7 +63,9 @@ class Piece(NamedTuple):
 
 
 class Content(NamedTuple):
-    """The content of a text file as a stream of UTF-8 bytes, and its progress."""
+    """The content of a text file as a stream of UTF-8 bytes.
+
+    `position()` returns how many bytes of the file, which can be compressed, have been read."""
 
     stream: IO[bytes]
     position: Callable[[], int]

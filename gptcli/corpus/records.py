@@ -183,8 +183,8 @@ def text_of(value: Any, field: str | None, where: str, example: str = _EXAMPLE) 
 
     `field` is the value of data.field. If it is None, returns the field `text`, or if there is
     none, the chat in `messages` or `conversations`. Raises NoSuchFieldError if an object lacks the
-    field, and GptcliError for any other record without a text. The message begins with `where`, and
-    `example` is the hint."""
+    field, and GptcliError if the record has no text for another reason. The message begins with
+    `where`, and `example` is the hint."""
     if isinstance(value, str) and field is None:
         return _whole_characters(value, "the string", where)
     if not isinstance(value, dict):

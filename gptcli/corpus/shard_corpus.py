@@ -113,9 +113,9 @@ class OpenedShards:
     def split(self, block_size: int) -> tuple[TokenStore, TokenStore | None]:
         """The training tokens, and the validation tokens (None if there are none).
 
-        If data.val_source is not set, the tokens for validation are the end of all tokens
-        (data.val_fraction of them); in a mixture, the end of each text. Raises GptcliError if one
-        of the two splits is too short."""
+        If data.val_source is not set, the last tokens are for validation: data.val_fraction of all
+        tokens, or in a mixture of the tokens of each text. Raises GptcliError if one of the two
+        splits is too short."""
         data, shares = self.data, self.data.shares
         texts = len(data.sources) if shares is not None else 1
         tokens = ShardTokens(self.folders, (2 * pool_blocks(texts) + 4) * texts)

@@ -301,8 +301,8 @@ def refuse_long_path(folder: Path) -> None:
     size = len(os.fsencode(folder.absolute()))
     if size + _LONGEST_INSIDE > longest:
         raise GptcliError(
-            f"--out: a path of {size:,} bytes is too long; this system allows {longest:,} bytes, of "
-            f"which the files in the run folder need {_LONGEST_INSIDE}",
+            f"--out: a path of {size:,} bytes is too long; this system allows {longest:,} bytes, "
+            f"of which the files in the run folder need {_LONGEST_INSIDE}",
             "choose a shorter path, for example --out runs/mine",
         )
 
