@@ -133,7 +133,7 @@ def not_expressible(trained: Trained, to: Format) -> tuple[str, ...]:
         return (
             *found,
             f"{program} {does} {config.block_size:,} tokens. gptcli goes on and drops the oldest "
-            "quarter of the window.",
+            "half of the window.",
         )
     if to == "gguf" or (to == "huggingface" and config.traits.model_type == "llama"):
         program = "llama.cpp" if to == "gguf" else "LlamaForCausalLM"

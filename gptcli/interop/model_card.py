@@ -13,6 +13,7 @@ from gptcli.interop.loss_curve import loss_curve, recorded_losses
 from gptcli.interop.proof import Doing, Proof
 from gptcli.model.gpt import count_parameters
 from gptcli.sampling.next_token import SamplingParams
+from gptcli.sampling.streams import window_stride
 from gptcli.sampling.text import generate_one
 from gptcli.training.loading import Trained
 from gptcli.training.run_folder import read_status
@@ -127,7 +128,7 @@ def _onnx_usage(trained: Trained) -> Iterator[str]:
     yield "for _ in range(100):"
     if learned:
         yield f"    while len(ids) - start > {config.block_size}:  # the window is full"
-        yield f"        start += {max(1, config.block_size // 4)}"
+        yield f"        start += {window_stride(config.block_size)}"
         yield "        cache, read = empty, start"
     yield '    kept = cache["past_key_values.0.key"].shape[2]'
     yield "    logits, *present = session.run(None, {"

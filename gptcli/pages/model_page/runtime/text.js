@@ -1,9 +1,9 @@
 /* A text that grows and shrinks token by token, and the window of it that the network looks at. */
 
 /** Where the window starts in a text of `length` tokens, if positions are learned.
-    gptcli/sampling/streams.py has the same rule: the window moves by a quarter of its width. */
+    gptcli/sampling/streams.py has the same rule: the window moves by half of its width. */
 function windowStart(length, width) {
-  const stride = Math.max(1, Math.floor(width / 4));
+  const stride = Math.max(1, Math.floor(width / 2));
   return length <= width ? 0 : Math.ceil((length - width) / stride) * stride;
 }
 
