@@ -510,6 +510,9 @@ class TrainConfig(_Section):
     minutes: Annotated[Number, Field(ge=0.1, le=100_000.0)] | None = None
     """Time limit in minutes, start-up included. gptcli plans as many steps as fit in this time, and
     changes the plan if the speed changes during the run. null: no time limit."""
+    max_epochs: Annotated[Number, Field(gt=0.0, le=1e9)] | None = None
+    """How often the run may read its text. The limit lowers max_steps, and with `minutes` also all
+    later plans. `--resume --extend` removes the limit. null: no limit."""
     batch_size: Count | Auto = _DEFAULT_ROWS
     """Sequences in one forward pass. A step has batch_size * grad_accum sequences. auto: a step has
     16 * grad_accum sequences. gptcli splits them into equal micro-batches that are as large as

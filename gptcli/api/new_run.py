@@ -166,7 +166,7 @@ def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str
     if not wanted.is_given:
         config, reasons = planning.choose_for_text(config, asked, minutes or 1.0)
     if "train.max_steps" not in asked:
-        free = set() if wanted.is_given else {"model.dropout", "train.sample_every"} - asked
+        free = set() if wanted.is_given else planning.CHOSEN_AFTER_STEPS - asked
         config, limit, reasons["train"] = planning.fit_to_minutes(
             config,
             minutes or 1.0,

@@ -75,9 +75,8 @@ class CausalSelfAttention(nn.Module):
     if n_head does not divide n_embd. `forward(x)` takes and returns (B, T, C). Dropout acts in
     training only.
 
-    `forward(x, cache)` is for sampling. `cache` is one layer of a KeyValueCache or a StaticCache
-    (gptcli.model.cache). It stores the new keys and values, and returns all keys and values that
-    the queries can look at.
+    For sampling, `cache` is one layer of a KeyValueCache or a StaticCache (gptcli.model.cache). It
+    stores the new keys and values, and returns all keys and values that the queries can look at.
     """
 
     def __init__(self, config: Any) -> None:
@@ -106,9 +105,8 @@ class CausalSelfAttention(nn.Module):
     def project(self, x: Tensor, kept: list[Tensor | None] | None = None) -> Tensor:
         """Steps 1 and 2 of causal_attention as one matrix product: (B, T, C) -> (B, T, 3 H, D).
 
-        The heads of q come first, then those of k, then those of v. `kept` is a list in which this
-        method stores the stacked weights for later calls. Only sampling passes such a list, because
-        sampling never changes the weights.
+        The heads of q come first, then those of k, then those of v. This method stores the stacked
+        weights in the list `kept`. Only sampling passes one, because it never changes the weights.
         """
         B, T, _ = x.shape
         if kept:
@@ -180,9 +178,8 @@ def drop(x: Tensor, p: float) -> Tensor:
 def attend_masked(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
     """Steps 3 to 7 of causal_attention, for sampling: (B, H, T, D) -> (B, H, T, D).
 
-    q is (B, H, T, D). k and v are (B, H, S, D), or have fewer heads, as in `attend`. `allowed`,
-    bool (T, S), is True for the keys that a query can look at. None means that each query can look
-    at all keys."""
+    k and v are (B, H, S, D), or have fewer heads, as in `attend`. `allowed`, bool (T, S), is True
+    for the keys that a query can look at. None means that each query can look at all keys."""
     B, H, T, D = q.shape
     G = H // k.shape[1]
     if G > 1:

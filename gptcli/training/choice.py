@@ -9,6 +9,7 @@ Dimensions: N parameters of the blocks, B batch, T context length, C channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,19 @@ NETWORKS = (
 )  # fmt: skip
 """(n_layer, n_embd) of the networks among which the rules choose."""
 
+DEEP_NETWORKS = (
+    (4, 32), (6, 32), (4, 64), (6, 64), (6, 96), (6, 128), (8, 160), (8, 192), (8, 256), (8, 320),
+    *NETWORKS[-3:],
+)  # fmt: skip
+"""(n_layer, n_embd) of the networks for a text that is too short for the time. From such a text,
+deep and narrow networks learn more than shallow and wide networks of the same size."""
+
 # Fitted in benchmarks/DIAL.md.
 _BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.65
 _MAX_PARAMETERS_PER_CHARACTER = 6.0
 _EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
+_EPOCHS_WITHOUT_AVERAGE, _AVERAGE_PER_DOUBLING, _MAX_AVERAGE = 5.0, 0.1, 0.35
+_MOST_EPOCHS, _MANY_EPOCHS = 80.0, 20.0  # the limit is a setting only for a text read many times
 _TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # tokens in a step, if the training has 3 million
 # (least number of training tokens, context length). The second table is for texts that are read
 # more than 2.7 times.
@@ -67,6 +77,14 @@ def dropout_for(epochs: float) -> float:
     return min(_MAX_DROPOUT, round(_DROPOUT_PER_DOUBLING * doublings, 2))
 
 
+def average_for(epochs: float) -> float:
+    """The value of train.average for a text that is read `epochs` times.
+
+    It is 0 up to 5 epochs. After that, each doubling of the epochs adds 0.1, up to 0.35."""
+    doublings = math.log2(max(1.0, epochs / _EPOCHS_WITHOUT_AVERAGE))
+    return min(_MAX_AVERAGE, round(_AVERAGE_PER_DOUBLING * doublings, 2))
+
+
 def best_size(operations: float) -> float:
     """The number of parameters N that is best for a budget of operations, if a token takes 6 N."""
     return _BEST_SIZE * float((operations / _AT_OPERATIONS) ** _SIZE_GROWS)
@@ -77,14 +95,16 @@ def block_parameters(n_layer: int, n_embd: int) -> float:
     return 12.0 * n_layer * n_embd**2
 
 
-def network_of_size(parameters: float, **given: int) -> tuple[int, int]:
-    """The (n_layer, n_embd) in NETWORKS whose number of block parameters is nearest to
+def network_of_size(
+    parameters: float, networks: Iterable[tuple[int, int]] = NETWORKS, **given: int
+) -> tuple[int, int]:
+    """The (n_layer, n_embd) in `networks` whose number of block parameters is nearest to
     `parameters`.
 
     "Nearest" is by ratio. `given` holds n_layer or n_embd if the user has set it. Then only the
     other one is chosen."""
     candidates = {
-        (given.get("n_layer", n_layer), given.get("n_embd", n_embd)) for n_layer, n_embd in NETWORKS
+        (given.get("n_layer", n_layer), given.get("n_embd", n_embd)) for n_layer, n_embd in networks
     }
     ratio = {c: abs(math.log(block_parameters(*c) / parameters)) for c in candidates}
     return min(sorted(candidates), key=lambda c: ratio[c])
@@ -125,7 +145,8 @@ def choose_settings(
         key: int(given[f"model.{key}"]) for key in ("n_layer", "n_embd") if f"model.{key}" in given
     }
     n_head = given.get("model.n_head")
-    n_layer, n_embd = network_of_size(min(wanted, most), **fixed)
+    networks = NETWORKS if wanted <= most else DEEP_NETWORKS
+    n_layer, n_embd = network_of_size(min(wanted, most), networks, **fixed)
     if n_head is not None and "n_embd" not in fixed:
         pair = 2 * int(n_head)  # rotary positions need an even number of channels per head
         n_embd = max(pair, pair * round(n_embd / pair))
@@ -134,6 +155,8 @@ def choose_settings(
     kind = given.get("tokenizer.kind", kind)
     characters_per_token = _characters_per_token(kind, text)
     epochs = tokens * characters_per_token / characters
+    if "train.max_steps" not in given and epochs > _MOST_EPOCHS:
+        tokens, epochs = tokens * _MOST_EPOCHS / epochs, _MOST_EPOCHS
     contexts = _CONTEXTS_REPEATED if epochs > _EPOCHS_WITHOUT_DROPOUT else _CONTEXTS
     block_size = next(size for least, size in contexts if tokens >= least)
     block_size = min(
@@ -153,9 +176,12 @@ def choose_settings(
         "model.block_size": block_size,
         "model.dropout": dropout_for(epochs),
         "train.batch_size": batch_size,
+        "train.average": average_for(epochs),
     }
     if kind == "bpe":
         values["tokenizer.vocab_size"] = 2048
+    if "train.max_steps" not in given and epochs > _MANY_EPOCHS:
+        values["train.max_epochs"] = _MOST_EPOCHS
     val_tokens = max(_LEAST_VAL_WINDOWS * block_size, _VAL_TOKENS * tokens)
     share = val_tokens * characters_per_token / max(1, text.characters)
     if share < held_out and "train.max_steps" not in given:

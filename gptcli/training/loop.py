@@ -36,6 +36,7 @@ from gptcli.training.passage import Passage
 from gptcli.training.passes import EngineName
 from gptcli.training.planner import NO_PLANS, PlanHistory, StepPlan, TimeLimit
 from gptcli.training.saving import Saver
+from gptcli.training.schedule import most_steps
 from gptcli.training.step import Diverged, Updated, diverged_in_evaluation, take_step
 from gptcli.training.training_state import TrainingState
 from gptcli.training.wishes import Wishes, extra_evaluation, no_wishes
@@ -129,12 +130,10 @@ class _Loop:
         )
         self.spikes = SpikeDetector()
         self.plan = StepPlan(
-            setup.config,
-            setup.time_limit,
-            setup.plan_history,
-            self.progress.step,
+            setup.config, setup.time_limit, setup.plan_history, self.progress.step,
             len(corpus.val) if corpus.val else 0,
-        )
+            most_steps(setup.config, corpus.train),
+        )  # fmt: skip
         self.passage = Passage(corpus.val, block_size, self.state.passes.model)
         self.zero_gradients = ZeroGradients()
         # Only a user's part can have buffers.

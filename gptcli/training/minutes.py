@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from gptcli.config import Config
@@ -26,6 +26,7 @@ from gptcli.training.batch_size import with_fitting_batch_size
 from gptcli.training.choice import (
     PATIENCE,
     Text,
+    average_for,
     block_parameters,
     choose_settings,
     dropout_for,
@@ -36,8 +37,14 @@ from gptcli.training.named_tokenizer import follow_tokenizer
 from gptcli.training.opening_text import open_text
 from gptcli.training.passes import choose_engine
 from gptcli.training.planner import SECONDS_AT_END, TimeLimit
+from gptcli.training.schedule import most_steps
 from gptcli.training.setup import resolve
 
+CHOSEN_AFTER_STEPS = frozenset({"model.dropout", "train.average", "train.sample_every"})
+"""The keys that `fit_to_minutes` can choose, because their values depend on the number of steps."""
+_SHOWN_TRAIN_KEYS = (
+    "batch_size", "max_steps", "max_epochs", "minutes", "patience", "average", "sample_every",
+)  # fmt: skip
 _OVERFIT_EPOCHS = 100.0
 _REFERENCE = (4, 128, 256, 8)  # n_layer, n_embd, T, B of the step that measures the machine's speed
 _MEASURED_VOCABULARY = 96  # vocabulary of the networks whose speed is measured
@@ -92,7 +99,7 @@ def fit_to_minutes(
     minutes: float,
     begun: float,
     user_parts: UserParts | None,
-    choose: set[str],
+    choose: Set[str],
     *,
     is_strict: bool,
     ranks: int = 1,
@@ -135,7 +142,9 @@ def fit_to_minutes(
     val_steps = (len(corpus.val) if corpus.val else 0) / 3 / tokens_per_step
     evaluation_seconds = val_steps * step_seconds + _SAVE_SECONDS
     remaining = limit.end - time.perf_counter()
+    most = most_steps(config, corpus.train)
     steps = int(remaining / step_seconds)
+    steps = steps if most is None else min(steps, most)
     while steps > 0:
         candidate = with_values(config, {"train.max_steps": steps})
         every = int(resolve(candidate, corpus, has_user_parts=has_user_parts).train.eval_every)
@@ -156,12 +165,15 @@ def fit_to_minutes(
     epochs = times_read(corpus.train, steps * tokens_per_step)
     values: dict[str, Any] = {
         "model.dropout": dropout_for(epochs),
+        "train.average": average_for(epochs),
         "train.sample_every": max(1, steps // _SAMPLES),
     }
     candidate = with_values(candidate, {key: values[key] for key in values if key in choose})
     why = f"{1e3 * step_seconds:.3g} ms a step; the text is read {epochs:,.3g} times"
     if epochs > _OVERFIT_EPOCHS and config.train.patience is None:
         why += ", so the model will overfit: more text helps more than more time"
+    if steps == most:
+        why += ", because it would learn the text by heart with more steps"
     why = "; ".join([why, *notes])
     return candidate, limit, why
 
@@ -191,12 +203,14 @@ def block_of_choice(config: Config, reasons: dict[str, str]) -> list[str]:
         ("data", ("val_fraction",) if "data" in reasons else ()),
         ("tokenizer", ("kind", *(["vocab_size"] if config.tokenizer.kind == "bpe" else []))),
         ("model", ("n_layer", "n_head", "n_embd", "block_size", "dropout")),
-        ("train", ("batch_size", "max_steps", "minutes", "patience", "sample_every")),
+        ("train", _SHOWN_TRAIN_KEYS),
     )
     tree = config.model_dump()
     lines = []
     for section, names in shown:
         values = {name: tree[section][name] for name in names if tree[section][name] is not None}
+        if values.get("average") == 0.0:
+            del values["average"]
         if section in reasons:
             text = ", ".join(f"{name}: {_yaml(value)}" for name, value in values.items())
             lines.append(f"{section}: {{{text}}}  # {reasons[section]}")

@@ -55,8 +55,11 @@ class TimeLimit:
 class Planner:
     """Decides when the number of steps changes. `now` is a value of time.perf_counter()."""
 
-    def __init__(self, limit: TimeLimit, config: Config, val_tokens: int) -> None:
+    def __init__(
+        self, limit: TimeLimit, config: Config, val_tokens: int, most_steps: int | None = None
+    ) -> None:
         self.limit = limit
+        self._most_steps = most_steps
         self._eval_every = int(config.train.eval_every)
         # A token costs a third as much in evaluation as in training.
         self._val_steps = val_tokens / 3 / config.tokens_per_step
@@ -101,6 +104,8 @@ class Planner:
         )
         each = 1.0 / self._speed + evaluation / self._eval_every
         steps = step + max(0, math.floor((left - evaluation - self._pause_seconds) / each))
+        if self._most_steps is not None:
+            steps = max(step, min(steps, self._most_steps))
         is_right = abs(steps - planned) <= max(1, _TOLERANCE * (planned - step))
         steps = planned if is_right else steps
         self._next_step = step + max(1, (steps - step) // 8)
@@ -191,13 +196,14 @@ class StepPlan:
         history: PlanHistory,
         step: int,
         val_tokens: int,
+        most_steps: int | None = None,
     ) -> None:
         self.plans = [plan for plan in history.plans if plan[0] <= step]
         """The plans after the first one (`_first`), in the order of their steps."""
         self._first = config.train.max_steps
         self._recorded = dict(history.plans)
         self._replay_until = history.replay_until
-        self._planner = None if limit is None else Planner(limit, config, val_tokens)
+        self._planner = None if limit is None else Planner(limit, config, val_tokens, most_steps)
         self._time_evaluation_at = step + min(_TIMED_AT, max(1, (self.max_steps - step) // 10))
 
     @property

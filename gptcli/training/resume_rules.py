@@ -77,14 +77,15 @@ def config_for_resume(
         old = _value(stored, key)
         if key == "train.max_steps":
             if extend and new > steps:
-                changes["train.minutes"] = None  # the number of steps is fixed from now on
+                # The number of steps is fixed from now on.
+                changes |= {"train.minutes": None, "train.max_epochs": None}
                 notes.append(_extension_note(stored, new, step))
             else:
                 refused[key] = new
         elif key in ("data.source", "data.val_source"):
             pass  # the text may have moved: prepare_resume compares contents
-        elif key == "train.minutes" and new is None and extend:
-            pass  # --extend removes the time limit
+        elif key in ("train.minutes", "train.max_epochs") and new is None and extend:
+            pass  # --extend removes the limits of time and epochs
         elif key == "tokenizer.from":
             pass  # prepare_resume compares the tokenizers
         elif key in ROUNDING_ONLY:

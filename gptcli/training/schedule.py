@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gptcli.config import TrainConfig
+from gptcli.config import Config, TrainConfig
+from gptcli.corpus import TokenStore
+from gptcli.corpus.mixture import times_read
 
 _AVERAGED_IN_CONSTANT = 32
 
@@ -69,6 +71,16 @@ def average_weight(step: int, *, share: float, max_steps: int, plans: Sequence[P
     if share == 0.0 or step % every:
         return 0.0
     return min(1.0, every / max(1.0, min(constant, step)))
+
+
+def most_steps(config: Config, tokens: TokenStore) -> int | None:
+    """The number of steps that read the training text `tokens` train.max_epochs times.
+
+    None if the config sets no such limit."""
+    if config.train.max_epochs is None:
+        return None
+    epochs_per_step = times_read(tokens, config.tokens_per_step)
+    return max(1, int(config.train.max_epochs / epochs_per_step))
 
 
 def resolve_rate(train: TrainConfig, n_embd: int) -> float:

@@ -46,6 +46,7 @@ from gptcli.training.resume_rules import config_for_resume, override_words
 from gptcli.training.run_commands import resume_command, train_again_command
 from gptcli.training.run_copy import RunCopy
 from gptcli.training.schedule import (
+    most_steps,
     resolve_eval_every,
     resolve_log_every,
     resolve_rate,
@@ -81,6 +82,9 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
     because it depends on the format of each file; and batch_size, which gptcli.training.batch_size
     resolves later."""
     train, run = config.train, config.run
+    most = most_steps(config, corpus.train)
+    if most is not None and most < train.max_steps:
+        train = train.model_copy(update={"max_steps": most})
     device = choose_device(run.device)
     tokens_per_step = config.tokens_per_step
     compiled = choose_compile(

@@ -25,6 +25,7 @@ from gptcli.events import (
 from gptcli.training import checkpoint
 from gptcli.training.schedule import lr_at
 from gptcli.training.training_state import TrainingState
+from tests.conftest import Cli
 
 Drive = Callable[..., list[Event]]
 
@@ -266,6 +267,23 @@ def test_the_first_layer_that_is_not_finite_is_named() -> None:
 def test_stops_at_the_target(new: Any, drive: Drive) -> None:
     events = drive(new("r", "train.stop_at_val_loss=100", "train.eval_every=3"))
     assert (end(events).stopped, end(events).step) == ("target", 3)
+
+
+def test_max_epochs_limits_the_steps(new: Any, drive: Drive) -> None:
+    setup = new("r", "train.max_epochs=0.25", "train.max_steps=100000")
+    assert setup.config.train.max_steps == int(0.25 * len(setup.corpus.train) / 64)
+    assert new("s", "train.max_epochs=1000").config.train.max_steps == 20
+
+
+def test_an_extended_run_has_no_limit_of_epochs(
+    new: Any, drive: Drive, cli: Cli, tmp_path: Path
+) -> None:
+    few = end(drive(new("r", "train.max_epochs=0.02", "train.max_steps=100000"))).step
+    words = (f"train.max_steps={few + 3}", "--resume", "--extend", "--out", tmp_path / "r")
+    assert cli("train", *words).code == 0
+    config = (tmp_path / "r" / "config.yaml").read_text()
+    assert f"max_steps: {few + 3}" in config
+    assert "max_epochs: null" in config
 
 
 def test_stops_when_patience_ends(new: Any, drive: Drive) -> None:

@@ -13,9 +13,19 @@ import yaml
 from gptcli.config import Config
 from gptcli.errors import GptcliError
 from gptcli.training import minutes
-from gptcli.training.choice import ChosenSettings, Text, block_parameters, choose_settings
+from gptcli.training.choice import (
+    DEEP_NETWORKS as DEEP,
+)
+from gptcli.training.choice import (
+    ChosenSettings,
+    Text,
+    average_for,
+    block_parameters,
+    choose_settings,
+)
 from gptcli.training.estimate import StepTime
 from gptcli.training.minutes import (
+    CHOSEN_AFTER_STEPS,
     block_of_choice,
     choose_for_text,
     fit_to_minutes,
@@ -139,23 +149,66 @@ def a_text(tmp_path: Path, characters: int = 20_000) -> Path:
 
 
 def planned(
-    tmp_path: Path, limit: float, asked: dict[str, Any], keep: bool = False
+    tmp_path: Path,
+    limit: float,
+    asked: dict[str, Any],
+    keep: bool = False,
+    characters: int = 20_000,
 ) -> tuple[Config, str]:
-    config = Config.model_validate({"data": {"source": str(a_text(tmp_path))}})
+    config = Config.model_validate({"data": {"source": str(a_text(tmp_path, characters))}})
     config = with_values(config, asked)
     if not keep:
         config, _ = choose_for_text(config, set(asked), limit)
-    free = set() if keep else {"model.dropout", "train.sample_every"} - set(asked)
+    free = set() if keep else CHOSEN_AFTER_STEPS - set(asked)
     config, _, why = fit_to_minutes(config, limit, time.perf_counter(), None, free, is_strict=True)
     return config, why
 
 
 def test_the_steps_fill_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.01, 0.01))
-    steps = [planned(tmp_path, minutes, {})[0].train.max_steps for minutes in (1, 2, 10)]
+    steps = [
+        planned(tmp_path, minutes, {}, characters=2_000_000)[0].train.max_steps
+        for minutes in (1, 2, 10)
+    ]
     assert 0.85 * 6000 < steps[0] <= 6000
     assert steps[1] / steps[0] == pytest.approx(2, rel=0.15)
     assert steps[2] / steps[0] == pytest.approx(10, rel=0.15)
+
+
+def test_a_short_text_is_not_read_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.01, 0.01))
+    config, why = planned(tmp_path, 5, {})
+    train = config.train
+    epochs = train.max_steps * config.tokens_per_step / (0.9 * 20_000)
+    assert (train.max_epochs, train.average) == (80, 0.35)
+    assert epochs == pytest.approx(80, rel=0.01)
+    assert "by heart with more steps" in why
+    shown = " ".join(block_of_choice(config, {"train": why}))
+    assert "max_epochs: 80" in shown
+    assert "average: 0.35" in shown
+    longer, _ = planned(tmp_path, 5, {"train.max_epochs": 500})
+    assert longer.train.max_steps > 2 * train.max_steps
+    often, _ = planned(tmp_path, 1, {}, characters=2_000_000)
+    assert often.train.max_epochs is None
+    assert often.train.average < 0.1
+
+
+def test_a_network_for_a_short_text_is_deep() -> None:
+    deep, usual = (choose(1e13, text(n)).values for n in (5e4, 1e7))
+    assert deep["model.n_layer"] > usual["model.n_layer"]
+    assert deep["model.n_embd"] < usual["model.n_embd"]
+    assert all(size({"model.n_layer": layers, "model.n_embd": width}) for layers, width in DEEP)
+    sizes = [block_parameters(*network) for network in DEEP]
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(1, 0.0), (5, 0.0), (10, 0.1), (80, 0.35)])
+def test_the_more_often_the_text_is_read_the_longer_is_the_average(
+    epochs: float, share: float
+) -> None:
+    assert average_for(epochs) == share
 
 
 def test_evaluations_that_the_user_wants_often_leave_time_for_steps(

@@ -76,6 +76,18 @@ def test_a_run_ends_at_its_time(monkeypatch: pytest.MonkeyPatch, planned: int, s
     assert steps > 100
 
 
+def test_a_plan_keeps_to_the_limit_of_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(planner, "time", clock)
+    config = Config.model_validate({"train": {"eval_every": 1000}})
+    plan = Planner(TimeLimit(clock.now + 60, 60), config, 0, most_steps=70)
+    for _ in range(20):
+        clock.now += 0.1
+        plan.stepped(0.1)
+    assert plan.max_steps(20, 50, clock.now) == 70
+    assert plan.max_steps(20, 70, clock.now) is None
+
+
 def test_a_right_plan_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = simulate(monkeypatch, lambda t: 0.1, 600)[1]
     assert simulate(monkeypatch, lambda t: 0.1, steps)[1:] == (steps, 0)
