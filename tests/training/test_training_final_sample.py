@@ -17,12 +17,13 @@ def samples(events: list[Any]) -> list[SampleDrawn]:
 
 @pytest.fixture(autouse=True)
 def _enough_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow much time, because a busy machine must not shorten the compared samples."""
+    """Allow 60 s for a sample, because a busy machine must not shorten the samples that a test
+    compares."""
     monkeypatch.setattr(final_sample, "_SECONDS", 60.0)
 
 
 def test_it_comes_from_the_best_checkpoint(new: Any, drive: Any, cli: Any) -> None:
-    """The learning rate is so high that the last evaluation is not the best one."""
+    """The learning rate is so high that the last checkpoint is not the best one."""
     setup = new("r", "train.eval_every=2", "train.max_steps=8", "train.learning_rate=0.9",
                 "train.optimizer=adamw", "train.warmup_steps=3")  # fmt: skip
     events = drive(setup)
