@@ -26,9 +26,10 @@ SMALL = (
 
 
 class Full(durable.Disk):
-    """A disk that writes half of the data and then fails, for files of this name.
+    """A disk that can be full for the files with the name `name`: it writes half of the data, then
+    fails.
 
-    `is_full` says for each write (1, 2, ...) whether the disk is full."""
+    `is_full(n)` says whether the disk is full at the n-th write to these files."""
 
     def __init__(self, name: str, is_full: Callable[[int], bool]) -> None:
         self.name, self.is_full = name, is_full
@@ -134,7 +135,8 @@ def test_the_error_of_run_json_names_the_file_and_the_free_space(
 def test_a_resume_reports_missing_lines_of_the_metrics(
     cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    """A line that a kill cut off needs no report, because the resumed run writes it again."""
+    """If the last line is cut off because the run was killed, no report is needed: the resumed run
+    writes this line again."""
     run = tmp_path / "r"
     assert cli("train", text_file, *SMALL, "--out", run).code == 0
     path, more = run / "metrics.jsonl", ["train.max_steps=13", "--extend"]

@@ -1,4 +1,5 @@
-"""The training loop learns, gives the same bytes again and after a resume, and stops in time."""
+"""The training loop: it learns, it stops in time, and a repeated or resumed run gives the same
+bytes."""
 
 from __future__ import annotations
 
@@ -188,7 +189,8 @@ def test_the_newest_and_the_best_checkpoints_stay(new: Any, drive: Drive, tmp_pa
     checkpoint.mark_best(tmp_path / "r", 14)
     checkpoint.prune(tmp_path / "r", 2)
     assert checkpoint.steps_of(tmp_path / "r") == [14, 18, 20]
-    # meta.json takes precedence, because it has a hash, and `checkpoints/best` has none.
+    # meta.json and `checkpoints/best` name different steps. meta.json takes precedence, because it
+    # is protected by a hash.
     assert checkpoint.choose_step(tmp_path / "r", "best") == 20
     assert checkpoint.choose_step(tmp_path / "r", "last") == 20
     assert checkpoint.choose_step(tmp_path / "r", "20") == 20
@@ -288,7 +290,7 @@ def test_stops_when_patience_ends(new: Any, drive: Drive) -> None:
 
 
 def test_dropout_masks_differ_from_step_to_step(new: Any) -> None:
-    """If each step had the same masks, dropped units would never be trained."""
+    """If each step had the same dropout masks, the dropped units would never be trained."""
     from gptcli.training.loop import _Loop
 
     loop = _Loop(
