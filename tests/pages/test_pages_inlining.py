@@ -28,7 +28,7 @@ def policy(text: str) -> dict[str, str]:
 
 
 def inside(text: str, tag: str) -> list[str]:
-    """The contents of all elements `tag` that have no attributes."""
+    """The contents of all elements with this tag and without attributes."""
     return re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
 
 
@@ -48,7 +48,8 @@ def test_the_policy_allows_the_scripts_and_styles_of_the_file_and_nothing_else()
 
 
 def test_data_cannot_end_its_block() -> None:
-    """Whatever the data holds, the parser sees it as one block."""
+    """Data can contain `</script>`. Whatever it contains, the parser sees a single script
+    element."""
     blocks = []
 
     class Reader(HTMLParser):
