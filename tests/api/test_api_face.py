@@ -21,8 +21,9 @@ tests.api.test_api_face`."""
 
 
 def public_api() -> Iterator[str]:
-    """Yield a line for each public name, with the signature of a function, and a line for each
-    public member of a class other than Config and CausalSelfAttention."""
+    """Yield a line for each public name of gptcli (functions with their signature), and a line for
+    each public member of each public class. The members of Config and CausalSelfAttention are left
+    out."""
     for name in gptcli.__all__:
         thing = getattr(gptcli, name)
         if not isinstance(thing, type):
@@ -36,7 +37,8 @@ def public_api() -> Iterator[str]:
         if dataclasses.is_dataclass(thing):
             for field in dataclasses.fields(thing):
                 yield f"    {name}.{field.name}: {field.type}"
-        # `gptcli schema` and the learner's contract describe these two.
+        # `gptcli schema` describes Config, and the course's contract for learners describes
+        # CausalSelfAttention.
         if name in ("Config", "CausalSelfAttention"):
             continue
         yield from sorted(members(name, thing))

@@ -1,4 +1,5 @@
-"""Numbers as text: counts, losses, durations, tokens per second, the time left."""
+"""Numbers formatted for people: counts, losses, durations, tokens per second, the remaining
+time."""
 
 from __future__ import annotations
 
