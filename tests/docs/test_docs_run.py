@@ -112,7 +112,7 @@ def reason(command: str) -> str | None:
 
 
 def missing(code: str) -> str | None:
-    """ "PACKAGE is not installed" if a command or program needs a package that is missing, otherwise
+    """Why a command or program cannot run, if it needs a package that is missing. Otherwise
     None."""
     for part, packages in NEEDS.items():
         for package in packages:

@@ -1,6 +1,7 @@
 """Inputs that once caused a traceback, a hang or a full memory, and similar inputs.
 
-test_fuzz.py feeds them to the parsers: to some in `make test`, and to the others in `make slow`.
+test_fuzz.py feeds them to the parsers. `make test` feeds the inputs of some parsers, and `make
+slow` those of the remaining parsers.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ INTERESTING: dict[str, list[Any]] = {
     "token cache": [DEEP, b"[1]", b"{}"],
     "names": ["a" * 5000, "~nobody-of-that-name", "²", "1" * 5000],
 }  # fmt: skip
-"""The inputs for each target, by the target's name."""
+"""Name of a fuzz target -> the inputs for this target."""
 
 
 def save(target: str, value: object) -> Path:

@@ -1,4 +1,5 @@
-"""The KV cache changes no token: greedy texts equal recomputation, within and past the window."""
+"""The KV cache changes no token: greedy texts equal those without a cache, also if they are longer
+than the window."""
 
 from __future__ import annotations
 
