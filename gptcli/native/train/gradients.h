@@ -19,7 +19,7 @@ typedef struct {
 /* The gradient of a vector: the sum of the parts of all row blocks. */
 typedef struct {
     float *to;
-    const float *partial; /* the first row block's */
+    const float *partial; /* the part of the first row block */
     long width;
 } VectorGradient;
 
@@ -30,7 +30,7 @@ typedef struct {
     int n_matrices, n_vectors;
 } Gradients;
 
-enum { LAYER_MATRICES = 7, LAYER_VECTORS = 12 }; /* the most that a layer has */
+enum { LAYER_MATRICES = 7, LAYER_VECTORS = 12 }; /* the most gradients that a layer has */
 
 /* Computes rows n to n + rows - 1 of a matrix's gradient: the sum over `blocks` row blocks, added
  * to the old values if `add_old`. Takes the row blocks in chunks, because tiles are read several
@@ -87,7 +87,7 @@ static void sum_gradients(Worker *w, const Gradients *g, const Model *model, lon
         all += (g->matrices[i].N + rows - 1) / rows;
     }
     int i = 0;
-    SHARED_FOR(w, round, all) { /* a thread's rounds come in order, so i only grows */
+    SHARED_FOR(w, round, all) { /* a thread gets rising rounds, so i only grows */
         long rows = rows_at_once(g->matrices + i, threads);
         while (round >= begin + (g->matrices[i].N + rows - 1) / rows) {
             begin += (g->matrices[i++].N + rows - 1) / rows;
@@ -162,7 +162,7 @@ static void list_last_norm(const Pass *p, float *grads, Gradients *list) {
             (VectorGradient){grads + g->offset[LNF_BIAS], partial + C, C};
 }
 
-/* The gradient of the head, from the row blocks m0 on. */
+/* The gradient of the head's matrix, from the rows of row block m0 on. */
 static MatrixGradient head_gradient(const Pass *p, float *grads, long m0) {
     const Model *g = p->g;
     const long C = g->s.C;

@@ -163,8 +163,8 @@ INLINE void norm_rotate_sized(const int D, const float *x, const float *gain, fl
     }
 }
 
-/* Computes dx (D) from dout (D), which can be the same array. The gradient of the gain is added to
- * dgain (D). */
+/* Computes dx (D) from dout (D). dx and dout can be the same array. The gradient of the gain is
+ * added to dgain (D). */
 INLINE void norm_rotate_backward_sized(const int D, const num *dout, const float *gain,
                                        const float *cos, const float *sin, const num *hat,
                                        float scale, num *dx, float *dgain) {
@@ -247,8 +247,8 @@ static void norm_rotate_backward(const num *dout, int D, const float *gain, cons
 INLINE void swiglu(f32x16 g, f32x16 u, num *out) { store_num(out, mul(mul(g, sigmoid(g)), u)); }
 
 /* Computes dgate and dup, the gradients at gate and up, from d, the gradient at silu(gate) * up.
- * Also computes this product again, into `out`, because storing it in the forward pass would take
- * longer. */
+ * Also computes the product silu(gate) * up again, into `out`, because storing it in the forward
+ * pass would take longer. */
 INLINE void swiglu_backward(f32x16 d, const num *gate, const num *up, num *out, num *dgate,
                             num *dup) {
     const f32x16 one = broadcast(1.0f);
