@@ -28,8 +28,8 @@ async function readPayload(text) {
   return { header, section };
 }
 
-/** Writes the matrix `name`, int8 with a scale for each 32 inputs, to `out` as float32.
-    Each row of `out` has `stride` numbers. */
+/** Writes the matrix `name` to `out` as float32. The payload holds int8 numbers, and a scale for
+    each 32 inputs. Each row of `out` has `stride` numbers. */
 function dequantise(section, name, rows, stride, out) {
   const whole = section(`${name}.int8`);
   const weights = new Int8Array(whole.buffer, whole.byteOffset, whole.length);
