@@ -30,7 +30,8 @@ _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def has_layout(arch: Arch) -> bool:
-    """Whether the C libraries compute this arch: Qwen3's layout, Llama's or GPT-2's."""
+    """Whether the C libraries can compute this arch, because it has the layout of Qwen3, Llama or
+    GPT-2."""
     llama = (arch.norm == "rms", arch.positions == "rotary", arch.gated)
     return all(llama) or not (any(llama) or arch.qk_norm)
 

@@ -115,7 +115,8 @@ class Engine:
             self._library.gpt_free(self._model)
 
     def pack(self) -> None:
-        """Pack the current weights for the matrix products. Call it after every update."""
+        """Pack the current weights for the matrix products. Call this method after every update of
+        the weights."""
         self._library.gpt_pack(self._model, self._weights.data_ptr())
 
     def loss(self, idx: Tensor, targets: Tensor) -> float:

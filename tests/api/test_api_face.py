@@ -1,4 +1,5 @@
-"""The public interface of gptcli: names, signatures, types, and what `import gptcli` imports."""
+"""The public interface of the library gptcli: names, signatures, types, and which modules `import
+gptcli` imports."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def test_the_public_interface_is_the_kept_one() -> None:
 
 
 def test_importing_it_imports_nothing_large() -> None:
-    """`import gptcli`, its errors and events, and `load` and `train` import no large package."""
+    """No large package such as PyTorch is imported by `import gptcli`, or by reading gptcli's
+    errors, its events, `gptcli.load` or `gptcli.train`."""
     program = """
 import json, sys
 import gptcli

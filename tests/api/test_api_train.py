@@ -61,7 +61,7 @@ def weights(run: Path | str, step: int = STEPS) -> bytes:
 
 
 def lines(run: Path | str) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl without times and speeds."""
+    """The records of a run's metrics.jsonl, without the times and speeds."""
     text = (Path(run) / "metrics.jsonl").read_text("utf-8")
     clocks = ("seconds", "tokens_per_second")
     return [

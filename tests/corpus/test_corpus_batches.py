@@ -119,7 +119,8 @@ def test_epoch_of_is_a_fraction_of_the_sequences() -> None:
 
 
 def test_the_order_of_batches_never_changes() -> None:
-    """A later version of gptcli must read the same batches when it resumes a run."""
+    """When a later version of gptcli resumes a run, it must read the same batches. So their order
+    is recorded here."""
     assert Batches(counting(50), 8, 6, 1337).starts(0) == [38, 22, 30, 6, 14, 46]
 
 

@@ -1,4 +1,4 @@
-"""TokenStore reads several shards as one sequence of ids."""
+"""A TokenStore reads several shards as if they were one sequence of token ids."""
 
 from __future__ import annotations
 

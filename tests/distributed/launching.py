@@ -99,7 +99,7 @@ class Launched:
             raise AssertionError(f"it hangs:\n{self.said()}") from None
 
     def said(self) -> str:
-        """What the training has written to stderr."""
+        """The text that the training has written to stderr so far."""
         return self.error.read_text()
 
 

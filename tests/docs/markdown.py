@@ -98,6 +98,6 @@ def anchors(page: str) -> frozenset[str]:
 
 
 def words_of(command: str) -> tuple[list[str], str | None]:
-    """The words of a command line, and the file after `>` or None."""
+    """The words of a command line, and the name of the file after `>` (None if there is no `>`)."""
     line, _, target = command.partition(" > ")
     return shlex.split(line), target.strip() or None

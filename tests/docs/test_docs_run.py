@@ -62,7 +62,7 @@ NOT_RUN = {
     "gptcli exercise --status my --watch": "it runs until Ctrl-C; tests/course stops it",
     "gptcli exercise attention --status my --watch": "it runs until Ctrl-C; tests/course stops it",
 }
-"""The beginnings of the command lines that the tests do not run, and the reasons."""
+"""The command lines that the tests do not run: beginning of the line -> the reason."""
 
 NO_PROGRAMS = {
     "docs/reference/python.md": "its blocks are signatures",
@@ -159,7 +159,7 @@ def kept(once: Once) -> Path:
 
 
 class Shell:
-    """Runs the commands of a page in the current folder, with smaller trainings."""
+    """Runs the commands of a page in the current folder, but with small trainings."""
 
     def __init__(self, cli: Any) -> None:
         self.cli = cli

@@ -47,7 +47,7 @@ QUESTIONS = {
 
 @functools.cache
 def builder() -> Any:
-    """The module docs/build_site.py."""
+    """The module docs/build_site.py, imported from its file."""
     spec = importlib.util.spec_from_file_location("build_site", ROOT / "docs" / "build_site.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,5 @@
-"""Checks the documentation without running it: links, anchors, commands, keys, programs, YAML."""
+"""Checks the documentation without running its commands: links, anchors, options, config keys,
+programs, YAML."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ OUTSIDE = ("https://pytorch.org/", "https://semver.org", "https://github.com/ope
 LANGUAGES = {"sh", "console", "python", "yaml", "text", "js", "json"}
 
 NO_KEY = re.compile(r"\w+\.(py|js|json|h|safetensors|svg|onnx)|model\.(tokenizer|config|module)")
-"""Names of files and attributes that look like config keys."""
+"""Names of files and attributes in the docs that look like config keys, but are none."""
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -78,7 +79,8 @@ def test_a_bar_in_the_code_of_a_table_is_escaped(page: str) -> None:
 
 @cache
 def command_line() -> tuple[Any, Any]:
-    """The Click command of gptcli with all subcommands, and its context."""
+    """The command line of gptcli as a Click command with all subcommands, and the context of this
+    command."""
     root: Any = get_command(app_of([]))
     return root, typer.Context(root, info_name="gptcli")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 FOUND = Path(__file__).with_name("found.txt")
-"""The file of inputs that `make fuzz` found. Each line is the repr of (target, input)."""
+"""The file with the failing inputs that `make fuzz` found. Each line is the repr of (target,
+input)."""
 
 DEEP = b"[" * 100_000
 
@@ -80,7 +81,8 @@ INTERESTING: dict[str, list[Any]] = {
 
 
 def save(target: str, value: object) -> Path:
-    """Add an input to FOUND if the file does not hold it yet. Return the path of FOUND."""
+    """Add an input for a target to the file FOUND, if the file does not hold it yet. Return the
+    path of FOUND."""
     line = f"{(target, value)!r}\n"
     assert literal_eval(line.strip()) == (target, value)
     old = FOUND.read_text("utf-8") if FOUND.exists() else ""

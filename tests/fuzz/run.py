@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from tests.fuzz.interesting import INTERESTING, save
 from tests.fuzz.targets import Target, targets
 
-ROUND = 2_000  # inputs for each seed; Hypothesis keeps all inputs of a seed in memory
+ROUND = 2_000  # the number of inputs for each seed; Hypothesis keeps all inputs of a seed in memory
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Count:
 
 
 def fuzz(target: Target, count: int, first_seed: int) -> Count:
-    """Feed `count` inputs to a target, but stop at the first failure."""
+    """Feed `count` inputs to a target, but stop at the first failure. Return the counts."""
     done = Count()
 
     def feed(value: object) -> None:

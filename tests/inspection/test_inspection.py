@@ -1,4 +1,5 @@
-"""What `gptcli look` computes: attention weights, kinds of heads, logit lens, eight steps."""
+"""What `gptcli look` computes: attention weights, the kind of each head, the logit lens, the eight
+steps."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def test_wrong_files_and_wrong_bases(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # transformers and peft warn about their own code
+@pytest.mark.filterwarnings("ignore")  # transformers and peft cause warnings about their own code
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 def test_an_adapter_that_peft_saved_computes_the_same(
     arch: str, cli: Any, base: Any, tmp_path: Path

@@ -155,7 +155,7 @@ def test_the_command_writes_base_and_adapter_or_merges(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # transformers and peft warn about their own code
+@pytest.mark.filterwarnings("ignore")  # transformers and peft cause warnings about their own code
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -20,7 +20,7 @@ from tests.interop.models import KINDS, shape, trained
 transformers = pytest.importorskip("transformers", reason="needs the extra `interop`")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # transformers warns about its own code
+    pytest.mark.filterwarnings("ignore"),  # transformers causes warnings about its own code
 ]
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard, trackio and wandb store what metrics.jsonl and samples.txt hold."""
+"""The loggers TensorBoard, trackio and wandb store all that metrics.jsonl and samples.txt hold."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def expect_all(run: Path, name: str, folder: Path | None = None) -> Found:
         if isinstance(item, Row):
             for key, value in item.values.items():
                 time = clock(item.values["seconds"])
-                # TensorBoard stores float32 numbers.
+                # TensorBoard stores numbers as float32, so they are rounded.
                 kept = struct.unpack("f", struct.pack("f", value))[0]
                 expected.setdefault(key, {})[item.step] = (
                     kept if name == "tensorboard" else value,

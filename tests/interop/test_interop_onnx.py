@@ -27,7 +27,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra `interop`")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `interop`")
 pytestmark = pytest.mark.slow
 
-# These two modules import onnx and onnxruntime.
+# These two modules import onnx and onnxruntime, so the packages must be checked first.
 from gptcli.interop import onnx_graph, onnx_runtime  # noqa: E402
 
 SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12}

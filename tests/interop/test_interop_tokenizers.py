@@ -45,7 +45,7 @@ def written(kind: str, folder: Path) -> Path:
     model = transformers.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            parameter.data *= 5  # otherwise a greedy text would repeat one token
+            parameter.data *= 5  # with smaller weights, a greedy text would repeat a single token
     model.save_pretrained(folder)
     return folder
 

@@ -194,7 +194,8 @@ def test_a_logger_that_fails_stops_nothing(
     step = "checkpoints/step-00000006/model.safetensors"
     assert (run / step).read_bytes() == (plain / step).read_bytes()
     assert same_numbers(run) == same_numbers(plain)
-    assert table(run / "metrics.csv") == rows_of(run)  # the logger csv is not affected
+    # The failing logger does not affect the logger csv.
+    assert table(run / "metrics.csv") == rows_of(run)
     status = json.loads((run / "run.json").read_text())
     assert (status["stopped"], status["steps"]) == ("done", 6)
 

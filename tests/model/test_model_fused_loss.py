@@ -1,4 +1,5 @@
-"""The fused head and loss give the loss and the gradients of the plain formula."""
+"""The operation that computes head and loss together gives the same loss and gradients as the plain
+formula."""
 
 from __future__ import annotations
 

@@ -160,8 +160,8 @@ def test_logits_are_those_of_the_architecture(arch: str, again: object) -> None:
 
 
 def test_modern_has_the_weights_of_qwen3() -> None:
-    """The network has RMSNorm gains, q_norm and k_norm for each head, an untied head, and no
-    biases."""
+    """The arch modern has the weights of Qwen3: RMSNorm gains, q_norm and k_norm, an output head
+    that is not tied, and no biases."""
     C, D, F_ = 16, 8, ARCHS["modern"].hidden_width(16)
     shapes = {name: tuple(p.shape) for name, p in gpt("modern", n_layer=1).named_parameters()}
     assert shapes == {

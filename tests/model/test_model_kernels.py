@@ -1,4 +1,4 @@
-"""The fused operations give the values and the gradients of PyTorch's plain operations."""
+"""gptcli's fused operations give the same values and gradients as PyTorch's plain operations."""
 
 from __future__ import annotations
 

@@ -88,7 +88,8 @@ def test_the_length_of_queries_and_keys_is_normalised() -> None:
 
 
 def recomputed(module: CausalSelfAttention, x: Tensor, width: int) -> Tensor:
-    """Attention over the complete text with a banded causal mask, (B, T, C)."""
+    """The output (B, T, C) of an attention for a complete text x: without a cache, and with a
+    banded causal mask."""
     at = torch.arange(x.shape[1])
     q, k, v = module.heads(module.project(x), start=0)
     mixed = attend_masked(q, k, v, banded_mask(at, at, width))

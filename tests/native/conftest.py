@@ -89,7 +89,7 @@ def has_bf16() -> bool:
 
 @pytest.fixture(scope="session")
 def native_float32() -> ctypes.CDLL:
-    """The float32 training library of this machine."""
+    """The float32 training library, compiled for this machine's processor."""
     return found_or_skipped(library.TRAINING_FLOAT32)
 
 

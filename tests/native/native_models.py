@@ -56,8 +56,8 @@ def network(
     seed: int = 0,
     **sizes: object,
 ) -> Network:
-    """A network, by default of two blocks. Noise is added to its weights, because weights of 0 hide
-    gradients."""
+    """A random GPT with its C passes, by default with two blocks. Noise is added to its weights,
+    because weights of 0 hide gradients."""
     values = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "bias": arch == "gpt2"}
     config = ModelConfig.model_validate({"arch": arch, **values, **sizes})
     model = build_model(config, vocab_size, seed=seed)

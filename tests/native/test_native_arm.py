@@ -26,7 +26,8 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The words of a command that runs step_on_arm.c in the emulator."""
+    """The beginning of a command line: the emulator, and the program compiled from
+    step_on_arm.c."""
     for tool in (COMPILER, EMULATOR):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed (packages gcc-aarch64-linux-gnu, qemu-user)")

@@ -148,8 +148,8 @@ def test_it_can_be_built_in_the_background(sampling_compiler: Path, tmp_path: Pa
 
 
 def put_into_cache(content: bytes) -> Path:
-    """Write a file to the path where `find` looks for the SAMPLING library, and return this
-    path."""
+    """Write a file with this content to the path at which `find` looks for the compiled SAMPLING
+    library. Return the path."""
     processor = usable_processor()
     assert processor is not None
     path = library._cached_path(SAMPLING, processor)
@@ -347,14 +347,14 @@ def test_nothing_stays_of_a_build_that_nobody_waited_for(cache: Path, tmp_path: 
     environment = {**os.environ, "CC": "gcc"}
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment)
     assert list((cache / "native").iterdir()) == []
-    assert list((tmp_path / "tmp").iterdir()) == []  # gcc has left no temporary files
+    assert list((tmp_path / "tmp").iterdir()) == []  # gcc has not left any temporary files
 
 
 # ---- the library matches the Python code ---------------------------------------------------------
 
 
 class WrongShape(ctypes.Structure):
-    """The struct DecoderShape with one more field."""
+    """The struct DecoderShape with an additional field, so that it does not match the C library."""
 
     _fields_ = [*library.DecoderShape._fields_, ("extra", ctypes.c_int32)]
 

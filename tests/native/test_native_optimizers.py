@@ -1,4 +1,4 @@
-"""AdamW and Muon of the C library update weights as PyTorch does."""
+"""AdamW and Muon of the C library update weights as the PyTorch versions do."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Training with the C library gives PyTorch's losses, and a resumed run ends with the same
-bytes.
+"""Training with the C library gives the same losses as PyTorch, and a resumed run ends with the
+bytes of an uninterrupted one.
 """
 
 from __future__ import annotations

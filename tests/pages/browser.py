@@ -1,5 +1,5 @@
-"""Opens a page in headless Chromium. Console errors and requests for other files or hosts fail the
-test."""
+"""Opens a page in headless Chromium. A test fails if the page logs an error or requests another
+file or host."""
 
 from __future__ import annotations
 

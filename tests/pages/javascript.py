@@ -19,7 +19,7 @@ const asked = JSON.parse(require("fs").readFileSync(0, "utf8"));
 
 
 def node() -> programs.Program:
-    """The program Node.js. Skips the test if this machine has none."""
+    """The program Node.js. Skips the test if this machine has no Node.js 18 or newer."""
     found = programs.find_program()
     if found is None or not found.name.startswith("Node.js"):
         pytest.skip("Node.js 18 or newer is not installed")

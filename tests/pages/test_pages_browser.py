@@ -79,7 +79,8 @@ def written(once: Once) -> Any:
 
 
 class Opened:
-    """A page in a browser tab. Console messages, errors and requests fail the test."""
+    """A page in a browser tab. The test fails if the page writes to the console, has an error, or
+    requests something."""
 
     def __init__(self, browser: Any, path: Path, address: str = "", **context: Any) -> None:
         self.context = browser.new_context(**context)
@@ -227,7 +228,8 @@ def test_stop_ends_a_long_text(browser: Any, written: Any) -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_address_writes_what_the_network_writes(kind: str, browser: Any, written: Any) -> None:
-    """page.html#prompt=P&n=40&temperature=0 writes what PyTorch writes with the rounded weights."""
+    """A page that is opened as page.html#prompt=P&n=40&temperature=0 writes the text that PyTorch
+    writes with the page's rounded weights."""
     from gptcli.pages.model_page.payload import rounded
     from gptcli.sampling.next_token import SamplingParams
     from gptcli.sampling.text import generate_one

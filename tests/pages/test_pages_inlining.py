@@ -1,4 +1,5 @@
-"""Pages of one file: what is inlined into it, and the policy that forbids requests."""
+"""Pages that are a single file: what is inlined into the file, and the Content-Security-Policy that
+forbids requests."""
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ def test_title_and_description_are_escaped() -> None:
 
 
 def contrast(one: str, other: str) -> float:
-    """The contrast ratio of two colours (#rrggbb) by WCAG 2.2."""
+    """The contrast ratio of two colours (#rrggbb), as WCAG 2.2 defines it."""
 
     def light(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]

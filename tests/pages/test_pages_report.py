@@ -1,4 +1,5 @@
-"""`gptcli report`: its advice on made-up curves, the content of the page, and old runs."""
+"""`gptcli report`: its advice about made-up loss curves, the content of the page, and reports on
+runs of older versions."""
 
 from __future__ import annotations
 

@@ -128,8 +128,8 @@ def clicked_charts(page: Any) -> int:
 
 
 def clicked_maps(page: Any) -> None:
-    """Click each head and each token, choose the token before the last by a key, and point at the
-    map."""
+    """Use the attention maps of the page: click each head and each token, move to the token before
+    the last with a key, and point at the large map."""
     heads = page.locator(".head")
     for head in heads.all():
         head.click()

@@ -46,7 +46,8 @@ SETTINGS = (
 
 
 def train_small_run(run: Path, text: Path) -> Path:
-    """Train a run with a checkpoint at each of STEPS. Mark step 8 as the best. Return the run."""
+    """Train a run that has checkpoints of all STEPS. Mark that of step 8 as the best one. Return
+    the run folder."""
     config = parse_config("", [f"data.source={text}", *SETTINGS])
     for _ in train(prepare_new(config, run).setup):
         pass

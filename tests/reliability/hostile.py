@@ -1,4 +1,5 @@
-"""Malicious run folders. hostile_attempts.py runs gptcli on each of them."""
+"""Functions that make malicious run folders. hostile_attempts.py runs gptcli on each of these
+folders."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def change_meta(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def put_tensors(run: Path, data: bytes) -> None:
-    """Write model.safetensors, and write its size and hash to meta.json."""
+    """Write `data` to model.safetensors, and the size and hash of this file to meta.json."""
     (run / STEP / "model.safetensors").write_bytes(data)
 
     def update(meta: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 
 
 def commands_for(name: str) -> list[str]:
-    """The commands that `make test` tries on a case.
+    """The names of the commands that `make test` tries on the case `name`.
 
     `make test` tries one of COMMANDS on every sixth of CASES, and one of ALL_COMMANDS on each of
     FILES_OF_LINES."""

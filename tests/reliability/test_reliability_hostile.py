@@ -1,4 +1,5 @@
-"""A hostile run folder causes an error, runs no code, and takes little time and memory."""
+"""If gptcli reads a hostile run folder, the result is an error message. The folder runs no code,
+and takes little time and memory."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def test_a_seed_repeats_its_answer(m: GPT, backend: Backend, tokenizer: Tokenize
         ("a\nb\n" + "c" * 90, 4, 4),  # the line ends exactly at the limit
         # The end of the line is too far away, so the answer ends at the end of a word.
         ("a" * 210 + " " + "b" * 900, 5, 211),
-        ("a" * 900, 5, 405),  # a single endless word is cut off
+        ("a" * 900, 5, 405),  # a word that does not end is cut off
         ("a" * 900, 0, 0),
     ],
 )

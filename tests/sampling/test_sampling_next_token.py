@@ -165,6 +165,7 @@ def test_a_cumulative_sum_that_is_not_monotone_draws_a_possible_token(
 
 
 def test_float32_uniform_numbers_are_refused() -> None:
-    """float32 would round 0.9999999999999999 to 1, and no cumulative probability exceeds 1."""
+    """A uniform number selects the first token whose cumulative probability exceeds it. float32
+    would round 0.9999999999999999 to 1, which no cumulative probability exceeds."""
     with pytest.raises(AssertionError, match="float32"):
         draw(LOGITS, torch.tensor([NEARLY_ONE]))

@@ -72,7 +72,7 @@ class Driven:
         self.pieces: dict[Text, list[Piece]] = {}
 
     def add(self, prompt: Sequence[int], count: int, **more: Any) -> Text:
-        """Add a text to the queue."""
+        """Add a text with this prompt to the batch's queue."""
         text = Text(
             prompt=prompt,
             sample=more.pop("sample", 0),

@@ -78,7 +78,8 @@ class Server:
         return self.ask("POST", "/v1/completions", body)
 
     def metric(self, name: str) -> float:
-        """The value of a metric without labels in /metrics."""
+        """The value of the metric `name` at the address /metrics. The metric must have no
+        labels."""
         text = self.ask("GET", "/metrics").body.decode()
         found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
         assert found, text
@@ -180,12 +181,12 @@ def _without_chunks(data: bytes) -> bytes:
 
 
 def events(body: bytes) -> list[dict[str, Any]]:
-    """The events of a streamed answer. The answer must end with [DONE]."""
+    """The events of a streamed answer, read as JSON. The answer must end with [DONE]."""
     parts = body.decode().split("\n\n")
     assert parts[-2:] == ["data: [DONE]", ""]
     return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
 
 
 def streamed_text(body: bytes) -> str:
-    """The text of a streamed answer with one choice."""
+    """The complete text of a streamed answer. The answer must have only one choice."""
     return "".join(one["text"] for event in events(body) for one in event["choices"])

@@ -99,7 +99,7 @@ async def _is_silent(server: Server, chance: random.Random) -> str:
 
 
 async def _sends_slowly(server: Server, chance: random.Random) -> str:
-    """Send the body of a request byte by byte."""
+    """Send the body of a request slowly, byte by byte."""
     data = request(server.port, {"prompt": "KING" * 1000, "max_tokens": 5})
     async with _connected(server) as (reader, writer):
         writer.write(data[:-4000])

@@ -1,4 +1,5 @@
-"""BPE: its vocabulary, the cost of training, and the same ids as tiktoken and Hugging Face."""
+"""BPE: its vocabulary, the time that training it takes, and that it gives the same ids as tiktoken
+and Hugging Face's library."""
 
 from __future__ import annotations
 

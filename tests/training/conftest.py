@@ -1,4 +1,4 @@
-"""Fixtures that create, resume and run trainings without the command line."""
+"""Fixtures for trainings without the command line: create a run, resume it, train it."""
 
 from __future__ import annotations
 

@@ -79,7 +79,8 @@ def record(story: Story, begun: Path) -> list[Operation]:
 
 
 def check(story: Story, run: Path, returned: int) -> None:
-    """Assert what must be true of an interrupted run, and that the run can be continued."""
+    """Assert what a story says of its run after an interruption, and that the run can be
+    continued."""
     with on(Watched()):
         story.check(run, returned)
         story.go_on(run)
@@ -240,7 +241,7 @@ def refuses(run: Path, step: int) -> str | None:
 
 
 def check_old(run: Path, step: int) -> None:
-    """Assert that the newest checkpoint is valid and is of this step."""
+    """Assert that the newest checkpoint is that of `step`, and that it is valid."""
     saved, notes = checkpoint.newest_valid(run)
     assert saved is not None
     assert (saved.step, notes) == (step, [])
@@ -356,7 +357,8 @@ def full_file_system(what: str, folder: Path) -> Iterator[int]:
                 check_old(run, 10)
                 fillers.pop().unlink()
             assert all(os.strerror(errno.ENOSPC) in line for line in lines)
-            # One save failed at the folder of a checkpoint, and one at each of its files.
+            # At least one save failed when it made the checkpoint's folder, and at least one at
+            # each of its three files.
             assert len(lines) >= 4
             check_old(run, 20)
             count.write(b"." * len(lines))

@@ -37,7 +37,8 @@ class Watched(durable.Disk):
     still survives the death of the process."""
 
     def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
-        """Do the operation. Subclasses override this method to do something else."""
+        """Do the operation, by calling `do`. Subclasses override this method, for example to record
+        or to fail."""
         return do()
 
     def create(self, path: Path) -> io.FileIO:
@@ -137,7 +138,8 @@ class Short(durable.Disk):
 
 
 def in_child(body: Callable[[], None]) -> tuple[int, str]:
-    """Run `body` in a fork. Return its wait status (0: success) and its traceback."""
+    """Run `body` in a fork of this process. Return the fork's wait status (0: success), and its
+    traceback or ""."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -171,7 +173,7 @@ class TwoShards(WholeFiles):
     state. Only the first shard holds the tensors without dimensions."""
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write the first rows of each tensor to one shard, and the other rows to a second
+        """Write the first half of each tensor's rows to one shard, and the second half to another
         shard."""
         index = {}
         for part, tensors in zip(PARTS, self._parts, strict=True):
@@ -213,7 +215,7 @@ def leave_behind(run: Path) -> None:
 
 
 def damage(run: Path, step: int, name: str) -> None:
-    """Cut off the last byte of a checkpoint's file."""
+    """Cut off the last byte of the file `name` in the checkpoint of `step`."""
     path = checkpoint.folder_of(run, step) / name
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -232,15 +234,17 @@ class Story:
     old: int | None
     """The step of the newest valid checkpoint before the calls."""
     kept: frozenset[int]
-    """The steps whose checkpoints stay valid all the time."""
+    """The steps whose checkpoints must stay valid all the time."""
     best: int | None
-    """The step of the best checkpoint after all calls."""
+    """The step of the best checkpoint once all calls have returned."""
     prepare: Callable[[Path], None] = lambda run: None
     torn: int | None = None
-    """The step whose checkpoint was damaged before the calls, and may stay damaged."""
+    """The step of a checkpoint that is damaged before the calls, and may stay damaged. None: no
+    checkpoint is damaged."""
 
     def begin(self, run: Path) -> Path:
-        """Create the run with the checkpoints `before`, prepare it, and return its folder."""
+        """Create the run folder with the checkpoints `before`, change it with `prepare`, and return
+        it."""
         run.mkdir()
         for step in self.before:
             write(run, step)

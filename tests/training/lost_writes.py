@@ -1,9 +1,9 @@
-"""Everything that a disk can hold after a power cut, depending on which data had an fsync.
+"""What a disk can hold after a power cut, which depends on the data that had an fsync before.
 
 A file's data is on the disk after an fsync of the file. The names in a folder (created, renamed,
-deleted) are on the disk after an fsync of the folder. Before that, each change of a name may have
-reached the disk or not, in any order. A file may hold all of its data, none, half, or zeros.
-Source: ALICE (Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014).
+deleted) are on the disk after an fsync of the folder. Before its fsync, each change of a name may
+have reached the disk or not, in any order, and a file may hold all of its data, nothing, half of
+it, or zeros. Source: ALICE (Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.training.faulty_disks import Operation
 
 Tree = frozenset[tuple[str, bytes | None]]
-"""The files of a run with their data, and its folders with None instead of data."""
+"""The content of a run folder: (path, data) for each file, and (path, None) for each folder."""
 
 LIMIT = 2000
 """The largest number of combinations that are tried for one crash. If there are more, a random
@@ -73,7 +73,8 @@ def _set(
 
 
 class Model:
-    """A run folder on a disk that can crash."""
+    """An imitation of a run folder on a disk, which knows what the disk can hold after a power
+    cut."""
 
     def __init__(self, run: Path) -> None:
         """Start with the files of the folder `run`, as if all of them had had an fsync."""
@@ -94,7 +95,7 @@ class Model:
         return node
 
     def apply(self, operation: Operation) -> None:
-        """Apply a recorded operation."""
+        """Do a recorded operation on this imitation."""
         name, path = operation[:2]
         if not path.is_relative_to(self.run):
             assert name == "fsync_folder", operation  # this is the folder that contains the run

@@ -1,4 +1,5 @@
-"""Low-rank adapters (LoRA): folded weights, gradients, which weights change, and exact resuming."""
+"""Low-rank adapters (LoRA): the weights into which they are folded, their gradients, which weights
+change, and exact resuming."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def network(arch: Any, **more: Any) -> ModelConfig:
 def state_with(
     lora: LoraConfig, model: ModelConfig, dtype: torch.dtype = torch.float32, **more: Any
 ) -> TrainingState:
-    """The state of a random network in which no weight is 0."""
+    """A TrainingState with adapters, whose network is random and has no weight that is 0."""
     base = build_model(model, VOCABULARY, seed=5)
     generator = torch.Generator().manual_seed(6)
     weights = {
@@ -164,8 +165,8 @@ def test_dropout_is_a_function_of_the_seed_and_ends_with_the_step() -> None:
     first, other, again = gradients(1), gradients(2), gradients(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    # A dropped input gives its column of A the gradient 0. With this dropout, about half of the
-    # columns are such columns.
+    # A dropped input gives its column of A the gradient 0. Because the dropout is 0.5, about half
+    # of the columns have this gradient.
     left_out = torch.stack([g.eq(0).all(dim=0).float().mean() for g in first[::2]])
     assert 0.3 < float(left_out.mean()) < 0.7
     state.passes.publish()
@@ -211,7 +212,7 @@ def test_names_presets_and_counts() -> None:
             VOCABULARY,
         )
         assert (both or 0) - (none or 0) == sum(p.numel() for p in tables)
-        # The targets are exactly the matrices of the blocks.
+        # By default, exactly the matrices in the blocks get adapters.
         matrices = {n for n, p in state.weights.masters if n.startswith("h.") and p.dim() == 2}
         assert {f"{a.name}.weight" for a in adapters.adapters} == matrices
 
@@ -239,7 +240,8 @@ def test_a_wrong_setting_says_what_to_write(override: str, words: str) -> None:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tables_get_the_gradients_of_full_training(arch: str) -> None:
-    """The tables are trained directly, so they get the same gradients as in full training."""
+    """The tables (embedding and head) have no A and B. They are trained directly, so they get the
+    same gradients as in full training."""
     state = state_with(LoraConfig(rank=4, embeddings=True), network(arch))
     adapters = with_random_b(state)
     assert adapters.tables == (

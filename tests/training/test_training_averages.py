@@ -42,7 +42,8 @@ def test_a_constant_gets_the_weight_that_its_age_says() -> None:
     # The time constant is 25 steps; below 32 steps, each step updates the average.
     share, steps = 0.25, 100
     weights = [average_weight(s, share=share, max_steps=steps) for s in range(1, steps + 1)]
-    assert weights[0] == 1.0  # the initial weights do not count
+    # After the first step, the average is the new weights, and the initial weights do not count.
+    assert weights[0] == 1.0
     assert weights[1] == 0.5
     assert weights[-1] == 1 / 25
     counts = [w * torch.tensor([1 - later for later in weights[i + 1 :]]).prod().item()

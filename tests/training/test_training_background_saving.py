@@ -1,4 +1,4 @@
-"""Kills, signals and failing disks during the writing of a checkpoint in the background."""
+"""Kills, signals and failing disks while a background thread writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def resume(run: Path) -> list[Event]:
 
 
 def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
-    """The disk operations of a training without interruptions."""
+    """The disk operations of a training that nothing interrupts."""
     disk = Recording()
     writers: set[str] = set()
     save = checkpoint.save_files

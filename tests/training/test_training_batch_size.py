@@ -29,7 +29,7 @@ WORDS = [word for word in BASE if "batch_size" not in word]
         (64, 63, 1, 32),
         (64, 1, 1, 1),
         (64, 0, 1, None),
-        (48, 40, 1, 24),  # 32 would fit, but does not divide 48
+        (48, 40, 1, 24),  # 32 sequences would fit, but 32 does not divide 48
         (1, 1, 1, 1),
         # Four processes share the 64 sequences, so each takes one micro-batch of 16.
         (64, 1000, 4, 16),
@@ -113,7 +113,7 @@ def test_a_network_that_does_not_fit_at_all(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_fsdp_in_several_processes_is_refused() -> None:
     config = config_of("run.parallel=fsdp")
-    # A single process can use fsdp.
+    # In a single process, run.parallel: fsdp is allowed.
     assert with_fitting_batch_size(config, 65)[0].train.batch_size == 64
     with pytest.raises(GptcliError, match=r"does not work with run\.parallel: fsdp"):
         with_fitting_batch_size(config, 65, ranks=2)
@@ -162,7 +162,7 @@ def test_a_run_keeps_the_number(
     assert (setup.config.train.batch_size, setup.config.train.grad_accum) == (8, 4)
     assert run_folder.read_config(setup.run).train.batch_size == 8
     drive(setup, stop_at=5)
-    at_most(monkeypatch, 32)  # now there is more memory
+    at_most(monkeypatch, 32)  # from now on, there is more memory
     stored = run_folder.read_config(setup.run)
     asked = stored.train.model_copy(update={"batch_size": "auto", "grad_accum": 2})
     wanted = stored.model_copy(update={"train": asked})

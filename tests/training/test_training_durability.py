@@ -77,8 +77,8 @@ def test_a_file_that_cannot_be_deleted_stops_no_other_deletion(tmp_path: Path) -
 
 
 def test_a_save_first_deletes_what_a_killed_save_left(tmp_path: Path, monkeypatch: Patch) -> None:
-    """A save deletes these files before it writes anything. Otherwise a full disk would stay
-    full."""
+    """A save first deletes the temporary files of a killed save, then writes. Otherwise a full disk
+    would stay full."""
     for step in (10, 20):
         write(tmp_path, step)
     leave_behind(tmp_path)
@@ -218,8 +218,8 @@ def test_every_write_goes_through_durable_disk(story: Story, begun: Path) -> Non
 
         def hear(event: str, arguments: tuple[Any, ...]) -> None:
             if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                # gptcli's opener causes two events: one for the file (with a mode), and one for
-                # os.open.
+                # When gptcli creates a file, Python reports two events: one for the file (with a
+                # mode), and one for os.open. Count only the second one.
                 if arguments[1] is not None or not arguments[2] & os.O_NOFOLLOW:
                     seen.append("create")
             elif event in AUDITED:

@@ -1,4 +1,5 @@
-"""The sample at the end of a run: from the best checkpoint, quick, and never harmful to the run."""
+"""The sample at the end of a run: the best checkpoint writes it, it takes little time, and it never
+harms the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""metrics.jsonl and samples.txt on a full disk: no line is lost or cut, and training continues."""
+"""metrics.jsonl and samples.txt on a full disk: no line is lost or cut off, and the training
+continues."""
 
 from __future__ import annotations
 
@@ -67,7 +68,7 @@ def test_refused_lines_are_written_once_there_is_space(
     assert outcome.code == 0
     assert (records_here, samples_here) == (records, samples)
     warning = f"WARNING: {run / name} could not be written (No space left on device); "
-    assert outcome.err.count(warning) == 1  # two failures in a row cause one warning
+    assert outcome.err.count(warning) == 1  # two failures in a row cause only one warning
     assert "MiB free there. Training goes on; gptcli tries again" in outcome.err
     assert disk.calls > 4
 

@@ -1,4 +1,5 @@
-"""`--minutes`: the rules that choose the network, the batch size, dropout and the steps."""
+"""`train --minutes`: the rules that choose the network, the batch size, the dropout and the number
+of steps."""
 
 from __future__ import annotations
 

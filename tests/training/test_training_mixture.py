@@ -1,4 +1,5 @@
-"""Mixtures in a training: exact resuming with both engines, and a loss for each text."""
+"""Trainings on a mixture of texts: exact resuming with the C library and with PyTorch, and a
+validation loss for each text."""
 
 from __future__ import annotations
 

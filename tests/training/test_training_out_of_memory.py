@@ -160,7 +160,7 @@ def test_a_run_that_made_a_step_is_kept(
 def test_a_resumed_run_keeps_its_folder(
     cli: Any, text_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A resume that fails keeps the folder, even if the run has not made its first step."""
+    """If a resume fails, the run folder stays, even if the run has not made its first step."""
     from gptcli.training import training_state
 
     run = tmp_path / "r"

@@ -1,4 +1,5 @@
-"""Kills and full disks while --overwrite replaces a run, and while the old run is restored."""
+"""Kills and full disks while `train --overwrite` replaces a run, and while the old run is
+restored."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def overwrite(run: Path) -> None:
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """The files of a run without those in RUN/.replaced and without temporary files."""
+    """The files of a run: path -> content. Leaves out temporary files and those in
+    RUN/.replaced."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")

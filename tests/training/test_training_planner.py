@@ -1,4 +1,5 @@
-"""A run with a time limit: the steps follow the clock, and a resume repeats the plans."""
+"""A run with a time limit: the number of steps is planned by the clock, and a resumed run repeats
+the same plans."""
 
 from __future__ import annotations
 

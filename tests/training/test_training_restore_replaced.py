@@ -41,7 +41,7 @@ def _all_in_background(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """The files of a run folder except its lock."""
+    """The files of a run folder except its lock: path -> content."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
@@ -99,7 +99,8 @@ def test_a_late_save_does_not_touch_the_old_run(
         thread.join(60)
     assert content(old) == before
     if outcome.code == 130:
-        assert "--resume" not in outcome.err  # --resume would resume the old run
+        # The message must not advise --resume, which would resume the old run.
+        assert "--resume" not in outcome.err
         assert f"the earlier run in {old} is restored" in outcome.err
 
 

@@ -167,7 +167,8 @@ def test_a_checkpoint_is_complete_only_with_its_meta(
         fetch_run(url, tmp_path / "c")
     assert not (tmp_path / "c").exists()
     assert not list(tmp_path.glob(".*.tmp"))
-    drive_again = RunCopy(setup.run, url)  # the run on this machine is intact, and repairs its copy
+    # The run on this machine is intact, so another copy repairs the files at the URL.
+    drive_again = RunCopy(setup.run, url)
     assert drive_again.finish(never, 60) == []
     assert complete_steps(there) == [5, 10]
 

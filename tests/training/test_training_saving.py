@@ -1,4 +1,5 @@
-"""Saving during a run: in the background, and on a disk that refuses to write."""
+"""Saving checkpoints during a run: at once or in the background, also on a disk that refuses to
+write."""
 
 from __future__ import annotations
 

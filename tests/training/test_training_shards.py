@@ -204,7 +204,7 @@ def test_the_weights_are_gathered_for_other_programs(run: Path) -> None:
         assert set(load_file(folder / "model.safetensors")["w"].tolist()) == {float(step)}
         assert set(checkpoint.load(run, step, with_state=True).state["m"].tolist()) == {-step}
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert gather_weights(run) == []  # everything is gathered already
+    assert gather_weights(run) == []  # all weights are gathered already, so nothing happens
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 

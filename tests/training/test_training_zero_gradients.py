@@ -1,4 +1,5 @@
-"""A note appears if the gradient is exactly 0 for several steps: the network stops learning."""
+"""If the gradient is exactly 0 for several steps, the network has stopped learning, and gptcli says
+so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The parts of the live view beside the curve: use of the machine, notes, earlier samples, keys."""
+"""The parts of the live view other than the curve: how the machine is used, notes, earlier samples,
+keys."""
 
 from __future__ import annotations
 
@@ -154,7 +155,7 @@ def test_a_wide_window_shows_how_the_samples_improved() -> None:
     assert len(status.samples) <= MOST_SAMPLES + 1
     text = "\n".join(drawn(status, 199, 57, live()))
     assert "sample at step 990" in text
-    assert "at step 200" in text  # the first sample, which comes from a_run
+    assert "at step 200" in text  # the first sample of the run, which a_run has made
     assert text.index("text of 990") < text.index("at step 200")
 
 

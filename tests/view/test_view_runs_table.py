@@ -132,6 +132,7 @@ def test_keys_change_the_order() -> None:
     order = next_order(None, "right")
     assert order == Order("run")
     assert next_order(order, "left") is None
-    assert next_order(None, "left") == Order("when", reverse=True)  # the newest runs come first
+    # The table begins with the newest runs.
+    assert next_order(None, "left") == Order("when", reverse=True)
     assert next_order(Order("loss"), "r") == Order("loss", reverse=True)
     assert next_order(Order("loss"), "x") == Order("loss")

@@ -28,7 +28,7 @@ class Screen(io.StringIO):
     def __init__(self, width: int, height: int) -> None:
         super().__init__()
         self.width, self.height = width, height
-        self.cells: list[list[str]] = [[]]  # the rows, also those that have scrolled off
+        self.cells: list[list[str]] = [[]]  # all rows, also those that have scrolled off the top
         self.top = 0
         self.x = self.y = 0  # y is counted from the first row of `cells`
         self.cursor, self.wraps = True, True
@@ -90,11 +90,11 @@ class Screen(io.StringIO):
             self.x += wide
 
     def rows(self) -> list[str]:
-        """All rows as text, also those that have scrolled off."""
+        """All rows as text, also those that have scrolled off the top."""
         return ["".join(row).rstrip() for row in self.cells]
 
     def narrow(self, width: int) -> None:
-        """Make the window narrower, and wrap rows that are too long, as terminals do."""
+        """Make the window `width` cells wide, and wrap rows that are too long, as terminals do."""
         rows, new_y = [], 0
         for y, row in enumerate(self.cells):
             if y == self.y:
