@@ -56,7 +56,7 @@ def _shape(
     arch = config.traits
     assert has_layout(arch)
     return DecoderShape(
-        modern=arch.positions == "rotary",  # has_layout has already checked the remaining traits
+        modern=arch.positions == "rotary",  # has_layout has checked that the other traits fit
         qk_norm=arch.qk_norm,
         kind=_KINDS[dtype],
         L=config.n_layer,

@@ -61,7 +61,7 @@ def shape_of(config: ModelConfig, vocab_size: int, most_tokens: int, threads: in
     arch = config.traits
     assert has_layout(arch)
     return Shape(
-        modern=arch.positions == "rotary",  # has_layout has already checked the remaining traits
+        modern=arch.positions == "rotary",  # has_layout has checked that the other traits fit
         qk_norm=arch.qk_norm,
         tied=arch.tied_head,
         L=config.n_layer,

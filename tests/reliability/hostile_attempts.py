@@ -24,7 +24,7 @@ SECONDS = 5.0  # the most processor time of a command; most take less than a ten
 BYTES = 200e6
 COMMANDS = ("score", "resume")
 ALL_COMMANDS = ("score", "eval", "sample", "runs", "inspect-batch", "resume")
-# If a hostile folder can run code, this code writes this file.
+# The code in hostile folders would write this file if gptcli ran it.
 WAS_HERE = Path("/tmp/gptcli-was-here")
 
 

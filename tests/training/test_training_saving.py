@@ -156,7 +156,8 @@ def test_without_a_thread_or_a_copy_the_checkpoint_is_written_at_once(
     what: str, error: type[Exception], new: Any, drive: Drive, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """There is no memory for a copy of the weights, or the background thread cannot start."""
+    """If there is no memory for a copy of the weights, or the background thread cannot start, the
+    training loop itself writes the checkpoint."""
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0)
     drive(new("whole", *OFTEN))
 

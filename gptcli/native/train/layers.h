@@ -24,7 +24,7 @@ typedef struct {
     float scale;      /* 1 / (1 - p); 1 without dropout */
 } Dropout;
 
-/* A hash of 32 bits. */
+/* A hash of x, with 32 bits. */
 static uint32_t mix_bits(uint32_t x) {
     x ^= x >> 16;
     x *= 0x7feb352du;
@@ -134,9 +134,10 @@ static void norm_backward(const float *dout, int rows, int C, Norm n, const num 
 
 /* ---- QK-norm and rotary positions ------------------------------------------------------------ */
 
-/* For one head of one token, D numbers: out = rotate(x * scale * gain). Numbers j and j + D / 2
- * rotate as a pair. D is a multiple of 16, so the last vector of D / 2 numbers can be half full.
- * Callers pass D as a constant if they can, so that the compiler unrolls the loops. */
+/* For the D numbers of one head of one token, these functions compute out = rotate(x * scale *
+ * gain), and its gradients. Numbers j and j + D / 2 rotate as a pair. D is a multiple of 16, so the
+ * last vector of D / 2 numbers can be half full. Callers pass D as a constant if they can, so that
+ * the compiler unrolls the loops. */
 
 INLINE void norm_rotate_sized(const int D, const float *x, const float *gain, float eps,
                               const float *cos, const float *sin, num *hat, float *scale,

@@ -15,7 +15,7 @@ typedef struct {
     float rate, beta1, beta2, eps, over1, over2;
 } Adamw;
 
-enum { ADAMW_PART = 1 << 14 }; /* numbers that a thread takes at once */
+enum { ADAMW_PART = 1 << 14 }; /* how many weights a thread takes at once */
 
 /* Updates `left` weights, at most 16. */
 INLINE void adamw_16(const Adamw *a, float shrink, float *w, const float *g, float *m, float *v,
