@@ -254,7 +254,8 @@ class Story:
         return run
 
     def tell(self, run: Path, returned: Callable[[], None] = lambda: None) -> None:
-        """Call the functions of the story. When one of them has returned, call `returned`."""
+        """Call the functions of the story one after the other. Call `returned` after each of
+        them."""
         for call in self.calls:
             call(run)
             returned()

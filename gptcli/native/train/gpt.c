@@ -94,7 +94,7 @@ static void loss_by_layers(const LossCall *call, Worker *w) {
     const int L = g->s.L, add_old = call->add_old;
     const long MB = p->MB, groups = (MB + g->group - 1) / g->group;
     const long heads = (long)p->B * g->s.H;
-    const long shared = (long)p->B * g->s.K; /* heads of keys and values */
+    const long shared = (long)p->B * g->s.K; /* KV heads of all sequences */
     ThreadScratch *s = g->scratch + w->number;
     MatrixGradient matrices[LAYER_MATRICES];
     VectorGradient vectors[LAYER_VECTORS];

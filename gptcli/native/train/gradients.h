@@ -7,16 +7,17 @@
 
 #include "passes.h"
 
-/* dW (N, K) = the transposed gradient at a layer's outputs, times the layer's inputs. N need not be
- * a multiple of a tile's rows. */
+/* The gradient of a matrix W: dW (N, K) = the transposed gradient at the layer's outputs, times the
+ * layer's inputs. N need not be a multiple of 16, the rows of a tile. */
 typedef struct {
     float *to;
     const num *outputs, *inputs;    /* A tiles, B tiles; tiles of a row block are side by side */
-    long output_block, input_block; /* distance from one row block to the next */
+    long output_block, input_block; /* distance between the tiles of two row blocks */
     long N, K;
 } MatrixGradient;
 
-/* The gradient of a vector: the sum of the parts of all row blocks. */
+/* The gradient of a vector (a gain or a bias). Each row block computes a part of it, and the
+ * gradient is the sum of these parts. */
 typedef struct {
     float *to;
     const float *partial; /* the part of the first row block */
@@ -76,8 +77,9 @@ static long rows_at_once(const MatrixGradient *a, int threads) {
     return rows > limit ? limit : rows;
 }
 
-/* Computes all gradients of a list. The matrices' gradients come from `blocks` row blocks, the
- * vectors' from part_blocks. All threads of a team call this. Ends with a barrier. */
+/* Computes all gradients of a list. The gradients of matrices are sums over `blocks` row blocks,
+ * and those of vectors are sums over `part_blocks` row blocks. All threads of a team call this.
+ * Ends with a barrier. */
 static void sum_gradients(Worker *w, const Gradients *g, const Model *model, long blocks,
                           long part_blocks, int add_old) {
     const int threads = model->s.threads;
@@ -87,7 +89,7 @@ static void sum_gradients(Worker *w, const Gradients *g, const Model *model, lon
         all += (g->matrices[i].N + rows - 1) / rows;
     }
     int i = 0;
-    SHARED_FOR(w, round, all) { /* a thread gets rising rounds, so i only grows */
+    SHARED_FOR(w, round, all) { /* a thread's `round` only grows, and so does i */
         long rows = rows_at_once(g->matrices + i, threads);
         while (round >= begin + (g->matrices[i].N + rows - 1) / rows) {
             begin += (g->matrices[i++].N + rows - 1) / rows;

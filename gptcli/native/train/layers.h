@@ -242,7 +242,7 @@ static void norm_rotate_backward(const num *dout, int D, const float *gain, cons
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
-/* These functions compute sixteen numbers at a time. */
+/* The functions of this section compute sixteen numbers at a time. */
 
 /* out = silu(g) * u. */
 INLINE void swiglu(f32x16 g, f32x16 u, num *out) { store_num(out, mul(mul(g, sigmoid(g)), u)); }

@@ -18,8 +18,8 @@
 #include "../parameters.h"
 #include "../threads.h"
 
-/* The shape that Python passes. Shape in library.py mirrors this struct. T is the longest
- * sequence. */
+/* The shape that Python passes. Shape in library.py mirrors this struct. T is the length of the
+ * longest sequence. */
 typedef struct {
     int32_t modern, qk_norm, tied, L, H, K, D, C, F, V, T, threads;
     float dropout, norm_eps;
@@ -33,7 +33,7 @@ int shape_bytes(void) { return sizeof(Shape); }
 /* One linear layer's weights, packed twice as B tiles: `forward` (K, N) for the outputs,
  * `backward` (N, K) for the gradient at the inputs. */
 typedef struct {
-    long N, K; /* outputs, rounded up to 32; inputs */
+    long N, K; /* N: outputs, rounded up to a multiple of 32; K: inputs */
     num *forward, *backward;
 } Packed;
 
@@ -46,7 +46,7 @@ enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
  * marked "in pieces" (numbers.h) or "B tiles". */
 typedef struct {
     num *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
-    num *in1, *in2;   /* (M, C): the norms' outputs as B tiles; a row block's are side by side */
+    num *in1, *in2;   /* (M, C): outputs of the norms as B tiles, those of a row block side by side */
     num *qkv;         /* (M, QKV): queries, keys, values */
     num *qk_hat;      /* (M, (H + K) D), with QK-norm: normalised queries and keys */
     num *mixed;       /* (M, Q): the heads' outputs */
@@ -74,7 +74,7 @@ typedef struct {
 } ThreadScratch;
 
 enum {
-    MOST_TILES = 256 << 20, /* if each layer has its own Tiles: their most bytes */
+    MOST_TILES = 256 << 20, /* the most bytes of all Tiles if each layer has its own */
     /* If the weights of a layer have more bytes than this, a group can have several row blocks. */
     LARGE_WEIGHTS = BFLOAT16 ? 1 << 20 : 256 << 10,
 };
@@ -85,7 +85,7 @@ typedef struct {
     int Q, QKV, F1;  /* F1: F, or 2 F with a gate */
     int group;       /* blocks of 32 rows that a thread takes at once */
     long blocks;     /* blocks of 32 rows for which the arrays have room */
-    int64_t *offset; /* a parameter's place in weights and gradients (parameters.h); -1: absent */
+    int64_t *offset; /* where a parameter begins in weights and gradients (parameters.h), or -1 */
     Packed *packed;  /* PACKED_PER_LAYER per layer, then the head */
     Layer *layers;
     float *cos, *sin;       /* (T, D / 2) */
@@ -94,7 +94,7 @@ typedef struct {
     float *scale;       /* of the last norm, as hat and in */
     num *dqkv, *dmixed; /* (M, QKV) (M, Q) */
     num *d_head;        /* gradients at the logits, transposed, as A tiles */
-    long head_blocks;   /* row blocks whose gradients at the logits fit into d_head at once */
+    long head_blocks;   /* number of row blocks whose gradients at the logits fit into d_head */
     int keeps_tiles; /* whether each layer has its own Tiles; else all use tiles[0] */
     Tiles *tiles;    /* one for each layer; then one with the last norm's partials */
     long partial_width;
@@ -203,7 +203,7 @@ static void pack_matrix_rows(const float *W, long N, long K, long n, num *forwar
     }
 }
 
-/* A matrix that fills the row blocks of `packed` from number `from` on. */
+/* A matrix W of the network. Its row blocks begin at row block `from` of `packed`. */
 typedef struct {
     int64_t offset;
     long N, from;
@@ -244,7 +244,7 @@ static void pack_blocks(void *argument, Worker *w) {
     for (int i = 0; i < p->n; i++) all += (p->blocks[i].N + 31) / 32;
     long begin = 0;
     int i = 0;
-    SHARED_FOR(w, round, all) { /* a thread gets rising rounds, so i only grows */
+    SHARED_FOR(w, round, all) { /* a thread's `round` only grows, and so does i */
         while (round >= begin + (p->blocks[i].N + 31) / 32) begin += (p->blocks[i++].N + 31) / 32;
         const WeightBlock a = p->blocks[i];
         const long K = a.packed->K;

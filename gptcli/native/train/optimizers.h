@@ -36,7 +36,7 @@ static void adamw_thread(void *argument, Worker *worker) {
     long all = 0, begin = 0;
     for (int i = 0; i < a->n; i++) all += (a->sizes[i] + ADAMW_PART - 1) / ADAMW_PART;
     int i = 0;
-    SHARED_FOR(worker, round, all) { /* a thread gets rising rounds, so i only grows */
+    SHARED_FOR(worker, round, all) { /* a thread's `round` only grows, and so does i */
         while (round >= begin + (a->sizes[i] + ADAMW_PART - 1) / ADAMW_PART)
             begin += (a->sizes[i++] + ADAMW_PART - 1) / ADAMW_PART;
         const long from = (round - begin) * ADAMW_PART, left = a->sizes[i] - from;

@@ -15,7 +15,7 @@
 #include "../constants.h"
 #include "model.h"
 
-/* One batch and one pass over it. */
+/* A pass over one batch: the model, its weights, the batch, and whether a backward pass follows. */
 typedef struct {
     Model *g;
     const float *w;
@@ -42,7 +42,7 @@ static Dropout dropout_for(const Pass *p, uint32_t site) {
     return dropout_at(p->training ? p->g->s.dropout : 0.0f, p->seed, site);
 }
 
-/* A parameter, or NULL if it is absent. */
+/* The address of a parameter, or NULL if the arch does not have it. */
 static const float *vector_at(const Pass *p, int64_t offset) {
     return offset < 0 ? NULL : p->w + offset;
 }

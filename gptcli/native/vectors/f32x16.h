@@ -2,7 +2,7 @@
  *
  * The file of the processor's vector unit defines the types and the functions on them:
  *
- *   load, store, load_first, store_first    any address; the last two: only n lanes
+ *   load, store, load_first, store_first    any address; the last two: the first n lanes
  *   broadcast, add, sub, mul, divide, ...   lane by lane
  *   fmadd a b + c, fnmadd c - a b           rounded once, except with SSE2
  *   less, first_lanes, keep, blend          masks: keep is m ? x : 0, blend is m ? a : b

@@ -210,13 +210,13 @@ INLINE i32x16 shift_left(i32x16 a, int n) {
     return a;
 }
 
-/* Copies the sign into the highest bits. */
+/* Shifts right, and copies the sign into the highest bits. */
 INLINE i32x16 shift_right(i32x16 a, int n) {
     EACH_PART a.v[i] >>= n;
     return a;
 }
 
-/* Puts zeros into the highest bits. */
+/* Shifts right, and puts zeros into the highest bits. */
 INLINE i32x16 shift_right_unsigned(i32x16 a, int n) {
     EACH_PART a.v[i] = (i32part)((u32part)a.v[i] >> n);
     return a;

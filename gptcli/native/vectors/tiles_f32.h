@@ -16,7 +16,7 @@
 
 enum {
     TILE = 512,        /* numbers in a tile */
-    STEPS_AT_ONCE = 8, /* tiles along a sum; the caches hold as many of A and of a panel of B */
+    STEPS_AT_ONCE = 8, /* along a sum, so many tiles of A and of a panel of B fit the caches */
 };
 
 static void tiles_begin(void) {}

@@ -72,10 +72,11 @@ class Kernels {
 /** The number of floats in memory that `matrix(rows, columns)` takes. */
 const matrixFloats = (rows, columns) => padded(rows, 4) * padded(columns, 32);
 
-/** The bytes of a WebAssembly module with one function, of six integers: multiply(weights, x, y,
-    rows, stride, columns). It computes Kernels.product, four rows at a time.
+/** The bytes of a WebAssembly module with one function, which takes six integers: multiply(weights,
+    x, y, rows, stride, columns). It computes Kernels.product, four rows at a time.
 
-    Addresses count bytes. The binary format: WebAssembly Core Specification, chapter 5. */
+    Addresses count bytes. Source of the binary format: WebAssembly Core Specification, chapter 5.
+    */
 function simdModule() {
   const number = (value) => {
     const bytes = []; // the format signed LEB128

@@ -101,7 +101,7 @@ class Network {
     }
   }
 
-  /** The first token that the token at position `at` looks at. */
+  /** The position of the first token that the token at position `at` looks at. */
   firstSeen(at) {
     return Math.max(0, at - this.model.block_size + 1);
   }
@@ -225,7 +225,8 @@ class Network {
     return this.rotated;
   }
 
-  /** Normalises a head of queries or keys if the model does, and rotates it by its position. */
+  /** Rotates a head of queries or keys by its position. Normalises it first if the model has
+      QK-norm. */
   normRotate(x, from, gainName, { cos, sin }) {
     const { D } = this;
     const gain = this.weights[gainName];

@@ -92,7 +92,7 @@ class Tokenizer {
     };
   }
 
-  /** The text of some ids. */
+  /** The text that these ids decode to. */
   decode(ids) {
     const stream = this.stream();
     return ids.map((id) => stream.push(id)).join("") + stream.flush();

@@ -19,7 +19,8 @@ async function start() {
   const attention = new Attention(model, strip, () => lookAt(strip.at));
   strip.onPoint = (at) => attention.describe(at);
 
-  /** Shows the steps and the lens of the followed token. */
+  /** Shows the eight steps and the logit lens of the token at position `at`, which the reader
+      follows. */
   async function lookAt(at) {
     const mine = ++looked;
     const { tokens } = attention;

@@ -212,7 +212,7 @@ class Writing {
     for (const bar of byId("bars").querySelectorAll("button")) bar.disabled = this.busy || full;
   }
 
-  /** Called when the text no longer changes. Shows the likeliest next tokens and calls `onChange`. */
+  /** Called when the text no longer changes. Shows the likeliest tokens, and calls `onChange`. */
   async rest() {
     this.enable();
     await this.showNext();
@@ -247,7 +247,7 @@ class Writing {
               onclick: () => this.choose(id),
             },
             is_end ? element("span.piece", {}, "end") : piece(bytes),
-            !is_end && !named.startsWith("\u201c") ? more(named) : null, // a blank gets a name
+            !is_end && !named.startsWith("\u201c") ? more(named) : null, // the name of a blank
             element("span.track", {}, fill(chance)),
             element("span.chance", {}, percent(chance)),
             cut ? more("not drawn with these settings") : null,
