@@ -46,8 +46,7 @@ def test_one_thread_is_not_tried_on_an_idle_machine() -> None:
 
 def test_few_switches_in_a_short_time_do_not_count() -> None:
     thread_count = ThreadCount(USUAL)
-    # Two switches in only 1.28 ms are about 1,600 context switches a second, but two switches are too
-    # few to count.
+    # Two context switches in only 1.28 ms are about 1,600 a second, but two are too few to count.
     assert run(thread_count, 2, one=0.01, team=0.02, switches=2) == [USUAL] * 2
     assert run(thread_count, 100, one=0.01, team=0.02) == [USUAL] * 100
 
