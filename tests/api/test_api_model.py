@@ -128,8 +128,8 @@ def outcome_of_lines(cli: Any, trained: Path, folder: Path, dtype: str) -> str:
 
 
 def test_logits_give_the_scores(model: gptcli.Model) -> None:
-    """The logits at a position give the log-probability of the token after it. For the first token
-    of the text, they come from the start ids before the text."""
+    """The logits at a position give the log-probability of the token after it. The log-probability
+    of the first token comes from the start ids before the text."""
     text = "KING:\nWhat light is"
     logits = model.logits(text)
     ids = model.tokenizer.encode(text)

@@ -23,14 +23,15 @@ SECONDS = 4.0
 
 
 class Faulty(durable.Disk):
-    """A disk with a fault (FAULT) at the shards of one checkpoint. All other files are written as
-    usual."""
+    """A disk that has a fault when it writes the shards of one checkpoint. It writes all other
+    files as usual."""
 
     def __init__(self, fault: str, step: int) -> None:
         self._fault, self._folder = fault, f".step-{step:08d}."
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
-        """Write the data. At the shards of this checkpoint, first wait or raise an error."""
+        """Write the data. For the shards of the checkpoint with the fault, first wait, or raise an
+        error instead."""
         if self._folder in str(file.name) and "-of-" in str(file.name):
             if self._fault == "slow" and file.tell() == 0:
                 time.sleep(SECONDS)

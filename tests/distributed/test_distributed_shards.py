@@ -198,8 +198,8 @@ def test_from_shards_to_any_number_of_ranks_and_back(
     optimizer: str, text_file: Path, tmp_path: Path, cli: Cli
 ) -> None:
     """A run that changes between several ranks and one process has the same losses, up to rounding,
-    as a run of one process. It trains on two ranks with fsdp, two with ddp, one, four with fsdp,
-    and one."""
+    as a run of one process. It trains on two ranks with fsdp, then on two with ddp, on one, on four
+    with fsdp, and on one again."""
     alone, run = tmp_path / "alone", tmp_path / "run"
     words = ("train", "tiny", f"data.source={text_file}", *SMALL, "train.max_steps=50",
              f"train.optimizer={optimizer}", "train.keep_checkpoints=9")  # fmt: skip

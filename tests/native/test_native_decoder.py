@@ -155,7 +155,8 @@ def test_int8_logits_are_those_of_rounded_weights(
         for name, weight in m.named_parameters():
             if weight.dim() == 2 and name.split(".")[0] not in ("wte", "wpe"):
                 weight.copy_(in_bytes(weight))
-        # Gpt2 uses one matrix as embedding and head, and the decoder rounds it only as the head.
+        # The arch gpt2 uses one matrix as embedding and head, and the decoder rounds it only as the
+        # head.
         if m.config.arch == "gpt2":
             hidden: list[torch.Tensor] = []
             m.lm_head.register_forward_pre_hook(lambda _, given: hidden.append(given[0]))

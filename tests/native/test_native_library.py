@@ -377,7 +377,7 @@ def test_a_library_with_other_structs_is_refused(
     for _ in range(2):
         assert library.find(wrong) == library.Found(None, reason, user_can_fix=True)
         forget_libraries()
-    # Find does not start the compiler again, because it would make the same library.
+    # `find` does not start the compiler again, because the compiler would make the same library.
     assert calls(tmp_path) == 1
 
 

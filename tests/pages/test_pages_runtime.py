@@ -236,7 +236,7 @@ def test_the_numbers_of_the_eight_steps_are_the_networks(
     arch: str, seed: int, tmp_path: Path
 ) -> None:
     """The attention weights, the values and the projection of a head that the page shows equal
-    those of PyTorch, which a hook on the attention gives."""
+    those in PyTorch, where a hook on the attention records them."""
     model = trained(tmp_path / "run", "byte", seed, **shape(seed, arch))
     network, config = rounded(model.model), model.config.model
     tokens = [5, 80, 3, 200, 7][: config.block_size]

@@ -41,7 +41,7 @@ class File:
 
 class Folder:
     """The names in a folder: as processes see them (`names`), and as they are on the disk
-    (`on_disk`). `changes` holds the changes since the most recent fsync. Each of them maps names to
+    (`on_disk`). `changes` holds the changes since the most recent fsync. Each change maps names to
     their new file or folder, or to None if the name is deleted."""
 
     def __init__(self) -> None:

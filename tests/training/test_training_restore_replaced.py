@@ -285,8 +285,8 @@ def test_a_training_without_the_lock_leaves_the_folder_alone(
     winner: list[Any] = []
 
     def make(path: Path) -> list[Path]:
-        """Stands for a moment in which two trainings find no folder: another training is faster,
-        and locks the folder that this one has made."""
+        """Make the folder as usual. At the first call for the run folder, let another training lock
+        it before this one can."""
         made = make_folder(path)
         if path == run and not winner:
             winner.append(durable.folder_lock(run))

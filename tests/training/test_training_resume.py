@@ -80,7 +80,7 @@ def test_temporary_files_of_a_killed_save_are_deleted(
     resumed("r")
     assert not left.exists()
     assert not config.exists()
-    assert theirs.exists()  # this file is not from gptcli
+    assert theirs.exists()  # gptcli did not write this file
 
 
 def test_a_reached_target_ends_the_run_even_if_it_is_interrupted(
@@ -277,7 +277,7 @@ def test_float16_scales_its_loss_and_unscales_its_gradients(new: Any) -> None:
     assert 1.0 < half.progress.loss_scale < 2.0**40
 
 
-# Torch.compile causes a warning about torch's own code.
+# torch.compile causes a warning about torch's own code.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.slow
 def test_a_compiled_run_learns_the_same(new: Any, drive: Drive) -> None:
