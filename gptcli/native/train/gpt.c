@@ -112,8 +112,8 @@ static void loss_by_layers(const LossCall *call, Worker *w) {
     }
     SHARED_FOR(w, k, groups) after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
     team_barrier();
-    /* `partials` now holds partial sums of the gradients of the last norm. If all layers share one
-     * Tiles, they use the same memory, but only after these sums have been read. */
+    /* The gradients of the last norm have partial sums in `partials`. If the layers share Tiles,
+     * the layers use this memory only later. */
     for (long m0 = 0; m0 < MB; m0 += g->head_blocks) {
         const long end = MB - m0 < g->head_blocks ? MB : m0 + g->head_blocks;
         const long first = m0 / g->group, parts = (end + g->group - 1) / g->group - first;
