@@ -6,8 +6,8 @@
     model = gptcli.load()
     print(model.generate("KING", max_new_tokens=100))
 
-`__all__` lists the public names, and docs/library.md explains them. Each name is imported when it
-is first used, so `import gptcli` itself takes little time.
+`__all__` lists the public names, and docs/library.md explains them. A name is imported when it is
+first used, so that `import gptcli` itself takes little time.
 """
 
 from importlib import import_module
@@ -84,7 +84,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """The public object `name`, which is imported now."""
+    """The public object `name`. Python calls this function when a name is first used."""
     for home, names in _HOMES.items():
         if name in names:
             value: object = getattr(import_module(home), name)

@@ -31,7 +31,8 @@ DEFAULT_CONFIG = "shakespeare"
 DEFAULT_CONFIG_GPU = "shakespeare-gpu"
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-# These bounds are far above what fits in a machine's memory. They only catch typing errors.
+# The bounds of numbers in this file are far above what fits in a machine's memory. They only catch
+# typing errors.
 Count = Annotated[int, Field(ge=1, le=10**9)]
 MOST_HEADS = 10_000
 
@@ -44,14 +45,14 @@ Text = Annotated[str, Field(min_length=1)]
 Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=500)]
 
 LEAST_SHARE = 1e-5
-"""The smallest share above 0 that data.weights can give to a text."""
+"""The smallest share of the sum that a weight in data.weights can have, if it is not 0."""
 
 
 def _weights(value: object) -> object:
-    """The weights in a list, or in a text such as `0.7,0.3`; None for null.
+    """The value of data.weights as a list of numbers. It can be a list or a text such as `0.7,0.3`.
 
-    Raises PydanticCustomError if a weight is not a number of at least 0, if no weight is above 0,
-    or if the share of a weight above 0 is below LEAST_SHARE."""
+    Returns None for null. Raises PydanticCustomError if a weight is not a number of at least 0, if
+    all weights are 0, or if a weight is above 0 but its share of the sum is below LEAST_SHARE."""
     if value is None:
         return None
     given: Any = value.split(",") if isinstance(value, str) else value
@@ -90,44 +91,49 @@ class DataConfig(_Section):
     """The text: where it is, how to read it, and what part is for validation."""
 
     source: Texts = "shakespeare"
-    """The text, or a list of texts. A text is the name of a shipped text, or the path of a file or
-    of a folder, which is read recursively. A file is plain text, .jsonl, .json, .csv, .tsv or
-    .parquet. All of these except .parquet can be compressed as .gz, .bz2 or .xz. `-` is standard
-    input. A text can also be a folder or URL of token shards that `gptcli tokenizer shards`
-    wrote."""
+    """The text, or a list of texts. A text is the name of a shipped text, the path of a file, or
+    the path of a folder, of which all files are read, also those in its subfolders. A file is plain
+    text, .jsonl, .json, .csv, .tsv or .parquet. Each kind except .parquet can be compressed as .gz,
+    .bz2 or .xz. `-` is standard input. A text can also be a folder or URL of token shards that
+    `gptcli tokenizer shards` wrote."""
     weights: Annotated[list[Annotated[Number, Field(ge=0.0)]] | None, BeforeValidator(_weights)] = (
         None
     )
-    """The weight of each text of `source` in a mixture: a list, or numbers with commas, such as
-    0.7,0.3. The share of a text in the training sequences is its weight divided by the sum of the
-    weights. A text with weight 0 is only for validation. null: all texts together count as one
-    text, and every part of them is read equally often."""
+    """The weights of the texts of `source` in a mixture, in the same order: a list, or numbers with
+    commas, such as 0.7,0.3. The share of a text in the training sequences is its weight divided by
+    the sum of the weights. A text with weight 0 is only for validation. null: all texts together
+    count as one text, and each of its parts is read equally often."""
     field: Text | None = None
     """The field or column that holds the text of a .jsonl, .json, .csv, .tsv or .parquet file.
-    null: `text`; if there is no `text`, the chat in `messages` or `conversations`."""
+    null: the field `text`; a record without this field is read as a chat from its field `messages`
+    or `conversations`."""
     documents: Literal["auto", "file", "line"] = "auto"
-    """What one document is. auto: a file of plain text, a line of a .jsonl, an entry of a .json
-    list, or a row of a .csv, .tsv or .parquet; `<|endoftext|>` also ends a document. line: as auto,
-    but each line of a plain text is a document. file: every file is one document of plain text,
-    even a .csv or .json; only in a .jsonl, each line is still a document."""
+    """What one document is. auto: a whole file of plain text, a line of a .jsonl, an entry of a
+    .json list, or a row of a .csv, .tsv or .parquet; `<|endoftext|>` also ends a document. line: as
+    auto, but in a file of plain text each line is a document. file: every file is read as plain
+    text and is one document, even a .csv or .json. The exception is a .jsonl, in which each line is
+    a document."""
     encoding: str | None = None
-    """The encoding of the files that are not UTF-8, by Python's name for it: cp1252, utf-16."""
+    """The encoding of the files that are not UTF-8, such as cp1252 or utf-16. The names are
+    Python's."""
     skip_undecodable: bool = False
-    """Whether to skip files that are not text in UTF-8 or in `encoding`. false: refuse them."""
+    """Whether to skip files that are text neither in UTF-8 nor in `encoding`. false: such a file is
+    an error."""
     val_fraction: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the text that is kept for validation: at least 0, below 1."""
     val_source: Texts | None = None
     """Your own validation text, or a list of texts. If it is set, training uses all of `source`,
     and val_fraction has no effect."""
     val_split: Literal["auto", "tail", "documents"] = "auto"
-    """Which part of the text is kept for validation. tail: the end of the text. documents: some
-    documents, which a fixed shuffle chooses, and the end of each long document. auto: `documents`
-    if the text has several documents, else `tail`."""
+    """Which part of the text is kept for validation. tail: the end of the text. documents: whole
+    documents, which a fixed shuffle chooses, and also the end of each long document. auto:
+    `documents` if the text has several documents, else `tail`."""
     unknown: Literal["error", "drop", "replace"] = "error"
-    """What to do with characters that the char tokenizer of another run does not know. error:
-    refuse the text. drop: leave the characters out. replace: replace each by the most similar known
-    characters (é by e), or by a space if none are similar. The same rule holds for the prompts of
-    `sample` and `serve`, and for the texts of `score` and `eval --file`."""
+    """What to do with characters of the text that are missing in the vocabulary of a char tokenizer
+    from another run (tokenizer.from). error: refuse the text. drop: leave these characters out.
+    replace: replace each of them by the most similar known characters (é by e), or by a space if
+    none are similar. This key also decides what happens to such characters in the prompts of
+    `sample` and `serve`, and in the texts of `score` and `eval --file`."""
 
     @field_validator("encoding")
     @classmethod
@@ -161,7 +167,7 @@ class DataConfig(_Section):
 
     @property
     def sources(self) -> list[str]:
-        """The texts of `source`."""
+        """The texts of `source`, as a list even if `source` is a single text."""
         return [self.source] if isinstance(self.source, str) else self.source
 
     @property
@@ -173,7 +179,7 @@ class DataConfig(_Section):
 
     @property
     def short_names(self) -> list[str]:
-        """The texts of `source`, without their folders if the names then still differ."""
+        """The texts of `source`, without their folders if all the remaining names are different."""
         short = [PurePath(name).name or name for name in self.sources]
         return short if len(set(short)) == len(short) else self.sources
 
@@ -193,7 +199,7 @@ class DataConfig(_Section):
 
     @property
     def name(self) -> str:
-        """The texts of `source` as one line for people."""
+        """The texts of `source` on one line: the first three, and how many more there are."""
         more = f" and {len(self.sources) - 3} more" if len(self.sources) > 3 else ""
         return ", ".join(self.sources[:3]) + more
 
@@ -218,17 +224,19 @@ class TokenizerConfig(_Section):
     """Number of tokens, for bpe only. It includes the 256 bytes and end-of-text."""
     from_: Annotated[str, Field(min_length=1)] | None = Field(None, alias="from")
     """An existing tokenizer to use: a run's name, a run folder or a tokenizer.json. Its kind and
-    vocab_size replace those of the config. null: a new tokenizer of the given kind; char and bpe
-    are made from the text."""
+    its vocabulary size replace `kind` and `vocab_size` of the config. null: make a new tokenizer of
+    the given kind. The vocabulary of char and bpe comes from the text."""
 
 
 def width_unit(arch: ArchName, n_head: int) -> int:
-    """The number of which n_embd must be a multiple. Rotary positions need pairs of channels."""
+    """The number that must divide n_embd. It is n_head without rotary positions.
+
+    Rotary positions rotate pairs of channels, so with them it is 2 n_head."""
     return n_head * (2 if arch_named(arch).positions == "rotary" else 1)
 
 
 def heads_that_fit(arch: ArchName, n_embd: int) -> list[int]:
-    """Every n_head up to 10,000 that fits n_embd, in ascending order; [] if there is none."""
+    """Every n_head up to 10,000 that is allowed with this n_embd, in ascending order."""
     most = min(n_embd, MOST_HEADS)
     return [heads for heads in range(1, most + 1) if n_embd % width_unit(arch, heads) == 0]
 
@@ -237,13 +245,13 @@ class ModelConfig(_Section):
     """The network: its layout and its sizes."""
 
     arch: ArchName = "modern"
-    """modern: Qwen3's layout (RMSNorm, rotary positions, QK-norm, SwiGLU). gpt2: GPT-2's layout; it
-    is exactly GPT-2's if `bias` is true."""
+    """modern: Qwen3's layout (RMSNorm, rotary positions, QK-norm, SwiGLU). gpt2: GPT-2's layout.
+    With `bias: true`, it is exactly GPT-2's."""
     n_layer: Annotated[int, Field(ge=1, le=1000)] = 4
     """Number of blocks."""
     n_head: Annotated[int, Field(ge=1, le=MOST_HEADS)] = 4
-    """Number of attention heads in each block. For gpt2, n_embd must be a multiple of n_head; for
-    modern, a multiple of 2 n_head, unless head_dim is set."""
+    """Number of attention heads in each block. For gpt2, n_embd must be a multiple of n_head. For
+    modern, n_embd must be a multiple of 2 n_head, unless head_dim is set."""
     n_embd: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     """Number of channels of the residual stream."""
     block_size: Annotated[int, Field(ge=1, le=10_000_000)] = 128
@@ -264,14 +272,14 @@ class ModelConfig(_Section):
     """Width of the feed-forward network's hidden layer. null: 4 n_embd for gpt2; 8/3 n_embd,
     rounded up to a multiple of 32, for modern."""
     qk_norm: bool | None = None
-    """Whether arch modern normalises queries and keys, as Qwen3 does. false: it does not, like
-    Llama. null: true."""
+    """Whether the attention of arch modern normalises queries and keys: true as in Qwen3, false as
+    in Llama. null: true."""
     tied_head: bool | None = None
     """Whether the output head and the token embedding share one matrix. null: true for gpt2, false
     for modern."""
     norm_eps: Annotated[Number, Field(gt=0.0, le=0.1)] | None = None
-    """The number that norms add to the variance or mean square, so that they never divide by 0.
-    null: 1e-5 for gpt2, 1e-6 for modern."""
+    """The number that a layer norm adds to the variance (RMSNorm: to the mean square), so that it
+    never divides by 0. null: 1e-5 for gpt2, 1e-6 for modern."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:
@@ -348,7 +356,7 @@ class ModelConfig(_Section):
         return ", or ".join(choices)
 
     def _refuse_rotary_keys(self) -> None:
-        """Raise if a key has a value that only rotary attention can have."""
+        """Raise PydanticCustomError if a key is set that only rotary positions can have."""
         usual = {"n_kv_head": (None, self.n_head), "qk_norm": (None, False)}
         for key in ("n_kv_head", "rope_theta", "head_dim", "qk_norm"):
             if self.model_dump()[key] not in usual.get(key, (None,)):
@@ -383,7 +391,7 @@ class ModelConfig(_Section):
     def traits(self) -> Arch:
         """The description of the arch: norms, positions, feed-forward network, head.
 
-        Keys that this config sets replace the values of the arch."""
+        If this config sets a key such as `norm_eps`, its value replaces that of the arch."""
         arch = arch_named(self.arch)
         changes: dict[str, object] = {
             trait: value
@@ -406,7 +414,7 @@ TARGET_GROUPS = ("attention", "feed_forward", "all")
 _TARGETS = tuple(dict.fromkeys(
     name for arch in ARCHS.values() for names in arch.projections.values() for name in names
 ))  # fmt: skip
-# The names that peft's users know -> gptcli's names.
+# Names of projections in peft and other programs -> gptcli's names.
 _OTHER_TARGETS = {
     "q_proj": "attn.query",
     "k_proj": "attn.key",
@@ -424,10 +432,11 @@ _OTHER_TARGETS = {
 
 
 def _target_names(value: object) -> list[str]:
-    """The targets in a list, or in a text such as `attn.query,attn.value`, each once.
+    """The value of train.lora.targets as a list without duplicates.
 
-    `query` means `attn.query` if no other full name ends in `.query`. Raises PydanticCustomError,
-    with the nearest name, if a name is unknown or ambiguous."""
+    The value can be a list or a text such as `attn.query,attn.value`. The short name `query` means
+    `attn.query`, if no other full name ends in `.query`. Raises PydanticCustomError, with the
+    nearest name, if a name is unknown or ambiguous."""
     names = value.split(",") if isinstance(value, str) else value
     wanted = {"wanted": "`attention`, `feed_forward`, `all`, or a list of " + ", ".join(_TARGETS)}
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -464,24 +473,25 @@ class LoraConfig(_Section):
     """Low-rank adapters. Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation"."""
 
     rank: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Rank of the change of each matrix. The adapter of a matrix (outputs, inputs) has rank *
-    (outputs + inputs) trainable parameters."""
+    """Rank of the matrix that an adapter adds to a weight matrix. For a weight matrix of the shape
+    (outputs, inputs), the adapter has rank * (outputs + inputs) trainable parameters."""
     alpha: Annotated[Number, Field(gt=0.0, le=1e6)] = 16.0
-    """The change is multiplied by alpha / rank. Therefore about the same learning rate suits every
-    rank."""
+    """The product of an adapter's two matrices is multiplied by alpha / rank. Therefore about the
+    same learning rate suits every rank."""
     dropout: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of an adapter's inputs that each step sets to 0 at random: at least 0, below 1."""
+    """Share of the inputs of an adapter that training sets to 0 at random: at least 0, below 1."""
     targets: Annotated[list[str], BeforeValidator(_target_names)] = ["all"]
     """Which matrices of the blocks get an adapter: attention, feed_forward, all, or a list of
-    names. Both archs have attn.query, attn.key, attn.value and attn.c_proj. modern has
-    mlp.gate_proj, mlp.up_proj and mlp.down_proj. gpt2 has mlp.c_fc and mlp.c_proj."""
+    names. The names in both archs are attn.query, attn.key, attn.value and attn.c_proj. Arch modern
+    also has mlp.gate_proj, mlp.up_proj and mlp.down_proj; arch gpt2 also has mlp.c_fc and
+    mlp.c_proj."""
     embeddings: bool | Auto = "auto"
-    """Whether the token embedding and the head are trained as well, completely. This costs little
-    if the vocabulary is small. auto: true if they have at most as many parameters as the adapters
-    of the blocks."""
+    """Whether all parameters of the token embedding and the head are trained, in addition to the
+    adapters. This costs little if the vocabulary is small. auto: true if the embedding and the head
+    have no more parameters than the adapters."""
 
     def names(self, arch: Arch) -> tuple[str, ...]:
-        """The targets in a network of this arch, such as "attn.query", in the arch's order."""
+        """The full names of the targets in this arch, such as "attn.query", in the arch's order."""
         groups = arch.projections
         return tuple(
             name
@@ -495,10 +505,11 @@ class TrainConfig(_Section):
     """The training loop: steps, optimizer, evaluations, checkpoints."""
 
     max_steps: Count = 1000
-    """Number of optimizer steps. With `minutes`: the number that gptcli planned at the start."""
+    """Number of optimizer steps of the run. If `minutes` is set, gptcli plans this number at the
+    start."""
     minutes: Annotated[Number, Field(ge=0.1, le=100_000.0)] | None = None
-    """Time limit in minutes, start-up included. gptcli plans the number of steps to fit this time,
-    and plans again if the speed changes during the run. null: no time limit."""
+    """Time limit in minutes, start-up included. gptcli plans as many steps as fit in this time, and
+    changes the plan if the speed changes during the run. null: no time limit."""
     batch_size: Count | Auto = _DEFAULT_ROWS
     """Sequences in one forward pass. A step has batch_size * grad_accum sequences. auto: a step has
     16 * grad_accum sequences. gptcli splits them into equal micro-batches that are as large as
@@ -506,20 +517,22 @@ class TrainConfig(_Section):
     grad_accum: Count = 1
     """Micro-batches in a step (gradient accumulation). The step averages their gradients."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """muon: Muon updates the matrices of the blocks, and AdamW all other parameters. adamw: AdamW
-    updates all parameters."""
+    """muon: Muon updates the matrices of the blocks, and AdamW updates all other parameters. adamw:
+    AdamW updates all parameters."""
     learning_rate: Annotated[Number, Field(gt=0.0, le=100.0)] | Auto = "auto"
     """Highest learning rate of the schedule. If the optimizer is muon, the parameters that AdamW
-    updates get a fifth of this rate. auto: 0.02 for muon; 0.4 / n_embd, but at most 0.003, for
-    adamw; 0.01 with `lora`."""
+    updates get a fifth of this rate. auto: 0.02 if the optimizer is muon; 0.4 / n_embd, but at most
+    0.003, if it is adamw; 0.01 if `lora` is set."""
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] | Auto = "auto"
-    """Steps over which the learning rate rises from 0. auto: for adamw, a tenth of max_steps, but
-    at most 100; for muon, a twentieth of max_steps, but at most 50."""
+    """Number of steps at the start of the run over which the learning rate rises from 0. auto: for
+    adamw, a tenth of max_steps, but at most 100; for muon, a twentieth of max_steps, but at most
+    50."""
     decay_fraction: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.6
-    """Share of the steps in which the learning rate falls linearly to 0, at the end of the run."""
+    """Share of the steps at the end of the run in which the learning rate falls linearly to 0."""
     weight_decay: Annotated[Number, Field(ge=0.0, le=100.0)] = 0.1
-    """Weight decay of matrices. Each step multiplies it by the learning rate. Gains and biases do
-    not decay. If the optimizer is muon, the embeddings and the head do not decay either."""
+    """Weight decay of the matrices: each step multiplies them by 1 - learning rate * weight_decay.
+    Gains and biases do not decay. If the optimizer is muon, the embeddings and the head do not
+    decay either."""
     average: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.0
     """Averages the weights over the steps (exponential moving average). The value is the time
     constant as a share of max_steps: with 0.2, weights from a fifth of the steps ago count 1 / e as
@@ -530,15 +543,15 @@ class TrainConfig(_Section):
     scaled down to this norm. 0: no clipping."""
     eval_every: Count | Auto = "auto"
     """Steps between evaluations. Each evaluation reads the whole validation split. The run also
-    evaluates after its last step. auto: a twentieth of max_steps, or more steps if the evaluations
-    would otherwise take over about 2 % of the time."""
+    evaluates after its last step. auto: a twentieth of max_steps, or more if the evaluations would
+    otherwise take more than about 2 % of the training time."""
     checkpoint_every: Count | Auto = "auto"
-    """Steps between checkpoints. auto: a checkpoint about every minute, or less often if saving
-    would take over 1 % of the time."""
+    """Steps between checkpoints. auto: about one checkpoint per minute, or fewer if saving would
+    take more than 1 % of the training time."""
     keep_checkpoints: Annotated[int, Field(ge=2, le=10**6)] = 2
-    """How many of the newest checkpoints the run keeps. The run also keeps the best checkpoint."""
+    """How many of the newest checkpoints the run keeps. It also keeps the best checkpoint."""
     sample_every: Annotated[int, Field(ge=0, le=10**9)] = 0
-    """Steps between the samples that the model writes during training. 0: no samples."""
+    """Steps between two samples that the model writes during training. 0: no samples."""
     log_every: Count | Auto = "auto"
     """Steps from one logged loss to the next. auto: a hundredth of max_steps."""
     stop_at_val_loss: Number | None = None
@@ -546,12 +559,13 @@ class TrainConfig(_Section):
     patience: Count | None = None
     """Stop after this many evaluations in a row without a new best validation loss."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1337
-    """Seed of the random numbers: initial weights, order of the text, dropout."""
+    """Seed of the random numbers: for the initial weights, the order of the training text, and
+    dropout."""
     lora: LoraConfig | None = None
     """Low-rank adapters (LoRA), for `--from RUN`. An adapter is two small matrices whose product is
-    added to a weight of a block. Only the adapters are trained, and with `embeddings` also the
-    token embedding and the head. All other weights stay as they are. The optimizer is adamw, unless
-    you set train.optimizer or name a CONFIG. null: all weights are trained."""
+    added to a weight matrix of a block. Training changes only the adapters, and with `embeddings`
+    also the token embedding and the head. The optimizer is adamw, unless you set train.optimizer or
+    name a CONFIG. null: all weights are trained."""
 
     def tokens_per_step(self, block_size: int) -> int:
         """Tokens of one optimizer step on windows of `block_size` tokens."""
@@ -559,7 +573,7 @@ class TrainConfig(_Section):
 
     @property
     def rows(self) -> int:
-        """Sequences in one forward pass, as a number: the default if batch_size is still `auto`."""
+        """Sequences in one forward pass: batch_size, or its default as long as it is `auto`."""
         return _DEFAULT_ROWS if self.batch_size == "auto" else self.batch_size
 
     @property
@@ -572,9 +586,10 @@ LoggerName = Literal["csv", "tensorboard", "trackio", "wandb"]
 
 
 def _logger_names(value: object) -> list[str]:
-    """The loggers in a list, or in a text such as `csv,wandb`, each once; [] for null.
+    """The value of run.loggers as a list without duplicates; [] for null.
 
-    Raises PydanticCustomError, with the nearest name, if a name is unknown."""
+    The value can be a list or a text such as `csv,wandb`. Raises PydanticCustomError, with the
+    nearest name, if a name is unknown."""
     known = get_args(LoggerName)
     names = value.split(",") if isinstance(value, str) else [] if value is None else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -609,26 +624,27 @@ class RunConfig(_Section):
     weights. auto: bfloat16 if the device multiplies bfloat16 matrices faster than float32 matrices,
     else float32."""
     compile: bool | Auto = "auto"
-    """Whether to use torch.compile. auto: on a CUDA GPU with Triton, if the run is long enough to
-    gain from the compilation and has no user's part."""
+    """Whether to use torch.compile. auto: true on a CUDA GPU with Triton, if the run is long enough
+    to gain from the compilation and uses no parts that the user wrote."""
     engine: Literal["auto", "native", "torch"] = "auto"
-    """What computes the forward and backward passes. native: a C library for float32 and bfloat16
-    on a CPU, which is compiled once for this processor and is faster than PyTorch. torch: PyTorch.
-    auto: native if it can compute this run, else torch."""
+    """What computes the forward and backward passes. native: a C library, only for float32 and
+    bfloat16 on a CPU. gptcli compiles it once for this processor. It is faster than PyTorch. torch:
+    PyTorch. auto: native if it can compute this run, else torch."""
     threads: Annotated[int, Field(ge=1, le=4096)] | Auto = "auto"
-    """Number of CPU threads. auto: $OMP_NUM_THREADS, or one for each physical core; a container's
-    limit counts."""
+    """Number of CPU threads. auto: $OMP_NUM_THREADS, or one for each physical core if it is not
+    set, but no more than a container allows."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several processes (ranks) train together. ddp: each rank has all weights, and the ranks
     average their gradients. fsdp: each rank holds a part of the weights and of the optimizer's
     state, for networks that do not fit in one GPU. With a single process, this key has no
     effect."""
     rank_timeout: Annotated[Number, Field(ge=1.0, le=1e6)] = 600.0
-    """Seconds that the ranks wait for another rank. After this time that rank counts as hung."""
+    """Seconds that the ranks wait for a rank that does not answer. After this time gptcli assumes
+    that it hangs."""
     loggers: Annotated[list[LoggerName], BeforeValidator(_logger_names)] = []
-    """Loggers that the run uses in addition to metrics.jsonl: csv (a table), tensorboard, trackio,
-    wandb (offline). A list, or names with commas. Each logger except csv needs the package of the
-    same name."""
+    """Loggers, which write the numbers of metrics.jsonl in other formats: csv (a table),
+    tensorboard, trackio, wandb (offline). A list, or names with commas between them. Each logger
+    except csv needs the package of the same name."""
 
 
 class Config(_Section):
@@ -647,7 +663,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _has_targets(self) -> Config:
-        """Raise if train.lora names a projection that the arch does not have, or with averages."""
+        """Raise PydanticCustomError if train.lora does not suit the arch or train.average."""
         if self.train.lora is None:
             return self
         if self.train.average > 0.0:

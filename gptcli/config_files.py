@@ -1,7 +1,7 @@
 """Reads YAML files and `KEY=VALUE` overrides into a Config; reports all problems at once.
 
-Each problem names the file and line (or the override), and says what is wrong. For an unknown name,
-it proposes the nearest valid name.
+The message about a problem names the file and line (or the override), and says what is wrong. For
+an unknown name, it also proposes the nearest valid name.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _TooMuchError(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML with the numbers of YAML 1.2 and Python: `3e-4` is a number, and `on` is text.
+    """Reads YAML in which `3e-4` is a number, and `on` and `yes` are text, as in YAML 1.2.
 
     Raises _TooMuchError as soon as a text has more nodes or levels than any config."""
 
@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-# Change a copy, because yaml.SafeLoader itself must stay unchanged.
+# A new dict, because yaml.SafeLoader must keep its own rules.
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, regexp)
@@ -98,11 +98,11 @@ _Loader.add_implicit_resolver(
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes values that _Loader reads back unchanged.
+    """Writes YAML from which _Loader reads exactly the same values.
 
-    It quotes a text that _Loader would take for a number, a bool or null. It writes special
-    characters as escapes, because a line break such as U+0085 would otherwise become a newline or a
-    blank."""
+    A text that _Loader would take for a number, a bool or null is written in quotes. Special
+    characters are written as escapes, because a line break such as U+0085 would otherwise become a
+    newline or a blank."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
         style = None if text.isprintable() and "\ufeff" not in text else '"'
@@ -117,19 +117,20 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 @dataclass
 class _Document:
-    """The values of a YAML text, and the place of each key: "file:7" or "model.n_layer=6"."""
+    """The values of a YAML text, and the place of each key: a line, "file:7", or an override."""
 
     name: str
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)  # in the order in which they were applied
+    overrides: list[str] = field(default_factory=list)  # KEY=VALUE, as they were applied
 
     def place(self, *keys: Key) -> str:
-        """The place of one of `keys`: of the one that was overridden last, else of the first one
-        that is written.
+        """Where one of `keys` was set, for a message about these keys: "file:7" or an override.
 
-        If none of `keys` is written, the place of the section of the first key, else `name`."""
+        If overrides set some of `keys`, returns the last such override. Otherwise returns the place
+        of the first key that is in the YAML text. If none of `keys` is there, returns the place of
+        the section of the first key, or `name`."""
         written = [key for key in keys if key in self.places]
         typed = [self.places[key] for key in written if self.places[key] in self.overrides]
         if typed:
@@ -146,7 +147,7 @@ def find_config(name: str) -> Path:
     Raises GptcliError, with the nearest name, if there is no such file or shipped config."""
     path = expanded(name)
     shipped = shipped_configs()
-    if name in shipped:  # a file without .yaml, such as `course`, is a text: ./course
+    if name in shipped:  # a file with the name of a shipped config is ./course
         return shipped[name]
     if os.path.isfile(path):  # noqa: PTH113 (False for a name that no file can have)
         return path
@@ -164,7 +165,7 @@ def find_config(name: str) -> Path:
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """The config `name` (a path or a shipped config), with `KEY=VALUE` overrides applied.
+    """The config `name` (a path or a shipped config) after `KEY=VALUE` overrides are applied.
 
     Raises ConfigError with all problems, or GptcliError if there is no such config, or if it cannot
     be read as YAML."""
@@ -173,7 +174,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def sections_of(name: str) -> set[str]:
-    """The names of the sections in the config `name` (a path or a shipped config).
+    """The sections in the file of the config `name` (a path or a shipped config): their names.
 
     Raises GptcliError if there is no such config, or if the file is not YAML."""
     path = find_config(name)
@@ -183,7 +184,7 @@ def sections_of(name: str) -> set[str]:
 
 
 def read_yaml(path: Path, inside: Path | None = None) -> str:
-    """The text of a config file. With `inside`, the file must lie in that folder.
+    """The text of a config file. If the folder `inside` is given, the file must lie in it.
 
     Raises GptcliError if the file cannot be read, is too large, or is not UTF-8."""
     try:
@@ -203,7 +204,7 @@ def read_yaml(path: Path, inside: Path | None = None) -> str:
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config") -> Config:
-    """The config in a YAML text, with overrides applied. Error messages call the text `name`.
+    """The config in a YAML text after overrides are applied. Error messages call the text `name`.
 
     Raises ConfigError with all problems, or GptcliError if the text is not YAML."""
     document = _Document(name)
@@ -214,17 +215,17 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config")
 def config_of_values(
     values: Mapping[str, Any], overrides: Sequence[str] = (), name: str = "config"
 ) -> Config:
-    """The config with the sections in `values`, with overrides applied.
+    """The config with these values (section -> key -> value) after overrides are applied.
 
     Error messages call the config `name`. Raises ConfigError with all problems."""
     return _checked(_Document(name, {**values}), overrides)
 
 
 def _checked(document: _Document, overrides: Sequence[str]) -> Config:
-    """The config of a document's values with overrides applied."""
+    """The config of a document's values after overrides are applied. Raises ConfigError."""
     for override in overrides:
         _apply(document, override)
-    # An empty section (`model:`, or `model=` on the command line) means all defaults.
+    # In an empty section (`model:`, or `model=` on the command line), all keys have their defaults.
     values = {key: {} if value is None else value for key, value in document.values.items()}
     document.values = values
     config = None
@@ -239,12 +240,12 @@ def _checked(document: _Document, overrides: Sequence[str]) -> Config:
 
 
 def is_override(argument: str) -> bool:
-    """Whether a word of the command line is KEY=VALUE, instead of the name of a file."""
+    """Whether a word of the command line has the form KEY=VALUE. Other words can be file names."""
     return re.match(r"^[A-Za-z_][A-Za-z0-9_.]*=", argument) is not None
 
 
 def is_known_override(argument: str) -> bool:
-    """Whether an override `SECTION.KEY=VALUE` names a section of the schema."""
+    """Whether SECTION is a section of the schema, in the override `SECTION.KEY=VALUE`."""
     return argument.partition("=")[0].partition(".")[0] in Config.model_fields
 
 
@@ -264,7 +265,7 @@ def values_set(overrides: Sequence[str]) -> dict[str, Any]:
                 found |= {k: v for k, v in _defaults().items() if k.startswith(section)}
             else:
                 found[".".join(key)] = value
-        for name, keys in alone.values.items():  # `train.lora={}` has no key to list
+        for name, keys in alone.values.items():  # `flatten` leaves out `train.lora={}`
             for key, value in keys.items() if isinstance(keys, dict) else ():
                 if value == {}:
                     found[f"{name}.{key}"] = value
@@ -285,7 +286,7 @@ def dump_config(config: Config) -> str:
 
 
 def as_yaml(value: object) -> str:
-    """A value as YAML on one line, as KEY=VALUE takes it: "null", "{rank: 8, dropout: 0.0}"."""
+    """A value as YAML on one line, for use in KEY=VALUE: "null", "{rank: 8, dropout: 0.0}"."""
     text = yaml.dump(
         value,
         Dumper=_Dumper,
@@ -295,18 +296,20 @@ def as_yaml(value: object) -> str:
         default_flow_style=True,
     )
     assert isinstance(text, str)
-    return text.removesuffix("\n").removesuffix("\n...")  # yaml ends a plain value with "..."
+    return text.removesuffix("\n").removesuffix("\n...")  # yaml writes "..." after a plain value
 
 
 def in_words(value: object) -> str:
-    """A value as words of a sentence: a list without its brackets, other values as YAML."""
+    """A value as it is written in a sentence: a list without brackets, any other value as YAML."""
     if isinstance(value, list):
         return ", ".join(map(as_yaml, value)) or "none"
     return as_yaml(value)
 
 
 def changed_values(key: str, old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old value, new value). For two sections: only the keys that differ."""
+    """The change of a key: {dotted key: (old value, new value)}.
+
+    If both values are subsections, such as `train.lora`, returns only their keys that differ."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return {key: (old, new)}
     names = {**old, **new}
@@ -336,7 +339,9 @@ def _read_yaml(document: _Document, text: str) -> None:
 
 
 def _compose(name: str, text: str) -> yaml.Node | None:
-    """The root node of a YAML text; None if it is empty. Raises GptcliError with the line."""
+    """The root node of a YAML text; None if the text is empty.
+
+    Raises GptcliError if it is not YAML."""
     try:
         found: yaml.Node | None = yaml.compose(text, Loader=_Loader)
         return found
@@ -353,7 +358,7 @@ def _compose(name: str, text: str) -> yaml.Node | None:
             if "escape" in what
             else "indent keys with spaces, and write a colon and a space after them",
         ) from None
-    except (RecursionError, ValueError, OverflowError):  # "\UFFFFFFFF" is no character
+    except (RecursionError, ValueError, OverflowError):  # for example for "\UFFFFFFFF"
         raise GptcliError(
             f"{name}: not valid YAML: it cannot be read",
             "a config has only sections, and keys with plain values or lists",
@@ -365,7 +370,9 @@ def _too_much(where: str) -> GptcliError:
 
 
 def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int]) -> Any:
-    """The plain value of a node. Records each key's place, and a problem for a repeated key."""
+    """The Python value of a YAML node.
+
+    Records in `document` where each key is, and repeated keys."""
     count[0] += 1
     line = node.start_mark.line + 1
     if count[0] > _MAX_NODES or len(key) > _MAX_DEPTH:
@@ -396,8 +403,9 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
 
 
 def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
-    """Raise GptcliError if a node's tag is not that of a plain value. Such a tag can name code to
-    run."""
+    """Raise GptcliError if a node has a tag that no plain value has.
+
+    Such a tag can name code to run."""
     prefix, _, kind = node.tag.rpartition(":")
     if prefix != "tag:yaml.org,2002" or kind not in (*_KINDS, also):
         raise GptcliError(
@@ -407,7 +415,7 @@ def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
 
 
 def _text(name: str, node: yaml.ScalarNode) -> str | None:
-    """The text of a node, even if the text looks like `08` or `true`; None for null."""
+    """The text of a node, unchanged even if it is `08` or `true`; None for null."""
     if node.style == '"':
         start, end = node.start_mark, node.end_mark
         written = (start.buffer or "")[start.pointer : end.pointer]
@@ -425,7 +433,7 @@ def _scalar(name: str, node: yaml.Node) -> Any:
             value = float(
                 text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
             )
-            # Users who type `1e3` for a number of steps mean 1000.
+            # Users type `1e3` for a whole number, such as 1000 steps.
             return int(value) if "e" in text.lower() and value.is_integer() else value
     except ValueError:  # too many digits for Python, or `!!int abc`
         raise GptcliError(
@@ -438,7 +446,9 @@ def _scalar(name: str, node: yaml.Node) -> Any:
 
 
 def _apply(document: _Document, override: str) -> None:
-    """Set the dotted key of `KEY=VALUE`. The value is YAML, or plain text if the key takes text."""
+    """Set the dotted key KEY of an override in the document.
+
+    VALUE is YAML, or text for keys of text."""
     # YAML cannot hold a file name that is not UTF-8. Such a name is written with escapes, and
     # gptcli.files.names finds the file again.
     override = override.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -486,7 +496,7 @@ def _yaml_of_override(override: str, key: Key, text: str) -> Any:
 
 
 def json_schema() -> str:
-    """The JSON Schema of a config, as text. Editors complete and check keys with it."""
+    """The JSON Schema of a config, as text. Editors use it to complete and check keys."""
     from gptcli.config_schema import config_schema
 
     schema = {

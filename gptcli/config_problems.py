@@ -14,7 +14,7 @@ from gptcli.other_spellings import KEY_OF, SENTENCE_OF, normalised
 
 Key = tuple[str, ...]
 Problem = tuple[str, str | None]
-"""A message of one line, and a hint or None."""
+"""A problem of a config: a message of one line, and a hint or None."""
 
 
 def dotted_keys() -> list[str]:
@@ -23,7 +23,7 @@ def dotted_keys() -> list[str]:
 
 
 def keys_and_values(values: dict[str, Any]) -> dict[Key, Any]:
-    """The keys of all sections: {"a": {"b": {"c": 1}}} -> {("a", "b"): {"c": 1}}."""
+    """The values by (section, key): {"a": {"b": {"c": 1}}} -> {("a", "b"): {"c": 1}}."""
     return {(name, key): value for name, keys in values.items() for key, value in keys.items()}
 
 
@@ -41,8 +41,9 @@ def explain(
 ) -> Iterator[Problem]:
     """The problems of a config, at most one for each key.
 
-    `values` is the config that was validated. `place` returns where a key is written, such as
-    "mine.yaml:7". If several keys do not fit together, `place` gets all of them."""
+    `values` is the config that was validated. `place` returns where a key is set, such as
+    "mine.yaml:7". If the values of several keys do not fit together, `place` gets all of these
+    keys, and returns one place."""
     from gptcli.config_schema import config_schema
 
     schema = config_schema()
@@ -59,11 +60,11 @@ def explain(
         if key in explained:
             continue
         explained.add(key)
-        if key == () and "keys" in context:  # from a validator of several sections
+        if key == () and "keys" in context:  # from a validator of the whole config
             where = place(*(tuple(name.split(".")) for name in context["keys"]))
             yield f"{where}: {detail['msg']}", context.get("hint")
             continue
-        if "keys" in context:  # from a validator of one section
+        if "keys" in context:  # from a validator in a section
             message = detail["msg"]
             for name in context["keys"]:
                 if name not in (values.get(key[0]) or {}):
@@ -105,9 +106,10 @@ def explain(
 
 
 def _did_you_mean(key: Key) -> str | None:
-    """A hint for an unknown key: the most similar valid key of any section, else the valid keys.
+    """A hint for an unknown key: a similar valid key of any section, or all keys of its section.
 
-    For some names of other programs, a sentence from gptcli.other_spellings."""
+    If the key is a name that another program uses, the hint can be a sentence from
+    gptcli.other_spellings."""
     from gptcli.config_schema import config_schema
 
     known = dotted_keys()
@@ -171,7 +173,7 @@ def _subsection(schema: dict[str, Any], key: Key) -> dict[str, Any] | None:
 
 
 def _describe(schema: dict[str, Any]) -> str:
-    """The values that a JSON Schema allows, in words: "a whole number of at least 1, or `auto`"."""
+    """What values a JSON Schema allows, in words: "a whole number of at least 1, or `auto`"."""
     if "anyOf" in schema:
         return ", or ".join(_describe(part) for part in schema["anyOf"])
     if "const" in schema:

@@ -1,6 +1,7 @@
 """Limits on cores and memory that a container sets by cgroups (v1 and v2), also nested ones.
 
-Only Linux has cgroups. Other systems count as without limits. This file imports no torch.
+Only Linux has cgroups. On other systems, the functions here find no limits. This file does not
+import torch.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from pathlib import Path, PurePosixPath
 
 _MINE = Path("/proc/self/cgroup")
 _ROOT = Path("/sys/fs/cgroup")
-_NO_LIMIT = 1 << 60  # without a limit, cgroup v1 writes a number near 2**63
+_NO_LIMIT = 1 << 60  # cgroup v1 writes a number near 2**63 if there is no limit
 
 
 def usable_cores() -> int:
-    """The number of cores that this process can use, by its affinity and the container's quota.
+    """The number of cores that this process's affinity and the container's quota let it use.
 
     A quota of 1.5 cores counts as 2."""
     if hasattr(os, "sched_getaffinity"):
@@ -28,12 +29,12 @@ def usable_cores() -> int:
 
 
 def cpu_quota() -> float | None:
-    """The cores that the container can use on average; None if there is no quota.
+    """How many cores the container can use on average, such as 1.5; None if there is no quota.
 
     If groups are nested, the smallest quota counts."""
     quotas = []
     for folder in _folders("cpu"):
-        limits = _numbers(folder / "cpu.max")  # v2: quota and period in microseconds
+        limits = _numbers(folder / "cpu.max")  # cgroup v2: quota and period in microseconds
         if len(limits) != 2:
             limits = [
                 *_numbers(folder / "cpu.cfs_quota_us"),
@@ -45,7 +46,7 @@ def cpu_quota() -> float | None:
 
 
 def memory_limits() -> list[tuple[int, int]]:
-    """(limit of memory, memory in use), in bytes, for each group that has a limit."""
+    """(limit, memory in use) in bytes, for each cgroup of this process with a memory limit."""
     found = []
     for folder in _folders("memory"):
         for limit_file, used_file in (
@@ -59,10 +60,10 @@ def memory_limits() -> list[tuple[int, int]]:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """The folders of this process's groups for a controller, from the innermost to the root.
+    """The folders of this process's cgroups for a controller, from the innermost to the root.
 
-    Without a cgroup namespace, /proc names folders that do not exist inside the container. Only the
-    root exists then."""
+    Some of them may not exist: in a container without a cgroup namespace, /proc names the folders
+    of the host, and only the root exists."""
     try:
         lines = _MINE.read_text("utf-8", "replace").splitlines()
     except (OSError, ValueError):
@@ -79,7 +80,7 @@ def _folders(controller: str) -> Iterator[Path]:
             continue
         inside = PurePosixPath(path)
         for group in (inside, *inside.parents):
-            if ".." in group.parts:  # a group outside this process's namespace
+            if ".." in group.parts:  # a cgroup outside this process's namespace
                 continue
             for mount in mounts:
                 folder = mount / str(group).lstrip("/")
@@ -89,7 +90,7 @@ def _folders(controller: str) -> Iterator[Path]:
 
 
 def _numbers(path: Path) -> list[int]:
-    """The numbers in a file; [] if it is missing or holds a word, such as `max`."""
+    """The numbers in a file; [] if it is missing or has a word in it, such as `max`."""
     try:
         return [int(word) for word in path.read_text("ascii").split()]
     except (OSError, ValueError):

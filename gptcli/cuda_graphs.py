@@ -1,8 +1,8 @@
 """Records work on an NVIDIA GPU as CUDA graphs, so that one call launches hundreds of kernels.
 
 A GPU computes the kernels of a small network faster than Python can launch them. A recorded graph
-launches all kernels at once. Sampling records one step of its streams. Training records the passes
-of one micro-batch.
+launches all kernels at once. Sampling records the generation of one token for each stream. Training
+records the passes of one micro-batch.
 
 Skip this file at first reading.
 """
@@ -14,35 +14,37 @@ from typing import Any
 
 import torch
 
-_WARM_UPS = 3  # as often as in PyTorch's documentation
+_WARM_UPS = 3  # the number in PyTorch's documentation
 
 
 def can_record(device: torch.device) -> bool:
-    """Whether work on this device can be recorded: only on NVIDIA's GPUs; on AMD's, top-k fails."""
+    """Whether work on this device can be recorded.
+
+    True only for NVIDIA GPUs: on AMD's, top-k fails."""
     return device.type == "cuda" and torch.version.hip is None
 
 
 class GraphRecorder:
     """Records work as CUDA graphs.
 
-    All graphs are recorded on one CUDA stream. They can share one memory pool, because the work
-    leaves its results in tensors outside the pool. This object keeps all graphs, even those whose
-    recording failed, because PyTorch frees the workspace of the CUDA stream together with a graph,
-    and the other graphs still use that workspace."""
+    All graphs are recorded on one CUDA stream. They share one memory pool, which is safe because
+    the recorded work writes its results into tensors outside the pool. This object keeps all
+    graphs, even those whose recording failed, because PyTorch frees the workspace of the CUDA
+    stream together with a graph, and the other graphs still use that workspace."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self.error: RuntimeError | None = None
-        """The error of a recording that failed; None if none has failed. After an error, nothing is
-        recorded."""
+        """The error of the first recording that failed, or None. After an error, `record` records
+        nothing more."""
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """A CUDA graph of `work`, or None if recording fails.
+        """A CUDA graph of `work`, or None if this recording or an earlier one failed.
 
-        Runs the work three times first, because PyTorch sets some things up only once. These runs
-        change the tensors that the work changes."""
+        Before the recording, `work` runs three times, because PyTorch prepares some things in the
+        first calls. Therefore the tensors that `work` writes change three times."""
         if self.error is not None:
             return None
         pool = self._graphs[0].pool() if self._graphs else None
@@ -61,7 +63,7 @@ class GraphRecorder:
                 ):
                     work()
             except RuntimeError as error:
-                torch.cuda.set_stream(usual)  # PyTorch does not always restore it after an error
+                torch.cuda.set_stream(usual)  # PyTorch can leave another stream set after an error
                 self.error = error
                 return None
         return graph

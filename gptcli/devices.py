@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     import torch
 
 _GPU_LIBRARIES = ("libtorch_cuda.so", "libtorch_hip.so")
-_GPU_FILES = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")  # that drivers make in /dev
+_GPU_FILES = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")  # in /dev, made by drivers
 _CORES = Path("/sys/devices/system/cpu")
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device `wanted`; "auto" means cuda, else mps, else cpu.
+    """The device `wanted`. For "auto", returns the first of cuda, mps and cpu that exists here.
 
-    Raises GptcliError if this machine does not have it."""
+    Raises GptcliError if this machine does not have the device `wanted`."""
     import torch
 
     available = {
@@ -46,10 +46,10 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def is_surely_cpu(wanted: str) -> bool:
-    """Whether the device `wanted` is certainly the CPU. Answers without importing PyTorch.
+    """Whether the device `wanted` is certainly the CPU. Does not import PyTorch.
 
-    "auto" can mean a GPU if PyTorch is built for GPUs and the system has a driver for a GPU. Both
-    are known from files."""
+    Files tell whether PyTorch is built for GPUs, and whether the system has a driver for a GPU.
+    "auto" can mean a GPU only if both are true."""
     if wanted != "auto":
         return wanted == "cpu"
     if sys.platform != "linux":
@@ -66,8 +66,9 @@ def is_surely_cpu(wanted: str) -> bool:
 def has_quick_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 on this device.
 
-    True for NVIDIA GPUs from Ampere on and for Apple's GPUs. Also true for CPUs with AVX512-BF16 or
-    AMX (about four times as fast in our trials), unless GPTCLI_CPU names a kind without them."""
+    True for NVIDIA GPUs from Ampere on, for Apple's GPUs, and for CPUs with AVX512-BF16 or AMX
+    (about four times as fast in our trials), unless GPTCLI_CPU names a kind of processor that has
+    neither."""
     import torch
 
     if device.type == "cuda":
@@ -104,11 +105,11 @@ def refuse_dtype(wanted: str, device: str) -> None:
 
 
 def choose_threads(wanted: int | Literal["auto"]) -> int:
-    """Set PyTorch's number of CPU threads and return it. Also calls keep_freed_memory.
+    """Set PyTorch's number of CPU threads and return the number. Also calls keep_freed_memory.
 
-    "auto" means PyTorch's own number, usually one for each physical core, but at most one for each
-    core that the process can use. A container's quota counts. Raises GptcliError for more than 8
-    threads per core."""
+    "auto" means PyTorch's own number, which is usually one thread for each physical core, but no
+    more threads than cores that the process and its container can use. Raises GptcliError for more
+    than 8 threads per core."""
     import torch
 
     if wanted != "auto":
@@ -124,10 +125,10 @@ def choose_threads(wanted: int | Literal["auto"]) -> int:
 
 
 def threads_without_torch(wanted: int | Literal["auto"]) -> int:
-    """The number of threads that choose_threads returns, found without importing PyTorch.
+    """The number of threads that choose_threads would return. Does not import PyTorch.
 
-    PyTorch takes the number in $MKL_NUM_THREADS or $OMP_NUM_THREADS. If neither is set, it takes a
-    thread for each physical core that the process may use."""
+    For "auto", PyTorch reads the number from $MKL_NUM_THREADS or $OMP_NUM_THREADS. If neither is
+    set, it uses one thread for each physical core that the process may use."""
     if wanted != "auto":
         refuse_threads(wanted)
         return wanted
@@ -139,9 +140,10 @@ def threads_without_torch(wanted: int | Literal["auto"]) -> int:
 
 
 def _physical_cores() -> int:
-    """The number of physical cores that this process may use. A core can have several threads.
+    """The number of physical cores that this process may use.
 
-    Only Linux tells which threads share a core. On other systems, each thread counts as a core."""
+    A physical core can have several hardware threads. Only Linux tells which of them share a core.
+    On other systems, each hardware thread counts as a core."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     cores = set()
@@ -179,9 +181,8 @@ def describe_device(device: torch.device, threads: int) -> str:
 def keep_freed_memory() -> None:
     """Tell malloc to keep the memory that tensors free, instead of returning it to the system.
 
-    Otherwise each training step requests the same memory from the system again, page by page. On a
-    CPU, these requests cost a sixth of the step's time. Does nothing if the C library is not
-    glibc."""
+    Without this, each training step requests the same memory from the system again, page by page,
+    which costs a sixth of the step's time on a CPU. Does nothing if the C library is not glibc."""
     import ctypes
 
     try:

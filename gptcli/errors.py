@@ -1,4 +1,6 @@
-"""GptcliError, the exception for users' mistakes: a message and a hint. Also names in messages."""
+"""GptcliError, the exception for users' mistakes: a message and a hint.
+
+Also finds similar names."""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from collections.abc import Iterable
 class GptcliError(Exception):
     """A mistake of the user, or a failure that the user can fix.
 
-    `message` says what is wrong and where, in one line; a ConfigError has a line for each problem.
-    `hint` says what to do. `exit_code` is 2 if the command line, the config or the input is wrong,
-    and 1 if a check or a run failed. `gptcli.cli.main` prints the message and the hint.
+    `message` says what is wrong and where, in one line; only a ConfigError has one line for each
+    problem. `hint` says what to do. `exit_code` is 2 if the command line, the config or the input
+    is wrong, and 1 if a check or a run failed. `gptcli.cli.main` prints the message and the hint.
     """
 
     def __init__(self, message: str, hint: str, *, exit_code: int = 2) -> None:
@@ -35,7 +37,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def cropped(name: str) -> str:
-    """`name` for a message: on one line, and cut off if it is long, such as a whole text."""
+    """`name` as it is quoted in a message: on one line, and cut off if it is long."""
     line = " ".join(name.split())
     is_path = "/" in line and " " not in line
     most = 200 if is_path else 60

@@ -15,7 +15,7 @@ Stopped = Literal["done", "target", "patience", "interrupted", "diverged"]
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Comes before the first step. It has the facts for the headline."""
+    """The first event of a run, before its first step. It has the facts for the headline."""
 
     run: Path
     source: str
@@ -26,14 +26,14 @@ class RunStarted:
     parameters_without_embeddings: int
     train_tokens: int
     val_tokens: int
-    max_steps: int  # as planned at the start; Replanned changes it
+    max_steps: int  # as planned at the start; Replanned events change it
     tokens_per_step: int
     device: str  # "cpu (2 threads)", "cuda (NVIDIA H200)"
     dtype: str
     compiled: bool
     resumed_from: int | None
-    flops_per_token: float = 0.0  # of a training step; 0: unknown
-    adapter_parameters: int | None = None  # trained by LoRA; None: all parameters are trained
+    flops_per_token: float = 0.0  # operations per token in training; 0: unknown
+    adapter_parameters: int | None = None  # number that LoRA trains; None: all are trained
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class StepDone:
     """Comes after every step. metrics.jsonl records only the steps that are `logged`."""
 
     step: int
-    tokens: int  # that the run has trained on so far
-    seconds: float  # of training since step 0, without pauses
-    loss: float  # nats per token, of this step's batch
+    tokens: int  # number of tokens that the run has read so far
+    seconds: float  # training time since step 0, without pauses
+    loss: float  # of this step's batch, in nats per token
     learning_rate: float
     grad_norm: float  # before clipping
-    tokens_per_second: float  # since the last logged step, without evaluations
+    tokens_per_second: float  # since the previous logged step, without evaluations
     logged: bool
-    part_norms: tuple[float, ...] = ()  # embeddings, each block, rest; only if logged
+    part_norms: tuple[float, ...] = ()  # gradient norms: embeddings, each block, rest; if logged
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,15 @@ class Evaluated:
     seconds: float
     val_loss: float  # nats per token
     best: bool  # whether val_loss is the lowest so far
-    by_text: tuple[tuple[str, float], ...] = ()  # of a mixture: each text's name and loss
+    by_text: tuple[tuple[str, float], ...] = ()  # for a mixture: name and loss of each text
 
 
 @dataclass(frozen=True)
 class ExtraEvaluation:
-    """Comes after an evaluation that the user asked for by a key.
+    """Comes after an evaluation that the user asked for by pressing a key.
 
-    This evaluation changes nothing in the run: neither the best loss nor patience nor target.
-    metrics.jsonl does not hold it."""
+    This evaluation has no effect on the run: not on the best loss, and not on the rules that stop
+    the run (patience, stop_at_val_loss). metrics.jsonl does not record it."""
 
     step: int
     val_loss: float  # nats per token
@@ -76,21 +76,21 @@ class ExtraEvaluation:
 
 @dataclass(frozen=True)
 class LookedInside:
-    """Comes after an evaluation: how the network reads a passage of the validation split.
+    """Comes after an evaluation, with the token losses and attention maps of a validation passage.
 
     Only the journal records this event, for reports."""
 
     step: int
     ids: tuple[int, ...]  # the tokens of the passage
-    losses: tuple[float, ...]  # nats, for each token except the first
-    maps: tuple[tuple[bytes, ...], ...]  # [layer][head]: lower triangle, 255 is weight 1
+    losses: tuple[float, ...]  # in nats, of each token except the first
+    maps: tuple[tuple[bytes, ...], ...]  # [layer][head]: lower triangle; 255 is the weight 1
 
 
 @dataclass(frozen=True)
 class Replanned:
-    """Comes after gptcli planned the number of steps again, to end the run at the promised time."""
+    """Comes when gptcli has changed the number of steps to end the run at the promised time."""
 
-    step: int  # the last step before this plan
+    step: int  # the last step before the change
     max_steps: int  # the new number of steps of the run
     why: str  # such as "the machine is slower than planned"
 
@@ -116,8 +116,8 @@ class SampleDrawn:
 class Notice:
     """A message for the user, of one line.
 
-    `short` says the same in a few words. It is set if the message stays important for some time.
-    Then the live view keeps showing it."""
+    `short` says the same in a few words. It is set if the message stays important for some time;
+    the live view then keeps showing `short`."""
 
     message: str
     short: str = ""
@@ -131,14 +131,14 @@ class Finished:
     tokens: int
     seconds: float
     stopped: Stopped
-    train_loss: float | None  # of the last step
-    val_loss: float | None  # of the last evaluation
+    train_loss: float | None  # loss of the last step
+    val_loss: float | None  # loss of the last evaluation
     best_val_loss: float | None
     best_step: int | None
-    diagnosis: str | None = None  # if stopped is "diverged"
+    diagnosis: str | None = None  # the cause, if stopped is "diverged"
     hint: str | None = None
-    run: Path | None = None  # None if unknown, as in `gptcli show`
-    first_val_loss: float | None = None  # of a fine-tune, before its first step
+    run: Path | None = None  # None if unknown, for example in `gptcli show`
+    first_val_loss: float | None = None  # loss before the first step of a fine-tuning
 
 
 Event: TypeAlias = (

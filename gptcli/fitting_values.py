@@ -9,28 +9,28 @@ from typing import Any, get_args
 from gptcli.config import ModelConfig, heads_that_fit, width_unit
 
 _FAST_HEAD, _FAST_WIDTH = 16, 32
-"""The C library for training needs a head_dim that is a multiple of the first number, and an n_embd
-that is a multiple of the second."""
+"""The C library for training can compute a network only if head_dim is a multiple of _FAST_HEAD,
+and n_embd is a multiple of _FAST_WIDTH."""
 _NEAR = 1.5
 
 
 def fitting_values(values: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
-    """The values that must change so that all values fit together: dotted key -> new value.
+    """The values that must change so that all values are allowed together: {dotted key: new value}.
 
-    `values` has at least the keys of `model` and `tokenizer.kind`, by dotted key. `asked` has the
-    keys that the user set. They never change. If the user's values contradict each other, they stay
-    as they are, and the validation of the config raises the error."""
+    `values` has dotted keys, among them all keys of `model` and `tokenizer.kind`. `asked` has the
+    keys that the user set, whose values never change. If the values that the user set contradict
+    each other, the validation of the config raises the error later."""
     changed: dict[str, Any] = {}
     if (
         "tokenizer.vocab_size" in asked
         and "tokenizer.kind" not in asked
         and values["tokenizer.kind"] != "bpe"
     ):
-        changed["tokenizer.kind"] = "bpe"  # only bpe has a choice of sizes
+        changed["tokenizer.kind"] = "bpe"  # only bpe can have any vocabulary size
     arch, n_embd, n_head = (values[f"model.{name}"] for name in ("arch", "n_embd", "n_head"))
     known = get_args(ModelConfig.model_fields["arch"].annotation)
     valid = type(n_embd) is type(n_head) is int and n_embd > 0 and n_head > 0 and arch in known
-    has_head_dim = values.get("model.head_dim") is not None  # then n_embd need not fit n_head
+    has_head_dim = values.get("model.head_dim") is not None  # then every n_embd is allowed
     if not valid or has_head_dim or n_embd % width_unit(arch, n_head) == 0:
         return changed
     if "model.n_head" not in asked and (heads := heads_that_fit(arch, n_embd)):
@@ -41,7 +41,7 @@ def fitting_values(values: Mapping[str, Any], asked: Collection[str]) -> dict[st
 
 
 def _width_for(arch: Any, n_head: int, near: int) -> int:
-    """An n_embd that fits `n_head` heads and is near to `near`; if possible, a fast one."""
+    """An n_embd near to `near` that suits `n_head` heads; if possible, one that trains fast."""
     unit = width_unit(arch, n_head)
     for multiple in (math.lcm(_FAST_HEAD * n_head, _FAST_WIDTH), 8 * n_head):
         width = _nearest_multiple(math.lcm(unit, multiple), near)

@@ -1,7 +1,7 @@
 """Ctrl-C during an import ends the process at once.
 
 An exception during an import can get lost, leave a half-imported module, or make PyTorch's C++ code
-abort. So Ctrl-C must not raise an exception then.
+abort. So Ctrl-C must not raise an exception during an import.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from types import FrameType
 _INTERRUPTED = 130
 
 before_leaving: list[Callable[[], None]] = []
-"""Functions that run before Ctrl-C ends the process, because os._exit does not use atexit."""
+"""Functions to call before Ctrl-C ends the process. os._exit, which ends it, does not call the
+functions of atexit."""
 
 
 def leave_imports_at_once() -> None:
-    """Let Ctrl-C end the process during an import. At other times, Ctrl-C still raises
-    KeyboardInterrupt.
+    """From now on, Ctrl-C during an import ends the process.
 
-    Does nothing if Ctrl-C is ignored, if another handler is set, or outside the main thread."""
+    At other times, Ctrl-C still raises KeyboardInterrupt. This function does nothing if Ctrl-C is
+    ignored, if another handler is set, or outside the main thread."""
     default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if default and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _interrupted)

@@ -1,7 +1,7 @@
-"""Memory of the machine: total, available, and the most that this process can have.
+"""Memory of the machine: in total, available, and the most that this process can have.
 
-A container's limit counts, except for the total. Only Linux tells how much memory is available.
-This file imports no torch, so it knows nothing about the memory of a GPU.
+The limit of a container applies, except to the total. Only Linux tells how much memory is
+available. This file does not import torch, so it knows nothing about the memory of a GPU.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ def total_memory() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping; None if the system does not tell.
+    """Bytes that can be allocated without swapping, within the limit of the container.
 
-    A container's limit counts."""
+    Returns None if the system does not tell."""
     found = [_available_in_machine()]
     found += [max(0, limit - used) for limit, used in memory_limits()]
     return min((size for size in found if size), default=None)
 
 
 def memory_for_this_process() -> int | None:
-    """Bytes that this process can hold in total: the bytes it holds now and those it can still get.
+    """Bytes that this process can have in total: those it has now, and those it can still get.
 
     The result stays within the container's limit and `ulimit -v`. None if the system does not
     tell."""
@@ -46,7 +46,7 @@ def memory_for_this_process() -> int | None:
     available = _available_in_machine()
     if available is None:
         return None
-    held = resident - shared  # without the libraries
+    held = resident - shared  # without the memory of shared libraries
     sizes = [available + held]
     sizes += [limit for limit, _ in memory_limits()]
     import resource
@@ -58,9 +58,9 @@ def memory_for_this_process() -> int | None:
 
 
 def memory_held() -> int | None:
-    """Bytes of memory that this process holds now; None on Windows.
+    """Bytes of memory that this process has now; None on Windows.
 
-    On macOS, the most bytes that it has held so far."""
+    On macOS, the largest number of bytes that it has had so far."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         return page * int(Path("/proc/self/statm").read_text("ascii").split()[1])
@@ -70,7 +70,7 @@ def memory_held() -> int | None:
         import resource
     except ImportError:
         return None
-    # macOS tells only the maximum so far, in bytes.
+    # On macOS, only the maximum so far is known, in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -81,7 +81,7 @@ def _available_in_machine() -> int | None:
 
 
 def _number(path: Path, after: str = "") -> int | None:
-    """The number in the first line that begins with `after`; None if there is none."""
+    """The number after the word `after`, which begins a line; None if there is no such line."""
     try:
         for line in path.read_text("ascii").splitlines():
             if line.startswith(after) and (words := line[len(after) :].split()):

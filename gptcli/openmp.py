@@ -6,9 +6,10 @@ import os
 
 
 def spin_briefly() -> None:
-    """Let OpenMP threads spin 1,000 times, unless the user set GOMP_SPINCOUNT.
+    """Let a waiting OpenMP thread spin 1,000 times before it sleeps, unless GOMP_SPINCOUNT is set.
 
-    PyTorch on Linux reads this variable when torch is imported. Milliseconds per step on two cores:
+    On Linux, OpenMP reads the variable GOMP_SPINCOUNT when torch is imported. The table has the
+    milliseconds of a training step on two cores:
 
     | GOMP_SPINCOUNT | 0 | 1,000 | 10,000 |
     |---|---|---|---|

@@ -1,8 +1,9 @@
 """The names that nanoGPT, litgpt, transformers, llama.cpp and others use, and gptcli's names.
 
-A name is an option without its dashes, in lower case, with `_` for `-`: `--max_new_tokens` and
-`--max-new-tokens` are both max_new_tokens. Each row is gptcli's form, a colon, and other names for
-it. An indented line continues a row. To accept another spelling in the hints, add it to a row.
+Names are written here without dashes at the beginning, in lower case, and with `_` instead of `-`:
+max_new_tokens stands for `--max_new_tokens` and `--max-new-tokens`. Each row of a table has
+gptcli's form, a colon, and the other names for it. An indented line continues the row above it. To
+let the hints know one more spelling, add it to a row.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ run.compile: torch_compile compile_model use_compile
 run.threads: num_threads n_threads nthreads cpu_threads thread workers num_workers j
 run.loggers: logger report_to log_with log_to trackers tracker
 """
-"""Config keys, and other names for them, as options or as keys."""
+"""Config keys, and other names for them, which users write as options or as keys."""
 
 _MODEL_OPTIONS = """
 RUN: run out_dir output_dir checkpoint_dir checkpoint_path ckpt_dir ckpt_path model model_path
@@ -156,8 +157,8 @@ TEXT: dataset data data_dir data_path dataset_path dataset_dir dataset_name trai
 }  # fmt: skip
 """Command -> gptcli's form of an option or argument, and other names for it.
 
-VALUE stands for the user's value. A single word in capitals is an argument: the user writes the
-value without an option."""
+VALUE stands for the user's value. A form that is one word in capitals, such as RUN, is an argument:
+the user writes the value without an option."""
 
 FIXED = {
     "bf16": ("run.dtype", "bfloat16"),
@@ -185,7 +186,7 @@ FIXED = {
     "no_compile": ("run.compile", "false"),
     "no_bias": ("model.bias", "false"),
 }
-"""Names of options without a value -> (config key, the value that they mean)."""
+"""The name of an option that takes no value -> (the config key that it means, the value)."""
 
 VALUES = {
     "run.dtype": {
@@ -225,7 +226,9 @@ leave it out: notes go to stderr, and `2> notes.txt` writes them to a file: quie
 to evaluate a finished run: gptcli eval: eval_only evaluate_only do_eval
 leave it out: `gptcli train` always trains: do_train mode task train_mode
 """
-"""Names for which gptcli has no option and no key: a hint for the user, then the names."""
+"""Names for which gptcli has no option and no key.
+
+Each row has a hint for the user, then the names."""
 
 _COMMANDS = """
 sample: generate generation gen inference infer predict complete completion write run samples
@@ -250,7 +253,9 @@ schema: keys options docs reference
 
 
 def _by_name(rows: str) -> dict[str, str]:
-    """Another name -> gptcli's form. If a name is in two rows, the first row counts."""
+    """{other name: gptcli's form} for the rows of a table.
+
+    If a name is in two rows, the first row wins."""
     found: dict[str, str] = {}
     for row in re.sub(r"\n +", " ", rows).strip().splitlines():
         form, _, names = row.rpartition(": ")
@@ -260,13 +265,13 @@ def _by_name(rows: str) -> dict[str, str]:
 
 
 KEY_OF = _by_name(_KEYS)
-"""Another name -> config key."""
+"""{another name: the config key that it means}"""
 FORM_OF = {command: _by_name(rows) for command, rows in _OPTIONS.items()}
-"""Command -> another name -> gptcli's form of the option or argument."""
+"""{command: {another name: gptcli's form of the option or argument}}"""
 SENTENCE_OF = _by_name(_SENTENCES)
-"""A name for which gptcli has no option and no key -> a hint for the user."""
+"""{a name for which gptcli has no option and no key: a hint for the user}"""
 COMMAND_OF = _by_name(_COMMANDS)
-"""Another name -> gptcli's command."""
+"""{another name: gptcli's command}"""
 
 
 def normalised(name: str) -> str:

@@ -1,9 +1,9 @@
-"""The processor's features, and `GPTCLI_CPU`, which restricts the C libraries to some of them.
+"""The processor's features, and $GPTCLI_CPU, which lets the C libraries use only some of them.
 
 A kind of processor is named after its newest vector or matrix unit. It has all features that the C
-libraries need for this unit. In each family, a kind also has the features of the kinds before it in
-KINDS. With `GPTCLI_CPU=avx2`, the C libraries compute on a newer processor as on one that has only
-AVX2. This is for tests and comparisons.
+libraries need for this unit. It also has the features of the kinds of its family that come before
+it in KINDS. With `GPTCLI_CPU=avx2`, the C libraries on a newer processor compute as if it had only
+AVX2. This variable is for tests and comparisons.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Kind:
     """A kind of processor."""
 
     machine: str
-    """The family: the name that platform.machine() gives."""
+    """The family of processors, by the name that platform.machine() returns."""
     features: frozenset[str]
-    """The features that the kinds before it lack, by their names in /proc/cpuinfo."""
+    """The features that the kinds before it do not have, by their names in /proc/cpuinfo."""
     flags: tuple[str, ...]
     """The compiler flags for these features."""
 
@@ -64,7 +64,7 @@ class Processor:
 
 
 def features_and_flags(kind: str) -> Processor:
-    """The features and compiler flags of a kind and of the kinds before it in its family."""
+    """The features and compiler flags of a kind, with those of the earlier kinds of its family."""
     machine = KINDS[kind].machine
     family = [name for name, one in KINDS.items() if one.machine == machine]
     kinds = [KINDS[name] for name in family[: family.index(kind) + 1]]
@@ -74,9 +74,10 @@ def features_and_flags(kind: str) -> Processor:
 
 @functools.cache
 def this_processor(restriction: str | None = None) -> Processor | None:
-    """The processor, restricted to the kind `restriction`; None on an unknown operating system.
+    """This machine's processor, restricted to the kind `restriction`; None on an unknown system.
 
-    Raises GptcliError if there is no such kind, or if this processor lacks one of its features."""
+    Raises GptcliError if there is no such kind, or if this processor lacks a feature of the
+    kind."""
     found = all_features()
     if found is None:
         return None
@@ -100,7 +101,7 @@ def this_processor(restriction: str | None = None) -> Processor | None:
 
 
 def usable_processor() -> Processor | None:
-    """The processor, restricted by $GPTCLI_CPU; None on an unknown operating system.
+    """This machine's processor, restricted by $GPTCLI_CPU; None on an unknown operating system.
 
     Raises GptcliError if $GPTCLI_CPU names an unknown kind, or one whose features this processor
     lacks."""
@@ -108,7 +109,7 @@ def usable_processor() -> Processor | None:
 
 
 def is_restricted() -> bool:
-    """Whether $GPTCLI_CPU is set, which restricts the C libraries."""
+    """Whether $GPTCLI_CPU is set, so that the C libraries use only some features."""
     return bool(os.environ.get(_VARIABLE))
 
 
@@ -131,7 +132,7 @@ def all_features() -> frozenset[str] | None:
 
 
 def _features_of_macos() -> list[str]:
-    """The features of an x86-64 processor under macOS, as Linux calls them."""
+    """The features of an x86-64 processor, asked from macOS and named as in Linux."""
     keys = ("machdep.cpu.features", "machdep.cpu.leaf7_features")
     try:
         done = subprocess.run(["sysctl", "-n", *keys], capture_output=True, check=False, timeout=5)

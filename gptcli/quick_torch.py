@@ -1,4 +1,4 @@
-"""Imports PyTorch without the parts that only tracing needs, which takes a third less time."""
+"""Imports PyTorch in a third less time, without the parts that only tracing needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 UNUSED = ("torch.export", "torch._meta_registrations")
-"""Modules that only tracing uses (the device "meta"). `import torch` imports them last."""
+"""Modules that only tracing with the device "meta" uses. `import torch` imports them at its end."""
 
 NEED_THEM = (
     *UNUSED,
@@ -20,16 +20,18 @@ NEED_THEM = (
         for name in ("_prims", "_refs", "_decomp", "_export", "_dynamo", "_inductor")
     ),
 )
-"""Modules that can be imported only after UNUSED, and UNUSED themselves."""
+"""The modules UNUSED, and the modules that can be imported only after UNUSED."""
 
 _import = builtins.__import__
 
 
 class _Later(ModuleType):
-    """A stand-in for a module, which is imported when code first reads one of its names."""
+    """A stand-in for a module of UNUSED.
+
+    The real modules are imported when a name is read from it."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # the import system reads such names
+        if name.startswith("__"):  # Python's import reads such names from every module
             raise AttributeError(name)
         _import_the_rest()
         return getattr(sys.modules[self.__name__], name)
@@ -40,20 +42,22 @@ class _Later(ModuleType):
 
 
 def import_torch() -> None:
-    """Import torch. UNUSED are imported when they are needed, or at once if this version of torch
-    needs them."""
+    """Import torch.
+
+    The modules UNUSED are imported only when they are needed. If this version of torch already
+    needs them at its import, they are imported at once."""
     if "torch" in sys.modules:
         return
     sys.modules.update((name, _Later(name)) for name in UNUSED)
     was_enabled = gc.isenabled()
-    gc.disable()  # an import makes little garbage, but each collection takes time
+    gc.disable()  # an import leaves little garbage, but each collection takes time
     try:
         torch = importlib.import_module("torch")
         builtins.__import__ = _import_in_order
         try:
             _let_generators_be_made(torch)
             torch.Generator().manual_seed(1)
-        except Exception:  # another version of torch
+        except Exception:  # this version of torch needs UNUSED
             _import_the_rest()
     finally:
         if was_enabled:
@@ -67,7 +71,7 @@ def _import_in_order(
     fromlist: Sequence[str] | None = (),
     level: int = 0,
 ) -> ModuleType:
-    """Python's `import`, except that it imports UNUSED first if the module needs them."""
+    """Replaces Python's `import`: imports UNUSED first if the imported module needs them."""
     if level == 0 and name.startswith("torch"):
         names = {name, *(f"{name}.{each}" for each in fromlist or ())}
         if any((each + ".").startswith(tuple(f"{x}." for x in NEED_THEM)) for each in names):
@@ -76,21 +80,21 @@ def _import_in_order(
 
 
 def _import_the_rest() -> None:
-    """Import UNUSED in place of their stand-ins. A second call does nothing."""
+    """Import the modules UNUSED, and remove their stand-ins. A second call does nothing."""
     builtins.__import__ = _import
     late = [name for name in UNUSED if isinstance(sys.modules.get(name), _Later)]
     stand_ins = [sys.modules.pop(name) for name in late]
     for stand_in in stand_ins:
         module = importlib.import_module(stand_in.__name__)
-        stand_in.__dict__.update(module.__dict__)  # for code that imported the stand-in
+        stand_in.__dict__.update(module.__dict__)  # for code that still holds the stand-in
         parent, _, name = stand_in.__name__.rpartition(".")
         setattr(sys.modules[parent], name, module)
 
 
 def _let_generators_be_made(torch: ModuleType) -> None:
-    """Allow torch.Generator(), as `torch._prims.rng_prims` does at its end (torch 2.13).
+    """Make torch.Generator() usable, as the last lines of `torch._prims.rng_prims` do (torch 2.13).
 
-    Importing UNUSED would import that module."""
+    `torch._prims.rng_prims` would be imported together with UNUSED."""
     if hasattr(torch._C, "_set_generator_metaclass"):
         base = importlib.import_module("torch._opaque_base")
         torch._C._set_generator_metaclass(base.OpaqueBaseMeta)

@@ -1,7 +1,7 @@
 """Reads `KEY=VALUE` for keys that take text, such as `data.source`: the value as it was typed.
 
-A file name can have another meaning in YAML: `08` is a number, `x #2.txt` a name and a comment,
-`[draft] x.txt` a broken list. So a key that takes text gets VALUE literally:
+A file name can mean something else in YAML: `08` is a number, `x #2.txt` is a name and a comment,
+and `[draft] x.txt` is a broken list. So for a key that takes text, VALUE is read by these rules:
 
 | value | is |
 |---|---|
@@ -31,19 +31,19 @@ from gptcli.errors import GptcliError
 _NULLS = ("", "~", "null", "Null", "NULL")
 _SINGLE = re.compile(r"'((?:[^']|'')*)'", re.DOTALL)
 _DOUBLE = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-# Finds `C:\texts\new.txt` in double quotes. It leaves out `C:\x` with the escape of a control
-# character, which gptcli itself writes.
+# Finds paths such as `C:\texts\new.txt` in double quotes. It does not find `C:\x0A`, because gptcli
+# itself writes a control character with this escape.
 _WINDOWS_PATH = re.compile(r'"[A-Za-z]:\\(?!\\|x[01][0-9A-F])')
 
 
 def takes_text(key: tuple[str, ...]) -> bool:
-    """Whether the value of a key is text. `key` can also name an item of a key's list."""
+    """Whether the value of `key` is text. `key` can also be an item in the list of a key."""
     forms = _forms(key[:2])
     return "text" in forms and (len(key) == 2 or (len(key) == 3 and "list" in forms))
 
 
 def text_of_override(override: str, key: tuple[str, ...], text: str) -> str | list[str] | None:
-    """The value of `KEY=VALUE`, by the table above. `text` is VALUE.
+    """The value of an override `KEY=VALUE`, by the table at the top of this file. `text` is VALUE.
 
     Raises GptcliError if VALUE is in double quotes, and is a Windows path or has an unknown
     escape."""
@@ -63,7 +63,7 @@ def text_of_override(override: str, key: tuple[str, ...], text: str) -> str | li
 
 
 def refuse_windows_path(where: str, quoted: str) -> None:
-    """Raise GptcliError if a text in double quotes is a Windows path; its `\\t` would be a tab."""
+    """Raise GptcliError for a Windows path in double quotes, in which `\\t` would mean a tab."""
     if _WINDOWS_PATH.match(quoted):
         path = quoted.strip('"')
         raise GptcliError(
@@ -75,7 +75,9 @@ def refuse_windows_path(where: str, quoted: str) -> None:
 
 @cache
 def _forms(key: tuple[str, ...]) -> frozenset[str]:
-    """The forms that a key takes: "text", "list", "null". Empty if it also takes other values."""
+    """The forms that the value of a key can have: "text", "list", "null".
+
+    Returns an empty set if the value can also have another form, such as a number."""
     section = Config.model_fields.get(key[0]) if len(key) == 2 else None
     if section is None:
         return frozenset()
@@ -88,7 +90,7 @@ def _forms(key: tuple[str, ...]) -> frozenset[str]:
 
 
 def _forms_of(annotation: Any) -> Iterator[str]:
-    """The forms that a type of gptcli.config takes: "text", "list", "null", "other"."""
+    """The forms that a value of this type can have: "text", "list", "null", "other"."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _forms_of(arguments[0])
@@ -100,7 +102,7 @@ def _forms_of(annotation: Any) -> Iterator[str]:
 
 
 def _list(override: str, text: str) -> list[str] | None:
-    """The texts in a YAML list such as `[a.txt, "b.txt"]`; None if `text` is no list of texts."""
+    """The texts in a YAML list such as `[a.txt, "b.txt"]`; None if `text` is not such a list."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError):
@@ -116,7 +118,7 @@ def _list(override: str, text: str) -> list[str] | None:
 
 
 def _unquoted(override: str, quoted: str) -> str:
-    """The text inside double quotes."""
+    """The text that is written in double quotes, with its escapes replaced."""
     try:  # JSON keeps line breaks such as U+2028; YAML would replace them by blanks
         found = json.loads(quoted, strict=False)
     except ValueError:

@@ -1,7 +1,7 @@
-"""The command line: the list of commands, and the place that prints every error.
+"""The command line: the list of commands, and the function that runs a command and prints errors.
 
-torch, pydantic and rich are imported only when a command needs them, so `--help` stays fast. Only
-the module of the called command is imported.
+Only the module of the called command is imported. torch, pydantic and rich are imported only when
+this command needs them, so that `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ _COMMANDS = {
     "schema": ("configs", "schema", "gptcli schema > schema.json"),
     "tokenizer": ("tokenizer", "", ""),
 }
-"""Command -> its module in gptcli.cli, its function, and the example in its help."""
-_SHORT = {"chat": "sample"}  # for `sample --interactive`
+"""Command -> (its module in gptcli.cli, its function in this module, the example in its help)."""
+_SHORT = {"chat": "sample"}  # `gptcli chat` is short for `gptcli sample --interactive`
 
 
 def _version(wanted: bool) -> None:
@@ -89,9 +89,10 @@ def _gptcli(
 
 
 def app_of(words: Sequence[str]) -> typer.Typer:
-    """The command line with the command that `words` name; with all commands if they name none.
+    """The Typer app with only the command that `words` name, or with all commands if there is none.
 
-    Importing the modules of all commands takes longer than sampling a short text."""
+    It has only one command because importing the modules of all commands takes longer than sampling
+    a short text."""
     app = typer.Typer(
         name="gptcli",
         cls=Group,
@@ -115,7 +116,7 @@ def app_of(words: Sequence[str]) -> typer.Typer:
 
 
 def _add(app: typer.Typer, command: str) -> None:
-    """Add a command to the command line. Imports its module."""
+    """Import the module of a command, and add the command to the Typer app."""
     module, function, example = _COMMANDS[command]
     home = import_module(f"gptcli.cli.{module}")
     if command == "tokenizer":
@@ -145,7 +146,7 @@ def main() -> None:
             _refuse_deleted_folder()
         code = app(arguments, prog_name="gptcli", standalone_mode=False)
         sys.stdout.flush()
-        if code == 130:  # typer's exit code for Ctrl-C
+        if code == 130:  # Typer returns this code after Ctrl-C
             note("\ninterrupted")
     except GptcliError as error:
         if debug:
@@ -170,7 +171,8 @@ def main() -> None:
 
 
 def _refuse_deleted_folder() -> None:
-    """Raise GptcliError if the current folder is deleted: importing PyTorch would crash."""
+    """Raise GptcliError if the current folder was deleted, because importing PyTorch would
+    crash."""
     try:
         Path.cwd()
     except OSError as error:
@@ -182,7 +184,7 @@ def _refuse_deleted_folder() -> None:
 
 
 def _machine_error(error: Exception) -> GptcliError | None:
-    """The error to print if the disk, the memory or the compiler failed; None for other errors."""
+    """The GptcliError to print if the disk, the memory or the compiler failed; else None."""
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename else ""
         if error.filename == STDOUT:
@@ -200,7 +202,7 @@ def _machine_error(error: Exception) -> GptcliError | None:
             "turn it off with run.compile=false; on a CPU it needs a C++ compiler (g++)",
             exit_code=1,
         )
-    if is_out_of_memory(error):  # for training, gptcli.training.out_of_memory has a better hint
+    if is_out_of_memory(error):  # a training gets its hint from gptcli.training.out_of_memory
         return GptcliError(
             "out of memory",
             "lower train.batch_size (and raise train.grad_accum by the same factor), "
@@ -212,7 +214,7 @@ def _machine_error(error: Exception) -> GptcliError | None:
 
 
 def _usage_error(error: TyperException) -> int:
-    """Print a wrong command line as an error in gptcli's form. Returns the exit code."""
+    """Print Typer's error for a wrong command line in gptcli's form. Returns the exit code."""
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":

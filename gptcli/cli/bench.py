@@ -24,11 +24,11 @@ def bench(
 ) -> None:
     """Measure training and sampling speed on this machine.
 
-    First, bench measures the machine's peak speed in matrix products. The training figure says
+    First, bench measures the machine's peak speed in matrix products. The figure for training says
     which share of this peak a training step reaches. The limit for sampling is an estimate: for
     each token, the machine must at least read and multiply all weights, and the keys and values of
-    a full context. The command takes about ten seconds and keeps no run. Run nothing else at the
-    same time."""
+    a full context. The command takes about ten seconds and leaves no run folder. Run nothing else
+    at the same time."""
     from gptcli.cli.train_arguments import config_of_arguments
 
     config = config_of_arguments(arguments or [])

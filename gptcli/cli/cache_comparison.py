@@ -1,4 +1,4 @@
-"""Compares sampling with the learner's key/value cache and without it: the text and the speed."""
+"""Compares text and speed of sampling with the learner's key/value cache and without it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gptcli.sampling.streams import Streams, Uniform
     from gptcli.sampling.text import Sample
 
-LIMIT_S = 20.0  # for generating without the cache
+LIMIT_S = 20.0  # at most so many seconds without the cache
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class CacheComparison:
     file: str
     with_cache: float
     without: float
-    difference: str | None  # between the texts, in words; None if equal
-    whole: bool  # whether LIMIT_S was enough for the complete text without the cache
+    difference: str | None  # how the texts differ, in words; None if they are equal
+    whole: bool  # whether the text without the cache is complete (LIMIT_S)
     dtype: str
 
     def to_json(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class CacheComparison:
         }
 
     def report(self) -> None:
-        """Print how much faster the cache is.
+        """Print how much faster sampling is with the cache, and whether the text is the same.
 
         Raises GptcliError if the cache changes the text in float32."""
         if self.difference is not None and self.dtype == "float32":
@@ -72,9 +72,10 @@ def compare_without_cache(
     seed: int,
     stops: Sequence[str],
 ) -> CacheComparison | None:
-    """Generate the samples again without the learner's cache, for at most LIMIT_S seconds.
+    """Generate the samples again without the learner's cache, and compare them with `samples`.
 
-    Returns None if no tokens were generated."""
+    Generates for at most LIMIT_S seconds. `seconds` is the time that generating `samples` took.
+    Returns None if `samples` have no tokens."""
     from gptcli.sampling.text import NewText, generate_text
 
     longest = max((one.tokens for one in samples), default=0)
@@ -118,7 +119,7 @@ def compare_without_cache(
 
 
 def _difference(cached: str, plain: str) -> str:
-    """The first difference of two texts, in words."""
+    """The first difference between the text with the cache and the text without it, in words."""
     at = next((i for i, (a, b) in enumerate(zip(cached, plain, strict=False)) if a != b), 0)
     return (
         f"from character {at + 1} on, it is {cached[at : at + 20]!r}; without the cache it is "
@@ -137,7 +138,7 @@ def _without_cache(model: GPT) -> Iterator[None]:
 
 @contextmanager
 def errors_of_cache(user_parts: UserParts | None) -> Iterator[None]:
-    """Turn an exception in the learner's cache or attention into a GptcliError with its line."""
+    """Turn an exception in the learner's cache or attention into a GptcliError with the line."""
     try:
         yield
     except Exception as error:
@@ -148,7 +149,7 @@ def errors_of_cache(user_parts: UserParts | None) -> Iterator[None]:
 
 
 class _Counted:
-    """Streams that count the tokens they generate."""
+    """Passes all calls on to `streams`, and counts the tokens that they generate."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gptcli.course.report import BuiltinReport, FileReport
 
-# For the help of each command: (exercise, the part and its steps, the contents of the file).
+# (exercise, what is checked and its steps, what the file must have), for the help of each command.
 COMMANDS = (
     (
         "layernorm",
@@ -133,7 +133,7 @@ def check_attention(
 
 
 def check_command(exercise: str) -> Callable[..., None]:
-    """The function of the check-* command for an exercise other than attention."""
+    """The function of the command `check-EXERCISE`, for every exercise except attention."""
     what, interface = next((what, has) for name, what, has in COMMANDS if name == exercise)
 
     def command(
@@ -157,11 +157,11 @@ def check_command(exercise: str) -> Callable[..., None]:
 
 
 def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> None:
-    """Check the files and print each report as it comes.
+    """Check files, and print the report of each file as soon as it is checked.
 
-    A file that cannot be used gives an error instead of a report. These errors come after the
-    reports. The last error is raised, and the others are printed. Without such an error, raises
-    typer.Exit(1) if a file is wrong."""
+    For a file that cannot be used, there is an error instead of a report. After all reports, these
+    errors are printed, and the last of them is raised. If there are no such errors but a file is
+    wrong, raises typer.Exit(1)."""
     from gptcli.course.checking import check_files
 
     wrong, unusable = False, []
@@ -185,7 +185,7 @@ def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> 
 
 
 def _unusable_json(spec: str, error: GptcliError) -> dict[str, object]:
-    """The JSON object for a file that cannot be checked. With --json, every file gets a line."""
+    """The JSON object for a file that cannot be checked: with --json, every file gets one."""
     return {
         "file": spec,
         "ok": False,
@@ -213,7 +213,7 @@ def _check_builtin(as_json: bool) -> None:
 
 
 def show_file(report: FileReport, console: Console, level: int = 1) -> None:
-    """Print the report of one file: the steps or checks, then the verdict and the hint."""
+    """Print the report of one file: its steps or checks, then the verdict and the hint."""
     from rich.text import Text
 
     console.print(Text(f"{report.file}: {report.subject[1]}", style="bold"))
@@ -232,7 +232,7 @@ def show_file(report: FileReport, console: Console, level: int = 1) -> None:
 
 
 def _next_lines(report: FileReport) -> list[str]:
-    """The next commands after a file that passes: to use it, and to begin the next exercise."""
+    """Commands to run after a file has passed: to use it, and to begin the next exercise."""
     from gptcli.course.catalogue import EXERCISES
 
     names = [each.name for each in EXERCISES]
@@ -256,7 +256,7 @@ def _next_lines(report: FileReport) -> list[str]:
 
 
 def _show_steps(report: FileReport, console: Console, unicode: bool) -> None:
-    """Print one line per step, then the notes."""
+    """Print one line for each step of the exercise, then the notes of the checks."""
     from rich.text import Text
 
     from gptcli.course.catalogue import exercise_named
@@ -289,7 +289,7 @@ def _step_line(number: int, name: str, state: str, unicode: bool) -> Text:
 
 
 def _show_picture(report: FileReport, console: Console, unicode: bool) -> None:
-    """Print the steps of a wrong attention with their lines, then the wrong and right weights."""
+    """Print the steps of a wrong attention with their lines, then its and the correct weights."""
     from rich.text import Text
 
     from gptcli.course.attention.picture import heat, steps
@@ -303,7 +303,7 @@ def _show_picture(report: FileReport, console: Console, unicode: bool) -> None:
 
 
 def _show_checks(report: FileReport, console: Console) -> None:
-    """Print one line per check of an attention."""
+    """Print one line for each check of an attention."""
     from rich.table import Table
     from rich.text import Text
 
@@ -324,7 +324,7 @@ def _show_checks(report: FileReport, console: Console) -> None:
 def _show_verdict(
     console: Console, ok: bool, message: str, hints: Iterable[str] = (), level: int = 1
 ) -> None:
-    """Print the last lines of a report: right or wrong, and the hint of level `level`."""
+    """Print the last lines of a report: ok or wrong, and the hint that --hint `level` asks for."""
     from rich.text import Text
 
     console.print()
@@ -339,7 +339,8 @@ def _show_verdict(
 
 
 def show_builtin(report: BuiltinReport, console: Console) -> None:
-    """Print a table for each device: the largest error of each path (row) and dtype (column)."""
+    """Print a table for each device: the largest error of each path (row) in each dtype
+    (column)."""
     from rich import box
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Parses the command line: hints for misspelt options and commands, and --help in plain words."""
+"""Parses the command line, gives hints for misspelt options and commands, and writes --help."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Problem = tuple[str, str]
 """An error message and its hint."""
 
 _WITH_KEYS = ("train", "bench", "plan")
-"""The commands for which a hint writes an option as KEY=VALUE."""
+"""The commands that take KEY=VALUE, so that a hint can write an unknown option as KEY=VALUE."""
 
 
 class CommandLineError(GptcliError):
-    """The error for wrong options, or for a word too many.
+    """The error for wrong options, or for more words than the command takes.
 
     `problems` is a list of (message, hint)."""
 
@@ -44,12 +44,12 @@ class CommandLineError(GptcliError):
 
 
 def same_option(name: str) -> str:
-    """The normal form of an option or command for Typer: dashes instead of underscores."""
+    """The name of an option or command as Typer knows it: with dashes instead of underscores."""
     return name.replace("_", "-")
 
 
 class Command(TyperCommand):
-    """A command whose errors name the right option, and whose --help has no Python types."""
+    """A command whose errors propose the correct option, and whose --help has no Python types."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments.
@@ -58,7 +58,7 @@ class Command(TyperCommand):
         value that is not a number or is out of range."""
         if not ctx.resilient_parsing:
             problems = list(_problems(ctx, args))
-            if len(problems) > 1:  # a single hint need not name its option
+            if len(problems) > 1:  # if there is only one hint, it need not name the option
                 problems = [(message, _option(message) + hint) for message, hint in problems]
             if problems:
                 raise CommandLineError(problems)
@@ -69,19 +69,21 @@ class Command(TyperCommand):
             raise _bad_value(ctx, typed, error) or error from None
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The words of the usage line: [OPTIONS], then each argument by its name in the help."""
+        """The words of the line "Usage" in the help: [OPTIONS], then the names of the arguments."""
         return ["[OPTIONS]", *(metavar(p) for p in self.params if _is_argument(p))]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments and options, with their bounds in words."""
+        """Write the arguments and options into the help, with their bounds in words."""
         _write_parameters(self, ctx, formatter)
 
 
 class Group(TyperGroup):
-    """A group of commands. An unknown command gets a hint."""
+    """A group of commands. The error about an unknown command has a hint."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the options before the command. Raises CommandLineError for a wrong option."""
+        """Parse the options that come before the command.
+
+        Raises CommandLineError for a wrong option."""
         begin = []
         for word in args:
             if not word.startswith("-"):
@@ -93,7 +95,7 @@ class Group(TyperGroup):
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The command that the words name, and its arguments.
+        """The command that the words of the command line name, and its arguments.
 
         `chat` means `sample --interactive`, and `help COMMAND` means `COMMAND --help`. Raises
         GptcliError if there is no such command."""
@@ -109,7 +111,7 @@ class Group(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def _other_command(self, ctx: Context, word: str, rest: list[str]) -> str:
-        """The hint for an unknown command."""
+        """The hint of the error about an unknown command."""
         above, path = ctx.parent is not None, ctx.command_path
         inside = COMMAND_OF.get(f"{ctx.info_name} {word.lower()}")
         other = inside or COMMAND_OF.get(word.lower())
@@ -123,7 +125,7 @@ class Group(TyperGroup):
         return f"the commands are: {', '.join(self.commands)}"
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options and the commands."""
+        """Write the options and the commands into the help."""
         _write_parameters(self, ctx, formatter)
         self.format_commands(ctx, formatter)
 
@@ -137,7 +139,7 @@ def print_help(ctx: Context) -> None:
 
 
 def is_text_or_config(word: str) -> bool:
-    """Whether a word is a file or folder, or the name of a shipped config or text."""
+    """Whether a word is the path of a file or folder, or the name of a shipped config or text."""
     from gptcli.files.shipped import shipped_configs, shipped_texts
 
     try:
@@ -151,10 +153,11 @@ def is_text_or_config(word: str) -> bool:
 
 
 def _problems(ctx: Context, args: list[str]) -> Iterator[Problem]:
-    """(message, hint) for each problem.
+    """(message, hint) for each problem in the words of a command line.
 
-    A problem is an unknown option, an option without the value that it needs, an option with a
-    value that it does not take, or the first word too many."""
+    A problem is an unknown option, an option without the value that it needs, or an option with a
+    value that it does not take. If there are more words than arguments, the first word that has no
+    argument is a problem, too."""
     known: dict[str, Any] = {same_option(name): p for p in ctx.command.params for name in _names(p)}
     known |= dict.fromkeys(ctx.help_option_names)
     path = ctx.command_path
@@ -206,14 +209,14 @@ def _problems(ctx: Context, args: list[str]) -> Iterator[Problem]:
 
 
 def _option(message: str) -> str:
-    """The option in the message of a problem, with a colon; "" for a word too many."""
+    """The option that the message of a problem names, with a colon; "" if it names none."""
     return next((f"{word}: " for word in message.split() if word.startswith("-")), "")
 
 
 def _bad_value(ctx: Context, args: list[str], error: TyperException) -> GptcliError | None:
     """The error for a value that is not a number or is out of range; None for other errors.
 
-    The message quotes the value."""
+    Unlike Typer's error, its message quotes the value."""
     parameter = getattr(error, "param", None)
     if parameter is None or not str(error.format_message()).startswith("Invalid value"):
         return None
@@ -239,7 +242,7 @@ def _bad_value(ctx: Context, args: list[str], error: TyperException) -> GptcliEr
 
 
 def _too_many(ctx: Context, word: str, words: list[str], known: dict[str, Any]) -> Problem:
-    """(message, hint) for a word after the last argument of a command."""
+    """(message, hint) for `word`, the first word for which the command has no argument."""
     path = ctx.command_path
     command = path.partition(" ")[2]
     name, equals, value = word.partition("=")
@@ -258,7 +261,7 @@ def _too_many(ctx: Context, word: str, words: list[str], known: dict[str, Any]) 
 
 
 def _names_run(word: str) -> bool:
-    """Whether a word is a run: its folder, or its name under runs/."""
+    """Whether a word names a run: by its folder, or by its name under runs/."""
     return is_run(word) or is_run(os.path.join("runs", word))  # noqa: PTH118
 
 
@@ -272,14 +275,14 @@ def _is_argument(parameter: Any) -> bool:
 
 
 def _is_long(command: str, name: str, known: dict[str, Any]) -> bool:
-    """Whether a word such as `-prompt` is a long option with only one dash."""
+    """Whether a word such as `-prompt` is a long option that was typed with only one dash."""
     word = normalised(name)
     names = {normalised(option) for option in known} | FORM_OF.get(command, {}).keys()
     return len(word) > 1 and (word in names or word in KEY_OF or word in SENTENCE_OF)
 
 
 def _can_be_value(word: str) -> bool:
-    """Whether the word after an unknown option can be its value."""
+    """Whether `word`, which comes after an unknown option, can be the value of this option."""
     return bool(word) and (re.match(r"-\.?\d", word) is not None or word[0] != "-")
 
 
@@ -293,7 +296,7 @@ def _needs_value(path: str, parameter: Any, name: str, following: str | None = N
 def _instead(
     ctx: Context, command: str, name: str, value: str, known: dict[str, Any]
 ) -> tuple[str, bool]:
-    """The hint for an unknown option, and whether `value` counts as the value of this option."""
+    """The hint for an unknown option, and whether the word `value` after it is its value."""
     word = normalised(name)
     own = next((option for option in known if normalised(option) == word), None)
     if own is not None:
@@ -315,7 +318,7 @@ def _instead(
         return SENTENCE_OF[word], not SENTENCE_OF[word].startswith("leave")
     for other, parameters in _other_commands(ctx).items():
         if other == "import" and setting is not None:
-            continue  # most users mean the config key
+            continue  # most users mean the config key, and not `import`
         if any(same_option(name) in _names(parameter) for parameter in parameters):
             return f"{same_option(name)} is an option of `gptcli {other}`", True
     options = {normalised(option): option for option in known}
@@ -327,7 +330,7 @@ def _instead(
 
 
 def _by_value(command: str, word: str, value: str) -> str | None:
-    """gptcli's form of an option whose meaning depends on its value; None for other options."""
+    """gptcli's form of another program's option whose meaning depends on its value; else None."""
     if command == "sample" and word in ("start", "prompt") and value.startswith("FILE:"):
         return f"--prompt-file {shlex.quote(value.removeprefix('FILE:'))}"
     if word == "init_from":
@@ -340,8 +343,9 @@ def _by_value(command: str, word: str, value: str) -> str | None:
 
 
 def _written(path: str, form: str, value: str, known: dict[str, Any]) -> tuple[str, bool]:
-    """The hint from a form of the table and the user's value, and whether the option takes a
-    value."""
+    """The hint to write `form` with the user's value, and whether this form takes a value.
+
+    `form` is from gptcli.other_spellings."""
     option = form.partition(" ")[0]
     if option.isupper() and not option.startswith("-"):
         shown = shlex.quote(value) if value else option
@@ -364,7 +368,7 @@ def _written(path: str, form: str, value: str, known: dict[str, Any]) -> tuple[s
 
 
 def _fixed(command: str, key: str, value: str, known: dict[str, Any]) -> str:
-    """The hint for an option without a value that means `key` = `value`."""
+    """The hint for an option such as `--bf16`, which takes no value and means `key` = `value`."""
     option = "--" + key.partition(".")[2]
     if option in known:
         return f"write {option} {value}"
@@ -374,7 +378,7 @@ def _fixed(command: str, key: str, value: str, known: dict[str, Any]) -> str:
 
 
 def _key(name: str) -> str | None:
-    """The config key of an option such as `--lr` or `--model.n_layer`; None if it means no key."""
+    """The config key that an option such as `--lr` or `--model.n_layer` means, or None."""
     from gptcli.config_problems import dotted_keys
 
     word = normalised(name)
@@ -386,7 +390,7 @@ def _key(name: str) -> str | None:
 
 
 def _assignment(name: str, value: str) -> str | None:
-    """The KEY=VALUE that an option means; `KEY=...` without a value; None if it means no key."""
+    """The KEY=VALUE that an unknown option means, or None. If `value` is empty, it is `KEY=...`."""
     key = _key(name)
     if key is None:
         return None
@@ -396,7 +400,7 @@ def _assignment(name: str, value: str) -> str | None:
 
 
 def _other_commands(ctx: Context) -> dict[str, list[Any]]:
-    """Command -> parameters, for the other commands, which `app_of` did not add."""
+    """Command -> its parameters, for all commands except the one that was called."""
     from typer.main import get_command
 
     from gptcli.cli import app_of
@@ -409,16 +413,16 @@ def _other_commands(ctx: Context) -> dict[str, list[Any]]:
 # ---- help --------------------------------------------------------------------------------------
 
 _RANGE = re.compile(r"(?:[\d.e+]+<=?x(?:<=?[\d.e+]+)?|x[<>]=?[\d.e+]+)(?=\]$|;)")
-"""A range at the end of a help text, as Typer writes it: `x>=1`, `0.0<=x<=1.0`."""
+"""Finds the range that Typer writes at the end of a help text, such as `x>=1` or `0.0<=x<=1.0`."""
 
 
 def metavar(parameter: Any) -> str:
-    """The name that the help gives to a parameter's value, such as `N` or `FILE`."""
+    """The name of a parameter's value in the help, such as `N` or `FILE`."""
     return str(parameter.metavar or parameter.name.upper())
 
 
 def _write_parameters(command: Any, ctx: Context, formatter: Any) -> None:
-    """Write the arguments and the options of a command."""
+    """Write the arguments and the options of a command into its help."""
     for title, found in parameter_rows(command, ctx).items():
         if found:
             with formatter.section(title):
@@ -438,7 +442,7 @@ def parameter_rows(command: Any, ctx: Context) -> dict[str, list[tuple[str, str]
         else:
             name = re.sub(r" <[^>]*>", f" {metavar(parameter)}", name)
         least, most = getattr(parameter, "min", None), getattr(parameter, "max", None)
-        if "|" in metavar(parameter):  # the name already lists the values
+        if "|" in metavar(parameter):  # the name already lists the allowed values
             text = re.sub(f"; {_RANGE.pattern}", "", text)
         elif least is not None or most is not None:
             text = _RANGE.sub(_bounds(least, most), text)

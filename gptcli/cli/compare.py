@@ -81,9 +81,9 @@ def compare(
 
 
 def _with_seeds(paths: list[Path], names: list[str], count: int) -> list[Arm]:
-    """The arms (one for each config) with the runs of all seeds. Trains the missing runs.
+    """One arm for each config, with the runs of all seeds. Missing runs are trained.
 
-    Leaves out diverged runs. Raises GptcliError if all runs of a config diverged."""
+    Runs that diverged are left out. Raises GptcliError if all runs of a config diverged."""
     from gptcli.cli.output import note
     from gptcli.experiments.arms import Arm, seed_trials
     from gptcli.experiments.trials import Trial, train_all

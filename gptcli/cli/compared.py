@@ -1,4 +1,4 @@
-"""Output of `compare` and `sweep`: curves, table, samples and verdicts, also as page or JSON."""
+"""Output of `compare` and `sweep`: curves, table, samples and verdicts, as text, page or JSON."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ _MOST_SENTENCES = 6
 
 
 def pairs_of(arms: list[Arm]) -> list[tuple[Arm, Arm, Difference]]:
-    """(first arm, other arm, difference of their losses) for each of the other arms."""
+    """(first arm, another arm, difference of their losses) for every arm except the first."""
     from gptcli.experiments.intervals import difference_of
 
     return [(arms[0], other, difference_of(arms[0].losses(), other.losses())) for other in arms[1:]]
 
 
 def verdicts_of(arms: list[Arm], problem: str | None) -> list[str]:
-    """The verdict on each pair; only `problem` if the arms cannot be compared.
+    """A sentence with the verdict on each pair of `pairs_of`.
 
-    If there are many pairs, a last sentence warns of chance."""
+    If there are many pairs, one more sentence warns that a difference can be chance. If the arms
+    cannot be compared, returns only `problem`, which says why."""
     from gptcli.experiments.intervals import verdict
 
     if problem is not None:
@@ -46,7 +47,7 @@ def verdicts_of(arms: list[Arm], problem: str | None) -> list[str]:
 def show_arms(
     arms: list[Arm], *, title: str, prompt: str, page: Path | None, as_json: bool
 ) -> None:
-    """Print the comparison of the arms. Also write the page if `page` is given."""
+    """Print the comparison of the arms. If the path `page` is given, also write the HTML page."""
     from gptcli.experiments.arms import differing_settings, why_not_comparable
 
     problem = why_not_comparable(arms)
@@ -102,7 +103,7 @@ def _print(
 
 
 def _sample(arm: Arm, prompt: str) -> str:
-    """The text that the arm's first run writes after the prompt; "" and a note if it cannot."""
+    """The text that an arm's first run writes after the prompt; "" and a note if it cannot."""
     from gptcli.api.model import load
 
     try:

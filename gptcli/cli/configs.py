@@ -38,14 +38,14 @@ def configs(
 def schema() -> None:
     """Print the JSON Schema of all config keys.
 
-    The schema explains every key. With it, editors complete and check a YAML file."""
+    The schema explains every key. Editors use it to complete and check a YAML file."""
     from gptcli.config_files import json_schema
 
     sys.stdout.write(json_schema())
 
 
 def _first_comment(text: str) -> str:
-    """The description of a config: the first comment that is not an instruction for editors."""
+    """The description of a config: its first comment that is not meant for editors."""
     for line in text.splitlines():
         if line.startswith("#") and "$schema" not in line:
             return line.lstrip("# ")

@@ -1,6 +1,6 @@
 """Finds the option --debug, which is allowed at any place of the command line.
 
-In `gptcli sample --prompt --debug` and after `--`, the word is a value instead of an option.
+In `gptcli sample --prompt --debug`, and after `--`, the word --debug is a value and not an option.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ DEBUG = "--debug"
 
 
 def without_debug(arguments: list[str], app: typer.Typer) -> tuple[list[str], bool]:
-    """The arguments without the option --debug, and whether it was there."""
+    """The arguments without the option --debug, and whether they had it."""
     if DEBUG not in arguments:
         return arguments, False
-    command: Any = typer.main.get_command(app)  # takes 0.1 s, so only if the word is there
+    command: Any = typer.main.get_command(app)  # takes 0.1 s, so only if --debug is there
     kept, debug, position = [], False, 0
     while position < len(arguments):
         word = arguments[position]
@@ -36,7 +36,7 @@ def without_debug(arguments: list[str], app: typer.Typer) -> tuple[list[str], bo
 
 
 def _takes_value(command: Any, word: str) -> bool:
-    """Whether the word after an option is its value."""
+    """Whether `word` is an option that takes the next word as its value."""
     name = word.replace("_", "-") if word.startswith("--") else word
     return any(
         name in parameter.opts and not parameter.is_flag and not parameter.count

@@ -1,4 +1,4 @@
-"""Opens a file at a line in the user's editor: $VISUAL, $EDITOR, or one that is installed."""
+"""Opens a file at a line in the user's editor: $VISUAL, $EDITOR, or an editor that is installed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from gptcli.errors import GptcliError
 
 _USUAL = ("nano", "vim", "vi")
-_TAKE_A_LINE = {"vi", "vim", "nvim", "nano", "emacs", "micro", "kak", "joe"}  # as `+12`
+_TAKE_A_LINE = {"vi", "vim", "nvim", "nano", "emacs", "micro", "kak", "joe"}  # by `+12`
 _HINT = "set an editor, for example `export EDITOR=nano`, or open {} in any editor and save it"
 
 
 def editor(environ: Mapping[str, str], path: Path) -> list[str]:
-    """The command of the editor as a list of words, without the file.
+    """The words of the command that starts the user's editor, without the file.
 
-    Raises GptcliError if no editor is set or installed, or if the program that is set is
-    missing."""
+    Raises GptcliError if no editor is set or installed, or if the program in $VISUAL or $EDITOR is
+    missing. The hint names the file `path`."""
     for variable in ("VISUAL", "EDITOR"):
         value = environ.get(variable, "").strip()
         if not value:
@@ -41,7 +41,7 @@ def editor(environ: Mapping[str, str], path: Path) -> list[str]:
 
 
 def open_in_editor(words: list[str], path: Path, line: int | None, stderr: int) -> str:
-    """Run the editor until it ends. Returns a note about a problem, or "" if there was none.
+    """Run the editor until it ends. Returns a note for the user if it failed, else "".
 
     `stderr` is a file descriptor of the terminal, which the editor needs."""
     at = [f"+{line}"] if line is not None and Path(words[0]).name in _TAKE_A_LINE else []

@@ -24,7 +24,7 @@ _MEANINGS = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def unescape(text: str, where: str) -> str:
-    """The text with its escapes replaced. Messages call the place of the text `where`.
+    """`text` with its escapes replaced. Error messages say that the text is from `where`.
 
     Raises GptcliError for a backslash before any other character."""
 
@@ -41,7 +41,7 @@ def unescape(text: str, where: str) -> str:
 
 
 def literal_escapes_note(text: str, where: str) -> str | None:
-    """A note if a text contains `\\n` or `\\t`, which --escape would replace; else None."""
+    """A note if a text has `\\n` or `\\t`, which only --escape would replace; else None."""
     found = re.search(r"(?<!\\)(?:\\\\)*\\([nt])", text)
     if found is None:
         return None

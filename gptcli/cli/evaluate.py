@@ -84,12 +84,12 @@ def evaluate(
             f"use at most {block_size}",
         )
     tokens = _tokens(trained, split, file, overrides)
-    # The user's module can print, and stdout is for data.
+    # The code of the user's parts can print, but stdout is for data.
     with redirect_stdout(sys.stderr), waiting("evaluating"):
         by_text = _figures(tokens, lambda text: _mean_loss(trained, text, context, threads))
     loss = sum(each.share * each.loss for each in by_text if each.share > 0)
     count = sum(each.tokens for each in by_text)
-    # The bytes of the predicted tokens; end-of-text has no bytes.
+    # The bytes of the predicted tokens. End-of-text has none.
     text_bytes = sum(
         each.share * each.store.byte_count(trained.tokenizer, start=1) / each.tokens
         for each in by_text
@@ -131,7 +131,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Figures:
-    """The loss on one text of a mixture, or on the whole split."""
+    """The loss on one text of a mixture; if there is no mixture, on the whole split."""
 
     name: str
     share: float
@@ -141,7 +141,7 @@ class _Figures:
 
 
 def _figures(tokens: TokenStore, loss_on: Callable[[TokenStore], float]) -> list[_Figures]:
-    """The figures of each text if the split is a mixture; else those of the whole split."""
+    """The figures of each text of a mixture; if there is no mixture, those of the whole split."""
     from gptcli.corpus.mixture import MixedText, MixedTokens
 
     texts = tokens.texts if isinstance(tokens, MixedTokens) else [MixedText("", 1.0, tokens)]
@@ -154,7 +154,7 @@ def _figures(tokens: TokenStore, loss_on: Callable[[TokenStore], float]) -> list
 def _mean_loss(trained: Trained, tokens: TokenStore, context: int, threads: int | None) -> float:
     """The mean loss in nats per token.
 
-    The C library computes it if `threads` is set and the library can be used, else PyTorch."""
+    If `threads` is set, the C library computes it if it can; otherwise PyTorch computes it."""
     if threads is not None:
         from gptcli.training.native_evaluate import evaluate_natively
 
@@ -169,7 +169,9 @@ def _mean_loss(trained: Trained, tokens: TokenStore, context: int, threads: int 
 
 
 def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str]) -> TokenStore:
-    """The tokens to evaluate on. Raises GptcliError if the run's text has changed."""
+    """The tokens to evaluate on: those of the file, or of a split of the run's text.
+
+    Raises GptcliError if the run's text has changed."""
     from gptcli.config_files import values_set
     from gptcli.corpus import open_corpus
     from gptcli.corpus.records import NoSuchFieldError
@@ -191,7 +193,8 @@ def _tokens(trained: Trained, split: str, file: Path | None, overrides: list[str
                 "--file and a text of the run cannot both be given",
                 "leave out --file, or data.source and data.val_source, which name texts of the run",
             )
-        # Read a file as the run's text: with its data.field, data.documents and data.encoding.
+        # Read the file as the run reads its text: with its data.field, data.documents and
+        # data.encoding.
         source = section_of(str(file)).source
         other = {
             "source": source,

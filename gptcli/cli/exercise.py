@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from gptcli.course.checking import Checker
     from gptcli.course.folder import Progress
 
-_SHORT = 6  # letters of a heading, in a narrow window
-_ROOM_FOR_NAMES = 10  # columns for names, besides those for the word `student`
+_SHORT = 6  # letters of a heading in a narrow window
+_ROOM_FOR_NAMES = 10  # so many columns more than the word `student` has
 _STYLES = {"passes": "green", "wrong": "bold red", "unusable": "bold red", "not begun": "dim"}
 
 
@@ -146,7 +146,7 @@ def _status(chosen: tuple[Exercise, ...], folder: Path, watch: bool, as_json: bo
 
 
 def _class_status(chosen: tuple[Exercise, ...], folders: list[Path], as_json: bool) -> None:
-    """Print a table with a row for each student's folder and a column for each exercise."""
+    """Print a table with a row for each folder of a student and a column for each exercise."""
     from rich.table import Table
     from rich.text import Text
 
@@ -184,7 +184,8 @@ def _class_status(chosen: tuple[Exercise, ...], folders: list[Path], as_json: bo
 
 
 def _cell(row: Progress) -> str:
-    """The state of an exercise: "ok", "wrong", "error", "-", or "5/8" if 5 of 8 steps are right."""
+    """The state of an exercise: "ok", "wrong", "error" or "-", or "5/8" if 5 of 8 steps are
+    right."""
     if row.state == "wrong":
         step = row.report.first_wrong_step if row.report else None
         return "wrong" if step is None else f"{step - 1}/{len(row.exercise.steps)}"
@@ -199,7 +200,7 @@ def _check_round(
     console: Console,
     changed: set[str],
 ) -> None:
-    """Check all files, because files can import each other. Print full reports of `changed`."""
+    """Check all files, because they can import each other. Print the full reports of `changed`."""
     from gptcli.cli.check import show_file
     from gptcli.course.folder import progress_of
 
@@ -218,7 +219,7 @@ def _check_round(
 
 
 def _table(rows: list[Progress], console: Console) -> None:
-    """Print a line for each exercise, and how many exercises pass."""
+    """Print a line for each exercise, then how many exercises pass."""
     from rich.table import Table
     from rich.text import Text
 

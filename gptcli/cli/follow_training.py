@@ -1,4 +1,4 @@
-"""Trains on the terminal: shows the events, handles Ctrl-C, and prints the next commands."""
+"""Trains on the terminal: shows the events, handles Ctrl-C, and prints what to do afterwards."""
 
 from __future__ import annotations
 
@@ -40,10 +40,8 @@ def follow_training(
 ) -> None:
     """Train until the run ends, and print how it ended.
 
-    Also stops as soon as `asked_elsewhere()` returns true.
-
-    Exits with 130 if the user interrupted the run. Raises GptcliError if the run diverged or
-    failed.
+    The training also stops as soon as `asked_elsewhere()` returns true. The process exits with 130
+    if the user interrupted the run. Raises GptcliError if the run diverged or failed.
     """
     from gptcli.loggers.processes import RunLoggers
     from gptcli.training import run_folder
@@ -52,9 +50,10 @@ def follow_training(
     run = prepared.setup.run
     summary = RunSummary(prepared.setup)
     loggers = RunLoggers(run, prepared.setup.config.run.loggers)
-    # Handle signals until the end, because a signal after the last step must not lose the result.
+    # Signals are handled up to the end, so that a signal after the last step does not lose the
+    # result.
     with stop_on_signals() as stop:
-        # run.json must no longer say how an earlier part of the run ended.
+        # If the run is resumed, run.json must no longer say how the earlier part of it ended.
         run_folder.write_status(run, summary.begun())
         try:
             stop.also = asked_elsewhere
@@ -62,7 +61,7 @@ def follow_training(
         except Exception as error:
             _finish(loggers, prepared, stop)
             if as_json:
-                with suppress(OSError):  # an error of stdout must not hide the run's error
+                with suppress(OSError):  # the run's error is more important than stdout's
                     print_json(summary.ended())
             clearer = explained(error, prepared, files)
             if clearer is None:
@@ -77,7 +76,9 @@ def follow_training(
 
 
 def _finish(loggers: RunLoggers, prepared: Prepared, stop: Stop) -> None:
-    """Wait until the loggers finish, and print their warnings. Another Ctrl-C ends the loggers."""
+    """Wait until the loggers have finished, and print their warnings.
+
+    A new Ctrl-C ends them at once."""
     asked_at = stop.asked_at
     try:
         warnings = loggers.finish(lambda: stop.asked_at != asked_at, seconds_for_loggers(prepared))
@@ -93,7 +94,7 @@ def _train(
 ) -> Finished | None:
     """Run the training loop, and show each event.
 
-    Returns the last event, or None if a second Ctrl-C ended the loop."""
+    Returns the event Finished, or None if a second Ctrl-C ended the loop."""
     from gptcli.events import Finished
     from gptcli.view.history import recorded_events
     from gptcli.view.terminal import LiveView, is_live, open_view
@@ -104,7 +105,7 @@ def _train(
     live = _live_state(prepared) if is_live(console) else None
     with (
         journal_of(run, summary) as journal,
-        # The user's module can print. This output must not mix with the JSON on stdout.
+        # What the code of the user's parts prints must not mix with the JSON on stdout.
         redirect_stdout(sys.stderr),
         open_view(console, live) as view,
         suppress(LeaveAtOnce),
@@ -114,7 +115,7 @@ def _train(
         if live is not None and live.has_keys and isinstance(view, LiveView):
             keys = stack.enter_context(TrainingKeys(stop, view.press))
             wanted, wishes = keys.wanted, keys.wishes
-        # Closing the events gives up an unfinished save, before an old run is restored.
+        # Closing `events` gives up an unfinished checkpoint, before an old run is restored.
         events = stack.enter_context(
             closing(recorded_training(prepared, summary, journal, loggers, wanted, wishes))
         )
@@ -127,14 +128,14 @@ def _train(
         for event in events:
             if isinstance(event, Finished):
                 finished = event
-                # The command's error will say why the run diverged.
+                # The error at the end of the command will say why the run diverged.
                 event = replace(event, diagnosis=None, hint=None)
             view.handle(event)
     return finished
 
 
 def _live_state(prepared: Prepared) -> LiveState:
-    """The state of the live view: facts about the machine, and whether keys can be pressed."""
+    """What the live view must know: facts about the machine, and whether it can read keys."""
     from gptcli.memory import memory_held
     from gptcli.training.peak import known_peak
     from gptcli.view.live_state import LiveState
@@ -152,7 +153,7 @@ def _live_state(prepared: Prepared) -> LiveState:
 
 
 def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:
-    """Print what to do next. After an interruption, print how to continue, and exit with 130.
+    """Print which commands to run now. After an interruption, exit with 130.
 
     Raises GptcliError if the run diverged."""
     from gptcli.training.run_commands import resume_command
@@ -180,8 +181,8 @@ def _report_end(finished: Finished | None, run: Path, files: UserFiles) -> None:
 def restore_replaced_run(run: Path) -> bool:
     """Bring back the run that --overwrite moved away, if the new run saved no checkpoint.
 
-    Returns True if an old run was restored. Signals wait until all files are moved, because
-    otherwise another Ctrl-C could leave half of the files in each folder.
+    Returns whether an old run was restored. Signals are held back until all files are moved;
+    otherwise another Ctrl-C could leave half of the files in each of the two folders.
     """
     from gptcli.training.run_folder import restore_replaced
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from gptcli.course.grading import Grade
 
 _STYLES = {"ok": "green", "-": "dim"}
-_SHORT = 5  # letters of a heading, in a narrow window
-_NAME_WIDTH = 20  # with less room for names, the headings get shorter
-_NAMES = 4  # a line names so many students; one more only if nobody else is left
+_SHORT = 5  # letters of a heading in a narrow window
+_NAME_WIDTH = 20  # if names have less room, headings are cut
+_NAMES = 4  # a line names so many students, or one more if these are all
 
 
 def grade(
@@ -88,9 +88,10 @@ def grade(
 
 
 def _checked_goal(path: Path) -> Path:
-    """The path of the table.
+    """The path at which the table of --csv can be written.
 
-    Raises GptcliError if no table can be written there, or if the file is not an earlier table."""
+    Raises GptcliError if no file can be written there, or if a file is there that is not an earlier
+    table of grades."""
     if path.is_dir():
         raise GptcliError(f"--csv {path} is a folder", "name a file, for example grades.csv")
     if not path.parent.is_dir():
@@ -138,12 +139,14 @@ def _write_csv(path: Path, grades: list[Grade]) -> None:
 
 
 def _plain(text: str) -> str:
-    """The text, after a `'` if a spreadsheet would read the text as a formula."""
+    """The text for a cell of the table.
+
+    If a spreadsheet would take it for a formula, begins with `'`."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _show(grades: list[Grade], console: Console) -> None:
-    """Print the table of students, the frequent mistakes, broken files and equal files."""
+    """Print the table of students, then the frequent mistakes, broken files and equal files."""
     console.print(_table(grades, console))
     for heading, lines in (
         ("most frequent mistake at each step", _mistake_lines(grades)),
@@ -169,10 +172,10 @@ def _table(grades: list[Grade], console: Console) -> Table:
     exercises = [state.exercise for state in grades[0].exercises]
     longest = max(Text(_shown(each.student)).cell_len for each in grades)
 
-    def heading(name: str, short: bool) -> str:  # do not cut a name to save a single letter
+    def heading(name: str, short: bool) -> str:  # a name is not cut for a single letter
         return name[:_SHORT] if short and len(name) > _SHORT + 1 else name
 
-    def room(short: bool, gap: int) -> int:  # left for the students' names
+    def room(short: bool, gap: int) -> int:  # the columns that remain for the students' names
         widths = (max(_SHORT, len(heading(e.name, short))) for e in exercises)
         return console.width - sum(width + gap for width in widths)
 
@@ -181,7 +184,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
     table = Table(
         box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold", show_footer=True
     )
-    long = len(grades) > console.height - 4  # the headings are out of sight then
+    long = len(grades) > console.height - 4  # then the headings have scrolled away
     count = f"{len(grades)} student{'' if len(grades) == 1 else 's'}"
     table.add_column(
         "student",
@@ -204,7 +207,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
 
 
 def _cell(state: Progress) -> str:
-    """The state: "ok", "stop", "wrong", "error", "-", or "5/8" if 5 of 8 steps are right."""
+    """The state: "ok", "stop", "wrong", "error" or "-"; "5/8" if 5 of 8 steps are right."""
     from gptcli.course.grading import STOPPED
 
     report = state.report
@@ -224,7 +227,7 @@ def _shown(text: str) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The names in a line; of many names, the first ones and the number of the others."""
+    """The names on one line. Of many names, only the first ones, and how many more there are."""
     shown = [_shown(name) for name in names]
     more = len(shown) - _NAMES
     return ", ".join(shown if more < 2 else [*shown[:_NAMES], f"{more} more"])
@@ -267,10 +270,10 @@ def _unusable_lines(grades: list[Grade]) -> list[Text]:
 
 
 def _same_lines(grades: list[Grade]) -> list[Text]:
-    """One line for each group of equal files.
+    """One line for each group of students with the same file.
 
-    If more than a quarter of those who began have the same file, and more than four do, the line
-    says that the file is the usual solution."""
+    If the group has more than four students, and more than a quarter of those who began the
+    exercise, the line says that the file is the usual solution."""
     from rich.text import Text
 
     lines = []

@@ -56,8 +56,8 @@ def import_model(
 
     The commands that use a trained model, such as sample, eval, serve and train --from, can use the
     run. gptcli reads GPT-2, dense Qwen3, Llama and Mistral from safetensors, nanoGPT's ckpt.pt, and
-    with --base a LoRA adapter of peft. It runs no code of the model. If gptcli would compute a part
-    of the model differently, it refuses the model and names the part."""
+    with --base a LoRA adapter of peft. It runs no code of the model. If gptcli would compute any
+    part of the model differently, it refuses the model and names this part."""
     given = expanded(Path(path))
     is_name = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not given.exists()
     if not given.exists() and not is_name:
@@ -131,7 +131,6 @@ def import_model(
 
 
 def _name_of(path: Path) -> str:
-    """The name of the run for the model at `path`, which is a folder or a file: the folder's
-    name."""
+    """The name for the run: that of the folder `path`, or of the folder with the file `path`."""
     found = path.resolve()
     return (found if found.is_dir() else found.parent).name or "imported"

@@ -43,9 +43,9 @@ def inspect_batch(
 ) -> None:
     """Show the text of the training batch of a step.
 
-    The loss of the step was computed on this batch. The batch depends only on the text, the
-    config and the step, so gptcli trains nothing. After each sequence comes the next token of the
-    text, which the last position predicts."""
+    The loss of the step was computed on this batch. The batch depends only on the text, the config
+    and the step, so gptcli trains nothing. Each sequence is shown with one more token, which its
+    last position predicts."""
     from gptcli.training import run_folder
 
     path = named_run(run, "inspect-batch")
@@ -92,10 +92,10 @@ def inspect_batch(
 def _text_of(
     run: Path, config: Config, files: UserFiles, step: int, overrides: list[str]
 ) -> Corpus:
-    """The text that the run was trained on, encoded by the run's tokenizer.
+    """The text that the run was trained on, as the ids of the run's tokenizer.
 
-    Raises GptcliError if the text has changed. Also raises GptcliError if the run needs the user's
-    tokenizer and the command line does not name its file."""
+    Raises GptcliError if the text has changed, or if the run was trained with the user's tokenizer
+    but the command line does not name the file of this tokenizer."""
     from gptcli.config_files import values_set
     from gptcli.model.user_parts import parts_of, refuse_other_parts
     from gptcli.training.consistency import same_tokenizer
@@ -111,7 +111,7 @@ def _text_of(
     meta = _some_meta(run)
     parts = parts_of(read_status(run) if meta is None else meta)
     user_parts = load_user_parts(files)
-    # The user's other parts are not needed, because they do not change the batches.
+    # Only the user's tokenizer is needed, because the other parts do not change the batches.
     refuse_other_parts(run, tuple(part for part in parts if part == "tokenizer"), user_parts)
     tokenizer = read_tokenizer(run, user_parts.tokenizer if user_parts is not None else None)
     if meta is not None:
@@ -136,7 +136,7 @@ def _text_of(
 
 
 def _some_meta(run: Path) -> dict[str, Any] | None:
-    """The newest readable meta.json of the run's checkpoints; None if none is readable."""
+    """The meta.json of the newest checkpoint whose meta.json is readable; None if there is none."""
     from gptcli.training import checkpoint
 
     for step in reversed(checkpoint.steps_of(run)):
@@ -148,7 +148,7 @@ def _some_meta(run: Path) -> dict[str, Any] | None:
 
 
 def _sequences(config: Config, corpus: Corpus, step: int) -> list[dict[str, Any]]:
-    """The sequences of a step, in the order in which the training loop reads them."""
+    """The sequences of a step as JSON objects, in the order in which training reads them."""
     from gptcli.corpus import Batches
 
     train = config.train
@@ -177,7 +177,7 @@ def _sequences(config: Config, corpus: Corpus, step: int) -> list[dict[str, Any]
 
 
 def _loss_at(run: Path, step: int) -> float | None:
-    """The loss of a step in metrics.jsonl; None if the step was not logged."""
+    """The loss of a step according to metrics.jsonl; None if the step was not logged."""
     import json
 
     from gptcli.files.bounded import read_lines

@@ -35,7 +35,7 @@ _BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 @dataclass(frozen=True)
 class Turns:
-    """The model of a conversation, its text so far, and the data to check changes of settings."""
+    """A model that the user talks with: its text so far, and what the user's commands need."""
 
     conversation: Conversation
     open_streams: Callable[[SamplingParams], Streams]
@@ -61,16 +61,17 @@ def converse(
     *,
     escape: bool = False,
 ) -> None:
-    """Read lines and answer them until the input ends or the user types /quit.
+    """Read lines and let the model answer them, until the input ends or the user types /quit.
 
-    `first` is the first prompt; if it is None, ask for one. `load` returns the model of a run; its
-    argument None means the run of the command line. With `escape`, typed lines can have escapes."""
+    `first` is the first prompt, or None to read it, too. `load` returns the model of a run; if its
+    argument is None, that of the run on the command line. If `escape` is true, typed lines can have
+    escapes."""
     if sys.stdin is None:  # the caller closed stdin
         return
     terminal = _Terminal()
     if terminal.reads:
         terminal.hint(_HELP)
-        with suppress(ImportError):  # with readline, input() has line editing and a history
+        with suppress(ImportError):  # readline gives input() line editing and a history
             import readline  # noqa: F401
     session = _Session(load, settings, show, terminal, escape)
     if first is not None:
@@ -122,7 +123,9 @@ class _Session:
         }
 
     def take(self, line: str) -> None:
-        """Run a command such as /temp, or answer a text. Raises GptcliError for a wrong command."""
+        """Run the command in a line, such as /temp, or let the model answer it.
+
+        Raises GptcliError for a wrong command."""
         name, _, value = line.strip().partition(" ")
         if name in self._commands:
             self._commands[name](value.strip())
@@ -136,7 +139,7 @@ class _Session:
             self.answer(text)
 
     def answer(self, text: str) -> None:
-        """Let the model continue the text, and show the continuation."""
+        """Let the model continue the text of the user, and show the continuation."""
         from gptcli.tokenization.unknown_characters import readable
 
         text, changed = readable(self._turns.tokenizer, self._turns.unknown, text)
@@ -193,7 +196,7 @@ class _Session:
 
 
 class _Terminal:
-    """The abilities of the terminal: `reads` lines, `writes` text, `rewrites` a typed line."""
+    """What the terminal can do: `reads` lines, `writes` text, `rewrites` a line after Enter."""
 
     def __init__(self) -> None:
         self.reads, self.writes = sys.stdin.isatty(), sys.stdout.isatty()
@@ -202,7 +205,7 @@ class _Terminal:
         self._colour = not os.environ.get("NO_COLOR") and has_cursor
 
     def hint(self, text: str) -> None:
-        """Print a note, dim on a terminal."""
+        """Print a note on stderr, in dim letters if stderr is a terminal."""
         dim = self._colour and sys.stderr.isatty()
         for line in text.splitlines():
             if dim:
@@ -213,9 +216,9 @@ class _Terminal:
                 sys.stderr.flush()
 
     def rewrite(self, line: str) -> None:
-        """Replace the line that the user typed by the same text in bold, without its newline.
+        """Write the line that the user typed again: in bold, and without its newline.
 
-        Then the answer continues on the same line."""
+        The answer of the model then continues this line."""
         from rich.cells import cell_len
 
         if not self.rewrites or not line.isprintable():
@@ -226,7 +229,7 @@ class _Terminal:
         self.print_prompt(line)
 
     def print_prompt(self, text: str) -> None:
-        """Print the text of the user, in bold. The cursor stays behind it."""
+        """Print the text of the user in bold, without a newline after it."""
         from gptcli.view.safe_text import clean
 
         dim, bold, plain = (_DIM, _BOLD, _PLAIN) if self._colour else ("", "", "")
@@ -252,9 +255,11 @@ def _whole_number(value: str, usage: str) -> int:
 
 @contextmanager
 def stopped_by_user() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C only request a stop. Yields a function that tells whether Ctrl-C was pressed.
+    """Inside the `with` block, the first Ctrl-C raises no exception.
 
-    At a second Ctrl-C, the block ends at once, with a note for the user."""
+    Yields a function that tells whether Ctrl-C was pressed.
+
+    The second Ctrl-C ends the block at once, and prints a note for the user."""
     pressed = False
 
     def on_ctrl_c(number: int, frame: FrameType | None) -> None:

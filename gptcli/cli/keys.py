@@ -1,4 +1,4 @@
-"""Reads single key presses from a terminal, and restores the terminal's modes at the end."""
+"""Reads single key presses from a terminal, and restores the modes of the terminal at the end."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ _NAMES = {
     "\r": "enter", "\n": "enter", " ": "page down", "\x04": "q", "k": "up", "j": "down",
 }  # fmt: skip
 _PRESS = re.compile(r"\x1b\[[\d;]*[A-Za-z~]|\x1bO[A-Z]|.", re.DOTALL)
-_ESCAPE_S = 0.05  # a slow line also sends the rest of an arrow key within this time
+_ESCAPE_S = 0.05  # even a slow connection sends all bytes of an arrow key within this time
 
 
 def names_of(text: str) -> list[str]:
-    """The names of the keys that sent these characters: "up", "enter", "h" (also for "H")."""
+    """The names of the keys that sent the characters in `text`, such as "up", "enter" and "h".
+
+    A capital letter has the name of the small letter."""
     pressed = (_NAMES.get(part.group(), part.group().lower()) for part in _PRESS.finditer(text))
     return [_NAMES.get(key, key) for key in pressed]
 
 
 def has_keys() -> bool:
-    """Whether standard input is a terminal that can give single keys."""
+    """Whether standard input is a terminal from which single key presses can be read."""
     try:
         import termios  # noqa: F401
     except ImportError:  # Windows
@@ -41,7 +43,9 @@ def has_keys() -> bool:
 
 
 def without_enter(fd: int) -> list[Any]:
-    """Let a terminal give keys without Enter and without echo. Returns its earlier modes."""
+    """Make the terminal send each key at once, without Enter and echo.
+
+    Returns its earlier modes."""
     import termios
 
     before = termios.tcgetattr(fd)
@@ -54,19 +58,19 @@ def without_enter(fd: int) -> list[Any]:
 
 
 class Keys:
-    """The keys of the terminal at standard input, as a context manager.
+    """A context manager that reads key presses from the terminal at standard input.
 
-    Inside the `with`, a key needs no Enter and is not echoed. Signals wait until the next `read`,
-    so that they do not interrupt the drawing of a screen; only a second Ctrl-C does not wait. At
-    the next `read`, Ctrl-C raises KeyboardInterrupt, and Ctrl-Z is the key "stop": the caller
-    clears the screen and calls `stop`."""
+    Inside the `with` block, a key needs no Enter and is not echoed. Signals wait until `read` is
+    called, so that they do not interrupt the drawing of a screen; only a second Ctrl-C does not
+    wait. `read` then raises KeyboardInterrupt for Ctrl-C, and returns the key "stop" for Ctrl-Z.
+    For this key, the caller must clear the screen and call `stop`."""
 
     def __init__(self) -> None:
         self._fd = sys.stdin.fileno()
         self._before: list[Any] | None = None
         self._handlers: dict[int, Any] = {}
         self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
-        self._came: list[int] = []  # signals
+        self._came: list[int] = []  # the signals that wait for `read`
 
     def __enter__(self) -> Keys:
         for number in (signal.SIGINT, signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP):
@@ -85,7 +89,7 @@ class Keys:
             signal.signal(number, handler)
 
     def read(self, wait_s: float) -> list[str]:
-        """The names of the next keys; [] if no key is pressed within `wait_s` seconds.
+        """The names of the pressed keys; [] if no key is pressed within `wait_s` seconds.
 
         Raises KeyboardInterrupt after Ctrl-C, and SystemExit after SIGTERM or if the terminal was
         closed."""
@@ -103,10 +107,12 @@ class Keys:
         return [*names_of(text), *["stop"][: len(came)]]
 
     def stop(self) -> None:
-        """Stop this process until `fg`. In this time, the terminal has its earlier modes."""
+        """Stop this process until the user runs `fg`.
+
+        Meanwhile the terminal has its earlier modes."""
         self._give_back()
-        # If somebody kills the stopped process, it must end at once, because the shell has the
-        # terminal.
+        # If the stopped process is killed, it must end at once, without touching the terminal,
+        # which the shell has then.
         caught = (signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP)
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
@@ -117,9 +123,9 @@ class Keys:
 
     @contextmanager
     def given_back(self) -> Iterator[None]:
-        """Lend the terminal to another program. The program also gets Ctrl-C and Ctrl-Z."""
+        """Inside the `with` block, another program has the terminal, and gets Ctrl-C and Ctrl-Z."""
         self._give_back()
-        # A handler that does nothing; the program would inherit SIG_IGN, but not a handler.
+        # A handler that does nothing, instead of SIG_IGN, which the program would inherit.
         signal.signal(signal.SIGINT, lambda number, frame: None)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         try:
@@ -130,7 +136,9 @@ class Keys:
             self._take()
 
     def _text(self, wait_s: float) -> str:
-        """The text typed within `wait_s` seconds. Raises SystemExit if the terminal is gone."""
+        """The characters that are typed within `wait_s` seconds.
+
+        Raises SystemExit if the terminal is gone."""
         ready, _, _ = select.select([self._fd], [], [], wait_s)
         if not ready:
             return ""
@@ -154,6 +162,6 @@ class Keys:
             self._before = None
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and number in self._came:  # pressed again: do not wait
+        if number == signal.SIGINT and number in self._came:  # the second Ctrl-C does not wait
             raise KeyboardInterrupt
         self._came.append(number)

@@ -1,4 +1,5 @@
-"""`gptcli learn`: the complete course in one command: write, check on save, hints, progress."""
+"""`gptcli learn`: the complete course in one command: skeletons, checks on save, hints,
+progress."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def learn(
 
 
 class _Panel:
-    """The screen at the bottom of the terminal, which is redrawn in place."""
+    """The screen of the course at the bottom of the terminal. Each change is drawn in place."""
 
     def __init__(self, session: Session, console: Console) -> None:
         from gptcli.view.region import Region
@@ -101,14 +102,14 @@ class _Panel:
 
 
 class _Pages:
-    """The screen on a terminal without cursor control: printed again after each change."""
+    """The screen on a terminal without cursor control, where each change prints it again."""
 
     def __init__(self, session: Session, console: Console) -> None:
         self._session, self._console = session, console
         self._printed = ""
 
     def paint(self) -> None:
-        """Print the screen if it has changed since it was last printed."""
+        """Print the screen if it has changed since the previous time."""
         from gptcli.cli.learn_screen import render
 
         state = replace(self._session.state, checking_s=None)
@@ -122,15 +123,15 @@ class _Pages:
                 self._console.print(line)
 
     def open(self) -> None:
-        """Let the next `paint` print the screen: another program may have used the terminal."""
+        """Make `paint` print the screen again: another program may have used the terminal."""
         self._printed = ""
 
     def close(self) -> None:
-        """Do nothing: the printed screen stays."""
+        """Do nothing, because the printed screen can stay."""
 
 
 def _at_a_terminal(folder: Path, console: Console) -> None:
-    """Run the course with keys until q or Ctrl-C."""
+    """Run the course with keys, until the learner presses q or Ctrl-C."""
     from gptcli.cli.keys import Keys
     from gptcli.cli.learn_session import Session
 
@@ -173,7 +174,7 @@ def _at_a_terminal(folder: Path, console: Console) -> None:
 
 
 def _stop(keys: Keys, screen: _Panel | _Pages) -> None:
-    """Stop on Ctrl-Z. Restore the terminal for the shell, and draw the screen again after `fg`."""
+    """Stop the process after Ctrl-Z. The shell has the terminal until `fg`."""
     screen.close()
     keys.stop()
     screen.open()
@@ -181,10 +182,10 @@ def _stop(keys: Keys, screen: _Panel | _Pages) -> None:
 
 @contextmanager
 def _caught_stderr() -> Iterator[tuple[Callable[[], list[str]], int]]:
-    """Catch the output of the learner's files, which would damage the screen.
+    """Catch what the learner's files print on stderr, because it would damage the screen.
 
-    Yields two values: a function that returns the new lines of output, and the file descriptor of
-    the real stderr. If stderr is no terminal, catches nothing."""
+    Yields two values: a function that returns the lines that were caught since its previous call,
+    and the file descriptor of the real stderr. If stderr is not a terminal, nothing is caught."""
     real = os.dup(2)
     try:
         if not os.isatty(real):  # 2>log
@@ -195,7 +196,7 @@ def _caught_stderr() -> Iterator[tuple[Callable[[], list[str]], int]]:
             import fcntl
 
             flags = fcntl.fcntl(file, fcntl.F_GETFL)
-            fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_APPEND)  # new_lines empties the file
+            fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_APPEND)  # new_lines empties it
 
             def new_lines() -> list[str]:
                 file.seek(0)
@@ -222,7 +223,9 @@ def _has_unicode(console: Console) -> bool:
 
 
 def _in_lines(folder: Path, console: Console, *, follow: bool) -> None:
-    """Print the state of the course as lines; with `follow`, again after each save until Ctrl-C."""
+    """Print the state of the course as lines.
+
+    If `follow`, print it again at each save until Ctrl-C."""
     from gptcli.cli.learn_session import Session
 
     session = Session(folder, edit=None, said=lambda text: None)
@@ -239,7 +242,7 @@ def _in_lines(folder: Path, console: Console, *, follow: bool) -> None:
 
 
 def _check_on(session: Session, console: Console) -> None:
-    """Check exercises, and print which steps are right, until one does not pass or all pass."""
+    """Check exercises in order, and print their steps, until one does not pass or all pass."""
     from gptcli.cli.learn_screen import render_plain
 
     unicode = _has_unicode(console)

@@ -1,4 +1,4 @@
-"""The screen of `gptcli learn`, as lines of text: steps, verdict, hints, reference, list."""
+"""The screen of `gptcli learn` as lines of text: steps, verdict, hints, reference, exercises."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
 from gptcli.view.safe_text import clean, crop
 
-WIDE = 120  # columns needed to show the reference beside the file
+WIDE = 120  # the columns that file and reference need side by side
 _INDENT = "  "
 _LATER = "; later steps are still to be written"
 
@@ -35,16 +35,16 @@ class State:
     error: GptcliError | None = None
     missing: bool = False
     checking_s: float | None = None  # seconds since the check began
-    hint: int = 0  # the strength of the hint that is shown
+    hint: int = 0  # strength of the hint that is shown; 0: none
     prints: list[str] = field(default_factory=list)  # lines that the file printed
-    to_write: int | None = None  # the line of `raise` in the step to write
-    pairs: list[Pair] = field(default_factory=list)  # steps that the view "compare" shows
+    to_write: int | None = None  # the line of `raise` in the step that must be written
+    pairs: list[Pair] = field(default_factory=list)  # what the view "compare" shows
     note: str = ""
     trouble: str = ""  # a problem with progress.json
     offset: int = 0  # index of the first visible line of the body
-    selected: int = 0  # the chosen row of the view "list"
+    selected: int = 0  # the chosen row in the view "list"
     checked_at: str = ""
-    started: bool = False  # PyTorch is loaded, so the next check is quick
+    started: bool = False  # whether PyTorch is loaded, so that checks are quick
 
     @property
     def exercise(self) -> Exercise:
@@ -58,27 +58,27 @@ class State:
 
     @property
     def record(self) -> Record:
-        """The record of the learner's work on the exercise: attempts, time, hints."""
+        """What progress.json records about the exercise: attempts, time, hints."""
         return self.records.get(self.exercise.name, Record())
 
     @property
     def passes(self) -> bool:
-        """Whether the last check accepted the file."""
+        """Whether the file passed the most recent check."""
         return self.report is not None and self.report.ok
 
 
 def render(state: State, width: int, height: int, *, unicode: bool = True) -> list[Text]:
     """The screen as at most `height` lines of at most `width` cells.
 
-    If the body does not fit, the line below its visible part says how many lines are left. Limits
-    `state.offset` to the length of the body. In the view "list", sets `state.offset` so that the
-    chosen row is visible."""
+    If the body of the screen has too many lines, a line below its visible part says how many lines
+    follow. If `state.offset` is too large, it is lowered. In the view "list", `state.offset` is set
+    so that the chosen row is visible."""
     head, body = _parts(state, width, height, unicode)
     foot = _foot(state, width, unicode)
     room = max(1, height - len(head) - len(foot))
     shown = _window(state, body, room, width, unicode)
     lines = [*head, *shown, *foot]
-    if len(lines) > height:  # in a very low window, drop the first lines: the keys are at the end
+    if len(lines) > height:  # a very low window shows only the last lines, with the keys
         lines = [*shown, *foot][-height:] if height > 1 else shown[:1]
     lines = [_cut(line, width, unicode) for line in lines]
     for line in lines:
@@ -128,12 +128,12 @@ def _weeks(exercise: Exercise) -> str:
 
 
 def _path(path: Path, width: int, unicode: bool) -> str:
-    """The path in at most `width` cells. A longer path loses its beginning."""
+    """The path in at most `width` cells. The beginning of a longer path is cut off."""
     return crop(clean(str(path)), width, ellipsis="…" if unicode else "...", keep_end=True)
 
 
 def spent(record: Record) -> str:
-    """The effort for an exercise, in words: "12 attempts, 34 min, 3 hints"."""
+    """How much work an exercise took, in words: "12 attempts, 34 min, 3 hints"."""
     minutes = f"{record.seconds / 60:.0f} min" if record.seconds >= 60 else "under 1 min"
     return f"{_count(record.attempts, 'attempt')}, {minutes}, {_count(record.hints_used, 'hint')}"
 
@@ -170,7 +170,7 @@ def _step_lines(state: State, width: int, unicode: bool) -> list[Text]:
         and report.picture.steps
         and not is_to_write(report)
     ):
-        return steps(report, 10_000, unicode)  # `render` shortens them
+        return steps(report, 10_000, unicode)  # `render` cuts them to the width
     lines = []
     for number, name in enumerate(state.exercise.steps, 1):
         step = _state_of_step(state, number)
@@ -233,13 +233,13 @@ def _verdict(state: State, width: int) -> list[Text]:
             "step must compute.",
         )
     else:
-        message = report.message.removesuffix(_LATER)  # the list of steps already shows this
+        message = report.message.removesuffix(_LATER)  # the steps above show this already
         told = Text.assemble(("wrong: ", "bold red"), clean(message))
     return [*_wrapped(told, width), *_hints(state, width)]
 
 
 def is_to_write(report: FileReport) -> bool:
-    """Whether the first step that is not right is still to be written."""
+    """Whether the first step that is not right must still be written."""
     still = "still to be written" in report.message.partition(":")[0]
     return report.mistake == "not-implemented" and report.first_wrong_step is not None and still
 
@@ -254,12 +254,12 @@ def _hints(state: State, width: int) -> list[Text]:
 
 
 def distinct_hints(report: FileReport) -> list[str]:
-    """The hints from weak to strong, each text once."""
+    """The hints from weak to strong, without repetitions."""
     return list(dict.fromkeys(report.hints))
 
 
 def strengths(report: FileReport) -> int:
-    """The number of different hints."""
+    """How many different hints a report has."""
     return len(distinct_hints(report))
 
 
@@ -294,7 +294,8 @@ def _compare_head(state: State, width: int, unicode: bool) -> list[Text]:
 def comparison(pairs: list[Pair], width: int, unicode: bool) -> list[Text]:
     """The learner's lines and the reference, side by side if `width` is large enough.
 
-    In a narrow window, each step shows the learner's lines, then the lines of the reference."""
+    In a narrow window, the learner's lines of a step come first, then the reference's lines of this
+    step."""
     bar = "│" if unicode else "|"
     if width >= WIDE - 1:
         left = (width - 3) // 2
@@ -325,15 +326,14 @@ def comparison(pairs: list[Pair], width: int, unicode: bool) -> list[Text]:
 
 
 def _margin(pair: Pair) -> int:
-    """The number of spaces with which all lines of a step begin, in both files.
-
-    Blank lines do not count."""
+    """With how many spaces all lines of a step begin, in both files. Blank lines do not count."""
     texts = [text for _, text in (*pair.learner, *pair.reference) if text.strip()]
     return min((len(text) - len(text.lstrip(" ")) for text in texts), default=0)
 
 
 def _code(line: tuple[int, str], width: int, margin: int) -> list[Text]:
-    """One line of a file, with its number and without its margin, as one or more rows."""
+    """One line of a file as one or more rows: with its number, and without the spaces of the
+    margin."""
     number, text = line
     room = max(8, width - 5)
     text = clean(text[margin:])
@@ -346,7 +346,9 @@ def _code(line: tuple[int, str], width: int, margin: int) -> list[Text]:
 
 
 def _pieces(text: str, room: int) -> list[str]:
-    """The text in pieces of at most `room` cells, cut after a blank if it is in the second half."""
+    """The text in pieces of at most `room` cells.
+
+    A piece is cut after a blank if its second half has one."""
     if cell_len(text) <= room:
         return [text]
     pieces, piece, cells = [], "", 0
@@ -402,7 +404,7 @@ def _list_body(state: State, width: int, unicode: bool) -> list[Text]:
 
 
 def what_now(state: State) -> list[str]:
-    """The lines after the last exercise: commands to train and sample with the learner's files."""
+    """The lines that are shown after the last exercise: commands that use the learner's files."""
     files = {e.name: state.folder / f"{e.name}.py" for e in state.exercises}
     parts = ("attention", "layernorm", "mlp", "block", "tokenizer")
     options = [f"--{name} {shell_word(files[name])}" for name in parts]
@@ -429,7 +431,7 @@ def what_now(state: State) -> list[str]:
 
 
 def keys_of(state: State, unicode: bool = True) -> list[tuple[str, str]]:
-    """(key, its effect) for each key that the last line shows."""
+    """(key, what it does) for each key in the last line of the screen."""
     arrows = "↑↓" if unicode else "j k"
     if state.view == "list":
         return [(arrows, "choose"), ("Enter", "work on it"), ("l", "back"), ("q", "quit")]
@@ -465,7 +467,7 @@ def _foot(state: State, width: int, unicode: bool) -> list[Text]:
 
 
 def _window(state: State, body: list[Text], room: int, width: int, unicode: bool) -> list[Text]:
-    """The part of the body from `state.offset` on, with a line that says how much is left."""
+    """The part of the body from `state.offset` on, and a line that says how many lines follow."""
     if len(body) <= room:
         state.offset = 0
         return body
@@ -480,7 +482,7 @@ def _window(state: State, body: list[Text], room: int, width: int, unicode: bool
 
 
 def _wrapped(text: Text, width: int) -> list[Text]:
-    """The text in lines of at most `width` cells, cut between words if possible."""
+    """The text in lines of at most `width` cells, which are cut between words if possible."""
     from rich.console import Console
 
     lines = list(text.wrap(Console(width=width), max(1, width), overflow="fold"))

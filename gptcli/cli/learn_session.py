@@ -1,4 +1,4 @@
-"""The state of `gptcli learn`: how each key and each save changes it."""
+"""How each key and each save of a file changes the state of `gptcli learn`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gptcli.course.solutions import compare, solution
 from gptcli.errors import GptcliError
 from gptcli.files.durable import write_atomically
 
-LONGEST_PAUSE_S = 600.0  # at most so much of a pause between two actions counts as work
-LONGEST_EDIT_S = 3600.0  # the same limit while an editor has the terminal
-_PAGE = 10  # lines to move with a page key
-_MOST_PRINTS = 25  # lines
+LONGEST_PAUSE_S = 600.0  # of a longer pause, only so many seconds count as work
+LONGEST_EDIT_S = 3600.0  # the same if the learner works in an editor
+_PAGE = 10  # a page key moves by so many lines
+_MOST_PRINTS = 25  # so many lines of what a file prints are shown
 
 
 class BackgroundCheck:
-    """Checks one file at a time in a thread, so that keys work during a check."""
+    """Checks files in a thread, so that keys work during a check. Checks one file at a time."""
 
     def __init__(self) -> None:
         self._checker = Checker()
@@ -35,20 +35,21 @@ class BackgroundCheck:
 
     @property
     def busy(self) -> bool:
-        """Whether a check is running, or its result has not been taken yet."""
+        """Whether a check is running, or `take` has not returned its result yet."""
         return self._thread is not None
 
     def start(self, path: Path, exercise: str) -> None:
-        """Begin to check a file."""
+        """Begin to check the learner's file `path` for an exercise."""
         assert not self.busy
         self.since = time.monotonic()
         self._thread = threading.Thread(target=self._check, args=(path, exercise), daemon=True)
         self._thread.start()
 
     def take(self, wait_s: float | None = 0.0) -> FileReport | GptcliError | None:
-        """The result; None if there is no check, or if it does not end within `wait_s` seconds.
+        """The result of the check; None if there is no check, or if it takes more than `wait_s`
+        seconds.
 
-        With None as `wait_s`, waits without a limit."""
+        If `wait_s` is None, waits without a limit."""
         if self._thread is None:
             return None
         self._thread.join(wait_s)
@@ -60,11 +61,11 @@ class BackgroundCheck:
         return result
 
     def close(self) -> None:
-        """End the worker process, and a check that is running in it."""
+        """End the worker process, even if a check is running in it."""
         self._checker.__exit__(None, None, None)
         if self._thread is not None:
             self._thread.join(1.0)
-            self._checker.__exit__(None, None, None)  # the thread may have started it again
+            self._checker.__exit__(None, None, None)  # the thread may have started a worker again
 
     def _check(self, path: Path, exercise: str) -> None:
         try:
@@ -80,9 +81,9 @@ class BackgroundCheck:
 class Session:
     """The work of one learner in a folder.
 
-    `edit` opens a file at a line, and returns a note for the learner. Without keys, `edit` is None.
-    `said` gets lines for the scrollback. `prints` returns the output of the files since the last
-    call."""
+    `edit` opens a file at a line, and returns a note for the learner; it is None if there are no
+    keys. `said` is called with lines that stay in the terminal above the screen. `prints` returns
+    what the files printed since its previous call."""
 
     def __init__(
         self,
@@ -101,15 +102,15 @@ class Session:
         self.check = BackgroundCheck()
         self.done = False
         self.changed = True  # whether the screen must be drawn again
-        self._asked = ""  # the last key, if it must be pressed twice
+        self._asked = ""  # the previous key, if it must be pressed a second time
         self._acted = clock()
         self._files = saved(folder)
-        self._settling = False  # whether a file was just saved
-        self._due: bool | None = None  # None: no check is due; else whether a save caused it
-        self._text: str | None = None  # the text of the file at the last check
-        self._checked = ""  # the exercise whose file was given to the check
-        self._is_attempt = False  # whether a save with a new text caused the check
-        self._unsaved_s = 0.0  # time at work that is not in progress.json yet
+        self._settling = False  # a file was saved; wait until the editor has finished
+        self._due: bool | None = None  # whether a save made a check due; None: no check is due
+        self._text: str | None = None  # the text of the file in the previous check
+        self._checked = ""  # the exercise that the check is about
+        self._is_attempt = False  # whether the check is for a save that changed the text
+        self._unsaved_s = 0.0  # working time that is not in progress.json yet
         self._same_hints: tuple[object, ...] = ()
         self.open(self._first())
         self._tell_trouble()
@@ -146,7 +147,8 @@ class Session:
         self.changed = True
 
     def tick(self) -> None:
-        """Look for saves, begin a check that is due, and take the result of a finished check."""
+        """Look for saved files, begin a check that is due, and take the result of a finished
+        check."""
         self._look_for_saves()
         if not self.check.busy and self._due is not None:
             self._begin_check()
@@ -169,20 +171,20 @@ class Session:
             self._count_time()
 
     def wait(self) -> None:
-        """Check the file now, and wait for the result."""
+        """Check the learner's file now, and wait for the result."""
         if self._due is None:
             self._due = False
         self._begin_check()
         self._take(None)
 
     def await_save(self, sleep: Callable[[float], None], pause_s: float) -> None:
-        """Wait until a file of the folder is saved. Then a check is due."""
+        """Wait until a file in the folder is saved, so that a check is due."""
         while self._due is None:
             sleep(pause_s)
             self._look_for_saves()
 
     def press(self, key: str) -> None:
-        """Do what a key means."""
+        """Do what the key `key` is for."""
         self._count_time()
         asked, self._asked = self._asked, ""
         state, self.changed = self.state, True
@@ -213,7 +215,7 @@ class Session:
         self._tell_trouble()
 
     def close(self) -> None:
-        """Record the time at work, and end the worker process."""
+        """Record the working time, and end the worker process."""
         self._count_time(write=True)
         self.check.close()
 
@@ -223,7 +225,7 @@ class Session:
         state, by_save = self.state, bool(self._due)
         self._due, self.changed = None, True
         if by_save:
-            state.note = ""  # the note was about the old text
+            state.note = ""  # the note was about the previous text
         if not state.path.exists():
             state.missing, state.report, state.error = True, None, None
             state.view = "work"
@@ -243,7 +245,7 @@ class Session:
         prints = self._prints()[:_MOST_PRINTS]
         state.started = True
         if self._due is not None or self._checked != name:
-            return  # the result is for an old text or another exercise; the next check is due
+            return  # the result is about an old text or another exercise
         state.prints, state.checked_at = prints, time.strftime("%H:%M:%S")
         report = result if isinstance(result, FileReport) else None
         state.report, state.error = report, result if isinstance(result, GptcliError) else None
@@ -274,11 +276,11 @@ class Session:
         self._tell_trouble()
 
     def _count_time(self, most: float = LONGEST_PAUSE_S, *, write: bool = False) -> None:
-        """Add the time since the last action to the time at work, but at most `most` seconds."""
+        """Add the time since the previous action to the working time: at most `most` seconds."""
         now = self._clock()
         self._unsaved_s += min(now - self._acted, most)
         self._acted = now
-        if write or self._unsaved_s >= 20:  # do not write at every key
+        if write or self._unsaved_s >= 20:  # not at every key
             self._record(seconds=self._unsaved_s)
             self._unsaved_s = 0.0
 
@@ -400,9 +402,9 @@ def _text_of(path: Path) -> str:
 
 
 def _line_to_write(text: str | None, report: FileReport) -> int | None:
-    """The line number of `raise NotImplementedError` in the step that is to be written.
+    """The line number of `raise NotImplementedError` in the step that must be written next.
 
-    None if there is no such step or line."""
+    Returns None if there is no such step or no such line."""
     if not is_to_write(report):
         return None
     sign = re.compile(rf'raise NotImplementedError\(["\']step {report.first_wrong_step}\b')
@@ -411,7 +413,7 @@ def _line_to_write(text: str | None, report: FileReport) -> int | None:
 
 
 def _praise(before: FileReport | None, now: FileReport) -> str:
-    """A message about the effect of a save: which steps are newly right, or no longer right."""
+    """A message about a save: which steps became right, or are no longer right."""
     old, new = (r and r.first_wrong_step for r in (before, now))
     if not old or not new or new == old:
         return ""

@@ -37,8 +37,9 @@ def log(
 ) -> None:
     """Write the log of a run for another program.
 
-    The command reads metrics.jsonl and samples.txt. So it also works for runs that trained without
-    loggers, and while a run trains. It replaces an earlier log of the run at the same place."""
+    The command reads metrics.jsonl and samples.txt, so it also works for runs that trained without
+    loggers, and while a run trains. If there is an earlier log of the run at the same place, it is
+    replaced."""
     name = to.lower()
     if name not in LOGGERS:
         close = nearest(name, LOGGERS)
@@ -72,7 +73,7 @@ def log(
 
 
 def _refuse_log_of_training(run: Path, name: str) -> None:
-    """Raise GptcliError if a training is running now and writes this log."""
+    """Raise GptcliError if the run is training now, and its training writes the same log."""
     from gptcli.files.durable import is_locked
     from gptcli.training.run_folder import read_config
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from gptcli.inspection.looking import Look
     from gptcli.training.loading import Trained
 
-_MAPS = 3  # number of heads to draw if the user names none
-_ROWS = 10  # of the table of heads
+_MAPS = 3  # how many heads are drawn if the user names none
+_ROWS = 10  # of the table of heads, at most
 _LENS_ROWS = 16
 
 
@@ -67,8 +67,8 @@ def look(
 
     The heads with the clearest habits come first. They look at the previous token, the first token,
     the token itself, or the token after an earlier copy of the token (induction). Then comes the
-    logit lens: the next token that the model would write if it ended at that layer. A run with your
-    own attention needs --attention FILE again."""
+    logit lens: for each layer, the token that the model would write next if it ended at that layer.
+    If the run was trained with your own attention, name it again with --attention FILE."""
     if not prompt:
         raise GptcliError(
             "look needs a text to look at", 'give one: gptcli look --prompt "To be or not to be"'
@@ -114,9 +114,10 @@ def _refuse_places(trained: Trained, layer: int | None, head: int | None) -> Non
 
 
 def _places(given: dict[Path | None, bool], *, overwrite: bool) -> list[tuple[Path, bool]]:
-    """(file to write, whether it is a picture), for each file that the user named.
+    """(file to write, whether it is a picture) for each file that the user named.
 
-    Raises GptcliError if a file must not be replaced, or if no program can make the picture."""
+    Raises GptcliError if a file exists and must not be replaced, or if there is no program that can
+    make a picture."""
     from gptcli.files.paths import expanded
     from gptcli.pages.chromium import refuse_without_chromium
     from gptcli.pages.written import refuse_existing
@@ -229,7 +230,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _looked_at(weights: Any, pieces: list[bytes]) -> list[tuple[bytes, float]] | None:
-    """The two tokens that the last token looked at most, on average over the heads of a layer."""
+    """The two tokens to which the last token attends most, on average over the heads of a layer."""
     if weights is None:
         return None
     mean = weights[:, -1].mean(0)
@@ -267,7 +268,9 @@ def _print_steps(
 def _steps(
     trained: Trained, found: Look, options: ModelOptions, layer: int | None, head: int | None
 ) -> Any:
-    """The eight steps of the head that the user named, or of the head with the clearest habit."""
+    """The eight steps of attention in one head.
+
+    It is the head that the user named, or else the head with the clearest habit."""
     from gptcli.inspection.eight_steps import eight_steps
 
     chosen = _chosen(found, layer, head)
@@ -350,7 +353,7 @@ def _rounded(found: Look, one: Any) -> list[list[float]]:
 
 
 def _write(path: Path, trained: Trained, found: Look, *, is_picture: bool) -> None:
-    """Write the page with all maps, or a picture of this page."""
+    """Write the HTML page with all maps, or a picture of this page."""
     from gptcli.pages.chromium import picture
     from gptcli.pages.look_page import look_page
     from gptcli.pages.written import write

@@ -12,12 +12,12 @@ Command = Callable[..., None]
 
 
 def with_option_groups(command: Command) -> Command:
-    """The command in the form that Typer needs, with one parameter for each option.
+    """A decorator that gives a command the form that Typer needs: one parameter for each option.
 
-    Typer reads the options from the parameters of a command. This decorator replaces each parameter
-    whose type is a dataclass by the fields of that dataclass, in order. When the command is called,
-    it gets an object of the dataclass with the values of these fields. Names of fields must differ
-    between the groups of a command."""
+    Typer reads the options from the parameters of a command. For Typer, this decorator replaces
+    each parameter whose type is a dataclass by the fields of that dataclass, in order. When the
+    command is called, it gets an object of the dataclass, with the values of these fields. All
+    dataclasses of a command must have different names of fields."""
     groups: dict[str, Any] = {}
     parameters = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():

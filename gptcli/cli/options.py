@@ -1,4 +1,4 @@
-"""Options that several commands share (run, checkpoint, device, dtype); loads the model."""
+"""Options that several commands share (run, checkpoint, device, dtype). Also loads the model."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 
 
 RUN_AND_SOURCE = "[RUN] [data.source=NEW] [data.val_source=NEW]"
-"""The form of the arguments of a command that reads the text of a run."""
+"""How the help writes the arguments of a command that reads the text of a run."""
 
 
 _ONLY_TEXTS = "only data.source=NEW and data.val_source=NEW are allowed, for a text that has moved"
 
 
 def run_and_overrides(words: list[str] | None) -> tuple[str | None, list[str]]:
-    """The RUN among the words of a command line (None if there is none), and the overrides.
+    """The RUN among the words of a command line (or None), and the overrides among them.
 
-    The overrides data.source=NEW and data.val_source=NEW say where the run's texts are now.
-    Raises GptcliError if another key is changed, or if there are several runs."""
+    The overrides data.source=NEW and data.val_source=NEW say where the texts of the run are now.
+    Raises GptcliError if the words change another key, or name several runs."""
     from gptcli.config_files import is_known_override
 
     overrides = [word for word in words or [] if "=" in word and is_known_override(word)]
@@ -93,7 +93,7 @@ def run_and_overrides(words: list[str] | None) -> tuple[str | None, list[str]]:
 
 
 def with_overrides(run: Path, config: Config, overrides: list[str]) -> Config:
-    """The config of a run, with the user's data.source=NEW and data.val_source=NEW.
+    """The config of a run after the user's data.source=NEW and data.val_source=NEW are applied.
 
     Raises GptcliError if the overrides change another key."""
     from gptcli.config_files import differences, dump_config, parse_config
@@ -132,7 +132,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SamplingModelOptions(ModelOptions):
-    """ModelOptions for sampling: --dtype can also be int8."""
+    """The same options for sampling, where --dtype can also be int8."""
 
     dtype: SamplingDTypeOption = "auto"
 
@@ -142,8 +142,9 @@ def load_model(
 ) -> Trained:
     """The model of a run. Error messages name `command`.
 
-    With `dtype_of_run`, `--dtype auto` means the dtype of the training if this machine supports it,
-    so that the results are the same again. Otherwise `--dtype auto` means float32."""
+    If `dtype_of_run` is true, `--dtype auto` means the dtype of the training if this machine
+    supports it, so that results are as in the training. If it is false, `--dtype auto` means
+    float32."""
     from gptcli.devices import choose_device, choose_dtype, choose_threads
     from gptcli.training.loading import load_trained
     from gptcli.training.run_folder import read_config
@@ -171,10 +172,10 @@ def load_model(
 def load_for_evaluation(
     run: str | None, options: ModelOptions, command: str
 ) -> tuple[Trained, int | None]:
-    """The model of a run, and the number of threads if the C library evaluates it, else None.
+    """The model of a run, and the number of threads if the C library can evaluate it, else None.
 
-    The C library evaluates only in float32 on a CPU. Then PyTorch is not imported. `--dtype auto`
-    means the dtype of the training."""
+    The C library can evaluate a model only in float32 on a CPU. If it can, PyTorch is not imported.
+    `--dtype auto` means the dtype of the training."""
     from gptcli.devices import is_surely_cpu, threads_without_torch
     from gptcli.training.loading import read_trained
     from gptcli.training.native_evaluate import can_evaluate
@@ -194,9 +195,9 @@ def load_for_evaluation(
 
 
 def load_for_sampling(run: str | None, options: ModelOptions, command: str) -> SamplingModel:
-    """The model of a run, loaded for sampling. `--dtype auto` means the fastest dtype here.
+    """The model of a run, loaded for sampling. Error messages name `command`.
 
-    Error messages name `command`."""
+    `--dtype auto` means the dtype that is fastest on this machine."""
     _check(options, "int8")
     model = loading.load_for_sampling(
         named_run(run, command),

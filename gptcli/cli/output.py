@@ -1,4 +1,4 @@
-"""The output of commands: data to stdout, notes and errors to stderr, and the form of an error."""
+"""The output of commands: data on stdout, notes and errors on stderr, and the form of an error."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 STDOUT = "standard output"
-"""The `filename` of the OSError from a failed write to `checked_stdout`."""
+"""The attribute `filename` of the OSError that a failed write to `checked_stdout` raises."""
 
 
 class _Wrapped(io.RawIOBase):
-    """A raw stream in place of a standard stream. Each subclass defines `write`."""
+    """A raw stream that replaces that of a standard stream. Each subclass defines `write`."""
 
     def __init__(self, stream: TextIO, raw: io.RawIOBase) -> None:
-        self._stream = stream  # keep it: a deleted stream closes `raw`
+        self._stream = stream  # must not be deleted, because that would close `raw`
         self._raw = raw
 
     def writable(self) -> bool:
@@ -49,10 +49,10 @@ class _NeverFailing(_Wrapped):
 
 
 class _Checked(_Wrapped):
-    """A stream whose first error names STDOUT.
+    """A stream that raises an OSError about STDOUT when a write fails for the first time.
 
-    After this error, the stream drops all text, so that the flush at the end of the process raises
-    no second error."""
+    After this error, the stream drops all text, so that the flush at the end of the process does
+    not raise a second error."""
 
     _failed = False
 
@@ -67,16 +67,16 @@ class _Checked(_Wrapped):
 
 
 def open_closed_streams() -> None:
-    """Open /dev/null in place of stdout or stderr if the caller closed it.
+    """If the caller closed stdout or stderr, open /dev/null instead.
 
-    /dev/null gets the file number of the closed stream. Otherwise the next opened file would get
-    this number, and libraries would print into that file."""
+    /dev/null gets the file descriptor of the closed stream. Otherwise the file that is opened next
+    would get it, and libraries would print into that file."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is not None:
             continue
         null = os.open(os.devnull, os.O_WRONLY)
         try:
-            os.fstat(number)  # raises only if the number is free
+            os.fstat(number)  # raises if no file has this number
         except OSError:
             os.dup2(null, number)
             os.close(null)
@@ -88,24 +88,25 @@ def open_closed_streams() -> None:
 def checked_stdout(stream: TextIO) -> TextIO:
     """stdout as a stream that writes everything or raises an OSError that names STDOUT.
 
-    With -u or PYTHONUNBUFFERED, Python's own stdout silently drops the rest of a long text if a
-    pipe or a disk takes only the beginning. A stream without a file is returned unchanged.
+    With -u or PYTHONUNBUFFERED, Python's own stdout silently drops the end of a long text if a pipe
+    or a disk takes only the beginning. A stream without a file is returned unchanged.
     """
     return _wrap(stream, _Checked)
 
 
 def never_failing(stream: TextIO) -> TextIO:
-    """stderr as a stream whose writes never fail. It drops text that cannot be written.
+    """stderr as a stream that raises no errors: it drops text that cannot be written.
 
-    Training must not end because a terminal was closed, a reader ended (`2>&1 | head`) or the disk
-    of a log file is full. sys.stderr itself must become this stream, because libraries and the
-    user's modules also print to it. A stream without a file is returned unchanged."""
+    A training must not end because the terminal was closed, because a reader ended (`2>&1 | head`),
+    or because the disk with a log file is full. sys.stderr itself must become this stream, because
+    libraries and the user's modules also print to it. A stream without a file is returned
+    unchanged."""
     return _wrap(stream, _NeverFailing, line_buffering=True)
 
 
 def _wrap(stream: TextIO, wrapper: type[_Wrapped], *, line_buffering: bool = False) -> TextIO:
     buffer = getattr(stream, "buffer", None)
-    raw = getattr(buffer, "raw", buffer)  # with python -u, stream.buffer is the raw file itself
+    raw = getattr(buffer, "raw", buffer)  # after `python -u`, stream.buffer is itself the raw file
     if not isinstance(raw, io.RawIOBase) or isinstance(raw, _Wrapped):
         return stream
     return io.TextIOWrapper(
@@ -133,8 +134,8 @@ def stdout_console() -> Console:
 def print_json(value: Any) -> None:
     """Print an object as one line of JSON on stdout. nan and infinity become null.
 
-    A name that is not UTF-8 is written with JSON's escapes (\\udce9), which Python's JSON reader
-    understands."""
+    In a file name that is not UTF-8, bytes are written as escapes of JSON (\\udce9), from which
+    Python's json reads the same name."""
     text = json.dumps(_finite(value), ensure_ascii=False)
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     sys.stdout.flush()
@@ -151,7 +152,7 @@ def note(message: str) -> None:
 
 
 def print_error(error: GptcliError) -> None:
-    """Print an error to stderr: a line `error: ...` for each problem, a blank line, the hints."""
+    """Print an error on stderr: a line `error: ...` for each problem, a blank line, the hints."""
     problems = getattr(error, "problems", [(error.message, error.hint)])
     lines = [f"error: {message}" for message, _ in problems]
     hints = list(dict.fromkeys(hint for _, hint in problems if hint))
@@ -163,7 +164,7 @@ def print_error(error: GptcliError) -> None:
         from gptcli.view.safe_text import clean
 
         console = stderr_console()
-        # An error can quote a file; its control characters must not reach the terminal.
+        # The message can quote a file, whose control characters must not reach the terminal.
         for line in map(clean, lines):
             head, colon, rest = line.partition(":")
             style = "bold red" if head == "error" else "cyan"

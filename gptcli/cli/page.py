@@ -37,8 +37,8 @@ def page(
     needs no network.
 
     gptcli tests the page before it writes the file. If Node.js or Chromium is installed, it runs
-    the page's JavaScript; otherwise numpy repeats the arithmetic. If the page computes other
-    results than the model, gptcli does not write the file."""
+    the page's JavaScript; otherwise numpy does the same arithmetic. If the page's results differ
+    from the model's, gptcli does not write the file."""
     from gptcli.pages.written import refuse_existing
 
     folder = named_run(run, "page")

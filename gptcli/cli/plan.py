@@ -10,7 +10,7 @@ from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
 from gptcli.errors import GptcliError, nearest
 
-_CHARACTERS = 96  # assumed vocab_size of a char tokenizer, because plan does not read the text
+_CHARACTERS = 96  # plan does not read the text, so the vocab_size of char is assumed
 
 
 def plan(
@@ -110,10 +110,10 @@ def plan(
 
 
 def _time(seconds: float) -> str:
-    """Seconds as s or ms."""
+    """A time in words: seconds, or milliseconds if it is below one second."""
     return f"{seconds:,.3g} s" if seconds >= 1 else f"{1e3 * seconds:,.3g} ms"
 
 
 def _size(count: float) -> str:
-    """Bytes as GB or MB."""
+    """A number of bytes in words: GB, or MB if it is below one GB."""
     return f"{count / 1e9:,.3g} GB" if count >= 1e9 else f"{count / 1e6:,.3g} MB"

@@ -1,4 +1,4 @@
-"""Reads the prompts of `gptcli sample`: from the command line, a file, or the lines of a file."""
+"""Reads the prompts of `gptcli sample` from the command line, from a file, or from its lines."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ _MOST_BYTES = 1 << 26
 
 
 def encoding_of_run(run: str | None, command: str) -> str | None:
-    """The data.encoding of the run that `command` reads."""
+    """The value of data.encoding in the config of a run. Error messages name `command`."""
     from gptcli.training.run_folder import read_config
 
     return read_config(named_run(run, command)).data.encoding
 
 
 def read_text(file: Path, command: str, encoding: Callable[[], str | None]) -> str:
-    """The text of a file without its byte-order mark, in UTF-8 or else in the run's `encoding`.
+    """The text of a file, without its byte-order mark. It is in UTF-8 or in the run's encoding.
 
-    Raises GptcliError if the file cannot be read, is in another encoding or is too long. Hints name
-    `command`, the command or option that reads the file."""
+    `encoding` returns the run's encoding, or None. `command` is the command or option that reads
+    the file; hints name it. Raises GptcliError if the file cannot be read, is too long, or is in
+    another encoding."""
     file = expanded(file)
     try:
-        with file.open("rb") as opened:  # with a limit, because a pipe can be endless
+        with file.open("rb") as opened:  # a pipe can be endless, so the size is limited
             data = opened.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise GptcliError(
@@ -60,7 +61,7 @@ def read_text(file: Path, command: str, encoding: Callable[[], str | None]) -> s
 
 
 def _with_encoding(file: Path, message: str, data: bytes) -> tuple[str, str]:
-    """The message and the hint, with the probable encoding of `data` and the conversion."""
+    """`message` with the likely encoding of `data`, and a hint with the command to convert it."""
     from gptcli.corpus.conversion import conversion_command
     from gptcli.corpus.undecodable import looks_like, public_name
 
@@ -72,9 +73,9 @@ def _with_encoding(file: Path, message: str, data: bytes) -> tuple[str, str]:
 
 
 def typed(text: str, where: str, *, escape: bool) -> str:
-    """A text that the user typed for the option `where`; with `escape`, its escapes are replaced.
+    """A text that the user typed for the option `where`. If `escape`, its escapes are replaced.
 
-    Without `escape`, prints a note if the text has `\\n` or `\\t` (literal_escapes_note)."""
+    Otherwise prints a note if the text has `\\n` or `\\t` (literal_escapes_note)."""
     if escape:
         return unescape(text, where)
     if (message := literal_escapes_note(text, where)) is not None:
@@ -92,10 +93,10 @@ def read_prompts(
 ) -> list[str]:
     """The prompts in order; one empty prompt if neither `prompt` nor `file` is given.
 
-    With `lines`, each line of the file is a prompt. With `escape`, escapes in `prompt` and in these
-    lines are replaced. A file that is not UTF-8 is read in `encoding`. Raises GptcliError if both
-    `prompt` and `file` are given, if `lines` is given without a file, or if the file cannot be
-    used."""
+    If `lines` is true, each line of the file is a prompt. If `escape` is true, escapes in `prompt`
+    and in the lines are replaced. If the file is not UTF-8, it is read in the encoding that
+    `encoding` returns. Raises GptcliError if both `prompt` and `file` are given, if `lines` is
+    given without a file, or if the file cannot be used."""
     if file is None:
         if lines:
             raise GptcliError("--prompt-lines needs a file", "add --prompt-file FILE")

@@ -1,6 +1,6 @@
-"""`gptcli train` in several processes: starts the processes, and gives each its part.
+"""`gptcli train` in several processes (ranks): starts them, and gives each its part of the work.
 
-Usually there is one process. Then `Ranks` changes nothing and imports nothing.
+If there is only one process, as usual, `Ranks` changes nothing and imports nothing.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ _NATIVE = "the C library (run.engine: native) trains only in one process"
 
 
 class Ranks:
-    """The processes of a training, for the leader's code; `leader` is None for a single process."""
+    """Adapts a training to the number of its processes.
+
+    Only the leader has an object of this class. If there is only one process, `leader` is None."""
 
     def __init__(self, leader: Leader | None = None, size: int = 1) -> None:
         self._leader = leader
         self.size = size
 
     def for_new(self, wanted: Wanted) -> Wanted:
-        """The new run, with PyTorch as its engine if several processes train it."""
+        """The new run `wanted`, with PyTorch as its engine if several processes train it."""
         return wanted if self._leader is None else replace(wanted, config=_torch(wanted.config))
 
     def for_resumed(self, resumed: ResumedRun) -> ResumedRun:
@@ -46,7 +48,7 @@ class Ranks:
         from gptcli.training.run_folder import read_config
 
         if resumed.config is not None and "run.engine" in resumed.asked:
-            _torch(resumed.config)  # raises if the user has just set run.engine=native
+            _torch(resumed.config)  # raises if the command line has run.engine=native
         config = resumed.config or read_config(resumed.run)
         if config.run.engine == "native":
             run = config.run.model_copy(update={"engine": "torch"})
@@ -56,17 +58,17 @@ class Ranks:
         return resumed
 
     def shared(self, prepared: Prepared) -> Prepared:
-        """The prepared run, in the form in which all processes share the work of each step."""
+        """The prepared run, changed so that all processes share the work of each step."""
         if self._leader is None:
             return prepared
         return replace(prepared, setup=self._leader.lead(prepared.setup))
 
     def asked_to_stop(self) -> bool:
-        """Whether somebody asked another process of the run to stop."""
+        """Whether another process of the run was asked to stop, for example by a signal."""
         return self._leader is not None and self._leader.asked_to_stop()
 
     def run_to_continue(self, out: Path | None) -> Path | None:
-        """The run that this training continues after a process died; None if no process died."""
+        """The run that must be continued because a process died; None if no process died."""
         if self._leader is None:
             return None
         from gptcli.distributed.session import run_to_continue
@@ -79,10 +81,11 @@ class Ranks:
 
 @contextmanager
 def ranks_of(devices: int, max_restarts: int, request: Request, *, resume: bool) -> Iterator[Ranks]:
-    """The processes of a training. Returns only in the leader, or in a single process.
+    """The processes of a training.
 
-    Started by torchrun, a process joins the others. Without torchrun and with `devices` above 1,
-    this function starts the processes and exits with their exit code."""
+    The `with` block runs only in the leader, or in a single process. A process that torchrun
+    started joins the others. If torchrun did not start this process and `devices` is above 1, this
+    function starts the processes and exits with their exit code."""
     here = place()
     if here is None and devices == 1:
         yield Ranks()
@@ -90,7 +93,7 @@ def ranks_of(devices: int, max_restarts: int, request: Request, *, resume: bool)
     if here is None:
         from gptcli.distributed.launch import launch
 
-        if not resume:  # raise errors of the config before any process starts
+        if not resume:  # errors of the config are raised before processes are started
             wanted = wanted_run(request, None)
             config = _torch(wanted.config)
             if wanted.is_given and config.train.batch_size != "auto":
@@ -105,7 +108,7 @@ def ranks_of(devices: int, max_restarts: int, request: Request, *, resume: bool)
 
 
 def _torch(config: Config) -> Config:
-    """The config with PyTorch as its engine. Raises GptcliError if it asks for the C library."""
+    """The config with PyTorch as its engine. Raises GptcliError if its engine is the C library."""
     if config.run.engine == "native":
         raise GptcliError(_NATIVE, "set run.engine to auto or torch, or train in one process")
     return config.model_copy(update={"run": config.run.model_copy(update={"engine": "torch"})})

@@ -1,4 +1,4 @@
-"""The argument RUN of a command, with a note if its name has two meanings."""
+"""Finds the run that the argument RUN names, and prints a note if there are two such runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptcli.cli.shadowed_names import note_two_runs
 def named_run(name: str | None, command: str) -> Path:
     """The run folder that RUN names: a path, a name under runs/, or by default the newest run.
 
-    Raises GptcliError with the right form of `command` if RUN is something else."""
+    Raises GptcliError if RUN is no run. The hint shows how `command` must be written."""
     run = naming.named_run(name, command)
     note_two_runs(name)
     return run

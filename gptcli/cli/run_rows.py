@@ -24,16 +24,18 @@ from gptcli.view.runs_table import RunRow
 
 
 def run_rows(folder: Path) -> list[RunRow]:
-    """A row for each run under `folder`, oldest first; only one row if `folder` is a run itself."""
+    """A row for each run under `folder`, oldest first.
+
+    If `folder` is itself a run, only its row."""
     return [run_row(run) for run in run_folder.oldest_first(_runs_at(folder))]
 
 
 def named_runs(words: Sequence[str]) -> list[Path]:
-    """The runs that the words name, oldest first; without words, the runs under runs/.
+    """The runs that the words of the command line name, oldest first; by default all under runs/.
 
     A word is a folder of runs, a run, the name of a run under runs/, or a glob pattern. A pattern
-    is for names under runs/, or for paths if it has a slash. Raises GptcliError if a word is no
-    folder and no run, or if no run matches a pattern."""
+    with a slash is for paths, and any other pattern is for names under runs/. Raises GptcliError if
+    a word is neither a folder nor a run, or if no run matches a pattern."""
     found: dict[Path, Path] = {}
     for word in words or ["runs"]:
         for run in _named(word):
@@ -72,7 +74,9 @@ def _is_run(folder: Path) -> bool:
 
 
 def rows_of(runs: Sequence[Path], known: KnownRows | None = None) -> list[RunRow]:
-    """The row of each run. If several runs have the same name, their rows show their paths."""
+    """The row of each run.
+
+    If several runs have the same name, their rows show paths instead of names."""
     names = Counter(run.name for run in runs)
     rows = [run_row(run) if known is None else known.row(run) for run in runs]
     return [
@@ -82,13 +86,13 @@ def rows_of(runs: Sequence[Path], known: KnownRows | None = None) -> list[RunRow
 
 
 class KnownRows:
-    """Reads the row of a run again only if its files have changed since the last time."""
+    """Remembers the rows of runs, and reads a row again only if files of the run have changed."""
 
     def __init__(self) -> None:
         self._rows: dict[Path, tuple[Any, RunRow]] = {}
 
     def row(self, run: Path) -> RunRow:
-        """The row of a run, as `run_row` gives it."""
+        """The row of a run, as `run_row` returns it."""
         state = self._state(run)
         before = self._rows.get(run)
         if before is not None and state is not None and before[0] == state:
@@ -99,7 +103,7 @@ class KnownRows:
 
     @staticmethod
     def _state(run: Path) -> Any:
-        """A value that changes whenever the row can change; None if the files cannot be read."""
+        """A value that differs if the row can have changed; None if files cannot be read."""
         state: list[Any] = []
         for name in ("config.yaml", "metrics.jsonl", "run.json", "checkpoints"):
             try:
@@ -114,30 +118,30 @@ class KnownRows:
 
 
 def run_row(run: Path) -> RunRow:
-    """The row of one run. A damaged file shows as the status "damaged"."""
+    """The row of one run. If a file of the run is damaged, its status is "damaged"."""
     status = run_folder.read_status(run)
     last: dict[str, dict[str, Any]] = {}
     running = damaged = False
     try:
         last = _last_records(run)
         running = is_locked(run)
-    except OSError:  # such as a link out of the folder or a pipe: still show the other rows
+    except OSError:  # for example a pipe: other rows must still be shown
         damaged = True
     step, evaluation = last.get("step", {}), last.get("eval", {})
     try:
         has_steps = bool(steps_of(run))
-    except GptcliError:  # checkpoints/ is a link to nowhere, or cannot be read
+    except GptcliError:  # checkpoints/ is a broken link, or cannot be read
         has_steps, damaged = True, True
     if running:
         state = "running"
     else:
-        # Without a final run.json, the process was killed.
+        # If run.json does not say how the run ended, the process was killed.
         state = str(status.get("stopped") or ("stopped" if has_steps else "not begun"))
     max_steps = text = None
     try:
         config = run_folder.read_config(run)
         train, text = config.train, config.data.described
-        plan = last.get("plan", {}) if train.minutes is not None else {}  # not after --extend
+        plan = last.get("plan", {}) if train.minutes is not None else {}  # {} after --extend
         max_steps = _integer(plan.get("max_steps")) or train.max_steps
     except GptcliError:
         damaged = True
@@ -162,7 +166,7 @@ def run_row(run: Path) -> RunRow:
 
 
 def _number(value: object) -> float | None:
-    """The value as a float; None if it is not a number. The user may have edited the file."""
+    """The value as a float; None if it is no number, because the user may have edited the file."""
     fits = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
     return float(value) if fits else None  # type: ignore[arg-type]
 
@@ -189,9 +193,9 @@ def _last_written(run: Path) -> datetime | None:
 
 
 def _last_records(run: Path) -> dict[str, dict[str, Any]]:
-    """The last record of each kind in metrics.jsonl, and under "best" the best evaluation.
+    """Kind -> its last record in metrics.jsonl; "best" -> the record of the best evaluation.
 
-    Raises OSError if metrics.jsonl is no ordinary file inside the run folder."""
+    Raises OSError if metrics.jsonl is not a regular file inside the run folder."""
     found: dict[str, dict[str, Any]] = {}
     with suppress(FileNotFoundError, PermissionError):
         for line in read_lines(run / "metrics.jsonl", run):

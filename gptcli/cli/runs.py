@@ -84,7 +84,9 @@ def runs(
 
 
 def _order(sort: str | None, reverse: bool) -> Order | None:
-    """The order for --sort and --reverse. Raises GptcliError for an unknown column."""
+    """The order that --sort and --reverse ask for; None without --sort.
+
+    Raises GptcliError for an unknown column."""
     from gptcli.view.runs_table import SORT_KEYS, Order
 
     if sort is None:

@@ -19,7 +19,9 @@ RENEW_SECONDS = 1.0
 
 
 def watch_runs(words: Sequence[str], order: Order | None, reverse: bool) -> None:
-    """Show the runs that `words` name until q or Ctrl-C is pressed. After q, the table stays."""
+    """Show the table of the runs that `words` name, until the user presses q or Ctrl-C.
+
+    After q, the table stays on the terminal."""
     known = KnownRows()
     console = stdout_console()
     has = has_keys()
@@ -55,7 +57,7 @@ def watch_runs(words: Sequence[str], order: Order | None, reverse: bool) -> None
 
 
 def _wait(keys: Keys | None) -> list[str]:
-    """Wait until the next update of the table, or until a key is pressed. Returns the keys."""
+    """Wait until the table must be updated, or until a key is pressed. Returns the pressed keys."""
     if keys is not None:
         return keys.read(RENEW_SECONDS)
     time.sleep(RENEW_SECONDS)

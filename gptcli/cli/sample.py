@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """The options for the prompts."""
+    """The options that give the prompts."""
 
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to continue.")
@@ -63,7 +63,7 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """The options for generating: how much, how tokens are chosen, and where to stop."""
+    """The options of generation: how many tokens, how they are chosen, and where to stop."""
 
     max_new_tokens: Annotated[
         int,
@@ -144,7 +144,7 @@ class GenerationOptions:
     sampler: SamplerOption = None
 
     def checked(self) -> Generation:
-        """The options, without the number of samples, as a Generation.
+        """A Generation with the values of these options, except the number of samples.
 
         Raises GptcliError if a value is out of range."""
         found = Generation(
@@ -163,7 +163,7 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """The options for showing the text."""
+    """The options that say how the text is shown."""
 
     stream: Annotated[
         bool | None,
@@ -194,8 +194,8 @@ def sample(
 ) -> None:
     """Generate text with a trained model.
 
-    If the file of --attention has a key/value cache (check-cache), gptcli uses this cache. Except
-    with --interactive, gptcli then compares the text and the speed with sampling without the cache.
+    If the file of --attention has a key/value cache (check-cache), gptcli uses this cache. Unless
+    --interactive is given, gptcli then also samples without the cache, and compares text and speed.
 
     `gptcli chat` is short for `gptcli sample --interactive`."""
     wanted = generation.checked()
@@ -216,7 +216,7 @@ def sample(
     with waiting("loading the model"):
         sampler = load_sampler(generation.sampler)
         if sampler is not None:
-            sampler.stop_filter(stops)  # check options before the model is loaded
+            sampler.stop_filter(stops)  # raises if --stop and the sampler do not fit together
         model = load_for_sampling(run, options, "sample")
     seed = wanted.seed_or_new()
     wanted = replace(wanted, stop=stops)
@@ -271,13 +271,13 @@ def sample(
 
 
 def _place(file: Path | None, number: int, count: int) -> str:
-    """The beginning of an error about a prompt from a file; "" for a typed prompt."""
+    """The beginning of an error message: the prompt's file and line; "" if it was typed."""
     line = f":{number}" if count > 1 else ""
     return f"{file}{line}: " if file else ""
 
 
 def _readable(model: SamplingModel, texts: list[str], file: Path | None) -> list[str]:
-    """The prompts without unknown characters (data.unknown). Prints a note for each change."""
+    """The prompts after data.unknown was applied to them. Prints a note for each changed prompt."""
     from gptcli.tokenization.unknown_characters import readable
 
     found = []
@@ -301,9 +301,9 @@ def _generate(
     *,
     live: bool,
 ) -> tuple[list[Sample], float]:
-    """The samples in order, and the seconds for generating all of them.
+    """The samples in order, and how many seconds it took to generate all of them.
 
-    With `live`, the text is shown while it is generated."""
+    If `live` is true, the text is shown while it is generated."""
     import time
 
     from gptcli.sampling.stop_filter import StopFilter
@@ -311,7 +311,7 @@ def _generate(
 
     samples = []
     out = sys.stdout
-    # A user's module can print, but stdout is for data.
+    # The code of the user's parts can print, but stdout is for data.
     with redirect_stdout(sys.stderr), errors_of_cache(model.trained.user_parts):
         streams = model.open_streams(len(requests), wanted.params(), sampler)
         start = time.perf_counter()
@@ -397,6 +397,6 @@ def _show(text: str) -> None:
     if sys.stdout.isatty():
         from gptcli.view.safe_text import clean
 
-        text = clean(text)  # escape sequences in the text must not control the terminal
+        text = clean(text)  # the text must not control the terminal by escape sequences
     sys.stdout.write(text)
     sys.stdout.flush()

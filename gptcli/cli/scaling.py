@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _LADDERS = ("model.n_layer", "model.n_embd", "model.n_head", "train.max_steps", "train.eval_every")
-"""Keys that the user cannot set: they differ between networks, or --minutes decides them."""
+"""Keys that the user cannot set: each network has another value, or --minutes decides it."""
 
 
 def scaling(
@@ -57,11 +57,11 @@ def scaling(
 ) -> None:
     """Predict the loss of a larger network from six small ones.
 
-    The six networks train on the same number of tokens, as many as fit into --minutes. gptcli fits
-    the law loss = floor + scale / size^exponent to their validation losses, and predicts the loss
-    of a network that is eight times larger than the largest. With --train, gptcli then trains this
-    network on the same number of tokens, and says how wrong the prediction was. After an
-    interruption, the same command continues."""
+    The six networks train on the same number of tokens, as many as they can read within --minutes.
+    gptcli fits a law to their validation losses: `loss = floor + scale / size^exponent`. By this
+    law, it predicts the loss of a network that is eight times larger than the largest of the six.
+    With --train, gptcli then trains this network on the same number of tokens, and says how wrong
+    the prediction was. After an interruption, the same command continues."""
     from gptcli.experiments.ladder import larger_in, planned_steps, rungs_in, trial_of
     from gptcli.experiments.power_law import fit
     from gptcli.experiments.trials import train_all
@@ -109,7 +109,7 @@ def scaling(
 
 
 def _loss(rung: Rung) -> float | None:
-    """The last validation loss of a run; None if the run is not finished or has no evaluation."""
+    """The last validation loss of a network; None if its run is unfinished or has no evaluation."""
     from gptcli.experiments.trials import is_finished
     from gptcli.pages.run_data import read_run
 
@@ -120,9 +120,9 @@ def _loss(rung: Rung) -> float | None:
 
 
 def _earlier_steps(folder: Path, plan: dict[str, Any]) -> int | None:
-    """The number of steps of an interrupted call; None for a new folder.
+    """The number of steps that an interrupted earlier call planned; None if there was none.
 
-    Raises GptcliError if the folder holds the runs of another plan or other files."""
+    Raises GptcliError if the folder has runs of another plan, or other files."""
     path = folder / "scaling.json"
     if not path.exists():
         if folder.is_dir() and any(folder.iterdir()):
@@ -218,7 +218,7 @@ def _write(
     found: float | None,
     tokens: int,
 ) -> None:
-    """Write the HTML page."""
+    """Write the HTML page of --html."""
     from gptcli.pages.scaling_page import Law, Network, scaling_page, sizes_between
     from gptcli.pages.written import write
     from gptcli.view.number_formats import human_count

@@ -54,10 +54,10 @@ def score(
 ) -> None:
     """Show how likely a model finds each token of a text.
 
-    On a terminal, the colour of a token shows its probability. A list below names the most
-    surprising tokens, and the tokens that the model expected. In a file or a pipe, each token gets
-    a line with its log-probability in nats, its id and its text. The model predicts each token from
-    the same earlier tokens as in `sample`."""
+    On a terminal, the colour of a token shows its probability. A list below the text has the most
+    surprising tokens, and for each the token that the model expected. In a file or a pipe, each
+    token gets a line with its log-probability in nats, its id and its text. The model predicts each
+    token from the same earlier tokens as in `sample`."""
     if len(words) > 2:
         raise GptcliError(
             f"score takes a run and a file; got {len(words)} words",
@@ -74,7 +74,7 @@ def score(
         _print_json(model, scores)
         return
     if sys.stdout.isatty() and stdout_console().color_system and not os.environ.get("NO_COLOR"):
-        # If a character consists of several tokens, show it with the last token.
+        # A character that consists of several tokens is shown with the last of them.
         decoder = model.trained.tokenizer.stream()
         pieces = [decoder.push(id) for id in scores.ids]
         stdout_console().print(_coloured(pieces, scores.log_probabilities), soft_wrap=True)
@@ -88,7 +88,7 @@ def score(
 
 
 def _refuse_run_without_file(words: list[str]) -> None:
-    """Raise GptcliError if the only word is a run, or names no file."""
+    """Raise GptcliError if the only word of the command line names no file, but perhaps a run."""
     from gptcli.training.run_folder import list_runs
 
     if len(words) == 1 and not os.path.exists(words[0]):  # noqa: PTH110
@@ -122,7 +122,7 @@ def _scores(
     text, changed = readable(trained.tokenizer, rule, text)
     if changed is not None:
         note(f"note: {file}: {changed}")
-    with redirect_stdout(sys.stderr):  # a user's module can print, but stdout is for data
+    with redirect_stdout(sys.stderr):  # the user's parts can print, but stdout is for data
         return model, score_text(model, text, name=file)
 
 
@@ -150,7 +150,7 @@ def _print_lines(scores: Score) -> None:
 
 
 def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
-    """The text in which colours show the probabilities of the tokens, and a legend."""
+    """The text, with the probabilities of its tokens as colours, and a legend of the colours."""
     from rich.text import Text
 
     from gptcli.view.safe_text import clean
@@ -160,8 +160,8 @@ def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
         # NaN gets the colour of the least likely tokens
         probability = 0.0 if math.isnan(one) else math.exp(min(0.0, one))
         style = next(style for least, style, _ in _LEVELS if probability >= least)
-        # A blank shows no colour. So an unlikely blank gets a background, and a newline gets a
-        # sign.
+        # White space has no visible colour. So if it is unlikely, a blank gets a background, and a
+        # newline gets a sign.
         marked = piece.replace("\r", "␍")
         if probability < _LEVELS[1][0]:
             marked = marked.replace("\n", "⏎\n")
@@ -177,9 +177,9 @@ def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
 
 
 def _surprises(model: SamplingModel, scores: Score) -> list[str]:
-    """A line for each of the five least likely tokens: its place, and what the model expected.
+    """A line for each of the five least likely tokens: the text before it, and the expected token.
 
-    Leaves out tokens with a probability of 1/100 or more."""
+    Tokens with a probability of 1/100 or more are left out."""
     trained, tokenizer = model.trained, model.trained.tokenizer
     order = sorted(range(len(scores.ids)), key=lambda i: scores.log_probabilities[i])
     places = [

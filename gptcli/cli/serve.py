@@ -63,7 +63,7 @@ class AddressOptions:
 
 @dataclass(frozen=True)
 class LimitOptions:
-    """The limits of the server: how many texts, how long, and how large a request."""
+    """The limits of the server: how many texts, how long, how much waiting, how large a request."""
 
     streams: Annotated[
         int,
@@ -90,7 +90,7 @@ class LimitOptions:
             "--max-queue",
             metavar="N",
             min=0,
-            help="Let at most N texts wait for their turn, plus as many as --streams.",
+            help="Let at most N texts wait for their turn, and one more for each of --streams.",
         ),
     ] = 1024
     max_wait: Annotated[
@@ -124,7 +124,7 @@ def serve(
     """Answer requests for completions over HTTP.
 
     The interface is OpenAI's: /v1/completions, with streaming, and /v1/models. The address / shows
-    a page to try the model. The server generates several texts together. Each text is the one that
+    a page to try the model. The server generates several texts together. Each text is the same as
     `gptcli sample` writes with the same seed. After Ctrl-C or SIGTERM, the server completes the
     texts that it is generating, in at most 30 seconds. A second signal ends the server at once."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
@@ -136,7 +136,7 @@ def serve(
         )
     from gptcli.serving.server import bind
 
-    with bind(address.host, address.port) as listener:  # open the port before the models are loaded
+    with bind(address.host, address.port) as listener:  # before the models are loaded
         with waiting("loading the model"):
             names: list[str | None] = [*runs] if runs else [None]
             models = [load_for_sampling(name, options, "serve") for name in names]
@@ -147,7 +147,7 @@ def serve(
 def _serve(
     loaded: list[SamplingModel], address: AddressOptions, limits: LimitOptions, listener: object
 ) -> int:
-    """Serve the models until a signal comes. Returns the exit code."""
+    """Serve the models until the process gets a signal. Returns the exit code."""
     import socket
 
     from gptcli.serving.application import Application, Limits

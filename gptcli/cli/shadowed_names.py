@@ -1,7 +1,8 @@
 """Notes about names with two meanings, such as the shipped config `tiny` and a folder `tiny`.
 
-gptcli takes a shipped config before a file, a tokenizer before a run, and the run NAME before
-runs/NAME. The note says what gptcli uses, and how to write the name of the other thing.
+Of a shipped config and a file with the same name, gptcli uses the config. Of a tokenizer and a run,
+it uses the tokenizer. Of the runs NAME and runs/NAME, it uses NAME. A note tells the user which of
+the two gptcli uses, and how to name the other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from gptcli.cli.output import note
 
 
 def note_config_and_text(target: str | None) -> None:
-    """Print a note if `target` is a shipped config and also the name of a file or folder."""
+    """Print a note if `target` is the name of a shipped config, and also of a file or folder."""
     from gptcli.files.shipped import shipped_configs
 
     if target in shipped_configs() and os.path.lexists(target):
@@ -24,7 +25,7 @@ def note_config_and_text(target: str | None) -> None:
 
 
 def note_tokenizer_and_run(name: str) -> None:
-    """Print a note if `name` is a built-in tokenizer or a file, and also the name of a run."""
+    """Print a note if `name` is the name of a built-in tokenizer or a file, and also of a run."""
     runs = [path for path in (Path(name), Path("runs") / name) if _is_run(path)]
     if not runs:
         return
@@ -39,7 +40,7 @@ def note_tokenizer_and_run(name: str) -> None:
 
 
 def note_two_runs(name: str | None) -> None:
-    """Print a note if NAME is a run, and runs/NAME is another run."""
+    """Print a note if the folder `name` is a run, and the folder runs/`name` is another run."""
     if name is None:
         return
     one, other = Path(name), Path("runs") / name

@@ -27,7 +27,7 @@ def show(
         str | None, typer.Argument(metavar="[RUN2]", help="A second run, to compare with RUN.")
     ] = None,
 ) -> None:
-    """Print the curve and figures of a run, or of two runs.
+    """Print the curve and the figures of a run, or compare two runs.
 
     The command reads only files in the run folder, so it also works while the run trains."""
     from gptcli.cli.output import stdout_console
@@ -59,7 +59,7 @@ def show(
 
 
 def _read(run: Path, name: str) -> ShownRun:
-    """The facts about a run, from its files."""
+    """What the files of a run tell about it."""
     from gptcli.cli.run_rows import run_row
     from gptcli.events import Finished, Stopped
     from gptcli.files.bounded import MAX_LINES_BYTES, read_bounded
@@ -78,7 +78,7 @@ def _read(run: Path, name: str) -> ShownRun:
             step=row.step,
             tokens=config.tokens_per_step * row.step,
             seconds=row.seconds or 0.0,
-            # While the run trains, `ending` says that it is training.
+            # If the run is still training, `ending` says so.
             stopped=cast("Stopped", row.status)
             if row.status in get_args(Stopped)
             else "interrupted",
@@ -104,7 +104,7 @@ def _read(run: Path, name: str) -> ShownRun:
 
 
 def _headline(run: Path, config: Config, parameters: int, meta: dict[str, Any]) -> Any:
-    """The event RunStarted of a run, built from the run's files."""
+    """An event RunStarted for a run, made from the files of the run."""
     from gptcli.events import RunStarted
 
     device: str = config.run.device
@@ -131,7 +131,7 @@ def _headline(run: Path, config: Config, parameters: int, meta: dict[str, Any]) 
 
 
 def _meta(run: Path) -> dict[str, Any]:
-    """meta.json of the newest checkpoint; {} if there is none, or if it is damaged."""
+    """The meta.json of the newest checkpoint; {} if there is no checkpoint, or if it is damaged."""
     from gptcli.training import checkpoint
 
     with suppress(GptcliError, OSError):
@@ -141,7 +141,7 @@ def _meta(run: Path) -> dict[str, Any]:
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value, for all keys of a config."""
+    """{dotted key: value} for all keys of a config."""
     return {
         f"{section}.{key}": value
         for section, values in tree.items()

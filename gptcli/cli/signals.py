@@ -8,33 +8,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_HANG_UP = getattr(signal, "SIGHUP", None)  # None: Windows
+_HANG_UP = getattr(signal, "SIGHUP", None)  # None on Windows
 
 
 class LeaveAtOnce(KeyboardInterrupt):
-    """Raised at the second Ctrl-C or SIGTERM: end without another step and without saving.
+    """Raised at the second Ctrl-C or SIGTERM, to end the training at once, without saving.
 
-    A third Ctrl-C acts like Ctrl-C outside training."""
+    A third Ctrl-C acts as Ctrl-C does outside a training."""
 
 
 class Stop:
-    """The first Ctrl-C or SIGTERM asks the loop to finish its step and save.
+    """Handles signals during a training. The first one asks the loop to finish its step and save.
 
-    A second signal ends the loop at once. But within a second after the first, it is ignored,
-    because a terminal and a wrapper around gptcli can both pass on the same Ctrl-C. A closed
-    terminal never counts as the second signal, because nobody is waiting any more, and the save
-    must finish."""
+    A second signal ends the loop at once. In the first second after the first signal it is ignored,
+    because the terminal and a wrapper around gptcli can both pass on the same Ctrl-C. A closed
+    terminal never counts as the second signal, because then nobody is waiting, and the checkpoint
+    must be completed."""
 
     def __init__(self) -> None:
         self.asked_at: float | None = None
         self.also: Callable[[], bool] = lambda: False
-        """Returns whether another process or caller asks the loop to stop."""
+        """A function that returns whether another process or caller asks the loop to stop."""
 
     def wanted(self) -> bool:
         return self.asked_at is not None or self.also()
 
     def ask(self) -> None:
-        """Ask the loop to stop, like the first Ctrl-C. A second call changes nothing."""
+        """Ask the loop to stop, as the first Ctrl-C does. A second call changes nothing."""
         if self.asked_at is None:
             self.asked_at = time.monotonic()
 
@@ -47,7 +47,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Handle signals during the steps. Yields a Stop, which the first signal sets."""
+    """Handle signals while the loop trains. Yields the Stop that handles them."""
     stop = Stop()
     with _handled_by(stop.handle):
         yield stop
@@ -55,9 +55,9 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @contextmanager
 def leave_on_signals() -> Iterator[None]:
-    """Handle signals while there is nothing to save: SIGTERM and a closed terminal act like Ctrl-C.
+    """Let SIGTERM and a closed terminal act like Ctrl-C, while there is nothing to save.
 
-    Then the command cleans up and exits with 130, instead of dying during a file operation."""
+    The command then cleans up and exits with 130, instead of dying during a file operation."""
     with _handled_by(_leave):
         yield
 
@@ -68,7 +68,7 @@ def _leave(number: int, frame: object) -> None:
 
 @contextmanager
 def signals_held() -> Iterator[list[int]]:
-    """Delay signals while the files of a run are moved. Yields a list that collects the signals."""
+    """Hold back signals while the files of a run are moved. Yields the list of held signals."""
     received: list[int] = []
     with _handled_by(lambda number, frame: received.append(number)):
         yield received
@@ -76,7 +76,9 @@ def signals_held() -> Iterator[list[int]]:
 
 @contextmanager
 def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Handle Ctrl-C, SIGTERM and a closed terminal. Under nohup a closed terminal stays ignored."""
+    """Call `handler` after Ctrl-C, after SIGTERM, and if the terminal is closed.
+
+    Under nohup, a closed terminal stays ignored."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if _HANG_UP is not None and signal.getsignal(_HANG_UP) is not signal.SIG_IGN:
         numbers.append(_HANG_UP)

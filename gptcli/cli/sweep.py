@@ -48,7 +48,7 @@ def sweep(
 ) -> None:
     """Train a run for each setting of a grid, and compare them.
 
-    The runs train one after the other. Each is an ordinary run folder in --out. After an
+    The runs train one after the other. Each has an ordinary run folder in --out. After an
     interruption, the same command continues and keeps finished runs. The output shows the best run
     first, and compares the other runs with it. With one run of each setting, a difference can be
     luck. `gptcli compare A B --seeds 3` says whether it is more than luck."""
@@ -92,7 +92,8 @@ def sweep(
 
 
 def _config(word: str) -> tuple[str, str]:
-    """The config that a word of the command line names, and the name of this config."""
+    """The config that a word of the command line means (a path or a shipped config), and its
+    name."""
     from gptcli.training import run_folder
 
     path = expanded(word)
@@ -104,7 +105,9 @@ def _config(word: str) -> tuple[str, str]:
 
 
 def _remember(folder: Path, plan: dict[str, Any]) -> None:
-    """Write sweep.json. Raises GptcliError if the folder holds another sweep or other files."""
+    """Write sweep.json into the folder.
+
+    Raises GptcliError if it has another sweep or other files."""
     from gptcli.pages.written import write
 
     path = folder / "sweep.json"

@@ -115,13 +115,13 @@ def train(
 
 
 _KEYS = ("data.encoding", "data.field", "data.documents", "data.skip_undecodable")
-"""The config keys that say how to read texts."""
+"""The config keys that TEXT arguments can set: they say how to read the texts."""
 
 
 def _data_of(words: list[str], command: str = "train") -> DataConfig:
-    """The section `data` of a config for the texts and the data.KEY=VALUE of a command line.
+    """The config section `data` for the texts and the data.KEY=VALUE of a command line.
 
-    Raises GptcliError if there is no text, or another key is set."""
+    Raises GptcliError if there is no text, or if a key is set that is not in _KEYS."""
     from gptcli.config_files import is_override, parse_config, values_set
     from gptcli.corpus.sources import section_of
 
@@ -243,7 +243,7 @@ def show(
 ) -> None:
     """Show the tokens of a text, and how well they compress it.
 
-    A terminal shows each token as a tile above its id. A pipe gets one line per token, with its id
+    On a terminal, each token is a tile above its id. In a pipe, each token is a line with its id
     and its text. A table on stderr compares the bytes per token with those of GPT-2's tokenizer."""
     if vocabulary:
         if text is not None:
@@ -266,7 +266,7 @@ def show(
 
 
 def _show_vocabulary(tokenizer: Tokenizer, as_json: bool) -> None:
-    """Print every token, and a line with the number of tokens of each kind."""
+    """Print every token, then a line that says how many tokens of each kind there are."""
     from gptcli.tokenization.tokenizer import visible
     from gptcli.view.token_pieces import vocabulary_line
 
@@ -277,7 +277,7 @@ def _show_vocabulary(tokenizer: Tokenizer, as_json: bool) -> None:
 
 
 def _print_tokens(tokens: list[tuple[int, str]], as_json: bool, *, in_columns: bool) -> None:
-    """Print tokens: as JSON, as tiles on a terminal, or one per line."""
+    """Print tokens as JSON, on a terminal as tiles or in columns, or else one per line."""
     if as_json:
         for token, piece in tokens:
             print_json({"id": token, "text": piece})
@@ -299,11 +299,11 @@ def _text(text: str | None, escape: bool) -> str:
 
 
 def _standard_input(what: str) -> str:
-    """The text of standard input without its byte-order mark.
+    """The text from standard input, without its byte-order mark.
 
-    Raises GptcliError if it is closed or not UTF-8. Messages call the content `what`: "ids" or
-    "text"."""
-    if sys.stdin is None:  # the caller closed it: `gptcli tokenizer encode <&-`
+    Raises GptcliError if standard input is closed or not UTF-8. Error messages call the content
+    `what`: "ids" or "text"."""
+    if sys.stdin is None:  # closed by the shell: `gptcli tokenizer encode <&-`
         raise GptcliError(
             f"there is no {what}: standard input is closed",
             f"give the {what} on the command line, or through a pipe",

@@ -1,4 +1,4 @@
-"""`gptcli train`: starts a run, resumes a run, or prints what a run would need (--dry-run)."""
+"""`gptcli train`: starts or resumes a run, or prints what the run would need (--dry-run)."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def train(
     )
     request = Request(target, overrides, out, from_run, files, force)
     if out is not None and not resume:
-        folder_of_option(out)  # check the options before anything starts
+        folder_of_option(out)  # raises errors of the options before anything starts
     with ranks_of(devices or 1, max_restarts, request, resume=resume) as team:
         request = replace(request, ranks=team.size, copy_to=copy_to)
         if (continued := team.run_to_continue(out)) is not None:
@@ -204,12 +204,12 @@ def _print_dry_run(request: Request, new: NewRun, as_json: bool) -> None:
 def _start_run(
     request: Request, new: NewRun, as_json: bool, team: Ranks, *, overwrite: bool
 ) -> None:
-    """Train in a new run folder, or with `overwrite` in place of an old run.
+    """Train in a new run folder. If `overwrite` is true, the new run can replace an old run.
 
-    Without --out, the folder gets the next free name. If several trainings begin at the same
-    moment, one gets this name, and the others get the next names."""
+    Without --out, the folder gets the first free name. If several trainings begin at the same
+    moment, only one of them gets this name, and each of the others tries the following name."""
     if new.config.run.engine != "torch":
-        # The C library is compiled while PyTorch is imported and the text is read.
+        # Begin to compile the C library. Meanwhile PyTorch is imported and the text is read.
         library.start_building_training(new.config.run.dtype)
     _import_pytorch()
     from gptcli.files.durable import LockedError
@@ -224,21 +224,23 @@ def _start_run(
             _train_in(run, request, new, as_json, team, overwrite=False)
             return
         except (LockedError, run_folder.RunExistsError):
-            continue  # another training was faster and took this name
+            continue  # another training has taken this name
 
 
 def _import_pytorch() -> None:
-    """Import PyTorch while Ctrl-C still ends the process at once (gptcli.interrupts).
+    """Import PyTorch before the run folder is locked.
 
-    After the run folder is locked, Ctrl-C raises an exception, which must not happen in an
-    import."""
+    Until then, Ctrl-C during an import ends the process at once (gptcli.interrupts). Later, Ctrl-C
+    raises an exception, which must not happen during an import."""
     import_torch()
 
 
 def _train_in(
     run: Path, request: Request, new: NewRun, as_json: bool, team: Ranks, *, overwrite: bool
 ) -> None:
-    """Train in the new folder `run`. With `overwrite`, the folder can hold an old run."""
+    """Train in the run folder `run`.
+
+    It must be new, or if `overwrite` is true, can hold an old run."""
     with (
         leave_on_signals(),
         new_folder(run, overwrite=overwrite, restore=restore_replaced_run) as folder,
@@ -249,7 +251,7 @@ def _train_in(
 
 
 def _resume_run(request: Request, extend: bool, as_json: bool, team: Ranks) -> None:
-    """Continue a run from its newest checkpoint, or print that it is finished."""
+    """Continue a run from its newest checkpoint. If it is finished, print this instead."""
     from gptcli.training.run_commands import resume_command
 
     resumed = team.for_resumed(resumed_run(request, note))
@@ -270,7 +272,7 @@ def _resume_run(request: Request, extend: bool, as_json: bool, team: Ranks) -> N
         command = resume_command(resumed.run, prepared.changes, given, extend=prepared.extend)
         note(
             f"{resumed.run} is finished (step {status['steps']}, {status['stopped']}); nothing to "
-            f"do. To train on: {command}"
+            f"do. To train further: {command}"
         )
         if as_json:
             print_json(status)

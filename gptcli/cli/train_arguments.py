@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def split_arguments(arguments: list[str]) -> tuple[Target, list[str]]:
-    """The CONFIG or the texts among the arguments (None if neither), and the KEY=VALUE overrides.
+    """The CONFIG or the texts among the arguments, or None, and the KEY=VALUE overrides.
 
-    Raises GptcliError if there is a config beside another config or a text, if one of several texts
-    does not exist, or if there are too many texts.
+    Raises GptcliError if the arguments have a CONFIG together with another CONFIG or a text, if
+    there are several texts of which one does not exist, or if there are too many texts.
     """
     from gptcli.config_files import is_known_override, is_override
 
@@ -50,7 +50,9 @@ def split_arguments(arguments: list[str]) -> tuple[Target, list[str]]:
 
 
 def config_of_arguments(arguments: list[str]) -> Config:
-    """The config for the arguments of a command line. Prints the values that gptcli adapted."""
+    """The config for the arguments of a command line.
+
+    Prints a note for each value that was adapted."""
     target, overrides = split_arguments(arguments)
     notes: list[str] = []
     note_names(target, None)

@@ -1,7 +1,7 @@
 """The keys of the live view: s sample, e evaluate, c checkpoint, q save and quit, ? help.
 
-The main thread reads the terminal between steps. It restores the terminal's modes when training
-ends, when Ctrl-Z stops it, and when another program uses the terminal.
+The main thread reads the keys between steps. The terminal gets its earlier modes back when the
+training ends, when Ctrl-Z stops it, and while another program uses the terminal.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ if TYPE_CHECKING:
     from gptcli.training.wishes import Wish
 
 POLL_SECONDS = 0.05
-LONGEST_PRESS = 4  # characters to read at once; more are pasted text instead of keys
+LONGEST_PRESS = 4  # more characters at a time are not keys, but pasted text
 _WISHES: dict[str, Wish] = {"s": "sample", "e": "evaluate", "c": "checkpoint"}
 
 
 class TrainingKeys:
-    """Reads the keys that are pressed while a run trains, as a context manager.
+    """A context manager that reads the keys that are pressed while a run trains.
 
-    The key q asks `stop` to stop the run. `pressed` is called with each key that has an effect, to
-    show it. Inside the `with`, a key needs no Enter and is not echoed, and Ctrl-C works as before.
-    If gptcli runs in the background of a shell, it does not change the terminal."""
+    The key q asks `stop` to stop the run. `pressed` is called with each key that has an effect, so
+    that the view can show it. Inside the `with` block, a key needs no Enter and is not echoed, and
+    Ctrl-C works as before. If gptcli runs in the background of a shell, it does not change the
+    terminal."""
 
     def __init__(self, stop: Stop, pressed: Callable[[str], None]) -> None:
         self._stop = stop
         self._pressed = pressed
         self._fd = sys.stdin.fileno()
-        self._before: list[Any] | None = None  # the terminal's earlier modes, if we changed them
+        self._before: list[Any] | None = None  # the terminal's earlier modes; None: not changed
         self._next_poll = 0.0
         self._wishes: list[Wish] = []
         self._old_handler: Any = None
@@ -60,17 +61,20 @@ class TrainingKeys:
         signal.signal(signal.SIGTSTP, self._old_handler)
 
     def wanted(self) -> bool:
-        """Read the keys, and return whether to stop. The training loop calls this often."""
+        """Read the pressed keys, and return whether the training must stop.
+
+        The loop calls this often."""
         self.poll()
         return self._stop.wanted()
 
     def wishes(self) -> list[Wish]:
-        """The wishes of the user since the last call, each once: sample, evaluate, checkpoint."""
+        """What the user asked for since the previous call, each once: sample, evaluate,
+        checkpoint."""
         asked, self._wishes = self._wishes, []
         return asked
 
     def poll(self) -> None:
-        """Read the keys that were pressed. Does nothing if POLL_SECONDS have not passed."""
+        """Read the pressed keys, unless POLL_SECONDS have not passed since the previous time."""
         now = time.monotonic()
         if now < self._next_poll:
             return
@@ -107,14 +111,16 @@ class TrainingKeys:
         if self._before is None:
             return
         with suppress(OSError, termios.error):  # the terminal is gone
-            # In the background, this call would stop the process, and the shell has set its own
-            # modes.
+            # Only in the foreground. In the background, tcsetattr would stop the process, and the
+            # shell has set its own modes.
             if os.tcgetpgrp(self._fd) == os.getpgrp():
                 termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
         self._before = None
 
     def _stop_process(self, number: int, frame: FrameType | None) -> None:
-        """Stop at Ctrl-Z until `fg` or `bg`. In this time, the terminal has its earlier modes."""
+        """Stop the process at Ctrl-Z until `fg` or `bg`.
+
+        Meanwhile the terminal has its earlier modes."""
         self._give_back()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)  # the process stops here

@@ -1,8 +1,8 @@
 """Corpus: text files -> token shards on disk -> batches for training and evaluation.
 
 Start with `open_corpus` (preparation.py). `Batches` makes the batches of a training, and `windows`
-those of an evaluation. Each name is imported when it is first used. So a command that reads no text
-starts without waiting for this package.
+makes the batches of an evaluation. A name is imported when it is first used, so that a command that
+reads no text does not wait for the import of this package.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import and return the public name `name`."""
+    """Import the public object `name` and return it."""
     for home, names in _HOMES.items():
         if name in names:
             value: object = getattr(import_module(home), name)

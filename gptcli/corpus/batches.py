@@ -1,8 +1,9 @@
-"""Makes batches: shuffled windows of the tokens for training, windows in order for evaluation.
+"""Makes batches: windows of the tokens, shuffled for training and in order for evaluation.
 
-Letters: B sequences of a batch, T tokens of a sequence (block_size), N tokens of the split.
+Letters: a batch has B sequences, a sequence has T tokens (block_size), and the training split has N
+tokens.
 
-First reading: `Batches.batch` and `_Epochs`; skip mixtures and the cache of epochs.
+First reading: `Batches.batch` and `_Epochs`, without the code for mixtures and for kept epochs.
 """
 
 from __future__ import annotations
@@ -32,17 +33,16 @@ class Batches:
     Batch k is a pure function of (tokens, block_size, batch_size, seed, k).
 
     The N tokens form a ring: the first token follows the last one. Each epoch draws a random offset
-    in [0, T), cuts the ring from there into n = N // T windows, and shuffles the windows. An epoch
-    predicts every token once, except N mod T tokens. The windows of all epochs form one endless
-    list of sequences. Batch k holds sequences k * B to k * B + B - 1 of this list. The list does
-    not depend on B.
+    in [0, T). From this offset on, it cuts the ring into n = N // T windows, and then shuffles the
+    windows. In an epoch, every token is predicted once, except N mod T tokens. The windows of all
+    epochs form one endless list of sequences. Batch k holds sequences k * B to k * B + B - 1 of
+    this list. The list is the same for every B.
 
-    Token shards have no ring: their list comes from PooledEpochs, which reads them block by block.
+    If the text is in token shards, there is no ring: the list of sequences comes from PooledEpochs,
+    which reads the shards block by block. In a mixture (MixedTokens), each text has its own ring
+    and its own list, and MixedOrder says from which list each sequence comes.
 
-    In MixedTokens, each text has its own ring and its own list. MixedOrder says from which list
-    each sequence comes.
-
-    The text needs at least block_size + 1 tokens. In a mixture, this holds for each text."""
+    The text must have at least block_size + 1 tokens, and so must each text of a mixture."""
 
     def __init__(self, tokens: TokenStore, block_size: int, batch_size: int, seed: int) -> None:
         assert block_size >= 1
@@ -69,7 +69,7 @@ class Batches:
         else:
             self._lists = [_Epochs(*each, block_size) for each in zip(words, lengths, strict=True)]
         self.per_epoch = sum(each.count for each in self._lists)
-        """The number of sequences in an epoch: the sum over all texts."""
+        """The number of sequences in an epoch, of all texts together."""
 
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of batch k >= 0: two int64 tensors of shape (B, T).
@@ -87,7 +87,7 @@ class Batches:
         return both[0], both[1]
 
     def windows(self, k: int) -> Iterator[Tokens]:
-        """The T + 1 tokens of each of the B sequences of batch k: uint16 or uint32 (T + 1,)."""
+        """The sequences of batch k with their targets: B arrays of T + 1 tokens (uint16 or 32)."""
         block = self._block_size
         rows = self._rows(k)
         if rows is not None:
@@ -103,14 +103,15 @@ class Batches:
             yield window
 
     def _rows(self, k: int) -> Tokens | None:
-        """All windows of batch k, (B, T + 1); None unless a single text in token shards is read."""
+        """All sequences of batch k, (B, T + 1), if a single text in token shards is read; else
+        None."""
         pooled = self._lists[0]
         if self._order is not None or not isinstance(pooled, PooledEpochs):
             return None
         return pooled.windows(k * self._batch_size, self._batch_size)
 
     def starts(self, k: int) -> list[int]:
-        """Positions in the split at which the B sequences of batch k begin."""
+        """The positions in the training tokens at which the B sequences of batch k begin."""
         first, count = k * self._batch_size, self._batch_size
         if self._order is None:
             return self._lists[0].starts(first, count)
@@ -119,21 +120,23 @@ class Batches:
         return [self._firsts[text] + self._lists[text].starts(n, 1)[0] for text, n in pairs]
 
     def texts_of(self, k: int) -> list[int]:
-        """For each of the B sequences of batch k: the index of its text; 0 if nothing is mixed."""
+        """The index of the text of each sequence of batch k; only zeros if there is no mixture."""
         if self._order is None:
             return [0] * self._batch_size
         found: list[int] = self._order.sequences(k * self._batch_size, self._batch_size)[0].tolist()
         return found
 
     def epoch_of(self, k: int) -> float:
-        """The number of epochs before batch k. At 1.5, half of the second epoch has been read.
+        """How many epochs were read before batch k. After 1.5, half of the second epoch was read.
 
-        An epoch of a mixture has as many sequences as all its texts have together."""
+        An epoch of a mixture has as many sequences as the epochs of all its texts together."""
         return k * self._batch_size / self.per_epoch
 
 
 class _Epochs:
-    """The endless list of sequences of one ring of tokens; see Batches. `words` is the seed."""
+    """The endless list of sequences of one ring of tokens, as `Batches` describes it.
+
+    `words` is the text from which the random numbers are seeded."""
 
     def __init__(self, words: str, length: int, block_size: int) -> None:
         self._words, self._length, self._block_size = words, length, block_size
@@ -142,7 +145,7 @@ class _Epochs:
         self._kept: OrderedDict[int, Tensor] = OrderedDict()
 
     def starts(self, first: int, count: int) -> list[int]:
-        """Positions in the ring at which sequences first to first + count - 1 begin."""
+        """The positions in the ring at which `count` sequences begin, from number `first` on."""
         last = first + count
         found: list[int] = []
         while first < last:
@@ -153,7 +156,7 @@ class _Epochs:
         return found
 
     def _epoch(self, epoch: int) -> Tensor:
-        """Start positions of the windows of an epoch, shuffled: int64 (n,)."""
+        """The positions at which the windows of an epoch begin, in shuffled order: int64 (n,)."""
         starts = self._kept.get(epoch)
         if starts is None:
             digest = hashlib.sha256(f"{self._words} {epoch}".encode()).digest()
@@ -170,10 +173,11 @@ class _Epochs:
 def windows(
     tokens: TokenStore, block_size: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of an evaluation, which predict every token of a split once, except the first token.
+    """The batches of an evaluation. Every token of a split is predicted once, except the first one.
 
     Yields inputs and targets, int64 (at most batch_size, block_size), in the order of the text. If
-    the last window is shorter, it is a batch of one row. Yields nothing for fewer than 2 tokens."""
+    the tokens at the end fill no window, they are a batch of one shorter row. Yields nothing for
+    fewer than 2 tokens."""
     assert block_size >= 1
     assert batch_size >= 1
     predicted = len(tokens) - 1

@@ -1,13 +1,14 @@
 """The cache of encoded texts.
 
-An entry is found by a hash of what it was made from, and verified before use. A new entry is built
-in a temporary folder, which is then renamed atomically.
+An entry of the cache is an encoded text. It is found by a hash of everything that it was made from,
+and it is verified before it is used. A new entry is built in a temporary folder, which is then
+renamed atomically.
 
-An entry is a folder named after its key. It holds the token shards, the tokenizer.json of the
-tokenizer that made them, and a meta.json, which is written last. If the text can have several
-documents, further shards hold the positions at which the documents start. meta.json has the size
-and SHA-256 of each shard, the SHA-256 of tokenizer.json, and the SHA-256 of its own content. An
-entry is used only if its files agree with its meta.json.
+An entry is a folder whose name is the hash (the key). The folder has the token shards, the
+tokenizer.json of the tokenizer that made them, and a meta.json, which is written last. If the text
+can have several documents, more shards have the positions at which the documents start. meta.json
+has the size and SHA-256 of each shard, the SHA-256 of tokenizer.json, and the SHA-256 of its own
+content. An entry is used only if its files agree with its meta.json.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 FORMAT = 1
-"""Increase this number if a change of the code gives other tokens or files for the same text."""
+"""The version of the entries. Increase it if a change of the code changes the tokens or the files
+of a text."""
 
 STARTS = np.dtype("<i8")
 """The dtype of the positions at which documents start."""
@@ -56,13 +58,15 @@ class Entry:
     tokens: TokenStore
     documents: int
     unknown: UnknownSummary | None
-    """The characters of the text that the tokenizer does not know."""
+    """How many characters of the text the tokenizer does not know, and which; None if it knows
+    all."""
     starts: NDArray[Any]
-    """The position of the first token of each document, int64; [0] if the text is one document."""
+    """The position of the first token of each document, int64. It is [0] if the text is one
+    document."""
     train_documents: int
-    """The number of documents of data.source. The documents after them are from data.val_source."""
+    """The number of documents from data.source. All later documents are from data.val_source."""
     marks: int
-    """The number of `<|endoftext|>` at which the text was split."""
+    """How many times `<|endoftext|>` ends a document of the text."""
     texts: tuple[int, ...] = ()
     """The number of documents before each text of a mixture; () if the texts are not mixed."""
 
@@ -70,8 +74,8 @@ class Entry:
 def entry_key(content_key: str, tokenizer: str) -> str:
     """The name of a cache entry: SHA-256 of the text's content key and the tokenizer's key.
 
-    The tokenizer's key is `Tokenizer.encoding_key()`. For a tokenizer that is trained on the text,
-    the key can also describe its training, for example "bpe 512"."""
+    The tokenizer's key is `Tokenizer.encoding_key()`. If the tokenizer is trained on the text
+    itself, the key describes the training instead, for example "bpe 512"."""
     return hashlib.sha256(f"{FORMAT}\n{content_key}\n{tokenizer}\n".encode()).hexdigest()
 
 
@@ -86,7 +90,8 @@ def write_meta(
 ) -> None:
     """Write tokenizer.json, then meta.json, which makes the folder a valid entry.
 
-    `more` can hold `starts` (its shards), `train_documents`, `marks` and `texts` of the Entry."""
+    `more` can have these fields of the Entry: `starts` (as a list of shards), `train_documents`,
+    `marks` and `texts`."""
     write_file(folder / "tokenizer.json", tokenizer.to_json().encode("utf-8"))
     meta: dict[str, Any] = {
         "format": FORMAT,
@@ -106,10 +111,11 @@ def write_meta(
 def read_entry(
     folder: Path, key: str, tokenizer: Tokenizer | None = None, notes: list[str] | None = None
 ) -> Entry | None:
-    """The verified entry; None if it is absent, incomplete, damaged or has another key.
+    """The entry in `folder` after it is verified; None if it cannot be used.
 
-    Adds a note to `notes` if a file is missing or damaged. If `tokenizer` is given and another
-    tokenizer made the entry, returns None. Reads every byte of the entry to verify it."""
+    It cannot be used if it is absent, incomplete or damaged, has another key, or was made by
+    another tokenizer than `tokenizer` (if given). Adds a note to `notes` if a file is missing or
+    damaged. Every byte of the entry is read to verify it."""
     try:
         return _opened(folder, key, tokenizer)
     except _DamagedError as error:
@@ -141,7 +147,8 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
         ours = all(Path(shard.name).name == shard.name for shard in (*shards, *start_shards))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _DamagedError("meta.json") from None
-    # `ours` is False if a shard's name contains a folder: such a name could lead out of the entry.
+    # `ours` is False if the name of a shard has a folder in it, because such a name could lead out
+    # of the entry.
     if not sealed or not ours:
         raise _DamagedError("meta.json")
     try:
@@ -184,13 +191,13 @@ def open_or_build(
     tokenizer: Tokenizer | None,
     notes: list[str],
 ) -> Entry:
-    """The entry `key` of the cache `folder`. Builds the entry if it is missing or damaged.
+    """The entry `key` in the cache `folder`. The entry is built if it is missing or damaged.
 
     `build` fills a temporary folder, which is then renamed atomically to the entry's name. If
     several processes build the same entry, all of them use the files of the process that finishes
-    first. If the cache is not writable, the entry is in a temporary folder until the process ends,
-    and a note tells the user about this. Raises GptcliError if the entry cannot be written, or if
-    something damages each new entry at once."""
+    first. If the cache is not writable, the entry is built in a temporary folder, which is deleted
+    when the process ends, and `notes` gets a note for the user. Raises GptcliError if the entry
+    cannot be written, or if new entries are damaged again and again as soon as they are written."""
     goal = folder / key
     for _ in range(_ATTEMPTS):
         entry = read_entry(goal, key, tokenizer, notes)
@@ -212,7 +219,9 @@ def _build_entry(
     tokenizer: Tokenizer | None,
     notes: list[str],
 ) -> Entry | None:
-    """Build and return the entry `goal`; None if its files are damaged when they are read back."""
+    """Build the entry `goal` and return it.
+
+    Returns None if its files are damaged when they are read."""
     _remove_abandoned(goal.parent)
     built = _new_build_folder(goal.parent, notes)
     kept = False
@@ -245,14 +254,14 @@ def _run(build: Callable[[Path], None], built: Path) -> None:
 
 
 def _publish(built: Path, goal: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None:
-    """Rename the built folder to `goal`, and return the entry that is there then.
+    """Rename the folder `built` to `goal`, and return the entry `goal`.
 
-    If another process was faster, returns the entry of that process. Returns None if the folder
-    cannot be renamed, or if the files of the entry are damaged."""
+    If another process has made `goal` in the meantime, returns the entry of that process. Returns
+    None if the folder cannot be renamed, or if the files of the entry are damaged."""
     fsync_folder(built)
     for _ in range(_ATTEMPTS):
         with suppress(OSError):
-            built.rename(goal)  # fails if the entry exists, so it replaces no entry in use
+            built.rename(goal)  # fails if `goal` exists, which may be in use
             fsync_folder(goal.parent)
         entry = read_entry(goal, key, tokenizer)
         if entry is not None or not built.exists():
@@ -263,12 +272,12 @@ def _publish(built: Path, goal: Path, key: str, tokenizer: Tokenizer | None) -> 
 
 def _remove_damaged(goal: Path, key: str) -> None:
     aside = goal.with_name(f".{uuid.uuid4().hex}.old")
-    with suppress(OSError):  # already removed, or (on Windows) open in another process
+    with suppress(OSError):  # if `goal` is gone, or (on Windows) open in another process
         goal.rename(aside)
         if read_entry(aside, key) is None:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.unlink(missing_ok=True)  # if it was a file
-        else:  # meanwhile another process has repaired the entry
+            aside.unlink(missing_ok=True)  # if `goal` was a file
+        else:  # another process has repaired the entry in the meantime
             aside.rename(goal)
 
 
@@ -277,7 +286,9 @@ def _meta_sha256(meta: dict[str, Any]) -> str:
 
 
 def _new_build_folder(folder: Path, notes: list[str]) -> Path:
-    """A new folder in the cache. If the cache is not writable: a temporary folder and a note."""
+    """A new folder in the cache `folder`.
+
+    If the cache is not writable, returns a temporary folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
@@ -290,7 +301,9 @@ def _new_build_folder(folder: Path, notes: list[str]) -> Path:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete temporary folders that have not changed for a day: their processes were killed."""
+    """Delete temporary folders in the cache that have not changed for a day.
+
+    Killed processes left them."""
     with suppress(OSError):
         for path in folder.glob(".*"):
             if path.suffix in (".tmp", ".old"):

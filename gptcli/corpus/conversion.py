@@ -11,11 +11,11 @@ _DECOMPRESS = {".gz": "gunzip -c", ".bz2": "bunzip2 -c", ".xz": "xz -dc"}
 
 
 def conversion_command(path: Path, encoding: str) -> str:
-    """The `iconv` command that users can copy, with paths quoted for a shell.
+    """An `iconv` command that converts a file to UTF-8. Paths are quoted for a shell.
 
-    The command writes the file utf8-NAME next to the old file. It decompresses a compressed file
-    first. For standard input, the command is a pipe: `...` stands for the user's command, then come
-    iconv and gptcli."""
+    The command writes the file utf8-NAME next to the file NAME. If NAME is compressed, the command
+    decompresses it first. If `path` is standard input, returns a pipe in which `...` stands for the
+    user's command: `... | iconv -f ENCODING -t UTF-8 | gptcli train -`."""
     convert = f"iconv -f {encoding} -t UTF-8"
     if shown(path) == STANDARD_INPUT:
         return f"... | {convert} | gptcli train -"

@@ -1,4 +1,4 @@
-"""Puts a run's batches on its device. For an NVIDIA GPU, a thread reads the next batch ahead.
+"""Puts a run's batches on its device. For an NVIDIA GPU, a thread reads each batch in advance.
 
 First reading: skip this file."""
 
@@ -13,10 +13,11 @@ from gptcli.corpus.batches import Batches
 
 
 class DeviceBatches:
-    """The batches of `batches` on `device`.
+    """Reads the batches of a `Batches` and copies them to a device.
 
     For an NVIDIA GPU, each call of `batch(k)` lets a thread read batch k + 1. The thread reads into
-    pinned memory, so the CPU need not wait for the copy to the GPU. Call `close` at the end."""
+    pinned memory, so that the CPU need not wait for the copy to the GPU. Call `close` at the
+    end."""
 
     def __init__(self, batches: Batches, device: torch.device) -> None:
         self._batches, self._device = batches, device
@@ -24,7 +25,7 @@ class DeviceBatches:
         self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
 
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of batch k on the device, as in Batches: each int64 (B, T)."""
+        """Inputs and targets of batch k on the device: two int64 tensors of shape (B, T)."""
         if self._reader is None:
             idx, targets = self._batches.batch(k)
             return idx.to(self._device), targets.to(self._device)

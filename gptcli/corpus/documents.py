@@ -1,4 +1,4 @@
-"""Splits texts into documents: at `<|endoftext|>`, or at the end of each line."""
+"""Splits texts into documents, either at `<|endoftext|>` or at the end of each line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ END_OF_TEXT = "<|endoftext|>"
 def split_at_end_of_text(
     pieces: Iterable[Piece], ended: Callable[[int], object]
 ) -> Iterator[Piece]:
-    """The documents of `pieces`; every `<|endoftext|>` ends one.
+    """Split the documents of `pieces` at every `<|endoftext|>`.
 
-    `ended` is called with the number of `<|endoftext|>` found since the last call. Blank text of up
-    to CHUNK characters between two of them is not a document."""
+    Yields the pieces of the new documents. `ended` is called with the number of `<|endoftext|>`
+    that were found since its previous call. Blank text of up to CHUNK characters between two
+    `<|endoftext|>` is not a document."""
     document = _Document()
-    held = ""  # the end of a piece, if `<|endoftext|>` can begin in it
+    held = ""  # the end of the previous piece, if `<|endoftext|>` can begin in it
     for piece in pieces:
         if piece.starts:
             yield from document.add(held)
@@ -34,9 +35,12 @@ def split_at_end_of_text(
 
 
 def split_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Each line of `pieces` as a document, without its line end. Blank lines are left out."""
+    """Split the documents of `pieces` at every line end.
+
+    Yields the pieces of the lines, which are the new documents, without their line ends. Blank
+    lines are left out."""
     document = _Document()
-    held = ""  # a carriage return at the end of a piece: a newline can follow
+    held = ""  # a carriage return at the end of a piece: perhaps a newline follows
     for piece in pieces:
         if piece.starts:
             yield from document.add(held)
@@ -53,7 +57,7 @@ def split_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
 class _Document:
     """A document that arrives in parts.
 
-    Blank parts at its beginning, up to CHUNK characters, wait for the text that follows."""
+    Up to CHUNK blank characters at its beginning are held back until other text follows."""
 
     def __init__(self) -> None:
         self._started = False
@@ -72,7 +76,7 @@ class _Document:
 
 
 def _beginning_of_mark(text: str) -> str:
-    """The longest end of `text` with which `<|endoftext|>` can begin; "" if there is none."""
+    """The longest end of `text` that is a beginning of `<|endoftext|>`; "" if there is none."""
     for length in range(min(len(text), len(END_OF_TEXT) - 1), 0, -1):
         if text.endswith(END_OF_TEXT[:length]):
             return text[-length:]

@@ -32,13 +32,13 @@ def encode_all(
 ) -> int:
     """Encode the documents of a text, and return the number of documents.
 
-    Passes the ids to `write`, in order, and the position of each document's first token (int64) to
-    `write_starts`. End-of-text precedes every document. If the tokenizer has no end-of-text,
-    a newline separates two documents, unless the first document ends with a newline. A document
-    gets the same ids as if its whole text were encoded at once (`safe_cuts` names an exception),
-    but memory does not grow with the text. `known` first applies the rule of data.unknown to the
-    text. If the rule is "error" and a character is unknown, the rest of the text is not encoded:
-    its unknown characters are only counted."""
+    Calls `write` with the ids, in order, and `write_starts` with the position of each document's
+    first token (int64). End-of-text comes before every document. If the tokenizer has no
+    end-of-text, a newline comes between two documents, unless the first of them ends with a
+    newline. The ids are the same as if each document were encoded as a whole (`safe_cuts` names an
+    exception), but memory does not grow with the text. If `known` is given, it applies the rule of
+    data.unknown to the text before the text is encoded. If the rule is "error", nothing is encoded
+    from the first unknown character on: unknown characters are only counted."""
     from gptcli.tokenization import line_cuts, safe_cuts
 
     stream = iter(pieces)
@@ -50,11 +50,11 @@ def encode_all(
         stream = _regrouped(stream, line_cuts)
     elif tokenizer.kind != "byte":
         stream = _regrouped(stream, partial(safe_cuts, last_cut=tokenizer.last_cut))
-    tokenizer.encode_array("")  # prepares the tokenizer once, not in each thread
+    tokenizer.encode_array("")  # so that the tokenizer prepares itself once, and not in each thread
     encode = partial(_encode_group, tokenizer)
     groups = _grouped(stream)
-    # The user's code is perhaps not thread-safe. It holds Python's lock, so threads would save no
-    # time.
+    # The code of the user's tokenizer may not be thread-safe. Threads would save no time, either,
+    # because it holds Python's lock.
     arrays = map(encode, groups) if tokenizer.kind == "own" else _in_threads(encode, groups)
     documents = position = 0
     for ids, starts in arrays:
@@ -69,7 +69,7 @@ def encode_all(
 def _regrouped(
     pieces: Iterable[Piece], cuts: Callable[[Iterable[str], int], Iterator[str]]
 ) -> Iterator[Piece]:
-    """The documents of `pieces`, cut by `cuts` into pieces that can be encoded independently."""
+    """Cut the documents of `pieces` again, by `cuts`, so that each piece can be encoded alone."""
     document = 0
 
     def number(piece: Piece) -> int:
@@ -85,7 +85,7 @@ def _regrouped(
 
 
 def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The pieces, with a newline between two documents unless the first ends with a newline."""
+    """The pieces, with a newline between two documents if the first one has none at its end."""
     last = "\n"
     for piece in pieces:
         text = piece.text
@@ -94,7 +94,7 @@ def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def characters(pieces: Iterable[Piece]) -> Iterator[str]:
-    """Texts for a char vocabulary: they have every character of `pieces` at least once."""
+    """Short texts that together have every character of `pieces`, for the vocabulary of char."""
     seen = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
     seen_ascii = b""
     for group in _grouped(pieces):
@@ -113,9 +113,9 @@ def characters(pieces: Iterable[Piece]) -> Iterator[str]:
 
 
 def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Lists of pieces, so that short documents cost little.
+    """Put the pieces into lists, so that short documents do not take more time to encode.
 
-    Each list has at least CHUNK characters; the last list can have fewer."""
+    The pieces of a list have at least CHUNK characters together, except in the last list."""
     group: list[Piece] = []
     size = 0
     for piece in pieces:
@@ -129,7 +129,7 @@ def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def _with_known(pieces: Iterable[Piece], known: KnownCharacters) -> Iterator[Piece]:
-    """The pieces after the rule of data.unknown, which drops or replaces unknown characters."""
+    """The pieces after `known` has dropped or replaced their unknown characters (data.unknown)."""
     starts = False
     for piece in pieces:
         text = known.apply(piece.text)
@@ -140,7 +140,7 @@ def _with_known(pieces: Iterable[Piece], known: KnownCharacters) -> Iterator[Pie
 
 
 def _encode_group(tokenizer: Tokenizer, group: list[Piece]) -> tuple[Tokens, Tokens]:
-    """The ids of a group of pieces, and the positions (int64) at which documents start in them."""
+    """The ids of a list of pieces, and the positions (int64) in them at which documents start."""
     starts: list[int] = []
     position = 0
     if tokenizer.eot is None:
@@ -148,7 +148,7 @@ def _encode_group(tokenizer: Tokenizer, group: list[Piece]) -> tuple[Tokens, Tok
         for piece in group:
             if piece.starts:
                 starts.append(position)
-            position += len(piece.text)  # one token per character
+            position += len(piece.text)  # the tokenizer is char: one token per character
         return ids, np.array(starts, dtype=np.int64)
     eot = np.array([tokenizer.eot], dtype=dtype_for(tokenizer.vocab_size))
     parts: list[Tokens] = []
@@ -166,10 +166,10 @@ def _encode_group(tokenizer: Tokenizer, group: list[Piece]) -> tuple[Tokens, Tok
 def _in_threads(
     encode: Callable[[list[Piece]], tuple[Tokens, Tokens]], groups: Iterable[list[Piece]]
 ) -> Iterator[tuple[Tokens, Tokens]]:
-    """What `encode` returns for each of `groups`, in order, computed on several cores.
+    """What `encode` returns for each of `groups`, in order. It is computed on several cores.
 
-    Holds only a few groups in memory. Threads save time, because encoding, writing and hashing
-    release Python's lock."""
+    Only a few groups are in memory at a time. Threads save time, because encoding, writing and
+    hashing release Python's lock."""
     threads = min(usable_cores(), _MOST_THREADS)
     waiting: deque[Future[tuple[Tokens, Tokens]]] = deque()
     with ThreadPoolExecutor(threads) as pool:

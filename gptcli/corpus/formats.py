@@ -42,17 +42,18 @@ class Format:
 
     kind: Kind
     field: str | None = None
-    """data.field; None if it has its default, and for plain text."""
+    """The value of data.field. It is None for the default, and for plain text."""
     lines: bool = False
-    """True if each line of a plain text is a document."""
+    """Whether each line of plain text is a document."""
     marked: bool = False
-    """True if `<|endoftext|>` ends a document; False if not, or if the file surely has none."""
+    """Whether `<|endoftext|>` ends a document. False also if the file certainly has none."""
     encoding: str | None = None
-    """None is UTF-8."""
+    """The encoding of the file by Python's name; None for UTF-8."""
 
     @property
     def key(self) -> str:
-        """A text for the content key: everything in the format that changes a file's documents."""
+        """A text for the content key, with everything in the format that changes a file's
+        documents."""
         more = {
             "field": self.field,
             "lines": self.lines,
@@ -73,7 +74,9 @@ class Format:
     def pieces(
         self, path: Path, advance: Advance = ignore, ended: Callable[[int], object] = ignore
     ) -> Iterator[Piece]:
-        """Stream the documents of a file; `ended` gets the number of `<|endoftext|>` found."""
+        """Stream the documents of a file.
+
+        `ended` is called with the number of `<|endoftext|>` found."""
         stream: Iterator[Piece]
         if self.kind == "text":
             stream = text_pieces(path, advance, self.encoding)
@@ -93,16 +96,16 @@ def compressed(path: Path) -> bool:
 
 
 def named_kind(path: Path) -> Kind:
-    """The kind of a file, by the ending of its name."""
+    """The kind of a file according to the suffix of its name."""
     return _KINDS.get((path.with_suffix("") if compressed(path) else path).suffix.lower(), "text")
 
 
 def choose_format(
     path: Path, rule: Rule, field: str | None, marked: bool, encoding: str | None
 ) -> tuple[Format, str | None]:
-    """The format of a file, and the reason if a .json, .csv or .tsv has to be read as plain text.
+    """The format of a file, and why a .json, .csv or .tsv has to be read as plain text.
 
-    The reason is None for any other file, and if `rule` is "file". `marked` says that
+    The reason is None for all other files, and if `rule` is "file". `marked` says whether
     `<|endoftext|>` can be in the file. Raises NoSuchFieldError if `field` is given, but the first
     entry of a .json, or the header of a .csv or .tsv, has no such field."""
     kind, why = named_kind(path), None
@@ -126,7 +129,8 @@ def choose_format(
 
 
 def _kind_of_json(path: Path, field: str | None, encoding: str | None) -> tuple[Kind, str | None]:
-    """ "json" for a list of documents, "jsonl" for a document in each line, else "text" and why."""
+    """The kind of a .json: "json" (a list), "jsonl" (an object in each line), else "text" and
+    why."""
     try:
         entry: Any = None
         for where, entry in json_entries(path, encoding=encoding):
@@ -172,10 +176,10 @@ def _kind_of_csv(path: Path, field: str | None, encoding: str | None) -> tuple[K
             raise
         return "text", f"it has {_what(error)}"
     except GptcliError:
-        pass  # the reader reports the error
+        pass  # the error is raised later, when the file is read
     return "csv", None
 
 
 def _what(error: GptcliError) -> str:
-    """An error's message without file and line: "no column `text`; its columns: `a`, `b`"."""
+    """The message of an error without file and line: "no column `text`; its columns: `a`, `b`"."""
     return re.sub(r"^.*?:\d+: (entry \d+: )?", "", error.message)

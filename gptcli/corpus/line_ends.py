@@ -1,8 +1,8 @@
 """Finds line ends of Windows and old Macs, and texts that differ only in their line ends.
 
 git with core.autocrlf, editors and transfers change the line ends of files. A model learns line
-ends like any other character. So a resumed run needs its text with the line ends that the text had
-at first.
+ends as it learns all other characters. So a run can be resumed only if its text has the line ends
+that it had when the run began.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from gptcli.corpus.sources import Source
 _NAMES = {b"\n": "LF", b"\r\n": "CRLF (Windows)", b"\r": "CR (old Macs)"}
 _TOOLS = {b"\n": "dos2unix", b"\r\n": "unix2dos", b"\r": "unix2mac"}
 _CHANGES = ((b"\n", False), (b"\r\n", False), (b"\n", True), (b"\r\n", True), (b"\r", True))
-# The line ends between records are not part of the text.
+# In these files, the line ends are between records and are no part of the text.
 _RECORDS = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet")
-_SEEN = CHUNK  # bytes: the note looks only at the beginning of each file
+_SEEN = CHUNK  # so many bytes at the beginning of each file are looked at
 
 
 def line_ends_note(source: Source) -> list[str]:
@@ -53,9 +53,9 @@ def line_ends_note(source: Source) -> list[str]:
 
 
 def changed_line_ends(source: Source, content_key: str) -> tuple[str, str] | None:
-    """What changed and what to do, if only the line ends of a text changed; else None.
+    """If only the line ends of a text changed: what changed, and what to do. Otherwise None.
 
-    `content_key` is the key of the text before the change."""
+    `source` is the text after the change. `content_key` is the key of the text before it."""
     for ends, alone in _CHANGES:
         files = tuple(
             replace(file, sha256=_hash_with(file.path, ends, alone)) for file in source.files
@@ -70,7 +70,9 @@ def changed_line_ends(source: Source, content_key: str) -> tuple[str, str] | Non
 
 
 def _hash_with(path: Path, ends: bytes, alone: bool) -> str:
-    """SHA-256 of a file with `ends` as line ends. If `alone`, a CR without LF is one, too."""
+    """SHA-256 of a file after its line ends are replaced by `ends`.
+
+    If `alone` is true, a CR without an LF counts as a line end, too."""
     digest = hashlib.sha256()
     for chunk in _chunks(path):
         plain = chunk.replace(b"\r\n", b"\n")
@@ -81,7 +83,7 @@ def _hash_with(path: Path, ends: bytes, alone: bool) -> str:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, in parts that never end between CR and LF."""
+    """The bytes of a file in several parts. No part ends between a CR and its LF."""
     held = b""
     with open_bytes(path) as file:
         while chunk := file.read(CHUNK):

@@ -1,9 +1,10 @@
 """Mixes several texts by weight: says from which text each sequence of the training comes.
 
-A cycle has CYCLE sequences, and each text has its share of them. The sequences of a text are spread
-over the cycle: if the text has c sequences in a cycle, the cycle is cut into c equal parts, and
-each part gets one of these sequences at a random place. So at every step, each text has had its
-share of the sequences so far, with an error of a few sequences.
+The sequences of a training are divided into cycles of CYCLE sequences, and each text gets its share
+of every cycle. The sequences of a text are spread over the cycle: if the text has c sequences in a
+cycle, the cycle is cut into c equal parts, and each part gets one of these sequences at a random
+place. So at every step of the training, each text has had its share of all sequences so far, with
+an error of a few sequences.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 CYCLE = 100_000
-"""Sequences in a cycle. Each text has a whole number of them, about its share times CYCLE."""
+"""The number of sequences in a cycle. The sequences of a text in it are about its share times
+CYCLE."""
 
 _KEPT_CYCLES = 2
 
 
 class MixedOrder:
-    """Says from which text each sequence of a mixture comes: a pure function of (shares, seed)."""
+    """Says from which text each sequence of a mixture comes. It depends only on shares and seed."""
 
     def __init__(self, shares: Sequence[float], seed: int) -> None:
         self.counts = sequences_of_cycle(shares)
@@ -32,9 +34,9 @@ class MixedOrder:
         self._cycles: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
 
     def sequences(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For sequences first to first + count - 1: the text of each, and its number in this text.
+        """The text of each sequence from number `first` on, and the sequence's number in that text.
 
-        The sequences of a text are numbered from 0 in the order in which the mixture reads them.
+        The sequences of a text are numbered from 0 on in the order in which the mixture reads them.
         Returns two arrays, int64 (count,)."""
         texts, numbers = [], []
         last = first + count
@@ -50,8 +52,8 @@ class MixedOrder:
     def _cycle(self, cycle: int) -> NDArray[np.int64]:
         """The order of a cycle's sequences, int64 (CYCLE,).
 
-        The numbers from 0 on stand for the sequences of the first text, the next numbers for those
-        of the second text, and so on."""
+        The numbers from 0 on stand for the sequences of the first text, the numbers after them for
+        the sequences of the second text, and so on."""
         order = self._cycles.get(cycle)
         if order is None:
             digest = hashlib.sha256(f"{self._seed} mixture {cycle}".encode()).digest()
@@ -69,7 +71,7 @@ class MixedOrder:
 def sequences_of_cycle(shares: Sequence[float]) -> NDArray[np.int64]:
     """The number of sequences of each text in a cycle: int64, with the sum CYCLE.
 
-    Every share is rounded to a whole number of sequences; the largest remainders are rounded up. A
+    Each share times CYCLE is rounded to a whole number: down, except for the largest remainders. A
     text with a share above 0 gets at least one sequence."""
     exact = np.asarray(shares, dtype=np.float64) / sum(shares) * CYCLE
     counts = np.floor(exact + 1e-9).astype(np.int64)
@@ -78,6 +80,6 @@ def sequences_of_cycle(shares: Sequence[float]) -> NDArray[np.int64]:
     remainders = np.argsort(-(exact - counts), kind="stable")
     if missing > 0:
         counts[remainders[:missing]] += 1
-    elif missing < 0:  # so many tiny shares were rounded up that the sum is too large
+    elif missing < 0:  # the sum is too large, because many tiny shares were rounded up to 1
         counts[np.argmax(counts)] += missing
     return counts

@@ -1,6 +1,6 @@
-"""A mixture of several texts by weight: their tokens, one text after the other, and their shares.
+"""A mixture of several texts by weight: the tokens of all texts in a row, and the texts' shares.
 
-gptcli.corpus.mixed_order says in which order the training reads them.
+gptcli.corpus.mixed_order says in which order the training reads sequences of these texts.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class MixedText:
 
     name: str
     share: float
-    """The text's share of the sequences, from 0 to 1."""
+    """The share of all sequences of the training that come from this text, from 0 to 1."""
     tokens: TokenStore
-    """The part of the mixture that is this text; `tokens.start` is its position in the mixture."""
+    """The tokens of this text. `tokens.start` is the position of the first one in the mixture."""
 
 
 class MixedTokens(TokenStore):
-    """The tokens of several texts, one after the other; each text has a share in a mixture.
+    """The tokens of all texts of a mixture, one text after the other, with the shares of the texts.
 
-    `texts` has a name, a share and a store for each text. The shares add up to 1. All stores are on
-    the same shards."""
+    `texts` has the name, the share and the store of each text. The shares add up to 1. All stores
+    have the same shards."""
 
     def __init__(self, texts: Sequence[tuple[str, float, TokenStore]]) -> None:
         super().__init__(
@@ -43,9 +43,9 @@ class MixedTokens(TokenStore):
 
 
 def times_read(tokens: TokenStore, count: int) -> float:
-    """How often a token has been read on average when `count` tokens were read.
+    """How often each token has been read on average, after `count` tokens were read in all.
 
-    For a mixture, this is the mean over the tokens that were read, so each text counts by its
+    For a mixture, this is the mean over the tokens that were read, so each text counts with its
     share. A short text with a large share makes the mean larger."""
     if not isinstance(tokens, MixedTokens):
         return count / len(tokens)

@@ -1,10 +1,11 @@
-"""The order in which token shards are read: shuffled blocks, and shuffled windows of a few blocks.
+"""The order in which token shards are read: blocks are shuffled, then the windows of a few blocks.
 
-A block is 2^21 tokens of a shard, or what is left at the end of the shard (shards.py). An epoch
-shuffles the blocks. It cuts each block into windows of T tokens, from a random offset on, and drops
-the rest. A few blocks in a row (in the shuffled order) form a pool, and all windows of a pool are
-shuffled. For each text, memory holds the pool in use, the next pool, which is read ahead, and at
-most four other blocks. Any sequence can be found without reading the sequences before it.
+A block is 2^21 tokens of a shard, or fewer at the end of the shard (shards.py). Each epoch shuffles
+the blocks. It cuts each block into windows of T tokens, from a random offset on, and leaves out the
+tokens before the first and after the last window. A few blocks that follow each other in the
+shuffled order form a pool, and all windows of a pool are shuffled together. For each text, memory
+has the pool in use, the pool after it, which is read in advance, and at most four other blocks. Any
+sequence can be found without reading the sequences before it.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ _KEPT_POOLS = 3
 
 
 class PooledEpochs:
-    """The endless list of sequences of a text in token shards: a pure function of its arguments.
+    """The endless list of sequences of a text in token shards. It depends only on the arguments.
 
-    `words` is the seed. A pool has the windows of at most `pool_blocks` blocks."""
+    `words` is the text from which the random numbers are seeded. A pool has the windows of at most
+    `pool_blocks` blocks."""
 
     def __init__(self, words: str, tokens: TokenStore, block_size: int, pool_blocks: int) -> None:
         self._words, self._block_size, self._pool_blocks = words, block_size, pool_blocks
         self._reader, self._starts, self._lengths, self._numbers, self._begins = blocks_of(tokens)
         fitting = self._lengths // block_size - 1
-        self._windows = np.maximum(fitting, self._lengths > block_size)  # the number in each block
+        self._windows = np.maximum(fitting, self._lengths > block_size)  # how many in each block
         self.count = int(self._windows.sum())
         """The number of sequences in an epoch."""
         if self.count == 0:
@@ -47,18 +49,18 @@ class PooledEpochs:
         self._pools: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
 
     def starts(self, first: int, count: int) -> list[int]:
-        """Positions in the text at which sequences first to first + count - 1 begin."""
+        """The positions in the text at which `count` sequences begin, from number `first` on."""
         blocks, offsets = self._places(first, count)
         found: list[int] = (self._starts[blocks] + offsets).tolist()
         return found
 
     def windows(self, first: int, count: int) -> Tokens:
-        """The tokens of sequences first to first + count - 1: uint16 or uint32 (count, T + 1)."""
+        """The tokens of `count` sequences, from number `first` on: uint16 or 32 (count, T + 1)."""
         blocks, offsets = self._places(first, count)
         begins = (self._begins[blocks] + offsets).tolist()
         numbers = self._numbers[blocks].tolist()
-        # The loop over rows takes most of the reader's time, so it does as little as possible.
-        # Slices of a memoryview cost less than slices of an array.
+        # The loop over rows takes most of the time of this function, so it does as little as
+        # possible. A slice of a memoryview takes less time than a slice of an array.
         tokens = {number: self._reader.get(number) for number in dict.fromkeys(numbers)}
         inside = {number: block.data.cast("B") for number, block in tokens.items()}
         rows = np.empty((count, self._block_size + 1), tokens[numbers[0]].dtype)
@@ -70,7 +72,7 @@ class PooledEpochs:
         return rows
 
     def _places(self, first: int, count: int) -> NDArray[np.int64]:
-        """For each of these sequences: its block, and its offset in the block; int64 (2, count)."""
+        """The block of each of `count` sequences, and its offset in the block: int64 (2, count)."""
         last = first + count
         found = []
         while first < last:
@@ -84,7 +86,8 @@ class PooledEpochs:
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The blocks of an epoch in order, and the number of windows up to the end of each pool."""
+        """The blocks of an epoch in shuffled order, and how many windows there are up to each
+        pool's end."""
         kept = self._epochs.get(epoch)
         if kept is None:
             order = torch.randperm(len(self._starts), generator=self._generator(f"{epoch}")).numpy()
@@ -100,9 +103,10 @@ class PooledEpochs:
         return self._epoch(epoch)[0][first : first + self._pool_blocks]
 
     def _pool(self, epoch: int, pool: int) -> NDArray[np.int64]:
-        """The block and the offset of each window of a pool, shuffled: int64 (2, windows).
+        """The block and the offset of each window of a pool, in shuffled order: int64 (2, windows).
 
-        If the pool is not kept yet, begins to read its blocks and those of the next pool."""
+        If the pool is not in memory yet, this begins to read its blocks and the blocks of the pool
+        after it."""
         kept = self._pools.get((epoch, pool))
         if kept is not None:
             return kept
@@ -134,20 +138,20 @@ class PooledEpochs:
 
 
 class StoreBlocks(NamedTuple):
-    """The blocks of a store in token shards, or the parts of blocks that the store has."""
+    """The blocks of token shards that a store uses, completely or in part."""
 
     reader: Blocks
     starts: NDArray[np.int64]
-    """The position of each block in the store: int64 (n,), like the fields below."""
+    """The position in the store at which each block begins: int64 (n,), as the fields below."""
     lengths: NDArray[np.int64]
     numbers: NDArray[np.int64]
-    """The number by which the reader knows the whole block."""
+    """The number of each block in `reader`, which reads whole blocks."""
     begins: NDArray[np.int64]
-    """The position in the whole block at which the store's part begins."""
+    """The position in each whole block at which the part that the store uses begins."""
 
 
 def blocks_of(tokens: TokenStore) -> StoreBlocks:
-    """The blocks of a store in token shards."""
+    """The blocks that a store in token shards uses, with their positions."""
     starts, lengths, numbers, begins = [], [], [], []
     shards = [shard for shard in tokens.shards if isinstance(shard, LazyShard)]
     assert len(shards) == len(tokens.shards) > 0

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 class OtherTextError(GptcliError):
     """The text that was found is not the text that the caller wants.
 
-    If only the line ends differ, `line_ends` says what changed and what to do; else it is None."""
+    If only the line ends are different, `line_ends` says what changed and what to do. Otherwise it
+    is None."""
 
     def __init__(self, source: str, line_ends: tuple[str, str] | None) -> None:
         super().__init__(f"{source} is another text", "name the text that the run was trained on")
@@ -60,12 +61,13 @@ class Corpus:
     val: TokenStore | None
     """None if there is no validation part."""
     val_split: Literal["tail", "documents"]
-    """How the text was split: data.val_split with `auto` replaced by its value."""
+    """How the text was split: the value of data.val_split, or what `auto` means for this text."""
     documents: int
     source_bytes: int
     """The size of the files of data.source in bytes."""
     content_key: str
-    """SHA-256 of the files' content and of how they are read; equal texts have equal keys."""
+    """SHA-256 of the content of the files and of how they are read. Equal texts have the same
+    key."""
     notes: list[str]
     """Messages for the user, one line each."""
 
@@ -84,26 +86,26 @@ def open_corpus(
     cache: Path | None = None,
     progress: bool = True,
 ) -> Corpus:
-    """The corpus of the section `data`. Encodes the text if it is not in the cache yet.
+    """The corpus of the config section `data`. The text is encoded if it is not in the cache yet.
 
-    `data` can also be a string: the value of data.source. `val_fraction` replaces
+    `data` can also be a string: the value of data.source. If `val_fraction` is given, it replaces
     data.val_fraction. The tokenizer is `tokenizer` if given, else an object of the user's class
-    `user_tokenizer`, else a new tokenizer of `kind`. Char, bpe and the user's tokenizer are trained
-    on the text; `vocab_size` is for bpe and the user's tokenizer.
+    `user_tokenizer` if given, else a new tokenizer of the kind `kind`. The kinds char and bpe and
+    the user's class are trained on the text. Only bpe and the user's class use `vocab_size`.
 
-    End-of-text precedes every document. Char has no end-of-text: instead, a newline separates two
-    documents, unless the first document ends with a newline. The validation part is
-    data.val_source, or a part of the text: see gptcli.corpus.validation_split.
+    End-of-text comes before every document. The kind char has no end-of-text: a newline comes
+    between two documents instead, unless the first of them ends with a newline. The validation
+    tokens come from data.val_source, or are a part of the text: see gptcli.corpus.validation_split.
 
-    Token shards (gptcli.corpus.shards) are read as they are, with their own tokenizer.
+    Token shards (gptcli.corpus.shards) are not encoded: they have ids and a tokenizer of their own.
 
     `unknown` says what to do with characters that a given char tokenizer does not know.
 
     If `content_key` is given and the text has another key, raises OtherTextError before anything is
-    encoded. `cache` replaces `cache_folder()`; `progress` allows a progress bar on a terminal.
-    Memory does not grow with the text. Raises GptcliError if the text cannot be used: for example,
-    if it cannot be read, is not text, or is too short for `block_size` or for its validation
-    split."""
+    encoded. If `cache` is given, it replaces `cache_folder()`. `progress` says whether a progress
+    bar may be shown on a terminal. Memory does not grow with the text. Raises GptcliError if the
+    text cannot be used: for example, if it cannot be read, is not text, or is too short for
+    `block_size` or for its validation split."""
     data = section_of(data)
     if val_fraction is not None:
         data = data.model_copy(update={"val_fraction": val_fraction})
@@ -121,9 +123,10 @@ def open_corpus(
         tokenizer = _train_user_bpe(found, user_tokenizer, vocab_size, bar, notes)
     if tokenizer is not None:
         kind = tokenizer.kind
-    # Entries with several documents also hold the position at which each document starts.
+    # Cache entries that can have several documents also have the position at which each of them
+    # starts.
     content = found.content_key + ("" if found.one_document else " documents")
-    if data.shares is not None:  # entries of a mixture also hold the document where a text starts
+    if data.shares is not None:  # a mixture's entry also has each text's first document
         refuse_missing_texts(data, found)
         content += " texts " + ",".join(map(str, found.counts))
     trained = entry_key(content, f"bpe {vocab_size}" if kind == "bpe" else kind)
@@ -132,8 +135,8 @@ def open_corpus(
     if kind not in ("char", "bpe"):
         tokenizer = tokenizer or _fixed_tokenizer(kind, vocab_size)
     elif tokenizer is not None:
-        # A resumed run passes the tokenizer that was trained on this text. The cache can have the
-        # entry under the key of this training.
+        # If a run is resumed, `tokenizer` was trained on this text. Then the cache can have the
+        # entry under the key that describes this training.
         entry = read_entry(folder / trained, trained, tokenizer, notes)
     if tokenizer is not None:
         rule = f" unknown {unknown}" if kind == "char" and unknown != "error" else ""
@@ -176,7 +179,8 @@ def _open_shards(
 ) -> Corpus:
     """The corpus of token shards.
 
-    Raises GptcliError if `tokenizer` is not that of the shards, or if `user_tokenizer` is given."""
+    Raises GptcliError if `tokenizer` is another tokenizer than that of the shards, or if
+    `user_tokenizer` is given."""
     shards = OpenedShards(data)
     if content_key is not None and shards.content_key != content_key:
         raise OtherTextError(data.name, None)
@@ -246,10 +250,10 @@ def _build(
     mixed: bool,
     folder: Path,
 ) -> None:
-    """Fill `folder` with the entry `key`: encode the text.
+    """Encode the text `source`, and write the files of the cache entry `key` into `folder`.
 
-    Trains a tokenizer first if `tokenizer` is None. If the text is a mixture (`mixed`), the entry
-    also holds the document at which each of its texts starts."""
+    If `tokenizer` is None, a tokenizer is trained first. If the text is a mixture (`mixed`), the
+    entry also says with which document each text of the mixture starts."""
     for text in (source, source.val):
         if text is not None and next(text.pieces(), None) is None:
             raise GptcliError(

@@ -1,4 +1,4 @@
-"""A progress bar with bytes per second, for reading or encoding that takes over a second."""
+"""A progress bar with bytes per second, shown if reading or encoding takes over a second."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[[int], object]
-"""Called with the number of bytes processed since the last call."""
+"""A function that is called with the number of bytes processed since its previous call."""
 
 SILENT_SECONDS = 1.0
 
 
 def ignore(count: int) -> None:
-    """An `Advance` that shows nothing."""
+    """A function of the type `Advance` that shows nothing."""
 
 
 class Progress:
     """Shows one progress bar per phase, on stderr.
 
-    It prints nothing if `wanted` is false, if stderr is not a terminal, or if a phase ends within a
-    second. It also prints nothing outside the main thread, because the Python library must print
-    nothing, and its trainings read their texts in other threads. A bar disappears when its phase
-    ends.
+    It shows nothing if `wanted` is false, if stderr is not a terminal, or if a phase ends within a
+    second. It also shows nothing outside the main thread: `import gptcli` reads the text of a
+    training in another thread, and must not print anything. A bar disappears when its phase ends.
     """
 
     def __init__(self, wanted: bool) -> None:
@@ -32,7 +31,9 @@ class Progress:
 
     @contextmanager
     def phase(self, what: str, total: int) -> Iterator[Advance]:
-        """Run a phase that processes `total` bytes: yields the function that moves the bar."""
+        """Show a bar during a phase that processes `total` bytes.
+
+        Yields the function that moves it."""
         if not self.shown:
             yield ignore
             return

@@ -19,29 +19,30 @@ from gptcli.errors import GptcliError
 from gptcli.files.names import shown
 
 CHUNK = 1 << 18
-"""Bytes read at once. A piece usually has at most as many characters."""
+"""How many bytes are read at a time. A piece usually has no more characters than this."""
 
 LINE_LIMIT = 1 << 24
-"""The most bytes in a line of a .jsonl, .csv or .tsv: enough for several books.
-
-A line is parsed as a whole, and the parsed objects can take 25 times as much memory as the line."""
+"""The largest number of bytes in a line of a .jsonl, .csv or .tsv: enough for several books. It is
+limited because a line is parsed as a whole, and the parsed objects can take 25 times as much memory
+as the line."""
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 """Suffix of a compressed file -> the module of the standard library that reads it."""
 
 WIDE = ("utf16", "utf32")
-"""Encodings in which NUL bytes are normal, as `codec_name` spells them."""
+"""How the names of encodings begin in which NUL bytes are normal, as `codec_name` spells them."""
 
 
 class BinaryFileError(GptcliError):
-    """The file is certainly not UTF-8 text. If a folder is read, such files are left out."""
+    """A file is certainly not UTF-8 text. Such a file in a folder of texts is left out."""
 
 
 class UndecodableError(GptcliError):
-    """The file is not text in the encoding in which it was read.
+    """A file is not text in the encoding in which it was read.
 
-    `offset` is the position of the first bad byte in the decompressed file. If `incomplete`, a
-    character begins at this byte, and the file ends in the middle of the character."""
+    `offset` is the position in the decompressed file of the first byte that cannot be decoded. If
+    `incomplete` is true, a character begins at this byte, and the file ends in the middle of the
+    character."""
 
     def __init__(self, path: Path, encoding: str, byte: int, offset: int, incomplete: bool) -> None:
         super().__init__(
@@ -58,11 +59,13 @@ class Piece(NamedTuple):
 
     text: str
     starts: bool
-    """True for the first piece of a document."""
+    """Whether this is the first piece of its document."""
 
 
 class Content(NamedTuple):
-    """The content of a text file as UTF-8 bytes, and how many bytes of the file have been read."""
+    """The content of a text file as a stream of UTF-8 bytes.
+
+    `position()` returns how many bytes of the file, which can be compressed, have been read."""
 
     stream: IO[bytes]
     position: Callable[[], int]
@@ -85,8 +88,8 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 def open_content(path: Path, encoding: str | None = None) -> Iterator[Content]:
     """Open a text file as UTF-8 bytes: decompressed if its suffix says so, converted if necessary.
 
-    `encoding` is the encoding of the file. None means UTF-8: then the caller must check the bytes.
-    Raises GptcliError if the file cannot be read or decompressed."""
+    `encoding` is the encoding of the file. If it is None, the file should be UTF-8, and the caller
+    must check the bytes. Raises GptcliError if the file cannot be read or decompressed."""
     how = COMPRESSED.get(path.suffix.lower())
     with open_bytes(path) as raw:
         if how is None and encoding is None:
@@ -108,14 +111,15 @@ def open_content(path: Path, encoding: str | None = None) -> Iterator[Content]:
 
 
 def _is_of_decompression(error: Exception) -> bool:
-    """Whether an error says that a compressed file is damaged, and not that the system failed."""
+    """Whether an error is about a damaged compressed file, and not an error of the system."""
     if isinstance(error, OSError):  # an OSError of the system has an error number
         return error.errno is None
     return isinstance(error, (EOFError, zlib.error)) or type(error).__name__ == "LZMAError"
 
 
 class _Converted(io.RawIOBase):
-    """A file as UTF-8 bytes, converted from `encoding` (None: the file should be UTF-8)."""
+    """Reads a file as UTF-8 bytes, converted from `encoding`, or unchanged if `encoding` is
+    None."""
 
     def __init__(self, path: Path, stream: IO[bytes], encoding: str | None) -> None:
         self._path = path
@@ -149,7 +153,7 @@ class _Converted(io.RawIOBase):
         try:
             return self._decoder.decode(data, final=not data).encode("utf-8", "surrogatepass")
         except UnicodeDecodeError as error:
-            before = self._read - len(error.object)  # error.object: the bytes being decoded
+            before = self._read - len(error.object)  # error.object: the bytes to decode
             raise UndecodableError(
                 self._path,
                 self._encoding,
@@ -157,7 +161,7 @@ class _Converted(io.RawIOBase):
                 before + error.start,
                 not data,
             ) from error
-        except UnicodeError as error:  # UTF-16 or UTF-32 without a byte-order mark at the beginning
+        except UnicodeError as error:  # UTF-16 or UTF-32 must begin with a byte-order mark
             raise UndecodableError(self._path, self._encoding, data[0], 0, False) from error
 
 
@@ -171,8 +175,8 @@ def text_pieces(
 ) -> Iterator[Piece]:
     """Stream a text file as pieces of one document.
 
-    Line ends do not change; a byte-order mark at the start is dropped. Raises GptcliError with the
-    offset of the first byte that cannot be decoded."""
+    Line ends do not change. A byte-order mark at the beginning is dropped. Raises GptcliError with
+    the offset of the first byte that cannot be decoded."""
     starts = True
     for text in decoded(path, advance, encoding):
         yield Piece(text, starts)
@@ -182,7 +186,7 @@ def text_pieces(
 def refuse_binary(path: Path, data: bytes, offset: int) -> None:
     """Raise BinaryFileError if `data` has a NUL byte, or begins with UTF-16's byte-order mark.
 
-    `data` begins at byte `offset` of the file. The byte-order mark counts only at offset 0."""
+    `data` begins at byte `offset` of the file. A byte-order mark is looked for only at offset 0."""
     if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise BinaryFileError(
             f"{shown(path)} is UTF-16, not UTF-8",
@@ -201,9 +205,9 @@ def refuse_binary(path: Path, data: bytes, offset: int) -> None:
 def decoded(path: Path, advance: Advance = ignore, encoding: str | None = None) -> Iterator[str]:
     """The text of a file, in parts that are not empty.
 
-    A chunk of bytes can end inside a character. The bytes of this character are decoded with the
-    next chunk."""
-    offset = shown_bytes = 0  # `offset` is the position of data[0] in the content
+    If a chunk of bytes ends inside a character, the bytes of this character are decoded with the
+    chunk after it."""
+    offset = shown_bytes = 0  # `offset`: position of data[0] in the decompressed file
     data = b""
     with open_content(path, encoding) as content:
         while chunk := content.stream.read(CHUNK):
@@ -240,10 +244,10 @@ def lines(
     *,
     keep_blank: bool = False,
 ) -> Iterator[tuple[int, str]]:
-    """The number (from 1) and the text of every line, with its line end.
+    """The number (from 1) of every line of a file, and its text with its line end.
 
-    Blank lines are left out unless `keep_blank`. Raises GptcliError with the number of a line that
-    is too long."""
+    Blank lines are left out unless `keep_blank` is true. Raises GptcliError if a line is too
+    long."""
     offset = counted = shown_bytes = 0
     with open_content(path, encoding) as content:
         for number in count(1):
@@ -268,8 +272,8 @@ def lines(
 
 
 def signature(file: IO[bytes]) -> tuple[int, int]:
-    """The size of a file (bytes) and the time of its last change (ns).
+    """The size of a file in bytes, and the time of its most recent change in nanoseconds.
 
-    If both stay the same, the file counts as unchanged."""
+    If neither of them has changed, gptcli takes the file for unchanged."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns

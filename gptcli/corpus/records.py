@@ -1,4 +1,4 @@
-"""Reads documents from records: .jsonl, .json lists, .csv, .tsv, .parquet; also chats."""
+"""Reads documents and chats from the records of .jsonl, .json (lists), .csv, .tsv and .parquet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gptcli.errors import GptcliError
 from gptcli.files.names import shown
 
 FIELD = "text"
-"""The field that holds the text, unless data.field names another."""
+"""The field that holds the text, unless data.field names another field."""
 
 _CHATS = ("messages", "conversations")
 _EXAMPLE = 'every line is one object with a string `text`, such as {"text": "Once upon a time"}'
@@ -42,8 +42,9 @@ def jsonl_pieces(
 ) -> Iterator[Piece]:
     """Stream a .jsonl file. Each line is a document: a string, or an object with a text or a chat.
 
-    `field` replaces the field `text`. Blank lines, empty texts and other fields are ignored. Raises
-    GptcliError with file and line if a line is not JSON or has no such text."""
+    `field` is the name of the field with the text, if it is not `text`. Blank lines, empty texts
+    and other fields are ignored. Raises GptcliError with file and line if a line is not JSON or
+    lacks the text."""
     name = shown(path)
     for number, line in lines(path, advance, encoding):
         yield from _cut(text_of(_parsed(path, number, line), field, f"{name}:{number}"))
@@ -57,7 +58,7 @@ def _parsed(path: Path, number: int, line: str) -> Any:
             f"{shown(path)}:{number}: not JSON: {error.msg} (column {error.pos + 1})",
             f"{_EXAMPLE}; if the file is plain text, rename it to {shown(path.stem)}.txt",
         ) from error
-    except (ValueError, RecursionError) as error:  # such as 5,000 digits
+    except (ValueError, RecursionError) as error:  # for example a number of 5,000 digits
         raise GptcliError(
             f"{shown(path)}:{number}: JSON that cannot be read: {error}", _EXAMPLE
         ) from error
@@ -66,7 +67,7 @@ def _parsed(path: Path, number: int, line: str) -> Any:
 def json_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .json file: each entry of its list, a string or an object, is one document.
+    """Stream a .json file. Each entry of its list, a string or an object, is one document.
 
     Raises GptcliError with file, line and entry if an entry cannot be read or lacks the field."""
     for where, value in json_entries(path, advance, encoding):
@@ -76,10 +77,9 @@ def json_pieces(
 def json_entries(
     path: Path, advance: Advance = ignore, encoding: str | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """The entries of the list in a .json file, each with its place: "a.json:7: entry 3".
+    """The entries of the list in a .json file, each after its place: "a.json:7: entry 3".
 
-    Memory holds one entry, not the whole list. Raises NotAListError if the file does not hold a
-    list."""
+    Only one entry is in memory at a time. Raises NotAListError if the file does not hold a list."""
     buffer = _JsonBuffer(path, decoded(path, advance, encoding))
     if buffer.next() != "[":
         raise NotAListError(f"{shown(path)} is not a JSON list", "")
@@ -111,7 +111,9 @@ class _JsonBuffer:
         self._blank = re.compile(r"[ \t\r\n]*")
 
     def next(self) -> str:
-        """The next character that is not blank, or "" at the end. It stays in the buffer."""
+        """The next character that is not blank, or "" at the end.
+
+        The character stays in the buffer."""
         while True:
             found = self._blank.match(self._text, self._at)
             assert found is not None
@@ -126,14 +128,16 @@ class _JsonBuffer:
         self._at += 1
 
     def value(self, entry: int) -> Any:
-        """The next JSON value."""
+        """The next JSON value of the stream.
+
+        Error messages call it entry number `entry` of the list."""
         if not self.next():
             raise self.error("the file ends before", entry)
         while True:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # The value may be incomplete, so read more: twice as much text each time.
+                # Perhaps the value is incomplete, so read more text, as much as the buffer has.
                 if not self._more(len(self._text) - self._at):
                     raise self.error(f"not JSON: {error.msg}, in", entry) from error
             except (ValueError, RecursionError) as error:
@@ -144,12 +148,12 @@ class _JsonBuffer:
                     return value
 
     def place(self, entry: int) -> str:
-        """The current position as messages name it: file, line and entry."""
+        """The current position for a message: file, line and entry."""
         line = self._line + self._text.count("\n", 0, self._at)
         return f"{shown(self._path)}:{line}: entry {entry}"
 
     def error(self, what: str, entry: int) -> GptcliError:
-        """A GptcliError whose message names the current position in the file."""
+        """A GptcliError with the current position in the file, and with `what` before the entry."""
         place, _, _ = self.place(entry).rpartition(": entry")
         return GptcliError(
             f"{place}: {what} entry {entry} of the list",
@@ -157,9 +161,9 @@ class _JsonBuffer:
         )
 
     def _more(self, characters: int) -> bool:
-        """Read at least `characters` more characters, or all that are left; False if none are left.
+        """Read at least `characters` more characters into the buffer, or all that remain.
 
-        It also returns False if the value in the buffer is too long."""
+        Returns False if no characters remain, or if the value in the buffer is too long."""
         if len(self._text) - self._at > reading.LINE_LIMIT:
             return False
         self._line += self._text.count("\n", 0, self._at)
@@ -177,9 +181,10 @@ class _JsonBuffer:
 def text_of(value: Any, field: str | None, where: str, example: str = _EXAMPLE) -> str:
     """The text of a record: a string, the field of an object, or a chat as plain text.
 
-    `field` is data.field. None means `text`; if there is no `text`, the chat in `messages` or
-    `conversations`. Raises GptcliError with a message that begins with `where`: NoSuchFieldError if
-    an object lacks the field. `example` is the hint."""
+    `field` is the value of data.field. If it is None, returns the field `text`, or if there is
+    none, the chat in `messages` or `conversations`. Raises NoSuchFieldError if an object lacks the
+    field, and GptcliError if the record has no text for another reason. The message begins with
+    `where`, and `example` is the hint."""
     if isinstance(value, str) and field is None:
         return _whole_characters(value, "the string", where)
     if not isinstance(value, dict):
@@ -215,7 +220,7 @@ def _chat(messages: list[Any], where: str) -> str:
             )
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value"))
-        if isinstance(content, list):  # the parts of a message, such as a text and a picture
+        if isinstance(content, list):  # parts of the message, such as a text and a picture
             parts = [part.get("text") for part in content if isinstance(part, dict)]
             content = "".join(part for part in parts if isinstance(part, str))
         if not isinstance(role, str) or not isinstance(content, str | None):
@@ -249,7 +254,7 @@ def _how_to_select(texts: dict[str, str], example: str) -> str:
 
 
 def _as_argument(field: str) -> str:
-    """A field's name as the value in KEY=VALUE on a command line."""
+    """The name of a field as users must write it after `data.field=` on a command line."""
     return field if re.fullmatch(r"[A-Za-z_][\w.-]*", field, re.ASCII) else f"'\"{field}\"'"
 
 
@@ -288,7 +293,7 @@ def _long_cut(text: str) -> Iterator[Piece]:
 def csv_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None, encoding: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .csv or .tsv file: each cell of one column is a document, unless it is empty.
+    """Stream a .csv or .tsv file. Each cell of one column is a document, unless the cell is empty.
 
     The first row names the columns.
 
@@ -310,7 +315,7 @@ def csv_pieces(
 def _rows(
     path: Path, advance: Advance, encoding: str | None, field: str
 ) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, each with the number of its last line."""
+    """All rows except blank ones, each after the number of the last line that belongs to it."""
     numbered = lines(path, advance, encoding, keep_blank=True)
     number, first = next(numbered, (1, ""))
 
@@ -334,10 +339,10 @@ def _rows(
 
 
 def _delimiter(path: Path, header: str, field: str) -> str:
-    """The delimiter of the columns, found in the first row.
+    """The delimiter of the columns, according to the first row.
 
-    A .tsv has tabs. In other files, the delimiter is one that gives the column `field`; if there is
-    none, the delimiter that gives the most columns."""
+    It is a tab in a .tsv. In other files, it is one with which the first row has the column
+    `field`; if there is none, it is the one with which the first row has the most columns."""
     if ".tsv" in (suffix.lower() for suffix in path.suffixes[-2:]):
         return "\t"
 
@@ -359,14 +364,15 @@ def has_column(header: str, field: str) -> bool:
 def _names_in(header: str, mark: str) -> list[str]:
     try:
         return [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
-    except csv.Error:  # a field is longer than the module csv allows
+    except csv.Error:  # a cell is longer than the module csv allows
         return []
 
 
 def _column(path: Path, names: list[str], field: str, rows: Iterator[tuple[int, list[str]]]) -> int:
     """The position of a column.
 
-    If it does not exist, the error proposes the column with the longest text in the next row."""
+    If the column does not exist, the error proposes the column with the longest text in the row
+    after the header."""
     stripped = [name.strip() for name in names]
     if field in stripped:
         return stripped.index(field)
@@ -385,9 +391,9 @@ def _column(path: Path, names: list[str], field: str, rows: Iterator[tuple[int, 
 def parquet_pieces(
     path: Path, advance: Advance = ignore, field: str | None = None
 ) -> Iterator[Piece]:
-    """Stream a .parquet file: each cell of one column is a document.
+    """Stream a .parquet file. Each cell of one column is a document.
 
-    Null and empty texts are left out.
+    Cells with null or an empty text are left out.
 
     Raises GptcliError if pyarrow is missing or the file is damaged, or NoSuchFieldError if there is
     no such column."""

@@ -1,4 +1,4 @@
-"""Opens token shards as a corpus: reads their tokenizer, and splits their tokens."""
+"""Opens token shards as a corpus: reads their tokenizer, and splits off tokens for validation."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 POOL_BLOCKS = 16
-"""The number of blocks whose windows are shuffled together. The texts of a mixture share it.
-
-But each text has at least 2 blocks, so a mixture of over 8 texts has more in all."""
+"""The number of blocks whose windows are shuffled together. The texts of a mixture divide this
+number among them, but each text has at least 2 blocks."""
 
 
 class OpenedShards:
-    """The token shards that the section `data` names, with their indexes."""
+    """The token shards that the config section `data` names, with their indexes."""
 
     def __init__(self, data: DataConfig) -> None:
         """Raises GptcliError if the shards cannot be read, or cannot be used as `data` says.
 
-        For example, their tokenizers differ, or `data` names the same tokens twice."""
+        They cannot be used, for example, if their tokenizers are different, or if `data` names the
+        same tokens two times."""
         names = [*data.sources, *data.val_sources]
         if other := [name for name in names if not is_shard_folder(name)]:
             raise GptcliError(
@@ -85,7 +85,7 @@ class OpenedShards:
 
     @property
     def content_key(self) -> str:
-        """SHA-256 of the tokens and their tokenizer; it does not depend on where they are."""
+        """SHA-256 of the tokens and their tokenizer. The names of the folders do not change it."""
         keys = [index.content_key for _, index in self.folders]
         keys.insert(len(self.data.sources), "validation")
         return hashlib.sha256("\n".join(keys).encode()).hexdigest()
@@ -101,20 +101,21 @@ class OpenedShards:
 
     @property
     def documents(self) -> int:
-        """The number of documents, without the documents of data.val_source."""
+        """The number of documents in the shards of data.source."""
         return sum(index.documents for _, index in self.folders[: len(self.data.sources)])
 
     @property
     def bytes(self) -> int:
-        """The size of the shards in bytes, without the shards of data.val_source."""
+        """The size in bytes of the shards of data.source."""
         each = 2 if self.folders[0][1].vocab_size <= 1 << 16 else 4
         return each * sum(index.tokens for _, index in self.folders[: len(self.data.sources)])
 
     def split(self, block_size: int) -> tuple[TokenStore, TokenStore | None]:
-        """Tokens for training and validation. Raises GptcliError if a part is too short.
+        """The training tokens, and the validation tokens (None if there are none).
 
-        Without a data.val_source, validation gets the last data.val_fraction of all tokens; in a
-        mixture, the last data.val_fraction of each text."""
+        If data.val_source is not set, the last tokens are for validation: data.val_fraction of all
+        tokens, or in a mixture of the tokens of each text. Raises GptcliError if one of the two
+        splits is too short."""
         data, shares = self.data, self.data.shares
         texts = len(data.sources) if shares is not None else 1
         tokens = ShardTokens(self.folders, (2 * pool_blocks(texts) + 4) * texts)
@@ -141,12 +142,12 @@ class OpenedShards:
 
 
 def pool_blocks(texts: int) -> int:
-    """The number of blocks in a pool of each text, if a mixture has `texts` texts."""
+    """The number of blocks in a pool of one text, in a mixture of `texts` texts."""
     return max(2, POOL_BLOCKS // texts)
 
 
 def refuse_shards(data: DataConfig) -> None:
-    """Raise GptcliError if data.source is token shards: settings can be chosen only for a text."""
+    """Raise GptcliError for token shards, because gptcli can choose settings only for a text."""
     if names_shards(data.sources):
         raise GptcliError(
             f"gptcli cannot choose settings for the token shards {data.name}",
@@ -155,5 +156,6 @@ def refuse_shards(data: DataConfig) -> None:
 
 
 def names_shards(names: Sequence[str]) -> bool:
-    """Whether data.source or data.val_source names token shards."""
+    """Whether `names`, from data.source or data.val_source, have a folder or URL of token
+    shards."""
     return any(is_shard_folder(name) for name in names)

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 def write_shards_to(
     out: str, tokens: Iterable[Tokens], tokenizer: Tokenizer, documents: int
 ) -> str:
-    """Write tokens into a new folder or to a URL, and return its name.
+    """Write tokens as shards into a new folder or to the URL `out`, and return the folder or URL.
 
     The index is written last, when all other files are complete. Raises GptcliError if the folder
-    is not empty or cannot be written."""
+    has files in it already, or cannot be written."""
     if is_url(out):
         _upload(RemoteFolder(out), tokens, tokenizer, documents)
         return out
@@ -71,7 +71,7 @@ def _umask() -> int:
 def write_shards(
     folder: Path, tokens: Iterable[Tokens], tokenizer: Tokenizer, documents: int
 ) -> int:
-    """Write tokens and their tokenizer into a folder, and return the number of tokens.
+    """Write tokens as shards and their tokenizer into a folder, and return the number of tokens.
 
     The index is written last, so a folder without an index is not complete."""
     dtype = dtype_for(tokenizer.vocab_size)

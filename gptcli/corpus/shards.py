@@ -1,11 +1,11 @@
-"""Token shards of any size, in a folder or at a URL: written once, read block by block.
+"""Token shards: files of token ids, in a folder or at a URL, of any size, read block by block.
 
-A folder of token shards holds tokens-00000.bin, ... (token ids, little-endian), the tokenizer.json
-of the tokenizer that made them, and the index tokens.json, which is written last. The index has the
-number of tokens and the SHA-256 of each shard, and the CRC-32 of each block of 2^21 tokens. A block
-is read shortly before it is needed, so memory does not grow with the shards. Every block is
-verified when it is read: its length and its CRC-32 must be right, and its token ids must be in the
-vocabulary.
+A folder of token shards has the shards tokens-00000.bin, tokens-00001.bin and so on (token ids,
+little-endian), the tokenizer.json of the tokenizer that made the ids, and the index tokens.json,
+which is written last. The index has the number of tokens and the SHA-256 of each shard, and the
+CRC-32 of each block of 2^21 tokens. A block is read shortly before it is needed, so memory does not
+grow with the size of the shards. Every block is verified when it is read: its length and its CRC-32
+must be as in the index, and its token ids must be in the vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gptcli.errors import GptcliError
 from gptcli.files.bounded import open_regular, read_bounded
 from gptcli.files.remote import RemoteFolder, is_url, joined
 
-try:  # the crc32 of isal is thirteen times as fast as that of zlib
+try:  # isal computes the CRC-32 thirteen times as fast as zlib
     from isal.isal_zlib import crc32
 except ImportError:
     from zlib import crc32
@@ -42,9 +42,8 @@ if TYPE_CHECKING:
 INDEX = "tokens.json"
 FIRST_SHARD = "tokens-00000.bin"
 BLOCK_TOKENS = 1 << 21
-"""Tokens of a block: 4 MiB of uint16. The last block of a shard can have fewer.
-
-gptcli refuses shards that were written with another number."""
+"""The number of tokens of a block: 4 MiB of uint16. The last block of a shard can have fewer.
+gptcli refuses shards with another number of tokens in a block."""
 
 FORMAT = 1
 _MOST_INDEX = 1 << 28  # bytes; the index of a terabyte of uint16 tokens has 4 MB
@@ -70,7 +69,9 @@ class ShardIndex:
 
     @property
     def content_key(self) -> str:
-        """SHA-256 (hex) of the tokens and the tokenizer. File names and places do not change it."""
+        """SHA-256 (hex) of the tokens and the tokenizer.
+
+        The names of files and folders do not change it."""
         words = [f"shards {self.tokenizer}", *(sha256 for _, _, sha256, _ in self.shards)]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
@@ -86,9 +87,10 @@ class ShardFolder:
     def read(
         self, file: str, start: int, stop: int, buffers: ReusedBuffers | None = None
     ) -> NDArray[np.uint8]:
-        """Bytes [start, stop) of a file; fewer at its end. Raises GptcliError if it is unreadable.
+        """The bytes of a file from `start` up to `stop`, or up to its end.
 
-        A file on this machine is read into memory of `buffers`, if given."""
+        If `buffers` is given, a file on this machine is read into memory from it. Raises
+        GptcliError if the file cannot be read."""
         if self._remote is not None:
             return np.frombuffer(self._remote.read(file, start, stop), np.uint8)
         try:
@@ -110,7 +112,9 @@ class ShardFolder:
             ) from None
 
     def read_small(self, file: str, most: int) -> bytes:
-        """The content of a file of at most `most` bytes. Raises GptcliError for any other file."""
+        """The content of a file.
+
+        Raises GptcliError if it has more than `most` bytes or is unreadable."""
         if self._remote is not None:
             return self._remote.read_small(file, most)
         try:
@@ -123,7 +127,7 @@ class ShardFolder:
 
 
 def is_shard_folder(name: str) -> bool:
-    """Whether a name in data.source names token shards: a URL, or a folder with an index.
+    """Whether a name in data.source means token shards: a URL, or a folder with an index.
 
     Raises GptcliError for a folder of shards without an index."""
     if is_url(name):
@@ -146,7 +150,7 @@ def is_shard_folder(name: str) -> bool:
 
 
 def is_lazy(tokens: TokenStore) -> bool:
-    """Whether tokens are in token shards, so that they are read block by block."""
+    """Whether the tokens of a store are in token shards, which are read block by block."""
     return any(isinstance(shard, LazyShard) for shard in tokens.shards)
 
 
@@ -154,7 +158,7 @@ def is_lazy(tokens: TokenStore) -> bool:
 
 
 class LazyShard:
-    """The tokens of one shard as a sequence. A slice reads only the blocks that it needs."""
+    """The tokens of one shard as a sequence of which only the needed blocks are read."""
 
     def __init__(self, blocks: Blocks, first: int, tokens: int) -> None:
         self.blocks, self.first, self._tokens = blocks, first, tokens
@@ -179,10 +183,10 @@ class LazyShard:
 
 
 class ReusedBuffers:
-    """Memory for blocks, used again as soon as nothing refers to a block any more.
+    """Memory for blocks. The memory of a block is used again when no array refers to it any more.
 
-    New memory costs a page fault for each 4 KiB. This takes longer than reading 4 KiB from the page
-    cache. All threads can share the object."""
+    New memory would cost a page fault for every 4 KiB, and a page fault takes longer than reading 4
+    KiB from the page cache. Several threads can use one object of this class."""
 
     def __init__(self) -> None:
         self._buffers: list[NDArray[np.uint8]] = []
@@ -191,11 +195,13 @@ class ReusedBuffers:
 
     @staticmethod
     def _references(buffers: list[NDArray[np.uint8]]) -> list[int]:
-        """The number of references to each buffer. Every array that uses its memory has one."""
+        """The number of references to each buffer.
+
+        Each array that uses the buffer's memory has one."""
         return [sys.getrefcount(buffer) for buffer in buffers]
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        """Memory of `size` bytes, with any content."""
+        """Memory of `size` bytes, as an array with undefined content."""
         with self._lock:
             counts = self._references(self._buffers)
             for buffer, count in zip(self._buffers, counts, strict=True):
@@ -206,27 +212,29 @@ class ReusedBuffers:
 
 
 class Blocks:
-    """The blocks of some shards. Keeps at most `kept` blocks, and reads ahead in threads.
+    """The blocks of several shards. At most `kept` of them stay in memory. Threads read in advance.
 
-    `places` has, for each block, a function that reads and verifies it. All threads can share the
-    object."""
+    `places` has for each block a function that reads and verifies it. Several threads can use one
+    object of this class."""
 
     def __init__(self, places: Sequence[Callable[[], Tokens]], kept: int) -> None:
         self._places, self._kept = places, kept
         self._found: OrderedDict[int, Future[Tokens]] = OrderedDict()
-        self._ready: dict[int, Tokens] = {}  # blocks that were read; `get` needs no lock for them
+        self._ready: dict[int, Tokens] = {}  # blocks that `get` returns without the lock
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
 
     def get(self, number: int) -> Tokens:
-        """The tokens of a block, read-only. Raises GptcliError if it is damaged or unreadable."""
+        """The tokens of block `number`, read-only.
+
+        Raises GptcliError if it is damaged or unreadable."""
         while True:
             ready = self._ready.get(number)
             if ready is not None:
                 return ready
             try:
                 return self._get(number)
-            except CancelledError:  # other blocks were read in between and replaced this one
+            except CancelledError:  # the block had to make room for others before it was read
                 continue
 
     def _get(self, number: int) -> Tokens:
@@ -239,13 +247,13 @@ class Blocks:
                     self._ready[number] = tokens
             return tokens
         except BaseException:
-            with self._lock:  # forget this read, so that a later call tries again
+            with self._lock:  # forget the failed read, so that a later call tries again
                 if self._found.get(number) is future:
                     del self._found[number]
             raise
 
     def read_ahead(self, numbers: Iterable[int]) -> None:
-        """Begin to read the blocks that will be needed soon, in the order of `numbers`."""
+        """Begin to read the blocks `numbers`, in this order, because they will be needed soon."""
         with self._lock:
             for number in numbers:
                 if number not in self._found:
@@ -264,9 +272,9 @@ class Blocks:
 
 
 class ShardTokens(TokenStore):
-    """All tokens of some folders of shards, one after the other. Reads blocks when they are needed.
+    """The tokens of several folders of shards, one folder after the other.
 
-    At most `kept` blocks stay in memory."""
+    Blocks are read when they are needed. At most `kept` blocks stay in memory."""
 
     def __init__(self, folders: Sequence[tuple[ShardFolder, ShardIndex]], kept: int) -> None:
         places: list[Callable[[], Tokens]] = []
@@ -297,9 +305,9 @@ def _reader(
 ) -> Callable[[], Tokens]:
     """A function that reads a block of a shard and verifies it."""
 
-    def read() -> Tokens:  # exit code 1, because the run has begun
+    def read() -> Tokens:  # errors have the exit code 1, because the run has begun
         start, size = first * dtype.itemsize, count * dtype.itemsize
-        for _ in range(2):  # a transfer can damage bytes, so read once more
+        for _ in range(2):  # read a second time, because a transfer can damage bytes
             content = folder.read(name, start, start + size, buffers)
             if len(content) == size and crc32(content) == crc:
                 break
@@ -327,7 +335,7 @@ def _reader(
 def read_index(folder: ShardFolder) -> ShardIndex:
     """The index of a folder of shards.
 
-    Raises GptcliError if it is missing, damaged, or of another version of gptcli."""
+    Raises GptcliError if the index is missing, damaged, or of another version of gptcli."""
     content = folder.read_small(INDEX, _MOST_INDEX)
     try:
         found = json.loads(content)
@@ -358,7 +366,7 @@ def read_index(folder: ShardFolder) -> ShardIndex:
 
 
 def read_tokenizer(folder: ShardFolder, index: ShardIndex) -> Tokenizer:
-    """The tokenizer that made the tokens. Raises GptcliError if it is damaged."""
+    """The tokenizer that made the tokens. Raises GptcliError if its file is damaged."""
     from gptcli.tokenization import load_tokenizer
 
     content = folder.read_small("tokenizer.json", _MOST_TOKENIZER)

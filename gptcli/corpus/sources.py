@@ -35,12 +35,12 @@ from gptcli.files.leftovers import POINTER_HINT, is_editor_backup, is_lfs_pointe
 from gptcli.files.names import exists, path_of, shown
 from gptcli.files.shipped import shipped_texts
 
-_MARK = END_OF_TEXT.strip("<>").encode()  # without `<` and `>`: JSON can escape them
+_MARK = END_OF_TEXT.strip("<>").encode()  # without `<` and `>`, which JSON can escape
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file, how to read it, its hash, and its size and time of change when it was hashed."""
+    """A file, how to read it, its hash, and its size and time of change before it was hashed."""
 
     path: Path
     signature: tuple[int, int]
@@ -50,9 +50,10 @@ class SourceFile:
     def pieces(
         self, advance: Advance = ignore, ended: Callable[[int], object] = ignore
     ) -> Iterator[Piece]:
-        """Stream the documents; `ended` gets the number of `<|endoftext|>` that end documents.
+        """Stream the documents.
 
-        Raises GptcliError if the file has changed since it was hashed."""
+        `ended` is called with the number of `<|endoftext|>` that end documents. Raises GptcliError
+        if the file has changed since it was hashed."""
         self._refuse_change()
         yield from self.format.pieces(self.path, advance, ended)
         self._refuse_change()
@@ -69,7 +70,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a corpus, in order, and notes about them for the user."""
+    """The files of a text to train on, in order, and notes for the user about these files."""
 
     name: str
     files: tuple[SourceFile, ...]
@@ -81,14 +82,14 @@ class Source:
 
     @property
     def size(self) -> int:
-        """The size of all files in bytes, without the validation text."""
+        """The size in bytes of all files of data.source."""
         return sum(file.signature[0] for file in self.files)
 
     @cached_property
     def content_key(self) -> str:
         """SHA-256 (hex) of the content of all files in order, and of how they are read.
 
-        It does not depend on the names of the files."""
+        The names of the files do not change it."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{file.format.key} {file.sha256}\n".encode())
@@ -98,7 +99,7 @@ class Source:
 
     @property
     def one_document(self) -> bool:
-        """Whether the text is certainly one document: a single file, read as a whole."""
+        """Whether the text is certainly one document: a single file of plain text."""
         return len(self.files) == 1 and self.files[0].format == Format("text") and self.val is None
 
     def pieces(
@@ -107,11 +108,11 @@ class Source:
         ended: Callable[[int], object] = ignore,
         begins: Callable[[], object] = lambda: None,
     ) -> Iterator[Piece]:
-        """Stream the pieces of all documents in order. Each call starts another pass.
+        """Stream the pieces of all documents of data.source in order.
 
-        `ended` gets the number of `<|endoftext|>` that end documents. `begins` is called before the
-        pieces of each file. Raises GptcliError if a file is not text, has an invalid record, or has
-        changed since it was hashed."""
+        Each call reads all files again. `ended` is called with the number of `<|endoftext|>` that
+        end documents. `begins` is called before the pieces of each file. Raises GptcliError if a
+        file is not text, has an invalid record, or has changed since it was hashed."""
         for file in self.files:
             begins()
             try:
@@ -121,12 +122,13 @@ class Source:
                 raise (undecodable_files(files, len(files) > 1) or error) from error
 
     def beginning(self, characters: int) -> tuple[str, float]:
-        """The first characters of the text, and an estimate of the number of all its characters.
+        """The first characters of the text, and an estimate of how many characters it has in all.
 
-        The estimate compares the size of the files with the bytes that were read for the beginning.
-        So it also fits compressed files and records with several fields."""
+        The estimate compares the size of the files with the number of bytes that were read for the
+        first characters. So it is also good for compressed files and for records with several
+        fields."""
         parts: list[str] = []
-        read = read_as = found = 0  # `read` bytes of the files gave `read_as` characters
+        read = read_as = found = 0  # the first `read` bytes of the files are `read_as` characters
 
         def advance(count: int) -> None:
             nonlocal read, read_as
@@ -142,28 +144,30 @@ class Source:
 
 @dataclass
 class _Survey:
-    """What was found out about the files while they were hashed."""
+    """What is found out about the files of a text while they are hashed."""
 
     data: DataConfig
     advance: Advance = ignore
     notes: list[str] = field(default_factory=list)
-    plain: list[str] = field(default_factory=list)  # .json and .csv read as plain text, and why
+    plain: list[str] = field(default_factory=list)  # .json and .csv read as text: "NAME (WHY)"
     converted: list[str] = field(default_factory=list)  # files that are read in data.encoding
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # why -> names
-    skipped: dict[Path, GptcliError] = field(default_factory=dict)  # data.skip_undecodable
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> names of files
+    skipped: dict[Path, GptcliError] = field(default_factory=dict)  # by skip_undecodable
 
 
 def find_source(data: DataConfig | str, progress: Progress | None = None) -> Source:
-    """The files that data.source and data.val_source name, hashed; a string is a data.source.
+    """The files that data.source and data.val_source name, with their hashes.
 
-    A folder is read recursively. Its files are sorted by path, part by part, so the order is the
-    same on every system. Hidden files and folders, linked folders, run folders, caches, backups of
-    editors, binary files, and files whose records lack data.field are left out. With
-    data.skip_undecodable, files that are not text in their encoding are left out, too. Notes name
-    what was left out, except hidden files.
+    `data` can also be a string: the value of data.source. If a text is a folder, all files in it
+    and in its subfolders are used, sorted by the parts of their paths, so that the order is the
+    same on every system. These are left out: hidden files and folders, links to folders, run
+    folders, caches, backups of editors, binary files, and files whose records lack data.field. If
+    data.skip_undecodable is true, files that are not text in their encoding are left out, too. The
+    notes name what was left out, except hidden files.
 
-    Raises GptcliError if there is no such text, or if nothing of it is left. Also raises it if a
-    file that is named itself is empty, not readable or (unless data.skip_undecodable) binary."""
+    Raises GptcliError if a text does not exist, or if all its files are left out. Also raises
+    GptcliError if a text is itself a file (and not a folder) that is empty, not readable or (unless
+    data.skip_undecodable is true) binary."""
     data = section_of(data)
     progress = progress or Progress(False)
     val = None
@@ -176,8 +180,9 @@ def find_source(data: DataConfig | str, progress: Progress | None = None) -> Sou
 
 
 def section_of(data: DataConfig | str) -> DataConfig:
-    """`data` itself; for a string, a section `data` with this data.source and defaults."""
-    # DataConfig does not validate the name here: for an empty or odd name, later errors say more.
+    """The config section `data`. If `data` is a string, it is the value of data.source."""
+    # DataConfig does not validate the name here, because later errors about an empty or odd name
+    # say more.
     if not isinstance(data, str):
         return data
     undecodable = any("\ud800" <= character <= "\udfff" for character in data)
@@ -187,7 +192,9 @@ def section_of(data: DataConfig | str) -> DataConfig:
 def _found(
     names: list[str], data: DataConfig, progress: Progress, for_validation: set[Path]
 ) -> Source:
-    """The files of several texts. Each file is used once; files `for_validation` are left out."""
+    """The files of several texts. Each file is used only once.
+
+    Files in `for_validation` are left out."""
     survey = _Survey(data)
     files: list[SourceFile] = []
     counts: list[int] = []
@@ -235,7 +242,9 @@ def _found(
 
 
 def _path_of_text(source: str, field: str | None, notes: list[str]) -> Path:
-    """The path of the text that has this name. Raises GptcliError if there is no such text."""
+    """The path of the text that a name in data.source means.
+
+    Raises GptcliError if there is none."""
     shipped = shipped_texts()
     if source in shipped:
         if Path(source).exists():
@@ -290,11 +299,11 @@ def no_such_text(source: str) -> GptcliError:
     return GptcliError(message, f"{choices}; or give the path of a text, a folder or a .jsonl")
 
 
-_LONGEST_NAME = 1000  # characters; something longer is a text, not the name of a file
+_LONGEST_NAME = 1000  # in characters; a longer word is a text, and not the name of a file
 
 
 def _survey_file(path: Path, progress: Progress, survey: _Survey) -> list[SourceFile]:
-    """The file, hashed, in a list; [] if data.skip_undecodable leaves it out."""
+    """A list with the file and its hash; [] if data.skip_undecodable leaves the file out."""
     with progress.phase("reading", _size(path)) as survey.advance:
         try:
             file = _surveyed(path, survey)
@@ -363,7 +372,8 @@ def _why_no_text(files: int) -> str:
 def _files_below(folder: Path, survey: _Survey) -> list[Path]:
     """The files in a folder and its subfolders.
 
-    Leaves out hidden files, and subfolders that are hidden, links, run folders or caches."""
+    Hidden files are left out, and so are subfolders that are hidden, links, run folders or
+    caches."""
     found: list[Path] = []
     caches = {os.path.realpath(cache_folder())}
 
@@ -393,7 +403,7 @@ def _files_below(folder: Path, survey: _Survey) -> list[Path]:
         files = [Path(place, name) for name in names if not name.startswith(".")]
         try:
             found += [path for path in files if path.is_file()]
-        except OSError as error:  # a link into a folder that cannot be read
+        except OSError as error:  # a link leads into a folder that cannot be read
             refuse(error, "")
     return sorted(found, key=lambda path: _order(path.relative_to(folder)))
 
@@ -402,18 +412,18 @@ def _names_in(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)  # noqa: PTH208
     except OSError:
-        return []  # os.walk reports the error
+        return []  # os.walk reports the error later
 
 
 def _is_run(folder: Path, names: Iterable[str]) -> bool:
-    """Whether a folder holds a run of gptcli, or the rest of a run that was killed."""
+    """Whether a folder with the files `names` is a run folder, perhaps of a run that was killed."""
     held = set(names)
     files = {"tokenizer.json", "metrics.jsonl", "run.json"}
     return {"config.yaml", "tokenizer.json"} <= held or (".lock" in held and bool(held & files))
 
 
 def _is_cache(folder: Path) -> bool:
-    """Whether a folder is a cache of gptcli: prepared texts, each in a folder named by a hash."""
+    """Whether a folder is a cache of gptcli: it has encoded texts in folders named by hashes."""
     texts = folder / "corpus"
     hexadecimal = set("0123456789abcdef")
     return texts.is_dir() and any(
@@ -424,12 +434,13 @@ def _is_cache(folder: Path) -> bool:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # the file was removed meanwhile, so opening it raises an error
+    except OSError:  # the file was deleted in the meantime, so opening it raises an error later
         return 0
 
 
 def _order(path: Path) -> list[str]:
-    # On macOS names can be decomposed, and on Windows Path compares without regard to case.
+    # On macOS, names can be decomposed (NFD). On Windows, paths are compared without regard to
+    # case.
     return [unicodedata.normalize("NFC", part) for part in path.parts]
 
 
@@ -440,7 +451,8 @@ def _names(names: list[str]) -> str:
 def _surveyed(path: Path, survey: _Survey) -> SourceFile:
     """A file with its hash and its format.
 
-    Raises BinaryFileError, UndecodableError or NoSuchFieldError if it cannot be read as a text."""
+    Raises BinaryFileError, UndecodableError or NoSuchFieldError if the file cannot be used as a
+    text."""
     data = survey.data
     opaque = (data.documents != "file" and named_kind(path) == "parquet") or compressed(path)
     wide = data.encoding is not None and codec_name(data.encoding).startswith(WIDE)
@@ -459,7 +471,7 @@ def _surveyed(path: Path, survey: _Survey) -> SourceFile:
             refuse_binary(path, content.stream.read(CHUNK), 0)
     if compressed(path):
         with open_content(path, encoding) as content:
-            content.stream.read(1)  # raises BinaryFileError if the decompressed beginning is binary
+            content.stream.read(1)  # raises BinaryFileError if it is binary after decompression
     chosen, why = choose_format(
         path, data.documents, data.field, marked or encoding is not None or opaque, encoding
     )
@@ -475,7 +487,7 @@ def _field(data: DataConfig) -> str | None:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Whether a file is UTF-8, perhaps cut off. If so, any other encoding would misread it."""
+    """Whether a file is UTF-8, perhaps cut off, so that it must not be read in data.encoding."""
     try:
         problem = first_problem(path, None)
         return problem is None or is_cut_off(path, problem)
@@ -488,11 +500,11 @@ def _hashed(
 ) -> tuple[tuple[Path, tuple[int, int], str], bool]:
     """Path, signature and SHA-256 of a file, and whether `|endoftext|` is in it.
 
-    Raises BinaryFileError if the file is not text, unless `binary` allows this."""
+    Raises BinaryFileError if the file looks binary, unless `binary` is true."""
     digest = hashlib.sha256()
     offset = 0
     marked = False
-    end = b""  # the end of the last chunk, because the mark can begin in it
+    end = b""  # the end of the previous chunk, because the mark can begin in it
     with open_bytes(path) as file:
         before = signature(file)
         while chunk := file.read(CHUNK):
@@ -509,6 +521,6 @@ def _hashed(
                 end = chunk[1 - len(_MARK) :]
             offset += len(chunk)
             advance(len(chunk))
-    # `before` is the signature before hashing. If the file grew during hashing, the reader of the
-    # text later finds another signature, and refuses the file.
+    # `before` is the signature before hashing. If the file grew during hashing, `SourceFile.pieces`
+    # later finds another signature, and refuses the file.
     return (path, before, digest.hexdigest()), marked

@@ -1,6 +1,6 @@
 """Splits an encoded text, or each text of a mixture, into training and validation tokens.
 
-gptcli.corpus.validation_split chooses the tokens.
+gptcli.corpus.validation_split says which tokens are for validation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Split: TypeAlias = tuple[TokenStore, TokenStore | None, Literal["tail", "documen
 
 
 def split_text(name: str, entry: Entry, data: DataConfig, block_size: int) -> Split:
-    """The split of a text that is not a mixture. Raises GptcliError if the text is too short."""
+    """Split a text that is not a mixture. Raises GptcliError if the text is too short."""
     tokens, total = entry.tokens, len(entry.tokens)
     if data.val_source is not None:
         begin = int(entry.starts[entry.train_documents])
@@ -44,10 +44,10 @@ def split_text(name: str, entry: Entry, data: DataConfig, block_size: int) -> Sp
 
 
 def split_mixture(entry: Entry, data: DataConfig, block_size: int) -> Split:
-    """The split of a mixture. Each of its texts is split as if it were alone.
+    """Split a mixture. Each of its texts is split as if it were alone.
 
-    If the user named a validation text, it is for the whole mixture, and the texts are not split.
-    Raises GptcliError with the name of the text if a text is too short."""
+    If the user named a validation text, it is used for the whole mixture, and the texts are not
+    split. Raises GptcliError with the name of the text if a text is too short."""
     assert data.shares is not None
     tokens, total = entry.tokens, len(entry.tokens)
     documents = [*entry.texts, entry.train_documents]
@@ -78,7 +78,7 @@ def split_mixture(entry: Entry, data: DataConfig, block_size: int) -> Split:
 
 
 def refuse_missing_texts(data: DataConfig, found: Source) -> None:
-    """Raise GptcliError if a text of the mixture has no files left."""
+    """Raise GptcliError if all files of a text of the mixture were left out."""
     for name, count in zip(data.sources, found.counts, strict=True):
         if count == 0:
             raise GptcliError(

@@ -1,4 +1,4 @@
-"""Keeps the text from standard input (`gptcli train -`) in a file that can be read twice."""
+"""Keeps the text from standard input (`gptcli train -`) in a file, so that it can be read again."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ STDIN = "-"
 """The name that stands for standard input in data.source."""
 
 KEPT_NAMES = ("text.txt", "text.jsonl", "text.json", "text.csv", "text.parquet")
-"""The possible names, in a run folder, of the file that keeps the text of standard input."""
+"""The names that the file with the text from standard input can have in a run folder."""
 
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "lzma"}  # by the first bytes
-_STRINGS = 1000  # lines that must be JSON strings: a plain text can begin with a quote
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "lzma"}  # first bytes -> module
+_STRINGS = 1000  # so many lines must be JSON strings, because a plain text can begin with a quote
 
-_kept: list[Path] = []  # the temporary file, once standard input has been read
+_kept: list[Path] = []  # the path of the temporary file, after standard input was read
 
 
 def standard_input(field: str | None = None) -> Path:
-    """A temporary file with all of standard input, which is read at the first call.
+    """The path of a temporary file with everything from standard input.
 
-    A .gz, .bz2 or .xz is decompressed. The ending of the file's name fits the content. The content
-    counts as .csv only if its first line has the column `field`. Raises GptcliError if there is no
-    standard input, or if it is empty or cannot be kept."""
+    Standard input is read in the first call. Compressed input (.gz, .bz2 or .xz) is decompressed.
+    The suffix of the file's name tells the format of the content. The content is taken for .csv
+    only if its first line has the column `field`. Raises GptcliError if there is no standard input,
+    or if it is empty or cannot be kept."""
     if not _kept:
         _kept.append(_read(field))
         show_as(_kept[0], STANDARD_INPUT)
@@ -43,7 +44,7 @@ def standard_input(field: str | None = None) -> Path:
 
 
 def is_standard_input(path: Path) -> bool:
-    """Whether this is the path of the temporary file with standard input."""
+    """Whether `path` is the temporary file with the text from standard input."""
     return path in _kept
 
 
@@ -63,7 +64,7 @@ def _read(field: str | None) -> Path:
             begins = file.read(10)
         how = next((how for magic, how in _COMPRESSED.items() if begins.startswith(magic)), None)
         if how is not None and begins.isascii() and not begins.startswith(b"1AY&SY", 4):
-            how = None  # a text that begins with BZh
+            how = None  # it is a text that begins with BZh
         if how is not None:
             whole = folder / "whole"
             with importlib.import_module(how).open(path) as packed, whole.open("wb") as file:
@@ -82,22 +83,22 @@ def _read(field: str | None) -> Path:
 
 
 def _ending(path: Path, field: str | None) -> str:
-    """The ending of a file's name, without the dot, that fits the file's content."""
+    """The suffix, without the dot, of the format that the content of a file has."""
     with path.open("rb") as file:
         beginning = file.read(4)
     if beginning == b"PAR1":
         return "parquet"
-    # Read as Latin-1, because braces, quotes and commas are ASCII in most encodings.
+    # Latin-1 can read any file, and braces, quotes and commas are ASCII in most encodings.
     try:
         first = next(lines(path, encoding="latin-1"), (1, ""))[1].removeprefix("ï»¿")
-    except GptcliError:  # UTF-16, binary, or one long line
+    except GptcliError:  # the file is UTF-16, binary, or one long line
         return "json" if beginning.lstrip()[:1] == b"[" and _is_list(path) else "txt"
     if first.lstrip()[:1] == "[" and _is_list(path):
         return "json"
     value = _json(first)
     if isinstance(value, dict) or (isinstance(value, str) and _are_strings(path)):
         return "jsonl"
-    if first.strip() == "{":  # an object on several lines: the reader of .json says why it is text
+    if first.strip() == "{":  # an object on several lines: a note says why it is read as text
         return "json"
     return "csv" if field is not None and has_column(first, field) else "txt"
 
@@ -117,7 +118,7 @@ def _are_strings(path: Path) -> bool:
 
 
 def _is_list(path: Path) -> bool:
-    """Whether the content begins as a JSON list of objects or strings. Reads its first entries."""
+    """Whether a file is a JSON list of objects or strings, according to its first entries."""
     try:
         for _, entry in islice(json_entries(path, encoding="latin-1"), _STRINGS):
             if not isinstance(entry, str):

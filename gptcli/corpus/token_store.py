@@ -1,4 +1,4 @@
-"""Writes token ids to files of at most 2^26 tokens (shards), and reads them memory-mapped."""
+"""Writes token ids to files of at most 2^26 tokens (shards), and reads them through memory maps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 Tokens = NDArray[Any]
-"""An array of token ids, uint16 or uint32, or of positions of tokens, int64.
-
-It has one dimension, unless a docstring says otherwise."""
+"""An array of token ids (uint16 or uint32), or of positions of tokens (int64). It has one
+dimension, unless a docstring says otherwise."""
 
 
 class LazyTokens(Protocol):
-    """A sequence of token ids. A slice reads its ids from the disk or from a URL."""
+    """A sequence of token ids that reads the ids of a slice from the disk or from a URL."""
 
     def __len__(self) -> int: ...
 
@@ -40,7 +39,7 @@ _CHUNK_TOKENS = 1 << 20
 
 
 class ShardFile(NamedTuple):
-    """The name, size in bytes and SHA-256 of a shard, with which its file is verified."""
+    """The name, size in bytes and SHA-256 of a shard, by which its file is verified."""
 
     name: str
     bytes: int
@@ -48,20 +47,21 @@ class ShardFile(NamedTuple):
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
-    """The dtype of token ids on disk: little-endian uint16 if they fit, else uint32."""
+    """The dtype of token ids on disk: little-endian uint16 for up to 65,536 tokens, else uint32."""
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
 class TokenStore:
     """A sequence of token ids in one or more shards; `len(store)` counts the tokens.
 
-    All shards have the same dtype. The store never changes the shards. A store can have only a part
-    of their tokens, or several parts, one after the other: see `part` and `parts`."""
+    All shards have the same dtype. The store never changes the shards. A store can have only one
+    part of the shards' tokens, or several parts in a row: see `part` and `parts`."""
 
     def __init__(
         self, shards: Sequence[Shard], ranges: Sequence[tuple[int, int]] | Tokens | None = None
     ) -> None:
-        # Plain arrays on the same memory, because slicing an np.memmap takes ten times as long.
+        # Make plain arrays on the same memory, because a slice of an np.memmap takes ten times as
+        # long.
         self._shards: list[Shard] = [
             np.asarray(shard) if isinstance(shard, np.ndarray) else shard for shard in shards
         ]
@@ -72,18 +72,19 @@ class TokenStore:
         self._starts = both[:, 0]
         self._ends = np.cumsum(both[:, 1] - both[:, 0])  # the end of each range in this store
         self._length = int(self._ends[-1]) if len(both) else 0
-        self._first = int(both[0, 0]) if len(both) == 1 else None  # where its only range begins
+        self._first = int(both[0, 0]) if len(both) == 1 else None  # where the only range begins
         self.start = 0
-        """The position of the first token in the store of which this store is a `part`."""
+        """The position of this store's first token in the store from which `part` made this
+        store."""
 
     def __len__(self) -> int:
         return self._length
 
     def read(self, start: int, count: int) -> Tokens:
-        """Tokens [start, start + count) of the store: uint16 or uint32 (count,).
+        """The `count` tokens of the store from position `start` on: uint16 or uint32 (count,).
 
-        All of them must be in the store. If they lie in a row in one shard, the result is a view of
-        the shard, so do not write to it."""
+        The store must have so many tokens. If they are in one piece of one shard, the result is a
+        view of the shard, so do not write to it."""
         assert 0 <= start <= start + count <= self._length, (start, count, self._length)
         if self._first is not None:
             return self._read_shards(self._first + start, count)
@@ -97,7 +98,8 @@ class TokenStore:
         return _joined(parts)
 
     def _read_shards(self, first: int, count: int) -> Tokens:
-        """Tokens [first, first + count) of the shards, also if the store does not have them."""
+        """`count` tokens of all shards from position `first` on, also tokens that the store
+        lacks."""
         parts: list[Tokens] = []
         at = bisect_right(self._shard_ends, first)
         while at < len(self._shards):
@@ -112,20 +114,21 @@ class TokenStore:
         return _joined(parts)
 
     def part(self, start: int, stop: int) -> TokenStore:
-        """A store of tokens [start, stop), on the same shards."""
+        """A store of the tokens [start, stop) of this store, with the same shards."""
         found = self.parts([(start, stop)])
         found.start = start
         return found
 
     def parts(self, ranges: Sequence[tuple[int, int]] | Tokens) -> TokenStore:
-        """A store of the tokens of several ranges [start, stop), on the same shards."""
+        """A store of the tokens in several ranges of this store [start, stop), on the same
+        shards."""
         wanted = np.array(ranges, dtype=np.int64).reshape(-1, 2)
         if self._first is not None:
             return TokenStore(self._shards, wanted + self._first)
         return TokenStore(self._shards, [each for a, b in wanted for each in self._within(a, b)])
 
     def _within(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The ranges of the shards' tokens that are tokens [start, stop) of this store."""
+        """Where this store's tokens [start, stop) are in all shards, as ranges [start, stop)."""
         assert 0 <= start <= stop <= self._length, (start, stop, self._length)
         at = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
@@ -136,12 +139,12 @@ class TokenStore:
 
     @property
     def shards(self) -> list[Shard]:
-        """The complete shards, which can have tokens that are not in this store."""
+        """The whole shards, which can have tokens that are not in this store."""
         return self._shards
 
     @property
     def ranges(self) -> NDArray[np.int64]:
-        """The ranges [start, stop) of the shards' tokens that the store consists of: (n, 2)."""
+        """The ranges [start, stop) of the tokens of all shards that are in this store: (n, 2)."""
         lengths = np.diff(self._ends, prepend=0)
         return np.stack([self._starts, self._starts + lengths], axis=1)
 
@@ -151,10 +154,10 @@ class TokenStore:
             yield self.read(first, min(_CHUNK_TOKENS, self._length - first))
 
     def byte_count(self, tokenizer: Tokenizer, start: int = 0) -> int:
-        """The number of UTF-8 bytes of the tokens from `start` on; end-of-text counts as 0.
+        """The number of UTF-8 bytes of the tokens from `start` on. End-of-text has none.
 
-        Bits per byte of a split = summed loss in nats / ln 2 / byte_count(tokenizer, 1), because
-        the first token is not predicted."""
+        The bits per byte of a split are the sum of its losses in nats, divided by ln 2 and by
+        byte_count(tokenizer, 1), because the first token is not predicted."""
         sizes = np.array(
             [
                 0 if id == tokenizer.eot else len(tokenizer.token_bytes(id))
@@ -192,7 +195,7 @@ class ShardWriter:
         self._done: list[ShardFile] = []
 
     def write(self, ids: Tokens) -> None:
-        """Append ids; short arrays wait in a buffer."""
+        """Append ids. They wait in a buffer until there are enough of them."""
         self.tokens += len(ids)
         self._waiting.append(ids)
         self._waiting_tokens += len(ids)
@@ -237,13 +240,13 @@ class ShardWriter:
 def map_shard(folder: Path, shard: ShardFile, dtype: np.dtype[Any]) -> Tokens | None:
     """The tokens of a shard, memory-mapped; None if the shard is missing or damaged.
 
-    The hash is computed from the memory map. So later reads get the verified bytes, even if another
-    process replaces the file."""
+    The SHA-256 is computed from the memory map, so that later reads get the verified bytes even if
+    another process replaces the file."""
     try:
         if (folder / shard.name).stat().st_size != shard.bytes or shard.bytes % dtype.itemsize:
             return None
         ids: Tokens = np.asarray(np.memmap(folder / shard.name, dtype=dtype, mode="r"))
-    except (OSError, ValueError, TypeError):  # ValueError: the file was cut off in between
+    except (OSError, ValueError, TypeError):  # ValueError: the file was cut off after `stat`
         return None
     digest = hashlib.sha256()
     for first in range(0, len(ids), _CHUNK_TOKENS):

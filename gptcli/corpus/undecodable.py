@@ -1,4 +1,4 @@
-"""Names files that are not UTF-8, with their likely encoding, and files that are cut off."""
+"""Errors that name files that are not UTF-8, with their likely encoding, or that are cut off."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gptcli.corpus.reading import COMPRESSED, UndecodableError, decoded, open_co
 from gptcli.errors import GptcliError
 from gptcli.files.names import STANDARD_INPUT, shown
 
-_LOOKED_AT = 1 << 15  # bytes around the first bad byte, half of them before it
+_LOOKED_AT = 1 << 15  # so many bytes around the first one that cannot be decoded
 _MOST_NAMED = 100
 
-# Common encodings of text files, by Python's names. charset-normalizer knows many more, and often
-# guesses a rare encoding for a short text.
+# Common encodings of text files, by Python's names. Only these are tried: charset-normalizer knows
+# many more, and often takes a short text for a rare encoding.
 _COMMON = [
     "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "cp932",
     "euc_jp", "gb18030", "big5", "euc_kr",
@@ -24,7 +24,7 @@ _COMMON = [
 class UndecodableFilesError(GptcliError):
     """A text has files that cannot be decoded. `problems` has a (message, hint) for each file.
 
-    If there are more than _MOST_NAMED files, the last message gives the number of the others."""
+    If there are more than _MOST_NAMED such files, the last message says how many more there are."""
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__(*problems[0])
@@ -32,9 +32,10 @@ class UndecodableFilesError(GptcliError):
 
 
 def first_problem(path: Path, encoding: str | None) -> UndecodableError | None:
-    """The error of decoding a whole file; None if it is text in `encoding` (None: UTF-8).
+    """The error that decoding a whole file raises; None if the file is text in `encoding`.
 
-    Raises BinaryFileError if a compressed or converted file looks binary."""
+    If `encoding` is None, the file should be UTF-8. Raises BinaryFileError if a compressed or
+    converted file looks binary."""
     try:
         for _ in decoded(path, encoding=encoding):
             pass
@@ -44,7 +45,7 @@ def first_problem(path: Path, encoding: str | None) -> UndecodableError | None:
 
 
 def is_cut_off(path: Path, error: UndecodableError) -> bool:
-    """Whether a file seems to be UTF-8 that begins or ends in the middle of a character."""
+    """Whether a file with this `error` seems to be UTF-8 that begins or ends within a character."""
     data, start = _around(path, error.offset)
     return _cut_off(data, error.offset - start, start == 0, error.incomplete) is not None
 
@@ -52,10 +53,10 @@ def is_cut_off(path: Path, error: UndecodableError) -> bool:
 def undecodable_files(
     files: Iterable[tuple[Path, str | None]], several: bool
 ) -> UndecodableFilesError | None:
-    """The error that names each of `files` (path and encoding) that cannot be decoded, or None.
+    """An error that names those of `files` that cannot be decoded; None if there are none.
 
-    If `several` is true, the text has more than one file, and the hint proposes to leave out those
-    that cannot be decoded."""
+    `files` has the path and the encoding of each file. If `several` is true, the text has more than
+    one file, and the hint proposes to leave out those that cannot be decoded."""
     found = [
         (path, encoding, error)
         for path, encoding in files
@@ -106,7 +107,7 @@ def _explained(
 
 
 def _any_file(path: Path) -> Path:
-    """FILE, which stands for any file in a hint; with the suffix of `path` if it is compressed."""
+    """The name FILE, for any file in a hint, with the suffix of `path` if that is compressed."""
     return Path(f"FILE{path.suffix}" if path.suffix.lower() in COMPRESSED else "FILE")
 
 
@@ -131,10 +132,10 @@ def _line_of(path: Path, offset: int) -> int:
 
 
 def _cut_off(data: bytes, bad: int, from_start: bool, incomplete: bool) -> str | None:
-    """`begins` or `ends` if a file of UTF-8 seems to be cut inside a character, else None.
+    """`begins` or `ends` if a file of UTF-8 seems to begin or end inside a character, else None.
 
-    One last byte after pure ASCII can also be Latin-1: `café`. It counts as a cut character only if
-    frequent characters begin with this byte in UTF-8."""
+    If only the last byte of a file is not ASCII, the file can also be Latin-1: `café`. Then the
+    file counts as cut off only if frequent characters begin with this byte in UTF-8."""
     if incomplete:
         others = _has_other(data, bad)
         likely = len(data) - bad > 1 or data[bad] in b"\xc2\xc3\xc4\xc5\xd0\xd1\xe2\xf0"
@@ -148,17 +149,17 @@ def _cut_off(data: bytes, bad: int, from_start: bool, incomplete: bool) -> str |
 
 
 def _has_other(data: bytes, end: int) -> bool:
-    """Whether a byte beyond ASCII precedes position `end`. If so, valid UTF-8 precedes it."""
+    """Whether there is a byte above 127 before position `end`, so that the text there is UTF-8."""
     return not data[:end].isascii()
 
 
 def public_name(encoding: str) -> str:
-    """The usual name of an encoding, which iconv knows, too: "WINDOWS-1252" for "cp1252"."""
+    """The usual name of an encoding, which iconv also knows: "WINDOWS-1252" for "cp1252"."""
     return encoding.upper().replace("CP125", "WINDOWS-125").replace("_", "-")
 
 
 def looks_like(data: bytes) -> str | None:
-    """Python's name of the encoding that bytes seem to have; None if no encoding is likely."""
+    """The encoding that bytes seem to have, by Python's name; None if no encoding is likely."""
     if _is_western(data):
         return "cp1252"
     from charset_normalizer import from_bytes
@@ -175,7 +176,7 @@ def _is_western(data: bytes) -> bool:
     others = set(data.decode("cp1252", "replace")) - set(map(chr, range(128)))
     high = sum(byte > 127 for byte in data)
     letters = sum(byte > 127 or chr(byte).isalpha() for byte in data)
-    hungarian = "õ" in others and "ã" not in others  # the same byte is ő in cp1250
+    hungarian = "õ" in others and "ã" not in others  # õ is the same byte as ő in cp1250
     return bool(others) and others <= _WESTERN and high <= 0.25 * letters and not hungarian
 
 

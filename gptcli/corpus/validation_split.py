@@ -15,11 +15,13 @@ Ranges = NDArray[np.int64]
 """Ranges [start, stop) of tokens in rising order: int64 (n, 2)."""
 
 LEAST_VALIDATION = 2
-"""The fewest tokens for an evaluation: one as input and one to predict."""
+"""The smallest number of tokens for an evaluation: one is the input, and one is predicted."""
 
 
 def train_tokens(tokens: int, val_fraction: float) -> int:
-    """The number of training tokens. All tokens after them are for validation."""
+    """The number of training tokens at the beginning of a text.
+
+    All later tokens are for validation."""
     return int(tokens * (1 - val_fraction))
 
 
@@ -27,8 +29,8 @@ def check_split(name: str, tokens: int, val_fraction: float, block_size: int) ->
     """The number of training tokens of the text `name`, which has `tokens` tokens.
 
     Training needs block_size + 1 tokens: a window and the token after it. Validation needs 2
-    tokens, or none if val_fraction is 0. Raises GptcliError if a split is too short. The hint
-    proposes values that work."""
+    tokens, or none if val_fraction is 0. Raises GptcliError if one of the two splits is too short.
+    The hint of the error proposes values with which both are long enough."""
     train = train_tokens(tokens, val_fraction)
     validation = tokens - train
     if train < block_size + 1:
@@ -60,12 +62,12 @@ def check_validation(names: list[str], tokens: int) -> None:
 def split_documents(
     starts: NDArray[Any], tokens: int, val_fraction: float
 ) -> tuple[Ranges, Ranges]:
-    """The ranges for training and for validation, chosen from all documents so that both are alike.
+    """The ranges of tokens for training and for validation, both with tokens from the whole text.
 
-    `starts` has the position of the first token of each document, in rising order. A document is
-    long if it has more than a twentieth as many tokens as the validation part. The end of each long
-    document is for validation: val_fraction of its tokens. From the other documents, a fixed
-    shuffle chooses some, which together have about val_fraction of the tokens of all the other
+    `starts` has the position of the first token of each document, in rising order. Of each long
+    document, the end is for validation: val_fraction of its tokens. A document is long if it has
+    more than a twentieth of the number of tokens that are for validation in all. Of the short
+    documents, a fixed shuffle chooses some that have about val_fraction of the tokens of all short
     documents. If the text is one document, its end is for validation."""
     starts = np.asarray(starts, dtype=np.int64)
     stops = np.append(starts[1:], tokens).astype(np.int64)
@@ -73,11 +75,12 @@ def split_documents(
     tails = lengths - (lengths * (1 - val_fraction)).astype(np.int64)
     validation = tokens - train_tokens(tokens, val_fraction)
     long = (lengths * _LONG > validation) & (tails >= LEAST_VALIDATION)
-    from_ = np.where(long, stops - tails, stops)  # each document's first token for validation
+    from_ = np.where(long, stops - tails, stops)  # first validation token of each document
     short = np.flatnonzero(~long)
     order = short[np.argsort(_shuffled(short), kind="stable")]
     filled = np.cumsum(lengths[order])
-    # Documents are taken in this order as long as each brings the sum nearer to the wanted share.
+    # Short documents are taken in this order as long as each of them brings the number of their
+    # tokens nearer to the wanted share.
     chosen = order[filled - lengths[order] / 2 <= lengths[order].sum() * val_fraction]
     from_[chosen] = starts[chosen]
     return _ranges(starts, from_), _ranges(from_, stops)
@@ -86,9 +89,9 @@ def split_documents(
 def unlike_note(
     train: TokenStore, val: TokenStore, vocab_size: int, *, own: bool, documents: int
 ) -> list[str]:
-    """A note for the user if the validation part is unlike the rest of the text, else [].
+    """A note for the user, in a list, if the validation tokens are unlike the training tokens.
 
-    `own` says that the user named the validation text."""
+    `own` says whether the user named a validation text. `documents` is the number of documents."""
     there, parts, spread = distances(train, val, vocab_size)
     if there < _MOST + _TIMES * parts and there < _MOST_SORTED + _TIMES * spread:
         return []
@@ -105,12 +108,14 @@ def unlike_note(
 
 
 def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[float, float, float]:
-    """How far the validation part, other parts, and a spread sample are from the rest of the text.
+    """How far three samples of a text are from the remaining text, in nats per token.
 
-    A distance is the relative entropy of token frequencies, in nats per token. For the other parts,
-    the median is returned. All three distances are computed from the same number of tokens, because
-    a small sample makes every distance larger. In a sorted text, all parts are far from each other,
-    and only the spread sample is near. All three are 0 if the text is too short to compare."""
+    The first sample is from the validation tokens. The second is from one part of the training
+    tokens, and its distance is the median over all parts. The third is spread over all training
+    tokens. A distance is the relative entropy of the token frequencies. All samples have the same
+    number of tokens, because the distance of a small sample is larger. In a sorted text, all parts
+    are far from each other, and only the third sample is near. All distances are 0 if the text is
+    too short to compare."""
     each = min(_SAMPLE, len(val), len(train) // _PARTS)
     if each < _LEAST_SAMPLE:
         return 0.0, 0.0, 0.0
@@ -121,7 +126,7 @@ def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[floa
     whole = parts.sum(axis=0)
     there = _counts(val, 0, len(val), each, vocab_size)
     spread = _counts(train, 0, len(train), each, vocab_size, places=128)
-    # Compare each with the same number of parts: the validation part replaces the last part.
+    # Each sample is compared with the same number of parts, so the last part is left out here.
     return (
         _relative_entropy(there, whole - parts[-1]),
         float(np.median([_relative_entropy(part, whole - part) for part in parts])),
@@ -133,16 +138,17 @@ _PARTS = 9
 _SAMPLE = 1 << 15
 _LEAST_SAMPLE = 1000
 
-# Measured on texts in three languages, code and documentation of 5 KB to 1 MB, with char, byte and
-# bpe tokens. In texts of one kind, the distance of the validation part is at most 1.9 times that of
-# the other parts. In texts that end in another language or kind, it is 2.9 to 65 times as large.
+# Measured on texts in three languages, on code and on documentation of 5 KB to 1 MB, with char,
+# byte and bpe tokens. In texts of one kind, the validation tokens are at most 1.9 times as far from
+# the remaining text as other parts are. In texts that end in another language or kind, they are 2.9
+# to 65 times as far.
 _MOST, _TIMES, _MOST_SORTED = 0.05, 2.5, 0.2
 
 
 def _counts(
     store: TokenStore, start: int, size: int, count: int, vocab_size: int, places: int = 8
 ) -> Any:
-    """How often each token occurs in about `count` tokens, read at `places` places of a range."""
+    """How often each token occurs in about `count` tokens, which are read at `places` places."""
     length = count // min(places, count)
     firsts = np.linspace(start, start + size - length, min(places, count)).astype(int)
     tokens = np.concatenate([store.read(int(first), length) for first in firsts])
@@ -156,11 +162,13 @@ def _relative_entropy(part: Any, whole: Any) -> float:
     return float((p[used] * np.log(p[used] / q[used])).sum())
 
 
-_LONG = 20  # so many long documents together have more tokens than the validation part
+_LONG = 20  # so many long documents together have more tokens than are for validation
 
 
 def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Ranges:
-    """The ranges [start, stop) that are not empty. Ranges that touch become one range."""
+    """The ranges [start, stop) without empty ones.
+
+    Ranges that touch each other become one range."""
     kept = starts < stops
     starts, stops = starts[kept], stops[kept]
     apart = np.flatnonzero(stops[:-1] != starts[1:]) + 1
@@ -172,7 +180,9 @@ def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Ranges:
 
 
 def _shuffled(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A pseudo-random number for each of `numbers`, by SplitMix64; equal on every machine."""
+    """A pseudo-random number for each of `numbers`, by SplitMix64.
+
+    It is the same on every machine."""
     z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -205,12 +215,13 @@ def _ways_to_validate(tokens: int, block_size: int) -> str:
 def _fraction(tokens: int, train: int, *, down: bool = False) -> float:
     """A val_fraction with two significant digits that leaves about `train` tokens for training.
 
-    If `down`, it leaves at least `train` tokens, else at most `train`."""
+    If `down` is true, it leaves at least `train` tokens, otherwise at most `train` tokens."""
     exact = 1 - train / tokens
     scale = 10.0 ** (1 - math.floor(math.log10(exact)))  # two significant digits
     exact_units = round(exact * scale, 6)  # 20.000000000002 is 20
     units = math.floor(exact_units) if down else math.ceil(exact_units)
-    # train_tokens also rounds, so the result can be off by one token. One unit corrects it.
+    # train_tokens also rounds, so the result can be wrong by one token. One unit more or less
+    # corrects it.
     found = train_tokens(tokens, units / scale)
     if found < train if down else found > train:
         units += -1 if down else 1

@@ -1,9 +1,10 @@
 """Opens files of a run folder safely: checks type and size before it reads or writes.
 
 A run folder can come from anybody. It can hold a link to a file outside the folder, a pipe that
-never ends or a huge file. Opening such a file raises OSError, as if the system had refused. Only
-`checkpoints` and the folders in it may be links, for example to another disk: see
-gptcli.training.checkpoint.
+never ends or a huge file. The functions here raise OSError for such a file, as the system does for
+a file that it cannot open. The folder `checkpoints` and the folders in it may be links, for example
+to another disk: see gptcli.training.checkpoint. Any other link that leads out of the run folder is
+refused.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 MAX_JSON_BYTES = 1 << 20
 """Size limit in bytes of a small JSON file (meta.json, run.json): 100 times what gptcli writes."""
 MAX_LINES_BYTES = 1 << 30
-"""Size limit in bytes of metrics.jsonl and samples.txt. Five million logged steps fit into it."""
+"""Size limit in bytes of metrics.jsonl and samples.txt. A metrics.jsonl of this size has about five
+million logged steps."""
 _MAX_LINE_BYTES = 1 << 20
 
 
@@ -31,8 +33,8 @@ class LinkOutError(OSError):
 def read_bounded(path: Path, at_most: int, inside: Path | None = None) -> bytes:
     """The content of a regular file of at most `at_most` bytes.
 
-    With `inside`, the file must lie in this folder after all links are resolved. Raises OSError;
-    its `strerror` says what is wrong."""
+    If the folder `inside` is given, the file must lie in it after all links are resolved. Raises
+    OSError if the file cannot be read; the `strerror` of the error says why."""
     if inside is not None:
         refuse_link_out(path, inside)
     with os.fdopen(open_regular(path), "rb") as file:
@@ -46,8 +48,8 @@ def read_bounded(path: Path, at_most: int, inside: Path | None = None) -> bytes:
 def read_lines(path: Path, inside: Path) -> Iterator[bytes]:
     """Iterate over the lines of a file in the folder `inside`, with their line ends.
 
-    A line of more than 1 MiB comes in parts; gptcli never writes such a line. The first call of
-    `next` raises OSError as `read_bounded` does."""
+    A line of more than 1 MiB comes in several pieces; gptcli itself never writes such a line. The
+    first call of `next` raises OSError as `read_bounded` does."""
     refuse_link_out(path, inside)
     with os.fdopen(open_regular(path), "rb") as file:
         _bounded_size(file.fileno(), path, MAX_LINES_BYTES)
@@ -56,10 +58,11 @@ def read_lines(path: Path, inside: Path) -> Iterator[bytes]:
 
 
 def open_without_links(name: str | os.PathLike[str], flags: int) -> int:
-    """A descriptor of a regular file, opened without following links. Use it as open()'s `opener`.
+    """Open a regular file without following links, and return its descriptor.
 
-    It is meant for files that are written in place. Raises OSError if `name` is a link or leads out
-    of its folder."""
+    Use this function as the `opener` of `open()`, for files that are written in place. Raises
+    OSError if `name` is a link, or if the file is in another folder after all links are
+    resolved."""
     path = Path(name)
     refuse_link_out(path, path.parent)
     if path.is_symlink():
@@ -68,7 +71,9 @@ def open_without_links(name: str | os.PathLike[str], flags: int) -> int:
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of a regular file. Never blocks: raises OSError for a pipe or a device."""
+    """Open a regular file and return its descriptor.
+
+    Raises OSError at once for a pipe or a device."""
     with suppress(FileNotFoundError):  # check first, because opening a device can have effects
         _refuse_irregular(os.stat(path), path)  # noqa: PTH116
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | _BINARY, 0o666)
@@ -100,7 +105,7 @@ def refuse_link_out(path: Path, folder: Path) -> None:
     try:
         goal = path.resolve()
         home = folder.resolve()
-    except RuntimeError:  # Python before 3.13, if links form a circle
+    except RuntimeError:  # Python before 3.13 raises it if links form a circle
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
     if not goal.is_relative_to(home):
         raise LinkOutError(errno.ELOOP, f"A link to {goal}, outside {folder}", str(path))

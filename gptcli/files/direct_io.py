@@ -1,7 +1,8 @@
-"""Writes large files with O_DIRECT, which bypasses the page cache and so takes less CPU time.
+"""Writes large files with O_DIRECT, which bypasses the page cache and thus takes less CPU time.
 
-Only on Linux (open(2)). O_DIRECT takes whole blocks from page-aligned memory, so the data goes
-through an aligned buffer. If the file system does not support it, the data is written normally.
+Only Linux has O_DIRECT (man page open(2)). It writes whole blocks from page-aligned memory, so the
+data goes through an aligned buffer. If the file system does not support O_DIRECT, the data is
+written through the page cache.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ def write_direct(
             if filled == _BUFFER:
                 flush(buffer)
                 filled = 0
-    direct = direct and _set_direct(file, False)  # the rest is smaller than a block
+    direct = direct and _set_direct(file, False)  # the remaining bytes fill no block
     if filled:
         write(buffer[:filled])
 
 
 def _set_direct(file: io.FileIO, on: bool) -> bool:
-    """Switch O_DIRECT on or off, and return whether it is on now."""
+    """Try to switch O_DIRECT on or off for this file, and return whether it is on afterwards."""
     if not _FLAG:
         return False
     import fcntl

@@ -1,7 +1,7 @@
 """Durable writes (temporary file, fsync, atomic rename, fsync of the folder), and folder locks.
 
-A crash at any moment leaves the complete old file or the complete new file. The order is always the
-same:
+A crash at any moment leaves the complete old file or the complete new file. Each write has the same
+four steps:
 1. Write to a file in the same folder, with a temporary name that begins with a dot.
 2. fsync the file.
 3. Rename it to its final name.
@@ -33,10 +33,10 @@ class Disk:
     """The elementary disk operations.
 
     A crash can come between any two operations, and each operation can fail. Tests replace the
-    global `disk` by an object that kills the process, fails or records the calls."""
+    global `disk` by an object whose methods kill the process, raise errors or record the calls."""
 
     def create(self, path: Path) -> io.FileIO:
-        """Open an empty file for writing. It has no buffer, so it needs no flush."""
+        """Make an empty file and open it for writing, without a buffer that needs a flush."""
         return io.FileIO(path, "w", opener=open_without_links)
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
@@ -68,7 +68,7 @@ class Disk:
         path.mkdir()
 
     def rename(self, source: Path, goal: Path) -> None:
-        """Rename a file or folder atomically. Replaces a file of that name."""
+        """Rename a file or folder atomically. Replaces an existing file with the new name."""
         source.replace(goal)
 
     def unlink(self, path: Path) -> None:
@@ -88,7 +88,7 @@ def _sync(descriptor: int) -> None:
     if sys.platform == "darwin":
         import fcntl
 
-        with suppress(OSError):  # some file systems do not support it
+        with suppress(OSError):  # some file systems do not support F_FULLFSYNC
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
     os.fsync(descriptor)
@@ -136,7 +136,7 @@ def make_folder(path: Path) -> list[Path]:
 
     Returns the folders that it made. If the folder exists, its name is fsynced, too, because the
     process that made the folder can have been killed before the fsync. If a folder cannot be made,
-    removes the folders that it has made."""
+    this function removes those that it has already made."""
     made: list[Path] = []
     missing = [path]
     try:
@@ -186,7 +186,7 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 def replace_folder(temporary: Path, goal: Path) -> None:
-    """Rename a folder to `goal` and fsync the name.
+    """Rename the folder `temporary` to `goal`, and wait until the new name is on the disk.
 
     The folder's files must already be on the disk, and `goal` must not exist."""
     disk.fsync_folder(temporary)
@@ -195,14 +195,14 @@ def replace_folder(temporary: Path, goal: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder. It is renamed first, so that nobody sees half a folder under its name.
+    """Rename a folder and delete it, so that nobody sees a half-deleted folder under its old name.
 
     Raises OSError if the folder cannot be renamed. Files that cannot be deleted stay under a
     temporary name until `delete_temporaries` is called."""
     doomed = path.with_name(f".{path.name}.{os.getpid()}.old")
     remove_tree(doomed)
     disk.rename(path, doomed)
-    disk.fsync_folder(path.parent)  # without it, a crash could bring back the old name
+    disk.fsync_folder(path.parent)  # without this fsync, a crash could bring back the old name
     remove_tree(doomed)
 
 
@@ -234,8 +234,8 @@ def delete_temporaries(folder: Path, goals: str) -> None:
 def delete_abandoned(goal: Path) -> None:
     """Delete the temporary files `.NAME.PID.tmp` that killed processes left beside `goal`.
 
-    Keeps the files of processes that still run on this machine (on Windows, all files). Ignores
-    files that cannot be deleted."""
+    Keeps the files of processes that still run on this machine. On Windows, keeps all files.
+    Ignores files that cannot be deleted."""
     temporary = re.compile(rf"\.{re.escape(goal.name)}\.(\d{{1,9}})\.tmp")
     with suppress(OSError):
         for path in goal.parent.iterdir():
@@ -264,7 +264,7 @@ _PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOE
 def folder_error(folder: Path, error: OSError) -> GptcliError:
     """The error for a folder that cannot be made or written to.
 
-    The exit code is 2 if the path is wrong (a mistake on the command line), 1 if the disk fails."""
+    Its exit code is 2 if the user must choose another path, and 1 if the disk failed."""
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         for path in (folder, *folder.parents):
             if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises errors)
@@ -301,8 +301,8 @@ def refuse_long_path(folder: Path) -> None:
     size = len(os.fsencode(folder.absolute()))
     if size + _LONGEST_INSIDE > longest:
         raise GptcliError(
-            f"--out: a path of {size:,} bytes is too long: this system allows {longest:,}, and the "
-            f"files of a run need {_LONGEST_INSIDE} of them",
+            f"--out: a path of {size:,} bytes is too long; this system allows {longest:,} bytes, "
+            f"of which the files in the run folder need {_LONGEST_INSIDE}",
             "choose a shorter path, for example --out runs/mine",
         )
 
@@ -336,17 +336,17 @@ def sha256_file(path: Path) -> str:
 
 
 class LineWriter:
-    """Appends pieces of text to a file, without fsync.
+    """Appends pieces of text to a file, and does not wait until they are on the disk.
 
-    If the process is killed, the last piece is complete or absent. A piece that the disk refuses
-    waits in memory, and is written before later pieces. Raises OSError if the path is a link or not
-    a regular file."""
+    If the process is killed, the last piece is complete or absent. If the disk refuses a piece, for
+    example because it is full, the piece waits in memory, and is written before later pieces. The
+    constructor raises OSError if the path is a link or not a regular file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = io.FileIO(path, "a", opener=open_without_links)
         self._size = path.stat().st_size
-        self._torn = False  # the file ends with a part of a refused piece
+        self._torn = False  # whether the file ends with a part of a piece that the disk refused
         self._waiting: deque[bytes] = deque()
 
     def write(self, text: str) -> GptcliError | None:
@@ -389,8 +389,8 @@ class LockedError(GptcliError):
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder (FOLDER/.lock). The system releases it when the process ends.
 
-    Raises LockedError (exit code 1) if another process holds the lock. Tries a few times, because
-    `is_locked` holds the lock for a moment."""
+    Raises LockedError (exit code 1) if another process still holds the lock after a few tries. A
+    single try is not enough, because `is_locked` holds the lock for a moment when it looks."""
     path = folder / ".lock"
     for tries, wait in enumerate((0.02, 0.05, 0.1, 0.0)):
         try:
@@ -401,7 +401,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
             if path.is_symlink() or path.exists():
                 raise GptcliError(
                     f"{path} cannot be opened ({error.strerror})",
-                    "it keeps two trainings apart; delete it if no training uses this folder",
+                    "this file keeps two trainings apart; delete it if none uses the folder",
                     exit_code=1,
                 ) from None
             raise folder_error(folder, error) from None
@@ -418,7 +418,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def _is_at(file: io.FileIO, path: Path) -> bool:
-    """Whether `path` still names this open file. A lock on a deleted file locks nothing."""
+    """Whether `path` still names this open file.
+
+    If the file was deleted, a lock on it protects nothing."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
@@ -438,7 +440,7 @@ def is_locked(folder: Path) -> bool:
             errno.EACCES,
             errno.EPERM,
             errno.EROFS,
-        ):  # another user's run, which we may only read
+        ):  # the folder belongs to another user, and we may only read it
             return False
         raise
 
@@ -461,5 +463,5 @@ def _lock(file: io.FileIO) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        return True  # the file system has no locks: train without a lock, do not refuse
+        return True  # the file system has no locks: train without one
     return True

@@ -1,4 +1,4 @@
-"""Prints file names that are not UTF-8, stores them in a config, and finds the files again."""
+"""Writes file names that are not UTF-8 with escapes, and finds the files by these written names."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from gptcli.errors import GptcliError
 
 STANDARD_INPUT = "standard input"
-"""The name that `shown` returns for the temporary file with standard input."""
+"""The name that `shown` returns for the temporary file that holds the text from standard input."""
 
 
 def shown(name: str | os.PathLike[str]) -> str:
     """The name of a file as one line of UTF-8, with escapes for bytes that are not UTF-8.
 
-    Python holds such a byte, for example E9, as half of a surrogate pair, which cannot be written
-    as UTF-8. The escape is `\\x` and two hexadecimal digits: `\\xe9`. Control characters are
-    escaped, too: a newline is written as `\\x0a`. A backslash in a name with escapes is written as
-    `\\x5c`, so that `path_of` finds the same file."""
+    Python stores a byte that is not UTF-8, for example E9, as half of a surrogate pair, which
+    cannot be encoded as UTF-8. `shown` writes `\\x` and two hexadecimal digits instead: `\\xe9`.
+    Control characters are escaped, too: a newline is written as `\\x0a`. If a name needs escapes,
+    its backslashes are written as `\\x5c`, so that `path_of` finds the file."""
     text = os.fspath(name)
     if text in _shown_as:
         return _shown_as[text]
@@ -28,7 +28,7 @@ def shown(name: str | os.PathLike[str]) -> str:
 
 
 def show_as(path: Path, what: str) -> None:
-    """Let `shown` return `what` for this path, because users do not know a temporary file."""
+    """Let `shown` return `what` for this path of a temporary file, which means nothing to users."""
     _shown_as[str(path)] = what
 
 
@@ -44,10 +44,10 @@ _SPECIAL_OR_BACKSLASH = re.compile(_SPECIAL.pattern[:-1] + r"\\]")
 
 
 def path_of(name: str) -> Path:
-    """The path of a name that `shown` returned or the user typed, with `~` expanded.
+    """The path of the file that `shown` writes as `name`, or that the user typed; `~` is expanded.
 
-    If a file has exactly this name, returns its path. Raises GptcliError if the name has an escape
-    and a folder in the path cannot be entered."""
+    An escape in `name` is replaced by its byte, unless a file has exactly this name. Raises
+    GptcliError if `name` has an escape and lies in a folder that the user may not enter."""
     try:
         path = Path(name).expanduser()
     except RuntimeError:  # the user of `~user` is unknown
@@ -58,7 +58,9 @@ def path_of(name: str) -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether a path exists. Raises GptcliError if a folder in the path cannot be entered."""
+    """Whether a path exists.
+
+    Raises GptcliError if the path has a folder that the user may not enter."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

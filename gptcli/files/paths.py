@@ -1,7 +1,8 @@
 """Expands `~` in paths, quotes paths for a shell, and prints names that are not UTF-8.
 
-Python holds a name that is not UTF-8 as a string with lone surrogates (PEP 383). Such a string
-cannot be encoded, so each byte that is not UTF-8 is printed as an escape: `\\xe9` for the byte E9.
+Python stores a file name that is not UTF-8 as a string with lone surrogates (PEP 383). Such a
+string cannot be encoded, so each byte that is not UTF-8 is printed as an escape: `\\xe9` for the
+byte E9.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from pathlib import Path
 from gptcli.errors import GptcliError
 
 ESCAPE_UNDECODABLE = "gptcli.escape"
-"""The name of an error handler for streams: it writes escapes for bytes that are not UTF-8."""
+"""The name of an error handler for `encode` and `open`: it escapes bytes that are not UTF-8."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
     """The path with the home folder in place of `~` or `~user` at the beginning.
 
-    Raises GptcliError if the user or the home folder is unknown, unless a file or folder has
-    exactly this name."""
+    If `~user` or the home folder is unknown, returns the path unchanged if it exists, else raises
+    GptcliError."""
     text = os.fspath(path)
     if not text.startswith("~"):
         return Path(text)
@@ -44,7 +45,7 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     if ".." not in found.parts:
         return found
     without_dots = Path(os.path.normpath(found))
-    try:  # after a link to a folder, `..` means the parent of the link's goal
+    try:  # `..` after a link to a folder means the parent of that folder
         same = without_dots.samefile(found)
     except OSError:
         same = not found.exists()

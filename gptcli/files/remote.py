@@ -1,7 +1,7 @@
 """Files at a URL (s3://, gs://, hf://, ...), read and written through fsspec.
 
-fsspec is imported when the first URL is opened. fsspec knows many protocols; some of them lead to
-other URLs or unpack archives. gptcli takes only the protocols in PROTOCOLS, and no chains of
+fsspec is imported when the first URL is opened. fsspec knows many protocols; some of them open
+other URLs or unpack archives. gptcli accepts only the protocols in PROTOCOLS, and no chain of
 protocols (`a::b`).
 """
 
@@ -32,18 +32,18 @@ PROTOCOLS = {
 """Protocol of a URL -> the package that it needs."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_PAUSES = (0.5, 2.0, 5.0)  # seconds to wait before each further try
+_PAUSES = (0.5, 2.0, 5.0)  # seconds to wait before the second, third and fourth try
 _LASTING = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM,
     errno.EROFS, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG,
     errno.ENAMETOOLONG,
 }  # fmt: skip
-"""Errors of a file system for which another try would not help."""
+"""The errno of the errors after which no new try is made, because they would come again."""
 T = TypeVar("T")
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is a URL, and not a path on this machine."""
+    """Whether `name` is a URL, instead of a path on this machine."""
     return _URL.match(name) is not None
 
 
@@ -53,7 +53,7 @@ def joined(url: str, name: str) -> str:
 
 
 class RemoteFolder:
-    """The folder at a URL. If the network fails, each method tries four times in all."""
+    """The folder at a URL. Each method tries up to four times if the network fails."""
 
     def __init__(self, url: str) -> None:
         """Raises GptcliError if the protocol is unknown or its package is missing."""
@@ -76,7 +76,7 @@ class RemoteFolder:
         self._path = str(path).rstrip("/")
 
     def read(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file; fewer if the file ends earlier. Raises GptcliError."""
+        """The bytes of a file from `start` up to `stop`, or up to its end. Raises GptcliError."""
         content: bytes = self._try(
             "read", name, lambda path: self._fs.cat_file(path, start=start, end=stop)
         )
@@ -104,7 +104,9 @@ class RemoteFolder:
         return self._try("look for", name, found)
 
     def names(self, folder: str = "") -> list[str]:
-        """The names in a folder, sorted; [] if there is no such folder. Raises GptcliError."""
+        """The names of everything in a folder, sorted; [] if the folder is missing.
+
+        Raises GptcliError."""
 
         def found(path: str) -> list[str]:
             try:
@@ -139,10 +141,10 @@ class RemoteFolder:
         self._try("delete", folder, remove)
 
     def _put(self, name: str, write: Callable[[str], None]) -> None:
-        """Write a file. If this fails, an existing file of this name does not change.
+        """Write a file. If writing fails, an existing file of this name does not change.
 
         Object stores show a file only when it is complete. A disk (file://) shows incomplete files,
-        and can be full, so the file is first written under a temporary name."""
+        so there the file is first written under a temporary name."""
 
         def put(path: str) -> None:
             self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -173,7 +175,7 @@ class RemoteFolder:
 
 
 def _protocol(url: str) -> str:
-    """The protocol of a URL. Raises GptcliError for a chain, or if PROTOCOLS does not have it."""
+    """The protocol of a URL. Raises GptcliError for a chain (`a::b`) or an unknown protocol."""
     found = _URL.match(url)
     protocol = found[1].lower() if found else ""
     if protocol not in PROTOCOLS or "::" in url:
@@ -190,8 +192,8 @@ def _protocol(url: str) -> str:
 def reason(error: Exception) -> str:
     """The cause of an error, on one line.
 
-    For an error in _LASTING, these are the system's words, such as "No space left on device". For
-    any other error, these are its type and the words of the package."""
+    For an error in _LASTING, returns the system's message, such as "No space left on device". For
+    any other error, returns its type and its message."""
     if isinstance(error, OSError) and error.strerror and error.errno in _LASTING:
         return error.strerror
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,4 +1,4 @@
-"""Finds the shipped configs and texts: inside the wheel, or at the top of a git checkout."""
+"""Finds the shipped configs and texts, either inside the wheel or at the top of a git checkout."""
 
 from __future__ import annotations
 

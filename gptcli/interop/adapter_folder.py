@@ -1,19 +1,19 @@
 """Writes low-rank adapters (LoRA) as a folder that peft loads on the exported base model.
 
-Qwen3 and Llama have a layer for each of our matrices. GPT-2 has one layer, c_attn, for query, key
-and value. So the adapters of these three become one adapter of a higher rank, which computes the
-same:
+Qwen3 and Llama have a layer for each of gptcli's matrices. GPT-2 has only one layer, c_attn, for
+query, key and value. So the adapters of query, key and value become one adapter of a higher rank,
+which changes the weights in the same way:
 
     [Bq Aq]   [Bq        ] [Aq]
     [Bk Ak] = [   Bk     ] [Ak]
     [Bv Av]   [      Bv  ] [Av]
 
-If the run trained the token embedding and the head, too, the folder holds both complete tables, and
-peft replaces the tables of the base model by them (`modules_to_save`). A tied head is also written,
-because peft replaces each layer by a separate copy.
+If the run also trained the token embedding and the head, the folder has both tables completely, and
+peft uses them instead of the tables of the base model (`modules_to_save`). Even if the head is
+tied, its table is written a second time, because peft replaces each layer by a copy of its own.
 
-Dimensions: R rank; I inputs and O outputs of a matrix; n, how many of query, key and value are
-adapted.
+Dimensions: R rank; I inputs and O outputs of a matrix; n is 1, 2 or 3: how many of query, key and
+value have an adapter.
 """
 
 from __future__ import annotations
@@ -39,14 +39,13 @@ from gptcli.training.loading import Trained
 from gptcli.training.training_state import build_model
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""The files of an adapter."""
+"""The names of the two files of an adapter."""
 BASE_KEY = "gptcli_base_sha256"
 """The key in the metadata of WEIGHTS whose value identifies the base model of the adapter."""
 ADAPTER = "adapter"
-"""The folder of the adapter, inside the folder of the base model.
-
-It is a folder of its own, because transformers always loads an adapter_config.json that is next to
-a config.json. In one folder, nobody could load the base model alone."""
+"""The name of the adapter's folder, inside the folder of the base model. The two have separate
+folders because transformers always loads an adapter_config.json that is next to a config.json, so
+that nobody could load the base model alone."""
 
 
 def has_adapters(config: Config) -> bool:
@@ -57,8 +56,8 @@ def has_adapters(config: Config) -> bool:
 def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
     """The base model of a run with adapters, and the tensors that the run trained, by name.
 
-    These are A and B ("h.0.attn.query.lora_A"), and the embedding and the head ("wte.weight") if
-    the run trained them.
+    The tensors are the matrices A and B of each adapter ("h.0.attn.query.lora_A"), and also the
+    embedding ("wte.weight") and the head if the run trained them.
 
     Raises GptcliError (exit code 1) if the checkpoint is damaged or has no adapters."""
     saved = checkpoint.load(trained.run, trained.step, with_state=True)
@@ -84,7 +83,7 @@ def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
 def write_adapter(base: Trained, adapters: Mapping[str, Tensor], folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors into a new folder.
 
-    `base` is the base model, with the config of the run that trained the adapter."""
+    `base` is the base model, but with the config of the run that trained the adapters."""
     folder.mkdir()
     config = base.config
     data = save(peft_tensors(config, adapters), metadata={"format": "pt"})
@@ -95,7 +94,7 @@ def write_adapter(base: Trained, adapters: Mapping[str, Tensor], folder: Path) -
 
 
 def base_digest(model: GPT) -> str:
-    """SHA-256 (hex) of a model's weights. An import recognises the base of an adapter by it."""
+    """SHA-256 (hex) of a model's weights, by which an import recognises the base of an adapter."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
@@ -106,8 +105,8 @@ def base_digest(model: GPT) -> str:
 def _with_metadata(data: bytes, more: dict[str, str]) -> bytes:
     """The bytes of a safetensors file with more metadata.
 
-    The package safetensors writes several entries in an order that changes from call to call, so
-    this function adds them itself."""
+    If there are several entries, the package safetensors writes them in an order that changes from
+    call to call, so this function adds them without the package."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] |= more
@@ -134,10 +133,10 @@ def peft_config(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Any
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        # The names include the part of the block, because GPT-2 has two layers "c_proj".
+        # Names such as "attn.c_proj", because GPT-2 has two layers "c_proj" in a block.
         "target_modules": list(layers),
         "rank_pattern": {layer: count * lora.rank for layer, count in fused.items()},
-        # alpha / rank must stay the same.
+        # The ratio alpha / rank must stay the same, so alpha grows with the rank.
         "alpha_pattern": {layer: count * lora.alpha for layer, count in fused.items()},
         "fan_in_fan_out": is_gpt2,  # GPT-2's layers store their weights transposed
         "bias": "none",
@@ -150,10 +149,10 @@ def peft_config(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Any
 
 
 def peft_tensors(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A (R, I) and B (O, R) under peft's names, and complete tables.
+    """A (R, I) and B (O, R) of each layer, and the trained tables, under peft's names.
 
-    GPT-2's c_attn has A (n R, I) and B (3 O, n R). A part of c_attn that is not adapted gets rows
-    of zeros in B."""
+    The adapter of GPT-2's c_attn has A (n R, I) and B (3 O, n R). If query, key or value has no
+    adapter, its rows in B are zeros."""
     parts: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
     for name in _layers(adapters):
         row = row_of(f"{name}.weight")
@@ -180,7 +179,7 @@ def peft_tensors(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _tables(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trained embedding and head, by the layer of the Hugging Face model.
+    """The trained embedding and head, by the names of their layers in the Hugging Face model.
 
     If the head is tied, both layers have the same table."""
     found = {name: adapters[name] for name in TABLES if name in adapters}
@@ -190,7 +189,7 @@ def _tables(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def their_table(config: Config, name: str) -> str:
-    """The name of the Hugging Face layer that holds our table "wte.weight" or "lm_head.weight"."""
+    """The name of the Hugging Face layer for gptcli's table "wte.weight" or "lm_head.weight"."""
     row = row_of(name)
     assert row is not None
     theirs = row.gpt2 if config.model.traits.model_type == "gpt2" else row.qwen3
@@ -208,7 +207,7 @@ def _layers(adapters: Mapping[str, Tensor]) -> list[str]:
 
 
 def their_layer(config: Config, name: str) -> str:
-    """The name of the Hugging Face layer that holds our layer `name`, such as "h.0.attn.query"."""
+    """The name of the Hugging Face layer for gptcli's layer `name`, such as "h.0.attn.query"."""
     row, block = row_of(f"{name}.weight"), name.split(".")[1]
     assert row is not None
     if config.model.traits.model_type == "gpt2":

@@ -1,13 +1,13 @@
-"""Imports a LoRA adapter of peft as a run with adapters. The base model must be a run, too.
+"""Imports a LoRA adapter of peft as a run with adapters. Its base model must be a run already.
 
-Only adapter_config.json and adapter_model.safetensors are read. The import refuses everything that
-`train.lora` cannot hold exactly (DoRA, biases, other layers, several ranks), and names it. If the
-two files came from an export, an export of the imported run writes the same files.
+Only adapter_config.json and adapter_model.safetensors are read. The import refuses an adapter that
+`train.lora` cannot describe exactly (DoRA, biases, other layers, several ranks), and says why. If
+gptcli exported the two files, an export of the imported run writes the same files again.
 
-GPT-2 has one layer, c_attn, for query, key and value. `gptcli.interop.adapter_folder` writes their
-adapters as the blocks of one adapter of a higher rank, and the import separates them again. An
-adapter that peft trained has one A for all three: query, key and value each get this A, and their
-own rows of B.
+GPT-2 has only one layer, c_attn, for query, key and value. `gptcli.interop.adapter_folder` writes
+their adapters as the blocks of one adapter of a higher rank, and the import separates the blocks
+again. If peft trained the adapter of c_attn, it has one A for query, key and value: each of the
+three gets this A, and its own rows of B.
 
 Dimensions: R rank, I inputs and O outputs of a matrix.
 """
@@ -47,8 +47,8 @@ from gptcli.training.schedule import resolve_rate
 from gptcli.training.training_state import build_model
 
 _PREFIX = "base_model.model."
-# Keys of adapter_config.json: those that the import reads, and those that do not change what the
-# adapter computes.
+# Keys of adapter_config.json. _READ: the import reads them. _SAYS_NOTHING: they do not change what
+# the adapter computes.
 _READ = {
     "peft_type", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora",
     "use_dora", "bias", "init_lora_weights",
@@ -56,7 +56,7 @@ _READ = {
 _SAYS_NOTHING = {
     "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
     "peft_version", "fan_in_fan_out", "ensure_weight_tying", "qalora_group_size", "megatron_core",
-    # The names of the tensors already say what these keys say.
+    # The names of the tensors already tell what the following keys tell.
     "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern",
 }  # fmt: skip
 _BASE_UNCHANGED = (True, False, "gaussian", "orthogonal", "eva")
@@ -69,7 +69,8 @@ Pair = tuple[Tensor, Tensor]
 class Adapter:
     """A LoRA adapter under gptcli's parameter names.
 
-    `pairs` maps a layer ("h.0.attn.query") to its A and B. `tables` has complete tables by name."""
+    `pairs` maps a layer ("h.0.attn.query") to its A and B. `tables` has the trained embedding and
+    head by name."""
 
     lora: LoraConfig
     pairs: dict[str, Pair]
@@ -77,12 +78,12 @@ class Adapter:
 
 
 def import_adapter(folder: Path, base: Path, out: Path, *, name: str | None = None) -> Import:
-    """Write the adapter in `folder`, on the best model of the run `base`, as the run folder `out`.
+    """Write the run folder `out`: the best model of the run `base` with the adapter in `folder`.
 
-    If peft is installed, it reads the adapter, too, and the logits are compared. `name` is the name
-    of the adapter on the Hugging Face Hub. Raises GptcliError if a file is missing or damaged, or
-    if the adapter has another base model. Raises it with exit code 1 if train.lora cannot hold the
-    adapter."""
+    If peft is installed, it also reads the adapter, and its logits are compared with gptcli's.
+    `name` is the name of the adapter on the Hugging Face Hub. Raises GptcliError if a file is
+    missing or damaged, or if the adapter has another base model. Raises GptcliError with exit code
+    1 if train.lora cannot describe the adapter exactly."""
     refuse_taken(out)
     if not (folder / SETTINGS).is_file():
         raise GptcliError(
@@ -116,9 +117,9 @@ def import_adapter(folder: Path, base: Path, out: Path, *, name: str | None = No
 
 
 def read_adapter(folder: Path, base: Trained) -> Adapter:
-    """The adapter in a folder of peft, for the base model.
+    """The adapter of the base model `base` that peft saved in `folder`.
 
-    Raises Refused if train.lora cannot hold the adapter exactly, and GptcliError if a file is
+    Raises Refused if train.lora cannot describe the adapter exactly, and GptcliError if a file is
     damaged or the adapter has another base model."""
     settings = read_json(folder / SETTINGS)
     _refuse_settings(settings)
@@ -164,7 +165,7 @@ def read_adapter(folder: Path, base: Trained) -> Adapter:
 
 
 def _refuse_settings(settings: Mapping[str, Any]) -> None:
-    """Raise Refused if adapter_config.json asks for more than A, B and their scale."""
+    """Raise Refused if adapter_config.json asks for more than the product of A, B and a scale."""
     if settings.get("peft_type") != "LORA":
         raise Refused(f"`peft_type` is {settings.get('peft_type')}")
     if settings.get("use_dora"):
@@ -189,8 +190,9 @@ def _number(values: Mapping[str, Any], key: str) -> float:
 def _of_layer(settings: Mapping[str, Any], pattern: str, key: str, layer: str) -> float:
     """The rank or alpha of a layer.
 
-    If the layer's name ends with a name in `pattern`, this is the value of that name, else the
-    usual value. Raises Refused if `pattern` holds regular expressions and no name that fits."""
+    It is the value of the name in `pattern` with which the layer's name ends, or if there is no
+    such name, the value of `key`. Raises Refused if `pattern` has no such name but regular
+    expressions."""
     patterns = settings.get(pattern) or {}
     for name in patterns:
         if layer == name or layer.endswith(f".{name}"):
@@ -201,7 +203,7 @@ def _of_layer(settings: Mapping[str, Any], pattern: str, key: str, layer: str) -
 
 
 def _layers(config: Config) -> dict[str, list[str]]:
-    """The layers of the Hugging Face model; each with the names of our layers in it, in order."""
+    """Each layer of the Hugging Face model -> the names of the gptcli layers in it, in order."""
     found: dict[str, list[str]] = defaultdict(list)
     for block in range(config.model.n_layer):
         for names in config.model.traits.projections.values():
@@ -212,7 +214,7 @@ def _layers(config: Config) -> dict[str, list[str]]:
 
 
 def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str, Pair]:
-    """A and B of each of our layers `names`, from A and B of the layer that holds them.
+    """A and B of each of the gptcli layers `names`, from A and B of their Hugging Face layer.
 
     Raises Refused if B cannot be split."""
     if len(names) == 1:
@@ -225,7 +227,7 @@ def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str,
         used = [
             [i for i, part in enumerate(rows) if part[:, c : c + usual_rank].any()] for c in columns
         ]
-        if all(len(parts) <= 1 for parts in used):  # blocks, as gptcli exports them
+        if all(len(parts) <= 1 for parts in used):  # blocks: gptcli exported it
             free = (i for i in range(len(names)) if [i] not in used)
             places = [parts[0] if parts else next(free, -1) for parts in used]
             if -1 not in places and places == sorted(set(places)):
@@ -239,10 +241,11 @@ def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str,
 def _tables(
     base: Trained, tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """Take the embedding and the head out of `tensors` and return them; {} if both are absent.
+    """Remove the embedding and the head from `tensors` and return them; {} if it has neither.
 
-    If the head is not tied and only one of them is there, the other is taken from the base model.
-    Raises Refused if they do not fit the base model."""
+    If the head is not tied and `tensors` has only one of the two, the other one is taken from the
+    base model. Raises Refused if their shapes differ from the base model's, or if they cannot be
+    tied."""
     given = {
         name: table
         for name in TABLES
@@ -271,7 +274,7 @@ def _lora(
     scales: list[float],
     embeddings: bool,
 ) -> LoraConfig:
-    """The section train.lora for an adapter. Raises Refused if train.lora cannot describe it."""
+    """The section train.lora that describes an adapter. Raises Refused if this is impossible."""
     ranks = {A.shape[0] for A, _ in pairs.values()}
     if len(ranks) > 1 or not all(math.isclose(scale, scales[0]) for scale in scales):
         raise Refused("its matrices have several ranks or scales (`rank_pattern`, `alpha_pattern`)")
@@ -296,7 +299,7 @@ def _lora(
 
 
 def _tuned(base: Trained, found: Adapter, out: Path) -> tuple[Trained, dict[str, Tensor]]:
-    """The base model with the adapter folded in, and the tensors of state for its checkpoint."""
+    """The base model with the adapter in its weights, and the state tensors of its checkpoint."""
     weights = {name: p.detach() for name, p in base.model.named_parameters()}
     state: dict[str, Tensor] = {}
     for layer, (A, B) in found.pairs.items():

@@ -22,7 +22,7 @@ Format = Literal["huggingface", "gguf", "onnx"]
 
 @dataclass(frozen=True)
 class Export:
-    """The written files, the result of the proof, and what the other program cannot do."""
+    """What an export wrote, the result of its proof, and what the other program cannot do."""
 
     format: Format
     path: Path
@@ -36,12 +36,12 @@ def export(
 ) -> Export:
     """Write a trained model to `out`, which must not exist, in the format `to`.
 
-    For Hugging Face, a run with low-rank adapters becomes its base model and a folder `adapter` in
-    peft's format. With `merge`, and in all other formats, it becomes one model with the adapters
-    merged. The model must have builtin parts only. `out` is a folder; for GGUF it is a file, whose
-    matrices are stored in `type_name`. `out` appears when it is complete, and proven if the other
-    program is installed. Raises GptcliError (exit code 1) if the other program computes something
-    else."""
+    For Hugging Face, a run with low-rank adapters is written as its base model, with a folder
+    `adapter` in peft's format. In all other formats, and if `merge` is true, it is written as one
+    model with the adapters merged. The model must have only builtin parts. `out` is a folder, but
+    for GGUF a file, in which the matrices have the type `type_name`. `out` appears only when it is
+    complete, and if the other program is installed, only after the proof. Raises GptcliError (exit
+    code 1) if the other program computes something else."""
     assert not trained.model.user_parts.in_network()
     assert trained.tokenizer.kind != "own"
     refuse_existing(out)
@@ -73,7 +73,7 @@ def export(
                 for path in files
             )
             for path in files:
-                path.chmod(0o666 & ~_umask())  # else only the owner can read
+                path.chmod(0o666 & ~_umask())  # otherwise only the owner could read it
                 durable.fsync_file(path)
             for folder in {path.parent for path in files} - {out.parent}:
                 durable.fsync_folder(folder)
@@ -87,7 +87,7 @@ def export(
 
 
 def _write_with_adapter(trained: Trained, folder: Path) -> proof.Proof:
-    """Write the base model and its adapter, prove both, and return the proof."""
+    """Write the base model and its adapter, prove both, and return the result."""
     base, adapters = adapter_folder.split(trained)
     hugging_face.write_folder(base, folder)
     adapter_folder.write_adapter(base, adapters, folder / adapter_folder.ADAPTER)
@@ -102,7 +102,7 @@ def _write_errors(out: Path) -> Iterator[None]:
     """Turn an error while `out` is written, for example a full disk, into a GptcliError."""
     try:
         yield
-    except SafetensorError as error:  # also for errors of the disk: "... (os error 28)"
+    except SafetensorError as error:  # it can be an error of the disk: "... (os error 28)"
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -120,7 +120,7 @@ def _umask() -> int:
 
 
 def not_expressible(trained: Trained, to: Format) -> tuple[str, ...]:
-    """Sentences that say what the other program cannot do as gptcli does."""
+    """Sentences for the user that say what the other program cannot do as gptcli does it."""
     config = trained.config.model
     found: tuple[str, ...] = ()
     if to == "onnx":
@@ -133,7 +133,7 @@ def not_expressible(trained: Trained, to: Format) -> tuple[str, ...]:
         return (
             *found,
             f"{program} {does} {config.block_size:,} tokens. gptcli goes on and drops the oldest "
-            "quarter of the window.",
+            "half of the window.",
         )
     if to == "gguf" or (to == "huggingface" and config.traits.model_type == "llama"):
         program = "llama.cpp" if to == "gguf" else "LlamaForCausalLM"

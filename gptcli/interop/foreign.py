@@ -1,8 +1,8 @@
 """Reads models of other programs: Hugging Face folders and nanoGPT's ckpt.pt; runs no code.
 
-Only safetensors and JSON are read, and a ckpt.pt with `weights_only=True`. A model that no layout
-of gptcli can hold exactly is refused, with the reason. Dimensions: C channels (n_embd), V
-vocabulary.
+Only safetensors and JSON are read, and a ckpt.pt with `weights_only=True`. If no arch of gptcli can
+compute exactly what the model computes, the model is refused with the reason. Dimensions: C
+channels (n_embd), V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from gptcli.model.weights import parameter_shapes
 _Json = dict[str, Any]
 _INDEX_BYTES = 64 << 20
 _OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "tf_model.h5")
-_IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # buffers in old files
+_IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # buffers of old versions
 
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A model of another program in gptcli's layout: float32 weights by gptcli's names.
+    """A model of another program, converted for gptcli: float32 weights by gptcli's names.
 
-    `vocab_size` is the number of rows of the embedding. `eot` is the id of end-of-text if the
-    config has it. `notes` are sentences for the user."""
+    `vocab_size` is the number of rows of the embedding. `eot` is the id of end-of-text, or None if
+    the model's config does not give it. `notes` are sentences for the user."""
 
     config: ModelConfig
     vocab_size: int
@@ -46,15 +46,15 @@ class ForeignModel:
 
 
 class Refused(Exception):
-    """gptcli cannot hold a model exactly. The message says why."""
+    """gptcli cannot compute exactly what a model or an adapter computes. The message says why."""
 
 
 def read_model(path: Path, block_size: int | None = None) -> ForeignModel:
     """The model in a Hugging Face folder or in nanoGPT's ckpt.pt.
 
-    `block_size` replaces the model's context length, and must not be larger than that. Raises
-    GptcliError if a file is missing, damaged or too large for the memory, or if no layout of gptcli
-    can hold the model exactly."""
+    `block_size` replaces the model's context length, and must not be larger than it. Raises
+    GptcliError if a file is missing, damaged or too large for the memory, or if no arch of gptcli
+    can compute exactly what the model computes."""
     try:
         if path.is_dir():
             return _read_folder(path, block_size)
@@ -96,9 +96,10 @@ def _read_folder(path: Path, block_size: int | None) -> ForeignModel:
 
 
 def model_config(described: _Json) -> tuple[ModelConfig, list[str]]:
-    """The ModelConfig for the content of a config.json, and notes.
+    """The ModelConfig for the content of a config.json, and notes for the user.
 
-    Raises Refused if no layout can hold the model, and GptcliError if a size is missing."""
+    Raises Refused if no arch of gptcli can compute the model, and GptcliError if a size is
+    missing."""
     kind = described.get("model_type")
     if kind == "gpt2":
         return _gpt2_config(described)
@@ -146,7 +147,7 @@ def _rotary_config(kind: str, described: _Json) -> tuple[ModelConfig, list[str]]
     n_embd, n_head = get.required("hidden_size"), get.required("num_attention_heads")
     n_layer, length = get.required("num_hidden_layers"), get.required("max_position_embeddings")
     get.required("vocab_size")
-    # Qwen3's head width is 128 if the file has no `head_dim`.
+    # If a config.json of Qwen3 has no `head_dim`, it is 128.
     head_dim = get.count("head_dim", 128 if kind == "qwen3" else None) or n_embd // n_head
     n_kv_head = get.count("num_key_value_heads", None) or n_head
     width = get.required("intermediate_size")
@@ -171,9 +172,10 @@ def _rotary_config(kind: str, described: _Json) -> tuple[ModelConfig, list[str]]
 
 
 def _window(get: _Getter, kind: str, n_layer: int, length: int) -> int:
-    """The number of tokens that a token sees: the sliding window, or the complete context.
+    """How many tokens a token attends to: the size of the sliding window, or of the whole context.
 
-    Raises Refused if the layers differ, because gptcli's window is block_size in every layer."""
+    Raises Refused if only some layers have the window, because in gptcli every layer has a window
+    of block_size tokens."""
     window = get.count("sliding_window", None)
     if window is None or (kind == "qwen3" and not get.flag("use_sliding_window", False)):
         return length
@@ -192,7 +194,7 @@ def _window(get: _Getter, kind: str, n_layer: int, length: int) -> int:
 
 
 def _rope_theta(described: _Json) -> float:
-    """The base of the rotary frequencies. Raises Refused if positions are scaled."""
+    """The base of the rotary frequencies (rope_theta). Raises Refused if positions are scaled."""
     rules = described.get("rope_parameters") or {}
     if not isinstance(rules, dict):
         raise Refused("`rope_parameters` cannot be read")
@@ -252,9 +254,10 @@ def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
 def _without_prefix(
     tensors: Iterator[tuple[str, Tensor]], config: ModelConfig
 ) -> dict[str, Tensor]:
-    """The tensors by the names of the complete model.
+    """The tensors by their names in the complete model.
 
-    In a file of the inner model alone, the names lack a prefix, which is added."""
+    If a file has only the inner model (without the head), its names lack a prefix, which is added
+    here."""
     inner = "transformer." if config.traits.model_type == "gpt2" else "model."
     found: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -272,7 +275,7 @@ def _read_nanogpt(path: Path, block_size: int | None) -> ForeignModel:
     refuse_too_large([path])
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types of errors for damaged and hostile files
+    except Exception as error:  # torch raises many types of errors for damaged or malicious files
         words = str(error).strip().splitlines()[0][:120] if str(error).strip() else repr(error)
         raise GptcliError(
             f"{path} cannot be read as a file of weights: {words}",
@@ -305,8 +308,8 @@ def _read_nanogpt(path: Path, block_size: int | None) -> ForeignModel:
         name = name.removeprefix("_orig_mod.")
         if name.endswith(_IGNORED):
             continue
-        # nanoGPT stores matrices as (outputs, inputs). Hugging Face's GPT-2 stores those of the
-        # blocks transposed.
+        # nanoGPT stores all matrices as (outputs, inputs). Hugging Face's GPT-2 stores the matrices
+        # of its blocks transposed.
         turned = ".h." in name and tensor.dim() == 2
         renamed[name] = (tensor.T if turned else tensor).float()
     note = (
@@ -327,7 +330,10 @@ def _foreign(
     notes: list[str],
     path: Path,
 ) -> ForeignModel:
-    """The model with renamed weights, which are checked. Raises GptcliError or Refused."""
+    """The ForeignModel with gptcli's names for the weights `theirs`, whose shapes are checked.
+
+    Raises GptcliError if a weight is missing or damaged, and Refused if gptcli cannot compute the
+    model exactly."""
     embedding = theirs.get(
         "transformer.wte.weight"
         if config.traits.model_type == "gpt2"
@@ -374,7 +380,7 @@ def _foreign(
 def _check_shapes(
     config: ModelConfig, vocab_size: int, weights: Mapping[str, Tensor], path: Path
 ) -> None:
-    """Raise GptcliError if a weight has another shape than the config describes."""
+    """Raise GptcliError if a weight does not have the shape that the config describes."""
     theirs = {ours: name for ours, name, _ in pairs(config)}
     for name, shape in parameter_shapes(config, vocab_size).items():
         found = tuple(weights[name].shape)
@@ -404,7 +410,7 @@ def _with_block_size(config: ModelConfig, block_size: int | None) -> ModelConfig
 
 
 def _checked(values: _Json) -> ModelConfig:
-    """The ModelConfig of these values. Raises Refused if the values do not fit together."""
+    """The ModelConfig with these values. Raises Refused if the values are not allowed together."""
     from pydantic import ValidationError
 
     try:
@@ -416,12 +422,12 @@ def _checked(values: _Json) -> ModelConfig:
 
 
 def _unless(value: Any, usual: Any) -> Any:
-    """`value`, or None if `value` is the usual one."""
+    """`value`, or None if it is equal to `usual`."""
     return None if value == usual else value
 
 
 def refuse_too_large(paths: list[Path]) -> None:
-    """Raise GptcliError if the files are missing, not regular, or larger than the memory."""
+    """Raise GptcliError if a file is missing or not regular, or if the memory cannot hold them."""
     size = 0
     for path in paths:
         try:
@@ -445,7 +451,7 @@ def refuse_too_large(paths: list[Path]) -> None:
 def read_json(path: Path, at_most: int = MAX_JSON_BYTES) -> _Json:
     """The object in a JSON file.
 
-    Raises GptcliError if the file is too large, damaged or not an object."""
+    Raises GptcliError if the file is too large or damaged, or has no object in it."""
     try:
         value = json.loads(read_bounded(path, at_most).decode("utf-8-sig"))
     except OSError as error:

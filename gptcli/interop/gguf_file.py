@@ -1,7 +1,7 @@
 """Writes a model as a GGUF file for llama.cpp and programs that are built on llama.cpp.
 
-`arch: modern` becomes llama.cpp's qwen3, or its llama if the model has no QK-norm. `arch: gpt2`
-becomes its gpt2. The package `gguf` writes the file.
+In llama.cpp, `arch: modern` has the name qwen3, or llama if the model has no QK-norm, and `arch:
+gpt2` has the name gpt2. The package `gguf` writes the file.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from gptcli.tokenization.tokenizer import END_OF_TEXT
 from gptcli.training.loading import Trained
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
-"""The types in which matrices can be stored. Norms, biases and positions are always float32.
-
-With q8_0, a matrix becomes f16 if its rows are not whole blocks of 32 numbers."""
+"""The types in which matrices can be stored. Norms, biases and positions are always float32. If the
+type is q8_0, a matrix is stored as f16 if its rows are not whole blocks of 32 numbers."""
 
 _Q8_BLOCK = 32
 _OUTSIDE = {
@@ -61,7 +60,7 @@ _IN_BLOCK = {
 
 
 def write_file(trained: Trained, path: Path, type_name: str) -> None:
-    """Write a trained model with its tokenizer; matrices are stored in `type_name`.
+    """Write a trained model with its tokenizer. `type_name` is the type of the matrices.
 
     The package gguf must be installed."""
     import gguf
@@ -81,7 +80,7 @@ def write_file(trained: Trained, path: Path, type_name: str) -> None:
 
 
 def named_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and values of each tensor of the file: float32, matrices as (outputs, inputs)."""
+    """Yield each tensor of the file with its name: float32, matrices as (outputs, inputs)."""
     config = trained.config.model
     weights = to_hugging_face(config, dict(trained.model.named_parameters()))
     for name, tensor in weights.items():
@@ -98,14 +97,14 @@ def named_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
 def _in_pairs(matrix: Tensor, head_dim: int) -> Tensor:
     """The matrix (H D, C) with the rows of each head in the order 0, D/2, 1, D/2 + 1, ...
 
-    llama.cpp's "llama" rotates neighbouring channels, and its "qwen3" rotates the channels i and i
-    + D/2."""
+    With the name "llama", llama.cpp rotates pairs of neighbouring channels. With the name "qwen3",
+    it rotates pairs of the channels i and i + D/2, as gptcli does."""
     heads = matrix.view(-1, 2, head_dim // 2, matrix.shape[1])
     return heads.transpose(1, 2).reshape(matrix.shape)
 
 
 def gguf_name(name: str) -> str:
-    """The name in GGUF of the parameter `name` of Hugging Face's model."""
+    """The name in GGUF of the parameter that Hugging Face's model calls `name`."""
     if name in _OUTSIDE:
         return _OUTSIDE[name]
     inside = name.removeprefix("model.layers.").removeprefix("transformer.h.")
@@ -140,10 +139,10 @@ def _add_sizes(writer: Any, config: ModelConfig, tokenizer: Tokenizer) -> None:
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
-    """Write the vocabulary: subwords as "gpt2", characters and bytes as "rwkv".
+    """Write the vocabulary: of the kind "gpt2" for subwords, "rwkv" for characters and bytes.
 
-    "rwkv" takes the longest token at each position of the text. It has no merges. Unlike "gpt2", it
-    has no end-of-text by default."""
+    A tokenizer of the kind "rwkv" takes the longest token at each position of the text. It has no
+    merges. Unlike "gpt2", it has no end-of-text by default."""
     import gguf
 
     kinds = [int(gguf.TokenType.NORMAL)] * tokenizer.vocab_size
@@ -174,7 +173,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
 def _add_imported(writer: Any, tokenizer: ImportedTokenizer) -> None:
     """Write the vocabulary of an imported tokenizer, and llama.cpp's name for its split pattern.
 
-    Raises GptcliError (exit code 1) if gptcli knows no such name."""
+    Raises GptcliError (exit code 1) if gptcli knows no name of llama.cpp for the split pattern."""
     import gguf
 
     pre = tokenizer.splitting.llama_cpp
@@ -201,7 +200,7 @@ def _add_imported(writer: Any, tokenizer: ImportedTokenizer) -> None:
 
 
 def _escaped(piece: bytes) -> str:
-    """A token as text for a vocabulary of the kind "rwkv", which reads escapes as in C."""
+    """A token as text for a vocabulary of the kind "rwkv", in which escapes are as in C."""
     try:
         text = piece.decode("utf-8")
     except UnicodeDecodeError:

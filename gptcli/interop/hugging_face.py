@@ -1,8 +1,8 @@
 """Writes a model as a folder that Hugging Face's transformers loads without remote code.
 
-`arch: modern` becomes Qwen3ForCausalLM, or LlamaForCausalLM if the model has no QK-norm.
-`arch: gpt2` becomes GPT2LMHeadModel. The files are written with safetensors and json; transformers
-is needed only for the proof.
+A model of `arch: modern` is loaded as Qwen3ForCausalLM, or as LlamaForCausalLM if it has no
+QK-norm. A model of `arch: gpt2` is loaded as GPT2LMHeadModel. The packages safetensors and json
+write the files; transformers is needed only for the proof.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from gptcli.tokenization import Tokenizer
 from gptcli.training.loading import Trained
 
 SHARD_BYTES = 5 << 30
-"""The most bytes in a file of weights, unless a single weight has more.
-
-Larger models are written to several files."""
+"""The largest number of bytes in a file of weights, unless a single weight has more. If a model has
+more bytes, it is written to several files."""
 
 
 def write_folder(trained: Trained, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -33,7 +32,7 @@ def write_folder(trained: Trained, folder: Path, *, shard_bytes: int = SHARD_BYT
 
 
 def write_settings(trained: Trained, folder: Path, more: dict[str, Any]) -> None:
-    """Write the tokenizer and the config files; `more` is added to config.json."""
+    """Write the tokenizer and the config files. The keys of `more` are added to config.json."""
     config, tokenizer = trained.config.model, trained.tokenizer
     _write_json(folder / "config.json", model_config(config, tokenizer) | more)
     _write_json(folder / "generation_config.json", _generation(tokenizer))
@@ -48,7 +47,7 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         **_token_ids(tokenizer),
         "dtype": "float32",
-        "torch_dtype": "float32",  # the name of this key before transformers 4.56
+        "torch_dtype": "float32",  # the name of the key `dtype` before transformers 4.56
         "tie_word_embeddings": traits.tied_head,
         "use_cache": True,
     }
@@ -63,7 +62,7 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
             "n_layer": config.n_layer,
             "n_head": config.n_head,
             "n_inner": traits.hidden_width(config.n_embd),
-            "activation_function": "gelu_new",  # the tanh form
+            "activation_function": "gelu_new",  # the tanh form of GELU
             "resid_pdrop": config.dropout,
             "embd_pdrop": config.dropout,
             "attn_pdrop": config.dropout,
@@ -92,7 +91,7 @@ def model_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         return {**found, "mlp_bias": False}
     return {
         **found,
-        # Past the window, a token looks at itself and the block_size - 1 tokens before it.
+        # In longer texts, a token attends to itself and the block_size - 1 tokens before it.
         "use_sliding_window": True,
         "sliding_window": config.block_size,
         "max_window_layers": 0,
@@ -119,8 +118,8 @@ def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    # Without this class, AutoTokenizer takes the tokenizer of the model_type. Qwen3's tokenizer
-    # would replace the rules of tokenizer.json and give other ids, without an error.
+    # Without this class, AutoTokenizer uses the tokenizer class of the model_type. Qwen3's class
+    # would replace the rules of tokenizer.json, and give other ids without an error.
     found: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.block_size,
@@ -137,7 +136,7 @@ def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, An
 
 
 def _write_weights(folder: Path, weights: dict[str, Tensor], shard_bytes: int) -> None:
-    """Write model.safetensors, or numbered shards with an index if it would be too large."""
+    """Write model.safetensors, or if it would be too large, numbered shards with an index."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in weights.items():

@@ -25,7 +25,7 @@ from gptcli.training.schedule import resolve_rate
 from gptcli.training.training_state import Progress, build_model
 
 IMPORTED = "an imported model"
-"""The `data.source` of an imported run, whose training text is not known."""
+"""The value of data.source in an imported run, whose training text is not known."""
 
 _STEP_TOKENS = 4096
 _ALLOWED = ("*.json", "*.safetensors", "merges.txt")
@@ -33,7 +33,7 @@ _ALLOWED = ("*.json", "*.safetensors", "merges.txt")
 
 @dataclass(frozen=True)
 class Import:
-    """The run that was written, the result of the comparison with the other program, and notes."""
+    """What an import wrote, the result of the comparison with the other program, and notes."""
 
     run: Path
     model_type: str
@@ -45,12 +45,12 @@ class Import:
 def read_foreign(
     path: Path, *, tokenizer: Path | None = None, block_size: int | None = None
 ) -> tuple[Trained, ForeignModel]:
-    """The model and tokenizer of another program, ready to sample; nothing is written.
+    """A model of another program with its tokenizer, ready to sample. No file is written.
 
-    `path` is a Hugging Face folder or nanoGPT's ckpt.pt. `tokenizer` replaces the tokenizer of
-    `path`. It names a tokenizer.json, a folder with a tokenizer, a text whose characters are the
-    vocabulary, or GPT-2's tokenizer (`gpt2`). Raises GptcliError if something is missing or
-    damaged, or if gptcli cannot compute exactly this model."""
+    `path` is a Hugging Face folder or nanoGPT's ckpt.pt. `tokenizer` replaces the tokenizer in
+    `path`. It is the path of a tokenizer.json, of a folder with a tokenizer, or of a text whose
+    characters are the vocabulary, or it is the word `gpt2` for GPT-2's tokenizer. Raises
+    GptcliError if a file is missing or damaged, or if gptcli cannot compute exactly this model."""
     foreign = read_model(path, block_size)
     found = tokenizer_of_folder(tokenizer or path, foreign.vocab_size)
     found, note = padded(found, foreign.vocab_size, path)
@@ -84,7 +84,7 @@ def meta_of_import(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _train_config(model: ModelConfig) -> TrainConfig:
-    """The section `train` for `train --from`: AdamW, 1 to 16 sequences in a step."""
+    """The section `train` that `train --from` will use: AdamW, 1 to 16 sequences in a step."""
     train = TrainConfig(
         optimizer="adamw", batch_size=max(1, min(16, _STEP_TOKENS // model.block_size))
     )
@@ -101,10 +101,11 @@ def import_model(
 ) -> Import:
     """Write a model of another program as the run folder `out`, which must be new or empty.
 
-    If `path` is a folder and transformers is installed, it reads the folder, too, and the logits
-    are compared. Token ids are compared, too, unless `tokenizer` is given. `out` appears when it is
-    complete. Raises GptcliError like `read_foreign`, and if the other program computes something
-    else (exit code 1) or `out` cannot be written."""
+    If `path` is a folder and transformers is installed, transformers also reads the folder, and its
+    logits are compared with gptcli's. The token ids are compared as well, unless `tokenizer` is
+    given. `out` appears only when it is complete. Raises GptcliError for the same reasons as
+    `read_foreign`, if `out` cannot be written, and (exit code 1) if transformers computes something
+    else."""
     refuse_taken(out)
     trained, foreign = read_foreign(path, tokenizer=tokenizer, block_size=block_size)
     found = proof.Proof(None, (), "gptcli knows no other program that reads a ckpt.pt")
@@ -116,12 +117,12 @@ def import_model(
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise GptcliError if the run folder of an import exists and holds something.
+    """Raise GptcliError if the run folder that an import shall write exists and is not empty.
 
-    It may hold a lock and an empty `checkpoints`."""
+    It may have a lock and an empty folder `checkpoints`."""
     try:
         run_folder.refuse_existing(out)
-    except run_folder.RunExistsError as error:  # its hint is about training
+    except run_folder.RunExistsError as error:  # the hint of `error` is about training
         raise GptcliError(error.message, "name another folder with --out") from None
 
 
@@ -132,10 +133,10 @@ def write_run(
     state: dict[str, Tensor],
     **status: Any,
 ) -> None:
-    """Write an imported model as the run folder `out`, which appears when it is complete.
+    """Write an imported model as the run folder `out`, and delete it if anything fails.
 
-    `origin` says what was imported. `state` has the tensors of the checkpoint that are not
-    weights."""
+    `origin` says what was imported. `state` has the tensors of the checkpoint that are not weights.
+    `status` has more keys for run.json."""
     status = {
         "imported": origin,
         "stopped": "imported",
@@ -153,17 +154,17 @@ def write_run(
         with suppress(OSError):
             durable.remove_tree(out)
             durable.remove_made(made)
-        if isinstance(error, GptcliError):  # its hint is about training
+        if isinstance(error, GptcliError):  # the hint of `error` is about training
             hint = "free some space, or choose a folder on another disk with --out"
             raise GptcliError(error.message, hint, exit_code=error.exit_code) from None
         raise
 
 
 def from_hub(name: str) -> Path:
-    """The local folder of a model of the Hugging Face Hub. Downloads what is not in the cache.
+    """The local folder of a model from the Hugging Face Hub. Missing files are downloaded.
 
     Only JSON, safetensors and merges.txt are downloaded. Raises GptcliError if huggingface_hub is
-    not installed, or if there is no such model or no network."""
+    not installed, or if the model or the network is missing."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -173,7 +174,7 @@ def from_hub(name: str) -> Path:
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=list(_ALLOWED)))
-    except Exception as error:  # huggingface_hub and its network library raise many types of errors
+    except Exception as error:  # the packages for the download raise many types of errors
         words = " ".join(str(error).split())[:160] or type(error).__name__
         raise GptcliError(
             f"there is no file or folder {name}, and the Hugging Face Hub cannot send it: {words}",

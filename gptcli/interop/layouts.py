@@ -1,4 +1,4 @@
-"""Renames and reshapes weights between our model and Hugging Face's models, without loss.
+"""Converts weights between gptcli's model and Hugging Face's models, by new names and shapes.
 
 The names come from the table in gptcli.model.parameters. Dimensions: C channels (n_embd).
 """
@@ -18,11 +18,11 @@ _QK_NORM = ("attn.q_norm.weight", "attn.k_norm.weight")
 
 
 def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weights:
-    """Our weights under the names of GPT2LMHeadModel, Qwen3ForCausalLM or LlamaForCausalLM.
+    """gptcli's weights under the names of GPT2LMHeadModel, Qwen3ForCausalLM or LlamaForCausalLM.
 
     Hugging Face's GPT-2 stores the matrices of its blocks transposed, and query, key and value as
-    one matrix. These matrices and all layer norms have a bias there: if ours has no bias, zeros are
-    written."""
+    one matrix. Its matrices and layer norms all have biases: if the model in gptcli has none, the
+    biases are written as zeros."""
     found: _Weights = {}
     if config.traits.model_type != "gpt2":
         for name, theirs, _ in pairs(config):
@@ -47,15 +47,15 @@ def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weig
 
 
 def from_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weights:
-    """The inverse of to_hugging_face: contiguous weights under our names.
+    """The inverse of to_hugging_face: contiguous weights under gptcli's names.
 
-    Raises KeyError if a weight is missing, and ValueError for a weight that our model does not
+    Raises KeyError if a weight is missing, and ValueError for a weight that gptcli's model does not
     have."""
     found: _Weights = {}
     used = set()
     for name, theirs, row in pairs(config):
         if config.traits.model_type == "gpt2" and row.role == "bias" and not config.bias:
-            used.add(theirs)  # zeros
+            used.add(theirs)  # a bias of zeros
             continue
         tensor = weights[theirs]
         used.add(theirs)
@@ -72,10 +72,10 @@ def from_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _We
 
 
 def pairs(config: ModelConfig) -> list[tuple[str, str, Parameter]]:
-    """For each parameter of this arch: our name, the Hugging Face name and the row of the table.
+    """(name in gptcli, name in Hugging Face, row of the table) for each parameter of this arch.
 
     Leaves out a tied head, and QK-norm if the model has no QK-norm. GPT-2's biases are in the list
-    even if our model has no biases."""
+    even if the model has no biases."""
     modern = config.traits.model_type != "gpt2"
     prefix = "model.layers." if modern else "transformer.h."
     found: list[tuple[str, str, Parameter]] = []

@@ -1,8 +1,8 @@
 """Runs a GGUF file in llama.cpp (package xllamacpp), in a separate process, for the proof.
 
-llama.cpp ends its process if it cannot load a file, so it must not run in our process. The separate
-process reads a request in JSON from standard input and writes the answer to the file that the
-request names.
+llama.cpp ends its process if it cannot load a file, so it must not run in gptcli's process. The
+separate process reads a request in JSON from standard input, and writes its answer to the file that
+the request names.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _SECONDS = 300
 
 @dataclass(frozen=True)
 class Answer:
-    """The results of llama.cpp.
+    """What llama.cpp computed.
 
-    `log_probabilities` has, for each prompt, the log-probability of each token as the next token.
-    `counts` has the number of tokens of each text."""
+    `log_probabilities` has a dict for each prompt: {token id: log-probability that this token
+    follows the prompt}. `counts` has the number of tokens of each text."""
 
     log_probabilities: list[dict[int, float]]
     counts: list[int]
@@ -46,10 +46,11 @@ def version() -> str:
 def ask(
     path: Path, prompts: Sequence[Sequence[int]], texts: Sequence[str], vocab_size: int, letter: int
 ) -> Answer | None:
-    """llama.cpp's answer for prompts of token ids and for texts; None if its process failed.
+    """What llama.cpp computes for prompts of token ids and for texts; None if its process failed.
 
-    `letter` is the id of a token of ASCII letters. llama.cpp must choose this token, because it
-    gives no probabilities if it chooses a part of a character."""
+    `letter` is the id of a token of ASCII letters. llama.cpp is made to choose this token after
+    each prompt, because it gives no probabilities if it chooses a token that is only a part of a
+    character."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "answer.json")
         request = {
@@ -86,7 +87,8 @@ def _main() -> None:
     params.n_ctx = max(longest + 8, 256)
     params.n_parallel = 1
     params.warmup = False
-    # With flash attention or a 16-bit cache, the differences are a thousand times as large.
+    # With flash attention or a 16-bit cache, the differences from gptcli are a thousand times as
+    # large.
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(params)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from gptcli.files.bounded import read_lines
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 640, 260, 56, 16, 36  # the curve's place, in pixels
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 640, 260, 56, 16, 36  # size and margins in pixels
 
 Points = list[tuple[int, float]]
 """The points of a curve: pairs of step and loss."""
 
 
 def recorded_losses(run: Path) -> tuple[Points, Points]:
-    """The training losses and the validation losses that metrics.jsonl holds."""
+    """The points of the training losses and of the validation losses in a run's metrics.jsonl."""
     train: Points = []
     val: Points = []
     with suppress(OSError):
@@ -31,7 +31,7 @@ def recorded_losses(run: Path) -> tuple[Points, Points]:
 
 
 def loss_curve(train: Points, val: Points) -> str:
-    """An SVG with the curves of both losses over the steps; `train` has at least two points."""
+    """An SVG with the training and validation losses over the steps. `train` needs two points."""
     steps = [step for step, _ in (*train, *val)]
     losses = [loss for _, loss in (*train, *val)]
     last, low, high = max(steps), min(losses), max(losses)

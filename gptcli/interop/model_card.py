@@ -13,6 +13,7 @@ from gptcli.interop.loss_curve import loss_curve, recorded_losses
 from gptcli.interop.proof import Doing, Proof
 from gptcli.model.gpt import count_parameters
 from gptcli.sampling.next_token import SamplingParams
+from gptcli.sampling.streams import window_stride
 from gptcli.sampling.text import generate_one
 from gptcli.training.loading import Trained
 from gptcli.training.run_folder import read_status
@@ -25,8 +26,8 @@ _TEMPERATURE = SamplingParams().temperature
 def write(trained: Trained, folder: Path, to: str, proof: Proof, limits: Sequence[str]) -> None:
     """Write README.md, and loss.svg if the run has losses, into the folder of an export.
 
-    `to` is the format, "huggingface" or "onnx". If the folder holds an adapter for peft, the card
-    is about the model with this adapter."""
+    `to` is the format, "huggingface" or "onnx". If the folder contains an adapter for peft, the
+    card is about the model with this adapter."""
     adapter = (folder / "adapter" / "adapter_config.json").is_file()
     losses = recorded_losses(trained.run)
     has_curve = len(losses[0]) > 1
@@ -110,7 +111,7 @@ def _hugging_face_usage(trained: Trained, *, adapter: bool) -> Iterator[str]:
 
 
 def _onnx_usage(trained: Trained) -> Iterator[str]:
-    """The lines of a program that continues a prompt with the cache, also past the window."""
+    """The lines of a Python program that continues a prompt, also past the end of the window."""
     config = trained.config.model
     learned = config.traits.positions == "learned"
     first = " - start" if learned else ""
@@ -127,7 +128,7 @@ def _onnx_usage(trained: Trained) -> Iterator[str]:
     yield "for _ in range(100):"
     if learned:
         yield f"    while len(ids) - start > {config.block_size}:  # the window is full"
-        yield f"        start += {max(1, config.block_size // 4)}"
+        yield f"        start += {window_stride(config.block_size)}"
         yield "        cache, read = empty, start"
     yield '    kept = cache["past_key_values.0.key"].shape[2]'
     yield "    logits, *present = session.run(None, {"
@@ -140,7 +141,7 @@ def _onnx_usage(trained: Trained) -> Iterator[str]:
     if learned:
         yield "    cache = dict(zip(cache, present))"
     else:
-        width = max(1, config.block_size - 1)  # earlier tokens that the next token looks at
+        width = max(1, config.block_size - 1)  # how many earlier tokens a token attends to
         yield f"    cache = {{name: part[:, :, -{width}:] for name, part in zip(cache, present)}}"
     yield "    chances = np.exp((logits[0, -1] - logits[0, -1].max()) / temperature)"
     yield "    ids.append(int(rng.choice(len(chances), p=chances / chances.sum())))"
@@ -148,7 +149,7 @@ def _onnx_usage(trained: Trained) -> Iterator[str]:
 
 
 def proof_sentence(proof: Proof, doing: Doing = "export") -> str:
-    """The result of the proof in one or two sentences."""
+    """The result of a proof in one or two sentences for the user."""
     if proof.largest_difference is None:
         nothing = f"Nothing was proven: {proof.reader}."
         packages = ("transformers", "xllamacpp", "onnxruntime", "peft")
@@ -181,7 +182,7 @@ def _facts(trained: Trained) -> Iterator[tuple[str, str]]:
 
 
 def _prompt(trained: Trained) -> str:
-    """A short prompt that the tokenizer can encode: "The", else a letter, else any token."""
+    """A short prompt that the tokenizer can encode: "The", or a token of letters, or any token."""
     letters_first = sorted(trained.tokenizer.pieces, key=lambda piece: not piece.isalpha())
     for text in (b"The", *letters_first):
         with suppress(GptcliError, UnicodeDecodeError):
@@ -191,7 +192,7 @@ def _prompt(trained: Trained) -> str:
 
 
 def _config_lines(trained: Trained) -> Iterator[str]:
-    """The sections `model` and `train` of the config; other sections can name private folders."""
+    """The config's sections `model` and `train`, without sections that can name private folders."""
     inside = False
     for line in dump_config(trained.config).splitlines():
         if line and not line.startswith((" ", "#")):

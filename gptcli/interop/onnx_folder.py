@@ -1,8 +1,8 @@
 """Writes a model as a folder of ONNX files for onnxruntime, Optimum and transformers.js.
 
-The files have the names and places that transformers.js expects. `onnx/model.onnx` has a key/value
-cache. `onnx/model_without_cache.onnx` takes complete texts. The other files are those of a Hugging
-Face folder.
+The files have the names and places that transformers.js expects. `onnx/model.onnx` has inputs and
+outputs for a key/value cache. `onnx/model_without_cache.onnx` has none, so it reads complete texts.
+All other files are those of a Hugging Face folder.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from gptcli.training.loading import Trained
 WITH_CACHE, WITHOUT_CACHE = "onnx/model.onnx", "onnx/model_without_cache.onnx"
 
 EXTERNAL_BYTES = 1 << 30
-"""Weights of more bytes go to a separate file, because a protobuf can have only 2 GB."""
+"""More bytes of weights are written to a separate file, because a protobuf can have only 2 GB."""
 
 
 def write_folder(trained: Trained, folder: Path, *, external_bytes: int = EXTERNAL_BYTES) -> None:
-    """Write both ONNX files, the config and the tokenizer of a trained model into an empty folder.
+    """Write the two ONNX files, the config and the tokenizer of a trained model into an empty
+    folder.
 
     The package onnx must be installed."""
     from gptcli.interop import onnx_graph
@@ -33,15 +34,16 @@ def write_folder(trained: Trained, folder: Path, *, external_bytes: int = EXTERN
     # Without a dtype, transformers.js in a browser asks for another file, model_quantized.onnx.
     settings: dict[str, Any] = {"dtype": "fp32"}
     if external:
-        # The value is the number of files with weights.
+        # The value 1 is the number of files with weights.
         settings["use_external_data_format"] = {Path(WITH_CACHE).name: 1}
     hugging_face.write_settings(trained, folder, {"transformers.js_config": settings})
 
 
 def _save(model: Any, path: Path, external_bytes: int) -> bool:
-    """Write a model to a file, and weights of over `external_bytes` to NAME_data next to it.
+    """Write a model to the file `path`, and return whether its weights are in a separate file.
 
-    Returns whether it wrote NAME_data."""
+    They are in the file NAME_data, next to the file NAME, if they have more than `external_bytes`
+    bytes."""
     import onnx
 
     size = sum(len(weight.raw_data) for weight in model.graph.initializer)

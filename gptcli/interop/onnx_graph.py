@@ -1,10 +1,11 @@
 """Builds the ONNX graph of a model from its parameters, with a key/value cache or without.
 
-The graph is built node by node with the package onnx. torch.onnx would trace our forward pass, and
-fix what depends on T in it: the length of the rotary table and the choice of the fused kernel.
+The graph is built node by node with the package onnx. torch.onnx would trace the forward pass for
+one T, and everything that depends on T would then be constant: the length of the rotary table and
+the choice of the fused kernel.
 
-Dimensions: B batch, T new tokens, P tokens in the cache, S = P + T tokens that a query can look at,
-H heads, K heads of keys and values, D head_dim, C channels, V vocabulary, W window (block_size).
+Dimensions: B batch, T new tokens, P past tokens (in the cache), S = P + T tokens in all, H heads, K
+heads of keys and values, D head_dim, C channels, V vocabulary, W window (block_size).
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from gptcli import __version__
 from gptcli.model.gpt import GPT
 
 OPSET = 18
-"""The version of ONNX's operators (December 2022). onnxruntime 1.14 and later run it."""
+"""The version of ONNX's operators (December 2022), which onnxruntime 1.14 and later can run."""
 _IR_VERSION = 8  # the version of the file format that belongs to OPSET
 
-_TURN = 1 << 40  # parts of a turn; for positions below 2^25, position * parts fits into 64 bits
-_NEVER = float(np.finfo(np.float32).min)  # the score of a key that a query cannot look at
+_TURN = 1 << 40  # the number of parts of a full turn; 64 bits suffice for positions below 2^25
+_NEVER = float(np.finfo(np.float32).min)  # the score of a key that is masked
 
-# The names that Optimum and transformers.js use. transformers.js looks for `batch_size` to make an
-# empty cache.
+# The names of dimensions that Optimum and transformers.js use. transformers.js looks for the name
+# `batch_size` when it makes an empty cache.
 _BATCH, _TIME, _PAST, _ALL = (
     "batch_size",
     "sequence_length",
@@ -39,13 +40,14 @@ _BATCH, _TIME, _PAST, _ALL = (
 
 
 def build(model: GPT, *, cache: bool) -> Any:
-    """The model as an onnx.ModelProto in float32; builtin parts only.
+    """The model as an onnx.ModelProto in float32. The model must have only builtin parts.
 
-    Inputs: `input_ids` int64 (B, T). Output: `logits` (B, T, V). With `cache`, there are more
-    inputs: `attention_mask` int64 (B, S), 0 for padding; `position_ids` int64 (B, T);
-    `past_key_values.i.key` and `.value` (B, K, P, D) of each layer i. There are also more outputs:
-    `present.i.key` and `.value` (B, K, S, D), the cache for the next call. P can be 0. A caller can
-    drop all but the last W - 1 tokens of a cache, because a query looks at no earlier tokens."""
+    The input is `input_ids` int64 (B, T), and the output is `logits` (B, T, V). If `cache` is true,
+    there are more inputs: `attention_mask` int64 (B, S), which is 0 for padding; `position_ids`
+    int64 (B, T); `past_key_values.i.key` and `.value` (B, K, P, D) for each layer i. Then there are
+    also more outputs: `present.i.key` and `.value` (B, K, S, D), the cache for the next call. P can
+    be 0. Between two calls, a program may keep only the last W - 1 tokens of the cache, because a
+    query attends to no earlier ones."""
     return _Builder(model, cache).model()
 
 
@@ -121,7 +123,7 @@ class _Builder:
             producer_name="gptcli",
             producer_version=__version__,
         )
-        for name, value in self._weights.items():  # added here: make_graph would copy all of them
+        for name, value in self._weights.items():  # not by make_graph, which would copy all weights
             model.graph.initializer.append(numpy_helper.from_array(value, name))
         return model
 
@@ -136,7 +138,7 @@ class _Builder:
         forbidden: str,
         rotation: tuple[str, str] | None,
     ) -> str:
-        """Attention of the layer number `layer`: (B, T, C) -> (B, T, C)."""
+        """The attention of layer number `layer`: (B, T, C) -> (B, T, C)."""
         name, layers = f"h.{layer}.attn.", [attention.query, attention.key, attention.value]
         qkv = self._linear(x, layers, name + "qkv")
         sizes = self._integers([part.weight.shape[0] for part in layers])
@@ -162,7 +164,8 @@ class _Builder:
         return self._linear(mixed, [attention.c_proj], name + "c_proj")
 
     def _repeated(self, x: str) -> str:
-        """Keys or values (B, K, S, D), repeated for query heads that share them: (B, H, S, D)."""
+        """Keys or values (B, K, S, D), repeated for all query heads that share them: (B, H, S,
+        D)."""
         if self._kv_heads == self._heads:
             return x
         groups = self._heads // self._kv_heads
@@ -171,17 +174,18 @@ class _Builder:
         return self._op("Reshape", x, self._integers([0, self._heads, -1, self._head_dim]))
 
     def _present(self, name: str, past: str, new: str) -> str:
-        """The keys or values of all S tokens. They are also an output of the graph."""
+        """The keys or values of all S tokens, which are also an output of the graph."""
         info = helper.make_tensor_value_info(name, TensorProto.FLOAT, self._kept(_ALL))
         self._outputs.append(info)
         return self._op("Concat", past, new, axis=2, output=name)
 
     def _kept(self, tokens: str) -> tuple[str, int, str, int]:
-        """The shape of a layer's keys or values: (B, K, tokens, D)."""
+        """The shape of a layer's keys or values for `tokens` tokens: (B, K, tokens, D)."""
         return _BATCH, self._kv_heads, tokens, self._head_dim
 
     def _feed_forward(self, x: str, layer: Any, name: str) -> str:
-        """SwiGLU if the arch is gated, else the MLP: (B, T, C) -> (B, T, C)."""
+        """The feed-forward network, SwiGLU if the arch is gated, else MLP: (B, T, C) -> (B, T,
+        C)."""
         if self._traits.gated:
             gate = self._linear(x, [layer.gate_proj], name + ".gate_proj")
             gate = self._op("Mul", gate, self._op("Sigmoid", gate))  # SiLU
@@ -199,7 +203,7 @@ class _Builder:
         return self._op("Mul", x, gate)
 
     def _norm(self, x: str, layer: Any, name: str) -> str:
-        """RMSNorm or LayerNorm over the last dimension, as the arch says."""
+        """LayerNorm if the arch has it, else RMSNorm, over the last dimension."""
         gain = self._weight(name + ".weight", layer.weight)
         if self._traits.norm == "layer":
             bias = getattr(layer, "bias", None)
@@ -210,9 +214,9 @@ class _Builder:
         return self._op("Mul", self._op("Div", x, root), gain)
 
     def _linear(self, x: str, layers: Sequence[Any], name: str) -> str:
-        """One matrix product with the matrices of all `layers`; their outputs are concatenated.
+        """The joined outputs of several linear layers, computed as one matrix product.
 
-        The matrix is (inputs, outputs), which is the transposed matrix of nn.Linear."""
+        The matrix in the graph is (inputs, outputs), the transposed matrix of nn.Linear."""
         weight = torch.cat([layer.weight for layer in layers]).T
         x = self._op("MatMul", x, self._weight(name + ".weight", weight))
         if layers[0].bias is None:
@@ -221,16 +225,16 @@ class _Builder:
         return self._op("Add", x, self._weight(name + ".bias", bias))
 
     def _rotation(self, positions: str) -> tuple[str, str]:
-        """Cosine and sine of each position: int64 (B, T) -> two tensors (B, 1, T, D).
+        """The cosines and sines of positions: int64 (B, T) -> two tensors (B, 1, T, D).
 
-        As in gptcli.model.rotary, the first half of the sine is negated. gptcli.model.rotary
-        multiplies in float64, which few runtimes have. With products in float32, logits were wrong
-        by 0.001 at position 10,000. So integers count the parts of a turn, and complete turns are
-        dropped."""
+        As in gptcli.model.rotary, the first half of the sines is negated. gptcli.model.rotary
+        computes the angles in float64, which few runtimes can. With angles in float32, logits were
+        wrong by 0.001 at position 10,000. So angles are integers here, which count small parts of a
+        turn, and complete turns are subtracted."""
         half = np.arange(self._head_dim // 2)
         turns = self._traits.rope_theta ** (-2.0 * half / self._head_dim) / (
             2 * math.pi
-        )  # from one position to the next
+        )  # how far each pair of channels turns from one position to the following one
         parts = self._constant("turns", np.round(turns * _TURN).astype(np.int64))
         at = self._op("Unsqueeze", positions, self._integers([1, 3]))  # (B, 1, T, 1)
         half_turn = self._integers([_TURN // 2])
@@ -252,9 +256,10 @@ class _Builder:
         return self._op("Add", self._op("Mul", x, cos), self._op("Mul", swapped, sin))
 
     def _forbidden(self, past: str, time: str, mask: str | None) -> str:
-        """The banded causal mask, to be added to the scores: (T, S), or (B, 1, T, S) with `mask`.
+        """The causal mask with a sliding window: (T, S), or (B, 1, T, S) with padding in `mask`.
 
-        It is 0, or the lowest number for a key that a query cannot look at."""
+        It is added to the scores: the lowest number for a key that a query must not attend to, else
+        0."""
         total = self._op("Add", past, time)
         query = self._op("Unsqueeze", self._range(past, total), self._integers([1]))
         key = self._op("Unsqueeze", self._range(self._integers([0]), total), self._integers([0]))
@@ -273,14 +278,14 @@ class _Builder:
     # ---- nodes, inputs and weights ---------------------------------------------------------
 
     def _op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """Add a node, and return the name of its output: `output`, or a new name."""
+        """Add a node to the graph, and return the name of its output: `output`, or a new name."""
         (found,) = self._ops(kind, 1, *inputs, output=output, **attributes)
         return found
 
     def _ops(
         self, kind: str, outputs: int, *inputs: str, output: str | None = None, **attributes: Any
     ) -> list[str]:
-        """Add a node, and return the names of its outputs."""
+        """Add a node to the graph, and return the names of its outputs."""
         self._count += 1
         name = f"{kind}_{self._count}"
         names = [output or f"{name}_{i}" for i in range(outputs)]
@@ -292,12 +297,12 @@ class _Builder:
         return name
 
     def _size(self, tensor: str, dimension: int) -> str:
-        """The name of a tensor with the size of one dimension, int64 (1,)."""
+        """The size of one dimension of a tensor, as the name of a tensor int64 (1,)."""
         shape = self._op("Shape", tensor)
         return self._op("Gather", shape, self._integers([dimension]))
 
     def _range(self, first: str, end: str) -> str:
-        """The integers from `first` to `end` - 1; both are int64 (1,)."""
+        """The integers from `first` to `end` - 1. Both arguments name tensors int64 (1,)."""
         scalar = self._constant("scalar", np.zeros(0, np.int64))
         first, end = self._op("Reshape", first, scalar), self._op("Reshape", end, scalar)
         return self._op("Range", first, end, self._constant("one", np.array(1, np.int64)))

@@ -26,7 +26,7 @@ def session(path: Path) -> Any:
 
 
 class TextModel:
-    """Runs the ONNX file without a cache."""
+    """Runs the ONNX file that has no cache (model_without_cache.onnx)."""
 
     def __init__(self, path: Path) -> None:
         self._session = session(path)
@@ -38,7 +38,7 @@ class TextModel:
 
 
 class CachedModel:
-    """Runs the ONNX file with a cache, and holds the cache."""
+    """Runs the ONNX file that has a cache (model.onnx), and keeps the cache between the calls."""
 
     def __init__(self, path: Path) -> None:
         self._session = session(path)
@@ -46,7 +46,7 @@ class CachedModel:
         self._mask = np.ones((1, 0), np.int64)
 
     def clear(self, batch: int) -> None:
-        """Forget all tokens, and begin with `batch` new texts."""
+        """Remove all tokens from the cache, and begin a batch of `batch` new texts."""
         self._mask = np.ones((batch, 0), np.int64)
         self._past = {
             put.name: np.zeros((batch, put.shape[1], 0, put.shape[3]), np.float32)
@@ -55,7 +55,9 @@ class CachedModel:
         }
 
     def feed(self, idx: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Logits of T new tokens: int64 (B, T) -> float32 (B, T, V). `mask` is 0 for padding."""
+        """The logits of T new tokens: int64 (B, T) -> float32 (B, T, V).
+
+        `mask` is 0 for padding."""
         self._mask = np.concatenate((self._mask, mask.numpy()), axis=1)
         inputs = {
             "input_ids": idx.numpy(),
@@ -68,20 +70,21 @@ class CachedModel:
         return torch.from_numpy(logits)
 
     def keep(self, tokens: int) -> None:
-        """Drop all but the last `tokens` tokens of the cache."""
+        """Remove all tokens from the cache, except the last `tokens` tokens."""
         first = max(0, self._mask.shape[1] - tokens)
         self._mask = self._mask[:, first:]
         self._past = {name: kept[:, :, first:] for name, kept in self._past.items()}
 
     def in_one_call(self, idx: Tensor) -> Tensor:
-        """The logits of a text, read in one call: int64 (1, T) -> float32 (1, T, V)."""
+        """The logits of a text that is read in one call: int64 (1, T) -> float32 (1, T, V)."""
         self.clear(1)
         return self.feed(idx, torch.arange(idx.shape[1])[None], torch.ones_like(idx))
 
     def in_pieces(self, idx: Tensor, window: int) -> Tensor:
-        """The logits of a text, read in several calls: half of it, single tokens, the rest.
+        """The logits of a text that is read in pieces: half of it, 32 single tokens, what remains.
 
-        Between two calls, the cache keeps only the tokens that the next token can look at."""
+        Between two calls, the cache keeps only the tokens that the token after them can attend
+        to."""
         half = idx.shape[1] // 2
         singles = min(32, idx.shape[1] - half)
         sizes = [half, *[1] * singles, idx.shape[1] - half - singles]
@@ -96,11 +99,13 @@ class CachedModel:
         return torch.cat(found, dim=1)
 
     def in_batch(self, idx: Tensor) -> Tensor:
-        """The logits of a text, read as the second text of a batch, after two tokens of padding."""
+        """The logits of a text that is read as the second of a batch, after two tokens of
+        padding."""
         two = torch.zeros(2, idx.shape[1] + 2, dtype=torch.int64)
         mask = torch.ones_like(two)
         two[1, 2:], mask[1, :2] = idx[0], 0
         positions = torch.arange(two.shape[1]) - torch.tensor([[0], [2]])
         self.clear(2)
-        # The last positions of the first text, which is not compared, do not exist in some models.
+        # Some models do not have the last two positions of the first text. Its logits are not
+        # compared.
         return self.feed(two, positions.clamp(0, idx.shape[1] - 1), mask)[1:, 2:]

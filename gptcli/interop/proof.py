@@ -1,4 +1,4 @@
-"""Proves an export: the other program reads it, and its logits and token ids are compared.
+"""Proves an export: the other program reads it, and computes the same logits and token ids.
 
 Dimensions: T tokens, V vocabulary, W window (block_size).
 """
@@ -24,7 +24,7 @@ from gptcli.tokenization import Tokenizer
 from gptcli.training.loading import Trained
 
 TOLERANCE = 1e-3
-"""The largest difference of two logits that rounding can cause, for logits of up to 10."""
+"""The largest difference of two logits that rounding can cause if all logits are below 10."""
 
 Doing = Literal["export", "import"]
 
@@ -40,12 +40,12 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Proof:
-    """The result of comparing the other program, which reads the files, with our model.
+    """The result of comparing another program, which reads the files, with gptcli.
 
-    `largest_difference` is the largest difference of two logits, or for GGUF of two
+    `largest_difference` is the largest difference between their logits, or for GGUF between their
     log-probabilities; None if nothing was compared. `lengths` are the lengths of the prompts in
-    tokens. `reader` names the other program with its version, or says why no program could read the
-    files."""
+    tokens. `reader` is the name of the other program with its version, or the reason why nothing
+    was compared."""
 
     largest_difference: float | None
     lengths: tuple[int, ...]
@@ -61,10 +61,10 @@ def prove(
     past_window: bool,
     doing: Doing = "export",
 ) -> Proof:
-    """Compare `logits_of` (int64 (1, T) -> (1, T, V)) with our model on a fixed set of prompts.
+    """Compare `logits_of` (int64 (1, T) -> (1, T, V)) with gptcli's model on some fixed prompts.
 
-    With `past_window`, one prompt is longer than the window. Raises GptcliError (exit code 1) if a
-    logit differs by more than rounding can cause."""
+    If `past_window` is true, one of the prompts is longer than the window. Raises GptcliError (exit
+    code 1) if a logit differs by more than rounding can cause."""
     window = trained.config.model.block_size
     lengths = sorted({1, min(3, window), max(1, window // 2), window})
     lengths += [window + min(window, 50) + 3] if past_window else []
@@ -76,7 +76,7 @@ def prove(
             raise GptcliError(
                 f"the {doing} was not kept: {reader} computes other logits from it (a prompt of "
                 f"{length} tokens differs by {difference:.2g})",
-                "this is a fault of gptcli or of that version: please report it",
+                "this is a fault of gptcli or of the other program: please report it",
                 exit_code=1,
             )
         largest = max(largest, difference)
@@ -85,9 +85,9 @@ def prove(
 
 @torch.no_grad()
 def our_logits(model: GPT, idx: Tensor) -> Tensor:
-    """The logits of our model, also past the window: int64 (1, T) -> float32 (1, T, V).
+    """The logits of gptcli's model for a text of any length: int64 (1, T) -> float32 (1, T, V).
 
-    Each token sees itself and the W - 1 tokens before it."""
+    Each token attends to itself and the W - 1 tokens before it."""
     window = model.config.block_size
     if idx.shape[1] <= window:
         logits: Tensor = model(idx)
@@ -108,7 +108,7 @@ def same_ids(
         if encode(text) != [*tokenizer.prefix, *_ids(tokenizer, text)]:
             raise GptcliError(
                 f"the {doing} was not kept: {reader} gives other token ids for {text[:40]!r}",
-                "this is a fault of gptcli or of that version: please report it",
+                "this is a fault of gptcli or of the other program: please report it",
                 exit_code=1,
             )
 
@@ -116,9 +116,9 @@ def same_ids(
 def hugging_face(
     trained: Trained, folder: Path, *, doing: Doing = "export", with_texts: bool = True
 ) -> Proof:
-    """The proof of a Hugging Face folder, exported or imported, by transformers if it is installed.
+    """Prove a Hugging Face folder, exported or imported, by transformers if it is installed.
 
-    With `with_texts`, token ids are compared, too."""
+    If `with_texts` is true, token ids are compared, too."""
     with _quiet_and_offline():
         try:
             import transformers
@@ -152,12 +152,12 @@ def _has_window(theirs: Any, block_size: int) -> bool:
 
 
 def adapter(trained: Trained, base: Path, folder: Path, *, doing: Doing = "export") -> Proof:
-    """The proof of an adapter in `folder`, on the base model in `base`, by peft if it is installed.
+    """Prove an adapter in `folder` for the base model in `base`, by peft if it is installed.
 
-    The logits must equal those of our model with the adapters merged. The base model alone is not
-    compared: `hugging_face` does this."""
+    The logits must be equal to those of gptcli's model with the adapters merged. Use `hugging_face`
+    to prove the base model without the adapter."""
     with _quiet_and_offline(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # warnings of peft about transformers
+        warnings.simplefilter("ignore")  # peft warns about transformers
         try:
             import peft
             import transformers
@@ -178,7 +178,7 @@ def adapter(trained: Trained, base: Path, folder: Path, *, doing: Doing = "expor
 
 
 def onnx(trained: Trained, folder: Path) -> Proof:
-    """The proof of a folder with ONNX files, by onnxruntime if it is installed.
+    """Prove a folder with ONNX files, by onnxruntime if it is installed.
 
     The file without a cache reads each prompt. The file with a cache reads each prompt in one call,
     in pieces and in a batch. Raises GptcliError (exit code 1) if a file breaks ONNX's rules."""
@@ -201,7 +201,7 @@ def onnx(trained: Trained, folder: Path) -> Proof:
     except Exception as error:  # onnxruntime's errors have no common class
         raise GptcliError(
             f"the export was not kept: {reader} cannot load it: {' '.join(str(error).split())}",
-            "this is a fault of gptcli or of that version: please report it",
+            "this is a fault of gptcli or of the other program: please report it",
             exit_code=1,
         ) from None
     ways: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -232,16 +232,16 @@ def _valid_onnx(folder: Path) -> None:
 
 
 _GGUF_TOLERANCE = {"f32": 0.02, "f16": 0.1, "bf16": 0.5, "q8_0": 1.0}
-"""The largest difference of two log-probabilities that the type of the matrices can cause.
-
-llama.cpp computes GELU from a 16-bit table, so float32 needs a tolerance, too."""
-_LEAST_LOG_PROBABILITY = -15.0  # below it, llama.cpp's float32 sums are too rough
+"""Type of the matrices -> the largest difference of log-probabilities that it can cause. f32 needs
+a tolerance, too, because llama.cpp computes GELU from a 16-bit table."""
+_LEAST_LOG_PROBABILITY = -15.0  # llama.cpp's float32 sums are too inexact for smaller ones
 
 
 def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
-    """The proof of a GGUF file: its tensors are read back, and llama.cpp runs it if installed.
+    """Prove a GGUF file: read its tensors again, and run it in llama.cpp if that is installed.
 
-    The largest difference is that of two log-probabilities of the next token."""
+    The largest difference in the result is between two log-probabilities of a token after a
+    prompt."""
     _same_tensors(trained, path, type_name)
     if not llama_cpp.is_installed():
         return Proof(None, (), "llama.cpp (the package xllamacpp) is not installed")
@@ -259,7 +259,7 @@ def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
     if answer is None:
         raise GptcliError(
             f"the export was not kept: {reader} cannot run it",
-            "this is a fault of gptcli or of that version: please report it",
+            "this is a fault of gptcli or of the other program: please report it",
             exit_code=1,
         )
     largest = 0.0
@@ -270,7 +270,7 @@ def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
             raise GptcliError(
                 f"the export was not kept: {reader} gives {len(theirs):,} probabilities for "
                 f"{len(ours):,} tokens",
-                "this is a fault of gptcli or of that version: please report it",
+                "this is a fault of gptcli or of the other program: please report it",
                 exit_code=1,
             )
         seen = [i for i, value in enumerate(ours) if value > _LEAST_LOG_PROBABILITY]
@@ -280,20 +280,21 @@ def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
         raise GptcliError(
             f"the export was not kept: {reader} computes something else from it (log-probabilities "
             f"differ by {largest:.2g}; texts of {counts} tokens have {answer.counts} there)",
-            "this is a fault of gptcli or of that version: please report it",
+            "this is a fault of gptcli or of the other program: please report it",
             exit_code=1,
         )
     return Proof(largest, tuple(lengths), reader)
 
 
 _TENSOR_TOLERANCE = {"f32": 0.0, "f16": 2**-10, "bf16": 2**-7, "q8_0": 2**-6}
-"""For each type: the largest error of a number, divided by the largest number of its tensor."""
+"""Type of the matrices -> the largest allowed error of a number, relative to the largest number of
+its tensor."""
 
 
 def _same_tensors(trained: Trained, path: Path, type_name: str) -> None:
-    """Read the file back and compare all tensors.
+    """Read the tensors of a GGUF file, and compare all of them with the model's.
 
-    Raises GptcliError (exit code 1) if one differs by more than rounding can cause."""
+    Raises GptcliError (exit code 1) if a tensor differs by more than rounding can cause."""
     stored = dict(gguf_file.read_tensors(path))
     for name, tensor in gguf_file.named_tensors(trained):
         error = (stored.pop(name) - tensor).abs().max()
@@ -307,17 +308,17 @@ def _same_tensors(trained: Trained, path: Path, type_name: str) -> None:
 
 
 def _prompts(tokenizer: Tokenizer, lengths: list[int]) -> Iterator[Tensor]:
-    """Yield token ids for each length, equal in each call: int64 (1, T)."""
+    """Yield random token ids of each length, the same in every call: int64 (1, T)."""
     generator = torch.Generator().manual_seed(20_000)
     for length in lengths:
         yield torch.randint(0, tokenizer.vocab_size, (1, length), generator=generator)
 
 
 def _texts_for(tokenizer: Tokenizer) -> Iterator[str]:
-    """Texts that the tokenizer can encode. Some of them are made of its tokens."""
+    """Texts that the tokenizer can encode: fixed texts, and texts of random tokens."""
     generator = torch.Generator().manual_seed(20_001)
     drawn = torch.randint(0, tokenizer.vocab_size, (8, 40), generator=generator)
-    # Leave out names of special tokens, which the other program reads as these tokens.
+    # Leave out special tokens. The other program would take their names in a text for the tokens.
     names = {*tokenizer.special_ids} - ({tokenizer.eot} if tokenizer.reads_end_of_text else set())
     rows = ([id for id in row if id not in names] for row in drawn.tolist())
     for text in (*_TEXTS, *(tokenizer.decode(row) for row in rows)):
@@ -327,13 +328,15 @@ def _texts_for(tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids as the other program gives them: `<|endoftext|>` in a text is a token."""
+    """The ids that the other program should give.
+
+    It takes `<|endoftext|>` in a text for the token."""
     return tokenizer.encode(text, allow_eot=tokenizer.reads_end_of_text)
 
 
 @contextlib.contextmanager
 def _quiet_and_offline() -> Iterator[None]:
-    """Stop the Hugging Face libraries from printing and from asking a server."""
+    """Let the Hugging Face libraries print nothing and use no network inside the `with` block."""
     wanted = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -1,4 +1,4 @@
-"""Finds the tokenizer of an imported model, and pads it to the rows of the embedding."""
+"""Finds the tokenizer of an imported model, and pads it to the number of rows of the embedding."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from gptcli.tokenization.tokenizer import END_OF_TEXT
 
 _MOST_BYTES = 64 << 20
 GPT2 = "gpt2"
-"""This name means gptcli's own GPT-2 tokenizer, unless a file or folder has the name."""
-_GPT2_SIZES = (50_257, 50_304)  # nanoGPT rounds the rows of its embedding up to a multiple of 64
+"""The name that means gptcli's own GPT-2 tokenizer, unless a file or folder has this name."""
+_GPT2_SIZES = (50_257, 50_304)  # nanoGPT rounds the number of rows up to a multiple of 64
 
 
 def tokenizer_of_folder(path: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer in a folder or file; GPT-2's for `gpt2`, and for a ckpt.pt of GPT-2's size.
+    """The tokenizer in a folder or file. Returns GPT-2's for `gpt2`, or a ckpt.pt of GPT-2's size.
 
-    A folder has tokenizer.json, or vocab.json and merges.txt. A file is a tokenizer.json, or a text
-    whose characters are the vocabulary. Raises GptcliError if gptcli finds no tokenizer that it can
-    use."""
+    A folder must have a tokenizer.json, or a vocab.json and a merges.txt. A file must be a
+    tokenizer.json, or a text whose characters are the vocabulary. `vocab_size` is the number of
+    rows of the embedding. Raises GptcliError if gptcli finds no tokenizer that it can use."""
     if path == Path(GPT2) and not path.exists():
         return gpt2_tokenizer()
     if path.is_dir():
@@ -62,9 +62,9 @@ def tokenizer_of_folder(path: Path, vocab_size: int) -> Tokenizer:
 def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str | None]:
     """The tokenizer with as many tokens as the embedding has rows, and a note if tokens were added.
 
-    Models often have more rows than tokens, because round numbers are faster. Raises GptcliError if
-    the embedding has fewer rows than tokens, or if a tokenizer of characters or bytes has another
-    size."""
+    The embedding of a model often has more rows than there are tokens, because round numbers are
+    faster. Raises GptcliError if it has fewer rows than there are tokens, or if it has more but the
+    tokenizer is one of characters or bytes."""
     missing = rows - tokenizer.vocab_size
     if missing == 0:
         return tokenizer, None

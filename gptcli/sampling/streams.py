@@ -18,9 +18,10 @@ If a text is longer than the window of W tokens, the arch decides what the model
 - modern (rotary positions): each token looks at itself and the W - 1 tokens before it, in every
   layer. The result is the same as recomputing the whole text under a banded causal mask of width W.
 - gpt2 (learned positions): a token's vector depends on its position in the window. So if the window
-  moves, the model must recompute all tokens of the window. The window moves only once in W / 4
+  moves, the model must recompute all tokens of the window. The window moves only once in W / 2
   tokens (rounded down, at least 1): it starts at the smallest multiple of this number from which
-  the rest of the text fits in the window.
+  the rest of the text fits in the window. A window that moves more often predicts hardly better
+  (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -33,12 +34,17 @@ Uniform = Sequence[Sequence[float]]
 """The random numbers in [0, 1) of each stream, one for each step."""
 
 
+def window_stride(width: int) -> int:
+    """By how many tokens a full window of `width` tokens moves (learned positions)."""
+    return max(1, width // 2)
+
+
 def window_start(length: int, width: int) -> int:
     """The position at which the window starts in a text of `length` tokens (learned positions).
 
     The position is 0 if the text has at most `width` tokens. Otherwise it is the smallest multiple
-    of max(1, width // 4) from which at most `width` tokens are left."""
-    stride = max(1, width // 4)
+    of `window_stride(width)` from which at most `width` tokens are left."""
+    stride = window_stride(width)
     return 0 if length <= width else -(-(length - width) // stride) * stride
 
 
@@ -48,7 +54,7 @@ def later_windows(width: int, last: int) -> tuple[list[int], int]:
     For learned positions. The model reads the first `last` tokens of the text. A window scores the
     tokens at its end that no earlier window has scored."""
     starts = {window_start(length, width) for length in range(width + 1, last + 1)}
-    return sorted(starts), max(1, width // 4)
+    return sorted(starts), window_stride(width)
 
 
 @dataclass

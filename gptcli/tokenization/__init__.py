@@ -1,9 +1,9 @@
 """Tokenizers turn text into token ids and back: by characters, by bytes or by BPE.
 
-Read in this order: `tokenizer.py` (what every kind can do), `char.py`, `byte.py`, `bpe.py`,
-`gpt2.py`, `user_bpe.py` (the user's tokenizer); then `bpe_training.py`, `building.py`, `loading.py`
-and `safe_cuts.py`. Importing this package does not import numpy, tiktoken or tokenizers: each is
-imported when it is first needed.
+An order for reading: `tokenizer.py` (what every kind of tokenizer can do), `char.py`, `byte.py`,
+`bpe.py`, `gpt2.py`, `user_bpe.py` (the user's tokenizer); then `bpe_training.py`, `building.py`,
+`loading.py` and `safe_cuts.py`. The import of this package does not import numpy, tiktoken or
+tokenizers. Each of them is imported when it is first needed.
 """
 
 from __future__ import annotations

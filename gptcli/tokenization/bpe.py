@@ -1,9 +1,10 @@
 """Byte-level BPE: encodes text into subwords with GPT-2's split pattern and merges by rank.
 
-A token is a sequence of bytes with a rank, and ids rise with the ranks. Encoding splits the text by
-the pattern and starts from the bytes of each part. It then merges the two neighbours whose merged
-bytes have the lowest rank, until no two neighbours can be merged (Sennrich et al. 2016; Radford et
-al. 2019, section 2.2). tiktoken does the splitting and the merging.
+A token is a sequence of bytes with a rank. A token with a higher rank has a higher id. Encoding
+splits the text by the pattern, and splits each part into bytes. In each part, it then merges two
+neighbours again and again, always those whose joined bytes are the token of the lowest rank, until
+no two neighbours together are a token (Sennrich et al. 2016; Radford et al. 2019, section 2.2).
+tiktoken does the splitting and the merging.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 
     from gptcli.tokenization.tokenizer import IdArray
 
-# GPT-2's pattern, written with possessive quantifiers. They find the same parts without
-# backtracking. The original:
+# GPT-2's pattern with possessive quantifiers (`++`), which find the same parts of a text without
+# backtracking. GPT-2's original pattern is:
 # 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# `\s+(?!\S)` backtracks by one character. If a run of white space has almost a million characters,
-# tiktoken's stack for backtracking overflows. Therefore, gptcli cuts runs of 10,000 characters and
-# more itself, at the place where the pattern cuts them. A quick test for such runs looks at every
-# thousandth character of a text.
+# `\s+(?!\S)` backtracks by one character. For almost a million white-space characters in a row,
+# tiktoken's stack for backtracking overflows. Therefore, if 10,000 or more white-space characters
+# follow each other, gptcli itself cuts the text there, at the place where the pattern cuts it. A
+# quick test for such places looks at every thousandth character of a text.
 _LONG_RUN = re.compile(f"(?<![{WHITE_SPACE}])[{WHITE_SPACE}]{{10000,}}")
 _LONG_RUN_BY_THOUSANDS = re.compile(f"[{WHITE_SPACE}]{{10}}")
 
@@ -39,12 +40,13 @@ _ENCODED_AT_ONCE = 2**20  # characters; this limits the memory of tiktoken
 
 
 class RankedTokenizer(Tokenizer):
-    """A BPE whose ordinary tokens have ids in the order of their ranks; special tokens fill gaps.
+    """A BPE whose ordinary tokens have ids in the order of their ranks. It can have special tokens.
 
-    `ranked` has the bytes of the ordinary tokens by rank. All 256 single bytes must be among them.
-    `special` maps the ids of special tokens to their names. No text is encoded to such a token,
-    except to end-of-text if `allow_eot` is true. Without `special`, the last id is end-of-text, and
-    no other token is special.
+    `ranked` has the bytes of the ordinary tokens in order of rank. All 256 single bytes must be
+    among them. `special` maps the ids of special tokens to their names. The ordinary tokens get the
+    ids that are not in `special`. `encode` never returns a special token, except end-of-text if
+    `allow_eot` is true. If `special` is None, the last id is end-of-text, and no other token is
+    special.
     """
 
     eot: int
@@ -113,7 +115,7 @@ class RankedTokenizer(Tokenizer):
 
     @cached_property
     def merges(self) -> list[tuple[bytes, bytes]]:
-        """For each token of several bytes, in order of rank: the two tokens that it joins.
+        """The two tokens that each token of several bytes joins, in order of the tokens' ranks.
 
         Raises GptcliError if a token is not a merge of two earlier ones.
         """
@@ -136,22 +138,22 @@ class RankedTokenizer(Tokenizer):
 
 
 class BpeTokenizer(RankedTokenizer):
-    """A BPE trained on the text: ids 0 to 255 are the bytes, then the merges by rank."""
+    """A BPE trained on the text. Ids 0 to 255 are the single bytes; the merges follow by rank."""
 
     def __init__(self, merged: Sequence[bytes]) -> None:
         super().__init__("bpe", [*(bytes([value]) for value in range(256)), *merged])
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Pieces of `text` for tiktoken, cut only at places where a cut changes no token."""
+    """Pieces of `text` that tiktoken can encode one by one, because the cuts change no token."""
     for piece in _without_long_runs(text):
         yield from safe_cuts([piece], _ENCODED_AT_ONCE, longest=len(piece) + 1)
 
 
 def _without_long_runs(text: str) -> Iterator[str]:
-    """Pieces of `text`, cut before the last character of every long run of white space.
+    """Pieces of `text`, which is cut before the last character of each long run of white space.
 
-    A run at the end of the text stays one piece."""
+    White space at the end of the text is not cut."""
     start = 0
     for run in _LONG_RUN.finditer(text) if _LONG_RUN_BY_THOUSANDS.search(text[::1000]) else ():
         if run.end() < len(text):
@@ -161,7 +163,7 @@ def _without_long_runs(text: str) -> Iterator[str]:
 
 
 def _merge(piece: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
-    """The parts of `piece` after all merges with a rank below `below`."""
+    """The tokens of `piece` after all merges into tokens with a rank below `below`."""
     parts = [piece[place : place + 1] for place in range(len(piece))]
     while True:
         lowest, at = below, -1

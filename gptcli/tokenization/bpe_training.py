@@ -17,28 +17,28 @@ from gptcli.tokenization.tokenizer import utf8
 SMALLEST_VOCABULARY = 257
 """The smallest vocabulary: the 256 single bytes and end-of-text."""
 LARGEST_VOCABULARY = 1_000_000
-"""More than the vocabularies of well-known models have.
-
-There is a limit, because the trainer allocates memory for the complete requested size."""
+"""The largest vocabulary, larger than those of well-known models. It is limited because the trainer
+allocates memory for the complete size that is asked for."""
 
 SAMPLE_BYTES = 16 * 2**20
-"""The most bytes of text that training reads; see `even_sample`."""
+"""The largest number of bytes of text that training reads; see `even_sample`."""
 DISTINCT_BYTES = 3 * 2**20
-"""The most bytes of different words in the text that training reads; see `few_words`."""
+"""The largest size in bytes of all different words in the text that training reads; see
+`few_words`."""
 
 _BLOCK = 2**16  # characters in each block of the sample
 
 # The time for training is proportional to the length of the text times the length of its words.
-# Therefore, a run of over 64 characters without white space, such as base64, is cut. Hardly any
-# word of a language is longer. Long runs of white space are cut, too.
+# Therefore, words are cut after 64 characters, for example in base64. Hardly any word of a language
+# is longer. White space is cut after 64 characters, too.
 _LONG_WORD = re.compile(r"\S{64}(?=\S)|\s{64}(?=\s)")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     """A BPE of at most `vocab_size` tokens, end-of-text included, trained on a text.
 
-    It has fewer tokens if too few pairs occur twice; its own `vocab_size` says how many it has. The
-    same text always gives the same tokens.
+    It has fewer tokens than `vocab_size` if too few pairs occur twice. The `vocab_size` of the
+    returned tokenizer is the number that it has. The same text always gives the same tokens.
 
     Training reads a sample spread evenly over the text, so memory does not grow with the text. The
     sample has at most SAMPLE_BYTES. Its different words have at most DISTINCT_BYTES, because the
@@ -59,14 +59,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,  # without end-of-text
-        min_frequency=2,  # a pair that occurs once shortens no other text
+        min_frequency=2,  # merging a pair that occurs only once hardly helps other texts
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     with _one_thread():
         model.train_from_iterator(_without_long_words(few_words(even_sample(texts))), trainer)
-    # Use only the order of the merges, because our ids are the ranks, and the single bytes come
-    # first. Two merges that give the same bytes are one token.
+    # Use only the order of the merges, and not the trainer's ids, because here the single bytes
+    # come first and the ids are the ranks. Two merges that give the same bytes are one token.
     merges = json.loads(model.to_str())["model"]["merges"]
     return BpeTokenizer(list(dict.fromkeys(from_characters("".join(merge)) for merge in merges)))
 
@@ -74,9 +74,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
 def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _BLOCK) -> list[str]:
     """Blocks of about `block` characters, spread evenly over a text; at most `limit` bytes in all.
 
-    Reads the text once and holds little more than `limit` bytes. Whenever the blocks exceed the
-    limit, every second block is dropped, and from then on half as many of the next blocks are kept.
-    A text within the limit is returned completely.
+    Reads the text once and keeps little more than `limit` bytes in memory. Whenever the blocks have
+    more than `limit` bytes, every second block is dropped, and only half as many of the following
+    blocks are kept. A text of at most `limit` bytes is returned completely.
     """
     kept: list[tuple[str, int]] = []
     total, step = 0, 1
@@ -96,9 +96,10 @@ def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _B
 def few_words(blocks: Sequence[str], limit: int = DISTINCT_BYTES) -> Sequence[str]:
     """All `blocks`, or only some, so that their different words have at most `limit` bytes.
 
-    Returns all blocks if possible, else every second, fourth, ... block. Only different words cost
-    the trainer memory. English repeats most of its words, so all blocks of an English text are
-    kept. In a script without spaces, nearly everything between two white spaces is a new word.
+    Returns all blocks if their words fit, else every second block, every fourth block, and so on.
+    The trainer needs memory only for different words. English repeats most of its words, so all
+    blocks of an English text are kept. In a script without spaces, nearly everything between two
+    white spaces is a new word.
     """
     step = 1
     while step < len(blocks) and not _few_words(blocks[::step], limit):
@@ -129,10 +130,10 @@ def _without_long_words(blocks: Iterable[str]) -> Iterator[str]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let `tokenizers` use only one thread while this context lasts.
+    """Let the package `tokenizers` use only one thread inside the `with` block.
 
-    More threads save little time here. After they have run, `tokenizers` prints a warning in every
-    process that is forked later, for example by a data loader.
+    More threads save little time in this training. If `tokenizers` has used several threads, it
+    prints a warning in every process that is forked later, for example by a data loader.
     """
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)

@@ -10,24 +10,24 @@ from gptcli.tokenization.char import CharTokenizer
 from gptcli.tokenization.tokenizer import Tokenizer
 
 MOST_BYTES = 1 << 24
-"""The most bytes of a tokenizer.json that gptcli wrote: enough for about 300,000 tokens."""
+"""The largest size of gptcli's own tokenizer.json, in bytes. This is enough for about 300,000
+tokens."""
 
 MOST_PARTS = 700_000
-"""The most commas and opening brackets in a tokenizer.json that gptcli wrote.
+"""How many commas and opening brackets gptcli's own tokenizer.json can have together. Each of them
+begins a value, and a parsed value takes up to 200 bytes of memory."""
 
-Each of them starts a value, and a parsed value takes up to 200 bytes of memory."""
-
-_SURELY_SMALL = 20_000  # tokens; each has at most a few hundred bytes
+_SURELY_SMALL = 20_000  # so many tokens, each of at most a few hundred bytes
 KINDS = ("char", "byte", "bpe", "gpt2")
 
 
 def build_tokenizer(kind: str, vocab_size: int, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """A tokenizer of `kind`; char and bpe are trained on `texts()`.
+    """A new tokenizer of the given kind. The kinds char and bpe are trained on `texts()`.
 
-    `texts()` yields the training text in pieces, cut anywhere. It is called once, or never if the
-    kind is byte or gpt2. `vocab_size`, end-of-text included, is only for bpe; a short text gives
-    fewer tokens. Raises GptcliError if the kind is unknown, `vocab_size` is out of bounds, or the
-    text cannot train a tokenizer.
+    `texts()` yields the training text in pieces, which can be cut anywhere. It is called once, or
+    never if the kind is byte or gpt2. `vocab_size` is the number of tokens, end-of-text included,
+    of the kind bpe; a short text gives fewer tokens. Raises GptcliError if the kind is unknown,
+    `vocab_size` is out of bounds, or the text cannot train a tokenizer.
     """
     if kind == "char":
         return CharTokenizer.from_texts(texts())
@@ -65,5 +65,5 @@ def _is_too_large(tokenizer: Tokenizer) -> bool:
 
 
 def has_too_many_parts(content: bytes, most: int = MOST_PARTS) -> bool:
-    """Whether this JSON has more than `most` values, and so would take too much memory."""
+    """Whether JSON has more than `most` values, so that parsing it would take too much memory."""
     return sum(map(content.count, (b",", b"[", b"{"))) > most

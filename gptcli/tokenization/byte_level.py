@@ -23,7 +23,7 @@ _CHARACTERS = _byte_characters()
 _BYTES = {char: value for value, char in enumerate(_CHARACTERS)}
 _TO_CHARACTERS = dict(enumerate(_CHARACTERS))
 _TO_BYTES = {
-    **dict.fromkeys(range(0x100), 0xFFFF),  # no byte: encoding it as Latin-1 fails
+    **dict.fromkeys(range(0x100), 0xFFFF),  # for no byte: Latin-1 cannot encode 0xFFFF
     **{ord(char): value for char, value in _BYTES.items()},
 }
 
@@ -34,7 +34,7 @@ def to_characters(piece: bytes) -> str:
 
 
 def from_characters(text: str) -> bytes:
-    """The bytes of a token that is written in the byte-level format.
+    """The bytes of a token from its characters in the byte-level format.
 
     Raises KeyError for a character that stands for no byte."""
     try:
@@ -53,9 +53,10 @@ def byte_level_json(
 ) -> str:
     """The text of tokenizer.json for a byte-level BPE.
 
-    `pieces` holds the bytes of each token, in order of id. `merges` are in order of rank. With
-    `split_words`, GPT-2's pattern splits the text before the merges. `special` maps ids to names of
-    special tokens. Without `special`, the last token is end-of-text.
+    `pieces` has the bytes of each token, in order of id. `merges` are in order of rank. If
+    `split_words` is true, the file says that GPT-2's pattern splits a text before the merges.
+    `special` maps the ids of special tokens to their names. If it is None, only the last token is
+    special: end-of-text.
     """
     if special is None:
         special = {len(pieces) - 1: END_OF_TEXT}

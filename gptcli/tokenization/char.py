@@ -1,6 +1,7 @@
 """Char tokenizer: one token per character; the vocabulary is the training text's characters.
 
-First reading: `from_texts` and `encode`. `encode_array` is a faster `encode` for long texts.
+First reading: `from_texts` and `encode`. `encode_array` returns the same ids as `encode`, and is
+faster for long texts.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from gptcli.tokenization.tokenizer import Tokenizer, id_dtype, utf8
 if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
-_MOST_NAMED = 5  # the most characters that one error message names after the first
+_MOST_NAMED = 5  # an error message names the first unknown character and at most so many others
 
 
 class CharTokenizer(Tokenizer):
-    """The id of a character is its index in `chars`, which contains each character once."""
+    """A tokenizer in which the id of a character is its index in `chars`.
+
+    `chars` has each character once."""
 
     kind = "char"
     eot = None
@@ -79,7 +82,8 @@ class CharTokenizer(Tokenizer):
 
     @cached_property
     def _lookup(self) -> tuple[Any, Any]:
-        """Two arrays with an entry for each code point: its id, and whether it has an id."""
+        """Two arrays by code point: the id of the character, and whether the character has an
+        id."""
         import numpy as np
 
         size = max(256, ord(max(self.chars)) + 1)
@@ -130,8 +134,8 @@ class CharTokenizer(Tokenizer):
                 },
                 "post_processor": None,
                 "decoder": {"type": "Fuse"},
-                # The vocabulary cannot contain "<unk>", which has several characters. So the
-                # Hugging Face library refuses an unknown character, as this class does.
+                # "<unk>" cannot be in the vocabulary, because it has several characters. Therefore
+                # Hugging Face's library refuses an unknown character, as this class does.
                 "model": {
                     "type": "WordLevel",
                     "kind": self.kind,

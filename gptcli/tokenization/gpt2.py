@@ -19,17 +19,17 @@ RANK_FILE_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838d
 def gpt2_tokenizer() -> RankedTokenizer:
     """GPT-2's tokenizer: 50,257 tokens, of which end-of-text is the last.
 
-    Only the first call reads the file.
-
-    Raises GptcliError if the rank file is missing or is not the shipped one.
+    Only the first call reads the rank file. Raises GptcliError if this file is missing or is not
+    the shipped one.
     """
     return RankedTokenizer("gpt2", read_ranks(shipped_folder("data") / RANK_FILE))
 
 
 def read_ranks(path: Path) -> list[bytes]:
-    """The bytes of GPT-2's tokens by id, without end-of-text. Raises GptcliError for another file.
+    """The bytes of GPT-2's tokens by id, without end-of-text.
 
-    Each line of the file (tiktoken's format) is a token in base64, a space, and its rank.
+    Each line of the file is a token in base64, a space, and the rank of the token (tiktoken's
+    format). Raises GptcliError if the file cannot be read or is not the shipped one.
     """
     reinstall = "install gptcli again, or in a checkout: git checkout -- data/" + RANK_FILE
     try:

@@ -1,8 +1,8 @@
-"""Reads a byte-level BPE from Hugging Face's tokenizer.json if gptcli can give the same ids.
+"""Reads a byte-level BPE from Hugging Face's tokenizer.json if gptcli can encode to the same ids.
 
-gptcli splits text by GPT-2's pattern and merges by rank (bpe.py). This module refuses a
+gptcli's own BPE splits text by GPT-2's pattern and merges by rank (bpe.py). This module refuses a
 tokenizer.json that asks for anything else, and the message says what differs. imported.py can read
-many of the refused files. A tokenizer.json is data: nothing in it is executed.
+many of the files that are refused here. A tokenizer.json is only data: nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ OTHER_RULES = {
     "end_of_word_suffix": "marks the end of words",
     "byte_fallback": "is not byte-level",
 }
-"""Keys of `model` that gptcli does not support, and what they do."""
+"""Keys of `model` in a tokenizer.json that gptcli does not support -> what they do."""
 
 
 class OtherTokenizerError(Exception):
-    """gptcli cannot give the same ids as this tokenizer.json. The message says why."""
+    """The reason why gptcli cannot encode texts to the same ids as a tokenizer.json."""
 
 
 def from_hugging_face(stored: dict[str, Any]) -> RankedTokenizer:
@@ -58,9 +58,9 @@ def from_hugging_face(stored: dict[str, Any]) -> RankedTokenizer:
 
 
 def special_tokens(added: Any) -> dict[int, str]:
-    """The added tokens: id -> name.
+    """The added tokens of a tokenizer.json, which must all be special: {id: name}.
 
-    Raises OtherTokenizerError if one of them is not special or cannot be read."""
+    Raises OtherTokenizerError if one of them is not special, or if they cannot be read."""
     found: dict[int, str] = {}
     for token in added if isinstance(added, list) else []:
         id, name = (token.get("id"), token.get("content")) if isinstance(token, dict) else (0, 0)
@@ -119,7 +119,7 @@ def _tokens_by_id(vocab: Any, special: dict[int, str]) -> list[str]:
 
 
 def _refuse_other_merges(tokenizer: RankedTokenizer, merges: Any) -> None:
-    """Raise OtherTokenizerError unless the merges give the same tokens in the order of the ids."""
+    """Raise OtherTokenizerError unless `merges` are those that follow from the tokens, in order."""
     derived = tokenizer.merges
     if not isinstance(merges, list) or len(merges) != len(derived):
         count = len(merges) if isinstance(merges, list) else 0

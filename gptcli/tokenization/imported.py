@@ -1,8 +1,9 @@
 """The tokenizer of an imported model: a byte-level BPE, encoded by Hugging Face's `tokenizers`.
 
-Qwen's and Llama 3's tokenizers split texts by other patterns than GPT-2's, normalise texts, or
-begin every text with a token (begin-of-text). A run keeps their tokenizer.json, and Hugging Face's
-library reads it. So the ids are exactly those of the other model.
+Tokenizers such as Qwen's and Llama 3's can split texts by other patterns than GPT-2's, normalise
+texts, or begin every text with a token (begin-of-text). A run with such a tokenizer keeps its
+tokenizer.json, and Hugging Face's library encodes texts by it. So the ids are exactly those of the
+imported model.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
 FILE_KIND = "imported"
-"""The value of `model.kind` in the tokenizer.json of a run with such a tokenizer."""
+"""The value of `model.kind` in the tokenizer.json of a run with an imported tokenizer."""
 
-_ENCODED_AT_ONCE = 2**16  # characters; the library holds about 200 bytes for each token
+_ENCODED_AT_ONCE = 2**16  # characters; the library needs about 200 bytes of memory for each token
 _NORMALISERS = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 class ImportedTokenizer(Tokenizer):
-    """A byte-level BPE as its tokenizer.json describes it; `decode(encode(text))` normalises text.
+    """The byte-level BPE that a tokenizer.json describes. `decode(encode(text))` normalises text.
 
-    `stored` is the parsed file. No text is encoded to a special token (`"special": true`); other
-    added tokens are found in texts. `self.stored` is what `to_json` writes. `names` are the tokens
-    by id, as the file spells them. Raises ValueError, with a message for the user, if the file asks
-    for something that gptcli cannot do exactly."""
+    `stored` is the parsed file. `encode` never returns a special token (`"special": true`), but it
+    finds other added tokens in texts. `self.stored` is what `to_json` writes. `names` are the
+    tokens by id, as the file spells them. Raises ValueError, with a message for the user, if the
+    file asks for something that gptcli cannot do exactly."""
 
     kind = "bpe"
     eot: int
@@ -75,7 +76,7 @@ class ImportedTokenizer(Tokenizer):
         import tokenizers
 
         made = tokenizers.Tokenizer.from_str(self.to_json())
-        made.encode_special_tokens = True  # a special token's name in a text is ordinary text
+        made.encode_special_tokens = True  # the name of a special token is ordinary text
         return made
 
     @property
@@ -84,7 +85,9 @@ class ImportedTokenizer(Tokenizer):
 
     @property
     def merges(self) -> list[str]:
-        """The merges in order; each is two tokens in the byte-level format, joined by a space."""
+        """The merges in order.
+
+        Each merge is two tokens in the byte-level format with a space between."""
         merges: list[str] = self.stored["model"]["merges"]
         return merges
 
@@ -108,7 +111,8 @@ class ImportedTokenizer(Tokenizer):
         return ids
 
     def normalised(self, text: str) -> str:
-        """The text that decoding the ids of `text` gives: `text` after the file's normalisation."""
+        """`text` in the Unicode normal form of this tokenizer, as `decode(encode(text))` returns
+        it."""
         for form in self._normal_forms:
             text = unicodedata.normalize(form, text)  # type: ignore[arg-type]
         return text
@@ -121,7 +125,7 @@ class ImportedTokenizer(Tokenizer):
         return self._json
 
     def with_rows(self, rows: int) -> ImportedTokenizer:
-        """This tokenizer, padded to `rows` tokens with special tokens `<|unused_ID|>`."""
+        """This tokenizer with more special tokens `<|unused_ID|>`, so that it has `rows` tokens."""
         more = [
             {"id": id, "content": f"<|unused_{id}|>", "special": True}
             for id in range(self.vocab_size, rows)
@@ -132,7 +136,7 @@ class ImportedTokenizer(Tokenizer):
 
 
 def _canonical(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's content in the form in which a run keeps it.
+    """The content of a tokenizer.json in the form in which a run keeps it.
 
     Raises ValueError if it is not a BPE, or if vocab, merges or added_tokens have a wrong type."""
     model = stored.get("model")
@@ -192,7 +196,7 @@ def _joined(merge: Any) -> str:
 
 
 def _normal_forms(normalizer: Any) -> list[str]:
-    """The Unicode normal forms that are applied to a text, in order."""
+    """The Unicode normal forms that a tokenizer applies to a text, in order."""
     parts = [] if normalizer is None else [normalizer]
     if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence":
         parts = normalizer.get("normalizers") or []
@@ -254,7 +258,7 @@ def _refuse_other_rules(model: dict[str, Any], stored: dict[str, Any]) -> None:
 
 
 def _prefix(post_processor: Any, special: dict[str, int]) -> tuple[int, ...]:
-    """The ids that precede every text: begin-of-text, or nothing."""
+    """The ids that a tokenizer puts before every text: begin-of-text, or none."""
     parts = [] if post_processor is None else [post_processor]
     if isinstance(post_processor, dict) and post_processor.get("type") == "Sequence":
         parts = post_processor.get("processors") or []
@@ -278,13 +282,13 @@ def _prefix(post_processor: Any, special: dict[str, int]) -> tuple[int, ...]:
 
 
 def read_imported(stored: Mapping[str, Any]) -> ImportedTokenizer:
-    """The tokenizer of a parsed tokenizer.json that Hugging Face's library can read, too.
+    """The tokenizer of a parsed tokenizer.json, which Hugging Face's library must be able to read.
 
     Raises ValueError, with a message for the user, if gptcli or the library cannot use it."""
     found = ImportedTokenizer(stored)
     try:
         size = found._library.get_vocab_size(with_added_tokens=True)
-    except Exception as error:  # the library raises the class Exception itself
+    except Exception as error:  # the library raises exceptions of the class Exception
         raise ValueError(f"Hugging Face's `tokenizers` cannot read it: {error}") from None
     if size != found.vocab_size:
         raise ValueError(f"it has {size:,} tokens, but ids up to {found.vocab_size - 1:,}")

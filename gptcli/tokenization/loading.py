@@ -24,18 +24,21 @@ from gptcli.tokenization.imported import FILE_KIND, ImportedTokenizer, read_impo
 from gptcli.tokenization.tokenizer import END_NAMES, Tokenizer
 from gptcli.tokenization.user_bpe import UserTokenizer, user_bpe_from_json
 
-_LONGEST = 1024  # bytes of a token; training makes tokens of at most a third of this
-# The time for finding the merges is proportional to the sum of the squared token lengths. The limit
-# for this sum has a fixed part, which allows a few long tokens (rows of dashes or blanks), and a
-# part for each token.
+_LONGEST = 1024  # bytes of a token; training makes none of more than a third of this
+# The time for finding the merges is proportional to the sum of the squared lengths of the tokens.
+# This sum can be at most _MOST_WORK, which allows a few long tokens (rows of dashes or blanks),
+# plus _MOST_WORK_EACH for each token.
 _MOST_WORK, _MOST_WORK_EACH = 1 << 22, 150
 
-# Limits for another program's file. The file of Llama 3.2 has 17 MB and 1.2 million parts.
+# Limits for a tokenizer.json of another program. That of Llama 3.2 has 17 MB and 1.2 million commas
+# and opening brackets.
 _MOST_BYTES_OTHER, _MOST_PARTS_OTHER = 64 << 20, 3_000_000
 
 
 class _DamagedError(Exception):
-    """The file is damaged. The message says how. The caller puts the path and a colon before it."""
+    """The file is damaged.
+
+    The message says how, without the path, which the caller puts before it."""
 
 
 def load_tokenizer(
@@ -47,12 +50,13 @@ def load_tokenizer(
 ) -> Tokenizer:
     """The tokenizer whose `to_json` is the content of the file `path`.
 
-    The tokenizer is rebuilt from the kind and the vocabulary in the file. What its `to_json` writes
-    must then equal the file, so that Hugging Face `tokenizers` encodes text in the same way. To
-    load the user's tokenizer, pass their class as `user_class`. If `inside` is given, the file must
-    be in this folder after links are followed. With `other_programs`, the file can also be a
-    byte-level BPE of Hugging Face (hugging_face.py, imported.py). Raises GptcliError if the file
-    cannot be read, is damaged, or holds a tokenizer that gptcli cannot use.
+    The tokenizer is built again from the kind and the vocabulary in the file. The `to_json` of this
+    tokenizer must return the content of the file; otherwise Hugging Face `tokenizers` could encode
+    text in another way. To load a user's tokenizer, pass the user's class as `user_class`. If the
+    folder `inside` is given, the file must lie in it after all links are resolved. If
+    `other_programs` is true, the file can also be a byte-level BPE of Hugging Face
+    (hugging_face.py, imported.py). Raises GptcliError if the file cannot be read, is damaged, or
+    holds a tokenizer that gptcli cannot use.
     """
     try:
         content = read_bounded(path, _MOST_BYTES_OTHER if other_programs else MOST_BYTES, inside)
@@ -94,7 +98,7 @@ def _parsed(content: bytes, path: Path, most_parts: int) -> dict[str, Any]:
         raise _DamagedError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise _DamagedError(f"not JSON at line {error.lineno}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # too long a number, or too deep a nesting
+    except (ValueError, RecursionError) as error:  # too long a number, too deep nesting
         raise _DamagedError(f"JSON that cannot be read: {error}") from None
     if not isinstance(stored, dict) or not isinstance(stored.get("model"), dict | None):
         raise _DamagedError("not a tokenizer of gptcli (it has no model.kind)")
@@ -102,7 +106,9 @@ def _parsed(content: bytes, path: Path, most_parts: int) -> dict[str, Any]:
 
 
 def _from_hugging_face(stored: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of another program's file; gptcli's own for GPT-2 if the tokens are GPT-2's."""
+    """The tokenizer of another program's file.
+
+    If the tokens are GPT-2's, returns gpt2_tokenizer()."""
     from gptcli.tokenization.gpt2 import gpt2_tokenizer
 
     vocab = stored["model"].get("vocab") if stored.get("model") else None
@@ -110,7 +116,7 @@ def _from_hugging_face(stored: dict[str, Any]) -> Tokenizer:
         _refuse_long_tokens([token.encode("utf-8", "replace") for token in vocab])
     try:
         tokenizer = from_hugging_face(stored)
-    except OtherTokenizerError:  # the file has other rules than GPT-2's
+    except OtherTokenizerError:  # the tokenizer is not like GPT-2's
         try:
             return read_imported(stored)
         except ValueError as error:
@@ -158,7 +164,7 @@ def _imported(stored: dict[str, Any]) -> ImportedTokenizer:
         tokenizer = read_imported(stored)
     except ValueError as error:
         raise _DamagedError(str(error)) from None
-    _refuse_long_tokens(tokenizer.names)  # `names` have a character for each byte
+    _refuse_long_tokens(tokenizer.names)  # a name has one character for each byte of the token
     return tokenizer
 
 

@@ -1,4 +1,4 @@
-"""Says why characters that look known are unknown: Windows line ends, decomposed accents (NFD)."""
+"""Says why usual characters are unknown to a tokenizer: Windows line ends, decomposed accents."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable
 
 
 def other_form(unknown: Iterable[str], known: Collection[str]) -> str | None:
-    """A sentence for users if the training text has these characters in another form, else None.
+    """A hint that says in which other form the training text has unknown characters; else None.
 
     `unknown` are characters that a char tokenizer does not know, `known` are the characters that it
-    knows. Returns None unless all of `unknown` have such a form."""
+    knows. Returns None if one of `unknown` has no other form among `known`."""
     unknown = set(unknown)
     sentences = []
     if "\r" in unknown and "\n" in known:
@@ -39,7 +39,7 @@ def other_form(unknown: Iterable[str], known: Collection[str]) -> str | None:
 
 
 def _letter_with(mark: str, known: Collection[str]) -> str | None:
-    """A known letter whose decomposed form contains this combining mark; None if there is none."""
+    """A known letter whose decomposed form (NFD) contains the combining mark `mark`, or None."""
     if not unicodedata.combining(mark):
         return None
     return next((c for c in sorted(known) if mark in unicodedata.normalize("NFD", c)[1:]), None)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-# Unicode's White_Space: what \s matches in tiktoken and in tokenizers. Python's str.isspace() also
-# accepts U+001C to U+001F, so it cannot be used.
+# The characters that \s matches in tiktoken and in tokenizers: Unicode's White_Space. Python's
+# str.isspace() cannot be used instead, because it also accepts U+001C to U+001F.
 WHITE_SPACE = (
     "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009"
     "\u200a\u2028\u2029\u202f\u205f\u3000"
 )
 
 LONGEST = 2**22
-"""After this many characters without a safe place, `safe_cuts` cuts anyway."""
+"""`safe_cuts` cuts at a place that is not safe if so many characters have no safe place."""
 
 
 def last_safe_cut(text: str) -> int:
-    """The last position in `text` where a cut changes no token; 0 if there is none.
+    """The last position at which `text` can be cut without changing a token; 0 if there is none.
 
-    Such a position follows a character that is not white space, and precedes white space that has a
-    space or newline in it. No match of GPT-2's split pattern crosses the position or depends on the
-    text after it, because a match has white space only at its beginning.
+    It is between a character that is not white space and white space that has a space or newline in
+    it. No match of GPT-2's split pattern crosses such a position or depends on the text after it,
+    because a match has white space only at its beginning.
     """
     end = max(text.rfind(" "), text.rfind("\n"))
     return len(text[: end + 1].rstrip(WHITE_SPACE))
@@ -34,14 +34,14 @@ def safe_cuts(
 ) -> Iterator[str]:
     """Regroup the pieces of a text so that each can be encoded independently.
 
-    Yields pieces of about `minimum` characters. If safe places are rare, a piece can be longer or
-    shorter. The joined pieces are the same text. The cuts change no token: `last_cut` returns the
-    last safe place in a text, 0 if there is none. The default is for a BPE with GPT-2's split
-    pattern.
+    Yields new pieces of about `minimum` characters, which together are the same text. If safe
+    places are rare, a piece can be longer or shorter. The cuts change no token: they are at the
+    safe places that `last_cut` finds. `last_cut` returns the last safe place in a text, or 0 if
+    there is none. Its default is for a BPE with GPT-2's split pattern.
 
-    If there is no safe place within `longest` characters, the text is cut anyway, to limit the
-    memory. Such a cut changes the tokens next to it, but they decode to the same text. No piece is
-    longer than `longest + 2 * minimum`.
+    If `longest` characters have no safe place, the text is cut after them, to limit the memory.
+    Such a cut changes the tokens next to it, but they decode to the same text. No piece is longer
+    than `longest + 2 * minimum`.
     """
     assert minimum > 0
     held: list[str] = []
@@ -49,7 +49,8 @@ def safe_cuts(
     for piece in pieces:
         start = 0
         while start < len(piece):
-            # Hold exactly `wanted` characters, so that the cuts do not depend on the pieces.
+            # Collect exactly `wanted` characters, so that the cuts do not depend on the given
+            # pieces.
             part = piece[start : start + wanted - size]
             held.append(part)
             start += len(part)
@@ -64,7 +65,7 @@ def safe_cuts(
                 yield text[:cut]
                 text = text[cut:]
             held, size = [text], len(text)
-            # The held text has no safe place. Searching it again after every small piece would
+            # The collected text has no safe place. A new search in it after every small piece would
             # take quadratic time.
             wanted = minimum if size < minimum else size + minimum
     if size:

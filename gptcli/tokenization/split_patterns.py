@@ -1,11 +1,12 @@
-r"""The patterns by which byte-level tokenizers split texts, and the places that are safe to cut.
+r"""The patterns by which byte-level tokenizers split texts, and where texts can be cut safely.
 
-A tokenizer.json names its pattern as a regular expression. gptcli knows a pattern if it knows each
-alternative of the pattern. It never runs an unknown pattern, which could take for ever on some
-text. Sources: the tokenizer.json files of GPT-2, GPT-4, GPT-4o, Llama 3, Qwen2, Mistral Nemo and
-SmolLM.
+A tokenizer.json contains its pattern as a regular expression. gptcli accepts a pattern if it knows
+each of its alternatives (the parts between `|`). It never runs an unknown pattern, because some
+patterns take for ever on some texts. Sources: the tokenizer.json files of GPT-2, GPT-4, GPT-4o,
+Llama 3, Qwen2, Mistral Nemo and SmolLM.
 
-\p{L} is a letter, \p{N} a digit or another number, \p{M} a combining mark, \s white space.
+In a pattern, \p{L} is a letter, \p{N} a digit or another number, \p{M} a combining mark, and \s
+white space.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _CUT_BEFORE_SPACE = {
     *GPT2.split("|"), "'ll", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r"\s", r"\s+$", r"\s++$",
     r" ?\p{L}++", r" ?\p{N}++", r" ?[^\s\p{L}\p{N}]++", "'(?:[sdmt]|ll|ve|re)",
 }  # fmt: skip
-"""Alternatives whose match ends before white space, unless the match begins with white space."""
+"""Alternatives of patterns. Each match ends before white space, unless it begins with white
+space."""
 _CUT_AFTER_LETTER = {
     _CONTRACTIONS, "'(?i:[sdmt]|ll|ve|re)", *_TWO_CASES,
     *(words + _CONTRACTIONS + "?" for words in _TWO_CASES),
@@ -44,7 +46,7 @@ _CUT_AFTER_LETTER = {
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
     r"\s*[\r\n]+", r"\s*[\r\n]",
 }  # fmt: skip
-"""In a match of one of these alternatives, white space never follows a letter or digit."""
+"""Alternatives of patterns. In a match, white space never follows a letter or digit."""
 
 _LLAMA_CPP = {GPT2: "gpt-2", QWEN2: "qwen2", LLAMA3: "llama-bpe", GPT4O: "gpt-4o", TEKKEN: "tekken"}
 
@@ -53,8 +55,9 @@ _LLAMA_CPP = {GPT2: "gpt-2", QWEN2: "qwen2", LLAMA3: "llama-bpe", GPT4O: "gpt-4o
 class Splitting:
     """How a tokenizer splits texts.
 
-    `last_cut(text)` is the last safe place for a cut, 0 if there is none. `llama_cpp` is
-    llama.cpp's name for the splitting (tokenizer.ggml.pre), None if gptcli knows no such name."""
+    `last_cut(text)` returns the last place at which `text` can be cut without changing a token, or
+    0 if there is none. `llama_cpp` is llama.cpp's name for the splitting (tokenizer.ggml.pre), or
+    None if gptcli knows no such name."""
 
     last_cut: Callable[[str], int]
     llama_cpp: str | None
@@ -100,7 +103,7 @@ def splitting_of(pre_tokenizer: Any) -> Splitting:
 
 
 def _pattern_of(part: dict[str, Any]) -> str:
-    """The regular expression of a Split whose matches become the parts of a text, without loss."""
+    """The regular expression of a pre-tokenizer Split, whose matches are the parts of a text."""
     pattern = part.get("pattern")
     found = pattern.get("Regex") if isinstance(pattern, dict) else None
     keeps = (part.get("behavior"), part.get("invert", False)) in (
@@ -113,7 +116,7 @@ def _pattern_of(part: dict[str, Any]) -> str:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """The alternatives of a pattern: what is between the `|` that are in no group and no class."""
+    """The alternatives of a pattern: its parts between each `|` outside groups and classes."""
     found, depth, start, at = [], 0, 0, 0
     while at < len(pattern):
         char = pattern[at]
@@ -131,9 +134,10 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 def last_cut_after_letter(text: str) -> int:
-    """The last position after a letter or digit and before a space or newline; 0 if there is none.
+    """The last position in `text` between a letter or digit and a space or newline, or 0.
 
-    No match of the patterns above crosses such a position or depends on the text after it."""
+    No match of the alternatives in this file crosses such a position or depends on the text after
+    it."""
     end = len(text)
     while end:
         end = max(text.rfind(" ", 0, end), text.rfind("\n", 0, end))

@@ -16,36 +16,39 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    # Ids have the smaller of these two types if it can hold every id of the vocabulary.
+    # uint16 if it can hold every id of the vocabulary, else uint32.
     IdArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 END_OF_TEXT = "<|endoftext|>"
-"""The name of the end-of-text token. In a text, this name is thirteen ordinary characters."""
+"""The name of the end-of-text token. In a text, it is usually just thirteen ordinary characters."""
 
 END_NAMES = (
     END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )  # fmt: skip
-"""Names of end-of-text in other programs' files. The first of them that a file has is used."""
+"""Names of end-of-text in other programs' files. If a file has several of them, the first in this
+order is used."""
 
 
 class Tokenizer(ABC):
     """Maps text to token ids and back; `decode(encode(text)) == text`.
 
-    Only an imported tokenizer can change the Unicode form of the text. `kind` is "char", "byte",
-    "bpe", "gpt2" or "own" (the user's). Ids go from 0 to `vocab_size - 1`. `eot` is the id of
-    end-of-text; None if the kind has no end-of-text (char). A tokenizer never changes.
+    The exception is an imported tokenizer, which can change the Unicode normal form of the text.
+    `kind` is "char", "byte", "bpe", "gpt2" or "own" (the user's). The ids are the numbers from 0 on
+    that are below `vocab_size`. `eot` is the id of end-of-text; None if the kind has no end-of-text
+    (char). A tokenizer never changes.
     """
 
     kind: str
     eot: int | None
     prefix: tuple[int, ...] = ()
-    """The ids that precede every prompt: begin-of-text if an imported model has it, else none."""
+    """The ids that are put before every prompt: begin-of-text if an imported model has it, else
+    none."""
 
     @property
     @abstractmethod
     def pieces(self) -> Sequence[bytes]:
-        """The bytes of every token by id; for a special token, the bytes of its name."""
+        """The bytes of every token by id. The bytes of a special token are those of its name."""
 
     @property
     def vocab_size(self) -> int:
@@ -56,8 +59,9 @@ class Tokenizer(ABC):
     def encode(self, text: str, *, allow_eot: bool = False) -> list[int]:
         """The ids of `text`.
 
-        `<|endoftext|>` within the text is plain text. With `allow_eot`, it is the end-of-text token
-        if the kind has one. Raises GptcliError if this kind cannot represent the text.
+        `<|endoftext|>` in the text is encoded as ordinary characters. If `allow_eot` is true, it is
+        encoded as the end-of-text token, if this kind of tokenizer has one. Raises GptcliError if
+        the tokenizer cannot represent the text.
         """
 
     @abstractmethod
@@ -70,11 +74,11 @@ class Tokenizer(ABC):
     def to_json(self) -> str:
         """The text of tokenizer.json, which `load_tokenizer` reads.
 
-        Hugging Face tokenizers read it, too, unless the tokenizer is the user's.
+        Hugging Face's package `tokenizers` can read it, too, unless the tokenizer is the user's.
         """
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
+        """The text of `ids`. Bytes that are not UTF-8 become U+FFFD.
 
         Raises GptcliError for an id outside the vocabulary.
         """
@@ -99,35 +103,38 @@ class Tokenizer(ABC):
     def show(self, text: str) -> list[tuple[int, str]]:
         """The tokens of `text` in readable form: pairs of id and text.
 
-        Printable characters stay as they are; others are escaped as in Python (`\\n`, `\\u200b`). A
-        token with an incomplete character shows its bytes (`\\xe2\\x82`).
+        Printable characters stay as they are, and others are escaped as in Python (`\\n`,
+        `\\u200b`). A token with an incomplete character is shown as its bytes (`\\xe2\\x82`).
         """
         return [(id, visible(self.token_bytes(id))) for id in self.encode(text)]
 
     @property
     def special_ids(self) -> Collection[int]:
-        """The ids of tokens to which no text is encoded, such as end-of-text."""
+        """The ids of special tokens, such as end-of-text.
+
+        Ordinary text is never encoded to them."""
         return () if self.eot is None else (self.eot,)
 
     @property
     def reads_end_of_text(self) -> bool:
-        """Whether end-of-text has the name that `allow_eot` looks for in texts."""
+        """Whether end-of-text is named `<|endoftext|>`, the name that `allow_eot` looks for in
+        texts."""
         return self.eot is not None and self.token_bytes(self.eot) == END_OF_TEXT.encode()
 
     def last_cut(self, text: str) -> int:
-        """The last position in `text` where a cut changes no token; 0 if there is none."""
+        """The last position where a cut of `text` changes no token; 0 if there is none."""
         return last_safe_cut(text)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """The ids of a prompt: `prefix` and the ids of `text`, or `start_ids()` for no text."""
+        """The ids of a prompt: `prefix` and the ids of `text`; for an empty text, `start_ids()`."""
         ids = self.encode(text)
         return [*self.prefix, *ids] if ids else self.start_ids()
 
     def start_ids(self) -> list[int]:
         """The ids with which a sample without a prompt starts.
 
-        It starts with the first of these that the tokenizer has: `prefix`, end-of-text, the
-        newline, the first token.
+        Returns the first of the following that the tokenizer has: `prefix`, end-of-text, the
+        newline, the token with the id 0.
         """
         if self.prefix:
             return list(self.prefix)
@@ -144,14 +151,17 @@ class Tokenizer(ABC):
         return self._fingerprint
 
     def encoding_key(self) -> str:
-        """A key for caching encoded texts. Tokenizers with equal keys give equal ids."""
+        """The key under which encoded texts are cached.
+
+        Tokenizers with the same key return the same ids."""
         return self._fingerprint
 
 
 class StreamDecoder:
-    """Turns ids into text one by one. It holds a character back until all of its bytes are there.
+    """Turns ids into text one by one. It returns a character only when all of its bytes are there.
 
-    Call `push` for each id, then `flush`. The joined texts equal `decode` of all ids.
+    Call `push` for each id, then `flush`. The texts that they return, joined, are `decode` of all
+    ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -163,10 +173,7 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.token_bytes(id))
 
     def flush(self) -> str:
-        """U+FFFD if an incomplete character was held back, else "".
-
-        Resets the decoder.
-        """
+        """U+FFFD if the ids end within a character, else "". Resets the decoder."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
@@ -180,7 +187,7 @@ def id_dtype(vocab_size: int) -> Any:
 
 
 def utf8(text: str) -> bytes:
-    """The UTF-8 bytes of `text`. Raises GptcliError for a lone surrogate, with its position."""
+    """The UTF-8 bytes of `text`. Raises GptcliError with the position of a lone surrogate."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -193,7 +200,7 @@ def utf8(text: str) -> bytes:
 
 
 def visible(piece: bytes) -> str:
-    """The bytes of a token in readable form, as `Tokenizer.show` describes it."""
+    """The bytes of a token in the readable form that `Tokenizer.show` describes."""
     try:
         text = piece.decode("utf-8")
     except UnicodeDecodeError:

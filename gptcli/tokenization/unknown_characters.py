@@ -12,7 +12,7 @@ from gptcli.tokenization.tokenizer import Tokenizer
 Rule = Literal["error", "drop", "replace"]
 MOST_NAMED = 5  # the most characters that one message names
 
-# Similar spellings that Unicode's decompositions do not know.
+# A character -> a similar spelling that Unicode's decompositions do not give.
 _ALIKE = {
     **dict.fromkeys("‘’‚‛′´`ʼ", "'"),
     **dict.fromkeys("“”„‟″«»", '"'),
@@ -28,14 +28,14 @@ class UnknownCharactersError(GptcliError):
 
 
 class UnknownSummary(NamedTuple):
-    """The unknown characters of a text: how many, how many different, and the most frequent."""
+    """How many unknown characters a text has, how many different ones, and the most frequent."""
 
     total: int
     different: int
     most: list[tuple[str, int]]
 
     def __str__(self) -> str:
-        """`1,234 characters ...: 'é' (U+00E9) 1,200 times, ...`; callers put a verb before it."""
+        """`1,234 characters ...: 'é' (U+00E9) 1,200 times, ...`, to be written after a verb."""
         named = ", ".join(
             f"{char!r} (U+{ord(char):04X}) {_times(times)}" for char, times in self.most
         )
@@ -49,9 +49,9 @@ class UnknownSummary(NamedTuple):
 class KnownCharacters:
     """Applies the rule of data.unknown to texts, and counts the characters that were unknown.
 
-    With the rule "error", texts do not change; the caller must look at the counts. "drop" leaves
-    unknown characters out. "replace" writes the most similar known characters instead
-    (`replacement`)."""
+    With the rule "error", texts do not change, and the caller must raise an error if `counts` is
+    not empty. "drop" leaves unknown characters out. "replace" writes the most similar known
+    characters instead (see `replacement`)."""
 
     def __init__(self, tokenizer: Tokenizer, rule: Rule) -> None:
         self._known = {piece.decode("utf-8") for piece in tokenizer.pieces}
@@ -60,7 +60,9 @@ class KnownCharacters:
         self.counts: Counter[str] = Counter()
 
     def apply(self, text: str) -> str:
-        """The text with known characters only; with "error", the unchanged text."""
+        """The text with known characters only.
+
+        With the rule "error", returns the unchanged text."""
         unknown = set(text) - self._known
         if not unknown:
             return text
@@ -74,7 +76,7 @@ class KnownCharacters:
         return text.translate(table)
 
     def summary(self) -> UnknownSummary | None:
-        """The unknown characters of all texts so far; None if there were none."""
+        """A summary of the unknown characters of all texts so far; None if there were none."""
         if not self.counts:
             return None
         most = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_NAMED]
@@ -82,13 +84,13 @@ class KnownCharacters:
 
 
 def replacement(char: str, known: set[str]) -> str:
-    """The known characters that replace an unknown character; "" if nothing replaces it.
+    """The known characters that are written instead of an unknown character; "" if it is left out.
 
-    Returns the first of these whose characters are all known: a similar punctuation mark or
-    spelling (— becomes -, ß becomes ss), the letter without its accents, the letter in the other
-    case. Accents, joiners and soft hyphens are left out. Rare line ends such as U+2028 become a
-    newline if it is known. Any other character becomes a space, or is left out if the tokenizer has
-    no space."""
+    Returns the first of the following whose characters are all known: a similar punctuation mark or
+    spelling (— becomes -, ß becomes ss), the letter without its accents, the letter in upper or
+    lower case. Accents, joiners and soft hyphens are left out. Rare line ends such as U+2028 become
+    a newline if the newline is known. Any other character becomes a space, or is left out if the
+    space is unknown."""
     if char in _ALIKE and set(_ALIKE[char]) <= known:
         return _ALIKE[char]
     if unicodedata.category(char) in ("Mn", "Me", "Cf"):  # accents, joiners, soft hyphens
@@ -107,10 +109,10 @@ def replacement(char: str, known: set[str]) -> str:
 
 
 def readable(tokenizer: Tokenizer, rule: Rule, text: str) -> tuple[str, str | None]:
-    """A prompt as the model can read it under the rule, and a note that says what was changed.
+    """The prompt `text` after data.unknown was applied, and a note that says what was changed.
 
-    The text does not change if all characters are known, or if the rule is "error". With "error",
-    `encode` later raises an error with the position of the first unknown character."""
+    The text does not change if all characters are known, or if the rule is "error". In the second
+    case, `encode` later raises an error with the position of the first unknown character."""
     if tokenizer.kind != "char" or rule == "error":
         return text, None
     known = KnownCharacters(tokenizer, rule)

@@ -1,8 +1,9 @@
 """Uses the user's byte-pair encoding class (--tokenizer) as the tokenizer of a model.
 
-The user's `train` reads the beginning of the text. `encode` turns the text into ids, line by line.
-`save` and `load` store the merges in the run folder and restore them for the next command. gptcli
-computes the bytes of each token from the merges. End-of-text gets the id after the last merge.
+gptcli calls the methods of the user's class. `train` reads the beginning of the text. `encode`
+turns the text into ids, line by line. `save` stores the merges in the run folder, and `load`
+restores them for later commands. gptcli itself computes the bytes of each token from the merges.
+End-of-text gets the id after the last merge.
 """
 
 from __future__ import annotations
@@ -25,26 +26,25 @@ if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
 LEARNS_FROM = 100_000
-"""The most characters that `train` reads.
+"""The largest number of characters that the user's `train` reads.
 
-A `train` in plain Python counts all pairs again for each merge. For a text of this length, this
+A `train` in plain Python usually counts all pairs again for each merge. For so many characters, it
 takes about ten seconds."""
 
 LONGEST_LINE = 1_000
-"""The most characters in a line.
+"""The largest number of characters in a line. Longer lines are cut, because the time of an `encode`
+in plain Python grows quadratically."""
 
-Longer lines are cut, because merging in plain Python takes quadratic time."""
+_MOST_BYTES = 1 << 24  # the largest size of all tokens together
 
-_MOST_BYTES = 1 << 24  # of all tokens together
-
-_MOST_CACHED_LINES = 50_000  # many lines repeat, for example the names of speakers
+_MOST_CACHED_LINES = 50_000  # many lines occur again, such as names of speakers
 
 
 class UserTokenizer(Tokenizer):
     """The user's tokenizer.
 
-    `user_object` is a trained object of the user's class, `merges` are its merges, and `saved` is
-    the content of the file that its `save` wrote."""
+    `user_object` is an object of the user's class after its training, `merges` are its merges, and
+    `saved` is the content of the file that its `save` wrote."""
 
     kind = "own"
 
@@ -61,7 +61,7 @@ class UserTokenizer(Tokenizer):
         return self._pieces
 
     def encode(self, text: str, *, allow_eot: bool = False) -> list[int]:
-        """The ids of `text`: the joined ids that the user's `encode` returns for its lines."""
+        """The ids of `text`: those that the user's `encode` returns for its lines, joined."""
         utf8(text)
         ids: list[int] = []
         for number, segment in enumerate(text.split(END_OF_TEXT) if allow_eot else [text]):
@@ -92,8 +92,8 @@ class UserTokenizer(Tokenizer):
         """The text of tokenizer.json: the merges, and the file of the user's `save` in base64.
 
         This is not Hugging Face's format. In Hugging Face's format, two tokens cannot have the same
-        bytes. Here they can, because each merge of the user's tokenizer is a token with its own
-        id."""
+        bytes. In this format they can, because each merge of the user's tokenizer is a token with
+        its own id."""
         model = {
             "type": "BPE",
             "kind": self.kind,
@@ -103,7 +103,7 @@ class UserTokenizer(Tokenizer):
         return json.dumps({"version": "1.0", "model": model}, indent=1)
 
     def encoding_key(self) -> str:
-        """The fingerprint, and the hash of the user's file, because its `encode` can change."""
+        """The fingerprint, and a hash of the user's file, because the `encode` in it can change."""
         source = getattr(sys.modules.get(type(self._user_object).__module__), "__file__", None)
         content = Path(source).read_bytes() if source else b""
         return f"{self.fingerprint()} {hashlib.sha256(content).hexdigest()}"
@@ -112,7 +112,7 @@ class UserTokenizer(Tokenizer):
 def train_user_bpe(
     cls: type[Any], texts: Iterable[str], vocab_size: int
 ) -> tuple[UserTokenizer, int]:
-    """Train the user's tokenizer; return it and the number of characters that `train` read.
+    """Train the user's tokenizer. Returns it, and the number of characters that its `train` read.
 
     `cls` is the user's class. `texts` is the text in pieces; `train` reads its first LEARNS_FROM
     characters. `vocab_size`, end-of-text included, limits the number of merges. Raises GptcliError
@@ -142,7 +142,7 @@ def train_user_bpe(
 def restore_user_bpe(
     cls: type[Any], merges: Sequence[tuple[int, int]], saved: bytes
 ) -> UserTokenizer:
-    """The tokenizer whose `save` wrote `saved`, restored by the user's `load`.
+    """The user's tokenizer after the user's `load` has read `saved`, which `save` wrote.
 
     Raises GptcliError if the restored object does not have the same `merges`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +171,7 @@ def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
         merges.append((int(words[0]), int(words[1])))
         if max(merges[-1]) >= 256 + number:
             raise ValueError(f"merge {number}, {line!r}, names a token that comes later")
-        lengths.append(sum(lengths[id] for id in merges[-1]))  # at most twice the longest before
+        lengths.append(sum(lengths[id] for id in merges[-1]))  # at most twice the longest so far
         total += lengths[-1]
         if total > _MOST_BYTES:
             raise ValueError(
@@ -183,8 +183,8 @@ def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
 def line_cuts(pieces: Iterable[str], minimum: int) -> Iterator[str]:
     """Regroup the pieces of a text so that each can be encoded independently.
 
-    Yields pieces of at least `minimum` characters (the last can be shorter). The cuts are after a
-    newline, or within a line at a multiple of LONGEST_LINE."""
+    Yields pieces of at least `minimum` characters; only the last one can be shorter. Each cut is
+    after a newline, or a multiple of LONGEST_LINE characters after the beginning of a line."""
     held = ""
     for piece in pieces:
         held += piece
@@ -218,8 +218,8 @@ def _token_bytes(merges: Iterable[tuple[int, int]]) -> list[bytes]:
 def _load(cls: type[Any], path: str) -> Any:
     """The object that the user's `load` restores.
 
-    `load` can be a class method, a static method or an ordinary method. An ordinary method can fill
-    its object or return another one."""
+    `load` can be a class method, a static method or an ordinary method. An ordinary method can
+    change its own object, or return a new one."""
     if isinstance(inspect.getattr_static(cls, "load"), classmethod | staticmethod):
         return cls.load(path)
     user_object = cls()
@@ -228,7 +228,7 @@ def _load(cls: type[Any], path: str) -> Any:
 
 
 def _merges_of(user_object: Any) -> list[tuple[int, int]]:
-    """The merged pairs of `user_object`, in order of the new ids.
+    """The pairs of ids that `user_object` merges, in order of the new ids.
 
     Its attribute `merges` can be a dict of pair -> id, or a list of pairs."""
     found = getattr(user_object, "merges", None)
@@ -250,9 +250,10 @@ def _merges_of(user_object: Any) -> list[tuple[int, int]]:
 
 
 def _call(what: str, call: Callable[[], Any]) -> Any:
-    """The result of `call`, which runs the user's code. What this code prints goes to stderr.
+    """The result of `call`, which runs code of the user.
 
-    Raises GptcliError if the user's code raises an exception."""
+    Anything that this code prints goes to stderr. Raises GptcliError if the user's code raises an
+    exception."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return call()

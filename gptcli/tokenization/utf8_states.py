@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 STATES = 8
 INVALID = 255
-"""The entry of the table for a token that cannot follow a text in this state."""
+"""The entry of the table for a token that cannot follow a text in a state."""
 
-_CONTINUED = {  # state: lowest byte, highest byte, next state
+_CONTINUED = {  # state: lowest next byte, highest next byte, state after it
     1: (0x80, 0xBF, 0),
     2: (0x80, 0xBF, 1),
     3: (0x80, 0xBF, 2),
@@ -31,10 +31,10 @@ _ONLY_AT_START = bytes([0]) + bytes([INVALID]) * (STATES - 1)
 
 
 def next_states(pieces: Sequence[bytes]) -> memoryview | None:
-    """The table: the state after each token, or INVALID; bytes (STATES, tokens).
+    """The state after each token in each state, or INVALID: a table of bytes (STATES, tokens).
 
-    `pieces` are the bytes of the tokens. Returns None if every token is made of complete
-    characters, as in a char tokenizer. Then a text cannot become invalid."""
+    `pieces` are the bytes of the tokens. Returns None if every token has only complete characters,
+    as in a char tokenizer, because then no text can become invalid."""
     rows = [_states_after(piece) for piece in pieces]
     if all(row == _ONLY_AT_START for row in rows):
         return None

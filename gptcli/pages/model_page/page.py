@@ -224,7 +224,7 @@ def _body(
         "window_rule": (
             "In a longer text, each token looks only at itself and the tokens just before it."
             if rotary
-            else "If the text grows longer, the model drops the oldest quarter of the window and "
+            else "If the text grows longer, the model drops the oldest half of the window and "
             "reads the rest again."
         ),
         "curve_words": curve_words(story) if len(story.train) > 1 else "",

@@ -138,7 +138,7 @@ def network_logits(model: GPT, tokens: Sequence[int], first: int) -> Tensor:
     """The logits for the token after each of tokens[first:], float32, as sampling computes them.
 
     With rotary positions, a token sees the W tokens up to itself in each layer. With learned
-    positions, the window moves by a quarter of W, as `window_start` says."""
+    positions, the window moves by half of W, as `window_start` says."""
     width, idx = model.config.block_size, torch.tensor([list(tokens)])
     if model.wpe is None:
         cache = model.new_cache(1) if len(tokens) > width else None

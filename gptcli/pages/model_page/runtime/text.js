@@ -2,9 +2,9 @@
    network looks. */
 
 /** The index of the window's first token in a text of `length` tokens, if positions are learned.
-    gptcli/sampling/streams.py has the same rule: the window moves by a quarter of its width. */
+    gptcli/sampling/streams.py has the same rule: the window moves by half of its width. */
 function windowStart(length, width) {
-  const stride = Math.max(1, Math.floor(width / 4));
+  const stride = Math.max(1, Math.floor(width / 2));
   return length <= width ? 0 : Math.ceil((length - width) / stride) * stride;
 }
 
