@@ -1,8 +1,8 @@
 """Runs the commands and programs of the documentation, page by page, but with small trainings.
 
-Each page runs in its own folder, which has the files and runs that the page names. Trainings have a
-few steps and a tiny network. NOT_RUN lists the commands that the tests do not run, with the
-reasons.
+Each page runs in its own folder, which has the files and runs that the page names. The trainings
+have only a few steps and a tiny network. NOT_RUN lists the commands that the tests do not run, with
+the reasons.
 """
 
 from __future__ import annotations

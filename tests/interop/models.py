@@ -66,7 +66,7 @@ def shape(seed: int, arch: str) -> dict[str, Any]:
 
 
 def trained(run: Path, kind: str, seed: int = 0, **model: Any) -> Trained:
-    """A model with random weights, as a Trained, as if it had been loaded from the run folder
+    """A Trained (a loaded model) with random weights, as if it had been loaded from the run folder
     `run`."""
     words = [f"model.{key}={str(value).lower()}" for key, value in model.items()]
     config = parse_config("", [f"tokenizer.kind={kind}", *words])

@@ -114,9 +114,9 @@ def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> It
     """Cut the power after each operation of a story: data that had no fsync is lost, partly or
     completely.
 
-    Also assert that a crash loses nothing that a call saved before it returned. If several crashes
-    leave equal files, only one of them is tried. Each time, yields the number of crashes with these
-    equal files."""
+    Also assert that a crash loses nothing that a call saved before it returned. If a crash leaves
+    the same files as an earlier one, it is counted, but not tried again. Each yielded number counts
+    the crashes since the previous yield."""
     crashed = folder / "crashed"
     run = begin(story, folder)
     model = Model(run)

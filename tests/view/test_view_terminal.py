@@ -260,7 +260,7 @@ def test_the_view_draws_four_times_a_second(clock: list[float]) -> None:
         for step in range(1, 1001):
             clock[0] += 0.01
             view.handle(step_done(step))
-        # The run takes ten seconds, so the view draws about four frames a second.
+        # The view draws about four frames a second, and this run takes ten seconds.
         assert 35 <= frames <= 45
 
 
