@@ -16,7 +16,7 @@
 
 enum {
     TILE = 512,        /* numbers in a tile */
-    STEPS_AT_ONCE = 8, /* along a sum, so many tiles of A and of a panel of B fit the caches */
+    STEPS_AT_ONCE = 8, /* tiles along a sum: as many of A and B as the caches hold */
 };
 
 static void tiles_begin(void) {}
