@@ -19,7 +19,7 @@
 
 enum {
     ALIGNMENT = 64,      /* bytes; a cache line, and the width of an AVX-512 register */
-    HUGE_PAGE = 2 << 20, /* bytes; Linux on x86-64 */
+    HUGE_PAGE = 2 << 20, /* bytes of a huge page of Linux on x86-64 */
 };
 
 #endif

@@ -30,7 +30,8 @@ _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def has_layout(arch: Arch) -> bool:
-    """Whether the C libraries compute this arch: Qwen3's layout, Llama's or GPT-2's."""
+    """Whether the C libraries can compute this arch, because it has the layout of Qwen3, Llama or
+    GPT-2."""
     llama = (arch.norm == "rms", arch.positions == "rotary", arch.gated)
     return all(llama) or not (any(llama) or arch.qk_norm)
 
@@ -55,7 +56,7 @@ def _shape(
     arch = config.traits
     assert has_layout(arch)
     return DecoderShape(
-        modern=arch.positions == "rotary",  # has_layout has checked the other traits
+        modern=arch.positions == "rotary",  # has_layout has checked that the other traits fit
         qk_norm=arch.qk_norm,
         kind=_KINDS[dtype],
         L=config.n_layer,
@@ -86,7 +87,7 @@ class Decoder:
     ) -> None:
         config, known = weights.config, weights.arrays
         assert all(w.format == "f" and w.c_contiguous for w in known.values())
-        self._kept = known  # keeps alive the memory that the library reads
+        self._kept = known  # the library reads this memory, so keep it alive
         names = names_by_place(config.n_layer, known)
         places = array("Q", [0 if name is None else _address(known[name]) for name in names])
         self._library = library
@@ -112,11 +113,10 @@ class Decoder:
             self._library.dec_free(self._decoder)
 
     def feed(self, rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
-        """Feed tokens to several streams: rows of (stream, position of the first token, tokens).
-
-        Afterwards, `logits(stream)` gives the logits of the token after the last one fed. Rotary
-        positions count from the beginning of the stream, and a token looks at the last W tokens.
-        Learned positions are below W."""
+        """Feed tokens to several streams. Each row is (stream, position of its first token,
+        tokens). Afterwards, `logits(stream)` gives the logits for the token after the last token of
+        this row. Rotary positions count from the beginning of the stream, and a token looks at the
+        last W tokens. Learned positions are below W."""
         for stream, position, tokens in rows:
             assert 0 <= stream < self.streams
             assert 0 <= position <= self._last_position - len(tokens)
@@ -158,7 +158,8 @@ class Decoder:
         self._library.dec_feed(self._decoder, len(ids), *places, threads, int(by_stream))
 
     def score(self, position: int, tokens: Sequence[int]) -> FloatArray:
-        """Feed n tokens to stream 0. Returns the logits after each token, float32 (n, V).
+        """Feed n tokens to stream 0. Returns the logits that follow each of these tokens, float32
+        (n, V).
 
         n is at most `most_scored`. `position` is the position of the first token, as in `feed`."""
         n, ids = len(tokens), array("i", tokens)
@@ -174,8 +175,8 @@ class Decoder:
         return out
 
     def saw(self, stream: int, tokens: Sequence[int], *, restart: bool) -> None:
-        """Record tokens of a stream for the repetition penalty. With `restart`, earlier tokens are
-        forgotten first."""
+        """Record tokens of a stream for the repetition penalty. With `restart`, first forget the
+        tokens that were recorded earlier."""
         first = stream * self._vocab_size
         if restart:
             self._seen[first : first + self._vocab_size] = bytes(self._vocab_size)
@@ -188,7 +189,7 @@ class Decoder:
         self._library.dec_copy(self._decoder, stream, to, count)
 
     def logits(self, stream: int) -> FloatArray:
-        """A copy of the logits of a stream's next token, float32 (V,)."""
+        """A copy of the logits for the next token of a stream, float32 (V,)."""
         place = self._library.dec_logits(self._decoder, stream)
         import numpy as np
 
@@ -208,10 +209,10 @@ class Decoder:
 
         `uniform` holds n lists of `steps` random numbers, one list for each stream. `positions[i]`
         is the position of the first token chosen for `streams[i]`. Every chosen token but the last
-        is fed. `how` holds the sampling parameters of each stream, or one set for all streams.
-        `utf8` is a pair: a table of the UTF-8 state after each token in each state, uint8 (8, V),
-        and the state of every stream of the decoder, which is updated. With `utf8`, every chosen
-        token keeps the text valid UTF-8."""
+        is fed to its stream. `how` holds the sampling parameters of each stream, or one set for all
+        streams. `utf8` is a pair: a table of the UTF-8 state after each token in each state, uint8
+        (8, V), and the state of every stream of the decoder, which is updated. With `utf8`, every
+        chosen token keeps the text valid UTF-8."""
         n, steps = len(uniform), len(uniform[0])
         assert len({*streams}) == len(streams) == len(positions) == n
         assert all(len(numbers) == steps for numbers in uniform)
@@ -257,8 +258,8 @@ class Decoder:
     def _team(self, streams: int) -> tuple[int, bool]:
         """The number of threads, and whether each thread computes some of the streams.
 
-        If not, each thread computes some of the outputs of each product. Then the threads wait for
-        each other, but all of them together read the weights only once."""
+        If not, each thread computes some of the outputs of each product. In this case, the threads
+        have to wait for each other, but the weights are read only once for all threads."""
         if streams > 1 and (
             self._weight_bytes <= _MOST_TO_READ_TWICE
             or (streams >= 16 * self._threads and self._weight_bytes <= _MOST_FOR_MANY_STREAMS)

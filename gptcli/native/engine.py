@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_LONGEST = 4096  # tokens of context; the backward pass needs memory that grows with their square
+# The longest context in tokens; the memory of the backward pass grows with its square.
+_LONGEST = 4096
 _WIDEST_HEAD = 512
 
 
@@ -60,7 +61,7 @@ def shape_of(config: ModelConfig, vocab_size: int, most_tokens: int, threads: in
     arch = config.traits
     assert has_layout(arch)
     return Shape(
-        modern=arch.positions == "rotary",  # has_layout has checked the other traits
+        modern=arch.positions == "rotary",  # has_layout has checked that the other traits fit
         qk_norm=arch.qk_norm,
         tied=arch.tied_head,
         L=config.n_layer,
@@ -114,7 +115,8 @@ class Engine:
             self._library.gpt_free(self._model)
 
     def pack(self) -> None:
-        """Pack the current weights for the matrix products. Call it after every update."""
+        """Pack the current weights for the matrix products. Call this method after every update of
+        the weights."""
         self._library.gpt_pack(self._model, self._weights.data_ptr())
 
     def loss(self, idx: Tensor, targets: Tensor) -> float:
@@ -124,9 +126,10 @@ class Engine:
     def gradients(
         self, idx: Tensor, targets: Tensor, *, seed: int, scale: float, add: bool
     ) -> float:
-        """The sum of the losses in nats. Also computes its gradients, times `scale`. They replace
-        the flat gradients, or are added to them with `add`. For the same B and T, the masks of
-        dropout depend only on `seed`, from 0 to below 2**64."""
+        """The sum of the losses in nats. Also computes the gradients of this sum, times `scale`.
+        They replace the numbers in the flat tensor of gradients, or, with `add`, are added to these
+        numbers. For the same B and T, the masks of dropout depend only on `seed`, from 0 to below
+        2**64."""
         return self._call(idx, targets, self._gradients.data_ptr(), seed, scale, add=add)
 
     def _call(

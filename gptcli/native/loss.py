@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class LossPasses:
     """The forward passes of one network, for at most `most_tokens` (B * T) at once.
 
-    The library computes in its own dtype. It must be able to train the network. Raises
+    The C library must be able to train the network. It computes in its own dtype. Raises
     MemoryError."""
 
     def __init__(

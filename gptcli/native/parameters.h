@@ -33,8 +33,8 @@ enum {
     PER_LAYER
 };
 
-/* The two counts. When library.py loads a library, it compares them with those of the Python
- * tables. */
+/* The numbers of parameters outside the blocks and in each block. When library.py loads a library,
+ * it compares them with the lengths of the tables in Python. */
 int global_parameters(void) { return GLOBALS; }
 int layer_parameters(void) { return PER_LAYER; }
 

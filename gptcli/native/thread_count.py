@@ -1,4 +1,5 @@
-"""Chooses how many threads sample one stream: all, or only one if another process disturbs them.
+"""Chooses how many threads sample one stream: all threads, or only one if another process disturbs
+them.
 
 Threads that share a step wait for each other at every layer. If another process occupies a core,
 the threads together are far slower than a single thread. The text does not depend on the number of
@@ -11,24 +12,30 @@ from collections import deque
 
 try:
     import resource
-except ImportError:  # Windows does not count switches, so threads never look disturbed
+except ImportError:  # Windows does not count context switches, so threads never count as disturbed
     resource = None  # type: ignore[assignment]
 
-_LEAST_STEPS = 16  # shorter runs are not measured
-_LAST_RUNS = 3  # for each number of threads, the fastest of so many runs counts
-_TRY_ONE_EVERY = 64  # runs with all threads before one thread is tried again, if disturbed
-# Runs with one thread before all threads are tried again: the first number, and the largest.
+# Runs with fewer steps are not measured.
+_LEAST_STEPS = 16
+# For each number of threads, the fastest of its last _LAST_RUNS runs counts.
+_LAST_RUNS = 3
+# While the threads are disturbed, one thread is tried again after so many runs with all threads.
+_TRY_ONE_EVERY = 64
+# All threads are tried again after so many runs with one thread: at first 16. This number doubles
+# with each try in vain, up to 256.
 _TRY_ALL_AFTER = (16, 256)
-_MUCH_FASTER = 0.8  # one thread must take less than this share of the time that all threads take
+# One thread is used if it takes less than this share of the time that all threads take.
+_MUCH_FASTER = 0.8
 # In a forced context switch, the system takes the processor from a thread. The threads count as
-# disturbed if their last _SWITCHED_RUNS runs had more than _SWITCHES switches, plus
-# _SWITCHES_PER_SECOND for each second. Measured on two cores: 32 switches a second on an idle
-# machine, 150 to 94,000 next to another process.
+# disturbed if there were too many switches in the last _SWITCHED_RUNS runs with all threads: more
+# than _SWITCHES plus _SWITCHES_PER_SECOND for each second of these runs. Measured on two cores: 32
+# switches a second on an idle machine, 150 to 94,000 next to another process.
 _SWITCHED_RUNS, _SWITCHES, _SWITCHES_PER_SECOND = 16, 8, 100
 
 
 class ThreadCount:
-    """Chooses between one thread and `usual` threads by how long recent runs took.
+    """Chooses between one thread and `usual` threads, by the time that recent runs took. A run is
+    one call that generates some tokens.
 
     Tries one thread only if the runs with all threads are disturbed. On an idle machine, a trial
     would slow down a short text too much."""
@@ -38,8 +45,9 @@ class ThreadCount:
         self._seconds: dict[int, deque[float]] = {
             threads: deque(maxlen=_LAST_RUNS) for threads in (1, usual)
         }
-        self._switched: deque[tuple[int, float]] = deque(maxlen=_SWITCHED_RUNS)  # count, seconds
-        self._runs_since = {1: 0, usual: 0}  # runs since the other number was tried
+        self._switched: deque[tuple[int, float]] = deque(maxlen=_SWITCHED_RUNS)  # switches, seconds
+        # For each number of threads: its runs since the other number was tried.
+        self._runs_since = {1: 0, usual: 0}
         self._try_all_after = _TRY_ALL_AFTER[0]
 
     def choose(self) -> int:
@@ -58,14 +66,16 @@ class ThreadCount:
         return count > _SWITCHES + _SWITCHES_PER_SECOND * seconds
 
     def took(self, threads: int, steps: int, seconds: float, switches: int) -> None:
-        """Record a run: its threads, steps and duration, and the growth of `context_switches`."""
+        """Record a run: its threads, its steps, its seconds, and by how much `context_switches`
+        grew."""
         if threads == self._usual:
             self._switched.append((switches, seconds))
         if steps < _LEAST_STEPS:
             return
         if threads == self._usual and self._runs_since[1] >= self._try_all_after:
             self._try_all_after = min(2 * self._try_all_after, _TRY_ALL_AFTER[1])
-        elif self._runs_since[self._usual] > _LAST_RUNS:  # all threads are in use again
+        elif self._runs_since[self._usual] > _LAST_RUNS:
+            # All threads have been used again for some runs.
             self._try_all_after = _TRY_ALL_AFTER[0]
         self._seconds[threads].append(seconds / steps)
         for number in self._runs_since:

@@ -1,8 +1,8 @@
 // Draws attention maps: a small one for each head, and a large one of the chosen head.
 //
 // attentionMaps(root, labels) returns { show(heads) }. `heads` is a list of { layer, head, kind,
-// share, habit, weights }: `weights` is base64 of the lower triangle, with one byte per weight.
-// `habit` says in words what the head does.
+// share, habit, weights }: `weights` is the lower triangle of the head's attention weights in
+// base64, with one byte per weight. `habit` says in words what the head does.
 
 function unpackTriangle(text) {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -41,7 +41,7 @@ function attentionMaps(root, labels) {
   let heads = [];
   let chosen = null; // "layer.head"
   let token = labels.length - 1;
-  let mapped = { cell: 1, edge: 0 }; // the pixels of a cell, and of the labels beside the map
+  let mapped = { cell: 1, edge: 0 }; // large map: pixels of a cell, and of the labels beside it
   const tokens = labels.map((label, at) => {
     const button = make("button", { class: "token", type: "button" });
     const share = make("span", { class: "share" });

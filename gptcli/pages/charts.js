@@ -2,9 +2,9 @@
 // with keys, read values with the pointer or the arrow keys, and hide lines with the legend.
 //
 // drawChart(root, { title, note, xLabel, yLabel, x, series, bands, clip, sync, log, logX, height })
-// A series is { label, values, style, points }: with `points`, it has marks and no line. `bands`
-// are pairs of series between which the area is tinted. Styles differ in colour, dashes and marks,
-// so that readers can tell lines apart without colours.
+// A series is { label, values, style, points }. If `points` is true, the series has marks and no
+// line. `bands` is a list of pairs of series; the area between the two lines of a pair is tinted.
+// Styles differ in colour, dashes and marks, so that readers can tell lines apart without colours.
 
 const CHARTS = [];
 
@@ -25,7 +25,8 @@ function chartNumber(value) {
     : Number(value.toPrecision(4)).toString();
 }
 
-// The label of a tick on a logarithmic axis: "10 k", "1 M"; "" between powers of ten.
+// The label of a tick on a logarithmic axis, such as "10 k" or "1 M". Ticks between powers of ten
+// have no label ("").
 function powerOfTen(value) {
   if (value === null || Math.abs(Math.log10(value) % 1) > 1e-6) return "";
   const [size, unit] = value >= 1e9 ? [1e9, " G"] : value >= 1e6 ? [1e6, " M"]
@@ -123,12 +124,12 @@ function drawChart(root, given) {
   }
 
   // uPlot asks for the range of x, then for the range of y, and updates u.scales only after both.
-  // So the range of x is kept here.
+  // The range of y depends on that of x, so `shown` keeps the range of x.
   let shown = [first, last];
   const keepShown = (u, from, to) => { if (from !== null) shown = [from, to]; return [from, to]; };
 
-  // The range of y. With `clip`, it leaves out the steep start of the curves if all of x is shown,
-  // because the start would flatten the rest of the curves.
+  // The range of y. If `clip` is set and the whole range of x is shown, the range of y leaves out
+  // the steep start of the curves, because it would flatten the rest of the curves.
   function clipped(low, high) {
     const whole = shown[0] <= first && shown[1] >= last;
     if (whole && given.clip) {
@@ -195,8 +196,8 @@ function drawChart(root, given) {
     }, [given.x, ...given.series.map((one) => one.values)], place);
   }
 
-  // Charts with the same `sync` zoom together. uPlot itself does this only if the reader drags, so
-  // this code does it for the keys and the button.
+  // Charts with the same `sync` zoom together. uPlot itself zooms them together only if the reader
+  // drags, so this code does it for the keys and for the button.
   const together = () => CHARTS.filter((one) => one === own || (given.sync && one.sync === given.sync));
   const showAll = () => together().forEach((one) => one.zoomTo(null));
   function moveTo(i) {
@@ -240,7 +241,7 @@ function drawChart(root, given) {
     zoomTo: (range) => plot.setScale("x", range ?? { min: first, max: last }),
   };
   CHARTS.push(own);
-  // A chart's width changes with the window, and when a chart is added beside it.
+  // The width of a chart changes with the window, and if another chart is added beside it.
   new ResizeObserver(size).observe(place);
 }
 

@@ -1,5 +1,5 @@
-// The page of `gptcli report`: charts, and at several steps of the training, a passage in which
-// each token is coloured by its loss, and attention maps.
+// The page of `gptcli report`: charts, then a passage in which each token is coloured by its loss,
+// and attention maps. The passage and the maps are shown for several steps of the training.
 
 const report = JSON.parse(document.getElementById("report").textContent);
 for (const one of report.charts) drawChart(document.getElementById(one.place), one);

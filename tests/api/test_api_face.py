@@ -1,4 +1,5 @@
-"""The public interface of gptcli: names, signatures, types, and what `import gptcli` imports."""
+"""The public interface of the library gptcli: names, signatures, types, and which modules `import
+gptcli` imports."""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ tests.api.test_api_face`."""
 
 
 def public_api() -> Iterator[str]:
-    """Yield a line for each public name, with the signature of a function, and a line for each
-    public member of a class other than Config and CausalSelfAttention."""
+    """Yield a line for each public name of gptcli (functions with their signature), and a line for
+    each public member of each public class. The members of Config and CausalSelfAttention are left
+    out."""
     for name in gptcli.__all__:
         thing = getattr(gptcli, name)
         if not isinstance(thing, type):
@@ -36,7 +38,8 @@ def public_api() -> Iterator[str]:
         if dataclasses.is_dataclass(thing):
             for field in dataclasses.fields(thing):
                 yield f"    {name}.{field.name}: {field.type}"
-        # `gptcli schema` and the learner's contract describe these two.
+        # `gptcli schema` describes Config, and the course's contract for learners describes
+        # CausalSelfAttention.
         if name in ("Config", "CausalSelfAttention"):
             continue
         yield from sorted(members(name, thing))
@@ -67,7 +70,8 @@ def test_the_public_interface_is_the_kept_one() -> None:
 
 
 def test_importing_it_imports_nothing_large() -> None:
-    """`import gptcli`, its errors and events, and `load` and `train` import no large package."""
+    """No large package such as PyTorch is imported by `import gptcli`, or by reading gptcli's
+    errors, its events, `gptcli.load` or `gptcli.train`."""
     program = """
 import json, sys
 import gptcli

@@ -1,4 +1,4 @@
-"""`gptcli.load`, and what the loaded Model generates, scores and computes."""
+"""`gptcli.load`, and the Model that it returns: generated texts, scores, logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OLD = Path(__file__).parent.parent / "old_runs"
 
 @pytest.fixture(params=["native", "torch"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The engine that samples: each of the two engines for a CPU in turn."""
+    """The name of the engine that samples. A test runs with each of the two engines for a CPU."""
     name: str = request.param
     if name == "torch":
         none = library.Found(None, "the test wants PyTorch")
@@ -84,8 +84,8 @@ def test_without_choices_the_defaults_are_those_of_the_command(
 
 
 def test_pieces_are_whole_characters_and_stop_strings_never_show() -> None:
-    """A model with the byte tokenizer writes characters of several bytes. Each piece holds only
-    whole characters."""
+    """This model has a byte tokenizer, so some characters consist of several tokens. Still, each
+    piece of the text holds only whole characters."""
     model = gptcli.load(OLD / "modern-byte-adamw" / "run")
     pieces = list(model.stream("K", max_new_tokens=200, temperature=3.0, seed=1))
     text = "".join(pieces)
@@ -128,8 +128,8 @@ def outcome_of_lines(cli: Any, trained: Path, folder: Path, dtype: str) -> str:
 
 
 def test_logits_give_the_scores(model: gptcli.Model) -> None:
-    """The logits at each position give the log-probability of the next token. The start ids come
-    before the first one."""
+    """The logits at a position give the log-probability of the token after it. The log-probability
+    of the first token comes from the start ids before the text."""
     text = "KING:\nWhat light is"
     logits = model.logits(text)
     ids = model.tokenizer.encode(text)
@@ -228,7 +228,7 @@ def test_facts_of_a_model(model: gptcli.Model, trained: Path) -> None:
 
 
 def test_a_note_is_a_warning(trained: Path, tmp_path: Path) -> None:
-    """If a checkpoint is damaged, another one is loaded, and a warning tells the program so."""
+    """If a checkpoint is damaged, gptcli loads another one, and says so in a Python warning."""
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     best = (run / "checkpoints" / "best").read_text("utf-8").strip()
@@ -289,7 +289,7 @@ def test_the_library_prints_nothing(trained: Path, capfd: pytest.CaptureFixture[
 
 
 def as_xml(page: str) -> ET.Element:
-    return ET.fromstring(page)  # raises if a tag is not closed or an & is not escaped
+    return ET.fromstring(page)  # this raises an error if a tag is not closed or an & is not escaped
 
 
 def test_the_page_of_a_model(model: gptcli.Model) -> None:

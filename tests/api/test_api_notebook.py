@@ -1,4 +1,4 @@
-"""What a notebook shows during a training: with a stand-in for IPython, and in a real kernel."""
+"""What a notebook shows during a training: with an imitation of IPython, and in a real kernel."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Cell:
-    """A stand-in for the output of a notebook cell. It keeps what the display showed after each
-    update."""
+    """Imitates the output of a notebook cell. `pages` holds what the cell has shown, one item for
+    each update."""
 
     def __init__(self) -> None:
         self.pages: list[str] = []
@@ -44,7 +44,8 @@ class Cell:
 
 @pytest.fixture
 def cell(monkeypatch: pytest.MonkeyPatch) -> Cell:
-    """A stand-in for IPython in a Jupyter kernel, with the functions that the library calls."""
+    """Replaces IPython by an imitation with the functions that gptcli calls. Returns the imitated
+    notebook cell."""
     found = Cell()
     ipython, display = types.ModuleType("IPython"), types.ModuleType("IPython.display")
     shell = types.SimpleNamespace(kernel=object())
@@ -61,7 +62,8 @@ def small(**options: Any) -> gptcli.Training:
 
 
 def text_of(page: str) -> str:
-    return "".join(ET.fromstring(page).itertext())  # raises if the page is not well formed
+    # This raises an error if the page is not well formed.
+    return "".join(ET.fromstring(page).itertext())
 
 
 def test_a_notebook_shows_one_page_that_changes(
@@ -92,7 +94,7 @@ def test_a_resumed_run_shows_its_whole_curve(cell: Cell) -> None:
     assert cell.pages == []
     gptcli.train(resume=True, progress=True).finish()
     validation = ET.fromstring(cell.pages[-1]).findall(POLYLINE)[1]
-    # One point is from step 4, before the resume.
+    # There are two points: one of step 4, from before the resume, and one of a later step.
     assert len(validation.attrib["points"].split()) == 2
 
 
@@ -133,7 +135,8 @@ gptcli.load("two").step
 
 @pytest.mark.slow
 def test_a_real_notebook() -> None:
-    """Jupyter's own client runs the cells. Their outputs hold the pages."""
+    """Jupyter's client nbclient runs the cells in a kernel. The outputs of the cells hold the
+    pages."""
     pytest.importorskip("ipykernel")
     client = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")

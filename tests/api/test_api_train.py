@@ -1,4 +1,5 @@
-"""`gptcli.train` makes the run that the command makes, and saves it if the loop ends early."""
+"""`gptcli.train` makes the same run as the command `gptcli train`. If the user's loop over the
+events ends early, the run is saved."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def by_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that the command trained on the small text: the shipped config `tiny`, made smaller."""
+    """A run that the command `gptcli train` trained on the small text, with a smaller version of
+    the shipped config `tiny`."""
     folder = tmp_path_factory.mktemp("command")
     (folder / "speeches.txt").write_text(TEXT, encoding="utf-8", newline="\n")
     arguments = ["tiny", f"data.source={folder / 'speeches.txt'}", *OVERRIDES]
@@ -59,7 +61,7 @@ def weights(run: Path | str, step: int = STEPS) -> bytes:
 
 
 def lines(run: Path | str) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl without times and speeds."""
+    """The records of a run's metrics.jsonl, without the times and speeds."""
     text = (Path(run) / "metrics.jsonl").read_text("utf-8")
     clocks = ("seconds", "tokens_per_second")
     return [
@@ -166,8 +168,8 @@ def test_overrides_as_a_dict() -> None:
 
 
 def test_a_text_gets_settings_that_fit_it() -> None:
-    """The settings are those that `gptcli train TEXT` chooses. Notes say which they are, and
-    why."""
+    """gptcli.train chooses the same settings for a text as `gptcli train TEXT`. Notices say which
+    settings, and why."""
     values = {"train.max_steps": 2, "model.n_layer": 1, "model.n_embd": 32}
     events = list(gptcli.train(["speeches.txt"], values))
     notes = "\n".join(event.message for event in events if isinstance(event, gptcli.Notice))
@@ -180,8 +182,8 @@ def test_a_text_gets_settings_that_fit_it() -> None:
 
 @pytest.mark.slow
 def test_minutes_end_the_run() -> None:
-    """The minutes count from the start of the loop over the events, not from the call of
-    `train`."""
+    """The time of `minutes` begins when the loop over the events begins, not when `train` is
+    called."""
     training = gptcli.train("speeches.txt", minutes=0.2)
     time.sleep(3.0)
     begun = time.perf_counter()
@@ -299,8 +301,8 @@ def test_stop_ends_the_loop_after_its_step() -> None:
 
 
 def test_training_in_a_thread(by_command: Path) -> None:
-    """A training works in another thread, although Python sets signal handlers only in the main
-    one."""
+    """A training also works outside the main thread, although Python allows signal handlers only in
+    the main thread."""
     found: list[gptcli.Finished] = []
     thread = threading.Thread(target=lambda: found.append(small().finish()))
     thread.start()
@@ -317,7 +319,8 @@ def test_ctrl_c_saves_and_raises() -> None:
         while training.run is None:
             time.sleep(0.001)
         time.sleep(0.05)
-        signal.raise_signal(signal.SIGINT)  # a terminal and a notebook send this signal too
+        # Terminals and notebooks send this signal if the user presses Ctrl-C or the stop button.
+        signal.raise_signal(signal.SIGINT)
 
     thread = threading.Thread(target=press)
     thread.start()
@@ -391,7 +394,7 @@ def test_an_error_comes_out_of_the_loop(by_command: Path) -> None:
 def test_overwrite_keeps_the_old_run_until_the_new_one_has_a_checkpoint(by_command: Path) -> None:
     shutil.copytree(by_command, "runs/mine")
     training = small(overwrite=True)
-    next(iter(training))  # the loop ends before the first step
+    next(iter(training))  # the user's loop ends before the first step
     assert training.finished is not None
     assert small(overwrite=True).finish().stopped == "done"
     Path("speeches.txt").write_text("too short", encoding="utf-8")

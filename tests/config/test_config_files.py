@@ -1,4 +1,5 @@
-"""YAML files and overrides: which values are accepted, and the messages for all others."""
+"""YAML files and overrides: which values gptcli accepts, and its messages about all other
+values."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from gptcli.files.shipped import shipped_configs, shipped_folder
 
 
 def about(key: str) -> str:
-    """The hint for a value outside its range: the description of the key in the schema."""
+    """The hint of the error if a key has a value outside its range: the key's description from the
+    schema."""
     section, name = key.split(".")
     keys = config_schema()["$defs"][type(getattr(Config(), section)).__name__]["properties"]
     return f"{key}: {' '.join(keys[name]['description'].split())}"

@@ -1,4 +1,5 @@
-"""Values of text keys: kept as typed, saved unchanged; some Windows paths are refused."""
+"""The values of keys that are text: gptcli keeps them as the user typed them, and saves them
+unchanged. It refuses some Windows paths."""
 
 from __future__ import annotations
 

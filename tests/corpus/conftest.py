@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder that only this test uses."""
+    """A cache folder that only one test uses."""
     folder = tmp_path / "the-cache"
     monkeypatch.setenv("GPTCLI_CACHE", str(folder))
     return folder
@@ -15,7 +15,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A made-up text in place of the shipped texts, with the name `shakespeare`."""
+    """Replaces the texts that ship with gptcli by one made-up text with the name `shakespeare`."""
     path = tmp_path / "shipped" / "shakespeare.txt"
     path.parent.mkdir()
     path.write_bytes(b"KING: a text that ships.\n" * 40)
@@ -25,6 +25,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lower CHUNK, so that even a text of a few characters is read in several pieces."""
+    """Lower the size of the pieces (CHUNK), so that gptcli reads even a text of a few characters in
+    several pieces."""
     for module in ("reading", "sources", "encoding", "records", "documents"):
         monkeypatch.setattr(f"gptcli.corpus.{module}.CHUNK", 5)

@@ -1,4 +1,5 @@
-"""Batches: an epoch covers the text in shuffled windows; an evaluation predicts each token once."""
+"""Batches: in an epoch, shuffled windows cover the whole text. In an evaluation, each token is
+predicted once."""
 
 from __future__ import annotations
 
@@ -16,17 +17,18 @@ from gptcli.corpus import Batches, TokenStore, windows
 quick = settings(max_examples=60, deadline=None)
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(0, 90)).map(
     lambda drawn: (drawn[0], drawn[1], drawn[0] + 1 + drawn[2])
-)  # T, B, N > T
+)  # T (block_size), B (batch_size), N (tokens of the text, more than T)
 
 
 def counting(tokens: int, shard: int = 17) -> TokenStore:
-    """A store in which token i has the id i, in shards of `shard` tokens."""
+    """A token store of `tokens` tokens, in shards of `shard` tokens. The token at position i has
+    the id i."""
     ids = np.arange(tokens, dtype=np.uint16)
     return TokenStore([ids[first : first + shard] for first in range(0, tokens, shard)])
 
 
 def sequences(batches: Batches, first: int, count: int, batch_size: int) -> list[list[int]]:
-    """The inputs of `count` sequences, from sequence `first` on, read batch by batch."""
+    """The inputs of the sequences `first` to `first + count - 1`, read batch by batch."""
     rows: list[list[int]] = []
     for k in range(first // batch_size, (first + count - 1) // batch_size + 1):
         rows += batches.batch(k)[0].tolist()
@@ -79,13 +81,14 @@ def test_a_batch_depends_only_on_its_number(
     one = Batches(counting(length), block, batch, seed)
     k = first // batch
     reference = one.batch(k)
-    one.batch(k + 7 * length)  # a batch of a much later epoch, in between
+    # Between the two reads of batch k, read a batch of a much later epoch.
+    one.batch(k + 7 * length)
     again = one.batch(k)
     fresh = Batches(counting(length, shard=5), block, batch, seed).batch(k)
     for pair in (again, fresh):
         assert torch.equal(pair[0], reference[0])
         assert torch.equal(pair[1], reference[1])
-    # The list of sequences does not depend on batch_size.
+    # With another batch_size, the sequences are the same, in the same order.
     different = Batches(counting(length), block, other, seed)
     assert sequences(one, first, 20, batch) == sequences(different, first, 20, other)
 
@@ -105,7 +108,8 @@ def test_all_offsets_and_windows_are_equally_likely() -> None:
     counts = np.bincount(first, minlength=64)
     chi_squared = float(((counts - 50) ** 2 / 50).sum())
     assert len(counts) == 64
-    assert chi_squared < 110  # with 63 degrees of freedom, chance exceeds this in 0.02 % of cases
+    # With 63 degrees of freedom, a random order exceeds 110 with a probability of 0.02 %.
+    assert chi_squared < 110
 
 
 def test_epoch_of_is_a_fraction_of_the_sequences() -> None:
@@ -115,7 +119,8 @@ def test_epoch_of_is_a_fraction_of_the_sequences() -> None:
 
 
 def test_the_order_of_batches_never_changes() -> None:
-    """A later version of gptcli must read the same batches when it resumes a run."""
+    """When a later version of gptcli resumes a run, it must read the same batches. So their order
+    is recorded here."""
     assert Batches(counting(50), 8, 6, 1337).starts(0) == [38, 22, 30, 6, 14, 46]
 
 
@@ -133,7 +138,8 @@ def test_a_batch_is_made_quickly() -> None:
         before = time.thread_time()
         batches.batch(k)
         durations.append(time.thread_time() - before)
-    # Take the processor time of the fastest batch, because other processes hardly change it.
+    # Compare the processor time of the fastest batch, because other processes hardly change this
+    # time.
     assert min(durations) < 500e-6
 
 

@@ -1,4 +1,5 @@
-"""The cache of encoded texts: found again, verified, and safe if several processes build it."""
+"""The cache of encoded texts: gptcli finds a text in it again, verifies it, and several processes
+can safely build the same entry."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A list that grows by one item each time a text is encoded. Shards have 100 tokens."""
+    """A list that grows by one item each time gptcli encodes a text. Also lets shards have 100
+    tokens."""
     found: list[str] = []
     real = encode_all
 
@@ -92,7 +94,8 @@ def test_another_text_kind_or_vocabulary_is_encoded_again(text: Path, builds: li
     open_it(text, "bpe")
     open_it(text, "bpe", vocab_size=280)
     open_it(text, "char")
-    open_it(text, "char", vocab_size=5)  # the char tokenizer ignores vocab_size
+    # The char tokenizer ignores vocab_size, so nothing is encoded again.
+    open_it(text, "char", vocab_size=5)
     open_it(text, "byte")
     assert len(builds) == 4
     before = ids_of(open_it(text))
@@ -122,7 +125,8 @@ def test_the_tokenizer_of_a_run_finds_its_entry(
 
 
 def damages(entry: Path) -> Iterator[str]:
-    """Damage the entry in one way after another. Yield the damaged file's name and the damage."""
+    """Damage a cache entry in one way, yield, repair it, damage it in another way, and so on.
+    Yields a description: the name of the damaged file, and the damage."""
     good = {path.name: path.read_bytes() for path in entry.iterdir()}
     assert len(good) == 6, "four shards, tokenizer.json and meta.json"
     for name, content in good.items():

@@ -1,4 +1,5 @@
-"""The conversion command in a hint converts the file of the error, whatever its name is."""
+"""If a file is not UTF-8, the hint of the error has a command that converts the file. The command
+works for every file name."""
 
 from __future__ import annotations
 

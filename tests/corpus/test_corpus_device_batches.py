@@ -1,4 +1,5 @@
-"""The batches on a device equal those of Batches, also if a thread reads them in advance."""
+"""The batches that are copied to a device equal those of Batches, even if a thread reads them in
+advance."""
 
 from __future__ import annotations
 

@@ -249,8 +249,8 @@ def test_blank_text_between_marks_is_no_document() -> None:
 
 
 def test_the_content_key_is_that_of_earlier_versions(tmp_path: Path) -> None:
-    """Runs and caches of earlier versions find their text by this key, so the key must not
-    change."""
+    """Runs and caches of earlier versions recognise their text by its content key, so the key must
+    not change."""
     (tmp_path / "a.txt").write_bytes(b"one")
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}')
     assert find_source(str(tmp_path / "a.jsonl")).content_key == (

@@ -1,4 +1,5 @@
-"""Line ends: a note before training, and a special error if only the line ends have changed."""
+"""Line ends: a note before the training if a text has unusual ones, and a special error if only the
+line ends of a run's text have changed."""
 
 from __future__ import annotations
 
@@ -70,14 +71,16 @@ def test_the_note(ends: str, words: str, tmp_path: Path) -> None:
     assert [note for note in corpus.notes if "line ends" in note] == notes
     write(texts / "b.txt", "\n")
     (texts / "c.jsonl").write_bytes(b'{"text": "x"}\r\n' * 9)
-    (texts / "d.txt.bz2").write_bytes(bz2.compress(b"To be\r\n" * 9))  # compressed: not looked at
+    # The note does not look into compressed files.
+    (texts / "d.txt.bz2").write_bytes(bz2.compress(b"To be\r\n" * 9))
     if words:
         (note,) = line_ends_note(find_source(str(texts)))
         assert note.startswith("1 of 2 files have ")
 
 
 def test_resume_eval_and_inspect_batch_say_so(cli: Any, tmp_path: Path) -> None:
-    """The error names the line ends, although `\\r` is also missing from the vocabulary."""
+    """The error says that the line ends have changed, although it could also say that `\\r` is not
+    in the vocabulary."""
     text, run = tmp_path / "a.txt", tmp_path / "r"
     write(text, "\n")
     tiny = (

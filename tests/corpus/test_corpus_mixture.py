@@ -1,4 +1,5 @@
-"""Mixtures: exact shares, an order that only shares and seed decide, and separate texts."""
+"""Mixtures of texts: exact shares, an order that depends only on the shares and the seed, and
+windows that never cross from one text into another."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-4, 1.0)), min_size=2, ma
 
 
 def mixture(lengths: list[int], shares: list[float], shard: int = 17) -> MixedTokens:
-    """A mixture of texts of these lengths. Token i of all texts together has the id i."""
+    """A mixture of texts with these lengths and shares. If the texts are joined, the token at
+    position i has the id i."""
     ids = np.arange(sum(lengths), dtype=np.uint16)
     store = TokenStore([ids[first : first + shard] for first in range(0, len(ids), shard)])
     texts, start = [], 0
@@ -76,13 +78,15 @@ def test_each_text_is_read_in_its_own_order(shares: list[float], seed: int, firs
 def test_texts_are_not_in_a_regular_pattern() -> None:
     texts, _ = MixedOrder([0.5, 0.5], 1).sequences(0, 1000)
     pairs = Counter(zip(texts[:-1].tolist(), texts[1:].tolist(), strict=True))
-    assert min(pairs.values()) > 100  # often, a sequence and the next one are of the same text
+    # Each of the four pairs of consecutive texts is frequent, also twice the same text.
+    assert min(pairs.values()) > 100
     other, _ = MixedOrder([0.5, 0.5], 2).sequences(0, 1000)
     assert not np.array_equal(texts, other)
 
 
 def test_the_order_of_a_mixture_never_changes() -> None:
-    """A later version of gptcli must read the same batches when it resumes a run."""
+    """When a later version of gptcli resumes a run, it must read the same batches. So their order
+    is recorded here."""
     batches = Batches(mixture([50, 30], [0.75, 0.25]), 8, 8, 1337)
     assert batches.texts_of(0) == [0, 0, 1, 0, 1, 0, 0, 0]
     assert batches.starts(0) == [1, 25, 64, 9, 72, 17, 41, 33]
@@ -113,7 +117,7 @@ def test_a_batch_depends_only_on_its_number_and_stays_in_a_text(
     for pair in (batches.batch(k), fresh):
         assert torch.equal(pair[0], inputs)
         assert torch.equal(pair[1], targets)
-    singly = Batches(tokens, block, 1, seed)  # the list of sequences does not depend on batch_size
+    singly = Batches(tokens, block, 1, seed)  # with batch_size 1, the sequences are the same
     assert [singly.starts(5 * k + row)[0] for row in range(5)] == batches.starts(k)
 
 
@@ -121,7 +125,7 @@ def test_an_epoch_of_a_text_predicts_its_tokens_once() -> None:
     tokens = mixture([40, 80], [0.5, 0.5])
     batches = Batches(tokens, 8, 1, 7)
     seen: dict[int, Counter[int]] = {0: Counter(), 1: Counter()}
-    left = [5, 10]  # the number of windows in an epoch of each text
+    left = [5, 10]  # for each text, how many windows of its first epoch are left
     for k in range(60):
         (text,) = batches.texts_of(k)
         if left[text]:
@@ -142,7 +146,8 @@ def test_parts_know_their_place() -> None:
 
 def test_how_often_a_mixture_is_read() -> None:
     assert times_read(mixture([50, 50], [0.5, 0.5]), 300) == pytest.approx(3.0)
-    # 270 of the 300 tokens are from a text of 10 tokens, and 30 are from a text of 90 tokens.
+    # Of the 300 tokens, 270 are from the text of 10 tokens (read 27 times), and 30 from the text of
+    # 90 tokens (a third of it). The result is the mean of both, weighted by the shares.
     assert times_read(mixture([10, 90], [0.9, 0.1]), 300) == pytest.approx(0.9 * 27 + 0.1 / 3)
 
 
@@ -157,7 +162,7 @@ def mixed(sources: list[Path], shares: list[float], kind: str = "byte", **data: 
 
 @pytest.fixture
 def texts(tmp_path: Path) -> list[Path]:
-    """A text of 100 `a`, and a folder of ten texts of ten `b` each."""
+    """The paths of a text of 100 times `a`, and of a folder with ten texts of ten times `b`."""
     folder = tmp_path / "folder"
     folder.mkdir()
     (tmp_path / "one.txt").write_text("a" * 100)

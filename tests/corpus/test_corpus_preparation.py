@@ -1,5 +1,5 @@
-"""open_corpus gives the ids that each document has if it is encoded whole. Unusable texts are
-refused."""
+"""open_corpus gives the same ids as if each document were encoded in one piece. It refuses texts
+that cannot be used."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def ids_of(corpus: Corpus) -> list[int]:
 
 
 def one_shot(documents: list[str], tokenizer: Tokenizer) -> list[int]:
-    """The expected ids, from encoding each document as a whole."""
+    """The ids that the corpus should have: each document is encoded in one piece."""
     if tokenizer.eot is not None:
         return [id for text in documents for id in (tokenizer.eot, *tokenizer.encode(text))]
     joined = ""
@@ -129,7 +129,8 @@ def test_a_folder_becomes_documents(kind: str, tmp_path: Path, small_chunks: Non
 
 
 def test_end_of_text_separates_the_documents_of_a_bpe(tmp_path: Path) -> None:
-    """Without a separator, the BPE would learn `xyxy` across the borders of documents."""
+    """Without a separator between documents, the BPE would learn the token `xyxy` across their
+    borders."""
     (tmp_path / "a.jsonl").write_text('{"text": "y x"}\n' * 500, encoding="utf-8")
     corpus = corpus_of(tmp_path / "a.jsonl", "bpe")
     pieces = [corpus.tokenizer.token_bytes(id) for id in range(corpus.tokenizer.vocab_size)]
@@ -226,7 +227,7 @@ def test_unknown_characters_are_dropped_or_replaced_with_a_note(
     tokenizer = build_tokenizer("char", 0, lambda: iter(["abc \n"]))
     for name, document in (("1", "abác b"), ("2", "漢á"), ("3", "abc")):
         (folder / f"{name}.txt").write_text(document, encoding="utf-8")
-    for _ in range(2):  # the second call finds the cache, and gives the same note
+    for _ in range(2):  # the second call reads the text from the cache, and gives the same note
         corpus = corpus_of(folder, tokenizer=tokenizer, unknown=rule)
         assert tokenizer.decode(ids_of(corpus)) == text
         assert [note for note in corpus.notes if verb in note] == [

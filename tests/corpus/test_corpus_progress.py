@@ -17,8 +17,9 @@ class Terminal(io.StringIO):
 
 
 def shown(stderr: io.StringIO, *, wanted: bool, silent_seconds: float) -> str:
-    """What Progress writes to `stderr` during a phase of 4 MB."""
-    # A fixture would be too early, because pytest replaces sys.stderr after the fixtures.
+    """What Progress writes to `stderr` while a phase with 4 MB of data advances."""
+    # Replace sys.stderr here and not in a fixture, because pytest sets sys.stderr again after the
+    # fixtures.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", stderr)
         patch.setattr(progress, "SILENT_SECONDS", silent_seconds)

@@ -1,4 +1,5 @@
-"""Reading files piece by piece: the same text as all at once, and errors with their position."""
+"""Reading files piece by piece gives the same text as reading them at once. Errors say at which
+position of the file they are."""
 
 from __future__ import annotations
 
@@ -131,7 +132,8 @@ def test_a_bad_line_is_named(line: bytes, message: str, hint: str, tmp_path: Pat
     with pytest.raises(GptcliError) as caught:
         list(jsonl_pieces(path))
     assert "\n" not in caught.value.message
-    if "trailing comma" in message:  # the json module words this differently in each Python version
+    # The json module's words for this error depend on the version of Python.
+    if "trailing comma" in message:
         assert caught.value.message.startswith(f"{path}:3: not JSON: ")
     else:
         assert caught.value.message.startswith(f"{path}:3: {message}")

@@ -1,4 +1,5 @@
-"""Token shards: read in blocks from a folder or a URL, in an order that depends on the seed."""
+"""Token shards: gptcli reads them in blocks, from a folder or a URL, in an order that depends on
+the seed."""
 
 from __future__ import annotations
 
@@ -40,8 +41,7 @@ LENGTH = 1000  # tokens
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lower the sizes to blocks of 50 tokens and shards of 150, so that a short text has many of
-    them."""
+    """Let blocks have 50 tokens and shards 150, so that a short text has many blocks and shards."""
     for module in ("shards", "pooled_order", "shard_writing"):
         monkeypatch.setattr(f"gptcli.corpus.{module}.BLOCK_TOKENS", 50)
     monkeypatch.setattr("gptcli.corpus.shard_writing.SHARD_TOKENS", 150)
@@ -57,8 +57,7 @@ def written(out: str, length: int = LENGTH, first: int = 0) -> str:
 
 @pytest.fixture(params=["folder", "file", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of a folder whose shards hold 1000 tokens together: on this machine or at a
-    URL."""
+    """The path or the URL of a folder with shards, which hold 1000 tokens in all."""
     return written(
         {
             "folder": str(tmp_path / "tokens"),
@@ -146,7 +145,7 @@ def test_an_epoch_predicts_no_token_twice_and_leaves_few_out(place: str, pool: i
         starts = sequences.starts(epoch * sequences.count, sequences.count)
         predicted = Counter(n for start in starts for n in range(start + 1, start + 9))
         assert set(predicted.values()) == {1}
-        # The window lies within a block.
+        # No window crosses the border of a block.
         assert all(start // 50 == (start + 8) // 50 for start in starts)
         assert starts != sorted(starts)
     offsets = {start % 50 % 8 for start in starts}
@@ -156,18 +155,19 @@ def test_an_epoch_predicts_no_token_twice_and_leaves_few_out(place: str, pool: i
 def test_the_order_depends_on_the_seed_alone(place: str, tmp_path: Path) -> None:
     tokens = opened(place)
     whole = PooledEpochs("7", tokens, 8, 4).starts(0, 400)
-    # The same part, read by a new object.
+    # A new object that reads only a part gives the same part of the order.
     for first, count in ((0, 1), (99, 3), (137, 200), (399, 1)):
         assert PooledEpochs("7", tokens, 8, 4).starts(first, count) == whole[first : first + count]
     other = opened(written(str(tmp_path / "other")), kept=4)
     assert PooledEpochs("7", other, 8, 4).starts(0, 400) == whole
     assert PooledEpochs("8", tokens, 8, 4).starts(0, 400) != whole
-    # Later versions must read this order too.
+    # Later versions of gptcli must read the windows in this order, too.
     assert whole[:8] == [215, 117, 470, 320, 223, 454, 486, 109]
 
 
 def test_a_pool_is_read_ahead() -> None:
-    """The blocks of the next pool are loaded before they are needed."""
+    """A pool is a group of blocks that are shuffled together. While one pool is read, the blocks of
+    the pool after it are loaded."""
     name = written(f"memory://{uuid.uuid4()}/tokens")
     tokens = opened(name, kept=12)
     sequences = PooledEpochs("7", tokens, 8, 4)
@@ -274,7 +274,8 @@ def test_memory_is_used_again_only_if_nothing_refers_to_it() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 255, 4096, 1 << 20])
 def test_the_fast_checksum_is_that_of_zlib(size: int) -> None:
-    """shards.py takes the function of isal if that is installed, and zlib's otherwise."""
+    """shards.py takes the checksum function of the package isal if it is installed, and otherwise
+    that of zlib."""
     content = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
     assert shards.crc32(content) == zlib.crc32(content.tobytes())
 
@@ -289,7 +290,7 @@ def test_a_pipe_in_place_of_a_shard_blocks_nothing(tmp_path: Path) -> None:
 
 
 def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
-    """With such an id, the C library would read outside its memory."""
+    """With an id outside the vocabulary, the C library would read outside its memory."""
     name = write_shards_to(str(tmp_path / "tokens"), [ids_of(100), np.array([300], "<u2")], BYTE, 1)
     with pytest.raises(GptcliError, match="not below the vocabulary's size 257"):
         opened(name).read(99, 2)
@@ -427,4 +428,5 @@ def test_a_file_that_is_too_large_is_not_read() -> None:
 def test_names_are_urls_or_paths() -> None:
     assert remote.is_url("s3://bucket/x")
     assert not any(map(remote.is_url, ("C:/texts", "C:\\texts", "folder/x.txt", "a:b", "//x")))
-    assert BLOCK_TOKENS == 1 << 21  # another value would change the order of every run
+    # Another value would change the order of the batches in every run.
+    assert BLOCK_TOKENS == 1 << 21

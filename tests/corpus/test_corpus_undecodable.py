@@ -1,4 +1,5 @@
-"""Files that are not UTF-8: the error names each with its probable encoding, or as cut off."""
+"""Files that are not UTF-8: the error names each file, and its probable encoding or that it is cut
+off."""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ def test_all_files_that_are_not_utf8_are_named_at_once(tmp_path: Path) -> None:
         (b"plain text and then \xc3", "ends"),
         ("Äpfel und Öl".encode()[1:], "begins"),
         ("🙂 und Öl".encode()[2:], "begins"),
-        (b"a caf\xe9", None),  # a Latin-1 text can end with this byte
+        # This file is not cut off, because a Latin-1 text can end with this byte.
+        (b"a caf\xe9", None),
         ("déjà vu, où".encode("latin-1"), None),
     ],
 )

@@ -88,7 +88,8 @@ def test_every_hint_works(tokens: int, val_fraction: float, block_size: int) -> 
         assert train == train_tokens(tokens, val_fraction) > block_size
         assert val_fraction == 0 or tokens - train >= 2
         return
-    # Each suggestion of the hint works alone, except two that `and` joins.
+    # Each suggestion of the hint works without the others, but two suggestions that are joined by
+    # `and` work only together.
     block = re.search(r"block_size to (\d+)", hint)
     fraction = re.search(r"(?:lower|raise) data.val_fraction to ([\d.e-]+)", hint)
     if " and " in hint:
@@ -117,7 +118,8 @@ def test_the_suggested_fraction_works_on_long_texts(tokens: int, block_size: int
 
 
 def stores(lengths: list[int], val_fraction: float) -> tuple[list[int], list[int]]:
-    """The ids for training and for validation, if token i of the text has the id i."""
+    """The ids of the training split and of the validation split. The token at position i of the
+    text has the id i."""
     starts = np.cumsum([0, *lengths])[:-1]
     tokens = TokenStore([np.arange(sum(lengths), dtype=np.uint32)])
     train, val = split_documents(starts, sum(lengths), val_fraction)

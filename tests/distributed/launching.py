@@ -1,4 +1,5 @@
-"""Trainings in several processes: start them, send them signals, kill them and wait for them."""
+"""Trainings in several processes, for the tests: start them, send them signals, kill them, wait for
+them, read their losses."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ SMALL = (
 
 
 class Launched:
-    """A training with several ranks, in its own process group."""
+    """A running training with several ranks, in its own process group."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Launched:
             )
 
     def ranks(self) -> dict[int, int]:
-        """The process ids of the running ranks, by rank."""
+        """The running ranks: number of the rank -> process id."""
         found = {}
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -74,8 +75,8 @@ class Launched:
         return found
 
     def until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Wait until the condition holds. Fail if the training ends before that, or after
-        `seconds`."""
+        """Wait until `condition` returns true. Fail if the training ends before, or if it takes
+        longer than `seconds`."""
         end = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, f"it ended early:\n{self.said()}"
@@ -83,12 +84,12 @@ class Launched:
             time.sleep(0.02)
 
     def signal(self, rank: int | None, number: int) -> None:
-        """Send a signal to a rank, or to the launcher (None)."""
+        """Send a signal to the rank `rank`, or to the launcher if `rank` is None."""
         os.kill(self.process.pid if rank is None else self.ranks()[rank], number)
 
     def wait(self, seconds: float = 120.0) -> int:
-        """Wait for the end of the training, and return its exit code. Kill it and fail after
-        `seconds`."""
+        """Wait for the end of the training, and return its exit code. If it takes longer than
+        `seconds`, kill it and fail."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -98,19 +99,20 @@ class Launched:
             raise AssertionError(f"it hangs:\n{self.said()}") from None
 
     def said(self) -> str:
-        """What the training has written to stderr."""
+        """The text that the training has written to stderr so far."""
         return self.error.read_text()
 
 
 def losses(run: Path) -> dict[tuple[str, int], float]:
-    """The losses in metrics.jsonl, by kind and step."""
+    """The losses in metrics.jsonl: (kind of record, step) -> loss."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return {(r["kind"], r["step"]): r.get("loss", r.get("val_loss")) for r in records}
 
 
 def reached(run: Path, step: int) -> Callable[[], bool]:
-    """A function that says whether a run has recorded a step."""
+    """A function that returns whether metrics.jsonl of `run` has a loss of `step` or of a later
+    step."""
 
     def has() -> bool:
         try:

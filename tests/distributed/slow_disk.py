@@ -1,4 +1,5 @@
-"""Runs gptcli in a rank that writes the shards of one checkpoint slowly, or fails to write them.
+"""Runs gptcli as ranks of a training, of which one has a fault: it writes the shards of one
+checkpoint slowly, or fails to write them.
 
 `python -m tests.distributed.slow_disk ...` reads the fault from environment variables. SAVES says
 where checkpoints are written: in a `background` thread or in the training `loop`. RANK_WITH_FAULT
@@ -17,17 +18,20 @@ import time
 from gptcli.files import durable
 from gptcli.training import saving
 
-SECONDS = 4.0  # how long each slow file takes, so that a test can kill the rank meanwhile
+# How long a slow disk waits before each file, so that a test can kill the rank during this time.
+SECONDS = 4.0
 
 
 class Faulty(durable.Disk):
-    """A disk with a fault that affects only the shards of one checkpoint."""
+    """A disk that has a fault when it writes the shards of one checkpoint. It writes all other
+    files as usual."""
 
     def __init__(self, fault: str, step: int) -> None:
         self._fault, self._folder = fault, f".step-{step:08d}."
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
-        """Write the data, after the delay or error of the fault."""
+        """Write the data. For the shards of the checkpoint with the fault, first wait, or raise an
+        error instead."""
         if self._folder in str(file.name) and "-of-" in str(file.name):
             if self._fault == "slow" and file.tell() == 0:
                 time.sleep(SECONDS)

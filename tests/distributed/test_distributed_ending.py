@@ -1,4 +1,5 @@
-"""A rank runs its exit handlers as usual, but then ends without the interpreter's teardown."""
+"""The end of a rank's process: Python's exit handlers run as usual, but the interpreter's teardown
+does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""All ranks of a run end together: after signals, a dead rank, restarts, or a rank that hangs."""
+"""All ranks of a run end together: after a signal, after the death of a rank, after a restart by
+torchrun, or if a rank hangs."""
 
 from __future__ import annotations
 

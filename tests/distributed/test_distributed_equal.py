@@ -1,4 +1,5 @@
-"""Any number of ranks gives the same result up to rounding, even if a resume changes the number."""
+"""A training gives the same result up to rounding with any number of ranks, even if a resume
+changes this number."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ STEPS = 50
 
 
 def train(text: Path, run: Path, ranks: int, *more: str) -> None:
-    """Train a new run with this many ranks, always with PyTorch."""
+    """Train a new run with `ranks` ranks. The engine is always PyTorch."""
     many = ["--devices", str(ranks)] if ranks > 1 else ["run.engine=torch"]
     words = ["train", "tiny", f"data.source={text}", *SMALL, f"train.max_steps={STEPS}", *more]
     training = Launched([*words, "--out", str(run), *many], run.parent)
@@ -26,14 +27,15 @@ def train(text: Path, run: Path, ranks: int, *more: str) -> None:
 
 
 def resume(run: Path, ranks: int, *more: str) -> None:
-    """Resume a run with this many ranks."""
+    """Resume a run with `ranks` ranks."""
     many = ["--devices", str(ranks)] if ranks > 1 else []
     training = Launched(["train", "--resume", "--out", str(run), *many, *more], run.parent)
     assert training.wait() == 0, training.said()
 
 
 def forget_after(run: Path, step: int) -> None:
-    """Delete the checkpoints after a step, as if the run had been killed then."""
+    """Delete all checkpoints of later steps than `step`, as if the run had been killed after
+    `step`."""
     for path in (run / "checkpoints").glob("step-*"):
         if int(path.name[5:]) > step:
             shutil.rmtree(path)
@@ -49,7 +51,7 @@ def differ(a: Path, b: Path) -> float:
 
 @pytest.fixture(scope="module")
 def alone(once: Once, text_file: Path) -> dict[str, Path]:
-    """The runs of one process, by optimizer."""
+    """Runs that one process trained: optimizer -> run folder."""
     return {
         name: once(f"alone-{name}", lambda folder, name=name: train(  # type: ignore[misc]
             text_file, folder / "run", 1, f"train.optimizer={name}", "train.keep_checkpoints=9"
@@ -62,7 +64,7 @@ def alone(once: Once, text_file: Path) -> dict[str, Path]:
 def test_two_ranks_learn_what_one_process_learns(
     parallel: str, text_file: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    """A short check; the tests below and test_distributed_shards.py check longer runs."""
+    """This run is short. The tests below and test_distributed_shards.py compare longer runs."""
     few = ("train.max_steps=5", "train.eval_every=5", "train.checkpoint_every=2",
            f"run.parallel={parallel}", "train.average=0.5")  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
@@ -72,14 +74,16 @@ def test_two_ranks_learn_what_one_process_learns(
     assert differ(one, two) < 1e-5
     saved = {path.name for path in (two / "checkpoints" / "step-00000004").iterdir()}
     assert ("model-00002-of-00002.safetensors" in saved) == (parallel == "fsdp")
-    for step in (4, 5):  # with fsdp, step 4 has shards of the weights, and step 5 has none
+    # With fsdp, the weights of step 4 are in shards, and those of step 5 are gathered.
+    for step in (4, 5):
         assert cli("eval", two, "--checkpoint", step).code == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_mixture(parallel: str, text_file: Path, tmp_path: Path) -> None:
-    """Each rank reads its part of the same mixture. The evaluation measures each text."""
+    """Each rank reads its part of the same mixture of texts. An evaluation measures the loss of
+    each text."""
     other = tmp_path / "other.txt"
     other.write_text("0123456789 " * 300)
     one, two = tmp_path / "one", tmp_path / "two"

@@ -1,4 +1,5 @@
-"""Two network namespaces act as two hosts. They learn what one process learns; a signal ends both.
+"""Two hosts train together, learn what one process learns, and both end after a signal. Two network
+namespaces act as the hosts.
 
 The tests need Linux, root and the command `ip` (Debian's package iproute2); they are skipped
 elsewhere.
@@ -28,14 +29,14 @@ WORDS = (*SMALL, "train.max_steps=20", "train.optimizer=adamw")
 
 @dataclass
 class Host:
-    """A network namespace with its network device and address."""
+    """An imitated host: a network namespace, with its network device and IP address."""
 
     name: str
     device: str
     address: str
 
     def start(self, number: int, words: list[str], error: Path) -> subprocess.Popen[bytes]:
-        """Start torchrun with one rank, as node `number` of two."""
+        """Start torchrun on this host with one rank. The host is node `number` of two nodes."""
         with error.open("w") as file:
             return subprocess.Popen(
                 [
@@ -57,7 +58,7 @@ def ip(*words: str) -> None:
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts, connected by a virtual cable and to no other network."""
+    """Two imitated hosts. A virtual cable connects them, and they have no other network."""
     if sys.platform != "linux" or shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("needs Linux, root and `ip`")
     made = [
@@ -92,7 +93,7 @@ def ended(nodes: list[subprocess.Popen[bytes]]) -> list[int]:
     finally:
         for node in nodes:
             if node.poll() is None:
-                node.terminate()  # torchrun also ends its rank
+                node.terminate()  # torchrun then ends its rank, too
                 node.wait(timeout=60)
 
 
@@ -117,6 +118,6 @@ def test_a_signal_to_one_host_saves_and_ends_both(
     limit, three_steps = time.monotonic() + 90, reached(run, 3)
     while time.monotonic() < limit and nodes[0].poll() is None and not three_steps():
         time.sleep(0.2)
-    nodes[1].send_signal(signal.SIGTERM)  # torchrun sends the signal to its rank
+    nodes[1].send_signal(signal.SIGTERM)  # torchrun passes the signal on to its rank
     assert all(code != 0 for code in ended(nodes))
     assert newest(run) > 0

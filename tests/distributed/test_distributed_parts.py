@@ -1,4 +1,5 @@
-"""What one process can test of a run with several ranks: shares, batches, dropout's masks."""
+"""The parts of a run with several ranks that one process can test: the ranks' shares, batches,
+dropout masks."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def tokens(tmp_path: object) -> TokenStore:
 
 
 def order(rows: list[Tensor]) -> str:
-    """A hash of sequences that also depends on their order."""
+    """A hash of sequences. It depends on the order of the sequences, too."""
     return hashlib.sha256(torch.cat(rows).numpy().tobytes()).hexdigest()
 
 
@@ -55,7 +56,8 @@ def test_an_uneven_share_is_refused_with_the_nearest_values() -> None:
 
 
 def losses(accum: int, ranks: int, rank: int, model: GPT, tokens: TokenStore) -> list[float]:
-    """The losses of one rank's forward passes in a step, with dropout."""
+    """The losses of all forward passes that the rank `rank` of `ranks` computes in one step, with
+    dropout."""
     share = Share.of(TrainConfig(batch_size=8, grad_accum=accum), ranks)
     batches = RankBatches(tokens, 8, 3, share, rank)
     draws = Draws(torch.device("cpu"))

@@ -1,4 +1,5 @@
-"""The Slurm recipe: a linter accepts it, and it starts, resumes and requeues a run."""
+"""The recipe for Slurm: a linter accepts the script, and the script starts, resumes and requeues a
+run."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ def test_a_linter_finds_nothing() -> None:
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> dict[str, str]:
-    """The environment of a Slurm job with stand-ins for `srun` and `scontrol`, which write down
-    their arguments. `scontrol show` prints two nodes. With SLOW, `srun` waits for a signal."""
+    """The environment variables of a Slurm job. PATH leads to imitations of `srun` and `scontrol`,
+    which write their arguments to files. `scontrol show` prints the names of two nodes. If the
+    variable SLOW is set, `srun` waits for a signal."""
     programs = {
         "scontrol": '[ "$1" = show ] && printf "node1\\nnode2\\n" || echo "$@" >> requeued',
         "srun": 'echo "$@" > started; trap "exit 1" TERM; [ -z "$SLOW" ] || { sleep 20 & wait; }',

@@ -1,4 +1,5 @@
-"""FSDP's checkpoints in shards: any number of ranks resumes, even after a rank was killed."""
+"""FSDP's checkpoints in shards: any number of ranks can resume from them, even after a rank was
+killed."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def start(
     rank: int = 1,
     step: int = 20,
 ) -> Launched:
-    """Start two ranks. With `fault`, `rank` has this fault at the checkpoint of `step`."""
+    """Start a training with two ranks. If `fault` is given, the rank `rank` has this fault when it
+    writes the checkpoint of `step`."""
     words = ["train", "tiny", f"data.source={text}", *SMALL, *WORDS, *more]
     if resumed:
         words = ["train", "--resume"]
@@ -63,7 +65,7 @@ def temporaries(run: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(once: Once, text_file: Path) -> Path:
-    """A run without faults."""
+    """The folder of a complete run that no fault interrupted."""
 
     def train(folder: Path) -> None:
         training = start(text_file, folder / "run", "loop")
@@ -76,8 +78,8 @@ def whole(once: Once, text_file: Path) -> Path:
 def test_shards_hold_what_rank_0_would_gather(
     saves: str, whole: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    """If a rank does not see the run folder, rank 0 gathers all tensors, and writes the files of a
-    run of one process."""
+    """If a rank does not see the run folder, rank 0 gathers all tensors, and writes the same files
+    as a run of one process. The shards of a usual run hold the same tensors."""
     run, gathered = tmp_path / "run", tmp_path / "gathered"
     assert start(text_file, run, saves).wait() == 0
     assert start(text_file, gathered, saves, fault="blind").wait() == 0
@@ -111,7 +113,7 @@ def test_a_rank_is_killed_while_it_writes_its_shard(
     training = start(text_file, run, saves, fault="slow", rank=whom)
     name = f"model-0000{whom + 1}-of-00002.safetensors"
     training.until(lambda: bool(list((run / "checkpoints").glob(f".step-00000020.*.tmp/{name}"))))
-    time.sleep(0.2)  # by now, the other rank has written its shard
+    time.sleep(0.2)  # after this time, the other rank has written its shard
     training.signal(whom, signal.SIGKILL)
     began = time.monotonic()
     assert training.wait() == 1
@@ -119,7 +121,8 @@ def test_a_rank_is_killed_while_it_writes_its_shard(
     assert training.said().count("Traceback") == 1  # torchrun's report
     assert "Exception in thread" not in training.said()
     assert newest(run) == 10
-    # Only rank 0 deletes the temporary folder. If rank 1 is killed, torchrun can end rank 0 before.
+    # Only rank 0 deletes the temporary folder. If rank 1 is killed, torchrun can end rank 0 before
+    # it has done so.
     assert len(temporaries(run)) in ([1] if whom == 0 else [0, 1])
     assert checkpoint.newest_valid(run)[1] == []
     assert start(text_file, run, saves, resumed=True).wait() == 0
@@ -194,8 +197,9 @@ def test_two_signals_while_shards_are_written_leave_nothing_torn(
 def test_from_shards_to_any_number_of_ranks_and_back(
     optimizer: str, text_file: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    """A run on 2 ranks with fsdp, 2 with ddp, one process, 4 with fsdp and one process again has,
-    up to rounding, the losses of a run of one process."""
+    """A run that changes between several ranks and one process has the same losses, up to rounding,
+    as a run of one process. It trains on two ranks with fsdp, then on two with ddp, on one, on four
+    with fsdp, and on one again."""
     alone, run = tmp_path / "alone", tmp_path / "run"
     words = ("train", "tiny", f"data.source={text_file}", *SMALL, "train.max_steps=50",
              f"train.optimizer={optimizer}", "train.keep_checkpoints=9")  # fmt: skip
@@ -206,7 +210,8 @@ def test_from_shards_to_any_number_of_ranks_and_back(
         forget_after(run, step)
         resume(run, ranks, f"run.parallel={parallel}", "run.engine=torch")
         shards = {path.name for path in folder(run, 50).iterdir() if "-of-" in path.name}
-        # These are shards of the state; the weights are gathered.
+        # Only the optimizer's state is still in shards, because the weights are gathered at the
+        # end.
         assert len(shards) == (4 if ranks == 4 else 0)
     assert differ(alone, run) < {"adamw": 1e-5, "muon": 1e-3}[optimizer]
 

@@ -41,8 +41,8 @@ class Block:
         return f"{self.page}:{self.line}"
 
     def commands(self) -> list[str]:
-        """The command lines without comments: in a console, those after `$ `; in a shell, all
-        lines."""
+        """The command lines of the block, without comments. In a block of the language console,
+        these are the lines after `$ `. In sh and bash, all lines."""
         lines = self.text.replace("\\\n", " ").splitlines()
         if self.language == "console":
             lines = [line[2:] for line in lines if line.startswith("$ ")]
@@ -58,7 +58,7 @@ def text_of(page: str) -> str:
 
 
 def blocks(page: str) -> list[Block]:
-    """The fenced blocks of code of a page, in order."""
+    """The fenced blocks of code of a page, from top to bottom."""
     text = text_of(page)
     return [
         Block(page, text.count("\n", 0, found.start()) + 2, found[2], found[3])
@@ -72,19 +72,20 @@ def prose(page: str) -> str:
 
 
 def code_in_text(page: str) -> list[str]:
-    """Each piece of code between backticks in the text of a page, joined to one line."""
+    """The pieces of code between backticks in the text of a page. A piece that spans several lines
+    is joined to one line."""
     return [" ".join(found[2].split()) for found in _CODE.finditer(prose(page))]
 
 
 def links(page: str) -> list[str]:
-    """The targets of the links and pictures of a page, as the page writes them."""
+    """The targets of the links and pictures of a page, spelled as in the page."""
     text = _CODE.sub("", prose(page))
     return [found[1] or found[2] for found in _LINK.finditer(text)]
 
 
 @cache
 def anchors(page: str) -> frozenset[str]:
-    """The anchors of the headings of a page, named as on GitHub."""
+    """The anchors that GitHub makes for the headings of a page."""
     found: dict[str, int] = {}
     names = set()
     for title in re.findall(r"^#+ +(.+)$", prose(page), re.MULTILINE):
@@ -97,6 +98,6 @@ def anchors(page: str) -> frozenset[str]:
 
 
 def words_of(command: str) -> tuple[list[str], str | None]:
-    """The words of a command line, and the file after `>` or None."""
+    """The words of a command line, and the name of the file after `>` (None if there is no `>`)."""
     line, _, target = command.partition(" > ")
     return shlex.split(line), target.strip() or None

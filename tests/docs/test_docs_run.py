@@ -1,7 +1,8 @@
-"""Runs the commands and programs of the documentation, page by page, with smaller trainings.
+"""Runs the commands and programs of the documentation, page by page, but with small trainings.
 
-Each page runs in its own folder, which has the files and runs that the page names. Trainings have a
-few steps and a tiny network. NOT_RUN lists the commands that do not run, with the reasons.
+Each page runs in its own folder, which has the files and runs that the page names. The trainings
+have only a few steps and a tiny network. NOT_RUN lists the commands that the tests do not run, with
+the reasons.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ SMALL = {
     "train.batch_size": "4", "model.n_layer": "1", "model.n_head": "2", "model.n_embd": "16",
     "model.block_size": "16", "run.threads": "1",
 }  # fmt: skip
-"""Values that are smaller than those of the pages, so that all commands together take seconds."""
+"""Config values for the trainings of all pages. They are smaller than the values in the pages, so
+that all commands together take seconds."""
 
 SMALLER = [*(f"{key}={value}" for key, value in SMALL.items()), "model.n_layer=2",
            "train.max_steps=40", "train.eval_every=20"]  # fmt: skip
-"""The settings of the run `trained`. Copies of this run replace the runs that the pages name."""
+"""The settings of the run `trained`. If a page names a run that it does not train, the tests use a
+copy of this run."""
 
 NOT_RUN = {
     "make": "tests/test_readme.py checks that the target exists",
@@ -59,7 +62,7 @@ NOT_RUN = {
     "gptcli exercise --status my --watch": "it runs until Ctrl-C; tests/course stops it",
     "gptcli exercise attention --status my --watch": "it runs until Ctrl-C; tests/course stops it",
 }
-"""The beginnings of the command lines that the tests do not run, and the reasons."""
+"""The command lines that the tests do not run: beginning of the line -> the reason."""
 
 NO_PROGRAMS = {
     "docs/reference/python.md": "its blocks are signatures",
@@ -67,26 +70,28 @@ NO_PROGRAMS = {
     "docs/serve.md": "it asks a server; tests/serving asks one with the same client",
 }
 """The pages whose Python the tests do not run, and the reasons. Of the blocks in other languages,
-sh, console and yaml are tested, and no test runs the JavaScript."""
+the tests run the commands of sh and console, and test_docs_text.py parses the YAML. No test runs
+the JavaScript."""
 
 NEEDS = {
     "--to gguf": ("gguf",), "--to onnx": ("onnx",), "--to tensorboard": ("tensorboard",),
     "run.loggers=csv,tensorboard": ("tensorboard", "trackio", "wandb"),
     "from transformers import": ("transformers",),
 }  # fmt: skip
-"""Parts of commands and programs, with the packages of extras that they need. If a package is
-missing, the command is not run. `make interop` installs all of them."""
+"""Parts of commands and programs -> the optional packages that these commands and programs need. If
+a package is missing, the command or program is not run. `make interop` installs all of them."""
 
 MAY_FAIL = re.compile(r"gptcli check-")
-"""Commands that exit with 1 if the learner's file is wrong. Pages show such files too."""
+"""Commands that exit with 1 if the learner's file is wrong. Some pages show wrong files on
+purpose."""
 
 LEARNERS = (
     "my_attention.py", "nomask.py", "gpt.py", "mingpt/model.py", "students/ada/attention.py",
     "cs336_basics/model.py:MultiheadSelfAttention", "solutions.py:Attention",
     "ch03.ipynb:MultiHeadAttentionWrapper", "1.1_Transformer_from_Scratch.ipynb:Attention",
 )  # fmt: skip
-"""Files and classes of learners that pages name. In these tests, each holds the course's
-solution."""
+"""The learners' files (and classes) that the pages name. In these tests, all of them hold the
+course's solution."""
 
 RUNS = re.compile(
     r"(?:runs/)?(mine|deeper|attention|char|overfit|shakespeare|night|a|b|own|short|small)(?=$|/)"
@@ -107,7 +112,8 @@ def reason(command: str) -> str | None:
 
 
 def missing(code: str) -> str | None:
-    """The reason why a command or program cannot run (a package is missing), or None."""
+    """Why a command or program cannot run, if it needs a package that is missing. Otherwise
+    None."""
     for part, packages in NEEDS.items():
         for package in packages:
             if part in code and importlib.util.find_spec(package) is None:
@@ -116,14 +122,15 @@ def missing(code: str) -> str | None:
 
 
 def notebook(code: str) -> str:
-    """The JSON of a notebook with one cell."""
+    """A notebook with one cell, as JSON."""
     cell = {"cell_type": "code", "source": code, "metadata": {}, "outputs": []}
     return json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
 
 
 @pytest.fixture(scope="session")
 def kept(once: Once) -> Path:
-    """The folder with which every page starts: texts, learners' files, and the run `trained`."""
+    """The folder that is copied for each page before its commands run: texts, learners' files, and
+    the run `trained`."""
 
     def make(folder: Path) -> None:
         text = TEXT + "The End. Once upon a time: To be, or not to be? ROMEO: Hello world\n"
@@ -152,13 +159,14 @@ def kept(once: Once) -> Path:
 
 
 class Shell:
-    """Runs the commands of a page in the current folder, with smaller trainings."""
+    """Runs the commands of a page in the current folder, but with small trainings."""
 
     def __init__(self, cli: Any) -> None:
         self.cli = cli
 
     def run(self, block: Block, command: str) -> None:
-        """Run a command. Fail if its exit code is not the expected one."""
+        """Run a command of a block, with changes that make it quick. Fail if its exit code is not
+        the expected one."""
         words, target = words_of(command)
         assert words[0] == "gptcli", f"{block}: {command}: name the reason in NOT_RUN"
         words = words[1:]
@@ -179,13 +187,12 @@ class Shell:
         assert outcome.code in good, f"{block}: {command}\n{' '.join(words)}\n{outcome.err}"
         if target:
             Path(target).write_text(outcome.out, encoding="utf-8")
-        if written is not None:  # solve the exercise, as the learner would
+        if written is not None:  # fill the exercise in with the solution, as a learner would
             assert "NotImplementedError" in written.read_text("utf-8")
             written.write_text(solution(exercise_named(written.stem)), "utf-8")
 
     def _smaller(self, words: list[str]) -> list[str]:
-        """The words of a command, changed so that its training has a few steps and a tiny
-        network."""
+        """The words of a command, changed so that its training has few steps and a tiny network."""
         if words[0] == "sweep" and "--minutes" in words:
             at = words.index("--minutes")
             words = [*words[:at], *words[at + 2 :]]
@@ -196,19 +203,20 @@ class Shell:
         if "--resume" in words:
             return words
         given = {word.partition("=")[0] for word in words if "=" in word}
-        if "--minutes" in words:  # with --minutes, gptcli chooses these two
+        if "--minutes" in words:  # with --minutes, gptcli chooses these two keys
             given |= {"train.max_steps", "train.eval_every"}
         if "--from" in words:
             given |= {key for key in SMALL if key.startswith("model.")}
         return [*words, *(f"{key}={value}" for key, value in SMALL.items() if key not in given)]
 
     def _give_runs(self, words: list[str]) -> None:
-        """Provide the missing runs that a command names, as copies of the run `trained`. If the
-        command writes to --out, delete what an earlier example wrote there."""
+        """If a command names a run that does not exist, copy the run `trained` to it. If the
+        command writes a new file or run to --out, delete what an earlier command of the page wrote
+        there."""
         out = words.index("--out") + 1 if "--out" in words else None
         for place, word in enumerate(words):
             if place == out and not {"--resume", "--overwrite"} & set(words):
-                # Delete what an earlier example wrote.
+                # Delete what an earlier command of the page wrote.
                 if Path(word).is_file() or words[0] == "train":
                     _remove(Path(word))
                 continue
@@ -223,7 +231,8 @@ class Shell:
             shutil.copytree("trained", run)
 
     def _foreign(self, name: str) -> None:
-        """Provide the folder in Hugging Face's format that an import reads."""
+        """If `name` does not exist, write a folder in Hugging Face's format there, which an import
+        can read."""
         self._give("exported")
         if not Path(name).exists():
             outcome = self.cli("export", "exported", "--to", "huggingface", "--out", name)
@@ -239,13 +248,14 @@ def _remove(path: Path) -> None:
 
 
 def program(block: Block) -> str:
-    """The program of a block, with fewer steps."""
+    """The Python program of a block, with fewer training steps."""
     text = re.sub(r'"train.max_steps": \d+', '"train.max_steps": 8', block.text)
     return re.sub(r'"train.eval_every": \d+', '"train.eval_every": 4', text)
 
 
 def learner_class(path: Path) -> type:
-    """The class in a learner's file, imported so that inspect finds its source."""
+    """The class CausalSelfAttention of a learner's file. It is imported from the file, so that the
+    module inspect finds its source."""
     spec = importlib.util.spec_from_file_location("my_attention", path)
     assert spec is not None
     assert spec.loader is not None
@@ -256,7 +266,7 @@ def learner_class(path: Path) -> type:
 
 
 def raises(following: Block | None) -> bool:
-    """Whether the next block shows that the program raises a GptcliError."""
+    """Whether the block after a program shows that the program raises a GptcliError."""
     return following is not None and following.text.startswith("GptcliError")
 
 
@@ -268,7 +278,7 @@ def test_every_command_and_program_of_a_page_runs(
     folder = tmp_path / "work"
     shutil.copytree(kept, folder)
     monkeypatch.chdir(folder)
-    # Assume slow steps, so that few of them fill the time of --minutes.
+    # Let gptcli assume that a step takes a second, so that few steps fill the time of --minutes.
     monkeypatch.setattr("gptcli.training.minutes.measured_step", lambda *_: StepTime(1.0, 1.0))
     monkeypatch.setattr("gptcli.training.planner.Planner.max_steps", lambda *_: None)
     shell = Shell(cli)

@@ -1,7 +1,8 @@
-"""The docs' website: it builds without warnings, its links work, and it asks no other host.
+"""The website of the docs: it builds without warnings, its links work, and it loads nothing from
+other hosts.
 
-The tests need the extra `docs`, which `make docs-check` installs. The last ones open the site in
-Chromium.
+The tests need the extra `docs`, which `make docs-check` installs. The last two of them open the
+site in Chromium.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ QUESTIONS = {
     "ask from Python": "questions.html#how-do-i-ask-my-model-from-python",
     "learning rate": "reference/config.html#trainlearning_rate",
 }
-"""What readers search for, and the page that must be among the first five results."""
+"""What readers search for -> the page that must be among the first five results."""
 
 
 @functools.cache
 def builder() -> Any:
-    """The module docs/build_site.py."""
+    """The module docs/build_site.py, imported from its file."""
     spec = importlib.util.spec_from_file_location("build_site", ROOT / "docs" / "build_site.py")
     assert spec is not None
     assert spec.loader is not None
@@ -132,7 +133,7 @@ def test_a_folder_that_is_no_site_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 class Page(html.parser.HTMLParser):
-    """The links of a page of the site, the files that it loads, and its anchors."""
+    """A page of the site: its links, the files that it loads, and its anchors."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -170,7 +171,7 @@ def site(once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def built(site: Path) -> dict[str, Page]:
-    """The pages of the built site, by their path in it."""
+    """The pages of the built site: path within the site -> Page."""
     return {path.relative_to(site).as_posix(): Page(path) for path in sorted(site.rglob("*.html"))}
 
 
@@ -184,7 +185,7 @@ def test_every_link_of_the_site_leads_to_a_page_and_an_anchor(
     site: Path, built: dict[str, Page]
 ) -> None:
     for name, page in built.items():
-        if name == "404.html":  # its links start at the root of a server
+        if name == "404.html":  # this page's links start at the root of a server
             continue
         for link in page.links:
             if re.match(r"[a-z]+:", link):
@@ -222,8 +223,8 @@ def test_no_page_shows_the_machine_that_built_it(site: Path) -> None:
 
 @pytest.fixture
 def browser(site: Path) -> Iterator[Any]:
-    """A function that opens a page in Chromium. Fails on errors and on requests that leave the
-    site."""
+    """A function (width, colour scheme) that opens a tab of Chromium. The test fails if a page in a
+    tab logs an error or requests a file outside the site."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     from gptcli.pages.chromium import find_chromium
     from tests.pages.browser import FLAGS
@@ -267,7 +268,7 @@ def test_pages_fit_every_width_and_ask_nobody(
 
 @pytest.mark.slow
 def test_the_search_answers_what_readers_ask(site: Path, browser: Any) -> None:
-    """The browser opens the site as a file: the search must work without a server."""
+    """The search must work without a server, so the browser opens the site as a file."""
     page = browser(1280, "light")
     page.goto((site / "index.html").as_uri())
     page.click(".md-search__button")

@@ -1,4 +1,5 @@
-"""Checks the documentation without running it: links, anchors, commands, keys, programs, YAML."""
+"""Checks the documentation without running its commands: links, anchors, options, config keys,
+programs, YAML."""
 
 from __future__ import annotations
 
@@ -29,12 +30,12 @@ from tests.docs.markdown import (
 )
 
 OUTSIDE = ("https://pytorch.org/", "https://semver.org", "https://github.com/openai/")
-"""The only addresses outside the project to which links may lead."""
+"""Links of the documentation to other websites must begin with one of these addresses."""
 
 LANGUAGES = {"sh", "console", "python", "yaml", "text", "js", "json"}
 
 NO_KEY = re.compile(r"\w+\.(py|js|json|h|safetensors|svg|onnx)|model\.(tokenizer|config|module)")
-"""Names of files and attributes that look like config keys."""
+"""Names of files and attributes in the docs that look like config keys, but are none."""
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -68,7 +69,8 @@ def test_every_block_names_its_language_and_has_its_form(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_bar_in_the_code_of_a_table_is_escaped(page: str) -> None:
-    """GitHub would start a new cell at the bar, and hide the cells that are too many."""
+    """At a bar without a backslash, GitHub would begin a new cell of the table, and hide the last
+    cells of the row."""
     for line in prose(page).splitlines():
         if line.startswith("|"):
             for code in re.findall(r"`([^`]+)`", line):
@@ -77,15 +79,15 @@ def test_a_bar_in_the_code_of_a_table_is_escaped(page: str) -> None:
 
 @cache
 def command_line() -> tuple[Any, Any]:
-    """The Click command of gptcli with all subcommands, and its context."""
+    """The command line of gptcli as a Click command with all subcommands, and the context of this
+    command."""
     root: Any = get_command(app_of([]))
     return root, typer.Context(root, info_name="gptcli")
 
 
 def problem(words: list[str]) -> str | None:
-    """The problem with the words of a gptcli command, or None if they are right.
-
-    An ellipsis, and a word in capitals such as RUN, stand for anything."""
+    """A description of the mistake in the words of a gptcli command, or None if they are correct.
+    An ellipsis and words in capitals such as RUN are placeholders, and always correct."""
     command, context = command_line()
     rest = list(words)
     if rest and rest[0] == "chat":
@@ -94,7 +96,7 @@ def problem(words: list[str]) -> str | None:
         name = rest.pop(0)
         if re.fullmatch(r"[A-Z]+|\.\.\.|check-\*", name):
             return None
-        names = name.replace("\\|", "|").split("|")  # `a|b` means one of the two commands
+        names = name.replace("\\|", "|").split("|")  # `a|b` means: the command a or the command b
         if unknown := set(names) - set(command.commands):
             return f"no command {unknown}"
         command = command.commands[names[0]]
@@ -118,7 +120,7 @@ def problem(words: list[str]) -> str | None:
             texts.append(word)
     if command.name == "train" and len(texts) > 1:
         overrides.insert(0, f"data.source=[{', '.join(texts)}]")
-    if command.name == "sweep":  # the values of a sweep are lists with commas
+    if command.name == "sweep":  # the values are lists with commas, so only the keys are checked
         keys = {word.partition("=")[0] for word in overrides}
         unknown = keys - set(dotted_keys())
         return f"no key {unknown}" if unknown else None
@@ -138,7 +140,7 @@ def test_every_command_and_option_exists(page: str) -> None:
             continue
         try:
             words, _ = words_of(line)
-        except ValueError:  # a part of a command, in which a quote is not closed
+        except ValueError:  # this is a part of a command, in which a quote is not closed
             continue
         usage = [re.sub(r"[\[\]]", "", word) for word in words[1:]]
         assert problem(usage) is None, f"{page}: {line}: {problem(usage)}"
@@ -162,8 +164,8 @@ def test_every_config_key_in_the_text_exists(page: str) -> None:
 
 
 def test_the_figures_of_the_performance_page_are_measured() -> None:
-    """Every figure in the tables before "On your machine" is in benchmarks/RESULTS.md, possibly
-    with more digits. The first column is not checked."""
+    """Every figure in the tables before "On your machine" is also in benchmarks/RESULTS.md, where
+    it may have more digits. The first columns of the tables are not checked."""
     number = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
     measured = {
         float(found.replace(",", "")) for found in number.findall(text_of("benchmarks/RESULTS.md"))

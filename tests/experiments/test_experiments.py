@@ -1,4 +1,5 @@
-"""Seeds, sweeps and intervals: the statistics, the grid, resuming, and the commands' output."""
+"""Comparisons with several seeds, sweeps and intervals: the statistics, the grid, resuming, and
+what the commands print."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ SHORT = ("train.max_steps=4", "train.eval_every=2", "model.n_embd=8", "model.n_h
 
 @pytest.fixture
 def two(cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of runs/one and runs/two, which have four steps and different learning rates."""
+    """The folder `runs` with the runs `one` and `two`. Each has four steps, and their learning
+    rates differ."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     for name, rate in (("one", 0.02), ("two", 0.001)):
@@ -42,7 +44,7 @@ def lines_of(out: str) -> list[Any]:
 
 
 def test_the_quantiles_are_those_of_student() -> None:
-    """The density of Student's t, integrated from 0 to the quantile, is 0.475."""
+    """The integral of the density of Student's t from 0 to the quantile of 97.5 % is 0.475."""
     for n in (1, 2, 5, 12, 30):
         scale = math.gamma((n + 1) / 2) / (math.sqrt(n * math.pi) * math.gamma(n / 2))
         width = t_975(n) / 20_000
@@ -54,8 +56,8 @@ def test_the_quantiles_are_those_of_student() -> None:
 
 
 def test_intervals_hold_the_truth_in_95_of_100() -> None:
-    """Of 2,000 comparisons of equal configs, about 5 % find a difference, with pairs and
-    without."""
+    """If two configs are equally good, about 5 % of 2,000 comparisons find a difference, whether
+    runs are compared in pairs or not."""
     draw = random.Random(1)
     for paired in (True, False):
         wrong = 0
@@ -143,7 +145,7 @@ def test_two_runs_are_compared(two: Path, cli: Any, tmp_path: Path) -> None:
         "A B --seeds 3` can tell",
     ):
         assert fact in outcome.out, fact
-    assert "model.n_layer" not in outcome.out  # both runs have the same n_layer
+    assert "model.n_layer" not in outcome.out  # the runs do not differ in n_layer
     text = (tmp_path / "ab.html").read_text("utf-8")
     assert "train.learning_rate" in text
     assert cli("compare", "one", "two", "--html", "ab.html").code == 2
@@ -170,7 +172,7 @@ def test_seeds_give_an_interval_and_are_trained_once(two: Path, cli: Any) -> Non
 def test_what_cannot_be_compared(two: Path, cli: Any, trained: Path) -> None:
     outcome = cli("compare", "one", trained, "--json")
     assert outcome.code == 0
-    # Both runs have the same text and tokenizer.
+    # The runs do not differ in text and tokenizer.
     assert lines_of(outcome.out)[0]["difference"] is not None
     tokenizer = two / "two" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text("utf-8") + " ", "utf-8")

@@ -1,4 +1,5 @@
-"""`gptcli scaling`: the law fitted to made-up losses, and the command on tiny networks."""
+"""`gptcli scaling`: the law that it fits to made-up losses, and the whole command with tiny
+networks."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ def test_an_exact_law_is_found() -> None:
 
 @pytest.mark.slow
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(slow: bool) -> None:
-    """Each noisy ladder gives an interval. At least 85 % of them hold the loss of a larger
-    network."""
+    """Noise is added to made-up losses of several sizes (a ladder). In at least 85 % of the
+    ladders, the predicted interval contains the loss of a larger network."""
     draw = random.Random(3)
     inside, ladders = 0, 300 if slow else 40
     for _ in range(ladders):
@@ -61,8 +62,8 @@ def test_the_larger_one_is_eight_times_larger() -> None:
 def test_the_command(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command trains networks for a few steps. Its second call trains only a deleted network
-    again."""
+    """The first call trains five networks for a few steps. Then a network is deleted, and the
+    second call trains only this network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ladder, "_FEWEST_STEPS", 1)
     monkeypatch.setattr(ladder, "_CALIBRATION_STEPS", 2)
@@ -72,7 +73,7 @@ def test_the_command(
     words = ("scaling", text_file, "run.threads=1", "--out", "ladder")
     outcome = cli(*words, "--minutes", "0.2", "--json")
     assert outcome.code in (0, 1), outcome.err
-    if outcome.code == 1:  # after so few steps, larger networks can be worse
+    if outcome.code == 1:  # after so few steps, larger networks can be worse, which is an error
         assert "not better" in outcome.err
     folder = tmp_path / "ladder"
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -1,4 +1,5 @@
-"""Strategies of Hypothesis for text, bytes and JSON, almost valid or completely invalid."""
+"""Hypothesis strategies that make texts, bytes and JSON: some are almost valid, and some completely
+invalid."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ _edits = st.lists(
 
 
 def edited(base: bytes) -> Bytes:
-    """A strategy: `base` with bytes changed, removed, repeated or inserted at a few places."""
+    """A strategy that changes, removes, repeats or inserts bytes at a few places of `base`."""
 
     def apply(edits: list[tuple[float, str, bytes]]) -> bytes:
         data = base
@@ -81,9 +82,10 @@ def _paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def changed(base: Any) -> st.SearchStrategy[Any]:
-    """A strategy: the JSON value `base` with some of its parts replaced, renamed or removed."""
+    """A strategy that replaces, renames or removes a few parts of the JSON value `base`."""
     places = _paths(base)
-    # Change the first levels more often than, say, the thousandth entry of a list.
+    # Change parts of the two upper levels more often, because there are many more parts deeper in
+    # the value.
     shallow = [place for place in places if len(place) <= 2] or places
 
     def apply(changes: list[tuple[tuple[Any, ...], str, Any]]) -> Any:
@@ -116,7 +118,7 @@ def changed(base: Any) -> st.SearchStrategy[Any]:
 
 
 def as_json(value: Any) -> bytes:
-    """`value` as ASCII JSON, which writes a lone surrogate as an escape."""
+    """`value` as JSON in ASCII, in which even a lone surrogate is written as an escape."""
     return json.dumps(value).encode("ascii")
 
 

@@ -1,6 +1,7 @@
 """Inputs that once caused a traceback, a hang or a full memory, and similar inputs.
 
-test_fuzz.py feeds them to the parsers: to some in `make test`, and to the others in `make slow`.
+test_fuzz.py feeds them to the parsers. `make test` feeds the inputs of some parsers, and `make
+slow` those of the remaining parsers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 FOUND = Path(__file__).with_name("found.txt")
-"""The file of inputs that `make fuzz` found. Each line is the repr of (target, input)."""
+"""The file with the failing inputs that `make fuzz` found. Each line is the repr of (target,
+input)."""
 
 DEEP = b"[" * 100_000
 
@@ -75,11 +77,12 @@ INTERESTING: dict[str, list[Any]] = {
     "token cache": [DEEP, b"[1]", b"{}"],
     "names": ["a" * 5000, "~nobody-of-that-name", "²", "1" * 5000],
 }  # fmt: skip
-"""The inputs for each target, by the target's name."""
+"""Name of a fuzz target -> the inputs for this target."""
 
 
 def save(target: str, value: object) -> Path:
-    """Add an input to FOUND if the file does not hold it yet. Return the path of FOUND."""
+    """Add an input for a target to the file FOUND, if the file does not hold it yet. Return the
+    path of FOUND."""
     line = f"{(target, value)!r}\n"
     assert literal_eval(line.strip()) == (target, value)
     old = FOUND.read_text("utf-8") if FOUND.exists() else ""

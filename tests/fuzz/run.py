@@ -2,8 +2,8 @@
 
 The program prints a line for each target: how many inputs there were, how many were accepted and
 refused, and the time of the slowest input. If a target fails, the program prints the traceback and
-adds the smallest failing input to found.txt. From then on, test_fuzz.py feeds the inputs of
-found.txt too. The exit code is 1 if a target failed.
+adds the smallest failing input to found.txt. From then on, test_fuzz.py feeds this input to the
+target, too. The exit code is 1 if a target failed.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from tests.fuzz.interesting import INTERESTING, save
 from tests.fuzz.targets import Target, targets
 
-ROUND = 2_000  # inputs for each seed; Hypothesis keeps all inputs of a seed in memory
+ROUND = 2_000  # the number of inputs for each seed; Hypothesis keeps all inputs of a seed in memory
 
 
 @dataclass
 class Count:
-    """The counts of one target's inputs, and its failure if there is one."""
+    """How many inputs a target got and accepted, and how it failed if it did."""
 
     inputs: int = 0
     accepted: int = 0
     slowest: float = 0.0
-    """The time of the slowest input in seconds."""
+    """The seconds that the slowest input took."""
     failure: str = ""
     smallest: object = None
-    """The smallest input that failed, if an input failed."""
+    """The smallest input that caused the failure, if there is a failure."""
 
 
 def fuzz(target: Target, count: int, first_seed: int) -> Count:
-    """Feed `count` inputs to a target, but stop at the first failure."""
+    """Feed `count` inputs to a target, but stop at the first failure. Return the counts."""
     done = Count()
 
     def feed(value: object) -> None:
         start = time.perf_counter()
         done.inputs += 1
-        # Hypothesis feeds the smallest failing input last, so this value remains.
+        # Hypothesis feeds the smallest failing input last, so `smallest` keeps this input.
         done.smallest = value
         done.accepted += target.accepts(value)
         done.slowest = max(done.slowest, time.perf_counter() - start)

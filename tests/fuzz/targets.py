@@ -1,4 +1,5 @@
-"""The fuzz targets: each accepts an input or raises GptcliError; any other error is a failure.
+"""The fuzz targets: functions that must accept an input or raise GptcliError. Any other error is a
+failure.
 
 A target that needs files uses the same folder for every input. `accepts` returns whether the input
 was accepted.
@@ -48,20 +49,22 @@ from gptcli.view.safe_text import clean
 from tests.fuzz import inputs
 from tests.fuzz.inputs import any_bytes, as_json, changed, edited, nested, yaml_like
 
-SECONDS = 60.0  # wall time; even on a busy machine, no input takes nearly as long
-LONGEST_ERROR = 100_000  # characters; a config with a thousand problems has a line for each
+# The most wall time of one input; even on a busy machine, no input takes nearly as long.
+SECONDS = 60.0
+# In characters; an error can be long, because it has a line for each of the problems of a config.
+LONGEST_ERROR = 100_000
 TEXT = "KING:\nWhat light is this, that comes by night? é🙂\n" * 4
 STEP = 12
 
 
 class HangError(Exception):
-    """An input took longer than any input may take."""
+    """An input took longer than SECONDS."""
 
 
 @contextmanager
 def no_longer_than(seconds: float) -> Iterator[None]:
-    """Raise HangError if the body takes longer than `seconds`. Do nothing on systems without a
-    timer."""
+    """Raise HangError if the `with` block takes longer than `seconds`. On systems without a timer,
+    the time is not limited."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -80,17 +83,20 @@ def no_longer_than(seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Target:
-    """A fuzz target: its name, a strategy that makes inputs, and a function that takes an input."""
+    """A fuzz target: its name, the strategy that makes its inputs, and the function `feed` that
+    takes one input."""
 
     name: str
     strategy: st.SearchStrategy[Any]
     feed: Callable[[Any], object]
     share: int = 1
-    """This target's part of the inputs of a long run, relative to the other targets' parts."""
+    """In a long run, a target with share 3 gets three times as many inputs as a target with share
+    1."""
 
     def accepts(self, value: Any) -> bool:
-        """Return whether the target accepts the input. Errors that are not a GptcliError pass
-        through. Raise ValueError if a GptcliError has no message or a very long one."""
+        """Return whether the target accepts the input: false if it raises a GptcliError. Raise
+        ValueError if this error has no message or a very long one. Other errors of the target are
+        raised."""
         with no_longer_than(SECONDS):
             try:
                 self.feed(value)
@@ -127,7 +133,8 @@ def _configs() -> list[Target]:
         st.text(max_size=60),
         edited(default).map(lambda data: data.decode("utf-8", "replace")),
         sections.map(lambda values: yaml.safe_dump(values, allow_unicode=True)),
-        # PyYAML takes a tenth of a second for deeper inputs. `interesting.py` has a few of them.
+        # PyYAML takes a tenth of a second for inputs that are nested more deeply. `interesting.py`
+        # has a few such inputs.
         nested.map(lambda data: data[:60].decode()),
     )
     overrides = st.lists(st.tuples(key, value).map("=".join) | st.text(max_size=10), max_size=4)
@@ -151,7 +158,7 @@ def _tokenizers(folder: Path) -> list[Target]:
         tokenizer.decode(tokenizer.encode("What"))
 
     class Learner:
-        """A stand-in for a learner's class that loads every file."""
+        """Takes the place of a learner's BPE class. Its `load` accepts every file."""
 
         merges: ClassVar[list[tuple[int, int]]] = []
 
@@ -160,10 +167,11 @@ def _tokenizers(folder: Path) -> list[Target]:
 
     def feed_user_bpe(model: Any) -> None:
         if isinstance(model, dict):
-            with suppress(ValueError, AttributeError, TypeError):  # the merges may be malformed
+            # The merges can have a wrong form.
+            with suppress(ValueError, AttributeError, TypeError):
                 lines = [line.split() for line in model.get("merges", [])]
                 Learner.merges = [(int(left), int(right)) for left, right in lines]
-            with suppress(ValueError):  # load_tokenizer raises a GptcliError instead
+            with suppress(ValueError):  # load_tokenizer turns this ValueError into a GptcliError
                 user_bpe_from_json(model, Learner)
 
     user_parts = {"merges": ["97 98", "256 256", "257 257"], "saved": "", "kind": "own"}
@@ -193,7 +201,7 @@ MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=8)
 
 
 def _run(run: Path) -> Path:
-    """Make a run folder with one checkpoint, without training. Return its path."""
+    """Make a run folder with one checkpoint, which was not trained. Return its path."""
     config = Config(model=MODEL)
     tokenizer = build_tokenizer("byte", 0, lambda: iter(()))
     run_folder.create(run, config, tokenizer)
@@ -391,7 +399,8 @@ def _cache(folder: Path) -> Target:
 
     def sealed(value: Any) -> bytes:
         if isinstance(value, dict):
-            # Keys of several types cannot be sorted, and JSON turns all keys into text.
+            # JSON turns all keys into text. Without this, keys of several types could not be
+            # sorted.
             value = json.loads(json.dumps(value))
             value["sha256"] = cache._meta_sha256(value)
         return as_json(value)
@@ -410,7 +419,7 @@ def _cache(folder: Path) -> Target:
 def _names(run: Path) -> list[Target]:
     def feed(name: str) -> None:
         looks: list[Callable[[str], object]] = [find_config, find_file, run_folder.find_run]
-        # find_source would read the files of an existing folder such as /.
+        # If the name is an existing folder such as /, find_source would read all its files.
         if not os.path.exists(os.path.expanduser(name)):  # noqa: PTH110, PTH111
             looks.append(find_source)
         for look in looks:
@@ -419,6 +428,7 @@ def _names(run: Path) -> list[Target]:
         checkpoint.choose_step(run, name)
 
     part = st.sampled_from(["..", "/", ".", "~", "a", ":", "\n", "é", "*", "a" * 300, "-", "12"])
-    # No name from the system holds a NUL or is longer than a few thousand characters.
+    # Names that come from the operating system never hold a NUL, and are at most a few thousand
+    # characters long.
     name = st.text(max_size=20).map(lambda text: text.replace("\0", ""))
     return [Target("names", st.lists(part, max_size=8).map("".join) | name, feed)]

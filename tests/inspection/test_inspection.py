@@ -1,4 +1,5 @@
-"""What `gptcli look` computes: attention weights, kinds of heads, logit lens, eight steps."""
+"""What `gptcli look` computes: attention weights, the kind of each head, the logit lens, the eight
+steps."""
 
 from __future__ import annotations
 
@@ -79,7 +80,7 @@ def model_of(tmp_path: Path, shape: str, kind: str = "char") -> Trained:
 
 
 def with_user_attention(tmp_path: Path, file: Path) -> Trained:
-    """A gpt2 model of random weights with the attention that a file defines."""
+    """A gpt2 model with random weights, and with the user's attention that `file` defines."""
     base = trained(
         tmp_path / "run", "char", arch="gpt2", n_layer=2, n_head=2, n_embd=16, block_size=24
     )
@@ -91,8 +92,8 @@ def with_user_attention(tmp_path: Path, file: Path) -> Trained:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_weights_are_those_that_the_attention_uses(shape: str, tmp_path: Path) -> None:
-    """The weights times the values, projected, give the module's output up to float32's
-    rounding."""
+    """If the attention weights that `look` finds are multiplied by the values and projected, the
+    result is the module's output, up to float32's rounding."""
     model = model_of(tmp_path, shape).model
     ids = torch.randint(model.vocab_size, (20,)).tolist()
     inside = look_inside(model, ids)
@@ -158,8 +159,9 @@ def test_a_prompt_begins_with_begin_of_text_if_the_tokenizer_asks_for_it(tmp_pat
 
 
 def test_the_kinds_are_those_of_heads_that_were_made_so(tmp_path: Path) -> None:
-    """The first three heads attend to the previous token, the first token and the token itself. The
-    fourth head works by induction, and the fifth one is mixed."""
+    """Five made-up heads: the first attends to the previous token, the second to the first token,
+    the third to the token itself. The fourth is an induction head, and the fifth attends to all
+    tokens equally (mixed)."""
     model = model_of(tmp_path, "modern").model
 
     def made(ids: list[int]) -> list[torch.Tensor | None]:
@@ -175,7 +177,8 @@ def test_the_kinds_are_those_of_heads_that_were_made_so(tmp_path: Path) -> None:
         heads[4] = torch.ones(T, T).tril() / (rows + 1)[:, None]
         return [heads]
 
-    maps = made(list(range(20)))  # no token repeats here, so only the probe can show induction
+    # In this text no token repeats, so only head_kinds' own probe text can show induction.
+    maps = made(list(range(20)))
     found = {one.head: one for one in head_kinds(model, maps, made)}
     assert [found[head].kind for head in range(3)] == list(KINDS[:3])
     assert found[0].shares[0] == pytest.approx(1)
@@ -186,8 +189,8 @@ def test_the_kinds_are_those_of_heads_that_were_made_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["course", PART_BY_PART, FUSED], ids=["course", "parts", "sdpa"])
 def test_a_learners_weights_are_found_in_the_trace(source: str, tmp_path: Path) -> None:
-    """The weights in the learner's trace are those of `look`, and step 8 is what the module
-    returns."""
+    """The attention weights in the learner's trace are those that `look` shows, and the output of
+    step 8 is what the module returns."""
     file = COURSE
     if source != "course":
         file = tmp_path / "mine.py"

@@ -1,4 +1,4 @@
-"""Models of random weights and random shapes, for the tests of exports."""
+"""Models with random weights and random shapes, for the tests of exports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def bpe() -> BpeTokenizer:
 
 
 def shape(seed: int, arch: str) -> dict[str, Any]:
-    """A random small shape, which depends only on the seed and the arch."""
+    """Random `model` keys of a small network. They depend only on the seed and the arch."""
     rng = random.Random(f"{seed} {arch}")
     n_head = rng.choice([1, 2, 3, 4])
     head_dim = rng.choice([2, 4, 6, 8, 16])
@@ -51,7 +51,7 @@ def shape(seed: int, arch: str) -> dict[str, Any]:
     if arch == "gpt2":
         found["bias"] = rng.choice([True, False])
         return found
-    if seed % 2:  # half of the shapes set the keys that real models of this layout need
+    if seed % 2:  # odd seeds also set the keys that real models of this layout set
         shared = rng.choice([n for n in range(1, n_head + 1) if n_head % n == 0])
         found |= {
             "n_kv_head": shared,
@@ -66,7 +66,8 @@ def shape(seed: int, arch: str) -> dict[str, Any]:
 
 
 def trained(run: Path, kind: str, seed: int = 0, **model: Any) -> Trained:
-    """A model of random weights that looks as if it had been trained in the folder `run`."""
+    """A Trained (a loaded model) with random weights, as if it had been loaded from the run folder
+    `run`."""
     words = [f"model.{key}={str(value).lower()}" for key, value in model.items()]
     config = parse_config("", [f"tokenizer.kind={kind}", *words])
     tokenizer = tokenizer_of(kind)

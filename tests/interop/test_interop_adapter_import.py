@@ -1,4 +1,5 @@
-"""The import of peft's LoRA adapters: round trips with exports, and refusals with the reason."""
+"""The import of peft's LoRA adapters: exported adapters can be imported again, and refused ones get
+an error with the reason."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ PREFIX = "base_model.model."
 
 @pytest.fixture
 def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the proof, as on a machine without transformers and peft."""
+    """Let import and export skip their proof, as on a machine without transformers and peft."""
     nothing = Proof(None, (), "transformers is not installed")
     for name in ("hugging_face", "adapter"):
         monkeypatch.setattr(proof, name, lambda *_, **__: nothing)
@@ -36,7 +37,8 @@ def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def base(cli: Any, text_file: Path, tmp_path: Path) -> Any:
-    """base("gpt2") trains a run and returns its path; another run can be tuned from it."""
+    """base("gpt2") trains a run with this arch and returns its path. Other runs can be fine-tuned
+    from it."""
 
     def make(arch: str) -> Path:
         run = tmp_path / "base"
@@ -49,8 +51,8 @@ def base(cli: Any, text_file: Path, tmp_path: Path) -> Any:
 
 @pytest.fixture
 def exported(cli: Any, base: Any, text_file: Path, tmp_path: Path) -> Any:
-    """exported("gpt2", "train.lora.rank=4") tunes and exports a run; returns the base and the
-    export."""
+    """exported("gpt2", "train.lora.rank=4") trains a base, fine-tunes it with these overrides, and
+    exports the fine-tuned run. Returns the folders of the base and of the export."""
 
     def make(arch: str, *overrides: str) -> tuple[Path, Path]:
         origin, run, out = base(arch), tmp_path / "tuned", tmp_path / "export"
@@ -85,7 +87,8 @@ def test_an_export_of_an_import_gives_the_same_files(
     assert cli("export", run, "--out", again).code == 0
     for name in ("model.safetensors", f"adapter/{SETTINGS}", f"adapter/{WEIGHTS}"):
         assert (again / name).read_bytes() == (out / name).read_bytes()
-    # The imported run computes what the tuned run computes, and commands use it like any other run.
+    # The imported run has the weights of the fine-tuned run, and commands use it like any other
+    # run.
     ours, _ = checkpoint.best_valid(run)
     tuned = checkpoint.load(tmp_path / "tuned", 4)
     assert all(torch.equal(weight, ours.model[name]) for name, weight in tuned.model.items())
@@ -98,8 +101,8 @@ def test_an_export_of_an_import_gives_the_same_files(
 
 @pytest.mark.usefixtures("unproven")
 def test_a_layer_that_peft_trained_as_one_is_taken_apart(base: Any, tmp_path: Path) -> None:
-    """peft adapts query, key and value of GPT-2 with one A. The scale is that of rank-stabilised
-    LoRA."""
+    """For GPT-2, peft adapts query, key and value together, with a single A. The scale in this
+    adapter is that of rank-stabilised LoRA."""
     origin, folder = base("gpt2"), tmp_path / "adapter"
     generator = torch.Generator().manual_seed(1)
     folder.mkdir()
@@ -206,7 +209,7 @@ def test_wrong_files_and_wrong_bases(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # transformers and peft warn about their own code
+@pytest.mark.filterwarnings("ignore")  # transformers and peft cause warnings about their own code
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 def test_an_adapter_that_peft_saved_computes_the_same(
     arch: str, cli: Any, base: Any, tmp_path: Path

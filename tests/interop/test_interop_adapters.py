@@ -23,14 +23,14 @@ SMALL = (
     "model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.block_size=32",
     "train.batch_size=4", "run.dtype=float32", "train.eval_every=30",
 )  # fmt: skip
-# The words of the base text, in another order, so that tuning changes the weights much.
+# The words of the base's text in another order, so that fine-tuning changes the weights much.
 OTHER = "comes this night by what light, that voice is burns " * 60
 
 
 @pytest.fixture
 def tuned(cli: Any, text_file: Path, tmp_path: Path) -> Any:
-    """tuned("gpt2", "train.lora.rank=4") trains a base, tunes it with adapters, and returns this
-    run."""
+    """tuned("gpt2", "train.lora.rank=4") trains a base, fine-tunes it with adapters, and returns
+    the path of the fine-tuned run."""
 
     def make(arch: str, *overrides: str) -> Path:
         base, run, text = tmp_path / "base", tmp_path / "tuned", tmp_path / "other.txt"
@@ -53,7 +53,8 @@ def tuned(cli: Any, text_file: Path, tmp_path: Path) -> Any:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_files_hold_a_trained_embedding_and_head(arch: Any, tied: bool) -> None:
-    """peft stores a copy of each, even if the head is tied to the embedding."""
+    """peft stores the trained embedding and the trained head separately, even if the head is tied
+    to the embedding."""
     model = ModelConfig(
         arch=arch, n_layer=1, n_head=2, n_embd=16, block_size=8,
         tied_head=None if arch == "gpt2" else tied,
@@ -73,7 +74,7 @@ def test_the_files_hold_a_trained_embedding_and_head(arch: Any, tied: bool) -> N
     for name in (f"{embed}.weight", "lm_head.weight"):
         found = tensors.pop(f"base_model.model.{name}")
         assert torch.equal(found, theirs.get(name, theirs[f"{embed}.weight"]))
-    assert len(tensors) == 2  # the A and B of the layer
+    assert len(tensors) == 2  # only A and B of the adapted layer remain
     assert len({tensor.data_ptr() for tensor in tensors.values()}) == 2
 
 
@@ -154,7 +155,7 @@ def test_the_command_writes_base_and_adapter_or_merges(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # transformers and peft warn about their own code
+@pytest.mark.filterwarnings("ignore")  # transformers and peft cause warnings about their own code
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -188,7 +189,7 @@ def test_peft_computes_what_the_merged_model_computes(
         alone = base(idx).logits
         adapted = peft.PeftModel.from_pretrained(base, out / "adapter").eval()
         found, wanted = adapted(idx).logits, whole(idx).logits
-    assert (alone - wanted).abs().max() > 0.1  # tuning has changed the logits
+    assert (alone - wanted).abs().max() > 0.1  # the adapter changes the logits of the base
     assert (found - wanted).abs().max() <= 1e-5
 
     def greedy(model: Any) -> list[int]:

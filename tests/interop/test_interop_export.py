@@ -1,4 +1,5 @@
-"""What `gptcli export` writes, refuses and prints. No other program is needed."""
+"""What `gptcli export` writes, refuses and prints. These tests need no other programs such as
+transformers."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ TINY = (
 
 @pytest.fixture(autouse=True)
 def _no_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip the proof with transformers, because it takes seconds."""
+    """Let exports skip the proof with transformers, because it takes seconds."""
     nothing = Proof(None, (), "transformers is not installed")
     monkeypatch.setattr(proof, "hugging_face", lambda *_: nothing)
 

@@ -1,4 +1,5 @@
-"""transformers loads exports and computes the same logits, greedy texts and token ids."""
+"""transformers loads exported models, and computes the same logits, greedy texts and token ids as
+gptcli."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from tests.interop.models import KINDS, shape, trained
 transformers = pytest.importorskip("transformers", reason="needs the extra `interop`")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),  # transformers warns about its own code
+    pytest.mark.filterwarnings("ignore"),  # transformers causes warnings about its own code
 ]
 
 
@@ -43,7 +44,8 @@ def test_random_shapes_give_the_same_logits(arch: str, seed: int, tmp_path: Path
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 def test_greedy_texts_of_200_tokens_are_equal(kind: str, arch: str, tmp_path: Path) -> None:
-    window = 48 if arch == "modern" else 256  # the 200 tokens exceed the window of modern
+    # The text of 200 tokens is longer than the window of modern.
+    window = 48 if arch == "modern" else 256
     model = trained(
         tmp_path / "run", kind, 3, arch=arch, n_layer=2, n_head=2, n_embd=32, block_size=window
     )

@@ -1,4 +1,5 @@
-"""Imports: round trips, foreign configs, refusals, damaged and hostile files, commands."""
+"""Imports of models: exported models, configs of other programs, what is refused, damaged and
+hostile files, the commands."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from tests.interop.models import KINDS, shape, trained
 
 @pytest.fixture(autouse=True)
 def without_transformers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Skip the proof in quick tests, because importing transformers takes seconds."""
+    """Let imports skip the proof in tests that are not marked slow, because loading transformers
+    takes seconds."""
     if request.node.get_closest_marker("slow") is None:
         from gptcli.interop import proof
 
@@ -208,8 +210,8 @@ def test_tokens_of_vocab_and_merges_are_gpt2s(tmp_path: Path) -> None:
 
 
 def test_names_of_the_inner_model_and_old_buffers(tmp_path: Path) -> None:
-    """The weights of the first GPT-2 have names without a prefix, and buffers for the causal
-    mask."""
+    """The first files of GPT-2 have weights whose names lack the prefix "transformer.", and buffers
+    for the causal mask."""
     from safetensors.torch import load_file, save_file
 
     folder = gpt2(tmp_path)
@@ -351,7 +353,8 @@ def load_ids(folder: Path) -> list[int]:
 
 
 def nanogpt(tmp_path: Path, kind: str, prefix: str = "", **more: Any) -> tuple[Path, Trained]:
-    """A checkpoint with nanoGPT's names and shapes, and the model that it holds."""
+    """Write a checkpoint with nanoGPT's names and shapes. Return its path, and the model whose
+    weights it holds."""
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "bias": "true"}
     model = trained(tmp_path / "run", kind, arch="gpt2", **sizes)
     weights: dict[str, torch.Tensor] = {}
@@ -533,5 +536,5 @@ def test_models_of_transformers_give_the_same_logits(kind: str, seed: int, tmp_p
     assert done.proof.largest_difference is not None
     assert done.proof.largest_difference <= 1e-4
     if getattr(config, "sliding_window", None) is not None:
-        # The proof also compared texts longer than the window.
+        # The proof also compared texts that are longer than the sliding window.
         assert max(done.proof.lengths) > config.sliding_window

@@ -1,4 +1,4 @@
-"""TensorBoard, trackio and wandb store what metrics.jsonl and samples.txt hold."""
+"""The loggers TensorBoard, trackio and wandb store all that metrics.jsonl and samples.txt hold."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def needs(name: str) -> Any:
 
 
 Points = dict[str, dict[int, tuple[float, float]]]
-"""For each metric and step: the value and the Unix time."""
+"""Metric -> step -> (value, Unix time)."""
 
 
 class Found:
-    """The content of a log: its points, its samples as (step, text), and its config."""
+    """The content of a log: its points (metrics), its samples as (step, text), and its config."""
 
     def __init__(self) -> None:
         self.points: Points = {}
@@ -94,19 +94,19 @@ def read_trackio(folder: Path) -> Found:
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """Yield the records of a .wandb file. The file has LevelDB's log format after the first 7
-    bytes."""
+    """Yield the records of a .wandb file. After its first 7 bytes, the file has the log format of
+    LevelDB."""
     data = path.read_bytes()
     assert data[:4] == b":W&B"
     at, record = 7, b""
     while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # the rest of the block is too short for a header
+        if 32768 - at % 32768 < 7:  # the remaining bytes of this block are too few for a header
             at += 32768 - at % 32768
             continue
         _, size, kind = struct.unpack("<IHB", data[at : at + 7])
         record += data[at + 7 : at + 7 + size]
         at += 7 + size
-        if kind in (1, 4):  # the record is complete with this part
+        if kind in (1, 4):  # this part is the last one of the record
             yield record
             record = b""
 
@@ -144,8 +144,8 @@ PLACE = {"tensorboard": "loggers/tensorboard", "trackio": "loggers/trackio", "wa
 
 
 def expect_all(run: Path, name: str, folder: Path | None = None) -> Found:
-    """Assert that a log holds exactly the data of the run's files. Return the content of the
-    log."""
+    """Assert that the log of the logger `name` holds exactly the data of metrics.jsonl and
+    samples.txt. Return the content of the log."""
     found = READ[name](folder or run / PLACE[name])
     items = Rows(run).read(ended=True)
     clock = run_clock(run, 0.0)
@@ -154,7 +154,7 @@ def expect_all(run: Path, name: str, folder: Path | None = None) -> Found:
         if isinstance(item, Row):
             for key, value in item.values.items():
                 time = clock(item.values["seconds"])
-                # TensorBoard stores float32 numbers.
+                # TensorBoard stores numbers as float32, so they are rounded.
                 kept = struct.unpack("f", struct.pack("f", value))[0]
                 expected.setdefault(key, {})[item.step] = (
                     kept if name == "tensorboard" else value,
@@ -184,8 +184,8 @@ def test_a_run_is_logged_resumed_and_logged_again(
     home.mkdir()
     for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(variable, str(home))
-    # Every request goes to a port that nobody listens on, so a logger that needs the network would
-    # fail.
+    # Send every request to a port on which no program listens. A logger that needs the network
+    # would fail.
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     run = tmp_path / "run"
@@ -197,7 +197,8 @@ def test_a_run_is_logged_resumed_and_logged_again(
     assert outcome.code == 0, outcome.err
     assert "WARNING" not in outcome.err
     expect_all(run, name)
-    # This looks like a crash after step 12 was logged. The newest checkpoint left is of step 10.
+    # Delete the last checkpoint, as if the run had crashed after it logged step 12. The newest
+    # remaining checkpoint is that of step 10.
     shutil.rmtree(run / "checkpoints" / "step-00000012")
     outcome = cli("train", "--resume", "--extend", "--out", run, "train.max_steps=16")
     assert outcome.code == 0, outcome.err
@@ -210,7 +211,7 @@ def test_a_run_is_logged_resumed_and_logged_again(
         expect_all(run, name)
     assert cli("log", run, "--to", name, "--out", tmp_path / "log").code == 0
     expect_all(run, name, tmp_path / "log")
-    # The logger wrote no file elsewhere, so the run folder can be copied and moved.
+    # The logger wrote no file outside of the run folder, so the folder can be copied and moved.
     assert not [path for path in run.rglob("*") if path.is_symlink()]
     assert files_of(home) == set()
     assert files_of(tmp_path) == {"home", "run", "log"}

@@ -1,4 +1,5 @@
-"""onnxruntime runs exports: the same logits and greedy texts, with every use of the cache."""
+"""onnxruntime runs exported models, and gives the same logits and greedy texts, however the
+key/value cache is used."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra `interop`")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `interop`")
 pytestmark = pytest.mark.slow
 
-# These two modules import onnx and onnxruntime.
+# These two modules import onnx and onnxruntime, so the packages must be checked first.
 from gptcli.interop import onnx_graph, onnx_runtime  # noqa: E402
 
 SMALL: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12}
@@ -43,7 +44,8 @@ def cached(folder: Path) -> Any:
 
 
 def fed(model: Any, idx: torch.Tensor, sizes: list[int], keep: int | None = None) -> torch.Tensor:
-    """The logits (B, T, V) of texts (B, T) that the model with a cache reads in pieces."""
+    """The logits (B, T, V) of texts (B, T), which the model with a cache reads in pieces of these
+    sizes. With `keep`, only the newest `keep` tokens stay in the cache."""
     model.clear(len(idx))
     found, start = [], 0
     for size in sizes:
@@ -77,7 +79,8 @@ def test_random_shapes_give_the_same_logits(arch: str, seed: int, tmp_path: Path
     model = trained(tmp_path / "run", KINDS[seed % 3], seed, **shape(seed, arch))
     done = exporting.export(model, "onnx", tmp_path / "out")
     assert done.proof.largest_difference is not None
-    assert done.proof.largest_difference <= 3e-4  # higher than usual, because heads can be 2 wide
+    # This limit is higher than usual, because some heads are only 2 wide.
+    assert done.proof.largest_difference <= 3e-4
     past = max(done.proof.lengths) > model.config.model.block_size
     assert past == (arch == "modern")
     assert f"onnxruntime {onnxruntime.__version__} read" in proof_sentence(done.proof)
@@ -106,10 +109,11 @@ def test_every_use_of_the_cache(arch: str, tmp_path: Path) -> None:
         idx = texts(model, batch, length)
         wanted = ours(model, idx)
         for sizes in ([length], [1] * length, [5, length - 5], [7, 1, 1, length - 9]):
-            # With 11, a caller drops the keys and values that no later token can attend to.
+            # If the caller keeps 11 tokens, it drops only keys and values that no later token can
+            # attend to.
             for keep in (None, 100, 11):
                 assert close(fed(file, idx, sizes, keep), wanted), (batch, sizes, keep)
-    # With 10, the caller drops one token that the next token still attends to.
+    # If the caller keeps 10 tokens, it drops a token to which the following token still attends.
     if arch == "modern":
         assert not close(fed(file, idx, [1] * length, 10), wanted)
 
@@ -150,7 +154,8 @@ def test_learned_positions_end_at_the_context_length(tmp_path: Path) -> None:
 
 
 def program(folder: Path, tokens: int, temperature: float) -> str:
-    """The Python program in the card of a folder, with other settings."""
+    """The Python program in the model card of an export, with this number of tokens and this
+    temperature."""
     (found,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.S)
     for old, new in (
         ('"THIS FOLDER"', repr(str(folder))),
@@ -174,7 +179,7 @@ def greedy(model: Any, prompt: list[int], tokens: int) -> list[int]:
 def test_the_program_of_the_card_writes_the_same_200_tokens(
     kind: str, arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The 200 tokens exceed the window of 48 tokens."""
+    """The text of 200 tokens is longer than the window of 48 tokens."""
     model = trained(tmp_path / "run", kind, 3, arch=arch, n_layer=2, n_head=2, n_embd=32,
                     block_size=48)  # fmt: skip
     folder = tmp_path / "out"

@@ -1,4 +1,5 @@
-"""Models with tokenizers like Qwen3's and Llama 3's: their import, scores and further exports."""
+"""Models with tokenizers like those of Qwen3 and Llama 3: they can be imported, scored and exported
+again."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def written(kind: str, folder: Path) -> Path:
-    """Write a random model of transformers with a tokenizer of `kind`. Some embedding rows have no
-    token."""
+    """Write a transformers model with random weights and a tokenizer like that of `kind`. Return
+    its folder. The embedding has more rows than there are tokens."""
     tokenizer = theirs(kind)
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -44,7 +45,7 @@ def written(kind: str, folder: Path) -> Path:
     model = transformers.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            parameter.data *= 5  # otherwise a greedy text would repeat one token
+            parameter.data *= 5  # with smaller weights, a greedy text would repeat a single token
     model.save_pretrained(folder)
     return folder
 
@@ -63,7 +64,7 @@ def test_the_import_is_proven_and_scores_a_text_alike(
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
     ids = tokenizer("KING 12:\n What's").input_ids
-    if kind != "llama3":  # the tokenizer of llama3 adds the first token itself
+    if kind != "llama3":  # the tokenizer of llama3 adds the begin-of-text token itself
         ids = [imported.trained.tokenizer.eot, *ids]
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0]

@@ -1,4 +1,5 @@
-"""Rows of metrics.jsonl and samples.txt, read at once or while the run appends; times of day."""
+"""The rows that loggers read from metrics.jsonl and samples.txt, at once or while the run appends
+to them. Also the times of day of these rows."""
 
 from __future__ import annotations
 
@@ -72,7 +73,7 @@ def test_a_row_has_the_step_its_plan_and_its_evaluation(tmp_path: Path) -> None:
 def test_rows_are_the_same_if_the_file_grows(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
 ) -> None:
-    """The file can be read at any moment, even when its last line is not complete."""
+    """A logger can read the file at any moment, even when its last line is not complete."""
     run = tmp_path_factory.mktemp("run")
     whole = "".join(METRICS)
     rows, found = Rows(run), []

@@ -1,4 +1,5 @@
-"""run.loggers in a training: the rows of metrics.jsonl, and faulty loggers, which stop no run."""
+"""run.loggers in a training: loggers write all rows of metrics.jsonl, and a faulty logger never
+stops a run."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ TRAIN = (*SMALL, "run.dtype=float32", "train.log_every=2", "train.eval_every=5")
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
-    """The rows that metrics.csv must have: the rows of metrics.jsonl as text."""
+    """The rows that metrics.csv must have: the rows of metrics.jsonl, with all values as text."""
     return [
         {"step": str(item.step)} | {name: str(item.values.get(name, "")) for name in COLUMNS}
         for item in Rows(run).read(ended=True)
@@ -45,7 +46,7 @@ def same_numbers(run: Path) -> list[dict[str, Any]]:
 
 
 def fake_package(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Install a package `trackio` that runs `code` when it is imported."""
+    """Make a package `trackio` that can be imported, and that runs `code` when it is imported."""
     (folder / "fake" / "trackio").mkdir(parents=True)
     (folder / "fake" / "trackio" / "__init__.py").write_text(code)
     monkeypatch.syspath_prepend(str(folder / "fake"))
@@ -91,7 +92,8 @@ def test_a_missing_package_is_an_error_before_anything_happens(
     command: tuple[str, ...], cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "wandb").mkdir()  # wandb makes such a folder itself
+    # The package wandb makes a folder of this name, so it must not be taken for the package.
+    (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "__init__.py").write_text("raise SystemExit('ran')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), ""])
     outcome = cli(*command)
@@ -115,7 +117,8 @@ def test_the_table_has_the_rows_of_the_run_also_after_a_resume(
     assert [row["step"] for row in first] == ["1", "2", "4", "5", "6", "8", "10", "12"]
     assert [row["step"] for row in first if row["val_loss"]] == ["5", "10", "12"]
     assert read_config(run).run.loggers == ["csv"]
-    # This looks like a crash after step 12 was logged. The newest checkpoint left is of step 10.
+    # Delete the last checkpoint, as if the run had crashed after it logged step 12. The newest
+    # remaining checkpoint is that of step 10.
     shutil.rmtree(run / "checkpoints" / "step-00000012")
     outcome = cli("train", "--resume", "--extend", "--out", run, "train.max_steps=16")
     assert outcome.code == 0, outcome.err
@@ -178,7 +181,8 @@ def test_a_logger_that_fails_stops_nothing(
     train = ("train", text_file, *TRAIN, "train.max_steps=6")
     cli(*train, "--out", plain)
     fake_package(tmp_path, monkeypatch, code)
-    # gptcli ends a hanging logger after this time. The other faulty loggers end much earlier.
+    # gptcli ends a hanging logger after 5 seconds here. The other faulty loggers end by themselves,
+    # much earlier than after 30 seconds.
     monkeypatch.setattr(processes, "FINISH_S", 5.0 if code == HANG else 30.0)
     begun = time.monotonic()
     outcome = cli(*train, "--out", run, "run.loggers=trackio,csv")
@@ -190,7 +194,8 @@ def test_a_logger_that_fails_stops_nothing(
     step = "checkpoints/step-00000006/model.safetensors"
     assert (run / step).read_bytes() == (plain / step).read_bytes()
     assert same_numbers(run) == same_numbers(plain)
-    assert table(run / "metrics.csv") == rows_of(run)  # the logger csv is not affected
+    # The failing logger does not affect the logger csv.
+    assert table(run / "metrics.csv") == rows_of(run)
     status = json.loads((run / "run.json").read_text())
     assert (status["stopped"], status["steps"]) == ("done", 6)
 
@@ -219,7 +224,8 @@ def test_a_log_is_never_written_outside_the_run_folder(
 def test_the_log_is_complete_after_a_signal(
     number: signal.Signals, text_file: Path, tmp_path: Path
 ) -> None:
-    """Even after SIGKILL, the process of the logger writes all rows of metrics.jsonl and ends."""
+    """Even if SIGKILL ends the training, the process of the logger still writes all rows of
+    metrics.jsonl, and then ends."""
     run = tmp_path / "run"
     command = [
         sys.executable, "-m", "gptcli", "train", str(text_file), "--out", str(run), *TRAIN,
@@ -309,7 +315,8 @@ def test_log_while_the_run_trains(trained: Path, cli: Any, tmp_path: Path) -> No
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     config = (run / "config.yaml").read_text()
     with folder_lock(run):
-        assert cli("log", run).code == 0  # this run has no loggers, so nothing else writes the log
+        # This run has no loggers, so `gptcli log` is the only program that writes the log.
+        assert cli("log", run).code == 0
         (run / "config.yaml").write_text(config.replace("loggers: []", "loggers: [csv]"))
         outcome = cli("log", run)
         assert outcome.code == 1

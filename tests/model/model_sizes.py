@@ -1,4 +1,5 @@
-"""Small modules with random weights, biases and gains, so that no term of a formula is 0."""
+"""Small modules for the tests of the model. Their weights, biases and gains are random, so that no
+term of a formula is 0."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from gptcli.model.rotary import RotaryCausalSelfAttention
 
 
 def randomise(module: nn.Module, seed: int) -> None:
-    """Give all parameters random values: matrices scaled by 1 / sqrt(inputs), all others by 0.5."""
+    """Give all parameters normally distributed values, with the standard deviation 1 / sqrt(inputs)
+    for matrices, and 0.5 for biases and gains."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -32,7 +34,8 @@ def attention(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> CausalSelfAttention:
-    """An attention in evaluation mode. Its config has only the fields that learners may read."""
+    """A random attention in evaluation mode. Its config has only the fields that a learner's
+    attention may read."""
     config = SimpleNamespace(n_embd=H * D, n_head=H, dropout=dropout, bias=bias)
     module = (RotaryCausalSelfAttention if rotary else CausalSelfAttention)(config)
     randomise(module, seed)
@@ -40,7 +43,7 @@ def attention(
 
 
 def inputs(B: int, T: int, C: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
-    """Random x (B, T, C) of unit scale."""
+    """Random inputs x (B, T, C), normally distributed with standard deviation 1."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(B, T, C, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -54,8 +57,9 @@ def gpt(
     dtype: torch.dtype = torch.float32,
     **sizes: object,
 ) -> GPT:
-    """A small GPT in evaluation mode, by default of two blocks, with initial or `random`
-    parameters."""
+    """A small GPT in evaluation mode, by default with two blocks. Its parameters are those of
+    `initialise`, or, if `random` is true, those of `randomise` (biases and gains are random,
+    too)."""
     values = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "bias": arch == "gpt2"}
     model = GPT(ModelConfig.model_validate({"arch": arch, **values, **sizes}), vocab_size)
     initialise(model, torch.Generator().manual_seed(seed))

@@ -1,4 +1,5 @@
-"""The descriptions of the archs are complete. No other code of gptcli compares an arch's name."""
+"""The descriptions of the archs in model/arch.py are complete, and no other code of gptcli compares
+the name of an arch."""
 
 from __future__ import annotations
 
@@ -63,8 +64,8 @@ def test_the_c_library_refuses_another_layout() -> None:
 
 
 def test_a_third_arch_needs_only_a_description(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new arch that combines layers of the two others can be trained, and its cost can be
-    estimated."""
+    """If a new arch combines traits of gpt2 and modern, gptcli can train it and estimate its cost
+    without more code."""
     third = replace(ARCHS["modern"], positions="learned", qk_norm=False, tied_head=True)
     monkeypatch.setitem(ARCHS, "third", third)
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 8}

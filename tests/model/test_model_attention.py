@@ -1,4 +1,5 @@
-"""Attention on every path: it equals the eight steps, is causal, and has the right gradients.
+"""Attention, computed in every way (eight steps, matrix products, fused kernel): all give the same
+results, are causal, and have correct gradients.
 
 B batch, T time, H heads, D head_dim, C = H * D.
 """
@@ -46,7 +47,8 @@ def spelled_out(module: CausalSelfAttention, x: Tensor, dropout: float = 0.0) ->
 
 
 def by_loops(module: CausalSelfAttention, x: Tensor) -> Tensor:
-    """Vaswani et al. 2017, eq. 1, computed by loops over sequences, heads and tokens."""
+    """The output of an attention, computed by loops over sequences, heads and tokens, as in eq. 1
+    of Vaswani et al. 2017."""
     B, T, C = x.shape
     D = C // module.n_head
     q, k, v = module.query(x), module.key(x), module.value(x)
@@ -86,7 +88,8 @@ def test_fast_path_is_the_eight_steps(
     dtype: torch.dtype,
     atol: float,
 ) -> None:
-    """On a CPU, float32 with T > 64 uses the fused kernel. All other cases use matrix products."""
+    """On a CPU, the module uses the fused kernel for float32 with T > 64, and matrix products in
+    all other cases. Both must equal the eight steps."""
     module, x = attention(H, D, bias=bias, dtype=dtype), inputs(B, T, H * D, dtype)
     y = module(x)
     assert y.dtype == dtype
@@ -122,7 +125,8 @@ def test_short_dtypes_stay_close(T: int, dtype: torch.dtype, atol: float) -> Non
 @pytest.mark.parametrize(("T", "dtype"), [(6, torch.float64), (70, torch.float32)])
 @pytest.mark.parametrize("rotary", [False, True])
 def test_no_gradient_from_the_future(T: int, dtype: torch.dtype, rotary: bool) -> None:
-    """The gradient is exactly 0, because the attention weights of future tokens are exactly 0."""
+    """The gradient of an output at later tokens is exactly 0, because the attention weights of
+    later tokens are exactly 0."""
     module = attention(2, 4, rotary=rotary, dtype=dtype)
     x = inputs(2, T, 8, dtype).requires_grad_()
     y = module(x)
@@ -153,7 +157,8 @@ def test_gradients_are_those_of_the_eight_steps() -> None:
         found.append([leaf.grad, *(p.grad for p in module.parameters())])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    # A bias of the keys adds the same number to all scores of a query. softmax cancels it.
+    # The bias of the keys has the gradient 0: it adds the same number to all scores of a query, and
+    # softmax cancels this number.
     reached = {
         name
         for name, p in module.named_parameters()
@@ -181,8 +186,8 @@ def test_dropout_acts_in_training_only() -> None:
 @pytest.mark.parametrize("path", ["fast", "eight steps"])
 @torch.no_grad()
 def test_dropout_keeps_the_mean_and_acts_twice(path: str) -> None:
-    """With one token, attention dropout drops whole heads, because the only weight is 1. The
-    projection is the identity, so residual dropout drops single channels."""
+    """If there is only one token, its only attention weight is 1, so attention dropout drops whole
+    heads. The projection is the identity, so residual dropout drops single channels."""
     torch.manual_seed(0)
     p, H, D, B = 0.25, 2, 16, 4000
     module = attention(H, D, bias=False, dropout=p).train()
@@ -231,7 +236,8 @@ def test_names_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize("rotary", [False, True])
 def test_tables_cached_in_inference_mode_can_be_trained_with(rotary: bool) -> None:
-    """A table that was cached during sampling can be used in training."""
+    """A mask or a table of rotations that was cached during sampling can later be used in
+    training."""
     attention_module._causal_mask.cache_clear()
     rotary_module.rotary_table.cache_clear()
     module, x = attention(2, 4, rotary=rotary), inputs(1, 13, 8)

@@ -1,4 +1,5 @@
-"""The fused head and loss give the loss and the gradients of the plain formula."""
+"""The operation that computes head and loss together gives the same loss and gradients as the plain
+formula."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def test_a_cpu_does_not_use_it() -> None:
 def test_in_tritons_interpreter(
     rows: int, width: int, vocab_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To run this test: set TRITON_INTERPRET=1 on a machine with Triton but without a GPU."""
+    """This test runs only if TRITON_INTERPRET=1 is set, on a machine with Triton but without a
+    GPU."""
     check(rows, width, vocab_size, torch.float32, "cpu")
 
 

@@ -1,4 +1,4 @@
-"""GPT in both archs: its logits, its size, its initialisation, its cache.
+"""GPT with both archs: its logits, its number of parameters, its initialisation, its KV cache.
 
 B batch, T time, C channels, V vocabulary.
 """
@@ -25,14 +25,14 @@ from tests.model.model_sizes import gpt, inputs, tokens
 def count(**values: object) -> tuple[int, int]:
     vocab_size = values.pop("vocab_size")
     assert isinstance(vocab_size, int)
-    with torch.device("meta"):  # this device stores shapes but no numbers
+    with torch.device("meta"):  # the meta device stores the shapes of tensors, but no numbers
         counted = count_parameters(GPT(ModelConfig.model_validate(values), vocab_size))
     return counted.total, counted.without_embeddings
 
 
 def test_gpt2_has_as_many_parameters_as_the_paper_counts() -> None:
-    """The released GPT-2 has 124,439,808 parameters, 85,056,000 of them outside the two
-    embeddings."""
+    """The released GPT-2 has 124,439,808 parameters. Without the two embeddings, it has
+    85,056,000."""
     assert count(
         arch="gpt2", n_layer=12, n_head=12, n_embd=768, block_size=1024, bias=True, vocab_size=50257
     ) == (124_439_808, 85_056_000)
@@ -83,7 +83,8 @@ def causal_weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 def gpt2_again(w: dict[str, Tensor], idx: Tensor, L: int, H: int) -> Tensor:
-    """GPT-2's logits, computed independently from its weights. Radford et al. 2019, section 2.3."""
+    """The logits of a GPT-2 with the weights `w`, computed without gptcli's model code. Source:
+    Radford et al. 2019, section 2.3."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -108,7 +109,8 @@ def gpt2_again(w: dict[str, Tensor], idx: Tensor, L: int, H: int) -> Tensor:
 
 
 def qwen3_again(w: dict[str, Tensor], idx: Tensor, L: int, H: int) -> Tensor:
-    """Qwen3's logits, computed independently from its weights, with complex rotations."""
+    """The logits of a Qwen3 with the weights `w`, computed without gptcli's model code. Complex
+    numbers rotate queries and keys."""
 
     def norm(x: Tensor, gain: Tensor) -> Tensor:
         return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gain
@@ -158,8 +160,8 @@ def test_logits_are_those_of_the_architecture(arch: str, again: object) -> None:
 
 
 def test_modern_has_the_weights_of_qwen3() -> None:
-    """The network has RMSNorm gains, q_norm and k_norm for each head, an untied head, and no
-    biases."""
+    """The arch modern has the weights of Qwen3: RMSNorm gains, q_norm and k_norm, an output head
+    that is not tied, and no biases."""
     C, D, F_ = 16, 8, ARCHS["modern"].hidden_width(16)
     shapes = {name: tuple(p.shape) for name, p in gpt("modern", n_layer=1).named_parameters()}
     assert shapes == {
@@ -236,7 +238,8 @@ def test_gradients_reach_every_parameter(arch: str) -> None:
     model.loss(idx, idx.flip(0)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        if not name.endswith("key.bias"):  # softmax cancels the bias of the keys
+        # The gradient of the keys' bias is 0, because softmax cancels it.
+        if not name.endswith("key.bias"):
             assert float(parameter.grad.abs().max()) > 1e-9, name
 
 
@@ -319,8 +322,8 @@ def test_norms_are_pytorchs() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("arch", ARCHS)
 def test_bfloat16_branches_leave_the_residual_stream_in_float32(arch: str) -> None:
-    """The residual stream, norms and head stay in float32, so the logits are closer to the exact
-    ones."""
+    """If only the branches are in bfloat16, and the residual stream, the norms and the head in
+    float32, the logits are closer to the exact ones than if all were in bfloat16."""
     exact, idx = gpt(arch, random=True), tokens(2, 8)
     expected = exact(idx)
     half, whole = gpt(arch, random=True), gpt(arch, random=True).to(torch.bfloat16)

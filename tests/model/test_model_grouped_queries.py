@@ -1,5 +1,5 @@
-"""Grouped queries, free head widths, rope_theta and Llama's layout: all paths give equal
-results.
+"""Networks with grouped queries, other head widths, another rope_theta or Llama's layout: the
+results are the same in training, with a cache, and in plain operations.
 """
 
 from __future__ import annotations

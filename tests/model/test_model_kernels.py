@@ -1,4 +1,4 @@
-"""The fused operations give the values and the gradients of PyTorch's plain operations."""
+"""gptcli's fused operations give the same values and gradients as PyTorch's plain operations."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_dropout_keeps_the_mean_and_drops_the_given_share(p: float) -> None:
     share = round(256 * p) / 256
     assert abs(float((y == 0).float().mean()) - share) < 2e-3
     torch.testing.assert_close(y.unique(), torch.tensor([0.0, 1 / (1 - share)]))
-    columns = (y == 0).float().mean(0)  # all positions are dropped about equally often
+    columns = (y == 0).float().mean(0)  # all columns are dropped about equally often
     assert float(columns.std()) < 2 * (share * (1 - share) / 1000) ** 0.5
     y.sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None

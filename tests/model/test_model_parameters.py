@@ -1,4 +1,5 @@
-"""The table of parameters is complete, has the C library's order, and fits both archs."""
+"""The table of parameters (model/parameters.py) is complete, has the same order as the C library,
+and fits both archs."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def test_the_places_are_those_of_the_c_library() -> None:
     header = (Path(gptcli.__file__).parent / "native" / "parameters.h").read_text("utf-8")
     enums = [re.findall(r"\w+", enum) for enum in re.findall(r"enum \{(.*?)\}", header, re.DOTALL)]
     for rows, enum in zip((OUTSIDE_BLOCKS, IN_BLOCK), enums, strict=True):
-        # The last name of the enum is the count.
+        # The last name of each C enum is not a parameter, but their number.
         assert list(dict.fromkeys(row.place for row in rows)) == enum[:-1]
 
 
@@ -66,8 +67,8 @@ def test_the_c_library_gets_every_parameter_once(arch: ArchName) -> None:
 
 @pytest.mark.parametrize(("arch", "layout"), [("gpt2", "gpt2"), ("modern", "qwen3")])
 def test_every_parameter_has_a_name_in_its_ecosystem(arch: ArchName, layout: str) -> None:
-    """Each name belongs to one parameter. Only GPT-2's query, key and value share a name, in this
-    order."""
+    """Each name in Hugging Face's layout belongs to one parameter of gptcli. Only query, key and
+    value of GPT-2 share a name, as three parts in this order."""
     found: dict[str, list[int | None]] = {}
     for name, _ in network(arch).named_parameters():
         row = row_of(name)
@@ -86,10 +87,12 @@ def test_every_parameter_has_a_name_in_its_ecosystem(arch: ArchName, layout: str
     [
         ("wte.weight", 2, "embedding"),
         ("h.3.mlp.c_proj.weight", 2, "matrix"),
-        ("h.3.attn.c_attn.weight", 2, "matrix"),  # a user's parameter, which is not in the table
+        # A parameter of a user's attention, which is not in the table.
+        ("h.3.attn.c_attn.weight", 2, "matrix"),
         ("h.3.attn.c_attn.bias", 1, "bias"),
         ("h.3.ln_1.gamma", 1, "gain"),
-        # A user's parameter, whose shape differs from the table's.
+        # A parameter of a user's layer norm. The table has one of this name, but with another
+        # number of dimensions.
         ("h.3.ln_1.weight", 2, "matrix"),
         ("h.3.attn.table", 3, "other"),
         ("h.3.attn.temperature", 0, "gain"),

@@ -1,4 +1,5 @@
-"""Rotary positions: only distances between tokens matter, and the KV cache equals recomputation."""
+"""Rotary positions: only distances between tokens matter, and the KV cache gives the same result as
+computing the whole text again."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def test_position_0_rotates_nothing_and_1_rotates_by_the_frequency() -> None:
 
 @torch.no_grad()
 def test_shifting_the_whole_text_changes_nothing() -> None:
-    """If all positions grow by 5, the products of queries and keys stay the same."""
+    """If the positions of all tokens grow by 5, the products of queries and keys stay the same."""
     module, x = attention(2, 6, rotary=True), inputs(2, 7, 12)
     q, k, v = module.heads(module.project(x), start=0)
     q5, k5, v5 = module.heads(module.project(x), start=5)
@@ -66,7 +67,8 @@ def test_shifting_the_whole_text_changes_nothing() -> None:
 
 @torch.no_grad()
 def test_positions_reach_the_output() -> None:
-    """Without positions, swapping two earlier tokens would not change the last token's output."""
+    """Without positions, the output of the last token does not change if two earlier tokens are
+    swapped. With rotary positions, it does."""
     x = inputs(1, 5, 12)
     swapped = x[:, [1, 0, 2, 3, 4]]
     plain, rotary = attention(2, 6), attention(2, 6, rotary=True)
@@ -86,7 +88,8 @@ def test_the_length_of_queries_and_keys_is_normalised() -> None:
 
 
 def recomputed(module: CausalSelfAttention, x: Tensor, width: int) -> Tensor:
-    """Attention over the complete text with a banded causal mask, (B, T, C)."""
+    """The output (B, T, C) of an attention for a complete text x: without a cache, and with a
+    banded causal mask."""
     at = torch.arange(x.shape[1])
     q, k, v = module.heads(module.project(x), start=0)
     mixed = attend_masked(q, k, v, banded_mask(at, at, width))
@@ -108,7 +111,8 @@ def test_the_cache_equals_recomputation_under_a_banded_mask(
     pieces: list[int],
     seed: int,
 ) -> None:
-    """The pieces have any size up to the width. Together they can be much longer than the width."""
+    """The cache has room for `width` tokens. The text is read in pieces of at most this size, and
+    can be much longer than the width."""
     pieces = [min(piece, width) for piece in pieces]
     module = attention(3, 4, rotary=rotary, seed=seed)
     x = inputs(2, sum(pieces), 12, seed=seed + 1)
@@ -147,7 +151,8 @@ def test_odd_head_dim_is_refused() -> None:
 
 @pytest.mark.parametrize("start", [0, 100, (1 << 14) - 3, 1 << 14, 3_000_000])
 def test_late_positions_rotate_the_same_with_and_without_a_table(start: int) -> None:
-    """The shared table and a table for only these positions have the same values."""
+    """Late positions are beyond the end of the shared table of rotations, so a table is made for
+    them alone. Both tables have the same values."""
     torch.manual_seed(0)
     config = SimpleNamespace(n_embd=16, n_head=2, dropout=0.0, bias=False)
     qkv = torch.randn(1, 5, 6, 8)

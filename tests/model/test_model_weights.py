@@ -1,4 +1,5 @@
-"""Names and shapes computed without a module equal the module's; the weights share its memory."""
+"""The names and shapes of weights that gptcli computes without building a module equal those of the
+module, and the weights share the module's memory."""
 
 from __future__ import annotations
 

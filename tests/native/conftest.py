@@ -1,4 +1,5 @@
-"""The C libraries for several kinds of processors. A test is skipped if its library is missing."""
+"""Fixtures with the C libraries for several kinds of processors. If a library cannot be built or
+loaded, its tests are skipped."""
 
 from __future__ import annotations
 
@@ -18,17 +19,16 @@ from gptcli.processor import KINDS, all_features, features_and_flags
 from tests.conftest import KEPT_LIBRARIES, Once
 
 EMULATED = Path(__file__).with_name("emulated")
-"""A folder with the intrinsics of AVX-512, AVX512-BF16 and AMX in plain C."""
+"""The folder of a header immintrin.h that defines the intrinsics of AVX-512, AVX512-BF16 and AMX in
+plain C."""
 
 
 def compiled(
     once: Once, source: library.Source, flags: tuple[str, ...], with_: str | None = None
 ) -> Path:
-    """The path of a C library that one of the workers compiled with other flags or another
-    compiler.
-
-    The next run finds it in .pytest_cache, until the code, the flags or the compiler's name
-    change."""
+    """Compiles a C library with `flags`, and with the compiler `with_` if it is given. Returns its
+    path. Only one pytest worker compiles it. The file stays in .pytest_cache, where later test runs
+    find it, until the C code, the flags or the compiler's name change."""
     file = library._HERE / source.file
     compiler = (with_ or os.environ.get("CC") or shutil.which("gcc") or "cc").split()
     words = [*compiler, *library._FLAGS, *source.flags, *flags]
@@ -52,7 +52,8 @@ def compiled(
 
 
 def emulated(once: Once, *, amx: bool) -> ctypes.CDLL:
-    """The bfloat16 library for AVX512-BF16, and for AMX if asked, on a processor without them."""
+    """The bfloat16 training library with AVX512-BF16, and with AMX if `amx` is true. It works on
+    processors without these instructions, because plain C emulates them."""
     kinds = ["avx512", "avx512_bf16", *(["amx"] if amx else [])]
     names = {name.upper() for kind in kinds for name in KINDS[kind].features}
     macros = [f"-D__{name.replace('AVX512_', 'AVX512')}__" for name in sorted(names)]
@@ -61,17 +62,18 @@ def emulated(once: Once, *, amx: bool) -> ctypes.CDLL:
 
 
 def of_kind(once: Once, source: library.Source, kind: str) -> ctypes.CDLL:
-    """The library for another kind of processor, if this processor has all features of that
-    kind."""
+    """The library compiled for the processors `kind` (a key of KINDS). Skips the test if this
+    processor lacks one of their features."""
     here, asked = all_features(), features_and_flags(kind)
     if here is None or not here >= asked.features:
         pytest.skip(f"this processor is not {kind}")
-    quick = ("-O1",) if kind == "sse2" else ()  # -O1 halves the time to compile
+    quick = ("-O1",) if kind == "sse2" else ()  # with -O1, compiling takes half the time
     return library._load(source, compiled(once, source, (*asked.flags, *quick, "-w")))
 
 
 def found_or_skipped(source: library.Source) -> ctypes.CDLL:
-    """The library of this machine, from a cache that remains after the tests."""
+    """The library that gptcli would compile on this machine, from a cache that later test runs use
+    again. Skips the test if there is none."""
     library.find.cache_clear()
     found = library.find(source)
     if found.library is None:
@@ -81,20 +83,20 @@ def found_or_skipped(source: library.Source) -> ctypes.CDLL:
 
 
 def has_bf16() -> bool:
-    """Whether this processor can multiply bfloat16 numbers."""
+    """Whether this processor has instructions that multiply bfloat16 numbers."""
     return (all_features() or frozenset()) >= library.TRAINING.required_features
 
 
 @pytest.fixture(scope="session")
 def native_float32() -> ctypes.CDLL:
-    """The float32 training library of this machine."""
+    """The float32 training library, compiled for this machine's processor."""
     return found_or_skipped(library.TRAINING_FLOAT32)
 
 
 @pytest.fixture(scope="session", params=["float32", "bfloat16"])
 def native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
-    """The training library in each dtype. bfloat16 is emulated if the processor cannot multiply
-    it."""
+    """The training library in float32 and in bfloat16; a test runs with each of the two. On a
+    processor without bfloat16 instructions, plain C emulates them."""
     if request.param == "float32":
         return found_or_skipped(library.TRAINING_FLOAT32)
     return found_or_skipped(library.TRAINING) if has_bf16() else emulated(once, amx=False)
@@ -107,10 +109,11 @@ OTHERS = {
     "bfloat16, emulated AMX": ("bfloat16", "amx"),
     "bfloat16, emulated without AMX": ("bfloat16", "avx512_bf16"),
 }
-"""Builds for other kinds of processors and by clang, as (dtype, kind or clang)."""
+"""Builds of the training library for other processors or with another compiler: name -> (dtype,
+kind of processor or "clang")."""
 
 _SLOW_OTHERS = tuple(name for name in OTHERS if name != "float32, sse2")
-"""Only slow tests use these builds."""
+"""The builds that only slow tests use."""
 
 
 @pytest.fixture(
@@ -121,7 +124,7 @@ _SLOW_OTHERS = tuple(name for name in OTHERS if name != "float32, sse2")
     ],
 )
 def another_native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
-    """The training library, built for each of OTHERS in turn."""
+    """The training library in one of the builds OTHERS; a test runs with each of them."""
     dtype, kind = OTHERS[request.param]
     if kind == "clang":
         if shutil.which("clang") is None:
@@ -137,7 +140,8 @@ def another_native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
 
 @pytest.fixture
 def native_dtype(native: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    """The dtype of `native`. Runs of this dtype find `native` as the library of this machine."""
+    """The dtype in which the library `native` computes. Trainings in this dtype use `native` as the
+    library of this machine."""
     if native.number_bytes() == 4:
         return torch.float32
     find = library.find
@@ -156,10 +160,11 @@ DECODERS = {
     "without bfloat16": ("-march=x86-64-v3",),
     "without vectors": ("-march=x86-64",),
 }
-"""Compiler flags with which the C decoder is built for other processors."""
+"""Builds of the C decoder for other processors: name -> compiler flags."""
 
 IN_MAKE_TEST = ("as it is", "without vectors")
-"""The decoders that `make test` compiles. Each other decoder would take 8 seconds more."""
+"""The keys of DECODERS that `make test` compiles. Each of the remaining builds takes 8 seconds
+more."""
 
 
 @pytest.fixture(
@@ -170,7 +175,7 @@ IN_MAKE_TEST = ("as it is", "without vectors")
     ],
 )
 def decoding(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
-    """The sampling library, built with each of DECODERS in turn."""
+    """The sampling library in one of the builds DECODERS; a test runs with each of them."""
     found = library.find(library.SAMPLING)
     if found.library is None:
         assert "the C compiler failed" not in found.reason, found.reason

@@ -1,4 +1,4 @@
-"""Networks for the tests of the C passes, and the same networks in PyTorch in any dtype."""
+"""Networks for the tests of the C passes. Also the same networks as PyTorch models in any dtype."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gptcli.training.training_state import build_model
 
 @dataclass
 class Network:
-    """A GPT without zero weights, together with its C passes."""
+    """A GPT in which no weight is 0, together with the engine that computes its passes in C."""
 
     model: GPT
     weights: MasterWeights
@@ -26,12 +26,13 @@ class Network:
     dtype: torch.dtype
 
     def gradients(self) -> dict[str, Tensor]:
-        """A copy of the gradients that the C passes computed last, by parameter."""
+        """A copy of the gradients that the most recent C pass computed: parameter name ->
+        gradient."""
         self.weights.use_gradients()
         return {name: p.grad.clone() for name, p in self.weights.masters if p.grad is not None}
 
     def reference(self, dtype: torch.dtype) -> GPT:
-        """A PyTorch model with the master weights, rounded to `dtype`."""
+        """A PyTorch model whose weights are the master weights, rounded to `dtype`."""
         model = copy.deepcopy(self.model).to(dtype)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -55,8 +56,8 @@ def network(
     seed: int = 0,
     **sizes: object,
 ) -> Network:
-    """A network, by default of two blocks. Noise is added to its weights, because weights of 0 hide
-    gradients."""
+    """A random GPT with its C passes, by default with two blocks. Noise is added to its weights,
+    because weights of 0 hide gradients."""
     values = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "bias": arch == "gpt2"}
     config = ModelConfig.model_validate({"arch": arch, **values, **sizes})
     model = build_model(config, vocab_size, seed=seed)
@@ -73,14 +74,15 @@ def network(
 
 
 def batch(B: int, T: int, vocab_size: int = 11, seed: int = 2) -> tuple[Tensor, Tensor]:
-    """Random token ids and random targets, each (B, T)."""
+    """(token ids, targets), both random, each of shape (B, T)."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, vocab_size, (2, B, T), generator=generator)
     return ids[0], ids[1]
 
 
 def loss_and_gradients(model: GPT, idx: Tensor, targets: Tensor) -> tuple[float, dict[str, Tensor]]:
-    """PyTorch's mean loss, and its gradients in float64 by parameter."""
+    """The mean loss that PyTorch computes, and its gradients in float64: parameter name ->
+    gradient."""
     loss = model.loss(idx, targets)
     loss.backward()
     found = {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}

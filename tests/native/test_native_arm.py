@@ -18,7 +18,7 @@ from gptcli.native import library
 from gptcli.native.engine import muon, shape_of
 from tests.native.native_models import batch, network
 
-pytestmark = pytest.mark.slow  # compiling takes ten seconds
+pytestmark = pytest.mark.slow  # the compiler takes ten seconds
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 HERE = Path(__file__).parent
@@ -26,7 +26,8 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The words of a command that runs step_on_arm.c in the emulator."""
+    """The beginning of a command line: the emulator, and the program compiled from
+    step_on_arm.c."""
     for tool in (COMPILER, EMULATOR):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed (packages gcc-aarch64-linux-gnu, qemu-user)")

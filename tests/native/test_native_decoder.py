@@ -1,4 +1,5 @@
-"""The C decoder gives PyTorch's logits, alone and in batches, and chooses the same tokens."""
+"""The C decoder gives PyTorch's logits, for one text or several at once, and chooses the same
+tokens."""
 
 from __future__ import annotations
 
@@ -113,19 +114,19 @@ def test_bfloat16_logits_are_close_to_pytorchs(
     with torch.no_grad():
         expected = m(torch.tensor([ids]))[0, -1].log_softmax(-1)
         plain = m.to(torch.bfloat16)(torch.tensor([ids]))[0, -1].float().log_softmax(-1)
-    m.to(torch.float32)  # the weights stay rounded, as in the decoder
+    # The weights are float32 again, but keep the values that bfloat16 can hold, as in the decoder.
+    m.to(torch.float32)
     half = decoder(decoding, m, "bfloat16")
     half.feed([(0, 0, ids)])
     error = (logits_of(half, 0).log_softmax(-1) - expected).abs().max()
-    # The bound is a little more than PyTorch's error, because PyTorch rounds after every operation.
+    # The decoder's error may be a little larger than that of PyTorch in bfloat16, which rounds
+    # after every operation.
     assert error <= 1.5 * (plain - expected).abs().max() + 0.01
 
 
 def in_bytes(weight: torch.Tensor) -> torch.Tensor:
-    """A weight matrix rounded to int8: each group of 32 inputs has a scale and whole numbers up to
-    127.
-
-    The scale is a bfloat16, rounded up."""
+    """A weight matrix rounded to int8, as float32. Each group of 32 inputs has a scale (a bfloat16,
+    rounded up), and each weight is this scale times a whole number from -127 to 127."""
     N, K = weight.shape
     groups = torch.nn.functional.pad(weight, (0, -K % 32)).view(N, -1, 32)
     exact = groups.abs().amax(-1, keepdim=True) / 127
@@ -142,10 +143,9 @@ def in_bytes(weight: torch.Tensor) -> torch.Tensor:
 def test_int8_logits_are_those_of_rounded_weights(
     decoding: ctypes.CDLL, shape: dict[str, Any]
 ) -> None:
-    """The logits are close to those of PyTorch with rounded weights.
-
-    The decoder also rounds activations to 15 bits, and keys and values to bfloat16. These errors
-    are far smaller than those of the weights."""
+    """The logits are close to those of PyTorch with weights that are rounded to int8. The decoder
+    also rounds activations to 15 bits, and keys and values to bfloat16, but these errors are far
+    smaller than the errors of the rounded weights."""
     m = made(shape)
     ids = text(m, m.config.block_size)
     one = decoder(decoding, m, "int8")
@@ -155,7 +155,9 @@ def test_int8_logits_are_those_of_rounded_weights(
         for name, weight in m.named_parameters():
             if weight.dim() == 2 and name.split(".")[0] not in ("wte", "wpe"):
                 weight.copy_(in_bytes(weight))
-        if m.config.arch == "gpt2":  # the embedding is rounded only in its use as the head
+        # The arch gpt2 uses one matrix as embedding and head, and the decoder rounds it only as the
+        # head.
+        if m.config.arch == "gpt2":
             hidden: list[torch.Tensor] = []
             m.lm_head.register_forward_pre_hook(lambda _, given: hidden.append(given[0]))
             m(torch.tensor([ids]))
@@ -225,7 +227,8 @@ def test_only_distances_between_positions_matter(decoding: ctypes.CDLL, far: int
     ids = text(m, 10)
     here, there = decoder(decoding, m), decoder(decoding, m)
     here.feed([(0, 0, ids)])
-    # Empty slots are masked only at the beginning of a text. Therefore fill the window first.
+    # Empty slots of the window are masked only at the beginning of a text, so fill the window
+    # first.
     there.feed([(0, far - 32, text(m, 32, 1))])
     here.feed([(0, 10, text(m, 32, 1))])
     here.feed([(0, 42, ids)])
@@ -298,7 +301,7 @@ def chosen(
     found: ctypes.CDLL, logits: torch.Tensor, how: SamplingParamsStruct, uniform: float, seen: Any,
     after: Any = None,
 ) -> int:  # fmt: skip
-    """The token that the C library chooses for these logits."""
+    """The id of the token that the C library chooses for these logits."""
     function = found.dec_choose
     function.restype = ctypes.c_int
     place = None if seen is None else seen.data_ptr()
@@ -315,7 +318,7 @@ def chosen(
 def test_extreme_uniform_numbers_draw_the_exact_token(
     decoding: ctypes.CDLL, logits: list[float], temperature: float, uniform: float, token: int
 ) -> None:
-    """tests/sampling proves that PyTorch draws these tokens."""
+    """Another test, in tests/sampling, proves that PyTorch draws the same tokens DRAWS."""
     params = SamplingParamsStruct(temperature=temperature, top_p=1.0, penalty=1.0)
     assert (
         chosen(decoding, torch.tensor(logits, dtype=torch.float32), params, uniform, None) == token
@@ -359,7 +362,8 @@ def test_the_choice_is_pytorchs(
             penalised = torch.where(seen, divided, logits)
         assert penalised[token] == penalised.max()
         return
-    # Near the limit of top-p or min-p, rounding can keep one token more or less.
+    # If a token is near the limit of top-p or min-p, rounding decides whether it is kept. Therefore
+    # accept the token of a slightly larger or smaller limit, too.
     for off in (0.0, 1e-5, -1e-5):
         params = SamplingParams(
             temperature, top_k, None if top_p is None else min(1.0, max(0.0, top_p + off)),
@@ -369,7 +373,8 @@ def test_the_choice_is_pytorchs(
         if int(choose_token(logits[None], params, number, seen[None])) == token:
             return
         probability, before, after = share_of(token, logits, params, seen)
-        # The probability is large enough to change the sum.
+        # Adding this token's probability changes the rounded cumulative sum, so the token can be
+        # drawn.
         counts = probability >= 2**-55 * after > 0
         if counts and before - 1e-5 <= uniform <= after + 1e-5:
             return
@@ -379,8 +384,8 @@ def test_the_choice_is_pytorchs(
 def share_of(
     token: int, logits: torch.Tensor, params: SamplingParams, seen: torch.Tensor
 ) -> tuple[float, float, float]:
-    """The token's probability by PyTorch's formulas, and the cumulative sums before and after
-    it."""
+    """The probability of `token` by PyTorch's formulas, the cumulative sum before this token, and
+    the sum after it."""
     kept = logits[None]
     if params.repetition_penalty != 1.0:
         kept = penalise(kept, seen[None], params.repetition_penalty)

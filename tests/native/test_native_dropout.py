@@ -1,5 +1,5 @@
-"""Dropout of the C passes: it depends on the seed, drops the right share, and has right
-gradients.
+"""Dropout of the C passes: the masks depend on the seed, drop the share that the config asks for,
+and the gradients are correct.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ TOKEN = 3
 
 
 def run(n: Network, ids: tuple[Tensor, Tensor], seed: int) -> float:
-    """The mean loss with the masks of this seed. The engine then holds the gradients."""
+    """The mean loss with the dropout masks of this seed. After the call, the engine holds the
+    gradients of this loss."""
     idx, targets = ids
     how = {"seed": seed, "scale": 1.0 / idx.numel(), "add": False}
     return n.engine.gradients(idx, targets, **how) / idx.numel()
@@ -32,11 +33,10 @@ def one_token() -> tuple[Tensor, Tensor]:
 
 
 def masks(n: Network) -> list[Tensor]:
-    """Which numbers dropout kept for one token, in the order of GPT.forward.
-
-    The gradients show this. The gradient of an embedding, and of a row of a projection, is 0 if the
-    number was dropped. The gradient of a head's values is 0 if the token's attention weight was
-    dropped."""
+    """The dropout masks of one token (true: dropout kept the number), in the order of GPT.forward.
+    They are found from the gradients. If a number was dropped, the gradient of its place in the
+    embedding, or of its row in the projection, is 0. If the token's attention weight in a head was
+    dropped, the gradient of this head's values is 0."""
     gradients = n.gradients()
     gpt2 = n.model.config.arch == "gpt2"
     kept = [gradients["wpe.weight"][0] if gpt2 else gradients["wte.weight"][TOKEN]]
@@ -79,13 +79,14 @@ def test_the_given_share_is_dropped_everywhere(arch: str, native: ctypes.CDLL) -
     places = [torch.stack(at).double() for at in zip(*found, strict=True)]  # (rounds, numbers)
     assert [at.shape[1] for at in places] == [64, 4, 64, 64, 4, 64, 64]
     for at in places:
-        # The bounds are five standard deviations. The masks of different seeds must differ, and all
-        # numbers must be dropped about equally often.
+        # Over many seeds, each number must be dropped about equally often. The bounds are five
+        # standard deviations.
         spread = math.sqrt(P * (1 - P) / at.numel())
         assert float(at.mean()) == pytest.approx(1 - P, abs=5 * spread)
         assert float((at.mean(0) - (1 - P)).abs().max()) < 5 * spread * at.shape[1] ** 0.5
     wide = [at for at in places if at.shape[1] == 64]
-    for i, one in enumerate(wide):  # masks of different places must be independent
+    # The masks of different places in the network must be independent of each other.
+    for i, one in enumerate(wide):
         for other in wide[:i]:
             both = float((one * other).mean())
             assert both == pytest.approx((1 - P) ** 2, abs=5 * 0.5 / math.sqrt(one.numel()))
@@ -111,10 +112,11 @@ def test_pytorch_gets_the_same_with_the_same_masks(
         model.zero_grad()
         true, gradients = loss_and_gradients(model, *one_token())
         assert to_come == []
-        # This is the loss of one token, so no mean reduces the rounding errors.
+        # This loss is that of a single token, so its rounding errors are not averaged with others.
         assert loss == pytest.approx(true, abs=1e-2)
         for name, g in n.gradients().items():
-            if gradients[name].norm() > 1e-9:  # with one token, keys and queries get no gradient
+            # With one token, the gradients of keys and queries are 0.
+            if gradients[name].norm() > 1e-9:
                 assert (g - gradients[name]).norm() < 0.03 * gradients[name].norm(), name
 
 
@@ -132,10 +134,10 @@ PARTS: dict[str, Callable[[str], bool]] = {
 def test_the_gradient_belongs_to_the_loss_with_the_same_masks(
     arch: str, part: str, native: ctypes.CDLL
 ) -> None:
-    """A small step along the gradient changes the loss as much as the gradient predicts.
-
-    The change is about 0.1, and rounding to bfloat16 alters it by about a hundredth. If the forward
-    and the backward pass used different masks, the change would be less than half as large."""
+    """A small step of the weights along the gradient changes the loss as much as the gradient
+    predicts. The change is about 0.1, and rounding to bfloat16 changes it by about 1 %. If the
+    forward and the backward pass used different masks, the change would be less than half as
+    large."""
     n = network(native, arch, vocab_size=50, noise=0.1, dropout=0.2)
     ids = batch(4, 33, 50)
     run(n, ids, 7)

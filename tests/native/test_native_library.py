@@ -53,8 +53,9 @@ HERE = Path(library.__file__).parent
 
 
 def forget_libraries() -> None:
-    """Restore the state of a new process, which has loaded no library and runs no compiler."""
-    while library._Builder.running:  # a test started the compiler and did not wait
+    """Bring gptcli.native.library back to the state of a new process, which has loaded no library
+    and runs no compiler."""
+    while library._Builder.running:  # a test started the compiler and did not wait for its end
         library._Builder.running.popitem()[1].abandon()
     library.find.cache_clear()
     library._cache_key.cache_clear()
@@ -62,7 +63,7 @@ def forget_libraries() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache folder, in a process that has loaded no library."""
+    """An empty cache folder for gptcli, and the state of a process that has loaded no C library."""
     monkeypatch.setenv("GPTCLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
@@ -74,7 +75,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def fake_compiler(folder: Path, script: str) -> str:
-    """A program for $CC. This program adds a line to folder/calls and runs a shell script."""
+    """The path of a program for the variable CC. At each call, it adds a line to folder/calls and
+    runs the shell script `script`."""
     path = folder / "compiler"
     path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{script}\n', encoding="utf-8")
     path.chmod(0o755)
@@ -88,14 +90,14 @@ def calls(folder: Path) -> int:
 
 
 def copying_compiler(folder: Path, built: ctypes.CDLL) -> str:
-    """A fake compiler that only copies a library that exists already."""
+    """A fake compiler that compiles nothing: its output is a copy of the library `built`."""
     output = 'while [ "$1" != -o ]; do shift; done'
     return fake_compiler(folder, f'{output}\nrm "$2"; cp {built._name} "$2"')
 
 
 @pytest.fixture(scope="session")
 def sampling_library() -> ctypes.CDLL:
-    """The SAMPLING library. The test is skipped if this machine has none."""
+    """The SAMPLING library. Its tests are skipped if this machine cannot build it."""
     library.find.cache_clear()
     found = library.find(SAMPLING)
     if found.library is None:
@@ -107,7 +109,8 @@ def sampling_library() -> ctypes.CDLL:
 def sampling_compiler(
     sampling_library: ctypes.CDLL, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The cache folder of a user whose compiler provides the SAMPLING library immediately."""
+    """An empty cache folder for gptcli. The fake compiler that is set as CC writes the SAMPLING
+    library at once."""
     monkeypatch.setenv("CC", copying_compiler(tmp_path, sampling_library))
     return cache
 
@@ -116,8 +119,8 @@ def sampling_compiler(
 def training_compiler(
     native_float32: ctypes.CDLL, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The cache folder of a user whose compiler provides the TRAINING_FLOAT32 library
-    immediately."""
+    """An empty cache folder for gptcli. The fake compiler that is set as CC writes the
+    TRAINING_FLOAT32 library at once."""
     monkeypatch.setenv("CC", copying_compiler(tmp_path, native_float32))
     return cache
 
@@ -145,8 +148,8 @@ def test_it_can_be_built_in_the_background(sampling_compiler: Path, tmp_path: Pa
 
 
 def put_into_cache(content: bytes) -> Path:
-    """Write a file to the path where `find` looks for the SAMPLING library, and return this
-    path."""
+    """Write a file with this content to the path at which `find` looks for the compiled SAMPLING
+    library. Return the path."""
     processor = usable_processor()
     assert processor is not None
     path = library._cached_path(SAMPLING, processor)
@@ -167,7 +170,7 @@ def test_what_others_can_write_is_not_loaded(
     assert calls(tmp_path) == 1
     if of == "file":
         assert not path.read_bytes().endswith(b"of another user")
-    else:  # find does not store the library in a folder that others can change
+    else:  # other users can change this folder, so find stores the new library elsewhere
         assert Path(found.library._name).parent != path.parent
         assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
@@ -287,7 +290,7 @@ def test_another_processor(cache: Path, tmp_path: Path, monkeypatch: pytest.Monk
         ("avx2", "auto", "gpt-float32"),
         ("amx", "auto", "gpt-bfloat16"),
         ("amx", "float32", "gpt-float32"),
-        ("avx2", "bfloat16", None),  # PyTorch trains, so no library is needed
+        ("avx2", "bfloat16", None),  # here PyTorch trains, so gptcli needs no library
         ("avx2", "float16", None),  # only a GPU trains in this dtype
     ],
 )
@@ -344,14 +347,14 @@ def test_nothing_stays_of_a_build_that_nobody_waited_for(cache: Path, tmp_path: 
     environment = {**os.environ, "CC": "gcc"}
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment)
     assert list((cache / "native").iterdir()) == []
-    assert list((tmp_path / "tmp").iterdir()) == []  # gcc has left no temporary files
+    assert list((tmp_path / "tmp").iterdir()) == []  # gcc has not left any temporary files
 
 
 # ---- the library matches the Python code ---------------------------------------------------------
 
 
 class WrongShape(ctypes.Structure):
-    """The struct DecoderShape with one more field."""
+    """The struct DecoderShape with an additional field, so that it does not match the C library."""
 
     _fields_ = [*library.DecoderShape._fields_, ("extra", ctypes.c_int32)]
 
@@ -374,18 +377,19 @@ def test_a_library_with_other_structs_is_refused(
     for _ in range(2):
         assert library.find(wrong) == library.Found(None, reason, user_can_fix=True)
         forget_libraries()
-    assert calls(tmp_path) == 1  # the compiler would make the same library again
+    # `find` does not start the compiler again, because the compiler would make the same library.
+    assert calls(tmp_path) == 1
 
 
 def header_constants() -> dict[str, float]:
-    """The numbers that constants.h defines, by name."""
+    """The constants that constants.h defines: name -> number."""
     text = (HERE / "constants.h").read_text("utf-8")
     found = re.findall(r"^#define (\w+) \(?(-?[\d.]+(?:e-?\d+)?)f?\)?(?: .*)?$", text, re.MULTILINE)
     return {name: float(value) for name, value in found}
 
 
 def enum(text: str, first: str) -> list[str]:
-    """The names of the C enum whose first name is `first`."""
+    """All names of the C enum in `text` that begins with the name `first`."""
     found = re.search(rf"enum \{{\s*({first}\b[^}}]*)\}}", text)
     assert found is not None
     return [name.strip() for name in found[1].split(",") if name.strip()]
@@ -400,7 +404,8 @@ def test_the_c_code_has_muons_constants() -> None:
     constants = header_constants()
     muon = [constants[f"MUON_{name}"] for name in "ABC"]
     assert muon == [optimizers._A, optimizers._B, optimizers._C]
-    # For so small a matrix, the eps matters. With 0 iterations, the result is X / (norm + eps).
+    # This matrix X is so small that MUON_EPS changes the result. With 0 iterations, the result is X
+    # / (norm + eps).
     small = torch.full((1, 1, 1), 1e-7, dtype=torch.float64)
     scaled = optimizers.orthogonalise(small, 0, torch.float64)
     assert scaled.item() == pytest.approx(1e-7 / (1e-7 + constants["MUON_EPS"]))
@@ -491,7 +496,8 @@ def test_the_c_library_trains_without_a_note(
 
 @pytest.fixture
 def stopped(training_compiler: Path, tmp_path: Path, text_file: Path) -> tuple[Path, Config]:
-    """A native run that stopped after its first step, and its config as the user wrote it."""
+    """A run of the engine native that was stopped after its first step, and its config as the user
+    wrote it."""
     config = parse_config("", [*SMALL, f"data.source={text_file}", "train.max_steps=4"])
     setup = prepare_new(config, tmp_path / "r").setup
     assert setup.engine == "native"
@@ -522,7 +528,8 @@ def test_a_native_run_resumes_without_a_compiler(
     assert isinstance(prepare_resume(run, None), FinishedRun)
 
 
-# The user's config says "auto", and config.yaml says "native".
+# The engine that the user asks for at the resume. The user's first config said "auto", and the
+# run's config.yaml says "native".
 @pytest.mark.parametrize("engine", ["auto", "native"])
 def test_a_native_run_resumes_in_another_dtype(
     engine: str, stopped: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch

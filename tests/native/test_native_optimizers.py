@@ -1,4 +1,4 @@
-"""AdamW and Muon of the C library update weights as PyTorch does."""
+"""AdamW and Muon of the C library update weights as the PyTorch versions do."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_adamw_is_that_of_pytorch(native: ctypes.CDLL) -> None:
 def muons(
     library: ctypes.CDLL, shapes: list[tuple[int, int]], threads: int = 1
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Muon, Muon, Muon]:
-    """Three copies of the same matrices, each with a Muon: C, PyTorch in C's dtype, PyTorch in
-    float64."""
+    """Three copies of the same matrices, then a Muon optimizer for each copy: Muon in C, in PyTorch
+    with the dtype of the C library, and in PyTorch with float64."""
     generator = torch.Generator().manual_seed(4)
     start = [noise(shape, generator) for shape in shapes]
     fast, plain, exact = ([p.clone() for p in start] for _ in range(3))
@@ -74,10 +74,9 @@ def steps(optimizers: tuple[Muon, ...], count: int, seed: int = 5) -> None:
 
 
 def agrees_with_pytorch(library: ctypes.CDLL) -> None:
-    """The C library's error against float64 is at most 1.5 times PyTorch's, plus a small number.
-
-    Newton-Schulz in bfloat16 differs from float64 by about a hundredth. Momentum is not rounded to
-    bfloat16, so it must be equal up to float32's rounding."""
+    """Assert that the C library's error against float64 is at most 1.5 times that of PyTorch, plus
+    a small number. In bfloat16, the result of Newton-Schulz differs from that in float64 by about 1
+    %. Momentum is not rounded to bfloat16, so it must be equal up to float32's rounding."""
     fast, plain, exact, *optimizers = muons(library, SHAPES)
     before = [p.clone() for p in fast]
     little = 1e-5 if dtype_of(library) == torch.float32 else 0.01
@@ -125,7 +124,7 @@ def test_a_parameter_without_a_gradient_stays(kind: str, native: ctypes.CDLL) ->
     named = [(f"h.{i}.weight", noise((32, 32), generator)) for i in range(2)]
     before = [p.clone() for _, p in named]
     optimizers = Optimizers(kind, named, 0.1, torch.bfloat16, (native, 1))
-    optimizers.step(0.1)  # here, no parameter has a gradient
+    optimizers.step(0.1)  # in this step, no parameter has a gradient
     named[1][1].grad = noise((32, 32), generator)
     optimizers.step(0.1)
     assert torch.equal(named[0][1], before[0])

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tests.native.native_models import Network, batch, loss_and_gradients, network
 
-# Each value has the arch, the vocabulary size, B, T and the sizes. Some sizes end in the middle of
-# a tile or of a block of 32 rows. Some heads are one and a half tiles wide. Some models have a
-# single head. The matrices of the wide models are larger than the processor's cache.
+# For each name: the arch, the vocabulary size, B, T and config keys. The sizes are difficult on
+# purpose. Some sizes end in the middle of a tile or of a block of 32 rows. Some heads are one and a
+# half tiles wide. Some models have a single head. The matrices of the wide models are larger than
+# the processor's cache.
 SHAPES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
     "whole tiles": ("modern", 64, 2, 32, {"n_embd": 64, "block_size": 32}),
     "gpt2": ("gpt2", 65, 3, 64, {"n_embd": 64}),
@@ -74,7 +75,7 @@ ON_OTHERS = (
 
 
 def mean(n: Network, idx: Tensor, targets: Tensor, **how: Any) -> float:
-    """The mean loss. The engine then holds the gradients of the mean."""
+    """The mean loss. After the call, the engine holds the gradients of this mean."""
     how = {"seed": 0, "scale": 1.0 / idx.numel(), "add": False, **how}
     return n.engine.gradients(idx, targets, **how) / idx.numel()
 
@@ -84,18 +85,18 @@ def error(found: Tensor, true: Tensor) -> float:
 
 
 BOUNDS = {torch.bfloat16: (1.5, 0.005, 2e-3, 1e-3), torch.float32: (2.0, 1e-6, 3e-6, 1e-6)}
-"""For each dtype: the factor of PyTorch's error, what is added to it, the largest error of the
-loss, and the size below which a gradient counts as 0."""
+"""For each dtype, four bounds. The C library's error in a gradient may be PyTorch's error times the
+first number, plus the second. Its error in the loss may be at most the third number. A gradient
+below the fourth number, relative to the largest gradient, counts as 0."""
 
 
 def agrees_with_pytorch(library: ctypes.CDLL, shape: str) -> None:
-    """Assert that the C library's error against float64 is at most about PyTorch's in the same
-    dtype.
-
-    In bfloat16, both round at different places, and PyTorch also rounds the residual stream. The C
-    library's error may be 1.5 times PyTorch's, plus half a percent, because PyTorch can be exact by
-    chance for a small vector. In float32, sums have another order, so the error may be twice
-    PyTorch's, plus 1e-6."""
+    """Assert that the C library's error against float64 is at most about as large as that of
+    PyTorch in the same dtype. In bfloat16, the C library and PyTorch round at different places, and
+    only PyTorch rounds the residual stream. The C library's error may be 1.5 times PyTorch's, plus
+    half a percent, because PyTorch can be exact by chance for a small vector. In float32, the C
+    library adds numbers in another order than PyTorch, so its error may be twice PyTorch's, plus
+    1e-6."""
     arch, V, B, T, sizes = SHAPES[shape]
     n = network(library, arch, vocab_size=V, most_tokens=B * T, **sizes)
     idx, targets = batch(B, T, V)
@@ -109,7 +110,8 @@ def agrees_with_pytorch(library: ctypes.CDLL, shape: str) -> None:
     largest = max(float(g.norm()) for g in true_gradients.values())
     for name, g in true_gradients.items():
         found = gradients[name].double()
-        # The gradient of the keys' biases is 0. With one token, so is that of all queries and keys.
+        # The exact gradient of the keys' biases is 0. If there is only one token, the gradients of
+        # all parameters of queries and keys are 0, too.
         if g.norm() < 1e-9 * largest:
             assert found.norm() < zero * largest, name
         else:
@@ -207,14 +209,14 @@ def test_gradients_are_added_and_scaled(arch: str, native: ctypes.CDLL) -> None:
     mean(n, *one, scale=0.04)
     scaled = n.gradients()
     for name, g in apart[0].items():
-        # Sums in another order differ in float32. Scaling by a power of 2 is exact, even in
-        # bfloat16.
+        # float32 sums in another order differ a little. A scale that is larger by a power of 2
+        # changes nothing else, even in bfloat16.
         torch.testing.assert_close(together[name], g + apart[1][name], rtol=1e-4, atol=1e-6)
         assert torch.equal(scaled[name], 4 * g), name
 
 
 def test_a_large_vocabulary_is_computed_in_parts(native: ctypes.CDLL) -> None:
-    V, T = 40_000, 100  # of 38 blocks of 32 rows, 26 fit into the scratch
+    V, T = 40_000, 100  # the batch has 38 blocks of 32 rows, and 26 of them fit into the scratch
     whole = network(native, "gpt2", vocab_size=V, most_tokens=12 * T, n_embd=32, block_size=T)
     parts = network(native, "gpt2", vocab_size=V, most_tokens=4 * T, n_embd=32, block_size=T)
     idx, targets = batch(12, T, V)

@@ -1,4 +1,4 @@
-"""Sampling uses all threads, but only one thread while other programs disturb them."""
+"""How many threads sampling uses: all of them, but only one while other programs disturb them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ def run(
     switches: int = 0,
     steps: int = 64,
 ) -> list[int]:
-    """The numbers of threads that ThreadCount chooses in `runs` runs of `steps` steps.
-
-    A step takes `one` milliseconds on one thread and `team` on all threads; `switches` is the
-    number of context switches in a run of all threads."""
+    """How many threads ThreadCount chooses for each of `runs` texts of `steps` steps. A step takes
+    `one` milliseconds on one thread and `team` milliseconds on all threads. In each text that all
+    threads write, there are `switches` context switches."""
     chosen = []
     for _ in range(runs):
         threads = thread_count.choose()
@@ -40,14 +39,14 @@ def run(
 
 
 def test_one_thread_is_not_tried_on_an_idle_machine() -> None:
-    # 31 context switches a second.
+    # Two switches in 64 ms are 31 context switches a second, which is usual on an idle machine.
     chosen = run(ThreadCount(USUAL), 500, one=0.1, team=1.0, switches=2)
     assert chosen == [USUAL] * 500
 
 
 def test_few_switches_in_a_short_time_do_not_count() -> None:
     thread_count = ThreadCount(USUAL)
-    # 1,600 context switches a second.
+    # Two context switches in only 1.28 ms are about 1,600 a second, but two are too few to count.
     assert run(thread_count, 2, one=0.01, team=0.02, switches=2) == [USUAL] * 2
     assert run(thread_count, 100, one=0.01, team=0.02) == [USUAL] * 100
 
@@ -55,7 +54,7 @@ def test_few_switches_in_a_short_time_do_not_count() -> None:
 def test_one_thread_is_tried_and_left_if_it_is_slower() -> None:
     chosen = run(ThreadCount(USUAL), 300, one=2.0, team=1.0, switches=100)
     assert chosen[:2] == [USUAL, 1]
-    assert 2 <= chosen.count(1) <= 5  # one thread is tried again from time to time
+    assert 2 <= chosen.count(1) <= 5  # ThreadCount tries one thread again from time to time
 
 
 def test_disturbed_threads_give_way_to_one_and_come_back() -> None:
@@ -69,7 +68,8 @@ def test_disturbed_threads_give_way_to_one_and_come_back() -> None:
     again = run(thread_count, 20, one=2.0, team=5.0, switches=1000)
     assert again[4:].count(USUAL) <= 1
     quiet = run(thread_count, 100, one=2.0, team=1.0)
-    assert quiet[40:].count(1) == 0  # all threads return sooner after a short disturbance
+    # After this shorter disturbance, all threads return within 40 texts.
+    assert quiet[40:].count(1) == 0
 
 
 def test_one_thread_is_chosen_if_disturbed_from_the_beginning() -> None:

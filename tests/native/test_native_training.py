@@ -1,5 +1,5 @@
-"""Training with the C library gives PyTorch's losses, and a resumed run ends with the same
-bytes.
+"""Training with the C library gives the same losses as PyTorch, and a resumed run ends with the
+bytes of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def windows(step: int) -> tuple[Tensor, Tensor]:
 
 
 def losses(arch: Any, optimizer: Any, engine: Any, dtype: torch.dtype) -> list[float]:
-    """The losses of 30 steps with ten warm-up steps. Each call uses the same weights and text."""
+    """The losses of 30 steps, of which ten are the warm-up. Each call starts from the same weights,
+    and uses the same text."""
     model = ModelConfig(
         arch=arch, n_layer=2, n_head=2, n_embd=64, block_size=48, bias=arch == "gpt2"
     )
@@ -61,10 +62,9 @@ def losses(arch: Any, optimizer: Any, engine: Any, dtype: torch.dtype) -> list[f
     ],
 )
 def test_losses_are_those_of_pytorch(arch: str, optimizer: str, native_dtype: torch.dtype) -> None:
-    """The first losses differ by less than 1e-3 in bfloat16, and by less than 1e-5 in float32.
-
-    Rounding differences grow during training. PyTorch rounds more: in bfloat16 its losses differed
-    from float32's by up to 3e-3 within the first ten steps."""
+    """The first ten losses differ from those of PyTorch in float32 by less than 1e-3 in bfloat16,
+    and by less than 1e-5 in float32. The difference grows during the training. PyTorch in bfloat16
+    rounds more often: its first ten losses differed from those in float32 by up to 3e-3."""
     fast = losses(arch, optimizer, "native", native_dtype)
     exact = losses(arch, optimizer, "torch", torch.float32)
     if native_dtype == torch.float32:
@@ -151,7 +151,7 @@ def test_accumulated_native_gradients_are_those_of_the_large_batch(
         config = parse_config("", [*overrides, "model.dropout=0"])
         events = list(train(prepare_new(config, tmp_path / name).setup))
         found.append([(e.loss, e.grad_norm) for e in events if isinstance(e, StepDone)])
-    # The first step differs only because float32 sums have another order.
+    # In the first step, the only difference is the order of float32 sums.
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
     assert [e[0] for e in found[1]] == pytest.approx([e[0] for e in found[0]], abs=1e-2)
 
@@ -177,7 +177,8 @@ def test_the_evaluation_is_that_of_pytorch(
             device=setup.device,
             engine=setup.engine,
         )
-        with torch.no_grad():  # the initial head is 0, and would give every network the same loss
+        # With the initial head, which is 0, every network would have the same loss.
+        with torch.no_grad():
             for _, master in state.weights.masters:
                 generator = torch.Generator().manual_seed(1)
                 master += 0.1 * torch.randn(master.shape, generator=generator)
@@ -186,7 +187,8 @@ def test_the_evaluation_is_that_of_pytorch(
         found[engine] = state.passes.evaluate(setup.corpus.val, 16, lambda: False)
         assert state.passes.evaluate(setup.corpus.val, 16, lambda: True) is None
         assert state.model.training
-        if engine == "native":  # PyTorch draws samples, so it must have the same weights
+        # PyTorch draws the samples of the run, so its model must have the weights of the C passes.
+        if engine == "native":
             working = dict(state.passes.model().named_parameters())
             assert all(
                 torch.equal(working[n], m.to(native_dtype)) for n, m in state.weights.masters

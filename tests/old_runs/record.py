@@ -1,11 +1,13 @@
-"""Records small runs, and what commands print about them, for test_old_runs.py.
+"""Records the small runs of tests/old_runs, and what gptcli prints about them, for
+test_old_runs.py.
 
     python tests/old_runs/record.py FOLDER [NAME ...]
 
-It writes FOLDER/NAME for each run of RUNS. Use a folder such as /texts, whose name tells nothing
-about the machine: a run folder stores the absolute path of its text, and the checksum in meta.json
-covers that path. Never record a stored run again, because it must stay as an earlier version wrote
-it. If the format of a run folder changes, record a new run.
+It writes the folder FOLDER/NAME for each NAME (a key of RUNS), or for all of RUNS if none is given.
+Use a folder such as /texts, whose name tells nothing about the machine: a run folder stores the
+absolute path of its text, and the checksum in meta.json covers that path. Never record a stored run
+again, because it must stay as an earlier version wrote it. If the format of a run folder changes,
+record a new run.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 PARTS = ("attention", "layernorm", "mlp", "tokenizer")
-# Send Ctrl-C after step STOPPED_AT, however fast the machine is.
+# A program that runs gptcli and sends it Ctrl-C after step STOPPED_AT, however fast the machine is.
 INTERRUPTED = f"""
 import os, signal, sys
 from gptcli.training import loop
@@ -73,14 +75,15 @@ main()
 
 
 def parts_of(name: str, folder: Path) -> list[str]:
-    """The options that name the user's files of a run. Most runs have none."""
+    """The options such as --attention that name the user's parts of a run. Most runs have no user's
+    parts."""
     if name != "gpt2-user-parts":
         return []
     return [word for part in PARTS for word in (f"--{part}", str(folder / f"{part}.py"))]
 
 
 def gptcli(*words: object, code: int = 0, start: tuple[str, ...] = ("-m", "gptcli")) -> str:
-    """Run a command, check its exit code, and return its standard output."""
+    """Run `gptcli WORDS`, check its exit code, and return its standard output."""
     command = [sys.executable, *start, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code, (command, done.returncode, done.stderr)
@@ -88,7 +91,8 @@ def gptcli(*words: object, code: int = 0, start: tuple[str, ...] = ("-m", "gptcl
 
 
 def record(name: str, folder: Path) -> None:
-    """Train a run and stop it. Write what commands print about this run to expected.json."""
+    """Train a run, and stop it after step STOPPED_AT. Write what gptcli prints about this run to
+    expected.json."""
     parts = parts_of(name, HERE / name)
     text, run = folder / TEXT, folder / name / "run"
     shutil.rmtree(folder / name, ignore_errors=True)
@@ -130,7 +134,7 @@ def record(name: str, folder: Path) -> None:
     }
     weights = resumed / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors"
     shutil.copy(weights, run.parent / "resumed.safetensors")
-    tokenizer = parts[-2:]  # inspect-batch takes no other part of the user
+    tokenizer = parts[-2:]  # of the user's parts, inspect-batch takes only the tokenizer
     expected["batch"] = gptcli("inspect-batch", run, STOPPED_AT, *tokenizer)
     shutil.rmtree(resumed)
     for part in PARTS if parts else ():

@@ -1,5 +1,5 @@
-"""Opens a page in headless Chromium. Console errors and requests for other files or hosts fail the
-test."""
+"""Opens a page in headless Chromium. A test fails if the page logs an error or requests another
+file or host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 @contextmanager
 def opened(path: Path, width: int = 1280, **options: Any) -> Iterator[Any]:
-    """Open a file as playwright's Page. Skip the test without playwright or Chromium."""
+    """Open a file in Chromium. Yields it as playwright's Page. Skips the test if playwright or
+    Chromium is missing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = find_chromium()
     if program is None:

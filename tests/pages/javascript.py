@@ -19,7 +19,7 @@ const asked = JSON.parse(require("fs").readFileSync(0, "utf8"));
 
 
 def node() -> programs.Program:
-    """The program Node.js. Skips the test if this machine has none."""
+    """The program Node.js. Skips the test if this machine has no Node.js 18 or newer."""
     found = programs.find_program()
     if found is None or not found.name.startswith("Node.js"):
         pytest.skip("Node.js 18 or newer is not installed")
@@ -27,9 +27,9 @@ def node() -> programs.Program:
 
 
 def run(code: str, asked: Any, folder: Path, *more: str) -> Any:
-    """Run the body of an async JavaScript function in Node.js, and return its result.
-
-    The code can use the page's runtime, the scripts in `more`, and the data `asked`."""
+    """Run `code`, the body of an async JavaScript function, in Node.js, and return its result. The
+    code can use the functions of the page's runtime and of the scripts in `more`, and the data
+    `asked`."""
     script = folder / "test.js"
     parts = ('"use strict";', network_script(), *more, _END.replace("%s", code))
     script.write_text("\n".join(parts), encoding="utf-8")

@@ -131,12 +131,14 @@ def test_a_run_that_trains_now_is_not_judged(tmp_path: Path) -> None:
         found = advice(still)
     assert found.answers[1].verdict == "Still training"
     assert [one[1].split()[:2] for one in found.next] == [["gptcli", "report"]]
-    assert "--resume" in advice(still).next[0][1]  # without the lock, the run must have been killed
+    # Nobody holds the run's lock, so the training was killed.
+    assert "--resume" in advice(still).next[0][1]
 
 
 @pytest.mark.slow
 def test_the_commands_work(cli: Any, trained: Path, tmp_path: Path) -> None:
-    """The `train` commands without --resume are run with --dry-run on the config of a real run."""
+    """Call the `train` commands of the advice with --dry-run on the config of a real run, except
+    those with --resume."""
     for name in RECORDED:
         for _, command in advice(recorded(name, trained)).next:
             words = shlex.split(command)[1:]

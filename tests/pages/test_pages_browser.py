@@ -1,4 +1,5 @@
-"""The page of a model in Chromium: its controls, no error or request, axe-core, the right texts.
+"""The page of a model in Chromium: its controls work, it writes the correct texts, logs no error,
+makes no request, and axe-core finds no fault.
 
 Needs playwright (extra `interop`) and Chromium or Chrome, and axe-core in build/axe (`make
 browser`).
@@ -52,8 +53,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def written(once: Once) -> Any:
-    """written(kind) returns the page of a model with samples and losses. Each page is written
-    once."""
+    """written(kind) returns the path of the page of a model. The page has samples and losses. It is
+    written at the first call only."""
 
     def build(kind: str) -> Path:
         def write(folder: Path) -> None:
@@ -78,7 +79,8 @@ def written(once: Once) -> Any:
 
 
 class Opened:
-    """A page in a browser tab. Console messages, errors and requests fail the test."""
+    """A page in a browser tab. The test fails if the page writes to the console, has an error, or
+    requests something."""
 
     def __init__(self, browser: Any, path: Path, address: str = "", **context: Any) -> None:
         self.context = browser.new_context(**context)
@@ -92,8 +94,8 @@ class Opened:
         self.tab.wait_for_selector("html[data-looked]")
 
     def asked(self, request: Any) -> None:
-        """Report each request except for the file itself and for the worker's script, a Blob of the
-        page."""
+        """Note a request as a problem, unless it asks for the page's file or for the worker's
+        script (a Blob of the page)."""
         if request.url.partition("#")[0] != self.file and not request.url.startswith("blob:null/"):
             self.problems.append(f"request: {request.url}")
 
@@ -101,7 +103,7 @@ class Opened:
         return str(self.tab.text_content(selector))
 
     def settle(self) -> None:
-        """Wait until the page has written the text and shows the attention of it."""
+        """Wait until the page has finished its text, and shows the attention of this text."""
         self.tab.wait_for_selector("#output[data-done]", state="attached")
         self.tab.wait_for_selector("#stop:disabled")
         self.tab.wait_for_timeout(400)
@@ -120,7 +122,8 @@ def test_every_control_works_without_an_error_or_a_request(
     opened.settle()
     first = opened.text("#output")
     assert first
-    # Ten bars in order. A click on a bar takes its token.
+    # The page shows ten bars, the most probable token first. A click on a bar appends the token of
+    # the bar to the text.
     shares = [bar.inner_text() for bar in tab.query_selector_all("#bars .chance")]
     assert len(shares) == 10
     tab.click("#bars li:nth-child(2) button")
@@ -132,11 +135,11 @@ def test_every_control_works_without_an_error_or_a_request(
     assert opened.text("#output") == first
     tab.click("#step")
     opened.settle()
-    if "Wrote 1 token." in opened.text("#status"):  # otherwise the model ended its text
+    if "Wrote 1 token." in opened.text("#status"):  # otherwise the model chose the end of the text
         tab.click("#undo")
         opened.settle()
     assert opened.text("#output") == first
-    # Typing in the prompt starts a new text.
+    # If the reader types in the prompt, the page starts a new text.
     tab.fill("#prompt", "e")
     tab.wait_for_selector("#echo:text-is('e')")
     tab.wait_for_timeout(500)
@@ -166,9 +169,10 @@ def test_every_control_works_without_an_error_or_a_request(
     tab.press("#prompt", "Control+Enter")
     opened.settle()
     assert opened.text("#output") != written_first
-    # The tokens react to the pointer and to keys.
+    # The tokens react to the mouse pointer and to keys.
     tokens = tab.query_selector_all("#strip .token")
-    assert tab.is_hidden("#later-help")  # the last token is chosen, and none is later
+    # The last token is chosen, so the page need not explain later tokens.
+    assert tab.is_hidden("#later-help")
     tokens[0].hover()
     assert tab.is_visible("#later-help")
     tokens[min(3, len(tokens) - 1)].click()
@@ -179,7 +183,7 @@ def test_every_control_works_without_an_error_or_a_request(
     assert opened.text("#steps-subject") != followed
     for key in ("Home", "End", "ArrowLeft"):
         tab.keyboard.press(key)
-    # Every head and the map react.
+    # Every head and the large map react to clicks.
     heads = tab.query_selector_all("#heads button")
     assert len(heads) == MODELS[kind]["n_layer"] * MODELS[kind]["n_head"]
     for head in heads:
@@ -224,7 +228,8 @@ def test_stop_ends_a_long_text(browser: Any, written: Any) -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_address_writes_what_the_network_writes(kind: str, browser: Any, written: Any) -> None:
-    """page.html#prompt=P&n=40&temperature=0 writes what PyTorch writes with the rounded weights."""
+    """A page that is opened as page.html#prompt=P&n=40&temperature=0 writes the text that PyTorch
+    writes with the page's rounded weights."""
     from gptcli.pages.model_page.payload import rounded
     from gptcli.sampling.next_token import SamplingParams
     from gptcli.sampling.text import generate_one
@@ -256,7 +261,8 @@ def test_unknown_characters_are_said_and_left_out(browser: Any, written: Any) ->
 
 
 def test_the_policy_stops_a_request(browser: Any, written: Any) -> None:
-    """The policy of the file forbids requests, also for scripts that somebody adds to it."""
+    """The Content-Security-Policy in the file forbids all requests, even those of a script that
+    somebody adds to the file."""
     opened = Opened(browser, written("char"))
     refused = opened.tab.evaluate(
         """async () => {
@@ -294,7 +300,8 @@ def test_axe_finds_nothing(kind: str, width: int, scheme: str, browser: Any, wri
 
 
 def test_it_works_without_webassembly(browser: Any, written: Any) -> None:
-    """Without WebAssembly, JavaScript computes the same text."""
+    """If the browser has no WebAssembly, the page computes in JavaScript, and writes the same
+    text."""
     texts = []
     for script in ("", "delete WebAssembly.Memory"):
         path = written("char")

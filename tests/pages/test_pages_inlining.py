@@ -1,4 +1,5 @@
-"""Pages of one file: what is inlined into it, and the policy that forbids requests."""
+"""Pages that are a single file: what is inlined into the file, and the Content-Security-Policy that
+forbids requests."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def policy(text: str) -> dict[str, str]:
 
 
 def inside(text: str, tag: str) -> list[str]:
-    """The contents of all elements `tag` that have no attributes."""
+    """The contents of all elements with this tag and without attributes."""
     return re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
 
 
@@ -48,7 +49,8 @@ def test_the_policy_allows_the_scripts_and_styles_of_the_file_and_nothing_else()
 
 
 def test_data_cannot_end_its_block() -> None:
-    """Whatever the data holds, the parser sees it as one block."""
+    """Data can contain `</script>`. Whatever it contains, the parser sees a single script
+    element."""
     blocks = []
 
     class Reader(HTMLParser):
@@ -75,7 +77,7 @@ def test_title_and_description_are_escaped() -> None:
 
 
 def contrast(one: str, other: str) -> float:
-    """The contrast ratio of two colours (#rrggbb) by WCAG 2.2."""
+    """The contrast ratio of two colours (#rrggbb), as WCAG 2.2 defines it."""
 
     def light(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]

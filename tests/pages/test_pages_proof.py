@@ -1,4 +1,5 @@
-"""The proof of a page: what it accepts, what it refuses, and what the command prints."""
+"""The proof of a page: which answers of a page it accepts or refuses, and what `gptcli page`
+prints."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 
 
 @pytest.fixture(autouse=True)
 def _short_proofs(monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
-    """Use fewer prompts and shorter texts, so that a proof is quick."""
+    """Let proofs use fewer prompts and shorter texts, so that the tests are quick."""
     monkeypatch.setattr(proof, "PROMPTS", 64 if slow else 16)
     monkeypatch.setattr(proof, "GREEDY_TOKENS", 200 if slow else 30)
 
@@ -77,7 +78,8 @@ def test_chromium_proves_a_page(arch: str, tmp_path: Path) -> None:
 
 
 def changed(answer: Answer, what: str) -> Answer:
-    """A copy of an answer with one mistake."""
+    """A copy of a page's answer with one mistake: in the token ids, the logits, or the greedy
+    tokens."""
     if what == "ids":
         return replace(answer, ids=[[0, 0], *answer.ids[1:]])
     if what == "logits":
@@ -171,7 +173,8 @@ def test_the_command_writes_a_page_and_says_how_it_was_proven(
     assert text_file.name in text
     assert "repeated this page&#x27;s arithmetic" in text
     for line in text_file.read_text("utf-8").splitlines():
-        assert len(line) < 12 or line not in text  # the page never holds the training text
+        # No long line of the training text is in the page.
+        assert len(line) < 12 or line not in text
     again = cli("page", trained)
     assert (again.code, "small.html exists already" in again.err) == (2, True)
     assert cli("page", trained, "--overwrite").code == 0
@@ -263,8 +266,9 @@ def test_the_curve_has_both_losses_and_words() -> None:
     assert svg.count("<circle") == 2
     assert "On unseen text it is lowest, 0.70, at step 499." in svg
     assert "unseen text</text>" in svg
-    assert "style=" not in svg  # the policy of a page forbids style attributes
-    assert "starts at 4.00</text>" in svg  # the first losses lie above the top of the chart
+    assert "style=" not in svg  # the Content-Security-Policy of a page forbids style attributes
+    # The first losses are above the top of the chart, so their value is written.
+    assert "starts at 4.00</text>" in svg
     assert "starts at" not in curve(story([(1, 2.0), (2, 1.9), (3, 2.0)], []))
     assert curve(story(train[:1], [])) == ""
     assert "nan" not in curve(story([(1, 2.0), (2, 2.0)], []))

@@ -1,4 +1,5 @@
-"""`gptcli report`: its advice on made-up curves, the content of the page, and old runs."""
+"""`gptcli report`: its advice about made-up loss curves, the content of the page, and reports on
+runs of older versions."""
 
 from __future__ import annotations
 
@@ -36,9 +37,9 @@ def page_data(path: Path) -> Any:
     ("losses", "is_overfit"),
     [
         ((3.0, 2.0, 1.5, 1.4), False),
-        ((3.0, 2.0, 2.1), False),  # one higher evaluation proves nothing
+        ((3.0, 2.0, 2.1), False),  # a single higher loss proves nothing
         ((3.0, 2.0, 2.1, 2.2), True),
-        ((3.0, 2.0, 2.001, 2.002), False),  # a difference of 0.1 % is noise
+        ((3.0, 2.0, 2.001, 2.002), False),  # a rise of less than 0.1 % counts as noise
     ],
 )
 def test_overfitting(losses: tuple[float, ...], is_overfit: bool) -> None:
@@ -49,7 +50,7 @@ def test_overfitting(losses: tuple[float, ...], is_overfit: bool) -> None:
 
 
 def test_what_twice_the_steps_bring() -> None:
-    """If the loss falls by 0.3 with each doubling of the steps, `doubled` finds 0.3."""
+    """If the loss falls by 0.3 each time the number of steps doubles, `doubled` returns 0.3."""
     losses = [4 - 0.3 * math.log2(100 * (i + 1)) for i in range(12)]
     points = [(100 * (i + 1), loss) for i, loss in enumerate(losses)]
     assert doubled(points) == pytest.approx(0.3)
@@ -60,7 +61,7 @@ def test_what_twice_the_steps_bring() -> None:
 def test_spikes() -> None:
     steps = [StepDone(i, 0, 0.0, 2.0, 0.1, 9.0 if i == 50 else 1.0, 1.0, True) for i in range(100)]
     assert [one.step for one in spikes(steps)] == [50]
-    # Large gradients are normal at the start.
+    # Large gradients at the start of a run are normal, and no spike.
     steps[5] = StepDone(5, 0, 0.0, 2.0, 0.1, 90.0, 1.0, True)
     assert [one.step for one in spikes(steps)] == [50]
 
@@ -133,7 +134,8 @@ def test_a_report_opens_at_the_checkpoint_that_sample_takes(
     records = [json.loads(line) for line in lines]
     evaluated = [one for one in records if "val_loss" in one]
     assert len(evaluated) == 2
-    evaluated[0]["val_loss"] = 0.5  # now the first evaluation is the best
+    # Make the first evaluation the best one, so that the report opens at it.
+    evaluated[0]["val_loss"] = 0.5
     (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records), "utf-8")
     assert cli("report", run, "--out", tmp_path / "r.html").code == 0
     data = page_data(tmp_path / "r.html")
@@ -164,8 +166,8 @@ def test_a_run_without_steps_cannot_be_reported(cli: Any, trained: Path, tmp_pat
 def test_attention_records_end_with_the_checkpoint_after_a_resume(
     cli: Any, trained: Path, tmp_path: Path
 ) -> None:
-    """A resumed run repeats the evaluations after its checkpoint, but each step is recorded only
-    once."""
+    """A resumed run repeats the evaluations after its checkpoint. Still, attention.jsonl has only
+    one record for each step."""
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     before = read_run(run).inside

@@ -1,4 +1,5 @@
-"""Eight-bit weights of a page: exactly the numbers of the C library, and how they are packed."""
+"""The eight-bit weights of a page: they equal those of the C library exactly, and the page can
+unpack them."""
 
 from __future__ import annotations
 
@@ -42,15 +43,17 @@ int main(void) { /* groups of 16 x 32 floats in; 512 bytes and 16 scales out */
 
 
 def hard_weights() -> np.ndarray:  # type: ignore[type-arg]
-    """Groups of 32 weights of many magnitudes, with halves, zeros and tiny numbers: float32 (N,
-    32)."""
+    """Weights that are hard to round: float32 (N, 32), groups of 32 weights. They have many
+    magnitudes, and some groups have halves, zeros or tiny numbers."""
     rng = np.random.default_rng(3)
     weights = rng.standard_normal((640, GROUP)).astype(np.float32)
     weights *= 10.0 ** rng.integers(-12, 6, (640, 1)).astype(np.float32)
     weights[0] = 0
     weights[1] = 1e-31
     weights[2, 0] = 127
-    weights[2, 1:] = np.arange(31) + 0.5  # halves are rounded to the even number
+    # With the scale 1, these weights lie halfway between two integers, and must be rounded to the
+    # even one.
+    weights[2, 1:] = np.arange(31) + 0.5
     weights[3] = -weights[2]
     weights[4] = np.float32(1.0)
     return weights
@@ -74,7 +77,8 @@ def test_the_numbers_are_those_of_sample_dtype_int8(tmp_path: Path) -> None:
     weights = hard_weights()
     done = subprocess.run([tmp_path / "round"], input=weights.tobytes(), capture_output=True)
     packed = np.frombuffer(done.stdout, dtype=np.uint8).reshape(-1, 16 * GROUP + 32)
-    # Each part of a panel holds four inputs, with four weights for each of the 16 outputs.
+    # A panel of the C library holds the weights of 16 outputs. It consists of parts for four
+    # inputs: in each part, each output has four weights side by side.
     bytes_ = packed[:, : 16 * GROUP].reshape(-1, GROUP // 4, 16, 4).transpose(0, 2, 1, 3)
     theirs = (bytes_.reshape(-1, GROUP).astype(np.int16) - 128).astype(np.int8)
     scales = np.ascontiguousarray(packed[:, 16 * GROUP :]).view(np.uint16).reshape(-1, 1)

@@ -1,4 +1,5 @@
-"""A page's JavaScript in Node.js: tokenizers, networks, windows, undo, sampler, random numbers."""
+"""Runs the JavaScript of a page in Node.js: tokenizers, networks, windows, undo, sampler, random
+numbers."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ def test_unknown_characters_are_named_and_left_out(tmp_path: Path) -> None:
 
 
 def test_special_tokens_between_the_others(tmp_path: Path) -> None:
-    """Imported tokenizers can have special tokens at any id, and bytes in another order."""
+    """An imported tokenizer can have special tokens at any ids, and its bytes in any order."""
     usual = tokenizer_of("bpe")
     assert isinstance(usual, RankedTokenizer)
     ranked = [*usual.pieces[255::-1], *usual.pieces[256:-1]]
@@ -99,8 +100,8 @@ SHAPES = [(arch, seed) for arch in ("modern", "gpt2") for seed in range(8)]
 def test_the_network_gives_the_same_logits_also_past_the_window_and_after_undo(
     arch: str, seed: int, tmp_path: Path
 ) -> None:
-    """The text grows token by token, comes at once, or loses tokens; with WebAssembly and
-    without."""
+    """The text grows token by token, is given at once, or loses tokens. The network computes with
+    WebAssembly, and without it."""
     model = trained(tmp_path / "run", "byte", seed, **shape(seed, arch))
     network, width = rounded(model.model), model.config.model.block_size
     rng = random.Random(seed)
@@ -129,7 +130,8 @@ def test_the_network_gives_the_same_logits_also_past_the_window_and_after_undo(
 
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 def test_the_reference_of_the_proof_is_what_sampling_computes(arch: str, tmp_path: Path) -> None:
-    """`network_logits` reads a text at once. TorchStreams reads it token by token."""
+    """`network_logits`, to which a page is compared, reads a text at once. TorchStreams, which
+    samples, reads it token by token. Both give the same greedy text."""
     model = trained(tmp_path / "run", "char", 1, **shape(1, arch)).model
     streams = TorchStreams(model, 1, SamplingParams(temperature=0))
     start = [1, 2, 3]
@@ -163,8 +165,8 @@ def test_the_random_numbers_are_those_of_sample_seed(tmp_path: Path) -> None:
 
 
 def test_the_sampler_chooses_the_same_tokens(tmp_path: Path, slow: bool) -> None:
-    """The logits and uniform numbers are random, the settings differ, and some tokens are not
-    allowed."""
+    """The logits and the uniform numbers are random. Each case has other sampling parameters, and
+    in some cases not all tokens are allowed."""
     generator = torch.Generator().manual_seed(5)
     cases, wanted = [], []
     for number in some(range(300), 100, slow):
@@ -233,7 +235,8 @@ def test_a_seed_gives_the_text_of_gptcli_sample(kind: str, tmp_path: Path) -> No
 def test_the_numbers_of_the_eight_steps_are_the_networks(
     arch: str, seed: int, tmp_path: Path
 ) -> None:
-    """A hook on PyTorch's attention gives the same weights, values and projection of a head."""
+    """The attention weights, the values and the projection of a head that the page shows equal
+    those in PyTorch, where a hook on the attention records them."""
     model = trained(tmp_path / "run", "byte", seed, **shape(seed, arch))
     network, config = rounded(model.model), model.config.model
     tokens = [5, 80, 3, 200, 7][: config.block_size]
@@ -316,7 +319,8 @@ def test_a_user_tokenizer_is_refused() -> None:
 
 
 def test_a_tokenizer_with_another_split_is_refused() -> None:
-    """The page splits texts by GPT-2's pattern, so it would give other ids."""
+    """A page splits texts by GPT-2's pattern. For a tokenizer with another pattern, it would give
+    wrong ids."""
     from gptcli.pages.model_page.payload import _described
     from tests.tokenization.test_tokenization_imported import ours
 

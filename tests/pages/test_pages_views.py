@@ -1,7 +1,8 @@
-"""The pages of report, compare, scaling and look in Chromium: every control, by pointer and keys.
+"""The pages of report, compare, scaling and look in Chromium: every control works with the mouse
+and with keys.
 
-No page logs an error or makes a request. axe-core finds no fault, in light and dark, on a phone and
-on a wide screen. Needs playwright and Chromium (`make browser`).
+No page logs an error or makes a request. axe-core finds no fault in the light and the dark theme,
+on a phone and on a wide screen. Needs playwright and Chromium (`make browser`).
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ Written = Callable[[str], Path]
 
 @pytest.fixture
 def written(once: Once, cli: Any, text_file: Path) -> Written:
-    """written("report char") and so on return a page. Each page is written once, from real runs;
-    only the page of `scaling` has made-up figures."""
+    """written("report char") returns the path of this page. Other pages have other names. Each page
+    is written at the first call only, from real runs. Only the figures in the page of `scaling` are
+    made up."""
 
     def run(kind: str, rate: float = 0.02) -> Path:
         def train(folder: Path) -> None:
@@ -88,8 +90,8 @@ def a_scaling_page() -> str:
 
 
 def clicked_charts(page: Any) -> int:
-    """Use each chart: point, drag, reset, hide lines, and press keys. Return the number of
-    charts."""
+    """Use each chart of the page: point at it, drag, reset the zoom, hide lines, and press keys.
+    Return the number of charts."""
     charts = page.locator(".chart").all()
     for chart in charts:
         chart.scroll_into_view_if_needed()
@@ -126,8 +128,8 @@ def clicked_charts(page: Any) -> int:
 
 
 def clicked_maps(page: Any) -> None:
-    """Click each head and each token, choose the token before the last by a key, and point at the
-    map."""
+    """Use the attention maps of the page: click each head and each token, move to the token before
+    the last with a key, and point at the large map."""
     heads = page.locator(".head")
     for head in heads.all():
         head.click()
@@ -221,7 +223,7 @@ def test_axe_finds_nothing_and_nothing_is_too_wide_or_tiny(name: str, written: W
 
 
 def test_the_lines_of_a_chart_differ_without_their_colours(written: Written) -> None:
-    """In the legend, no two samples of lines have the same dashes and marks."""
+    """In the legend of each chart, the samples of any two lines differ in their dashes or marks."""
     with opened(written("report char")) as page:
         samples = page.evaluate(
             """() => [...document.querySelectorAll(".chart")].map((chart) =>

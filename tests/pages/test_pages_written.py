@@ -1,4 +1,5 @@
-"""`page`, `report`, `compare`, `look` and `scaling` write or refuse a file in the same way."""
+"""The commands `page`, `report`, `compare`, `look` and `scaling` follow the same rules when they
+write a file or refuse to write it."""
 
 from __future__ import annotations
 

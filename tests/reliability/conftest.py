@@ -9,7 +9,7 @@ from tests.conftest import Once
 
 @pytest.fixture(scope="session")
 def small_run(once: Once, text_file: Path) -> Path:
-    """A run with three checkpoints. The newest one is not the best."""
+    """A run with three checkpoints. The best of them is not the newest."""
     from tests.reliability import damage
 
     return (

@@ -1,8 +1,9 @@
-"""Trials that damage files of a run folder or a token cache at random: is the damage noticed?
+"""Trials that damage random files of a run folder or of a token cache: does gptcli notice the
+damage?
 
-One trial damages one file in one way. Then it loads the run as `sample` and `--resume` do, or opens
-the token cache again. The trial passes if no wrong values are loaded, and if a message names the
-damaged file or the file still means the same.
+One trial damages one file in one way. Then the trial loads the run as `sample` and `--resume` do,
+or opens the token cache again. The trial passes under two conditions: gptcli loads no wrong values,
+and either a message names the damaged file or the file still means the same.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ SETTINGS = (
 
 
 def train_small_run(run: Path, text: Path) -> Path:
-    """Train a run with a checkpoint at each of STEPS. Mark step 8 as the best. Return the run."""
+    """Train a run that has checkpoints of all STEPS. Mark that of step 8 as the best one. Return
+    the run folder."""
     config = parse_config("", [f"data.source={text}", *SETTINGS])
     for _ in train(prepare_new(config, run).setup):
         pass
@@ -80,7 +82,7 @@ def lengthen(path: Path, draw: random.Random, others: list[Path]) -> None:
 
 
 def zero_page(path: Path, draw: random.Random, others: list[Path]) -> None:
-    """Set a block of 512 bytes to zero, as on a disk that lost it."""
+    """Set a block of 512 bytes to zero, as if the disk had lost the block."""
     data = bytearray(path.read_bytes())
     place = draw.randrange(len(data)) // 512 * 512
     data[place : place + 512] = bytes(len(data[place : place + 512]))
@@ -92,7 +94,7 @@ def remove(path: Path, draw: random.Random, others: list[Path]) -> None:
 
 
 def exchange(path: Path, draw: random.Random, others: list[Path]) -> None:
-    """Replace the content by that of one of the other files."""
+    """Replace the content of `path` by that of a random one of `others`."""
     path.write_bytes(draw.choice(others).read_bytes())
 
 
@@ -101,7 +103,7 @@ DAMAGES: tuple[Damage, ...] = (flip_bit, flip_bit, cut_off, lengthen, zero_page,
 
 @contextmanager
 def undo_damage(path: Path) -> Iterator[None]:
-    """Restore the file's content when the block ends."""
+    """Restore the content of `path` at the end of the `with` block."""
     data = path.read_bytes()
     try:
         yield
@@ -114,7 +116,8 @@ def undo_damage(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Trial:
-    """One damage and its outcome: "found", "harmless", or a description of the failure."""
+    """One damaged file, the kind of damage, and the outcome: "found", "harmless", or a description
+    of the failure."""
 
     file: str
     damage: str
@@ -151,7 +154,8 @@ class RunTrials:
         return Trial(name, damage.__name__, outcome)
 
     def resumed(self, path: Path) -> str:
-        """The outcome for `train --resume`, which tries the newest checkpoint first."""
+        """The outcome if `train --resume` reads the run in which `path` is damaged. It tries the
+        newest checkpoint first."""
         try:
             saved, notes = checkpoint.newest_valid(self.run)
             assert saved is not None
@@ -170,8 +174,8 @@ class RunTrials:
         return self.small_file(path, notes)
 
     def sampled(self, path: Path) -> str:
-        """The outcome for `sample` and `eval`, which load the best checkpoint, and for --checkpoint
-        STEP."""
+        """The outcome if `sample` or `eval` reads the run in which `path` is damaged: first the
+        best checkpoint, then the damaged one, as with --checkpoint STEP."""
         try:
             trained = load_trained(self.run, None, device=torch.device("cpu"), dtype=torch.float32)
         except GptcliError as error:
@@ -195,7 +199,8 @@ class RunTrials:
         return "harmless" if self.unchanged(path, step) else "a damaged step was loaded"
 
     def check_other_files(self, saved: checkpoint.Checkpoint) -> list[str]:
-        """Check config.yaml and tokenizer.json as `prepare_resume` does, and return the notes."""
+        """Compare config.yaml and tokenizer.json with the checkpoint, as `prepare_resume` does.
+        Return the notes about changes."""
         notes = same_config(self.run, saved.meta, run_folder.read_config(self.run))
         same_tokenizer(self.run, run_folder.read_tokenizer(self.run), saved.meta)
         return notes
@@ -204,7 +209,8 @@ class RunTrials:
         return int(path.parent.name[5:]) if path.parent.name.startswith("step-") else None
 
     def unchanged(self, path: Path, step: int) -> bool:
-        """Whether meta.json still means the same, for example with `1E-3` instead of `1e-3`."""
+        """Whether the damage changes only how meta.json is written, and not its meaning (`1E-3`
+        instead of `1e-3`)."""
         try:
             return path.is_file() and checkpoint.read_meta(self.run, step) == self.whole[step].meta
         except GptcliError:
@@ -216,15 +222,17 @@ class RunTrials:
         return same(saved.model, whole.model) and state and saved.meta == whole.meta
 
     def small_file(self, path: Path, notes: list[str]) -> str:
-        """The outcome for a small file: "found" if a note names it, "harmless" if its meaning is
-        the same, "not read" if it belongs to a step."""
+        """The outcome for a damaged file that is not part of the loaded checkpoint: "found" if a
+        note names it, "harmless" if it still means the same, "not read" if it belongs to the
+        checkpoint of another step."""
         if self.named(path, notes) == "found":
             return "found"
         if path.name == "best":
             return "harmless" if checkpoint.find_best_step(self.run)[0] == 8 else "another best"
         if path.name == "config.yaml":
             config = run_folder.read_config(self.run)
-            # A resume compares the content of the text, not its path.
+            # A damaged path of the text is harmless, because a resume compares the content of the
+            # text.
             other = config.data.source != self.config.data.source
             return "harmless" if other or config == self.config else "another config"
         return "not read" if self.step_of(path) is not None else "harmless"
@@ -273,8 +281,8 @@ class CacheTrials:
 
 
 def run_trials(run: Path, text: Path, cache: Path, count: int, seed: int = 0) -> list[Trial]:
-    """Run `count` trials: four of five damage a copy of the run folder, the others a token
-    cache."""
+    """Run `count` trials. Four of five damage a copy of the run folder, and every fifth damages the
+    token cache."""
     copy = run.with_name(f"{run.name}-damaged")
     shutil.copytree(run, copy)
     try:

@@ -1,4 +1,5 @@
-"""Malicious run folders. hostile_attempts.py runs gptcli on each of them."""
+"""Functions that make malicious run folders. hostile_attempts.py runs gptcli on each of these
+folders."""
 
 from __future__ import annotations
 
@@ -11,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 Case = Callable[[Path, Path], None]
-"""A function that changes a run folder with one checkpoint. Its second argument is a folder outside
-of the run."""
+"""A function that makes a run folder malicious. The run has one checkpoint. The second argument is
+a folder outside of the run folder."""
 
 CASES: dict[str, tuple[Case, str]] = {}
 FILES_OF_LINES: dict[str, tuple[Case, str, frozenset[str]]] = {}
-"""Cases that change metrics.jsonl, samples.txt or .lock, with the words of the error and the
-commands that open the file. `gptcli runs` works, and lists the run as damaged if it opens the file.
-The commands that do not open the file work as usual."""
+"""The cases that change metrics.jsonl, samples.txt or .lock: name -> (function, words that the
+error must contain, commands that open the file and must fail). `gptcli runs` never fails. If it
+opens the file, it lists the run as damaged. The commands that do not open the file work as
+usual."""
 STEP = "checkpoints/step-00000012"
 
 
 def case(words: str) -> Callable[[Case], Case]:
-    """Register a case. The error must contain one of the alternatives in `words`, separated by
-    `|`."""
+    """Register the decorated function in CASES. `words` holds alternatives, separated by `|`. The
+    error of gptcli must contain one of them."""
 
     def register(function: Case) -> Case:
         CASES[function.__name__] = (function, words)
@@ -34,7 +36,7 @@ def case(words: str) -> Callable[[Case], Case]:
 
 
 def change_meta(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change meta.json and update its hash."""
+    """Change the content of meta.json with `change`, and update the hash in meta.json."""
     from gptcli.training.meta_file import dump_meta
 
     path = run / STEP / "meta.json"
@@ -44,7 +46,7 @@ def change_meta(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def put_tensors(run: Path, data: bytes) -> None:
-    """Write model.safetensors, and write its size and hash to meta.json."""
+    """Write `data` to model.safetensors, and the size and hash of this file to meta.json."""
     (run / STEP / "model.safetensors").write_bytes(data)
 
     def update(meta: dict[str, Any]) -> None:
@@ -161,7 +163,7 @@ def meta_that_is_a_pipe(run: Path, outside: Path) -> None:
 
 
 def network(run: Path, **changes: Any) -> None:
-    """Change the network in config.yaml, and meta.json in the same way."""
+    """Change keys of `model` in config.yaml, and in meta.json, too, so that both agree."""
     from gptcli.config_files import dump_config, parse_config
 
     path = run / "config.yaml"
@@ -189,7 +191,7 @@ def a_context_of_ten_million(run: Path, outside: Path) -> None:
 
 @case("nats per token|is too short")
 def a_ring_of_ten_million(run: Path, outside: Path) -> None:
-    """Such a run is valid, because the weights of `arch: modern` do not depend on the context
+    """This run is valid, because the weights of `arch: modern` do not depend on the context
     length."""
     network(run, block_size=10_000_000)
 
@@ -272,7 +274,8 @@ tokenizer_model(
 
 @case("tokenizer.json is not the tokenizer of this checkpoint|its tokens are too long")
 def tokenizer_of_as_much_work_as_may_be(run: Path, outside: Path) -> None:
-    """The tokens are long, and each is correctly merged from two earlier tokens."""
+    """Reading this tokenizer takes much work: its tokens are long, and each is correctly merged
+    from two earlier tokens."""
     from gptcli.tokenization.bpe import BpeTokenizer
 
     merged = [b"a" * 2**k for k in range(1, 10)]
@@ -307,7 +310,8 @@ def tokenizer_nested_deeply(run: Path, outside: Path) -> None:
 
 
 def _moved_out(path: Path, outside: Path) -> None:
-    """Move a file outside the run, and put a link in its place. The run is otherwise valid."""
+    """Move a file out of the run folder, and put a link to it in its place. Otherwise the run stays
+    valid."""
     path.rename(outside / path.name)
     path.symlink_to(outside / path.name)
 
@@ -342,7 +346,9 @@ def best_that_climbs(run: Path, outside: Path) -> None:
 
 
 def of_lines(name: str, who: str, kind: str, words: str) -> Callable[[Case], None]:
-    """Register a case of the file `name`, which only the commands in `who` open."""
+    """Register the decorated function in FILES_OF_LINES. It changes the file `name`, which only the
+    commands in `who` open. The error must say that this file cannot be opened, with the reason
+    `words`."""
 
     def register(function: Case) -> None:
         FILES_OF_LINES[f"{name.strip('.').partition('.')[0]}_{kind}"] = (
@@ -372,7 +378,8 @@ def file_of_lines(name: str, who: str, old: bytes) -> None:
     def pipe(run: Path, outside: Path) -> None:
         put(run, os.mkfifo)
 
-    # Commands that write refuse the link, and those that read refuse the pipe.
+    # Any reason is correct here: commands that write refuse the link, and commands that read refuse
+    # the pipe.
     @of_lines(name, who, "that_links_to_a_pipe", "")
     def linked_pipe(run: Path, outside: Path) -> None:
         os.mkfifo(run / "pipe")

@@ -1,10 +1,10 @@
 """Runs `score`, `train --resume` and other commands on each hostile run folder of hostile.py.
 
 `python -m tests.reliability.hostile_attempts RUN TEXT FOLDER [--all]` prints a line of JSON for
-each case and command, with the exit code, the seconds of processor time, and the memory in bytes
-beyond that of PyTorch and gptcli. With --all it tries all of COMMANDS on each case, and all of
-ALL_COMMANDS on each case of FILES_OF_LINES. Without --all it tries only the commands that
-`commands_for` returns for each case.
+each case and command: how the command ended, its processor time in seconds, and how many bytes of
+memory it needed in addition to the loaded PyTorch and gptcli. With --all it tries all of COMMANDS
+on each case, and all of ALL_COMMANDS on each case of FILES_OF_LINES. Without --all it tries only
+the commands that `commands_for` returns for each case.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from typing import Any
 from tests.fork_server import warm
 from tests.reliability.hostile import CASES, FILES_OF_LINES, STEP
 
-SECONDS = 5.0  # of processor time; most cases take less than a tenth of a second
+SECONDS = 5.0  # the most processor time of a command; most take less than a tenth of a second
 BYTES = 200e6
 COMMANDS = ("score", "resume")
 ALL_COMMANDS = ("score", "eval", "sample", "runs", "inspect-batch", "resume")
-WAS_HERE = Path("/tmp/gptcli-was-here")  # a case writes this file if it can run code
+# The code in hostile folders would write this file if gptcli ran it.
+WAS_HERE = Path("/tmp/gptcli-was-here")
 
 
 def attempt(arguments: list[str], report: Path) -> None:
-    """Run the command line in this process, and write to `report` how it ended."""
+    """Run `gptcli ARGUMENTS` in this process. Write its exit code, processor time and additional
+    memory to `report`."""
     import resource
     import signal
     import time
@@ -37,7 +39,7 @@ def attempt(arguments: list[str], report: Path) -> None:
 
     signal.alarm(300)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.process_time()  # unlike the wall time, it excludes other processes
+    start = time.process_time()  # processor time excludes other processes, and wall time does not
     sys.argv = ["gptcli", *arguments]
     try:
         main()
@@ -52,8 +54,8 @@ def attempt(arguments: list[str], report: Path) -> None:
 
 
 def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
-    """Run the command line in a fork, which has the modules already. Return how the command
-    ended."""
+    """Run `gptcli ARGUMENTS` in a fork of this process, which has already imported the modules.
+    Return its report and what it printed."""
     report, words = folder / "report.json", folder / "words.txt"
     report.unlink(missing_ok=True)
     child = os.fork()
@@ -71,7 +73,7 @@ def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
 
 
 def one_checkpoint(small_run: Path, goal: Path) -> Path:
-    """Copy the small run with only its last checkpoint to `goal`, and return `goal`."""
+    """Copy the small run to `goal`, with its last checkpoint only. Return `goal`."""
     shutil.copytree(small_run, goal)
     for path in (goal / "checkpoints").iterdir():
         if path.name != "step-00000012":
@@ -85,7 +87,7 @@ def content_of(folder: Path) -> dict[Path, bytes]:
 
 
 def commands_for(name: str) -> list[str]:
-    """The commands that `make test` tries on a case.
+    """The names of the commands that `make test` tries on the case `name`.
 
     `make test` tries one of COMMANDS on every sixth of CASES, and one of ALL_COMMANDS on each of
     FILES_OF_LINES."""
@@ -98,8 +100,8 @@ def commands_for(name: str) -> list[str]:
 def tried(
     source: Path, text: Path, folder: Path, names: Iterable[str], every_command: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield how each case ended with each command. The process forks, so it must have one
-    thread."""
+    """Yield a report for each case and command. Each command runs in a fork of this process, so
+    this process must have only one thread."""
     short = folder / "short.txt"
     short.write_text(text.read_text("utf-8")[:300], encoding="utf-8")
     import torch
@@ -143,13 +145,15 @@ def tried(
 
 
 def check(ending: dict[str, Any]) -> None:
-    """Assert that a case ended with the right error, in little time and memory."""
+    """Assert that the command ended with the error that the case asks for, and needed little time
+    and memory."""
     case, command = ending["case"], ending["command"]
     if case in CASES:
         words = CASES[case][1].split("|")
-        # This run is valid, but `resume` needs a text as long as the run's context.
+        # The run of this case is valid, so `score` works. `resume` fails, because the text is
+        # shorter than the run's context.
         works = (case, command) == ("a_ring_of_ten_million", "score")
-        # `score` does not read the optimizer's state.
+        # In this case, `score` works, because it does not read the optimizer's state.
         if (case, command) == ("link_state.safetensors", "score"):
             works, words = True, [""]
     else:

@@ -1,4 +1,5 @@
-"""gptcli notices and names damaged files of a run, and uses the next valid checkpoint."""
+"""gptcli notices and names the damaged files of a run, and uses another checkpoint that is
+valid."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from tests.reliability import damage
 
 @pytest.fixture
 def run(small_run: Path, tmp_path: Path) -> Path:
-    """A copy of the small run. A test can damage it."""
+    """A copy of the small run, which the test may damage."""
     return Path(shutil.copytree(small_run, tmp_path / "run"))
 
 

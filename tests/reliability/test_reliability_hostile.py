@@ -1,4 +1,5 @@
-"""A hostile run folder causes an error, runs no code, and takes little time and memory."""
+"""If gptcli reads a hostile run folder, the result is an error message. The folder runs no code,
+and takes little time and memory."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and for
 def endings(
     small_run: Path, text_file: Path, once: Once, slow: bool
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """How each (case, command) ended. A process that has imported PyTorch forks for each of
-    them."""
+    """(case, command) -> how this command ended on the run folder of this case. All of them run in
+    forks of one process that has imported PyTorch."""
 
     def attempt(folder: Path) -> None:
         only_one = hostile_attempts.one_checkpoint(small_run, folder / "source")
@@ -49,7 +50,8 @@ def endings(
 
 
 def attempts(cases: Iterable[str], commands: Iterable[str]) -> list[Any]:
-    """Parameters (case, command). Those that `make test` does not try are marked slow."""
+    """The parameters (case, command) of a test. Combinations that `make test` does not try are
+    marked slow."""
     return [
         pytest.param(
             case,

@@ -1,4 +1,5 @@
-"""The fixture `backend`, with which tests run on each sampling engine: native, graph and torch."""
+"""The fixture `backend`: with it, a test runs with each sampling engine: native, graph and
+torch."""
 
 from __future__ import annotations
 

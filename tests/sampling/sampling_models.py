@@ -1,4 +1,5 @@
-"""Draws with known tokens, small random networks, and the modern arch in plain operations."""
+"""Draws (logits and a uniform number) of which the drawn token is known, small random networks, and
+the arch modern in plain operations."""
 
 from __future__ import annotations
 
@@ -20,28 +21,28 @@ V = 13
 # ---- draws whose token is known ------------------------------------------------------------------
 
 NEARLY_ONE = 1 - 2**-53
-"""The largest uniform number that PyTorch can draw in float64."""
+"""The largest number below 1 that PyTorch can draw as a uniform float64."""
 
 PEAKED = [
     -3, -3, -1, -1, 3, 2, -1, -6, 1, -4, 1, 1, 0, 4, 3, -1,
     -4, -5, 2, 2, 2, -5, -1, 6, 2, -2, -1, 1, 4, 5, 3, -3,
 ]  # fmt: skip
-"""Logits, some of them equal. At temperature 0.1, token 23 has probability 0.99995, and token 30
-has 9.4e-14. Tokens 0, 1 and 31 have less than e^-87 times the probability of token 23, so they are
-never drawn."""
+"""32 logits, some of them equal. At temperature 0.1, token 23 has the probability 0.99995, and
+token 30 has 9.4e-14. Tokens 0, 1 and 31 are never drawn, because they have less than e^-87 times
+the probability of token 23."""
 
 _INF = float("inf")
 DRAWS: list[tuple[list[float], float, float, int]] = [
-    # This uniform number is 1.1e-16 below 1. Token 30 covers the last 9.4e-14 below 1, computed
-    # exactly.
+    # In exact arithmetic, token 30 covers the last 9.4e-14 below 1. This uniform number is 1.1e-16
+    # below 1, so it draws token 30.
     (PEAKED, 0.1, NEARLY_ONE, 30),
     (PEAKED, 0.1, 1 - 2**-52, 30),
     (PEAKED, 0.1, 1 - 2**-40, 29),
     (PEAKED, 0.1, 0.5, 23),
     (PEAKED, 0.1, 2**-53, 4),
     (PEAKED, 0.1, 0.0, 2),
-    # With equal logits, the cumulative sums are exact. A number equal to a sum draws the next
-    # token.
+    # With these equal logits, the cumulative sums are exact: 0.25, 0.5, 0.75, 1. A uniform number
+    # that equals a sum draws the token after it.
     ([1, 1, 1, 1], 0.8, 0.0, 0),
     ([1, 1, 1, 1], 0.8, math.nextafter(0.25, 0), 0),
     ([1, 1, 1, 1], 0.8, 0.25, 1),
@@ -50,17 +51,18 @@ DRAWS: list[tuple[list[float], float, float, int]] = [
     ([1, 1, 1, 1], 0.8, NEARLY_ONE, 3),
     ([2], 1.0, 0.0, 0),
     ([2], 1.0, NEARLY_ONE, 0),
-    # Tokens with probability 0 are never drawn, at any place.
+    # Tokens with probability 0 are never drawn, wherever they are.
     ([-_INF, 0, -_INF, 0, -_INF], 1.0, 0.0, 1),
     ([-_INF, 0, -_INF, 0, -_INF], 1.0, math.nextafter(0.5, 0), 1),
     ([-_INF, 0, -_INF, 0, -_INF], 1.0, 0.5, 3),
     ([-_INF, 0, -_INF, 0, -_INF], 1.0, NEARLY_ONE, 3),
-    # A token can be drawn only if its logit is less than 87 below the largest.
+    # A token can be drawn only if its logit is less than 87 below the largest logit.
     ([-87, 0, -87], 1.0, 0.0, 1),
     ([-86, 0, -86], 1.0, 0.0, 0),
     ([-86, 0, -86], 1.0, NEARLY_ONE, 1),
     ([0, -30, -200], 1.0, NEARLY_ONE, 1),
-    # Ten probabilities of 0.1 add up to less than 1 in float64.
+    # In float64, ten times 0.1 adds up to less than 1. Still, the largest uniform number draws the
+    # last token.
     ([0] * 10, 1.0, NEARLY_ONE, 9),
 ]
 """Each item has logits, a temperature, a uniform number, and the token that PyTorch and the C
@@ -98,8 +100,8 @@ def model(
     vocab_size: int = V,
     **more: Any,
 ) -> GPT:
-    """A network in evaluation mode. Noise is added, so its head and residual branches are not
-    zero."""
+    """A small network in evaluation mode. Noise is added to its weights, because the head and the
+    ends of the residual branches start as 0."""
     sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": width}
     config = ModelConfig.model_validate({"arch": arch, **sizes, **more})
     built = GPT(config, vocab_size, attention)
@@ -111,7 +113,8 @@ def model(
 
 
 def banded(m: GPT, idx: Tensor) -> Tensor:
-    """The logits of a modern network for a whole text with a banded mask: (1, T) -> (1, T, V)."""
+    """The logits (1, T, V) of a network of the arch modern for a whole text `idx` (1, T). A banded
+    mask lets each token attend to the last block_size tokens."""
     T = idx.shape[1]
     at = torch.arange(T)
     allowed = banded_mask(at, at, m.config.block_size)

@@ -1,4 +1,5 @@
-"""Conversations: each turn continues the text as if the whole text so far were the prompt."""
+"""Conversations: in each turn, the model continues the text as if the whole text before were the
+prompt."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def test_a_stop_string_ends_a_turn_and_stays_in_the_text(
     first = "".join(conversation.say("ab", 20))
     at = whole.index(stop)
     assert first == whole[:at]
-    # The answer leaves the stop string out, but the stream contains it.
+    # The answer ends before the stop string, but the text that the model continues contains the
+    # stop string.
     answer = "".join(conversation.say("", 5))
     follows = continued(m, backend, tokenizer, "ab" + whole[: at + 2], 5)
     assert follows.startswith(answer)
@@ -95,7 +97,8 @@ def test_a_text_with_an_unknown_character_changes_nothing(
 ) -> None:
     conversation = talk(m, backend, tokenizer)
     first = "".join(conversation.say("ab", 6))
-    with pytest.raises(GptcliError, match="position 3"):  # the position is counted in the new text
+    # The position in the error is counted in the new text, not in the whole conversation.
+    with pytest.raises(GptcliError, match="position 3"):
         list(conversation.say("abü", 6))
     assert "".join(conversation.say("", 6)) == continued(m, backend, tokenizer, "ab" + first, 6)
 
@@ -112,7 +115,7 @@ def test_a_new_text_does_not_depend_on_the_old(
 def test_a_stop_at_a_newline_adds_no_second_newline(
     m: GPT, backend: Backend, tokenizer: Tokenizer
 ) -> None:
-    newline = tokenizer.encode("\n")[0]  # this model writes no other token
+    newline = tokenizer.encode("\n")[0]  # the changed model below writes only newlines
     conversation = talk(m, backend, tokenizer, "\n")
     fed: list[list[int]] = []
     feed = conversation._streams.feed
@@ -176,11 +179,11 @@ def test_a_seed_repeats_its_answer(m: GPT, backend: Backend, tokenizer: Tokenize
 @pytest.mark.parametrize(
     ("written", "limit", "length"),
     [
-        ("a" * 30 + "\n" + "b" * 50, 20, 31),  # the answer ends with its line
+        ("a" * 30 + "\n" + "b" * 50, 20, 31),  # the answer ends at the end of its line
         ("a\nb\n" + "c" * 90, 4, 4),  # the line ends exactly at the limit
-        # No line end is near, so the answer ends with a word.
+        # The end of the line is too far away, so the answer ends at the end of a word.
         ("a" * 210 + " " + "b" * 900, 5, 211),
-        ("a" * 900, 5, 405),  # a single endless word is cut off
+        ("a" * 900, 5, 405),  # a word that does not end is cut off
         ("a" * 900, 0, 0),
     ],
 )

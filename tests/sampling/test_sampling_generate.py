@@ -1,4 +1,5 @@
-"""The KV cache changes no token: greedy texts equal recomputation, within and past the window."""
+"""The KV cache changes no token: greedy texts equal those without a cache, also if they are longer
+than the window."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def write(
     streams: int | None = None,
     threads: int = 2,
 ) -> list[list[int]]:
-    """The tokens of all samples, prompt by prompt."""
+    """The token ids of all samples: first those of the first prompt, then those of the second
+    prompt, and so on."""
     requests = [SampleRequest(prompt, i) for prompt in prompts for i in range(samples)]
     opened = open_streams(m, streams or len(requests), params, backend, threads)
     texts: list[list[int]] = [[] for _ in requests]

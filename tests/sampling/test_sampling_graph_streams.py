@@ -1,4 +1,5 @@
-"""CUDA graph streams: a step has fixed shapes and reads nothing back; recording changes no text.
+"""Streams that use CUDA graphs: a step has fixed shapes and copies nothing back to the host, and
+recording changes no text.
 
 test_sampling_generate.py compares their texts with those of the other engines.
 """
@@ -35,8 +36,8 @@ def numbers(streams: int, steps: int) -> list[list[float]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("params", [SamplingParams(0.0), ALL])
 def test_a_step_reads_nothing_back(arch: str, params: SamplingParams, dtype: torch.dtype) -> None:
-    """On the meta device, a step that reads a number back, or uses a tensor of the host, raises an
-    error."""
+    """A step must not copy a number from the GPU, or use a tensor of the host. On the meta device,
+    such a step raises an error."""
     streams = GraphStreams(model(arch).to("meta").branches_in(dtype), 3, params)
     with torch.no_grad():
         streams._step(8)
@@ -62,7 +63,8 @@ def test_a_step_replaces_no_tensor(arch: str) -> None:
 
 
 class _Rehearsal:
-    """Stands for a recorder: it runs the steps as a recording does, but records nothing."""
+    """Takes the place of the recorder of CUDA graphs: it calls the step as often as a recording
+    does, but records nothing."""
 
     def record(self, step: Callable[[], None]) -> None:
         for _ in range(4):
@@ -73,8 +75,8 @@ class _Rehearsal:
 @ARCHS
 @pytest.mark.parametrize("width", [8, 200])
 def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The texts are longer than several recorded spans and than the window, and get new tokens
-    between two runs."""
+    """The texts are longer than the window and than several recorded spans. Between two runs, the
+    test feeds more tokens."""
     m = model(arch, width=width)
     texts = []
     for recorder in (None, _Rehearsal()):
@@ -125,13 +127,15 @@ def test_equal_prompts_are_computed_once(arch: str, monkeypatch: pytest.MonkeyPa
     streams = GraphStreams(m, 5, SamplingParams(0.0))
     streams.feed({i: [1, 2, 3 + (i == 4)] for i in range(5)}, restart=True)
     first = streams.run(range(5), numbers(5, 1))
-    assert rows == [1, 5]  # first the prefill of the only new prompt, then a step of five streams
+    # There are two forward passes: one for [1, 2], with which all five prompts begin, then a step
+    # of the five streams.
+    assert rows == [1, 5]
     assert len({tokens[0] for tokens in first[:4]}) == 1
 
 
 class _Unrecordable(TorchDispatchMode):
-    """Fails at operations that are impossible in a CUDA graph: FORBIDDEN, and those that PyTorch
-    marks."""
+    """Raises an error at operations that a CUDA graph cannot record: those in FORBIDDEN, and those
+    that PyTorch marks as cudagraph_unsafe."""
 
     FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "is_nonzero")
 
@@ -149,7 +153,7 @@ class _Unrecordable(TorchDispatchMode):
 def test_a_step_can_be_recorded(arch: str, params: SamplingParams) -> None:
     streams = GraphStreams(model(arch), 2, params)
     streams.feed({0: [1, 2], 1: [3]}, restart=True)
-    streams.run([0, 1], numbers(2, 2))  # the first run fills what is built on first use
+    streams.run([0, 1], numbers(2, 2))  # the first run builds tables that are built only once
     with torch.no_grad(), _Unrecordable():
         streams._step(8)
     with _Unrecordable(), pytest.raises(AssertionError):
@@ -160,8 +164,8 @@ def test_a_step_can_be_recorded(arch: str, params: SamplingParams) -> None:
 
 @ARCHS
 def test_streams_are_freed_without_garbage_collection(arch: str) -> None:
-    """Streams must form no reference cycle, because their KV cache can take half of the free
-    memory."""
+    """The KV cache of streams can take half of the free memory. It is freed at once only if the
+    streams form no reference cycle."""
     streams = GraphStreams(model(arch), 2, ALL)
     streams.feed({0: [1, 2], 1: [3]}, restart=True)
     streams.run([0, 1], numbers(2, 3))
@@ -218,7 +222,8 @@ def test_a_recorded_step_generates_the_same_text(
 @gpu
 @ARCHS
 def test_graphs_do_not_depend_on_other_streams_graphs(arch: str) -> None:
-    """Freeing the graphs of one object changes neither older nor newer objects."""
+    """If one GraphStreams object frees its graphs, older and newer objects still write the same
+    texts."""
     m = model(arch, width=200).to("cuda")
     kept, freed = GraphStreams(m, 2, ALL), GraphStreams(m, 2, ALL)
     first = written(kept)
@@ -237,7 +242,8 @@ def test_steps_do_not_wait_for_the_host(arch: str) -> None:
     streams = GraphStreams(m, 2, ALL)
     written(streams)
     streams._step_index.zero_()
-    streams._position.zero_()  # start at 0, so that the next steps stay in the window
+    # Start at position 0 again, so that the following steps stay in the window.
+    streams._position.zero_()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(20):

@@ -1,4 +1,5 @@
-"""The next token: what top-k, top-p and min-p keep, and that draws follow the probabilities."""
+"""The choice of the next token: which tokens top-k, top-p and min-p keep, and that draws follow the
+probabilities."""
 
 from __future__ import annotations
 
@@ -154,8 +155,8 @@ def test_tokens_without_probability_are_never_drawn(
 def test_a_cumulative_sum_that_is_not_monotone_draws_a_possible_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A GPU adds in parallel and rounds. Therefore a cumulative sum can be smaller than an earlier
-    one, and can grow at a token with probability 0."""
+    """A GPU adds the probabilities in parallel, and rounds. Therefore a cumulative sum can be
+    smaller than the sum before it, or grow at a token with probability 0."""
     sums = torch.tensor([[0.0, 0.4, 0.4 + 1e-9, 1.0 - 1e-9, 1.0]], dtype=torch.float64)
     monkeypatch.setattr(torch.Tensor, "cumsum_", lambda self, dim: sums.clone())
     logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
@@ -164,6 +165,7 @@ def test_a_cumulative_sum_that_is_not_monotone_draws_a_possible_token(
 
 
 def test_float32_uniform_numbers_are_refused() -> None:
-    """float32 would round 0.9999999999999999 to 1, and no cumulative probability exceeds 1."""
+    """A uniform number selects the first token whose cumulative probability exceeds it. float32
+    would round 0.9999999999999999 to 1, which no cumulative probability exceeds."""
     with pytest.raises(AssertionError, match="float32"):
         draw(LOGITS, torch.tensor([NEARLY_ONE]))

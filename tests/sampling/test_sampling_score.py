@@ -1,4 +1,5 @@
-"""Scores: the log-probability of each token is the one with which sampling would draw it."""
+"""Scores of a text: the log-probability of each token is that with which sampling would draw the
+token."""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ def test_the_c_library_gives_pytorchs_scores(arch: str, width: int, length: int)
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_rounded_scores_equal_those_of_sampling(arch: str, dtype: str) -> None:
-    """The scores equal the numbers that sampling gets when it feeds the text token by token."""
+    """With rounded weights, the scores equal the log-probabilities that sampling gets when it reads
+    the text token by token."""
     m, ids = model(arch), text(60)
     backend = Backend("native", dtype)
     found = native_log_probabilities(open_decoder(m, backend, 2), m.config, ids[:1], ids[1:])

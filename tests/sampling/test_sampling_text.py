@@ -1,4 +1,5 @@
-"""From tokens to text: stop strings across tokens, end-of-text, and only whole characters."""
+"""From generated tokens to text: stop strings that span several tokens, end-of-text, and only whole
+characters."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def test_the_beginning_of_a_stop_string_is_held_back() -> None:
 
 
 class FakeStreams:
-    """Streams that generate the given tokens. Each row holds the tokens of one step."""
+    """Streams that generate given tokens: rows[i][s] is the token of stream s in step i."""
 
     refills = True
 

@@ -1,5 +1,5 @@
-"""A user's sampler instead of the builtin one: right ones give the same texts, wrong ones raise
-errors.
+"""A user's sampler instead of the builtin one: a correct sampler gives the same texts, and a wrong
+one causes an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fixture `backend`, with which tests run on the C library and on PyTorch."""
+"""The fixture `backend`: with it, a test runs with the C library and with PyTorch."""
 
 from __future__ import annotations
 

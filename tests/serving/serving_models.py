@@ -29,7 +29,8 @@ def served(
     width: int = 16,
     folder: str = "m",
 ) -> SamplingModel:
-    """A small random network with its tokenizer, for a sampling engine."""
+    """A small random network with its tokenizer, ready for sampling with the engine of
+    `backend`."""
     tokenizer = build_tokenizer(kind, 300, lambda: iter([TEXT]))
     network = model(arch, 2, width, vocab_size=tokenizer.vocab_size)
     config = Config.model_validate({"model": network.config.model_dump()})
@@ -47,7 +48,8 @@ def alone(
     count: int,
     stops: Sequence[str] = (),
 ) -> Sample:
-    """The sample that `gptcli sample` writes for one request."""
+    """The sample that `gptcli sample` writes for a prompt if it writes nothing else at the same
+    time."""
     from gptcli.sampling.generate import SampleRequest
 
     streams = loaded.open_streams(1, params)
@@ -61,7 +63,8 @@ def alone(
 
 
 class Driven:
-    """A Batch that a test moves on step by step, and the pieces of text that it delivers."""
+    """A Batch without a thread: the test calls `step`. `pieces` holds the pieces of text that the
+    batch has delivered."""
 
     def __init__(self, loaded: SamplingModel, slots: int) -> None:
         tokenizer: Tokenizer = loaded.trained.tokenizer
@@ -69,7 +72,7 @@ class Driven:
         self.pieces: dict[Text, list[Piece]] = {}
 
     def add(self, prompt: Sequence[int], count: int, **more: Any) -> Text:
-        """Add a text to the queue."""
+        """Add a text with this prompt to the batch's queue."""
         text = Text(
             prompt=prompt,
             sample=more.pop("sample", 0),
@@ -88,7 +91,7 @@ class Driven:
         return text
 
     def step(self) -> None:
-        """Admit texts from the queue while slots are free, then make one step."""
+        """Move texts from the queue into free slots, then make one step."""
         self.batch.admit()
         for text, piece in self.batch.step():
             self.pieces[text].append(piece)

@@ -32,7 +32,7 @@ class Reply:
 
 
 class Server:
-    """A running server. `stderr` collects the lines that it prints."""
+    """A process of `gptcli serve`. `stderr` collects the lines that it prints."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -63,7 +63,7 @@ class Server:
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> Reply:
-        """Send one request and return the answer. The body is bytes, or an object to send as
+        """Send one request and return the answer. `body` is bytes, or an object that is sent as
         JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -74,26 +74,27 @@ class Server:
             return Reply(answer.status, told, answer.read())
 
     def complete(self, **body: Any) -> Reply:
-        """Ask for a completion and return the answer."""
+        """Send a request for a completion, and return the answer."""
         return self.ask("POST", "/v1/completions", body)
 
     def metric(self, name: str) -> float:
-        """The value of a metric without labels in /metrics."""
+        """The value of the metric `name` at the address /metrics. The metric must have no
+        labels."""
         text = self.ask("GET", "/metrics").body.decode()
         found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
         assert found, text
         return float(found[1])
 
     def memory(self) -> int:
-        """The memory that the server uses now, in bytes (Linux)."""
+        """The bytes of memory that the server uses now. Works only on Linux."""
         status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
         found = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert found
         return int(found[1]) * 1024
 
     def has_connections(self) -> bool:
-        """Whether a client is connected (Linux). The server itself has three open sockets: they
-        listen and wake the event loop."""
+        """Whether a client is connected. Works only on Linux. Three open sockets are the server's
+        own: one listens, and two wake the event loop."""
         sockets = 0
         for file in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -101,7 +102,7 @@ class Server:
         return sockets > 3
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal, wait for the server's end, and return its exit code."""
+        """Send a signal to the server, wait until it has ended, and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -123,10 +124,8 @@ main()
 
 @contextlib.contextmanager
 def serving(*words: object, port: int = 0, patience: float | None = None) -> Iterator[Server]:
-    """Run `gptcli serve WORDS` until the end of the block.
-
-    `patience` is the number of seconds after which the server gives up on clients that neither send
-    nor read."""
+    """Run `gptcli serve WORDS` until the end of the `with` block. If a client neither sends nor
+    reads for `patience` seconds, the server closes its connection."""
     start = ["-m", "gptcli"] if patience is None else ["-c", _IMPATIENT.format(seconds=patience)]
     command = [sys.executable, *start, "serve", *map(str, words), "--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -138,7 +137,8 @@ def serving(*words: object, port: int = 0, patience: float | None = None) -> Ite
 
 
 def request(port: int, body: dict[str, Any], *, key: str = "") -> bytes:
-    """The bytes of an HTTP request for a completion. The connection closes after the answer."""
+    """The bytes of an HTTP request for a completion. It asks the server to close the connection
+    after the answer."""
     data = json.dumps(body).encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
@@ -149,8 +149,8 @@ def request(port: int, body: dict[str, Any], *, key: str = "") -> bytes:
 
 
 async def exchange(port: int, data: bytes) -> Reply:
-    """Send bytes, and return the answer when the server has closed the connection. Raise
-    ConnectionResetError if there is no answer."""
+    """Send `data` to the server, wait until it has closed the connection, and return its answer.
+    Raise ConnectionResetError if it has not answered."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(data)
@@ -181,12 +181,12 @@ def _without_chunks(data: bytes) -> bytes:
 
 
 def events(body: bytes) -> list[dict[str, Any]]:
-    """The events of a streamed answer. The answer must end with [DONE]."""
+    """The events of a streamed answer, read as JSON. The answer must end with [DONE]."""
     parts = body.decode().split("\n\n")
     assert parts[-2:] == ["data: [DONE]", ""]
     return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
 
 
 def streamed_text(body: bytes) -> str:
-    """The text of a streamed answer with one choice."""
+    """The complete text of a streamed answer. The answer must have only one choice."""
     return "".join(one["text"] for event in events(body) for one in event["choices"])

@@ -1,4 +1,5 @@
-"""Continuous batching: each text is as if written alone, and slots are shared fairly and freed."""
+"""Continuous batching: each text is the same as if it were written alone, clients share the slots
+fairly, and slots become free again."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ PARAMS = [
     ("arch", "kind"), [("modern", "char"), ("gpt2", "byte"), ("modern", "bpe")]
 )
 def test_each_text_is_what_it_would_be_alone(backend: Backend, arch: str, kind: str) -> None:
-    """Prompts of many lengths, also longer than the window, join a batch whose texts are being
-    written."""
+    """Prompts of many lengths, some longer than the window, join the batch while it writes other
+    texts."""
     loaded = served(backend, arch, kind)
     chance = random.Random(0)
     driven = Driven(loaded, 5)
@@ -57,8 +58,8 @@ def test_each_text_is_what_it_would_be_alone(backend: Backend, arch: str, kind: 
 
 
 def test_samples_of_a_prompt_that_is_read_in_parts(backend: Backend) -> None:
-    """The server reads equal prompts once and copies the result, but not if a prompt has several
-    parts."""
+    """The server reads several equal prompts only once, and copies the result. If a prompt is so
+    long that it is read in parts, the server reads it for each sample."""
     loaded = served(backend, width=16)
     prompt = [i * 7 % 20 for i in range(300)]
     driven = Driven(loaded, 4)
@@ -106,7 +107,8 @@ def test_a_text_begins_before_later_prompts_are_read(backend: Backend) -> None:
     for _ in range(3):
         driven.step()
         begun.append([bool(driven.pieces[text]) for text in texts])
-    # The second prompt begins within the first 128 tokens, the third does not.
+    # A step reads the prompts that begin within the first 128 tokens of all waiting prompts. The
+    # second prompt does, and the third does not.
     assert begun[0] == [True, True, False]
     assert begun[1] == [True, True, True]
     driven.finish()
@@ -117,8 +119,9 @@ def test_logprobs_are_the_models_own(backend: Backend) -> None:
     loaded = served(backend)
     prompt = [3, 1, 4, 1, 5, 9, 2, 6]
     driven = Driven(loaded, 3)
-    driven.add([7], 30)  # meanwhile, another text is written
-    params = SamplingParams(0.5, top_k=4)  # log-probabilities do not depend on these
+    driven.add([7], 30)  # the batch writes this other text at the same time
+    # Log-probabilities do not depend on these sampling parameters.
+    params = SamplingParams(0.5, top_k=4)
     text = driven.add(prompt, 12, scores=3, score_prompt_from=0, params=params)
     driven.finish()
     scores = [score for piece in driven.pieces[text] for score in piece.scores]
@@ -182,7 +185,8 @@ def test_the_queue_takes_turns() -> None:
 
 
 class Running:
-    """A Generator in its thread, with an event loop in another thread."""
+    """A Generator that runs in its own thread, and an event loop in another thread, which receives
+    the texts."""
 
     def __init__(
         self, batch: Batch, *, most_waiting: int = 100, longest_wait: float = 60.0

@@ -33,7 +33,7 @@ if sys.platform == "win32":
 
 @pytest.fixture(scope="module")
 def server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of two runs with low limits."""
+    """A server for two runs, with low limits on texts and requests."""
     other = tmp_path_factory.mktemp("serve") / "other"
     shutil.copytree(trained, other)
     limits = ("--max-length", 300, "--max-body", 20_000, "--streams", 8)
@@ -257,7 +257,8 @@ def test_a_client_that_leaves_frees_its_place(server: Server) -> None:
 
 
 def test_64_clients_get_what_each_would_get_alone(server: Server, trained: Path) -> None:
-    """The prompts and texts have many lengths, and half of the clients stream."""
+    """The prompts and the texts have many lengths. Half of the clients receive their text as a
+    stream."""
     bodies = [
         {
             "model": ("small", "other")[i % 2],
@@ -311,7 +312,8 @@ def test_keys_origins_and_the_end(trained: Path) -> None:
 
 
 async def _end_meanwhile(server: Server) -> bytes:
-    """Send SIGTERM while the server writes a text, and return the complete answer."""
+    """Ask for a text, send SIGTERM to the server while it writes the text, and return the complete
+    answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     body = {"prompt": "KING", "max_tokens": 5000, "stream": True}
     writer.write(request(server.port, body, key="secret"))

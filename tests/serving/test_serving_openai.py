@@ -1,4 +1,4 @@
-"""The official `openai` client with `gptcli serve`."""
+"""The official Python client `openai` works with `gptcli serve`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_completions(client: Any, trained: Path, cli: Cli) -> None:
     outcome = cli("sample", trained, *words, "--dtype", "float32", "--json")
     wanted = [json.loads(line)["text"] for line in outcome.out.splitlines()]
     more = {"model": "small", "prompt": "KING", "max_tokens": 60, "seed": 9, "n": 3}
-    temperature = 0.8  # the default of gptcli sample
+    temperature = 0.8  # the default temperature of gptcli sample
     answer = client.completions.create(**more, temperature=temperature)
     assert [choice.text for choice in answer.choices] == wanted
     assert answer.usage.completion_tokens == 180

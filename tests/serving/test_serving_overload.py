@@ -1,4 +1,5 @@
-"""`gptcli serve` under attack: too many clients, slow, silent and broken ones, kill -9.
+"""`gptcli serve` under attack: too many clients at once, clients that are slow or silent or send
+invalid requests, and kill -9.
 
 No request hangs, the memory stays bounded, and all normal clients get their texts.
 """
@@ -27,7 +28,7 @@ if sys.platform != "linux":
 
 MIB = 1 << 20
 BROKEN = [
-    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # how TLS starts
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # the beginning of a TLS connection
     b"GET\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nx",
@@ -42,7 +43,8 @@ BROKEN = [
 
 
 async def _normal(server: Server, chance: random.Random) -> str:
-    """Ask like a usual client, again if the server is full. Return "served" or "never served"."""
+    """Ask for a text as a usual client does. If the server is full, try again. Return "served" or
+    "never served"."""
     count = chance.randrange(1, 60)
     body = {"prompt": "KING", "max_tokens": count, "stream": chance.random() < 0.5}
     for _ in range(200):
@@ -76,7 +78,8 @@ async def _connected(
 
 
 async def _reads_nothing(server: Server, chance: random.Random) -> str:
-    """Ask for a long answer without reading it, until the server has closed the connection."""
+    """Ask for a long answer, but do not read it. Wait until the server has closed the
+    connection."""
     async with _connected(server) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         body = {"prompt": "KING", "max_tokens": 500, "n": 8, "logprobs": 5, "stream": True}
@@ -89,14 +92,14 @@ async def _reads_nothing(server: Server, chance: random.Random) -> str:
 
 
 async def _is_silent(server: Server, chance: random.Random) -> str:
-    """Connect, and send nothing or only the start of a request."""
+    """Connect, and send nothing or only the beginning of a request."""
     async with _connected(server) as (reader, writer):
         writer.write(chance.choice([b"", b"POST /v1/comp", b"GET / HTTP/1.1\r\nHost: loc"]))
         return "cut" if await asyncio.wait_for(reader.read(-1), 60) == b"" else "answered"
 
 
 async def _sends_slowly(server: Server, chance: random.Random) -> str:
-    """Send the body of a request byte by byte."""
+    """Send the body of a request slowly, byte by byte."""
     data = request(server.port, {"prompt": "KING" * 1000, "max_tokens": 5})
     async with _connected(server) as (reader, writer):
         writer.write(data[:-4000])
@@ -110,7 +113,7 @@ async def _sends_slowly(server: Server, chance: random.Random) -> str:
 
 
 async def _leaves(server: Server, chance: random.Random) -> str:
-    """Ask, and disconnect before the answer is complete."""
+    """Ask for a text, and disconnect before the answer is complete."""
     async with _connected(server) as (_, writer):
         body = {"prompt": "KING", "max_tokens": 1000, "n": 4, "stream": chance.random() < 0.5}
         writer.write(request(server.port, body))
@@ -130,7 +133,8 @@ async def _is_broken(server: Server, chance: random.Random) -> str:
 
 
 async def _attack(server: Server, kinds: list[Any], seed: int) -> Counter[tuple[str, str]]:
-    """Start all clients at once. Count how the clients of each kind end."""
+    """Start all clients at once. Return a Counter: (kind of client, how it ended) -> number of
+    clients."""
     random.Random(seed).shuffle(kinds)
 
     async def one(kind: Any, seed: int) -> tuple[str, str]:
@@ -143,7 +147,8 @@ async def _attack(server: Server, kinds: list[Any], seed: int) -> Counter[tuple[
 
 
 def _is_as_before(server: Server) -> None:
-    """Assert that the server is idle, has no connections, and answers a new request."""
+    """Assert that, after the attack, the server is idle, has no connections, and answers a new
+    request."""
     end = time.monotonic() + 20
     while server.ask("GET", "/health").json != {"status": "ok", "running": 0, "waiting": 0}:
         assert time.monotonic() < end
@@ -170,7 +175,8 @@ def _check(found: Counter[tuple[str, str]]) -> None:
 
 
 def test_others_are_served_meanwhile(trained: Path) -> None:
-    """This attack has only 40 clients. Tests with more clients are marked slow."""
+    """During an attack, normal clients are served. This attack has only 40 clients. The tests with
+    more clients are marked slow."""
     kinds = (
         [_normal] * 16
         + [_reads_nothing, _is_silent, _sends_slowly, _leaves] * 3

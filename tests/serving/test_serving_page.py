@@ -1,4 +1,5 @@
-"""The page of `gptcli serve` in Chromium: it writes, stops, asks for a key, and loads nothing."""
+"""The page of `gptcli serve` in Chromium: it writes a text, stops it, asks for an API key, and
+loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ AXE = ROOT / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    """A browser tab that fails on errors of the page, and on requests to other hosts."""
+    """A browser tab. The test fails if the page in it logs an error or requests something from
+    another host."""
     path = find_chromium()
     if path is None:
         pytest.skip("neither Chromium nor Chrome is installed")
@@ -72,8 +74,8 @@ def test_the_page_stops_a_text(page: Any, trained: Path) -> None:
     with serving(trained, "--max-length", 10**6) as server:
         page.goto(server.url)
         page.fill("#tokens", "900000")
-        # The page itself must stop the text. A fast machine would finish it before this process
-        # reacts.
+        # A script in the page clicks the stop button. A fast machine would finish the text before
+        # this process could click.
         page.evaluate("""() => {
             document.querySelector("#write").click();
             const waiting = setInterval(() => {

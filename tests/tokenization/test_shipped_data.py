@@ -1,4 +1,5 @@
-"""The shipped text in data/ is what data/README.md describes, and has the figures given there."""
+"""The shipped text in data/ is what data/README.md describes, and has the figures that
+data/README.md states."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def test_each_speaker_has_a_separate_line() -> None:
         assert lines[number + 1] != ""
     names = {lines[number][:-1] for number in speakers}
     assert {"HAMLET", "LADY MACBETH", "KING", "FIRST WITCH", "PUCK"} <= names
-    # No speech begins on the same line as the name of its speaker.
+    # A speaker's name is never on the same line as the beginning of the speech.
     assert not re.findall(rf"^(?:{'|'.join(names)})\. ?[A-Z\[].*$", TEXT, re.M)
 
 

@@ -1,4 +1,5 @@
-"""BPE: its vocabulary, the cost of training, and the same ids as tiktoken and Hugging Face."""
+"""BPE: its vocabulary, the time that training it takes, and that it gives the same ids as tiktoken
+and Hugging Face's library."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ MIXED = "naïve café 🙂🙂 世界世界世界 Привет\t\n\n\n    if x =
 
 
 def hugging_face(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """gptcli's tokenizer.json, loaded by Hugging Face, which then reads end-of-text as plain
-    text."""
+    """The tokenizer that Hugging Face's library loads from gptcli's tokenizer.json. It encodes the
+    end-of-text token in a text as plain text."""
     theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     theirs.encode_special_tokens = True
     return theirs
@@ -173,7 +174,8 @@ def test_different_words_are_bounded() -> None:
 
 @pytest.mark.slow
 def test_long_words_do_not_make_training_slow() -> None:
-    # If training did not cut long words, these texts would take minutes.
+    # These texts are single very long words. If the training of a BPE did not cut long words, it
+    # would take minutes.
     draw = random.Random(0)
     letters = "".join(draw.choices("acgt", k=400_000))
     blanks = "".join(draw.choices(" \t\n", k=400_000))

@@ -1,4 +1,5 @@
-"""The char tokenizer: its vocabulary, its errors for unknown characters, and its two encoders."""
+"""The char tokenizer: its vocabulary, its errors for unknown characters, and its two encoders (to a
+list, to an array)."""
 
 from __future__ import annotations
 

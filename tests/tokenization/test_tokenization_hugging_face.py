@@ -1,4 +1,5 @@
-"""tokenizer.json of other programs: gptcli gives Hugging Face's ids or says why it refuses."""
+"""tokenizer.json files of other programs: gptcli gives the same ids as Hugging Face's library, or
+refuses the file with a reason."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ SPECIAL = ["<s>", "<pad>", "</s>", "<|im_start|>"]
 
 
 def trained(special: list[str], **byte_level: Any) -> tokenizers.Tokenizer:
-    """A byte-level BPE, trained as usual with Hugging Face's library: special tokens have the first
-    ids."""
+    """A byte-level BPE that Hugging Face's library trained in the usual way, in which special
+    tokens have the first ids."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     options = {"add_prefix_space": False} | byte_level
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(**options)
@@ -56,7 +57,7 @@ def load(path: Path, content: str) -> Any:
 
 @cache
 def ours() -> Any:
-    """gptcli's tokenizer, loaded from the file of THEIRS."""
+    """gptcli's tokenizer, loaded from a tokenizer.json of THEIRS."""
     with tempfile.TemporaryDirectory() as folder:
         return load(Path(folder, "tokenizer.json"), THEIRS.to_str())
 

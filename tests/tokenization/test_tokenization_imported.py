@@ -1,4 +1,5 @@
-"""Tokenizers like Qwen3's and Llama 3's: the library's ids, safe cuts, prompts, files of runs."""
+"""Tokenizers like those of Qwen3 and Llama 3: they give the ids of Hugging Face's library, can cut
+texts safely, encode prompts, and are stored in runs."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def special(*names: str, is_special: bool = True) -> list[AddedToken]:
 
 @cache
 def theirs(kind: str) -> tokenizers.Tokenizer:
-    """A small tokenizer of Hugging Face's library with the pipeline of a well-known model."""
+    """A small tokenizer of Hugging Face's library, with the same steps as the tokenizer of the
+    model `kind`."""
     made = tokenizers.Tokenizer(models.BPE(ignore_merges=kind == "llama3"))
     bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "smollm")
     split: Any = pre_tokenizers.Digits(individual_digits=True)
@@ -91,8 +93,8 @@ def test_the_ids_of_5000_strings_are_the_librarys(kind: str, slow: bool) -> None
     for text in strings(5000 if slow else 1000):
         ids = ours(kind).encode(text)
         assert ids == ids_of(kind, text), text
-        # Encoding does not compose an added token with a combining mark after it. Normalising the
-        # whole text does.
+        # Normalising a whole text can compose an added token with a combining mark after it.
+        # Encoding does not, so compare both texts normalised.
         again = ours(kind).decode(ids)
         assert ours(kind).normalised(again) == ours(kind).normalised(text)
         assert kind == "qwen3" or again == text
@@ -164,7 +166,7 @@ def test_rows_without_a_token_get_names() -> None:
 def damaged(name: str) -> Any:
     stored = json.loads(ours("llama3").to_json())
     split = stored["pre_tokenizer"]["pretokenizers"][0]
-    if name == "pattern":  # to match this pattern takes exponential time
+    if name == "pattern":  # matching this pattern takes exponential time
         split["pattern"]["Regex"] = r"(\p{L}+)+$"
     elif name == "behavior":
         split["behavior"] = "Removed"

@@ -1,4 +1,5 @@
-"""tokenizer.json: gptcli and Hugging Face read it alike. Damaged or foreign files are refused."""
+"""tokenizer.json: gptcli and Hugging Face's library read it in the same way. gptcli refuses damaged
+files and those of other programs."""
 
 from __future__ import annotations
 

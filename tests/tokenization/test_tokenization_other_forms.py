@@ -1,4 +1,5 @@
-"""Unknown characters that look like known ones: the error names the form in the training text."""
+"""Unknown characters that look like known ones (other Unicode forms): the error names the form that
+the training text has."""
 
 from __future__ import annotations
 

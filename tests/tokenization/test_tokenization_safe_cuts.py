@@ -1,4 +1,5 @@
-"""Safe cuts: a text gives the same tokens if it is cut at these places."""
+"""Safe cuts: places at which a text can be cut, so that its pieces give the same tokens as the
+whole text."""
 
 from __future__ import annotations
 
@@ -61,6 +62,6 @@ def test_pieces_without_a_safe_cut_are_bounded() -> None:
 
 
 def test_many_small_pieces_without_a_safe_cut_take_linear_time() -> None:
-    # If each new piece caused a search of all the text held back, this would read 10**11
-    # characters.
+    # If each new piece started a search in all the text that was held back, safe_cuts would read
+    # 10**11 characters.
     assert sum(map(len, safe_cuts(("x" for _ in range(500_000)), 1000, longest=10**9))) == 500_000

@@ -1,4 +1,5 @@
-"""All kinds of tokenizers: decode(encode(text)) == text, streams of whole characters, errors."""
+"""All kinds of tokenizers: decode(encode(text)) == text, streams give only whole characters,
+errors."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def test_a_stream_of_any_ids_gives_their_text(
     stream = tokenizer.stream()
     parts = [stream.push(id) for id in ids]
     assert "".join(parts) + stream.flush() == tokenizer.decode(ids)
-    # A flush resets the stream, so it can decode again.
+    # After a flush, the stream can decode another text.
     assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids)
 
 
@@ -76,7 +77,8 @@ def test_a_stream_holds_an_incomplete_emoji_back() -> None:
     assert [stream.push(byte) for byte in "🙂a".encode()] == ["", "", "", "🙂", "a"]
     assert [stream.push(byte) for byte in "🙂".encode()[:3]] == ["", "", ""]
     assert stream.flush() == "\N{REPLACEMENT CHARACTER}"
-    # If a byte makes the character invalid, the stream immediately gives a replacement character.
+    # When a byte makes a character invalid, the stream immediately gives a replacement character
+    # for it.
     assert [stream.push(byte) for byte in (0xF0, 0x41, 0xFF)] == ["", "\ufffdA", "\ufffd"]
 
 

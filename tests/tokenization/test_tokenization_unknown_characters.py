@@ -1,4 +1,5 @@
-"""data.unknown: it drops or replaces unknown characters, and a note counts and names them."""
+"""data.unknown: gptcli drops or replaces characters that the tokenizer does not know, and a note
+counts and names them."""
 
 from __future__ import annotations
 

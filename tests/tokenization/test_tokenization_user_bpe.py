@@ -1,4 +1,4 @@
-"""The user's byte-pair encoding as the tokenizer of a model."""
+"""A byte-pair encoding (BPE) that the user wrote, as the tokenizer of a model."""
 
 from __future__ import annotations
 

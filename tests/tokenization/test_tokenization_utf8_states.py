@@ -1,4 +1,4 @@
-"""The table of UTF-8 states agrees with Python's decoder for every state and every byte."""
+"""The table of UTF-8 states says for every state and every byte what Python's decoder says."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ENDS = [bytes(end) for n in range(4) for end in product((0x80, 0xA0, 0xBF), repe
 
 
 def is_valid_so_far(data: bytes) -> bool:
-    """Whether `data` is the start of some valid UTF-8. (Python's incremental decoder is less
-    strict: it waits for the third byte of a surrogate.)"""
+    """Whether some valid UTF-8 text begins with `data`. (Python's incremental decoder cannot be
+    used: it accepts the first two bytes of a surrogate, although no surrogate is valid.)"""
     return any(is_valid(data + end) for end in ENDS)
 
 
@@ -63,5 +63,5 @@ def test_end_of_text_cannot_cut_a_character() -> None:
         tokenizer = build_tokenizer(kind, 0, lambda: iter(()))
         table = np.asarray(next_states(tokenizer.pieces))
         assert table[:, tokenizer.eot].tolist() == [0] + 7 * [INVALID]
-        for state in range(STATES):  # at least one token can continue the text
+        for state in range(STATES):  # in each state, at least one token can continue the text
             assert (table[state] != INVALID).any()

@@ -1,4 +1,4 @@
-"""Fixtures that create, resume and run trainings without the command line."""
+"""Fixtures for trainings without the command line: create a run, resume it, train it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def resumed(tmp_path: Path) -> Resumed:
 
 
 def run(setup: Setup, stop_at: int | None = None) -> list[Event]:
-    """Train, and return all events. With `stop_at`, the training is interrupted after that step."""
+    """Train a run, and return all events. The step `stop_at` is the last one, as if the user
+    interrupted the training during this step."""
     events: list[Event] = []
 
     def should_stop() -> bool:

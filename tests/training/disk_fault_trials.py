@@ -1,4 +1,4 @@
-"""Trials of saving on disks that kill the process, fail, lose writes or are full.
+"""Trials: save a run on disks that kill the process, fail, lose writes or are full.
 
 The tests in this folder run the trials, and benchmarks/reliability.py counts them. Each generator
 yields once for each trial that passed.
@@ -35,20 +35,20 @@ from tests.training.faulty_disks import (
 from tests.training.lost_writes import Model, write_tree
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EDQUOT)
-FLOATS = 3000  # 12 kB, so a checkpoint takes some pages of the disk
+FLOATS = 3000  # 12 kB, so that a checkpoint takes several pages of the disk
 TIDYING = (
     "a new best checkpoint",
     "old checkpoints are deleted",
     "a resume",
     "shards are gathered",
 )
-"""Stories that delete or gather files. If that fails for a file, the story continues without an
-error."""
+"""The names of the stories that delete or gather files. If a file cannot be deleted or gathered,
+these stories continue without an error."""
 
 
 @contextmanager
 def on(disk: durable.Disk) -> Iterator[None]:
-    """Use another disk inside the block."""
+    """Let gptcli use `disk` for its files inside the `with` block."""
     before, durable.disk = durable.disk, disk
     try:
         yield
@@ -57,20 +57,21 @@ def on(disk: durable.Disk) -> Iterator[None]:
 
 
 def begin(story: Story, folder: Path) -> Path:
-    """Create the run of a story in the state before its calls, and return the run."""
+    """Create the run folder that a story finds before its first call, and return the folder."""
     with on(Watched()):
         return story.begin(folder / "begun")
 
 
 def copy(begun: Path) -> Path:
-    """Make a fresh copy of a run in place of the previous copy, and return it."""
+    """Copy the run folder `begun` to the folder `run` beside it, instead of the previous copy.
+    Return the copy."""
     run = begun.parent / "run"
     shutil.rmtree(run, ignore_errors=True)
     return Path(shutil.copytree(begun, run))
 
 
 def record(story: Story, begun: Path) -> list[Operation]:
-    """The operations of a story on a disk without faults."""
+    """The disk operations of a story, recorded on a disk without faults."""
     disk = Recording()
     with on(disk):
         story.tell(copy(begun))
@@ -78,7 +79,8 @@ def record(story: Story, begun: Path) -> list[Operation]:
 
 
 def check(story: Story, run: Path, returned: int) -> None:
-    """Assert what must be true of an interrupted run, and that the run can be continued."""
+    """Assert what a story says of its run after an interruption, and that the run can be
+    continued."""
     with on(Watched()):
         story.check(run, returned)
         story.go_on(run)
@@ -88,10 +90,9 @@ def check(story: Story, run: Path, returned: int) -> None:
 
 
 def killed_at_any_operation(story: Story, half: bool, begun: Path) -> Iterator[int]:
-    """Kill with SIGKILL after each number of operations, or with `half` in the middle of each
-    write.
-
-    Yields the number of operations."""
+    """Kill the process of a story with SIGKILL: in the first trial before any operation, in the
+    next trial after one operation, and so on. With `half`, kill it in the middle of each write
+    instead. Yields the number of completed operations."""
     operations = record(story, begun)
     for count in range(len(operations) + 1):
         if half and (count == len(operations) or operations[count][0] != "write"):
@@ -110,15 +111,17 @@ def killed_at_any_operation(story: Story, half: bool, begun: Path) -> Iterator[i
 
 
 def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> Iterator[int]:
-    """Cut the power after each operation: any part of the data without fsync is lost or cut off.
+    """Cut the power after each operation of a story: data that had no fsync is lost, partly or
+    completely.
 
-    Also assert that each call that returned has saved its data for good. Crashes that leave equal
-    files are tried once. Yields the number of such crashes."""
+    Also assert that a crash loses nothing that a call saved before it returned. If a crash leaves
+    the same files as an earlier one, it is counted, but not tried again. Each yielded number counts
+    the crashes since the previous yield."""
     crashed = folder / "crashed"
     run = begin(story, folder)
     model = Model(run)
     disk = Recording()
-    returned: list[int] = []  # how many operations had succeeded when each call returned
+    returned: list[int] = []  # for each call, how many operations had succeeded when it returned
     with on(disk):
         story.tell(run, lambda: returned.append(len(disk.operations)))
     choice = random.Random(seed)
@@ -145,7 +148,8 @@ def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> It
 
 
 def refused(story: Story, begun: Path, disk: Refusing) -> tuple[Path, GptcliError | None]:
-    """Run a story on a failing disk. Return the run and the error that the story raised."""
+    """Run a story on a failing disk. Return the run folder, and the error that the story raised or
+    None."""
     run = copy(begun)
     with on(disk):
         try:
@@ -156,13 +160,14 @@ def refused(story: Story, begun: Path, disk: Refusing) -> tuple[Path, GptcliErro
 
 
 def failing_at_any_operation(story: Story, begun: Path) -> Iterator[int]:
-    """Let each operation fail once, with each of ERRORS. Yields the number of the operation."""
+    """In each trial, one operation of the story fails with one of ERRORS. There is a trial for each
+    operation and each error. Yields the number of the operation."""
     for count, operation in enumerate(record(story, begun)):
         for number in ERRORS:
             disk = Refusing(count, number)
             run, error = refused(story, begun, disk)
             assert disk.refused
-            if error is None:  # the story did not need to delete these old files
+            if error is None:  # the operation that failed only tidied up
                 assert operation[0] in ("unlink", "rmdir") or story.name in TIDYING, operation
             else:
                 check_words(error, run, number)
@@ -173,7 +178,8 @@ def failing_at_any_operation(story: Story, begun: Path) -> Iterator[int]:
 
 
 def failing_for_good(story: Story, begun: Path) -> Iterator[int]:
-    """Let all operations fail from some operation on. Yields the number of that operation."""
+    """In each trial, all operations fail from a certain operation on. Yields the number of this
+    operation."""
     for count in range(len(record(story, begun))):
         run, error = refused(story, begun, Refusing(count, errno.EIO, always=True))
         if error is not None:
@@ -183,7 +189,8 @@ def failing_for_good(story: Story, begun: Path) -> Iterator[int]:
 
 
 def check_words(error: GptcliError, run: Path, number: int) -> None:
-    """Assert that an error has one line, with the path, the reason and the free space."""
+    """Assert that an error's message has one line, which names the path, the reason and the free
+    space."""
     assert error.exit_code == 1
     assert "\n" not in error.message
     assert str(run / "checkpoints") in error.message
@@ -192,7 +199,8 @@ def check_words(error: GptcliError, run: Path, number: int) -> None:
 
 
 def short_writes(size: int, folder: Path) -> Iterator[int]:
-    """Save on a disk that writes at most `size` bytes at a time. With 0 it writes nothing."""
+    """Save a checkpoint on a disk that writes at most `size` bytes at a time. If `size` is 0, the
+    disk writes nothing."""
     run, refused = folder / "short", None
     run.mkdir()
     try:
@@ -214,8 +222,8 @@ def short_writes(size: int, folder: Path) -> Iterator[int]:
 
 
 def refuses(run: Path, step: int) -> str | None:
-    """Save a step. Return None, or the error message if the disk refused and the run is
-    unchanged."""
+    """Save the checkpoint of a step. Return the error message if the disk refuses it, otherwise
+    None. Assert that a refused save leaves the run unchanged."""
     error = None
     try:
         write(run, step, size=FLOATS)
@@ -233,7 +241,7 @@ def refuses(run: Path, step: int) -> str | None:
 
 
 def check_old(run: Path, step: int) -> None:
-    """Assert that the newest checkpoint is valid and is of this step."""
+    """Assert that the newest checkpoint is that of `step`, and that it is valid."""
     saved, notes = checkpoint.newest_valid(run)
     assert saved is not None
     assert (saved.step, notes) == (step, [])
@@ -241,9 +249,8 @@ def check_old(run: Path, step: int) -> None:
 
 
 def limited_file_sizes(run: Path) -> Iterator[int]:
-    """Save with RLIMIT_FSIZE, which works like a quota: one write is short, and the next one fails.
-
-    Yields each limit."""
+    """Save checkpoints with RLIMIT_FSIZE, a limit on the size of a file. It works like a quota: one
+    write is cut off at the limit, and the next write fails. Yields each limit."""
     import resource
 
     write(run, 10, size=FLOATS)
@@ -269,7 +276,7 @@ def limited_file_sizes(run: Path) -> Iterator[int]:
 
 
 def no_more_open_files(run: Path) -> Iterator[int]:
-    """Save with RLIMIT_NOFILE, so that the process cannot open another file."""
+    """Save a checkpoint with RLIMIT_NOFILE so low that the process cannot open another file."""
     import resource
 
     write(run, 10, size=FLOATS)
@@ -285,7 +292,7 @@ def no_more_open_files(run: Path) -> Iterator[int]:
         except GptcliError as raised:
             error = raised
         finally:
-            checkpoint.prune(run, 2)  # this cannot delete anything, and must raise no error
+            checkpoint.prune(run, 2)  # prune cannot delete anything now, and must raise no error
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert error is not None
         assert os.strerror(errno.EMFILE) in error.message
@@ -325,11 +332,10 @@ def mount_tmpfs(folder: Path, options: str) -> None:
 
 
 def full_file_system(what: str, folder: Path) -> Iterator[int]:
-    """Save on a small tmpfs without free space (`room`) or without free `inodes`.
-
-    The tmpfs is filled and then freed bit by bit, so that each save fails at a later operation.
-    Yields the number of each refused save. Raises NotAllowedError if the tmpfs cannot be
-    mounted."""
+    """Save checkpoints on a small tmpfs without free space (if `what` is "room") or without free
+    inodes (if `what` is "inodes"). The tmpfs is filled completely, then freed bit by bit, so that
+    each save fails at a later operation. Yields the number of each refused save. Raises
+    NotAllowedError if the tmpfs cannot be mounted."""
     pages, inodes = 24, 40
     one = b"full" * 1024 if what == "room" else b""
     counts = folder.with_name(f"{folder.name}-{what}")
@@ -351,7 +357,8 @@ def full_file_system(what: str, folder: Path) -> Iterator[int]:
                 check_old(run, 10)
                 fillers.pop().unlink()
             assert all(os.strerror(errno.ENOSPC) in line for line in lines)
-            # One save failed at the folder of a checkpoint, and one at each of its files.
+            # At least one save failed when it made the checkpoint's folder, and at least one at
+            # each of its three files.
             assert len(lines) >= 4
             check_old(run, 20)
             count.write(b"." * len(lines))

@@ -1,4 +1,6 @@
-"""Disks that record, kill or fail instead of durable.disk, and what must be true afterwards."""
+"""Disks that take the place of durable.disk and that record operations, kill the process, or fail.
+Also the stories: calls that save or delete checkpoints, and what must be true of the run
+afterwards."""
 
 from __future__ import annotations
 
@@ -24,17 +26,19 @@ from gptcli.training.meta_file import PARTS, shard_name
 from gptcli.training.training_state import Progress
 
 Operation = tuple[Any, ...]
-"""("write", path, data), ("rename", source, goal), or (name of the operation, path)."""
+"""One operation of a disk: ("write", path, data), ("rename", source, goal), or, for all other
+operations, (name of the operation, path)."""
 
 
 class Watched(durable.Disk):
-    """A disk that hands each operation to `watch`.
+    """A disk that hands each operation to its method `watch`.
 
-    This disk skips fsync, so that tests are fast. The data that a process has written survives its
-    death even without fsync."""
+    This disk skips fsync, so that tests are fast. Without fsync, data that a process has written
+    still survives the death of the process."""
 
     def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
-        """Do the operation. Subclasses override this method to do something else."""
+        """Do the operation, by calling `do`. Subclasses override this method, for example to record
+        or to fail."""
         return do()
 
     def create(self, path: Path) -> io.FileIO:
@@ -66,7 +70,8 @@ class Watched(durable.Disk):
 
 
 class Recording(Watched):
-    """A disk that records the operations that were tried, and those that succeeded."""
+    """A disk that records all operations (`tried`), and the operations that succeeded
+    (`operations`)."""
 
     def __init__(self) -> None:
         self.tried: list[Operation] = []
@@ -80,8 +85,9 @@ class Recording(Watched):
 
 
 class Deadly(Watched):
-    """A disk that kills its process with SIGKILL after `count` operations. With `half`, it kills in
-    the middle of the next write."""
+    """A disk that kills its process with SIGKILL when the process asks for another operation after
+    `count` operations. With `half`, if this operation is a write, the disk first writes half of its
+    data."""
 
     def __init__(self, count: int, half: bool) -> None:
         self.left = count
@@ -99,10 +105,10 @@ class Deadly(Watched):
 
 
 class Refusing(Watched):
-    """A disk that does `count` operations, then fails the next one with errno `number`.
+    """A disk that does `count` operations. The operation after them fails with errno `number`.
 
-    If `always` is true, it also fails all later operations. A write that fails has written half
-    of its data."""
+    If `always` is true, all later operations fail, too. A failing write still writes half of its
+    data."""
 
     def __init__(self, count: int, number: int, always: bool = False) -> None:
         self.left = count
@@ -132,7 +138,8 @@ class Short(durable.Disk):
 
 
 def in_child(body: Callable[[], None]) -> tuple[int, str]:
-    """Run `body` in a fork. Return its wait status (0: success) and its traceback."""
+    """Run `body` in a fork of this process. Return the fork's wait status (0: success), and its
+    traceback or ""."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -154,17 +161,19 @@ def in_child(body: Callable[[], None]) -> tuple[int, str]:
 
 
 def write(run: Path, step: int, more: int = 0, size: int = 5, best: int | None = None) -> None:
-    """Save a checkpoint whose `size` weights equal its step. The numbers of its state are -step."""
+    """Save a checkpoint with `size` weights, which all equal `step`. All numbers of its state equal
+    -step."""
     model, state = {"w": torch.full((size,), float(step))}, {"m": torch.full((3,), -float(step))}
     meta = {"progress": asdict(Progress(step=step, best_step=best)), "more": more}
     checkpoint.save(run, step, model, state, meta)
 
 
 class TwoShards(WholeFiles):
-    """The files that two ranks write. Tensors without dimensions are only in the first shard."""
+    """The files of a checkpoint as two ranks write them: two shards for the weights, two for the
+    state. Only the first shard holds the tensors without dimensions."""
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Write the first rows of each tensor to one shard, and the other rows to a second
+        """Write the first half of each tensor's rows to one shard, and the second half to another
         shard."""
         index = {}
         for part, tensors in zip(PARTS, self._parts, strict=True):
@@ -180,7 +189,8 @@ class TwoShards(WholeFiles):
 
 
 def write_shards(run: Path, step: int) -> None:
-    """Save the checkpoint of `write` in shards, in place of a whole checkpoint of this step."""
+    """Save the same checkpoint as `write` does, but in shards. If the step has a checkpoint
+    already, replace it."""
     shutil.rmtree(checkpoint.folder_of(run, step), ignore_errors=True)
     model, state = {"w": torch.full((5,), float(step))}, {"m": torch.full((3,), -float(step))}
     meta = {"progress": asdict(Progress(step=step)), "more": 0}
@@ -188,14 +198,14 @@ def write_shards(run: Path, step: int) -> None:
 
 
 def gather(run: Path) -> None:
-    """Gather the weights as the end of a training does. If weights cannot be gathered, this only
-    causes a warning."""
+    """Gather the shards of the weights into one file, as the end of a training does. If this fails,
+    gptcli only prints a warning."""
     gather_weights(run)
 
 
 def leave_behind(run: Path) -> None:
-    """Create temporary files as killed processes leave them, beside the checkpoints and inside a
-    checkpoint."""
+    """Create the temporary files that killed processes leave: some beside the checkpoints, one
+    inside a checkpoint."""
     folder = run / "checkpoints"
     (folder / ".best.77.tmp").write_bytes(b"half")
     for name in (".step-00000030.77.tmp", ".step-00000005.77.old"):
@@ -205,33 +215,36 @@ def leave_behind(run: Path) -> None:
 
 
 def damage(run: Path, step: int, name: str) -> None:
-    """Cut off the last byte of a checkpoint's file."""
+    """Cut off the last byte of the file `name` in the checkpoint of `step`."""
     path = checkpoint.folder_of(run, step) / name
     path.write_bytes(path.read_bytes()[:-1])
 
 
 @dataclass(frozen=True)
 class Story:
-    """Calls on a run with the checkpoints `before`, the first of which is the best. The fields say
-    what must be true whenever the calls are interrupted."""
+    """Functions that are called one after the other on a run (`calls`). The run first has
+    checkpoints of the steps `before`, and the first of these is the best checkpoint. The other
+    fields say what must be true of the run, wherever the calls are interrupted."""
 
     name: str
     before: tuple[int, ...]
     calls: tuple[Callable[[Path], None], ...]
     new: int | None
-    """The step of the newest valid checkpoint after the first call."""
+    """The step of the newest valid checkpoint once the first call has returned."""
     old: int | None
-    """The step of the newest valid checkpoint before the first call."""
+    """The step of the newest valid checkpoint before the calls."""
     kept: frozenset[int]
-    """The steps whose checkpoints stay valid all the time."""
+    """The steps whose checkpoints must stay valid all the time."""
     best: int | None
-    """The step of the best checkpoint after all calls."""
+    """The step of the best checkpoint once all calls have returned."""
     prepare: Callable[[Path], None] = lambda run: None
     torn: int | None = None
-    """The step whose checkpoint was damaged before the calls, and may stay damaged."""
+    """The step of a checkpoint that is damaged before the calls, and may stay damaged. None: no
+    checkpoint is damaged."""
 
     def begin(self, run: Path) -> Path:
-        """Create the run with the checkpoints `before`, prepare it, and return its folder."""
+        """Create the run folder with the checkpoints `before`, change it with `prepare`, and return
+        it."""
         run.mkdir()
         for step in self.before:
             write(run, step)
@@ -241,14 +254,15 @@ class Story:
         return run
 
     def tell(self, run: Path, returned: Callable[[], None] = lambda: None) -> None:
-        """Make the calls, and call `returned` after each of them."""
+        """Call the functions of the story one after the other. Call `returned` after each of
+        them."""
         for call in self.calls:
             call(run)
             returned()
 
     def check(self, run: Path, returned: int) -> None:
-        """Assert what must be true of `run` if the calls were interrupted after the first
-        `returned` ones."""
+        """Assert what must be true of `run` if exactly the first `returned` calls were
+        completed."""
         saved, notes = checkpoint.newest_valid(run)
         step = saved.step if saved else None
         assert step in ((self.new,) if returned else (self.old, self.new)), (step, notes)
@@ -270,7 +284,8 @@ class Story:
             assert more in ((1,) if ended else (0, 1))
 
     def go_on(self, run: Path) -> None:
-        """Assert that a resumed run can save checkpoints and leaves no temporary files."""
+        """Assert that the run can be continued: it saves more checkpoints, and it leaves no
+        temporary files."""
         saved, _ = checkpoint.newest_valid(run)
         checkpoint.delete_leftovers(run, saved.step if saved else -1)
         assert temporaries(run) == []
@@ -286,7 +301,8 @@ class Story:
 
 
 def check_tensors(run: Path, step: int) -> None:
-    """Assert that a checkpoint loads, that its weights equal its step, and its state -step."""
+    """Assert that a checkpoint can be loaded, that its weights equal its step, and that its state
+    equals -step."""
     loaded = checkpoint.load(run, step, with_state=True)
     assert set(loaded.model["w"].tolist()) == {float(step)}
     assert set(loaded.state["m"].tolist()) == {-float(step)}

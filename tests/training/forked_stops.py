@@ -2,9 +2,9 @@
 
     python forked_stops.py FOLDER KEY=VALUE ...
 
-Each training is a fork of this process, which has imported all modules and computed nothing, so
-that each training starts at once. The program prints the exit code of each training, and the step
-from which it was resumed.
+Each training runs in a fork of this process. This process has imported all modules and computed
+nothing, so each training starts at once. The program prints the exit code of each training, and the
+step from which it was resumed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import gptcli.cli
 import gptcli.training.setup
 from gptcli.training import evaluate, loop
 
-# (event, step, signal). The signal comes after the caller has received this event of this step. For
-# "evaluation", it comes between two batches of the evaluation after this step.
+# Each stop is (event, step, signal). The process gets the signal after the caller has received this
+# event of this step. "evaluation" is no event: the signal comes between two batches of the
+# evaluation after this step.
 STOPS = (
     ("StepDone", 7, "SIGKILL"),
     ("Evaluated", 10, "SIGKILL"),
@@ -39,7 +40,7 @@ STOPS = (
 
 
 def stop_at(name: str, step: int, number: int) -> None:
-    """Let this process send itself a signal at this event of this step."""
+    """Let this process send itself the signal `number` at the event `name` of the step `step`."""
     train, windows = loop.train, evaluate.windows
     reached = 0
 
@@ -62,7 +63,7 @@ def stop_at(name: str, step: int, number: int) -> None:
 
 
 def run(words: list[str], output: Path, stop: tuple[str, int, str] | None) -> int:
-    """Run `gptcli WORDS` in a fork, stopped as `stop` says. Return its exit code."""
+    """Run `gptcli WORDS` in a fork, and stop it at `stop` (one of STOPS). Return its exit code."""
     pid = os.fork()
     if pid == 0:
         code = 70

@@ -1,9 +1,9 @@
-"""Everything that a disk can hold after a power cut, depending on which data had an fsync.
+"""What a disk can hold after a power cut, which depends on the data that had an fsync before.
 
 A file's data is on the disk after an fsync of the file. The names in a folder (created, renamed,
-deleted) are on the disk after an fsync of the folder. Before that, each change of a name may have
-reached the disk or not, in any order. A file may hold all of its data, none, half, or zeros.
-Source: ALICE (Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014).
+deleted) are on the disk after an fsync of the folder. Before its fsync, each change of a name may
+have reached the disk or not, in any order, and a file may hold all of its data, nothing, half of
+it, or zeros. Source: ALICE (Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014).
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from pathlib import Path
 from tests.training.faulty_disks import Operation
 
 Tree = frozenset[tuple[str, bytes | None]]
-"""The files of a run with their data, and its folders with None instead of data."""
+"""The content of a run folder: (path, data) for each file, and (path, None) for each folder."""
 
 LIMIT = 2000
-"""The most combinations to try for one crash. If there are more, a random sample is tried."""
+"""The largest number of combinations that are tried for one crash. If there are more, a random
+sample of this size is tried."""
 
 
 class File:
-    """A file's data, and whether the data is on the disk (`synced`)."""
+    """A file's data, and whether the data has had an fsync, so that it is on the disk
+    (`synced`)."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.synced = True
 
     def remains(self) -> list[bytes]:
-        """Each content that the file can have after a crash."""
+        """All contents that the file can have after a crash."""
         if self.synced:
             return [self.data]
         size = len(self.data)
@@ -38,10 +40,9 @@ class File:
 
 
 class Folder:
-    """The names in a folder, as processes see them and as they are on the disk.
-
-    Each item of `changes` sets names or deletes them (None). `changes` holds the changes since the
-    last fsync."""
+    """The names in a folder: as processes see them (`names`), and as they are on the disk
+    (`on_disk`). `changes` holds the changes since the most recent fsync. Each change maps names to
+    their new file or folder, or to None if the name is deleted."""
 
     def __init__(self) -> None:
         self.names: dict[str, File | Folder] = {}
@@ -49,7 +50,8 @@ class Folder:
         self.changes: list[dict[str, File | Folder | None]] = []
 
     def change(self, names: dict[str, File | Folder | None]) -> None:
-        """Set or delete (None) names in one atomic change."""
+        """Change several names in one atomic change. None instead of a file or folder deletes the
+        name."""
         self.changes.append(names)
         _set(self.names, names)
 
@@ -71,10 +73,11 @@ def _set(
 
 
 class Model:
-    """A run folder on a disk that can crash."""
+    """An imitation of a run folder on a disk, which knows what the disk can hold after a power
+    cut."""
 
     def __init__(self, run: Path) -> None:
-        """Start with the files of `run`. All of them are on the disk."""
+        """Start with the files of the folder `run`, as if all of them had had an fsync."""
         self.run = run
         self.root = Folder()
         for path in sorted(run.rglob("*")):
@@ -83,7 +86,7 @@ class Model:
             self.folder(path.parent).sync()
 
     def folder(self, path: Path) -> Folder:
-        """The folder of a path, as processes see it."""
+        """The folder at `path`, as processes see it."""
         node: File | Folder = self.root
         for part in path.relative_to(self.run).parts:
             assert isinstance(node, Folder)
@@ -92,7 +95,7 @@ class Model:
         return node
 
     def apply(self, operation: Operation) -> None:
-        """Apply a recorded operation."""
+        """Do a recorded operation on this imitation."""
         name, path = operation[:2]
         if not path.is_relative_to(self.run):
             assert name == "fsync_folder", operation  # this is the folder that contains the run
@@ -123,8 +126,8 @@ class Model:
                 file.synced = True
 
     def after_a_crash(self, choice: random.Random) -> set[Tree]:
-        """All folder trees that the disk can hold if it crashes now, or a sample of them if there
-        are more than LIMIT combinations."""
+        """All trees of files that the disk can hold if the power fails now. If there are more than
+        LIMIT combinations, only a sample of them."""
         folders, files = _nodes(self.root)
         changes = [(folder, names) for folder in folders for names in folder.changes]
         options: list[Iterable[object]] = [[False, True]] * len(changes)
@@ -141,7 +144,7 @@ class Model:
 
 
 def _nodes(root: Folder) -> tuple[list[Folder], list[File]]:
-    """All folders and files that can have a name after a crash, without duplicates."""
+    """All folders, then all files, that a crash can leave with a name. Each is listed once."""
     folders, files, waiting = [root], [], [root]
     while waiting:
         folder = waiting.pop()
@@ -184,7 +187,7 @@ def _walk(
 
 
 def write_tree(tree: Tree, run: Path) -> Path:
-    """Write a tree to a folder that does not exist yet, and return this folder."""
+    """Write the files of `tree` to the new folder `run`, and return this folder."""
     run.mkdir()
     for name, content in sorted(tree, key=lambda item: item[0]):
         if content is None:

@@ -1,4 +1,5 @@
-"""Low-rank adapters (LoRA): folded weights, gradients, which weights change, and exact resuming."""
+"""Low-rank adapters (LoRA): the weights into which they are folded, their gradients, which weights
+change, and exact resuming."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def network(arch: Any, **more: Any) -> ModelConfig:
 def state_with(
     lora: LoraConfig, model: ModelConfig, dtype: torch.dtype = torch.float32, **more: Any
 ) -> TrainingState:
-    """The state of a random network in which no weight is 0."""
+    """A TrainingState with adapters, whose network is random and has no weight that is 0."""
     base = build_model(model, VOCABULARY, seed=5)
     generator = torch.Generator().manual_seed(6)
     weights = {
@@ -74,7 +75,8 @@ def batch(seed: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Applied(nn.Module):
-    """A layer's weight as autograd sees it if A and B are applied to the base weight."""
+    """The parametrization that adds scale * B A to the weight of a layer, so that autograd computes
+    gradients of A and B."""
 
     def __init__(self, A: torch.Tensor, B: torch.Tensor, scale: float) -> None:
         super().__init__()
@@ -85,8 +87,9 @@ class Applied(nn.Module):
 
 
 def applied_model(state: TrainingState) -> tuple[GPT, dict[str, Applied]]:
-    """A model with the base weights, in which autograd computes gradients of A and B, and the
-    modules that hold A and B, by layer."""
+    """A model with the base weights that adds each layer's adapter in its forward pass, so that
+    autograd computes gradients of A and B. Also a dict of the modules that hold A and B: layer ->
+    module."""
     adapters = adapters_of(state)
     model = build_model(
         state.model.config, VOCABULARY, weights={n: p.detach() for n, p in state.weights.masters}
@@ -162,7 +165,8 @@ def test_dropout_is_a_function_of_the_seed_and_ends_with_the_step() -> None:
     first, other, again = gradients(1), gradients(2), gradients(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    # A dropped input gets no gradient. This is so for about half of the columns of A.
+    # A dropped input gives its column of A the gradient 0. Because the dropout is 0.5, about half
+    # of the columns have this gradient.
     left_out = torch.stack([g.eq(0).all(dim=0).float().mean() for g in first[::2]])
     assert 0.3 < float(left_out.mean()) < 0.7
     state.passes.publish()
@@ -208,7 +212,7 @@ def test_names_presets_and_counts() -> None:
             VOCABULARY,
         )
         assert (both or 0) - (none or 0) == sum(p.numel() for p in tables)
-        # The targets are exactly the matrices of the blocks.
+        # By default, exactly the matrices in the blocks get adapters.
         matrices = {n for n, p in state.weights.masters if n.startswith("h.") and p.dim() == 2}
         assert {f"{a.name}.weight" for a in adapters.adapters} == matrices
 
@@ -236,7 +240,8 @@ def test_a_wrong_setting_says_what_to_write(override: str, words: str) -> None:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tables_get_the_gradients_of_full_training(arch: str) -> None:
-    """The tables are trained directly, so they get the same gradients as in full training."""
+    """The tables (embedding and head) have no A and B. They are trained directly, so they get the
+    same gradients as in full training."""
     state = state_with(LoraConfig(rank=4, embeddings=True), network(arch))
     adapters = with_random_b(state)
     assert adapters.tables == (
@@ -260,7 +265,8 @@ def test_tables_get_the_gradients_of_full_training(arch: str) -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_tables_do_not_decay(kind: Any) -> None:
-    """Decay pulls weights towards 0, but a fine-tune should stay near the base weights."""
+    """Weight decay pulls weights towards 0, but the embedding of a fine-tune should stay near the
+    base's."""
     lora = LoraConfig(rank=4, embeddings=True)
     state = state_with(lora, network("modern"), optimizer=kind)
     adapters = adapters_of(state)
@@ -297,7 +303,8 @@ def base(new: Any, drive: Drive, tmp_path: Path) -> Path:
 
 
 def tuning(folder: Path, base: Path, text: Path, *overrides: str) -> Any:
-    """The Setup of a fine-tune with adapters in the folder `folder`."""
+    """The Setup of a fine-tune of the run `base` with adapters. The fine-tune writes to
+    `folder`."""
     words = (*BASE, "train.lora.rank=2", "train.learning_rate=0.01", *overrides)
     config = parse_config("", [f"data.source={text}", *words])
     return prepare_new(config, folder, from_run=base).setup

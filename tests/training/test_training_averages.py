@@ -1,4 +1,5 @@
-"""Averages of the weights (train.average): what they are, what uses them, how they are saved."""
+"""Averages of the weights over the steps (train.average): their values, what uses them, how they
+are saved."""
 
 from __future__ import annotations
 
@@ -36,10 +37,14 @@ def bytes_of_checkpoint(run: Path, step: int) -> list[bytes]:
 
 
 def test_a_constant_gets_the_weight_that_its_age_says() -> None:
-    """With one update a step, a value from `age` steps ago counts exp(-age / constant)."""
-    share, steps = 0.25, 100  # a time constant of 25 steps, below 32: an update in each step
+    """If the average is updated in each step, the weights of `age` steps ago count exp(-age /
+    constant) times as much as the newest weights."""
+    # The time constant is 25 steps. If it is below 32 steps, the average is updated after each
+    # step.
+    share, steps = 0.25, 100
     weights = [average_weight(s, share=share, max_steps=steps) for s in range(1, steps + 1)]
-    assert weights[0] == 1.0  # the initial weights do not count
+    # After the first step, the average is the new weights, and the initial weights do not count.
+    assert weights[0] == 1.0
     assert weights[1] == 0.5
     assert weights[-1] == 1 / 25
     counts = [w * torch.tensor([1 - later for later in weights[i + 1 :]]).prod().item()
@@ -127,7 +132,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(
 
 
 def test_the_commands_use_the_averages(cli: Cli, text_file: Path, tmp_path: Path) -> None:
-    """`eval` of the checkpoint gives the loss that the run reported."""
+    """`gptcli eval` gives the loss that the training reported for the averaged weights."""
     run = tmp_path / "r"
     words = ("train", "tiny", f"data.source={text_file}", "run.dtype=float32", AVERAGED)
     done = cli(*words, "--out", run, "--json")

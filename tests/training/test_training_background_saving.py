@@ -1,4 +1,4 @@
-"""Kills, signals and failing disks during the writing of a checkpoint in the background."""
+"""Kills, signals and failing disks while a background thread writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ WORDS = (
     "run.threads=1", "run.device=cpu", "run.dtype=float32",
 )  # fmt: skip
 SAVED = (2, 3, 4, 6, 7)
-"""The steps with a checkpoint. All checkpoints but the last one are written in the background."""
+"""The steps after which the run saves a checkpoint. It writes all but the last of them in the
+background."""
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +78,7 @@ def resume(run: Path) -> list[Event]:
 
 
 def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
-    """The disk operations of a training without interruptions."""
+    """The disk operations of a training that nothing interrupts."""
     disk = Recording()
     writers: set[str] = set()
     save = checkpoint.save_files
@@ -96,9 +97,9 @@ def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
 
 
 def moments(operations: list[Operation]) -> Iterator[int]:
-    """The numbers of operations after which a trial acts.
-
-    Among consecutive writes to one file, it acts only before the first, the second and the last."""
+    """How many operations a trial lets pass before it kills, signals or fails: 0, 1, 2, ... In a
+    row of writes to one file, only the moments before the first, the second and the last write
+    count."""
     for count, operation in enumerate(operations):
         before, after = operations[count - 2 : count], operations[count + 1 : count + 2]
         rows = [other[:2] == operation[:2] for other in (*before, *after)]
@@ -107,7 +108,8 @@ def moments(operations: list[Operation]) -> Iterator[int]:
 
 
 def newest_renamed(operations: list[Operation]) -> int | None:
-    """The step of the newest checkpoint that these operations have renamed, or None."""
+    """The step of the newest checkpoint to which these operations have given its final name, or
+    None."""
     goals = [str(o[2].name) for o in operations if o[0] == "rename"]
     steps = [int(goal[5:]) for goal in goals if goal.startswith("step-")]
     return max(steps, default=None)
@@ -152,7 +154,8 @@ def test_any_operation_that_fails(
             patch.setattr(durable, "disk", disk)
             try:
                 events.extend(train(setup))
-            except GptcliError as error:  # only a failed save of the last checkpoint raises one
+            # The training raises an error only if the last checkpoint of the run cannot be saved.
+            except GptcliError as error:
                 message, code = error.message, error.exit_code
         assert disk.refused
         assert code == 1
@@ -162,7 +165,7 @@ def test_any_operation_that_fails(
             assert os.strerror(number) in text
             assert "MiB free there" in text
             assert "\n" not in text
-        else:  # gptcli can delete old files later
+        else:  # these operations only tidied up, which gptcli can do later
             assert operations[count][0] in ("rename", "unlink", "rmdir", "fsync_folder")
         for step in checkpoint.steps_of(setup.run):
             checkpoint.load(setup.run, step, with_state=True)
@@ -171,8 +174,8 @@ def test_any_operation_that_fails(
 
 
 class Interrupting(Watched):
-    """A disk that sends its process a signal after `count` operations in the background. The disk
-    then waits a moment."""
+    """A disk that lets the background thread do `count` operations. At the operation after them,
+    the disk sends its process a signal and waits a moment."""
 
     def __init__(self, count: int, number: int) -> None:
         self.left, self.number = count, number
@@ -183,7 +186,7 @@ class Interrupting(Watched):
         self.left -= 1
         if self.left == -1:
             os.kill(os.getpid(), self.number)
-            threading.Event().wait(0.02)  # the training continues in this time
+            threading.Event().wait(0.02)  # the training loop continues during this wait
         return do()
 
 

@@ -29,11 +29,14 @@ WORDS = [word for word in BASE if "batch_size" not in word]
         (64, 63, 1, 32),
         (64, 1, 1, 1),
         (64, 0, 1, None),
-        (48, 40, 1, 24),  # 32 would fit, but does not divide 48
+        (48, 40, 1, 24),  # 32 sequences would fit, but 32 does not divide 48
         (1, 1, 1, 1),
-        (64, 1000, 4, 16),  # each of four processes takes one micro-batch
+        # Four processes share the 64 sequences, so each takes one micro-batch of 16.
+        (64, 1000, 4, 16),
         (64, 10, 4, 8),
-        (6, 100, 4, 6),  # four processes cannot share 6 sequences, but Share.of reports this
+        # Four processes cannot share 6 sequences; this is no error here, because Share.of raises
+        # it.
+        (6, 100, 4, 6),
     ],
 )
 def test_the_largest_number_that_fits_and_divides(
@@ -47,7 +50,8 @@ def test_the_largest_number_that_fits_and_divides(
 
     assert largest_that_fits(sequences, ranks, fits) == found
     assert asked == sorted(set(asked))
-    assert sum(rows > limit for rows in asked) <= 1  # one size that does not fit ends the search
+    # The search ends at the first size that does not fit.
+    assert sum(rows > limit for rows in asked) <= 1
 
 
 def config_of(*overrides: str) -> Any:
@@ -55,7 +59,8 @@ def config_of(*overrides: str) -> Any:
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, rows: int, config: Any = None) -> None:
-    """Limit the memory to what a training with `rows` sequences in a micro-batch needs."""
+    """Let the machine have just the memory that a training with `rows` sequences per micro-batch
+    needs."""
     config = config or config_of()
     sized = config.model_copy(
         update={"train": config.train.model_copy(update={"batch_size": rows})}
@@ -108,14 +113,15 @@ def test_a_network_that_does_not_fit_at_all(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_fsdp_in_several_processes_is_refused() -> None:
     config = config_of("run.parallel=fsdp")
-    # A single process can use fsdp.
+    # In a single process, run.parallel: fsdp is allowed.
     assert with_fitting_batch_size(config, 65)[0].train.batch_size == 64
     with pytest.raises(GptcliError, match=r"does not work with run\.parallel: fsdp"):
         with_fitting_batch_size(config, 65, ranks=2)
 
 
 def test_a_gpu_tries_steps_until_its_memory_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Functions stand for the GPU. A step with more than 8 sequences is out of memory."""
+    """The functions that would use a GPU are replaced. A step with more than 8 sequences is out of
+    memory."""
     device = batch_size.torch.device("cuda")
     tried: list[int] = []
 
@@ -134,7 +140,7 @@ def test_a_gpu_tries_steps_until_its_memory_is_full(monkeypatch: pytest.MonkeyPa
     config, _ = with_fitting_batch_size(config_of(), 65)
     assert tried == [1, 2, 4, 8, 16]
     assert (config.train.rows, config.train.grad_accum) == (8, 8)
-    # 95 of 100 bytes leave too little in reserve.
+    # If a step uses 95 of 100 bytes, it leaves too little memory in reserve.
     monkeypatch.setattr(cuda, "max_memory_allocated", lambda device: 95)
     with pytest.raises(GptcliError, match="not even one sequence"):
         with_fitting_batch_size(config_of(), 65)
@@ -144,7 +150,7 @@ def test_a_gpu_tries_steps_until_its_memory_is_full(monkeypatch: pytest.MonkeyPa
 
 
 def at_most(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    """Let micro-batches of up to `rows` sequences fit."""
+    """Let only micro-batches of at most `rows` sequences fit into the memory."""
     monkeypatch.setattr(batch_size, "_fits_in_memory", lambda config, *_: config.train.rows <= rows)
 
 
@@ -156,7 +162,7 @@ def test_a_run_keeps_the_number(
     assert (setup.config.train.batch_size, setup.config.train.grad_accum) == (8, 4)
     assert run_folder.read_config(setup.run).train.batch_size == 8
     drive(setup, stop_at=5)
-    at_most(monkeypatch, 32)  # now there is more memory
+    at_most(monkeypatch, 32)  # from now on, there is more memory
     stored = run_folder.read_config(setup.run)
     asked = stored.train.model_copy(update={"batch_size": "auto", "grad_accum": 2})
     wanted = stored.model_copy(update={"train": asked})
@@ -171,7 +177,8 @@ def test_a_run_keeps_the_number(
 def test_micro_batches_of_any_size_learn_the_same(
     new: Callable[..., Setup], drive: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The losses are not equal bit by bit, because sums are rounded in another order."""
+    """With different micro-batches, the losses are not equal bit by bit, because floating-point
+    sums depend on their order."""
     losses = []
     for name, rows in (("small", 4), ("large", 32)):
         at_most(monkeypatch, rows)

@@ -1,4 +1,5 @@
-"""The estimates of time and memory for a step agree with the model and with measurements."""
+"""gptcli's estimates of a step's time and memory agree with the model's sizes and with
+measurements."""
 
 from __future__ import annotations
 

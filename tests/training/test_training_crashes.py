@@ -13,6 +13,6 @@ from tests.training.faulty_disks import STORIES, Story, names
 @pytest.mark.slow
 @pytest.mark.parametrize("story", STORIES, ids=names(STORIES))
 def test_a_crash_after_any_operation(story: Story, tmp_path: Path) -> None:
-    """After a call has returned, a crash loses nothing that this call has saved."""
+    """A crash never loses what a call saved before it returned."""
     crashes = list(crashed_after_any_operation(story, tmp_path))
     assert sum(crashes) >= len(crashes) > len(story.calls)

@@ -38,7 +38,7 @@ Patch = pytest.MonkeyPatch
 
 @pytest.fixture
 def begun(story: Story, tmp_path: Path) -> Path:
-    """The run of a story in the state before the calls."""
+    """The run folder that the story finds before its first call."""
     return disk_fault_trials.begin(story, tmp_path)
 
 
@@ -77,8 +77,8 @@ def test_a_file_that_cannot_be_deleted_stops_no_other_deletion(tmp_path: Path) -
 
 
 def test_a_save_first_deletes_what_a_killed_save_left(tmp_path: Path, monkeypatch: Patch) -> None:
-    """A save deletes these files before it writes anything. Otherwise a full disk would stay
-    full."""
+    """A save first deletes the temporary files of a killed save, then writes. Otherwise a full disk
+    would stay full."""
     for step in (10, 20):
         write(tmp_path, step)
     leave_behind(tmp_path)
@@ -119,7 +119,7 @@ def test_a_folder_whose_fsync_failed_is_fsynced_at_the_next_save_of_the_step(
         patch.setattr(durable, "disk", Refusing(len(disk.tried) - count - 1, errno.EIO))
         with pytest.raises(GptcliError):
             write(tmp_path, 20)
-    # Step 20 is renamed, but its name may not be on the disk yet.
+    # The checkpoint of step 20 has its final name, but a power cut could still undo the renaming.
     assert checkpoint.steps_of(tmp_path) == [10, 20]
     write(tmp_path, 20)
     assert disk.operations[-1] == last
@@ -142,7 +142,7 @@ def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_wrong(
     tmp_path: Path, mark: str | None
 ) -> None:
     """meta.json also records the best step. If `checkpoints/best` names another step, gptcli keeps
-    both."""
+    the checkpoints of both steps."""
     for step in (10, 20, 30, 40, 50):
         write(tmp_path, step, best=20)
     if mark is not None:
@@ -209,7 +209,8 @@ AUDITED = {"os.mkdir": "mkdir", "os.rename": "rename", "os.remove": "unlink", "o
 @needs_fork
 @all_stories
 def test_every_write_goes_through_durable_disk(story: Story, begun: Path) -> None:
-    """Python's audit hook sees no file operation that bypasses durable.disk."""
+    """Python's audit hook reports every file operation of the process. Each of them was done by
+    durable.disk."""
     run = disk_fault_trials.copy(begun)
 
     def body() -> None:
@@ -217,8 +218,8 @@ def test_every_write_goes_through_durable_disk(story: Story, begun: Path) -> Non
 
         def hear(event: str, arguments: tuple[Any, ...]) -> None:
             if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                # gptcli's opener causes two events: one for the file (with a mode), and one for
-                # os.open.
+                # When gptcli creates a file, Python reports two events: one for the file (with a
+                # mode), and one for os.open. Count only the second one.
                 if arguments[1] is not None or not arguments[2] & os.O_NOFOLLOW:
                     seen.append("create")
             elif event in AUDITED:
@@ -226,7 +227,7 @@ def test_every_write_goes_through_durable_disk(story: Story, begun: Path) -> Non
 
         disk = Recording()
         durable.disk = disk
-        sys.addaudithook(hear)  # a hook cannot be removed, but this process ends soon
+        sys.addaudithook(hear)  # an audit hook cannot be removed, but the child process ends soon
         story.tell(run)
         told = [name for name, *_ in disk.tried]
         assert seen == [name for name in told if name in {"create", *AUDITED.values()}]

@@ -1,4 +1,5 @@
-"""The sample at the end of a run: from the best checkpoint, quick, and never harmful to the run."""
+"""The sample at the end of a run: the best checkpoint writes it, it takes little time, and it never
+harms the run."""
 
 from __future__ import annotations
 
@@ -17,12 +18,13 @@ def samples(events: list[Any]) -> list[SampleDrawn]:
 
 @pytest.fixture(autouse=True)
 def _enough_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow much time, because a busy machine must not shorten the compared samples."""
+    """Allow 60 s for a sample, because a busy machine must not shorten the samples that a test
+    compares."""
     monkeypatch.setattr(final_sample, "_SECONDS", 60.0)
 
 
 def test_it_comes_from_the_best_checkpoint(new: Any, drive: Any, cli: Any) -> None:
-    """The learning rate is so high that the last evaluation is not the best one."""
+    """The learning rate is so high that the last checkpoint is not the best one."""
     setup = new("r", "train.eval_every=2", "train.max_steps=8", "train.learning_rate=0.9",
                 "train.optimizer=adamw", "train.warmup_steps=3")  # fmt: skip
     events = drive(setup)

@@ -26,8 +26,8 @@ def test_a_limit_on_open_files(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs tmpfs")
 @pytest.mark.parametrize("what", ["room", "inodes"])
 def test_a_full_file_system(what: str, tmp_path: Path) -> None:
-    """The disk is filled and then freed bit by bit, so that each save fails at a later
-    operation."""
+    """The file system is filled completely, then freed bit by bit, so that each save fails at a
+    later operation."""
     folder = tmp_path / "small"
     folder.mkdir()
     try:

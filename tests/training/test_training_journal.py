@@ -1,4 +1,5 @@
-"""metrics.jsonl and samples.txt on a full disk: no line is lost or cut, and training continues."""
+"""metrics.jsonl and samples.txt on a full disk: no line is lost or cut off, and the training
+continues."""
 
 from __future__ import annotations
 
@@ -26,9 +27,10 @@ SMALL = (
 
 
 class Full(durable.Disk):
-    """A disk that writes half of the data and then fails, for files of this name.
+    """A disk that can be full for the files with the name `name`: it writes half of the data, then
+    fails.
 
-    `is_full` says for each write (1, 2, ...) whether the disk is full."""
+    `is_full(n)` says whether the disk is full at the n-th write to these files."""
 
     def __init__(self, name: str, is_full: Callable[[int], bool]) -> None:
         self.name, self.is_full = name, is_full
@@ -66,7 +68,7 @@ def test_refused_lines_are_written_once_there_is_space(
     assert outcome.code == 0
     assert (records_here, samples_here) == (records, samples)
     warning = f"WARNING: {run / name} could not be written (No space left on device); "
-    assert outcome.err.count(warning) == 1  # two failures in a row cause one warning
+    assert outcome.err.count(warning) == 1  # two failures in a row cause only one warning
     assert "MiB free there. Training goes on; gptcli tries again" in outcome.err
     assert disk.calls > 4
 
@@ -134,7 +136,8 @@ def test_the_error_of_run_json_names_the_file_and_the_free_space(
 def test_a_resume_reports_missing_lines_of_the_metrics(
     cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    """A line that a kill cut off needs no report, because the resumed run writes it again."""
+    """If the last line is cut off because the run was killed, no report is needed: the resumed run
+    writes this line again."""
     run = tmp_path / "r"
     assert cli("train", text_file, *SMALL, "--out", run).code == 0
     path, more = run / "metrics.jsonl", ["train.max_steps=13", "--extend"]

@@ -1,4 +1,5 @@
-"""The training loop learns, gives the same bytes again and after a resume, and stops in time."""
+"""The training loop: it learns, it stops in time, and a repeated or resumed run gives the same
+bytes."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def test_one_batch_is_overfitted_in_100_steps(arch: Any, optimizer: Any) -> None
 
 
 def test_losses_of_20_steps_are_golden(new: Any, drive: Drive) -> None:
-    """The losses of AdamW in float32 on a CPU. If they change, the computation has changed."""
+    """The losses of a run with AdamW in float32 on a CPU are recorded in GOLDEN. If they change,
+    gptcli computes something else than before."""
     events = drive(
         new(
             "r",
@@ -189,7 +191,8 @@ def test_the_newest_and_the_best_checkpoints_stay(new: Any, drive: Drive, tmp_pa
     checkpoint.mark_best(tmp_path / "r", 14)
     checkpoint.prune(tmp_path / "r", 2)
     assert checkpoint.steps_of(tmp_path / "r") == [14, 18, 20]
-    # meta.json takes precedence, because it has a hash, and `checkpoints/best` has none.
+    # meta.json and `checkpoints/best` name different steps. meta.json takes precedence, because it
+    # is protected by a hash.
     assert checkpoint.choose_step(tmp_path / "r", "best") == 20
     assert checkpoint.choose_step(tmp_path / "r", "last") == 20
     assert checkpoint.choose_step(tmp_path / "r", "20") == 20
@@ -306,7 +309,7 @@ def test_stops_when_patience_ends(new: Any, drive: Drive) -> None:
 
 
 def test_dropout_masks_differ_from_step_to_step(new: Any) -> None:
-    """If each step had the same masks, dropped units would never be trained."""
+    """If each step had the same dropout masks, the dropped units would never be trained."""
     from gptcli.training.loop import _Loop
 
     loop = _Loop(

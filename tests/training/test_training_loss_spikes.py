@@ -29,7 +29,8 @@ def test_normal_noise_and_a_falling_loss_are_no_spikes() -> None:
     assert reported(noise(5000)) == []
     falling = [1.0 + 3.0 * 0.97**i + wobble for i, wobble in enumerate(noise(300, 0.0))]
     assert reported(falling) == []
-    # In an overfitted run, a rise by 0.14 is small.
+    # A run that overfits has a loss near 0. A rise by 0.14 is many times this loss, but still
+    # small.
     assert reported([*noise(400, 0.01, 0.0001), 0.15]) == []
 
 
@@ -49,11 +50,11 @@ def test_the_first_losses_are_never_spikes() -> None:
 
 
 def test_spikes_are_reported_at_most_once_in_50_steps() -> None:
-    # The new level is reported once, not at each step.
+    # The loss stays at a higher level. This is reported once, not at each step.
     assert reported(noise(100) + noise(400, 6.0)) == [100]
     every_third = noise(600)
     every_third[99::3] = noise(len(every_third[99::3]), 5.0)
-    assert len(reported(every_third)) <= 10  # there are 167 high losses in these 500 steps
+    assert len(reported(every_third)) <= 10  # 167 of these 500 steps have a high loss
     growing = noise(100) + [3.0 + 2.0**i for i in range(80)]
     assert reported(growing) == [100, 150]
 

@@ -1,4 +1,5 @@
-"""`--minutes`: the rules that choose the network, the batch size, dropout and the steps."""
+"""`train --minutes`: the rules that choose the network, the batch size, the dropout and the number
+of steps."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def test_the_more_often_the_text_is_repeated_the_higher_the_dropout() -> None:
 
 
 def test_a_text_of_many_different_characters_keeps_them_as_tokens() -> None:
-    """A Chinese character has about three bytes, so most subwords would be single characters."""
+    """In these texts, as in Chinese, most characters take about three bytes, so most subwords of a
+    BPE would be single characters."""
     assert choose(1e14, text(6e4, 3000, 2.9)).values["tokenizer.kind"] == "char"
     assert choose(1e14, text(2e7, 5000, 2.9)).values["tokenizer.kind"] == "char"
     assert choose(1e14, text(2e7, 50_000, 2.9)).values["tokenizer.kind"] == "byte"
@@ -91,7 +93,8 @@ def test_a_text_that_takes_too_long_to_encode_is_read_as_characters() -> None:
 
 
 def test_the_validation_split_of_a_long_text_is_short() -> None:
-    """With a long split, one evaluation would take longer than the training."""
+    """With a validation split of the usual share, one evaluation would take longer than the
+    training."""
     chosen = choose(1e13, text(2e8)).values
     tokens = 1e13 / 6 / size(chosen)
     assert chosen["data.val_fraction"] * 2e8 / 3 < 0.15 * tokens
@@ -214,8 +217,8 @@ def test_the_more_often_the_text_is_read_the_longer_is_the_average(
 def test_evaluations_that_the_user_wants_often_leave_time_for_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An evaluation after every twenty quick steps leaves time for fewer steps, but still for
-    many."""
+    """If an evaluation follows after every twenty quick steps, there is time for fewer steps, but
+    still for more than 1000."""
     monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.005, 0.005))
     config, _ = planned(tmp_path, 1, {"train.eval_every": 20}, keep=True)
     assert 1000 < config.train.max_steps < 0.9 * 60 / 0.005
@@ -238,7 +241,8 @@ def test_a_config_that_gptcli_fits_to_a_time_says_how_often_the_text_is_read(
     monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.01, 0.01))
     _, why = planned(tmp_path, 5, {}, keep=True)
     assert "overfit" in why
-    assert "overfit" not in planned(tmp_path, 5, {})[1]  # this run ends by patience
+    # This run ends before it overfits, because gptcli has set `train.patience`.
+    assert "overfit" not in planned(tmp_path, 5, {})[1]
 
 
 def test_the_choice_is_shown_as_yaml(tmp_path: Path) -> None:
@@ -272,10 +276,10 @@ def test_minutes_on_the_command_line(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Assume slow steps: a few of them fill the minute, so the test is short, and importing cannot
-    # fill the minute.
+    # Let the plan assume that a step takes a second. A few steps then fill the minute, so the test
+    # is short, and the time for imports cannot fill the minute.
     monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(1.0, 1.0))
-    # Do not plan again, because the steps are really quick.
+    # Do not change the plan during the run, because the real steps are much quicker.
     monkeypatch.setattr(Planner, "max_steps", lambda *_: None)
     small = (
         "model.n_layer=1",

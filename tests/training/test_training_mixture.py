@@ -1,4 +1,5 @@
-"""Mixtures in a training: exact resuming with both engines, and a loss for each text."""
+"""Trainings on a mixture of texts: exact resuming with the C library and with PyTorch, and a
+validation loss for each text."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ ENGINES = [
 
 @pytest.fixture
 def texts(tmp_path: Path) -> list[Path]:
-    """A long text of vowels and a short one of consonants. Their losses differ clearly."""
+    """The paths of a long text of vowels and a short text of consonants. The losses on these texts
+    differ clearly."""
     places = [tmp_path / "vowels.txt", tmp_path / "consonants.txt"]
     places[0].write_text("aeiou" * 400)
     places[1].write_text("bcdfghjklmnpqrst" * 50)
@@ -70,7 +72,8 @@ def test_ten_steps_and_ten_resumed_ones_equal_twenty(
 
 
 def test_an_evaluation_measures_each_text(mixed: Callable[..., Setup], drive: Drive) -> None:
-    """The total loss is the mean weighted by the shares, not by the lengths."""
+    """The validation loss is the mean of the texts' losses, weighted by their shares in training,
+    not by their lengths."""
     found = [event for event in drive(mixed("r")) if isinstance(event, Evaluated)]
     assert len(found) == 2
     for event in found:

@@ -105,7 +105,8 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(
     where: str, there: str, cli: Any, text_file: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The run's name can be used again, and an older run in the folder is unchanged."""
+    """The failed run leaves no files, so its name can be used again. An older run in the same
+    folder stays unchanged."""
     from gptcli.training import training_state
     from gptcli.training.passes import TorchPasses
 
@@ -132,7 +133,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(
     assert left == {p: data for p, data in before.items() if p.name != ".lock"}
     assert run.exists() == (there != "nothing")
     if there != "a run":
-        assert cli(*again).code == 0  # no error that the run exists already
+        assert cli(*again).code == 0  # there is no error "the run exists already"
 
 
 def test_a_run_that_made_a_step_is_kept(
@@ -159,7 +160,7 @@ def test_a_run_that_made_a_step_is_kept(
 def test_a_resumed_run_keeps_its_folder(
     cli: Any, text_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A resume that fails keeps the folder, even if the run has not made its first step."""
+    """If a resume fails, the run folder stays, even if the run has not made its first step."""
     from gptcli.training import training_state
 
     run = tmp_path / "r"

@@ -1,4 +1,5 @@
-"""Kills and full disks while --overwrite replaces a run, and while the old run is restored."""
+"""Kills and full disks while `train --overwrite` replaces a run, and while the old run is
+restored."""
 
 from __future__ import annotations
 
@@ -37,20 +38,21 @@ OLD, NEW = (10, 20), (5,)
 
 
 def create(run: Path, seed: int) -> None:
-    """Create a run in the same way as `gptcli train --overwrite`."""
+    """Create a run as `gptcli train --overwrite` does."""
     config = parse_config("", [f"train.seed={seed}", "data.source=text.txt"])
     run_folder.create(run, config, ByteTokenizer())
 
 
 def overwrite(run: Path) -> None:
-    """Replace a run by a new one with a checkpoint, and delete the old run."""
+    """Replace the run in a folder by a new run that has a checkpoint, and delete the old run."""
     create(run, 2)
     write(run, *NEW)
     run_folder.delete_replaced(run)
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """The files of a run without those in RUN/.replaced and without temporary files."""
+    """The files of a run: path -> content. Leaves out temporary files and those in
+    RUN/.replaced."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
@@ -73,8 +75,8 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Copies of `begun`: on the first copy, the call was completed; on each other copy, it was
-    killed."""
+    """Copies of the run `begun` on which `call` was called. On the first copy, the call was
+    completed. On the other copies, it was killed: on each copy after one more operation."""
     disk = Recording()
     runs = [shutil.copytree(begun, begun.parent / "whole")]
     with monkeypatch.context() as patch:
@@ -93,7 +95,8 @@ def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyP
 
 
 def check_not_mixed(run: Path) -> None:
-    """Assert that all checkpoints of a run belong to its config.yaml, if it has one."""
+    """Assert that the checkpoints in a run folder and its config.yaml (if it has one) belong to the
+    same run."""
     if (run / "config.yaml").exists():
         new = run_folder.read_config(run).train.seed == 2
         steps = checkpoint.steps_of(run)
@@ -110,7 +113,7 @@ def test_a_kill_while_a_run_is_replaced(old: Path, monkeypatch: pytest.MonkeyPat
     assert after.keys() & before.keys() == {"config.yaml", "tokenizer.json"}
     for run in runs:
         check_not_mixed(run)
-        run_folder.refuse_other_folder(run)  # --overwrite is still allowed on this folder
+        run_folder.refuse_other_folder(run)  # a user may still use --overwrite on this folder
         had_new = checkpoint.steps_of(run) == list(NEW)
         create(run, 2)
         assert temporaries(run / "checkpoints") == []
@@ -158,8 +161,8 @@ REFUSALS = [
 def test_the_exit_code_tells_a_failing_disk_from_a_wrong_path(
     number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only errors of a failing disk name the free space, because a wrong path is the user's
-    mistake."""
+    """If the disk fails, the exit code is 1 and the message names the free space. If the path is
+    wrong, the exit code is 2."""
     run = tmp_path / "new"
     disk = Recording()
     monkeypatch.setattr(durable, "disk", disk)

@@ -59,11 +59,12 @@ def test_auto_values() -> None:
     assert resolve_warmup(TrainConfig(optimizer="muon", max_steps=200)) == 10
     assert resolve_log_every(TrainConfig(max_steps=1000)) == 10
     assert resolve_log_every(TrainConfig(max_steps=3)) == 1
-    # Evaluating 60,000 tokens costs as much as training on 20,000, which takes 20 steps: 2 % of
-    # 1,000 steps.
+    # An evaluation of 60,000 tokens takes as long as training on 20,000 tokens (20 steps). So with
+    # an evaluation every 1,000 steps, evaluations cost 2 % of the training.
     assert resolve_eval_every(TrainConfig(max_steps=9999), 60_000, 1_000) == 1_000
     assert resolve_eval_every(TrainConfig(max_steps=10), 60_000, 1_000) == 10
-    # Even cheap evaluations take place only twenty times, because each best checkpoint is saved.
+    # Even if evaluations are cheap, a run has only twenty of them, because each new best checkpoint
+    # is saved.
     assert resolve_eval_every(TrainConfig(max_steps=1000), 30, 10_000) == 50
     assert resolve_eval_every(TrainConfig(eval_every=7), 60_000, 1_000) == 7
 
@@ -127,8 +128,8 @@ def test_every_optimizer_of_the_config_describes_itself() -> None:
 
 @pytest.mark.parametrize("kind", sorted(RECIPES))
 def test_an_optimizer_keeps_the_slots_that_it_describes(kind: str) -> None:
-    """`slots` counts the float32 numbers for each weight of a matrix. Estimates of memory need
-    it."""
+    """`slots` is how many float32 numbers an optimizer keeps for each weight of a matrix. The
+    estimates of memory use it."""
     matrix = ("h.0.attn.query.weight", torch.ones(4, 4))
     optimizers = Optimizers(kind, [matrix], 0.1, torch.float32)
     matrix[1].grad = torch.ones(4, 4)
@@ -184,7 +185,8 @@ def test_master_weights_keep_changes_too_small_for_bfloat16() -> None:
     assert model.wte.weight.dtype == torch.bfloat16
     master = weights.named()["wte.weight"]
     before = master.clone()
-    for _ in range(100):  # each change is far less than half the spacing of bfloat16 at 1.0
+    # Each addition is so small that a bfloat16 number near 1.0 would not change.
+    for _ in range(100):
         master += 1e-4
     weights.publish()
     assert (master - before - 0.01).abs().max() < 1e-4

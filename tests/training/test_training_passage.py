@@ -1,4 +1,5 @@
-"""The passage that a run records at each evaluation (LookedInside): its losses and its maps."""
+"""The passage that a run records at each evaluation (LookedInside): the loss of each token, and the
+attention maps."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ from gptcli.view.metrics import passage_record
 
 
 class Store:
-    """A stand-in for the validation split, whose ids repeat."""
+    """A token store that takes the place of the validation split. Its ids repeat in a fixed
+    pattern."""
 
     def __init__(self, length: int, vocab_size: int = 20) -> None:
         self._ids = torch.arange(length) * 7 % vocab_size
@@ -40,7 +42,8 @@ def a_model(n_layer: int = 2, n_head: int = 2, block_size: int = 40, **more: Any
         arch="gpt2", n_layer=n_layer, n_head=n_head, n_embd=8 * n_head, block_size=block_size
     )
     model = GPT(config, 20, **more).eval()
-    # Otherwise all heads would be alike, and each loss would be that of a uniform guess.
+    # Add noise. Otherwise all heads would be alike, and the loss of each token would be that of a
+    # uniform guess.
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
@@ -64,7 +67,8 @@ def test_the_losses_are_those_of_the_network() -> None:
 
 
 def test_the_maps_are_those_of_the_first_tokens() -> None:
-    """The maps are bytes of lower triangles. A weight of 1 is 255."""
+    """Each map holds the lower triangle of the attention weights, a byte for each weight. The
+    weight 1 is the byte 255."""
     model = a_model()
     (found,) = looked(Store(500), model)
     T = 24

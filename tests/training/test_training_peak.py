@@ -1,4 +1,4 @@
-"""The peak speed of the machine is measured once, and later read from the cache."""
+"""The peak speed of the machine (FLOPS) is measured once, and later read from the cache."""
 
 from __future__ import annotations
 

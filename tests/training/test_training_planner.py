@@ -1,4 +1,5 @@
-"""A run with a time limit: the steps follow the clock, and a resume repeats the plans."""
+"""A run with a time limit: the number of steps is planned by the clock, and a resumed run repeats
+the same plans."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ RATES = {"peak": 1.0, "warmup_steps": 4, "decay_fraction": 0.6}
 
 
 class Clock:
-    """A clock that shows `now`, which only the test changes."""
+    """A clock that shows the time `now`. Only the test changes `now`."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -34,7 +35,8 @@ class Clock:
 def simulate(
     monkeypatch: pytest.MonkeyPatch, seconds_at: Any, planned: int, budget: float = 60.0
 ) -> tuple[float, int, int]:
-    """Simulate a run whose step at second t takes seconds_at(t): return (seconds, steps, plans)."""
+    """Simulate a run in which a step that begins at second t takes seconds_at(t) seconds. Return
+    (the run's seconds, its steps, how often its plan changed)."""
     clock = Clock()
     monkeypatch.setattr(planner, "time", clock)
     config = Config.model_validate({"train": {"eval_every": 50, "max_steps": planned}})
@@ -147,7 +149,7 @@ SMALL = (
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
-    """Let all planners make the same plans: step -> max_steps."""
+    """Let every Planner make these changes of the plan, a dict: step -> the new max_steps."""
     plans = {4: 14, 7: 21, 11: 16}
 
     def max_steps(self: Planner, step: int, planned: int, now: float) -> int | None:
@@ -180,7 +182,8 @@ def test_a_resumed_run_replays_its_plans(
             path.unlink()
         elif int(path.name.removeprefix("step-")) > keep:
             shutil.rmtree(path)
-    scripted.clear()  # from now on, only recorded plans can change the number of steps
+    # From now on, only the plans that the run has recorded can change the number of steps.
+    scripted.clear()
     done = cli("train", "--resume", "--out", part)
     assert done.code == 0, done.err
     name = "checkpoints/step-00000016/model.safetensors"
@@ -194,8 +197,9 @@ def test_a_resumed_run_replays_its_plans(
 def test_a_time_limit_for_many_documents(
     cli: Any, tmp_path: Path, scripted: dict[int, int]
 ) -> None:
-    """Documents for validation lie between documents for training. An early evaluation of a part of
-    the validation tokens measures how long one takes."""
+    """With many documents, the documents for validation lie between those for training. Early in
+    the run, gptcli evaluates a part of the validation tokens to measure how long an evaluation
+    takes."""
     texts = tmp_path / "texts"
     texts.mkdir()
     for number in range(20):

@@ -1,5 +1,5 @@
-"""Recorded passes compute what single kernels compute. A run on a GPU resumes with the same
-bytes."""
+"""Passes that are recorded as CUDA graphs compute what single kernels compute. A run on a GPU
+resumes with the same bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ CPU = torch.device("cpu")
 
 
 class _Rehearsal:
-    """Stands for a recorder, but records nothing: its "graph" runs the work again."""
+    """Takes the place of the recorder of CUDA graphs, but records nothing. Its "graph" calls the
+    function again."""
 
     def __init__(self, *, works: bool = True) -> None:
         self.records = 0
@@ -64,7 +65,7 @@ def batches(
 
 
 def three_steps(state: TrainingState, passes: Any, count: int, scale: float) -> list[Tensor]:
-    """The losses of three steps, and the weights after them."""
+    """The losses of three steps, then the weights after these steps."""
     device = state.model.wte.weight.device
     found = []
     for step in range(3):

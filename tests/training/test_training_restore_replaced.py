@@ -1,6 +1,6 @@
-"""A run that --overwrite replaced is restored unchanged, despite late saves, signals and kills.
-
-Also, a training that does not hold the folder's lock changes nothing in the folder.
+"""If the run of `train --overwrite` fails early, the old run is restored unchanged, despite late
+saves, signals and kills. A training that does not hold the folder's lock changes nothing in the
+folder.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _all_in_background(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """The files of a run folder except its lock."""
+    """The files of a run folder except its lock: path -> content."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
@@ -58,7 +58,8 @@ def old(cli: Any, text_file: Path, tmp_path: Path) -> Path:
 
 
 class Late(Watched):
-    """A disk that holds the background thread at its first file until `let_go` is set."""
+    """A disk that stops the background thread before it writes its first file, until the test sets
+    `let_go`."""
 
     def __init__(self) -> None:
         self.at_work, self.let_go = threading.Event(), threading.Event()
@@ -82,7 +83,7 @@ def test_a_late_save_does_not_touch_the_old_run(
     one_step = _Loop.one_step
 
     def step(self: _Loop) -> Any:
-        # The run's first checkpoint, which is the best one, is being written.
+        # At step 3, the background thread is writing the run's first checkpoint (the best one).
         if self.progress.step == 3:
             assert disk.at_work.wait(60)
             raise error
@@ -98,12 +99,13 @@ def test_a_late_save_does_not_touch_the_old_run(
         thread.join(60)
     assert content(old) == before
     if outcome.code == 130:
-        assert "--resume" not in outcome.err  # --resume would resume the old run
+        # The message must not advise --resume, which would resume the old run.
+        assert "--resume" not in outcome.err
         assert f"the earlier run in {old} is restored" in outcome.err
 
 
 class Slow(Watched):
-    """A disk that renames a checkpoint only after `go_on` is set."""
+    """A disk that waits before it renames a checkpoint, until the test sets `go_on`."""
 
     def __init__(self) -> None:
         self.begun, self.go_on, self.ended = threading.Event(), threading.Event(), False
@@ -134,13 +136,13 @@ def test_abandoning_waits_for_a_rename_but_not_long(
     saver = Saver(tmp_path, 2, 2, None)
     list(saver.save(State(), {}))  # type: ignore[arg-type]
     assert disk.begun.wait(60)
-    if waited_for:  # the limit is long, so the disk answers in time even on a busy machine
+    if waited_for:  # the time limit is so long that the disk answers in time even on a busy machine
         monkeypatch.setattr(saving, "_ABANDON_SECONDS", 60.0)
         threading.Timer(0.1, disk.go_on.set).start()
     saver.abandon()
     assert disk.ended == waited_for
     disk.go_on.set()
-    if waited_for:  # the checkpoint is also marked as the best
+    if waited_for:  # the thread has also marked the checkpoint as the best
         assert checkpoint.best_step(tmp_path) == 2
     list(saver.collect(wait=True))
 
@@ -195,8 +197,8 @@ def test_one_more_signal_during_the_restore(
 def test_no_file_of_the_new_run_stays(
     old: Path, cli: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that was killed early has no run.json. A file left by the new run would be a wrong
-    one."""
+    """The old run was killed so early that it has no run.json. If the new run left its own
+    run.json, the restored old run would have a wrong one."""
     (old / "run.json").unlink()
     before = content(old)
 
@@ -209,8 +211,8 @@ def test_no_file_of_the_new_run_stays(
 
 
 def killed_during_restore(old: Path) -> Iterator[Path]:
-    """Yield the run after a kill at each operation of restore_replaced, if it has no config.yaml
-    then."""
+    """Kill restore_replaced at each of its operations. Yield the run folder each time, but only if
+    the kill left it without config.yaml."""
     config = run_folder.read_config(old)
     tokenizer = run_folder.read_tokenizer(old)
     begun = shutil.copytree(old, old.parent.parent / "begun")
@@ -283,7 +285,8 @@ def test_a_training_without_the_lock_leaves_the_folder_alone(
     winner: list[Any] = []
 
     def make(path: Path) -> list[Path]:
-        """Both trainings find no folder. The other one is faster, and locks the new folder."""
+        """Make the folder as usual. At the first call for the run folder, let another training lock
+        it before this one can."""
         made = make_folder(path)
         if path == run and not winner:
             winner.append(durable.folder_lock(run))
@@ -349,7 +352,8 @@ def test_a_deleted_lock_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyP
     deleted = []
 
     def deleting(file: Any) -> bool:
-        if not deleted:  # the process that held the lock until now deletes it
+        # The process that held the lock deletes the lock file before this process can lock it.
+        if not deleted:
             deleted.append((tmp_path / ".lock").unlink())
         return lock(file)
 

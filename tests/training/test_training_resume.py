@@ -1,4 +1,4 @@
-"""Runs that stop at inconvenient moments: what a resumed run finds, keeps and repairs."""
+"""Runs that are stopped at inconvenient moments: what a resume finds, keeps and repairs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def end(events: list[Event]) -> Finished:
 
 
 def stop_on(event_type: type, step: int) -> tuple[list[Event], Callable[[], bool]]:
-    """A list for the events, and a should_stop that is True after this event of this step."""
+    """An empty list for the events, and a function for `should_stop`. The function returns True
+    once the list holds an event of this type and of this step or a later one."""
     events: list[Event] = []
     return events, lambda: any(
         isinstance(e, event_type) and getattr(e, "step", 0) >= step for e in events
@@ -79,7 +80,7 @@ def test_temporary_files_of_a_killed_save_are_deleted(
     resumed("r")
     assert not left.exists()
     assert not config.exists()
-    assert theirs.exists()  # gptcli has not written this file
+    assert theirs.exists()  # gptcli did not write this file
 
 
 def test_a_reached_target_ends_the_run_even_if_it_is_interrupted(
@@ -87,7 +88,8 @@ def test_a_reached_target_ends_the_run_even_if_it_is_interrupted(
 ) -> None:
     setup = new("r", "train.stop_at_val_loss=100", "train.eval_every=5")
     events, should_stop = stop_on(Evaluated, 5)
-    # The signal comes during the save of the best checkpoint.
+    # should_stop becomes true after the evaluation that reaches the target, before its checkpoint
+    # is saved.
     for event in train(setup, should_stop):
         events.append(event)
     assert (end(events).stopped, end(events).step) == ("target", 5)
@@ -97,7 +99,7 @@ def test_a_target_reached_just_before_a_kill_ends_the_resumed_run(new: Any, tmp_
     events = train(new("r", "train.stop_at_val_loss=100", "train.eval_every=5"))
     for event in events:
         if type(event).__name__ == "CheckpointSaved":
-            break  # a kill here comes after the checkpoint and before run.json
+            break  # a kill at this moment: the checkpoint is saved, and run.json is not yet written
     events.close()
     done = prepare_resume(tmp_path / "r", None)
     assert isinstance(done, FinishedRun)
@@ -151,7 +153,8 @@ def test_an_overwritten_run_is_kept_until_the_new_one_has_a_checkpoint(
     (run / "checkpoints" / "mine.txt").write_text("not gptcli's", encoding="utf-8")
     new("r", "train.seed=2")
     assert checkpoint.steps_of(run) == []
-    run_folder.restore_replaced(run)  # the old run returns, because the new run has no checkpoint
+    # The old run is restored, because the new run has no checkpoint.
+    run_folder.restore_replaced(run)
     assert (checkpoint.folder_of(run, 20) / "model.safetensors").read_bytes() == whole
     assert (run / "config.yaml").read_text("utf-8") == config
     assert not (run / ".replaced").exists()
@@ -253,7 +256,8 @@ def test_extending_before_the_first_checkpoint_is_saved(
 
 
 def test_float16_scales_its_loss_and_unscales_its_gradients(new: Any) -> None:
-    """The command line refuses float16 on a CPU, but the computation works."""
+    """gptcli refuses to train in float16 on a CPU. This test calls the training loop directly,
+    which can do it."""
     from dataclasses import replace
 
     from gptcli.training.loop import _Loop
@@ -266,18 +270,21 @@ def test_float16_scales_its_loss_and_unscales_its_gradients(new: Any) -> None:
     losses = [(plain.one_step().loss, half.one_step().loss) for _ in range(5)]
     for one, other in losses:
         assert other == pytest.approx(one, rel=5e-3)
-    # This scale is so high that it must be halved until all gradients are finite.
+    # This loss scale is so high that gradients overflow. The step must halve the scale until all
+    # gradients are finite.
     half.progress.loss_scale = 2.0**40
     half.one_step()
     assert 1.0 < half.progress.loss_scale < 2.0**40
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch warns about its own code
+# torch.compile causes a warning about torch's own code.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.slow
 def test_a_compiled_run_learns_the_same(new: Any, drive: Drive) -> None:
     if shutil.which("g++") is None and shutil.which("c++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    no_evaluation = ("data.val_fraction=0",)  # to compile an evaluation takes half a minute
+    # An evaluation would be compiled, too, which takes half a minute.
+    no_evaluation = ("data.val_fraction=0",)
     losses = [
         [e.loss for e in drive(new(name, f"run.compile={on}", "train.max_steps=4", *no_evaluation))
          if type(e).__name__ == "StepDone"]

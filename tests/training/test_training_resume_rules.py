@@ -1,4 +1,5 @@
-"""What --resume says about changed keys. Values look as in YAML; equal values are no change."""
+"""What --resume says about keys that the user changes. Messages write values as YAML does. A value
+that is equal but written in another way is no change."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def config(*overrides: str) -> Config:
 
 
 def asked(*overrides: str) -> tuple[Config, list[str]]:
-    """The config and the notes of a resume of BASE with these overrides."""
+    """The config and the notes if a user resumes a run of the config BASE with these overrides."""
     stored = config()
     wanted = parse_config(dump_config(stored), list(overrides))
     return config_for_resume(RUN, stored, wanted, False, 5)
@@ -46,7 +47,8 @@ def asked(*overrides: str) -> tuple[Config, list[str]]:
     ],
 )
 def test_the_same_in_other_words_is_no_change(word: str) -> None:
-    """The run keeps its own spelling of the value, so that it ends with the same bytes."""
+    """The run keeps the spelling of the value in its config.yaml, so that the resumed run ends with
+    the same bytes."""
     assert asked(word) == (config(), [])
 
 
@@ -69,7 +71,7 @@ def test_a_refused_change_is_written_as_in_yaml(word: str, said: str, hinted: st
     assert said in refused.value.message
     assert hinted in refused.value.hint
     assert not re.search(r"\b(None|True|False)\b|[\[{]['\"]", refused.value.message)
-    # The overrides in the hint mean the same as the user's override.
+    # The command in the hint gives the same config as the user's override.
     words = shlex.split(refused.value.hint.partition("gptcli train --from ")[2])[1:]
     stored = dump_config(config())
     assert parse_config(stored, words) == parse_config(stored, [word])

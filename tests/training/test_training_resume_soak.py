@@ -1,6 +1,7 @@
-"""Real processes that are killed or interrupted seven times end with the bytes of one whole run.
+"""A run whose real processes are killed or interrupted seven times ends with the bytes of an
+uninterrupted run.
 
-`make reliability` does this many times, at random moments.
+`make reliability` tests this many times, at random moments.
 """
 
 from __future__ import annotations
@@ -74,6 +75,6 @@ def test_a_run_stopped_seven_times_ends_with_the_same_bytes(
     name = Path("checkpoints/step-00000020/model.safetensors")
     weights = [(tmp_path / run / name).read_bytes() for run in ("whole", "parts")]
     assert weights[0] == weights[1]
-    # The last checkpoint records the evaluation, so the run is finished.
+    # The last checkpoint records that step 20 was evaluated, so the run counts as finished.
     assert json.loads((tmp_path / "parts" / name.with_name("meta.json")).read_text("utf-8"))[
         "progress"]["evaluated_at"] == 20  # fmt: skip

@@ -1,4 +1,5 @@
-"""The copy of a run at a URL: only complete checkpoints count, and faults never harm the run."""
+"""The copy of a run at a URL: only complete checkpoints of the copy are used, and a failing copy
+never harms the run."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ def test_a_copy_equals_the_run_and_comes_back(
     back = files_of(tmp_path / "back")
     here = files_of(setup.run)
     assert back == {name: here[name] for name in back}
-    # Only the newest and the best checkpoint come back.
+    # The fetched run has only the newest and the best checkpoint.
     assert {name for name in here if name not in back} <= {
         name for name in here if "step-00000015" in name
     }
@@ -109,7 +110,7 @@ def test_a_network_that_hangs_delays_no_step(
             copy.saved()
     (warning,) = copy.finish(never, 0.2)
     assert "is not complete" in warning
-    (warning,) = copy.finish(lambda: True, 60)  # as if Ctrl-C were pressed again
+    (warning,) = copy.finish(lambda: True, 60)  # as if the user pressed Ctrl-C again
     assert "is not complete" in warning
     gate.set()
     assert copy.finish(never, 60) == []
@@ -150,7 +151,8 @@ def test_a_network_that_fails_ends_no_run(
 def test_a_checkpoint_is_complete_only_with_its_meta(
     new: Callable[..., Setup], drive: Drive, url: str, tmp_path: Path
 ) -> None:
-    """A killed upload leaves files without a meta.json. Then the checkpoint before is used."""
+    """If an upload is killed, the checkpoint at the URL has no meta.json. `fetch_run` then uses the
+    checkpoint before it."""
     setup = new("r", *OFTEN)
     trained(setup, RunCopy(setup.run, url), stop_at=10)
     there = RemoteFolder(url)
@@ -165,7 +167,8 @@ def test_a_checkpoint_is_complete_only_with_its_meta(
         fetch_run(url, tmp_path / "c")
     assert not (tmp_path / "c").exists()
     assert not list(tmp_path.glob(".*.tmp"))
-    drive_again = RunCopy(setup.run, url)  # the run on this machine is intact, and repairs its copy
+    # The run on this machine is intact, so another copy repairs the files at the URL.
+    drive_again = RunCopy(setup.run, url)
     assert drive_again.finish(never, 60) == []
     assert complete_steps(there) == [5, 10]
 
@@ -205,7 +208,8 @@ def test_names_from_elsewhere_are_not_followed(
 
 
 def copied(setup: Setup, url: str) -> tuple[RunCopy, list[str]]:
-    """Train a run with a copy. Return the copy, and the warnings during the training."""
+    """Train a run that has a copy at `url`. Return the copy, and the warnings about it during the
+    training."""
     copy, warnings = RunCopy(setup.run, url), []
     for event in train(setup):
         if isinstance(event, CheckpointSaved):
@@ -217,7 +221,8 @@ def copied(setup: Setup, url: str) -> tuple[RunCopy, list[str]]:
 
 
 def says_all(warning: str, goal: str, why: str, run: Path) -> bool:
-    """Whether a warning names the file at the URL and the reason, and says that the run is safe."""
+    """Whether a warning names the file at the URL (`goal`) and the reason (`why`), and says that
+    the run is safe."""
     safe = f"The run itself is safe in {run}"
     return f" {goal}" in warning and f": {why}. " in warning and safe in warning
 
@@ -228,7 +233,7 @@ def test_a_place_that_cannot_be_written_ends_no_run(
 ) -> None:
     setup, there = new("r", *OFTEN), tmp_path / "copy"
     there.mkdir()
-    if os.geteuid() == 0:  # root may write everywhere, but a file cannot hold files
+    if os.geteuid() == 0:  # root may write everywhere, so put a file where the copy needs a folder
         (there / "checkpoints").write_text("not a folder")
         goal, why = f"{there.as_uri()}/checkpoints/step-", "Not a directory"
     else:
@@ -251,7 +256,8 @@ def test_a_place_that_cannot_be_written_ends_no_run(
 def test_the_end_waits_for_an_upload_that_began_after_it(
     new: Callable[..., Setup], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An upload that began before the end of the run may have read older states of its files."""
+    """When a run ends, an upload can be in progress that read older states of the run's files. So
+    gptcli waits for another upload."""
     setup = new("r", *OFTEN)
     for _ in train(setup):
         pass
@@ -274,14 +280,15 @@ def test_the_end_waits_for_an_upload_that_began_after_it(
     assert copy.finish(never, 60) == []
     assert len(uploads) == 2
     assert complete_steps(RemoteFolder(url)) == checkpoint.steps_of(setup.run)
-    assert copy.finish(never, 60) == []  # a new thread copies the run again
+    assert copy.finish(never, 60) == []  # finish starts a new thread, which copies the run again
     assert len(uploads) == 3
 
 
 def test_a_full_disk_leaves_the_copy_as_it_was(
     new: Callable[..., Setup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fills up during the write of a file. The earlier content of that file stays."""
+    """The disk of the copy fills up while a file is written. The copy then keeps the earlier
+    content of this file."""
     setup, there = new("r", *OFTEN), tmp_path / "copy"
     copy = RunCopy(setup.run, there.as_uri())
     trained(setup, copy, stop_at=10)
@@ -303,7 +310,8 @@ def test_a_full_disk_leaves_the_copy_as_it_was(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB. The test is skipped if this user cannot mount it."""
+    """A folder on a file system of 64 KiB. The test is skipped if this user cannot mount file
+    systems."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]

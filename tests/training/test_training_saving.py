@@ -1,4 +1,5 @@
-"""Saving during a run: in the background, and on a disk that refuses to write."""
+"""Saving checkpoints during a run: at once or in the background, also on a disk that refuses to
+write."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ OFTEN = ("train.checkpoint_every=3", "train.eval_every=8", "train.keep_checkpoin
 
 @pytest.fixture(params=["at once", "background"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Write checkpoints in the training loop (the default for small ones) and in the background."""
+    """How gptcli writes checkpoints: in the training loop ("at once", the default for small
+    checkpoints) or in the background. A test runs with each of the two."""
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if request.param == "background" else 1 << 40)
     return str(request.param)
 
@@ -102,7 +104,7 @@ def test_a_failed_save_is_reported_and_tried_again(
     if how == "at once":
         assert {3, 15, 16, 18, 20} <= set(saved(events))
         assert not {6, 9} & set(saved(events))
-    else:  # the writing thread can be some steps behind
+    else:  # the thread that writes checkpoints can be some steps behind
         assert 20 in saved(events)
         assert 6 not in saved(events)
     assert not list((tmp_path / "r" / "checkpoints").glob(".*"))
@@ -129,7 +131,7 @@ def test_a_failed_last_save_is_an_error(
     assert "free there" in failed.value.message
     newest, notes = checkpoint.newest_valid(tmp_path / "r")
     assert newest is not None
-    # Step 12 was perhaps not complete yet.
+    # In the background, the checkpoint of step 12 was perhaps not complete yet.
     assert newest.step in ((12,) if how == "at once" else (9, 12))
     assert notes == []
 
@@ -154,7 +156,8 @@ def test_without_a_thread_or_a_copy_the_checkpoint_is_written_at_once(
     what: str, error: type[Exception], new: Any, drive: Drive, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The copy gets no memory, or the thread cannot start."""
+    """If there is no memory for a copy of the weights, or the background thread cannot start, the
+    training loop itself writes the checkpoint."""
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0)
     drive(new("whole", *OFTEN))
 

@@ -1,5 +1,5 @@
-"""Sharded checkpoints are read like whole ones and gathered at the end of a run. Damage is
-named."""
+"""Sharded checkpoints are read like whole ones, and gathered at the end of a run. Errors name what
+is damaged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ OFTEN = ("train.checkpoint_every=5", "train.eval_every=10", "train.keep_checkpoi
 
 @pytest.fixture
 def sharding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a training of one process write the shards of two ranks."""
+    """Let a training write its checkpoints in two shards, as two ranks do, although it has only one
+    process."""
     monkeypatch.setattr(training_state, "WholeFiles", TwoShards)
 
 
@@ -92,7 +93,7 @@ def cut(path: Path) -> None:
 
 
 def exchange(path: Path) -> None:
-    """Replace a shard by the other shard of the same step."""
+    """Replace the content of a shard by that of the other shard of the same checkpoint."""
     number = 3 - int(path.name.split("-")[1])
     shutil.copyfile(path.with_name(shard_name(path.name.split("-")[0], number, 2)), path)
 
@@ -130,7 +131,8 @@ def test_an_index_without_one_shard_is_damaged(missing: str, run: Path) -> None:
 
 
 def test_shards_of_two_saves_are_not_one_checkpoint(run: Path) -> None:
-    """If meta.json lists shards for two numbers of ranks, it lists no complete set of shards."""
+    """This meta.json lists the first of two shards, and the second of three. So it lists no
+    complete set of shards."""
     files = {shard_name("model", 1, 2): {}, shard_name("model", 2, 3): {}}
     with pytest.raises(ValueError, match="it lists neither"):
         names_of(files, "model")
@@ -167,7 +169,7 @@ def test_shards_that_do_not_fit_together(
 
 
 def test_fewer_rows_than_ranks() -> None:
-    """If there are fewer rows than ranks, PyTorch gives the last ranks no rows."""
+    """If a tensor has fewer rows than there are ranks, PyTorch gives the last ranks no rows."""
     w = torch.arange(6.0).reshape(2, 3)
     assert torch.equal(joined([{"w": w[:1]}, {"w": w[1:]}, {"w": w[2:]}])["w"], w)
     views = [memoryview(w[:1].numpy().copy()), memoryview(b"").cast("f")]
@@ -202,7 +204,7 @@ def test_the_weights_are_gathered_for_other_programs(run: Path) -> None:
         assert set(load_file(folder / "model.safetensors")["w"].tolist()) == {float(step)}
         assert set(checkpoint.load(run, step, with_state=True).state["m"].tolist()) == {-step}
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert gather_weights(run) == []  # everything is gathered already
+    assert gather_weights(run) == []  # all weights are gathered already, so nothing happens
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
@@ -280,7 +282,8 @@ def test_a_copy_of_shards_comes_back_and_follows_what_was_gathered(
     there = set(RemoteFolder(url).names("checkpoints/step-00000020"))
     assert there == names(checkpoint.folder_of(setup.run, 20))
     assert [name for name in sent if "/step-00000020/" in name] == [
-        "checkpoints/step-00000020/model.safetensors"  # the copy has the state already
+        # The copy at the URL already has the optimizer's state.
+        "checkpoints/step-00000020/model.safetensors"
     ]
     assert fetch_run(url, tmp_path / "gathered") == 20
     again = checkpoint.load(tmp_path / "gathered", 20, with_state=True)

@@ -1,4 +1,5 @@
-"""Tensor files equal the bytes of safetensors.torch.save. Writing a file copies no tensor."""
+"""Tensor files have the bytes that safetensors.torch.save gives. No tensor is copied to write a
+file."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def test_the_bytes_are_those_of_safetensors(tensors: dict[str, Tensor], tmp_path
 
 
 def test_no_tensor_is_copied() -> None:
-    """Saving a checkpoint of several gigabytes must not need the same memory again."""
+    """To save a checkpoint of several gigabytes, gptcli must not need several gigabytes more."""
     tensors = {name: numbers(100) for name in "abc"}
     _, *pieces = tensor_pieces(tensors)
     at = [np.frombuffer(piece, np.uint8).ctypes.data for piece in pieces]
@@ -62,7 +63,7 @@ def test_no_tensor_is_copied() -> None:
 
 
 def test_weights_are_read_without_pytorch(tmp_path: Path) -> None:
-    """The weights become float32 memory, whatever dtype the file has."""
+    """The weights are returned as float32 memory, whatever their dtype in the file."""
     tensors = {
         "float32": numbers(3, 4),
         "bfloat16": numbers(2, 3).to(torch.bfloat16),
@@ -101,6 +102,6 @@ def test_numbers_that_are_not_finite_are_found(odd: float, finite: bool) -> None
         tensor = numbers(10, 10)
         tensor.view(-1)[at] = odd
         assert is_finite(tensor.numpy().data) == finite == bool(torch.isfinite(tensor.sum()))
-    huge = torch.full((4,), 3e38)  # all are finite, but their sum is not
+    huge = torch.full((4,), 3e38)  # all numbers are finite, but their sum is not
     assert not is_finite(huge.numpy().data)
     assert not torch.isfinite(huge.sum())

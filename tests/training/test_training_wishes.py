@@ -1,4 +1,5 @@
-"""What a user asks for during a run happens after the step, and changes no bit of the run."""
+"""What a user asks for during a run (a sample, an evaluation, a checkpoint) happens after the step
+in progress, and changes no bit of the run."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from gptcli.training.wishes import Wish
 
 
 def driven(setup: Setup, asked: dict[int, list[Wish]]) -> list[Event]:
-    """The events of a run. The user asks for `asked[step]` after each of these steps."""
+    """The events of a run in which the user asks, after each step in `asked`, for the wishes
+    `asked[step]`."""
     events: list[Event] = []
 
     def wishes() -> Collection[Wish]:
@@ -87,7 +89,8 @@ def test_each_wish_gets_its_event(new: Any) -> None:
     }
     assert found[ExtraEvaluation] == [5]
     assert found[SampleDrawn][:2] == [3, 8]
-    # The second one records the sample, so that a resume knows it.
+    # gptcli saves a second checkpoint after the sample, so that a resumed run knows that it was
+    # drawn.
     assert found[CheckpointSaved][:2] == [8, 8]
     (loss,) = [e.val_loss for e in events if isinstance(e, ExtraEvaluation)]
     assert 0 < loss < 10

@@ -1,4 +1,5 @@
-"""A note appears if the gradient is exactly 0 for several steps: the network stops learning."""
+"""If the gradient is exactly 0 for several steps, the network has stopped learning, and gptcli says
+so."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ def test_five_zeros_in_a_row_are_reported_once() -> None:
 
 
 def test_a_learning_rate_of_100(cli: Any, text_file: Path, tmp_path: Path) -> None:
-    """Without the note, the user would see only a run that is `done` with a finite loss."""
+    """Without the note, the user would see no problem: the run ends as `done`, with a finite
+    loss."""
     tiny = (
         "model.n_layer=1", "model.n_head=1", "model.n_embd=16", "model.block_size=16",
         "train.batch_size=2", "train.max_steps=16", "run.threads=1", "run.dtype=float32",

@@ -83,8 +83,8 @@ def test_curves_share_a_cell() -> None:
 
 
 def test_the_steep_start_runs_off_the_top() -> None:
-    """The steep start of a usual curve lies above the chart, so the later part can fill all of
-    it."""
+    """The first losses of a usual curve are above the top of the chart, so that the later part of
+    the curve can fill the whole height."""
     losses = [(float(step), 1.5 + 2.7 * math.exp(-step / 60)) for step in range(1, 1001)]
     lines = chart(loss_lines(losses, []), (1, 1000), 80, 10, UNICODE)
     drawn = [[i for i, line in enumerate(lines[:-1]) if line.plain[column] != " "]

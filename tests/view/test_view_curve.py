@@ -1,4 +1,5 @@
-"""The loss curve in characters, and the loss history of limited length."""
+"""The loss curve that is drawn with characters, and the history of losses, whose length is
+limited."""
 
 from __future__ import annotations
 
@@ -140,8 +141,8 @@ def test_bounds_are_never_empty(values: list[float]) -> None:
 
 
 def test_the_end_of_a_short_curve_is_in_the_range_if_asked() -> None:
-    """One of two runs ended early with a high loss. With `with_ends`, the range includes this
-    loss."""
+    """One of two runs ended early, with a high loss. With `with_ends`, the range of the axis
+    includes this loss."""
     nan = math.nan
     short, long = [4.0, 3.0, *[nan] * 18], [4.0, 3.2, *[2.0] * 18]
     assert bounds(short, long)[1] < 3.0

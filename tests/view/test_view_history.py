@@ -1,4 +1,4 @@
-"""metrics.jsonl and samples.txt become events again."""
+"""Reading metrics.jsonl and samples.txt gives the events of the run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The parts of the live view beside the curve: use of the machine, notes, earlier samples, keys."""
+"""The parts of the live view other than the curve: how the machine is used, notes, earlier samples,
+keys."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ def test_every_promised_fact_is_shown(size: tuple[int, int]) -> None:
     text = "\n".join(drawn(status, *size, live()))
     for fact in (
         "mem    412 MB",
-        "of peak       30%",  # 6e5 operations for each of 50,000 tokens a second are 30 % of 1e11
+        # 50,000 tokens a second, each with 6e5 operations, are 30 % of 1e11 operations a second.
+        "of peak       30%",
         "saved at 400",
         "validation loss rising for 3 evaluations: overfitting; best at step 100",
         "new best at step 100: 2.0000",
@@ -142,7 +144,8 @@ def test_there_is_one_note_of_each_kind_the_newest() -> None:
         "checkpoint saved at step 200",
         "planned again: 900 steps; the machine is slower",
     ]
-    assert status.evaluated == evaluated(3.0, 2.0)[-1]  # the extra evaluation does not count
+    # An evaluation that the user asked for does not count.
+    assert status.evaluated == evaluated(3.0, 2.0)[-1]
 
 
 def test_a_wide_window_shows_how_the_samples_improved() -> None:
@@ -152,7 +155,7 @@ def test_a_wide_window_shows_how_the_samples_improved() -> None:
     assert len(status.samples) <= MOST_SAMPLES + 1
     text = "\n".join(drawn(status, 199, 57, live()))
     assert "sample at step 990" in text
-    assert "at step 200" in text  # the first sample, which comes from a_run
+    assert "at step 200" in text  # the first sample of the run, which a_run has made
     assert text.index("text of 990") < text.index("at step 200")
 
 
@@ -170,7 +173,8 @@ def test_a_key_is_marked_until_its_work_is_done() -> None:
         assert word + "   " not in key_line(state, 100).plain
         state.absorb(event)
         assert word + "   " in key_line(state, 100).plain
-    state.press("s")  # the sample is never drawn, so there is no event
+    # No event says that this sample was drawn, but the key is unmarked after some steps.
+    state.press("s")
     for step in range(4):
         state.absorb(step_done(step))
     assert "s sample   " in key_line(state, 100).plain

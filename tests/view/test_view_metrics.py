@@ -1,4 +1,4 @@
-"""The records that metrics.jsonl gets for events."""
+"""The records that are written to metrics.jsonl for the events of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Numbers as text: counts, losses, durations, tokens per second, the time left."""
+"""Numbers formatted for people: counts, losses, durations, tokens per second, the remaining
+time."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ def test_eta_is_the_steps_left_at_the_speed_so_far() -> None:
     assert eta_seconds(0, 30, 15.0) == 0.0
     assert eta_seconds(-5, 30, 15.0) == 0.0
     assert eta_seconds(60, 0, 0.0) is None
-    assert eta_seconds(60, 10, 0.0) == 0.0  # no division by zero if the clock does not move
+    # If no time has passed, there must be no division by zero.
+    assert eta_seconds(60, 10, 0.0) == 0.0
 
 
 def test_the_first_step_does_not_count_in_the_speed() -> None:

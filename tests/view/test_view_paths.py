@@ -38,7 +38,8 @@ def test_a_path_is_written_as_short_as_possible(here: Path) -> None:
 
 
 def test_the_run_stays_beside_the_text(here: Path) -> None:
-    """However the path of the text is written, the run's name follows it directly."""
+    """In the headline, the run's name directly follows the path of the text, even if the path is
+    shortened."""
     status = RunStatus()
     status.absorb(started(source=f"{here}/../texts/x.txt", run=Path("runs/x")))
     for width in (79, 199):

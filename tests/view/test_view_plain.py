@@ -1,4 +1,5 @@
-"""Plain lines of progress, whose format must not change, because scripts may read them."""
+"""The plain lines about a run's progress. Their format must not change, because scripts may read
+them."""
 
 from __future__ import annotations
 
@@ -163,7 +164,8 @@ def test_lines_after_a_new_plan_have_the_new_total() -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A list whose only value is the time.monotonic of the view. A test can change it."""
+    """A list with one number: the time that time.monotonic returns to the view. The test can change
+    the number."""
     now = [100.0]
     monkeypatch.setattr("gptcli.view.plain.time.monotonic", lambda: now[0])
     return now
@@ -204,7 +206,8 @@ def test_a_run_prints_about_thirty_lines(steps: int, every: tuple[int, int, int]
 
 @pytest.mark.parametrize("seconds_per_step", [0.5, 9.0, 50.0])
 def test_a_long_run_prints_a_line_each_minute(seconds_per_step: float, clock: list[float]) -> None:
-    """Even if steps are rarely logged, at least one line comes each minute, and few more lines."""
+    """Even if the run logs few of its steps, the view prints at least one line a minute, and not
+    many more lines."""
     stream = io.StringIO()
     steps, printed = round(7200 / seconds_per_step), [clock[0]]
     with PlainView(Console(file=stream, width=80)) as view:
@@ -236,7 +239,8 @@ def a_run_that_memorises(loss_after: float = 0.5) -> Iterator[Event]:
 
 
 def test_a_line_says_that_the_run_memorises() -> None:
-    """One line appears at the second rise, and the summary says which step `sample` uses."""
+    """When the validation loss rises for the second time, one line says so. The last line says
+    which step `sample` uses."""
     lines = shown(*a_run_that_memorises(), Finished(500, 1, 1.0, "done", 0.4, 1.7, 1.567, 100))
     notes = [line for line in lines if "has risen" in line]
     assert notes == [

@@ -75,7 +75,7 @@ def test_plain_lines_are_aligned_and_not_cut() -> None:
     ]  # fmt: skip
     assert "日本語日本語日本語␛[2J x" in lines[2]
     assert lines[3].split() == ["x", "diverged", "3/100", "nan", "-", "-", "0:00", "-", "-"]
-    # All statuses begin in the same column of the screen.
+    # In all rows, the status begins in the same column of the screen.
     starts = {cell_len(line[: line.index(word)])
               for line, word in zip(lines, ("status", "done", "interrupted", "diverged"),
                                     strict=True)}  # fmt: skip
@@ -92,7 +92,8 @@ def test_control_characters_in_a_status_are_replaced() -> None:
 def test_rows_without_the_value_come_last_in_either_direction() -> None:
     for reverse, names in ((False, "s a x"), (True, "a s x")):
         shown = sorted_rows(ROWS, Order("loss", reverse))
-        assert [row.name[0] for row in shown] == names.split()  # x is last, because its loss is nan
+        # The run x is last, because its loss is nan.
+        assert [row.name[0] for row in shown] == names.split()
     assert [row.name[0] for row in sorted_rows(ROWS, Order("when"))] == ["a", "s", "x"]
 
 
@@ -131,6 +132,7 @@ def test_keys_change_the_order() -> None:
     order = next_order(None, "right")
     assert order == Order("run")
     assert next_order(order, "left") is None
-    assert next_order(None, "left") == Order("when", reverse=True)  # the newest runs come first
+    # The table begins with the newest runs.
+    assert next_order(None, "left") == Order("when", reverse=True)
     assert next_order(Order("loss"), "r") == Order("loss", reverse=True)
     assert next_order(Order("loss"), "x") == Order("loss")

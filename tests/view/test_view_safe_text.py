@@ -1,4 +1,4 @@
-"""The text of a model must not control the terminal, and must fit into the width."""
+"""Text that a model wrote must not control the terminal, and must fit into its width."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ troublesome = st.text(
 
 
 def obeyed(character: str) -> bool:
-    """Whether a terminal could act on the character instead of showing it."""
+    """Whether a terminal could obey this character instead of showing it."""
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
@@ -109,6 +109,6 @@ def test_a_sample_fits_into_its_lines_and_width(
 ) -> None:
     lines = _plain(prompt, text * 3, width, height)
     assert len(lines) <= height
-    # With a width of one, a character of two cells still takes two.
+    # Even if the width is one cell, a wide character takes two.
     assert all(cell_len(line) <= max(width, 2) for line in lines)
     assert not any(obeyed(character) for line in lines for character in line)

@@ -1,4 +1,5 @@
-"""What the live view writes to a terminal: the panel, the lines above it, and the last lines."""
+"""What the live view writes to a terminal: the panel, the lines above it, and the lines that stay
+at the end."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ DONE = Finished(3000, 6_144_000, 100.0, "done", 1.43, 1.58, 1.57, 2800)
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A list whose only value is the time.monotonic of the view. A test can change it."""
+    """A list with one number: the time that time.monotonic returns to the view. The test can change
+    the number."""
     now = [100.0]
     monkeypatch.setattr("gptcli.view.terminal.time.monotonic", lambda: now[0])
     return now
@@ -159,7 +161,8 @@ def test_an_earlier_part_of_the_run_is_in_the_curve(clock: list[float]) -> None:
         text = "\n".join(screen.rows())
         assert "best  1.7000 at 200" in text
         assert re.search(r"\n       1 .* 204$", text, re.MULTILINE)
-        assert "eta 1:3" in text  # the speed of this part counts: 30 steps a second
+        # The estimate uses only the speed after the resume: 30 steps a second.
+        assert "eta 1:3" in text
 
 
 def test_notices_and_prints_appear_above_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +201,7 @@ def test_an_exception_leaves_a_clean_screen(clock: list[float]) -> None:
         for event in a_run(60):
             clock[0] += 0.05
             view.handle(event)
-        screen.write("^C")  # a terminal echoes Ctrl-C like this
+        screen.write("^C")  # a terminal writes this when the user presses Ctrl-C
         raise KeyboardInterrupt
     assert screen.rows() == ["stopped at step 60 of 3,000 after 2.0 s, loss 3.1285", ""]
     assert screen.cursor
@@ -229,8 +232,8 @@ def test_a_narrower_window_is_repainted(clock: list[float]) -> None:
         console.size = (60, 60)  # type: ignore[assignment]
         clock[0] += 1
         view.handle(step_done(601))
-        # Rows that scrolled off when the window became narrower cannot be erased. Look only below
-        # them.
+        # When the window became narrower, some rows scrolled off its top. Programs cannot erase
+        # these rows, so look only at the rows below.
         text = "\n".join(screen.rows()[screen.top :])
         assert text.count("shakespeare →") == 1
         assert text.count("/3,000") == 1
@@ -257,7 +260,8 @@ def test_the_view_draws_four_times_a_second(clock: list[float]) -> None:
         for step in range(1, 1001):
             clock[0] += 0.01
             view.handle(step_done(step))
-        assert 35 <= frames <= 45  # in the ten seconds of this run
+        # The view draws about four frames a second, and this run takes ten seconds.
+        assert 35 <= frames <= 45
 
 
 def test_a_step_that_is_not_drawn_takes_almost_no_time(
@@ -269,7 +273,8 @@ def test_a_step_that_is_not_drawn_takes_almost_no_time(
         view.handle(started())
         best = float("inf")
         for _ in range(3):
-            begin = time.thread_time()  # unlike the wall time, it excludes other processes
+            # Processor time excludes other processes, and wall time does not.
+            begin = time.thread_time()
             for event in events:
                 view.handle(event)
             best = min(best, (time.thread_time() - begin) / len(events))
@@ -283,7 +288,7 @@ def test_slow_drawing_takes_at_most_2_percent_of_the_time(monkeypatch: pytest.Mo
         def write(self, text: str) -> int:
             if "\x1b[?25h" in text:
                 draws.append(now[0])
-                now[0] += 0.1  # a frame takes this long on a slow connection
+                now[0] += 0.1  # on this slow connection, it takes 0.1 s to write a frame
             return super().write(text)
 
     monkeypatch.setattr("gptcli.view.terminal.time.monotonic", lambda: now[0])
@@ -292,7 +297,7 @@ def test_slow_drawing_takes_at_most_2_percent_of_the_time(monkeypatch: pytest.Mo
         while now[0] < 20:
             now[0] += 0.01
             view.handle(step_done(1 + int(now[0] * 100)))
-    # 2 % of 20 s allow four frames of 0.1 s; the first one comes in addition.
+    # 2 % of 20 s is enough for four frames of 0.1 s, in addition to the first frame.
     assert 2 <= len(draws) <= 6
 
 

@@ -1,4 +1,5 @@
-"""Tokens on a terminal: tiles above their ids, the vocabulary in columns, and the compression."""
+"""Tokens on a terminal: each token as a tile above its id, the vocabulary in columns, and the
+compression (bytes of text per token)."""
 
 from __future__ import annotations
 

@@ -17,21 +17,22 @@ _TOKEN = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
 
 
 class Screen(io.StringIO):
-    """Keeps the rows that a terminal of this size shows after a program's writes.
+    """A terminal of this size: it keeps the rows that it would show after what a program writes to
+    it.
 
-    The screen knows the terminal codes that the view may use, and fails on all others. A wide
-    character takes two cells; the second one is empty."""
+    The screen obeys the terminal codes that the view may use. All other codes raise an error. A
+    wide character takes two cells, of which the second is empty."""
 
     encoding = "utf-8"  # type: ignore[assignment]
 
     def __init__(self, width: int, height: int) -> None:
         super().__init__()
         self.width, self.height = width, height
-        self.cells: list[list[str]] = [[]]  # the rows, also those that have scrolled off
+        self.cells: list[list[str]] = [[]]  # all rows, also those that have scrolled off the top
         self.top = 0
-        self.x = self.y = 0  # y counts from the first row that was ever shown
+        self.x = self.y = 0  # y is counted from the first row of `cells`
         self.cursor, self.wraps = True, True
-        self.wrapped = 0  # how many lines were too long for a row
+        self.wrapped = 0  # how often text was too long for its row
 
     def isatty(self) -> bool:
         return True
@@ -89,11 +90,11 @@ class Screen(io.StringIO):
             self.x += wide
 
     def rows(self) -> list[str]:
-        """All rows as text, also those that have scrolled off."""
+        """All rows as text, also those that have scrolled off the top."""
         return ["".join(row).rstrip() for row in self.cells]
 
     def narrow(self, width: int) -> None:
-        """Make the window narrower, and wrap rows that are too long, as terminals do."""
+        """Make the window `width` cells wide, and wrap rows that are too long, as terminals do."""
         rows, new_y = [], 0
         for y, row in enumerate(self.cells):
             if y == self.y:
@@ -114,7 +115,7 @@ class Screen(io.StringIO):
 
 
 def memory_console(width: int, height: int, *, encoding: str = "utf-8") -> Console:
-    """A console of this size that writes to memory but behaves like a terminal."""
+    """A rich console of this size that writes to memory, but behaves as on a terminal."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
     return Console(
         file=stream,

@@ -1,9 +1,9 @@
 /* Causal attention of one head of one sequence, forward and backward.
  *
- * T tokens, D numbers of a head (a multiple of 16). q, k, v and their gradients are columns of
+ * T tokens, D the width of the head (a multiple of 16). q, k, v and their gradients are columns of
  * larger arrays, whose rows are `row` numbers apart. Scores are computed for 32 queries at a time,
- * so that they stay in the cache. The backward pass computes the scores again. From these and
- * log2_sum_exp it computes the weights, as in FlashAttention. Source: Dao et al. 2022,
+ * so that they stay in the cache. The backward pass computes the scores again. From the scores and
+ * log2_sum_exp it computes the attention weights, as in FlashAttention. Source: Dao et al. 2022,
  * "FlashAttention", section 3.1.
  *
  * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. The
@@ -18,9 +18,9 @@
 
 typedef struct {
     num *by_d[2];             /* keys, values: B tiles for sums over D */
-    num *by_t[3];             /* B tiles for sums over T: values; or keys, dmixed, queries */
+    num *by_t[3];             /* as by_d for sums over T: values; backward: keys, dmixed, queries */
     float *scores, *dweights; /* (32, T) */
-    num *weights, *dscores;   /* (32, T): in the type that products read */
+    num *weights, *dscores;   /* (32, T): as num, which products read */
     num *transposed[2]; /* weights and dscores of all queries: A tiles for sums over queries */
     float *out;         /* (32, D) */
     float *sums[2]; /* (T, D): gradients at values and keys, summed over heads that share them */
@@ -52,13 +52,13 @@ static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) 
     return used;
 }
 
-/* Packs x (T, D) as B tiles whose products sum over D, as for scores. */
+/* Packs x (T, D) as B tiles for products that sum over D, such as the scores. */
 static void pack_head_by_d(const num *x, long row, int T, int D, num *out) {
     const long panel = round_up(D, 32) / 32 * TILE;
     for (int t = 0; t < T; t += 16, out += panel) pack_b16_transposed(x + t * row, row, D, out);
 }
 
-/* Packs x (T, D) as B tiles whose products sum over T. */
+/* Packs x (T, D) as B tiles for products that sum over T. */
 static void pack_head_by_t(const num *x, long row, int T, int D, num *out) {
     const long panel = round_up(T, 32) / 32 * TILE;
     for (int t = 0; t < T; t += 32, out += TILE) pack_b32(x + t * row, row, D, out, panel);
@@ -66,12 +66,12 @@ static void pack_head_by_t(const num *x, long row, int T, int D, num *out) {
 
 /* mixed (T, D) = softmax(q k^T / sqrt(D), causal) v. The rows of `mixed` are mixed_row apart. Also
  * computes log2_sum_exp (T), the base-2 logarithm of each query's sum of exponentials. drop: the
- * dropout of this head's weights. */
+ * dropout of this head's attention weights. */
 static void attention_forward(const num *q, const num *k, const num *v, long row, int T, int D,
                               num *mixed, long mixed_row, float *log2_sum_exp, Dropout drop,
                               AttentionScratch *s) {
     const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32);
-    const float scale2 = LOG2_E / sqrtf(D); /* for powers of 2 instead of e */
+    const float scale2 = LOG2_E / sqrtf(D); /* for exponentials to base 2, not e */
     pack_head_by_d(k, row, T, D, s->by_d[0]);
     pack_head_by_t(v, row, T, D, s->by_t[0]);
     for (int t0 = 0; t0 < T; t0 += 32) {
@@ -112,10 +112,10 @@ static void attention_forward(const num *q, const num *k, const num *v, long row
 
 /* Computes dq, dk and dv (T, D) from dmixed, the gradient at `mixed`. Rows of dq, dk and dv are
  * `row` apart; rows of mixed and dmixed are mixed_row apart. Heads that share keys and values are
- * computed one after the other. With `add_old`, the new sums are added to those of the
- * earlier heads. `last` says that dk and dv are complete after this head.
+ * computed one after the other. If `add_old`, the sums of this head are added to those of the
+ * earlier heads. If `last`, no other head follows, so dk and dv are complete and are stored.
  *
- * P are the weights, dP the gradient at the weights, dS the gradient at the scores:
+ * P are the attention weights, dP is the gradient at them, dS the gradient at the scores:
  *
  *   delta = sum of P dP over a query's keys = sum of mixed dmixed over D
  *   dS = P (dP - delta)

@@ -7,8 +7,9 @@
 #include "gradients.h"
 #include "optimizers.h"
 
-/* Clears the values after the last real row. Products read these too, because rows come in blocks
- * of 32. They get weight 0, but they must be finite, because 0 times infinity is NaN. */
+/* Sets the numbers after the last real row to 0. Products read them too, because rows come in
+ * blocks of 32. In these products they get weight 0, but they must be finite, because 0 times
+ * infinity is NaN. */
 static void clear_past_end(const Pass *p) {
     Model *g = p->g;
     const long Q = g->Q, QKV = g->QKV, end = 32 * p->MB;
@@ -29,8 +30,8 @@ typedef struct {
     long span; /* see sequences_at_once */
 } LossCall;
 
-/* The part of a training step that needs only the rows of the sequences b to end - 1. No other
- * sequence has rows in their groups. */
+/* The part of a training step that needs only the rows of the sequences b to end - 1. The groups
+ * with these rows hold no rows of other sequences. */
 static void some_sequences(const LossCall *call, long b, long end, ThreadScratch *s) {
     const Pass *p = &call->pass;
     Model *g = p->g;
@@ -61,7 +62,8 @@ static void some_sequences(const LossCall *call, long b, long end, ThreadScratch
     }
 }
 
-/* A thread's part of a training step (or only of a loss) if threads share the sequences. */
+/* A thread's part of a training step (or only of a loss) if each thread computes some of the
+ * sequences. */
 static void loss_by_sequences(const LossCall *call, Worker *w) {
     const Pass *p = &call->pass;
     const Model *g = p->g;
@@ -82,8 +84,9 @@ static void loss_by_sequences(const LossCall *call, Worker *w) {
     embedding_gradients(p, call->gradients, call->add_old, w);
 }
 
-/* A thread's part of a training step (or of a loss) if threads share the rows of each layer. A loop
- * over the groups ends one layer and begins the next, while a group's rows are in the cache. */
+/* A thread's part of a training step (or only of a loss) if each thread computes some of the rows
+ * of each layer. A loop over the groups computes the end of layer l - 1 and the beginning of layer
+ * l, while a group's rows are in the cache. */
 static void loss_by_layers(const LossCall *call, Worker *w) {
     const Pass *p = &call->pass;
     Model *g = p->g;
@@ -91,7 +94,7 @@ static void loss_by_layers(const LossCall *call, Worker *w) {
     const int L = g->s.L, add_old = call->add_old;
     const long MB = p->MB, groups = (MB + g->group - 1) / g->group;
     const long heads = (long)p->B * g->s.H;
-    const long shared = (long)p->B * g->s.K; /* heads of keys and values */
+    const long shared = (long)p->B * g->s.K; /* KV heads of all sequences */
     ThreadScratch *s = g->scratch + w->number;
     MatrixGradient matrices[LAYER_MATRICES];
     VectorGradient vectors[LAYER_VECTORS];
@@ -155,13 +158,13 @@ static void loss_thread(void *argument, Worker *w) {
     tiles_end();
 }
 
-/* The number of sequences that a thread takes at once. It is 0 if threads share the rows of each
- * layer.
+/* The number of sequences that a thread takes at once, or 0 if threads share the rows of each layer
+ * instead of the sequences.
  *
  * If threads share sequences, a step has three barriers instead of six for each layer. So a thread
- * that loses its processor delays the others less. This needs Tiles for each layer, and enough
- * sequences for all threads. The results are the same to the last bit, because no sum depends on
- * groups. */
+ * that loses its processor delays the others less. But this is possible only if each layer has its
+ * own Tiles, and there are enough sequences for all threads. Both ways give the same results to the
+ * last bit, because no sum depends on groups. */
 static long sequences_at_once(const Pass *p) {
     const Model *g = p->g;
     const long rows = 32L * g->group;
@@ -177,9 +180,10 @@ static long sequences_at_once(const Pass *p) {
 
 /* The sum of the losses of B sequences of T tokens, in nats. B T is at most most_tokens.
  *
- * weights: the float32 parameters that gpt_pack packed last. gradients: gets the gradients of the
- * sum, times `scale`, which are added to the old numbers if `add_old`; NULL to compute only the
- * loss. Dropout depends on `seed`. idx and targets: (B, T). */
+ * weights: the float32 parameters that the most recent call of gpt_pack packed. gradients: the
+ * array for the gradients of the sum, times `scale`. If `add_old`, they are added to the old
+ * numbers in this array. If `gradients` is NULL, only the loss is computed. Dropout depends on
+ * `seed`. idx and targets: (B, T). */
 double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t *idx,
                 const int64_t *targets, int B, int T, uint64_t seed, float scale, int add_old) {
     LossCall call = {{g, weights, idx, targets, B, T, gradients != NULL, (long)B * T, 0, seed},

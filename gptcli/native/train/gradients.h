@@ -7,19 +7,20 @@
 
 #include "passes.h"
 
-/* dW (N, K) = the transposed gradient at a layer's outputs, times the layer's inputs. N need not be
- * a multiple of a tile's rows. */
+/* The gradient of a matrix W: dW (N, K) = the transposed gradient at the layer's outputs, times the
+ * layer's inputs. N need not be a multiple of 16, the rows of a tile. */
 typedef struct {
     float *to;
     const num *outputs, *inputs;    /* A tiles, B tiles; tiles of a row block are side by side */
-    long output_block, input_block; /* distance from one row block to the next */
+    long output_block, input_block; /* distance between the tiles of two row blocks */
     long N, K;
 } MatrixGradient;
 
-/* The gradient of a vector: the sum of the parts of all row blocks. */
+/* The gradient of a vector (a gain or a bias). Each row block computes a part of it, and the
+ * gradient is the sum of these parts. */
 typedef struct {
     float *to;
-    const float *partial; /* the first row block's */
+    const float *partial; /* the part of the first row block */
     long width;
 } VectorGradient;
 
@@ -30,7 +31,7 @@ typedef struct {
     int n_matrices, n_vectors;
 } Gradients;
 
-enum { LAYER_MATRICES = 7, LAYER_VECTORS = 12 }; /* the most that a layer has */
+enum { LAYER_MATRICES = 7, LAYER_VECTORS = 12 }; /* the most gradients that a layer has */
 
 /* Computes rows n to n + rows - 1 of a matrix's gradient: the sum over `blocks` row blocks, added
  * to the old values if `add_old`. Takes the row blocks in chunks, because tiles are read several
@@ -76,8 +77,9 @@ static long rows_at_once(const MatrixGradient *a, int threads) {
     return rows > limit ? limit : rows;
 }
 
-/* Computes all gradients of a list. The matrices' gradients come from `blocks` row blocks, the
- * vectors' from part_blocks. All threads of a team call this. Ends with a barrier. */
+/* Computes all gradients of a list. The gradients of matrices are sums over `blocks` row blocks,
+ * and those of vectors are sums over `part_blocks` row blocks. All threads of a team call this.
+ * Ends with a barrier. */
 static void sum_gradients(Worker *w, const Gradients *g, const Model *model, long blocks,
                           long part_blocks, int add_old) {
     const int threads = model->s.threads;
@@ -87,7 +89,7 @@ static void sum_gradients(Worker *w, const Gradients *g, const Model *model, lon
         all += (g->matrices[i].N + rows - 1) / rows;
     }
     int i = 0;
-    SHARED_FOR(w, round, all) { /* a thread's rounds come in order, so i only grows */
+    SHARED_FOR(w, round, all) { /* a thread's `round` only grows, and so does i */
         long rows = rows_at_once(g->matrices + i, threads);
         while (round >= begin + (g->matrices[i].N + rows - 1) / rows) {
             begin += (g->matrices[i++].N + rows - 1) / rows;
@@ -162,7 +164,7 @@ static void list_last_norm(const Pass *p, float *grads, Gradients *list) {
             (VectorGradient){grads + g->offset[LNF_BIAS], partial + C, C};
 }
 
-/* The gradient of the head, from the row blocks m0 on. */
+/* The gradient of the head's matrix, from the rows of row block m0 on. */
 static MatrixGradient head_gradient(const Pass *p, float *grads, long m0) {
     const Model *g = p->g;
     const long C = g->s.C;

@@ -24,7 +24,7 @@ typedef struct {
     float scale;      /* 1 / (1 - p); 1 without dropout */
 } Dropout;
 
-/* A hash of 32 bits. */
+/* A hash of x, with 32 bits. */
 static uint32_t mix_bits(uint32_t x) {
     x ^= x >> 16;
     x *= 0x7feb352du;
@@ -134,9 +134,10 @@ static void norm_backward(const float *dout, int rows, int C, Norm n, const num 
 
 /* ---- QK-norm and rotary positions ------------------------------------------------------------ */
 
-/* For one head of one token, D numbers: out = rotate(x * scale * gain). Numbers j and j + D / 2
- * rotate as a pair. D is a multiple of 16, so the last vector of D / 2 numbers can be half full.
- * Callers pass D as a constant if they can, so that the compiler unrolls the loops. */
+/* For the D numbers of one head of one token, these functions compute out = rotate(x * scale *
+ * gain), and its gradients. Numbers j and j + D / 2 rotate as a pair. D is a multiple of 16, so the
+ * last vector of D / 2 numbers can be half full. Callers pass D as a constant if they can, so that
+ * the compiler unrolls the loops. */
 
 INLINE void norm_rotate_sized(const int D, const float *x, const float *gain, float eps,
                               const float *cos, const float *sin, num *hat, float *scale,
@@ -163,8 +164,8 @@ INLINE void norm_rotate_sized(const int D, const float *x, const float *gain, fl
     }
 }
 
-/* Computes dx (D) from dout (D), which can be the same array. The gradient of the gain is added to
- * dgain (D). */
+/* Computes dx (D) from dout (D). dx and dout can be the same array. The gradient of the gain is
+ * added to dgain (D). */
 INLINE void norm_rotate_backward_sized(const int D, const num *dout, const float *gain,
                                        const float *cos, const float *sin, const num *hat,
                                        float scale, num *dx, float *dgain) {
@@ -241,14 +242,14 @@ static void norm_rotate_backward(const num *dout, int D, const float *gain, cons
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
-/* These functions compute sixteen numbers at a time. */
+/* The functions of this section compute sixteen numbers at a time. */
 
 /* out = silu(g) * u. */
 INLINE void swiglu(f32x16 g, f32x16 u, num *out) { store_num(out, mul(mul(g, sigmoid(g)), u)); }
 
 /* Computes dgate and dup, the gradients at gate and up, from d, the gradient at silu(gate) * up.
- * Also computes this product again, into `out`, because storing it in the forward pass would take
- * longer. */
+ * Also computes the product silu(gate) * up again, into `out`, because storing it in the forward
+ * pass would take longer. */
 INLINE void swiglu_backward(f32x16 d, const num *gate, const num *up, num *out, num *dgate,
                             num *dup) {
     const f32x16 one = broadcast(1.0f);

@@ -18,8 +18,8 @@
 #include "../parameters.h"
 #include "../threads.h"
 
-/* The shape that Python passes. Shape in library.py mirrors this struct. T is the longest
- * sequence. */
+/* The shape that Python passes. Shape in library.py mirrors this struct. T is the length of the
+ * longest sequence. */
 typedef struct {
     int32_t modern, qk_norm, tied, L, H, K, D, C, F, V, T, threads;
     float dropout, norm_eps;
@@ -33,7 +33,7 @@ int shape_bytes(void) { return sizeof(Shape); }
 /* One linear layer's weights, packed twice as B tiles: `forward` (K, N) for the outputs,
  * `backward` (N, K) for the gradient at the inputs. */
 typedef struct {
-    long N, K; /* outputs, rounded up to 32; inputs */
+    long N, K; /* N: outputs, rounded up to a multiple of 32; K: inputs */
     num *forward, *backward;
 } Packed;
 
@@ -46,7 +46,7 @@ enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
  * marked "in pieces" (numbers.h) or "B tiles". */
 typedef struct {
     num *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
-    num *in1, *in2;   /* (M, C): the norms' outputs as B tiles; a row block's are side by side */
+    num *in1, *in2;   /* (M, C): outputs of the norms as B tiles, tiles of a row block together */
     num *qkv;         /* (M, QKV): queries, keys, values */
     num *qk_hat;      /* (M, (H + K) D), with QK-norm: normalised queries and keys */
     num *mixed;       /* (M, Q): the heads' outputs */
@@ -56,7 +56,7 @@ typedef struct {
     float *log2_sum_exp;    /* (B, H, T): see attention.h */
 } Layer;
 
-/* The arrays from which a layer's gradients of weights are computed. */
+/* The arrays from which the gradients of a layer's weights are computed. */
 typedef struct {
     num *d_qkv, *d_out, *d_up, *d_down; /* gradients at outputs, transposed, as A tiles */
     num *mixed_tiles, *act_tiles;       /* inputs of out and down, as B tiles */
@@ -68,14 +68,14 @@ typedef struct {
     AttentionScratch attention;
     float *logits;  /* (rows, Vp) */
     float *d_norm;  /* (rows, C): the gradient at a norm's output */
-    num *rows_c;    /* (rows, C), in pieces, like the next two */
+    num *rows_c;    /* (rows, C), in pieces, as rows_f and rows_wide */
     num *rows_f;    /* (rows, F) */
     num *rows_wide; /* (rows, F1 or Vp) */
 } ThreadScratch;
 
 enum {
-    MOST_TILES = 256 << 20, /* the most bytes of all layers' own Tiles */
-    /* If the weights of a layer have more bytes than this, groups can be larger. */
+    MOST_TILES = 256 << 20, /* the most bytes of all Tiles if each layer has its own */
+    /* If the weights of a layer have more bytes than this, a group can have several row blocks. */
     LARGE_WEIGHTS = BFLOAT16 ? 1 << 20 : 256 << 10,
 };
 
@@ -85,18 +85,18 @@ typedef struct {
     int Q, QKV, F1;  /* F1: F, or 2 F with a gate */
     int group;       /* blocks of 32 rows that a thread takes at once */
     long blocks;     /* blocks of 32 rows for which the arrays have room */
-    int64_t *offset; /* a parameter's place in weights and gradients (parameters.h); -1: absent */
+    int64_t *offset; /* where a parameter begins in weights and gradients (parameters.h), or -1 */
     Packed *packed;  /* PACKED_PER_LAYER per layer, then the head */
     Layer *layers;
     float *cos, *sin;       /* (T, D / 2) */
     float *x, *dx, *losses; /* (M, C) residual stream, (M, C) its gradient, (M) */
     num *hat, *in;
-    float *scale;       /* the last norm's */
+    float *scale;       /* of the last norm, as hat and in */
     num *dqkv, *dmixed; /* (M, QKV) (M, Q) */
     num *d_head;        /* gradients at the logits, transposed, as A tiles */
-    long head_blocks;   /* row blocks whose gradients at the logits fit into d_head at once */
-    int keeps_tiles; /* whether each layer has its own Tiles; else all share the first's */
-    Tiles *tiles;    /* of each layer; then partials of the last norm */
+    long head_blocks;   /* number of row blocks whose gradients at the logits fit into d_head */
+    int keeps_tiles; /* whether each layer has its own Tiles; else all use tiles[0] */
+    Tiles *tiles;    /* one for each layer; then one with the last norm's partials */
     long partial_width;
     ThreadScratch *scratch;
     char *memory;
@@ -203,7 +203,7 @@ static void pack_matrix_rows(const float *W, long N, long K, long n, num *forwar
     }
 }
 
-/* A matrix that fills the row blocks of `packed` from number `from` on. */
+/* A matrix W of the network. Its row blocks begin at row block `from` of `packed`. */
 typedef struct {
     int64_t offset;
     long N, from;
@@ -244,7 +244,7 @@ static void pack_blocks(void *argument, Worker *w) {
     for (int i = 0; i < p->n; i++) all += (p->blocks[i].N + 31) / 32;
     long begin = 0;
     int i = 0;
-    SHARED_FOR(w, round, all) { /* a thread's rounds come in order, so i only grows */
+    SHARED_FOR(w, round, all) { /* a thread's `round` only grows, and so does i */
         while (round >= begin + (p->blocks[i].N + 31) / 32) begin += (p->blocks[i++].N + 31) / 32;
         const WeightBlock a = p->blocks[i];
         const long K = a.packed->K;
@@ -271,7 +271,8 @@ void gpt_free(Model *g) {
     free(g->tiles), free(g);
 }
 
-/* A model of this shape whose arrays have no memory yet, or NULL if there is not enough memory. */
+/* A model of this shape, of which the large arrays have no memory yet, or NULL if there is not
+ * enough memory. */
 static Model *new_without_memory(const Shape *shape) {
     Model *g = calloc(1, sizeof *g);
     if (!g) return NULL;
@@ -281,8 +282,8 @@ static Model *new_without_memory(const Shape *shape) {
     g->F1 = s.modern ? 2 * s.F : s.F;
     g->blocks = (s.most_tokens + 31) / 32;
     const long Vp = round_up(s.V, 32), budget = 64L << 20;
-    /* If a layer's weights are too large for the second-level cache, they are read from memory for
-     * each group. So groups are then larger, if enough groups remain for all threads. */
+    /* If a layer's weights are too large for the second-level cache, each group reads them from
+     * memory again. Then groups are larger, as long as there are enough groups for all threads. */
     const long weights = (long)(g->QKV + g->Q + g->F1 + s.F) * s.C * sizeof(num);
     const long most = weights > LARGE_WEIGHTS ? g->blocks / (4 * s.threads) : 1;
     g->group = most >= 3 ? 4 : most >= 2 ? 2 : 1;
@@ -305,7 +306,8 @@ static Model *new_without_memory(const Shape *shape) {
     return g;
 }
 
-/* Bytes that a model of this shape takes, or 0 if they cannot be counted. */
+/* The number of bytes that a model of this shape takes, or 0 if there is too little memory even to
+ * count them. */
 size_t gpt_bytes(const Shape *shape) {
     Model *g = new_without_memory(shape);
     const size_t bytes = g ? g->bytes : 0;

@@ -1,6 +1,6 @@
 /* The type of activations and packed weights (bfloat16 or float32), and what depends on it.
  *
- * BFLOAT16 is 1 or 0; library.py sets it. Whichever it is, the residual stream, sums, the norms'
+ * BFLOAT16 is 1 or 0; library.py sets it. In both cases, the residual stream, sums, the norms'
  * scales, the unpacked weights and the gradients of the weights are float32. */
 
 #ifndef GPTCLI_NUMBERS_H
@@ -59,9 +59,9 @@ static void pack_a_pieces_transposed(const num *X, long numbers, num *out) {
 
 #if BFLOAT16
 
-/* 2^x with a relative error of about 3e-6; 0 or infinity beyond float32's range. A polynomial gives
- * 2^r for the fraction r of x. It was fitted for the least relative error over [0, 1). The whole
- * part of x is added to the exponent. */
+/* 2^x with a relative error of about 3e-6. If 2^x is outside of float32's range, the result is 0 or
+ * infinity. A polynomial gives 2^r for the fraction r of x. It was fitted for the least relative
+ * error over [0, 1). The whole part of x is added to the exponent. */
 INLINE f32x16 vexp2(f32x16 x) {
     f32x16 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     f32x16 y = broadcast(0.0135341384f);

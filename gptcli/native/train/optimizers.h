@@ -15,9 +15,9 @@ typedef struct {
     float rate, beta1, beta2, eps, over1, over2;
 } Adamw;
 
-enum { ADAMW_PART = 1 << 14 }; /* numbers that a thread takes at once */
+enum { ADAMW_PART = 1 << 14 }; /* how many weights a thread takes at once */
 
-/* Updates `left` numbers, at most 16. */
+/* Updates `left` weights, at most 16. */
 INLINE void adamw_16(const Adamw *a, float shrink, float *w, const float *g, float *m, float *v,
                      long left) {
     const f32x16 grad = load_first(g, left), old = load_first(m, left);
@@ -36,7 +36,7 @@ static void adamw_thread(void *argument, Worker *worker) {
     long all = 0, begin = 0;
     for (int i = 0; i < a->n; i++) all += (a->sizes[i] + ADAMW_PART - 1) / ADAMW_PART;
     int i = 0;
-    SHARED_FOR(worker, round, all) { /* a thread's rounds come in order, so i only grows */
+    SHARED_FOR(worker, round, all) { /* a thread's `round` only grows, and so does i */
         while (round >= begin + (a->sizes[i] + ADAMW_PART - 1) / ADAMW_PART)
             begin += (a->sizes[i++] + ADAMW_PART - 1) / ADAMW_PART;
         const long from = (round - begin) * ADAMW_PART, left = a->sizes[i] - from;
@@ -50,7 +50,7 @@ static void adamw_thread(void *argument, Worker *worker) {
     }
 }
 
-/* One step of AdamW for n arrays, each with its own weight decay. The first `step` is 1. */
+/* One step of AdamW for n arrays, each with its own weight decay. `step` is counted from 1. */
 void gpt_adamw(int threads, int n, float **weights, float **grads, float **mean, float **square,
                const int64_t *sizes, const float *decay, float rate, float beta1, float beta2,
                float eps, int64_t step) {
@@ -72,8 +72,8 @@ void gpt_adamw(int threads, int n, float **weights, float **grads, float **mean,
 
 /* ---- Muon ------------------------------------------------------------------------------------ */
 
-/* The matrices x (r, c) and gram (r, r), also as tiles. wide (32, c) and square (r, r) hold
- * sums. */
+/* The matrices x (r, c) and gram (r, r). tiles and gram_tiles hold the same matrices as B tiles.
+ * wide (32, c) and square (r, r) hold the results of products in float32. */
 typedef struct {
     num *x, *tiles, *gram, *gram_tiles;
     float *wide, *square;
@@ -96,9 +96,10 @@ static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
     return used;
 }
 
-/* square = A A^T (r, r). A (r, n) is `a`, and `tiles` have the rows of A as columns. r and n are
- * multiples of 32. Computes the blocks up to the diagonal and mirrors them. No bit differs, because
- * "row i times row j" sums the same numbers in the same order as "row j times row i". */
+/* square = A A^T (r, r). A (r, n) is `a`, and `tiles` holds the transpose of A as B tiles. r and n
+ * are multiples of 32. Computes only the blocks up to the diagonal, and mirrors them to the other
+ * side. This changes no bit, because "row i times row j" sums the same numbers in the same order as
+ * "row j times row i". */
 static void product_with_own_transpose(const num *a, const num *tiles, long r, long n,
                                        float *square) {
     for (long i = 0; i < r; i += 32)
@@ -143,8 +144,9 @@ static void orthogonalise(MuonScratch *s, long r, long c, int iterations) {
     }
 }
 
-/* One step of Muon for a matrix w (R, C) with gradient g and momentum m: updates w by the Nesterov
- * momentum, orthogonalised. A tall matrix is transposed first, because this makes X X^T smaller. */
+/* One step of Muon for a matrix w (R, C) with gradient g and momentum m: moves w along the
+ * orthogonalised Nesterov momentum. A tall matrix is transposed first, because this makes X X^T
+ * smaller. */
 static void muon_matrix(MuonScratch *s, float *w, const float *g, float *m, long R, long C,
                         float rate, float beta, float decay, int iterations) {
     const int tall = R > C;

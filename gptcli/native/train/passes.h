@@ -2,8 +2,8 @@
  *
  * Dimensions as in model.h. A group is one, two or four blocks of 32 rows. A group's rows stay in
  * the cache between two products. Weights that are too large for the cache are read once for the
- * whole group. Threads share groups, heads and rows of gradients. No sum is divided, so no bit of
- * the result depends on the number of threads.
+ * whole group. Threads share groups, heads and rows of gradients. No sum is divided between
+ * threads, so no bit of the result depends on their number.
  *
  * A block of the network is computed in three parts, because the middle part needs all rows of a
  * sequence: before_attention (norm, queries, keys, values), attend_head, and after_attention
@@ -15,7 +15,7 @@
 #include "../constants.h"
 #include "model.h"
 
-/* One batch and one pass over it. */
+/* A pass over one batch: the model, its weights, the batch, and whether a backward pass follows. */
 typedef struct {
     Model *g;
     const float *w;
@@ -42,7 +42,7 @@ static Dropout dropout_for(const Pass *p, uint32_t site) {
     return dropout_at(p->training ? p->g->s.dropout : 0.0f, p->seed, site);
 }
 
-/* A parameter, or NULL if it is absent. */
+/* The address of a parameter, or NULL if the arch does not have it. */
 static const float *vector_at(const Pass *p, int64_t offset) {
     return offset < 0 ? NULL : p->w + offset;
 }
@@ -105,7 +105,8 @@ static void add_branch(float *x, const num *A, long a_row, const Packed *w, cons
         }
 }
 
-/* x = dropout(token embedding + position embedding), for rows from r0 on. Padding rows become 0. */
+/* x = dropout(token embedding + position embedding), for `rows` rows from r0 on. Padding rows
+ * become 0. */
 static void embed(const Pass *p, long r0, int rows) {
     Model *g = p->g;
     const int C = g->s.C;
@@ -240,10 +241,10 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
                dropout_for(p, l * DROP_SITES + DROP_DOWN), r0);
 }
 
-/* Computes the last norm, the logits, and each row's loss (into g->losses). In training it also
- * computes three gradients, each times `scale`:
+/* Computes the last norm, the logits, and the loss of each row (into g->losses), for `rows` rows
+ * from r0 on. In training it also computes three gradients, each times `scale`:
  *
- *   g->d_head       at the logits, transposed; its first row is row `from`
+ *   g->d_head       at the logits, transposed; it begins with row `from` of the batch
  *   g->dx           at the residual stream
  *   partials        of the last norm's parameters, C for its gain and C for a bias in each row
  *                   block */

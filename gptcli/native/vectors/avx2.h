@@ -50,7 +50,8 @@ INLINE void transpose_part(f32part r[8]) {
     }
 }
 
-/* How many rows and panels of 16 columns are computed at once: 12 of 16 registers hold sums. */
+/* How many rows, and how many panels of 16 columns, are computed at once. Their sums take 12 of the
+ * 16 registers. */
 enum { ROWS_AT_ONCE = 6, PANELS_AT_ONCE = 1 };
 
 #include "parts.h"

@@ -55,10 +55,10 @@ INLINE i32x16 xor_ints(i32x16 a, i32x16 b) { return _mm512_xor_si512(a, b); }
 INLINE i32x16 and_ints(i32x16 a, i32x16 b) { return _mm512_and_si512(a, b); }
 INLINE i32x16 shift_left(i32x16 a, int n) { return _mm512_slli_epi32(a, n); }
 
-/* Copies the sign into the highest bits. */
+/* Shifts right, and copies the sign into the highest bits. */
 INLINE i32x16 shift_right(i32x16 a, int n) { return _mm512_srai_epi32(a, n); }
 
-/* Puts zeros into the highest bits. */
+/* Shifts right, and puts zeros into the highest bits. */
 INLINE i32x16 shift_right_unsigned(i32x16 a, int n) { return _mm512_srli_epi32(a, n); }
 
 INLINE mask16 at_least_unsigned(i32x16 a, i32x16 b) { return _mm512_cmpge_epu32_mask(a, b); }

@@ -1,4 +1,5 @@
-/* Shared by all vector code: inlining, unrolling, the type of bfloat16, lanes, prefetching. */
+/* What all vector code shares: inlining, unrolling, the type of bfloat16, the number of lanes,
+ * prefetching. */
 
 #ifndef GPTCLI_BASICS_H
 #define GPTCLI_BASICS_H

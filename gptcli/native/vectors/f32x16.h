@@ -2,10 +2,10 @@
  *
  * The file of the processor's vector unit defines the types and the functions on them:
  *
- *   load, store, load_first, store_first    memory of any alignment; the first n lanes only
+ *   load, store, load_first, store_first    any address; the last two: the first n lanes
  *   broadcast, add, sub, mul, divide, ...   lane by lane
  *   fmadd a b + c, fnmadd c - a b           rounded once, except with SSE2
- *   less, first_lanes, keep, blend          masks: keep(m, x) is m ? x : 0, blend m ? a : b
+ *   less, first_lanes, keep, blend          masks: keep is m ? x : 0, blend is m ? a : b
  *   maximum, minimum, sum_lanes, max_lane   sums always run in the same order
  *
  * The compiler's flags, which library.py sets, choose the file. */
@@ -43,10 +43,10 @@ static inline void prefetch_l2(const void *p, long bytes) {
 
 #define LOG2_E 1.44269504f
 
-/* 2^x with a relative error of about 1e-7 from -126 to 127; 0 below, and 2^127 above. NaN stays
- * NaN. Adding 1.5 x 2^23 rounds x to a whole number n, whose bits are then the lowest bits of the
- * sum. A polynomial that was fitted over [-0.5, 0.5] gives 2^(x - n), and n is added to its
- * exponent. */
+/* 2^x with a relative error of about 1e-7 for x from -126 to 127. For smaller x the result is 0,
+ * for larger x 2^127. NaN stays NaN. Adding 1.5 x 2^23 rounds x to a whole number n, whose bits are
+ * then the lowest bits of the sum. A polynomial that was fitted over [-0.5, 0.5] gives 2^(x - n),
+ * and n is added to its exponent. */
 INLINE f32x16 exp2_f32(f32x16 x) {
     const f32x16 rounding = broadcast(12582912.0f);
     const mask16 tiny = less(x, broadcast(-126.0f));

@@ -19,8 +19,8 @@ typedef float v16 __attribute__((vector_size(64)));
 typedef int32_t v16i __attribute__((vector_size(64)));
 typedef uint16_t v16bf16 __attribute__((vector_size(32)));
 
-/* A part of a v16 that fills one register. gcc keeps variables of several registers in memory, so
- * loops that hold many sums use parts. A v16 has REGISTERS parts. */
+/* A part of a v16 that fills one register. A v16 has REGISTERS parts. gcc keeps variables that need
+ * several registers in memory, so loops that hold many sums use parts. */
 #if defined(__AVX512F__)
 #define REGISTERS 1
 #elif defined(__AVX2__)
@@ -165,9 +165,9 @@ INLINE void store_interleaved(float *p, v16 a, v16 b) {
 #endif
 }
 
-/* e^x with a relative error of about 1e-7 from -87 to 88; 0 below, and e^88 above.
- * x = n ln 2 + r, so e^x = 2^n e^r. The Taylor series gives e^r. Adding n to the exponent bits of
- * e^r multiplies it by 2^n. */
+/* e^x with a relative error of about 1e-7 for x from -87 to 88. For smaller x the result is 0, for
+ * larger x e^88. x = n ln 2 + r, so e^x = 2^n e^r. The Taylor series gives e^r. Adding n to the
+ * exponent bits of e^r multiplies it by 2^n. */
 INLINE v16 v16_exp(v16 x) {
     const v16 bound = blend(x > broadcast(88.0f), broadcast(88.0f), x);
     const v16 shift = broadcast(12582912.0f); /* adding 1.5 x 2^23 rounds to a whole number */

@@ -31,7 +31,8 @@ INLINE void transpose_part(f32part r[4]) {
     r[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
 }
 
-/* How many rows and panels of 16 columns are computed at once: 16 of 32 registers hold sums. */
+/* How many rows, and how many panels of 16 columns, are computed at once. Their sums take 16 of the
+ * 32 registers. */
 enum { ROWS_AT_ONCE = 4, PANELS_AT_ONCE = 1 };
 
 #include "parts.h"

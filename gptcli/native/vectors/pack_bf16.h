@@ -6,7 +6,8 @@
 #include "f32x16.h"
 #include "tiles_bf16.h"
 
-/* C (32, 16 nb) (+)= A B, summed over `steps` tiles. pack_a32_transposed has made A. */
+/* C (32, 16 nb) (+)= A B, summed over `steps` tiles of A and B. The tiles of A are made by
+ * pack_a32_transposed. */
 INLINE void multiply_transposed(const int nb, const bf16 *A, long a_tile, long a_step,
                                 const bf16 *B, long b_tile, long b_step, int steps, float *C,
                                 long c_row, int add_old) {
@@ -22,8 +23,8 @@ INLINE __m512i interleave_rows(const bf16 *a, const bf16 *b) {
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-/* Packs X (32, columns) as B tiles, one for every 16 columns. They begin `tile` numbers apart in
- * `out`. A product with them sums over the 32 rows of X. */
+/* Packs X (32, columns) as B tiles, one for every 16 columns. These tiles begin `tile` numbers
+ * apart in `out`. A product with them sums over the 32 rows of X. */
 static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile)
         for (int r = 0; r < 16; r++)
@@ -31,8 +32,8 @@ static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile)
                                 interleave_rows(X + 2 * r * row + c, X + (2 * r + 1) * row + c));
 }
 
-/* Packs the transpose of X (32, columns) as A tiles, one for every 16 columns. They begin `tile`
- * numbers apart in `out`. A product with them sums over the 32 rows of X. */
+/* Packs the transpose of X (32, columns) as A tiles, one for every 16 columns. These tiles begin
+ * `tile` numbers apart in `out`. A product with them sums over the 32 rows of X. */
 static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile) {
         __m512i r[16];
@@ -45,8 +46,8 @@ static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out,
     }
 }
 
-/* Packs the transpose of X (16, columns) as B tiles: one for every 32 columns, side by side. A
- * product with them sums over the columns of X. Zeros fill the rest of the last tile. */
+/* Packs the transpose of X (16, columns) as B tiles, one for every 32 columns. The tiles are side
+ * by side. A product with them sums over the columns of X. Zeros fill the rest of the last tile. */
 static void pack_b16_transposed(const bf16 *X, long row, int columns, bf16 *out) {
     for (int c = 0; c < columns; c += 32, out += TILE) {
         __mmask16 mask = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);

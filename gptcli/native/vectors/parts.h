@@ -118,7 +118,7 @@ INLINE f32x16 blend(mask16 m, f32x16 a, f32x16 b) {
 INLINE f32x16 load_first(const float *p, long n) {
     if (n >= 16) return load(p);
     float some[16] = {0};
-    if (n == 8) /* a call of memcpy takes longer than this copy */
+    if (n == 8) /* a constant size needs no call of memcpy, which takes longer */
         memcpy(some, p, 8 * sizeof *p);
     else if (n > 0)
         memcpy(some, p, n * sizeof *p);
@@ -210,13 +210,13 @@ INLINE i32x16 shift_left(i32x16 a, int n) {
     return a;
 }
 
-/* Copies the sign into the highest bits. */
+/* Shifts right, and copies the sign into the highest bits. */
 INLINE i32x16 shift_right(i32x16 a, int n) {
     EACH_PART a.v[i] >>= n;
     return a;
 }
 
-/* Puts zeros into the highest bits. */
+/* Shifts right, and puts zeros into the highest bits. */
 INLINE i32x16 shift_right_unsigned(i32x16 a, int n) {
     EACH_PART a.v[i] = (i32part)((u32part)a.v[i] >> n);
     return a;

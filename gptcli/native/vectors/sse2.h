@@ -34,7 +34,8 @@ INLINE void transpose_part(f32part r[4]) {
     r[3] = (f32part)_mm_movehl_ps(d, b);
 }
 
-/* How many rows and panels of 16 columns are computed at once: 8 of 16 registers hold sums. */
+/* How many rows, and how many panels of 16 columns, are computed at once. Their sums take 8 of the
+ * 16 registers. */
 enum { ROWS_AT_ONCE = 2, PANELS_AT_ONCE = 1 };
 
 #include "parts.h"

@@ -1,6 +1,6 @@
 /* Products of float32 matrices, with the layouts and the functions of tiles_bf16.h.
  *
- * A tile has 512 numbers, as in bfloat16. So tiles are as far apart as in bfloat16:
+ * A tile has 512 numbers, as in bfloat16, so the distances between tiles are the same:
  *
  *   A  16 rows of 32 consecutive numbers; the rows can be any distance apart
  *   B  32 rows of 16 columns
@@ -16,7 +16,7 @@
 
 enum {
     TILE = 512,        /* numbers in a tile */
-    STEPS_AT_ONCE = 8, /* tiles along a sum; the caches hold as many of A and of a panel of B */
+    STEPS_AT_ONCE = 8, /* tiles along a sum: as many of A and B as the caches hold */
 };
 
 static void tiles_begin(void) {}
@@ -81,12 +81,13 @@ INLINE void product(const float *A, long a_row, long a_step, const float *B, lon
     }
 }
 
-/* C (32, 16 nb) (+)= A B, summed over `steps` tiles. pack_a32_transposed has made A. */
+/* C (32, 16 nb) (+)= A B, summed over `steps` tiles of A and B. The tiles of A are made by
+ * pack_a32_transposed. */
 INLINE void multiply_transposed(const int nb, const float *A, long a_tile, long a_step,
                                 const float *B, long b_tile, long b_step, int steps, float *C,
                                 long c_row, int add_old) {
-    /* Takes one step at a time, because the tiles of several steps would use the same sets of the
-     * cache. */
+    /* Multiplies the tiles of one step at a time, because tiles of several steps would compete for
+     * the same lines of the cache. */
     for (int s = 0; s < steps; s++, A += a_step, B += b_step)
         for (int i = 0; i < 2; i++)
             for (int j = 0; j < nb; j += PANELS_AT_ONCE)
@@ -101,20 +102,20 @@ INLINE void multiply_transposed(const int nb, const float *A, long a_tile, long 
 
 /* ---- packing rows into tiles ----------------------------------------------------------------- */
 
-/* Packs X (32, columns) as B tiles, one for every 16 columns. They begin `tile` numbers apart in
- * `out`. A product with them sums over the 32 rows of X. */
+/* Packs X (32, columns) as B tiles, one for every 16 columns. These tiles begin `tile` numbers
+ * apart in `out`. A product with them sums over the 32 rows of X. */
 static void pack_b32(const float *X, long row, int columns, float *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile)
         for (int r = 0; r < 32; r++) store(out + 16 * r, load(X + r * row + c));
 }
 
-/* Packs the transpose of X (32, columns) as A tiles. They have the layout of B tiles. */
+/* Packs the transpose of X (32, columns) as A tiles, which here have the same layout as B tiles. */
 static void pack_a32_transposed(const float *X, long row, int columns, float *out, long tile) {
     pack_b32(X, row, columns, out, tile);
 }
 
-/* Packs the transpose of X (16, columns) as B tiles: one for every 32 columns, side by side. A
- * product with them sums over the columns of X. Zeros fill the rest of the last tile. */
+/* Packs the transpose of X (16, columns) as B tiles, one for every 32 columns. The tiles are side
+ * by side. A product with them sums over the columns of X. Zeros fill the rest of the last tile. */
 static void pack_b16_transposed(const float *X, long row, int columns, float *out) {
     for (int c = 0; c < columns; c += 16, out += TILE / 2) {
         f32x16 r[16];

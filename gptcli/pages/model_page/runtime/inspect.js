@@ -25,8 +25,8 @@ function attentionScores(network, l, h, at) {
   return { products, scaled: products.map((product) => product / Math.sqrt(D)) };
 }
 
-/** The attention of all heads over the tokens `from` to the last: {from, count, maps}.
-    Map l * H + h has a row of `count` weights for each token. */
+/** The attention weights of all heads between the tokens from `from` to the last: {from, count,
+    maps}. maps[l * H + h] has a row of `count` weights for each of these `count` tokens. */
 function attentionMaps(network, from) {
   const count = network.length - from;
   const maps = [];
@@ -45,11 +45,11 @@ function attentionMaps(network, from) {
   return { from, count, maps };
 }
 
-/** What a head looks at: the shares of its attention, and its mean distance in tokens. All are
-    averages over the tokens of a map from the third one on. `same` (the share of earlier copies of
-    a token) and `repeated` (the share of what followed a copy) are averages over only the tokens
-    that have an earlier copy, or 0 if at most three tokens have one. `tokens` are the tokens of the
-    map's rows. */
+/** What a head looks at: the shares of its attention, and the mean distance in tokens at which it
+    looks. All are averages over the tokens of a map, without the first two. `same` (the share of
+    earlier copies of a token) and `repeated` (the share of what followed a copy) are averages over
+    only the tokens that have an earlier copy, or 0 if at most three tokens have one. `tokens` are
+    the ids of the tokens of the map's rows. */
 function headHabits(map, tokens) {
   const count = tokens.length;
   const sums = { itself: 0, before: 0, first: 0, same: 0, repeated: 0, distance: 0 };
@@ -67,7 +67,7 @@ function headHabits(map, tokens) {
       if (tokens[column] !== tokens[row]) continue;
       earlier = true;
       same += weight(column);
-      // An induction head looks at what followed the same token earlier.
+      // An induction head looks at the token that followed an earlier copy of the current token.
       if (column + 1 < row - 1) repeated += weight(column + 1);
     }
     if (earlier)
@@ -89,7 +89,7 @@ function headHabits(map, tokens) {
   };
 }
 
-/** The numbers of all eight steps for one head and one token. */
+/** The numbers of all eight steps of attention, for one head and one token. */
 function attentionSteps(network, l, h, at) {
   const { C, D, H, K, P } = network;
   const name = `h.${l}.attn`;
@@ -127,7 +127,7 @@ function attentionSteps(network, l, h, at) {
     query,
     key,
     value,
-    headQuery: part(kept.q, H * D, h * D, D), // normalised and rotated if the model does so
+    headQuery: part(kept.q, H * D, h * D, D), // normalised and rotated, if the model does this
     headKey: part(kept.k, K * D, group * D, D),
     headValue: value.slice(group * D, (group + 1) * D),
     rawQuery: query.slice(h * D, (h + 1) * D),
@@ -158,7 +158,7 @@ function logitLens(network, at, count) {
   return rows;
 }
 
-/** The `count` likeliest tokens, as pairs of id and likelihood. */
+/** The `count` likeliest tokens, as pairs [id, likelihood]. */
 function likeliest(chances, count) {
   const best = [];
   for (let id = 0; id < chances.length; id++) {

@@ -1,8 +1,8 @@
 /* Multiplies matrices by vectors in float32: in WebAssembly SIMD, which this file assembles, or in
    JavaScript.
 
-   Both use the same layout of a matrix: the number of rows is padded to a multiple of 4, and the
-   number of columns to a multiple of 8 (of 32 in `matrix`). */
+   WebAssembly and JavaScript use the same layout of a matrix: the number of rows is padded to a
+   multiple of 4, and the number of columns to a multiple of 8 (with `matrix`, of 32). */
 
 const padded = (count, unit) => Math.ceil(count / unit) * unit;
 
@@ -18,7 +18,7 @@ class Kernels {
         this.run = new WebAssembly.Instance(module, { page: { memory } }).exports.multiply;
         this.buffer = memory.buffer;
       } catch {
-        this.run = null; // a browser without SIMD, or one whose policy forbids WebAssembly
+        this.run = null; // the browser has no SIMD, or a policy forbids WebAssembly
       }
     }
     if (this.run === null) this.buffer = new ArrayBuffer(floats * 4);
@@ -38,7 +38,8 @@ class Kernels {
     return { data: this.array(padded(rows, 4) * stride), rows, columns, stride };
   }
 
-  /** y = matrix x. x has matrix.stride numbers. Those after the first matrix.columns are 0. */
+  /** y = matrix times x. x has matrix.stride numbers, of which those after the first matrix.columns
+      are 0. */
   multiply({ data, rows, stride }, x, y) {
     this.product(data, rows, stride, stride, x, y);
   }
@@ -68,16 +69,17 @@ class Kernels {
   }
 }
 
-/** The number of floats that `matrix(rows, columns)` takes. */
+/** The number of floats in memory that `matrix(rows, columns)` takes. */
 const matrixFloats = (rows, columns) => padded(rows, 4) * padded(columns, 32);
 
-/** The bytes of a WebAssembly module with one function, of six integers: multiply(weights, x, y,
-    rows, stride, columns). It computes Kernels.product, four rows at a time.
+/** The bytes of a WebAssembly module with one function, which takes six integers: multiply(weights,
+    x, y, rows, stride, columns). It computes Kernels.product, four rows at a time.
 
-    Addresses count bytes. The binary format: WebAssembly Core Specification, chapter 5. */
+    Addresses count bytes. Source of the binary format: WebAssembly Core Specification, chapter 5.
+    */
 function simdModule() {
   const number = (value) => {
-    const bytes = []; // signed LEB128
+    const bytes = []; // the format signed LEB128
     for (;;) {
       const low = value & 0x7f;
       value >>= 7;
@@ -103,8 +105,8 @@ function simdModule() {
   const loop = (body, counter) => [0x03, 0x40, ...body, ...get(counter), 0x0d, 0, 0x0b];
 
   // The indices of the six parameters and of the locals. The locals are an address in x, the number
-  // of remaining columns, the bytes of a row and the addresses of four rows. After these come
-  // vectors: two sums for each row, and two parts of x.
+  // of remaining columns, the bytes of a row and the addresses of four rows. The locals after these
+  // are vectors: two sums for each of the four rows, and two parts of x.
   const [WEIGHTS, X, Y, ROWS, STRIDE, COLUMNS, AT, LEFT, ROW_BYTES] = Array(9).keys();
   const rowAt = (r) => 9 + r;
   const sum = (r, half) => 13 + 2 * r + half;
@@ -127,7 +129,8 @@ function simdModule() {
   products.push(...plus(AT, constant(32)));
   products.push(...get(LEFT), ...constant(8), ...subtract, ...set(LEFT));
 
-  // Adds up the four lanes of each of four vectors, in two rounds of shuffles.
+  // Adds up the four lanes of each of four vectors, so that the four sums are in one vector. This
+  // takes two rounds of shuffles (`pair`).
   const lanes = (vectors, pick) => [
     ...get(vectors[0]),
     ...get(vectors[1]),

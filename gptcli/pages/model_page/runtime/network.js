@@ -2,10 +2,10 @@
    keys and values of all layers for each token.
 
    Dimensions: T tokens, C channels (n_embd), H heads, K heads of keys and values, D channels of a
-   head, P channels of a head as stored (D rounded up to 16), F hidden width, V vocabulary, W width
-   of the window (block_size, at most LONGEST_TEXT). */
+   head, P = D rounded up to 16 (how far the heads are apart in `mixed`), F hidden width, V
+   vocabulary, W width of the window (block_size, at most LONGEST_TEXT). */
 
-const LONGEST_TEXT = 4096; // tokens; a text on the page never has more tokens
+const LONGEST_TEXT = 4096; // in tokens; the page ends each text at this length
 
 class Network {
   /** Builds the network of a payload: {header, section}. `simd` says whether to try WebAssembly. */
@@ -17,7 +17,7 @@ class Network {
     const shapes = header.matrices;
     const widest = padded(Math.max(C, F, H * stored, this.V), 32);
     const scratch = 16 * widest;
-    // The ring of keys and values: the token at position p is in slot p mod W.
+    // `ring` holds keys and values. Those of the token at position p are in slot p mod W.
     this.W = Math.min(m.block_size, LONGEST_TEXT);
     this.keyStride = padded(D, 8);
     this.slots = padded(this.W, 32);
@@ -31,7 +31,7 @@ class Network {
       this.weights[name] = matrix;
     }
     for (const name of header.vectors) this.weights[name] = float32(section(name));
-    this.weights["lm_head.weight"] ??= this.weights["wte.weight"]; // a tied head
+    this.weights["lm_head.weight"] ??= this.weights["wte.weight"]; // if the head is tied
     const array = (count) => this.kernels.array(count);
     this.x = array(C);
     this.normed = array(C);
@@ -50,13 +50,13 @@ class Network {
       keys: Array.from({ length: K }, () => array(this.slots * this.keyStride)),
       values: Array.from({ length: K }, () => array(padded(D, 4) * this.slots)), // transposed
     }));
-    this.length = 0; // the number of tokens whose values are kept
+    this.length = 0; // the number of tokens that have been read, and whose values are kept
     this.room = 0;
     this.reserve(64);
   }
 
-  /** Makes room for `count` tokens: for each layer, its input (C numbers), queries, keys and
-      values. */
+  /** Makes room for `count` tokens. For each token, each layer stores its input (C numbers),
+      queries, keys and values. */
   reserve(count) {
     if (count <= this.room) return;
     const old = this.kept;
@@ -101,12 +101,12 @@ class Network {
     }
   }
 
-  /** The first token that the token at position `at` looks at. */
+  /** The position of the first token that the token at position `at` looks at. */
   firstSeen(at) {
     return Math.max(0, at - this.model.block_size + 1);
   }
 
-  /** Reads a token. If `wantsLogits`, this.logits then predict the next token. */
+  /** Reads a token. If `wantsLogits`, also sets this.logits, which predict the token after it. */
   feed(token, wantsLogits) {
     const at = this.length;
     const { C, L, x } = this;
@@ -125,7 +125,7 @@ class Network {
     if (wantsLogits) this.head(x);
   }
 
-  /** Sets this.logits from a residual stream: the final norm, then the head. */
+  /** Computes this.logits from a residual stream x: the final norm, then the head. */
   head(x) {
     this.norm(x, "ln_f", this.normed);
     this.kernels.multiply(this.weights["lm_head.weight"], this.normed, this.logits);
@@ -148,7 +148,7 @@ class Network {
     for (let c = 0; c < C; c++) out[c] = (x[c] - mean) * scale * gain[c] + (bias ? bias[c] : 0);
   }
 
-  /** out = layer(x): a product, plus the bias if there is one. */
+  /** out = W x, plus the bias if there is one. `name` is the name of the linear layer. */
   linear(name, x, out) {
     const matrix = this.weights[`${name}.weight`];
     this.kernels.multiply(matrix, x, out);
@@ -225,7 +225,8 @@ class Network {
     return this.rotated;
   }
 
-  /** Normalises a head of queries or keys if the model does, and rotates it by its position. */
+  /** Rotates a head of queries or keys by its position. Normalises it first if the model has
+      QK-norm. */
   normRotate(x, from, gainName, { cos, sin }) {
     const { D } = this;
     const gain = this.weights[gainName];
@@ -244,7 +245,8 @@ class Network {
   }
 }
 
-/** Replaces `count` scores by the softmax of scores times `scale`, and the padding by 0. */
+/** Replaces the first `count` scores by the softmax of the scores times `scale`. Sets the padding
+    after them to 0. */
 function softmax(scores, count, scale) {
   let top = -Infinity;
   for (let s = 0; s < count; s++) if (scores[s] > top) top = scores[s];

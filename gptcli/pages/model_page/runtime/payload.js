@@ -2,7 +2,7 @@
 
    gptcli/pages/model_page/payload.py writes it and describes its layout. */
 
-/** The bytes of text in base64. */
+/** The bytes that a text in base64 stands for. */
 function fromBase64(text) {
   const binary = atob(text.trim());
   const bytes = new Uint8Array(binary.length);
@@ -28,8 +28,8 @@ async function readPayload(text) {
   return { header, section };
 }
 
-/** Writes the matrix `name`, int8 with a scale for each 32 inputs, to `out` as float32.
-    Each row of `out` has `stride` numbers. */
+/** Writes the matrix `name` to `out` as float32. The payload holds int8 numbers, and a scale for
+    each 32 inputs. Each row of `out` has `stride` numbers. */
 function dequantise(section, name, rows, stride, out) {
   const whole = section(`${name}.int8`);
   const weights = new Int8Array(whole.buffer, whole.byteOffset, whole.length);
@@ -40,8 +40,8 @@ function dequantise(section, name, rows, stride, out) {
   }
 }
 
-/** The bfloat16 numbers of a section as float32. The section has all low bytes, then all high
-    bytes. */
+/** The bfloat16 numbers of a section as float32. The section holds the low bytes of all numbers,
+    then their high bytes. */
 function bfloat16(bytes) {
   const count = bytes.length / 2;
   const bits = new Uint32Array(count);

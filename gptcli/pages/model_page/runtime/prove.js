@@ -1,9 +1,10 @@
 /* Answers what gptcli asks before it writes a page: token ids, logits and greedy texts.
 
-   gptcli/pages/model_page/proof.py compares the answers with the network's. */
+   gptcli/pages/model_page/proof.py compares these answers with those of the network in Python. */
 
-/** Computes for each text its ids, the logits of the token after it, and `steps` tokens of greedy
-    text. Returns {answer: {ids, tokens, kernels}, logits}. The logits are float32 (texts, V). */
+/** Computes for each text its token ids, the logits of the token after it, and `steps` greedy
+    tokens after it. Returns {answer: {ids, tokens, kernels}, logits}. The logits are float32
+    (texts, V). */
 async function prove(payloadText, { texts, steps, simd }) {
   const payload = await readPayload(payloadText);
   const tokenizer = new Tokenizer(payload.header.tokenizer, payload.section("merges"));

@@ -1,9 +1,10 @@
-/* Chooses the next token: temperature, top-k, top-p, draw, as in gptcli/sampling/next_token.py.
+/* Chooses the next token by temperature, top-k and top-p, then draws it, as
+   gptcli/sampling/next_token.py does.
 
    The random numbers are those of `gptcli sample --seed`: PyTorch's Mersenne Twister. So the same
    seed gives the same text, as far as rounding allows. */
 
-/** PyTorch's CPU generator. Source: Matsumoto and Nishimura 1998, MT19937. */
+/** PyTorch's random number generator on a CPU. Source: Matsumoto and Nishimura 1998, MT19937. */
 class MersenneTwister {
   constructor(seed) {
     const state = (this.state = new Uint32Array(624));
@@ -15,7 +16,7 @@ class MersenneTwister {
     this.at = 624;
   }
 
-  /** The next 32 bits. */
+  /** The next 32 random bits. */
   next() {
     const { state } = this;
     if (this.at === 624) {
@@ -32,7 +33,7 @@ class MersenneTwister {
     return (y ^ (y >>> 18)) >>> 0;
   }
 
-  /** The next number in [0, 1), of 53 bits. */
+  /** The next random number in [0, 1), with 53 random bits. */
   uniform() {
     const high = this.next() & 0x1fffff;
     return (high * 2 ** 32 + this.next()) / 2 ** 53;
@@ -40,7 +41,7 @@ class MersenneTwister {
 }
 
 /** The random numbers with which a text is drawn. They depend only on the seed. get(i) is the
-    number for new token i, counted from 0. */
+    number for token i of the continuation, counted from 0. */
 class UniformNumbers {
   constructor(seed) {
     const mixed = BigInt(seed) * 0x9e3779b97f4a7c15n + 0x94d049bb133111ebn;
@@ -55,11 +56,11 @@ class UniformNumbers {
 }
 
 const GREEDY_BELOW = 1e-6; // temperature
-const NEVER_DRAWN = -87; // in the C library, e^x is 0 from -87 down
+const NEVER_DRAWN = -87; // in the C library, e^x is 0 for x <= -87
 
-/** The likelihood of each token after temperature, top-k and top-p: Float64Array, sum 1.
-    `allowed(id)` says whether a token may come at all. At temperature 0, the likeliest token has
-    likelihood 1. */
+/** The likelihood of each token after temperature, top-k and top-p: Float64Array, sum 1. If
+    `allowed` is given, a token can be drawn only if `allowed(id)` is true. At temperature 0, the
+    likeliest token has likelihood 1. */
 function likelihoods(logits, size, { temperature, topK, topP }, allowed) {
   const chances = new Float64Array(size);
   const best = greedy(logits, size, allowed);
@@ -86,8 +87,8 @@ function likelihoods(logits, size, { temperature, topK, topP }, allowed) {
   return chances;
 }
 
-/** Keeps the smallest number of likeliest tokens whose likelihoods add up to at least p. The others
-    get likelihood 0. */
+/** Top-p: keeps the likeliest tokens, as few as possible, whose likelihoods add up to at least p.
+    All other tokens get likelihood 0. */
 function keepTopP(chances, p) {
   const order = Uint32Array.from(chances.keys()).sort((a, b) => chances[b] - chances[a] || a - b);
   let before = 0;
@@ -116,7 +117,7 @@ function draw(chances, uniform) {
   return last;
 }
 
-/** The likeliest token, among those allowed. */
+/** The likeliest of the allowed tokens. */
 function greedy(logits, size, allowed) {
   let [best, top] = [0, -Infinity];
   for (let id = 0; id < size; id++)
@@ -124,7 +125,8 @@ function greedy(logits, size, allowed) {
   return best;
 }
 
-/** The next token. A token that would make the text invalid UTF-8 is replaced by an allowed one. */
+/** The id of the next token. If the drawn token would make the text invalid UTF-8, another token is
+    drawn among the allowed ones. */
 function chooseToken(logits, size, params, uniform, allowed) {
   if (params.temperature < GREEDY_BELOW) {
     const best = greedy(logits, size);
@@ -132,6 +134,6 @@ function chooseToken(logits, size, params, uniform, allowed) {
   }
   const first = draw(likelihoods(logits, size, params), uniform);
   if (!allowed || allowed(first)) return first;
-  const shifted = uniform * 2 ** 26; // the lower bits are random too
+  const shifted = uniform * 2 ** 26; // the lower bits of `uniform` are random, too
   return draw(likelihoods(logits, size, params, allowed), shifted - Math.floor(shifted));
 }

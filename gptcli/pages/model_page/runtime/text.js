@@ -1,6 +1,7 @@
-/* A text that grows and shrinks token by token, and the window of it that the network looks at. */
+/* A text that grows and shrinks token by token, and the part of it (the window) at which the
+   network looks. */
 
-/** Where the window starts in a text of `length` tokens, if positions are learned.
+/** The index of the window's first token in a text of `length` tokens, if positions are learned.
     gptcli/sampling/streams.py has the same rule: the window moves by half of its width. */
 function windowStart(length, width) {
   const stride = Math.max(1, Math.floor(width / 2));
@@ -11,16 +12,17 @@ class GrowingText {
   constructor(network) {
     this.network = network;
     this.tokens = [];
-    this.start = 0; // the network keeps tokens[start ...]
+    this.start = 0; // the window begins at tokens[start]
   }
 
-  /** Logits of the next token, float32 (V,). The array belongs to the network. */
+  /** The logits of the token after the text, float32 (V,). The array belongs to the network, which
+      overwrites it. */
   logits() {
     this.feedAll();
     return this.network.logits;
   }
 
-  /** Lets the network read the tokens that it has not read. */
+  /** Lets the network read the tokens of the window that it has not read yet. */
   feedAll() {
     const { network, tokens } = this;
     const learned = network.model.positions === "learned";
@@ -31,7 +33,8 @@ class GrowingText {
       this.current = false;
     }
     if (this.current) return;
-    // The last token is read again if its logits are gone.
+    // If the network has read all tokens but no longer has the logits, it reads the last token
+    // again.
     network.truncate(tokens.length - start - 1);
     for (let i = start + network.length; i < tokens.length; i++)
       network.feed(tokens[i], i === tokens.length - 1);
@@ -43,7 +46,8 @@ class GrowingText {
     this.current = false;
   }
 
-  /** Replaces the text. A beginning that the new and the old text share is not computed again. */
+  /** Replaces the text. If the new and the old text begin with the same tokens, the network does
+      not read these again. */
   set(tokens) {
     let same = 0;
     while (same < tokens.length && tokens[same] === this.tokens[same]) same++;

@@ -1,6 +1,7 @@
 /* Encodes and decodes text as gptcli does: characters, bytes and byte-level BPE (also GPT-2's). */
 
-// GPT-2's pattern. Its \s is written \p{White_Space}, because \s differs in JavaScript.
+// GPT-2's pattern. Instead of its \s, this is \p{White_Space}, because \s matches other characters
+// in JavaScript.
 const SPLIT = new RegExp(
   "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\p{White_Space}\\p{L}\\p{N}]+" +
     "|\\p{White_Space}+(?!\\P{White_Space})|\\p{White_Space}+",
@@ -15,11 +16,12 @@ function byteString(bytes) {
 }
 
 class Tokenizer {
-  /** `described` is the header's entry for the tokenizer, `merges` the section of that name. */
+  /** `described` is the entry `tokenizer` of the payload's header, and `merges` is the payload's
+      section of this name. */
   constructor(described, merges) {
     this.kind = described.kind;
-    this.start = described.start; // ids that a text without a prompt starts from
-    this.eot = described.eot; // null if there is none
+    this.start = described.start; // the ids with which a text begins if there is no prompt
+    this.eot = described.eot; // the id of end-of-text, or null
     this.pieces =
       this.kind === "char"
         ? Array.from(described.chars, (char) => new TextEncoder().encode(char))
@@ -38,7 +40,8 @@ class Tokenizer {
     return this.pieces.length;
   }
 
-  /** {ids, unknown}: the token ids of a text, and the characters that the tokenizer lacks. */
+  /** {ids, unknown}: the token ids of a text, and the characters of the text that the tokenizer
+      does not know. */
   encode(text) {
     if (this.kind !== "char") {
       const bytes = (part) => new TextEncoder().encode(part);
@@ -57,8 +60,8 @@ class Tokenizer {
     return { ids, unknown: [...unknown] };
   }
 
-  /** Appends the ids of one part. Repeatedly merges the pair of neighbours with the lowest
-      rank. */
+  /** Appends the token ids of `bytes` to `ids`. As long as it can, it merges the two neighbours
+      whose merge has the lowest rank. */
   merge(bytes, ids) {
     const parts = Array.from(bytes, (byte) => String.fromCharCode(byte));
     const whole = this.ids.get(parts.join(""));
@@ -79,7 +82,8 @@ class Tokenizer {
     for (const part of parts) ids.push(this.ids.get(part));
   }
 
-  /** A decoder for ids that arrive one by one: push(id) -> text, flush() -> text. */
+  /** A decoder for ids that arrive one by one. push(id) returns the characters that this id
+      completes, and flush() what remains at the end. */
   stream() {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     return {
@@ -88,7 +92,7 @@ class Tokenizer {
     };
   }
 
-  /** The text of some ids. */
+  /** The text that these ids decode to. */
   decode(ids) {
     const stream = this.stream();
     return ids.map((id) => stream.push(id)).join("") + stream.flush();
@@ -101,9 +105,9 @@ function bytePieces(special) {
   return pieces;
 }
 
-/** The bytes of all tokens, from the tokens of one byte and the merges of two earlier tokens.
-    `merges` holds two ids of 32 bits for each merge: four planes of bytes for the left ids, then
-    four for the right ids. */
+/** The bytes of each token. A token is a single byte, or the merge of two earlier tokens. `merges`
+    holds two ids of 32 bits for each merge: four planes of bytes for the left ids, then four for
+    the right ids. */
 function mergedPieces({ size, special, bytes }, merges) {
   const count = merges.length / 8;
   const number = (i, first) =>
@@ -157,7 +161,8 @@ function stateAfterByte(state, byte) {
   return byte >= 0xf1 && byte <= 0xf3 ? 3 : INVALID;
 }
 
-/** The state after each token in each of the eight states: an Uint8Array for each state. */
+/** A table: [state before a token][token id] -> state after the token. There are eight states, and
+    a Uint8Array for each. */
 function utf8States(pieces) {
   return Array.from({ length: 8 }, (_, first) =>
     Uint8Array.from(pieces, (piece) => {

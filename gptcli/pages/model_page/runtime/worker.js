@@ -1,8 +1,8 @@
 /* The Web Worker: keeps the model, answers the page's questions, and streams text. */
 
-const UNSEEN_MS = 50; // new tokens are collected for this time, and sent together
+const UNSEEN_MS = 50; // the worker collects new tokens for this time, then sends them together
 let model = null; // {tokenizer, growing, network}
-let job = 0; // the number of the text that is being written; a new number ends this text
+let job = 0; // the number of the text that is being written; if it changes, this text ends
 
 const answers = {
   async open({ payload, simd }) {
@@ -23,9 +23,9 @@ const answers = {
 
   encode: ({ text }) => model.tokenizer.encode(text),
 
-  /** The likeliest next tokens: triples of id, the model's likelihood, and the likelihood with the
-      settings, which is 0 if they exclude the token. `rest` is the likelihood of all other
-      tokens. */
+  /** The likeliest next tokens, as triples: the id, the model's likelihood, and the likelihood with
+      the reader's settings, which is 0 if the settings exclude the token. `rest` is the model's
+      likelihood of all other tokens together. */
   next({ tokens, params, count }) {
     const { growing, network, tokenizer } = model;
     growing.set(tokens);
@@ -36,7 +36,8 @@ const answers = {
     return { top, rest: 1 - top.reduce((sum, [, chance]) => sum + chance, 0) };
   },
 
-  /** The attention of all heads over the last `most` tokens of the window, and the heads' habits. */
+  /** The attention weights of all heads between the last `most` tokens of the window, and the
+      heads' habits (see headHabits). */
   maps({ tokens, most }) {
     const { growing, network } = model;
     growing.set(tokens);
@@ -64,8 +65,9 @@ const answers = {
     return logitLens(network, at - growing.start, count);
   },
 
-  /** Writes up to `count` tokens, and stops at end-of-text. The last `made` of `tokens` are the
-      continuation so far. Sends new tokens as {tokens}. The answer says why the text ended. */
+  /** Writes up to `count` tokens, but stops at end-of-text. `tokens` is the text so far, and its
+      last `made` tokens are the continuation. Sends new tokens as {tokens}. The answer says why the
+      writing stopped. */
   async write({ tokens, made, count, params, seed }, send) {
     const { growing, network, tokenizer } = model;
     const mine = ++job;
@@ -107,7 +109,7 @@ const answers = {
           stopped = "stop";
           break;
         }
-        growing.set(text); // the answer to another question can have replaced the text
+        growing.set(text); // another question can have changed the text
       }
     }
     flush();

@@ -38,7 +38,7 @@ class Attention {
     this.describe(at ?? this.strip.at);
   }
 
-  /** Takes the worker's answer to "maps". */
+  /** Shows new maps. `found` is the worker's answer to "maps". */
   show(found, tokens) {
     Object.assign(this, { found, tokens });
     if (!this.picked) this.chooseTypical();
@@ -54,13 +54,15 @@ class Attention {
     return this.found.habits[layer * this.model.sizes.n_head + head];
   }
 
-  /** The attention weights of the token at position `at`, one for each token in the strip. */
+  /** The attention weights of the token at position `at` in the chosen head, one for each token in
+      the strip. */
   weightsOf(at) {
     const { from, count } = this.found;
     return this.map.subarray((at - from) * count, (at - from + 1) * count);
   }
 
-  /** What a head looks at most, its share, and the mean distance at which the head looks. */
+  /** What a head looks at most, the share of its attention that goes there, and the mean distance
+      at which the head looks. */
   mainHabit(layer, head) {
     const shares = this.habits(layer, head);
     const [name, share] = Object.keys(HABITS)
@@ -75,7 +77,8 @@ class Attention {
     return `it spreads its attention; on average, it looks ${distance.toFixed(1)} tokens back`;
   }
 
-  /** Chooses the head that most clearly looks at the token before, or is an induction head. */
+  /** Chooses the head that looks most clearly at the token before, or that is most clearly an
+      induction head. */
   chooseTypical() {
     const { n_layer, n_head } = this.model.sizes;
     let best = -1;
@@ -137,7 +140,7 @@ class Attention {
     this.showStandingOut();
   }
 
-  /** The heads with the clearest habits, as buttons: at most one for each habit. */
+  /** Shows the heads with the clearest habits as buttons: at most one head for each habit. */
   showStandingOut() {
     const { n_layer, n_head } = this.model.sizes;
     const best = [];
@@ -204,7 +207,7 @@ class Attention {
     const style = getComputedStyle(document.documentElement);
     const blue = style.getPropertyValue("--blue-rgb");
     const longest = followed === null ? 0 : Math.max(...this.labels().map((label) => label.length));
-    const room = 1 + Math.ceil(0.6 * longest); // cells for the labels
+    const room = 1 + Math.ceil(0.6 * longest); // the width of the labels, in cells
     const margin = followed !== null && box.width / (count + room) >= LEAST_LABEL ? room : 0;
     const cell = size / (count + margin);
     if (followed !== null) this.margin = margin;
@@ -229,7 +232,7 @@ class Attention {
     context.strokeRect(1, row * cell, Math.max(cell, (row + 1) * cell) - 1, cell);
   }
 
-  /** The labels of the map's tokens, cropped. */
+  /** The labels of the map's tokens. Long labels are cut. */
   labels() {
     const { from, count } = this.found;
     return this.tokens.slice(from, from + count).map((id) => {
@@ -238,8 +241,8 @@ class Attention {
     });
   }
 
-  /** Writes the tokens beside the rows and above the columns. Turns the tokens above the columns
-      if a label has more than one character. */
+  /** Writes the labels of the tokens beside the rows and above the columns. If a label has more
+      than one character, those above the columns are turned by 90 degrees. */
   label(context, cell, ink) {
     const labels = this.labels();
     const turned = labels.some((label) => label.length > 1);
@@ -260,7 +263,7 @@ class Attention {
     });
   }
 
-  /** Writes a sentence on what the token at position `at` looks at. */
+  /** Writes a sentence about what the token at position `at` looks at. */
   describe(at) {
     const { from } = this.found;
     const weights = Array.from(this.weightsOf(at).subarray(0, at - from + 1));

@@ -1,6 +1,7 @@
 /* Builds HTML elements, and formats numbers and tokens for readers. */
 
-/** An element, for example of tag "li.panel", with attributes and children (elements or text). */
+/** A new HTML element with attributes and children (elements or text). The tag can have a class:
+    "li.panel". */
 function element(tag, attributes = {}, ...children) {
   const [name, ...classes] = tag.split(".");
   const made = document.createElement(name);
@@ -61,8 +62,8 @@ const piece = (bytes) => element("span.piece", {}, visible(bytes));
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Numbers as bars above and below a line, with the caption `what`. Marks the numbers from index
-    inside[0] to inside[1]. */
+/** A picture of numbers: bars above and below a line, with the caption `what`. Marks the bars from
+    index inside[0] to inside[1]. */
 function vector(what, numbers, inside = null) {
   const top = Math.max(1e-9, ...numbers.map(Math.abs));
   const svg = document.createElementNS(SVG, "svg");

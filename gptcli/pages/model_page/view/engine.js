@@ -14,8 +14,8 @@ class Engine {
     });
   }
 
-  /** The worker's answer to a question that worker.js knows. `onPart` gets each part that the worker
-      sends before the answer. */
+  /** The worker's answer to a question. `kind` is one of the questions in worker.js. `onPart` is
+      called with each part that the worker sends before the answer. */
   ask(kind, question = {}, onPart = null) {
     const id = ++this.count;
     const answered = new Promise((resolve, reject) =>

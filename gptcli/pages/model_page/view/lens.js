@@ -2,7 +2,7 @@
 
 const GUESSES = 4;
 
-/** Fills the table. `rows` is the worker's answer to "lens". */
+/** Fills the table of the logit lens. `rows` is the worker's answer to "lens". */
 function showLens({ rows, model, tokens, at }) {
   const next = tokens[at + 1];
   const places = ["before layer 1", ...rows.slice(1).map((_, l) => `after layer ${l + 1}`)];

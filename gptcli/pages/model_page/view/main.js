@@ -1,8 +1,8 @@
 /* Starts the page: opens the model, connects the parts of the page, and reads the prompt and the
    settings from the page's address. */
 
-const FIRST_TOKENS = 80; // written when the page opens
-const MOST_FOLLOWED = 40; // tokens in the strip
+const FIRST_TOKENS = 80; // how many tokens the page writes when it opens
+const MOST_FOLLOWED = 40; // the most tokens in the strip
 
 async function start() {
   const data = JSON.parse(byId("page-data").textContent);
@@ -19,7 +19,8 @@ async function start() {
   const attention = new Attention(model, strip, () => lookAt(strip.at));
   strip.onPoint = (at) => attention.describe(at);
 
-  /** Shows the steps and the lens of the followed token. */
+  /** Shows the eight steps and the logit lens of the token at position `at`, which the reader
+      follows. */
   async function lookAt(at) {
     const mine = ++looked;
     const { tokens } = attention;
@@ -73,7 +74,7 @@ async function writeFromAddress(writing) {
   return true;
 }
 
-/** The samples of the run, chosen by a slider. */
+/** Shows the samples of the run. The reader chooses one with a slider. */
 function showSamples(samples) {
   if (!samples.length) return;
   byId("samples").hidden = false;

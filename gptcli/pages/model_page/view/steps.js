@@ -1,8 +1,8 @@
 /* The eight steps of attention with the numbers of one head and one token. */
 
-const ROWS = 6; // tokens in a table
+const ROWS = 6; // the most tokens in a table
 
-/** Fills the list of steps. `found` is the worker's answer to "steps". */
+/** Fills the list of the eight steps. `found` is the worker's answer to "steps". */
 function showSteps({ found, model, tokens, at, layer, head }) {
   const { n_head: H, n_kv_head: K, head_dim: D, n_embd: C, qk_norm, positions } = model.sizes;
   const pieceAt = (place) => model.pieces[tokens[place]];

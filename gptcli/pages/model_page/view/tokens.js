@@ -1,7 +1,8 @@
 /* The strip of tokens: the reader chooses a token, and sees how much it looks at the others. */
 
 class Strip {
-  /** `onFollow(at)` is called with the place of the token that the reader chose. */
+  /** `onFollow(at)` is called when the reader chooses a token. `at` is the token's position in the
+      text. */
   constructor(pieces, onFollow) {
     Object.assign(this, { pieces, onFollow });
     this.box = byId("strip");
@@ -14,7 +15,8 @@ class Strip {
     };
   }
 
-  /** Shows the tokens from `from` on. `weightsOf(at)` gives the weights of the token at a place. */
+  /** Shows the tokens from position `from` on. `weightsOf(at)` returns the attention weights of the
+      token at position `at`. */
   show(tokens, from, weightsOf) {
     Object.assign(this, { tokens, from, weightsOf });
     const items = [];
@@ -60,8 +62,8 @@ class Strip {
     this.onFollow(at);
   }
 
-  /** Shows the weights of the token under the pointer. If there is no such token, shows those of
-      the followed token. */
+  /** Shows the attention weights of the token under the pointer. If there is no such token, shows
+      the weights of the followed token. */
   point(token) {
     if (this.at === undefined || !this.weightsOf) return;
     this.draw(token ? Number(token.dataset.at) : this.at);

@@ -1,4 +1,5 @@
-/* The workbench: the prompt, the text, the buttons, the settings, and the bars of the next token. */
+/* The workbench: the prompt, the text, the buttons, the settings, and the bars that show the
+   likeliest next tokens. */
 
 const BARS = 10;
 
@@ -8,8 +9,8 @@ class Writing {
   constructor(engine, model, onChange) {
     Object.assign(this, { engine, model, onChange });
     this.prompt = []; // token ids
-    this.made = []; // the continuation
-    this.chosen = new Set(); // places in `made` of the tokens that the reader chose
+    this.made = []; // token ids of the continuation
+    this.chosen = new Set(); // the tokens that the reader chose: their indices in `made`
     this.busy = false;
     this.asked = 0;
     byId("write-button").onclick = () => this.write(this.setting("count"));
@@ -64,7 +65,7 @@ class Writing {
     byId("count-value").textContent = this.setting("count");
   }
 
-  /** Reads a new prompt and forgets the continuation. */
+  /** Starts a new text with this prompt, without a continuation. */
   async setPrompt(text) {
     if (this.busy) await this.engine.ask("stop");
     while (this.busy) await new Promise((resolve) => setTimeout(resolve, 10));
@@ -106,7 +107,7 @@ class Writing {
     this.made.forEach((_, place) => this.append(place));
   }
 
-  /** Shows the token at a place of the continuation. */
+  /** Adds the token made[place] to the text on the page. */
   append(place) {
     const text = this.decoder.decode(this.model.pieces[this.made[place]], { stream: true });
     const output = byId("output");
@@ -116,7 +117,8 @@ class Writing {
     else output.append(text);
   }
 
-  /** Marks the text as complete, and shows what is left of an unfinished character. */
+  /** Marks the text as complete. If the text ends within a character, shows a replacement
+      character. */
   complete() {
     const rest = new TextDecoder("utf-8", { ignoreBOM: true });
     let tail = "";
@@ -189,7 +191,7 @@ class Writing {
     this.rest();
   }
 
-  /** Adds the token that the reader chose. */
+  /** Appends the token that the reader chose to the text. */
   choose(id) {
     if (this.busy) return;
     byId("output").querySelector(".unfinished")?.remove();
@@ -210,7 +212,7 @@ class Writing {
     for (const bar of byId("bars").querySelectorAll("button")) bar.disabled = this.busy || full;
   }
 
-  /** Called when the text no longer changes: shows the next tokens and calls `onChange`. */
+  /** Called when the text no longer changes. Shows the likeliest tokens, and calls `onChange`. */
   async rest() {
     this.enable();
     await this.showNext();
@@ -245,7 +247,7 @@ class Writing {
               onclick: () => this.choose(id),
             },
             is_end ? element("span.piece", {}, "end") : piece(bytes),
-            !is_end && !named.startsWith("\u201c") ? more(named) : null, // a name for blanks
+            !is_end && !named.startsWith("\u201c") ? more(named) : null, // the name of a blank
             element("span.track", {}, fill(chance)),
             element("span.chance", {}, percent(chance)),
             cut ? more("not drawn with these settings") : null,
