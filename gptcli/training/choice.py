@@ -30,7 +30,7 @@ deep and narrow networks learn more than shallow and wide networks of the same s
 _BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.65
 _MAX_PARAMETERS_PER_CHARACTER = 6.0
 _EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
-_EPOCHS_WITHOUT_AVERAGE, _AVERAGE_PER_DOUBLING, _MAX_AVERAGE = 5.0, 0.1, 0.35
+_EPOCHS_WITHOUT_AVERAGE, _AVERAGE_PER_DOUBLING, _MAX_AVERAGE = 20.0, 0.175, 0.35
 _MOST_EPOCHS, _MANY_EPOCHS = 80.0, 20.0  # the limit is a setting only for a text read many times
 _TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # tokens in a step, if the training has 3 million
 # (least number of training tokens, context length). The second table is for texts that are read
@@ -80,9 +80,9 @@ def dropout_for(epochs: float) -> float:
 def average_for(epochs: float) -> float:
     """The value of train.average for a text that is read `epochs` times.
 
-    It is 0 up to 5 epochs. After that, each doubling of the epochs adds 0.1, up to 0.35."""
+    It is 0 up to 20 epochs. After that, each doubling of the epochs adds 0.175, up to 0.35."""
     doublings = math.log2(max(1.0, epochs / _EPOCHS_WITHOUT_AVERAGE))
-    return min(_MAX_AVERAGE, round(_AVERAGE_PER_DOUBLING * doublings, 2))
+    return min(_MAX_AVERAGE, round(_AVERAGE_PER_DOUBLING * doublings, 3))
 
 
 def best_size(operations: float) -> float:

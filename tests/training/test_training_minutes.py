@@ -194,8 +194,7 @@ def test_a_short_text_is_not_read_again_and_again(
     longer, _ = planned(tmp_path, 5, {"train.max_epochs": 500})
     assert longer.train.max_steps > 2 * train.max_steps
     often, _ = planned(tmp_path, 1, {}, characters=2_000_000)
-    assert often.train.max_epochs is None
-    assert often.train.average < 0.1
+    assert (often.train.max_epochs, often.train.average) == (None, 0.0)
 
 
 def test_a_network_for_a_short_text_is_deep() -> None:
@@ -207,7 +206,7 @@ def test_a_network_for_a_short_text_is_deep() -> None:
     assert sizes == sorted(sizes)
 
 
-@pytest.mark.parametrize(("epochs", "share"), [(1, 0.0), (5, 0.0), (10, 0.1), (80, 0.35)])
+@pytest.mark.parametrize(("epochs", "share"), [(1, 0.0), (20, 0.0), (40, 0.175), (80, 0.35)])
 def test_the_more_often_the_text_is_read_the_longer_is_the_average(
     epochs: float, share: float
 ) -> None:
