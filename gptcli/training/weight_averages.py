@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 AVERAGE = "average/"
-"""The prefix of an average in the optimizers' state."""
+"""The prefix of the averages' names in the optimizers' state."""
 _TRAINED = "trained/"
-"""The prefix, in a checkpoint's state, of a weight whose average is the checkpoint's weight."""
+"""The prefix of the names, in a checkpoint's state, of the weights as training changed them. The
+checkpoint's own weights are their averages."""
 
 Named = dict[str, Tensor]
 
