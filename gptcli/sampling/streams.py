@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 Uniform = Sequence[Sequence[float]]
-"""The random numbers in [0, 1) of each stream, one for each step."""
+"""The random numbers in [0, 1) of each stream, one for each token to generate."""
 
 
 def window_stride(width: int) -> int:
