@@ -28,7 +28,8 @@ class Kind:
     machine: str
     """The family of processors, by the name that platform.machine() returns."""
     features: frozenset[str]
-    """The features that the kinds before it do not have, by their names in /proc/cpuinfo."""
+    """The features, as named in /proc/cpuinfo, that this kind adds to the earlier kinds of its
+    family in KINDS."""
     flags: tuple[str, ...]
     """The compiler flags for these features."""
 

@@ -26,7 +26,9 @@ def named_run(name: str | None, command: str) -> Path:
 
 
 def _instead_of_run(name: str, command: str) -> GptcliError | None:
-    """The error that says what `name` is and what to write. None if `name` only looks misspelt."""
+    """The error that says what `name` is and what to write.
+
+    None if `name` is nothing that this function knows, so it is probably a misspelt run."""
     start = f"gptcli {command}"
     if (run := run_around(name)) is not None:
         shown = shlex.quote(str(run))
@@ -75,7 +77,7 @@ def prompt_word(text: str) -> str:
 
 
 def _folder(name: str, start: str) -> GptcliError | None:
-    """The error for a folder that holds runs; None if it holds no run."""
+    """The error for a folder that holds runs; None if it holds no run or cannot be listed."""
     from gptcli.training.run_folder import list_runs
 
     try:

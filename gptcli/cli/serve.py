@@ -46,7 +46,8 @@ class AddressOptions:
         typer.Option(
             "--api-key",
             metavar="KEY",
-            help="Answer only requests with this key. You can repeat this option. "
+            help="Answer requests only if they have this key, except those for / and /health. You "
+            "can repeat this option. "
             f"Default: ${KEY_VARIABLE}, which other users of the machine do not see.",
         ),
     ] = None

@@ -61,8 +61,8 @@ class Entry:
     """How many characters of the text the tokenizer does not know, and which; None if it knows
     all."""
     starts: NDArray[Any]
-    """The position of the first token of each document, int64. It is [0] if the text is one
-    document."""
+    """The position at which each document begins, int64 (`encode_all` defines it). It is [0] if the
+    text is one document."""
     train_documents: int
     """The number of documents from data.source. All later documents are from data.val_source."""
     marks: int

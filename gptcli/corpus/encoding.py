@@ -32,13 +32,14 @@ def encode_all(
 ) -> int:
     """Encode the documents of a text, and return the number of documents.
 
-    Calls `write` with the ids, in order, and `write_starts` with the position of each document's
-    first token (int64). End-of-text comes before every document. If the tokenizer has no
-    end-of-text, a newline comes between two documents, unless the first of them ends with a
-    newline. The ids are the same as if each document were encoded as a whole (`safe_cuts` names an
-    exception), but memory does not grow with the text. If `known` is given, it applies the rule of
-    data.unknown to the text before the text is encoded. If the rule is "error", nothing is encoded
-    from the first unknown character on: unknown characters are only counted."""
+    Calls `write` with the ids, in order, and `write_starts` with the position (int64) at which each
+    document begins. End-of-text comes before every document. If the tokenizer has no end-of-text, a
+    newline comes between two documents, unless the first of them ends with a newline. A document
+    begins at this end-of-text or newline, if there is one, and not at its own first token. The ids
+    are the same as if each document were encoded as a whole (`safe_cuts` names an exception), but
+    memory does not grow with the text. If `known` is given, it applies the rule of data.unknown to
+    the text before the text is encoded. If the rule is "error", nothing is encoded from the first
+    unknown character on: unknown characters are only counted."""
     from gptcli.tokenization import line_cuts, safe_cuts
 
     stream = iter(pieces)

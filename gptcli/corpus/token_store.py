@@ -156,8 +156,9 @@ class TokenStore:
     def byte_count(self, tokenizer: Tokenizer, start: int = 0) -> int:
         """The number of UTF-8 bytes of the tokens from `start` on. End-of-text has none.
 
-        The bits per byte of a split are the sum of its losses in nats, divided by ln 2 and by
-        byte_count(tokenizer, 1), because the first token is not predicted."""
+        The bits per byte of a split are the sum of its losses in nats, divided by ln 2 and by the
+        bytes of the predicted tokens. These are byte_count(tokenizer, 1), because the first token
+        is not predicted."""
         sizes = np.array(
             [
                 0 if id == tokenizer.eot else len(tokenizer.token_bytes(id))

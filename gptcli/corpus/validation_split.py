@@ -64,7 +64,7 @@ def split_documents(
 ) -> tuple[Ranges, Ranges]:
     """The ranges of tokens for training and for validation, both with tokens from the whole text.
 
-    `starts` has the position of the first token of each document, in rising order. Of each long
+    `starts` has the position at which each document begins, in rising order. Of each long
     document, the end is for validation: val_fraction of its tokens. A document is long if it has
     more than a twentieth of the number of tokens that are for validation in all. Of the short
     documents, a fixed shuffle chooses some that have about val_fraction of the tokens of all short

@@ -74,8 +74,8 @@ class Watch:
     def _report(self, store: Store) -> None:
         """Print which rank hangs, unless another rank has printed it, and end this process.
 
-        Does nothing if this rank has gone on, or if every rank still beats and all counts are
-        equal."""
+        Does nothing if this rank has gone on, or if every rank still writes its count and all
+        counts are equal."""
         first = _read(store, self._place.size)
         time.sleep(3 * _BEAT)
         second = _read(store, self._place.size)
@@ -99,7 +99,9 @@ class Watch:
 
 
 def _read(store: Store, size: int) -> dict[int, tuple[int, int]]:
-    """The count and the beat of each rank; 0 if a rank has not written them."""
+    """The count of each rank, and how often the rank has written it (its beat).
+
+    Both numbers are 0 if the rank has not written its count yet."""
     found = {}
     for rank in range(size):
         if store.check([str(rank)]):

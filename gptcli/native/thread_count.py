@@ -17,12 +17,13 @@ except ImportError:  # Windows does not count context switches, so threads never
 
 # Runs with fewer steps are not measured.
 _LEAST_STEPS = 16
-# For each number of threads, the fastest of its last _LAST_RUNS runs counts.
+# Each number of threads is judged by the fastest of its last _LAST_RUNS runs.
 _LAST_RUNS = 3
-# While the threads are disturbed, one thread is tried again after so many runs with all threads.
+# While the threads are disturbed, one thread is tried again after _TRY_ONE_EVERY runs with all
+# threads.
 _TRY_ONE_EVERY = 64
-# All threads are tried again after so many runs with one thread: at first 16. This number doubles
-# with each try in vain, up to 256.
+# All threads are tried again after some runs with one thread: at first after 16 runs. The number
+# of these runs doubles with each try in vain, up to 256.
 _TRY_ALL_AFTER = (16, 256)
 # One thread is used if it takes less than this share of the time that all threads take.
 _MUCH_FASTER = 0.8

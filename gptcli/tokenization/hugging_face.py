@@ -112,7 +112,10 @@ def _tokens_by_id(vocab: Any, special: dict[int, str]) -> list[str]:
     by_id: dict[int, str] = dict(special)
     for token, id in vocab.items():
         if type(id) is not int or by_id.setdefault(id, token) != token:
-            raise OtherTokenizerError(f"its token {token[:40]!r} has no id of its own")
+            raise OtherTokenizerError(
+                f"its token {token[:40]!r} has the same id as another token, or an id that is no "
+                "whole number"
+            )
     if set(by_id) != set(range(len(by_id))):
         raise OtherTokenizerError("its ids do not count up from 0")
     return [by_id[id] for id in range(len(by_id))]

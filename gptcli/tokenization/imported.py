@@ -229,7 +229,7 @@ def _names_by_id(vocab: dict[str, int], added: dict[int, dict[str, Any]]) -> lis
     names = {id: token["content"] for id, token in added.items()}
     for token, id in vocab.items():
         if names.setdefault(id, token) != token:
-            raise ValueError(f"its token {token[:40]!r} has no id of its own")
+            raise ValueError(f"its token {token[:40]!r} has the same id as another token")
     if set(names) != set(range(len(names))):
         raise ValueError("its ids do not count up from 0")
     return [names[id] for id in range(len(names))]

@@ -73,11 +73,11 @@ def train(
 
     The loop calls `should_stop` after every step, between the batches of an evaluation and during a
     sample. If `should_stop` returns True, the run saves a checkpoint and finishes as "interrupted".
-    The loop calls `wishes` after every step and fulfils the wishes at once. This changes no
-    weights. If a loss or gradient is not finite (in float16 also with smaller loss scales), the run
-    finishes as "diverged" before the update. Raises GptcliError if the last checkpoint, or the
-    first of a fine-tune, cannot be written. After the generator has ended, raised or been closed,
-    none of its threads changes the run's checkpoints."""
+    The loop calls `wishes` after every step and fulfils the wishes before the next step. This
+    changes no weights. If a loss or gradient is not finite (in float16 also with smaller loss
+    scales), the run finishes as "diverged" before the update. Raises GptcliError if the last
+    checkpoint, or the first of a fine-tune, cannot be written. After the generator has ended,
+    raised or been closed, none of its threads changes the run's checkpoints."""
     loop = _Loop(setup, should_stop, wishes)
     try:
         yield from loop.events()

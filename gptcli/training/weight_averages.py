@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 AVERAGE = "average/"
-"""The prefix of an average in the optimizers' state."""
+"""The prefix of the averages' names in the optimizers' state."""
 _TRAINED = "trained/"
-"""The prefix, in a checkpoint's state, of a weight whose average is the checkpoint's weight."""
+"""The prefix of the names, in a checkpoint's state, of the weights as training changed them. The
+checkpoint's own weights are their averages."""
 
 Named = dict[str, Tensor]
 
@@ -56,7 +57,7 @@ class WeightAverages:
             average.copy_(before)
 
     def state(self) -> Named:
-        """The averages by the name "average/parameter"."""
+        """The averages, each under the name of its parameter with the prefix "average/"."""
         return {AVERAGE + self._names[p]: average for p, average in self._tensors.items()}
 
     def load_state(self, saved: Named) -> Named:
@@ -75,7 +76,9 @@ class WeightAverages:
 
 
 def to_checkpoint(weights: Named, state: Named) -> tuple[Named, Named]:
-    """The weights and the state as a checkpoint has them: with averages, these are the weights."""
+    """The weights and the state as a checkpoint stores them.
+
+    If `state` has averages, these become the weights. The weights move to the state."""
     if not any(key.startswith(AVERAGE) for key in state):
         return weights, state
     rest, averages = dict(state), {}
@@ -89,8 +92,8 @@ def to_checkpoint(weights: Named, state: Named) -> tuple[Named, Named]:
 def from_checkpoint(masters: Iterable[tuple[str, Tensor]], state: Named) -> Named:
     """Undo `to_checkpoint`, and return the state with the averages.
 
-    `masters` are the names and the master weights, which have the checkpoint's weights. Gives them
-    the weights that training changes. Raises KeyError if one is missing."""
+    `masters` are the names and the master weights, which have the checkpoint's weights. Copies
+    into them the weights as training changed them. Raises KeyError if one of these is missing."""
     if not any(key.startswith(_TRAINED) for key in state):
         return state
     rest = dict(state)

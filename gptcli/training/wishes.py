@@ -1,4 +1,5 @@
-"""What the user asks for during training: a sample, an evaluation or a checkpoint at once.
+"""What the user can ask for during training, to be done without waiting for its turn: a sample, an
+evaluation or a checkpoint.
 
 The loop fulfils a wish between two steps. A wish does not change the weights or later decisions of
 the run.

@@ -1,4 +1,5 @@
-"""Collects the notes of the live view: new best, checkpoint saved, loss spike, overfitting, plan.
+"""The notes of the live view: overfitting, loss spike, new best, evaluation that the user asked
+for, loss of each text, checkpoint saved, new plan.
 
 Only the newest note of each kind is shown, so that the notes do not change too often.
 """
@@ -24,7 +25,7 @@ class Note:
 
 
 class RunNotes:
-    """Collects the newest note of each kind."""
+    """Collects the newest note of each kind. Only the note on overfitting is given to `shown`."""
 
     def __init__(self) -> None:
         self._notes: dict[str, Note] = {}

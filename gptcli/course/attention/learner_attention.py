@@ -143,7 +143,10 @@ class LearnerAttention:
         return replace(case, H=1, D=case.C)
 
     def construct(self, config: LearnerConfig) -> nn.Module:
-        """A new module of the class. Raises CheckFailed if the learner's code raises an error."""
+        """A new module of the class.
+
+        Raises CheckFailed if the learner's code raises an error, if the constructor does not call
+        super().__init__() first, or if forward does not call a lazy layer of the module."""
         self.say("building the module")
         early = "before Module.__init__() call"  # part of PyTorch's message
         try:

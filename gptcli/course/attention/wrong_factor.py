@@ -122,7 +122,9 @@ def heads_before_time(x: Tensor, name: str, found: Matches) -> bool:
 
 
 def is_wrong_unpacking(trace: ForwardTrace, p: Problem) -> bool:
-    """Whether the code stops because it does not unpack fused projections into three parts."""
+    """Whether the code stops because it splits the fused projections into a wrong number of parts.
+
+    It then assigns these parts to more or fewer variables, and Python raises ValueError."""
     last = trace.operations[-1] if trace.operations else None
     return (
         last is not None

@@ -382,7 +382,7 @@ class LearnerModule(Explainer):
             try:
                 with torch.no_grad():
                     result = part(weights, x)
-            except Exception:  # the module lacks a weight or submodule that `part` uses
+            except Exception:  # `part` may use a weight or submodule that the module lacks
                 continue
             if trace.has(result):
                 return True
@@ -644,7 +644,7 @@ def _gives(form: Callable[..., Any], run: Run) -> bool:
     try:
         with torch.no_grad():
             result = form(run.weights, run.x)
-    except Exception:  # the module lacks a weight or submodule that `form` uses
+    except Exception:  # `form` may use a weight or submodule that the module lacks
         return False
     return close(run.y, result)
 

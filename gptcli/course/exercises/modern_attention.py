@@ -120,7 +120,9 @@ def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
 
 
 def shown(trace: TensorTrace, w: Weights, x: Tensor) -> str | None:
-    """The slug of a mistake that the trace shows, even if a later step is wrong too; or None."""
+    """The slug of the known mistake that the trace shows, or None.
+
+    A wrong later step does not hide the mistake."""
     _, k, v = _turn(*heads(w, x))
     if trace.has(turned(v)):
         return "values-rotated"

@@ -74,7 +74,7 @@ class Text:
 
     size: Size
     module: nn.Module
-    weights: Weights | None  # None if the class does more than the attention of week 1
+    weights: Weights | None  # None if the class has a part that the attention of week 1 lacks
     text: Tensor
     wanted: Tensor  # the outputs of all tokens
     keys: dict[str, Tensor]  # "q", "k" and "v" of all tokens, (B, H, N, D), if they are known
@@ -133,7 +133,8 @@ class PastLearner(CacheExplainer):
     def build(self, size: Size) -> tuple[nn.Module, Weights | None]:
         """A float64 module with random weights, and its projections.
 
-        The projections are None if the module does more than the attention of week 1."""
+        The projections are None if the module has a part that the attention of week 1 lacks, such
+        as rotary positions."""
         case = Case(size.B, size.N, size.H, size.D, size.block_size, size.bias, seed=size.B)
         try:
             case = self.builder.case(case)
@@ -229,7 +230,7 @@ class PastLearner(CacheExplainer):
         return self.stopped(error, doing, min(max(step, 1), 6))
 
     def reset(self, module: nn.Module) -> None:
-        """If the module has a method that removes the tokens it keeps, call it."""
+        """If the module has a method that removes the keys and values it keeps, call it."""
         if self.form.reset is not None:
             try:
                 getattr(module, self.form.reset)()
@@ -247,9 +248,9 @@ class PastLearner(CacheExplainer):
     ) -> list[Called]:
         """The calls for a text in pieces, each with the past that the call before returned.
 
-        Stops after the first call that fails, and after a call that returns no past, unless the
-        module keeps the tokens itself. `module` can be a module that has read other texts; by
-        default it has read none."""
+        Stops after the first call that fails. Also stops after a call that returns no past, unless
+        the module keeps keys and values itself. `module` can be a module that has read other texts;
+        by default it has read none."""
         calls: list[Called] = []
         past = self.fresh()
         start = 0

@@ -101,9 +101,10 @@ def _seen(text: Text, one: Called) -> Seen:
 def _own_reference(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed:
-    """The CheckFailed for a wrong forward that does more than the attention of week 1.
+    """The CheckFailed for a wrong forward with a part that the attention of week 1 lacks.
 
-    It is wrong if it stops, or if it gives other outputs with a past than for the whole text."""
+    The forward is wrong if it stops, or if it gives other outputs with a past than for the whole
+    text."""
     if whole.failed is not None:
         return whole.failed
     one = next((c for c in calls if c.failed is not None or not _seen(text, c).right), calls[-1])

@@ -160,7 +160,7 @@ class LearnerSampling(LearnerFunctions):
                 got = function(given.clone())
                 wrong = not torch.allclose(got.double(), given.softmax(0), 0.0, CLOSE)
                 shown = [round(float(value), 2) for value in got.flatten()[:3]]
-            except Exception:  # it needs more arguments, or returns no tensor
+            except Exception:  # it raised an error, needs more arguments, or returns no tensor
                 continue
             if wrong:
                 assert step is not None

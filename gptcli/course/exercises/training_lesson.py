@@ -220,7 +220,8 @@ def _loss(learner: LearnerTraining) -> None:
         raise learner.failed_at(
             2, "no-gradient", f"your loss {got:.4g} is cut off from the logits: no gradient flows"
             + learner.quoted(2, r"item|detach|float|no_grad|inference|tensor\(|data|return"),
-            "can train_step call backward() on the result of loss_of?",
+            "train_step calls backward() on the result of loss_of, so return a tensor that depends "
+            "on the logits",
         )  # fmt: skip
 
 

@@ -101,9 +101,10 @@ def memory_of(processes: list[int]) -> int:
 
 
 def written_by(folder: Path, processes: list[int]) -> int:
-    """The bytes on disk of all files in a folder, and of deleted files that `processes` have open.
+    """The bytes on disk of a folder's contents, and of deleted files that `processes` have open.
 
-    A file in the folder counts as at least 4096 bytes, so that very many small files count too."""
+    Counts the files and folders at every depth, each as at least 4096 bytes, so that very many
+    small ones count too. Looks at no further folder when the sum has reached _STOP_COUNTING."""
     total = 0
     waiting = [str(folder)]
     while waiting and total < _STOP_COUNTING:

@@ -1,4 +1,6 @@
-"""Loads a learner's file and returns the class in it that the exercise asks for."""
+"""Loads a learner's file and returns the class to check: the one that the user names, or else the
+one that the exercise asks for.
+"""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@
 #include "packed.h"
 #include "../parameters.h"
 
-/* The shape that Python passes. DecoderShape in library.py mirrors this struct. packed.h lists the
- * kinds. */
+/* The shape that Python passes. DecoderShape in library.py mirrors this struct. The values of
+ * `kind` (the type of the weights) are in packed.h. */
 typedef struct {
     int32_t modern, qk_norm, kind, L, H, K, D, C, F, V, W, streams, threads;
     float norm_eps;

@@ -17,8 +17,9 @@
 #include "layers.h"
 
 typedef struct {
-    num *by_d[2];             /* keys, values: B tiles for sums over D */
-    num *by_t[3];             /* as by_d for sums over T: values; backward: keys, dmixed, queries */
+    num *by_d[2]; /* B tiles for sums over D: keys, values */
+    /* B tiles for sums over T. Forward: values in by_t[0]. Backward: keys, dmixed, queries. */
+    num *by_t[3];
     float *scores, *dweights; /* (32, T) */
     num *weights, *dscores;   /* (32, T): as num, which products read */
     num *transposed[2]; /* weights and dscores of all queries: A tiles for sums over queries */

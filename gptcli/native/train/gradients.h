@@ -11,7 +11,8 @@
  * layer's inputs. N need not be a multiple of 16, the rows of a tile. */
 typedef struct {
     float *to;
-    const num *outputs, *inputs;    /* A tiles, B tiles; tiles of a row block are side by side */
+    /* A tiles and B tiles. The tiles of a row block follow one another without a gap. */
+    const num *outputs, *inputs;
     long output_block, input_block; /* distance between the tiles of two row blocks */
     long N, K;
 } MatrixGradient;

@@ -46,7 +46,7 @@ enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
  * marked "in pieces" (numbers.h) or "B tiles". */
 typedef struct {
     num *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
-    num *in1, *in2;   /* (M, C): outputs of the norms as B tiles, tiles of a row block together */
+    num *in1, *in2;   /* (M, C): outputs of the norms as B tiles, one row block after the other */
     num *qkv;         /* (M, QKV): queries, keys, values */
     num *qk_hat;      /* (M, (H + K) D), with QK-norm: normalised queries and keys */
     num *mixed;       /* (M, Q): the heads' outputs */

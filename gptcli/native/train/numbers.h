@@ -36,7 +36,7 @@ int number_bytes(void) { return sizeof(num); }
 /* ---- arrays in pieces ------------------------------------------------------------------------ */
 
 /* An array (rows, C) in pieces consists of blocks of 32 x 32 numbers. The blocks of the same 32
- * rows are side by side. So code that works block by block reads memory in order. */
+ * rows follow one another in memory. So code that works block by block reads memory in order. */
 
 enum { PIECE = 1024 }; /* numbers in a piece */
 

@@ -46,8 +46,9 @@ static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out,
     }
 }
 
-/* Packs the transpose of X (16, columns) as B tiles, one for every 32 columns. The tiles are side
- * by side. A product with them sums over the columns of X. Zeros fill the rest of the last tile. */
+/* Packs the transpose of X (16, columns) as B tiles, one for every 32 columns. The tiles follow
+ * one another in `out` without a gap. A product with them sums over the columns of X. Zeros fill
+ * the rest of the last tile. */
 static void pack_b16_transposed(const bf16 *X, long row, int columns, bf16 *out) {
     for (int c = 0; c < columns; c += 32, out += TILE) {
         __mmask16 mask = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);

@@ -114,8 +114,9 @@ static void pack_a32_transposed(const float *X, long row, int columns, float *ou
     pack_b32(X, row, columns, out, tile);
 }
 
-/* Packs the transpose of X (16, columns) as B tiles, one for every 32 columns. The tiles are side
- * by side. A product with them sums over the columns of X. Zeros fill the rest of the last tile. */
+/* Packs the transpose of X (16, columns) as B tiles, one for every 32 columns. The tiles follow
+ * one another in `out` without a gap. A product with them sums over the columns of X. Zeros fill
+ * the rest of the last tile. */
 static void pack_b16_transposed(const float *X, long row, int columns, float *out) {
     for (int c = 0; c < columns; c += 16, out += TILE / 2) {
         f32x16 r[16];

@@ -1,4 +1,7 @@
-"""Attention without nn.Linear: matrices W in products x @ W, with a class of bare_product.py."""
+"""Attention without nn.Linear: queries, keys and values are products x @ W with bare matrices W.
+
+The output projection is `Product` from bare_product.py.
+"""
 
 import torch
 from bare_product import Product

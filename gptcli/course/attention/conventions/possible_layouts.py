@@ -60,8 +60,9 @@ def possible_layouts(
     inventory = take_inventory(module)
     if inventory.loose:
         raise ProjectionError(
-            f"`{inventory.loose[0]}` is a plain Python list, tuple or dict of modules: PyTorch "
-            "does not find their parameters, so training does not change them",
+            f"`{inventory.loose[0]}` is a plain Python list, tuple or dict of modules or "
+            "parameters: PyTorch does not find the parameters in it, so training does not change "
+            "them",
             "plain-list",
         )
     sources, unnamed, unknown = _sources(inventory, sizes)

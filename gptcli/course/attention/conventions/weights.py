@@ -98,7 +98,8 @@ class Inventory:
     vectors: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
     embeddings: tuple[str, ...] = ()
-    loose: tuple[str, ...] = field(default=())  # plain lists, tuples and dicts with modules in them
+    # plain lists, tuples and dicts with modules or parameters in them
+    loose: tuple[str, ...] = field(default=())
 
 
 def take_inventory(module: nn.Module) -> Inventory:
@@ -194,7 +195,9 @@ def _groups(matrices: Sequence[Matrix]) -> Iterator[Group]:
 
 
 def _loose(module: nn.Module) -> Iterator[str]:
-    """The attributes that hold modules in a plain list, tuple or dict. PyTorch ignores these."""
+    """The attributes that hold modules or parameters in a plain list, tuple or dict.
+
+    PyTorch does not find these modules and parameters."""
     for prefix, owner in module.named_modules():
         for name, value in vars(owner).items():
             if name.startswith("_"):
