@@ -75,6 +75,7 @@ from gptcli.course.attention.quoted_line import line_to_quote
 from gptcli.course.attention.score_scale import explain_scale, scale_of_scores, wrong_scale
 from gptcli.course.attention.source_text import step_above
 from gptcli.course.attention.stages import Values
+from gptcli.course.attention.training_dropout import dropout_before_softmax
 from gptcli.course.attention.unfinished import (
     LATER,
     fault_of_last_step,
@@ -117,6 +118,8 @@ def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Find
     if failed.mistake == "input-changed":
         forward = repeat_forward(learner)
         return finding_at_operation(forward, forward.trace.changed_at, failed)
+    if failed.mistake == "dropout-before-softmax":
+        return dropout_before_softmax(learner, failed)
     stops = failed.mistake in ("raises", "not-implemented", "returns-nothing", "time-limit")
     training = learner.attempt.module.training
     if failed.mistake == "dropout-in-evaluation" or (training and not stops):
