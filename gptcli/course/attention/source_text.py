@@ -99,8 +99,8 @@ def line_of_size(path: Path, line: int, forward: ComparedForward, slug: str) -> 
             value = forward.trace.variable_numbers.get(name)
         if isinstance(value, slice):
             return _line_of_target(tree, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            continue
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value == 0:
+            continue  # such as the probability of dropout, which is 0 here
         bare, p = name.removeprefix("self."), forward.p
         fits: set[float] = {p.D, p.D**0.5, p.D**-0.5}
         if slug == "scale-multiplied":

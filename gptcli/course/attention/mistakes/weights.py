@@ -46,6 +46,12 @@ def _divided_by_sum_of_scores(p: Problem, masked: Tensor) -> Tensor:
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
+def _divided_by_sum_after_maximum(p: Problem, masked: Tensor) -> Tensor:
+    """The weights if a softmax by hand subtracts the maximum and sums, but leaves out exp."""
+    shifted = masked - masked.amax(dim=-1, keepdim=True)
+    return shifted / shifted.sum(dim=-1, keepdim=True)
+
+
 def _one_hot_of_best_key(p: Problem, masked: Tensor) -> Tensor:
     return F.one_hot(masked.argmax(-1), masked.shape[-1]).double()
 
@@ -88,7 +94,7 @@ BANK = (
         "softmax-over-batch",
         6,
         "F.softmax(scores, dim=0)",
-        "your softmax goes over dimension 0, so the {B} sequences share one sum",
+        "your softmax goes over the sequences of the batch, so the {B} sequences share one sum",
         "which dimension holds the keys?",
         "take the softmax over the last dimension",
         (
@@ -158,6 +164,7 @@ BANK = (
                 m.masked_fill(m == float("-inf"), 0.0)
                 / m.masked_fill(m == float("-inf"), 0.0).abs().sum(-1, keepdim=True)
             ),
+            _divided_by_sum_after_maximum,
         ),
     ),
     AttentionMistake(
