@@ -106,7 +106,9 @@ def _convention(learner: LearnerAttention) -> Iterator[Check]:
         )
     if layout.letters != "qkv" or layout.order != "stacked":
         yield _note(
-            "rows", f"the rows of the fused matrix are not in GPT-2's order: {layout.words()}"
+            "rows",
+            "the rows of the fused matrix are not in GPT-2's order, so GPT-2's weights do not fit: "
+            + layout.words(),
         )
     wrong = []
     for wanted in (True, False):
