@@ -193,7 +193,21 @@ ROWS = {
         "folded", "mask.triu(1)", "mask.triu()", 5, "mask-hides-diagonal", "mask = mask.triu()"
     ),
     "subtracts_1": Row(
-        "helpers", 'float("-inf")', "-1.0", 5, "mask-added-too-weak", "s = s + mask", "subtract 1"
+        "helpers", 'float("-inf")', "-1.0", 5, "mask-added-too-weak", "mask = torch.full(",
+        "subtract 1",
+    ),
+    "fill_in_variable": Row(
+        "fused", "        scores = scores.masked_fill(mask == 0, float(\"-inf\"))",
+        "        low = torch.tensor(0.0)\n        scores = torch.where(mask == 0, low, scores)", 5,
+        "mask-filled-with-0", "low = torch.tensor(0.0)",
+    ),
+    "weights_swapped": Row(
+        "fused", "q, k, v = self.c_attn(x).chunk(3, dim=-1)",
+        "q, v, k = (x @ w.T for w in self.c_attn.weight.chunk(3))\n"
+        "        b = self.c_attn.bias\n"
+        "        if b is not None:\n"
+        "            q, k, v = q + b[:C], k + b[C : 2 * C], v + b[2 * C :]",
+        1, "weights-swapped", "q, k, v = q + b[:C]",
     ),
     "adds_1": Row(
         "helpers", "s = s + mask", "s = s + (mask == 0)", 5, "mask-added-as-0-and-1",

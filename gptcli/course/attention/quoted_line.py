@@ -110,6 +110,8 @@ def _search(
     argument = line_of_argument(path, line, step, slug)
     if argument is not None:
         return argument
+    if slug == "mask-added-too-weak":
+        return line_of_constant(path, line, -1.0) or line
     if step == 2 or slug.startswith("scale-"):
         return line_of_size(path, line, forward, slug) or line
     return None if operation is None else line

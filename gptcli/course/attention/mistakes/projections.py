@@ -77,6 +77,21 @@ def _with_bias_of(other: str) -> Callable[[Problem, Tensor, str], Tensor]:
     )
 
 
+def _with_weight_of(other: str) -> Callable[[Problem, Tensor, str], Tensor]:
+    return lambda p, right, letter: F.linear(
+        p.x, _weight_and_bias(p, other)[0], _weight_and_bias(p, letter)[1]
+    )
+
+
+def _with_swapped_weights(pair: str) -> Mapping[str, Stage]:
+    """The stage that swaps the weights of two projections, such as "kv", but not their biases."""
+
+    def change(p: Problem, right: Tensor, letter: str) -> Tensor:
+        return _with_weight_of(pair.replace(letter, ""))(p, right, letter)
+
+    return _changed(pair, change)
+
+
 def _of_normalised_x(p: Problem) -> Three:
     x = F.layer_norm(p.x, (p.C,))
     return linear(p.parts.query, x), linear(p.parts.key, x), linear(p.parts.value, x)
@@ -299,6 +314,15 @@ BANK = (
                 lambda x: x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None],
             )
         ),
+    ),
+    AttentionMistake(
+        "weights-swapped",
+        1,
+        "q, v, k = self.c_attn.weight.chunk(3), but q, k, v for the biases",
+        "the weights, ({C}, {C}), of two projections are swapped, but their biases are not",
+        "which rows of the weight belong to the queries, which to the keys?",
+        "cut the weight and the bias in the same order: queries, keys, values",
+        tuple(_with_swapped_weights(pair) for pair in ("kv", "qk", "qv")),
     ),
     AttentionMistake(
         "bias-of-another-projection",
