@@ -162,6 +162,10 @@ ROWS = {
         "sdpa", "view(B, T, H, D).transpose(1, 2)", "view(B, T, H, D)", 2, "heads-not-transposed",
         "q = q.view(", "(2, 5, 3, 8)",
     ),
+    "scaled_not_transposed": Row(
+        "scaled_query", "view(B, T, H, D).transpose(1, 2)", "view(B, T, H, D)", 2,
+        "heads-not-transposed", "k = k.view(", "time before the heads",
+    ),
     # step 4
     "kernel_scale": Row(
         "kernel", "is_causal=True", "is_causal=True, scale=C**-0.5", 4, "scale-sqrt-n-embd",
@@ -216,6 +220,14 @@ ROWS = {
     # steps 6 to 8
     "log_softmax": Row(
         "helpers", MORE, "        w = F.log_softmax(s, dim=-1)\n", 6, "log-softmax", "F.log_softmax"
+    ),
+    "over_batch_in_loop": Row(
+        "token_loop", "F.softmax(scores, dim=-1)", "F.softmax(scores, dim=0)", 6,
+        "softmax-over-batch", "F.softmax(scores, dim=0)", "the sequences of the batch",
+    ),
+    "over_heads_in_loop": Row(
+        "token_loop", "F.softmax(scores, dim=-1)", "F.softmax(scores, dim=1)", 6,
+        "softmax-over-heads", "F.softmax(scores, dim=1)",
     ),
     "no_division": Row(
         "helpers", "return e / e.sum(dim=-1, keepdim=True)", "return e", 6,

@@ -32,7 +32,7 @@ def explain_heads(forward: ComparedForward) -> tuple[str, str] | None:
             _, t, h, d = places
             if x.dim() == 4 and p.T > 1 and operation.name != "einsum":
                 dims = [varying_dims(index) for index in (t, h, d)]
-                if dims == [{1}, {2}, {3}]:
+                if dims in ([{1}, {2}, {3}], [{1}, {3}, {2}]):  # the second is transposed
                     return "heads-not-transposed", (
                         f"the {_WORDS[name]} come into the product as {tuple(x.shape)}, with time "
                         "before the heads: it compares the heads of one token, not the tokens of "

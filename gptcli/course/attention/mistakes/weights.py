@@ -88,7 +88,10 @@ BANK = (
         "{T} x {T} weights sums to 1",
         "which dimension holds the keys?",
         "take the softmax over the last dimension",
-        _weighed_by(lambda p, m: F.softmax(m, dim=1)),
+        (
+            *_weighed_by(lambda p, m: F.softmax(m, dim=1)),
+            {"weigh": lambda p, m: F.softmax(m, dim=1).nan_to_num(nan=0.0)},  # no hidden scores
+        ),
     ),
     AttentionMistake(
         "softmax-over-batch",
@@ -99,6 +102,7 @@ BANK = (
         "take the softmax over the last dimension",
         (
             *_weighed_by(lambda p, m: F.softmax(m, dim=0)),
+            {"weigh": lambda p, m: F.softmax(m, dim=0).nan_to_num(nan=0.0)},  # no hidden scores
             *_weighed_by(lambda p, m: F.softmax(m.reshape(-1, p.T, p.T), dim=0).view(m.shape)),
         ),
     ),
