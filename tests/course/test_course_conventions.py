@@ -10,6 +10,7 @@ from gptcli.course.report import FileReport
 from tests.conftest import wanted
 from tests.course.conftest import Judge
 from tests.course.conventions import RIGHT, WRONG
+from tests.course.styles import STYLES
 
 TAKEN = {
     "llms_from_scratch": "query: `W_query`; key: `W_key`; value: `W_value`; output: `out_proj`",
@@ -31,6 +32,27 @@ QUOTED = (
     *("llms_from_scratch_wrapper", "annotated_config"),
 )
 """The right files for which a slow test looks at the notes of the check."""
+
+BY_HEAD = "(t.reshape(B, T, C) for t in self.c_attn(x).view(B, T, H, 3, D).unbind(3))"
+INTERLEAVED = "self.c_attn(x).view(B, T, C, 3).unbind(-1)"
+STACKED = "self.c_attn(x).chunk(3, dim=-1)"
+# name of the fused layer, how forward cuts its channels, and the names of the three pieces
+RIGHT_ROWS = (
+    ("c_attn", STACKED, "q, k, v"),
+    ("qkv", BY_HEAD, "q, k, v"),
+    ("to_qkv", INTERLEAVED, "q, k, v"),
+    ("kqv", STACKED, "k, q, v"),
+    ("att_proj", STACKED, "v, k, q"),
+    ("att_proj", BY_HEAD, "k, q, v"),
+)
+WRONG_ROWS = (
+    ("c_attn", BY_HEAD, "q, k, v"),
+    ("c_attn", INTERLEAVED, "q, k, v"),
+    ("c_attn", STACKED, "k, q, v"),
+    ("qkv", STACKED, "k, q, v"),
+    ("kqv", STACKED, "q, k, v"),
+    ("in_proj", STACKED, "v, k, q"),
+)
 
 CHANGES = [
     (name, number, step, old, new)
@@ -103,6 +125,22 @@ def test_wrong_files_are_placed(
     report = reports[name]
     assert not report.ok
     assert report.first_wrong_step == step, (change, report.message)
+
+
+def test_the_name_of_a_fused_layer_decides_on_the_order_of_its_rows(judge: Judge) -> None:
+    texts = {}
+    for number, (name, cut, pieces) in enumerate((*RIGHT_ROWS, *WRONG_ROWS)):
+        text = STYLES["fused"].replace(f"q, k, v = {STACKED}", f"{pieces} = {cut}")
+        texts[f"{number}.py"] = text.replace("c_attn", name)
+    reports = list(judge("rows", texts).values())
+    for report, case in zip(reports, (*RIGHT_ROWS, *WRONG_ROWS), strict=True):
+        assert isinstance(report, FileReport)
+        if case in RIGHT_ROWS:
+            assert report.ok, (case, report.message)
+            assert bool(detail_of(report, "rows")) == (case != RIGHT_ROWS[0]), case
+        else:
+            assert report.first_wrong_step == 1, (case, report.message)
+            assert "such as" in report.hints[2], case
 
 
 @pytest.mark.slow

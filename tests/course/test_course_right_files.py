@@ -87,6 +87,7 @@ def test_right_files_pass(reports: dict[str, FileReport], name: str) -> None:
         "several lengths",
         "gradients",
         "float32",
+        "training",
         "dropout",
     }
     assert all(check.ok for check in report.checks)
@@ -127,6 +128,19 @@ DROPOUTS = {
         "p, self.training)",
         "p, self.training) * (1 - p)",
         "multiplied by 2, expected 4",
+    ),
+    "values": (
+        "fused_sdpa.py",
+        "attention(q, k, v,",
+        "attention(q, k, F.dropout(v, p),",
+        "acts on the values in training",
+    ),
+    "twice": (
+        "fused_sdpa.py",
+        "return F.dropout(self.c_proj(y.transpose(1, 2).flatten(2)), p, self.training)",
+        "y = F.dropout(y, p)\n"
+        "        return F.dropout(self.c_proj(y.transpose(1, 2).flatten(2)), p)",
+        "acts in 3 lines in training",
     ),
     "float32_inside": (
         "mask_buffer.py",

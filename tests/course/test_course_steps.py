@@ -74,12 +74,20 @@ def test_the_right_step_of_later_mistakes_is_named(tmp_path: Path, slow: bool) -
     for name in chosen:
         (tmp_path / f"{name}.py").write_text(texts[name][1], encoding="utf-8")
     missed = []
-    reports = check_files([str(tmp_path / f"{name}.py") for name in chosen])
+    reports = list(check_files([str(tmp_path / f"{name}.py") for name in chosen]))
     for name, report in zip(chosen, reports, strict=True):
         assert isinstance(report, FileReport), f"{name}: {report}"
         if report.first_wrong_step != texts[name][0].step:
             missed.append(f"{name}: {texts[name][0].step}, named {report.first_wrong_step}")
     assert len(missed) <= 0.02 * len(chosen), "\n".join(missed)
+    unnamed = [
+        f"{name}: {texts[name][0].slugs}, named {report.mistake}"
+        for name, report in zip(chosen, reports, strict=True)
+        if isinstance(report, FileReport)
+        and texts[name][0].slugs != "*"
+        and report.mistake not in texts[name][0].slugs.split()
+    ]
+    assert unnamed == []
 
 
 def test_messages_quote_the_file(judged: Judged) -> None:

@@ -606,4 +606,35 @@ UNSEEN = (
     Change(
         "key_not_split", 2, "*", "        k = k.view(B, T, H, D).transpose(1, 2)\n", "", "fused"
     ),
+    Change(
+        "drop_scores",
+        6,
+        "dropout-before-softmax",
+        "        weights = F.softmax(scores, dim=-1)\n",
+        "        scores = F.dropout(scores, self.dropout, self.training)\n        weights = F.softmax(scores, dim=-1)\n",
+        "skeleton einsum scaled_query",
+    ),
+    Change(
+        "drop_in_softmax",
+        6,
+        "dropout-before-softmax",
+        "weights = F.softmax(scores, dim=-1)",
+        "weights = F.softmax(F.dropout(scores, self.dropout, self.training), dim=-1)",
+        "fused heads_first head_loop token_loop batch_loop",
+    ),
+    Change(
+        "drop_before_mask",
+        6,
+        "dropout-before-softmax",
+        "torch.bmm(q, k.mT) / math.sqrt(D)",
+        "F.dropout(torch.bmm(q, k.mT) / math.sqrt(D), self.dropout, self.training)",
+    ),
+    Change(
+        "drop_by_hand",
+        6,
+        "dropout-before-softmax",
+        "        weights = F.softmax(scores, dim=-1)\n",
+        "        if self.training:\n            scores = scores * (torch.rand_like(scores) > self.dropout) / (1 - self.dropout)\n        weights = F.softmax(scores, dim=-1)\n",
+        "fused scaled_query",
+    ),
 )

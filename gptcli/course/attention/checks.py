@@ -20,6 +20,7 @@ from gptcli.course.attention.cases import (
 )
 from gptcli.course.attention.conventions.weights import K, role_of
 from gptcli.course.attention.learner_attention import BACKWARD, Built, LearnerAttention
+from gptcli.course.attention.training_dropout import SCORES, dropped_values
 from gptcli.course.lesson import CheckFailed
 
 # A gradient up to this counts as 0. Rounding in float64 stays below 1e-13 here, and the gradient at
@@ -268,6 +269,28 @@ def single(learner: LearnerAttention) -> str:
     return f"largest error {error:.1g}"
 
 
+def training(learner: LearnerAttention) -> str:
+    """In training, dropout does not act on the scores, which the softmax has not yet seen."""
+    try:
+        forward, dropped = dropped_values(learner)
+    except CheckFailed:
+        return "not checked"  # the notes say why
+    for value, operation in dropped:
+        if value in SCORES:
+            hidden = "; a hidden score becomes 0 * -inf = NaN"
+            has_nan = any(bool(x.isnan().any()) for x in operation.outputs)
+            T = forward.p.T
+            raise CheckFailed(
+                "dropout-before-softmax",
+                f"in training, dropout acts on the {T} x {T} scores, before the softmax: a dropped "
+                "score becomes 0, and e^0 = 1 is a weight like any other"
+                + (hidden if has_nan else ""),
+                "which numbers must be 0 if a token is not to be looked at, the scores or the "
+                "weights?",
+            )
+    return "dropout acts on no scores"
+
+
 CHECKS = (
     ("constructor", constructor),
     ("projections", projections),
@@ -280,6 +303,7 @@ CHECKS = (
     ("several lengths", lengths),
     ("gradients", gradients),
     ("float32", single),
+    ("training", training),
 )
 
 

@@ -36,15 +36,16 @@ from gptcli.course.attention.evidence import (
     fill_of_hidden_scores,
     first_operation_with,
     first_operation_with_nan,
+    heads_are_summed,
     is_plausible,
     learner_weights,
     lowers_precision,
     mistake_with_value,
     operation_that_named,
     queries_meet_keys,
-    scores_are_transposed,
     slug_of_swapped_names,
     step_by_right_tokens,
+    transposed_scores,
     unused_projections,
 )
 from gptcli.course.attention.finding import (
@@ -72,9 +73,16 @@ from gptcli.course.attention.matching import first_missing_step, last_right_oper
 from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake, message_numbers
 from gptcli.course.attention.mistakes.bank import bank_results, values_equal
 from gptcli.course.attention.quoted_line import line_to_quote
-from gptcli.course.attention.score_scale import explain_scale, scale_of_scores, wrong_scale
+from gptcli.course.attention.quoted_mask_line import has_mask
+from gptcli.course.attention.score_scale import (
+    explain_scale,
+    scale_of_scores,
+    scaled_twice,
+    wrong_scale,
+)
 from gptcli.course.attention.source_text import step_above
 from gptcli.course.attention.stages import Values
+from gptcli.course.attention.training_dropout import dropout_before_softmax
 from gptcli.course.attention.unfinished import (
     LATER,
     fault_of_last_step,
@@ -86,6 +94,7 @@ from gptcli.course.attention.wrong_factor import (
     copied_variable,
     discarded_softmax,
 )
+from gptcli.course.attention.wrong_heads import explain_heads
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.sandbox.learner_file import in_words
 
@@ -117,6 +126,8 @@ def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Find
     if failed.mistake == "input-changed":
         forward = repeat_forward(learner)
         return finding_at_operation(forward, forward.trace.changed_at, failed)
+    if failed.mistake == "dropout-before-softmax":
+        return dropout_before_softmax(learner, failed)
     stops = failed.mistake in ("raises", "not-implemented", "returns-nothing", "time-limit")
     training = learner.attempt.module.training
     if failed.mistake == "dropout-in-evaluation" or (training and not stops):
@@ -179,13 +190,13 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
     if over_one_number and all(fit[0].step > 6 for fit in fits):
         return _unknown_mistake(forward, step, failed)
     if fits:
-        mistake, values = min(fits, key=lambda fit: _distance(forward, fit[0], step))
+        mistake, values = min(fits, key=lambda fit: _distance(forward, fit[0], fit[1], step))
     else:
         fit = _swapped_names(forward) or mistake_with_value(forward, step)
         if fit is None or not is_plausible(forward, fit[0]):
             return _unknown_mistake(forward, step, failed)
         mistake, values = fit
-        if mistake.slug == "mask-inverted" and scores_are_transposed(forward):
+        if mistake.slug == "mask-inverted" and transposed_scores(forward) is not None:
             mistake, values = _from_bank("scores-transposed", forward)
     return _known_mistake(forward, mistake, values)
 
@@ -211,13 +222,19 @@ def _swapped_names(forward: ComparedForward) -> tuple[AttentionMistake, Values] 
     return None if slug is None else _from_bank(slug, forward)
 
 
-def _distance(forward: ComparedForward, mistake: AttentionMistake, step: int) -> tuple[int, int]:
-    """A sort key for mistakes that give the learner's output: the nearest to `step` comes first."""
+def _distance(
+    forward: ComparedForward, mistake: AttentionMistake, values: Values, step: int
+) -> tuple[int, int, bool]:
+    """A sort key for mistakes that give the learner's output: the nearest to `step` comes first.
+
+    Of two masks that give the same weights, the mask whose scores are in the trace comes first."""
     if mistake.slug == "query-key-swapped":
-        return (0 if slug_of_swapped_names(forward) == mistake.slug else 9, 0)
+        return (0 if slug_of_swapped_names(forward) == mistake.slug else 9, 0, False)
     if mistake.slug == "scores-transposed":
-        return (1, 0)
-    return (abs(mistake.step - step), mistake.step)
+        return (1, 0, False)
+    masked, right = values.masked, forward.values.masked
+    unseen = mistake.step == 5 and first_operation_with(forward, masked, right) is None
+    return (abs(mistake.step - step), mistake.step, unseen)
 
 
 def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: Values) -> Finding:
@@ -244,6 +261,9 @@ def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: 
         index = scale[1]
         slug, named, why = explain_scale(forward, scale[0])
         mistake = named or mistake
+    elif slug == "scale-without-root" and (twice := scaled_twice(forward)):
+        mistake, why = twice
+        slug = mistake.slug
     fill = fill_of_hidden_scores(forward) if step == 5 else None
     if fill is not None and abs(fill[0]) < LARGE_FILL:
         slug, index = _slug_of_fill(fill[0]), fill[1]
@@ -256,8 +276,11 @@ def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: 
     line = line_to_quote(
         forward, index, step=step, slug=slug, values=values, fill=fill, search=not undoes_scale
     )
+    first_hint = mistake.hint.format(**numbers)
+    if step == 5 and not has_mask(forward):
+        first_hint = hints_of_step(step, numbers)[0]  # the mistake's hint is about a mask
     hints = (
-        mistake.hint.format(**numbers),
+        first_hint,
         hints_of_step(step, numbers)[1],
         mistake.strong_hint.format(**numbers),
     )
@@ -318,7 +341,11 @@ def _changed_value(
     slug, name = _CHANGED_VALUES[step]
     after = changing.outputs[0].double()
     before = next(x.double() for x in changing.inputs if x.shape == after.shape)
-    if step == 6:
+    if lowers_precision(changing):
+        short = str(changing.outputs[0].dtype).removeprefix("torch.")
+        largest = float((after - before)[before.isfinite()].abs().max())
+        change = f"it rounds them to {short}, which changes them by up to {largest:.2g}"
+    elif step == 6:
         sums = after.reshape(-1, forward.p.T)[: forward.p.T].sum(-1)
         change = f"the rows of the first head now sum to {describe_range(sums)}"
     else:
@@ -358,8 +385,13 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
         f"your numbers first differ from the reference in step {step}, {STEP_NAMES[step]}; "
         f"{failed.message}"
     )
+    heads = explain_heads(forward) if step == 2 else None
     scale = scale_of_scores(forward) if step == 4 else None
-    if scale is not None and math.isclose(scale[0], p.D**-0.5, rel_tol=1e-9):
+    if heads is not None:
+        slug, why = heads
+        if forward.trace.error is not None:
+            why = f"{why}; {failed.message}"
+    elif scale is not None and math.isclose(scale[0], p.D**-0.5, rel_tol=1e-9):
         slug = "scores-in-another-order"
         why = (
             f"your {p.B} * {p.H} matrices of scores, {p.T} x {p.T} each, are not in the order of "
@@ -419,6 +451,9 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
         if tensors:
             message += f"; inputs of this operation: {' and '.join(tensors)}"
         line = line_to_quote(forward, last.index, search=False)
+    elif failed.mistake == "output-shape" and forward.found.has("out") and last is not None:
+        line = last.line  # the output was right before this operation
+        message = forward.quote(line) + message
     elif trace.error is None and line is not None:
         if failed.mistake == "returns-nothing" and last is not None:
             line = last.line or line
@@ -461,8 +496,18 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
         fit = mistake_with_value(forward, step) or (
             _hidden_too_much(forward) if step == 5 else None
         )
-    if fit is not None and fit[0].slug == "mask-inverted" and scores_are_transposed(forward):
+    if (
+        fit is not None
+        and fit[0].slug == "mask-inverted"
+        and transposed_scores(forward) is not None
+    ):
         fit = _from_bank("scores-transposed", forward)
+    last = trace.operations[-1] if trace.operations else None
+    divides = last is not None and last.raised and "div" in last.name
+    if fit is not None and fit[0].slug == "softmax-not-normalised" and divides:
+        fit = _from_bank("softmax-divided-by-wrong-sums", forward)  # sums without keepdim
+    if step == 8 and fit is None and heads_are_summed(forward):
+        fit = _from_bank("heads-averaged", forward)
     words = "after that, forward returns nothing of the right shape"
     if isinstance(trace.error, NotImplementedError):
         words = LATER

@@ -203,8 +203,8 @@ def slug_of_swapped_names(forward: ComparedForward) -> str | None:
     return None
 
 
-def scores_are_transposed(forward: ComparedForward) -> bool:
-    """Whether the rows of the learner's scores are keys and the columns are queries."""
+def transposed_scores(forward: ComparedForward) -> Operation | None:
+    """The operation that makes scores with keys as rows and queries as columns, or None."""
     T = forward.p.T
     for operation in forward.trace.operations:
         names = forward.found.values_of_operation.get(operation.index, [])
@@ -218,8 +218,9 @@ def scores_are_transposed(forward: ComparedForward) -> bool:
             if not bool((places >= 0).all()):
                 continue
             *_, t, s = (place.view(x.shape) for place in table.places(places))
-            return bool((t.diff(dim=-1) != 0).any()) and not bool((s.diff(dim=-1) != 0).any())
-    return False
+            turned = bool((t.diff(dim=-1) != 0).any()) and not bool((s.diff(dim=-1) != 0).any())
+            return operation if turned else None
+    return None
 
 
 # ---- where does a wrong value appear? ----
@@ -263,6 +264,18 @@ def operation_that_named(forward: ComparedForward, values: Values, index: int) -
             ):
                 return at
     return index
+
+
+def heads_are_summed(forward: ComparedForward) -> bool:
+    """Whether a result is the sum or the average of the weighted values of all heads."""
+    mixed = forward.values.mixed
+    sums = [value.reshape(-1) for value in (mixed.sum(dim=1), mixed.mean(dim=1))]
+    return forward.p.H > 1 and any(
+        x.numel() == value.numel() and values_equal(x.double().reshape(-1), value)
+        for operation in forward.trace.operations
+        for x in operation.outputs
+        for value in sums
+    )
 
 
 def fill_of_hidden_scores(forward: ComparedForward) -> tuple[float, int] | None:

@@ -121,6 +121,8 @@ def operation_that_changed_value(
             return operation  # such as a sum of queries and keys
         if step == 8 and operation.name in PRODUCTS and "weights" in names:
             return operation  # the weighted values are weighted once more
+        if step == 2 and operation.name == "linear":
+            return operation  # another layer on top of a projection
         if operation.name in NEXT_STEP_PRODUCTS or len(same_shape) > 1:
             return None
         if step == 5:

@@ -290,6 +290,8 @@ def _step_of_factors(
                 return 2  # the matrices consist of heads and channels, without time
             if varying_dims(h) & matrix and p.H > 1:
                 return 3 if x.dim() == 3 and _was_transposed(trace, found, name) else 2
+        if operation.name == "einsum" and x.dim() == 4 and _splits_channels_wrongly(x, table, flat):
+            return 2
         if x.dim() == 3 and x.shape[0] == p.B * p.H:
             b, _, h, _ = (at.view(x.shape)[:, 0, 0] for at in table.places(flat))
             folds.append(torch.stack((b, h)))
@@ -406,6 +408,12 @@ def _index_along(at: Tensor) -> Tensor:
 def _each_index_on_one_dim(x: Tensor, table: Table, flat: Tensor) -> bool:
     """Whether each of the four indices of x varies along at most one dimension."""
     return all(len(varying_dims(at.view(x.shape))) <= 1 for at in table.places(flat))
+
+
+def _splits_channels_wrongly(x: Tensor, table: Table, flat: Tensor) -> bool:
+    """Whether heads or channels of heads vary along several dimensions of x, as in wrong pieces."""
+    _, _, h, d = (varying_dims(at.view(x.shape)) for at in table.places(flat))
+    return len(h) > 1 or len(d) > 1
 
 
 def _was_transposed(trace: ForwardTrace, found: Matches, name: str) -> bool:

@@ -37,6 +37,7 @@ class Operation:
     grad: bool = False  # whether a result requires a gradient
     loses_gradient: bool = False  # an input requires a gradient, but a result does not
     sources: list[int | None] = field(default_factory=list)  # the operation that made each input
+    callers: tuple[int, ...] = ()  # the lines that call the function of `line`, innermost first
     # results that are not floats, such as masks and indices
     other_outputs: list[Tensor] = field(default_factory=list)
 
@@ -52,8 +53,8 @@ class ForwardTrace:
     has_untraced: bool = False  # whether some tensor comes from an untraced operation
     # (operation, index of its result) -> the learner's variable that holds the result
     variable_names: dict[tuple[int, int], str] = field(default_factory=dict)
-    # the learner's variables that are numbers
-    variable_numbers: dict[str, float] = field(default_factory=dict)
+    # the learner's variables that are numbers or slices
+    variable_numbers: dict[str, float | slice] = field(default_factory=dict)
 
 
 class _Recorder(TorchFunctionMode):
@@ -100,6 +101,7 @@ class _Recorder(TorchFunctionMode):
         inputs = [_copy(t) for t in small]
         line = frame.f_lineno if frame is not None else None
         operation = Operation(len(trace.operations), name, line, inputs, [])
+        operation.callers = tuple(self._callers(frame))
         operation.sources = [self.maker.get(id(t), (None,))[0] for t in small]
         operation.integer_arguments = tuple(_integers((args[1:], tuple(kwargs.values()))))
         if func is F.scaled_dot_product_attention:
@@ -152,6 +154,13 @@ class _Recorder(TorchFunctionMode):
             frame = frame.f_back
         return frame
 
+    def _callers(self, frame: FrameType | None) -> Iterator[int]:
+        """The lines in the frames above `frame` that run code of the learner's file."""
+        while frame is not None and (frame := frame.f_back) is not None:
+            if frame.f_code.co_filename != self.path:
+                return
+            yield frame.f_lineno
+
     def _record_names(self, frame: FrameType) -> None:
         """Record which local variables of the file have traced tensors or numbers as values."""
         above: FrameType | None = frame
@@ -159,7 +168,7 @@ class _Recorder(TorchFunctionMode):
             for name, value in above.f_locals.items():
                 if isinstance(value, Tensor) and (made := self.made.get(id(value))) is not None:
                     self.trace.variable_names[made[0], made[1]] = name
-                elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                elif isinstance(value, (int, float, slice)) and not isinstance(value, bool):
                     self.trace.variable_numbers[name] = value
             above = above.f_back
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from gptcli.course.attention.compared_forward import ComparedForward
@@ -63,7 +64,7 @@ def _whole_heads(channels: Tensor, D: int) -> bool:
 
 
 def last_slice_before_product(forward: ComparedForward, letters: str) -> Operation | None:
-    """The last slice or reshape of a factor before the first product, or None.
+    """The last slice or reshape of a factor before its first product, or None.
 
     `letters` names the factors, such as "qkv". If a correct split can make every single piece, but
     the pieces are in the wrong places, this operation is the wrong one."""
@@ -75,7 +76,6 @@ def last_slice_before_product(forward: ComparedForward, letters: str) -> Operati
                 for other in _first_input_chain(forward, source):
                     if other.name not in ("transpose", "permute", "mT", "T") and other.inputs:
                         return other
-        return None
     return None
 
 
@@ -86,6 +86,14 @@ def _first_input_chain(forward: ComparedForward, index: int) -> Iterator[Operati
         operation = forward.trace.operations[at]
         yield operation
         at = operation.sources[0] if operation.sources else None
+
+
+def changes_nothing(operation: Operation) -> bool:
+    """Whether the result of the operation is equal to its first input, as in dropout at rate 0."""
+    if not operation.inputs or len(operation.outputs) != 1:
+        return False
+    x, y = operation.inputs[0], operation.outputs[0]
+    return x.shape == y.shape and x.dtype == y.dtype and torch.equal(x, y)
 
 
 def all_numbers_in(x: Tensor, table: Table) -> bool:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from gptcli.course.attention.cases import USUAL, Case, config_for, draw_input, generator_for
 from gptcli.course.attention.compared_forward import repeat_forward
 from gptcli.course.attention.conventions import words
-from gptcli.course.attention.first_wrong_operation import matched_before
+from gptcli.course.attention.first_wrong_operation import FUSED_KERNEL, matched_before
 from gptcli.course.attention.learner_attention import Built, LearnerAttention
 from gptcli.course.attention.matching import first_missing_step
+from gptcli.course.attention.training_dropout import dropped_values
 from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import Check
 from gptcli.errors import GptcliError
@@ -26,6 +27,8 @@ from gptcli.errors import GptcliError
 # only once in 65,000 times.
 ONE_TOKEN = Case(B=64, T=1, H=2, D=16, block_size=4, bias=False)
 DROPOUT = 0.5
+# Values on which dropout rarely acts, in the order of forward.
+_EARLY = {"x": "x", "q": "the queries", "k": "the keys", "v": "the values"}
 
 
 def notes(learner: LearnerAttention) -> list[Check]:
@@ -103,7 +106,9 @@ def _convention(learner: LearnerAttention) -> Iterator[Check]:
         )
     if layout.letters != "qkv" or layout.order != "stacked":
         yield _note(
-            "rows", f"the rows of the fused matrix are not in GPT-2's order: {layout.words()}"
+            "rows",
+            "the rows of the fused matrix are not in GPT-2's order, so GPT-2's weights do not fit: "
+            + layout.words(),
         )
     wrong = []
     for wanted in (True, False):
@@ -153,8 +158,16 @@ def _dropout(learner: LearnerAttention) -> Check:
         torch.manual_seed(0)
         y = learner.run(built.module.train(), x.clone(), **options)
         ratio = y / built.reference(x)  # 0 if dropped, else the factor by which dropout scales
+        forward, drops = dropped_values(learner)
     except CheckFailed as failed:
         return _note("dropout", f"cannot be checked in training: {failed.message}")
+    unusual = [words for name, words in _EARLY.items() if name in {drop.value for drop in drops}]
+    if unusual:
+        places = " and ".join(unusual)
+        return _note(
+            "dropout",
+            f"acts on {places} in training; GPT-2 has it on the attention weights and the output",
+        )
     heads = ratio.view(ONE_TOKEN.B, built.case.H, built.case.D)
     dropped = heads.abs() < 1e-9
     attention = bool(dropped.all(dim=-1).any())
@@ -162,8 +175,20 @@ def _dropout(learner: LearnerAttention) -> Check:
     if not (attention or residual):
         return _note("dropout", "none acts in training, even if config.dropout is above 0")
     kept = heads[~dropped]
+    lines = {
+        operation.line
+        for operation in forward.trace.operations
+        if "dropout" in operation.name or operation.name == FUSED_KERNEL
+    }
     scaled = 1 / (1 - DROPOUT) ** (attention + residual)
     if not torch.allclose(kept, torch.full_like(kept, scaled)):
+        if len(lines) > attention + residual:
+            return _note(
+                "dropout",
+                f"acts in {len(lines)} lines in training: with config.dropout = {DROPOUT} the "
+                f"numbers that are kept are multiplied by {float(kept.median()):.3g}, expected "
+                f"{scaled:.3g}; GPT-2 has it once on the attention weights and once on the output",
+            )
         return _note(
             "dropout",
             f"with config.dropout = {DROPOUT} the numbers that are kept are multiplied by "

@@ -29,12 +29,14 @@ import torch
 from torch import Tensor
 
 from gptcli.course.attention.compared_forward import ComparedForward
+from gptcli.course.attention.evidence import transposed_scores
 from gptcli.course.attention.first_wrong_operation import FILLERS, LAYOUT, PRODUCTS
 from gptcli.course.attention.forward_trace import Operation
 from gptcli.course.attention.matching import Table, value_in
 from gptcli.course.attention.memory_layout import (
     COPIES,
     all_numbers_in,
+    changes_nothing,
     has_layout_of_step,
     last_slice_before_product,
 )
@@ -77,6 +79,8 @@ def line_to_quote(
         line = forward.line(fill[1])
         return None if line is None else line_of_constant(path, line, fill[0]) or line
     line = forward.line(index)
+    if step == 1 and index is not None and index < len(forward.trace.operations):
+        line = _line_of_call(forward, forward.trace.operations[index]) or line
     if not search:
         if line is None or step is None:
             return line
@@ -99,14 +103,30 @@ def _search(
     if slug == "projection-left-out" and index is not None:
         return line_of_return(path, shown_at)
     line = shown_at if operation is None else operation.line
+    if step == 1 and operation is not None:
+        line = _line_of_call(forward, operation)
     if line is None:
         return None
     argument = line_of_argument(path, line, step, slug)
     if argument is not None:
         return argument
+    if slug == "mask-added-too-weak":
+        return line_of_constant(path, line, -1.0) or line
     if step == 2 or slug.startswith("scale-"):
         return line_of_size(path, line, forward, slug) or line
     return None if operation is None else line
+
+
+def _line_of_call(forward: ComparedForward, operation: Operation) -> int | None:
+    """The line of the operation. If it is in a function that other calls use rightly: the call."""
+    for other in forward.trace.operations:
+        same = (other.line, other.name) == (operation.line, operation.name)
+        values = forward.found.values_of_operation.get(other.index, [])
+        is_right = bool({"q", "k", "v"} & set(values))
+        if same and is_right and operation.callers and other.callers != operation.callers:
+            calls = zip(reversed(operation.callers), reversed(other.callers), strict=False)
+            return next((mine for mine, its in calls if mine != its), operation.line)
+    return operation.line
 
 
 def _wrong_operation(
@@ -114,9 +134,16 @@ def _wrong_operation(
 ) -> OperationOrAttribute:
     """(operation that does `step` wrongly, attribute with a wrong mask). Both can be None."""
     if step == 1:
-        return _wrong_projection(forward, None if slug == "input-normalised" else values), None
+        if slug == "weight-transposed" and values is not None:
+            return _first_use_of_weight(forward, values), None
+        made = _wrong_projection(forward, None if slug == "input-normalised" else values)
+        return None if made is None else _before_layout(forward, made), None
     if step in (2, 3):
         return _wrong_split(forward, _letters_with_wrong_heads(forward, values)), None
+    if slug == "scale-after-softmax":
+        return _late_scaling(forward), None
+    if slug == "scores-transposed":
+        return transposed_scores(forward), None
     if step == 4 and slug.startswith("scale-"):
         return _wrong_scaling(forward), None
     if step == 4:
@@ -126,11 +153,13 @@ def _wrong_operation(
     if step == 5:
         return wrong_mask_operation(forward)
     if step == 6:
-        return _wrong_softmax(forward), None
+        return _wrong_softmax(forward, slug), None
     if step == 7 and slug != "unfolded-in-another-order":
         if values is None:
             return None, None
-        made = _first_with_numbers_of(forward, values.mixed, forward.values.mixed)
+        mixed, right = values.mixed, forward.values.mixed
+        made = _first_with_numbers_of(forward, mixed, right, computed=True)
+        made = made or _first_with_numbers_of(forward, mixed, right)
         return made or _product_with_values(forward), None
     if values is None or not values_equal(values.merged, forward.values.merged):
         return _wrong_merge(forward) or _wrong_output(forward), None
@@ -215,6 +244,50 @@ def _wrong_projection(forward: ComparedForward, values: Values | None) -> Operat
     return None
 
 
+def _first_use_of_weight(forward: ComparedForward, values: Values) -> Operation | None:
+    """The first operation that takes the weight of a projection with wrong numbers."""
+    parts = zip(
+        "qkv", (forward.p.parts.query, forward.p.parts.key, forward.p.parts.value), strict=True
+    )
+    weights = [
+        part.weight.double()
+        for letter, part in parts
+        if not values_equal(getattr(values, letter), getattr(forward.values, letter))
+    ]
+    for operation in forward.trace.operations:
+        for x in operation.inputs:
+            if any(x.shape == w.shape and torch.equal(x.double(), w) for w in weights):
+                return operation
+    return None
+
+
+def _before_layout(forward: ComparedForward, operation: Operation) -> Operation:
+    """The operation that computed the wrong numbers of `operation`, which may only cut them out."""
+    tables = [forward.found.tables[letter] for letter in "qkv"]
+    while operation.name in LAYOUT | COPIES and operation.sources:
+        x, source = operation.inputs[0], operation.sources[0]
+        if source is None or not x.dtype.is_floating_point:
+            break
+        right = torch.stack([table.locate(x.double()) >= 0 for table in tables]).any(0)
+        if bool(right.all()):
+            break  # this operation takes wrong pieces of right numbers
+        operation = forward.trace.operations[source]
+    return operation
+
+
+def _late_scaling(forward: ComparedForward) -> Operation | None:
+    """The first operation after the scores that multiplies its input by 1 / sqrt(head_dim)."""
+    start = forward.found.completed_at.get("raw", -1)
+    for operation in forward.trace.operations[start + 1 :]:
+        if operation.name in LAYOUT or operation.name in COPIES or not operation.outputs:
+            continue
+        y = operation.outputs[0].double()
+        for x in operation.inputs:
+            if x.shape == y.shape and torch.allclose(y, x.double() * forward.p.D**-0.5):
+                return operation
+    return None
+
+
 def _letters_with_wrong_heads(forward: ComparedForward, values: Values | None) -> str:
     """Which of q, k and v the mistake splits wrongly; "qkv" if the mistake is unknown."""
     if values is None:
@@ -294,7 +367,7 @@ def _is_multiple(x: Tensor, right: Tensor) -> bool:
     return steady and factor > 0 and not math.isclose(factor, 1.0, rel_tol=1e-9)
 
 
-def _wrong_softmax(forward: ComparedForward) -> Operation | None:
+def _wrong_softmax(forward: ComparedForward, slug: str) -> Operation | None:
     """The first operation whose input can lead to the correct weights, but whose result cannot.
 
     Scores, exponentials, and the sums or maxima of their rows can lead to the correct weights. If
@@ -309,6 +382,8 @@ def _wrong_softmax(forward: ComparedForward) -> Operation | None:
             continue
         if any(filler in operation.name for filler in FILLERS):
             continue
+        if slug != "softmax-missing" and changes_nothing(operation):
+            continue  # dropout after a wrong softmax
         if any(_leads_to_right_weights(x, forward) for x in operation.inputs):
             if operation.name in PRODUCTS and not any(
                 x.shape[-1] == forward.p.T for x in operation.outputs
@@ -391,10 +466,11 @@ def _product_with_values(forward: ComparedForward) -> Operation | None:
 
 
 def _first_with_numbers_of(
-    forward: ComparedForward, value: Tensor, right: Tensor
+    forward: ComparedForward, value: Tensor, right: Tensor, *, computed: bool = False
 ) -> Operation | None:
     """The first operation whose result has only numbers of `value`, not all of them in `right`.
 
+    With `computed`, leaves out operations that only cut or copy their input.
     The result can be a part of `value`, such as one head or one token. In this case, less than half
     of the result's numbers must be in `right`."""
     if values_equal(value.reshape(-1).sort().values, right.reshape(-1).sort().values):
@@ -402,6 +478,8 @@ def _first_with_numbers_of(
     wrong, good = Table(value, 1e-9), Table(right, 1e-9)
     for operation in forward.trace.operations:
         if any(filler in operation.name for filler in FILLERS):
+            continue
+        if computed and operation.name in LAYOUT | COPIES:
             continue
         for x in operation.outputs:
             if x.dim() < 2 or not all_numbers_in(x, wrong):

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from gptcli.course.attention.compared_forward import ComparedForward
-from gptcli.course.attention.first_wrong_operation import FILLERS, LAYOUT, PRODUCTS
+from gptcli.course.attention.first_wrong_operation import (
+    FILLERS,
+    FUSED_KERNEL,
+    LAYOUT,
+    PRODUCTS,
+)
 from gptcli.course.attention.forward_trace import Operation
 from gptcli.course.attention.matching import Table, value_in
 from gptcli.course.attention.memory_layout import (
@@ -34,6 +39,8 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
     for operation in forward.trace.operations:
         if operation.name == "scaled_dot_product_attention":
             masks = list(zip(operation.inputs, operation.sources, strict=True))[3:]
+        elif operation.name == "baddbmm":
+            masks = list(zip(operation.inputs, operation.sources, strict=True))[:1]
         elif operation.name in LAYOUT or operation.name in PRODUCTS - {"mul", "__mul__"}:
             continue
         elif any(_is_scores(x, forward) for x in operation.inputs):
@@ -58,6 +65,17 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
         return None, None
     cut = last_slice_before_product(forward, "k")
     return (cut if cut is not None and cut.name == "__getitem__" else None), None
+
+
+def has_mask(forward: ComparedForward) -> bool:
+    """Whether forward makes or applies a mask. A loop over the visible keys needs none."""
+    names = {operation.name.strip("_") for operation in forward.trace.operations}
+    return bool(names & (MASKS | {FUSED_KERNEL, "baddbmm"})) or any(
+        _mask_pattern(x, forward.p.T) is not None
+        for operation in forward.trace.operations
+        for x in (*operation.inputs[1:], *operation.other_outputs)
+        if not bool((x != 0).all())
+    )
 
 
 def _comes_from_wrong_mask(forward: ComparedForward, index: int) -> bool:

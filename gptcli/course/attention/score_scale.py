@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from gptcli.course.attention.cases import CASES
 from gptcli.course.attention.compared_forward import ComparedForward, forward_of_case
+from gptcli.course.attention.matching import value_in
 from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake, message_numbers
 from gptcli.course.attention.mistakes.bank import values_equal
 from gptcli.course.attention.mistakes.scores import BANK
@@ -87,6 +90,33 @@ def wrong_scale(forward: ComparedForward) -> tuple[float, int] | None:
     return scale
 
 
+def scaled_twice(forward: ComparedForward) -> tuple[AttentionMistake, str] | None:
+    """(mistake, message) if two operations divide queries, keys or scores by sqrt(head_dim)."""
+    p = forward.p
+    found: dict[tuple[int | None, str | None], None] = {}
+    for operation in forward.trace.operations:
+        if operation.name == "scores" and len(found) == 1:  # in scaled_dot_product_attention
+            found[operation.line, operation.name] = None
+        if any(word in operation.name for word in ("softmax", "exp", "weights")):
+            break
+        if len(operation.outputs) != 1:
+            continue
+        y = operation.outputs[0].double()
+        for x in operation.inputs:
+            if x.shape == y.shape and torch.allclose(y, x.double() * p.D**-0.5, 1e-7):
+                # A loop repeats an operation on the same line with the same value.
+                found[operation.line, value_in(x, forward.found, p.T)] = None
+    lines = [line for line, _ in found]
+    if len(lines) != 2:
+        return None
+    places = f", in lines {lines[0]} and {lines[1]}" if len({*lines, None}) == 3 else ""
+    mistake = next(other for other in BANK if other.slug == "scale-twice")
+    return mistake, (
+        f"your scores are divided by sqrt({p.D}) = {p.D**0.5:.2f} twice{places}, which divides "
+        f"them by head_dim = {p.D}"
+    )
+
+
 def explain_scale(
     forward: ComparedForward, factor: float
 ) -> tuple[str, AttentionMistake | None, str]:
@@ -101,6 +131,8 @@ def explain_scale(
         fits = [fit for fit in fits if id(fit[1]) in stages]
     if fits:
         mistake = fits[0][0]
+        if mistake.slug == "scale-without-root" and (twice := scaled_twice(forward)):
+            return twice[0].slug, *twice
         return mistake.slug, mistake, mistake.message.format(**message_numbers(p))
     number = f"{factor:.4g}, which divides them by {1 / factor:.4g}"
     words = f"your scores are q times k, multiplied by {number}"

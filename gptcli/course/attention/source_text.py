@@ -21,6 +21,8 @@ POSITIONS = {"scores-transposed": 0, "weights-times-keys": 2}
 # Learners' names for head_dim or the scale (HEAD_DIM), and for the number of heads (N_HEAD).
 HEAD_DIM = re.compile(r"(n_)?head_?(dim|size)s?|hs|hd|d_?h|d_?k|d_?head|scale", re.IGNORECASE)
 N_HEAD = re.compile(r"n_?heads?|num_heads|nh|heads", re.IGNORECASE)
+# Functions that make a tensor with one number in all cells.
+FILLED = {"tensor", "full", "full_like", "new_full", "scalar_tensor", "new_tensor"}
 
 
 @lru_cache(maxsize=4)
@@ -99,8 +101,8 @@ def line_of_size(path: Path, line: int, forward: ComparedForward, slug: str) -> 
             value = forward.trace.variable_numbers.get(name)
         if isinstance(value, slice):
             return _line_of_target(tree, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            continue
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value == 0:
+            continue  # such as the probability of dropout, which is 0 here
         bare, p = name.removeprefix("self."), forward.p
         fits: set[float] = {p.D, p.D**0.5, p.D**-0.5}
         if slug == "scale-multiplied":
@@ -126,17 +128,29 @@ def line_of_return(path: Path, line: int | None) -> int | None:
 
 
 def line_of_constant(path: Path, line: int, value: float) -> int | None:
-    """The number of the line that assigns `value` to a constant which `line` uses, or None."""
+    """The line that gives `value` to a variable that `line` uses, or None.
+
+    Such as `FILL = -1.0`, `fill = torch.tensor(-1.0)` or `mask[hidden] = -1.0`."""
     tree = _tree(path)
     used = set(_names(tree, line))
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and {ast.unparse(t) for t in node.targets} & used:
-            try:
-                if float(ast.literal_eval(node.value)) == value:
-                    return node.lineno
-            except (ValueError, TypeError):
-                continue
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Assign) or node.lineno == line:
+            continue
+        targets = (at.value if isinstance(at, ast.Subscript) else at for at in node.targets)
+        if {ast.unparse(target) for target in targets} & used and _gives(node.value, value):
+            return node.lineno
     return None
+
+
+def _gives(node: ast.expr, value: float) -> bool:
+    """Whether an expression is `value`, or a tensor filled with `value`."""
+    if isinstance(node, ast.Call):
+        function = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        return function in FILLED and any(_gives(argument, value) for argument in node.args)
+    try:
+        return float(ast.literal_eval(node)) == value
+    except (ValueError, TypeError):
+        return False
 
 
 def _names(tree: ast.Module, line: int) -> Iterator[str]:

@@ -169,8 +169,8 @@ BANK = (
         "first-head-only",
         2,
         "q[:, :, :head_dim]",
-        "every head takes channels 0 to {lastD}; head h should take the block that begins at "
-        "h * {D}",
+        "every head takes channels 0 to {lastD} of the queries, keys or values; head h should take "
+        "the block that begins at h * {D}",
         "where does the slice of head 1 begin?",
         "slice from h * head_dim to (h + 1) * head_dim",
         tuple(_split_by(_first_head, which) for which in ALL),

@@ -59,6 +59,10 @@ def _twice(p: Problem, right: Tensor, letter: str) -> Tensor:
     return F.linear(right, weight, bias)
 
 
+def _through_output(p: Problem, right: Tensor, letter: str) -> Tensor:
+    return linear(p.parts.output, right)
+
+
 def _of_first_sequence(p: Problem, right: Tensor, letter: str) -> Tensor:
     return right[:1].expand_as(right)
 
@@ -71,6 +75,21 @@ def _with_bias_of(other: str) -> Callable[[Problem, Tensor, str], Tensor]:
     return lambda p, right, letter: F.linear(
         p.x, _weight_and_bias(p, letter)[0], _weight_and_bias(p, other)[1]
     )
+
+
+def _with_weight_of(other: str) -> Callable[[Problem, Tensor, str], Tensor]:
+    return lambda p, right, letter: F.linear(
+        p.x, _weight_and_bias(p, other)[0], _weight_and_bias(p, letter)[1]
+    )
+
+
+def _with_swapped_weights(pair: str) -> Mapping[str, Stage]:
+    """The stage that swaps the weights of two projections, such as "kv", but not their biases."""
+
+    def change(p: Problem, right: Tensor, letter: str) -> Tensor:
+        return _with_weight_of(pair.replace(letter, ""))(p, right, letter)
+
+    return _changed(pair, change)
 
 
 def _of_normalised_x(p: Problem) -> Three:
@@ -129,7 +148,8 @@ def _permuted(slug: str, order: str, what: str) -> AttentionMistake:
         f"q, k, v in the order {', '.join(order)}",
         f"{what} have shape ({{B}}, {{T}}, {{C}}), so the code still runs",
         "which name does each of the three results have?",
-        "queries come first, then keys, then values, also in the {C3} channels of a fused layer",
+        "queries come first, then keys, then values, also in the {C3} channels of a fused layer, "
+        "unless its name says another order, such as kqv",
         (_taken_from(order),),
     )
 
@@ -208,6 +228,19 @@ BANK = (
         ),
     ),
     AttentionMistake(
+        "output-projection-on-values",
+        1,
+        "v = self.c_proj(self.value(x))",
+        "you apply the output projection, ({C}, {C}), to the values, before the weighted sum; its "
+        "input is the merged heads",
+        "which layer comes after the heads are side by side again?",
+        "v is self.value(x); call c_proj once, at the end",
+        (
+            {**_changed("v", _through_output), "output": lambda p, m: m},
+            _changed("v", _through_output),
+        ),
+    ),
+    AttentionMistake(
         "activation-on-projections",
         1,
         "q = F.relu(self.query(x))",
@@ -246,7 +279,9 @@ BANK = (
         "you cut the {C3} fused channels so that queries, keys and values mix; the first {C} "
         "are the queries, the next {C} the keys, the last {C} the values",
         "in which order does the fused layer stack its rows?",
-        "cut the last dimension into 3 pieces of {C} first, then cut each piece into heads",
+        "cut the last dimension into 3 pieces of {C} first, then cut each piece into heads; if "
+        "another order of rows is intended, do not name the layer c_attn, as in GPT-2: use a name "
+        "such as qkv_proj",
         ({"project": _fused_by_head}, {"project": _fused_by_channel}),
     ),
     AttentionMistake(
@@ -279,6 +314,15 @@ BANK = (
                 lambda x: x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None],
             )
         ),
+    ),
+    AttentionMistake(
+        "weights-swapped",
+        1,
+        "q, v, k = self.c_attn.weight.chunk(3), but q, k, v for the biases",
+        "the weights, ({C}, {C}), of two projections are swapped, but their biases are not",
+        "which rows of the weight belong to the queries, which to the keys?",
+        "cut the weight and the bias in the same order: queries, keys, values",
+        tuple(_with_swapped_weights(pair) for pair in ("kv", "qk", "qv")),
     ),
     AttentionMistake(
         "bias-of-another-projection",

@@ -6,6 +6,7 @@ Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H hea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -133,12 +134,16 @@ BANK = (
         lambda p: p.B**-0.5,
         lambda p: (p.B * p.H) ** -0.5,
     ),
-    _scale_mistake(
-        "scale-twice",
-        "scores / math.sqrt(head_dim), then scores / head_dim",
-        "your scores are divided by sqrt({D}) = {rootD:.2f}, and then divided once more",
-        lambda p: p.D**-1.5,
-        lambda p: p.D**-0.5 * p.C**-0.5,
+    replace(
+        _scale_mistake(
+            "scale-twice",
+            "scores / math.sqrt(head_dim), then scores / head_dim",
+            "your scores are divided by sqrt({D}) = {rootD:.2f}, and then divided once more",
+            lambda p: p.D**-1.5,
+            lambda p: p.D**-0.5 * p.C**-0.5,
+        ),
+        hint="how often do you scale? F.scaled_dot_product_attention scales too",
+        strong_hint="divide only once by sqrt({D}): the queries, or the keys, or the scores",
     ),
     _scale_mistake(
         "scale-fourth-root",

@@ -46,6 +46,12 @@ def _divided_by_sum_of_scores(p: Problem, masked: Tensor) -> Tensor:
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
+def _divided_by_sum_after_maximum(p: Problem, masked: Tensor) -> Tensor:
+    """The weights if a softmax by hand subtracts the maximum and sums, but leaves out exp."""
+    shifted = masked - masked.amax(dim=-1, keepdim=True)
+    return shifted / shifted.sum(dim=-1, keepdim=True)
+
+
 def _one_hot_of_best_key(p: Problem, masked: Tensor) -> Tensor:
     return F.one_hot(masked.argmax(-1), masked.shape[-1]).double()
 
@@ -82,17 +88,21 @@ BANK = (
         "{T} x {T} weights sums to 1",
         "which dimension holds the keys?",
         "take the softmax over the last dimension",
-        _weighed_by(lambda p, m: F.softmax(m, dim=1)),
+        (
+            *_weighed_by(lambda p, m: F.softmax(m, dim=1)),
+            {"weigh": lambda p, m: F.softmax(m, dim=1).nan_to_num(nan=0.0)},  # no hidden scores
+        ),
     ),
     AttentionMistake(
         "softmax-over-batch",
         6,
         "F.softmax(scores, dim=0)",
-        "your softmax goes over dimension 0, so the {B} sequences share one sum",
+        "your softmax goes over the sequences of the batch, so the {B} sequences share one sum",
         "which dimension holds the keys?",
         "take the softmax over the last dimension",
         (
             *_weighed_by(lambda p, m: F.softmax(m, dim=0)),
+            {"weigh": lambda p, m: F.softmax(m, dim=0).nan_to_num(nan=0.0)},  # no hidden scores
             *_weighed_by(lambda p, m: F.softmax(m.reshape(-1, p.T, p.T), dim=0).view(m.shape)),
         ),
     ),
@@ -158,6 +168,7 @@ BANK = (
                 m.masked_fill(m == float("-inf"), 0.0)
                 / m.masked_fill(m == float("-inf"), 0.0).abs().sum(-1, keepdim=True)
             ),
+            _divided_by_sum_after_maximum,
         ),
     ),
     AttentionMistake(
