@@ -1,9 +1,9 @@
 """Compiles the C libraries for this processor, caches them, and loads them through ctypes.
 
 There are three libraries: TRAINING_FLOAT32, TRAINING (in bfloat16) and SAMPLING. All need Linux or
-macOS and a C compiler ($CC, `gcc` or `cc`). SAMPLING also needs OpenMP. TRAINING_FLOAT32 needs
-x86-64 or 64-bit ARM. TRAINING needs x86-64 with AVX512-BF16 (Intel from Cooper Lake on, AMD from
-Zen 4 on). $GPTCLI_CPU restricts the libraries to the features of a kind of processor.
+macOS and a C compiler ($CC, `gcc` or `cc`). TRAINING_FLOAT32 needs x86-64 or 64-bit ARM. TRAINING
+needs x86-64 with AVX512-BF16 (Intel from Cooper Lake on, AMD from Zen 4 on). $GPTCLI_CPU restricts
+the libraries to the features of a kind of processor.
 """
 
 from __future__ import annotations
@@ -155,7 +155,6 @@ SAMPLING = Source(
         "sampling_params_bytes": ctypes.sizeof(SamplingParamsStruct),
         **_PARAMETERS,
     },
-    flags=("-fopenmp",),
 )
 
 
