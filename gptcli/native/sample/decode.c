@@ -49,11 +49,6 @@ INLINE void store_number(int is_bf16, char *to, long i, v16 x) {
         store((float *)to + i, x);
 }
 
-/* Loads sixteen numbers that are bfloat16 or float32, beginning at index i. */
-INLINE v16 load_number(int is_bf16, const char *from, long i) {
-    return is_bf16 ? load_from_bf16((const bf16 *)from + i) : load((const float *)from + i);
-}
-
 /* ---- rows ------------------------------------------------------------------------------------ */
 
 /* x = token embedding + position embedding. With rotary positions, x is the token embedding, and
