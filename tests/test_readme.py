@@ -57,6 +57,7 @@ def test_constraints_pin_every_dependency_and_satisfy_its_bound() -> None:
         for text in (
             *project["project"]["dependencies"],
             *project["project"]["optional-dependencies"]["dev"],
+            *project["project"]["optional-dependencies"]["compiler"],
             *project["project"]["optional-dependencies"]["interop"],
             *project["project"]["optional-dependencies"]["pictures"],
             *project["project"]["optional-dependencies"]["docs"],

@@ -1,9 +1,10 @@
 """Compiles the C libraries for this processor, caches them, and loads them through ctypes.
 
 There are three libraries: TRAINING_FLOAT32, TRAINING (in bfloat16) and SAMPLING. All need Linux or
-macOS and a C compiler ($CC, `gcc` or `cc`). SAMPLING also needs OpenMP. TRAINING_FLOAT32 needs
-x86-64 or 64-bit ARM. TRAINING needs x86-64 with AVX512-BF16 (Intel from Cooper Lake on, AMD from
-Zen 4 on). $GPTCLI_CPU restricts the libraries to the features of a kind of processor.
+macOS and a C compiler: $CC, `gcc`, `cc` or the Python package ziglang (gptcli/native/compiler.py).
+TRAINING_FLOAT32 needs x86-64 or 64-bit ARM. TRAINING needs x86-64 with AVX512-BF16 (Intel from
+Cooper Lake on, AMD from Zen 4 on). $GPTCLI_CPU restricts the libraries to the features of a kind of
+processor.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from gptcli.files.caches import cache_folder
 from gptcli.files.durable import fsync_file
 from gptcli.interrupts import before_leaving
 from gptcli.model.parameters import IN_BLOCK, OUTSIDE_BLOCKS
+from gptcli.native.compiler import NONE, find_compiler
 from gptcli.processor import Processor, usable_processor
 
 _HERE = Path(__file__).parent
@@ -155,7 +157,6 @@ SAMPLING = Source(
         "sampling_params_bytes": ctypes.sizeof(SamplingParamsStruct),
         **_PARAMETERS,
     },
-    flags=("-fopenmp",),
 )
 
 
@@ -321,9 +322,9 @@ class _Builder:
     """The compilers that `start_building` has started and that `find` has not waited for yet."""
 
     def __init__(self, source: Source, processor: Processor) -> None:
-        compiler = os.environ.get("CC", "").strip() or shutil.which("gcc") or shutil.which("cc")
-        if not compiler:
-            raise _BuildError("there is no C compiler (`gcc` or `cc`)")
+        compiler = find_compiler()
+        if compiler is None:
+            raise _BuildError(NONE)
         self.target = _cached_path(source, processor)
         self.private: Path | None = None  # the private temporary folder
         try:
@@ -340,8 +341,8 @@ class _Builder:
             handle, name = tempfile.mkstemp(suffix=".so", dir=self.private)
         os.close(handle)
         self.temporary = Path(name)
-        words = os.path.expanduser(compiler).split()  # noqa: PTH111
-        words += [*_FLAGS, *processor.flags, *source.flags, "-o", name]
+        flags = (*_FLAGS, *processor.flags, *source.flags)
+        words = [*compiler.words, *map(compiler.flag, flags), "-o", name]
         words += [str(_HERE / source.file), "-lm"]
         try:
             self.process = subprocess.Popen(
@@ -350,10 +351,12 @@ class _Builder:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 start_new_session=True,  # a process group, which stop_compiler can stop
+                env={**os.environ, **compiler.environment(self.target.parent)},
             )
         except OSError as error:
             self.remove_temporary_files()
-            raise _BuildError(f"`{compiler}` cannot be run ({error.strerror})") from None
+            command = " ".join(compiler.words)
+            raise _BuildError(f"`{command}` cannot be run ({error.strerror})") from None
         atexit.register(self.abandon)
 
     def abandon(self) -> None:

@@ -1,11 +1,14 @@
 /* A team of threads that runs a function. Threads share the rounds of loops, and wait at barriers.
  *
- * OpenMP is not used here, because Apple's clang does not have it, and because OpenMP's threads
- * spin while they wait. If another program takes a processor, the spinning threads use up time that
- * the working threads need. Here, a waiting thread spins for 60 microseconds if no other program
+ * No library uses OpenMP, because Apple's clang does not have it, and because OpenMP's threads spin
+ * while they wait. If another program takes a processor, the spinning threads use up time that the
+ * working threads need. Here, a waiting thread spins for 60 microseconds if no other program
  * disturbs this one (else only briefly), and then sleeps until it is woken. Threads take the rounds
  * of a loop one by one, so a thread that loses its processor delays only one round. Results must
- * not depend on which thread computes a round. */
+ * not depend on which thread computes a round.
+ *
+ * Each library has its own team. If two threads of a program call a library, one waits until the
+ * other's function has ended, except that a function in a single thread needs no team. */
 
 #ifndef GPTCLI_THREADS_H
 #define GPTCLI_THREADS_H
@@ -34,10 +37,11 @@ enum {
     SPINS_DISTURBED = 50,     /* how often it checks the signal before that, also if disturbed */
 };
 
-/* A number on which threads wait. It has a cache line of its own. */
+/* A number on which threads wait. It has a cache line of its own. A barrier also counts the threads
+ * that have arrived. This count is in the same line, so that a barrier moves only one line. */
 typedef struct {
-    _Atomic int value, sleepers;
-    char rest[56];
+    _Atomic int value, sleepers, arrived;
+    char rest[52];
 } __attribute__((aligned(64))) Signal;
 
 /* The number of the next round of a shared loop. It has a cache line of its own. */
@@ -48,8 +52,10 @@ typedef struct {
 
 /* A thread that runs the team's function. */
 typedef struct {
-    int number;    /* from 0 */
-    unsigned loop; /* how many shared loops it has begun */
+    int number, count;      /* its number, from 0, and how many threads run the function */
+    unsigned barriers;      /* the value of the team's barrier until all threads arrive */
+    unsigned loop, cleared; /* how many shared loops it has begun, and begun before a barrier */
+    long next;              /* the next round of a loop, if it is the only thread */
 } Worker;
 
 typedef void (*TeamFunction)(void *argument, Worker *worker);
@@ -57,14 +63,12 @@ typedef void (*TeamFunction)(void *argument, Worker *worker);
 static struct {
     pthread_mutex_t mutex; /* one caller at a time */
     int threads;           /* threads that exist, without the callers */
-    int count;             /* threads that run the function, with the caller */
-    int spin;              /* whether waiting threads spin */
+    _Atomic int spin;      /* whether waiting threads spin */
     int seen_by_new;       /* the value of job when threads start; they wait for another value */
     long switches;         /* forced context switches of the process before the last run */
     TeamFunction function;
     void *argument;
     Signal job, barrier; /* job: a serial number and, in COUNT_MASK, the number of threads */
-    _Atomic int arrived;
     Round rounds[OPEN_LOOPS];
 } team = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -118,7 +122,7 @@ static void wait_while(Signal *s, int old) {
         if (atomic_load_explicit(&s->value, memory_order_acquire) != old) return;
         pause_briefly();
     }
-    if (team.spin)
+    if (atomic_load_explicit(&team.spin, memory_order_relaxed))
         for (const long end = nanoseconds() + SPIN_NANOSECONDS; nanoseconds() < end;)
             for (int i = 0; i < 16; i++) {
                 if (atomic_load_explicit(&s->value, memory_order_acquire) != old) return;
@@ -134,29 +138,32 @@ static void set_signal(Signal *s, int value) {
     if (atomic_load(&s->sleepers) > 0) wake_all(s);
 }
 
-/* Waits until all threads of the team have called this. */
-static void team_barrier(void) {
-    if (team.count == 1) {
-        for (int i = 0; i < OPEN_LOOPS; i++) atomic_store(&team.rounds[i].next, 0);
+/* Waits until all threads of the team have called this. The last thread prepares the loops that
+ * were begun since the last barrier for their next use. */
+static void team_barrier(Worker *w) {
+    if (w->count == 1) return;
+    const unsigned old = w->barriers++;
+    if (atomic_fetch_add_explicit(&team.barrier.arrived, 1, memory_order_acq_rel) + 1 < w->count) {
+        w->cleared = w->loop;
+        wait_while(&team.barrier, (int)old);
         return;
     }
-    const int old = atomic_load(&team.barrier.value);
-    if (atomic_fetch_add(&team.arrived, 1) + 1 < team.count) {
-        wait_while(&team.barrier, old);
-        return;
-    }
-    atomic_store(&team.arrived, 0);
-    for (int i = 0; i < OPEN_LOOPS; i++) atomic_store(&team.rounds[i].next, 0);
-    set_signal(&team.barrier, old + 1);
+    while (w->cleared != w->loop)
+        atomic_store_explicit(&team.rounds[++w->cleared % OPEN_LOOPS].next, 0,
+                              memory_order_relaxed);
+    atomic_store_explicit(&team.barrier.arrived, 0, memory_order_relaxed);
+    set_signal(&team.barrier, (int)w->barriers);
 }
 
-static inline long next_round(const Worker *w) {
+static inline long next_round(Worker *w) {
+    if (w->count == 1) return w->next++;
     return atomic_fetch_add_explicit(&team.rounds[w->loop % OPEN_LOOPS].next, 1,
                                      memory_order_relaxed);
 }
 
 static inline long first_round(Worker *w) {
     w->loop++;
+    w->next = 0;
     return next_round(w);
 }
 
@@ -168,32 +175,38 @@ static inline long first_round(Worker *w) {
 
 /* The function of a thread of the team: waits for a job, runs it, reports its end, and repeats. */
 static void *team_thread(void *number) {
-    Worker worker = {(int)(size_t)number, 0};
+    const int own = (int)(size_t)number;
     int job = team.seen_by_new;
     for (;;) {
         wait_while(&team.job, job);
         job = atomic_load(&team.job.value);
-        if (worker.number >= (job & COUNT_MASK)) continue;
-        worker.loop = 0;
+        if (own >= (job & COUNT_MASK)) continue;
+        Worker worker = {own, job & COUNT_MASK, (unsigned)atomic_load(&team.barrier.value), 0, 0,
+                         0};
         team.function(team.argument, &worker);
-        team_barrier(); /* tells the caller that all threads have ended */
+        team_barrier(&worker); /* tells the caller that all threads have ended */
     }
     return NULL;
 }
 
-/* Resets the team in a process made by fork, which has only one thread. */
+/* Resets the team in a process made by fork, which has only one thread. Another thread can have run
+ * the team during the fork. */
 static void forget_threads(void) {
-    team.threads = 0;
-    team.arrived = 0;
-    memset(&team.job, 0, sizeof team.job);
-    memset(&team.barrier, 0, sizeof team.barrier);
+    memset(&team, 0, sizeof team);
     pthread_mutex_init(&team.mutex, NULL);
+#if !defined(__linux__)
+    pthread_mutex_init(&sleep_mutex, NULL);
+    pthread_cond_init(&sleep_condition, NULL);
+#endif
+}
+
+/* Runs when the library is loaded. */
+__attribute__((constructor)) static void prepare_for_fork(void) {
+    pthread_atfork(NULL, NULL, forget_threads);
 }
 
 /* Starts threads until the team has `wanted` threads, or as many as the system allows. */
 static void start_threads(int wanted) {
-    static int registered;
-    if (!registered) pthread_atfork(NULL, NULL, forget_threads), registered = 1;
     team.seen_by_new = atomic_load(&team.job.value);
     sigset_t all, before;
     pthread_attr_t attributes;
@@ -212,8 +225,14 @@ static void start_threads(int wanted) {
 }
 
 /* Runs function(argument, worker) in `threads` threads, at most MOST_THREADS, or in fewer if the
- * system allows no more. Returns when all have ended. */
+ * system allows no more. Returns when all have ended. A single thread uses nothing of the team, so
+ * several callers can run a function in one thread each at the same time. */
 static void team_run(int threads, TeamFunction function, void *argument) {
+    Worker worker = {0, 1, 0, 0, 0, 0};
+    if (threads <= 1) {
+        function(argument, &worker);
+        return;
+    }
     pthread_mutex_lock(&team.mutex);
     threads = threads < MOST_THREADS ? threads : MOST_THREADS;
     if (team.threads < threads - 1) start_threads(threads - 1);
@@ -221,16 +240,16 @@ static void team_run(int threads, TeamFunction function, void *argument) {
     getrusage(RUSAGE_SELF, &used);
     team.spin = used.ru_nivcsw - team.switches < 3;
     team.switches = used.ru_nivcsw;
-    team.count = team.threads + 1 < threads ? team.threads + 1 : threads;
+    worker.count = team.threads + 1 < threads ? team.threads + 1 : threads;
     team.function = function;
     team.argument = argument;
-    Worker worker = {0, 0};
-    if (team.count > 1) {
+    worker.barriers = (unsigned)atomic_load(&team.barrier.value);
+    if (worker.count > 1) {
         const unsigned job = (unsigned)atomic_load(&team.job.value) | COUNT_MASK;
-        set_signal(&team.job, (int)(job + 1 + team.count));
+        set_signal(&team.job, (int)(job + 1 + worker.count));
     }
     function(argument, &worker);
-    team_barrier();
+    team_barrier(&worker);
     pthread_mutex_unlock(&team.mutex);
 }
 

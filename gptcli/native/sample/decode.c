@@ -11,12 +11,14 @@
 
 #include "../vectors/amx_permission.h"
 #include "../constants.h"
+#include "../threads.h"
 #include "decoder.h"
 
 /* A thread's part of a step: its rows, and its share of the outputs of each product. */
 typedef struct {
     Decoder *d;
     ThreadScratch *scratch;
+    Worker *worker;
     /* The number of this part, counted from 0, and the number of parts. They are 0 and 1 if threads
      * share the streams. */
     int part, parts;
@@ -28,22 +30,13 @@ typedef struct {
     const int32_t *logits_rows;
 } Step;
 
-/* Waits until all threads of the team have called this. A waiting thread spins, and after a while
- * it yields its core. */
-static void team_barrier(const Step *s) {
-    if (s->parts == 1) return;
-    Decoder *d = s->d;
-    const int32_t phase = __atomic_load_n(&d->phase, __ATOMIC_RELAXED);
-    if (__atomic_add_fetch(&d->arrived, 1, __ATOMIC_ACQ_REL) == s->parts) {
-        __atomic_store_n(&d->arrived, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&d->phase, phase + 1, __ATOMIC_RELEASE);
-        return;
-    }
-    for (long i = 0; __atomic_load_n(&d->phase, __ATOMIC_ACQUIRE) == phase; i++)
-        if (i > 20000) sched_yield();
+/* Waits until all threads that share this step have called this. */
+static void step_barrier(const Step *s) {
+    if (s->parts > 1) team_barrier(s->worker);
 }
 
-/* This thread's share of n items: numbers `from` to `to` - 1. */
+/* This thread's share of n items: numbers `from` to `to` - 1. A thread has the same share in every
+ * step, so its share of the weights stays in its core's cache. */
 static void thread_range(const Step *s, long n, long *from, long *to) {
     *from = n * s->part / s->parts, *to = n * (s->part + 1) / s->parts;
 }
@@ -54,11 +47,6 @@ INLINE void store_number(int is_bf16, char *to, long i, v16 x) {
         store_as_bf16((bf16 *)to + i, x);
     else
         store((float *)to + i, x);
-}
-
-/* Loads sixteen numbers that are bfloat16 or float32, beginning at index i. */
-INLINE v16 load_number(int is_bf16, const char *from, long i) {
-    return is_bf16 ? load_from_bf16((const bf16 *)from + i) : load((const float *)from + i);
 }
 
 /* ---- rows ------------------------------------------------------------------------------------ */
@@ -136,7 +124,7 @@ static const char *normalise_rows(const Step *s, const float *gain, const float 
     char *out = repeat ? s->scratch->in : d->in + s->first_row * row;
     for (int r = repeat ? 0 : s->part; r < s->n; r += repeat ? 1 : s->parts)
         norm(d, d->x + (s->first_row + r) * d->Cp, gain, bias, out + r * row);
-    if (!repeat) team_barrier(s);
+    if (!repeat) step_barrier(s);
     return out;
 }
 
@@ -149,7 +137,7 @@ static const char *quantize_if_int8(const Step *s, const Packed *p, const char *
         repeat ? s->scratch->quantized : s->d->quantized + s->first_row * s->d->quantized_row;
     for (int r = repeat ? 0 : s->part; r < s->n; r += repeat ? 1 : s->parts)
         quantize_row((const float *)rows + r * p->K, p->K, out + r * row_bytes(p));
-    if (!repeat) team_barrier(s);
+    if (!repeat) step_barrier(s);
     return out;
 }
 
@@ -498,28 +486,28 @@ static void run_step(Step s) {
     int32_t kept_streams[s.n];
     products_begin(d->s.kind, s.n);
     embed(&s);
-    team_barrier(&s);
+    step_barrier(&s);
     for (int l = 0; l < d->s.L && s.n; l++) {
         const Layer *layer = d->layers + l;
         /* In the last layer, the other rows only have to store keys and values. */
         const uint8_t *wanted = l == d->s.L - 1 ? s.wants_logits : NULL;
         attention_heads(&s, l, normalise_rows(&s, layer->ln1, layer->ln1_bias), wanted);
-        team_barrier(&s);
+        step_barrier(&s);
         if (wanted) {
             keep_wanted_rows(&s, kept_streams);
-            team_barrier(&s);
+            step_barrier(&s);
         }
         add_branch(&s, &layer->out, d->mixed + s.first_row * d->HP * input_bytes(d));
-        team_barrier(&s);
+        step_barrier(&s);
         feed_forward(&s, layer, normalise_rows(&s, layer->ln2, layer->ln2_bias));
-        team_barrier(&s);
+        step_barrier(&s);
         add_branch(&s, &layer->down, d->hidden + s.first_row * d->Fp * input_bytes(d));
-        team_barrier(&s);
+        step_barrier(&s);
     }
     to_logits(&s, normalise_rows(&s, d->lnf, d->lnf_bias), s.n,
               s.logits_rows ? s.logits_rows : s.stream);
     products_end(d->s.kind);
-    team_barrier(&s);
+    step_barrier(&s);
 }
 
 /* The first row from r on that begins a stream (row 0 does); n if there is none. */
@@ -528,32 +516,54 @@ static int skip_to_next_stream(const int32_t *stream, int n, int r) {
     return r;
 }
 
+/* The arguments of dec_feed, for its threads. */
+typedef struct {
+    Decoder *d;
+    int n;
+    const int32_t *stream, *position, *token;
+    const uint8_t *last;
+    int share_streams;
+} FeedCall;
+
+/* A thread's part of dec_feed. */
+static void feed_thread(void *argument, Worker *w) {
+    const FeedCall *c = argument;
+    const int alone = c->share_streams;
+    int from = 0, to = c->n;
+    if (alone) {
+        from = skip_to_next_stream(c->stream, c->n, (long)c->n * w->number / w->count);
+        to = skip_to_next_stream(c->stream, c->n, (long)c->n * (w->number + 1) / w->count);
+    }
+    const Step s = {c->d,
+                    c->d->scratch + w->number,
+                    w,
+                    alone ? 0 : w->number,
+                    alone ? 1 : w->count,
+                    to - from,
+                    alone ? round_up(from, 16) + 16 * w->number : 0,
+                    c->stream + from,
+                    c->position + from,
+                    c->token + from,
+                    c->last + from,
+                    NULL};
+    if (s.n) run_step(s);
+}
+
 /* Feeds n tokens: row r is token[r] of stream[r] at position[r]. The rows of a stream, at most
  * dec_max_chunk, follow each other in order. If last[r], the logits after row r become the logits
  * of its stream. If share_streams, threads share the streams, otherwise they share the outputs of
  * products. */
 void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
               const int32_t *token, const uint8_t *last, int threads, int share_streams) {
-#pragma omp parallel num_threads(threads)
-    {
-        const int thread = omp_get_thread_num(), team = omp_get_num_threads();
-        int from = 0, to = n;
-        if (share_streams) {
-            from = skip_to_next_stream(stream, n, (long)n * thread / team);
-            to = skip_to_next_stream(stream, n, (long)n * (thread + 1) / team);
-        }
-        const Step s = {d,
-                        d->scratch + thread,
-                        share_streams ? 0 : thread,
-                        share_streams ? 1 : team,
-                        to - from,
-                        share_streams ? round_up(from, 16) + 16 * thread : 0,
-                        stream + from,
-                        position + from,
-                        token + from,
-                        last + from};
-        if (s.n) run_step(s);
-    }
+    FeedCall call = {d, n, stream, position, token, last, share_streams};
+    team_run(threads, feed_thread, &call);
+}
+
+/* A thread's part of dec_score. The argument is the step of a single thread. */
+static void score_thread(void *argument, Worker *w) {
+    Step s = *(const Step *)argument;
+    s.scratch = s.d->scratch + w->number, s.worker = w, s.part = w->number, s.parts = w->count;
+    run_step(s);
 }
 
 /* Feeds n tokens (at most dec_max_scored) to stream 0. The first token is at `position`. out (n, V)
@@ -561,12 +571,13 @@ void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
 void dec_score(Decoder *d, int n, int position, const int32_t *token, float *out, int threads) {
     int32_t stream[MAX_ROWS] = {0}, positions[MAX_ROWS], logits_rows[MAX_ROWS];
     for (int r = 0; r < n; r++) positions[r] = position + r, logits_rows[r] = r;
-#pragma omp parallel num_threads(threads)
-    {
-        const int thread = omp_get_thread_num(), team = omp_get_num_threads();
-        run_step((Step){d, d->scratch + thread, thread, team, n, 0, stream, positions, token, NULL,
-                        logits_rows});
-    }
+    Step s = {.d = d,
+              .n = n,
+              .stream = stream,
+              .position = positions,
+              .token = token,
+              .logits_rows = logits_rows};
+    team_run(threads, score_thread, &s);
     for (int r = 0; r < n; r++)
         memcpy(out + (long)r * d->s.V, d->logits + r * d->Vp, d->s.V * sizeof(float));
 }
@@ -597,6 +608,68 @@ void dec_copy(Decoder *d, int from, int to, int count) {
 /* The V logits of the next token of a stream. */
 const float *dec_logits(const Decoder *d, int stream) { return d->logits + stream * d->Vp; }
 
+/* The arguments of dec_run, for its threads. */
+typedef struct {
+    Decoder *d;
+    int n;
+    const int32_t *streams, *positions;
+    int steps;
+    const double *uniform;
+    const SamplingParams *params;
+    uint8_t *seen;
+    const uint8_t *next_states;
+    uint8_t *states;
+    int32_t *out;
+    int share_streams;
+} RunCall;
+
+/* Chooses the next token of stream s->stream[i], the (from + i)-th of the call, at step `at`. */
+static int32_t choose_for_stream(const RunCall *c, const Step *s, int from, int i, int at) {
+    const int stream = s->stream[i], V = c->d->s.V;
+    const SamplingParams *how = c->params + from + i;
+    uint8_t *known = how->penalty != 1.0 ? c->seen + (long)stream * V : NULL;
+    const uint8_t *after = c->next_states ? c->next_states + (long)c->states[stream] * V : NULL;
+    const int token = choose_valid_token(dec_logits(c->d, stream), V, how,
+                                         c->uniform[(long)(from + i) * c->steps + at], known, after,
+                                         &s->scratch->choice);
+    if (after) c->states[stream] = after[token] == NOT_UTF8 ? 0 : after[token];
+    if (known) known[token] = 1;
+    return token;
+}
+
+/* A thread's part of dec_run. */
+static void run_thread(void *argument, Worker *w) {
+    const RunCall *c = argument;
+    const int alone = c->share_streams;
+    const int from = alone ? (long)c->n * w->number / w->count : 0;
+    const int to = alone ? (long)c->n * (w->number + 1) / w->count : c->n;
+    const int count = to - from;
+    int32_t position[count + 1];
+    for (int i = 0; i < count; i++) position[i] = c->positions[from + i];
+    Step s = {c->d,
+              c->d->scratch + w->number,
+              w,
+              alone ? 0 : w->number,
+              alone ? 1 : w->count,
+              count,
+              alone ? round_up(from, 16) + 16 * w->number : 0,
+              c->streams + from,
+              position,
+              NULL,
+              NULL,
+              NULL};
+    for (int at = 0; at < c->steps && count; at++) {
+        int32_t *token = c->out + (long)at * c->n + from;
+        /* embed gives each row to the thread that chose its token, so no barrier is needed. */
+        for (int i = s.part; i < count; i += s.parts)
+            token[i] = choose_for_stream(c, &s, from, i, at);
+        if (at == c->steps - 1) break;
+        s.token = token;
+        run_step(s);
+        for (int i = 0; i < count; i++) position[i]++;
+    }
+}
+
 /* Generates `steps` tokens for each of n different streams, into out (steps, n). Each token is
  * chosen from its stream's logits. Each token but the last is then fed. positions[i] is the
  * position of the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). params
@@ -608,45 +681,9 @@ void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions
              const double *uniform, const SamplingParams *params, uint8_t *seen,
              const uint8_t *next_states, uint8_t *states, int32_t *out, int threads,
              int share_streams) {
-#pragma omp parallel num_threads(threads)
-    {
-        const int thread = omp_get_thread_num(), team = omp_get_num_threads();
-        long from = 0, to = n;
-        if (share_streams) from = (long)n * thread / team, to = (long)n * (thread + 1) / team;
-        const int count = to - from;
-        int32_t position[count + 1];
-        for (int i = 0; i < count; i++) position[i] = positions[from + i];
-        Step s = {d,
-                  d->scratch + thread,
-                  share_streams ? 0 : thread,
-                  share_streams ? 1 : team,
-                  count,
-                  share_streams ? round_up(from, 16) + 16 * thread : 0,
-                  streams + from,
-                  position,
-                  NULL,
-                  NULL};
-        for (int at = 0; at < steps && count; at++) {
-            int32_t *token = out + (long)at * n + from;
-            for (int i = s.part; i < count; i += s.parts) {
-                const int stream = s.stream[i];
-                const SamplingParams *how = params + from + i;
-                uint8_t *known = how->penalty != 1.0 ? seen + (long)stream * d->s.V : NULL;
-                const uint8_t *after =
-                    next_states ? next_states + (long)states[stream] * d->s.V : NULL;
-                token[i] = choose_valid_token(dec_logits(d, stream), d->s.V, how,
-                                              uniform[(from + i) * steps + at], known, after,
-                                              &s.scratch->choice);
-                if (after) states[stream] = after[token[i]] == NOT_UTF8 ? 0 : after[token[i]];
-                if (known) known[token[i]] = 1;
-            }
-            team_barrier(&s);
-            if (at == steps - 1) break;
-            s.token = token;
-            run_step(s);
-            for (int i = 0; i < count; i++) position[i]++;
-        }
-    }
+    RunCall call = {d,      n,    streams,     positions, steps, uniform,
+                    params, seen, next_states, states,    out,   share_streams};
+    team_run(threads, run_thread, &call);
 }
 
 /* choose_valid_token for tests; -1 if there is not enough memory. */

@@ -14,14 +14,13 @@
 #ifndef GPTCLI_DECODER_H
 #define GPTCLI_DECODER_H
 
-#include <omp.h>
-#include <sched.h>
 #include <sys/mman.h>
 
 #include "../constants.h"
 #include "next_token.h"
 #include "packed.h"
 #include "../parameters.h"
+#include "../threads.h"
 
 /* The shape that Python passes. DecoderShape in library.py mirrors this struct. The values of
  * `kind` (the type of the weights) are in packed.h. */
@@ -75,8 +74,6 @@ typedef struct {
     size_t stream_bytes; /* bytes of a stream in the cache */
     char *memory;
     size_t bytes;
-    int32_t arrived; /* threads that wait at the barrier */
-    int32_t phase;
 } Decoder;
 
 /* A position is q * FINE_STEPS + r. Its rotary angles are those of q * FINE_STEPS, in the coarse
@@ -180,67 +177,80 @@ static void qkv_panel_rows(const Decoder *d, const float *const *W, long n, cons
 }
 
 /* Packs W (N, K). `columns` and K are `columns` and `count` of pack_panel. */
-static void pack(const Decoder *d, const Packed *p, const float *W, long N, long K,
-                 const int *columns) {
-#pragma omp parallel for num_threads(d->s.threads) schedule(static)
-    for (long n = 0; n < p->N; n += PANEL) {
+static void pack(Worker *w, const Packed *p, const float *W, long N, long K, const int *columns) {
+    SHARED_FOR(w, panel, p->N / PANEL) {
         const float *rows[PANEL];
-        matrix_panel_rows(W, N, K, n, rows);
-        pack_panel(p, n, rows, columns, K);
+        matrix_panel_rows(W, N, K, panel * PANEL, rows);
+        pack_panel(p, panel * PANEL, rows, columns, K);
     }
 }
 
-/* Packs all weights. parameters: the addresses of the weights in the order of parameters.h; NULL
- * for an absent weight. The embeddings wte and wpe are not copied: the decoder reads the caller's
- * arrays. */
-static void pack_weights(Decoder *d, const float *const *parameters) {
+/* Packs the weights of a layer. weights: their addresses in the order of parameters.h. head_columns
+ * (HP): the columns of the output projection, -1 for padding. */
+static void pack_layer(const Decoder *d, Worker *w, Layer *layer, const float *const *weights,
+                       const int *head_columns) {
+    const Shape s = d->s;
+    if (w->number == 0) {
+        copy_if_present(layer->ln1, weights[LN1], s.C);
+        copy_if_present(layer->ln1_bias, weights[LN1_BIAS], s.C);
+        copy_if_present(layer->ln2, weights[LN2], s.C);
+        copy_if_present(layer->ln2_bias, weights[LN2_BIAS], s.C);
+        for (int c = 0; c < d->D; c++) layer->q_norm[c] = layer->k_norm[c] = 1.0f;
+        copy_if_present(layer->q_norm, weights[Q_NORM], d->D);
+        copy_if_present(layer->k_norm, weights[K_NORM], d->D);
+        copy_if_present(layer->out.bias, weights[OUT_BIAS], s.C);
+        copy_if_present(layer->up.bias, weights[UP_BIAS], s.F);
+        copy_if_present(layer->down.bias, weights[DOWN_BIAS], s.C);
+        for (int h = 0; h < s.H; h++) /* only GPT-2 has biases, and there G = 1 */
+            for (int i = 0; i < 3; i++)
+                if (weights[QUERY_BIAS + i])
+                    copy_if_present(layer->qkv.bias + (3 * h + i) * d->P,
+                                    weights[QUERY_BIAS + i] + h * d->D, d->D);
+    }
+    SHARED_FOR(w, panel, layer->qkv.N / PANEL) {
+        const float *rows[PANEL];
+        qkv_panel_rows(d, weights + QUERY, panel * PANEL, rows);
+        pack_panel(&layer->qkv, panel * PANEL, rows, NULL, s.C);
+    }
+    pack(w, &layer->out, weights[OUT], s.C, (long)s.H * d->D, head_columns);
+    pack(w, &layer->down, weights[DOWN], s.C, s.F, NULL);
+    if (!s.modern) {
+        pack(w, &layer->up, weights[UP], s.F, s.C, NULL);
+        return;
+    }
+    SHARED_FOR(w, panel, layer->up.N / PANEL) {
+        const float *rows[PANEL];
+        matrix_panel_rows(weights[panel % 2 ? UP : GATE], s.F, s.C, panel / 2 * PANEL, rows);
+        pack_panel(&layer->up, panel * PANEL, rows, NULL, s.C);
+    }
+}
+
+/* A decoder and the addresses of its weights, in the order of parameters.h. */
+typedef struct {
+    Decoder *d;
+    const float *const *parameters;
+} Packing;
+
+/* A thread's part of packing all weights. The embeddings wte and wpe are not copied: the decoder
+ * reads the caller's arrays. */
+static void pack_weights(void *argument, Worker *w) {
+    Decoder *d = ((Packing *)argument)->d;
+    const float *const *parameters = ((Packing *)argument)->parameters;
     const Shape s = d->s;
     int head_columns[d->HP];
     for (long k = 0; k < d->HP; k++) {
         const long h = k / d->P, c = k % d->P;
         head_columns[k] = h < s.H && c < d->D ? h * d->D + c : -1;
     }
-    d->wte = parameters[WTE], d->wpe = parameters[WPE];
-    copy_if_present(d->lnf, parameters[LNF], s.C);
-    copy_if_present(d->lnf_bias, parameters[LNF_BIAS], s.C);
-    pack(d, &d->head, parameters[HEAD], s.V, s.C, NULL);
+    if (w->number == 0) {
+        d->wte = parameters[WTE], d->wpe = parameters[WPE];
+        copy_if_present(d->lnf, parameters[LNF], s.C);
+        copy_if_present(d->lnf_bias, parameters[LNF_BIAS], s.C);
+    }
+    pack(w, &d->head, parameters[HEAD], s.V, s.C, NULL);
     for (int l = 0; l < s.L; l++) {
-        Layer *layer = d->layers + l;
-        const float *const *w = parameters + GLOBALS + (long)l * PER_LAYER;
-        copy_if_present(layer->ln1, w[LN1], s.C);
-        copy_if_present(layer->ln1_bias, w[LN1_BIAS], s.C);
-        copy_if_present(layer->ln2, w[LN2], s.C);
-        copy_if_present(layer->ln2_bias, w[LN2_BIAS], s.C);
-        for (int c = 0; c < d->D; c++) layer->q_norm[c] = layer->k_norm[c] = 1.0f;
-        copy_if_present(layer->q_norm, w[Q_NORM], d->D);
-        copy_if_present(layer->k_norm, w[K_NORM], d->D);
-        copy_if_present(layer->out.bias, w[OUT_BIAS], s.C);
-        copy_if_present(layer->up.bias, w[UP_BIAS], s.F);
-        copy_if_present(layer->down.bias, w[DOWN_BIAS], s.C);
-        for (int h = 0; h < s.H; h++) /* only GPT-2 has biases, and there G = 1 */
-            for (int i = 0; i < 3; i++)
-                if (w[QUERY_BIAS + i])
-                    copy_if_present(layer->qkv.bias + (3 * h + i) * d->P,
-                                    w[QUERY_BIAS + i] + h * d->D, d->D);
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-        for (long n = 0; n < layer->qkv.N; n += PANEL) {
-            const float *rows[PANEL];
-            qkv_panel_rows(d, w + QUERY, n, rows);
-            pack_panel(&layer->qkv, n, rows, NULL, s.C);
-        }
-        pack(d, &layer->out, w[OUT], s.C, (long)s.H * d->D, head_columns);
-        pack(d, &layer->down, w[DOWN], s.C, s.F, NULL);
-        if (!s.modern) {
-            pack(d, &layer->up, w[UP], s.F, s.C, NULL);
-            continue;
-        }
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-        for (long n = 0; n < layer->up.N; n += PANEL) {
-            const float *rows[PANEL];
-            matrix_panel_rows(w[n / PANEL % 2 ? UP : GATE], s.F, s.C, n / (2 * PANEL) * PANEL,
-                              rows);
-            pack_panel(&layer->up, n, rows, NULL, s.C);
-        }
+        pack_layer(d, w, d->layers + l, parameters + GLOBALS + (long)l * PER_LAYER, head_columns);
+        team_barrier(w); /* at most OPEN_LOOPS loops come between two barriers */
     }
 }
 
@@ -306,7 +316,8 @@ Decoder *dec_new(const Shape *shape, const float *const *parameters) {
     madvise(d->memory, d->bytes, MADV_HUGEPAGE);
 #endif
     lay_out(d, d->memory);
-    pack_weights(d, parameters);
+    Packing packing = {d, parameters};
+    team_run(d->s.threads, pack_weights, &packing);
     for (int t = 0; t < FINE_STEPS + COARSE_STEPS; t++) {
         double *to = t < FINE_STEPS ? d->fine_rotation + t * d->D
                                     : d->coarse_rotation + (t - FINE_STEPS) * d->D;

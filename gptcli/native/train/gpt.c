@@ -72,7 +72,7 @@ static void loss_by_sequences(const LossCall *call, Worker *w) {
         const long b = task * call->span, end = b + call->span;
         some_sequences(call, b, end < p->B ? end : p->B, g->scratch + w->number);
     }
-    team_barrier();
+    team_barrier(w);
     if (!call->gradients) return;
     MatrixGradient matrices[LAYER_MATRICES * L + 1];
     VectorGradient vectors[LAYER_VECTORS * L + 2];
@@ -106,12 +106,12 @@ static void loss_by_layers(const LossCall *call, Worker *w) {
                 after_attention(p, l - 1, group_start(p, k), group_rows(p, k), s);
             before_attention(p, l, group_start(p, k), group_rows(p, k), s);
         }
-        team_barrier();
+        team_barrier(w);
         SHARED_FOR(w, h, heads) attend_head(p, l, h, s);
-        team_barrier();
+        team_barrier(w);
     }
     SHARED_FOR(w, k, groups) after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
-    team_barrier();
+    team_barrier(w);
     /* The gradients of the last norm have partial sums in `partials`. If the layers share Tiles,
      * the layers use this memory only later. */
     for (long m0 = 0; m0 < MB; m0 += g->head_blocks) {
@@ -121,7 +121,7 @@ static void loss_by_layers(const LossCall *call, Worker *w) {
             const long k = first + i;
             head_and_loss(p, group_start(p, k), group_rows(p, k), 32 * m0, call->scale, s);
         }
-        team_barrier();
+        team_barrier(w);
         if (gradients) {
             Gradients list = {matrices, vectors, 1, 0};
             matrices[0] = head_gradient(p, gradients, m0);
@@ -135,12 +135,12 @@ static void loss_by_layers(const LossCall *call, Worker *w) {
     for (int l = L - 1; l >= 0; l--) {
         SHARED_FOR(w, k, groups)
         after_attention_backward(p, l, group_start(p, k), group_rows(p, k), s);
-        team_barrier();
+        team_barrier(w);
         SHARED_FOR(w, h, shared) attend_heads_backward(p, l, h, s);
-        team_barrier();
+        team_barrier(w);
         SHARED_FOR(w, k, groups)
         before_attention_backward(p, l, group_start(p, k), group_rows(p, k), s);
-        team_barrier();
+        team_barrier(w);
         Gradients list = {matrices, vectors, 0, 0};
         list_layer(p, l, gradients, &list);
         sum_gradients(w, &list, g, MB, MB, add_old);

@@ -100,7 +100,7 @@ static void sum_gradients(Worker *w, const Gradients *g, const Model *model, lon
     }
     SHARED_FOR(w, k, g->n_vectors)
     vector_sum(g->vectors + k, model->partial_width, part_blocks, add_old);
-    team_barrier();
+    team_barrier(w);
 }
 
 /* Adds the gradients of layer l to a list. `grads` has the same offsets as the weights. */
