@@ -13,16 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-NETWORKS = (
-    (2, 64), (2, 96), (2, 128), (3, 128), (4, 128), (4, 192), (5, 256), (6, 320), (6, 384),
+_LARGER = (
+    (6, 96), (8, 96), (6, 128), (8, 128), (8, 160), (8, 192), (8, 256), (8, 320),
     (8, 512), (10, 640), (12, 768),
 )  # fmt: skip
+NETWORKS = ((2, 64), (2, 96), (2, 128), *_LARGER)
 """(n_layer, n_embd) of the networks among which the rules choose."""
 
-DEEP_NETWORKS = (
-    (4, 32), (6, 32), (4, 64), (6, 64), (6, 96), (6, 128), (8, 160), (8, 192), (8, 256), (8, 320),
-    *NETWORKS[-3:],
-)  # fmt: skip
+DEEP_NETWORKS = ((4, 32), (6, 32), (4, 64), (6, 64), *_LARGER)
 """(n_layer, n_embd) of the networks for a text that is too short for the time. From such a text,
 deep and narrow networks learn more than shallow and wide networks of the same size."""
 
@@ -111,11 +109,11 @@ def network_of_size(
 
 
 def heads_for(n_embd: int) -> int:
-    """The number of heads. A head has 64 channels if n_embd is 128, 192, 256 ..., else 32.
+    """The number of heads. A head has 64 channels if n_embd is 256, 320, 384 ..., else 32.
 
     If 32 does not divide n_embd, the number of channels in a head is the even divisor of n_embd
     that is nearest to 32. If n_embd is odd, there is one head."""
-    wanted = 64 if n_embd % 64 == 0 and n_embd > 64 else 32
+    wanted = 64 if n_embd % 64 == 0 and n_embd >= 256 else 32
     sizes = [size for size in range(2, n_embd + 1, 2) if n_embd % size == 0] or [n_embd]
     return n_embd // min(sizes, key=lambda size: (abs(size - wanted), size))
 

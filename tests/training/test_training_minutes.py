@@ -23,6 +23,7 @@ from gptcli.training.choice import (
     average_for,
     block_parameters,
     choose_settings,
+    network_of_size,
 )
 from gptcli.training.estimate import StepTime
 from gptcli.training.minutes import (
@@ -198,9 +199,10 @@ def test_a_short_text_is_not_read_again_and_again(
 
 
 def test_a_network_for_a_short_text_is_deep() -> None:
-    deep, usual = (choose(1e13, text(n)).values for n in (5e4, 1e7))
-    assert deep["model.n_layer"] > usual["model.n_layer"]
-    assert deep["model.n_embd"] < usual["model.n_embd"]
+    deep = choose(1e13, text(5e4)).values
+    layers, width = network_of_size(size(deep))
+    assert deep["model.n_layer"] > layers
+    assert deep["model.n_embd"] < width
     assert all(size({"model.n_layer": layers, "model.n_embd": width}) for layers, width in DEEP)
     sizes = [block_parameters(*network) for network in DEEP]
     assert sizes == sorted(sizes)
