@@ -203,8 +203,8 @@ VALUES = {
 
 _SENTENCES = """
 gptcli counts steps, not epochs: set train.max_steps=N, or the time with --minutes M; --dry-run
-    prints how many epochs that makes: epochs epoch num_epochs n_epochs nepochs num_train_epochs
-    max_epochs train_epochs e
+    prints how many epochs that makes, and train.max_epochs=E limits them: epochs epoch num_epochs
+    n_epochs nepochs num_train_epochs train_epochs e
 leave it out: gptcli keeps the best checkpoint and the newest ones: always_save_checkpoint
     save_best save_best_only save_checkpoint save_strategy save_last save_model save
 metrics.jsonl in the run folder always holds the losses and the speed of the run; to log them

@@ -1,9 +1,12 @@
 """Runs of an earlier version can still be sampled, evaluated, scored and resumed.
 
 tests/old_runs/ holds the runs, and what the commands of the earlier version printed about them.
-tests/old_runs/record.py recorded them. The text of the runs now has another path than the one in
-their config.yaml. `train --resume` gets the new path as `data.source=NEW`. `eval` and
-`inspect-batch` read the path in config.yaml, so the tests write the new path there.
+tests/old_runs/record.py recorded them. In the two gpt2 runs, texts and scores past the context were
+recorded again when a full window began to move by half of its length.
+
+The text of the runs now has another path than the one in their config.yaml. `train --resume` gets
+the new path as `data.source=NEW`. `eval` and `inspect-batch` read the path in config.yaml, so the
+tests write the new path there.
 """
 
 from __future__ import annotations
