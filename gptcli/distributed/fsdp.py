@@ -110,7 +110,12 @@ class ShardedWeights(MasterWeights):
         return tuple(parts[part] ** 0.5 for part in sorted(parts))
 
     def publish(self) -> None:
-        """Do nothing: FSDP rounds the weights itself when it gathers them."""
+        """Let FSDP gather the weights again before it computes with them. FSDP rounds them itself.
+
+        Otherwise it would keep some complete weights from an evaluation to the next step."""
+        for module in self._model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def gather(self) -> dict[str, Tensor]:
         """All complete weights by name, on the CPU. All ranks must call this."""

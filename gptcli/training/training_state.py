@@ -128,6 +128,7 @@ class TrainingState:
 
     def _exchange(self) -> None:
         self.optimizers.averages.exchange()
+        self.weights.publish()
         self.passes.publish()
         self.has_average = not self.has_average
 

@@ -21,7 +21,8 @@ STEPS = 50
 def train(text: Path, run: Path, ranks: int, *more: str) -> None:
     """Train a new run with `ranks` ranks. The engine is always PyTorch."""
     many = ["--devices", str(ranks)] if ranks > 1 else ["run.engine=torch"]
-    words = ["train", "tiny", f"data.source={text}", *SMALL, f"train.max_steps={STEPS}", *more]
+    few = [*SMALL, f"train.max_steps={STEPS}", "train.average=0.2"]
+    words = ["train", "tiny", f"data.source={text}", *few, *more]
     training = Launched([*words, "--out", str(run), *many], run.parent)
     assert training.wait() == 0, training.said()
 
