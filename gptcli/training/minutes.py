@@ -107,10 +107,10 @@ def fit_to_minutes(
     """The config with as many steps as fit into `minutes`, the time limit, and a reason.
 
     The reason says why the run has this number of steps. The training ends `minutes` after `begun`,
-    which is a value of time.perf_counter(). If `choose` has "model.dropout", chooses a dropout that
-    suits the number of epochs. If `choose` has "train.sample_every", chooses a value that suits the
-    number of steps. `ranks` processes share the training. Raises GptcliError if `is_strict` and the
-    time is too short for 20 steps."""
+    which is a value of time.perf_counter(). Chooses the keys in `choose`: model.dropout and
+    train.average suit the number of epochs, train.sample_every suits the number of steps. `ranks`
+    processes share the training. Raises GptcliError if `is_strict` and the time is too short for 20
+    steps."""
     seconds = 60.0 * minutes
     choose_threads(config.run.threads)
     limit = TimeLimit(begun + seconds - SECONDS_AT_END, seconds)
@@ -173,7 +173,7 @@ def fit_to_minutes(
     if epochs > _OVERFIT_EPOCHS and config.train.patience is None:
         why += ", so the model will overfit: more text helps more than more time"
     if steps == most:
-        why += ", because it would learn the text by heart with more steps"
+        why += ", as often as train.max_epochs allows"
     why = "; ".join([why, *notes])
     return candidate, limit, why
 
