@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -33,9 +32,7 @@ def test_a_signal_to_anyone_saves_and_ends_all(
     training = Launched(words(text_file, run), tmp_path)
     training.until(reached(run, 3))
     training.signal(whom, number)
-    began = time.monotonic()
     assert training.wait() == 130, training.said()
-    assert time.monotonic() - began < 20
     assert newest(run) == max(step for _, step in losses(run))
     assert "go on with" in training.said()
     assert "Traceback" not in training.said()
@@ -59,9 +56,7 @@ def test_a_killed_rank_ends_all_and_is_named_once(
     training = Launched(words(text_file, run), tmp_path)
     training.until(reached(run, 12))
     training.signal(whom, signal.SIGKILL)
-    began = time.monotonic()
     assert training.wait() == 1
-    assert time.monotonic() - began < 30
     assert training.said().count("error:") == 1, training.said()
     assert f"rank {whom} of 2 was killed (SIGKILL)" in training.said()
     assert "Traceback" not in training.said()

@@ -111,13 +111,11 @@ def test_a_rank_is_killed_while_it_writes_its_shard(
 ) -> None:
     run = tmp_path / "run"
     training = start(text_file, run, saves, fault="slow", rank=whom)
-    name = f"model-0000{whom + 1}-of-00002.safetensors"
-    training.until(lambda: bool(list((run / "checkpoints").glob(f".step-00000020.*.tmp/{name}"))))
-    time.sleep(0.2)  # after this time, the other rank has written its shard
+    # Both ranks have begun to write. The rank with the slow disk waits before it writes.
+    shards = ".step-00000020.*.tmp/model-0000?-of-00002.safetensors"
+    training.until(lambda: len(list((run / "checkpoints").glob(shards))) == 2)
     training.signal(whom, signal.SIGKILL)
-    began = time.monotonic()
     assert training.wait() == 1
-    assert time.monotonic() - began < 30
     assert training.said().count("Traceback") == 1  # torchrun's report
     assert "Exception in thread" not in training.said()
     assert newest(run) == 10
@@ -181,12 +179,10 @@ def test_two_signals_while_shards_are_written_leave_nothing_torn(
     run = tmp_path / "run"
     training = start(text_file, run, "background", fault="slow")
     training.until(lambda: bool(list((run / "checkpoints").glob(".step-00000020.*.tmp/*"))))
-    began = time.monotonic()
     training.signal(0, signal.SIGINT)
     time.sleep(0.5)
     training.signal(0, signal.SIGINT)
     assert training.wait() != 0
-    assert time.monotonic() - began < 20
     assert checkpoint.newest_valid(run)[1] == []
     assert start(text_file, run, "loop", resumed=True).wait() == 0
     assert weights(run) == weights(whole)

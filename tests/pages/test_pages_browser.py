@@ -103,10 +103,9 @@ class Opened:
         return str(self.tab.text_content(selector))
 
     def settle(self) -> None:
-        """Wait until the page has finished its text, and shows the attention of this text."""
-        self.tab.wait_for_selector("#output[data-done]", state="attached")
-        self.tab.wait_for_selector("#stop:disabled")
-        self.tab.wait_for_timeout(400)
+        """Wait until the page shows the text, the attention of this text, and the steps of the
+        followed token."""
+        self.tab.wait_for_selector("html[data-looked]:not([data-changing])")
 
     def close(self) -> None:
         self.context.close()
@@ -141,8 +140,8 @@ def test_every_control_works_without_an_error_or_a_request(
     assert opened.text("#output") == first
     # If the reader types in the prompt, the page starts a new text.
     tab.fill("#prompt", "e")
-    tab.wait_for_selector("#echo:text-is('e')")
-    tab.wait_for_timeout(500)
+    opened.settle()
+    assert opened.text("#echo") == "e"
     assert opened.text("#output") == ""
     tab.click("details.settings summary")
     for slider, value in (
@@ -163,12 +162,14 @@ def test_every_control_works_without_an_error_or_a_request(
     tab.click("#new-seed")
     tab.fill("#seed", "5")
     tab.fill("#prompt", "")
-    tab.wait_for_timeout(700)
+    opened.settle()
+    assert opened.text("#echo") == ""
+    # The page writes after the prompt that the reader has just typed, without a pause in between.
     tab.fill("#prompt", "e")
-    tab.wait_for_timeout(700)
     tab.press("#prompt", "Control+Enter")
     opened.settle()
-    assert opened.text("#output") != written_first
+    assert opened.text("#echo") == "e"
+    assert opened.text("#output") not in ("", written_first)
     # The tokens react to the mouse pointer and to keys.
     tokens = tab.query_selector_all("#strip .token")
     # The last token is chosen, so the page need not explain later tokens.
@@ -176,10 +177,10 @@ def test_every_control_works_without_an_error_or_a_request(
     tokens[0].hover()
     assert tab.is_visible("#later-help")
     tokens[min(3, len(tokens) - 1)].click()
-    tab.wait_for_timeout(300)
+    opened.settle()
     followed = opened.text("#steps-subject")
     tab.keyboard.press("ArrowRight")
-    tab.wait_for_timeout(300)
+    opened.settle()
     assert opened.text("#steps-subject") != followed
     for key in ("Home", "End", "ArrowLeft"):
         tab.keyboard.press(key)
@@ -192,7 +193,7 @@ def test_every_control_works_without_an_error_or_a_request(
     for button in tab.query_selector_all("#standing-out button"):
         button.click()
     tab.hover("#map", position={"x": 20, "y": 150})
-    tab.wait_for_timeout(500)
+    opened.settle()
     assert tab.locator("#step-list > li").count() == 8
     assert tab.locator("#lens-table tbody tr").count() == MODELS[kind]["n_layer"] + 1
     # The story.
@@ -203,7 +204,6 @@ def test_every_control_works_without_an_error_or_a_request(
     for link in tab.query_selector_all("nav a, .skip"):
         assert tab.query_selector(str(link.get_attribute("href"))) is not None
     tab.emulate_media(color_scheme="dark")
-    tab.wait_for_timeout(200)
     opened.close()
 
 

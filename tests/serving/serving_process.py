@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,22 @@ class Server:
         found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
         assert found, text
         return float(found[1])
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+        """Wait until `condition` returns true. Fail if it takes longer than `seconds`."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"too slow: {''.join(self.stderr)}"
+            time.sleep(0.005)
+
+    def health(self) -> Any:
+        """The answer of /health, which needs no key."""
+        return self.ask("GET", "/health").json
+
+    def wait_until_idle(self) -> None:
+        """Wait until the server writes no text and no text waits. A server notices that a client
+        has left when it next writes to the client, so this takes a moment."""
+        self.wait_until(lambda: self.health() == {"status": "ok", "running": 0, "waiting": 0})
 
     def memory(self) -> int:
         """The bytes of memory that the server uses now. Works only on Linux."""

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,12 +229,6 @@ def test_health_and_metrics(server: Server) -> None:
 def test_a_client_that_leaves_frees_its_place(server: Server) -> None:
     before = server.metric("gptcli_disconnected_total")
 
-    def wait_until_running() -> None:
-        for _ in range(1000):
-            if server.ask("GET", "/health").json["running"]:
-                return
-            time.sleep(0.002)
-
     async def leave() -> None:
         for stream in (False, True):
             body = {"prompt": "KING", "max_tokens": 290, "stream": stream, "n": 128}
@@ -244,16 +237,12 @@ def test_a_client_that_leaves_frees_its_place(server: Server) -> None:
             if stream:
                 await reader.readuntil(b"data: ")
             else:
-                await asyncio.to_thread(wait_until_running)
+                await asyncio.to_thread(server.wait_until, lambda: server.health()["running"] > 0)
             writer.transport.abort()
 
     asyncio.run(leave())
-    for _ in range(200):
-        health = server.ask("GET", "/health").json
-        if health["running"] == health["waiting"] == 0:
-            break
-    assert health == {"status": "ok", "running": 0, "waiting": 0}
-    assert server.metric("gptcli_disconnected_total") - before == 2
+    server.wait_until_idle()
+    server.wait_until(lambda: server.metric("gptcli_disconnected_total") - before == 2)
 
 
 def test_64_clients_get_what_each_would_get_alone(server: Server, trained: Path) -> None:

@@ -86,11 +86,7 @@ def test_the_page_stops_a_text(page: Any, trained: Path) -> None:
         }""")
         page.wait_for_selector("#output[data-done]")
         assert page.text_content("#status") == "stopped"
-        for _ in range(100):
-            health = server.ask("GET", "/health").json
-            if health["running"] == 0:
-                break
-        assert health["running"] == 0
+        server.wait_until_idle()
 
 
 def test_the_page_asks_for_a_key(page: Any, trained: Path) -> None:

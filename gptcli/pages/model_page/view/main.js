@@ -15,6 +15,7 @@ async function start() {
   document.documentElement.dataset.kernels = model.kernels;
 
   let looked = 0;
+  let shown = 0; // the number of the change of the text that the attention shows
   const strip = new Strip(model.pieces, (at) => lookAt(at));
   const attention = new Attention(model, strip, () => lookAt(strip.at));
   strip.onPoint = (at) => attention.describe(at);
@@ -23,6 +24,7 @@ async function start() {
       follows. */
   async function lookAt(at) {
     const mine = ++looked;
+    document.documentElement.dataset.changing = "";
     const { tokens } = attention;
     const { layer, head } = attention;
     attention.describe(at);
@@ -33,15 +35,15 @@ async function start() {
     showSteps({ found, model, tokens, at, layer, head });
     showLens({ rows, model, tokens, at });
     document.documentElement.dataset.looked = String(at);
+    if (shown === writing.changes) delete document.documentElement.dataset.changing;
   }
 
-  let changed = 0;
-  const writing = new Writing(engine, model, async (tokens) => {
-    const mine = ++changed;
+  const writing = new Writing(engine, model, async (tokens, change) => {
     await new Promise((resolve) => setTimeout(resolve, 60));
-    if (mine !== changed || writing.busy) return;
+    if (change !== writing.changes || writing.busy) return;
     const maps = await engine.ask("maps", { tokens, most: MOST_FOLLOWED });
-    if (mine !== changed || writing.busy) return;
+    if (change !== writing.changes || writing.busy) return;
+    shown = change;
     attention.found = maps;
     attention.tokens = tokens;
     strip.show(tokens, maps.from, (at) => attention.weightsOf(at));

@@ -4,8 +4,8 @@
 const BARS = 10;
 
 class Writing {
-  /** `model` is the worker's answer to "open". `onChange(tokens)` is called when the text no longer
-      changes. */
+  /** `model` is the worker's answer to "open". `onChange(tokens, change)` is called when the text no
+      longer changes. `change` is the number of its last change. */
   constructor(engine, model, onChange) {
     Object.assign(this, { engine, model, onChange });
     this.prompt = []; // token ids
@@ -13,8 +13,10 @@ class Writing {
     this.chosen = new Set(); // the tokens that the reader chose: their indices in `made`
     this.busy = false;
     this.asked = 0;
-    byId("write-button").onclick = () => this.write(this.setting("count"));
-    byId("step").onclick = () => this.write(1);
+    this.changes = 0; // how many changes of the text have begun
+    this.typing = 0; // the timer that runs while the reader types a prompt
+    byId("write-button").onclick = () => this.writeAfterTyping(this.setting("count"));
+    byId("step").onclick = () => this.writeAfterTyping(1);
     byId("undo").onclick = () => this.undo();
     byId("stop").onclick = () => this.engine.ask("stop");
     byId("new-seed").onclick = () => {
@@ -22,12 +24,13 @@ class Writing {
       this.showSettings();
     };
     byId("prompt").oninput = () => {
+      this.begin();
       clearTimeout(this.typing);
-      this.typing = setTimeout(() => this.setPrompt(byId("prompt").value), 250);
+      this.typing = setTimeout(() => this.takePrompt(), 250);
     };
     byId("prompt").onkeydown = (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey))
-        this.write(this.setting("count"));
+        this.writeAfterTyping(this.setting("count"));
     };
     for (const id of ["temperature", "top-k", "top-p", "count", "seed"])
       byId(id).oninput = () => {
@@ -37,6 +40,13 @@ class Writing {
     const most = byId("top-k");
     most.max = Math.min(100, model.sizes.vocab_size);
     this.showSettings();
+  }
+
+  /** Notes that a change of the text begins, and returns its number. Marks the page as changing,
+      until it shows the text's attention and steps. Programs that read the page wait for this. */
+  begin() {
+    document.documentElement.dataset.changing = "";
+    return ++this.changes;
   }
 
   setting(id) {
@@ -65,8 +75,22 @@ class Writing {
     byId("count-value").textContent = this.setting("count");
   }
 
+  /** Starts a new text with the prompt that the reader typed. */
+  takePrompt() {
+    clearTimeout(this.typing);
+    this.typing = 0;
+    return this.setPrompt(byId("prompt").value);
+  }
+
+  /** Writes up to `count` tokens. If the reader has just typed a prompt, starts with this prompt. */
+  async writeAfterTyping(count) {
+    if (this.typing) await this.takePrompt();
+    await this.write(count);
+  }
+
   /** Starts a new text with this prompt, without a continuation. */
   async setPrompt(text) {
+    this.begin();
     if (this.busy) await this.engine.ask("stop");
     while (this.busy) await new Promise((resolve) => setTimeout(resolve, 10));
     const { ids, unknown } = await this.engine.ask("encode", { text });
@@ -132,6 +156,7 @@ class Writing {
   async write(count, quietly = false) {
     if (this.busy) return;
     this.busy = true;
+    this.begin();
     this.enable();
     const output = byId("output");
     output.removeAttribute("data-done");
@@ -214,9 +239,10 @@ class Writing {
 
   /** Called when the text no longer changes. Shows the likeliest tokens, and calls `onChange`. */
   async rest() {
+    const change = this.begin();
     this.enable();
     await this.showNext();
-    this.onChange(this.tokens);
+    this.onChange(this.tokens, change);
   }
 
   async showNext() {
