@@ -113,7 +113,7 @@ def test_right_steps_are_passed_in_other_forms(
         ("block", 2, "x = x + self", "x = self", "of step 2, attention and residual"),
         ("modern", 4, "rotary_angles(D, start + T)", "rotary_angles(D, T)", "with start = 3"),
         ("modern", 5, "        v = v.repeat_interleave(group, dim=1)\n", "",
-         "before step 6, which ends at line 75"),
+         "before step 6 (this code ends at line 75"),
         ("block", 3, "normal = self.ln_2(x)", "normal = self.ln_2(normal)", "step 3, second norm"),
     ],
 )  # fmt: skip

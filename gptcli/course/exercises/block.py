@@ -68,9 +68,10 @@ STEPS = (
 class Part:
     """One submodule of a learner's block, as a function of one tensor.
 
-    The submodule gets the other arguments that the learner's forward passes to it. So it can be
-    PyTorch's nn.MultiheadAttention, which takes x three times and returns two tensors. `inputs`
-    holds the first 3-D tensor of each call that the learner's forward makes."""
+    Besides this tensor, the submodule gets the arguments that the learner's forward passes to it.
+    This also works for PyTorch's nn.MultiheadAttention, which takes x three times and returns two
+    tensors. `inputs` holds, for each call of the submodule by the learner's forward, the first 3-D
+    tensor among the arguments."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -163,7 +164,9 @@ def first_wrong(run: Run) -> int | None:
 
 
 def _keeps(run: Run, h: Tensor) -> bool:
-    """Whether the MLP reads h, without a norm; if no MLP runs, whether the output is h."""
+    """Whether the MLP reads h, the sum after the attention, without a norm.
+
+    If no MLP runs, whether the output is h."""
     mlp = run.weights.mlp
     if mlp is None or not mlp.inputs:
         return close(run.y, h)

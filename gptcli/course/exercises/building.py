@@ -79,14 +79,17 @@ def build(
 
 
 def _setting(config: Any, field: str) -> Any:
-    """The value of `field` in config. Without n_kv_head, each head has its own keys and values."""
+    """The value of `field` in config. If config has no n_kv_head, its value is n_head."""
     if field == "head_dim":
         return config.n_embd // config.n_head
     return getattr(config, field, config.n_head) if field == "n_kv_head" else getattr(config, field)
 
 
 def _meaning_of(name: str, bound: set[str]) -> str | None:
-    """The meaning of an argument's name, or None. `hidden_dim` after n_embd is the MLP's width."""
+    """The meaning of an argument's name, or None.
+
+    `bound` has the meanings of the earlier arguments. If n_embd is one of them, `hidden_dim` is the
+    MLP's width."""
     if name in _SIZES:
         return words.N_EMBD
     meaning = words.meaning_of(name) if words.is_exact(name) else None

@@ -77,9 +77,10 @@ class CacheClass:
         self.names = {what: method_of(cls, what) for what in METHODS}
 
     def make(self, sizes: CacheSizes) -> Any:
-        """A new cache. If the name of the first argument is unknown, it gets block_size.
+        """A new cache. If the name of the first argument is unknown, this argument gets block_size.
 
-        Raises what the constructor raises, and TypeError if it needs another unknown argument."""
+        Raises what the constructor raises. This is a TypeError if the constructor needs another
+        argument with an unknown name."""
         arguments: dict[str, Any] = {}
         config = SimpleNamespace(
             block_size=sizes.block_size,

@@ -163,7 +163,9 @@ class LearnerCache(CacheExplainer):
     def missing_class(self, step: int, name: str) -> CheckFailed:
         """The CheckFailed for a class that the file does not have."""
         failed = self.missing(step, "class", name, self.classes)
-        tell = f"the check builds the class `{name}` of the skeleton; {self.steps[step - 1].tell}"
+        tell = (
+            f"the check looks for `{name}`, the name in the skeleton; {self.steps[step - 1].tell}"
+        )
         show = (
             f"write `class {name}`; gptcli exercise cache --out DIR writes a file with this class"
         )
@@ -309,6 +311,6 @@ class LearnerCache(CacheExplainer):
             else:
                 step = self.source.step_named_at(place[0])
         if step is None:
-            # If the trace has a softmax, the code has passed the mask of step 5.
+            # If the trace has a softmax, step 5 (the mask) ran before it without an error.
             step = 6 if any(op.name == "softmax" for op in trace.operations) else 5
         return self.stopped(error, doing, min(max(step, 1), 6))

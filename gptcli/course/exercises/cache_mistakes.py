@@ -96,7 +96,7 @@ def _stored_only(T: int, S: int) -> Tensor:
 
 
 def _by(at: Callable[[int, int], int]) -> Mask:
-    """A lower triangular mask. `at(T, S)` gives the number of its diagonal."""
+    """A lower triangular mask. `at(T, S)` returns the value for the argument `diagonal` of tril."""
     return lambda T, S: torch.ones(T, S, dtype=torch.bool).tril(diagonal=at(T, S))
 
 
@@ -123,7 +123,7 @@ MISTAKES = (
             "tensors",
             "a list or tensor in the class body, in a default argument or in a global variable "
             "exists only once, for all layers and all texts",
-            "set it in __init__: self.keys = None",
+            "set the attribute in __init__: self.keys = None",
 
             at=r"^\s{2,4}\w+\s*=\s*(\[|None|\{|torch) || def __init__.*=\s*(\[\]|\{\}) || "
             r"^\w+\s*=\s*(\[|None|\{)"),

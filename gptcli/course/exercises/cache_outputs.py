@@ -55,7 +55,9 @@ class Seen:
 
 
 def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -> CheckFailed:
-    """The CheckFailed for a mistake that gives these outputs, else for the first wrong step."""
+    """The CheckFailed for a mistake that gives the outputs in `seen`.
+
+    If no known mistake gives them, the CheckFailed is for the first wrong step."""
     first = next(one for one in seen if not one.right)
     if first.trace is not None:
         learner.ran = first.trace.lines
@@ -68,7 +70,7 @@ def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -
                 slug = mistake.slug
                 if slug == "cache-not-read" and _has_scores(wrong, wrong.count):
                     # forward has scores for the stored keys: it reads the cache, but a mask hides
-                    # it
+                    # the stored tokens
                     slug = "mask-hides-stored"
                 return learner.mistake(
                     slug, wrong.evidence(), within=lines,
@@ -227,11 +229,11 @@ _FORMS = [
 def _explains(
     form: Callable[..., Tensor], w: Weights, text: Tensor, tried: list[Seen], strict: bool
 ) -> bool:
-    """Whether `form`, which imitates a known mistake, gives all the learner's outputs.
+    """Whether `form`, which imitates a known mistake, gives the learner's outputs.
 
-    At least one of these outputs must be wrong. The first can be right, because it is computed
-    without a cache. If not `strict`, `form` needs to give only the wrong outputs, because one
-    branch of the learner's code can be correct."""
+    At least one of these outputs must be wrong. If the first output is right, `form` need not give
+    it, because the learner's code computes it without a cache. If not `strict`, `form` need not
+    give any right output, because one branch of the learner's code can be correct."""
     some = False
     for one in tried:
         assert one.got is not None

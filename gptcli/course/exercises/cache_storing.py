@@ -184,9 +184,10 @@ def kind_of(got: Any) -> str:
 def _stored_pair(
     stored: list[Tensor], wanted: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor] | None:
-    """The stored tensor with most of the keys, and the one with most of the values.
+    """The stored tensor that holds the most keys, and the one that holds the most values.
 
-    None if no tensor holds keys, none holds values, or the cache stores a list of pieces."""
+    Returns None if no tensor holds keys, if no tensor holds values, and if the cache stores a list
+    of pieces."""
     found = []
     for one in wanted:
         counts = [
@@ -216,7 +217,9 @@ def _name(
     stored: list[Tensor],
     step: int,
 ) -> CheckFailed:
-    """The CheckFailed for a mistake that gives these keys and values, else for a wrong result."""
+    """The CheckFailed for a mistake that gives the keys and values in `pair`.
+
+    If no known mistake gives them, the CheckFailed is "wrong-result"."""
     wanted = (_joined(seen, 0), _joined(seen, 1))
     S, new = wanted[0].shape[2], seen[-1][0].shape[2]
     within = learner.lines("append")
@@ -290,22 +293,22 @@ def _name(
         missing = sorted(set(range(S)) - set(order))
         lost = f"token {missing[0]} is" if len(missing) == 1 else f"tokens {missing} are"
         return learner.mistake("tokens-lost", step=step, S=S, lost=lost, within=within)
-    # if append returns a stored tensor, the stored keys are wrong
+    # if a stored tensor equals the wrong keys that append returned, the mistake is in step 1
     if any(same(one, pair[0]) for one in stored):
         step, held = 1, False
     what = "returns" if held else "stores"
     return _wrong(
         learner, step,
         f"after {S} tokens your append {what} keys of shape {shape} and values of shape "
-        f"{tuple(pair[1].shape)} with other numbers than were appended; expected "
+        f"{tuple(pair[1].shape)} with other numbers than were appended; both need shape "
         f"{tuple(wanted[0].shape)}",
     )  # fmt: skip
 
 
 def _tokens_in(pair: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> list[int] | None:
-    """The indices of the tokens that are in both tensors of `pair`, in their order there.
+    """The indices of the tokens whose key and value are at the same place in the tensors of `pair`.
 
-    None if there is no such token."""
+    Their order is that of these places. Returns None if there is no such token."""
     if any(one.dim() != 4 or one.shape[:2] != wanted[0].shape[:2] for one in pair):
         return None
     found = []
@@ -354,8 +357,8 @@ def _other_dtype(learner: LearnerCache, got: Tensor, given: Tensor, step: int) -
 class _Devices(TorchFunctionMode):
     """Find code that makes tensors on the CPU, or moves them there, even if the keys are on a GPU.
 
-    This needs no GPU. `torch.zeros` without a device makes such a tensor, and `.cpu()` moves one to
-    the CPU."""
+    For example, `torch.zeros` without a device makes a tensor on the CPU, and `.cpu()` moves one
+    there. The test itself needs no GPU, because it watches which functions the code calls."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -67,7 +67,8 @@ class Explainer:
                 quote = self.source.quote(line).removeprefix(",")
                 message = (
                     f"step {step}, {known.name}, is missing or wrong: its numbers do not appear "
-                    f"in the code before step {named[1]}{f', which ends{quote}' * bool(quote)}; "
+                    f"in the code before step {named[1]}"
+                    f"{f' (this code ends{quote})' * bool(quote)}; "
                     "later steps are still to be written"
                 )
             return self.failed_at(
@@ -106,7 +107,7 @@ class Explainer:
             f"step {step}, {known.name}, is still to be written: there is no {what} `{name}`"
             + (f"; the file has {have}" if have else ""),
             (
-                f"should `{like}` have that name?" if like else f"where is `{name}`?",
+                f"should `{like}` be called `{name}`?" if like else f"where is `{name}`?",
                 f"the check calls `{name}`, the name in the skeleton; {known.tell}",
                 f"write `def {name}(...)`: {known.show}",
             ),
@@ -162,7 +163,7 @@ class Source:
                 self._docstrings.update(_lines(node))
 
     def quote(self, line: int | None) -> str:
-        """The quote of a line in a message, ", at line 12 of FILE, `code`"; "" for None."""
+        """How a message quotes a line: ", at line 12 of FILE, `code`"; "" for None."""
         if line is None or not 0 < line <= len(self._lines):
             return ""
         code = without_comment(self._lines[line - 1].strip())
@@ -196,7 +197,7 @@ class Source:
         return next(iter(self.matches(pattern, within)), None)
 
     def lines_of(self, name: str) -> set[int] | None:
-        """The lines of the functions `name`, with their decorators. None if `name` is empty."""
+        """The lines of all functions named `name`, with decorators. None if `name` is empty."""
         if not name:
             return None
         found: set[int] = set()

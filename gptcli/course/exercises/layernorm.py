@@ -339,7 +339,7 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
         if (w.b is not None) != size.bias:
             have = "no bias" if w.b is None else f"a bias of shape {tuple(w.b.shape)}"
             names = ", ".join(f"`{name}`" for name, _ in module.named_parameters())
-            have = f"{have} ({names})"
+            have = f"{have} (its parameters: {names})"
             yield learner.mistake("bias-ignored", within=lines, bias=size.bias, have=have)
         if not bool((w.g == 1).all()):
             value = f"{float(w.g[w.g != 1][0].detach()):.3g}"

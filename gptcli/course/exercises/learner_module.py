@@ -399,9 +399,9 @@ class LearnerModule(Explainer):
         """The CheckFailed for the known mistake `slug`. It quotes the line that probably causes it.
 
         Looks for a line that matches the mistake's pattern: first `suspect`, then the first line of
-        the methods. If only a `return` of the methods matches, or nothing, a matching line of the
-        constructor is preferred. If no line matches at all, quotes `suspect`. For mistakes in
-        _OF_CONSTRUCTOR, looks in the constructor first. In the lesson on the block, and for
+        the methods. If no line of the methods matches, or only `return` lines do, a matching line
+        of the constructor is preferred. If no line matches at all, quotes `suspect`. For mistakes
+        in _OF_CONSTRUCTOR, looks in the constructor first. In the lesson on the block, and for
         mistakes in _OF_PLACE, never looks in the constructor."""
         pattern = next(m for m in self.mistakes if m.slug == slug).at
         lines = self.source.matches(pattern, self.methods)
@@ -429,7 +429,9 @@ class LearnerModule(Explainer):
     def step_of_line(
         self, trace: TensorTrace, weights: Any, x: Tensor, line: int | None, at: int
     ) -> int:
-        """The step to which operation number `at` of the trace belongs, which is on `line`."""
+        """The step to which operation number `at` of the trace belongs.
+
+        The operation is on `line` of the learner's file."""
         with torch.no_grad():
             marks = self.landmarks(weights, x)
         before = 0
@@ -495,7 +497,9 @@ def compare_output(learner: LearnerModule, known: Iterable[CheckFailed] = ()) ->
 
 
 def _run(learner: LearnerModule, size: Size) -> Run:
-    """Run the module for one size. Note dropout in evaluation mode and a changed x as `faults`."""
+    """The Run of the module for one size.
+
+    Its `faults` report dropout in evaluation mode, and an x that forward changed."""
     lesson = learner.lesson
     module, weights, x = learner.filled(size)
     faults = []
@@ -621,9 +625,10 @@ def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
 
 
 def _at_step_of_line(learner: LearnerModule, run: Run, failed: CheckFailed) -> CheckFailed:
-    """Move `failed` to the step whose comment is above its line, if all earlier steps are right.
+    """Move `failed` to the step whose comment is above the line that `failed` quotes.
 
-    `self.attn(x)` under `# Step 2` is a mistake of step 2 if step 1 computed the norm of x."""
+    Does this only if all earlier steps are right. `self.attn(x)` under `# Step 2` is a mistake of
+    step 2 if step 1 computed the norm of x."""
     quoted = re.search(r"\bat line (\d+) of ", str(failed))
     step = None if quoted is None else learner.source.step_named_at(int(quoted[1]))
     if step is None or not _step(failed) < step <= len(run.landmarks):
@@ -705,7 +710,7 @@ def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFaile
             if mine is None and right is not None and bool(right.abs().max() > TOLERANCE):
                 return name
             if mine is not None and right is not None and not close(mine, right):
-                return f"{name} (in part)"
+                return f"{name} (a part of its gradient is missing or wrong)"
         return None
 
     name = wrong(got)

@@ -186,7 +186,8 @@ MISTAKES = (
             _activation(lambda a: 0.5 * a * (1 + torch.erf(a))), at=r"erf"),
     ExerciseMistake("gelu-without-half", 2, "x * (1 + torch.erf(x / sqrt(2)))",
             "your {C4} channels are twice as large as they should be: 1 + erf is not halved",
-            "1 + erf runs from 0 to 2, a probability from 0 to 1", "multiply by 0.5",
+            "1 + erf lies between 0 and 2, but a probability lies between 0 and 1",
+            "multiply by 0.5",
             _activation(lambda a: 2 * a * phi(a)), at=r"erf"),
     ExerciseMistake("gelu-after-projection", 2, "F.gelu(self.c_proj(self.c_fc(x)))",
             "your GELU acts on the {C} channels of the output instead of the {C4} channels inside",
@@ -250,8 +251,9 @@ MISTAKES = (
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The two layers, found by the shapes of their matrices.
 
-    Accepts bare matrices in either orientation. `down` is None if no second layer has the correct
-    shape; `start` reports that. Raises CheckFailed unless the first layer is right."""
+    A matrix that is not in an nn.Linear can also be transposed. `down` is None if no second layer
+    has the correct shape; `start` reports this fault. Raises CheckFailed unless the first layer is
+    right."""
     C, C4 = size.C, 4 * size.C
     found = list(module.named_parameters())
     matrices = [(n, p) for n, p in found if p.dim() == 2]
@@ -382,7 +384,9 @@ def _dropout(learner: LearnerModule, p: float) -> CheckFailed | str | None:
 
 
 def _dropped(trace: TensorTrace, whole: Tensor) -> Tensor | None:
-    """A tensor of the trace that is `whole` with some numbers 0 and all others scaled, or None."""
+    """A tensor of the trace that dropout made from `whole`, or None.
+
+    Some of its numbers are 0, and all others are those of `whole` times one factor."""
     for operation in trace.operations:
         for tensor in operation.results:
             if tensor.shape != whole.shape or not bool(((tensor == 0) & (whole != 0)).any()):

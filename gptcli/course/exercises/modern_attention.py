@@ -136,7 +136,7 @@ def shown(trace: TensorTrace, w: Weights, x: Tensor) -> str | None:
 
 
 def _lacks_values(trace: TensorTrace, q: Tensor, k: Tensor, v: Tensor, group: int) -> bool:
-    """Whether a forward has the weights of all query heads, but gives the heads too few values."""
+    """Whether forward computes the attention weights of all query heads, but repeats no values."""
     wide_k, wide_v = _share(k, v, group)
     mixed = modern.attend(q, wide_k, wide_v)
     *_, weights, _ = _seen_after_groups(q, wide_k, mixed)
@@ -318,7 +318,7 @@ MISTAKES = (
             r"rotary|angles"),
     ExerciseMistake("rotated-twice", 4, "rotate(rotate(q))",
             "you rotate the queries, the keys or both twice",
-            "one rotation by the position makes a distance of 1 count as 1",
+            "the angle must be the position times the frequency; a second rotation doubles it",
             "rotate q and k once each", _turning(
                 lambda q, k, v: (turned(turned(q)), turned(turned(k)), v),
                 lambda q, k, v: (turned(turned(q)), turned(k), v),
@@ -368,8 +368,8 @@ MISTAKES = (
             "use repeat_interleave(group, dim=1)",
             _sharing(lambda k, v, g: (_in_turn(k, g), _in_turn(v, g))), _REPEAT),
     ExerciseMistake("values-not-repeated", 5, "only k = k.repeat_interleave(group, dim=1)",
-            "you repeat the {K} heads of the keys, but not those of the values: the weights have "
-            "{H} heads",
+            "you repeat the {K} heads of the keys, but not those of the values: the attention "
+            "weights have {H} heads, and your values still have {K}",
             "each query head needs the values of its key/value head as well as the keys",
             "repeat v as you repeat k", at=_REPEAT),
     ExerciseMistake("values-in-turn", 5, "repeat_interleave for k, repeat for v",

@@ -56,7 +56,7 @@ def _norm(learner: LearnerModern) -> list[tuple[str, str]]:
     done: list[Check] = []
     norm.lesson.check(norm, done)
     got = norm.in_dtype(modern_norm.SIZES[0], torch.bfloat16)
-    returned = in_words(got) if isinstance(got, BaseException) else str(got.dtype)
+    returned = f"nothing: {in_words(got)}" if isinstance(got, BaseException) else str(got.dtype)
     if returned != str(torch.bfloat16):
         raise norm.failed_at(
             1,
@@ -144,8 +144,8 @@ def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None
     """Check step 4, the position of the first token. q and k depend on it, but the output does not.
 
     With `stops`, every exception of forward is a fault of step 4. With `unwritten`, every exception
-    except NotImplementedError is such a fault. Without both, no exception is such a fault, because
-    a later step can raise it."""
+    except NotImplementedError is such a fault. With neither of the two arguments, no exception is
+    such a fault, because a later step can raise it."""
     size = modern_attention.SIZES[0]
     module, w, x = whole.filled(size)
     forward = inspect.signature(type(module).forward)

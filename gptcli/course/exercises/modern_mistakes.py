@@ -1,8 +1,8 @@
 """The six steps of the exercise modern, and its known mistakes in the rotation (steps 2 and 3).
 
 The functions in `forms` of step 2 take D (head_dim) and n (the length). They return the angles that
-code with the mistake uses, or its tables (cos, sin). Those of step 3 take x (B, H, T, D) and the
-correct tables c and s, each (T, D/2).
+code with the mistake uses, or its tables (cos, sin). The functions in `forms` of step 3 take
+x (B, H, T, D) and the correct tables c and s, each (T, D/2).
 """
 
 from __future__ import annotations
@@ -276,18 +276,18 @@ MISTAKES = (
     ExerciseMistake("interleaved-angles", 2, "angles.repeat_interleave(2, dim=-1)",
             "you repeat each of the {half} angles for two neighbours: this is the interleaved "
             "convention, which pairs channel 2i with 2i + 1",
-            "RoFormer, GPT-J and Meta's Llama use that convention; here, as in the Llama and Qwen3 "
-            "of transformers, channel i is paired with i + D/2",
+            "RoFormer, GPT-J and Meta's Llama use that convention; here, as in Llama and Qwen3 in "
+            "the library transformers, channel i is paired with i + D/2",
             "return the tables (length, D/2), or repeat them with torch.cat((angles, angles), -1)",
             (_tables(lambda a: (_neighbours(a.cos()), _neighbours(a.sin()))),),
             r"repeat|stack|flatten"),
     ExerciseMistake("without-positions", 2, "cos of the frequencies alone",
-            "your tables have {shape}, but no row for each of the {n} positions",
+            "your tables have the shapes {shape}, but no row for each of the {n} positions",
             "each position has its own angles: position times frequency",
             "take the outer product of torch.arange(length) and the frequencies",
             at=r"outer|arange|return"),
     ExerciseMistake("tables-transposed", 2, "torch.outer(frequencies, positions)",
-            "your tables have {shape}: positions and frequencies are exchanged",
+            "your tables have the shapes {shape}: positions and frequencies are exchanged",
             "row t of the table belongs to position t", "exchange the arguments of torch.outer",
             at=r"outer|@|einsum|\*"),
     ExerciseMistake("another-length", 2, "torch.arange(length + 1)",
@@ -303,7 +303,7 @@ MISTAKES = (
     ExerciseMistake("interleaved", 3, "x[..., 0::2] and x[..., 1::2]",
             "your rotation is right in the interleaved convention: you pair channel 2i with "
             "2i + 1, not channel i with i + D/2",
-            "RoFormer, GPT-J and Meta's Llama pair neighbours; the Llama and Qwen3 of "
+            "RoFormer, GPT-J and Meta's Llama pair neighbours; Llama and Qwen3 in the library "
             "transformers, and this exercise, pair the two halves. A model needs the convention of "
             "its training",
             "take the halves: a, b = x.chunk(2, dim=-1), and torch.cat((...), dim=-1)",
@@ -323,7 +323,8 @@ MISTAKES = (
             r"stack|reshape|flatten|cat"),
     ExerciseMistake("interleaved-with-cat", 3, "x[..., 0::2] and x[..., 1::2], then torch.cat",
             "you take pairs of neighbours, channels 2i and 2i + 1, and return them as two halves",
-            "that is one half of the interleaved convention; here channel i is paired with i + D/2",
+            "the interleaved convention takes neighbours and also returns neighbours; here channel "
+            "i is paired with i + D/2",
             "take the halves: a, b = x.chunk(2, dim=-1)",
             (lambda x, c, s: torch.cat(_paired(_interleaved(x, c, s)), -1),), _PAIRS),
     ExerciseMistake("sine-sign", 3, "a * cos + b * sin, b * cos - a * sin",

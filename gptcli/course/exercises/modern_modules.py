@@ -76,7 +76,7 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 class ModernModule(LearnerModule):
-    """A learner's RMSNorm or attention. `first` is the first step of the exercise that it does.
+    """A learner's RMSNorm or attention. `first` is the number of the first step that it computes.
 
     `.float()` and float32 in the learner's code become float64, so that results can be compared
     exactly."""

@@ -43,7 +43,8 @@ class QKNorm:
         }[self.q is not None, self.k is not None]
         return (
             f"your attention normalises {what} ({self.of}). Qwen3 has an RMSNorm for each head of "
-            "both; Llama has no such norm. `gptcli train` computes your norm as your file does"
+            "queries and keys; Llama has no such norm. `gptcli train` computes your norm as your "
+            "file does"
         )
 
 

@@ -165,7 +165,7 @@ def _difference(case: tuple[int, int], tables: Tables) -> str:
 
 
 def _wants(D: int, n: int) -> str:
-    return f"; expected ({n}, {D // 2}) for head_dim {D} and length {n}"
+    return f"; expected shape ({n}, {D // 2}) for head_dim {D} and length {n}"
 
 
 def _shapes(*tables: Tensor) -> str:
@@ -195,9 +195,9 @@ def _check_precision(learner: LearnerModern) -> None:
 
 
 def check_rotation(learner: LearnerModern) -> None:
-    """Check step 3: compare the results of rotate with the reference, then its gradient and dtypes.
+    """Check step 3: compare the results of rotate with the reference, then test its gradient.
 
-    rotate gets the learner's own tables."""
+    Also tests that the result has the dtype of x. rotate gets the learner's own tables."""
     tried = []
     for number, shape in enumerate(SHAPES):
         generator = torch.Generator().manual_seed(number)
@@ -298,7 +298,7 @@ def _rotation_mistake(
         ):
             return learner.mistake(mistake.slug, evidence, D=D, half=D // 2)
     lengths = torch.allclose(y.norm(dim=-1), x.norm(dim=-1))
-    seen = "" if lengths else "; your rotate changes the length of x, but a rotation keeps lengths"
+    seen = "" if lengths else "; a rotation keeps the lengths of vectors, but your rotate does not"
     return _wrong(learner, 3, f"{evidence}{seen}")
 
 
