@@ -18,8 +18,8 @@ class Exercise:
     """One exercise: its name, its week and what the learner writes.
 
     `target` is the name of a class: a file that defines this class is a file for this exercise. It
-    is "" if no single class shows this. `steps` are the names of the steps, in the order in which
-    the check numbers them."""
+    is "" if no single class identifies such a file. `steps` are the names of the steps, in the
+    order in which the check numbers them."""
 
     name: str
     week: str
@@ -36,8 +36,8 @@ class Exercise:
         """The text of the file that the learner fills in.
 
         With `blank`, the learner writes the constructor too. `path` is where the file will be,
-        relative to the folder in which the learner works. The commands in the text name files in
-        the folder of `path`."""
+        relative to the folder in which the learner works. Commands in the text, such as
+        `gptcli check-mlp my/mlp.py`, name files in the folder of `path`."""
         text = (MATERIAL / f"{self.name}.py.txt").read_text(encoding="utf-8")
         kept, inside = [], False
         for line in text.splitlines():

@@ -38,9 +38,10 @@ def check_builtin() -> BuiltinReport:
 def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT_S) -> FileReport:
     """The report on `FILE[:CLASS]`, which is checked in a worker process.
 
-    The check can take `limit_s` seconds. If the forward of an attention does not finish in this
-    time, it runs a second time, for up to FOLLOW_S seconds, to find the step at which it hangs.
-    Raises GptcliError if there is no such file or class, or if the file cannot be used at all."""
+    The check may take at most `limit_s` seconds. If the forward of an attention does not finish in
+    this time, it runs a second time, for up to FOLLOW_S seconds, to find the step at which it
+    hangs. Raises GptcliError if there is no such file or class, or if the file cannot be used at
+    all."""
     with Checker(limit_s) as checker:
         return checker.check(spec, exercise)
 
@@ -50,8 +51,9 @@ def check_files(
 ) -> Iterator[FileReport | GptcliError]:
     """The report on each of `specs`, in order. One worker checks all of them.
 
-    So torch is imported only once. If the worker itself hangs or crashes, a new worker checks the
-    next file. Yields a GptcliError instead of a report if a file cannot be used."""
+    Because the files share it, torch is imported only once. If the worker itself hangs or crashes,
+    a new worker checks the next file. Yields a GptcliError instead of a report if a file cannot be
+    used."""
     with Checker(limit_s) as checker:
         for spec in specs:
             try:
@@ -63,7 +65,7 @@ def check_files(
 class Checker:
     """Checks files one after another in one worker. Use a Checker in a `with` statement.
 
-    The worker starts at the first file that can be read."""
+    The worker starts when the first readable file is checked."""
 
     def __init__(self, limit_s: float = LIMIT_S, limits: Limits | None = None) -> None:
         self._limit_s = limit_s

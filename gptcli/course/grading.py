@@ -1,4 +1,6 @@
-"""Grades a class: how far each student is in each exercise. Checks copies of files, in parallel."""
+"""Grades a class of students: how far each of them is in each exercise. Checks copies of their
+files, in parallel.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,11 @@ from gptcli.errors import GptcliError
 from gptcli.memory import available_memory
 
 LIMIT_S = 8.0  # seconds for one file; a correct file takes less than one second
-# If a student's unfinished files have taken PATIENCE_S, each later file gets only SHORT_S.
+# If the files of a student that hang or crash have taken PATIENCE_S, each later file of this
+# student gets only SHORT_S.
 PATIENCE_S = 14.0
 SHORT_S = 3.0
-STOPPED = ("time-limit", "crash")  # `mistake` in the report on a file that did not finish
+STOPPED = ("time-limit", "crash")  # `mistake` in the report on a file that hangs or crashes
 _FILE_BYTES = 64 << 20
 _MOST_WORKERS = 4
 
@@ -123,7 +126,7 @@ def _states(
     ended: threading.Event,
 ) -> Iterator[Progress]:
     """The state of each exercise of one student."""
-    lost = 0.0  # seconds that the student's unfinished files have taken
+    lost = 0.0  # seconds that the student's hanging or crashing files took
     for exercise in exercises:
         path = student.files.get(exercise.name)
         if ended.is_set() or path is None:
@@ -197,7 +200,7 @@ class StepMistake:
 def frequent_mistakes(grades: Iterable[Grade]) -> list[StepMistake]:
     """The most frequent mistake at each step at which a student is wrong, in the course's order.
 
-    Does not count steps that are still to be written, nor files that did not finish."""
+    Does not count steps that are still to be written, nor files that hang or crash."""
     at: dict[tuple[str, int], dict[str, list[str]]] = {}
     exercises: dict[str, Exercise] = {}
     for each in grades:

@@ -78,9 +78,9 @@ class Lesson(ABC, Generic[Learner]):
 
     @abstractmethod
     def check(self, learner: Learner, done: list[Check]) -> str:
-        """Compare a file with the reference, and return the verdict on a right file in a few words.
+        """Compare a file with the reference. If it is right, return the verdict in a few words.
 
-        Appends the checks that passed to `done`. Raises CheckFailed at the first mistake, and
+        Adds each passed check to the list `done`. Raises CheckFailed at the first mistake, and
         GptcliError if the file is unusable."""
 
     def explain(
@@ -111,8 +111,8 @@ class Lesson(ABC, Generic[Learner]):
     def follow(self, file: LearnerFile, say: Say) -> None:
         """Run the file once more, and call `say("step N")` at each step that it reaches.
 
-        So the report on a file that hangs or ends its process can name the step. By default does
-        nothing."""
+        With these calls, the report on a file that hangs or ends its process can name the step. By
+        default, does nothing."""
 
     def all_steps(self, verdict: str) -> list[Check]:
         """The entries of the report on a right file: one for each step, and one for `verdict`."""

@@ -31,7 +31,7 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # 1. The mean of each token's channels.
         mean = x.mean(dim=-1, keepdim=True)  # (B, T, 1)
-        # 2. The variance of the channels: the mean squared distance (divided by C, not C - 1).
+        # 2. The variance: the mean of the squared distances (their sum divided by C, not C - 1).
         variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)  # (B, T, 1)
         # 3. Normalise. Add eps inside the root.
         normal = (x - mean) / torch.sqrt(variance + self.eps)  # (B, T, C)

@@ -19,7 +19,9 @@ _MADE_BY = "gptcli learn"
 
 @dataclass(frozen=True)
 class Record:
-    """What a learner did for one exercise. `passed` is the time in UTC when it passed, or None."""
+    """What a learner did for one exercise.
+
+    `passed` is the time in UTC at which the learner's file first passed, or None."""
 
     attempts: int = 0  # how often a changed file was checked
     seconds: float = 0.0  # working time; of a long pause only a part counts
@@ -32,8 +34,8 @@ class ProgressFile:
     """The records of a folder, in its progress.json.
 
     `add` reads this file again before each change, and then writes it. A damaged file is kept under
-    another name. If the file cannot be read or written, the records stay in memory. In all three
-    cases `trouble` holds a message to the user."""
+    another name. If the file cannot be read or written, the records stay in memory. If the file is
+    damaged, or cannot be read or written, `trouble` holds a message to the user."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
@@ -148,7 +150,7 @@ def is_course_folder(folder: Path) -> bool:
 
 
 def keep_copy(path: Path, data: bytes) -> Path:
-    """Write `data` beside `path` under the first free name of PATH.1, PATH.2, ...; return it."""
+    """Write `data` to the first free path of PATH.1, PATH.2, ..., and return this path."""
     for number in count(1):
         copy = path.with_name(f"{path.name}.{number}")
         if not copy.exists() and not copy.is_symlink():

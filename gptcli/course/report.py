@@ -71,7 +71,7 @@ class FileReport:
 
     @property
     def subject(self) -> tuple[str, str]:
-        """("class", its name) for the exercise attention; ("exercise", its name) for all others."""
+        """("class", name of the class) for attention; ("exercise", name of the exercise) else."""
         if self.exercise == "attention":
             return "class", self.class_name
         return "exercise", self.exercise

@@ -1,8 +1,8 @@
 """Fingerprints of Python code that ignore names, comments, docstrings and layout.
 
 They also ignore annotations and import statements. Two files with the same fingerprint differ at
-most in what fingerprints ignore. The fingerprint replaces each name that the file itself defines by
-a number. It keeps names of other modules, such as torch.softmax, because they say what the code
+most in what fingerprints ignore. In a fingerprint, a number replaces each name that the file itself
+defines. Names of other modules, such as torch.softmax, stay, because they say what the code
 computes.
 """
 

@@ -23,7 +23,7 @@ def solution(exercise: Exercise) -> str:
 class Pair:
     """The lines of one step in the learner's file and in the reference.
 
-    Step 0 is the code before step 1. Each line is a pair: the line's number in its file, and its
+    Step 0 is the code before step 1. Each line is a tuple: the line's number in its file, and its
     text."""
 
     step: int
@@ -32,10 +32,10 @@ class Pair:
 
 
 def compare(learner: str, reference: str) -> list[Pair]:
-    """The pairs of lines that show the learner's file beside the reference, step by step.
+    """The learner's file beside the reference: a Pair for each step.
 
     If the comments in the learner's file do not number the same steps as the reference, there is
-    only one pair, with all lines of both files."""
+    only one Pair, with all lines of both files."""
     mine, ours = _cut(learner), _cut(reference)
     if list(mine) != list(ours):
         whole = [[line for part in parts.values() for line in part] for parts in (mine, ours)]

@@ -59,7 +59,7 @@ def find_students(folder: Path) -> list[Student]:
         )
     students = [Student(path.name, path, _files_in(path)) for path in folders]
     for path in files:
-        if path not in named:  # such files belong to the teacher, not to a student
+        if path not in named:  # the files in `named` are the teacher's, not a student's
             students.append(Student(path.stem, path, dict.fromkeys(_exercises_in(path), path)))
     if not students:
         raise GptcliError(
