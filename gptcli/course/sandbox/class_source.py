@@ -28,9 +28,9 @@ _MOST_NUMBERS = 10_000  # tensors with more numbers are not written to the file
 def file_of_class(cls: type, exercise: str, folder: Path) -> LearnerFile:
     """A new file in `folder` with the source of `cls` and of what it uses, ready to be checked.
 
-    If the class and all that it uses are in one file, each line keeps its number in this file. If
-    the class is in a notebook, messages count lines from the top of the cell. Raises GptcliError if
-    Python does not know the source."""
+    If the class and all that it uses come from one file, the new file keeps that file's line
+    numbers. If the class is in a notebook, messages count lines from the top of the cell. Raises
+    GptcliError if Python does not know the source."""
     pieces = _Pieces(cls)
     name, text, cells = pieces.text()
     path = folder / f"{cls.__name__}.py"

@@ -4,8 +4,8 @@ It uses three protections. The first two also hold for all processes that the co
 - Landlock protects files (since Linux 5.13), TCP (since 6.7) and signals (since 6.12). Source:
   kernel.org, "Landlock: unprivileged access control".
 - seccomp protects what Landlock does not: the permissions, owners and times of files.
-- An audit hook in Python raises errors that say what is wrong. On older kernels it is the only
-  protection of files.
+- An audit hook in Python raises errors that say what is wrong. On kernels without Landlock, only
+  this hook protects the contents of files.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class _Program(ctypes.Structure):
 
 
 def _keep_attributes() -> None:
-    """Let system calls that change permissions, owners or times of files do nothing and return 0.
+    """Disable the system calls that change permissions, owners or times of files: they return 0.
 
     Has no effect except on Linux with x86-64 or ARM64."""
     known = _ATTRIBUTE_CALLS.get(os.uname().machine) if sys.platform == "linux" else None

@@ -1,7 +1,7 @@
 """Runs the imports, functions, classes and constants of a file, but no other code.
 
-Many scripts train, read texts or ask questions at module level. Their classes work if this code
-does not run.
+Many scripts train, read texts or ask questions at module level. Their classes work even if this
+code does not run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _SLOW = (
 class Missing:
     """A placeholder for something that could not be imported. Raises the import error if called.
 
-    Does not raise the error as a decorator, nor in annotations such as `Float[Tensor, "b t d"]`."""
+    If it is used as a decorator, or in annotations such as `Float[Tensor, "b t d"]`, it raises
+    nothing."""
 
     def __init__(self, name: str, error: BaseException) -> None:
         self._name, self.error = name, error

@@ -128,7 +128,8 @@ def written_by(folder: Path, processes: list[int]) -> int:
 def kill_below(process: int) -> set[int]:
     """Kill all descendants of a process, and return their process ids.
 
-    Stops all of them first. Otherwise a process that forks in an endless loop could escape."""
+    First pauses all of them with SIGSTOP. Otherwise a process that forks in an endless loop could
+    escape."""
     stopped: set[int] = set()
     while sys.platform == "linux" and (new := set(descendants(process)) - stopped):
         for each in new:

@@ -38,8 +38,8 @@ class Unfinished(Exception):
     """Raised if the check of a file does not finish.
 
     `reason` is "time-limit" or "crash". `doing` names what the worker did last, such as
-    "loading the file". `line` is the line of the file that ran last, or None. `detail` says what
-    happened, such as "still running after 15 s"."""
+    "loading the file". `line` is the number of the line that the file ran last, or None. `detail`
+    says what happened, such as "still running after 15 s"."""
 
     def __init__(self, reason: str, doing: str, detail: str, line: int | None = None) -> None:
         super().__init__(detail)
@@ -99,7 +99,7 @@ class Worker:
         follow: bool = False,
         folder: Path | None = None,
     ) -> dict[str, Any]:
-        """The report on `file` as a JSON object. The check has `limit_s` seconds.
+        """The report on `file` as a JSON object. The check may take at most `limit_s` seconds.
 
         With `follow`, runs the file once without checks, to see which step of the exercise it
         reaches. The file runs in `folder`, by default the current one. Raises GptcliError if the
@@ -228,7 +228,7 @@ class _Process:
         only the worker."""
         if os.name == "posix":
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                if self.is_alive():  # processes of the most recent file can still run
+                if self.is_alive():  # processes of the latest file may still be running
                     os.kill(self._popen.pid, signal.SIGSTOP)
                     kill_below(self._popen.pid)
                 os.killpg(self._popen.pid, signal.SIGKILL)

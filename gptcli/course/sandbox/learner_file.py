@@ -96,7 +96,7 @@ def place_of(error: BaseException, path: Path) -> tuple[int, str] | None:
 
 
 def raised_in(error: BaseException, path: Path) -> bool:
-    """Whether a line of the file `path` raised `error`. False if code that it called raised it."""
+    """Whether `error` was raised in the file `path`, not in code that the file calls."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename) == path
 
@@ -135,7 +135,7 @@ def parsed(name: str, path: Path) -> ast.Module:
 
 
 def _check_python(name: str, path: Path) -> None:
-    """Raise GptcliError if the file is not Python, too large, or only data such as JSON."""
+    """Raise GptcliError if the file is too large, is not Python, or is only data such as JSON."""
     other = _OTHER_FORMATS.get(path.suffix.lower())
     try:
         if path.stat().st_size > _MOST_BYTES:  # parsing needs a hundred times its size in memory

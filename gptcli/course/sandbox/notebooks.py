@@ -12,7 +12,7 @@ from gptcli.course.sandbox.syntax import syntax_tree
 from gptcli.errors import GptcliError
 
 Cells = tuple[tuple[int, int], ...]
-"""(line of the Python file where it begins, number of the cell) for each code cell, in order."""
+"""(line of the Python file at which a cell begins, number of this cell), for each code cell."""
 
 
 @cache

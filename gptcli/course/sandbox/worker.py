@@ -202,7 +202,9 @@ def _limit_memory(most: int) -> None:
 
 
 def _limit_descriptors(file_bytes: int | None) -> None:
-    """If file sizes are limited, allow 128 open files: deleted files use disk until closed."""
+    """If file sizes are limited, allow at most 128 open files.
+
+    A deleted file uses space on the disk until it is closed."""
     import resource
 
     if file_bytes is not None:
