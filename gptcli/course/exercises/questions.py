@@ -230,7 +230,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "start-out-of-range": _WINDOW,
         "last-start-missing": _WINDOW,
         "first-start-missing": _WINDOW,
-        "same-windows": "does each row of a batch come from another place in the data?",
+        "same-windows": "do the rows of a batch come from different places in the data?",
         "generator-ignored": "should two generators with the same seed give the same batch?",
         "loss-summed": _MEAN_LOSS,
         "softmax-twice": "does cross_entropy expect logits or probabilities?",
@@ -370,8 +370,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "new-before-old": "in which order are the tokens of the text in your cache?",
         "values-not-stored": _EVERY_PART,
         "keys-not-stored": _EVERY_PART,
-        "keys-for-values": "which of keys and values decides the weights, and which do the weights "
-        "sum?",
+        "keys-for-values": "which of keys and values decides the weights, and which is summed with "
+        "these weights?",
         "tokens-lost": "which places does an append of three tokens write, and which places does "
         "the next append write?",
         "other-dtype": "which dtype do the keys have before append, and which dtype after it?",
@@ -556,7 +556,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "mask-hides-itself": "what can token 0 look at?",
         "mask-after-softmax": "do the weights of token 0 sum to 1?",
         "softmax-over-queries": "for one query, over which dimension do the weights sum to 1?",
-        "keys-for-values": "which do the weights sum: the keys or the values?",
+        "keys-for-values": "which are summed with the weights: the keys or the values?",
         "merged-without-transpose": "after your reshape, which channels does one token get?",
         "no-output-projection": "which of your four layers does forward use?",
         "residual-inside": "which code adds x to the result: this attention, or the block around "

@@ -101,7 +101,7 @@ class TrainingLesson(Lesson[LearnerTraining]):
     mistakes = MISTAKES
 
     def prepare(self, file: LearnerFile) -> None:
-        """Make an optimizer, because the first one imports torch._dynamo, which takes seconds."""
+        """Make an optimizer: the first in a process imports torch._dynamo, which takes seconds."""
         _model_and_optimizer()
 
     def load(self, file: LearnerFile, say: Say) -> LearnerTraining:
@@ -256,7 +256,7 @@ def _schedule(learner: LearnerTraining) -> None:
 
 
 Clipped = tuple[list[Tensor], float, list[Tensor], float]
-"""Gradients before, max_norm, gradients after, and the norm that was returned."""
+"""Gradients before clipping, max_norm, gradients after clipping, and the norm that was returned."""
 
 
 def _same_clipping(form: Callable[..., Any], tried: list[Clipped]) -> bool:
@@ -361,7 +361,8 @@ def _steps(learner: LearnerTraining) -> None:
     what = ("a weight", "a weight", "the returned loss")[i % 3]
     most = (got[i] - wanted[i]).abs().argmax()
     evidence = (
-        f"after step {i // 3 + 1} of 3 batches {what} is {float(got[i].flatten()[most]):.4g}, "
+        f"with 3 batches per step, after step {i // 3 + 1} {what} is "
+        f"{float(got[i].flatten()[most]):.4g}, "
         f"expected {float(wanted[i].flatten()[most]):.4g}"
     )
     unchanged = torch.equal(model.table, TinyModel().table)

@@ -354,7 +354,7 @@ MISTAKES = (
             "add up the losses, and divide by len(batches)",
             at=r"return"),
     ExerciseMistake("changes-the-model", 6, "requires_grad_(False), or backward in evaluate",
-            "after your evaluate the parameter `{name}` is not what it was before, or has another "
+            "after your evaluate the parameter `{name}` is not what it was before, or it now has a "
             "gradient", "an evaluation must only measure",
             "switch autograd off with torch.no_grad(), and change no parameter",
             at=r"requires_grad|backward|\.step\(|grad"),
