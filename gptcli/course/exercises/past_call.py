@@ -55,7 +55,7 @@ _OF_OBJECTS = {"fits", "length", "update", "get_seq_length", "extend_with", "has
 
 
 class GivenCache:
-    """A cache for a forward that calls `past_key_values.update(k, v, ...)` without a cache class.
+    """A cache for a forward that calls `past.update(k, v, ...)`, if its file has no cache class.
 
     It concatenates along the second to last dimension, as Hugging Face's caches do."""
 
@@ -89,8 +89,8 @@ class PastCall:
     containers: tuple[Callable[[], Any], ...] = ()
     container: Callable[[], Any] | None = None
     reset: str | None = None
-    empty: str = ""  # the order of the keys' dimensions, such as BHTD, if an empty past is tensors
-    buffers: bool = False  # whether these tensors have room for block_size tokens
+    empty: str = ""  # the order of the keys' dimensions, such as BHTD, if an empty past has tensors
+    buffers: bool = False  # whether the tensors of an empty past have room for block_size tokens
     call: Call = field(default_factory=Call)
 
     @property
@@ -176,7 +176,7 @@ def past_call(cls: type[nn.Module], tree: ast.AST, call: Call) -> PastCall | Non
 
 
 def asks_object(tree: ast.AST, name: str) -> bool:
-    """Whether code uses `name` as a cache object, such as `name.update` or `name.append(k, v)`."""
+    """Whether code uses `name` as a cache object, as in `name.update` or `name.append(k, v)`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and _is(node.value, name) and node.attr in _OF_OBJECTS:
             return True
@@ -245,7 +245,7 @@ def _attributes(tree: ast.AST, name: str) -> list[str]:
 def output_and_present(out: Any, x: Tensor, two: bool) -> tuple[Any, Any]:
     """The output, and the keys and values of all tokens, from the result of forward.
 
-    `two` tells that forward takes keys and values as two arguments."""
+    `two` says whether forward takes keys and values as two arguments."""
     if not isinstance(out, (tuple, list)) or not out:
         return out, None
     first = next((i for i, one in enumerate(out) if isinstance(one, Tensor)), 0)

@@ -30,10 +30,10 @@ _MOST_NESTED = 4
 def leaves(value: Any, depth: int = 0) -> list[Tensor]:
     """The floating-point tensors in an object, its tuples, lists, dicts and attributes.
 
-    If there are 4, 6, 8, ... of them, all with the same shape, they may be one tensor for each
-    head. Then keys and values may alternate, or all keys may come first. So four stacks are added:
-    of the tensors at even places, of those at odd places, of the first half and of the second
-    half."""
+    If there are 4, 6, 8, ... of them, all with the same shape, each may hold the keys or the values
+    of one head. Keys and values may then alternate, or all keys may come first. So four stacks are
+    added: of the tensors at even places, of those at odd places, of the first half and of the
+    second half."""
     found = list(_leaves(value, depth))
     if len(found) < 4 or len(found) % 2 or len({tensor.shape for tensor in found}) > 1:
         return found
@@ -108,7 +108,7 @@ class Place:
 
     `dim` is a dimension that holds keys and values one after the other; None if the tensor holds
     only keys or only values. `at` is 0 for the first of the two and 1 for the second. With `whole`,
-    `dim` has the size 2 and is removed; otherwise each of the two takes half of it."""
+    `dim` has the size 2 and is removed; otherwise keys and values each take half of `dim`."""
 
     leaf: int
     order: Order
@@ -117,7 +117,7 @@ class Place:
     whole: bool = True
 
     def part(self, tensors: list[Tensor]) -> Tensor | None:
-        """The tensor or its part in the layout in which it is stored, or None."""
+        """The keys or values, with their dimensions as stored; None if they cannot be here."""
         if self.leaf >= len(tensors):
             return None
         tensor = tensors[self.leaf]

@@ -43,7 +43,7 @@ SIZES = (
     Size(3, 1, 6, (4, 4, 2), block_size=10),
     Size(4, 5, 4, (2, 6), block_size=9),
 )
-"""Rotary positions need an even D. In each size, D differs from every number of tokens."""
+"""Rotary positions need an even D. In each size, D differs from every T and every S."""
 
 
 _ROTATION = re.compile(r"rot|rope", re.IGNORECASE)
@@ -115,7 +115,7 @@ class PastLearner(CacheExplainer):
         return lines - self.source.lines_of_constructors()
 
     def quotable(self, at: str, within: Collection[int] | None) -> int:
-        """The line to quote, as in CacheExplainer, but lines that compute a rotation come last."""
+        """The line to quote, as in CacheExplainer, but a rotation only if no other line fits."""
         assert self.attention is not None
         rotation = {n for n in (*self.source.functions(), *vars(self.module_of_file))
                     if _ROTATION.search(n)}  # fmt: skip
@@ -230,7 +230,7 @@ class PastLearner(CacheExplainer):
         return self.stopped(error, doing, min(max(step, 1), 6))
 
     def reset(self, module: nn.Module) -> None:
-        """If the module has a method that removes the keys and values it keeps, call it."""
+        """If the module has a method that removes its stored keys and values, call this method."""
         if self.form.reset is not None:
             try:
                 getattr(module, self.form.reset)()
@@ -246,7 +246,7 @@ class PastLearner(CacheExplainer):
     def read(
         self, text: Text, pieces: Iterable[int], module: nn.Module | None = None
     ) -> list[Called]:
-        """The calls for a text in pieces, each with the past that the call before returned.
+        """The calls for a text in pieces, each with the past that the previous call returned.
 
         Stops after the first call that fails. Also stops after a call that returns no past, unless
         the module keeps keys and values itself. `module` can be a module that has read other texts;

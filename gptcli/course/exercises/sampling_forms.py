@@ -119,7 +119,7 @@ def penalised(
 
 
 def last_ids(count: int) -> Callable[[Tensor, Sequence[int]], Sequence[int]]:
-    """A value for `which` of `penalised`: the last `count` ids of the text."""
+    """A function for the argument `which` of `penalised`. It returns the last `count` ids."""
     return lambda logits, seen: seen[-count:]
 
 

@@ -515,7 +515,7 @@ def _shown_choice(case: Case, got: int) -> str:
 def _order(
     learner: LearnerSampling, cases: Sequence[Case], got: list[int], evidence: str
 ) -> CheckFailed:
-    """The CheckFailed for a next_token whose parts come in another order or are missing."""
+    """The CheckFailed for a next_token whose parts come in the wrong order or are missing."""
 
     tried = list(zip(cases, got, strict=True))
     # compare the wrong results first, because they rule out most orders

@@ -13,7 +13,9 @@ Three = tuple[str, str, bool]
 
 
 def _short_texts(count: int) -> list[tuple[str, list[str]]]:
-    """Texts and stop strings of few letters, in which beginnings of stop strings are frequent."""
+    """Texts and stop strings of the letters a and b.
+
+    The end of a text is often the beginning of a stop string."""
     rng = random.Random(7)
 
     def word(least: int, most: int) -> str:
@@ -70,7 +72,7 @@ def check_stops(learner: LearnerFunctions) -> None:
 
 
 def _three(learner: LearnerFunctions, text: str, stops: list[str]) -> Three:
-    """(show, hold, stopped) as the learner's function returns it; None for a text counts as ""."""
+    """(show, hold, stopped) from the learner's function. If show or hold is None, it becomes ""."""
     given = list(stops)
     got = learner.ask(8, text, given)
     if not isinstance(got, (tuple, list)) or len(got) != 3:

@@ -1,4 +1,4 @@
-"""Record a learner's forward pass: its tensors, lines, lost gradients, and a changed x."""
+"""Record a learner's forward pass: its tensors, its lines, what loses gradients, what changes x."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ WORDS = (
     "low low low low low lower lower newest newest newest newest newest newest widest widest "
     "widest she sells sea shells by the sea shore"
 )
-# In this text, rank, place, length and frequency each choose another pair to merge first.
+# In this text, the choice of the first merge by rank, by place, by length and by frequency gives
+# four different pairs.
 MIXED = "ccadbabacdbdababdcbdbabdbbaabbbbccbbbbdcacdbbcaccacacccdcbddbacacdadcdadabbabdcccdaccadabc"
 TRAINED = (
     (CLASSIC, 3),

@@ -45,7 +45,7 @@ def learning_rate(
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
     """Step 4: if the common norm of all gradients exceeds max_norm, scale them down in place.
 
-    Their norm is then max_norm. Returns the norm before scaling."""
+    After scaling, their norm is max_norm. Returns the norm before scaling."""
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(float((g**2).sum()) for g in grads))
     if norm > max_norm:
@@ -111,7 +111,7 @@ def any_step(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: list[Batch]) -> float:
-    """Step 6: the mean loss in evaluation mode, without gradients. Leaves training mode on."""
+    """Step 6: the mean loss in evaluation mode, without gradients. Ends in training mode."""
     model.eval()
     losses = [float(loss_of(model(x), y)) for x, y in batches]
     model.train()

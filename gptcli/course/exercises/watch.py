@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-_MOST = 20_000  # if so many values are in `held`, no more are recorded
+_MOST = 20_000  # once `held` has this many values, no more are recorded
 
 
 class Watch:
