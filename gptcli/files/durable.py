@@ -2,7 +2,7 @@
 
 A crash at any moment leaves the complete old file or the complete new file. Each write has the same
 four steps:
-1. Write to a file in the same folder, with a temporary name that begins with a dot.
+1. Write to a file in the folder of the final file, with a temporary name that begins with a dot.
 2. fsync the file.
 3. Rename it to its final name.
 4. fsync the folder (not on Windows, where this is impossible).
@@ -222,8 +222,9 @@ def remove_tree(path: Path) -> None:
 def delete_temporaries(folder: Path, goals: str) -> None:
     """Delete the temporary files and folders that killed processes left in a folder.
 
-    `goals` is a regular expression for the final names. Ignores what cannot be deleted. The caller
-    must hold the folder's lock, because this deletes the temporary files of every process."""
+    `goals` is a regular expression for the final names of these files and folders. Ignores what
+    cannot be deleted. The caller must hold the folder's lock, because this function deletes the
+    temporary files of every process."""
     temporary = re.compile(rf"\.({goals})\.\d+\.(tmp|old)")
     with suppress(OSError):
         for path in folder.iterdir():
@@ -251,7 +252,7 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # another user's process, so it runs
+    except (OSError, OverflowError):  # the process belongs to another user, so it runs
         pass
     return True
 
@@ -401,7 +402,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
             if path.is_symlink() or path.exists():
                 raise GptcliError(
                     f"{path} cannot be opened ({error.strerror})",
-                    "this file keeps two trainings apart; delete it if none uses the folder",
+                    "this file keeps two trainings apart; delete it if no training uses the folder",
                     exit_code=1,
                 ) from None
             raise folder_error(folder, error) from None

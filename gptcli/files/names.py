@@ -28,7 +28,7 @@ def shown(name: str | os.PathLike[str]) -> str:
 
 
 def show_as(path: Path, what: str) -> None:
-    """Let `shown` return `what` for this path of a temporary file, which means nothing to users."""
+    """Make `shown` return `what` for `path`, a temporary file whose path means nothing to users."""
     _shown_as[str(path)] = what
 
 
@@ -44,7 +44,7 @@ _SPECIAL_OR_BACKSLASH = re.compile(_SPECIAL.pattern[:-1] + r"\\]")
 
 
 def path_of(name: str) -> Path:
-    """The path of the file that `shown` writes as `name`, or that the user typed; `~` is expanded.
+    """The path of a file from `name`, which `shown` returned or the user typed. Expands `~`.
 
     An escape in `name` is replaced by its byte, unless a file has exactly this name. Raises
     GptcliError if `name` has an escape and lies in a folder that the user may not enter."""

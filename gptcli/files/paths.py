@@ -21,8 +21,8 @@ ESCAPE_UNDECODABLE = "gptcli.escape"
 def expanded(path: str | os.PathLike[str]) -> Path:
     """The path with the home folder in place of `~` or `~user` at the beginning.
 
-    If `~user` or the home folder is unknown, returns the path unchanged if it exists, else raises
-    GptcliError."""
+    If `~user` or the home folder is unknown, a path that exists is returned unchanged, and any
+    other path raises GptcliError."""
     text = os.fspath(path)
     if not text.startswith("~"):
         return Path(text)
