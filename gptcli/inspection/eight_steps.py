@@ -173,7 +173,7 @@ def _shown(
         (
             5,
             f"{T * (T - 1) // 2} of {T * T} scores of each head are in the future: -inf; this "
-            f"token sees {at + 1} of {T}",
+            f"token sees {at + 1} of {T} tokens",
             {},
         ),
         (

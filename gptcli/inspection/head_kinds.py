@@ -24,7 +24,7 @@ HABITS = {
 _NAMED_FROM = 0.4
 """A head is of a kind if at least this share of its attention fits the kind."""
 _WORTH_SAYING = 0.1
-"""`habit` mentions no kind if all shares are below this one."""
+"""`habit` mentions no kind if all shares of the head are below this value."""
 _SHORTEST = 8  # tokens; the scores of a shorter prompt mean little
 _PROBES = 4
 _LONGEST_HALF = 48
@@ -33,8 +33,8 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class HeadKind:
-    """One head: its layer and its number, both from 0, and for each kind in KINDS the share of its
-    attention that fits the kind.
+    """One head: its layer and its number, both counted from 0, and for each kind in KINDS the share
+    of the head's attention that fits the kind.
 
     A share is 0 if the head looks at the tokens of a kind only as much as a head with evenly spread
     attention. It is 1 if the head looks at no other tokens. It can be slightly negative."""
@@ -73,11 +73,12 @@ def head_kinds(
     """The kinds of all heads in `maps`, (H, T, T) for each layer. The heads with the largest shares
     come first.
 
-    The share of induction is measured on several sequences: different random tokens, then the same
-    tokens again. This share says how much a head looks at the token that followed the earlier copy
-    of the current token (Olsson et al. 2022, "In-context Learning and Induction Heads"). The other
-    shares are measured on the text itself, or on these sequences if the text is shorter than 8
-    tokens. `maps_of` is a function that computes the maps of a list of token ids."""
+    The share of induction is measured on several sequences. Each of them consists of different
+    random tokens, and then the same tokens again. This share says how much a head looks at the
+    token that followed the earlier copy of the current token (Olsson et al. 2022, "In-context
+    Learning and Induction Heads"). The other shares are measured on the text itself, or on these
+    sequences if the text is shorter than 8 tokens. `maps_of` is a function that computes the maps
+    of a list of token ids."""
     half = min(_LONGEST_HALF, model.config.block_size // 2, model.vocab_size)
     induction: dict[int, Tensor] = {}
     of_probes: dict[int, Tensor] = {}
@@ -118,7 +119,7 @@ def _places(weights: Tensor) -> Tensor:
     """The shares of the previous token, the first token and the token itself: (H, T, T) -> (3,
     H)."""
     T = weights.shape[1]
-    # Starts at the third token, the first one whose previous token is not the first token.
+    # The rows begin at the third token: the second token's previous token is the first token.
     rows = torch.arange(min(2, T - 1), T)
     chance = 1.0 / (rows + 1)
     first = ((weights[:, rows, 0] - chance) / (1 - chance).clamp(min=0.5)).mean(1)

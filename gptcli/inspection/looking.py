@@ -25,7 +25,7 @@ _GUESSES = 5  # how many guesses the lens has for each layer and token
 
 @dataclass(frozen=True)
 class Guess:
-    """A possible next token if the network ended after a layer, and its probability."""
+    """A possible next token and its probability, if the network ended after one of its layers."""
 
     id: int
     probability: float
@@ -49,9 +49,9 @@ class Look:
 
 
 def ids_of_prompt(trained: Trained, prompt: str) -> tuple[list[int], int]:
-    """The last token ids of a prompt, as many as the model can read, and the number of ids before
-    these, which are left out. Raises GptcliError if the prompt has no tokens, or has a character
-    that the tokenizer lacks."""
+    """The last token ids of a prompt, as many as the model can read (at most MOST_TOKENS), and the
+    number of ids before these, which are left out. Raises GptcliError if the prompt has no tokens,
+    or has a character that the tokenizer lacks."""
     if not prompt:
         raise GptcliError("the prompt is empty", 'give a text: --prompt "To be or not to be"')
     tokenizer = trained.tokenizer
@@ -86,7 +86,8 @@ def weights_of_layers(
     """The attention weights (H, T, T) of each layer, float32 on the CPU.
 
     The weights of the builtin attention are computed from its queries and keys. The weights of a
-    learner's attention are found in a trace of its forward pass; None for a layer without them."""
+    learner's attention are found in a trace of its forward pass; None for a layer in whose trace
+    they are not found."""
     found: list[Tensor | None] = []
     for layer, x in enumerate(inside.inputs):
         part = part_with_attention(model, layer)
