@@ -12,7 +12,7 @@ from gptcli.tokenization import Tokenizer
 
 _OVERTIME = 200
 """With `to_line_end`, an answer may have up to this many tokens more than `max_new_tokens` to reach
-the end of its line. After that it may have as many tokens again to reach the end of a word."""
+the end of its line. After them, it may have up to this many more to reach the end of a word."""
 
 
 class Conversation:
