@@ -20,7 +20,8 @@ _WORTH = 0.02
 """Twice as many steps are worth it if they lower the loss by at least this many nats."""
 _MANY_EPOCHS = 30
 _CLOSE = 0.1
-"""The training loss is close to the validation loss if it is less than this share below it."""
+"""The training loss is close to the validation loss if the training loss is higher, or if it is
+lower by less than this share of the validation loss."""
 _MOST_DROPOUT = 0.4
 _SPIKE = 8.0
 """A spike is a gradient norm of more than this many times the median."""
@@ -104,9 +105,11 @@ def doubled(points: Sequence[tuple[int, float]]) -> float | None:
 
 
 def _points(run: RunData) -> list[tuple[int, float]]:
-    """The points for `doubled`: pairs (step, validation loss). If there are fewer than three
-    evaluations, pairs (step, training loss), but only if the training loss says as much: the run
-    read its text at most once, or the training loss is close to the validation loss."""
+    """The points for `doubled`: pairs (step, validation loss), or pairs (step, training loss).
+
+    The training loss takes the place of the validation loss if there are fewer than three
+    evaluations, and if the run read its text at most once or the training loss is close to the
+    validation loss."""
     often = epochs(run)
     if len(run.evaluations) < 3 and ((often is not None and often <= 1) or _is_close(run)):
         return [(one.step, one.loss) for one in run.steps]
@@ -412,7 +415,7 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
     often = epochs(run)
     if often and often > _MANY_EPOCHS:
         ideas.append(
-            (f"Use more text: the run read this one {often:,.0f} times, so little is left to "
+            (f"Use more text: the run read its text {often:,.0f} times, so little is left to "
              "learn from it. `gptcli train` takes several files, and folders.", "")
         )  # fmt: skip
     elif _is_close(run):
@@ -456,7 +459,7 @@ def _calmer(run: RunData, train: str) -> tuple[str, str]:
 
 def _against_overfitting(run: RunData, train: str) -> list[tuple[str, str]]:
     often, model = epochs(run), run.config.model
-    why = f" The run read this one {often:,.0f} times." if often and often >= 2 else ""
+    why = f" The run read its text {often:,.0f} times." if often and often >= 2 else ""
     ideas = [
         (
             f"Use more text: nothing else helps as much against overfitting.{why} `gptcli train` "

@@ -11,7 +11,7 @@ from gptcli.pages.inlining import Page, asset, document, json_block
 from gptcli.pages.report_page import CHARTS_HELP, UPLOT_SCRIPT, UPLOT_STYLE, numbers, words_as_html
 from gptcli.view.safe_text import clean
 
-_POINTS = 60  # how many points of the law are drawn, from the smallest network to the larger one
+_POINTS = 60  # points of the law that are drawn, from the smallest network to the larger network
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def sizes_between(first: float, last: float) -> list[float]:
 
 
 def scaling_page(title: str, networks: Sequence[Network], law: Law, said: Sequence[str]) -> str:
-    """The page as HTML. The last of `networks` is the larger one. `said` are sentences about the
-    prediction of its loss."""
+    """The page as HTML. The last of `networks` is the larger network, whose loss the law predicts.
+    `said` are sentences about this prediction."""
     body = f"""<main>
 <header><p>Scaling law of small networks</p><h1>{html.escape(clean(title))}</h1></header>
 <section><h2>How good would a larger network be?</h2>

@@ -75,7 +75,7 @@ def test_figures_are_those_of_the_run() -> None:
     assert "18 % of its text of 1,140,545 tokens" in text
     patience = advice(recorded("patience"))
     assert "train.patience=3 ended the run" in patience.answers[1].sentence
-    assert "read this one 53 times" in patience.next[0][0]
+    assert "read its text 53 times" in patience.next[0][0]
     broken = advice(recorded("diverged"))
     assert "0.003, instead of 100" in broken.next[0][0]
 

@@ -46,10 +46,10 @@ function attentionMaps(network, from) {
 }
 
 /** What a head looks at: the shares of its attention, and the mean distance in tokens at which it
-    looks. All are averages over the tokens of a map, without the first two. `same` (the share of
-    earlier copies of a token) and `repeated` (the share of what followed a copy) are averages over
-    only the tokens that have an earlier copy, or 0 if at most three tokens have one. `tokens` are
-    the ids of the tokens of the map's rows. */
+    looks. These are averages over the tokens of a map, without the first two. The averages `same`
+    (the share of earlier copies of a token) and `repeated` (the share of what followed a copy) also
+    leave out the tokens that have no earlier copy. They are 0 if at most three tokens have one.
+    `tokens` are the ids of the tokens of the map's rows. */
 function headHabits(map, tokens) {
   const count = tokens.length;
   const sums = { itself: 0, before: 0, first: 0, same: 0, repeated: 0, distance: 0 };

@@ -2,8 +2,8 @@
    keys and values of all layers for each token.
 
    Dimensions: T tokens, C channels (n_embd), H heads, K heads of keys and values, D channels of a
-   head, P = D rounded up to 16 (how far the heads are apart in `mixed`), F hidden width, V
-   vocabulary, W width of the window (block_size, at most LONGEST_TEXT). */
+   head, P = D rounded up to a multiple of 16 (how far the heads are apart in `mixed`), F hidden
+   width, V vocabulary, W width of the window (block_size, at most LONGEST_TEXT). */
 
 const LONGEST_TEXT = 4096; // in tokens; the page ends each text at this length
 

@@ -1,7 +1,7 @@
 /* Encodes and decodes text as gptcli does: characters, bytes and byte-level BPE (also GPT-2's). */
 
-// GPT-2's pattern. Instead of its \s, this is \p{White_Space}, because \s matches other characters
-// in JavaScript.
+// GPT-2's pattern, but with \p{White_Space} in place of \s, because \s matches other characters in
+// JavaScript than in GPT-2's tokenizer.
 const SPLIT = new RegExp(
   "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\p{White_Space}\\p{L}\\p{N}]+" +
     "|\\p{White_Space}+(?!\\P{White_Space})|\\p{White_Space}+",

@@ -241,8 +241,8 @@ class Attention {
     });
   }
 
-  /** Writes the labels of the tokens beside the rows and above the columns. If a label has more
-      than one character, those above the columns are turned by 90 degrees. */
+  /** Writes the labels of the tokens beside the rows and above the columns. If any label has more
+      than one character, all labels above the columns are turned by 90 degrees. */
   label(context, cell, ink) {
     const labels = this.labels();
     const turned = labels.some((label) => label.length > 1);
