@@ -270,7 +270,7 @@ def single(learner: LearnerAttention) -> str:
 
 
 def training(learner: LearnerAttention) -> str:
-    """In training, dropout does not act on the scores, which the softmax has not yet seen."""
+    """In training, dropout does not act on the scores: it must not come before the softmax."""
     try:
         forward, dropped = dropped_values(learner)
     except CheckFailed:

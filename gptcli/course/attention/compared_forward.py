@@ -49,7 +49,7 @@ class ComparedForward:
         )
 
     def next_is(self, index: int, step: int) -> bool:
-        """Whether operation `index` belongs to the step after `step`, to judge by its name."""
+        """Whether the name of operation `index` shows that it belongs to the step after `step`."""
         after = {5: ("softmax", "exp", "weights"), 6: ("matmul", "bmm", "einsum", "mixed")}
         operations = self.trace.operations
         name = operations[index].name if index < len(operations) else ""
@@ -75,9 +75,10 @@ class ComparedForward:
         return start
 
     def line(self, index: int | None) -> int | None:
-        """The line number of operation `index` in the learner's file, or None.
+        """The line number of operation `index` in the learner's file.
 
-        If this line is unknown, the line number of the first later operation with a known line."""
+        If this line is unknown, returns the line number of the first later operation with a known
+        line, or None if there is no such operation."""
         if index is None:
             return None
         for operation in self.trace.operations[max(index, 0) :]:

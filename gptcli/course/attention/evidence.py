@@ -53,9 +53,9 @@ def mistake_with_value(
         if mistake.step != step:
             continue
         if before and values_equal(getattr(values, shown), getattr(right, before)):
-            # A mistake that leaves the step out gives the value of the step before. Correct code
-            # computes that value too, so the operation after it decides: if it belongs to the step
-            # after `step`, the code leaves `step` out.
+            # A mistake that leaves `step` out gives the value of the step before `step`. Correct
+            # code also computes this value. So the next operation decides: if that operation
+            # belongs to the step after `step`, the code leaves `step` out.
             if forward.next_is(forward.first_wrong_operation(step), step):
                 return mistake, values
             continue
@@ -72,7 +72,7 @@ def mistake_with_value(
         if step in (1, 2) and set(differing) != set(missing):
             continue
         if step == 1 and operation_that_named(forward, values, -1) < 0:
-            continue  # no variable named after q, k or v holds the wrong numbers
+            continue  # no variable whose name begins with q, k or v holds the wrong numbers
         if differing and all(
             first_operation_with(forward, getattr(values, name), getattr(right, name)) is not None
             for name in differing
@@ -229,7 +229,8 @@ def transposed_scores(forward: ComparedForward) -> Operation | None:
 def first_operation_with(forward: ComparedForward, value: Tensor, right: Tensor) -> int | None:
     """The index of the first operation whose result has the numbers of `value`, or None.
 
-    Compares the order of the numbers only if `right` has the same numbers in another order."""
+    Compares the order of the numbers only if the correct value, `right`, has the same numbers in
+    another order."""
     wanted = _sorted(value)
     reordered = values_equal(wanted, _sorted(right))
     if reordered:

@@ -30,7 +30,7 @@ PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum", "baddbmm", "
 FUSED_KERNEL = "scaled_dot_product_attention"
 # Products that use the result of one step to begin the following step.
 NEXT_STEP_PRODUCTS = {"linear", "matmul", "__matmul__", "bmm", "einsum", "conv1d", "addmm"}
-FILLERS = ("_like", "new_")  # parts of operations' names, such as zeros_like and new_full
+FILLERS = ("_like", "new_")  # parts of the names of operations such as zeros_like and new_full
 LEAST_MASK_OFFSET = 20.0  # an additive mask changes a hidden score by at least this much
 
 
@@ -58,9 +58,10 @@ def operations_off_reference(
 
 
 def names_of_inputs(operation: Operation, found: Matches, p: Problem) -> list[str | None]:
-    """The name of the reference's value that each input of `operation` belongs to; None: to none.
+    """The names of the reference's values to which the inputs of `operation` belong.
 
-    Weights of only some tokens, as in a loop, are recognised by the operation that made them."""
+    The name is None for an input that belongs to no value. Weights of only some tokens, as in a
+    loop, are recognised by the operation that made them."""
     names = []
     for x, source in zip(operation.inputs, operation.sources, strict=True):
         made = found.values_of_operation.get(source, []) if source is not None else []
@@ -130,7 +131,7 @@ def operation_that_changed_value(
             return None if begins or _is_mask(x, result, found, p) else operation
         if step == 2 and _is_multiple(x, result):
             return None  # code can scale the queries or keys instead of the scores
-        if step == 6:  # any other function is the softmax
+        if step == 6:  # if it does not multiply by a constant, it belongs to the softmax
             return operation if _is_multiple(x, result) else None
         flat = x.shape[-1] == p.C
         return None if step != 7 and flat == (step == 8) else operation

@@ -150,7 +150,7 @@ def _is_dropout(error: BaseException | None, path: Path) -> bool:
 def _step_of_raising_operation(
     trace: ForwardTrace, last: Operation, step: int, found: Matches, p: Problem
 ) -> int:
-    """The step of the operation `last`, which raised, to judge by its name and its inputs."""
+    """The step of the operation `last`, which raised, judged by its name and its inputs."""
     first = last.inputs[0] if last.inputs else None
     name = value_in(first, found, p.T) if first is not None else None
     if last.name in LAYOUT and first is not None:
@@ -181,7 +181,8 @@ def _step_of_raising_operation(
             a, b = factors_of(last)
             if a.dim() != b.dim():
                 flat = a if a.dim() < b.dim() else b
-                # The factor with fewer dimensions is not split (2) or not folded as the other (3).
+                # Either the factor with fewer dimensions is not split (step 2), or only one of the
+                # two factors is folded (step 3).
                 return 2 if flat.shape[0] == p.B and p.C in flat.shape else 3
             if last.name == "bmm" and a.dim() != 3:
                 return 3
@@ -204,7 +205,7 @@ def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
     line = line_of_error(trace.error, path)
     latest = trace.operations[-1] if trace.operations else None
     if step == 2 and trace.error is not None and latest is not None and latest.line == line:
-        return 1  # the line that computes q, k or v stops
+        return 1  # the code stops on the line that computes q, k or v
     folded = latest is not None and any(x.dim() == 3 for x in latest.outputs)
     if step == 8 and named is None and trace.error is not None and folded:
         return 7 if latest is not None and latest.name in PRODUCTS else 8
@@ -357,8 +358,8 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
 def _are_causal_rows(weights: Tensor, p: Problem) -> bool:
     """Whether a causal mask can give `weights`.
 
-    It can if `weights` has at most as many zeros as such a mask makes, and if a row with only one
-    number other than 0 has a 1 there."""
+    It can if `weights` has at most as many zeros as such a mask makes, and if, in each row
+    with a single number other than 0, this number is 1."""
     hidden = weights.numel() // p.T * (p.T - 1) // 2
     rows = weights.reshape(-1, p.T)
     first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)
@@ -411,7 +412,9 @@ def _each_index_on_one_dim(x: Tensor, table: Table, flat: Tensor) -> bool:
 
 
 def _splits_channels_wrongly(x: Tensor, table: Table, flat: Tensor) -> bool:
-    """Whether heads or channels of heads vary along several dimensions of x, as in wrong pieces."""
+    """Whether the channels were cut into wrong pieces.
+
+    In x, heads or channels of heads then vary along several dimensions."""
     _, _, h, d = (varying_dims(at.view(x.shape)) for at in table.places(flat))
     return len(h) > 1 or len(d) > 1
 

@@ -37,7 +37,7 @@ class Operation:
     grad: bool = False  # whether a result requires a gradient
     loses_gradient: bool = False  # an input requires a gradient, but a result does not
     sources: list[int | None] = field(default_factory=list)  # the operation that made each input
-    callers: tuple[int, ...] = ()  # the lines that call the function of `line`, innermost first
+    callers: tuple[int, ...] = ()  # the lines of the calls that led to `line`, innermost first
     # results that are not floats, such as masks and indices
     other_outputs: list[Tensor] = field(default_factory=list)
 

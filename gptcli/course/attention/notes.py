@@ -27,7 +27,8 @@ from gptcli.errors import GptcliError
 # only once in 65,000 times.
 ONE_TOKEN = Case(B=64, T=1, H=2, D=16, block_size=4, bias=False)
 DROPOUT = 0.5
-# Values on which dropout rarely acts, in the order of forward.
+# Values to which attention code rarely applies dropout, in the order in which forward computes
+# them: name in the reference -> words for the note.
 _EARLY = {"x": "x", "q": "the queries", "k": "the keys", "v": "the values"}
 
 

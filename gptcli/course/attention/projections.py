@@ -21,9 +21,10 @@ NAMES = (
 class Projection:
     """One linear map of a module: weight (C, C), and bias (C,) or None.
 
-    If `views` is empty, weight and bias are views of the module's parameters. Otherwise they are
-    copies, `views` are the views of the parameters with the same numbers, and `biases` are those of
-    the views that belong to the bias. `write` writes another weight into the parameters."""
+    If `views` is empty, weight and bias are views of the module's parameters. Otherwise weight and
+    bias are copies. Then `views` are views of the parameters that hold the same numbers, and
+    `biases` are those of these views that belong to the bias. `write` writes another weight into
+    the parameters."""
 
     weight: Tensor
     bias: Tensor | None

@@ -118,7 +118,10 @@ def _search(
 
 
 def _line_of_call(forward: ComparedForward, operation: Operation) -> int | None:
-    """The line of the operation. If it is in a function that other calls use rightly: the call."""
+    """The line of the operation, or the line of a call.
+
+    If the operation is in a function of the learner, and another call of this function gives
+    correct values, the mistake is in the call."""
     for other in forward.trace.operations:
         same = (other.line, other.name) == (operation.line, operation.name)
         values = forward.found.values_of_operation.get(other.index, [])
@@ -262,7 +265,9 @@ def _first_use_of_weight(forward: ComparedForward, values: Values) -> Operation 
 
 
 def _before_layout(forward: ComparedForward, operation: Operation) -> Operation:
-    """The operation that computed the wrong numbers of `operation`, which may only cut them out."""
+    """The operation that computed the wrong numbers in the result of `operation`.
+
+    This is `operation` itself, or an earlier operation if `operation` only cuts or copies."""
     tables = [forward.found.tables[letter] for letter in "qkv"]
     while operation.name in LAYOUT | COPIES and operation.sources:
         x, source = operation.inputs[0], operation.sources[0]
@@ -468,7 +473,7 @@ def _product_with_values(forward: ComparedForward) -> Operation | None:
 def _first_with_numbers_of(
     forward: ComparedForward, value: Tensor, right: Tensor, *, computed: bool = False
 ) -> Operation | None:
-    """The first operation whose result has only numbers of `value`, not all of them in `right`.
+    """The first operation whose result has only numbers of `value`, and some that `right` lacks.
 
     With `computed`, leaves out operations that only cut or copy their input.
     The result can be a part of `value`, such as one head or one token. In this case, less than half

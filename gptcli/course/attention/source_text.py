@@ -130,7 +130,7 @@ def line_of_return(path: Path, line: int | None) -> int | None:
 def line_of_constant(path: Path, line: int, value: float) -> int | None:
     """The line that gives `value` to a variable that `line` uses, or None.
 
-    Such as `FILL = -1.0`, `fill = torch.tensor(-1.0)` or `mask[hidden] = -1.0`."""
+    For example, `FILL = -1.0`, `fill = torch.tensor(-1.0)` or `mask[hidden] = -1.0`."""
     tree = _tree(path)
     used = set(_names(tree, line))
     for node in ast.walk(tree):

@@ -32,7 +32,7 @@ def explain_heads(forward: ComparedForward) -> tuple[str, str] | None:
             _, t, h, d = places
             if x.dim() == 4 and p.T > 1 and operation.name != "einsum":
                 dims = [varying_dims(index) for index in (t, h, d)]
-                if dims in ([{1}, {2}, {3}], [{1}, {3}, {2}]):  # the second is transposed
+                if dims in ([{1}, {2}, {3}], [{1}, {3}, {2}]):  # (B, T, H, D) or (B, T, D, H)
                     return "heads-not-transposed", (
                         f"the {_WORDS[name]} come into the product as {tuple(x.shape)}, with time "
                         "before the heads: it compares the heads of one token, not the tokens of "
@@ -56,9 +56,10 @@ def explain_heads(forward: ComparedForward) -> tuple[str, str] | None:
 
 
 def _piece(channels: Tensor) -> tuple[int | None, int] | None:
-    """(the first channel of a piece that no head begins with or None, channels of a piece).
+    """(first channel of a piece that begins inside a head, number of channels in each piece).
 
-    None if the channels do not increase by 1 along a dimension."""
+    The first item is None if each piece begins where a head begins. Returns None if the channels do
+    not increase by 1 along a dimension."""
     for dim in sorted(varying_dims(channels)):
         if bool((channels.diff(dim=dim) == 1).all()):
             size = channels.shape[dim]

@@ -208,7 +208,9 @@ class Layout:
 
 
 def _regrouped(groups: dict[str, Group], path: str) -> Group | None:
-    """The group of `path` with 0 instead of *, because a list of one head has no *; else None."""
+    """The group at `path` with 0 instead of *, or None.
+
+    If a module has a list of only one head, the group's path has a 0 and not a *."""
     wanted = path.replace("*", "0")
     return groups.get(wanted)
 

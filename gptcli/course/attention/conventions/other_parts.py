@@ -27,7 +27,7 @@ def needs_other_hardware(cls: type[nn.Module]) -> str | None:
 
 
 def other_part(cls: type[nn.Module], module: nn.Module | None, call: Call) -> CheckFailed | None:
-    """A CheckFailed that names no step if the class has a part outside the eight steps, or None."""
+    """If the class has a part outside the eight steps: a CheckFailed without a step. Else None."""
     if (flex := needs_other_hardware(cls)) is not None:
         return CheckFailed(
             "other-hardware",

@@ -54,9 +54,9 @@ def possible_layouts(
 ) -> list[Layout]:
     """The layouts that the shapes and names of a module allow, the most likely one first.
 
-    If the module has no output projection, the identity replaces it. With `needs_output` this is an
-    error, unless the module has a list of heads or `any_output` is set. Raises ProjectionError if
-    no layout fits."""
+    If the module has no output projection, the identity replaces it. With `needs_output`, a missing
+    output projection is an error, unless the module has a list of heads or `any_output` is set.
+    Raises ProjectionError if no layout fits."""
     inventory = take_inventory(module)
     if inventory.loose:
         raise ProjectionError(
@@ -252,13 +252,13 @@ def _complain(
             shapes = " and ".join(str(tuple(m.tensor.shape)) for m in group.members[:3])
             raise ProjectionError(
                 f"`{group.name.removesuffix('.*')}` holds {len(group.members)} matrices, {shapes}; "
-                "it should be an nn.Linear, one matrix and at most one bias",
+                "it should be an nn.Linear: one matrix and at most one bias",
                 "projection-shape", output=role == OUT,
             )  # fmt: skip
         if first.dim() != 2:
             raise ProjectionError(
                 f"`{group.name}` has a parameter of shape {tuple(first.shape)}; it should be an "
-                "nn.Linear, one matrix and at most one bias",
+                "nn.Linear: one matrix and at most one bias",
                 "projection-shape", output=role == OUT,
             )  # fmt: skip
         expected = {QKV: (3 * C, C), KV: (2 * C, C), QK: (2 * C, C)}.get(role, (C, C))

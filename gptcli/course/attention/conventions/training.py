@@ -25,9 +25,9 @@ _FIELDS = ("n_embd", "n_head", "dropout", "bias", "block_size")
 
 
 class AdaptedAttention(nn.Module):
-    """A learner's attention that does not follow the course's convention, as a module that does.
+    """A module that lets gptcli call a learner's attention in the course's convention.
 
-    So forward(x) returns the output, without other arguments."""
+    forward(x) needs no other arguments, and returns only the output."""
 
     def __init__(self, learner: LearnerAttention, config: Any) -> None:
         super().__init__()

@@ -30,11 +30,11 @@ def best_layout(
     forward: Forward,
     path: Path,
 ) -> Layout:
-    """The layout with which the learner's output is correct, else one that explains most values.
+    """The layout with which the learner's output is correct, else the one that explains most.
 
     A layout explains a value of the reference, such as the queries, if the learner's forward
-    computes the value that the layout gives. The first layout is chosen, unless another one
-    explains at least two values more."""
+    computes the value that the layout gives. If no layout makes the output correct, the first
+    layout is chosen, unless another one explains at least two values more."""
     if len(layouts) == 1:
         return layouts[0]
     sizes = Sizes(x.shape[2], n_head)
