@@ -1,4 +1,4 @@
-"""Writes file names that are not UTF-8 with escapes, and finds the files by these written names."""
+"""Writes file names with escapes if they are not UTF-8, and finds the files by these names."""
 
 from __future__ import annotations
 
