@@ -252,7 +252,7 @@ def _sorted(x: Tensor) -> Tensor:
 
 
 def operation_that_named(forward: ComparedForward, values: Values, index: int) -> int:
-    """The index of the operation whose wrong result is in a variable q, k or v, else `index`."""
+    """The index of the operation that gives a variable q, k or v wrong numbers, else `index`."""
     for letter in "qkv":
         wrong = getattr(values, letter)
         if values_equal(wrong, getattr(forward.values, letter)):

@@ -9,7 +9,7 @@ these rules that applies decides:
 3. Otherwise one function for each step searches for the wrong operation. The wrong operation is the
    first that turns correct numbers into wrong ones, or puts correct numbers in an order that no
    step needs.
-   quoted_mask_line.py searches for masks. The line is, in this order:
+   For step 5, this function is in quoted_mask_line.py. The line is, in this order:
    a. for a mask that the module keeps: the line of the constructor that makes it;
    b. for a missing output projection: the last return;
    c. for a call over several lines: the line of the argument;

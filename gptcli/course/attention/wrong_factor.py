@@ -46,7 +46,7 @@ def has_time_last(
 def step_of_raising_factor(
     trace: ForwardTrace, operation: Operation, found: Matches, p: Problem
 ) -> int | None:
-    """The step, 2 or 3, in which a factor of a product that raises was left unfinished; else None.
+    """The step, 2 or 3, that a factor of a raising product lacks; None if neither is missing.
 
     2: the heads of the factor come after time, so they were not transposed. 3: the factor has four
     dimensions in a product of folded factors, so it was not folded."""

@@ -27,8 +27,8 @@ def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
 
     If no name looks like an attention, returns the file's only torch.nn.Module, or [] if there are
     several. If two classes are equally likely, a class comes before the classes that it uses. If
-    neither uses the other, the one that the file defines later comes first, because files often
-    define one head first and many heads later."""
+    neither uses the other, the class that the file defines later comes first, because files often
+    define a class for one head before the class for many heads."""
     from torch import nn
 
     own = [
