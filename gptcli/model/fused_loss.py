@@ -33,8 +33,8 @@ with this many rows."""
 def can_fuse(x: Tensor) -> bool:
     """Whether head_loss works on x: on an NVIDIA GPU with Triton, except in float16.
 
-    The kernel computes gradients before the loss scale multiplies them. In float16, such small
-    numbers would round to 0."""
+    The kernel computes gradients before the loss scale multiplies them. In float16, gradients
+    without the loss scale are often so small that they round to 0."""
     return x.is_cuda and x.dtype != torch.float16 and _has_triton()
 
 

@@ -63,7 +63,8 @@ def look_inside(model: GPT, ids: list[int]) -> Inside:
 
 
 def part_with_attention(model: GPT, layer: int) -> nn.Module:
-    """The attention of layer `layer` (the first is 0); the block itself if the user wrote it."""
+    """The attention of layer `layer` (the first is 0); the whole block if the user wrote the
+    block."""
     block = model.h[layer]
     return block if model.user_parts.block is not None else block.get_submodule("attn")
 
