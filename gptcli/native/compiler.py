@@ -17,7 +17,8 @@ from pathlib import Path
 NONE = "there is no C compiler (`gcc` or `cc`); `pip install ziglang` installs one"
 """Why no library can be compiled if `find_compiler` returns None."""
 
-# macOS has these programs without a compiler too. Then they only offer to install one.
+# macOS has these two programs even if no compiler is installed. Then each of them only offers to
+# install one.
 _APPLES = ("/usr/bin/gcc", "/usr/bin/cc")
 
 
@@ -36,7 +37,8 @@ class Compiler:
         return flag
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """The variables that the compiler needs. Zig keeps its own files in `folder`/zig."""
+        """The environment variables that the compiler needs. Zig keeps its own files in
+        `folder`/zig."""
         if not self.is_zig:
             return {}
         cache = str(folder / "zig")
@@ -55,7 +57,7 @@ def find_compiler() -> Compiler | None:
 
 
 def _only_offers_to_install(path: str) -> bool:
-    """Whether this is macOS's program `cc`, and Apple's developer tools are not installed."""
+    """Whether `path` is macOS's `gcc` or `cc`, and Apple's developer tools are not installed."""
     if sys.platform == "darwin" and path in _APPLES:
         words = ["xcode-select", "-p"]  # prints the folder of the tools, or fails
         try:

@@ -114,9 +114,9 @@ class Decoder:
 
     def feed(self, rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
         """Feed tokens to several streams. Each row is (stream, position of its first token,
-        tokens). Afterwards, `logits(stream)` gives the logits for the token after the last token of
-        this row. Rotary positions count from the beginning of the stream, and a token looks at the
-        last W tokens. With learned positions, every position must be below W."""
+        tokens). Afterwards, `logits(stream)` gives the logits for the token that follows the
+        stream's row. Rotary positions count from the beginning of the stream, and a token looks at
+        the last W tokens. With learned positions, every position must be below W."""
         for stream, position, tokens in rows:
             assert 0 <= stream < self.streams
             assert 0 <= position <= self._last_position - len(tokens)

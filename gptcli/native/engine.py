@@ -128,8 +128,8 @@ class Engine:
     ) -> float:
         """The sum of the losses in nats. Also computes the gradients of this sum, times `scale`.
         They replace the numbers in the flat tensor of gradients, or, with `add`, are added to these
-        numbers. For the same B and T, the masks of dropout depend only on `seed`, from 0 to below
-        2**64."""
+        numbers. For the same B and T, the masks of dropout depend only on `seed`, which must be at
+        least 0 and below 2**64."""
         return self._call(idx, targets, self._gradients.data_ptr(), seed, scale, add=add)
 
     def _call(

@@ -209,7 +209,7 @@ def start_building(source: Source) -> None:
 
 
 def start_building_training(dtype: str) -> None:
-    """Start to compile the library that trains if the setting `run.dtype` is `dtype`.
+    """Start to compile the library that a training needs; `dtype` is the training's `run.dtype`.
 
     Choosing the library needs no PyTorch, so the compiler can start early. No library trains in
     float16."""
