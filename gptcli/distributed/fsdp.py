@@ -67,7 +67,7 @@ class ShardedWeights(MasterWeights):
         return [name for name, _ in self.masters]
 
     def shard(self) -> None:
-        """Use this rank's shards as the master weights. First, `shard_model` must make them."""
+        """Use this rank's shards as the master weights. `shard_model` must have made the shards."""
         for name, p in self._model.named_parameters():
             assert isinstance(p, DTensor)
             self._sharded[name] = p
@@ -110,9 +110,10 @@ class ShardedWeights(MasterWeights):
         return tuple(parts[part] ** 0.5 for part in sorted(parts))
 
     def publish(self) -> None:
-        """Let FSDP gather the weights again before it computes with them. FSDP rounds them itself.
+        """Let FSDP gather the weights again before it computes with them.
 
-        Otherwise it would keep some complete weights from an evaluation to the next step."""
+        Without this call, FSDP would keep some complete weights from an evaluation to the next
+        step. FSDP rounds the weights itself."""
         for module in self._model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
