@@ -127,7 +127,7 @@ class Batches:
         return found
 
     def epoch_of(self, k: int) -> float:
-        """How many epochs were read before batch k. After 1.5, half of the second epoch was read.
+        """How many epochs were read before batch k. At 1.5, half of the second epoch was read.
 
         An epoch of a mixture has as many sequences as the epochs of all its texts together."""
         return k * self._batch_size / self.per_epoch

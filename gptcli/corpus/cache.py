@@ -6,9 +6,9 @@ renamed atomically.
 
 An entry is a folder whose name is the hash (the key). The folder has the token shards, the
 tokenizer.json of the tokenizer that made them, and a meta.json, which is written last. If the text
-can have several documents, more shards have the positions at which the documents start. meta.json
-has the size and SHA-256 of each shard, the SHA-256 of tokenizer.json, and the SHA-256 of its own
-content. An entry is used only if its files agree with its meta.json.
+can have several documents, further shards hold the positions at which the documents start.
+meta.json has the size and SHA-256 of each shard, the SHA-256 of tokenizer.json, and the SHA-256 of
+its own content. An entry is used only if its files agree with its meta.json.
 """
 
 from __future__ import annotations

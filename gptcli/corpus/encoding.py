@@ -95,7 +95,8 @@ def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def characters(pieces: Iterable[Piece]) -> Iterator[str]:
-    """Short texts that together have every character of `pieces`, for the vocabulary of char."""
+    """Short texts that together have every character of `pieces`, for the vocabulary of a new
+    char tokenizer."""
     seen = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
     seen_ascii = b""
     for group in _grouped(pieces):
@@ -114,7 +115,7 @@ def characters(pieces: Iterable[Piece]) -> Iterator[str]:
 
 
 def _grouped(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Put the pieces into lists, so that short documents do not take more time to encode.
+    """Put the pieces into lists, because encoding many short pieces one by one would take longer.
 
     The pieces of a list have at least CHUNK characters together, except in the last list."""
     group: list[Piece] = []

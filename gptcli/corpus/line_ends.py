@@ -21,7 +21,7 @@ _TOOLS = {b"\n": "dos2unix", b"\r\n": "unix2dos", b"\r": "unix2mac"}
 _CHANGES = ((b"\n", False), (b"\r\n", False), (b"\n", True), (b"\r\n", True), (b"\r", True))
 # In these files, the line ends are between records and are no part of the text.
 _RECORDS = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet")
-_SEEN = CHUNK  # so many bytes at the beginning of each file are looked at
+_SEEN = CHUNK  # how many bytes at the beginning of each file are looked at
 
 
 def line_ends_note(source: Source) -> list[str]:

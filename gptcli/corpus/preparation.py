@@ -99,7 +99,8 @@ def open_corpus(
 
     Token shards (gptcli.corpus.shards) are not encoded: they have ids and a tokenizer of their own.
 
-    `unknown` says what to do with characters that a given char tokenizer does not know.
+    If `tokenizer` is given and is of the kind char, `unknown` says what to do with characters that
+    it does not know.
 
     If `content_key` is given and the text has another key, raises OtherTextError before anything is
     encoded. If `cache` is given, it replaces `cache_folder()`. `progress` says whether a progress
@@ -126,7 +127,7 @@ def open_corpus(
     # Cache entries that can have several documents also have the position at which each of them
     # starts.
     content = found.content_key + ("" if found.one_document else " documents")
-    if data.shares is not None:  # a mixture's entry also has each text's first document
+    if data.shares is not None:  # a mixture's entry also says with which document each text starts
         refuse_missing_texts(data, found)
         content += " texts " + ",".join(map(str, found.counts))
     trained = entry_key(content, f"bpe {vocab_size}" if kind == "bpe" else kind)
@@ -136,7 +137,7 @@ def open_corpus(
         tokenizer = tokenizer or _fixed_tokenizer(kind, vocab_size)
     elif tokenizer is not None:
         # If a run is resumed, `tokenizer` was trained on this text. Then the cache can have the
-        # entry under the key that describes this training.
+        # entry under the key that describes how the tokenizer was trained.
         entry = read_entry(folder / trained, trained, tokenizer, notes)
     if tokenizer is not None:
         rule = f" unknown {unknown}" if kind == "char" and unknown != "error" else ""

@@ -30,7 +30,8 @@ COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 """Suffix of a compressed file -> the module of the standard library that reads it."""
 
 WIDE = ("utf16", "utf32")
-"""How the names of encodings begin in which NUL bytes are normal, as `codec_name` spells them."""
+"""The beginnings of the names, as `codec_name` spells them, of encodings in which NUL bytes are
+normal."""
 
 
 class BinaryFileError(GptcliError):

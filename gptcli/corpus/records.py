@@ -77,7 +77,8 @@ def json_pieces(
 def json_entries(
     path: Path, advance: Advance = ignore, encoding: str | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """The entries of the list in a .json file, each after its place: "a.json:7: entry 3".
+    """For each entry of the list in a .json file: its place, such as "a.json:7: entry 3", and the
+    entry.
 
     Only one entry is in memory at a time. Raises NotAListError if the file does not hold a list."""
     buffer = _JsonBuffer(path, decoded(path, advance, encoding))
@@ -137,7 +138,7 @@ class _JsonBuffer:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # Perhaps the value is incomplete, so read more text, as much as the buffer has.
+                # Perhaps the value is incomplete, so double the text in the buffer.
                 if not self._more(len(self._text) - self._at):
                     raise self.error(f"not JSON: {error.msg}, in", entry) from error
             except (ValueError, RecursionError) as error:
@@ -315,7 +316,7 @@ def csv_pieces(
 def _rows(
     path: Path, advance: Advance, encoding: str | None, field: str
 ) -> Iterator[tuple[int, list[str]]]:
-    """All rows except blank ones, each after the number of the last line that belongs to it."""
+    """For each row that is not blank: the number of its last line, and the row."""
     numbered = lines(path, advance, encoding, keep_blank=True)
     number, first = next(numbered, (1, ""))
 

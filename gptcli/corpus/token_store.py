@@ -83,8 +83,8 @@ class TokenStore:
     def read(self, start: int, count: int) -> Tokens:
         """The `count` tokens of the store from position `start` on: uint16 or uint32 (count,).
 
-        The store must have so many tokens. If they are in one piece of one shard, the result is a
-        view of the shard, so do not write to it."""
+        The store must have at least `start` + `count` tokens. If the tokens are in one piece of one
+        shard, the result is a view of the shard, so do not write to it."""
         assert 0 <= start <= start + count <= self._length, (start, count, self._length)
         if self._first is not None:
             return self._read_shards(self._first + start, count)
@@ -120,7 +120,7 @@ class TokenStore:
         return found
 
     def parts(self, ranges: Sequence[tuple[int, int]] | Tokens) -> TokenStore:
-        """A store of the tokens in several ranges of this store [start, stop), on the same
+        """A store of the tokens in several ranges [start, stop) of this store, with the same
         shards."""
         wanted = np.array(ranges, dtype=np.int64).reshape(-1, 2)
         if self._first is not None:

@@ -1,4 +1,4 @@
-"""Errors that name files that are not UTF-8, with their likely encoding, or that are cut off."""
+"""Errors about files that are cut off, or that are not UTF-8 (with their likely encoding)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gptcli.corpus.reading import COMPRESSED, UndecodableError, decoded, open_co
 from gptcli.errors import GptcliError
 from gptcli.files.names import STANDARD_INPUT, shown
 
-_LOOKED_AT = 1 << 15  # so many bytes around the first one that cannot be decoded
+_LOOKED_AT = 1 << 15  # how many bytes around the first undecodable byte are looked at
 _MOST_NAMED = 100
 
 # Common encodings of text files, by Python's names. Only these are tried: charset-normalizer knows

@@ -79,8 +79,8 @@ def split_documents(
     short = np.flatnonzero(~long)
     order = short[np.argsort(_shuffled(short), kind="stable")]
     filled = np.cumsum(lengths[order])
-    # Short documents are taken in this order as long as each of them brings the number of their
-    # tokens nearer to the wanted share.
+    # In this order, a short document is chosen if it brings the number of chosen tokens nearer to
+    # the wanted number.
     chosen = order[filled - lengths[order] / 2 <= lengths[order].sum() * val_fraction]
     from_[chosen] = starts[chosen]
     return _ranges(starts, from_), _ranges(from_, stops)
@@ -162,7 +162,7 @@ def _relative_entropy(part: Any, whole: Any) -> float:
     return float((p[used] * np.log(p[used] / q[used])).sum())
 
 
-_LONG = 20  # so many long documents together have more tokens than are for validation
+_LONG = 20  # 20 long documents together have more tokens than are for validation
 
 
 def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Ranges:
