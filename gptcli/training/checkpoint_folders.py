@@ -25,7 +25,7 @@ class UnreadableError(GptcliError):
 
 
 def folder_of(run: Path, step: int) -> Path:
-    """The path of a step's checkpoint folder, which may not exist."""
+    """The path of a step's checkpoint folder, which need not exist."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
@@ -57,7 +57,8 @@ def steps_of(run: Path) -> list[int]:
 
 
 def refuse_other_link(run: Path) -> None:
-    """Raise GptcliError (exit code 1) if `checkpoints` links to another run or to other files.
+    """Raise GptcliError (exit code 1) if `checkpoints` links to another run's checkpoints, or to
+    files that are not checkpoints.
 
     Also raises GptcliError if the link is broken. Call this before the first write. A run folder
     that came from somebody else can contain such a link."""

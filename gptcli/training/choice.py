@@ -29,8 +29,8 @@ _BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.65
 _MAX_PARAMETERS_PER_CHARACTER = 6.0
 _EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
 _EPOCHS_WITHOUT_AVERAGE, _AVERAGE_PER_DOUBLING, _MAX_AVERAGE = 20.0, 0.175, 0.35
-_MOST_EPOCHS, _MANY_EPOCHS = 80.0, 20.0  # the limit is a setting only for a text read many times
-_TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # tokens in a step, if the training has 3 million
+_MOST_EPOCHS, _MANY_EPOCHS = 80.0, 20.0  # train.max_epochs is 80 if a text is read over 20 times
+_TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # 2048 tokens a step in a training of 3e6 tokens
 # (least number of training tokens, context length). The second table is for texts that are read
 # more than 2.7 times.
 _CONTEXTS = ((2.5e6, 256), (1.3e6, 128), (0.0, 64))
@@ -42,8 +42,8 @@ _MAX_CHAR_VOCABULARY = 8192  # a text with more different characters is read as 
 _ALPHABET_BYTES = 1.5  # a text with more bytes per character is in a script such as Chinese
 _SUBWORD_BYTES_PER_SECOND = 3e6  # the speed of reading and encoding on a slow machine
 _MOST_PREPARATION = 0.2  # encoding may take this share of the time
-_VAL_TOKENS = 0.24  # validation tokens / training tokens, at most
-_LEAST_VAL_WINDOWS = 32  # of the validation split, even if _VAL_TOKENS allows fewer
+_VAL_TOKENS = 0.24  # the most validation tokens for each token that the training reads
+_LEAST_VAL_WINDOWS = 32  # windows of the validation split, even if _VAL_TOKENS allows fewer
 _LEAST_STEPS_PER_EPOCH = 2  # else a step could read a part of a short text twice
 VAL_FRACTION = 0.1
 PATIENCE = 5
@@ -84,7 +84,8 @@ def average_for(epochs: float) -> float:
 
 
 def best_size(operations: float) -> float:
-    """The number of parameters N that is best for a budget of operations, if a token takes 6 N."""
+    """The number of parameters N that is best for a budget of operations. A token takes 6 N
+    operations."""
     return _BEST_SIZE * float((operations / _AT_OPERATIONS) ** _SIZE_GROWS)
 
 
@@ -133,8 +134,9 @@ def choose_settings(
     - The network grows with the operations, up to about 6 parameters per character of the text.
     - The more often the text is repeated, the higher the dropout.
     - The longer the training, the larger the batch.
-    - A long text in an alphabet gets subwords, if the run would read less than 60 % of it as
-      characters, and if it can be encoded in less than a fifth of the `seconds` of the run.
+    - A long text in an alphabet gets subwords, if the run would read less than 60 % of the text
+      with characters as tokens, and if the text can be encoded in less than a fifth of the
+      `seconds` of the run.
     - A validation split whose evaluation would take too long becomes smaller. It keeps its size if
       the user set the number of steps, because then no time limit is promised."""
     characters = max(1.0, text.characters * (1 - held_out))

@@ -77,7 +77,7 @@ def train(
     changes no weights. If a loss or gradient is not finite (in float16 also with smaller loss
     scales), the run finishes as "diverged" before the update. Raises GptcliError if the last
     checkpoint, or the first of a fine-tune, cannot be written. After the generator has ended,
-    raised or been closed, none of its threads changes the run's checkpoints."""
+    raised an error or been closed, none of its threads changes the run's checkpoints."""
     loop = _Loop(setup, should_stop, wishes)
     try:
         yield from loop.events()

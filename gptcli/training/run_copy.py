@@ -45,7 +45,7 @@ class RunCopy:
         self._run, self._there = run, RemoteFolder(url)
         self._metas: dict[int, bytes] = {}  # step -> its meta.json, as uploaded
         self._changed = threading.Condition()  # guards the fields below
-        # Numbers of calls of `saved`: of the newest call, and of the newest call that is uploaded.
+        # The number of calls of `saved`, and the number of the newest call whose upload has ended.
         self._asked = self._done = 0
         self._ended = False
         self._problems: list[str] = []
@@ -114,10 +114,11 @@ class RunCopy:
         ]
 
     def _is_met(self, goal: int) -> bool:
-        """Wait at most 0.1 s until call number `goal` of `saved` is uploaded; return whether it is.
+        """Wait at most 0.1 s for the end of the upload for call number `goal` of `saved`.
 
-        If it is uploaded, the thread ends. An upload that began before that call does not count,
-        because the run has changed since then."""
+        Returns whether the upload has ended, perhaps with an error. If it has, the thread ends. An
+        upload that began before that call does not count, because the run has changed since
+        then."""
         with self._changed:
             met = self._changed.wait_for(lambda: self._done >= goal, 0.1)
             if met:

@@ -59,7 +59,7 @@ def decay_at(step: int, plans: Sequence[Plan], decay_fraction: float) -> float:
 
 
 def average_weight(step: int, *, share: float, max_steps: int, plans: Sequence[Plan] = ()) -> float:
-    """By how much `step` steps move the average of the weights towards the weights; 0: not at all.
+    """How far the average moves towards the weights after `step` steps: a share of the distance.
 
     The exponential moving average has the time constant `share` * max_steps, in steps. At first the
     time constant is the number of steps so far, so that the initial weights do not count. About 32
@@ -74,7 +74,7 @@ def average_weight(step: int, *, share: float, max_steps: int, plans: Sequence[P
 
 
 def most_steps(config: Config, tokens: TokenStore) -> int | None:
-    """The number of steps that read the training text `tokens` train.max_epochs times.
+    """The number of steps after which the training text (`tokens`) is read train.max_epochs times.
 
     None if the config sets no such limit."""
     if config.train.max_epochs is None:

@@ -12,7 +12,7 @@ _MOST_TEXTS = 12
 
 
 def setting_notes(config: Config, corpus: Corpus) -> list[str]:
-    """A sentence for each setting that does not suit the run or the text, and one on mixed texts.
+    """A sentence on each setting that does not suit the run or the text, and on mixed texts.
 
     `config` is resolved: train.warmup_steps is a number."""
     train, block_size = config.train, config.model.block_size

@@ -92,8 +92,9 @@ def to_checkpoint(weights: Named, state: Named) -> tuple[Named, Named]:
 def from_checkpoint(masters: Iterable[tuple[str, Tensor]], state: Named) -> Named:
     """Undo `to_checkpoint`, and return the state with the averages.
 
-    `masters` are the names and the master weights, which have the checkpoint's weights. Copies
-    into them the weights as training changed them. Raises KeyError if one of these is missing."""
+    `masters` are the names and the master weights, which have the checkpoint's weights. Overwrites
+    these with the weights as training changed them, from `state`. Raises KeyError if `state` lacks
+    one of them."""
     if not any(key.startswith(_TRAINED) for key in state):
         return state
     rest = dict(state)
