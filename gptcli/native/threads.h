@@ -8,7 +8,7 @@
  * not depend on which thread computes a round.
  *
  * Each library has its own team. If two threads of a program call a library, one waits until the
- * other's function has ended, except that a function in a single thread needs no team. */
+ * other's function has ended. A call that uses a single thread needs no team, so it never waits. */
 
 #ifndef GPTCLI_THREADS_H
 #define GPTCLI_THREADS_H
@@ -34,7 +34,7 @@ enum {
     OPEN_LOOPS = 16,            /* the most shared loops between two barriers */
     STACK_BYTES = 4 << 20,
     SPIN_NANOSECONDS = 60000, /* how long a waiting thread spins if undisturbed */
-    SPINS_DISTURBED = 50,     /* how often it checks the signal before that, also if disturbed */
+    SPINS_DISTURBED = 50,     /* how often it checks the signal first, also if disturbed */
 };
 
 /* A number on which threads wait. It has a cache line of its own. A barrier also counts the threads
@@ -54,7 +54,7 @@ typedef struct {
 typedef struct {
     int number, count;      /* its number, from 0, and how many threads run the function */
     unsigned barriers;      /* the value of the team's barrier until all threads arrive */
-    unsigned loop, cleared; /* how many shared loops it has begun, and begun before a barrier */
+    unsigned loop, cleared; /* shared loops that it has begun: all, and before the last barrier */
     long next;              /* the next round of a loop, if it is the only thread */
 } Worker;
 

@@ -149,7 +149,7 @@ static void norm_rotate(const Decoder *d, float *x, const float *gain, const flo
     const int D = d->D, half_dim = D / 2;
     float scale = 1.0f;
     if (d->s.qk_norm) {
-        v16 squares = broadcast(0.0f); /* of P numbers; those after D are 0 */
+        v16 squares = broadcast(0.0f); /* of P numbers; all after the first D are 0 */
         for (int j = 0; j < d->P; j += LANES) squares += load(x + j) * load(x + j);
         scale = 1.0f / sqrtf(sum_lanes(squares) / D + d->s.norm_eps);
     }
@@ -195,8 +195,8 @@ static void store_key_and_value(const Decoder *d, char *keys, int slot, const fl
 enum { GROUPS = 4 / REGISTERS, WIDEST = 64 / REGISTERS };
 
 /* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Also prefetches what is read
- * next: as many bytes at next_keys, and as many at next_values. Prefetches nothing if next_keys is
- * NULL. */
+ * next: at next_keys and at next_values, each time as many bytes as the n groups of keys have.
+ * Prefetches nothing if next_keys is NULL. */
 INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const float *q,
                        const char *keys, int slot, const char *next_keys, const char *next_values,
                        float *scores) {
@@ -266,8 +266,8 @@ INLINE void sum_values(const int is_bf16, const int wide, const char *values, lo
 
 /* Attention of one head for one row: q (E) at `position` sees the last W tokens. Computes scores,
  * softmax, and the weighted sum of values into out (P). next_stream_keys: the keys that the next
- * call reads. This call prefetches them, and its own keys and values before it reads these. If it
- * is NULL, this call prefetches nothing. */
+ * call reads. This call prefetches them, and also its own keys and values before it reads its own.
+ * If next_stream_keys is NULL, this call prefetches nothing. */
 INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const char *keys,
                    int position, float *scores, char *out, const char *next_stream_keys) {
     const int R = d->R, P = d->P, slot = position % R;
@@ -489,7 +489,7 @@ static void run_step(Step s) {
     step_barrier(&s);
     for (int l = 0; l < d->s.L && s.n; l++) {
         const Layer *layer = d->layers + l;
-        /* In the last layer, the other rows only have to store keys and values. */
+        /* In the last layer, rows whose logits are not wanted only store keys and values. */
         const uint8_t *wanted = l == d->s.L - 1 ? s.wants_logits : NULL;
         attention_heads(&s, l, normalise_rows(&s, layer->ln1, layer->ln1_bias), wanted);
         step_barrier(&s);

@@ -1,9 +1,9 @@
 /* A decoder's shape, its packed weights, the KV cache of its streams, and the memory of a step.
  *
  * C channels, H query heads, K heads of keys and values, G = H / K query heads for each head of
- * keys and values, head width D, P = D rounded up to 16, E = D rounded up to 2, F the
- * feed-forward's hidden width, V vocabulary, W the context length. Cp, Fp, Vp are C, F, V rounded
- * up to 32. A stream is one text that is being generated.
+ * keys and values, head width D, F the feed-forward's hidden width, V vocabulary, W the context
+ * length. P is D rounded up to a multiple of 16, and E is D rounded up to a multiple of 2. Cp, Fp,
+ * Vp are C, F, V rounded up to multiples of 32. A stream is one text that is being generated.
  *
  * KV cache: each stream has a ring buffer of R slots for each layer and KV head. The token at
  * position p is in slot p mod R. R is at least W. With rotary positions, R is at least W plus one
@@ -35,7 +35,9 @@ int shape_bytes(void) { return sizeof(Shape); }
 
 /* The packed weights of a layer. */
 typedef struct {
-    Packed qkv; /* for each KV head: G P queries, P keys, P values; then 1 or 2 panels of zeros */
+    /* Outputs for each KV head: G P numbers of queries, P of the key, P of the value. After all
+     * heads: 1 or 2 panels of zeros. */
+    Packed qkv;
     Packed out; /* its inputs: P numbers of each head */
     Packed up;  /* with a gate: 16 outputs of the gate, 16 of up, and so on */
     Packed down;
@@ -55,7 +57,7 @@ typedef struct {
 typedef struct {
     Shape s;
     int G, D, E, P, R;
-    long Cp, Fp, Vp, HP; /* C, F, V, H P: rounded up to 32 */
+    long Cp, Fp, Vp, HP; /* C, F, V and H P, rounded up to multiples of 32 */
     long rows;           /* rows for which the arrays of a step have room */
     int chunk;           /* the most tokens of one stream in a step */
     const float *wte, *wpe;
@@ -80,7 +82,7 @@ typedef struct {
  * table, plus those of r, in the fine table. A chunk is a part of a prompt that one step takes. */
 enum { FINE_STEPS = 1024, COARSE_STEPS = 256, MAX_CHUNK = 128 };
 
-/* Bytes of a number in the inputs of products, before quantize_row for int8 weights. */
+/* Bytes of a number in the inputs of products. For int8 weights: before quantize_row. */
 static size_t input_bytes(const Decoder *d) { return d->s.kind == BFLOAT16 && BF16_ROWS ? 2 : 4; }
 
 /* Bytes of a number in the KV cache. */

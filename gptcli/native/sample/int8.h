@@ -2,8 +2,8 @@
  *
  * A linear layer has K inputs, a multiple of 32. An int8 weight w is stored as the byte w + 128.
  * Each output has a scale for every 32 of its inputs. A scale is the smallest bfloat16 number for
- * which the 32 weights, divided by the scale, are between -127 and 127. If all 32 weights are below
- * 1e-30 in size, the scale is 0.
+ * which the 32 weights, divided by the scale, are between -127 and 127. If all 32 weights are
+ * between -1e-30 and 1e-30, the scale is 0.
  *
  * Each row of activations has one scale t. An activation is stored as an integer a of 15 bits: its
  * value is a times t. The products of 32 inputs are summed exactly, in int32, on all processors.
@@ -78,7 +78,7 @@ static void quantize_row(const float *row, long K, char *out) {
     }
     const float top = max_lane(largest);
     const v16 scale = broadcast(top > 1e-30f ? MAX_ACTIVATION / top : 0.0f);
-    const v16 shift = broadcast(12582912.0f); /* adding 1.5 x 2^23 rounds to a whole number */
+    const v16 shift = broadcast(12582912.0f); /* adding 1.5 * 2^23 rounds to a whole number */
     int32_t *correction = (int32_t *)(out + 2 * K);
     for (long k = 0; k < K; k += SCALE_GROUP, correction++) {
         v16i sum = {0};
@@ -239,8 +239,8 @@ static void int8_tiles_begin(int rows) {
     _tile_loadconfig(&shape);
 }
 
-typedef int32_t GroupSums[4][16]
-                         [OUTPUTS]; /* over 32 inputs: for two panels, sums of high and low bytes */
+/* Sums over 32 inputs: of high bytes and of low bytes for one panel, then for another panel. */
+typedef int32_t GroupSums[4][16][OUTPUTS];
 
 /* Multiplies the high bytes and the low bytes of up to 16 rows by two panels, which are `panel`
  * bytes apart. Each sum runs over 32 inputs. */

@@ -7,7 +7,7 @@
  * "FlashAttention", section 3.1.
  *
  * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. The
- * number of keys is padded to a multiple of 32. The padding gets weight 0, but its values must be
+ * number of keys is padded to a multiple of 32. The padding gets weight 0, but its numbers must be
  * finite (README.md).
  */
 

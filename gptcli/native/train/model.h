@@ -3,9 +3,9 @@
  * B sequences of T tokens, M = B T rows in MB blocks of 32, L layers, C channels, H heads of
  * queries, K heads of keys and values (each serves H / K heads of queries), D the width of a head,
  * Q = H D, QKV = (H + 2 K) D, F the feed-forward's hidden width, F1 the width of its first product
- * (2 F with a gate), V vocabulary. Vp is V rounded up to 32. Weights and gradients are float32 and
- * have the same offsets in two arrays. Matrices are (outputs, inputs), as in torch.nn.Linear.
- * "modern" and "gpt2" are the two archs. */
+ * (2 F with a gate), V vocabulary. Vp is V rounded up to a multiple of 32. Weights and gradients
+ * are float32, in two arrays with the same offsets. Matrices are (outputs, inputs), as in
+ * torch.nn.Linear. "modern" and "gpt2" are the two archs. */
 
 #ifndef GPTCLI_MODEL_H
 #define GPTCLI_MODEL_H

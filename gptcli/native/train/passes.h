@@ -246,8 +246,8 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
  *
  *   g->d_head       at the logits, transposed; it begins with row `from` of the batch
  *   g->dx           at the residual stream
- *   partials        of the last norm's parameters, C for its gain and C for a bias in each row
- *                   block */
+ *   partials        of the last norm's parameters: for each row block, C numbers for the gain, and
+ *                   C for the bias if there is one */
 static void head_and_loss(const Pass *p, long r0, int rows, long from, float scale,
                           ThreadScratch *s) {
     Model *g = p->g;

@@ -43,10 +43,10 @@ static inline void prefetch_l2(const void *p, long bytes) {
 
 #define LOG2_E 1.44269504f
 
-/* 2^x with a relative error of about 1e-7 for x from -126 to 127. For smaller x the result is 0,
- * for larger x 2^127. NaN stays NaN. Adding 1.5 x 2^23 rounds x to a whole number n, whose bits are
- * then the lowest bits of the sum. A polynomial that was fitted over [-0.5, 0.5] gives 2^(x - n),
- * and n is added to its exponent. */
+/* 2^x with a relative error of about 1e-7 for x from -126 to 127. If x is smaller, the result is 0.
+ * If x is larger, the result is 2^127. NaN stays NaN. Adding 1.5 * 2^23 rounds x to a whole number
+ * n, whose bits are then the lowest bits of the sum. A polynomial that was fitted over [-0.5, 0.5]
+ * gives 2^(x - n), and n is added to its exponent. */
 INLINE f32x16 exp2_f32(f32x16 x) {
     const f32x16 rounding = broadcast(12582912.0f);
     const mask16 tiny = less(x, broadcast(-126.0f));

@@ -26,8 +26,8 @@ enum { TILE = 512 }; /* bfloat16 in a tile */
 
 /* ---- products of tiles ----------------------------------------------------------------------- */
 
-/* C (+)= A B for na x nb tiles of C, with na and nb 1 or 2. The sum runs over `steps` tiles of A
- * and the same number of tiles of B.
+/* C (+)= A B for na x nb tiles of C. na and nb are 1 or 2. The sum runs over `steps` tiles of A and
+ * the same number of tiles of B.
  *
  * The A tile of row block i for step s is at A + i * a_tile + s * a_step; its rows are a_row apart.
  * The B tile of column block j for step s is at B + j * b_tile + s * b_step. Rows of C are c_row
