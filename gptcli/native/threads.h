@@ -34,7 +34,7 @@ enum {
     OPEN_LOOPS = 16,            /* the most shared loops between two barriers */
     STACK_BYTES = 4 << 20,
     SPIN_NANOSECONDS = 60000, /* how long a waiting thread spins if undisturbed */
-    SPINS_DISTURBED = 50,     /* how often it checks the signal first, also if disturbed */
+    SPINS_DISTURBED = 50,     /* how often it checks the signal before it spins, also if disturbed */
 };
 
 /* A number on which threads wait. It has a cache line of its own. A barrier also counts the threads

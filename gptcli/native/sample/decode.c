@@ -266,8 +266,8 @@ INLINE void sum_values(const int is_bf16, const int wide, const char *values, lo
 
 /* Attention of one head for one row: q (E) at `position` sees the last W tokens. Computes scores,
  * softmax, and the weighted sum of values into out (P). next_stream_keys: the keys that the next
- * call reads. This call prefetches them, and also its own keys and values before it reads its own.
- * If next_stream_keys is NULL, this call prefetches nothing. */
+ * call reads. This call prefetches them. It also prefetches its own keys and values shortly before
+ * it reads them. If next_stream_keys is NULL, this call prefetches nothing. */
 INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const char *keys,
                    int position, float *scores, char *out, const char *next_stream_keys) {
     const int R = d->R, P = d->P, slot = position % R;
