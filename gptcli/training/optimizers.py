@@ -128,7 +128,7 @@ class Muon:
                 u if p.shape == u.shape else u.T for p, u in zip(params, update, strict=True)
             ]
             torch._foreach_mul_(params, 1 - rate * self.weight_decay)
-            # One operation for each shape launches few GPU kernels.
+            # One operation for all matrices of one shape launches only a few GPU kernels.
             for shape in {p.shape for p in params}:
                 rows, columns = shape
                 torch._foreach_add_(

@@ -61,7 +61,7 @@ def chosen_again(stored: RunConfig, record: object, asked: Set[str] = frozenset(
     if values["device"] != "auto" and not _has_device(values["device"]):
         again("device")
     if not _has_device(values["device"]):
-        return RunConfig.model_validate(values)  # the user's choice: choose_device refuses it
+        return RunConfig.model_validate(values)  # the user asked for it: choose_device raises
     device = choose_device(values["device"])
     other_device = device.type != stored.device
     if other_device:

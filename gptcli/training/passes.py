@@ -113,7 +113,7 @@ class TorchPasses:
         self._model, self._weights = model, weights
         self._step_tokens = step_tokens
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = model.loss
-        if compiled:  # a run has one shape of batches
+        if compiled:  # not for dynamic shapes, because all batches of a run have the same shape
             body = torch.compile(model.body, dynamic=False)
 
             def compiled_loss(idx: Tensor, targets: Tensor) -> Tensor:

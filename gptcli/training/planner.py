@@ -127,7 +127,7 @@ class PlanHistory:
 
     @staticmethod
     def of(run: Path, config: Config, meta: dict[str, Any], step: int) -> PlanHistory:
-        """The history of a run with the config `config` and the checkpoint `meta` of `step`.
+        """The history of a run whose newest checkpoint, of `step`, has the meta.json `meta`.
 
         Plans up to the checkpoint are in its meta.json. Later plans are in metrics.jsonl."""
         if config.train.minutes is None:

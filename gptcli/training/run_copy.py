@@ -200,7 +200,7 @@ class RunCopy:
                 self._there.upload(str(folder / file), f"{name}/{file}")
         self._there.write(f"{name}/meta.json", meta)
         self._metas[step] = meta
-        if known != files:  # shards that the run has gathered since then
+        if known != files:  # delete shards that the run has gathered since the previous upload
             for file in set(self._there.names(name)) - files.keys() - {"meta.json"}:
                 self._there.delete(f"{name}/{file}")
 
@@ -274,7 +274,7 @@ def fetch_run(url: str, run: Path) -> int | None:
                 there.download(name, str(place / name))
         newest = _fetch_checkpoints(there, place)
         with suppress(OSError):
-            run.rmdir()  # an empty folder
+            run.rmdir()  # if it is an empty folder
         place.rename(run)
         fsync_folder(run.parent)
         return newest

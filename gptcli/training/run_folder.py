@@ -273,7 +273,7 @@ def restore_replaced(run: Path) -> bool:
     if not replaced.is_dir() or _has_checkpoints(run):
         return False
     if (replaced / "config.yaml").exists() and (run / "config.yaml").exists():
-        for name in reversed(_RUN_FILES):  # the new run's files, config.yaml last
+        for name in reversed(_RUN_FILES):  # delete the new run's files, config.yaml last
             if name == "config.yaml" or not (replaced / name).exists():
                 with suppress(FileNotFoundError):
                     durable.disk.unlink(run / name)
@@ -362,7 +362,7 @@ def read_config(run: Path) -> Config:
     `tail` and `file` do, so such a run gets these values."""
     path = run / "config.yaml"
     config = parse_config(read_yaml(path, inside=run), name=str(path))
-    if config.data.val_split == "auto":  # only a run of an earlier version
+    if config.data.val_split == "auto":  # only in a run of an earlier version
         before = {"val_split": "tail", "documents": "file"}
         data = config.data.model_copy(update=before)
         config = config.model_copy(update={"data": data})
