@@ -18,14 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 CYCLE = 100_000
-"""The number of sequences in a cycle. The sequences of a text in it are about its share times
-CYCLE."""
+"""The number of sequences in a cycle. A text has about CYCLE times its share of them."""
 
 _KEPT_CYCLES = 2
 
 
 class MixedOrder:
-    """Says from which text each sequence of a mixture comes. It depends only on shares and seed."""
+    """Says from which text each sequence of a mixture comes: a function of shares and seed."""
 
     def __init__(self, shares: Sequence[float], seed: int) -> None:
         self.counts = sequences_of_cycle(shares)

@@ -36,7 +36,8 @@ class PooledEpochs:
         self._words, self._block_size, self._pool_blocks = words, block_size, pool_blocks
         self._reader, self._starts, self._lengths, self._numbers, self._begins = blocks_of(tokens)
         fitting = self._lengths // block_size - 1
-        self._windows = np.maximum(fitting, self._lengths > block_size)  # how many in each block
+        # The number of windows in each block.
+        self._windows = np.maximum(fitting, self._lengths > block_size)
         self.count = int(self._windows.sum())
         """The number of sequences in an epoch."""
         if self.count == 0:
@@ -147,7 +148,7 @@ class StoreBlocks(NamedTuple):
     numbers: NDArray[np.int64]
     """The number of each block in `reader`, which reads whole blocks."""
     begins: NDArray[np.int64]
-    """The position in each whole block at which the part that the store uses begins."""
+    """For each block: the position in the whole block from which on the store uses it."""
 
 
 def blocks_of(tokens: TokenStore) -> StoreBlocks:

@@ -152,7 +152,7 @@ class _Survey:
     plain: list[str] = field(default_factory=list)  # .json and .csv read as text: "NAME (WHY)"
     converted: list[str] = field(default_factory=list)  # files that are read in data.encoding
     left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> names of files
-    skipped: dict[Path, GptcliError] = field(default_factory=dict)  # by skip_undecodable
+    skipped: dict[Path, GptcliError] = field(default_factory=dict)  # file -> why it was skipped
 
 
 def find_source(data: DataConfig | str, progress: Progress | None = None) -> Source:

@@ -224,8 +224,8 @@ class DdpPasses(RankPasses):
         return []
 
     def _average_in_float32(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """DDP's hook: average a bucket of gradients over the ranks, as the float32 gradients of the
-        master weights."""
+        """DDP's hook: average a bucket of gradients over the ranks, and store the result as the
+        float32 gradients of the master weights."""
         masters = [self._masters[cast(nn.Parameter, p)] for p in bucket.parameters()]
         places = [cast(Tensor, master.grad) for master in masters]
         found = [gradient.float() for gradient in bucket.gradients()]
