@@ -54,8 +54,8 @@ def encode_all(
     tokenizer.encode_array("")  # so that the tokenizer prepares itself once, and not in each thread
     encode = partial(_encode_group, tokenizer)
     groups = _grouped(stream)
-    # The code of the user's tokenizer may not be thread-safe. Threads would save no time, either,
-    # because it holds Python's lock.
+    # The code of the user's tokenizer might not be thread-safe. Threads would save no time, either,
+    # because this code holds Python's lock.
     arrays = map(encode, groups) if tokenizer.kind == "own" else _in_threads(encode, groups)
     documents = position = 0
     for ids, starts in arrays:

@@ -138,7 +138,7 @@ class _JsonBuffer:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # Perhaps the value is incomplete, so double the text in the buffer.
+                # Perhaps the value is incomplete, so read until the buffer has twice as much text.
                 if not self._more(len(self._text) - self._at):
                     raise self.error(f"not JSON: {error.msg}, in", entry) from error
             except (ValueError, RecursionError) as error:

@@ -54,8 +54,8 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 class TokenStore:
     """A sequence of token ids in one or more shards; `len(store)` counts the tokens.
 
-    All shards have the same dtype. The store never changes the shards. A store can have only one
-    part of the shards' tokens, or several parts in a row: see `part` and `parts`."""
+    All shards have the same dtype. The store never changes the shards. A store has all tokens of
+    the shards, or one part of them, or several parts in a row: see `part` and `parts`."""
 
     def __init__(
         self, shards: Sequence[Shard], ranges: Sequence[tuple[int, int]] | Tokens | None = None

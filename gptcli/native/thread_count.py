@@ -19,13 +19,13 @@ except ImportError:  # Windows does not count context switches, so threads never
 _LEAST_STEPS = 16
 # Each number of threads is judged by the fastest of its last _LAST_RUNS runs.
 _LAST_RUNS = 3
-# While the threads are disturbed, one thread is tried again after _TRY_ONE_EVERY runs with all
+# While the threads are disturbed, a single thread is tried again after _TRY_ONE_EVERY runs with all
 # threads.
 _TRY_ONE_EVERY = 64
-# All threads are tried again after some runs with one thread: at first after 16 runs. The number
-# of these runs doubles with each try in vain, up to 256.
+# All threads are tried again after some runs with a single thread: at first after 16 runs. The
+# number of these runs doubles with each try in vain, up to 256.
 _TRY_ALL_AFTER = (16, 256)
-# One thread is used if it takes less than this share of the time that all threads take.
+# A single thread is used if it takes less than this share of the time that all threads take.
 _MUCH_FASTER = 0.8
 # In a forced context switch, the system takes the processor from a thread. The threads count as
 # disturbed if there were too many switches in the last _SWITCHED_RUNS runs with all threads: more
