@@ -104,7 +104,7 @@ def fit_to_minutes(
     is_strict: bool,
     ranks: int = 1,
 ) -> tuple[Config, TimeLimit, str]:
-    """The config with as many steps as fit into `minutes`, the time limit, and a reason.
+    """The config with as many steps as fit into `minutes`; also the TimeLimit, and a reason.
 
     The reason says why the run has this number of steps. The training ends `minutes` after `begun`,
     which is a value of time.perf_counter(). Chooses the keys in `choose`: model.dropout and

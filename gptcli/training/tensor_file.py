@@ -78,7 +78,7 @@ def _float32(data: bytearray, kind: str) -> bytearray:
 
 
 def is_finite(array: memoryview[float]) -> bool:
-    """Whether the sum of float32 numbers is finite. Then no number is NaN or infinite.
+    """Whether the sum of float32 numbers is finite. If it is, no number is NaN or infinite.
 
     The sum is also infinite if the numbers are absurdly large. If the highest byte of every number
     shows that the number is small, no sum is computed."""

@@ -160,7 +160,7 @@ class WantedText:
             )
         return GptcliError(
             f"the text of {name}{f' or of {val}' if val else ''} has changed since the run "
-            f"{self.run}",
+            f"{self.run} began",
             "if you still have the old text, name its place: "
             f"{self.command} {_places('data.source', config.data.sources, all_of_them=True)}"
             f"{' data.val_source=PATH' if val else ''}; {self.other_text}",
