@@ -179,7 +179,7 @@ class DataConfig(_Section):
 
     @property
     def short_names(self) -> list[str]:
-        """The texts of `source`, without their folders if all the remaining names are different."""
+        """The texts of `source`, without folders if no two of them then have the same name."""
         short = [PurePath(name).name or name for name in self.sources]
         return short if len(set(short)) == len(short) else self.sources
 

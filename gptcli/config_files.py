@@ -123,7 +123,7 @@ class _Document:
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)  # KEY=VALUE, as they were applied
+    overrides: list[str] = field(default_factory=list)  # KEY=VALUE, in the order of use
 
     def place(self, *keys: Key) -> str:
         """Where one of `keys` was set, for a message about these keys: "file:7" or an override.
@@ -147,7 +147,7 @@ def find_config(name: str) -> Path:
     Raises GptcliError, with the nearest name, if there is no such file or shipped config."""
     path = expanded(name)
     shipped = shipped_configs()
-    if name in shipped:  # a file with the name of a shipped config is ./course
+    if name in shipped:  # `course` is the shipped config, and `./course` is a file
         return shipped[name]
     if os.path.isfile(path):  # noqa: PTH113 (False for a name that no file can have)
         return path

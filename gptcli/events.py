@@ -88,7 +88,7 @@ class LookedInside:
 
 @dataclass(frozen=True)
 class Replanned:
-    """Comes when gptcli has changed the number of steps to end the run at the promised time."""
+    """Comes when gptcli has changed the number of steps, so that the run ends in time."""
 
     step: int  # the last step before the change
     max_steps: int  # the new number of steps of the run

@@ -94,7 +94,7 @@ def _import_the_rest() -> None:
 def _let_generators_be_made(torch: ModuleType) -> None:
     """Make torch.Generator() usable, as the last lines of `torch._prims.rng_prims` do (torch 2.13).
 
-    `torch._prims.rng_prims` would be imported together with UNUSED."""
+    `import torch` usually runs those lines when it imports UNUSED, which is put off here."""
     if hasattr(torch._C, "_set_generator_metaclass"):
         base = importlib.import_module("torch._opaque_base")
         torch._C._set_generator_metaclass(base.OpaqueBaseMeta)

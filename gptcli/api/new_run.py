@@ -59,7 +59,7 @@ class NewRun:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The config that a user asks for, before gptcli chooses the open settings."""
+    """The config that a user asks for, before gptcli chooses what the user left open."""
 
     config: Config
     name: str
@@ -152,9 +152,9 @@ def wanted_run(request: Request, minutes: float | None) -> Wanted:
 def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str], None]) -> NewRun:
     """The new run that `wanted` describes. `begun` is its start time by time.perf_counter.
 
-    A config or --from is used as it is. If the user names a text or nothing, gptcli chooses every
-    setting that the user did not set. With a time limit, gptcli also plans the number of steps. If
-    a user's part fails its check and the request has --force, `warn` gets the problem."""
+    If the user gives a CONFIG or --from, gptcli keeps its settings, except that it plans the number
+    of steps if there is a time limit. Otherwise gptcli chooses every setting that the user did not
+    set. If a user's part fails its check and the request has --force, `warn` gets the problem."""
     config, name, minutes, asked = wanted.config, wanted.name, wanted.minutes, set(wanted.asked)
     user_parts = check_and_load(request.files, config, request.force, warn)
     if wanted.is_given and minutes is None:
@@ -268,7 +268,8 @@ def new_folder(
     """Lock the folder of a new run. With `overwrite`, the folder can hold an old run.
 
     If the run ends with an error before its first step, its files are deleted. At the end,
-    `restore` is called. It brings back the old run if the new run has no checkpoint."""
+    `restore(run)` is called, which must bring back the old run if the new run has no
+    checkpoint."""
     from gptcli.training import run_folder
 
     refuse = run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing

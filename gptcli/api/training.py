@@ -234,8 +234,7 @@ class _Worker:
         """Let the job save and end, if it has not ended. `seen` gets its last events.
 
         If a KeyboardInterrupt comes, this function ends at once, and the thread saves and ends
-        alone.
-        Raises GptcliError if the job cannot save."""
+        alone. Raises GptcliError if the job cannot save."""
         self._job.stopping.set()
         try:
             while not self._ended:

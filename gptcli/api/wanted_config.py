@@ -66,7 +66,7 @@ def config_for(
         source = named_run(from_run, "train --from")
         name = run_name(target) if target else f"{source.resolve().name}-tuned"
         if "data.source" in (given := values_set(overrides)) and "data.weights" not in given:
-            overrides = ["data.weights=null", *overrides]  # the weights were for other texts
+            overrides = ["data.weights=null", *overrides]  # the base run's are for its own texts
         stored = load_config(str(source / "config.yaml"), overrides)
         _refuse_other_network(source, stored, overrides)
         tuned_before = "started_from" in read_status(source)

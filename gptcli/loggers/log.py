@@ -24,8 +24,8 @@ class Log(Protocol):
     Opening it replaces an earlier log of the same run. Only wandb, if it is online, continues the
     earlier log.
 
-    `time` is the Unix time. Every method can raise any exception, because the loggers' packages
-    do."""
+    The argument `time` is the Unix time of the row or sample. Every method can raise any exception,
+    because the loggers' packages do."""
 
     def row(self, row: Row, time: float) -> None:
         """Write a row. Each row has a larger step than the row before."""

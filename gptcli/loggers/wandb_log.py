@@ -16,8 +16,8 @@ PROJECT = "gptcli"
 class WandbLog:
     """A wandb run in the folder `wandb` of `folder`. Its steps are the steps of the training.
 
-    Offline, it replaces the earlier files of the run. Online, it continues the run: wandb takes no
-    step twice, so rows up to wandb's last step are left out."""
+    Offline, it replaces the earlier files of the run. Online, it continues the run: wandb
+    accepts each step only once, so rows up to wandb's last step are left out."""
 
     def __init__(self, folder: Path, facts: RunFacts) -> None:
         files = folder / "wandb"
@@ -66,7 +66,7 @@ class WandbLog:
 
     def sample(self, sample: Sample, time: float) -> None:
         text = self._html(f"<pre>{html.escape(sample.text)}</pre>", inject=False)
-        # The sample at the end belongs to the best step, which can be earlier.
+        # The sample at the end belongs to the best step, which can be earlier than the last row.
         self._logged = max(sample.step, self._logged)
         self._run.log(
             {"sample": text, "sample_step": sample.step, "_timestamp": time}, step=self._logged
