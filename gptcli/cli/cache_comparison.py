@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gptcli.sampling.streams import Streams, Uniform
     from gptcli.sampling.text import Sample
 
-LIMIT_S = 20.0  # at most so many seconds without the cache
+LIMIT_S = 20.0  # seconds after which sampling without the cache is cut off
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CacheComparison:
     with_cache: float
     without: float
     difference: str | None  # how the texts differ, in words; None if they are equal
-    whole: bool  # whether the text without the cache is complete (LIMIT_S)
+    whole: bool  # False if the text without the cache was cut off (LIMIT_S)
     dtype: str
 
     def to_json(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class CacheComparison:
             )
         text = "the same text"
         if not self.whole:
-            text += f" in the first {LIMIT_S:.0f} seconds without it"
+            text += f", as far as sampling without it came in {LIMIT_S:.0f} seconds"
         if self.difference is not None:
             text = f"another text, perhaps because {self.dtype} rounds; try --dtype float32"
         note(

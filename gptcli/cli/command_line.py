@@ -318,7 +318,7 @@ def _instead(
         return SENTENCE_OF[word], not SENTENCE_OF[word].startswith("leave")
     for other, parameters in _other_commands(ctx).items():
         if other == "import" and setting is not None:
-            continue  # most users mean the config key, and not `import`
+            continue  # most users mean the config key, not this option of `import`
         if any(same_option(name) in _names(parameter) for parameter in parameters):
             return f"{same_option(name)} is an option of `gptcli {other}`", True
     options = {normalised(option): option for option in known}

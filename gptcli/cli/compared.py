@@ -38,8 +38,8 @@ def verdicts_of(arms: list[Arm], problem: str | None) -> list[str]:
     said = [verdict(a.name, b.name, found) for a, b, found in pairs_of(arms)]
     if len(arms) > 3 and all(found.interval for _, _, found in pairs_of(arms)):
         said.append(
-            f"of these {len(arms) - 1} comparisons, about one in 20 looks like more than noise "
-            "only by chance"
+            f"these are {len(arms) - 1} comparisons: even if all configs were equally good, about "
+            "one comparison in 20 would look like more than noise"
         )
     return said
 

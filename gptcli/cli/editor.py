@@ -12,7 +12,8 @@ from pathlib import Path
 from gptcli.errors import GptcliError
 
 _USUAL = ("nano", "vim", "vi")
-_TAKE_A_LINE = {"vi", "vim", "nvim", "nano", "emacs", "micro", "kak", "joe"}  # by `+12`
+# These editors open a file at line 12 if `+12` comes before the file's name.
+_TAKE_A_LINE = {"vi", "vim", "nvim", "nano", "emacs", "micro", "kak", "joe"}
 _HINT = "set an editor, for example `export EDITOR=nano`, or open {} in any editor and save it"
 
 

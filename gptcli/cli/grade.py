@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _STYLES = {"ok": "green", "-": "dim"}
 _SHORT = 5  # letters of a heading in a narrow window
 _NAME_WIDTH = 20  # if names have less room, headings are cut
-_NAMES = 4  # a line names so many students, or one more if these are all
+_NAMES = 4  # a line names at most four students, or all five if there are five
 
 
 def grade(
@@ -172,7 +172,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
     exercises = [state.exercise for state in grades[0].exercises]
     longest = max(Text(_shown(each.student)).cell_len for each in grades)
 
-    def heading(name: str, short: bool) -> str:  # a name is not cut for a single letter
+    def heading(name: str, short: bool) -> str:  # never cuts off only one letter
         return name[:_SHORT] if short and len(name) > _SHORT + 1 else name
 
     def room(short: bool, gap: int) -> int:  # the columns that remain for the students' names

@@ -111,8 +111,8 @@ class Keys:
 
         Meanwhile the terminal has its earlier modes."""
         self._give_back()
-        # If the stopped process is killed, it must end at once, without touching the terminal,
-        # which the shell has then.
+        # If the process is killed while it is stopped, it must end at once. It must not touch the
+        # terminal, which the shell uses then.
         caught = (signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP)
         for number in caught:
             signal.signal(number, signal.SIG_DFL)

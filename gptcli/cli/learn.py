@@ -196,7 +196,7 @@ def _caught_stderr() -> Iterator[tuple[Callable[[], list[str]], int]]:
             import fcntl
 
             flags = fcntl.fcntl(file, fcntl.F_GETFL)
-            fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_APPEND)  # new_lines empties it
+            fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_APPEND)  # because new_lines empties it
 
             def new_lines() -> list[str]:
                 file.seek(0)

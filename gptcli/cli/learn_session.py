@@ -18,10 +18,10 @@ from gptcli.course.solutions import compare, solution
 from gptcli.errors import GptcliError
 from gptcli.files.durable import write_atomically
 
-LONGEST_PAUSE_S = 600.0  # of a longer pause, only so many seconds count as work
-LONGEST_EDIT_S = 3600.0  # the same if the learner works in an editor
-_PAGE = 10  # a page key moves by so many lines
-_MOST_PRINTS = 25  # so many lines of what a file prints are shown
+LONGEST_PAUSE_S = 600.0  # the most seconds of a pause that count as working time
+LONGEST_EDIT_S = 3600.0  # the most seconds in the learner's editor that count as working time
+_PAGE = 10  # lines that a page key moves by
+_MOST_PRINTS = 25  # the most lines of a file's output that are shown
 
 
 class BackgroundCheck:

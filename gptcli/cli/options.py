@@ -132,7 +132,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SamplingModelOptions(ModelOptions):
-    """The same options for sampling, where --dtype can also be int8."""
+    """The options of ModelOptions for a command that samples: --dtype can also be int8."""
 
     dtype: SamplingDTypeOption = "auto"
 

@@ -20,7 +20,7 @@ STDOUT = "standard output"
 
 
 class _Wrapped(io.RawIOBase):
-    """A raw stream that replaces that of a standard stream. Each subclass defines `write`."""
+    """Replaces the raw stream below a standard stream. Each subclass defines `write`."""
 
     def __init__(self, stream: TextIO, raw: io.RawIOBase) -> None:
         self._stream = stream  # must not be deleted, because that would close `raw`
@@ -70,7 +70,7 @@ def open_closed_streams() -> None:
     """If the caller closed stdout or stderr, open /dev/null instead.
 
     /dev/null gets the file descriptor of the closed stream. Otherwise the file that is opened next
-    would get it, and libraries would print into that file."""
+    would get this descriptor, and libraries would print into that file."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is not None:
             continue

@@ -103,7 +103,7 @@ class KnownRows:
 
     @staticmethod
     def _state(run: Path) -> Any:
-        """A value that differs if the row can have changed; None if files cannot be read."""
+        """A value that changes whenever the row may have changed; None if a file is unreadable."""
         state: list[Any] = []
         for name in ("config.yaml", "metrics.jsonl", "run.json", "checkpoints"):
             try:
@@ -125,7 +125,7 @@ def run_row(run: Path) -> RunRow:
     try:
         last = _last_records(run)
         running = is_locked(run)
-    except OSError:  # for example a pipe: other rows must still be shown
+    except OSError:  # for example if a file is a pipe; the other rows must still be shown
         damaged = True
     step, evaluation = last.get("step", {}), last.get("eval", {})
     try:
@@ -141,7 +141,8 @@ def run_row(run: Path) -> RunRow:
     try:
         config = run_folder.read_config(run)
         train, text = config.train, config.data.described
-        plan = last.get("plan", {}) if train.minutes is not None else {}  # {} after --extend
+        # --extend removes the time limit. Then the recorded plan no longer counts.
+        plan = last.get("plan", {}) if train.minutes is not None else {}
         max_steps = _integer(plan.get("max_steps")) or train.max_steps
     except GptcliError:
         damaged = True

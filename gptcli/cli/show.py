@@ -78,7 +78,7 @@ def _read(run: Path, name: str) -> ShownRun:
             step=row.step,
             tokens=config.tokens_per_step * row.step,
             seconds=row.seconds or 0.0,
-            # If the run is still training, `ending` says so.
+            # A run that still trains counts as interrupted here. ShownRun.ending says "running".
             stopped=cast("Stopped", row.status)
             if row.status in get_args(Stopped)
             else "interrupted",

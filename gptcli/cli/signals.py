@@ -20,10 +20,9 @@ class LeaveAtOnce(KeyboardInterrupt):
 class Stop:
     """Handles signals during a training. The first one asks the loop to finish its step and save.
 
-    A second signal ends the loop at once. In the first second after the first signal it is ignored,
-    because the terminal and a wrapper around gptcli can both pass on the same Ctrl-C. A closed
-    terminal never counts as the second signal, because then nobody is waiting, and the checkpoint
-    must be completed."""
+    Another signal ends the loop at once. It is ignored within 1 s of the first signal, because the
+    terminal and a wrapper around gptcli can both pass on the same Ctrl-C. A closed terminal never
+    ends the loop at once, because then nobody is waiting, and the checkpoint must be completed."""
 
     def __init__(self) -> None:
         self.asked_at: float | None = None
