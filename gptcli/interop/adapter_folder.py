@@ -43,9 +43,9 @@ SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE_KEY = "gptcli_base_sha256"
 """The key in the metadata of WEIGHTS whose value identifies the base model of the adapter."""
 ADAPTER = "adapter"
-"""The name of the adapter's folder, inside the folder of the base model. The two have separate
-folders because transformers always loads an adapter_config.json that is next to a config.json, so
-that nobody could load the base model alone."""
+"""The name of the adapter's folder, inside the folder of the base model. If both were in one
+folder, nobody could load the base model alone, because transformers always loads an
+adapter_config.json that is next to a config.json."""
 
 
 def has_adapters(config: Config) -> bool:

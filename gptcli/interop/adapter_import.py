@@ -190,9 +190,9 @@ def _number(values: Mapping[str, Any], key: str) -> float:
 def _of_layer(settings: Mapping[str, Any], pattern: str, key: str, layer: str) -> float:
     """The rank or alpha of a layer.
 
-    It is the value of the name in `pattern` with which the layer's name ends, or if there is no
-    such name, the value of `key`. Raises Refused if `pattern` has no such name but regular
-    expressions."""
+    It is the value of the name in `pattern` with which the layer's name ends. If there is no such
+    name, it is the value of `key`. Raises Refused if there is no such name and `pattern` has
+    regular expressions, which could match the layer."""
     patterns = settings.get(pattern) or {}
     for name in patterns:
         if layer == name or layer.endswith(f".{name}"):
@@ -227,7 +227,7 @@ def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str,
         used = [
             [i for i, part in enumerate(rows) if part[:, c : c + usual_rank].any()] for c in columns
         ]
-        if all(len(parts) <= 1 for parts in used):  # blocks: gptcli exported it
+        if all(len(parts) <= 1 for parts in used):  # blocks as gptcli writes them
             free = (i for i in range(len(names)) if [i] not in used)
             places = [parts[0] if parts else next(free, -1) for parts in used]
             if -1 not in places and places == sorted(set(places)):

@@ -27,7 +27,8 @@ from gptcli.model.weights import parameter_shapes
 _Json = dict[str, Any]
 _INDEX_BYTES = 64 << 20
 _OTHER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "tf_model.h5")
-_IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # buffers of old versions
+# Buffers in files of older versions of transformers and nanoGPT. They are not weights.
+_IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from gptcli.training.loading import Trained
 WITH_CACHE, WITHOUT_CACHE = "onnx/model.onnx", "onnx/model_without_cache.onnx"
 
 EXTERNAL_BYTES = 1 << 30
-"""More bytes of weights are written to a separate file, because a protobuf can have only 2 GB."""
+"""If the weights have more bytes than this, they are written to a separate file, because a protobuf
+can have only 2 GB."""
 
 
 def write_folder(trained: Trained, folder: Path, *, external_bytes: int = EXTERNAL_BYTES) -> None:

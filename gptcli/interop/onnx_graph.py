@@ -228,9 +228,9 @@ class _Builder:
         """The cosines and sines of positions: int64 (B, T) -> two tensors (B, 1, T, D).
 
         As in gptcli.model.rotary, the first half of the sines is negated. gptcli.model.rotary
-        computes the angles in float64, which few runtimes can. With angles in float32, logits were
-        wrong by 0.001 at position 10,000. So angles are integers here, which count small parts of a
-        turn, and complete turns are subtracted."""
+        computes the angles in float64, but few runtimes have float64. With angles in float32,
+        logits were wrong by 0.001 at position 10,000. So angles are integers here, which count
+        small parts of a turn, and complete turns are subtracted."""
         half = np.arange(self._head_dim // 2)
         turns = self._traits.rope_theta ** (-2.0 * half / self._head_dim) / (
             2 * math.pi

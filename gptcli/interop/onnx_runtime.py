@@ -106,6 +106,6 @@ class CachedModel:
         two[1, 2:], mask[1, :2] = idx[0], 0
         positions = torch.arange(two.shape[1]) - torch.tensor([[0], [2]])
         self.clear(2)
-        # Some models do not have the last two positions of the first text. Its logits are not
-        # compared.
+        # The first text is two tokens longer than `idx`, so it can be too long for the model.
+        # Therefore its last positions are clamped. Its logits are not compared.
         return self.feed(two, positions.clamp(0, idx.shape[1] - 1), mask)[1:, 2:]

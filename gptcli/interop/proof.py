@@ -234,14 +234,14 @@ def _valid_onnx(folder: Path) -> None:
 _GGUF_TOLERANCE = {"f32": 0.02, "f16": 0.1, "bf16": 0.5, "q8_0": 1.0}
 """Type of the matrices -> the largest difference of log-probabilities that it can cause. f32 needs
 a tolerance, too, because llama.cpp computes GELU from a 16-bit table."""
-_LEAST_LOG_PROBABILITY = -15.0  # llama.cpp's float32 sums are too inexact for smaller ones
+_LEAST_LOG_PROBABILITY = -15.0  # smaller ones are not compared: llama.cpp is too inexact
 
 
 def gguf(trained: Trained, path: Path, type_name: str) -> Proof:
     """Prove a GGUF file: read its tensors again, and run it in llama.cpp if that is installed.
 
-    The largest difference in the result is between two log-probabilities of a token after a
-    prompt."""
+    `largest_difference` of the result is the largest difference between the log-probabilities that
+    gptcli and llama.cpp give to the same token after the same prompt."""
     _same_tensors(trained, path, type_name)
     if not llama_cpp.is_installed():
         return Proof(None, (), "llama.cpp (the package xllamacpp) is not installed")
@@ -318,7 +318,7 @@ def _texts_for(tokenizer: Tokenizer) -> Iterator[str]:
     """Texts that the tokenizer can encode: fixed texts, and texts of random tokens."""
     generator = torch.Generator().manual_seed(20_001)
     drawn = torch.randint(0, tokenizer.vocab_size, (8, 40), generator=generator)
-    # Leave out special tokens. The other program would take their names in a text for the tokens.
+    # Leave out special tokens, because the other program does not encode their names as text.
     names = {*tokenizer.special_ids} - ({tokenizer.eot} if tokenizer.reads_end_of_text else set())
     rows = ([id for id in row if id not in names] for row in drawn.tolist())
     for text in (*_TEXTS, *(tokenizer.decode(row) for row in rows)):
@@ -330,7 +330,7 @@ def _texts_for(tokenizer: Tokenizer) -> Iterator[str]:
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids that the other program should give.
 
-    It takes `<|endoftext|>` in a text for the token."""
+    It encodes `<|endoftext|>` in a text as the end-of-text token."""
     return tokenizer.encode(text, allow_eot=tokenizer.reads_end_of_text)
 
 

@@ -24,11 +24,12 @@ _GPT2_SIZES = (50_257, 50_304)  # nanoGPT rounds the number of rows up to a mult
 
 
 def tokenizer_of_folder(path: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer in a folder or file. Returns GPT-2's for `gpt2`, or a ckpt.pt of GPT-2's size.
+    """The tokenizer in a folder or file.
 
-    A folder must have a tokenizer.json, or a vocab.json and a merges.txt. A file must be a
-    tokenizer.json, or a text whose characters are the vocabulary. `vocab_size` is the number of
-    rows of the embedding. Raises GptcliError if gptcli finds no tokenizer that it can use."""
+    It is GPT-2's if `path` is `gpt2`, or if `path` is a ckpt.pt with GPT-2's `vocab_size`. A folder
+    must have a tokenizer.json, or a vocab.json and a merges.txt. A file must be a tokenizer.json,
+    or a text whose characters are the vocabulary. `vocab_size` is the number of rows of the
+    embedding. Raises GptcliError if gptcli finds no tokenizer that it can use."""
     if path == Path(GPT2) and not path.exists():
         return gpt2_tokenizer()
     if path.is_dir():

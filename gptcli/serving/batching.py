@@ -35,7 +35,7 @@ from gptcli.serving.slots import Slots
 from gptcli.serving.token_scores import TokenScore, scores_of
 from gptcli.tokenization import Tokenizer
 
-_PROMPT_TOKENS = 128  # prompt tokens read at once; then complete prompts get their first tokens
+_PROMPT_TOKENS = 128  # a step reads about this many prompt tokens, then writes next tokens
 _LONGEST_PAUSE = 0.1  # seconds that other texts wait while prompts are read
 _MOST_STEPS = 64  # the most tokens of each text in one call
 _LONGEST_CALL = 0.004  # seconds; a new text waits about this long for the call in progress
@@ -46,7 +46,7 @@ _LOOK_AGAIN = 0.05  # seconds between two searches for texts that have waited to
 
 
 class QueueFullError(Exception):
-    """The server ends, or too many texts already wait or are kept until clients have read them."""
+    """The server ends, too many texts wait, or too many texts are kept until clients read them."""
 
 
 class TooLargeError(Exception):
@@ -122,7 +122,7 @@ class Batch:
         self._numbers: dict[int, UniformNumbers] = {}
         self._growing: dict[int, Continuation] = {}
         self._steps = 1
-        self._all_written = 0.0  # when all texts most recently got tokens
+        self._all_written = 0.0  # the time of the newest step that wrote tokens for all texts
 
     @property
     def count(self) -> int:

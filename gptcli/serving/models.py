@@ -47,7 +47,7 @@ class ServedModel:
         }
 
     def ids(self, prompt: str | Sequence[int]) -> tuple[list[int], int]:
-        """All ids that the model reads for a prompt; how many of them precede the prompt's own ids.
+        """All ids that the model reads for a prompt, and how many of them precede the prompt's own.
 
         Raises Refusal (400) if the model cannot read the prompt."""
         tokenizer = self.loaded.trained.tokenizer

@@ -115,7 +115,7 @@ class RankedTokenizer(Tokenizer):
 
     @cached_property
     def merges(self) -> list[tuple[bytes, bytes]]:
-        """The two tokens that each token of several bytes joins, in order of the tokens' ranks.
+        """For each token of several bytes, the two tokens that were joined into it, by rank.
 
         Raises GptcliError if a token is not a merge of two earlier ones.
         """

@@ -38,7 +38,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     """A BPE of at most `vocab_size` tokens, end-of-text included, trained on a text.
 
     It has fewer tokens than `vocab_size` if too few pairs occur twice. The `vocab_size` of the
-    returned tokenizer is the number that it has. The same text always gives the same tokens.
+    returned tokenizer is the number of its tokens. The same text always gives the same tokens.
 
     Training reads a sample spread evenly over the text, so memory does not grow with the text. The
     sample has at most SAMPLE_BYTES. Its different words have at most DISTINCT_BYTES, because the

@@ -17,7 +17,9 @@ MOST_PARTS = 700_000
 """How many commas and opening brackets gptcli's own tokenizer.json can have together. Each of them
 begins a value, and a parsed value takes up to 200 bytes of memory."""
 
-_SURELY_SMALL = 20_000  # so many tokens, each of at most a few hundred bytes
+# A tokenizer of at most this many tokens is never too large, because a token has at most a few
+# hundred bytes.
+_SURELY_SMALL = 20_000
 KINDS = ("char", "byte", "bpe", "gpt2")
 
 

@@ -23,7 +23,8 @@ _CHARACTERS = _byte_characters()
 _BYTES = {char: value for value, char in enumerate(_CHARACTERS)}
 _TO_CHARACTERS = dict(enumerate(_CHARACTERS))
 _TO_BYTES = {
-    **dict.fromkeys(range(0x100), 0xFFFF),  # for no byte: Latin-1 cannot encode 0xFFFF
+    # A character that stands for no byte becomes U+FFFF, which Latin-1 cannot encode.
+    **dict.fromkeys(range(0x100), 0xFFFF),
     **{ord(char): value for char, value in _BYTES.items()},
 }
 

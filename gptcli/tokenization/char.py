@@ -19,7 +19,7 @@ from gptcli.tokenization.tokenizer import Tokenizer, id_dtype, utf8
 if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
-_MOST_NAMED = 5  # an error message names the first unknown character and at most so many others
+_MOST_NAMED = 5  # an error names the first unknown character and at most this many more
 
 
 class CharTokenizer(Tokenizer):

@@ -24,7 +24,7 @@ from gptcli.tokenization.imported import FILE_KIND, ImportedTokenizer, read_impo
 from gptcli.tokenization.tokenizer import END_NAMES, Tokenizer
 from gptcli.tokenization.user_bpe import UserTokenizer, user_bpe_from_json
 
-_LONGEST = 1024  # bytes of a token; training makes none of more than a third of this
+_LONGEST = 1024  # bytes of a token; training makes no token with more than a third of this
 # The time for finding the merges is proportional to the sum of the squared lengths of the tokens.
 # This sum can be at most _MOST_WORK, which allows a few long tokens (rows of dashes or blanks),
 # plus _MOST_WORK_EACH for each token.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 
 def other_form(unknown: Iterable[str], known: Collection[str]) -> str | None:
-    """A hint that says in which other form the training text has unknown characters; else None.
+    """A hint that says in which other form the training text writes the characters `unknown`.
 
     `unknown` are characters that a char tokenizer does not know, `known` are the characters that it
     knows. Returns None if one of `unknown` has no other form among `known`."""

@@ -12,15 +12,16 @@ WHITE_SPACE = (
 )
 
 LONGEST = 2**22
-"""`safe_cuts` cuts at a place that is not safe if so many characters have no safe place."""
+"""If this many characters have no safe place, `safe_cuts` cuts at a place that is not safe."""
 
 
 def last_safe_cut(text: str) -> int:
     """The last position at which `text` can be cut without changing a token; 0 if there is none.
 
-    It is between a character that is not white space and white space that has a space or newline in
-    it. No match of GPT-2's split pattern crosses such a position or depends on the text after it,
-    because a match has white space only at its beginning.
+    The position is directly after a character that is not white space, and directly before a run of
+    white space that contains a space or a newline. No match of GPT-2's split pattern crosses such a
+    position or depends on the text after it, because a match has white space only at its
+    beginning.
     """
     end = max(text.rfind(" "), text.rfind("\n"))
     return len(text[: end + 1].rstrip(WHITE_SPACE))
@@ -65,8 +66,8 @@ def safe_cuts(
                 yield text[:cut]
                 text = text[cut:]
             held, size = [text], len(text)
-            # The collected text has no safe place. A new search in it after every small piece would
-            # take quadratic time.
+            # `text` has no safe place. If it is long, collect `minimum` more characters before the
+            # next search in it, because a search after every small piece would take quadratic time.
             wanted = minimum if size < minimum else size + minimum
     if size:
         yield "".join(held)

@@ -134,7 +134,8 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 def last_cut_after_letter(text: str) -> int:
-    """The last position in `text` between a letter or digit and a space or newline, or 0.
+    """The last position in `text` that is directly after a letter or digit, and directly before a
+    space or newline; 0 if there is none.
 
     No match of the alternatives in this file crosses such a position or depends on the text after
     it."""

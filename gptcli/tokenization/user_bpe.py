@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 LEARNS_FROM = 100_000
 """The largest number of characters that the user's `train` reads.
 
-A `train` in plain Python usually counts all pairs again for each merge. For so many characters, it
-takes about ten seconds."""
+A `train` in plain Python usually counts all pairs again for each merge. This takes about ten
+seconds for LEARNS_FROM characters."""
 
 LONGEST_LINE = 1_000
 """The largest number of characters in a line. Longer lines are cut, because the time of an `encode`
@@ -171,7 +171,7 @@ def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
         merges.append((int(words[0]), int(words[1])))
         if max(merges[-1]) >= 256 + number:
             raise ValueError(f"merge {number}, {line!r}, names a token that comes later")
-        lengths.append(sum(lengths[id] for id in merges[-1]))  # at most twice the longest so far
+        lengths.append(sum(lengths[id] for id in merges[-1]))  # at most twice the longest before it
         total += lengths[-1]
         if total > _MOST_BYTES:
             raise ValueError(

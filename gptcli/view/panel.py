@@ -34,7 +34,7 @@ EARLIER_ROWS = 3  # rows of text for each sample except the newest one
 LEAST_SAMPLE_ROWS = 2  # a single row of text is less useful than another row of chart
 ROOMY = 26  # with fewer rows, the final picture has no blank line above the curve
 GAPS_FROM = 17  # with fewer rows, the live view has no blank lines
-FINAL_CHART_ROWS, FINAL_SAMPLE_ROWS = 16, 8  # at most, in the picture that stays after the run
+FINAL_CHART_ROWS, FINAL_SAMPLE_ROWS = 16, 8  # the most rows in `final_picture`
 
 
 def panel(

@@ -54,12 +54,11 @@ SECONDS_APART = 60.0  # the longest time between two printed lines
 class PlainView:
     """Prints about thirty lines in a run, but at least one a minute if a step takes less than that.
 
-    For some kinds of event, PARTS says into how many equal parts the steps of a run are divided.
-    Of each of these kinds, the first event in each part is printed (of the steps, the first logged
-    step). The step line, the evaluation and the sample of the last step are printed, too. Of the
-    notices, all warnings and the first MOST_NOTICES others are printed. Events of all other kinds
-    are printed. metrics.jsonl has all logged steps and evaluations, and samples.txt has all
-    samples.
+    For some kinds of event, PARTS says into how many equal parts the steps of a run are divided. In
+    each part, the first event of the kind is printed (for StepDone, the first logged step). The
+    step line, the evaluation and the sample of the last step are printed, too. Of the notices, all
+    warnings and the first MOST_NOTICES others are printed. All events of all other kinds are
+    printed. metrics.jsonl has all logged steps and evaluations, and samples.txt has all samples.
     """
 
     def __init__(self, console: Console) -> None:

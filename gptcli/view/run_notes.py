@@ -25,7 +25,7 @@ class Note:
 
 
 class RunNotes:
-    """Collects the newest note of each kind. Only the note on overfitting is given to `shown`."""
+    """Collects the newest note of each kind, except overfitting: `shown` gets that note's text."""
 
     def __init__(self) -> None:
         self._notes: dict[str, Note] = {}
