@@ -576,7 +576,7 @@ class TrainConfig(_Section):
 
     @property
     def rows(self) -> int:
-        """Sequences in one forward pass: batch_size, or its default as long as it is `auto`."""
+        """Sequences in one forward pass: batch_size, or 16 as long as batch_size is `auto`."""
         return _DEFAULT_ROWS if self.batch_size == "auto" else self.batch_size
 
     @property

@@ -107,8 +107,8 @@ def refuse_dtype(wanted: str, device: str) -> None:
 def choose_threads(wanted: int | Literal["auto"]) -> int:
     """Set PyTorch's number of CPU threads and return the number. Also calls keep_freed_memory.
 
-    "auto" means PyTorch's own number, which is usually one thread for each physical core, but no
-    more threads than cores that the process and its container can use. Raises GptcliError for more
+    "auto" means PyTorch's own number (usually one thread for each physical core), but at most one
+    thread for each core that the process and its container can use. Raises GptcliError for more
     than 8 threads per core."""
     import torch
 

@@ -28,7 +28,7 @@ def recorded_training(
     should_stop: Callable[[], bool],
     wishes: Wishes | None = None,
 ) -> Generator[Event, None, None]:
-    """Train, and yield each event except LookedInside after it is recorded. Notes come first.
+    """Train, and yield each event (except LookedInside) after it is recorded. Notes come first.
 
     If the disk refuses a line or a logger fails, a Notice reports the problem, and training goes
     on. Closing the generator gives up an unfinished save. The caller must let the loggers

@@ -185,7 +185,7 @@ def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> 
 
 
 def _unusable_json(spec: str, error: GptcliError) -> dict[str, object]:
-    """The JSON object for a file that cannot be checked: with --json, every file gets one."""
+    """The JSON object for a file that cannot be checked: with --json, every file gets an object."""
     return {
         "file": spec,
         "ok": False,
@@ -289,7 +289,7 @@ def _step_line(number: int, name: str, state: str, unicode: bool) -> Text:
 
 
 def _show_picture(report: FileReport, console: Console, unicode: bool) -> None:
-    """Print the steps of a wrong attention with their lines, then its and the correct weights."""
+    """Print the steps of a wrong attention with their lines, then its map and the correct map."""
     from rich.text import Text
 
     from gptcli.course.attention.picture import heat, steps

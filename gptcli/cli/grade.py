@@ -175,7 +175,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
     def heading(name: str, short: bool) -> str:  # never cuts off only one letter
         return name[:_SHORT] if short and len(name) > _SHORT + 1 else name
 
-    def room(short: bool, gap: int) -> int:  # the columns that remain for the students' names
+    def room(short: bool, gap: int) -> int:  # the width that remains for the students' names
         widths = (max(_SHORT, len(heading(e.name, short))) for e in exercises)
         return console.width - sum(width + gap for width in widths)
 

@@ -17,7 +17,7 @@ from gptcli.errors import GptcliError
 from gptcli.files.paths import shell_word
 from gptcli.view.safe_text import clean, crop
 
-WIDE = 120  # the columns that file and reference need side by side
+WIDE = 120  # the width that file and reference need side by side
 _INDENT = "  "
 _LATER = "; later steps are still to be written"
 

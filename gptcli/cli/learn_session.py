@@ -81,9 +81,9 @@ class BackgroundCheck:
 class Session:
     """The work of one learner in a folder.
 
-    `edit` opens a file at a line, and returns a note for the learner; it is None if there are no
-    keys. `said` is called with lines that stay in the terminal above the screen. `prints` returns
-    what the files printed since its previous call."""
+    `edit` opens a file at a line, and returns a note for the learner. If there are no keys, `edit`
+    is None. `said` is called with lines that stay in the terminal above the screen. `prints`
+    returns what the files printed since its previous call."""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ def page(
     In the page, the model continues your text. The page also shows the attention of every head, the
     eight steps of attention with their numbers, how the guess forms layer by layer, and how the
     model learned. The file holds the weights in eight bits, the tokenizer and the program, and
-    needs no network.
+    works without the internet.
 
     gptcli tests the page before it writes the file. If Node.js or Chromium is installed, it runs
     the page's JavaScript; otherwise numpy does the same arithmetic. If the page's results differ

@@ -42,8 +42,8 @@ def report(
     The report says whether the run overfit, whether more time would help, whether the training was
     stable, and what to try next. It shows the curves, the samples, the probability of each token of
     a validation passage, attention maps during the training, the machine and the config. The file
-    needs no network. The command reads only the run folder, so it also works while the run
-    trains."""
+    works without the internet. The command reads only the run folder, so it also works while the
+    run trains."""
     folder = named_run(run, "report")
     name = folder.resolve().name
     path = expanded(out) if out is not None else Path(f"{name}-report.{'pdf' if pdf else 'html'}")

@@ -82,8 +82,8 @@ def verdict(a: str, b: str, found: Difference) -> str:
     size = abs(found.difference)
     if found.interval is None:
         return (
-            f"{better} is lower than {worse} by {size:.4f}, but a single run cannot tell "
-            "whether this is more than noise: `gptcli compare A B --seeds 3` can tell"
+            f"the loss of {better} is {size:.4f} lower than that of {worse}, but a single run "
+            "cannot tell whether this is more than noise: `gptcli compare A B --seeds 3` can tell"
         )
     low, high = sorted(abs(end) for end in found.interval)
     runs = f"{found.seeds} seeds, {'paired' if found.paired else 'not paired'}"
@@ -93,6 +93,7 @@ def verdict(a: str, b: str, found: Difference) -> str:
             f"{high:.4f}; {runs}): more than noise"
         )
     return (
-        f"no difference beyond noise: {better} is lower by {size:.4f}, but the 95 % interval of "
-        f"{b} minus {a} is {found.interval[0]:+.4f} to {found.interval[1]:+.4f} ({runs})"
+        f"no difference beyond noise: the loss of {better} is {size:.4f} lower, but the 95 % "
+        f"interval of {b} minus {a} is {found.interval[0]:+.4f} to {found.interval[1]:+.4f} "
+        f"({runs})"
     )

@@ -30,8 +30,8 @@ class Trial:
 
 @dataclass
 class Trained:
-    """How many runs an experiment trained, how many it found finished, and the names of those that
-    diverged."""
+    """How many runs an experiment trained, how many were already finished, and the names of the
+    runs that diverged."""
 
     trained: int = 0
     found: int = 0

@@ -117,7 +117,7 @@ def import_adapter(folder: Path, base: Path, out: Path, *, name: str | None = No
 
 
 def read_adapter(folder: Path, base: Trained) -> Adapter:
-    """The adapter of the base model `base` that peft saved in `folder`.
+    """The adapter that peft saved in `folder`, for the base model `base`.
 
     Raises Refused if train.lora cannot describe the adapter exactly, and GptcliError if a file is
     damaged or the adapter has another base model."""

@@ -164,7 +164,7 @@ def from_hub(name: str) -> Path:
     """The local folder of a model from the Hugging Face Hub. Missing files are downloaded.
 
     Only JSON, safetensors and merges.txt are downloaded. Raises GptcliError if huggingface_hub is
-    not installed, or if the model or the network is missing."""
+    not installed, or if the model cannot be downloaded."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -178,6 +178,6 @@ def from_hub(name: str) -> Path:
         words = " ".join(str(error).split())[:160] or type(error).__name__
         raise GptcliError(
             f"there is no file or folder {name}, and the Hugging Face Hub cannot send it: {words}",
-            "check the name and the network, or name a folder that you downloaded",
+            "check the name and the internet connection, or name a folder that you downloaded",
             exit_code=1,
         ) from None

@@ -78,7 +78,7 @@ def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str 
         )
     size = tokenizer.vocab_size
     note = (
-        f"{missing:,} rows of its embedding have no token; they get names from <|unused_{size}|> on"
+        f"{missing:,} rows of its embedding have no token; they get names such as <|unused_{size}|>"
     )
     if isinstance(tokenizer, ImportedTokenizer):
         return tokenizer.with_rows(rows), note

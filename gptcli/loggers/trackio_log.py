@@ -1,4 +1,4 @@
-"""Writes a run into trackio's SQLite database, without a server and without the network."""
+"""Writes a run into trackio's SQLite database, without a server and without the internet."""
 
 from __future__ import annotations
 

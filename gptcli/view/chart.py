@@ -126,7 +126,7 @@ def axis_labels(low: float, high: float, rows: int, dots: int) -> dict[int, str]
 
 
 def _round_units(at_most: float) -> Iterator[float]:
-    """5, 2 and 1 times a power of ten: first the power of `at_most`, then the two powers below."""
+    """5, 2 and 1 times 10^n: first for n = floor(log10(`at_most`)), then for n - 1 and n - 2."""
     power = math.floor(math.log10(at_most))
     for exponent in range(power, power - 3, -1):
         yield from (digit * 10.0**exponent for digit in (5, 2, 1))
