@@ -102,11 +102,11 @@ class Session:
         self.check = BackgroundCheck()
         self.done = False
         self.changed = True  # whether the screen must be drawn again
-        self._asked = ""  # the previous key, if it must be pressed a second time
+        self._asked = ""  # the previous key, if it acts only when it is pressed a second time
         self._acted = clock()
         self._files = saved(folder)
         self._settling = False  # a file was saved; wait until the editor has finished
-        self._due: bool | None = None  # whether a save made a check due; None: no check is due
+        self._due: bool | None = None  # None: no check is due; True: one is due after a save
         self._text: str | None = None  # the text of the file in the previous check
         self._checked = ""  # the exercise that the check is about
         self._is_attempt = False  # whether the check is for a save that changed the text
