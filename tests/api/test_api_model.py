@@ -21,7 +21,8 @@ OLD = Path(__file__).parent.parent / "old_runs"
 
 @pytest.fixture(params=["native", "torch"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of the engine that samples. A test runs with each of the two engines for a CPU."""
+    """The name of the engine that samples. Each test that uses it runs once with each of the two
+    engines for a CPU."""
     name: str = request.param
     if name == "torch":
         none = library.Found(None, "the test wants PyTorch")
@@ -128,8 +129,8 @@ def outcome_of_lines(cli: Any, trained: Path, folder: Path, dtype: str) -> str:
 
 
 def test_logits_give_the_scores(model: gptcli.Model) -> None:
-    """The logits at a position give the log-probability of the token after it. The log-probability
-    of the first token comes from the start ids before the text."""
+    """The logits at a position give the log-probability of the token after it. The logits at the
+    last start id, before the text, give the log-probability of the first token."""
     text = "KING:\nWhat light is"
     logits = model.logits(text)
     ids = model.tokenizer.encode(text)

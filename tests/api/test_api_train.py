@@ -172,7 +172,7 @@ def test_overrides_as_a_dict() -> None:
 
 def test_a_text_gets_settings_that_fit_it() -> None:
     """gptcli.train chooses the same settings for a text as `gptcli train TEXT`. Notices say which
-    settings, and why."""
+    settings it chose, and why."""
     values = {"train.max_steps": 2, "model.n_layer": 1, "model.n_embd": 32}
     events = list(gptcli.train(["speeches.txt"], values))
     notes = "\n".join(event.message for event in events if isinstance(event, gptcli.Notice))

@@ -75,8 +75,8 @@ class Launched:
         return found
 
     def until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Wait until `condition` returns true. Fail if the training ends before, or if it takes
-        longer than `seconds`."""
+        """Wait until `condition` returns true. Fail if the training ends first, or if the wait
+        takes longer than `seconds`."""
         end = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, f"it ended early:\n{self.said()}"

@@ -1,4 +1,4 @@
-"""Runs gptcli as ranks of a training, of which one has a fault: it writes the shards of one
+"""Runs gptcli as the ranks of a training. One rank has a fault: it writes the shards of one
 checkpoint slowly, or fails to write them.
 
 `python -m tests.distributed.slow_disk ...` reads the fault from environment variables. SAVES says
@@ -18,7 +18,7 @@ import time
 from gptcli.files import durable
 from gptcli.training import saving
 
-# How long a slow disk waits before each file, so that a test can kill the rank during this time.
+# How long a slow disk waits before it writes each file. A test can kill the rank during this time.
 SECONDS = 4.0
 
 
@@ -30,8 +30,8 @@ class Faulty(durable.Disk):
         self._fault, self._folder = fault, f".step-{step:08d}."
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
-        """Write the data. For the shards of the checkpoint with the fault, first wait, or raise an
-        error instead."""
+        """Write the data. If it is for the shards of the checkpoint with the fault, wait first, or
+        raise an error instead of writing."""
         if self._folder in str(file.name) and "-of-" in str(file.name):
             if self._fault == "slow" and file.tell() == 0:
                 time.sleep(SECONDS)
