@@ -38,7 +38,7 @@ def test_bench_prints_the_keys_of_the_contract(cli) -> None:  # type: ignore[no-
 @pytest.mark.parametrize("streams", [1, 64])
 def test_a_speed_is_never_above_its_limit(streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a sampling speed is above the measured limit, bench measures the limit again. If the speed
-    is above that limit, too, bench takes the speed itself as the limit, so its share is 1."""
+    is above every measured limit, its share of the limit is 1."""
     from gptcli.sampling.backend import choose_backend
     from gptcli.training import speed
 

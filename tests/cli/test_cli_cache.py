@@ -57,7 +57,8 @@ def test_sampling_uses_the_cache_and_gives_the_same_text(cli: Any, text: str, ru
     assert "times as fast, and the same text" in outcome.err
     lengths = [int(number) for number in re.findall(r"holds (\d+)", outcome.err)]
     assert max(lengths) == 16
-    assert lengths[:4] == [1, 1, 2, 2]  # each of two layers prints; the prompt is empty
+    # The prompt is empty, and each of the two layers prints a length for each token.
+    assert lengths[:4] == [1, 1, 2, 2]
     plain = text.replace("x, cache=None", "x").replace("if cache is not None", "if False")
     (run.parent / "cache.py").write_text(plain, encoding="utf-8")
     without = sampled(cli, run, "--num-samples", "2")

@@ -1,4 +1,5 @@
-"""--escape: which escapes it replaces and refuses, and the note that gptcli prints without it."""
+"""--escape: which escapes it replaces, which it refuses, and the note that gptcli prints if
+--escape is missing."""
 
 from __future__ import annotations
 

@@ -275,7 +275,7 @@ def test_the_advice_after_a_stop_trains_on(
     told = cli("train", "--resume", "--out", tmp_path / "r")
     assert advice in told.err
     more = cli("train", "--resume", "--extend", "train.max_steps=20", "--out", tmp_path / "r")
-    if advice != "--extend":  # --extend alone trains no further
+    if advice != "--extend":  # another rule ended the run, so --extend is not enough
         assert advice in more.err
         assert run_folder.read_config(tmp_path / "r").train.max_steps == 6
         outcome = typed(cli, told.err)

@@ -1,5 +1,5 @@
-"""gptcli's stdout and stderr if the caller has closed them, they are full, or their reader
-ended."""
+"""gptcli's stdout and stderr if they are closed by the caller, if they are full, or if the program
+that reads them has ended."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ TINY = (
 def test_a_name_that_another_training_takes_meanwhile(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """gptcli tries the next name if, after it chose a free name, another training locks the folder
-    of that name or writes its config there."""
+    """After gptcli has chosen a free name, another training can lock the folder of that name, or
+    write its config there. Then gptcli tries the next name."""
     monkeypatch.chdir(tmp_path)
     first, second, third = (Path("runs") / f"{text_file.stem}{end}" for end in ("", "-2", "-3"))
     make_folder(first)
