@@ -108,7 +108,8 @@ def test_all_offsets_and_windows_are_equally_likely() -> None:
     counts = np.bincount(first, minlength=64)
     chi_squared = float(((counts - 50) ** 2 / 50).sum())
     assert len(counts) == 64
-    # With 63 degrees of freedom, a random order exceeds 110 with a probability of 0.02 %.
+    # In a random order, chi_squared has 63 degrees of freedom. It then exceeds 110 with a
+    # probability of 0.02 %.
     assert chi_squared < 110
 
 

@@ -32,8 +32,8 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A list that grows by one item each time gptcli encodes a text. Also lets shards have 100
-    tokens."""
+    """A list that grows by one item each time gptcli encodes a text. Also sets the size of a
+    shard to 100 tokens."""
     found: list[str] = []
     real = encode_all
 

@@ -78,7 +78,7 @@ def test_each_text_is_read_in_its_own_order(shares: list[float], seed: int, firs
 def test_texts_are_not_in_a_regular_pattern() -> None:
     texts, _ = MixedOrder([0.5, 0.5], 1).sequences(0, 1000)
     pairs = Counter(zip(texts[:-1].tolist(), texts[1:].tolist(), strict=True))
-    # Each of the four pairs of consecutive texts is frequent, also twice the same text.
+    # All four pairs of texts that follow each other are frequent, also those of a text and itself.
     assert min(pairs.values()) > 100
     other, _ = MixedOrder([0.5, 0.5], 2).sequences(0, 1000)
     assert not np.array_equal(texts, other)
@@ -117,7 +117,8 @@ def test_a_batch_depends_only_on_its_number_and_stays_in_a_text(
     for pair in (batches.batch(k), fresh):
         assert torch.equal(pair[0], inputs)
         assert torch.equal(pair[1], targets)
-    singly = Batches(tokens, block, 1, seed)  # with batch_size 1, the sequences are the same
+    # With batch_size 1, the sequences are the same as with batch_size 5.
+    singly = Batches(tokens, block, 1, seed)
     assert [singly.starts(5 * k + row)[0] for row in range(5)] == batches.starts(k)
 
 
@@ -147,7 +148,7 @@ def test_parts_know_their_place() -> None:
 def test_how_often_a_mixture_is_read() -> None:
     assert times_read(mixture([50, 50], [0.5, 0.5]), 300) == pytest.approx(3.0)
     # Of the 300 tokens, 270 are from the text of 10 tokens (read 27 times), and 30 from the text of
-    # 90 tokens (a third of it). The result is the mean of both, weighted by the shares.
+    # 90 tokens (a third of it). The result is the mean of 27 and 1/3, weighted by the shares.
     assert times_read(mixture([10, 90], [0.9, 0.1]), 300) == pytest.approx(0.9 * 27 + 0.1 / 3)
 
 

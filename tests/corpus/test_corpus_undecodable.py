@@ -1,5 +1,5 @@
-"""Files that are not UTF-8: the error names each file, and its probable encoding or that it is cut
-off."""
+"""Files that are not UTF-8: the error names each file, and says its probable encoding or that it
+is cut off."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_many_documents_are_chosen_whole_from_everywhere() -> None:
     chosen = sorted({token // 10 for token in val})
     assert len(chosen) == 100
     assert sum(1 for document in chosen if document < 500) in range(35, 66)
-    assert chosen[:5] == [2, 4, 32, 33, 41], "the same on every machine and in every version"
+    assert chosen[:5] == [2, 4, 32, 33, 41], "must be the same everywhere, also in later versions"
 
 
 def test_short_documents_beside_a_long_one() -> None:
