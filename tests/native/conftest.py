@@ -95,8 +95,8 @@ def native_float32() -> ctypes.CDLL:
 
 @pytest.fixture(scope="session", params=["float32", "bfloat16"])
 def native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
-    """The training library in float32 and in bfloat16; a test runs with each of the two. On a
-    processor without bfloat16 instructions, plain C emulates them."""
+    """The training library in float32 or in bfloat16: each test runs once with each of the two. On
+    a processor without bfloat16 instructions, plain C emulates them."""
     if request.param == "float32":
         return found_or_skipped(library.TRAINING_FLOAT32)
     return found_or_skipped(library.TRAINING) if has_bf16() else emulated(once, amx=False)
@@ -124,7 +124,7 @@ _SLOW_OTHERS = tuple(name for name in OTHERS if name != "float32, sse2")
     ],
 )
 def another_native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
-    """The training library in one of the builds OTHERS; a test runs with each of them."""
+    """The training library in one of the builds OTHERS: each test runs once with each build."""
     dtype, kind = OTHERS[request.param]
     if kind == "clang":
         if shutil.which("clang") is None:
@@ -175,7 +175,7 @@ more."""
     ],
 )
 def decoding(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
-    """The sampling library in one of the builds DECODERS; a test runs with each of them."""
+    """The sampling library in one of the builds DECODERS: each test runs once with each build."""
     found = library.find(library.SAMPLING)
     if found.library is None:
         assert "the C compiler failed" not in found.reason, found.reason

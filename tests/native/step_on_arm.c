@@ -1,4 +1,5 @@
-/* Runs a training step and a step of Muon from a file, and writes what they compute to another.
+/* Reads numbers from a file, computes a training step and a step of Muon with them, and writes the
+ * results to another file.
  *
  * tests/native/test_native_arm.py compiles it for aarch64 together with the library, and runs it in
  * an emulator. */

@@ -37,7 +37,7 @@ def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def zig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The program in a package ziglang that cannot be imported."""
+    """The program of a package ziglang. An import of this package would fail."""
     path = program(tmp_path / "site" / "ziglang" / "zig")
     (path.parent / "__init__.py").write_text("raise RuntimeError", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))

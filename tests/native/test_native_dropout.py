@@ -112,7 +112,8 @@ def test_pytorch_gets_the_same_with_the_same_masks(
         model.zero_grad()
         true, gradients = loss_and_gradients(model, *one_token())
         assert to_come == []
-        # This loss is that of a single token, so its rounding errors are not averaged with others.
+        # This loss is that of a single token, so its rounding error is not averaged with the
+        # errors of other tokens.
         assert loss == pytest.approx(true, abs=1e-2)
         for name, g in n.gradients().items():
             # With one token, the gradients of keys and queries are 0.

@@ -209,8 +209,8 @@ def test_gradients_are_added_and_scaled(arch: str, native: ctypes.CDLL) -> None:
     mean(n, *one, scale=0.04)
     scaled = n.gradients()
     for name, g in apart[0].items():
-        # float32 sums in another order differ a little. A scale that is larger by a power of 2
-        # changes nothing else, even in bfloat16.
+        # Sums of float32 numbers in another order differ a little. A scale that is 4 times as large
+        # gives gradients that are exactly 4 times as large, even in bfloat16.
         torch.testing.assert_close(together[name], g + apart[1][name], rtol=1e-4, atol=1e-6)
         assert torch.equal(scaled[name], 4 * g), name
 

@@ -185,8 +185,7 @@ EMULATE __m128i _mm512_cvtepi32_epi8(__m512i a) {
     return r;
 }
 
-/* ---- shuffles: within each 128 bits, and of 128 bits ------------------------------------------
- */
+/* ---- shuffles: within groups of 128 bits, and of whole groups -------------------------------- */
 
 EMULATE __m512i _mm512_unpacklo_epi32(__m512i a, __m512i b) {
     Ints r;
