@@ -51,7 +51,7 @@ def test_the_places_are_those_of_the_c_library() -> None:
     header = (Path(gptcli.__file__).parent / "native" / "parameters.h").read_text("utf-8")
     enums = [re.findall(r"\w+", enum) for enum in re.findall(r"enum \{(.*?)\}", header, re.DOTALL)]
     for rows, enum in zip((OUTSIDE_BLOCKS, IN_BLOCK), enums, strict=True):
-        # The last name of each C enum is not a parameter, but their number.
+        # The last name of each C enum is no parameter: its value is the number of parameters.
         assert list(dict.fromkeys(row.place for row in rows)) == enum[:-1]
 
 
@@ -68,7 +68,7 @@ def test_the_c_library_gets_every_parameter_once(arch: ArchName) -> None:
 @pytest.mark.parametrize(("arch", "layout"), [("gpt2", "gpt2"), ("modern", "qwen3")])
 def test_every_parameter_has_a_name_in_its_ecosystem(arch: ArchName, layout: str) -> None:
     """Each name in Hugging Face's layout belongs to one parameter of gptcli. Only query, key and
-    value of GPT-2 share a name, as three parts in this order."""
+    value of GPT-2 share a name: they are the three parts of one tensor, in this order."""
     found: dict[str, list[int | None]] = {}
     for name, _ in network(arch).named_parameters():
         row = row_of(name)

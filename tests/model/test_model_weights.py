@@ -1,5 +1,5 @@
-"""The names and shapes of weights that gptcli computes without building a module equal those of the
-module, and the weights share the module's memory."""
+"""gptcli computes the correct names and shapes of a model's weights without building the model. The
+arrays of Weights share the memory of the built model."""
 
 from __future__ import annotations
 

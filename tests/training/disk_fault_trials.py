@@ -63,8 +63,8 @@ def begin(story: Story, folder: Path) -> Path:
 
 
 def copy(begun: Path) -> Path:
-    """Copy the run folder `begun` to the folder `run` beside it, instead of the previous copy.
-    Return the copy."""
+    """Copy the run folder `begun` to the folder `run` beside it, after deleting the previous copy.
+    Return the new copy."""
     run = begun.parent / "run"
     shutil.rmtree(run, ignore_errors=True)
     return Path(shutil.copytree(begun, run))
@@ -114,7 +114,7 @@ def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> It
     """Cut the power after each operation of a story: data that had no fsync is lost, partly or
     completely.
 
-    Also assert that a crash loses nothing that a call saved before it returned. If a crash leaves
+    Also assert that a crash loses nothing that a completed call has saved. If a crash leaves
     the same files as an earlier one, it is counted, but not tried again. Each yielded number counts
     the crashes since the previous yield."""
     crashed = folder / "crashed"

@@ -144,7 +144,7 @@ class Model:
 
 
 def _nodes(root: Folder) -> tuple[list[Folder], list[File]]:
-    """All folders, then all files, that a crash can leave with a name. Each is listed once."""
+    """All folders, then all files, that can have a name after a crash. Each is listed once."""
     folders, files, waiting = [root], [], [root]
     while waiting:
         folder = waiting.pop()

@@ -34,8 +34,8 @@ WORDS = [word for word in BASE if "batch_size" not in word]
         # Four processes share the 64 sequences, so each takes one micro-batch of 16.
         (64, 1000, 4, 16),
         (64, 10, 4, 8),
-        # Four processes cannot share 6 sequences; this is no error here, because Share.of raises
-        # it.
+        # Four processes cannot share 6 sequences. Share.of raises the error for this, not the
+        # search.
         (6, 100, 4, 6),
     ],
 )

@@ -13,6 +13,6 @@ from tests.training.faulty_disks import STORIES, Story, names
 @pytest.mark.slow
 @pytest.mark.parametrize("story", STORIES, ids=names(STORIES))
 def test_a_crash_after_any_operation(story: Story, tmp_path: Path) -> None:
-    """A crash never loses what a call saved before it returned."""
+    """A crash never loses what a completed call has saved."""
     crashes = list(crashed_after_any_operation(story, tmp_path))
     assert sum(crashes) >= len(crashes) > len(story.calls)

@@ -257,7 +257,7 @@ def test_the_end_waits_for_an_upload_that_began_after_it(
     new: Callable[..., Setup], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When a run ends, an upload can be in progress that read older states of the run's files. So
-    gptcli waits for another upload."""
+    gptcli waits for one more upload."""
     setup = new("r", *OFTEN)
     for _ in train(setup):
         pass

@@ -22,7 +22,7 @@ OFTEN = ("train.checkpoint_every=3", "train.eval_every=8", "train.keep_checkpoin
 @pytest.fixture(params=["at once", "background"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How gptcli writes checkpoints: in the training loop ("at once", the default for small
-    checkpoints) or in the background. A test runs with each of the two."""
+    checkpoints) or in the background. Each test runs once with each of the two."""
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if request.param == "background" else 1 << 40)
     return str(request.param)
 
