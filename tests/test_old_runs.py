@@ -2,7 +2,7 @@
 
 tests/old_runs/ holds the runs, and what the commands of the earlier version printed about them.
 tests/old_runs/record.py recorded them. In the two gpt2 runs, texts and scores past the context were
-recorded again when a full window began to move by half of its length.
+recorded again after a change of gptcli: since then, a full window moves by half of its length.
 
 The text of the runs now has another path than the one in their config.yaml. `train --resume` gets
 the new path as `data.source=NEW`. `eval` and `inspect-batch` read the path in config.yaml, so the

@@ -1,5 +1,5 @@
-"""possible_layouts finds the projections in a learner's module: writing into them changes the
-module."""
+"""possible_layouts finds the projections in a learner's module. Values that are written into these
+projections change the module."""
 
 from __future__ import annotations
 

@@ -111,8 +111,8 @@ def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
         changed = {i + 1 for i, line in enumerate(text) if line not in style}
         quoted = re.search(r"line (\d+)", report.message)
         if not changed or report.first_wrong_step != change.step:
-            # No report can quote a deleted line. If it names another step, it quotes a line of that
-            # step.
+            # No report can quote a deleted line. If the report names another step, it quotes a line
+            # of that step.
             continue
         asked += 1
         if quoted is None or int(quoted[1]) not in changed:

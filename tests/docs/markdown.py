@@ -42,7 +42,7 @@ class Block:
 
     def commands(self) -> list[str]:
         """The command lines of the block, without comments. In a block of the language console,
-        these are the lines after `$ `. In sh and bash, all lines."""
+        these are the lines that begin with `$ `. In sh and bash, all lines are command lines."""
         lines = self.text.replace("\\\n", " ").splitlines()
         if self.language == "console":
             lines = [line[2:] for line in lines if line.startswith("$ ")]

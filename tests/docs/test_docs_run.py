@@ -46,7 +46,7 @@ NOT_RUN = {
     ".venv/bin/python -m pip": "make wheel-check installs gptcli",
     "pip install": "make wheel-check installs gptcli; the packages come from an index",
     "uvx": "make wheel-check runs it",
-    ".venv/bin/gptcli": "it is gptcli, which runs",
+    ".venv/bin/gptcli": "the tests of the other commands run gptcli",
     "torchrun": "tests/distributed starts it",
     "sbatch": "it needs Slurm",
     "scp": "it needs another machine",

@@ -73,7 +73,9 @@ def test_the_command(
     words = ("scaling", text_file, "run.threads=1", "--out", "ladder")
     outcome = cli(*words, "--minutes", "0.2", "--json")
     assert outcome.code in (0, 1), outcome.err
-    if outcome.code == 1:  # after so few steps, larger networks can be worse, which is an error
+    # After so few steps, a larger network can be worse than a smaller one. The command then reports
+    # an error.
+    if outcome.code == 1:
         assert "not better" in outcome.err
     folder = tmp_path / "ladder"
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -1,5 +1,5 @@
-"""The rows that loggers read from metrics.jsonl and samples.txt, at once or while the run appends
-to them. Also the times of day of these rows."""
+"""The rows that loggers read from metrics.jsonl and samples.txt: all at once, or while the run
+appends to these files. Also the times of day of the rows."""
 
 from __future__ import annotations
 

@@ -137,8 +137,8 @@ def test_a_run_that_trains_now_is_not_judged(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_commands_work(cli: Any, trained: Path, tmp_path: Path) -> None:
-    """Call the `train` commands of the advice with --dry-run on the config of a real run, except
-    those with --resume."""
+    """Call the `train` commands of the advice, except those with --resume, on the config of a real
+    run. Add --dry-run to each command."""
     for name in RECORDED:
         for _, command in advice(recorded(name, trained)).next:
             words = shlex.split(command)[1:]

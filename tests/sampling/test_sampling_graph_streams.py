@@ -75,8 +75,8 @@ class _Rehearsal:
 @ARCHS
 @pytest.mark.parametrize("width", [8, 200])
 def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The texts are longer than the window and than several recorded spans. Between two runs, the
-    test feeds more tokens."""
+    """The texts are longer than the window and than several recorded spans. Between two calls
+    of `run`, the test feeds more tokens."""
     m = model(arch, width=width)
     texts = []
     for recorder in (None, _Rehearsal()):
