@@ -168,7 +168,7 @@ def _shared_worker_process(pytestconfig: pytest.Config) -> Iterator[None]:
     from gptcli.course.sandbox.isolation import Worker, _Process
 
     idle: list[_Process] = []
-    # Workers that have not sent their answer yet, because their check still runs or was
+    # Sandbox processes that have not sent their answer yet, because their check still runs or was
     # interrupted.
     busy: set[Worker] = set()
     leave, check = Worker.__exit__, Worker.ask

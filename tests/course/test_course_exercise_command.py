@@ -187,7 +187,8 @@ def test_the_status_of_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     outcome = cli("exercise", "--status", "ada", "bob lee", "readme.txt")
     assert outcome.code == 0
     heading, ada, bob = outcome.out.splitlines()
-    assert heading.split() == ["student", *(name[:6] for name in NAMES)]  # cut to fit
+    # The heading has only the first six letters of each exercise's name.
+    assert heading.split() == ["student", *(name[:6] for name in NAMES)]
     later = ["-"] * (len(NAMES) - 3)
     assert ada.split() == ["ada", "-", "ok", "0/4", *later]
     assert bob.split() == ["bob", "lee", "-", "-", "error", *later]

@@ -106,7 +106,7 @@ SLICES = "h * D : (h + 1) * D"
 ROOT = "/ math.sqrt(D)"
 MORE = "        w = softmax(s)\n"
 ROWS = {
-    # the call of a right helper is wrong, not the helper
+    # the helper is correct, but the line that calls it is wrong
     "call_of_split": Row(
         "helpers", "self.value(x)", "self.query(x)", 1, "value-is-query", "v = self.split_heads("
     ),

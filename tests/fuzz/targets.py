@@ -49,9 +49,9 @@ from gptcli.view.safe_text import clean
 from tests.fuzz import inputs
 from tests.fuzz.inputs import any_bytes, as_json, changed, edited, nested, yaml_like
 
-# The most wall time of one input; even on a busy machine, no input takes nearly as long.
+# One input may take at most this wall time. Even on a busy machine, no input takes nearly as long.
 SECONDS = 60.0
-# In characters; an error can be long, because it has a line for each of the problems of a config.
+# In characters. An error can be long, because it has a line for each of the problems of a config.
 LONGEST_ERROR = 100_000
 TEXT = "KING:\nWhat light is this, that comes by night? é🙂\n" * 4
 STEP = 12

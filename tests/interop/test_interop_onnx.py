@@ -256,7 +256,7 @@ def test_a_file_that_breaks_the_rules_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = trained(tmp_path / "run", "byte", arch="gpt2", **SMALL)
-    monkeypatch.setattr(onnx_graph, "OPSET", 9)  # without LayerNormalization
+    monkeypatch.setattr(onnx_graph, "OPSET", 9)  # opset 9 has no LayerNormalization
     with pytest.raises(GptcliError, match="breaks a rule of ONNX") as error:
         exporting.export(model, "onnx", tmp_path / "out")
     assert "\n" not in error.value.message

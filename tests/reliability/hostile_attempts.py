@@ -20,7 +20,8 @@ from typing import Any
 from tests.fork_server import warm
 from tests.reliability.hostile import CASES, FILES_OF_LINES, STEP
 
-SECONDS = 5.0  # the most processor time of a command; most take less than a tenth of a second
+# A command may take at most this processor time. Nearly all take less than a tenth of a second.
+SECONDS = 5.0
 BYTES = 200e6
 COMMANDS = ("score", "resume")
 ALL_COMMANDS = ("score", "eval", "sample", "runs", "inspect-batch", "resume")

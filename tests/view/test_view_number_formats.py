@@ -79,7 +79,7 @@ def test_eta_is_the_steps_left_at_the_speed_so_far() -> None:
 def test_the_first_step_does_not_count_in_the_speed() -> None:
     rate_so_far = StepRate()
     assert rate_so_far.eta(100) is None
-    rate_so_far.mark(1, 50.0)  # compilation
+    rate_so_far.mark(1, 50.0)  # the first step includes the compilation
     assert rate_so_far.eta(100) is None
     rate_so_far.mark(2, 50.5)
     assert rate_so_far.eta(100) == pytest.approx(98 * 0.5)
@@ -101,7 +101,7 @@ def test_the_speed_follows_changes_and_includes_pauses() -> None:
         now += 0.5
         rate_so_far.mark(step, now)
     assert rate_so_far.eta(1600) == pytest.approx(50.0, rel=0.02)
-    rate_so_far.mark(1501, now + 30.0)  # an evaluation
+    rate_so_far.mark(1501, now + 30.0)  # this step includes an evaluation
     eta = rate_so_far.eta(1600)
     assert eta is not None
     assert eta > 60

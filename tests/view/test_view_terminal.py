@@ -297,7 +297,7 @@ def test_slow_drawing_takes_at_most_2_percent_of_the_time(monkeypatch: pytest.Mo
         while now[0] < 20:
             now[0] += 0.01
             view.handle(step_done(1 + int(now[0] * 100)))
-    # 2 % of 20 s is enough for four frames of 0.1 s, in addition to the first frame.
+    # Drawing may take 2 % of 20 s: enough for four frames of 0.1 s, in addition to the first frame.
     assert 2 <= len(draws) <= 6
 
 
