@@ -390,7 +390,7 @@ def header_constants() -> dict[str, float]:
 
 
 def enum(text: str, first: str) -> list[str]:
-    """All names of the C enum in `text` that begins with the name `first`."""
+    """All names of the C enum in `text` whose first name is `first`."""
     found = re.search(rf"enum \{{\s*({first}\b[^}}]*)\}}", text)
     assert found is not None
     return [name.strip() for name in found[1].split(",") if name.strip()]
