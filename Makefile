@@ -83,8 +83,8 @@ fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz.run --count $(FUZZ)
 
 # Runs the tests that `make test` leaves out or shortens: tests that take seconds each, every moment at
-# which a save can be killed or fail, and every wrong file of every style. Here gptcli starts as a new
-# process, but `make test` forks one. Takes most of an hour.
+# which a save can be killed or fail, and every mistake in every style of learners' code. Here gptcli starts
+# as a new process, but `make test` forks a process that has imported PyTorch. Takes most of an hour.
 slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --slow
 
