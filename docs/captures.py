@@ -12,7 +12,7 @@ from terminal import Frame, Terminal, paced, svg
 DOCS = Path(__file__).resolve().parent
 MINUTES = 3
 FASTER = 12  # the factor by which the moving picture shortens waiting times
-LEAST, MOST = 0.35, 2.0  # a frame in which a command works is shown for so many seconds
+LEAST, MOST = 0.35, 2.0  # seconds: how long a frame is shown while a command works
 
 UNSCALED = """\
 import torch

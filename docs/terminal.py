@@ -208,9 +208,9 @@ def _plain(row: Row) -> str:
 
 
 def paced(frames: Sequence[Frame], faster: float, least: float, most: float) -> list[Frame]:
-    """The frames with the times of a moving picture: while a command works, the
-    picture is `faster` times as fast as the terminal was, and while the user types, it is as fast.
-    A frame in which a command works is shown for `least` to `most` seconds, so some of these frames
+    """The frames with the times of a moving picture. While a command works, the picture is `faster`
+    times as fast as the terminal was. While the user types, it is as fast as the terminal was. A
+    frame in which a command works is shown for `least` to `most` seconds, so some of these frames
     are left out."""
     kept: list[Frame] = []
     waited = 0.0
