@@ -32,7 +32,7 @@ from machine import header
 
 ROOT = Path(__file__).resolve().parent.parent
 NEVER = 10**9
-WARM_UP = 3  # steps
+WARM_UP = 3  # the number of first steps, which are not timed
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Case:
 
     @property
     def steps(self) -> int:
-        """The number of the last step that is timed. The next step would write another checkpoint,
-        so there is enough time to write the last timed checkpoint."""
+        """The number of the last step that is timed: the last one before a further checkpoint. So
+        the timed steps last long enough to write the last timed checkpoint."""
         return self.every * (self.checkpoints + 1) - 1
 
 

@@ -39,7 +39,7 @@ from typing import Any
 
 from benchmarks.machine import header
 
-SKIPPED = 3  # steps
+SKIPPED = 3  # the number of first steps whose times are ignored
 Round = tuple[float, list[float]]
 """The share of the processor that other programs used, and the seconds of each step."""
 ALL = ("1x1", "1x2", "2x1 ddp", "2x1 fsdp", "2x1 alone", "4x1 ddp", "4x1 fsdp", "4x1 alone")

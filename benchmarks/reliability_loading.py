@@ -18,8 +18,8 @@ from tests.reliability.hostile import CASES
 DAMAGES = 50  # files damaged in one trial
 HOSTILE = len(CASES)
 TARGETS = 16  # the number of targets in tests/fuzz/targets.py
-INPUTS = 250  # for a target with share 1, in one trial
-ROUNDS = 34  # how often a full series gives inputs to all targets: 200,000 inputs in all
+INPUTS = 250  # the number of inputs in one trial, for a target with share 1
+ROUNDS = 34  # how often a full series gives inputs to all targets: 200,000 inputs in total
 
 
 def _small_run(shop: Workshop) -> Path:

@@ -88,7 +88,7 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
             training = TheirTraining(words, folder)
             if words is _WORDS:
                 training.until(training.has_saved)
-            elif chance.random() < 0.5:  # otherwise, the kill can come during start-up
+            elif chance.random() < 0.5:  # if false, the kill can come during start-up
                 training.until(training.has_begun)
             else:
                 time.sleep(chance.uniform(0.0, 1.0) * start)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 60.0  # a training that runs for so many seconds counts as hung
+PATIENCE = 60.0  # after this many seconds, a training counts as hung
 
 
 def warm() -> None:

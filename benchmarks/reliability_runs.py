@@ -21,7 +21,9 @@ from benchmarks.reliability_outcome import Outcome
 from benchmarks.reliability_processes import Training
 
 STEPS, EVERY, EVAL_EVERY = 60, 5, 10
-LEAVE_WITHIN = 1.25  # seconds: one second, and the time of a step and of a save of these small runs
+# The seconds in which a run must end after a signal: one, and the time of a step and of a save of
+# these small runs.
+LEAVE_WITHIN = 1.25
 
 TINY = (
     "model.n_layer=1",
@@ -244,7 +246,7 @@ def _interrupt_twice(
     time.sleep(chance.uniform(0.0, 0.3) * reference.seconds)
     slow.touch()
     if not in_save:
-        time.sleep(0.2)  # the next step has begun
+        time.sleep(0.2)  # until the next step has begun
     training.send(signal.SIGINT)
     time.sleep(chance.uniform(1.05, 2.0))
     if not training.running():

@@ -4,7 +4,7 @@
     python benchmarks/serving.py --run runs/NAME --text TEXT --against-streams
 
 The clients run in one process and send streaming requests to /v1/completions. Each client sends its
-next request as soon as it has the whole answer to the request before. Prompts have 20 to 100
+next request as soon as it has the whole answer to its previous request. Prompts have 20 to 100
 characters of TEXT, and answers have 100 new tokens. The first command starts both servers in turn,
 with 1, 8 and 64 clients. It prints new tokens per second and the time to the first token. The
 package xllamacpp has llama.cpp's server, and the package gguf writes the file for this server: `pip
