@@ -108,8 +108,8 @@ def _points(run: RunData) -> list[tuple[int, float]]:
     """The points for `doubled`: pairs (step, validation loss), or pairs (step, training loss).
 
     The training loss takes the place of the validation loss if there are fewer than three
-    evaluations, and if the run read its text at most once or the training loss is close to the
-    validation loss."""
+    evaluations and one more condition holds: the run read its text at most once, or the two losses
+    are close."""
     often = epochs(run)
     if len(run.evaluations) < 3 and ((often is not None and often <= 1) or _is_close(run)):
         return [(one.step, one.loss) for one in run.steps]

@@ -163,7 +163,10 @@ def _without_long_runs(text: str) -> Iterator[str]:
 
 
 def _merge(piece: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
-    """The tokens of `piece` after all merges into tokens with a rank below `below`."""
+    """The parts of `piece` after all possible joins of neighbours into a token whose rank is less
+    than `below`.
+
+    The join with the lowest rank comes first."""
     parts = [piece[place : place + 1] for place in range(len(piece))]
     while True:
         lowest, at = below, -1

@@ -1,7 +1,8 @@
-/* The two libraries for training on a CPU, in bfloat16 or float32: loss, gradients, AdamW, Muon.
+/* Training on a CPU: loss, gradients, AdamW, Muon.
  *
- * gptcli/native/engine.py and loss.py call these libraries. Dimensions as in model.h. README.md
- * gives a reading order. */
+ * This file is compiled into two libraries, one for bfloat16 and one for float32.
+ * gptcli/native/engine.py and loss.py call them. Dimensions as in model.h. README.md gives a
+ * reading order. */
 
 #include "../vectors/amx_permission.h"
 #include "gradients.h"
