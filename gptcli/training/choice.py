@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from gptcli.config import TrainConfig
+
 _LARGER = (
     (6, 96), (8, 96), (6, 128), (8, 128), (8, 160), (8, 192), (8, 256), (8, 320),
     (8, 512), (10, 640), (12, 768),
@@ -29,11 +31,12 @@ _BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.65
 _MAX_PARAMETERS_PER_CHARACTER = 6.0
 _EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
 _EPOCHS_WITHOUT_AVERAGE, _AVERAGE_PER_DOUBLING, _MAX_AVERAGE = 20.0, 0.175, 0.35
+_LONG_DECAY = 0.8  # train.decay_fraction if the text is read so rarely that it needs no dropout
 _MOST_EPOCHS, _MANY_EPOCHS = 80.0, 20.0  # train.max_epochs is 80 if a text is read over 20 times
 _TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # 2048 tokens a step in a training of 3e6 tokens
 # (least number of training tokens, context length). The second table is for texts that are read
 # more than 2.7 times.
-_CONTEXTS = ((2.5e6, 256), (1.3e6, 128), (0.0, 64))
+_CONTEXTS = ((1.9e6, 256), (1.3e6, 128), (0.0, 64))
 _CONTEXTS_REPEATED = ((1e6, 256), (0.0, 128))
 _STEP_GROWS_SHORT, _STEP_GROWS_LONG = 0.6, 0.25  # a short training needs many small steps
 _CHARACTERS_PER_SUBWORD = 2.5
@@ -81,6 +84,13 @@ def average_for(epochs: float) -> float:
     It is 0 up to 20 epochs. After that, each doubling of the epochs adds 0.175, up to 0.35."""
     doublings = math.log2(max(1.0, epochs / _EPOCHS_WITHOUT_AVERAGE))
     return min(_MAX_AVERAGE, round(_AVERAGE_PER_DOUBLING * doublings, 3))
+
+
+def decay_for(epochs: float) -> float:
+    """The value of train.decay_fraction for a text that is read `epochs` times.
+
+    It is 0.8 up to 2.7 epochs, else the default."""
+    return _LONG_DECAY if epochs <= _EPOCHS_WITHOUT_DROPOUT else TrainConfig().decay_fraction
 
 
 def best_size(operations: float) -> float:
@@ -133,6 +143,8 @@ def choose_settings(
     The main rules:
     - The network grows with the operations, up to about 6 parameters per character of the text.
     - The more often the text is repeated, the higher the dropout.
+    - If the text is read so rarely that there is no dropout, the learning rate decays over more of
+      the steps.
     - The longer the training, the larger the batch.
     - A long text in an alphabet gets subwords, if the run would read less than 60 % of the text
       with characters as tokens, and if the text can be encoded in less than a fifth of the
@@ -177,6 +189,7 @@ def choose_settings(
         "model.dropout": dropout_for(epochs),
         "train.batch_size": batch_size,
         "train.average": average_for(epochs),
+        "train.decay_fraction": decay_for(epochs),
     }
     if kind == "bpe":
         values["tokenizer.vocab_size"] = 2048

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Set
 from typing import Any
 
-from gptcli.config import Config
+from gptcli.config import Config, TrainConfig
 from gptcli.config_problems import flatten
 from gptcli.corpus.encoding import characters
 from gptcli.corpus.mixture import times_read
@@ -29,6 +29,7 @@ from gptcli.training.choice import (
     average_for,
     block_parameters,
     choose_settings,
+    decay_for,
     dropout_for,
 )
 from gptcli.training.cost import matrix_parameters
@@ -40,10 +41,13 @@ from gptcli.training.planner import SECONDS_AT_END, TimeLimit
 from gptcli.training.schedule import most_steps
 from gptcli.training.setup import resolve
 
-CHOSEN_AFTER_STEPS = frozenset({"model.dropout", "train.average", "train.sample_every"})
+CHOSEN_AFTER_STEPS = frozenset(
+    {"model.dropout", "train.average", "train.decay_fraction", "train.sample_every"}
+)
 """The keys that `fit_to_minutes` can choose, because their values depend on the number of steps."""
 _SHOWN_TRAIN_KEYS = (
-    "batch_size", "max_steps", "max_epochs", "minutes", "patience", "average", "sample_every",
+    "batch_size", "max_steps", "max_epochs", "minutes", "patience", "average", "decay_fraction",
+    "sample_every",
 )  # fmt: skip
 _OVERFIT_EPOCHS = 100.0
 _REFERENCE = (4, 128, 256, 8)  # n_layer, n_embd, T, B of the step that measures the machine's speed
@@ -107,10 +111,10 @@ def fit_to_minutes(
     """The config with as many steps as fit into `minutes`; also the TimeLimit, and a reason.
 
     The reason says why the run has this number of steps. The training ends `minutes` after `begun`,
-    which is a value of time.perf_counter(). Chooses the keys in `choose`: model.dropout and
-    train.average suit the number of epochs, train.sample_every suits the number of steps. `ranks`
-    processes share the training. Raises GptcliError if `is_strict` and the time is too short for 20
-    steps."""
+    which is a value of time.perf_counter(). Chooses the keys in `choose`: model.dropout,
+    train.average and train.decay_fraction suit the number of epochs, train.sample_every suits the
+    number of steps. `ranks` processes share the training. Raises GptcliError if `is_strict` and the
+    time is too short for 20 steps."""
     seconds = 60.0 * minutes
     choose_threads(config.run.threads)
     limit = TimeLimit(begun + seconds - SECONDS_AT_END, seconds)
@@ -166,6 +170,7 @@ def fit_to_minutes(
     values: dict[str, Any] = {
         "model.dropout": dropout_for(epochs),
         "train.average": average_for(epochs),
+        "train.decay_fraction": decay_for(epochs),
         "train.sample_every": max(1, steps // _SAMPLES),
     }
     candidate = with_values(candidate, {key: values[key] for key in values if key in choose})
@@ -209,8 +214,9 @@ def block_of_choice(config: Config, reasons: dict[str, str]) -> list[str]:
     lines = []
     for section, names in shown:
         values = {name: tree[section][name] for name in names if tree[section][name] is not None}
-        if values.get("average") == 0.0:
-            del values["average"]
+        for key in ("average", "decay_fraction"):
+            if values.get(key) == getattr(TrainConfig(), key):
+                del values[key]
         if section in reasons:
             text = ", ".join(f"{name}: {_yaml(value)}" for name, value in values.items())
             lines.append(f"{section}: {{{text}}}  # {reasons[section]}")

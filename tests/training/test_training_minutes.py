@@ -215,6 +215,20 @@ def test_the_more_often_the_text_is_read_the_longer_is_the_average(
     assert average_for(epochs) == share
 
 
+@pytest.mark.parametrize(("limit", "decay"), [(1, 0.8), (10, 0.6)])
+def test_the_rate_decays_over_more_steps_if_the_text_is_read_rarely(
+    limit: int, decay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.03, 0.03))
+    config, why = planned(tmp_path, limit, {}, characters=2_000_000)
+    assert config.train.decay_fraction == decay
+    assert (config.model.dropout == 0.0) == (decay == 0.8)
+    shown = " ".join(block_of_choice(config, {"train": why}))
+    assert ("decay_fraction: 0.8" in shown) == (decay == 0.8)
+    kept, _ = planned(tmp_path, limit, {"train.decay_fraction": 0.3}, characters=2_000_000)
+    assert kept.train.decay_fraction == 0.3
+
+
 def test_evaluations_that_the_user_wants_often_leave_time_for_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,14 +280,14 @@ def test_the_facts_of_a_text_are_those_of_all_of_it(tmp_path: Path) -> None:
     assert (facts.characters, facts.bytes, facts.different) == (20, 24, 4)
 
 
-def test_too_few_minutes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_limitare_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(10.0, 10.0))
     with pytest.raises(GptcliError, match="too short") as error:
         planned(tmp_path, 1, {})
     assert error.value.exit_code == 2
 
 
-def test_minutes_on_the_command_line(
+def test_limiton_the_command_line(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -300,7 +314,7 @@ def test_minutes_on_the_command_line(
 
 
 @pytest.mark.slow
-def test_minutes_with_a_config_choose_only_the_steps(
+def test_limitwith_a_config_choose_only_the_steps(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
