@@ -10,7 +10,7 @@ RETRY_AFTER = 1  # seconds that a client should wait before it tries again
 class Refusal(Exception):
     """A request is not served. Holds the HTTP status and the content of OpenAI's error.
 
-    `param` names the wrong field of the request. `code` names the kind of error."""
+    `param` is the name of the field at fault in the request. `code` names the kind of error."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
