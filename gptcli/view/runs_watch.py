@@ -76,7 +76,7 @@ def _footer(watched: Watched, width: int, has_keys: bool) -> list[Text]:
 
 
 def _as_lines(table: object, width: int, console: Console) -> list[Text]:
-    """The lines of a table of rich."""
+    """The lines of `table`, which is a table of the library rich."""
     options = console.options.update(width=width)
     return [
         Text.assemble(*((part.text, part.style or "") for part in line))

@@ -282,7 +282,7 @@ MISTAKES = (
             "fits must be True if there is room", "return length + T <= block_size", (
                 lambda n, T, W: n + T > W, lambda n, T, W: n + T >= W),
             at=r"last:[<>] || last:return"),
-    ExerciseMistake("never-full", 4, "return True, or forward that does not ask fits",
+    ExerciseMistake("never-full", 4, "fits returns True, or forward does not call fits",
             "with a block_size of {W} your {what} accepts {count} tokens",
             "the model has no positions for more tokens",
             "fits is length + T <= block_size, and forward raises ValueError if it is False", (

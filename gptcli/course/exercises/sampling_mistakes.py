@@ -207,7 +207,7 @@ MISTAKES = (
     ExerciseMistake("one-minus-p", 3, "1 - p for p", "you keep tokens until they reach 1 - p",
             "the kept tokens together must reach p", "compare with p",
             (lambda x, p: nucleus(reached_before, first=True)(x, 1 - p),), r"1 - p|1\.0 - p|<|>"),
-    ExerciseMistake("p-one", 3, "argmax of sums >= 1", "your top_p is wrong at p = 1",
+    ExerciseMistake("p-one", 3, "(sums >= p).argmax() at p = 1", "your top_p is wrong at p = 1",
             "after rounding, the sum of all probabilities can be a little below or above 1",
             "if p >= 1, return the logits unchanged", at=r"argmax|nonzero|searchsorted|>=|<|>"),
     ExerciseMistake("absolute-threshold", 4, "probabilities < p",
