@@ -36,7 +36,7 @@ _MOST_EPOCHS, _MANY_EPOCHS = 80.0, 20.0  # train.max_epochs is 80 if a text is r
 _TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # 2048 tokens a step in a training of 3e6 tokens
 # (least number of training tokens, context length). The second table is for texts that are read
 # more than 2.7 times.
-_CONTEXTS = ((1.9e6, 256), (1.3e6, 128), (0.0, 64))
+_CONTEXTS = ((2.5e6, 256), (1.3e6, 128), (0.0, 64))
 _CONTEXTS_REPEATED = ((1e6, 256), (0.0, 128))
 _STEP_GROWS_SHORT, _STEP_GROWS_LONG = 0.6, 0.25  # a short training needs many small steps
 _CHARACTERS_PER_SUBWORD = 2.5
