@@ -27,6 +27,7 @@ def opened(path: Path, width: int = 1280, **options: Any) -> Iterator[Any]:
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=program, args=FLAGS)
         page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        page.set_default_timeout(120_000)  # for a busy machine
         page.on("console", lambda said: problems.append(said.text) if said.type == "error" else 0)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on(

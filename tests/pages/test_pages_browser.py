@@ -85,6 +85,7 @@ class Opened:
     def __init__(self, browser: Any, path: Path, address: str = "", **context: Any) -> None:
         self.context = browser.new_context(**context)
         self.tab = self.context.new_page()
+        self.tab.set_default_timeout(120_000)  # for a busy machine
         self.problems: list[str] = []
         self.tab.on("console", lambda message: self.problems.append(message.text))
         self.tab.on("pageerror", lambda error: self.problems.append(str(error)))

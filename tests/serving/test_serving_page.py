@@ -23,6 +23,7 @@ if sys.platform == "win32":
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
+BUSY_MS = 120_000  # how long a busy machine may take for something that usually takes no time
 AXE = ROOT / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
 
@@ -40,6 +41,8 @@ def page() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=path, args=flags)
         page = browser.new_page()
+        page.set_default_timeout(BUSY_MS)
+        playwright.expect.set_options(timeout=BUSY_MS)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda asked: problems.append(asked.url)
                 if not asked.url.startswith("http://127.0.0.1:") else None)  # fmt: skip
