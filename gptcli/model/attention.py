@@ -106,8 +106,7 @@ class CausalSelfAttention(nn.Module):
         """Steps 1 and 2 of causal_attention as one matrix product: (B, T, C) -> (B, T, 3 H, D).
 
         The heads of q come first, then those of k, then those of v. This method stores the stacked
-        weights in the list `kept`. Only sampling passes a list, because sampling never changes the
-        weights.
+        weights in the list `kept`. Only sampling, which never changes the weights, passes a list.
         """
         B, T, _ = x.shape
         if kept:
