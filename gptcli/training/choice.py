@@ -89,8 +89,8 @@ def average_for(epochs: float) -> float:
 def decay_for(epochs: float) -> float:
     """The value of train.decay_fraction for a text that is read `epochs` times.
 
-    It is 0.8 up to 2.7 epochs, else the default."""
-    return _LONG_DECAY if epochs <= _EPOCHS_WITHOUT_DROPOUT else TrainConfig().decay_fraction
+    It is 0.8 if there is no dropout, else the default."""
+    return _LONG_DECAY if dropout_for(epochs) == 0.0 else TrainConfig().decay_fraction
 
 
 def best_size(operations: float) -> float:
@@ -144,7 +144,7 @@ def choose_settings(
     - The network grows with the operations, up to about 6 parameters per character of the text.
     - The more often the text is repeated, the higher the dropout.
     - If the text is read so rarely that there is no dropout, the learning rate decays over more of
-      the steps.
+      the steps. This rule does not hold if the user set the number of steps.
     - The longer the training, the larger the batch.
     - A long text in an alphabet gets subwords, if the run would read less than 60 % of the text
       with characters as tokens, and if the text can be encoded in less than a fifth of the
@@ -189,8 +189,9 @@ def choose_settings(
         "model.dropout": dropout_for(epochs),
         "train.batch_size": batch_size,
         "train.average": average_for(epochs),
-        "train.decay_fraction": decay_for(epochs),
     }
+    if "train.max_steps" not in given:
+        values["train.decay_fraction"] = decay_for(epochs)
     if kind == "bpe":
         values["tokenizer.vocab_size"] = 2048
     if "train.max_steps" not in given and epochs > _MANY_EPOCHS:

@@ -280,14 +280,14 @@ def test_the_facts_of_a_text_are_those_of_all_of_it(tmp_path: Path) -> None:
     assert (facts.characters, facts.bytes, facts.different) == (20, 24, 4)
 
 
-def test_too_few_limitare_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_minutes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(10.0, 10.0))
     with pytest.raises(GptcliError, match="too short") as error:
         planned(tmp_path, 1, {})
     assert error.value.exit_code == 2
 
 
-def test_limiton_the_command_line(
+def test_minutes_on_the_command_line(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -314,7 +314,7 @@ def test_limiton_the_command_line(
 
 
 @pytest.mark.slow
-def test_limitwith_a_config_choose_only_the_steps(
+def test_minutes_with_a_config_choose_only_the_steps(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
