@@ -70,7 +70,7 @@ async function writeFromAddress(writing) {
     if (asked.has(name)) byId(id).value = asked.get(name);
   writing.showSettings();
   byId("prompt").value = asked.get("prompt");
-  await writing.setPrompt(asked.get("prompt"));
+  if (!(await writing.setPrompt(asked.get("prompt")))) return true;
   const count = Number(asked.get("n") ?? writing.setting("count"));
   await writing.write(Number.isInteger(count) && count > 0 ? count : 0);
   return true;

@@ -15,6 +15,8 @@ class Writing {
     this.asked = 0;
     this.changes = 0; // how many changes of the text have begun
     this.typing = 0; // the timer that runs while the reader types a prompt
+    this.prompts = 0; // how many prompts have been started
+    this.waiting = false; // true while a new prompt is not yet in place
     byId("write-button").onclick = () => this.writeAfterTyping(this.setting("count"));
     byId("step").onclick = () => this.writeAfterTyping(1);
     byId("undo").onclick = () => this.undo();
@@ -26,7 +28,7 @@ class Writing {
     byId("prompt").oninput = () => {
       this.begin();
       clearTimeout(this.typing);
-      this.typing = setTimeout(() => this.takePrompt(), 250);
+      this.typing = setTimeout(() => this.setPrompt(byId("prompt").value), 250);
     };
     byId("prompt").onkeydown = (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey))
@@ -75,25 +77,31 @@ class Writing {
     byId("count-value").textContent = this.setting("count");
   }
 
-  /** Starts a new text with the prompt that the reader typed. */
-  takePrompt() {
-    clearTimeout(this.typing);
-    this.typing = 0;
-    return this.setPrompt(byId("prompt").value);
-  }
-
   /** Writes up to `count` tokens. If the reader has just typed a prompt, starts with this prompt. */
   async writeAfterTyping(count) {
-    if (this.typing) await this.takePrompt();
+    if (this.typing) this.setPrompt(byId("prompt").value);
+    await this.taken;
     await this.write(count);
   }
 
-  /** Starts a new text with this prompt, without a continuation. */
-  async setPrompt(text) {
+  /** Starts a new text with this prompt, without a continuation. Returns a promise of whether this
+      prompt is in place. It is not if another prompt came after it. */
+  setPrompt(text) {
+    clearTimeout(this.typing);
+    this.typing = 0;
+    this.taken = this.take(text);
+    return this.taken;
+  }
+
+  async take(text) {
+    const mine = ++this.prompts;
+    this.waiting = true;
     this.begin();
+    const { ids, unknown } = await this.engine.ask("encode", { text });
     if (this.busy) await this.engine.ask("stop");
     while (this.busy) await new Promise((resolve) => setTimeout(resolve, 10));
-    const { ids, unknown } = await this.engine.ask("encode", { text });
+    if (mine !== this.prompts) return false;
+    this.waiting = false;
     this.prompt = ids.slice(0, this.model.longest - 1);
     this.made = [];
     this.chosen.clear();
@@ -113,6 +121,7 @@ class Writing {
     this.showText();
     byId("status").textContent = "";
     await this.rest();
+    return true;
   }
 
   decoded(ids) {
@@ -207,7 +216,7 @@ class Writing {
   }
 
   undo() {
-    if (this.busy || !this.made.length) return;
+    if (this.busy || this.typing || this.waiting || !this.made.length) return;
     this.made.pop();
     this.chosen.delete(this.made.length);
     this.showText();
@@ -218,7 +227,7 @@ class Writing {
 
   /** Appends the token that the reader chose to the text. */
   choose(id) {
-    if (this.busy) return;
+    if (this.busy || this.typing || this.waiting) return;
     byId("output").querySelector(".unfinished")?.remove();
     this.chosen.add(this.made.length);
     this.made.push(id);
