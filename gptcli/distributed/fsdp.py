@@ -13,6 +13,7 @@ AdamW, but Muon needs complete matrices.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from gptcli.config import TrainConfig
+from gptcli.corpus import TokenStore
 from gptcli.corpus.device_batches import DeviceBatches
 from gptcli.distributed.passes import RankPasses
 from gptcli.distributed.share import Share
@@ -269,6 +271,19 @@ class FsdpPasses(RankPasses):
 
     def _learn(self, sums: list[float]) -> None:
         self._weights.know_squares(sums)
+
+    def evaluate(
+        self, tokens: TokenStore, context: int, give_up: Callable[[], bool]
+    ) -> float | None:
+        """The loss over a split: see RankPasses.
+
+        Then no rank keeps complete weights. The leader changes to the averaged weights once for all
+        texts of a mixture, the others once for each text. With complete weights on some ranks, the
+        ranks would gather different weights next."""
+        try:
+            return super().evaluate(tokens, context, give_up)
+        finally:
+            self._weights.publish()
 
     def publish(self) -> None:
         """Do nothing: FSDP rounds the weights itself when it gathers them."""

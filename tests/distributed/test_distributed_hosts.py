@@ -24,7 +24,7 @@ from tests.distributed.launching import SMALL, newest, reached
 from tests.distributed.test_distributed_equal import differ, train
 
 pytestmark = pytest.mark.slow
-WORDS = (*SMALL, "train.max_steps=20", "train.optimizer=adamw")
+WORDS = (*SMALL, "train.max_steps=20", "train.optimizer=adamw", "train.average=0.2")
 
 
 @dataclass
