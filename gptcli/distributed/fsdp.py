@@ -277,9 +277,9 @@ class FsdpPasses(RankPasses):
     ) -> float | None:
         """The loss over a split: see RankPasses.
 
-        Then no rank keeps complete weights. The leader changes to the averaged weights once for all
-        texts of a mixture, the others once for each text. With complete weights on some ranks, the
-        ranks would gather different weights next."""
+        At the end, no rank keeps complete weights. For a mixture of texts, the leader changes to the
+        averaged weights once, and the other ranks once for each text. FSDP forgets complete weights
+        at each change, so without this rule some ranks would gather weights that others keep."""
         try:
             return super().evaluate(tokens, context, give_up)
         finally:

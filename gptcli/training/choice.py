@@ -31,7 +31,7 @@ _BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.65
 _MAX_PARAMETERS_PER_CHARACTER = 6.0
 _EPOCHS_WITHOUT_DROPOUT, _DROPOUT_PER_DOUBLING, _MAX_DROPOUT = 2.7, 0.05, 0.4
 _EPOCHS_WITHOUT_AVERAGE, _AVERAGE_PER_DOUBLING, _MAX_AVERAGE = 20.0, 0.175, 0.35
-_LONG_DECAY = 0.8  # train.decay_fraction if the text is read so rarely that it needs no dropout
+_LONG_DECAY = 0.8
 _MOST_EPOCHS, _MANY_EPOCHS = 80.0, 20.0  # train.max_epochs is 80 if a text is read over 20 times
 _TOKENS_PER_STEP, _STEP_AT_TOKENS = 2048, 3e6  # 2048 tokens a step in a training of 3e6 tokens
 # (least number of training tokens, context length). The second table is for texts that are read
@@ -89,7 +89,7 @@ def average_for(epochs: float) -> float:
 def decay_for(epochs: float) -> float:
     """The value of train.decay_fraction for a text that is read `epochs` times.
 
-    It is 0.8 if there is no dropout, else the default."""
+    It is 0.8 if the text is read so rarely that there is no dropout, else the default."""
     return _LONG_DECAY if dropout_for(epochs) == 0.0 else TrainConfig().decay_fraction
 
 
@@ -143,8 +143,6 @@ def choose_settings(
     The main rules:
     - The network grows with the operations, up to about 6 parameters per character of the text.
     - The more often the text is repeated, the higher the dropout.
-    - If the text is read so rarely that there is no dropout, the learning rate decays over more of
-      the steps. This rule does not hold if the user set the number of steps.
     - The longer the training, the larger the batch.
     - A long text in an alphabet gets subwords, if the run would read less than 60 % of the text
       with characters as tokens, and if the text can be encoded in less than a fifth of the
@@ -190,8 +188,6 @@ def choose_settings(
         "train.batch_size": batch_size,
         "train.average": average_for(epochs),
     }
-    if "train.max_steps" not in given:
-        values["train.decay_fraction"] = decay_for(epochs)
     if kind == "bpe":
         values["tokenizer.vocab_size"] = 2048
     if "train.max_steps" not in given and epochs > _MANY_EPOCHS:

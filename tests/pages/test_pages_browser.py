@@ -231,8 +231,9 @@ def test_stop_ends_a_long_text(browser: Any, written: Any) -> None:
         """async () => {
             document.getElementById("write-button").click();
             // The writing begins after the promise of the last prompt.
-            while (document.getElementById("stop").disabled) await null;
-            document.getElementById("stop").click();
+            const stop = document.getElementById("stop");
+            for (let i = 0; stop.disabled && i < 1000; i++) await null;
+            stop.click();
         }"""
     )
     opened.settle()

@@ -17,6 +17,7 @@ class Writing {
     this.typing = 0; // the timer that runs while the reader types a prompt
     this.prompts = 0; // how many prompts have been started
     this.waiting = false; // true while a new prompt is not yet in place
+    this.taken = null; // the promise of the newest setPrompt
     byId("write-button").onclick = () => this.writeAfterTyping(this.setting("count"));
     byId("step").onclick = () => this.writeAfterTyping(1);
     byId("undo").onclick = () => this.undo();
@@ -93,6 +94,7 @@ class Writing {
     return this.taken;
   }
 
+  /** Does the work of setPrompt. */
   async take(text) {
     const mine = ++this.prompts;
     this.waiting = true;
