@@ -166,7 +166,7 @@ def test_no_process_is_left(code: str, room: Room) -> None:
     start = time.monotonic()
     room.run(code)
     while len(set(descendants()) - before) > 1:  # a new worker process may remain
-        assert time.monotonic() - start < 60
+        assert time.monotonic() - start < 300
         time.sleep(0.05)
 
 

@@ -113,7 +113,7 @@ def test_time_limit_holds_and_no_process_stays(tmp_path: Path) -> None:
 
 
 def _wait_for_end(pid: int) -> None:
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 300.0
     while time.monotonic() < deadline:
         status = Path(f"/proc/{pid}/stat")
         try:

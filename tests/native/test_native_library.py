@@ -269,7 +269,7 @@ def test_a_compiler_that_never_ends(
     assert library.find(TRAINING_FLOAT32).reason == "the C compiler failed: it took too long"
     assert list((cache / "native").iterdir()) == []
     status = Path("/proc", (tmp_path / "pid").read_text("utf-8").strip(), "status")
-    until = time.monotonic() + 10
+    until = time.monotonic() + 300
     while status.exists() and "State:\tZ" not in status.read_text("utf-8"):
         assert time.monotonic() < until, "the compiler's own process still runs"
         time.sleep(0.01)

@@ -30,7 +30,7 @@ from tests.sampling.sampling_models import model
 
 SOURCES = (TRAINING, TRAINING_FLOAT32, SAMPLING)
 STEPS = 12
-_SECONDS_FOR_A_CHILD = 60.0
+_SECONDS_FOR_A_CHILD = 300.0
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the C libraries need Linux"),

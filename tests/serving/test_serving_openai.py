@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -118,15 +119,24 @@ def test_errors(client: Any, server: Server) -> None:
 
 def test_a_full_server_is_tried_again(server: Server) -> None:
     async def together() -> list[Any]:
+        refused = asyncio.Event()
+
+        async def look(response: Any) -> None:
+            if response.status_code == 503:
+                refused.set()
+
+        http = openai.DefaultAsyncHttpxClient(event_hooks={"response": [look]})
         async with openai.AsyncOpenAI(
-            base_url=f"{server.url}/v1", api_key="secret", max_retries=50
+            base_url=f"{server.url}/v1", api_key="secret", max_retries=50, http_client=http
         ) as client:
-            return await asyncio.gather(
-                *(
-                    client.completions.create(model="small", prompt="KING", max_tokens=200, seed=i)
-                    for i in range(40)
-                )
-            )
+            ask = functools.partial(client.completions.create, model="small", prompt="KING")
+            # These four texts occupy the server until it has refused a request.
+            long = [await ask(max_tokens=900_000, stream=True) for _ in range(4)]
+            short = [asyncio.create_task(ask(max_tokens=200, seed=i)) for i in range(40)]
+            await asyncio.wait_for(refused.wait(), 300)
+            for stream in long:
+                await stream.close()
+            return await asyncio.gather(*short)
 
     answers = asyncio.run(together())
     assert [answer.usage.completion_tokens for answer in answers] == [200] * 40
