@@ -274,7 +274,7 @@ def training(learner: LearnerAttention) -> str:
     try:
         forward, dropped = dropped_values(learner)
     except CheckFailed:
-        return "not checked"  # the notes say why
+        return "not checked"  # the note on dropout says why
     for value, operation in dropped:
         if value in SCORES:
             hidden = "; a hidden score becomes 0 * -inf = NaN"

@@ -278,7 +278,7 @@ def _known_mistake(forward: ComparedForward, mistake: AttentionMistake, values: 
     )
     first_hint = mistake.hint.format(**numbers)
     if step == 5 and not has_mask(forward):
-        first_hint = hints_of_step(step, numbers)[0]  # the mistake's hint is about a mask
+        first_hint = hints_of_step(step, numbers)[0]  # the mistake's own hint is about a mask
     hints = (
         first_hint,
         hints_of_step(step, numbers)[1],
@@ -335,7 +335,7 @@ _CHANGED_VALUES = {
 def _changed_value(
     forward: ComparedForward, changing: Operation, step: int, failed: CheckFailed
 ) -> Finding:
-    """The finding for an operation that changes the correct result of `step` afterwards."""
+    """The finding for an operation that changes the result of `step`, which was correct before."""
     if step == 4 and wrong_scale(forward):
         return _unknown_mistake(forward, step, failed)
     slug, name = _CHANGED_VALUES[step]

@@ -131,7 +131,7 @@ def operation_that_changed_value(
             return None if begins or _is_mask(x, result, found, p) else operation
         if step == 2 and _is_multiple(x, result):
             return None  # code can scale the queries or keys instead of the scores
-        if step == 6:  # if it does not multiply by a constant, it belongs to the softmax
+        if step == 6:  # a multiple of the scores is wrong; all else begins the softmax
             return operation if _is_multiple(x, result) else None
         flat = x.shape[-1] == p.C
         return None if step != 7 and flat == (step == 8) else operation
@@ -152,7 +152,7 @@ _VALUES_BEFORE = {
 
 
 def step_of_changed_value(step: int) -> int:
-    """The step that made the value whose change `operation_that_changed_value(..., step)` found."""
+    """The step that made the value that changes before `step` begins: 4 for step 5, for example."""
     return {2: 1, 5: 4, 6: 4, 7: 6, 8: 7}[step]
 
 

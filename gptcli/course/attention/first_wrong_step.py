@@ -414,7 +414,7 @@ def _each_index_on_one_dim(x: Tensor, table: Table, flat: Tensor) -> bool:
 def _splits_channels_wrongly(x: Tensor, table: Table, flat: Tensor) -> bool:
     """Whether the channels were cut into wrong pieces.
 
-    In x, heads or channels of heads then vary along several dimensions."""
+    If so, the head or channel indices of x vary along several dimensions."""
     _, _, h, d = (varying_dims(at.view(x.shape)) for at in table.places(flat))
     return len(h) > 1 or len(d) > 1
 

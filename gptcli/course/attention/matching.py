@@ -119,7 +119,8 @@ def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Mat
     for name in "qkv":
         tables[f"{name}h"] = Table(getattr(right, name).view(B, T, H, D), tolerance)
     found = Matches(tables=tables)
-    lowest = right.scaled.masked_fill(~past, float("-inf")).amax(-1).min()  # smallest row maximum
+    # The smallest of the maxima of the rows.
+    lowest = right.scaled.masked_fill(~past, float("-inf")).amax(-1).min()
     for operation in trace.operations:
         for j, x in enumerate(operation.outputs):
             if x.numel() == 0 or x.dim() == 0:

@@ -118,10 +118,10 @@ def _search(
 
 
 def _line_of_call(forward: ComparedForward, operation: Operation) -> int | None:
-    """The line of the operation, or the line of a call.
+    """The line of the operation, or of the call of the learner's function that contains it.
 
-    If the operation is in a function of the learner, and another call of this function gives
-    correct values, the mistake is in the call."""
+    If another call of this function gives correct values, the mistake is in the call, not in the
+    function."""
     for other in forward.trace.operations:
         same = (other.line, other.name) == (operation.line, operation.name)
         values = forward.found.values_of_operation.get(other.index, [])

@@ -28,7 +28,8 @@ def has_time_last(
 ) -> bool:
     """Whether factor `number` of the scores has its tokens in the last dimension, (B, H, D, T).
 
-    If the line of the product itself transposes the factor, looks at the factor before that."""
+    If the line of the product itself transposes the factor, looks at the tensor before this
+    transpose."""
     x = factors_of(operation)[number]
     transposed = before_transpose(trace, operation, number)
     if transposed is not None and transposed[0].line == operation.line:
@@ -46,7 +47,7 @@ def has_time_last(
 def step_of_raising_factor(
     trace: ForwardTrace, operation: Operation, found: Matches, p: Problem
 ) -> int | None:
-    """The step, 2 or 3, that a factor of a raising product lacks; None if neither is missing.
+    """The step, 2 or 3, that is missing in a factor of a product that raises an error, or None.
 
     2: the heads of the factor come after time, so they were not transposed. 3: the factor has four
     dimensions in a product of folded factors, so it was not folded."""

@@ -52,7 +52,8 @@ class Call:
 
     times: int = 1
     mask: str | None = None
-    mask_kind: str | None = None  # a key of MASKS; None: no mask, or the first if one is required
+    # a key of MASKS. None: no mask, or the first kind in MASKS if forward requires a mask
+    mask_kind: str | None = None
     mask_is_required: bool = False
     positions: tuple[str, ...] = ()
     lengths: str | None = None  # the argument for the number of visible tokens, (B, T)

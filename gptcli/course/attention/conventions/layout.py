@@ -142,7 +142,7 @@ class Layout:
             outputs = tensor.shape[0] if tensor.dim() == 2 else None
             if bias is not None and outputs is not None and bias.numel() != outputs:
                 raise ProjectionError(
-                    f"`{name}` has {outputs} outputs and a bias of {bias.numel()}",
+                    f"`{name}` has {outputs} outputs and a bias of {bias.numel()} numbers",
                     "projection-shape",
                 )
         flat = [None if b is None else b.reshape(-1) for b in biases]

@@ -143,7 +143,7 @@ def _sources(
             member = group.path if source.member is None else group.members[source.member].path
             role = role_of(member)
             if source.form in (FUSED, FUSED_HEADS, FUSED_TENSOR, PAIR):
-                if role in (Q, K, V):  # for example, a query of the wrong shape
+                if role in (Q, K, V):  # such as `query` with the shape of a fused matrix
                     unknown.append((group, source.member))
                     continue
                 if source.form != PAIR:
