@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 MOST = 32  # processes that one file can start; data loaders and shells need fewer than this
-_MORE_PROCESSES = 512  # for all files together that are graded at the same time; counts threads too
+# How many processes and threads can start: a limit for all files that are graded at the same time.
+_MORE_PROCESSES = 512
 _BLOCK = 4096
 _STOP_COUNTING = 1 << 30
 _SET_CHILD_SUBREAPER = 36  # prctl(2)

@@ -34,9 +34,9 @@ def find_part(spec: str, part: str) -> LearnerFile:
 
 
 def right_enough(file: LearnerFile, part: str, report: FileReport) -> bool:
-    """Whether a file of the exercise `modern` has no mistake in the steps that the part needs.
+    """Whether a wrong file of the exercise `modern` is correct in all steps that the part needs.
 
-    A norm needs only step 1. An attention needs all steps."""
+    A norm needs only step 1. An attention needs all steps, so the result is False for it."""
     if file.exercise != "modern" or part != "layernorm":
         return False
     return report.first_wrong_step is not None and report.first_wrong_step > 1

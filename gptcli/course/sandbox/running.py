@@ -22,7 +22,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile, in_words, parsed, pl
 from gptcli.course.sandbox.time_limit import within
 from gptcli.errors import GptcliError
 
-WORK_LIMIT_S = 2.0  # for a file whose code at module level does more than define things
+WORK_LIMIT_S = 2.0  # for the code at module level, if it does more than define things
 _FOLDERS_ABOVE = 4
 _PACKAGES = {
     "IPython", "accelerate", "beartype", "bitsandbytes", "click", "datasets", "deepspeed",

@@ -15,8 +15,9 @@ _DEPTH = 3
 def tensors_at(error: BaseException, path: Path) -> list[tuple[str, Tensor]]:
     """(name, value) of each float tensor in the variables of the function that `error` stopped.
 
-    This is the innermost function of the file `path` in the traceback. Also finds tensors in lists,
-    tuples and dicts, and in the public attributes of `self`, except for parameters and buffers."""
+    If the traceback has several functions of the file `path`, the innermost one counts. Also finds
+    tensors in lists, tuples and dicts, and in the public attributes of `self`, but no parameters
+    and no buffers."""
     frame, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):

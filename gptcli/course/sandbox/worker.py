@@ -172,7 +172,8 @@ def _wait(child: int, limit_s: float, memory: int, folder: Path | None) -> tuple
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return status, too_much
-        if too_much is None and pause > 0.01:  # files that end sooner are not measured
+        # A file that ends within the first few milliseconds is not measured.
+        if too_much is None and pause > 0.01:
             started = descendants()
             if len(started) > 2 * MOST:  # limit_processes sees only what Python starts
                 too_much = f"it started more than {2 * MOST} processes"
