@@ -17,9 +17,9 @@ MATERIAL = Path(__file__).parent / "exercises" / "material"
 class Exercise:
     """One exercise: its name, its week and what the learner writes.
 
-    `target` is the name of a class: a file that defines this class is a file for this exercise. It
-    is "" if no single class identifies such a file. `steps` are the names of the steps, in the
-    order in which the check numbers them."""
+    `target` is the name of a class: a file that defines this class is a file for this exercise.
+    `target` is "" if no single class identifies such a file. `steps` are the names of the steps, in
+    the order in which the check numbers them."""
 
     name: str
     week: str

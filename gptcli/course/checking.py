@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LIMIT_S = 15.0  # a correct file takes well under one second
-FOLLOW_S = 4.0  # for a second run, which shows at which step a file hangs
+FOLLOW_S = 4.0  # for running a file again, to find the step at which it hangs
 
 
 def check_builtin() -> BuiltinReport:

@@ -146,7 +146,9 @@ def _states(
 def _check(
     student: Student, exercise: Exercise, path: Path, checker: Checker, limit_s: float
 ) -> Progress:
-    """The state of one exercise. Checks a copy of `path`, with copies of the other files."""
+    """The state of one exercise.
+
+    Checks a copy of the file `path`. Copies of the student's other files are beside it."""
     folder = student.path if student.path.is_dir() else None
     with copy_of(folder or path.parent, only=None if folder else path) as copy:
         name = path.relative_to(folder or path.parent)
