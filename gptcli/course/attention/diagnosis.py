@@ -174,13 +174,13 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         and is_plausible(forward, mistake)
     ]
     # If forward does not use its projections, its output can by accident equal the output of a
-    # mistake of a step after step 1.
+    # mistake in a step after step 1.
     if not any(fit[0].step == 1 for fit in fits) and (unused := unused_projections(forward)):
         return _unused(forward, unused)
     if not found.completed_at and not fits and forward.is_opaque:
         step = step_by_right_tokens(forward)
     # If forward never multiplies queries by keys, its output can by accident equal the output of a
-    # mistake of a step after step 4.
+    # mistake in a step after step 4.
     if not queries_meet_keys(forward):
         fits = [fit for fit in fits if fit[0].step <= 4]
     changing = operation_that_changed_value(trace, found, forward.p, first_missing_step(found))

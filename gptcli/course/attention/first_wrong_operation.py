@@ -81,8 +81,8 @@ def first_operation_off_reference(
 def projected_out_of_order(trace: ForwardTrace, found: Matches, p: Problem) -> set[str]:
     """Which of q, k and v first appear with their tokens in another order than x has.
 
-    Their numbers are correct, but the learner changed the order of x before the projection. A value
-    that no operation gives as one (B, T, C) or (T, B, C) tensor is left out."""
+    Their numbers are correct, but the learner changed the order of x before the projection. Leaves
+    out a value if the trace has no single (B, T, C) or (T, B, C) tensor of it."""
     places_in_x = torch.arange(p.B * p.T).view(p.B, p.T)
     seen, out_of_order = set(), set()
     for operation in trace.operations:

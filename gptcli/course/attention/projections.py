@@ -23,8 +23,8 @@ class Projection:
 
     If `views` is empty, weight and bias are views of the module's parameters. Otherwise weight and
     bias are copies. Then `views` are views of the parameters that hold the same numbers, and
-    `biases` are those of these views that belong to the bias. `write` writes another weight into
-    the parameters."""
+    `biases` are those `views` that belong to the bias. `write` writes another weight into the
+    parameters."""
 
     weight: Tensor
     bias: Tensor | None

@@ -188,7 +188,7 @@ def _wrong_scores(forward: ComparedForward, slug: str) -> Operation | None:
 
 
 def _sources_of_right_values(forward: ComparedForward) -> set[int | None]:
-    """The indices of the operations that made an input of an operation with correct values."""
+    """The indices of the operations whose results go into an operation with correct results."""
     return {
         source
         for operation in forward.trace.operations

@@ -43,7 +43,7 @@ def right_enough(file: LearnerFile, part: str, report: FileReport) -> bool:
 
 
 def naming_both(error: GptcliError, file: LearnerFile, part: str) -> GptcliError:
-    """`error`; if the file has no class for the part, its message names both possible classes.
+    """`error`, whose message names both possible classes if the file has no class for the part.
 
     One is the part's usual class, the other is the class that CLASSES gives for the part."""
     other, usual = CLASSES.get(part), exercise_named(part).target

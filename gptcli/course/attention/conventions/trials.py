@@ -34,7 +34,7 @@ def best_layout(
 
     A layout explains a value of the reference, such as the queries, if the learner's forward
     computes the value that the layout gives. If no layout makes the output correct, the first
-    layout is chosen, unless another one explains at least two values more."""
+    layout is chosen, unless another layout explains at least two values more than the first."""
     if len(layouts) == 1:
         return layouts[0]
     sizes = Sizes(x.shape[2], n_head)

@@ -18,7 +18,7 @@ Three = tuple[Tensor, Tensor, Tensor]
 
 
 def _taken_from(order: str) -> Mapping[str, Stage]:
-    """The stage that returns as q, k and v what `order` names: "kqv" swaps q and k, "x" is x."""
+    """The stage whose q, k and v `order` names: "kqv" swaps q and k, and "x" means x itself."""
 
     def wrong(p: Problem) -> Three:
         sources = dict(zip("qkvx", (*project(p), p.x), strict=True))

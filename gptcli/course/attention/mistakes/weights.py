@@ -47,7 +47,7 @@ def _divided_by_sum_of_scores(p: Problem, masked: Tensor) -> Tensor:
 
 
 def _divided_by_sum_after_maximum(p: Problem, masked: Tensor) -> Tensor:
-    """The weights if a softmax by hand subtracts the maximum and sums, but leaves out exp."""
+    """The weights if a softmax by hand leaves out exp, but subtracts maxima and divides by sums."""
     shifted = masked - masked.amax(dim=-1, keepdim=True)
     return shifted / shifted.sum(dim=-1, keepdim=True)
 
