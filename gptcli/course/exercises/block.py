@@ -138,7 +138,7 @@ def first_wrong(run: Run) -> int | None:
         return 1
 
     def reads(part: Part, wanted: Tensor) -> bool:
-        """Whether an input of `part` is `wanted`, as (B, T, C) or as (T, B, C)."""
+        """Whether `part` got `wanted` as an input, either as (B, T, C) or as (T, B, C)."""
         return any(
             close(each, wanted) or close(each, wanted.transpose(0, 1)) for each in part.inputs
         )

@@ -17,7 +17,7 @@ from gptcli.errors import GptcliError
 if TYPE_CHECKING:
     from torch import nn
 
-_SIZES = ("normalized_shape", "C")  # more names for n_embd than in conventions/words.py
+_SIZES = ("normalized_shape", "C")  # names for n_embd besides those in conventions/words.py
 _FIELDS = {
     words.N_EMBD: "n_embd",
     words.N_HEAD: "n_head",
@@ -88,8 +88,8 @@ def _setting(config: Any, field: str) -> Any:
 def _meaning_of(name: str, bound: set[str]) -> str | None:
     """The meaning of an argument's name, or None.
 
-    `bound` has the meanings of the earlier arguments. If n_embd is one of them, `hidden_dim` is the
-    MLP's width."""
+    `bound` has the meanings of the earlier arguments. A name such as `hidden_dim` means n_embd; but
+    if an earlier argument already means n_embd, `hidden_dim` means the width of the MLP."""
     if name in _SIZES:
         return words.N_EMBD
     meaning = words.meaning_of(name) if words.is_exact(name) else None

@@ -152,7 +152,7 @@ def _masked_wrongly(
 ) -> CheckFailed | None:
     """The CheckFailed for a mistake of step 5 whose attention weights are in the trace, or None.
 
-    This finds the mistake even if step 6 is wrong too, so that no single mistake explains the
+    This also finds the mistake if step 6 is wrong too. Then no single mistake explains the
     outputs."""
     if one.trace is None:
         return None
@@ -198,16 +198,16 @@ def half_written(
     return learner.failed_at(
         5,
         "not-implemented",
-        "step 5, mask, is missing or wrong: its numbers do not appear before the code of step 6, "
+        "step 5, mask, is missing or wrong: its result is not computed before step 6, "
         "which is still to be written",
     )
 
 
 def _shows_weights(one: Seen, w: Weights, text: Tensor, parts: dict[str, Any]) -> bool:
-    """Whether the last scores of a forward, or their softmax, equal the result of any_weights."""
+    """Whether the last scores of a forward, or their softmax, equal any_weights with `parts`."""
     try:
         weights, _ = any_weights(w, text, one.start, one.count, **parts)
-    except RuntimeError:  # with `parts`, the shapes do not fit
+    except RuntimeError:  # `parts` imitate a mistake that makes shapes clash
         return False
     operations = one.trace.operations if one.trace is not None else ()
     scores = [
@@ -231,9 +231,10 @@ def _explains(
 ) -> bool:
     """Whether `form`, which imitates a known mistake, gives the learner's outputs.
 
-    At least one of these outputs must be wrong. If the first output is right, `form` need not give
-    it, because the learner's code computes it without a cache. If not `strict`, `form` need not
-    give any right output, because one branch of the learner's code can be correct."""
+    At least one of these outputs must be wrong. `form` must give every wrong output. It need not
+    give the first output if that is right, because the learner's code computes it without a cache.
+    Without `strict`, `form` need not give the other right outputs either, because one branch of
+    the learner's code can be correct."""
     some = False
     for one in tried:
         assert one.got is not None

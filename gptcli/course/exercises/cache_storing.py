@@ -76,7 +76,7 @@ def same(a: Any, b: Tensor) -> bool:
 def check_store(learner: LearnerCache) -> None:
     """Raise CheckFailed unless append stores the tokens and returns all of them.
 
-    Also raises CheckFailed if tokens change their dtype or device, or if two caches share them."""
+    Also raises CheckFailed if tokens change dtype or device, or if two caches share tokens."""
     cache = learner.new(probe_sizes())
     pieces = pieces_of(2, 2, 3, 1)
     unread: CheckFailed | None = None  # set if step 2 is still to be written
@@ -186,7 +186,7 @@ def _stored_pair(
 ) -> tuple[Tensor, Tensor] | None:
     """The stored tensor that holds the most keys, and the one that holds the most values.
 
-    Returns None if no tensor holds keys, if no tensor holds values, and if the cache stores a list
+    Returns None if no tensor holds keys, if no tensor holds values, or if the cache stores a list
     of pieces."""
     found = []
     for one in wanted:

@@ -66,7 +66,7 @@ class Explainer:
                 line = last_line_before(error, self.file.path)
                 quote = self.source.quote(line).removeprefix(",")
                 message = (
-                    f"step {step}, {known.name}, is missing or wrong: its numbers do not appear "
+                    f"step {step}, {known.name}, is missing or wrong: its result is not computed "
                     f"in the code before step {named[1]}"
                     f"{f' (this code ends{quote})' * bool(quote)}; "
                     "later steps are still to be written"

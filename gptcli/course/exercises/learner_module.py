@@ -54,12 +54,12 @@ class Size:
 
 
 def no_step(run: Run) -> int | None:
-    """None: the lesson knows no more about the first wrong step than the trace shows."""
+    """None, because in this lesson only the trace shows the first wrong step."""
     return None
 
 
 def no_unseen(trace: TensorTrace, weights: Any, x: Tensor) -> int | None:
-    """None: the lesson knows no more about a forward that stops than the trace shows."""
+    """None, because in this lesson only the trace shows where a forward that stops is wrong."""
     return None
 
 
@@ -68,7 +68,7 @@ class ModuleLesson(Lesson["LearnerModule"]):
     """A lesson whose file defines one torch module, (B, T, C) -> (B, T, C).
 
     `weights` returns the learner's tensors and submodules with which `landmarks` and the mistakes'
-    forms compute. It raises CheckFailed if a part is missing without which nothing can be compared.
+    forms compute. It raises CheckFailed if the module lacks a part that every comparison needs.
     `start` yields the other faults of the constructor. `landmarks` yields a list of tensors for
     each step; the list is empty for a step outside the module. If the trace has one of these
     tensors, forward has done the step. The first tensor of the last step is the output. `draw`
@@ -135,7 +135,7 @@ def _lacks_part(failed: CheckFailed) -> bool:
 
 
 _OF_CONSTRUCTOR = {"dropout-rate", "dropout-rate-inverted", "another-eps"}
-"""Mistakes that usually are in the constructor, so messages quote its line first."""
+"""Mistakes that usually are in the constructor: the line to quote is searched there first."""
 _OF_PLACE = {
     "gelu-after-projection", "gelu-before-expanding", "gelu-twice", "output-bent",
     "dropout-never-acts", "dropout-elsewhere", "residual-inside",
@@ -521,7 +521,8 @@ def _run(learner: LearnerModule, size: Size) -> Run:
                 difference=f"{float((noisy[0] - noisy[1]).abs().max()):.3g}",
             )
         )
-    elif not close(noisy[0], y):  # random code that gives the same twice, such as a dropout of 1.0
+    elif not close(noisy[0], y):
+        # Code with randomness, such as a dropout of 1.0, can give equal outputs in two calls.
         y = noisy[0]
     if trace.changed is not None or not torch.equal(given, x):
         changed = trace.changed
@@ -676,7 +677,7 @@ def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFaile
 
     def forward(broken: set[int] | None, trace: TensorTrace) -> list[Tensor | None]:
         leaf = x.detach().clone().requires_grad_()
-        # the same dropout in each call, for a forward that never switches it off
+        # If forward never switches dropout off, the seed makes each call drop the same numbers.
         torch.manual_seed(3)
         if broken is None:
             return gradients(learner.run(module, weights, leaf, trace), leaf)

@@ -66,7 +66,7 @@ def phi(x: Tensor) -> Tensor:
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """Yield the correct result of each step; of steps 1 and 2 only, if w.down is None."""
+    """Yield the correct result of each step. Stops after step 2 if w.down is None."""
     wide = w.up(x)
     yield [wide]
     activated = wide * phi(wide)

@@ -93,7 +93,7 @@ def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
 
 
 def _seen_after_groups(q: Tensor, k: Tensor, mixed: Tensor) -> list[Tensor]:
-    """The tensors that only a correct step 5 makes: several forms of scores, and mixed values."""
+    """The tensors of step 6 that need a correct step 5: scores, weights and head outputs."""
     scores = q @ k.transpose(2, 3)
     scaled = scores / math.sqrt(q.shape[-1])
     masked = scaled + modern.future(scaled)
@@ -103,7 +103,7 @@ def _seen_after_groups(q: Tensor, k: Tensor, mixed: Tensor) -> list[Tensor]:
 def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
     """The first of the steps 4 to 6 whose result is not in the trace; 6 if all results are there.
 
-    It is step 4 if the code rotates not only queries and keys, but also values."""
+    It is step 4 if the code also rotates the values."""
     q, k, v = heads(w, x)
     try:
         q, k, v = _turn(q, k, v)

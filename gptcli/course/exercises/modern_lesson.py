@@ -120,7 +120,10 @@ def _with_equal_sizes(learner: LearnerModern, failed: CheckFailed) -> CheckFaile
 
 
 def _shown(whole: ModernModule, failed: CheckFailed) -> CheckFailed | None:
-    """The CheckFailed for a known mistake that the trace shows; None if `failed` says more."""
+    """The CheckFailed for a known mistake that the trace shows, or None.
+
+    It is None if `failed` already names a known mistake. It is also None if `failed` is about
+    another step, unless forward stops because the values are not repeated."""
     if failed.mistake not in ("wrong-output", "not-finite", "not-implemented", "raises"):
         return None
     for size in whole.lesson.sizes:

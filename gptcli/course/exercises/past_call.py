@@ -78,8 +78,9 @@ class GivenCache:
 class PastCall:
     """How to call a forward with the keys and values of the tokens before x.
 
-    `past` names the argument for them, or one argument for keys and one for values. If forward
-    changes its argument, each function in `containers` makes an object that can be an empty past.
+    `past` names the argument that takes them, or the two arguments that take keys and values. If
+    forward changes its argument, each function in `containers` makes an object that can be an empty
+    past.
     `reset` is the method that removes the tokens, if the module keeps them itself."""
 
     past: tuple[str, ...] = ()
@@ -223,9 +224,9 @@ def _is(node: ast.AST, name: str) -> bool:
 
 
 def _attributes(tree: ast.AST, name: str) -> list[str]:
-    """The attributes of `self` in a class, and all texts that are first arguments of calls there.
+    """The attributes of `self` in a class, and each string that is a call's first argument there.
 
-    For `self.register_buffer("cache", ...)`, this text is "cache"."""
+    For `self.register_buffer("cache", ...)`, this string is "cache"."""
     return [
         inner.attr
         for node in ast.walk(tree)

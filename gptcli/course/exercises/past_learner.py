@@ -1,8 +1,8 @@
 """Build and call a learner's forward that takes and returns keys and values, or keeps them.
 
-The past is the keys and values of the tokens before x. The present is those of all tokens, which
-forward returns. Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), H heads, D
-channels per head, N tokens of a text.
+The past is the keys and values of the tokens before x. The present is the keys and values of all
+tokens; forward returns the present. Dimensions: B batch, T new tokens, S tokens in all, C channels
+(n_embd), H heads, D channels per head, N tokens of a text.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ class PastLearner(CacheExplainer):
         return lines - self.source.lines_of_constructors()
 
     def quotable(self, at: str, within: Collection[int] | None) -> int:
-        """The line to quote, as in CacheExplainer, but a rotation only if no other line fits."""
+        """The line to quote, found as in CacheExplainer.
+
+        It is a line of a rotation only if no other line fits."""
         assert self.attention is not None
         rotation = {n for n in (*self.source.functions(), *vars(self.module_of_file))
                     if _ROTATION.search(n)}  # fmt: skip

@@ -33,9 +33,10 @@ _N = sum(_PIECES)
 def check_network(
     learner: Explainer, module: ModuleType, attention: type[nn.Module]
 ) -> tuple[str, CheckFailed | None] | None:
-    """The name of the network in the file, and a CheckFailed if it is wrong, else None.
+    """The name of the network in the file, and its CheckFailed (None if the network is right).
 
-    None if the file has no network that can be built and called with a past."""
+    Returns None instead of this pair if the file has no network that can be built and called with a
+    past."""
     for cls in vars(module).values():
         if not inspect.isclass(cls) or not issubclass(cls, nn.Module) or cls is attention:
             continue

@@ -23,8 +23,9 @@ def top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """Step 3: -inf for all but the fewest tokens whose probabilities add up to p. (V,) -> (V,).
+    """Step 3: keep the fewest tokens whose probabilities add up to at least p. (V,) -> (V,).
 
+    All other logits become -inf.
     Source: Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration"."""
     if p >= 1:
         return logits

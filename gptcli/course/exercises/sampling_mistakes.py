@@ -323,7 +323,7 @@ MISTAKES = (
             r"\+ 1|sum|return"),
     ExerciseMistake("one-too-early", 6, "the last id at which the sum is at most u",
             "you return the id before the right one",
-            "a token gets the part of the range 0 to 1 that ends at the sum up to this token",
+            "each token gets a part of the range 0 to 1; the part ends at the sum up to this token",
             "return the first id at which the sum exceeds u",
             (lambda x, u: max(drawn(x, u) - 1, 0), lambda x, u: drawn(x, u) - 1),
             r"- 1|<|return"),

@@ -63,8 +63,8 @@ def check_stops(learner: LearnerFunctions) -> None:
     def same_in(count: int) -> Callable[[Callable[..., Three]], bool]:
         return lambda form: all(form(*TEXTS[i]) == got[i] for i in range(count))
 
-    # If a second fault shows only in the random texts, the chosen texts alone can name the first
-    # fault.
+    # If no known mistake explains all texts, a second fault may show only in the random texts. Then
+    # the chosen texts alone can name the first fault.
     failed = learner.named(8, same_in(len(TEXTS)), evidence, learner.quoted(8))
     if failed.mistake == "wrong-result" and i < len(CHOSEN):
         failed = learner.named(8, same_in(len(CHOSEN)), evidence, learner.quoted(8))

@@ -53,7 +53,8 @@ class TensorTrace(TorchFunctionMode):
         super().__init__()
         self.operations: list[Operation] = []
         self.changed: Operation | None = None
-        self.refused: tuple[str, tuple[Tensor, ...]] | None = None  # an operation that raised
+        # the name and tensors of the latest operation that raised an exception
+        self.refused: tuple[str, tuple[Tensor, ...]] | None = None
         self._path, self._module, self._quiet = str(path), module, quiet
         self._deep = deep
         self._x, self._before = x, None if x is None else x.detach().clone()

@@ -303,7 +303,7 @@ def _clipping(learner: LearnerTraining) -> None:
             f"gradients of norm {whole:.4g} at max_norm {max_norm:g}: it leaves gradients of norm "
             f"{left:.4g} and returns {norm:.4g}"
         )
-        if _same_clipping(right, tried[:2]):  # wrong only if `parameters` is an iterator
+        if _same_clipping(right, tried[:2]):  # only the result for an iterator is wrong
             raise learner.mistake("parameters-exhausted", f" ({evidence})")
         raise learner.named(4, same, evidence, learner.quoted(4, r"norm|grad"))
     used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))

@@ -50,7 +50,9 @@ class Watch:
 
 
 def lines_run(path: Path, call: Callable[[], Any]) -> list[int]:
-    """The numbers of the lines of the file that `call` runs, in order; empty if `call` raises."""
+    """The numbers of the lines of the file that `call` runs, in order.
+
+    The list is empty if `call` raises an exception."""
     lines: list[int] = []
 
     def see(frame: FrameType, event: str, arg: Any) -> Any:
