@@ -91,8 +91,8 @@ def _gptcli(
 def app_of(words: Sequence[str]) -> typer.Typer:
     """The Typer app with only the command that `words` name, or with all commands if there is none.
 
-    It has only one command because importing the modules of all commands takes longer than sampling
-    a short text."""
+    The other commands are left out, because importing the modules of all commands takes longer than
+    sampling a short text."""
     app = typer.Typer(
         name="gptcli",
         cls=Group,
@@ -171,8 +171,9 @@ def main() -> None:
 
 
 def _refuse_deleted_folder() -> None:
-    """Raise GptcliError if the current folder was deleted, because importing PyTorch would
-    crash."""
+    """Raise GptcliError if the current folder was deleted.
+
+    In such a folder, importing PyTorch would crash."""
     try:
         Path.cwd()
     except OSError as error:

@@ -17,7 +17,7 @@ def without_debug(arguments: list[str], app: typer.Typer) -> tuple[list[str], bo
     """The arguments without the option --debug, and whether they had it."""
     if DEBUG not in arguments:
         return arguments, False
-    command: Any = typer.main.get_command(app)  # takes 0.1 s, so without --debug it is not called
+    command: Any = typer.main.get_command(app)  # takes 0.1 s, so call it only for --debug
     kept, debug, position = [], False, 0
     while position < len(arguments):
         word = arguments[position]

@@ -89,7 +89,7 @@ def evaluate(
         by_text = _figures(tokens, lambda text: _mean_loss(trained, text, context, threads))
     loss = sum(each.share * each.loss for each in by_text if each.share > 0)
     count = sum(each.tokens for each in by_text)
-    # The bytes of the predicted tokens. End-of-text has none.
+    # The bytes of the predicted tokens. The end-of-text token has no bytes.
     text_bytes = sum(
         each.share * each.store.byte_count(trained.tokenizer, start=1) / each.tokens
         for each in by_text

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gptcli.course.folder import Progress
 
 _SHORT = 6  # letters of a heading in a narrow window
-_ROOM_FOR_NAMES = 10  # a name may need this many cells more than the heading `student`
+_ROOM_FOR_NAMES = 10  # cells kept for students' names that are longer than `student`
 _STYLES = {"passes": "green", "wrong": "bold red", "unusable": "bold red", "not begun": "dim"}
 
 

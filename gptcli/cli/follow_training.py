@@ -61,7 +61,7 @@ def follow_training(
         except Exception as error:
             _finish(loggers, prepared, stop)
             if as_json:
-                with suppress(OSError):  # the run's error is more important than stdout's
+                with suppress(OSError):  # report the run's error, not one of stdout
                     print_json(summary.ended())
             clearer = explained(error, prepared, files)
             if clearer is None:

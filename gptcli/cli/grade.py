@@ -141,7 +141,7 @@ def _write_csv(path: Path, grades: list[Grade]) -> None:
 def _plain(text: str) -> str:
     """The text for a cell of the table.
 
-    If a spreadsheet would take it for a formula, begins with `'`."""
+    A text that a spreadsheet would take for a formula gets a `'` at its beginning."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
@@ -172,7 +172,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
     exercises = [state.exercise for state in grades[0].exercises]
     longest = max(Text(_shown(each.student)).cell_len for each in grades)
 
-    def heading(name: str, short: bool) -> str:  # never cuts off only one letter
+    def heading(name: str, short: bool) -> str:  # a single letter is never cut off
         return name[:_SHORT] if short and len(name) > _SHORT + 1 else name
 
     def room(short: bool, gap: int) -> int:  # the width that remains for the students' names
@@ -184,7 +184,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
     table = Table(
         box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold", show_footer=True
     )
-    long = len(grades) > console.height - 4  # then the headings have scrolled away
+    long = len(grades) > console.height - 4  # if true, the headings scroll off the screen
     count = f"{len(grades)} student{'' if len(grades) == 1 else 's'}"
     table.add_column(
         "student",
@@ -227,7 +227,7 @@ def _shown(text: str) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The names on one line. Of many names, only the first ones, and how many more there are."""
+    """The names on one line; of a long list, the first ones and the number of the others."""
     shown = [_shown(name) for name in names]
     more = len(shown) - _NAMES
     return ", ".join(shown if more < 2 else [*shown[:_NAMES], f"{more} more"])

@@ -125,7 +125,7 @@ class Keys:
     def given_back(self) -> Iterator[None]:
         """Inside the `with` block, another program has the terminal, and gets Ctrl-C and Ctrl-Z."""
         self._give_back()
-        # A handler that does nothing, instead of SIG_IGN, which the program would inherit.
+        # The handler does nothing. SIG_IGN is not used, because the program would inherit it.
         signal.signal(signal.SIGINT, lambda number, frame: None)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         try:

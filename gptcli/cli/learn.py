@@ -48,8 +48,9 @@ def learn(
     starts the file again (a copy is kept), q quits.
 
     DIR/progress.json records attempts, time and hints. DIR/AGENTS.md asks coding assistants to be
-    tutors. Without a terminal, the command checks once and prints what to do. If only stdout is no
-    terminal, or on Windows, there are no keys, and the command checks at each save until Ctrl-C.
+    tutors. If stdin is not a terminal, the command checks once and prints what to do. If stdin is a
+    terminal but stdout is not, or on Windows, there are no keys, and the command checks at each
+    save until Ctrl-C.
     """
     from gptcli.course.progress_file import is_course_folder
 
@@ -196,7 +197,7 @@ def _caught_stderr() -> Iterator[tuple[Callable[[], list[str]], int]]:
             import fcntl
 
             flags = fcntl.fcntl(file, fcntl.F_GETFL)
-            fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_APPEND)  # because new_lines empties it
+            fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_APPEND)  # new_lines empties the file
 
             def new_lines() -> list[str]:
                 file.seek(0)

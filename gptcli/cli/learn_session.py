@@ -102,7 +102,7 @@ class Session:
         self.check = BackgroundCheck()
         self.done = False
         self.changed = True  # whether the screen must be drawn again
-        self._asked = ""  # the previous key, if it acts only when it is pressed a second time
+        self._asked = ""  # the previous key, if it must be pressed twice to act
         self._acted = clock()
         self._files = saved(folder)
         self._settling = False  # a file was saved; wait until the editor has finished

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gptcli.training.loading import Trained
 
 _MAPS = 3  # how many heads are drawn if the user names none
-_ROWS = 10  # of the table of heads, at most
+_ROWS = 10  # the most rows of the table of heads
 _LENS_ROWS = 16
 
 

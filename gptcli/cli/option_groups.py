@@ -16,8 +16,8 @@ def with_option_groups(command: Command) -> Command:
 
     Typer reads the options from the parameters of a command. For Typer, this decorator replaces
     each parameter whose type is a dataclass by the fields of that dataclass, in order. When the
-    command is called, it gets an object of the dataclass, with the values of these fields. All
-    dataclasses of a command must have different names of fields."""
+    command is called, it gets an object of the dataclass, with the values of these fields. If a
+    command has several dataclasses, no two of them may have a field of the same name."""
     groups: dict[str, Any] = {}
     parameters = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():

@@ -141,7 +141,7 @@ def run_row(run: Path) -> RunRow:
     try:
         config = run_folder.read_config(run)
         train, text = config.train, config.data.described
-        # --extend removes the time limit. Then the recorded plan no longer counts.
+        # --extend removes the time limit, so the recorded plan no longer counts.
         plan = last.get("plan", {}) if train.minutes is not None else {}
         max_steps = _integer(plan.get("max_steps")) or train.max_steps
     except GptcliError:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _LADDERS = ("model.n_layer", "model.n_embd", "model.n_head", "train.max_steps", "train.eval_every")
-"""Keys that the user cannot set: each network has another value, or --minutes decides it."""
+"""Keys that the user cannot set: each network has its own value, or --minutes decides it."""
 
 
 def scaling(

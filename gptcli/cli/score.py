@@ -160,7 +160,7 @@ def _coloured(pieces: list[str], log_probabilities: list[float]) -> Text:
         # NaN gets the colour of the least likely tokens
         probability = 0.0 if math.isnan(one) else math.exp(min(0.0, one))
         style = next(style for least, style, _ in _LEVELS if probability >= least)
-        # White space has no visible colour. So if it is unlikely, a blank gets a background, and a
+        # White space has no visible colour. So an unlikely blank gets a background, and an unlikely
         # newline gets a sign.
         marked = piece.replace("\r", "␍")
         if probability < _LEVELS[1][0]:

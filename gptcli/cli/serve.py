@@ -91,7 +91,7 @@ class LimitOptions:
             "--max-queue",
             metavar="N",
             min=0,
-            help="Let at most N texts wait for their turn, and one more for each of --streams.",
+            help="Let at most N texts wait for their turn, plus as many as --streams.",
         ),
     ] = 1024
     max_wait: Annotated[

@@ -277,7 +277,8 @@ def _show_vocabulary(tokenizer: Tokenizer, as_json: bool) -> None:
 
 
 def _print_tokens(tokens: list[tuple[int, str]], as_json: bool, *, in_columns: bool) -> None:
-    """Print tokens as JSON, on a terminal as tiles or in columns, or else one per line."""
+    """Print tokens: if `as_json`, as JSON; else on a terminal as tiles or in columns, else in
+    lines."""
     if as_json:
         for token, piece in tokens:
             print_json({"id": token, "text": piece})

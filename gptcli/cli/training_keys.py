@@ -74,7 +74,7 @@ class TrainingKeys:
         return asked
 
     def poll(self) -> None:
-        """Read the pressed keys, unless POLL_SECONDS have not passed since the previous time."""
+        """Read the pressed keys, but at most once in POLL_SECONDS."""
         now = time.monotonic()
         if now < self._next_poll:
             return
@@ -92,7 +92,7 @@ class TrainingKeys:
             self._pressed(key)
 
     def _read(self) -> str:
-        """The typed characters; "" if another program has the terminal, or if it is gone."""
+        """The typed characters; "" if the terminal is gone, or if another program has it."""
         import select
         import termios
 
@@ -111,8 +111,8 @@ class TrainingKeys:
         if self._before is None:
             return
         with suppress(OSError, termios.error):  # the terminal is gone
-            # Only in the foreground. In the background, tcsetattr would stop the process, and the
-            # shell has set its own modes.
+            # Change the modes only in the foreground. In the background, tcsetattr would stop the
+            # process, and the shell has set its own modes.
             if os.tcgetpgrp(self._fd) == os.getpgrp():
                 termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
         self._before = None
