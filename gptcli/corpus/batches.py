@@ -3,7 +3,8 @@
 Letters: a batch has B sequences, a sequence has T tokens (block_size), and the training split has N
 tokens.
 
-First reading: `Batches.batch` and `_Epochs`, without the code for mixtures and for kept epochs.
+First reading: `Batches.batch` and `_Epochs`. Skip the code for mixtures, and the code that keeps
+epochs in memory.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Batches:
         return both[0], both[1]
 
     def windows(self, k: int) -> Iterator[Tokens]:
-        """The sequences of batch k with their targets: B arrays of T + 1 tokens (uint16 or 32)."""
+        """The sequences of batch k with their targets: B arrays (T + 1,) of uint16 or uint32."""
         block = self._block_size
         rows = self._rows(k)
         if rows is not None:
@@ -127,9 +128,10 @@ class Batches:
         return found
 
     def epoch_of(self, k: int) -> float:
-        """How many epochs were read before batch k. At 1.5, half of the second epoch was read.
+        """How many epochs were read before batch k.
 
-        An epoch of a mixture has as many sequences as the epochs of all its texts together."""
+        The value 1.5 means that the first epoch and half of the second one were read. An epoch of a
+        mixture has as many sequences as the epochs of all its texts together."""
         return k * self._batch_size / self.per_epoch
 
 

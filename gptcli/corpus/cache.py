@@ -261,7 +261,7 @@ def _publish(built: Path, goal: Path, key: str, tokenizer: Tokenizer | None) -> 
     fsync_folder(built)
     for _ in range(_ATTEMPTS):
         with suppress(OSError):
-            built.rename(goal)  # fails if `goal` exists, which may be in use
+            built.rename(goal)  # fails if `goal` exists, because `goal` may be in use
             fsync_folder(goal.parent)
         entry = read_entry(goal, key, tokenizer)
         if entry is not None or not built.exists():

@@ -70,8 +70,8 @@ class MixedOrder:
 def sequences_of_cycle(shares: Sequence[float]) -> NDArray[np.int64]:
     """The number of sequences of each text in a cycle: int64, with the sum CYCLE.
 
-    Each share times CYCLE is rounded to a whole number: down, except for the largest remainders. A
-    text with a share above 0 gets at least one sequence."""
+    Each share times CYCLE is rounded to a whole number: up for the texts with the largest
+    remainders, down for all others. A text with a share above 0 gets at least one sequence."""
     exact = np.asarray(shares, dtype=np.float64) / sum(shares) * CYCLE
     counts = np.floor(exact + 1e-9).astype(np.int64)
     counts[(counts == 0) & (exact > 0)] = 1

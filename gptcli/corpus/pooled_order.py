@@ -56,7 +56,8 @@ class PooledEpochs:
         return found
 
     def windows(self, first: int, count: int) -> Tokens:
-        """The tokens of `count` sequences, from number `first` on: uint16 or 32 (count, T + 1)."""
+        """The tokens of `count` sequences from number `first` on: (count, T + 1), uint16 or
+        uint32."""
         blocks, offsets = self._places(first, count)
         begins = (self._begins[blocks] + offsets).tolist()
         numbers = self._numbers[blocks].tolist()

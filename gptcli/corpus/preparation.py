@@ -124,8 +124,8 @@ def open_corpus(
         tokenizer = _train_user_bpe(found, user_tokenizer, vocab_size, bar, notes)
     if tokenizer is not None:
         kind = tokenizer.kind
-    # Cache entries that can have several documents also have the position at which each of them
-    # starts.
+    # If a text can have several documents, its cache entry also has the position at which each
+    # document starts.
     content = found.content_key + ("" if found.one_document else " documents")
     if data.shares is not None:  # a mixture's entry also says with which document each text starts
         refuse_missing_texts(data, found)

@@ -30,8 +30,8 @@ COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 """Suffix of a compressed file -> the module of the standard library that reads it."""
 
 WIDE = ("utf16", "utf32")
-"""The beginnings of the names, as `codec_name` spells them, of encodings in which NUL bytes are
-normal."""
+"""Encodings in which NUL bytes are normal: how their names begin, in the spelling of
+`codec_name`."""
 
 
 class BinaryFileError(GptcliError):
@@ -245,7 +245,7 @@ def lines(
     *,
     keep_blank: bool = False,
 ) -> Iterator[tuple[int, str]]:
-    """The number (from 1) of every line of a file, and its text with its line end.
+    """For each line of a file: its number (from 1), and its text with the line end.
 
     Blank lines are left out unless `keep_blank` is true. Raises GptcliError if a line is too
     long."""

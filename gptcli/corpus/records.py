@@ -154,7 +154,7 @@ class _JsonBuffer:
         return f"{shown(self._path)}:{line}: entry {entry}"
 
     def error(self, what: str, entry: int) -> GptcliError:
-        """A GptcliError with the current position in the file, and with `what` before the entry."""
+        """A GptcliError. Its message has the position in the file, then `what`, then the entry."""
         place, _, _ = self.place(entry).rpartition(": entry")
         return GptcliError(
             f"{place}: {what} entry {entry} of the list",

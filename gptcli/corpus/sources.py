@@ -166,8 +166,8 @@ def find_source(data: DataConfig | str, progress: Progress | None = None) -> Sou
     notes name what was left out, except hidden files.
 
     Raises GptcliError if a text does not exist, or if all its files are left out. Also raises
-    GptcliError if a text is itself a file (and not a folder) that is empty, not readable or (unless
-    data.skip_undecodable is true) binary."""
+    GptcliError if a text is a single file, not a folder, and this file is empty, not readable, or
+    binary while data.skip_undecodable is false."""
     data = section_of(data)
     progress = progress or Progress(False)
     val = None

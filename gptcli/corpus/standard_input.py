@@ -25,7 +25,7 @@ KEPT_NAMES = ("text.txt", "text.jsonl", "text.json", "text.csv", "text.parquet")
 """The names that the file with the text from standard input can have in a run folder."""
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "lzma"}  # first bytes -> module
-_STRINGS = 1000  # how many lines must be JSON strings; a plain text can also begin with a quote
+_STRINGS = 1000  # lines that must be JSON strings, because a plain text can begin with a quote
 
 _kept: list[Path] = []  # the path of the temporary file, after standard input was read
 

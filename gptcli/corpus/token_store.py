@@ -98,8 +98,9 @@ class TokenStore:
         return _joined(parts)
 
     def _read_shards(self, first: int, count: int) -> Tokens:
-        """`count` tokens of all shards from position `first` on, also tokens that the store
-        lacks."""
+        """`count` tokens of the shards, from position `first` in the shards on.
+
+        Some of them may be outside this store."""
         parts: list[Tokens] = []
         at = bisect_right(self._shard_ends, first)
         while at < len(self._shards):
@@ -157,8 +158,8 @@ class TokenStore:
         """The number of UTF-8 bytes of the tokens from `start` on. End-of-text has none.
 
         The bits per byte of a split are the sum of its losses in nats, divided by ln 2 and by the
-        bytes of the predicted tokens. These are byte_count(tokenizer, 1), because the first token
-        is not predicted."""
+        number of bytes of the predicted tokens. This number is byte_count(tokenizer, 1), because
+        the first token is not predicted."""
         sizes = np.array(
             [
                 0 if id == tokenizer.eot else len(tokenizer.token_bytes(id))

@@ -149,7 +149,7 @@ def _cut_off(data: bytes, bad: int, from_start: bool, incomplete: bool) -> str |
 
 
 def _has_other(data: bytes, end: int) -> bool:
-    """Whether there is a byte above 127 before position `end`, so that the text there is UTF-8."""
+    """Whether a byte above 127 is before position `end`, which is a sign of UTF-8."""
     return not data[:end].isascii()
 
 

@@ -218,7 +218,7 @@ def _fraction(tokens: int, train: int, *, down: bool = False) -> float:
     If `down` is true, it leaves at least `train` tokens, otherwise at most `train` tokens."""
     exact = 1 - train / tokens
     scale = 10.0 ** (1 - math.floor(math.log10(exact)))  # two significant digits
-    exact_units = round(exact * scale, 6)  # 20.000000000002 is 20
+    exact_units = round(exact * scale, 6)  # counts 20.000000000002 as 20
     units = math.floor(exact_units) if down else math.ceil(exact_units)
     # train_tokens also rounds, so the result can be wrong by one token. One unit more or less
     # corrects it.
