@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MOST_STREAMS = 256
 _SHARE_OF_MEMORY = 0.5  # several streams use at most this share of the free memory
-_CHOICE_BYTES = 128  # for each stream and token id: choose_valid_token sorts, and uses float64
+_CHOICE_BYTES = 128  # of choose_valid_token's tensors, for each stream and token id
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from gptcli.sampling.streams import Streams
 
 _BLOCK = 64  # random numbers drawn at once
 _MOST_STEPS = 64  # the most tokens of each stream in one call
-_SECONDS_UNSEEN = 0.015  # after a faster call, the next call generates twice as many tokens
+_SECONDS_UNSEEN = 0.015  # if a call takes less time, the next one generates twice as many tokens
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class NativeStreams:
                     text.start = text.fed = start
             rows.append((stream, text.fed - text.start, text.tokens[text.fed :]))
         self._decoder.feed(rows)
-        # Only after the feed: if an error interrupts it, the next call must feed the tokens again.
+        # Not before the feed: if an error interrupts the feed, the next call must repeat it.
         for stream in streams:
             self._texts[stream].fed = len(self._texts[stream].tokens)
 

@@ -98,8 +98,8 @@ def choose_valid_token(
 
     First chooses among all tokens. If the chosen token is not allowed, chooses again among the
     allowed tokens. So `allowed` changes the text that a seed gives only if the first choice is a
-    forbidden token. The host reads nothing from the device, because one batch makes both
-    choices."""
+    forbidden token. Both choices are made in one batch, so the host need not read the first
+    choice from the device."""
     logits = torch.cat((logits, logits.masked_fill(~allowed, float("-inf"))))
     uniform = torch.cat((uniform, second_number(uniform)))
     first, second = choose_token(

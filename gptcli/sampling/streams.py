@@ -51,8 +51,8 @@ def window_start(length: int, width: int) -> int:
 def later_windows(width: int, last: int) -> tuple[list[int], int]:
     """The starts of all windows but the first, and how many tokens each of them scores at most.
 
-    For learned positions. The model reads the text's first N tokens (N is `last`). A window scores
-    the tokens at its end that no earlier window has scored."""
+    Only models with learned positions have such windows. The model reads the text's first N tokens
+    (N is `last`). A window scores the tokens at its end that no earlier window has scored."""
     starts = {window_start(length, width) for length in range(width + 1, last + 1)}
     return sorted(starts), window_stride(width)
 

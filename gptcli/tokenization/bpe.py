@@ -115,7 +115,7 @@ class RankedTokenizer(Tokenizer):
 
     @cached_property
     def merges(self) -> list[tuple[bytes, bytes]]:
-        """For each token of several bytes, the two tokens that were joined into it, by rank.
+        """The two tokens that were joined into each token of several bytes, in order of rank.
 
         Raises GptcliError if a token is not a merge of two earlier ones.
         """

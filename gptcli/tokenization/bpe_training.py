@@ -29,8 +29,8 @@ DISTINCT_BYTES = 3 * 2**20
 _BLOCK = 2**16  # characters in each block of the sample
 
 # The time for training is proportional to the length of the text times the length of its words.
-# Therefore, words are cut after 64 characters, for example in base64. Hardly any word of a language
-# is longer. White space is cut after 64 characters, too.
+# Therefore, words are cut after 64 characters. Hardly any word of a language is longer, but base64
+# has much longer ones. White space is cut after 64 characters, too.
 _LONG_WORD = re.compile(r"\S{64}(?=\S)|\s{64}(?=\s)")
 
 

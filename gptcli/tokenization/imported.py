@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FILE_KIND = "imported"
 """The value of `model.kind` in the tokenizer.json of a run with an imported tokenizer."""
 
-_ENCODED_AT_ONCE = 2**16  # characters; the library needs about 200 bytes of memory for each token
+_ENCODED_AT_ONCE = 2**16  # characters, because the library needs about 200 bytes for each token
 _NORMALISERS = ("NFC", "NFD", "NFKC", "NFKD")
 
 

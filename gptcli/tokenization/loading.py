@@ -26,8 +26,8 @@ from gptcli.tokenization.user_bpe import UserTokenizer, user_bpe_from_json
 
 _LONGEST = 1024  # bytes of a token; training makes no token with more than a third of this
 # The time for finding the merges is proportional to the sum of the squared lengths of the tokens.
-# This sum can be at most _MOST_WORK, which allows a few long tokens (rows of dashes or blanks),
-# plus _MOST_WORK_EACH for each token.
+# The limit of this sum is _MOST_WORK, plus _MOST_WORK_EACH for each token. _MOST_WORK leaves room
+# for a few long tokens, such as rows of dashes or blanks.
 _MOST_WORK, _MOST_WORK_EACH = 1 << 22, 150
 
 # Limits for a tokenizer.json of another program. That of Llama 3.2 has 17 MB and 1.2 million commas

@@ -116,7 +116,7 @@ def _pattern_of(part: dict[str, Any]) -> str:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """The alternatives of a pattern: its parts between each `|` outside groups and classes."""
+    """The alternatives of a pattern: its parts, separated by the `|` outside groups and classes."""
     found, depth, start, at = [], 0, 0, 0
     while at < len(pattern):
         char = pattern[at]

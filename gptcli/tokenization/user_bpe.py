@@ -171,7 +171,7 @@ def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
         merges.append((int(words[0]), int(words[1])))
         if max(merges[-1]) >= 256 + number:
             raise ValueError(f"merge {number}, {line!r}, names a token that comes later")
-        lengths.append(sum(lengths[id] for id in merges[-1]))  # at most twice the longest before it
+        lengths.append(sum(lengths[id] for id in merges[-1]))  # at most twice the longest so far
         total += lengths[-1]
         if total > _MOST_BYTES:
             raise ValueError(
