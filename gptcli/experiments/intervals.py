@@ -45,8 +45,8 @@ class Difference:
 def difference_of(a: dict[int, float], b: dict[int, float]) -> Difference:
     """The mean difference of two dicts of losses by seed.
 
-    If both dicts have the same seeds, the result is the mean of the differences of each seed, and
-    `paired` is true. Runs with the same seed read the same batches, so chance that affects both
+    If both dicts have the same seeds, the result is the mean of one difference for each seed,
+    and `paired` is true. Runs with the same seed read the same batches, so chance that affects both
     runs cancels out."""
     if set(a) == set(b):
         pairs = [b[seed] - a[seed] for seed in sorted(a)]

@@ -15,7 +15,7 @@ from gptcli.files.paths import shell_word
 
 @dataclass(frozen=True)
 class Logger:
-    """What the command line knows about a logger without importing its package, which is slow."""
+    """What the command line knows about a logger without the slow import of its package."""
 
     name: str
     package: str | None  # the package that must be installed; None: none is needed

@@ -72,7 +72,8 @@ def _write(request: dict[str, Any]) -> dict[str, Any]:
         refuse_link_out(path, run)
     rows, log, count = Rows(run), None, {"rows": 0, "samples": 0}
     while True:
-        is_end = ended.is_set()  # before `read`, so that `read` sees all lines if this is true
+        # Ask before `read`. If the run has ended by now, `read` sees all of its lines.
+        is_end = ended.is_set()
         found = rows.read(ended=is_end)
         if rows.first and found and log is None:
             clock = run_clock(run, max(map(_seconds, found)))

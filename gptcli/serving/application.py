@@ -32,7 +32,7 @@ _OPEN = ("/", "/health")  # paths that need no key
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _LONGEST_BODY = 30.0  # seconds in which a client must have sent the body of its request
 _LONG_BODY = 1 << 14  # bytes; a longer body is parsed in a thread, so that other texts go on
-_MOST_BODY_BYTES = 64 << 20  # in all bodies that are being received at the same time
+_MOST_BODY_BYTES = 64 << 20  # the most bytes of all bodies that are being received
 _PAGE_HEADERS = {
     # The page loads nothing from anywhere, and no other page can show it in a frame.
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
@@ -54,7 +54,7 @@ class Limits:
     origins: Sequence[str] = ()
     """The origins of other web pages that may use the server; `*` for all."""
     only_local: bool = False
-    """True if requests are refused unless they name localhost, 127.0.0.1 or ::1 as host."""
+    """True if the server answers only requests that name localhost, 127.0.0.1 or ::1 as host."""
 
 
 class Application:

@@ -310,7 +310,7 @@ class Generator:
         """Let at most `most_waiting` texts wait, and one more for each slot of the requested model.
 
         A text waits for about `longest_wait` seconds at most. The sum of Text.size over all texts
-        is at most `most_kept`. It counts a text from `submit` to `forget`."""
+        is at most `most_kept`. A text counts from `submit` to `forget`."""
         self._batches, self._metrics = batches, metrics
         self._most_waiting, self._longest_wait = most_waiting, longest_wait
         self._most_kept, self._kept = most_kept, 0

@@ -46,7 +46,8 @@ class _Growing:
         self.stopped = piece.stopped
         if piece.text:
             self.parts.append(piece.text)
-        return piece.tokens > 0 or piece.stopped is not None  # not for scores of the prompt alone
+        # If a piece has only scores of the prompt, there is nothing to send yet.
+        return piece.tokens > 0 or piece.stopped is not None
 
     def take(self) -> tuple[str, dict[str, Any] | None]:
         """The text since the previous call, and its log-probabilities if the request wants them."""

@@ -20,8 +20,9 @@ _MAX_SAMPLE = 20_000
 def recorded_events(run: Path, *, has_time_limit: bool = True) -> Iterator[Event]:
     """The steps, evaluations and plans in metrics.jsonl, then the last sample in samples.txt.
 
-    Plans are included only if the run `has_time_limit`, because --extend removes a time limit.
-    Lines that gptcli did not write are left out. A missing or unreadable file counts as empty."""
+    If `has_time_limit` is false, plans are left out: --extend has removed the time limit, so they
+    no longer count. Lines that gptcli did not write are left out. A missing or unreadable file
+    counts as empty."""
     best = math.inf
     with suppress(OSError):
         for line in read_lines(run / "metrics.jsonl", run):

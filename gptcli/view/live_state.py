@@ -72,7 +72,7 @@ class LiveState:
             return None
         per_token = status.started.flops_per_token
         speed = status.step.tokens_per_second
-        # The peak is also an estimate, so the share could exceed 1.
+        # Both speeds are measured, so without `min` the share could exceed 1.
         return min(1.0, per_token * speed / self.peak_flops) if per_token else None
 
 

@@ -93,8 +93,8 @@ def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
 class StepRate:
     """Measures steps per second of wall time over about the last minute, including evaluations.
 
-    The first step of this process only starts the clock. Its time can include a compilation, and
-    after a resume, another process made the steps before it.
+    The first step of this process only starts the clock, and its time is not counted, because it
+    can include a compilation. Steps before a resume are not counted, either.
     """
 
     APART = 1.0  # least seconds between two marks, because marking every fast step would take time

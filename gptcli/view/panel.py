@@ -27,7 +27,7 @@ from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean, crop, ellipsis_for, sample_lines
 
 WIDEST_TEXT = 100  # cells; longer lines of text are harder to read
-CHART_SHARE = 0.6  # the chart's share of the rows; the sample below the chart gets the others
+CHART_SHARE = 0.6  # the chart's share of the rows; the sample below the chart gets the other rows
 WIDE, WIDE_ROWS = 140, 20  # in a window of this size, samples and notes are beside the curve
 WIDE_SHARE = 0.6  # the curve's share of the width of such a window
 EARLIER_ROWS = 3  # rows of text for each sample except the newest one

@@ -106,7 +106,7 @@ class PlainView:
         if parts is None or not isinstance(event, PACED):
             return True
         step, steps = event.step, max(1, self._status.max_steps)
-        # Print now if, at this pace, the next event comes more than a minute after the last line.
+        # Print now if the next event would come more than a minute after the last printed line.
         late = (
             isinstance(event, StepDone) and now + (now - before) - self._last_line > SECONDS_APART
         )

@@ -25,7 +25,7 @@ class Note:
 
 
 class RunNotes:
-    """Collects the newest note of each kind, except overfitting: `shown` gets that note's text."""
+    """Collects the newest note of each kind. The note on overfitting is an argument of `shown`."""
 
     def __init__(self) -> None:
         self._notes: dict[str, Note] = {}
