@@ -280,7 +280,7 @@ class Session:
         now = self._clock()
         self._unsaved_s += min(now - self._acted, most)
         self._acted = now
-        if write or self._unsaved_s >= 20:  # not at every key
+        if write or self._unsaved_s >= 20:  # do not write at every key
             self._record(seconds=self._unsaved_s)
             self._unsaved_s = 0.0
 

@@ -137,7 +137,7 @@ def serve(
         )
     from gptcli.serving.server import bind
 
-    with bind(address.host, address.port) as listener:  # before the models are loaded
+    with bind(address.host, address.port) as listener:  # open the port before loading the models
         with waiting("loading the model"):
             names: list[str | None] = [*runs] if runs else [None]
             models = [load_for_sampling(name, options, "serve") for name in names]

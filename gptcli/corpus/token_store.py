@@ -72,7 +72,7 @@ class TokenStore:
         self._starts = both[:, 0]
         self._ends = np.cumsum(both[:, 1] - both[:, 0])  # the end of each range in this store
         self._length = int(self._ends[-1]) if len(both) else 0
-        self._first = int(both[0, 0]) if len(both) == 1 else None  # where the only range begins
+        self._first = int(both[0, 0]) if len(both) == 1 else None  # the only range begins here
         self.start = 0
         """The position of this store's first token in the store from which `part` made this
         store."""

@@ -140,7 +140,7 @@ class Rows:
                 # `seconds` is that of the step, not of its evaluation, which is logged later.
                 values.setdefault(name, record[name])
 
-        by_text = record.get("val_losses")  # of a mixture
+        by_text = record.get("val_losses")  # only a mixture has these
         for name, loss in by_text.items() if isinstance(by_text, dict) else ():
             if _is_number(loss):
                 values.setdefault(f"val_loss/{name}", loss)

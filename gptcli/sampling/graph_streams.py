@@ -64,7 +64,7 @@ class GraphStreams:
         self._out = torch.zeros(_MOST_STEPS, count, dtype=torch.int64, device=device)
         self._step_index = torch.zeros(1, dtype=torch.int64, device=device)
         self._table = None if table is None else valid_text.as_tensor(table).to(device)
-        self._table_here = table  # on the host
+        self._table_here = table  # the same table on the host
         self._state = torch.zeros(count, dtype=torch.int64, device=device)
         self._seen = None
         if params.repetition_penalty != 1.0:

@@ -16,7 +16,7 @@ from gptcli.sampling.streams import later_windows
 
 _TOKENS_AT_ONCE = 4096
 _LONGEST_PIECE = 1024  # tokens; attention's memory grows with the square of this number
-_LARGE_VOCABULARY = 8192  # with more ids, a quarter of the tokens at once: logits need memory
+_LARGE_VOCABULARY = 8192  # for more ids, a quarter as many tokens at once, to save memory
 
 
 @torch.no_grad()

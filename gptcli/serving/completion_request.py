@@ -17,7 +17,7 @@ from gptcli.errors import nearest
 from gptcli.sampling.next_token import SamplingParams
 from gptcli.serving.refusal import Refusal
 
-MOST_TEXTS = 256  # of one request
+MOST_TEXTS = 256  # the most texts that one request can ask for
 
 _Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
 _Penalty = Annotated[float, Field(ge=-2, le=2, strict=True)]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _PATIENCE = 30.0  # seconds for a request's headers, and between two requests of a connection
 _READ_PARTS = 20  # a slow client must read 1/20 of its answer in _PATIENCE seconds
 _SEND_BUFFER = 1 << 18  # bytes of an answer that the system buffers until the client reads
-_MOST_HEADER_BYTES = 1 << 18  # of one request: all its bytes outside the body
+_MOST_HEADER_BYTES = 1 << 18  # the most bytes of a request, not counting its body
 _MOST_PIPELINED = 8  # requests that a client can send before it has the answers
 _MOST_CONNECTIONS = 2000
 _LONGEST_DRAIN = 30  # seconds in which running texts can be completed at the shutdown

@@ -22,7 +22,7 @@ from gptcli.view.glyphs import LABEL, LOSS, VAL, Glyphs
 from gptcli.view.number_formats import human_count, norm_text
 
 LABEL_WIDTH = 6  # "123.45"
-MOST_LABELS = 8  # on the vertical axis
+MOST_LABELS = 8  # the most labels on the vertical axis
 MEANS = 100  # a line without marks joins this many means, because single batches are noise
 
 

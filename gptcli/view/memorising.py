@@ -8,7 +8,7 @@ from gptcli.view.run_status import RunStatus
 
 # A note comes after this many rises of the validation loss in a row. One rise is often chance.
 RISES = 2
-RISES_OF_OVERFITTING = 3  # from this many rises on, the live view shows overfitting
+RISES_OF_OVERFITTING = 3  # after this many rises, the live view shows overfitting
 
 
 class MemorisingNote:

@@ -27,7 +27,7 @@ class RunStatus:
 
     def __init__(self) -> None:
         self.started: RunStarted | None = None
-        self.max_steps = 0  # of the newest plan
+        self.max_steps = 0  # the number of steps in the newest plan
         self.first_step: int | None = None  # the first known step, at which the curve begins
         self.step: StepDone | None = None
         self.evaluated: Evaluated | None = None
