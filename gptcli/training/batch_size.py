@@ -93,7 +93,7 @@ def _fits_in_memory(
     user_parts: UserParts | None,
     ranks: int,
 ) -> bool:
-    """By the estimate, whether a run fits in memory and leaves a reserve.
+    """Whether the estimated memory of a run is small enough to leave a reserve.
 
     The reserve is for errors of the estimate and for other programs.
 

@@ -144,9 +144,9 @@ def choose_settings(
     - The network grows with the operations, up to about 6 parameters per character of the text.
     - The more often the text is repeated, the higher the dropout.
     - The longer the training, the larger the batch.
-    - A long text in an alphabet gets subwords, if the run would read less than 60 % of the text
-      with characters as tokens, and if the text can be encoded in less than a fifth of the
-      `seconds` of the run.
+    - A long text in an alphabet gets subwords under two conditions. If each token were a character,
+      the run would read less than 60 % of the text. Encoding the text as subwords takes less than a
+      fifth of the `seconds` of the run.
     - A validation split whose evaluation would take too long becomes smaller. It keeps its size if
       the user set the number of steps, because then no time limit is promised."""
     characters = max(1.0, text.characters * (1 - held_out))

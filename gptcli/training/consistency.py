@@ -54,8 +54,8 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
     then: dict[tuple[str, ...], Any] = keys_and_values(
         meta["config"] if "config" in meta else {"model": meta.get("model", {})}
     )
-    # --extend removes a run's time limit. Then max_steps can also be smaller than in the
-    # checkpoint, because --extend has compared it only with the newest plan.
+    # --extend removes a run's time limit, and requires only that max_steps is above the newest
+    # plan. The newest plan can be below the max_steps in the checkpoint's config.
     unlimited = then.get(("train", "minutes")) is not None and config.train.minutes is None
     for key, now in keys_and_values(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)
@@ -97,7 +97,9 @@ def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
 
 
 def _other_values(key: str, now: Any, was: Any) -> list[str]:
-    """A phrase with both values for each value under `key` that differs from the checkpoint's."""
+    """A phrase with the value of `key` now and in the checkpoint.
+
+    If `key` is a section of keys, there is a phrase for each of its keys that differs."""
     return [
         f"{changed} {in_words(new)} (checkpoint: {in_words(old)})"
         for changed, (old, new) in changed_values(key, was, now).items()

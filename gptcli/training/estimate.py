@@ -36,7 +36,7 @@ def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
     | with rotary positions, also: intermediate queries and keys | three times the width of each |
     | feed-forward network: its hidden layer | 2 (MLP) or 3 (SwiGLU) hidden widths |
     | attention weights | n_head * T twice, three times with dropout |
-    | logits; in float32: their copy for the loss, and their gradient | 3 vocab_size |"""
+    | logits; also their copy for the loss and its gradient, both in float32 | 3 vocab_size |"""
     m, arch, T = config.model, config.model.traits, config.model.block_size
     tokens = config.train.rows * T
     hidden = arch.feed_forward_matrices * arch.hidden_width(m.n_embd)

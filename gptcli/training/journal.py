@@ -97,8 +97,9 @@ class Journal:
             durable.write_atomically(path, filter(_up_to(step), read_lines(path, self._run)))
 
     def _append(self, lines: durable.LineWriter, text: str) -> GptcliError | None:
-        """Append `text`; return the disk's error or None. Of several errors in a row, returns the
-        first."""
+        """Append `text`; return the disk's error or None.
+
+        If several calls in a row fail for the same file, only the first returns an error."""
         error = lines.write(text)
         known = lines in self._failing
         (self._failing.discard if error is None else self._failing.add)(lines)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptcli.model.gpt import GPT
 
-_ALIGNED = 64  # numbers: each tensor begins on a cache line, for fast matrix products
+_ALIGNED = 64  # in numbers: each tensor begins on a cache line, for fast matrix products
 
 
 class MasterWeights:

@@ -349,7 +349,8 @@ class Optimizers:
     def step(self, rate: float, average: float = 0.0) -> None:
         """Update all parameters. `rate` is the run's learning rate at this step.
 
-        Then moves their averages by the share `average` of the distance from the parameters."""
+        Then moves the average of each parameter by the share `average` of its distance from the
+        parameter."""
         for group, update in self.updates:
             update.step(rate * group.rate_share)
         self.averages.move(average)

@@ -105,7 +105,8 @@ class _OneShape:
         self.factor = torch.ones((), device=device)  # multiplies the loss before its backward pass
         self.total = torch.zeros((), device=device)  # sum of the losses of the micro-batches
         self.graphs: dict[bool, Graph | None] = {}
-        """The graph that sets gradients (False) or adds them (True). None: recording failed."""
+        """Under False the graph that sets gradients, under True the graph that adds to them. None
+        stands for a graph whose recording failed."""
 
     def replay(self, batch: Batch, *, add: bool) -> None:
         """Add a micro-batch's loss to `total`; set its gradients, or add them if `add` is true."""

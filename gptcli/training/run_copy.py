@@ -76,7 +76,9 @@ class RunCopy:
             )
 
     def _is_its_journal(self) -> bool:
-        """Whether the local run was just fetched: then newer checkpoints at the URL are damaged."""
+        """Whether the local run was just fetched from the URL.
+
+        If it was, checkpoints at the URL that are newer than the local run are damaged."""
         if not steps_of(self._run):
             return False
         try:
@@ -114,11 +116,11 @@ class RunCopy:
         ]
 
     def _is_met(self, goal: int) -> bool:
-        """Wait at most 0.1 s for the end of the upload for call number `goal` of `saved`.
+        """Wait at most 0.1 s for the end of an upload that began after call `goal` of `saved`.
 
-        Returns whether the upload has ended, perhaps with an error. If it has, the thread ends. An
-        upload that began before that call does not count, because the run has changed since
-        then."""
+        Returns whether such an upload has ended, perhaps with an error. If it has, the thread ends.
+        An upload that began before this call of `saved` does not count, because the run has changed
+        since then."""
         with self._changed:
             met = self._changed.wait_for(lambda: self._done >= goal, 0.1)
             if met:

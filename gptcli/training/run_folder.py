@@ -340,7 +340,7 @@ def _move(path: Path, goal: Path) -> None:
 
 
 def _has_checkpoints(run: Path) -> bool:
-    """Whether the run has checkpoints. Without config.yaml, they are an earlier run's: False."""
+    """Whether `run` has config.yaml and checkpoints. Checkpoints alone are an earlier run's."""
     return (run / "config.yaml").exists() and _has_steps(run)
 
 

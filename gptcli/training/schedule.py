@@ -63,8 +63,8 @@ def average_weight(step: int, *, share: float, max_steps: int, plans: Sequence[P
 
     The exponential moving average has the time constant `share` * max_steps, in steps. At first the
     time constant is the number of steps so far, so that the initial weights do not count. About 32
-    updates in a time constant are enough, so most steps return 0. `plans` are the later plans of
-    max_steps, as in `lr_at`."""
+    updates in a time constant are enough, so the share is 0 after most steps. `plans` are the later
+    plans of max_steps, as in `lr_at`."""
     steps = next((end for start, end in reversed(plans) if start < step), max_steps)
     constant = share * steps
     every = max(1, int(constant / _AVERAGED_IN_CONSTANT))

@@ -130,7 +130,7 @@ def tensor_pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]
     import torch
 
     if sys.byteorder != "little" or any(t.dtype != torch.float32 for t in tensors.values()):
-        from safetensors.torch import save as save_all  # for every dtype, but copies all tensors
+        from safetensors.torch import save as save_all  # takes every dtype, but copies all tensors
 
         yield save_all({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
         return

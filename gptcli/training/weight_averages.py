@@ -17,8 +17,8 @@ from torch import Tensor
 AVERAGE = "average/"
 """The prefix of the averages' names in the optimizers' state."""
 _TRAINED = "trained/"
-"""The prefix of the names, in a checkpoint's state, of the weights as training changed them. The
-checkpoint's own weights are their averages."""
+"""The prefix of names in a checkpoint's state, for the weights without averaging. The averages are
+in the checkpoint's model.safetensors."""
 
 Named = dict[str, Tensor]
 
@@ -92,9 +92,9 @@ def to_checkpoint(weights: Named, state: Named) -> tuple[Named, Named]:
 def from_checkpoint(masters: Iterable[tuple[str, Tensor]], state: Named) -> Named:
     """Undo `to_checkpoint`, and return the state with the averages.
 
-    `masters` are the names and the master weights, which have the checkpoint's weights. Overwrites
-    these with the weights as training changed them, from `state`. Raises KeyError if `state` lacks
-    one of them."""
+    `masters` are pairs of a name and a master weight. At first, the master weights have the values
+    in the checkpoint's model.safetensors, which are averages. This function overwrites them with
+    the weights without averaging, from `state`. Raises KeyError if `state` lacks a weight."""
     if not any(key.startswith(_TRAINED) for key in state):
         return state
     rest = dict(state)
