@@ -210,9 +210,10 @@ class Decoder:
         `uniform` holds n lists of `steps` random numbers, one list for each stream. `positions[i]`
         is the position of the first token chosen for `streams[i]`. Every chosen token but the last
         is fed to its stream. `how` holds the sampling parameters of each stream, or one set for all
-        streams. `utf8` is a pair: a table of the UTF-8 state after each token in each state, uint8
-        (8, V), and the state of every stream of the decoder, which is updated. With `utf8`, every
-        chosen token keeps the text valid UTF-8."""
+        streams. With `utf8`, every chosen token keeps the text valid UTF-8. `utf8` is a pair. Its
+        first part is a table, uint8 (8, V): entry (s, v) is the UTF-8 state to which token v leads
+        from state s. Its second part is the UTF-8 state of every stream of the decoder. The call
+        updates the second part."""
         n, steps = len(uniform), len(uniform[0])
         assert len({*streams}) == len(streams) == len(positions) == n
         assert all(len(numbers) == steps for numbers in uniform)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class LossPasses:
     """The forward passes of one network, for at most `most_tokens` (B * T) at once.
 
-    The C library must be able to train the network. It computes in its own dtype. Raises
-    MemoryError."""
+    The C library must be able to train the network. The passes compute in the library's dtype.
+    Raises MemoryError."""
 
     def __init__(
         self, library: ctypes.CDLL, weights: Weights, *, most_tokens: int, threads: int

@@ -47,7 +47,7 @@ class ThreadCount:
             threads: deque(maxlen=_LAST_RUNS) for threads in (1, usual)
         }
         self._switched: deque[tuple[int, float]] = deque(maxlen=_SWITCHED_RUNS)  # switches, seconds
-        # For each number of threads: its runs since the other number was tried.
+        # For each number of threads: how many runs used it since the other number was last used.
         self._runs_since = {1: 0, usual: 0}
         self._try_all_after = _TRY_ALL_AFTER[0]
 

@@ -34,7 +34,7 @@ enum {
     OPEN_LOOPS = 16,            /* the most shared loops between two barriers */
     STACK_BYTES = 4 << 20,
     SPIN_NANOSECONDS = 60000, /* how long a waiting thread spins if undisturbed */
-    SPINS_DISTURBED = 50,     /* how often it checks the signal before it spins, also if disturbed */
+    SPINS_DISTURBED = 50,     /* how often such a thread checks before that, even if disturbed */
 };
 
 /* A number on which threads wait. It has a cache line of its own. A barrier also counts the threads
@@ -54,7 +54,7 @@ typedef struct {
 typedef struct {
     int number, count;      /* its number, from 0, and how many threads run the function */
     unsigned barriers;      /* the value of the team's barrier until all threads arrive */
-    unsigned loop, cleared; /* shared loops that it has begun: all, and before the last barrier */
+    unsigned loop, cleared; /* counts of shared loops begun: in total, until the last barrier */
     long next;              /* the next round of a loop, if it is the only thread */
 } Worker;
 
@@ -64,7 +64,7 @@ static struct {
     pthread_mutex_t mutex; /* one caller at a time */
     int threads;           /* threads that exist, without the callers */
     _Atomic int spin;      /* whether waiting threads spin */
-    int seen_by_new;       /* the value of job when threads start; they wait for another value */
+    int seen_by_new;       /* the value of job when new threads start: they wait until it changes */
     long switches;         /* forced context switches of the process before the last run */
     TeamFunction function;
     void *argument;

@@ -674,9 +674,9 @@ static void run_thread(void *argument, Worker *w) {
  * chosen from its stream's logits. Each token but the last is then fed. positions[i] is the
  * position of the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). params
  * (n): the sampling parameters of streams[i]. seen: V bytes for each stream of the decoder, which
- * are read and updated if there is a penalty. next_states (8, V): the UTF-8 state after each token
- * in each state, or NULL. states: the state of each stream of the decoder, which is updated.
- * share_streams: as in dec_feed. */
+ * are read and updated if there is a penalty. next_states (8, V): entry (s, v) is the UTF-8 state
+ * to which token v leads from state s; NULL if texts need not be valid UTF-8. states: the UTF-8
+ * state of each stream of the decoder, which is updated. share_streams: as in dec_feed. */
 void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions, int steps,
              const double *uniform, const SamplingParams *params, uint8_t *seen,
              const uint8_t *next_states, uint8_t *states, int32_t *out, int threads,
