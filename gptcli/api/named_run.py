@@ -28,7 +28,7 @@ def named_run(name: str | None, command: str) -> Path:
 def _instead_of_run(name: str, command: str) -> GptcliError | None:
     """The error that says what `name` is and what to write.
 
-    None if `name` is nothing that this function knows, so it is probably a misspelt run."""
+    None if this function does not recognise `name`, which then is probably a misspelt run."""
     start = f"gptcli {command}"
     if (run := run_around(name)) is not None:
         shown = shlex.quote(str(run))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _SHADES = ((0.5, "#b7e4c7"), (0.1, "transparent"), (0.01, "#ffe8a3"), (0.0, "#f4a6a0"))
 """(lowest probability, colour) of each shade in a notebook."""
 _MOST_WORK = 15_000_000_000
-"""A number of tokens times parameters. If a text needs at most this number, the C library scores
-the text in less time than the import of PyTorch takes."""
+"""If the number of tokens times the number of parameters is at most this, the C library scores the
+text in less time than the import of PyTorch takes."""
 
 
 @dataclass(frozen=True)

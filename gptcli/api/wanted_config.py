@@ -111,7 +111,7 @@ def is_config(target: Target | GivenConfig) -> bool:
 
 
 def defaults_with_overrides(target: Target, overrides: list[str]) -> Config:
-    """The default values with the user's text and overrides. gptcli later chooses other values."""
+    """The default values with the user's text and overrides. gptcli later changes some defaults."""
     from gptcli.config import Config
     from gptcli.config_files import parse_config
 
