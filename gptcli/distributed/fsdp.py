@@ -277,10 +277,10 @@ class FsdpPasses(RankPasses):
     ) -> float | None:
         """The loss over a split: see RankPasses.
 
-        At the end, no rank keeps complete weights. For a mixture of texts, the leader changes to
-        the averaged weights once, and the other ranks once for each text. FSDP forgets complete
-        weights at each change, so without this rule some ranks would gather weights that others
-        keep."""
+        At the end, every rank drops its complete weights, so that later all ranks gather them
+        together. Each change to the averaged weights also makes FSDP drop complete weights. For a
+        mixture of texts, the leader changes to the averaged weights once, but the other ranks once
+        for each text. So otherwise some ranks would gather weights that others still have."""
         try:
             return super().evaluate(tokens, context, give_up)
         finally:
