@@ -538,9 +538,9 @@ class TrainConfig(_Section):
     decay either."""
     average: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.0
     """Averages the weights over the steps (exponential moving average). The value is the time
-    constant as a share of max_steps: with 0.2, weights from a fifth of the steps ago count 1 / e as
-    much as the current ones. Evaluations, samples and checkpoints use the averaged weights, which
-    often predict better if the text is read many times. 0: no average."""
+    constant as a share of max_steps. With 0.2, the weights of 0.2 max_steps steps ago count 1 / e
+    times as much as the current weights. Evaluations, samples and checkpoints use the averaged
+    weights, which often predict better if the text is read many times. 0: no average."""
     grad_clip: Annotated[Number, Field(ge=0.0)] = 1.0
     """Largest norm of the gradient of all parameters together. A gradient with a larger norm is
     scaled down to this norm. 0: no clipping."""
