@@ -8,9 +8,9 @@ which changes the weights in the same way:
     [Bk Ak] = [   Bk     ] [Ak]
     [Bv Av]   [      Bv  ] [Av]
 
-If the run also trained the token embedding and the head, the folder has both tables completely, and
+If the run also trained the token embedding and the head, the folder holds both complete tables, and
 peft uses them instead of the tables of the base model (`modules_to_save`). Even if the head is
-tied, its table is written a second time, because peft replaces each layer by a copy of its own.
+tied, its table is written a second time, because peft makes a separate copy of each layer.
 
 Dimensions: R rank; I inputs and O outputs of a matrix; n is 1, 2 or 3: how many of query, key and
 value have an adapter.
@@ -133,7 +133,7 @@ def peft_config(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Any
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        # Names such as "attn.c_proj", because GPT-2 has two layers "c_proj" in a block.
+        # `layers` has names such as "attn.c_proj": "c_proj" would mean two layers in GPT-2's block.
         "target_modules": list(layers),
         "rank_pattern": {layer: count * lora.rank for layer, count in fused.items()},
         # The ratio alpha / rank must stay the same, so alpha grows with the rank.

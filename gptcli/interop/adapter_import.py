@@ -1,4 +1,4 @@
-"""Imports a LoRA adapter of peft as a run with adapters. Its base model must be a run already.
+"""Imports a LoRA adapter of peft as a run with adapters. The base model must already be a run.
 
 Only adapter_config.json and adapter_model.safetensors are read. The import refuses an adapter that
 `train.lora` cannot describe exactly (DoRA, biases, other layers, several ranks), and says why. If
@@ -56,7 +56,7 @@ _READ = {
 _SAYS_NOTHING = {
     "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
     "peft_version", "fan_in_fan_out", "ensure_weight_tying", "qalora_group_size", "megatron_core",
-    # The names of the tensors already tell what the following keys tell.
+    # The names of the tensors already say which layers the following keys select.
     "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern",
 }  # fmt: skip
 _BASE_UNCHANGED = (True, False, "gaussian", "orthogonal", "eva")
@@ -190,9 +190,9 @@ def _number(values: Mapping[str, Any], key: str) -> float:
 def _of_layer(settings: Mapping[str, Any], pattern: str, key: str, layer: str) -> float:
     """The rank or alpha of a layer.
 
-    It is the value of the name in `pattern` with which the layer's name ends. If there is no such
-    name, it is the value of `key`. Raises Refused if there is no such name and `pattern` has
-    regular expressions, which could match the layer."""
+    The setting `pattern` maps names of layers to values. If one of these names is the end of
+    `layer`, returns its value. Otherwise returns the value of the setting `key`, or raises Refused
+    if `pattern` has regular expressions, because one of them could match the layer."""
     patterns = settings.get(pattern) or {}
     for name in patterns:
         if layer == name or layer.endswith(f".{name}"):
@@ -227,7 +227,8 @@ def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str,
         used = [
             [i for i, part in enumerate(rows) if part[:, c : c + usual_rank].any()] for c in columns
         ]
-        if all(len(parts) <= 1 for parts in used):  # blocks as gptcli writes them
+        # In the blocks that gptcli writes, only one part has numbers.
+        if all(len(parts) <= 1 for parts in used):
             free = (i for i in range(len(names)) if [i] not in used)
             places = [parts[0] if parts else next(free, -1) for parts in used]
             if -1 not in places and places == sorted(set(places)):
@@ -241,11 +242,11 @@ def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str,
 def _tables(
     base: Trained, tensors: dict[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """Remove the embedding and the head from `tensors` and return them; {} if it has neither.
+    """Remove the embedding and the head from `tensors` and return them; {} if there are none.
 
     If the head is not tied and `tensors` has only one of the two, the other one is taken from the
-    base model. Raises Refused if their shapes differ from the base model's, or if they cannot be
-    tied."""
+    base model. Raises Refused if their shapes differ from the base model's, or if the base model
+    has a tied head and the two tables are not equal."""
     given = {
         name: table
         for name in TABLES

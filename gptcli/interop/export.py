@@ -38,10 +38,11 @@ def export(
 
     For Hugging Face, a run with low-rank adapters is written as its base model, with a folder
     `adapter` in peft's format. In all other formats, and if `merge` is true, it is written as one
-    model with the adapters merged. The model must have only builtin parts. `out` is a folder, but
-    for GGUF a file, in which the matrices have the type `type_name`. `out` appears only when it is
-    complete, and if the other program is installed, only after the proof. Raises GptcliError (exit
-    code 1) if the other program computes something else."""
+    model with the adapters merged. The model must have only builtin parts. For GGUF, `out` is a
+    file in which the matrices have the type `type_name`. For the other formats, it is a folder.
+    `out` appears only when it is complete. If the other program is installed, `out` appears only
+    after the proof. Raises GptcliError (exit code 1) if the other program computes something
+    else."""
     assert not trained.model.user_parts.in_network()
     assert trained.tokenizer.kind != "own"
     refuse_existing(out)
@@ -102,7 +103,8 @@ def _write_errors(out: Path) -> Iterator[None]:
     """Turn an error while `out` is written, for example a full disk, into a GptcliError."""
     try:
         yield
-    except SafetensorError as error:  # it can be an error of the disk: "... (os error 28)"
+    except SafetensorError as error:
+        # In this way, safetensors reports an error of the disk: "... (os error 28)".
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise

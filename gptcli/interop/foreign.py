@@ -314,7 +314,7 @@ def _read_nanogpt(path: Path, block_size: int | None) -> ForeignModel:
         turned = ".h." in name and tensor.dim() == 2
         renamed[name] = (tensor.T if turned else tensor).float()
     note = (
-        "nanoGPT computes GELU exactly, and gptcli computes its tanh form as GPT-2 does, so values "
+        "nanoGPT computes GELU exactly. gptcli computes GELU's tanh form, as GPT-2 does, so values "
         "of GELU differ by at most 0.0005"
     )
     return _foreign(config, renamed, "nanogpt", None, [note], path)
@@ -387,8 +387,8 @@ def _check_shapes(
         found = tuple(weights[name].shape)
         if found != tuple(shape):
             raise GptcliError(
-                f"{path}: the weight `{theirs[name]}` is {_by(found)}, but the config describes "
-                f"one of {_by(shape)}",
+                f"{path}: the weight `{theirs[name]}` is {_by(found)}, but by the config it "
+                f"should be {_by(shape)}",
                 "the config (config.json, or model_args in ckpt.pt) is that of another model, or a "
                 "key is missing or wrong: download the model again",
             )

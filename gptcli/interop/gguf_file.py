@@ -25,8 +25,8 @@ from gptcli.tokenization.tokenizer import END_OF_TEXT
 from gptcli.training.loading import Trained
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
-"""The types in which matrices can be stored. Norms, biases and positions are always float32. If the
-type is q8_0, a matrix is stored as f16 if its rows are not whole blocks of 32 numbers."""
+"""The types in which matrices can be stored. Norms, biases and positions are always float32. With
+q8_0, a matrix is stored as f16 if the length of its rows is not a multiple of 32."""
 
 _Q8_BLOCK = 32
 _OUTSIDE = {

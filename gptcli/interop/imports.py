@@ -119,7 +119,7 @@ def import_model(
 def refuse_taken(out: Path) -> None:
     """Raise GptcliError if the run folder that an import shall write exists and is not empty.
 
-    It may have a lock and an empty folder `checkpoints`."""
+    A folder counts as empty if it holds only a lock, or a lock and `checkpoints` without steps."""
     try:
         run_folder.refuse_existing(out)
     except run_folder.RunExistsError as error:  # the hint of `error` is about training

@@ -83,8 +83,7 @@ class CachedModel:
     def in_pieces(self, idx: Tensor, window: int) -> Tensor:
         """The logits of a text that is read in pieces: half of it, 32 single tokens, what remains.
 
-        Between two calls, the cache keeps only the tokens that the token after them can attend
-        to."""
+        Between two calls, the cache keeps only the tokens to which the next token can attend."""
         half = idx.shape[1] // 2
         singles = min(32, idx.shape[1] - half)
         sizes = [half, *[1] * singles, idx.shape[1] - half - singles]
@@ -99,7 +98,7 @@ class CachedModel:
         return torch.cat(found, dim=1)
 
     def in_batch(self, idx: Tensor) -> Tensor:
-        """The logits of a text that is read as the second of a batch, after two tokens of
+        """The logits of a text that is read as the second text of a batch, after two tokens of
         padding."""
         two = torch.zeros(2, idx.shape[1] + 2, dtype=torch.int64)
         mask = torch.ones_like(two)

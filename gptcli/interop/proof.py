@@ -234,7 +234,7 @@ def _valid_onnx(folder: Path) -> None:
 _GGUF_TOLERANCE = {"f32": 0.02, "f16": 0.1, "bf16": 0.5, "q8_0": 1.0}
 """Type of the matrices -> the largest difference of log-probabilities that it can cause. f32 needs
 a tolerance, too, because llama.cpp computes GELU from a 16-bit table."""
-_LEAST_LOG_PROBABILITY = -15.0  # smaller ones are not compared: llama.cpp is too inexact
+_LEAST_LOG_PROBABILITY = -15.0  # llama.cpp computes smaller ones too inexactly to compare
 
 
 def gguf(trained: Trained, path: Path, type_name: str) -> Proof:

@@ -64,8 +64,8 @@ def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str 
     """The tokenizer with as many tokens as the embedding has rows, and a note if tokens were added.
 
     The embedding of a model often has more rows than there are tokens, because round numbers are
-    faster. Raises GptcliError if it has fewer rows than there are tokens, or if it has more but the
-    tokenizer is one of characters or bytes."""
+    faster. Raises GptcliError if the embedding has fewer rows than there are tokens. Also raises it
+    if tokens are missing and the tokenizer is one of characters or bytes, which cannot get more."""
     missing = rows - tokenizer.vocab_size
     if missing == 0:
         return tokenizer, None
