@@ -241,7 +241,7 @@ function drawChart(root, given) {
     zoomTo: (range) => plot.setScale("x", range ?? { min: first, max: last }),
   };
   CHARTS.push(own);
-  // The width of a chart changes with the window, and if another chart is added beside it.
+  // A chart's width changes if the window's width changes, or if a chart is added beside it.
   new ResizeObserver(size).observe(place);
 }
 

@@ -11,7 +11,7 @@ from gptcli.pages.inlining import Page, asset, document, json_block
 from gptcli.pages.report_page import CHARTS_HELP, UPLOT_SCRIPT, UPLOT_STYLE, numbers, words_as_html
 from gptcli.view.safe_text import clean
 
-_POINTS = 60  # points of the law that are drawn, from the smallest network to the larger network
+_POINTS = 60  # the number of points with which the page draws the law
 
 
 @dataclass(frozen=True)

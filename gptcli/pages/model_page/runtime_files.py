@@ -9,7 +9,7 @@ _VIEW = ("elements", "engine", "writing", "tokens", "attention", "steps", "lens"
 
 
 def network_script() -> str:
-    """The script that a proof and the page's worker share: from the payload to the next token."""
+    """The script that a proof and the page's worker share: it computes the next token."""
     return _joined("runtime", _NETWORK)
 
 

@@ -48,7 +48,8 @@ function attentionMaps(network, from) {
 /** What a head looks at: the shares of its attention, and the mean distance in tokens at which it
     looks. These are averages over the tokens of a map, without the first two. The averages `same`
     (the share of earlier copies of a token) and `repeated` (the share of what followed a copy) also
-    leave out the tokens that have no earlier copy. They are 0 if at most three tokens have one.
+    leave out the tokens that have no earlier copy. If at most three tokens have an earlier copy,
+    these two averages are 0.
     `tokens` are the ids of the tokens of the map's rows. */
 function headHabits(map, tokens) {
   const count = tokens.length;

@@ -2,7 +2,8 @@
    JavaScript.
 
    WebAssembly and JavaScript use the same layout of a matrix: the number of rows is padded to a
-   multiple of 4, and the number of columns to a multiple of 8 (with `matrix`, of 32). */
+   multiple of 4, and the number of columns to a multiple of 8. In matrices that the method `matrix`
+   makes, the number of columns is padded to a multiple of 32. */
 
 const padded = (count, unit) => Math.ceil(count / unit) * unit;
 

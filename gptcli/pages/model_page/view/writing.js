@@ -85,8 +85,8 @@ class Writing {
     await this.write(count);
   }
 
-  /** Starts a new text with this prompt, without a continuation. Returns a promise of whether this
-      prompt is in place. It is not if another prompt came after it. */
+  /** Starts a new text with this prompt, without a continuation. Returns a promise: true once the
+      prompt is in place, false if a later prompt has replaced it. */
   setPrompt(text) {
     clearTimeout(this.typing);
     this.typing = 0;
