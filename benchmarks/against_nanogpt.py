@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def steps(nanogpt: Path, rounds: int) -> None:
-    """Print a table of tokens per second: medians of rounds of gptcli and nanoGPT in turn."""
+    """Print a table of median tokens per second. gptcli and nanoGPT run in turn."""
     print("| shape | dropout | nanoGPT tokens/s | gptcli tokens/s | ratio |\n|---|---|---|---|---|")
     for shape, dropout in (("0.8 M", 0.0), ("0.8 M", 0.2), ("10.65 M", 0.0), ("10.65 M", 0.2)):
         found: dict[str, list[float]] = {"nanogpt": [], "gptcli": []}

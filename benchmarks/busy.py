@@ -2,10 +2,10 @@
 
     python benchmarks/busy.py [--rounds 5] [--seconds 6]
 
-Beside busy processes, a fair share of the processor is a half. The benchmark prints the tokens per
-second on the quiet machine and beside the busy processes, in turn, and the second figure divided by
-half of the first: 1 is a fair share. The network is that of `shakespeare-speedrun`. Every training
-is a separate process with as many threads as cores.
+Beside busy processes, a fair share of the processor is a half. The benchmark measures in turn the
+tokens per second on the quiet machine and beside the busy processes. It prints both figures, and
+the second one divided by half of the first: 1 is a fair share. The network is that of
+`shakespeare-speedrun`. Every training is a separate process with as many threads as cores.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ Checkpoints: trains the same steps with and without a checkpoint every N steps, 
 separate process. The cost of a checkpoint is the difference of the median times, divided by the
 number of checkpoints. With one checkpoint per minute, its share of the time is this cost divided by
 60 s. The time of the first steps, and of the save at the end of a run, does not count. Evaluations
-and logging: runs whole processes of `gptcli train` with the default config, in turn with the
-intervals of `auto` and with intervals that are longer than the run. Both kinds of processes
-evaluate after the last step, so the difference of their times lacks the time of one evaluation. The
+and logging: runs whole processes of `gptcli train` with the default config. The runs have, in turn,
+the intervals of `auto` and intervals that are longer than the run. Both kinds of runs evaluate
+after the last step, so the difference of their times lacks the time of one evaluation. The
 benchmark therefore multiplies this difference by evaluations / (evaluations - 1).
 Run no other programs meanwhile. The exit code is 1 if a cost exceeds its limit.
 """
@@ -50,8 +50,8 @@ class Case:
 
     @property
     def steps(self) -> int:
-        """The number of the last step that is timed: the last one before a further checkpoint. So
-        the timed steps last long enough to write the last timed checkpoint."""
+        """The number of the last timed step. The step after it would write one more checkpoint. So
+        the timed steps last long enough to write the last timed checkpoint completely."""
         return self.every * (self.checkpoints + 1) - 1
 
 

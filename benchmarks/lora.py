@@ -51,8 +51,8 @@ class Applied(nn.Module):
 
 
 def project(attention: CausalSelfAttention, x: Tensor, kept: object = None) -> Tensor:
-    """Queries, keys and values, as from CausalSelfAttention.project, but by calling the three
-    layers."""
+    """Queries, keys and values, as CausalSelfAttention.project returns them. Calls the three
+    layers, so that adapters in them are applied."""
     layers = (attention.query, attention.key, attention.value)
     heads = attention.n_head + 2 * attention.n_kv_head
     return torch.cat([layer(x) for layer in layers], dim=-1).view(*x.shape[:2], heads, -1)

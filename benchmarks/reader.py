@@ -2,8 +2,8 @@
 
 If FOLDER or the URL is empty, the program first writes shards of random ids there. Then it reads
 the shards as a training does: it verifies each block, reads ahead, and follows the order of a run.
-Each process reads other sequences, like the ranks of a node. Run no other programs meanwhile. The
-shards are in the page cache, so the result is the speed of the reader and not of a disk.
+Like the ranks of a node, the processes read different sequences. Run no other programs meanwhile.
+The shards are in the page cache, so the result is the speed of the reader and not of a disk.
 
 | figure | what is read |
 |---|---|

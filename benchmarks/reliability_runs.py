@@ -188,7 +188,8 @@ def _kill(
         outcome.count("kills")
         lost = reached - newest(run)
         outcome.largest("steps lost", lost)
-        # The steps of one interval, and of a second one if a checkpoint was still being written.
+        # A kill can lose the steps since the newest checkpoint: up to one interval, and a second
+        # interval if a checkpoint was still being written.
         if lost > 2 * EVERY:
             outcome.failures.append(f"{lost} steps lost, a checkpoint every {EVERY}")
     return training

@@ -190,7 +190,7 @@ def precision(run: Path, text: Path) -> None:
         decoder = Decoder(found, trained.weights, dtype=dtype, streams=1, threads=2)
         off = abs(native_log_probabilities(decoder, model.config, ids[:1], ids[1:]) - plain)
         print(
-            f"{dtype}: log-probabilities of {len(off)} tokens are off "
+            f"{dtype}: log-probabilities of {len(off)} tokens differ from "
             f"PyTorch's in float32 by {off.mean():.2g} on average, {off.max():.2g} at most"
         )
     written: dict[str, list[list[int]]] = {}
