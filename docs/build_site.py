@@ -129,7 +129,7 @@ NO_PROSE = re.compile(
     r"^(?P<fence>```+)[^\n]*\n.*?^(?P=fence)[ \t]*$|(?<=\n\n)(?:    [^\n]*\n)+|<!--.*?-->",
     re.MULTILINE | re.DOTALL,
 )
-"""Matches the parts of a page without prose: fenced and indented code blocks, and comments."""
+"""Matches the parts of a page that are not prose: code blocks (fenced, indented) and comments."""
 
 
 def fail(message: str) -> None:
