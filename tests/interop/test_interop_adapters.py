@@ -23,7 +23,7 @@ SMALL = (
     "model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.block_size=32",
     "train.batch_size=4", "run.dtype=float32", "train.eval_every=30",
 )  # fmt: skip
-# The words of the base's text in another order, so that fine-tuning changes the weights much.
+# The base's words in another order, so that fine-tuning clearly changes the weights.
 OTHER = "comes this night by what light, that voice is burns " * 60
 
 

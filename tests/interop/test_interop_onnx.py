@@ -79,7 +79,7 @@ def test_random_shapes_give_the_same_logits(arch: str, seed: int, tmp_path: Path
     model = trained(tmp_path / "run", KINDS[seed % 3], seed, **shape(seed, arch))
     done = exporting.export(model, "onnx", tmp_path / "out")
     assert done.proof.largest_difference is not None
-    # This limit is higher than usual, because some heads are only 2 wide.
+    # This limit is higher than usual, because in some models head_dim is only 2.
     assert done.proof.largest_difference <= 3e-4
     past = max(done.proof.lengths) > model.config.model.block_size
     assert past == (arch == "modern")

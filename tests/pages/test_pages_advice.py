@@ -2,7 +2,7 @@
 
 recorded_runs.json holds the losses of runs that were trained for these tests. One overfits a text
 of 1,600 characters, one is a good run with --minutes, one was interrupted, one diverged, one ended
-because of its patience, one was resumed, one is short, and one has no validation.
+because of train.patience, one was resumed, one is short, and one has no validation.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def test_every_control_works_without_an_error_or_a_request(
     assert opened.text("#output") == after_a_pause
     # The tokens react to the mouse pointer and to keys.
     tokens = tab.query_selector_all("#strip .token")
-    # The last token is chosen, so the page need not explain later tokens.
+    # The last token is chosen. No token comes after it, so the note on later tokens is hidden.
     assert tab.is_hidden("#later-help")
     tokens[0].hover()
     assert tab.is_visible("#later-help")

@@ -165,8 +165,8 @@ def test_the_random_numbers_are_those_of_sample_seed(tmp_path: Path) -> None:
 
 
 def test_the_sampler_chooses_the_same_tokens(tmp_path: Path, slow: bool) -> None:
-    """The logits and the uniform numbers are random. Each case has other sampling parameters, and
-    in some cases not all tokens are allowed."""
+    """The logits and the uniform numbers are random. Each case has its own sampling parameters. In
+    some cases, some tokens are not allowed."""
     generator = torch.Generator().manual_seed(5)
     cases, wanted = [], []
     for number in some(range(300), 100, slow):

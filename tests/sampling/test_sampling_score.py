@@ -1,5 +1,4 @@
-"""Scores of a text: the log-probability of each token is that with which sampling would draw the
-token."""
+"""Scores of a text: the log-probability with which sampling would draw each of its tokens."""
 
 from __future__ import annotations
 

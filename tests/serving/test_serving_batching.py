@@ -107,8 +107,8 @@ def test_a_text_begins_before_later_prompts_are_read(backend: Backend) -> None:
     for _ in range(3):
         driven.step()
         begun.append([bool(driven.pieces[text]) for text in texts])
-    # A step reads the prompts that begin within the first 128 tokens of all waiting prompts. The
-    # second prompt does, and the third does not.
+    # A step begins to read another prompt only if it has read fewer than 128 tokens so far. After
+    # the first prompt it has read 120 tokens, and after the second 240.
     assert begun[0] == [True, True, False]
     assert begun[1] == [True, True, True]
     driven.finish()

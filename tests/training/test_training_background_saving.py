@@ -165,7 +165,7 @@ def test_any_operation_that_fails(
             assert os.strerror(number) in text
             assert "MiB free there" in text
             assert "\n" not in text
-        else:  # these operations only tidied up, which gptcli can do later
+        else:  # the failed operation was one of tidying up, which gptcli can do later
             assert operations[count][0] in ("rename", "unlink", "rmdir", "fsync_folder")
         for step in checkpoint.steps_of(setup.run):
             checkpoint.load(setup.run, step, with_state=True)
