@@ -111,8 +111,8 @@ def _seconds(run: Path) -> list[float]:
 
 
 def all_reduce(ranks: int, numbers: int) -> float:
-    """The seconds that an all-reduce of this number of float32 values over Gloo takes: of each
-    rank the median of several all-reduces, and of these medians the largest."""
+    """The seconds that an all-reduce of this number of float32 values over Gloo takes. Each rank
+    takes the median of several all-reduces. The result is the largest of these medians."""
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
         with context.Pool(ranks) as pool:

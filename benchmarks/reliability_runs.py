@@ -21,8 +21,8 @@ from benchmarks.reliability_outcome import Outcome
 from benchmarks.reliability_processes import Training
 
 STEPS, EVERY, EVAL_EVERY = 60, 5, 10
-# The seconds in which a run must end after a signal: one, and the time of a step and of a save of
-# these small runs.
+# The seconds in which a run must end after a signal: one second, and the time that a step and a
+# save of these small runs take.
 LEAVE_WITHIN = 1.25
 
 TINY = (

@@ -76,8 +76,8 @@ def main() -> None:
 
 
 def against_llama_cpp(run: Path, text: str, rounds: int, requests: int) -> None:
-    """Print a table of both servers: medians of the rounds, and medians of the ratio of both in
-    each round."""
+    """Print a table of the speeds and times of both servers, and of the ratios between them. All
+    figures are medians of the rounds. Ratios above 1 mean that gptcli is faster."""
     found: dict[tuple[int, str], list[Result]] = {}
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder, "model.gguf")
