@@ -163,7 +163,7 @@ def mixed(sources: list[Path], shares: list[float], kind: str = "byte", **data: 
 
 @pytest.fixture
 def texts(tmp_path: Path) -> list[Path]:
-    """The paths of a text of 100 times `a`, and of a folder with ten texts of ten times `b`."""
+    """The paths of a text (100 times `a`), and of a folder with ten texts (each ten times `b`)."""
     folder = tmp_path / "folder"
     folder.mkdir()
     (tmp_path / "one.txt").write_text("a" * 100)

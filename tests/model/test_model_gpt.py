@@ -322,8 +322,8 @@ def test_norms_are_pytorchs() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("arch", ARCHS)
 def test_bfloat16_branches_leave_the_residual_stream_in_float32(arch: str) -> None:
-    """If only the branches are in bfloat16, and the residual stream, the norms and the head in
-    float32, the logits are closer to the exact ones than if all were in bfloat16."""
+    """Only the branches are in bfloat16. The residual stream, the norms and the head stay in
+    float32. The logits are then closer to the exact ones than those of a model in bfloat16."""
     exact, idx = gpt(arch, random=True), tokens(2, 8)
     expected = exact(idx)
     half, whole = gpt(arch, random=True), gpt(arch, random=True).to(torch.bfloat16)

@@ -235,8 +235,8 @@ def test_a_seed_gives_the_text_of_gptcli_sample(kind: str, tmp_path: Path) -> No
 def test_the_numbers_of_the_eight_steps_are_the_networks(
     arch: str, seed: int, tmp_path: Path
 ) -> None:
-    """The attention weights, the values and the projection of a head that the page shows equal
-    those in PyTorch, where a hook on the attention records them."""
+    """The page shows the numbers of one head and one token. The attention's input, the query, the
+    outputs of the heads and the projection equal those in PyTorch, where hooks record them."""
     model = trained(tmp_path / "run", "byte", seed, **shape(seed, arch))
     network, config = rounded(model.model), model.config.model
     tokens = [5, 80, 3, 200, 7][: config.block_size]
