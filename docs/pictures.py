@@ -4,7 +4,8 @@
     python docs/pictures.py --list
 
 `gptcli train` trains the runs in build/pictures. The runs stay there, so a second call trains only
-the run whose training docs/train-moving.svg shows. Delete this folder to train all runs again.
+one of them again: the picture docs/train-moving.svg shows its training. Delete build/pictures to
+train all runs again.
 """
 
 from __future__ import annotations

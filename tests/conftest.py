@@ -121,7 +121,7 @@ def _test_cache(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterato
 
 
 def _copy_libraries(source: Path, goal: Path) -> None:
-    """Copy those C libraries from `source` to `goal` that `goal` lacks. Several pytest workers can
+    """Copy the C libraries that `goal` lacks from `source` to `goal`. Several pytest workers can
     safely do this at the same time."""
     for path in source.glob("*.so"):
         if not (goal / path.name).exists():

@@ -279,7 +279,7 @@ def _subtitle(run: RunData) -> str:
 
 
 def _text_name(run: RunData) -> str:
-    """The name of the training text without its folder, which means nothing to other people."""
+    """The training text's name without its folder: the folder tells other people nothing."""
     name = re.split(r"[/\\]", str(run.config.data.source).strip("/\\'[]\""))[-1]
     return clean(name.replace("\n", " "))[-80:]
 
