@@ -323,8 +323,10 @@ WRONG: list[tuple[Any, ...]] = [
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: the right file BASE (or the one with BUFFERS, if the replaced texts
-    are not in BASE) with the replacements of an entry of WRONG."""
+    """The text of a wrong file: a right file with the replacements of an entry of WRONG.
+
+    The right file is BASE. If a replaced text is not in BASE, the right file is HEAD + BUFFERS +
+    ATTENTION."""
     changes = list(zip(entry[2::2], entry[3::2], strict=True))
     text = BASE
     if any(old not in text for old, _ in changes):

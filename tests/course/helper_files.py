@@ -420,8 +420,8 @@ ALSO = {
     ("modern", "sign"): "quarter(x) * sin",
     ("modern", "no minus"): "quarter(x) * sin",
 }
-"""(name of the right file or exercise, what is wrong) -> a text in another line that the report may
-quote: a line of the helper with the fault, or a line that calls it."""
+"""(name of the right file or exercise, what is wrong) -> a text. The report may also quote a line
+with this text, although the line is unchanged: it is in the helper with the fault, or calls it."""
 
 
 def wrong_text(entry: tuple[str, int, str, str, str]) -> str:

@@ -556,7 +556,7 @@ WRONG: list[tuple[str, ...]] = [
      "rope(q, positions), rope(k, torch.arange(q_len))"),
     ("rotary queries from 0", "3", "rotary", "rope(q, positions), rope(k, positions)",
      "rope(q, torch.arange(q_len)), rope(k, positions)"),
-    # step 4: which tokens stay in the past, and its reset
+    # step 4: which tokens stay in the past, and what a reset removes
     ("drops too early", "4", "cropped", "W = self.bias.shape[-1]", "W = self.bias.shape[-1] - 4"),
     ("reset forgets the values only", "4", "chapter",
      "        self.cache_k, self.cache_v = None, None\n        self.ptr_current_pos = 0\n",

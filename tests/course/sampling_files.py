@@ -1,5 +1,5 @@
-"""Right and wrong files for the exercise `sampling`: a template with bodies of functions
-replaced."""
+"""Right and wrong files for the exercise `sampling`: one template, in which the bodies of functions
+are replaced."""
 
 from __future__ import annotations
 

@@ -140,8 +140,8 @@ NO = "raise NotImplementedError"
 
 @dataclass(frozen=True)
 class Change:
-    """A mistake: `new` replaces `old` in every style that contains `old`. The report on such a file
-    must name one of the mistakes `slugs`."""
+    """A mistake: `new` replaces `old` in every style that contains `old`. The report on a file with
+    this mistake must name one of the `slugs`."""
 
     name: str
     step: int

@@ -83,7 +83,7 @@ def test_a_wrong_file_is_drawn(tmp_path: Path) -> None:
     assert marks[4][0] not in {marks[3][0], marks[5][0]}
     assert any("your weights" in line and "right weights" in line for line in lines)
     row = next(line for line in lines if line.startswith("    0 "))
-    assert "100" in row  # in per cent: the first token looks only at itself
+    assert "100" in row  # 100 %: the first token looks only at itself
 
 
 def test_right_files_exit_0() -> None:

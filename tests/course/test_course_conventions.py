@@ -31,7 +31,7 @@ QUOTED = (
     *("lecture", "input_and_exit", "arena", "annotated_transformer", "conv1d", "mingpt"),
     *("llms_from_scratch_wrapper", "annotated_config"),
 )
-"""The right files for which a slow test looks at the notes of the check."""
+"""The names of right files. A slow test reads the notes that the check writes on these files."""
 
 BY_HEAD = "(t.reshape(B, T, C) for t in self.c_attn(x).view(B, T, H, 3, D).unbind(3))"
 INTERLEAVED = "self.c_attn(x).view(B, T, C, 3).unbind(-1)"
@@ -62,8 +62,8 @@ CHANGES = [
 
 
 def notebook_of(text: str) -> str:
-    """A notebook with the code `text` in two of its cells. It also has a magic, shell commands, and
-    cells that fail if they are run."""
+    """A notebook with the code `text` in two of its cells. The notebook also has magic commands of
+    IPython, shell commands, and cells that fail if they are run."""
     head, _, rest = text.partition("\n\n\n")
     cells = [
         {"cell_type": "markdown", "source": ["# Attention\n"]},

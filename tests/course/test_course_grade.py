@@ -279,8 +279,8 @@ def test_the_most_frequent_mistake_of_a_step() -> None:
 
 @pytest.mark.slow
 def test_no_process_of_a_file_outlives_its_check(tmp_path: Path) -> None:
-    """Two files start processes. The file daemon.py is right, but one of its processes leaves the
-    session. The file crowd.py starts eighty processes."""
+    """Two files start processes. The file daemon.py is right, but it starts one process in a new
+    session (setsid). The file crowd.py starts eighty processes."""
     started = "import os\nos.system('setsid sleep 661 & sleep 661 &')\n"
     crowd = "import os\nos.system('for i in $(seq 80); do sleep 662 & done; wait')\n"
     for name, code in (("daemon", started), ("crowd", inside(crowd))):

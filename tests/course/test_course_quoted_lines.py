@@ -1,4 +1,4 @@
-"""The line that the check of attention quotes, and what it says about the mistake in this line."""
+"""The check of attention quotes the line with the mistake, and says what is wrong in this line."""
 
 from __future__ import annotations
 

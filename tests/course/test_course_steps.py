@@ -111,8 +111,8 @@ def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
         changed = {i + 1 for i, line in enumerate(text) if line not in style}
         quoted = re.search(r"line (\d+)", report.message)
         if not changed or report.first_wrong_step != change.step:
-            # No report can quote a deleted line. If the report names another step, it quotes a line
-            # of that step.
+            # No report can quote a deleted line. If the report names another step than the step of
+            # the change, it quotes a line of the step that it names.
             continue
         asked += 1
         if quoted is None or int(quoted[1]) not in changed:
@@ -122,8 +122,9 @@ def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
 
 @pytest.mark.slow
 def test_messages_do_not_guess(tmp_path: Path) -> None:
-    """Two mistakes can give the same numbers for one size. The check must then look at a second
-    size or at the trace, and must not guess."""
+    """Two mistakes can give the same numbers at one head_dim: if head_dim is 8, a division by 8 and
+    a division by head_dim are the same. The check must then compare at a second head_dim or look at
+    the trace, and must not guess."""
     fused = STYLES["fused"]
     files = {
         "eight": fused.replace("math.sqrt(D)", "8.0"),

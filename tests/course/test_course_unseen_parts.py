@@ -1,5 +1,5 @@
-"""The checks accept right files in new styles. For wrong ones they name step and line, with
-hints."""
+"""The checks accept right files in new styles. For a wrong file they name the wrong step and its
+line, and give hints."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ def test_output_that_bypasses_python_goes_to_stderr(
 
 @pytest.mark.slow
 def test_worker_without_forks_goes_on_after_hangs_and_crashes(tmp_path: Path) -> None:
-    """On macOS and Windows, the worker process does not fork, so each file runs in this process
-    itself."""
+    """On macOS and Windows, the worker process does not fork, so each file runs in the worker
+    process itself."""
     with Worker(fork=False) as worker:
 
         def check(spec: str, limit_s: float = 30.0) -> tuple[bool, str | None]:
