@@ -275,6 +275,16 @@ def _show_steps(report: FileReport, console: Console, unicode: bool) -> None:
     if report.ok and report.exercise == "attention":
         names = ", ".join(check.name for check in report.checks if not check.note)
         console.print(Text(f"  also checked: {names}", style="dim"))
+    _show_recognised(report, console)
+
+
+def _show_recognised(report: FileReport, console: Console) -> None:
+    """Print which layer of an attention was recognised as which projection."""
+    from rich.text import Text
+
+    for check in report.checks:
+        if check.name == "projections" and check.ok and report.exercise == "attention":
+            console.print(Text(f"  recognised: {check.detail}", style="dim"))
 
 
 def _step_line(number: int, name: str, state: str, unicode: bool) -> Text:
@@ -296,6 +306,7 @@ def _show_picture(report: FileReport, console: Console, unicode: bool) -> None:
 
     for step in steps(report, console.width, unicode):
         console.print(step, no_wrap=True)
+    _show_recognised(report, console)
     if report.picture is not None and (maps := heat(report.picture, unicode)):
         console.print()
         for line in maps:

@@ -54,7 +54,8 @@ def examine(file: LearnerFile, say: Say) -> FileReport:
             raise
         except Exception as error:
             raise _our_failure(file, error) from error
-    return FileReport(file.name, lesson.name, file.class_name, True, verdict, checks=tuple(done))
+    checked = lesson.class_checked(file, learner)
+    return FileReport(file.name, lesson.name, checked, True, verdict, checks=tuple(done))
 
 
 def _our_failure(file: LearnerFile, error: Exception) -> GptcliError:

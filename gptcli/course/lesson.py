@@ -108,6 +108,10 @@ class Lesson(ABC, Generic[Learner]):
             failed.hints,
         )
 
+    def class_checked(self, file: LearnerFile, learner: Learner) -> str:
+        """The name of the class that was checked. By default, the class that `file` names."""
+        return file.class_name
+
     def follow(self, file: LearnerFile, say: Say) -> None:
         """Run the file once more, and call `say("step N")` at each step that it reaches.
 

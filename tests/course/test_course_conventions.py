@@ -170,3 +170,72 @@ def test_notebooks_are_read(reports: dict[str, FileReport]) -> None:
     wrong = reports["wrong-notebook"]
     assert wrong.first_wrong_step == 5
     assert wrong.message.startswith("cell 4, line ")
+
+
+# ---- a class for one head, and a class that makes a list of heads ----
+
+HEADS = """
+import torch
+from torch import nn
+
+class {head}(nn.Module):
+    def __init__(self, d_model, size, length, p):
+        super().__init__()
+        self.query = nn.Linear(d_model, size, bias=False)
+        self.key = nn.Linear(d_model, size, bias=False)
+        self.value = nn.Linear(d_model, size, bias=False)
+        self.drop = nn.Dropout(p)
+        self.register_buffer("seen", torch.ones(length, length).tril().bool())
+
+    def forward(self, x):
+        t = x.shape[1]
+        scores = self.query(x) @ self.key(x).mT / self.key.weight.shape[0] ** 0.5
+        weights = scores.masked_fill(~self.seen[:t, :t], float("-inf")).softmax(-1)
+        return self.drop(weights) @ self.value(x)
+
+class {heads}(nn.Module):
+    def __init__(self, d_model, num_heads, context_length, dropout):
+        super().__init__()
+        size = d_model // num_heads
+        self.heads = nn.ModuleList(
+            [{head}(d_model, size, context_length, dropout) for _ in range(num_heads)]
+        )
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, x):
+        return self.out(torch.cat([head(x) for head in self.heads], dim=-1))
+
+class Block(nn.Module):
+    def __init__(self, d_model, num_heads, context_length, dropout):
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.attention = {heads}(d_model, num_heads, context_length, dropout)
+
+    def forward(self, x):
+        return x + self.attention(self.norm(x))
+"""
+NAMES = (
+    *(("CausalHead", "HeadStack"), ("Head", "Heads"), ("CausalAttention", "AttentionStack")),
+    *(("SelfAttention", "Wrapper"), ("SelfAttentionHead", "SelfAttentionLayer")),
+    *(("CausalSelfAttention", "Parallel"), ("AttentionHead", "Concat")),
+)
+"""(name of the class for one head, name of the class for all heads)."""
+
+
+@pytest.mark.long_series
+@pytest.mark.parametrize(("head", "heads"), NAMES)
+def test_the_class_with_all_heads_is_checked(head: str, heads: str, judge: Judge) -> None:
+    right = HEADS.replace("{head}", head).replace("{heads}", heads)
+    texts = {
+        "right.py": right,
+        "first.py": right.replace("[head(x) for", "[self.heads[0](x) for"),
+        "residual.py": right.replace(
+            "return self.out(torch.cat(", "return x + self.out(torch.cat("
+        ),
+    }
+    found = []
+    for report in judge(f"heads-{heads}", texts).values():
+        assert isinstance(report, FileReport), report
+        assert report.class_name == heads
+        found.append((report.ok, report.first_wrong_step))
+    assert found == [(True, None), (False, 2), (False, 8)]

@@ -96,7 +96,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
         return FileReport(
             file.name,
             self.name,
-            file.class_name,
+            self.class_checked(file, learner),
             False,
             finding.message,
             finding.mistake,
@@ -105,6 +105,10 @@ class AttentionLesson(Lesson[LearnerAttention]):
             finding.hints,
             Picture(steps, finding.learner_weights, finding.right_weights),
         )
+
+    def class_checked(self, file: LearnerFile, learner: LearnerAttention) -> str:
+        """The name of the learner's class, which can have any name."""
+        return learner.cls.__name__
 
     def follow(self, file: LearnerFile, say: Say) -> None:
         """Run forward once and call `say("step N")` after each operation."""

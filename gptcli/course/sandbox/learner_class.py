@@ -34,7 +34,7 @@ def classes_in(file: LearnerFile, module: ModuleType) -> list[type[nn.Module]]:
     from gptcli.course.attention.conventions.class_choice import attention_classes
 
     first = class_in(file, module)
-    if first.__name__ == file.class_name:
+    if first.__name__ == file.class_name or getattr(module, file.class_name, None) is not None:
         return [first]
     return [first, *(cls for cls in attention_classes(module) if cls is not first)]
 
@@ -43,10 +43,15 @@ def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
     """The class that `file` names, in the file's module. Raises GptcliError if there is none.
 
     If the user named no class, and the class of the exercise `attention` is missing, returns the
-    class that is most likely an attention."""
+    class that is most likely an attention. If another class stacks several heads of the class with
+    the expected name, returns this other class."""
     from torch import nn
 
-    from gptcli.course.attention.conventions.class_choice import attention_classes, looks_right
+    from gptcli.course.attention.conventions.class_choice import (
+        attention_classes,
+        looks_right,
+        stack_of,
+    )
 
     cls = getattr(module, file.class_name, None)
     if isinstance(cls, Missing):
@@ -84,6 +89,8 @@ def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
             f"{file.name}: `{file.class_name}` is not a torch.nn.Module",
             f"write `class {file.class_name}(nn.Module):`",
         )
+    if file.exercise == "attention" and (stack := stack_of(cls, module)) is not None:
+        return stack
     return cls
 
 
