@@ -1084,7 +1084,7 @@ WRONG: dict[str, tuple[tuple[int, str, str], ...]] = {
     ),
     "tokeys_toqueries": (
         (4, "/ math.sqrt(s)", "/ math.sqrt(e)"),
-        (2, "queries = queries.transpose(1, 2).contiguous().view(b * h, t, s)", "queries = queries.contiguous().view(b * h, t, s)"),
+        (3, "queries = queries.transpose(1, 2).contiguous().view(b * h, t, s)", "queries = queries.contiguous().view(b * h, t, s)"),
         (5, "offset=1", "offset=0"),
         (8, "out.transpose(1, 2).contiguous().view(b, t, s * h)", "out.view(b, t, s * h)"),
     ),
