@@ -56,6 +56,26 @@ def test_fused_columns_are_unambiguous() -> None:
     assert torch.equal(first(module).key.weight, module.c_attn[:, 10:20].T)
 
 
+NAMES_OF_BIASES = (
+    *("c_attn_w c_attn_b c_proj_w c_proj_b", "att_W att_B ff_W ff_B", "qkvWeight qkvBias oW oB"),
+    *("w_qkv b_qkv w_out b_out", "wqkv bqkv wo bo", "in_weight in_bias out_weight out_bias"),
+    "attn_kernel first proj_kernel second",
+)
+
+
+@pytest.mark.parametrize("names", NAMES_OF_BIASES)
+def test_each_matrix_gets_its_own_bias(names: str) -> None:
+    fused, fused_bias, out, out_bias = names.split()
+    module = nn.Module()
+    for name, shape in ((out_bias, (10,)), (fused_bias, (30,)), (fused, (30, 10)), (out, (10, 10))):
+        module.register_parameter(name, nn.Parameter(torch.randn(shape)))
+    found = first(module)
+    assert found.key.bias is not None
+    assert found.output.bias is not None
+    assert torch.equal(found.key.bias, module.get_parameter(fused_bias)[10:20])
+    assert torch.equal(found.output.bias, module.get_parameter(out_bias))
+
+
 def test_a_list_of_heads_is_stacked_and_can_be_scaled() -> None:
     module = nn.Module()
     module.heads = nn.ModuleList(nn.ModuleDict({n: nn.Linear(10, 5) for n in "qkv"}) for _ in "ab")

@@ -5,6 +5,7 @@ Dimensions: C channels (n_embd), H heads, D head_dim.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import permutations
@@ -98,7 +99,7 @@ def possible_layouts(
 
 def _orders(source: Source) -> tuple[str, ...]:
     # `c_attn` is the name in GPT-2, which stacks queries, keys and values in this order.
-    is_gpt2 = source.path.rpartition(".")[2] == "c_attn"
+    is_gpt2 = re.fullmatch(r"c_attn(_w|_weight)?", source.path.rpartition(".")[2]) is not None
     free = source.form == FUSED and not is_gpt2
     return (STACKED, BY_HEAD, INTERLEAVED) if free else (STACKED,)
 

@@ -47,6 +47,7 @@ _NOISE = {
     "mha", "multi", "multihead", "module", "mlp", "param", "gen", "make", "my", "x", "a", "l", "d",
     "combined", "fused", "packed", "stack", "tensor", "vec", "vector", "vectors", "trainable",
 }  # fmt: skip
+_WEIGHT_WORDS, _BIAS_WORDS = "weights?|kernel|matrix|mat|w", "biases|bias|b"
 
 
 @dataclass(frozen=True)
@@ -166,23 +167,50 @@ def _is_bias(name: str, large: dict[str, Tensor]) -> bool:
 
 
 def _bias_of(name: str, large: dict[str, Tensor], biases: dict[str, Tensor]) -> str | None:
-    """The name of the bias that belongs to the matrix `name`."""
+    """The name of the bias that belongs to the matrix `name`: by name, else by size."""
     if not biases:
         return None
     if len(large) == 1 and len(biases) == 1:
         return next(iter(biases))
-    lower = name.lower()
-    stem = re.sub(r"^w_?|_?weight$", "", lower)
-    wanted = {f"{lower}_bias", f"b_{stem}", f"b{stem}", f"{stem}_bias", f"bias_{stem}", f"{stem}_b"}
-    wanted |= {lower.replace("weight", "bias")}
-    for candidate in biases:
-        if candidate.lower() in wanted:
-            return candidate
-    role = role_of(name)
-    same = [
-        b for b in biases if role is not None and role_of(re.sub(r"(?i)bias|^b_?", "", b)) == role
-    ]
-    return same[0] if len(same) == 1 else None
+    by_name = _biases_by_name(large, biases)
+    if name in by_name:
+        return by_name[name]
+    # For example, only one matrix has 3C outputs, and only one bias has 3C numbers. A matrix that
+    # is not square has more outputs than inputs.
+    size = max(large[name].shape)
+    same = [w for w, matrix in large.items() if matrix.dim() == 2 and max(matrix.shape) == size]
+    free = [b for b, bias in biases.items() if b not in by_name.values() and bias.numel() == size]
+    return free[0] if same == [name] and len(free) == 1 else None
+
+
+def _biases_by_name(large: dict[str, Tensor], biases: dict[str, Tensor]) -> dict[str, str]:
+    """The dict matrix -> bias for all biases whose names say to which matrix they belong."""
+
+    def same_stem(matrix: str, bias: str) -> bool:
+        return bool(_stems(matrix, _WEIGHT_WORDS) & _stems(bias, _BIAS_WORDS))
+
+    def same_role(matrix: str, bias: str) -> bool:
+        role = role_of(matrix)
+        return role is not None and role in map(role_of, _stems(bias, _BIAS_WORDS))
+
+    found: dict[str, str] = {}
+    for same in (same_stem, same_role):
+        for name in large:
+            free = [b for b in biases if b not in found.values() and same(name, b)]
+            if name not in found and len(free) == 1:
+                found[name] = free[0]
+    return found
+
+
+def _stems(name: str, kind: str) -> set[str]:
+    """The name without the word for its kind, such as "w" or "bias", at its beginning or end.
+
+    `w_qkv`, `wqkv`, `qkv_w`, `qkv_weight` and `qkvWeight` have the stem `qkv`."""
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    if re.fullmatch(kind, plain):
+        return {""}
+    cut = (re.sub(rf"^({kind})_?", "", plain), re.sub(rf"_?({kind})$", "", plain))
+    return {stem.replace("_", "") for stem in cut}
 
 
 def _groups(matrices: Sequence[Matrix]) -> Iterator[Group]:
