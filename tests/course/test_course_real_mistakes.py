@@ -119,6 +119,11 @@ WRONG: dict[str, tuple[str, int | None, str | None, str]] = {
         .replace("        s = q @", "        q = self.q_norm(q)\n        s = q @"),
         None, "normalises", "(`q_norm`)",
     ),
+    "additive-after-softmax": (
+        HEAD + "        s = q @ k.mT / math.sqrt(D)\n"
+        "        w = s.softmax(-1) + torch.full((T, T), -torch.inf).triu(1)\n" + END,
+        5, "mask-after-softmax", "your mask comes after the softmax",
+    ),
     "names": (
         (HEAD + USUAL + END).replace("self.value(x)", "self.valeu(x)"), 1, "raises", "valeu",
     ),

@@ -171,7 +171,7 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         for mistake, values in bank_results(forward.p)
         if values_equal(forward.y, values.out)
         and not values_equal(values.out, forward.values.out)
-        and is_plausible(forward, mistake)
+        and is_plausible(forward, mistake, values)
     ]
     # If forward does not use its projections, its output can by accident equal the output of a
     # mistake in a step after step 1.
@@ -193,7 +193,7 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         mistake, values = min(fits, key=lambda fit: _distance(forward, fit[0], fit[1], step))
     else:
         fit = _swapped_names(forward) or mistake_with_value(forward, step)
-        if fit is None or not is_plausible(forward, fit[0]):
+        if fit is None or not is_plausible(forward, *fit):
             return _unknown_mistake(forward, step, failed)
         mistake, values = fit
         if mistake.slug == "mask-inverted" and transposed_scores(forward) is not None:

@@ -81,13 +81,22 @@ def mistake_with_value(
     return None
 
 
-def is_plausible(forward: ComparedForward, mistake: AttentionMistake) -> bool:
-    """Whether the trace allows the mistake.
+def is_plausible(forward: ComparedForward, mistake: AttentionMistake, values: Values) -> bool:
+    """Whether the trace allows the mistake, which gives `values`.
 
     The output alone proves no mistake, because other code can give the same output."""
     p, found, slug = forward.p, forward.found, mistake.slug
     if mistake.step in (4, 5, 6) and found.has("mixed"):
         return False  # correct weighted values come from correct weights
+    if mistake.step == 5 and not values_equal(values.masked, values.scaled):
+        # A mask before the softmax is no explanation if the softmax gets the scores without a mask.
+        size = found.tables["scaled"].flat.numel()
+        if any(
+            "softmax" in op.name and x.numel() == size and value_in(x, found, p.T) == "scaled"
+            for op in forward.trace.operations
+            for x in op.inputs[:1]
+        ):
+            return False
     products = [op for op in forward.trace.operations if op.name in PRODUCTS]
     if slug == "heads-missing":
         factors = [
