@@ -66,7 +66,23 @@ FUSED = (
 IN_A_LIST = HEAD.replace(
     "        self.query", "        self.norms = [nn.Identity()]\n        self.query"
 )
-
+# A fused layer whose name leaves the order of queries, keys and values free.
+ANY_ORDER = (
+    FUSED.replace("c_attn", "att_proj")
+    + """        v, k, q = (
+            t.view(B, T, H, D).transpose(1, 2) for t in self.att_proj(x).chunk(3, dim=-1)
+        )
+"""
+)
+NO_NAMES = ANY_ORDER.replace("v, k, q", "third, second, first") + USUAL.replace(
+    "q @ k", "first @ second"
+)
+NEEDS_MASK = (
+    HEAD.replace("forward(self, x)", "forward(self, x, mask)")
+    + """        s = q @ k.transpose(-2, -1) / math.sqrt(D)
+        w = F.softmax(s + mask, dim=-1)
+"""
+)
 LATE_SCALE = "F.softmax(s / D**0.5"
 # File name -> the text of the file, the step that the report must name (or None), the slug of the
 # mistake (or None), and a part of the message.
@@ -123,6 +139,26 @@ WRONG: dict[str, tuple[str, int | None, str | None, str]] = {
         HEAD + "        s = q @ k.mT / math.sqrt(D)\n"
         "        w = s.softmax(-1) + torch.full((T, T), -torch.inf).triu(1)\n" + END,
         5, "mask-after-softmax", "your mask comes after the softmax",
+    ),
+    "any-order-scale": (
+        ANY_ORDER + USUAL.replace("sqrt(D)", "sqrt(C)") + END, 4, "scale-sqrt-n-embd", "sqrt(C)",
+    ),
+    "any-order-mask": (
+        ANY_ORDER + USUAL.replace("== 0", "== 1") + END, 5, "mask-inverted", "upside down",
+    ),
+    "any-order-split": (
+        ANY_ORDER + "        k = k.mT.reshape(B, H, T, D)\n" + USUAL + END,
+        2, None, "k.mT.reshape",
+    ),
+    "any-order-no-names": (
+        NO_NAMES.replace("sqrt(D)", "sqrt(C)") + END.replace("w @ v", "w @ third"),
+        4, "scale-sqrt-n-embd", "sqrt(C)",
+    ),
+    "added-mask-merge": (
+        NEEDS_MASK + END.replace(".transpose(1, 2)", ""), 8, "merge-without-transpose", "time",
+    ),
+    "added-mask-softmax": (
+        NEEDS_MASK.replace("dim=-1", "dim=-2") + END, 6, "softmax-over-queries", "dim=-2",
     ),
     "names": (
         (HEAD + USUAL + END).replace("self.value(x)", "self.valeu(x)"), 1, "raises", "valeu",

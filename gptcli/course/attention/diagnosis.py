@@ -45,7 +45,6 @@ from gptcli.course.attention.evidence import (
     queries_meet_keys,
     slug_of_swapped_names,
     step_by_right_tokens,
-    transposed_scores,
     unused_projections,
 )
 from gptcli.course.attention.finding import (
@@ -69,7 +68,12 @@ from gptcli.course.attention.first_wrong_step import first_wrong_step, softmax_o
 from gptcli.course.attention.forward_trace import Operation
 from gptcli.course.attention.gradient_loss import lost_gradient, stopped_backward
 from gptcli.course.attention.learner_attention import LearnerAttention
-from gptcli.course.attention.matching import first_missing_step, last_right_operation, value_in
+from gptcli.course.attention.matching import (
+    first_missing_step,
+    last_right_operation,
+    transposed_scores,
+    value_in,
+)
 from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake, message_numbers
 from gptcli.course.attention.mistakes.bank import bank_results, values_equal
 from gptcli.course.attention.quoted_line import line_to_quote
@@ -100,6 +104,10 @@ from gptcli.course.sandbox.learner_file import in_words
 
 # If the absolute value of a hidden score is below this, the message quotes the score.
 LARGE_FILL = 1e6
+# The mistakes that are none if the names of the layers allow any order of queries, keys and values.
+ORDER_OF_PROJECTIONS = {
+    *("query-key-swapped", "key-value-swapped", "query-value-swapped", "qkv-rotated"),
+}
 
 
 def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Finding:
@@ -166,12 +174,14 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         return _stopped(forward, step, failed)
     if copied := copied_variable(trace, found, forward.p):
         return _copied(forward, copied)
+    order_is_free = forward.learner.layout().order_is_free
     fits = [
         (mistake, values)
         for mistake, values in bank_results(forward.p)
         if values_equal(forward.y, values.out)
         and not values_equal(values.out, forward.values.out)
         and is_plausible(forward, mistake, values)
+        and not (order_is_free and mistake.slug in ORDER_OF_PROJECTIONS)
     ]
     # If forward does not use its projections, its output can by accident equal the output of a
     # mistake in a step after step 1.
@@ -196,7 +206,10 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         if fit is None or not is_plausible(forward, *fit):
             return _unknown_mistake(forward, step, failed)
         mistake, values = fit
-        if mistake.slug == "mask-inverted" and transposed_scores(forward) is not None:
+        if (
+            mistake.slug == "mask-inverted"
+            and transposed_scores(forward.trace, forward.found, forward.p.T) is not None
+        ):
             mistake, values = _from_bank("scores-transposed", forward)
     return _known_mistake(forward, mistake, values)
 
@@ -219,6 +232,8 @@ def _from_bank(slug: str, forward: ComparedForward) -> tuple[AttentionMistake, V
 def _swapped_names(forward: ComparedForward) -> tuple[AttentionMistake, Values] | None:
     """The mistake of swapped names if two of the variables q, k and v are swapped; else None."""
     slug = slug_of_swapped_names(forward)
+    if forward.learner.layout().order_is_free:
+        return None
     return None if slug is None else _from_bank(slug, forward)
 
 
@@ -499,7 +514,7 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
     if (
         fit is not None
         and fit[0].slug == "mask-inverted"
-        and transposed_scores(forward) is not None
+        and transposed_scores(forward.trace, forward.found, forward.p.T) is not None
     ):
         fit = _from_bank("scores-transposed", forward)
     last = trace.operations[-1] if trace.operations else None

@@ -14,7 +14,7 @@ from torch import Tensor
 from gptcli.course.attention.compared_forward import ComparedForward
 from gptcli.course.attention.first_wrong_operation import PRODUCTS, projected_out_of_order
 from gptcli.course.attention.forward_trace import ForwardTrace, Operation
-from gptcli.course.attention.matching import first_missing_step, value_in
+from gptcli.course.attention.matching import first_missing_step, value_in, values_of_variables
 from gptcli.course.attention.mistakes.attention_mistake import AttentionMistake
 from gptcli.course.attention.mistakes.bank import bank_results, values_equal
 from gptcli.course.attention.score_scale import scale_of_scores
@@ -196,39 +196,14 @@ def _mostly_holds(x: Tensor, forward: ComparedForward, name: str) -> bool:
 
 def slug_of_swapped_names(forward: ComparedForward) -> str | None:
     """The slug of the mistake if two of the variables q, k and v are swapped; else None."""
-    value_of_variable = {}
-    for at, name in sorted(forward.trace.variable_names.items()):
-        values = forward.found.values_of_output.get(at, [])
-        projected = [letter for letter in "qkv" if letter in values]
-        if len(projected) == 1 and (letter := name.lower()[:1]) in "qkv":
-            value_of_variable[letter] = projected[0]
+    held = values_of_variables(forward.trace, forward.found)
     for one, other, slug in (
         ("q", "k", "query-key-swapped"),
         ("k", "v", "key-value-swapped"),
         ("q", "v", "query-value-swapped"),
     ):
-        if (value_of_variable.get(one), value_of_variable.get(other)) == (other, one):
+        if (held.get(one), held.get(other)) == (other, one):
             return slug
-    return None
-
-
-def transposed_scores(forward: ComparedForward) -> Operation | None:
-    """The operation that makes scores with keys as rows and queries as columns, or None."""
-    T = forward.p.T
-    for operation in forward.trace.operations:
-        names = forward.found.values_of_operation.get(operation.index, [])
-        if not {"raw", "scaled"} & set(names):
-            continue
-        for x in operation.outputs:
-            if x.shape[-2:] != (T, T) or T == 1:
-                continue
-            table = forward.found.tables["raw" if "raw" in names else "scaled"]
-            places = table.locate(x.double())
-            if not bool((places >= 0).all()):
-                continue
-            *_, t, s = (place.view(x.shape) for place in table.places(places))
-            turned = bool((t.diff(dim=-1) != 0).any()) and not bool((s.diff(dim=-1) != 0).any())
-            return operation if turned else None
     return None
 
 

@@ -241,7 +241,7 @@ class LearnerAttention:
         x = draw_input(case, generator_for(case))
         try:
             with within(CALL_LIMIT_S), torch.no_grad():
-                self._call = best_mask(self._call, _Within(self, module), x, None)
+                self._call = best_mask(self._call, _Within(self, module), x, None, self.file.path)
                 self._layout = best_layout(layouts, module, x, case.H, self.forward, self.file.path)
                 problem = self.projections(module, case)
                 self._call = best_mask(
@@ -249,6 +249,7 @@ class LearnerAttention:
                     _Within(self, module),
                     x,
                     lambda: reference(problem, x, case.H),
+                    self.file.path,
                 )
         except TookTooLong:
             return  # the checks will report the line that takes too long

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gptcli.course.attention.forward_trace import ForwardTrace
+from gptcli.course.attention.forward_trace import ForwardTrace, Operation
 from gptcli.course.attention.stages import Problem, Values, compute_stages
 
 # The values of the reference, in the order in which attention computes them.
@@ -245,6 +245,39 @@ def value_in(x: Tensor, found: Matches, T: int) -> str | None:
         mask = bool(((flat == 0) | (flat == 1)).all()) and T > 1
         if bool((kept | (flat == 0)).all()) and not mask:
             return "weights"
+    return None
+
+
+def values_of_variables(trace: ForwardTrace, found: Matches) -> dict[str, str]:
+    """What the variables for queries, keys and values hold: the dict first letter -> q, k or v.
+
+    A name that begins with another letter says nothing. Of several variables with the same letter,
+    the last one counts."""
+    held = {}
+    for at, name in sorted(trace.variable_names.items()):
+        values = found.values_of_output.get(at, [])
+        projected = [letter for letter in "qkv" if letter in values]
+        if len(projected) == 1 and (letter := name.lower()[:1]) in "qkv":
+            held[letter] = projected[0]
+    return held
+
+
+def transposed_scores(trace: ForwardTrace, found: Matches, T: int) -> Operation | None:
+    """The operation that makes scores with keys as rows and queries as columns, or None."""
+    for operation in trace.operations:
+        names = found.values_of_operation.get(operation.index, [])
+        if not {"raw", "scaled"} & set(names):
+            continue
+        for x in operation.outputs:
+            if x.shape[-2:] != (T, T) or T == 1:
+                continue
+            table = found.tables["raw" if "raw" in names else "scaled"]
+            places = table.locate(x.double())
+            if not bool((places >= 0).all()):
+                continue
+            *_, t, s = (place.view(x.shape) for place in table.places(places))
+            turned = bool((t.diff(dim=-1) != 0).any()) and not bool((s.diff(dim=-1) != 0).any())
+            return operation if turned else None
     return None
 
 

@@ -29,10 +29,9 @@ import torch
 from torch import Tensor
 
 from gptcli.course.attention.compared_forward import ComparedForward
-from gptcli.course.attention.evidence import transposed_scores
 from gptcli.course.attention.first_wrong_operation import FILLERS, LAYOUT, PRODUCTS
 from gptcli.course.attention.forward_trace import Operation
-from gptcli.course.attention.matching import Table, value_in
+from gptcli.course.attention.matching import Table, transposed_scores, value_in
 from gptcli.course.attention.memory_layout import (
     COPIES,
     all_numbers_in,
@@ -146,7 +145,7 @@ def _wrong_operation(
     if slug == "scale-after-softmax":
         return _late_scaling(forward), None
     if slug == "scores-transposed":
-        return transposed_scores(forward), None
+        return transposed_scores(forward.trace, forward.found, forward.p.T), None
     if step == 4 and slug.startswith("scale-"):
         return _wrong_scaling(forward), None
     if step == 4:

@@ -74,6 +74,7 @@ class Layout:
     letters: str = QKV
     has_output: bool = True
     certain: bool = True  # whether shapes and names allow no other layout
+    order_is_free: bool = False  # whether names allow any order of queries, keys and values
 
     @property
     def of(self) -> dict[str, Source]:

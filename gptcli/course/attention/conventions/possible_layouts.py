@@ -94,7 +94,8 @@ def possible_layouts(
     if _is_ambiguous(inventory, sources, sizes):
         found = [replace(each, columns=columns) for columns in (False, True) for each in found]
     found = found[:MOST_LAYOUTS]
-    return [replace(each, certain=len(found) == 1) for each in found]
+    free = unnamed or len({each.letters for each in found}) > 1
+    return [replace(each, certain=len(found) == 1, order_is_free=free) for each in found]
 
 
 def _orders(source: Source) -> tuple[str, ...]:

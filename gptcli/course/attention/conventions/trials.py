@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from gptcli.course.attention.conventions.call import MASKS, Call
 from gptcli.course.attention.conventions.layout import Layout, Sizes
 from gptcli.course.attention.forward_trace import trace_forward
-from gptcli.course.attention.matching import match
+from gptcli.course.attention.matching import match, transposed_scores, values_of_variables
 from gptcli.course.attention.stages import Problem, compute_stages
 from gptcli.course.lesson import TOLERANCE
 
 Forward = Callable[[nn.Module, Tensor], Any]
+NAMED = {"q": "q", "k": "k", "v": "v"}
+"""What the variables whose names begin with q, k and v should hold."""
+HIDDEN_SCORE = -1e4  # masks fill hidden scores with this number or a lower one
 
 
 def best_layout(
@@ -33,8 +36,11 @@ def best_layout(
     """The layout with which the learner's output is correct, else the one that explains most.
 
     A layout explains a value of the reference, such as the queries, if the learner's forward
-    computes the value that the layout gives. If no layout makes the output correct, the first
-    layout is chosen, unless another layout explains at least two values more than the first."""
+    computes the value that the layout gives. If no layout makes the output correct, the layout is
+    chosen in which the variables q, k and v hold the queries, keys and values. If there is none, a
+    layout is chosen whose scores have a row for each query, if names leave the order free and the
+    first layout has no such scores. Otherwise the first layout is chosen, unless another layout
+    explains at least two values more than the first."""
     if len(layouts) == 1:
         return layouts[0]
     sizes = Sizes(x.shape[2], n_head)
@@ -46,7 +52,20 @@ def best_layout(
             out = compute_stages(problem).out
             if bool(((y.double() - out).abs() <= TOLERANCE).all()):
                 return layout
-    explained = [len(match(trace, problem)[0].completed_at) for problem in problems]
+    matches = [match(trace, problem)[0] for problem in problems]
+    explained = [len(found.completed_at) for found in matches]
+    T = x.shape[1]
+    named = [values_of_variables(trace, found) == NAMED for found in matches]
+    upright = [
+        layouts[0].order_is_free and found.has("raw") and transposed_scores(trace, found, T) is None
+        for found in matches
+    ]
+    for fitting in (named, upright):
+        if any(fitting):
+            most = max(count for count, fits in zip(explained, fitting, strict=True) if fits)
+            if fitting[0] and explained[0] >= most - 1:
+                return layouts[0]
+            return layouts[list(zip(explained, fitting, strict=True)).index((most, True))]
     # One more value is no proof: an inverted mask can look as if queries and keys were swapped.
     if explained[0] >= max(explained) - 1:
         return layouts[0]
@@ -54,27 +73,36 @@ def best_layout(
 
 
 @torch.no_grad()
-def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tensor] | None) -> Call:
+def best_mask(
+    call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tensor] | None, path: Path
+) -> Call:
     """`call` with the kind of mask that gives the correct output, or else the likeliest kind.
 
-    The call passes no mask if forward does not require one and hides tokens by itself, even if it
-    hides the wrong tokens. `right` returns the correct output; None: unknown."""
+    The likeliest kind hides the scores or weights of later tokens. So a mistake elsewhere does not
+    matter. The call passes no mask if forward does not require one and hides tokens by itself, even
+    if it hides the wrong tokens. `right` returns the correct output; None: unknown. `path` is the
+    learner's file."""
     if call.mask is None:
         return call
     kinds: list[str | None] = list(MASKS)
     if not call.mask_is_required:
         kinds.insert(0, None)
+    future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
     runs: list[str | None] = []
     causal: list[str | None] = []
+    hiding: list[str | None] = []
     for kind in kinds:
         candidate = call.with_mask(kind)
+        hidden = _hidden_cells(candidate, module, x, path)
+        if kind is not None and any(torch.equal(cells, future) for cells in hidden):
+            hiding.append(kind)
         try:
             y = _first(candidate(module, x.clone()))
             if not isinstance(y, Tensor) or y.shape != x.shape:
                 continue
             if right is not None and bool(((y - right()).abs() <= TOLERANCE).all()):
                 return candidate
-            if kind is None and _hides_tokens(candidate, module, x):
+            if kind is None and (hidden or _hides_tokens(candidate, module, x)):
                 return candidate
             runs.append(kind)
             changed = x.clone()
@@ -85,8 +113,34 @@ def best_mask(call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tens
         except Exception:
             continue
     # A forward that relies on a mask would look wrong without one, so pass a mask.
-    likely = [*causal, *(kind for kind in runs if kind is not None), next(iter(MASKS))]
+    likely = [*hiding, *causal, *(kind for kind in runs if kind is not None), next(iter(MASKS))]
     return call.with_mask(likely[0])
+
+
+def _hidden_cells(call: Call, module: nn.Module, x: Tensor, path: Path) -> list[Tensor]:
+    """The cells that forward hides in its scores or weights, bool (T, T), for each such result.
+
+    A result counts if the hidden cells are the same for all heads, and if the other cells have
+    different numbers, unlike in a mask."""
+    T = x.shape[1]
+    trace = trace_forward(lambda inner: call(module, inner), x.clone(), path)
+    found = []
+    for operation in trace.operations:
+        for y in operation.outputs:
+            if y.shape[-2:] != (T, T) or y.numel() == 0:
+                continue
+            hidden = y <= HIDDEN_SCORE
+            if not bool(hidden.any()) and bool((y >= 0).all()):
+                hidden = y == 0
+            cells = hidden.reshape(-1, T, T)
+            shown = y[~hidden]
+            if (
+                bool((cells == cells[0]).all())
+                and bool(cells[0].any())
+                and bool((shown != shown[:1]).any())
+            ):
+                found.append(cells[0])
+    return found
 
 
 def _hides_tokens(call: Call, module: nn.Module, x: Tensor) -> bool:
