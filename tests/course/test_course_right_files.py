@@ -39,6 +39,16 @@ VARIANTS = {
             "        weights = weights / weights.sum(-1, keepdim=True)\n        if use_dropout:"
         ),
     ),
+    "kept_weights": (
+        "plain_mask.py",
+        "        y = scores.softmax(dim=-1) @ v",
+        "        self.weights = scores.softmax(dim=-1)\n        y = self.weights @ v",
+    ),
+    "two_tensors": (
+        "plain_mask.py",
+        "        self.mask = ",
+        "        self.scale = torch.tensor(config.n_head)\n        self.mask = ",
+    ),
     "no_blocks_config": (
         "mask_buffer.py",
         "config.block_size",
@@ -108,6 +118,9 @@ def test_right_files_get_their_notes(reports: dict[str, FileReport]) -> None:
     assert set(plain) == {"dropout", "mask", "block_size"}
     assert "none acts in training" in plain["dropout"]
     assert "`mask` is a plain tensor" in plain["mask"]
+    # forward replaces the weights in each call, so they are never on another device than x
+    assert notes(reports["kept_weights"]) == plain
+    assert "`scale` and `mask` are plain tensors" in notes(reports["two_tensors"])["mask"]
 
 
 DROPOUTS = {

@@ -36,15 +36,17 @@ def notes(learner: LearnerAttention) -> list[Check]:
     """The notes: the convention, dropout, masks that are plain tensors, block_size, bfloat16."""
     found: list[Check] = [*_convention(learner), _dropout(learner)]
     built = learner.build(USUAL)
-    # The first call of forward can make a mask that the module keeps.
-    with contextlib.suppress(CheckFailed):
-        learner.run(built.module, draw_input(USUAL, generator_for(USUAL)))
-    if plain := plain_tensors(built.module):
+    if plain := _kept_tensors(learner, built.module):
+        one = len(plain) == 1
         found.append(
             _note(
                 "mask",
-                f"{', '.join(plain)} is a plain tensor, which stays on the CPU "
-                "when the module moves to a GPU; register it with register_buffer",
+                ("" if one else f"{', '.join(plain[:-1])} and ")
+                + f"{plain[-1]} "
+                + ("is a plain tensor, which stays" if one else "are plain tensors, which stay")
+                + " on the CPU when the module moves to a GPU; register "
+                + ("it" if one else "them")
+                + " with register_buffer",
             )
         )
     if learner.constructor.is_course_form:
@@ -78,14 +80,28 @@ def notes(learner: LearnerAttention) -> list[Check]:
     return found
 
 
-def plain_tensors(module: nn.Module) -> list[str]:
-    """The names of tensors in `module` that are neither parameters nor buffers."""
-    return [
-        f"`{path}.{name}`" if path else f"`{name}`"
+def _kept_tensors(learner: LearnerAttention, module: nn.Module) -> list[str]:
+    """The names of tensors in `module` that are neither parameters nor buffers, and that it keeps.
+
+    The first call of forward can make a mask that the module keeps. A tensor that every call
+    replaces, such as the last weights, is left out: it is on the device of x."""
+    states = []
+    for _ in range(2):
+        with contextlib.suppress(CheckFailed):
+            learner.run(module, draw_input(USUAL, generator_for(USUAL)))
+        states.append(_plain_tensors(module))
+    first, second = states
+    return [f"`{name}`" for name, tensor in second.items() if first.get(name) is tensor]
+
+
+def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The dict path -> tensor for the tensors that are neither parameters nor buffers."""
+    return {
+        f"{path}.{name}" if path else name: value
         for path, part in module.named_modules()
         for name, value in vars(part).items()
         if isinstance(value, Tensor)
-    ]
+    }
 
 
 def _convention(learner: LearnerAttention) -> Iterator[Check]:
