@@ -160,6 +160,15 @@ WRONG: dict[str, tuple[str, int | None, str | None, str]] = {
     "added-mask-softmax": (
         NEEDS_MASK.replace("dim=-1", "dim=-2") + END, 6, "softmax-over-queries", "dim=-2",
     ),
+    "mask-of-layer": (
+        HEAD[: HEAD.index("        self.n_head")]
+        + "        self.layer = nn.MultiheadAttention(config.n_embd, config.n_head, batch_first=True)\n\n"
+        "    def forward(self, x):\n"
+        "        T = x.shape[1]\n"
+        "        mask = torch.ones(T, T, dtype=torch.bool).tril()\n"
+        "        return self.layer(x, x, x, attn_mask=mask)[0]\n",
+        5, "mask-inverted", "`mask = torch.ones(T, T, dtype=torch.bool).tril()`",
+    ),
     "names": (
         (HEAD + USUAL + END).replace("self.value(x)", "self.valeu(x)"), 1, "raises", "valeu",
     ),

@@ -27,6 +27,8 @@ from gptcli.course.attention.memory_layout import (
 MAKERS = {"ones", "zeros", "full", "arange", "to", "type", "float", "double"}
 # Operations that make or apply a mask.
 MASKS = {"masked_fill", "masked_fill_", "where", "tril", "triu", "le", "lt", "ge", "gt", "eq"}
+# Operations that choose the cells of a mask.
+CHOOSERS = MASKS - {"masked_fill"} | {"invert", "logical_not", "bitwise_not"}
 # The wrong operation, and the name of the module's attribute if the wrong mask is an attribute.
 OperationOrAttribute = tuple[Operation | None, str | None]
 
@@ -39,6 +41,8 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
     for operation in forward.trace.operations:
         if operation.name == "scaled_dot_product_attention":
             masks = list(zip(operation.inputs, operation.sources, strict=True))[3:]
+        elif operation.name == "multi_head_attention_forward":
+            return _mask_of_layer(forward, operation), None
         elif operation.name == "baddbmm":
             masks = list(zip(operation.inputs, operation.sources, strict=True))[:1]
         elif operation.name in LAYOUT or operation.name in PRODUCTS - {"mul", "__mul__"}:
@@ -65,6 +69,18 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
         return None, None
     cut = last_slice_before_product(forward, "k")
     return (cut if cut is not None and cut.name == "__getitem__" else None), None
+
+
+def _mask_of_layer(forward: ComparedForward, layer: Operation) -> Operation:
+    """The last operation that chooses the cells of the mask of an nn.MultiheadAttention.
+
+    Returns `layer`, the call of the layer, if forward does not make the mask in another line."""
+    for x, source in zip(layer.inputs, layer.sources, strict=True):
+        if source is not None and _mask_pattern(x, forward.p.T) is not None:
+            for operation in reversed(_operations_feeding(forward, source)):
+                if operation.name.strip("_") in CHOOSERS and operation.line != layer.line:
+                    return operation
+    return layer
 
 
 def has_mask(forward: ComparedForward) -> bool:
