@@ -147,8 +147,8 @@ WRONG: dict[str, tuple[str, int | None, str | None, str]] = {
         ANY_ORDER + USUAL.replace("== 0", "== 1") + END, 5, "mask-inverted", "upside down",
     ),
     "any-order-split": (
-        ANY_ORDER + "        k = k.mT.reshape(B, H, T, D)\n" + USUAL + END,
-        2, None, "k.mT.reshape",
+        ANY_ORDER + "        k = k.transpose(1, 2).reshape(B, T, D, H).permute(0, 3, 1, 2)\n" + USUAL + END,
+        2, "heads-interleaved", "reshape(B, T, D, H)",
     ),
     "any-order-no-names": (
         NO_NAMES.replace("sqrt(D)", "sqrt(C)") + END.replace("w @ v", "w @ third"),
