@@ -16,7 +16,7 @@ from gptcli.course.exercises.tokenizer_mistakes import MISTAKES
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
-from tests.course.tokenizer_files import BASE, RIGHT, WRONG, wrong_text
+from tests.course.tokenizer_files import BASE, BEST, ENCODE_BYTES, JOIN, RIGHT, WRONG, wrong_text
 
 
 def report_of(folder: Path, text: str) -> FileReport:
@@ -79,3 +79,78 @@ def test_an_endless_loop_is_stopped_at_its_step(tmp_path: Path) -> None:
     assert report.mistake in ("time-limit", "raises")
     assert len(set(report.hints)) == 3
     assert report.first_wrong_step == 3
+
+
+def changed(*pairs: str) -> str:
+    """The right file, with each second text in the place of the text before it."""
+    return wrong_text(("", 0, *pairs))
+
+
+TIE_IN_HELPER = (
+    BEST,
+    "best = self.pick(counts)",
+    "    def merge(",
+    "    def pick(self, counts):\n"
+    "        order = sorted(counts, key=lambda p: (-counts[p], -p[1], p[0]))\n"
+    "        return order[0]\n\n    def merge(",
+)
+
+
+def test_a_wrong_choice_is_step_1_if_the_merge_is_right(tmp_path: Path) -> None:
+    report = report_of(tmp_path, changed(*TIE_IN_HELPER))
+    assert (report.mistake, report.first_wrong_step) == ("wrong-merges", 1), report.message
+    assert "the first merge is wrong" in report.message
+    assert "`order = sorted(" in report.message
+    assert "merge number 0" in report.message
+
+
+def test_a_wrong_merge_stays_step_2(tmp_path: Path) -> None:
+    text = changed(
+        "out.append(new)\n                i += 2", "out += [pair[0], new]\n                i += 2"
+    )
+    assert report_of(tmp_path, text).first_wrong_step == 2
+
+
+def test_merges_shared_by_a_default_argument_are_quoted(tmp_path: Path) -> None:
+    text = changed(
+        "def __init__(self):\n        self.merges = {}",
+        "def __init__(self, merges={}):\n        self.merges = merges",
+        "        self.merges = {}\n        for i",
+        "        self.merges.clear()\n        for i",
+    )
+    report = report_of(tmp_path, text)
+    assert (report.mistake, report.first_wrong_step) == ("merges-shared", 1), report.message
+    assert "`def __init__(self, merges={}):`" in report.message
+
+
+def test_a_store_of_the_class_is_found(tmp_path: Path) -> None:
+    memo = "ids = STORE.setdefault(len(text), list(text.encode('utf-8')))\n        while"
+    text = "STORE = {}\n" + changed(ENCODE_BYTES, memo)
+    report = report_of(tmp_path, text)
+    assert (report.mistake, report.first_wrong_step) == ("state-kept", 3), report.message
+    assert "`ids = STORE.setdefault(" in report.message
+
+
+def test_decode_that_keeps_state_is_named(tmp_path: Path) -> None:
+    text = changed(
+        "table = {i: bytes([i]) for i in range(256)}",
+        "self.seen = getattr(self, 'seen', []) + list(ids)\n"
+        "        ids = self.seen\n        table = {i: bytes([i]) for i in range(256)}",
+    )
+    report = report_of(tmp_path, text)
+    assert (report.mistake, report.first_wrong_step) == ("state-kept", 4), report.message
+    assert "your decode keeps" in report.message
+
+
+def test_decode_that_expands_its_argument_in_place_gets_a_note(tmp_path: Path) -> None:
+    text = changed(
+        JOIN,
+        'self.expand(ids, table).decode("utf-8", errors="replace")',
+        "    def save(",
+        "    def expand(self, ids, table):\n"
+        "        ids[:] = [byte for i in ids for byte in table[i]]\n"
+        "        return bytes(ids)\n\n    def save(",
+    )
+    report = report_of(tmp_path, text)
+    assert report.ok, report.message
+    assert any(check.name == "decode" and "argument" in check.detail for check in report.checks)

@@ -80,6 +80,10 @@ STOP = "            if not counts:\n                break\n"
 # text of the template, and the text that replaces it.
 WRONG: list[tuple[Any, ...]] = [
     ("characters-not-bytes", 1, TRAIN_BYTES, "ids = [ord(c) for c in text]\n        self.merges"),
+    ("text-changed", 1, TRAIN_BYTES,
+     'ids = list(text.upper().encode("utf-8"))\n        self.merges'),
+    ("merges-shared", 1, "    def __init__(self):\n        self.merges = {}\n", "    merges = {}\n",
+     "        self.merges = {}\n", ""),
     ("ties-last-seen", 1, BEST, "best = max(reversed(list(counts)), key=counts.get)"),
     ("ties-largest-pair", 1, BEST, "best = max(counts, key=lambda p: (counts[p], p))"),
     ("ties-smallest-pair", 1, BEST, "best = min(counts, key=lambda p: (-counts[p], p))"),
@@ -115,6 +119,10 @@ WRONG: list[tuple[Any, ...]] = [
      "self.merges[bytes([best[0] % 256]), bytes([best[1] % 256])] = 256 + i"),
     ("encodes-not-utf8", 3, ENCODE_BYTES,
      'ids = list(text.encode("latin-1", "replace"))\n        while'),
+    ("encodes-changed-text", 3, ENCODE_BYTES,
+     'ids = list(text.rstrip().encode("utf-8"))\n        while'),
+    ("state-kept", 3, ENCODE_BYTES, 'self.first = getattr(self, "first", {})\n'
+     '        ids = self.first.setdefault(text[:1], list(text.encode("utf-8")))\n        while'),
     ("encode-loses-ids", 3, "return ids\n            pair", "return ids[:-1]\n            pair"),
     ("load-keys", 5, "json.dump([list(pair) for pair in self.merges], file)",
      "json.dump({str(pair): new for pair, new in self.merges.items()}, file)",
@@ -149,6 +157,8 @@ WRONG: list[tuple[Any, ...]] = [
     ("ignores-invalid", 4, 'errors="replace"', 'errors="ignore"'),
     ("decoded-one-by-one", 4, JOIN,
      '"".join(table[i].decode("utf-8", errors="replace") for i in ids)'),
+    ("ids-changed", 4, JOIN,
+     'b"".join(table[ids.pop(0)] for _ in ids[:]).decode("utf-8", errors="replace")'),
     ("decodes-latin-1", 4, '.decode("utf-8", errors="replace")', '.decode("latin-1")'),
     ("load-loses-merges", 5, "tokenizer.merges[a, b] = 256 + i", "pass"),
     ("load-changes-merges", 5, "json.load(file)", "sorted(json.load(file))"),

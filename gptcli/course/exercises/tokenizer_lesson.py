@@ -44,6 +44,7 @@ TRAINED = (
     (UMLAUTS, 12),
     ("the theme of the thesis: xyxyzyzxzx", 12),
     ("baab abba baba", 5),
+    ("    Abba baba    aBBa\n\n", 5),  # begins and ends with white space, and has capitals
 )
 SHORT = (("ab", 10), ("a", 3), ("", 3), ("aaaa", 9))
 ENCODED = (
@@ -53,6 +54,7 @@ ENCODED = (
     "eeessst she she she aaaa",
     UMLAUTS,
     "sees these shores wewewest lololower",
+    "  Low lower  WIDEST \n",
 )
 
 
@@ -361,7 +363,9 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
         ):
             break
     else:
-        raise _wrong_training(learner, found)
+        raise _shared(learner, found[-1]) or _wrong_training(learner, found)
+    if (shared := _shared(learner, found[-1])) is not None:
+        raise shared
     if not numbered:
         ids = sorted(learner.trained(*TRAINED[0]).merges.values())
         raise learner.mistake("wrong-new-id", f" (your ids are {ids[0]} to {ids[-1]})")
@@ -387,19 +391,39 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
     return mine, learner.merges(mine)
 
 
+def _shared(learner: LearnerTokenizer, learnt: list[Pair]) -> CheckFailed | None:
+    """The CheckFailed if a new tokenizer already has the merges of the one trained last."""
+    fresh = learner.ask("building a Tokenizer()", 1, learner.cls)
+    if not learnt or _pairs_of(getattr(fresh, "merges", None)) != learnt:
+        return None
+    names = learner.source.functions()
+    inside = {line for name in names for line in learner.source.lines_of(name) or ()}
+    outside = learner.source.matches(r"\w\s*(:[^=]+)?=\s*(\{|\[|dict|list)")
+    line = next((line for line in outside if line not in inside), None)
+    if line is None:  # an argument's default value is made only once
+        line = learner.source.find(r"def __init__\(.*=\s*(\{|\[|dict\(|list\()")
+    return learner.mistake("merges-shared", line=line, within=(), count=len(learnt))
+
+
 def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> CheckFailed:
-    text, n, got, wanted = next(
+    wants = [reference.learn(text, n) for text, n in TRAINED]
+    wrong = [
         (text, n, got, wanted)
-        for got, (text, n) in zip(found, TRAINED, strict=True)
-        if got != (wanted := reference.learn(text, n))
-    )
+        for got, wanted, (text, n) in zip(found, wants, TRAINED, strict=True)
+        if got != wanted
+    ]
+    # a text whose first merge is wrong shows most
+    text, n, got, wanted = next((w for w in wrong if w[2][:1] != w[3][:1]), wrong[0])
     at = next(
         (i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b),
         min(len(got), len(wanted)),
     )
     have = str(got[at]) if at < len(got) else "missing"
     want = str(wanted[at]) if at < len(wanted) else "none"
-    evidence = f" (train({_short(text)}, {n}): merge number {at} is {have}, expected {want})"
+    evidence = (
+        f" (train({_short(text)}, {n}): merge number {at}, counted from 0, is {have}, "
+        f"expected {want})"
+    )
     if not any(found) and learner.finds_pair():
         return learner.mistake("merges-not-kept", evidence)
     for mistake in MISTAKES:
@@ -409,7 +433,6 @@ def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> Check
                 for got, (text, n) in zip(found, TRAINED, strict=True)
             ):
                 return learner.mistake(mistake.slug, evidence)
-    wants = [reference.learn(text, n) for text, n in TRAINED]
     if all(got[: len(w)] == w[: len(got)] for got, w in zip(found, wants, strict=True)):
         return learner.failed_at(
             1,
@@ -428,18 +451,34 @@ def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> Check
             "which id of a pair comes first in the text?",
         )
     if first:
-        step = 2 if learner.finds_pair() and learner.merges_right() is not None else 1
-        if step == 2 and any(got and got[0] not in w for got, w in zip(found, wants, strict=True)):
-            step = 2
+        step = _step_of_first_merge(learner, found, wants)
     else:
         step = 1 if learner.merges_right() else 2
-    what = "the first merge" if first else "a later merge"
+    what = "the first merge" if at == 0 else "a later merge"
     return learner.failed_at(
         step,
         "wrong-merges",
         f"{what} is wrong{learner.source.quote(learner.line_of(step))}{evidence}",
         "do the first merges of a short text by hand: which merge differs from yours?",
     )
+
+
+def _step_of_first_merge(
+    learner: LearnerTokenizer, found: list[list[Pair]], wants: list[list[Pair]]
+) -> int:
+    """The step, 1 or 2, that makes a wrong first merge.
+
+    It is step 1 if train merges correctly in each text for which it finds the correct pair. It is
+    step 2 if train merges the correct pair, but keeps another one."""
+    if not learner.finds_pair() or (right := learner.merges_right()) is None:
+        return 1
+    if not right:
+        return 2
+    for (text, _), got, wanted in zip(TRAINED, found, wants, strict=True):
+        merged = reference.merge(reference.to_bytes(text), wanted[0], 256)
+        if got[:1] != wanted[:1] and learner.watched(text, 1).holds(merged):
+            return 2
+    return 1
 
 
 def _last_of_each(merges: list[Pair]) -> list[Pair]:
@@ -457,10 +496,14 @@ def _encoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
     mixed = learner.trained(MIXED, 14)
     tried += [(mixed, learner.merges(mixed), text) for text in (MIXED[::-1], MIXED[7:])]
     found = [_encoded(learner, t, text) for t, _, text in tried]
-    for ids, (_, got, text) in zip(found, tried, strict=True):
+    for ids, (used, got, text) in zip(found, tried, strict=True):
         wanted = reference.encode(got, text)
         if ids == wanted:
             continue
+        trained_on = {id(classic): (CLASSIC, 3), id(umlauts): (UMLAUTS, 12), id(mixed): (MIXED, 14)}
+        again = trained_on.get(id(used), (WORDS, 30))
+        if (kept := _state_kept(learner, "encode", again, text, ids, wanted)) is not None:
+            raise kept
         at = next((i for i, (a, b) in enumerate(zip(ids, wanted, strict=False)) if a != b), 0)
         evidence = (
             f" (encode({_short(text)}) returns {_short(ids[at : at + 6])} from token {at} on, "
@@ -494,25 +537,71 @@ def _encoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             ids = [operator.index(i) for i in mine.encode(text)]
         except (Exception, SystemExit) as error:
             raise learner.mistake("short-text", "", text=text, error=in_words(error)) from error
-        if ids != reference.encode(merges, text):
-            raise learner.failed_at(
-                3, "wrong-ids", f"encode({text!r}) returns {ids}, expected {list(text.encode())}"
+        if ids != (wanted := reference.encode(merges, text)):
+            kept = _state_kept(learner, "encode", (WORDS, 30), text, ids, wanted)
+            raise kept or learner.failed_at(
+                3,
+                "wrong-ids",
+                f"encode({text!r}) returns {ids}, expected {wanted}{learner.quoted('encode')}",
             )
+
+
+def _state_kept(
+    learner: LearnerTokenizer,
+    method: str,
+    training: tuple[str, int],
+    argument: Any,
+    got: Any,
+    wanted: Any,
+) -> CheckFailed | None:
+    """The CheckFailed if `method` returns `got`, but `wanted` when it is the first call; else None.
+
+    The file runs again for the first call, so that a store of the class is new too."""
+    with contextlib.suppress(Exception, SystemExit, TookTooLong), within(LIMIT_S):
+        fresh = _class_of(learner.file)()
+        fresh.train(*training)
+        if getattr(fresh, method)(_copy(argument)) == wanted:
+            known = learner.source.lines_of(method) or set()
+            at = next(m.at for m in MISTAKES if m.slug == "state-kept")
+            # a value that was stored earlier: `memo[key] = ids` before `return memo[key]`
+            line = learner.source.find(at, known)
+            if line is None:
+                line = learner.source.find(r"cache", learner.source.lines_of(method))
+            call = f"{method}({_short(argument)})"
+            return learner.mistake(
+                "state-kept", step=METHODS[method], line=line, within=known, call=call,
+                yours=_short(got), wanted=_short(wanted), method=method,
+            )  # fmt: skip
+    return None
+
+
+def _copy(argument: Any) -> Any:
+    return list(argument) if isinstance(argument, list) else argument
 
 
 def _decoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
     learner.needs("decode")
     tried = [reference.encode(merges, text) for text in (WORDS, UMLAUTS, "")]
     invalid = [[128], [255, 65, 254], [*"é".encode()[:1], 66], [*"你".encode()[:2], 97]]
-    found = [_decoded(learner, mine, ids) for ids in tried]
+    found = []
+    changed = None  # the first ids that decode changes: (before, after)
+    for ids in tried:
+        found.append(_decoded(learner, mine, given := list(ids)))
+        changed = changed or ((ids, given) if given != ids else None)
     for ids in invalid:
         learner.say(f"step 4: decode({ids})")
         try:
-            found.append(mine.decode(ids))
+            found.append(mine.decode(given := list(ids)))
         except UnicodeDecodeError as error:
             raise learner.mistake("strict-utf8", "", ids=ids, error=in_words(error)) from error
         except (Exception, SystemExit) as error:
             raise learner.stopped(error, f"decode({ids})", step_named_in(error) or 4) from error
+        changed = changed or ((ids, given) if given != ids else None)
+    if changed is not None:
+        before, after = changed
+        if _another_text(merges, before, after):
+            raise learner.mistake("ids-changed", ids=_short(before), after=_short(after))
+        learner.notes.append(("decode", "changes its argument; copy it first: ids = list(ids)"))
     tried += invalid
     for text, ids in zip(found, tried, strict=True):
         wanted = reference.decode(merges, ids)
@@ -523,6 +612,9 @@ def _decoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             for form in mistake.forms if mistake.step == 4 else ():
                 if all(t == form(merges, i) for t, i in zip(found, tried, strict=True)):
                     raise learner.mistake(mistake.slug, evidence)
+        kept = _state_kept(learner, "decode", (WORDS, 30), ids, text, wanted)
+        if kept is not None:
+            raise kept
         what = "another text" if isinstance(text, str) else f"a {type(text).__name__}, not a str"
         line = learner.source.find(r"\breturn\b", learner.source.lines_of("decode"))
         quote = learner.source.quote(line)
@@ -532,6 +624,14 @@ def _decoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
             f"your decode returns {what}{quote}{evidence}",
             "for which ids is your text right, and for which ids is it wrong?",
         )
+
+
+def _another_text(merges: list[Pair], before: list[int], after: list[Any]) -> bool:
+    """Whether the reference decodes the two lists to different texts."""
+    try:
+        return reference.decode(merges, after) != reference.decode(merges, before)
+    except (IndexError, TypeError):
+        return True
 
 
 def _saving(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:

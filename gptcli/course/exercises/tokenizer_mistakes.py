@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,14 @@ def _count_apart(ids: list[int]) -> Counts:
         if last.get(pair, -2) < i - 1:
             counts[pair] = counts.get(pair, 0) + 1
             last[pair] = i
+    return counts
+
+
+def _count_from_end(ids: list[int]) -> Counts:
+    """Count pairs in the order of their last occurrences, from the end of the text."""
+    counts: Counts = {}
+    for pair in reversed(list(itertools.pairwise(ids))):
+        counts[pair] = counts.get(pair, 0) + 1
     return counts
 
 
@@ -176,6 +185,28 @@ _OTHER_BYTES = tuple(
 )
 
 
+def _of_changed(change: Callable[[str], str]) -> Callable[[str], list[int]]:
+    return lambda text: to_bytes(change(text))
+
+
+_OTHER_TEXTS = tuple(
+    _of_changed(change)
+    for change in (
+        str.lower, str.upper, str.casefold, str.swapcase, str.title, str.capitalize, str.strip,
+        str.lstrip, str.rstrip,
+        lambda text: text.lower().strip(), lambda text: " ".join(text.split()),
+        lambda text: "".join(text.split()), lambda text: text.replace(" ", ""),
+        lambda text: text.replace("\n", ""), lambda text: text.replace("\n", " "),
+        lambda text: text.lower().replace(" ", ""), lambda text: " ".join(text.lower().split()),
+        lambda text: " " + text, lambda text: text + "\n",
+        *(lambda text, form=form: unicodedata.normalize(form, text) for form in ("NFD", "NFKD")),
+    )
+)  # fmt: skip
+_CHANGES = (
+    r"\b(lower|upper|casefold|swapcase|title|capitalize|[lr]?strip|split|replace|normalize)\("
+)
+
+
 def _table_or_fail(merges: list[Pair], ids: list[int], change: Callable[[bytes], str]) -> str:
     table = token_bytes(merges)
     return change(b"".join(table[i] for i in ids))
@@ -215,12 +246,24 @@ MISTAKES = (
             "ids 0 to 255 are the bytes of UTF-8, which can write every character",
             'start with list(text.encode("utf-8"))',
             tuple(_learnt(begin=begin) for begin in _OTHER_BYTES), r"encode\(|bytes\("),
+    ExerciseMistake("text-changed", 1, "text.lower() or text.strip()",
+            "your train changes the text before it counts",
+            "capitals and white space are part of the text: after training on a changed text, "
+            "encode meets pairs that train has not seen",
+            'start with list(text.encode("utf-8"))',
+            tuple(_learnt(begin=begin) for begin in _OTHER_TEXTS), _CHANGES),
+    ExerciseMistake("merges-shared", 1, "merges = {} in the class, or an argument merges={}",
+            "a new Tokenizer() already has {count} merges, those of another tokenizer: all "
+            "tokenizers share them",
+            "what is made in the class, or as the default value of an argument, is made only once",
+            "write self.merges = {} in __init__"),
     ExerciseMistake("ties-last-seen", 1,
             "a loop that compares with >=, or the last pair of a sort by counts",
             "if pairs tie, you take the pair that comes last in the text",
             "if pairs tie, the first in the text wins, so that everybody learns the same merges",
             "use > instead of >=, or max with key=counts.get", (
-            _learnt(choosing=lambda c: max(reversed(list(c)), key=lambda p: c[p])),),
+            _learnt(choosing=lambda c: max(reversed(list(c)), key=lambda p: c[p])),
+            _learnt(counting=_count_from_end)),
             r">=|sorted|max\("),
     ExerciseMistake("ties-largest-pair", 1, "max(counts, key=lambda p: (counts[p], p))",
             "if pairs tie, you take the pair with the larger ids",
@@ -310,6 +353,17 @@ MISTAKES = (
             "ids 0 to 255 are the bytes of UTF-8, which can write every character",
             'start with list(text.encode("utf-8"))',
             tuple(_encoded(begin=begin) for begin in _OTHER_BYTES), r"encode\(|bytes\("),
+    ExerciseMistake("encodes-changed-text", 3, "text.lower() or text.strip()",
+            "your encode changes the text before it merges",
+            "capitals and white space are part of the text: decode must give them back",
+            'start with list(text.encode("utf-8"))',
+            tuple(_encoded(begin=begin) for begin in _OTHER_TEXTS), _CHANGES),
+    ExerciseMistake("state-kept", 3, "a memo with an incomplete key",
+            "{call} returns {yours} after other calls, but {wanted} if it is the first call: your "
+            "{method} keeps something from an earlier call",
+            "the result must depend only on the argument and on the merges",
+            "leave out what you store, or use the complete argument as the key",
+            at=r"memo|cache|setdefault|\bself\.\w+(\[.*\])?\s*=(?!=)|not in self\.|global"),
     ExerciseMistake("encode-loses-ids", 3, "an id lost or doubled while merging",
             "your ids stand for the bytes {yours}, which are not those of the text",
             "merging replaces pairs, and changes no byte of the text",
@@ -367,6 +421,12 @@ MISTAKES = (
             "several bytes", "decode the joined bytes as UTF-8",
             (lambda m, i: _table_or_fail(m, i, lambda b: b.decode("latin-1")),),
             r"chr\(|latin"),
+    ExerciseMistake("ids-changed", 4, "ids.pop(0)",
+            "your decode changes its argument: after decode({ids}) the list is {after}",
+            "the caller still needs the ids",
+            "loop with `for i in ids`, or copy the list first",
+            at=r"\bids\.(pop|clear|remove|reverse|sort|insert|append|extend)\(|\bdel ids|"
+            r"\bids\[.*\]\s*=(?!=)|\.(pop|clear|remove|popleft)\("),
     ExerciseMistake("load-loses-merges", 5, "load() that returns a new, empty tokenizer",
             "after save and load, your tokenizer has {count} merges, expected {wanted}",
             "save must write every merge, and load must read every merge",
