@@ -71,10 +71,10 @@ Entry = tuple[Any, ...]
 # then pairs: a text of the exercise's template, and the text that replaces it.
 WRONG: dict[str, list[Entry]] = {
     "layernorm": [
-        ("missing-gain", 1, "nn.Parameter(torch.ones(config.n_embd))", "torch.ones(config.n_embd)"),
-        ("bias-ignored", 1, " if config.bias else None", ""),
-        ("gain-not-ones", 1, "torch.ones", "torch.zeros"),
-        ("bias-not-zeros", 1, "torch.zeros", "torch.ones"),
+        ("missing-gain", 4, "nn.Parameter(torch.ones(config.n_embd))", "torch.ones(config.n_embd)"),
+        ("bias-ignored", 4, " if config.bias else None", ""),
+        ("gain-not-ones", 4, "torch.ones", "torch.zeros"),
+        ("bias-not-zeros", 4, "torch.zeros", "torch.ones"),
         ("mean-over-time", 1, "dim=-1", "dim=1"),
         ("mean-over-time", 1, MEAN, "mean = x.mean(1, keepdim=True)"),
         ("mean-over-batch", 1, "dim=-1", "dim=0"),
@@ -91,6 +91,9 @@ WRONG: dict[str, list[Entry]] = {
         ("root-of-deviation", 2, VAR, "var = x.std(dim=-1, keepdim=True)"),
         ("variance-not-centred", 2, VAR, "var = (x ** 2).mean(dim=-1, keepdim=True)"),
         ("eps-outside", 3, "torch.sqrt(var + self.eps)", "(torch.sqrt(var) + self.eps)"),
+        ("eps-divided", 3, "var + self.eps", "var + self.eps / x.shape[-1]"),
+        ("eps-divided", 3, VAR, VAR.replace(".mean(dim=-1, keepdim=True)",
+         ".sum(-1, keepdim=True) + 1e-5"), "var + self.eps", "var / x.shape[-1]"),
         ("no-eps", 3, "var + self.eps", "var"),
         ("another-eps", 3, "1e-5", "1e-6"),
         ("another-eps", 3, "1e-5", "1e-12"),
@@ -137,6 +140,12 @@ WRONG: dict[str, list[Entry]] = {
         ("dropout-in-groups", 4, "return self.dropout(y)",
          "return y * self.dropout(torch.ones(y.shape[:2]))[..., None]"),
         ("dropout-elsewhere", 4, "self.dropout(y)", "y", "self.c_fc(x)", "self.c_fc(self.dropout(x))"),
+        ("generator-reset", 4, "y = self.c_proj(h)",
+         "y = self.c_proj(h)\n        torch.manual_seed(0)"),
+        ("dropout-repeated", 4, "self.p = config.dropout", "self.p, self.mask = config.dropout, None",
+         "return self.dropout(y)", "if self.training and self.mask is None:\n"
+         "            self.mask = self.dropout(torch.ones_like(y))\n"
+         "        return y * self.mask if self.training else y"),
         ("gated", 1, "self.p = config.dropout", "self.gate = " + UP, GELU,
          "F.silu(self.gate(x)) * h"),
         ("wrong-width", 1, "4 * config.n_embd", "3 * config.n_embd"),
@@ -210,6 +219,11 @@ WRONG: dict[str, list[Entry]] = {
         ("no-second-half", 3, HALF2, "return h"),
         ("no-mlp", 4, HALF2, "return self.ln_2(h)"),
         ("norm-at-the-end", 4, HALF2, "return self.ln_2(h + self.mlp(self.ln_2(h)))"),
+        ("generator-reset", 2, HALF1, "torch.random.manual_seed(7)\n        " + HALF1),
+        ("dropout-repeated", 2, HALF1, "with torch.random.fork_rng():\n"
+         "            torch.manual_seed(7)\n            " + HALF1,
+         HALF2, "with torch.random.fork_rng():\n            torch.manual_seed(8)\n"
+         "            return h + self.mlp(self.ln_2(h))"),
         ("dropout-in-evaluation", 2, "self.attn(self.ln_1(x))",
          "F.dropout(self.attn(self.ln_1(x)))"),
         ("input-changed", 2, HALF1, "x += self.attn(self.ln_1(x))\n        h = x"),

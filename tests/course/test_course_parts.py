@@ -11,12 +11,12 @@ import pytest
 from gptcli.course import check_file, check_files
 from gptcli.course.catalogue import exercise_named
 from gptcli.course.examination import LESSONS, examine
-from gptcli.course.exercises import block, layernorm, mlp
+from gptcli.course.exercises import block, layernorm, learner_module, mlp
 from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
 from tests.conftest import wanted
-from tests.course.part_files import BASE, RIGHT, WRONG, wrong_text
+from tests.course.part_files import BASE, HALF1, RIGHT, WRONG, wrong_text
 
 BANKS = {"layernorm": layernorm.LESSON, "mlp": mlp.LESSON, "block": block.LESSON}
 KEYS = {"file", "ok", "first_wrong_step", "mistake", "message", "hint", "checks"}
@@ -134,6 +134,72 @@ def test_a_missing_file_gets_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(GptcliError, match="there is no file") as caught:
         check_file(str(tmp_path / "layernrom.py"), "layernorm")
     assert "did you mean" in (caught.value.hint or "")
+
+
+BY_TOKEN = (
+    "import torch\nfrom torch import nn\n\n\nclass LayerNorm(nn.Module):\n"
+    "    def __init__(self, config):\n        super().__init__()\n"
+    "        self.weight = nn.Parameter(torch.ones(config.n_embd))\n"
+    "        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias else None\n\n"
+    "    def norm(self, token):\n        mean = token.sum() / len(token)\n"
+    "        var = ((token - mean) ** 2).sum() / len(token)\n"
+    "        root = (var + 1e-5).sqrt()\n        token = (token - mean) / root * self.weight\n"
+    "        return token if self.bias is None else token + self.bias\n\n"
+    "    def forward(self, x):\n        out = torch.empty_like(x)\n"
+    "        for b in range(len(x)):\n            for t in range(x.shape[1]):\n"
+    "                out[b, t] = self.norm(x[b, t])\n        return out\n"
+)
+
+
+def of_text(folder: Path, exercise: str, text: str) -> FileReport:
+    path = folder / f"{exercise}.py"
+    path.write_text(text, encoding="utf-8")
+    return examine(find_file(str(path), exercise), lambda doing: None)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "step", "line", "changes"),
+    [
+        pytest.param("layernorm", 3, "token = (token - mean) /",
+                     ("/ root *", "/ (2 * root) *"), id="third step of a loop over tokens"),
+        pytest.param("layernorm", 2, "var = ((token - mean) ** 2)",
+                     ("((token - mean) ** 2)", "((token - mean) ** 2).clamp(max=0.01)"),
+                     id="second step of a loop over tokens"),
+        pytest.param("layernorm", 1, "mean = 0.8 * mean",
+                     ("        var =", "        mean = 0.8 * mean\n        var ="),
+                     id="a mean that is changed"),
+        pytest.param("block", 2, "with torch.no_grad():",
+                     (HALF1, "with torch.no_grad():\n            a = self.attn(self.ln_1(x))\n"
+                      "        h = x + a"), id="attention without gradient"),
+        pytest.param("mlp", 1, "h = self.c_fc(rows)[:, :] * 2",
+                     ("h = self.c_fc(x)", "rows = x.reshape(-1, x.shape[-1])\n"
+                      "        h = self.c_fc(rows)[:, :] * 2",
+                      "y = self.c_proj(h)", "y = self.c_proj(h).view(x.shape)"),
+                     id="a line that only reshapes"),
+    ],
+)  # fmt: skip
+def test_step_and_line_agree(
+    exercise: str, step: int, line: str, changes: tuple[str, ...], tmp_path: Path
+) -> None:
+    text = BY_TOKEN if exercise == "layernorm" else BASE[exercise]
+    assert of_text(tmp_path, exercise, text).ok
+    for old, new in zip(changes[::2], changes[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new)
+    report = of_text(tmp_path, exercise, text)
+    assert report.first_wrong_step == step, report.message
+    assert f"`{line}" in report.message, report.message
+
+
+def test_an_endless_loop_gets_the_step_in_which_it_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "RUN_LIMIT_S", 0.5)
+    loop = "root = var.sqrt()\n        while root > 0:\n            root = root * 1.0"
+    text = BY_TOKEN.replace("root = (var + 1e-5).sqrt()", loop)
+    report = of_text(tmp_path, "layernorm", text)
+    assert (report.mistake, report.first_wrong_step) == ("time-limit", 3), report.message
+    assert re.search(r"in step 3, normalise, at line 1[67] of layernorm\.py", report.message)
 
 
 def test_an_endless_loop_is_stopped(tmp_path: Path) -> None:

@@ -415,7 +415,7 @@ WRONG: dict[str, list[Entry]] = {
         ("another-eps", 3, "eps", LN_HELPERS, "1e-5", "1e-8"),
         ("bias-before-gain", 4, "line", LN_HELPERS, "self.scale * (dev * inverse)", "dev * inverse",
          "        return out\n", "        return out * self.scale\n"),
-        ("gain-not-ones", 1, "starts at 0", LN_STEPS, "(dim,), 1.0", "(dim,), 0.0"),
+        ("gain-not-ones", 4, "starts at 0", LN_STEPS, "(dim,), 1.0", "(dim,), 0.0"),
         ("unbiased-variance", 2, "torch.var", LN_STEPS, "correction=0", "correction=1"),
         ("not-implemented", 3, "step 3", LN_STEPS, "z = torch.div(x - m, torch.sqrt(v + 1e-5))",
          "raise NotImplementedError"),

@@ -86,7 +86,8 @@ class Part:
             return
         if self._call is None:
             self._call = args, kwargs
-        self.inputs.append(tensors[0].detach().clone())
+        with torch._C.DisableTorchFunction():  # a trace must record only the learner's operations
+            self.inputs.append(tensors[0].detach().clone())
 
     def __call__(self, h: Tensor) -> Tensor:
         """The output of the submodule for h (B, T, C)."""

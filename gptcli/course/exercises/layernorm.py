@@ -18,6 +18,7 @@ from gptcli.course.exercises.explainer import ExerciseMistake
 from gptcli.course.exercises.learner_module import (
     LearnerModule,
     ModuleLesson,
+    Run,
     Size,
     close,
     general_mistakes,
@@ -149,22 +150,22 @@ def _unbiased(x: Tensor) -> Tensor:
 _AFFINE = r"return|\bself\.(weight|gain|gamma|scale|g|bias|beta|shift|b)\b"
 # fmt: off
 MISTAKES = (
-    ExerciseMistake("missing-gain", 1, "a constructor without a gain",
+    ExerciseMistake("missing-gain", 4, "a constructor without a gain",
             "your module has no parameter of shape ({C},) for the gain; it has {have}",
             "training does not change a plain tensor, and module.to(device) does not move it",
             "write self.weight = nn.Parameter(torch.ones(config.n_embd))",
             at=r"self\.(weight|gain|gamma|scale|g|w)\s*=|ones"),
-    ExerciseMistake("bias-ignored", 1, "a bias that ignores config.bias",
+    ExerciseMistake("bias-ignored", 4, "a bias that ignores config.bias",
             "with config.bias = {bias} your module has {have}",
             "config.bias says whether there is a bias",
             "make the bias an nn.Parameter if config.bias is True, else None",
             at=r"self\.(bias|beta|shift|b|offset)\s*=|register_parameter\(.bias|zeros"),
-    ExerciseMistake("gain-not-ones", 1, "nn.Parameter(torch.zeros(C)) or torch.randn(C)",
+    ExerciseMistake("gain-not-ones", 4, "nn.Parameter(torch.zeros(C)) or torch.randn(C)",
             "your gain starts at {value}, not at 1",
             "at the start the layer should only normalise: gain 1, bias 0",
             "start the gain with torch.ones",
             at=r"self\.(weight|gain|gamma|scale|g|w)\s*=|register_parameter\(.weight|ones"),
-    ExerciseMistake("bias-not-zeros", 1, "nn.Parameter(torch.ones(C)) for the bias",
+    ExerciseMistake("bias-not-zeros", 4, "nn.Parameter(torch.ones(C)) for the bias",
             "your bias starts at {value}, not at 0",
             "at the start the layer should only normalise: gain 1, bias 0",
             "start the bias with torch.zeros",
@@ -237,6 +238,12 @@ MISTAKES = (
             "sqrt(v) + eps is not sqrt(v + eps): the outputs differ for a token of small variance",
             "move eps inside the root",
             _scaled(lambda x, m, v: (x - m) / (v.sqrt() + EPS)), at=r"\+\s*(self\.)?(eps|1e-0?5)"),
+    ExerciseMistake("eps-divided", 3, "((x - mean) ** 2).sum(-1) + eps, then / C",
+            "you add eps = 1e-05 before you divide by C = {C}, so the variance gets only eps / C",
+            "eps must be added to the variance itself",
+            "divide the sum of the squares by C first, then add eps",
+            _scaled(lambda x, m, v: (x - m) / torch.sqrt(v + EPS / x.shape[-1])),
+            at=r"\+\s*(self\.)?(eps|1e-0?5)|eps|1e-"),
     ExerciseMistake("no-eps", 3, "(x - mean) / torch.sqrt(var)",
             "you add no eps to the variance of the {C} channels",
             "a token whose channels are all equal has variance 0, which gives 0 / 0",
@@ -306,7 +313,8 @@ MISTAKES = (
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The gain and the bias, each (C,), found by name or else by order.
 
-    Raises CheckFailed if there is no gain."""
+    If there is no gain, `g` is ones, and `have` lists the parameters that there are. `start`
+    reports this fault."""
     gain = bias = None
     have, others = [], []
     for name, parameter in module.named_parameters():
@@ -324,11 +332,10 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
         gain = others.pop(0)
     if bias is None and others:
         bias = others.pop(0)
-    if gain is None:
-        raise learner.mistake(
-            "missing-gain", within=learner.constructor, C=size.C, have=", ".join(have) or "none"
-        )
-    return SimpleNamespace(g=gain, b=bias)
+    if gain is None:  # steps 1 to 3 need no gain, so they can still be judged
+        ones = torch.ones(size.C, dtype=torch.float64)
+        return SimpleNamespace(g=ones, b=bias, have=", ".join(have) or "none")
+    return SimpleNamespace(g=gain, b=bias, have=None)
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
@@ -336,6 +343,8 @@ def start(learner: LearnerModule) -> Iterator[CheckFailed]:
     for size in SIZES[:2]:
         w = weights(learner, module := learner.construct(size), size)
         lines = learner.constructor
+        if w.have is not None:
+            yield learner.mistake("missing-gain", within=lines, C=size.C, have=w.have)
         if (w.b is not None) != size.bias:
             have = "no bias" if w.b is None else f"a bias of shape {tuple(w.b.shape)}"
             names = ", ".join(f"`{name}`" for name, _ in module.named_parameters())
@@ -376,6 +385,20 @@ def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
         yield "torch's own", "right, but torch.nn.LayerNorm does the steps for you"
 
 
+def first_wrong(run: Run) -> int | None:
+    """Step 1 if forward computes the mean, but then changes it and never uses it; else None."""
+    m = mean(run.x)
+    place = run.trace.place_of(m)
+    others = (run.x - m, *run.landmarks[1], *run.landmarks[2])
+    if place is None or run.x.shape[-1] == 1 or any(run.trace.has(one) for one in others):
+        return None
+    after = (one for one in run.trace.operations[place + 1 :] if one.results and one.line)
+    changed = next(after, None)
+    if changed is not None and changed.results[0].shape == m.shape:
+        return 1
+    return None
+
+
 SIZES = (
     Size(2, 5, 6),
     Size(3, 4, 7, bias=False, seed=1),
@@ -383,6 +406,6 @@ SIZES = (
     Size(1, 2, 5, seed=3),
 )
 LESSON = ModuleLesson(
-    "layernorm", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train,
+    "layernorm", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train, first_wrong,
     alone=frozenset({2}), names=((r"eps", 3), (r"weight|bias|gain|gamma|beta|scale|shift", 4)),
 )  # fmt: skip

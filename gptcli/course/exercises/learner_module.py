@@ -19,10 +19,12 @@ from gptcli.course.attention.conventions.settings import LearnerConfig
 from gptcli.course.exercises.building import build
 from gptcli.course.exercises.explainer import ExerciseMistake, Explainer, step_named_in
 from gptcli.course.exercises.tensor_trace import Healed, TensorTrace
+from gptcli.course.exercises.training_calls import compare_calls, mistakes_of_calls
 from gptcli.course.lesson import TOLERANCE, CheckFailed, Lesson, Say, Step
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_class import load_class
 from gptcli.course.sandbox.learner_file import LearnerFile, in_words, place_of
+from gptcli.course.sandbox.time_limit import TookTooLong, within
 from gptcli.course.sandbox.variables import last_line_before, tensors_at
 from gptcli.errors import GptcliError
 
@@ -116,6 +118,9 @@ class ModuleLesson(Lesson["LearnerModule"]):
                     faults.append(found)
                 else:
                     notes.append(found)
+        if not faults and any(size.dropout for size in self.sizes):
+            repeated = compare_calls(learner, self.sizes[0])
+            faults += [] if repeated is None else [repeated]
         if faults:
             raise min(faults, key=_step)
         verdict = f"the same as the reference, largest error {error:.1g}"
@@ -134,6 +139,7 @@ def _lacks_part(failed: CheckFailed) -> bool:
     return "has no attribute" in text or "'NoneType' object is not callable" in text
 
 
+RUN_LIMIT_S = 6.0  # for one forward; correct code needs milliseconds
 _OF_CONSTRUCTOR = {"dropout-rate", "dropout-rate-inverted", "another-eps"}
 """Mistakes that usually are in the constructor: the line to quote is searched there first."""
 _OF_PLACE = {
@@ -190,8 +196,10 @@ class LearnerModule(Explainer):
         self.say(f"step 1: {doing}")
         before = x.detach().clone()
         try:
-            with trace:
+            with within(RUN_LIMIT_S), trace:
                 y = self.forward(module, x)
+        except TookTooLong as error:
+            raise self._endless(error, doing, trace, weights, before) from None
         except (Exception, SystemExit) as error:
             unwritten = step_named_in(error)
             step = unwritten or self.step_after(trace, weights, before, error)
@@ -218,6 +226,38 @@ class LearnerModule(Explainer):
             )
         out: Tensor = y
         return out
+
+    def _endless(
+        self, error: TookTooLong, doing: str, trace: TensorTrace, weights: Any, x: Tensor
+    ) -> CheckFailed:
+        """The CheckFailed for a forward that does not end. It quotes the line that ran last.
+
+        A step is done if the trace has its result, or that of one token."""
+        with torch.no_grad():
+            marks = self.landmarks(weights, x)
+        done = [
+            i
+            for i, wanted in enumerate(marks, 1)
+            if any(trace.has(one) or trace.has_part(one) for one in wanted)
+        ]
+        place = place_of(error, self.file.path)
+        named = None if place is None else self.source.step_named_at(place[0])
+        last = len(self.lesson.steps)
+        step = min(max(done, default=0) + 1, last)
+        if named is not None and step < named <= last:
+            step = named
+        known = self.lesson.steps[step - 1]
+        quote = "" if place is None else self.source.quote(place[0])
+        return CheckFailed(
+            "time-limit",
+            f"{error}, in step {step}, {known.name}{quote} ({doing})",
+            (
+                "which loop does your file run at that moment, and what should end the loop?",
+                f"a loop ends only if its condition becomes false; {known.tell}",
+                f"print a counter in the loop; {known.show}{quote}",
+            ),
+            step,
+        )
 
     def forward(self, module: nn.Module, x: Tensor) -> Any:
         """What the learner's forward returns."""
@@ -568,7 +608,8 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
             if all(_gives(form, each) for each in runs):
                 named = learner.mistake_in_forward(mistake.slug, evidence, suspect, **facts)
                 return _at_step_of_line(learner, run, named)
-    for mistake in lesson.mistakes:
+    seen = len(marks) >= step and any(run.trace.has(one) for one in marks[step - 1])
+    for mistake in lesson.mistakes if not seen else ():
         if mistake.step == step and all(
             learner.shows(mistake, each.trace, each.weights, each.x) for each in runs
         ):
@@ -592,12 +633,13 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
                 ),
                 step,
             )
+    if seen and step == 1:  # the line that changes this result, not the one that computes it
+        suspect = run.trace.line_after(marks[0]) or suspect
     quote = learner.source.quote(suspect)
     previous = ""
     if step > 1 and len(marks) >= step - 1 and any(run.trace.has(one) for one in marks[step - 2]):
         previous = f"the result of step {step - 1}, {lesson.steps[step - 2].name}, is right; "
     slug = "wrong-output" if bool(y.isfinite().all()) else "not-finite"
-    seen = len(marks) >= step and any(run.trace.has(one) for one in marks[step - 1])
     what = (
         f"your forward changes the result of step {step}, {known.name}, or does not use it"
         if seen
@@ -781,4 +823,5 @@ def general_mistakes(step: int, *, dropout_step: int | None = None) -> tuple[Exe
             "use an nn.Dropout made in the constructor, or pass training=self.training",
             at=r"[dD]rop\w*\((?!config)|rand|bernoulli",
         ),
+        *(() if dropout_step is None else mistakes_of_calls(dropout_step)),
     )

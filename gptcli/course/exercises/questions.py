@@ -7,6 +7,10 @@ _MODULE = {
     "no-gradient": "can autograd follow every step from the output back to x and to the weights?",
     "dropout-in-evaluation": "after model.eval(), should two calls with the same x differ?",
 }
+_CALLS = {
+    "generator-reset": "in training, should two calls with the same x drop the same numbers?",
+    "dropout-repeated": "in training, should two calls with the same x drop the same numbers?",
+}
 _GAIN_START = (
     "should a new layer norm, before any training, change channels that are already normalised?"
 )
@@ -88,6 +92,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "root-of-deviation": "how often do you take a root on the way from x to the divisor?",
         "variance-not-centred": "you average squares: squares of which numbers?",
         "eps-outside": _EPS,
+        "eps-divided": _EPS,
         "no-eps": "what happens to a token whose channels are all equal?",
         "another-eps": "how large is your eps, and how large is the eps of GPT-2?",
         "no-root": "after your normalisation, what is the variance of the channels?",
@@ -105,6 +110,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
     },
     "mlp": {
         **_MODULE,
+        **_CALLS,
         "missing-layer": "how many linear layers does a feed-forward network have?",
         "no-second-layer": "which layer brings the 4C channels back to C?",
         "gated": "how many linear layers does GPT-2's feed-forward network have?",
@@ -141,6 +147,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
     },
     "block": {
         **_MODULE,
+        **_CALLS,
         "missing-attention": _PARTS,
         "missing-mlp": _PARTS,
         "missing-norm": _PARTS,

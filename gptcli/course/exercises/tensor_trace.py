@@ -57,6 +57,7 @@ class TensorTrace(TorchFunctionMode):
         self.refused: tuple[str, tuple[Tensor, ...]] | None = None
         self._path, self._module, self._quiet = str(path), module, quiet
         self._deep = deep
+        self._parts: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self._x, self._before = x, None if x is None else x.detach().clone()
 
     def __torch_function__(
@@ -133,7 +134,48 @@ class TensorTrace(TorchFunctionMode):
                     tensor.double().flatten().sort().values, goal, 0.0, 1e-9, equal_nan=True
                 ):
                     return i
+        return self._place_in_parts(goal) if len(goal) > 1 else None
+
+    def _place_in_parts(self, goal: Tensor) -> int | None:
+        """The index of the operation that completes `goal`, sorted numbers, on one line; or None.
+
+        A loop makes the numbers in parts, for example one token in each round."""
+        for numbers, owner in self._parts_below(len(goal)):
+            after = torch.searchsorted(numbers, goal - 1e-9).clamp(max=len(numbers) - 1)
+            if torch.allclose(numbers[after], goal, 0.0, 2e-9):
+                return int(owner[after].max())
         return None
+
+    def _parts_below(self, size: int) -> list[tuple[Tensor, Tensor]]:
+        """For each line: its results of fewer than `size` numbers as sorted numbers, and the index
+        of the operation that made each number. Only for lines with at least `size` such numbers."""
+        key = (len(self.operations), size)
+        if key not in self._parts:
+            by_line: dict[int, list[tuple[int, Tensor]]] = {}
+            for i, operation in enumerate(self.operations):
+                for tensor in operation.results if operation.line is not None else ():
+                    if 0 < tensor.numel() < size:
+                        by_line.setdefault(operation.line or 0, []).append((i, tensor))
+            found = []
+            for parts in by_line.values():
+                if sum(tensor.numel() for _, tensor in parts) >= size:
+                    numbers, order = torch.cat([t.double().flatten() for _, t in parts]).sort()
+                    owner = torch.cat([torch.full((t.numel(),), i) for i, t in parts])
+                    found.append((numbers, owner[order]))
+            self._parts[key] = found
+        return self._parts[key]
+
+    def has_part(self, wanted: Tensor) -> bool:
+        """Whether an operation makes some numbers of `wanted`, such as those of one token."""
+        goal = wanted.double().flatten()
+        for operation in self.operations:
+            for tensor in operation.results:
+                part = tensor.double().flatten()
+                if not 0 < len(part) <= len(goal) or not bool(part.any()):
+                    continue
+                if bool(torch.isclose(part[:, None], goal, 0.0, 1e-9).any(dim=1).all()):
+                    return True
+        return False
 
     def has(self, wanted: Tensor) -> bool:
         """Whether an operation makes the numbers of `wanted`, in any order."""
@@ -143,7 +185,12 @@ class TensorTrace(TorchFunctionMode):
         """The learner's line of the first operation after the operations that make `wanted`."""
         places = [place for one in wanted if (place := self.place_of(one)) is not None]
         after = self.operations[max(places) + 1 :] if places else self.operations
-        return next((one.line for one in after if one.results and one.line is not None), None)
+        held = list(self.operations[max(places)].results) if places else []
+        if not places and self._before is not None:
+            held.append(self._before)
+        lines = [one for one in after if one.results and one.line is not None]
+        computes = (one.line for one in lines if not _only_reshapes(one, held))
+        return next(computes, lines[0].line if lines else None)
 
 
 class Healed(TorchFunctionMode):
@@ -167,6 +214,21 @@ class Healed(TorchFunctionMode):
             return args[0]
         with torch.enable_grad():
             return func(*args, **(kwargs or {}))
+
+
+def _only_reshapes(operation: Operation, held: list[Tensor]) -> bool:
+    """Whether the operation returns one of the tensors `held` with its leading dimensions changed,
+    or their parts, as a loop over a tensor does. It computes nothing."""
+    if operation.name in ("unbind", "__iter__"):
+        return True
+    return all(
+        any(
+            one.dim() and tensor.dim() and tensor.shape[-1] == one.shape[-1]
+            and tensor.numel() == one.numel() and torch.equal(tensor.flatten(), one.flatten())
+            for one in held
+        )
+        for tensor in operation.results
+    )  # fmt: skip
 
 
 def name_of(func: Callable[..., Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gptcli.course.exercises.explainer import ExerciseMistake
@@ -199,7 +200,7 @@ _OTHER_TEXTS = tuple(
         lambda text: text.replace("\n", ""), lambda text: text.replace("\n", " "),
         lambda text: text.lower().replace(" ", ""), lambda text: " ".join(text.lower().split()),
         lambda text: " " + text, lambda text: text + "\n",
-        *(lambda text, form=form: unicodedata.normalize(form, text) for form in ("NFD", "NFKD")),
+        *(partial(unicodedata.normalize, form) for form in ("NFD", "NFKD")),
     )
 )  # fmt: skip
 _CHANGES = (

@@ -1,0 +1,67 @@
+"""Compare two calls of a learner's module in training: each must drop other numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from gptcli.course.exercises.explainer import ExerciseMistake
+from gptcli.course.exercises.tensor_trace import TensorTrace
+from gptcli.course.lesson import CheckFailed
+
+if TYPE_CHECKING:
+    from gptcli.course.exercises.learner_module import LearnerModule, Size
+
+RATE = 0.5  # with this rate, two calls drop the same of 100 numbers with probability 2^-100
+
+
+def compare_calls(learner: LearnerModule, size: Size) -> CheckFailed | None:
+    """The CheckFailed if each call in training drops the same numbers, or None.
+
+    Also if forward sets the seed of torch's global generator, which belongs to the caller. Raises
+    CheckFailed if forward stops in training."""
+    module, weights, x = learner.filled(replace(size, B=4, T=8, dropout=RATE))
+    outputs, states = [], []
+    with torch.no_grad():
+        plain = learner.run(module, weights, x.clone(), TensorTrace(learner.file.path, module))
+        module.train()
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            trace = TensorTrace(learner.file.path, module)
+            outputs.append(learner.run(module, weights, x.clone(), trace))
+            states.append(torch.get_rng_state())
+    if torch.equal(*states):
+        return learner.mistake_in_forward("generator-reset", rate=RATE)
+    same = torch.equal(*outputs)
+    if same and not torch.allclose(outputs[0], plain, rtol=1e-9, atol=1e-9):
+        return learner.mistake_in_forward("dropout-repeated", rate=RATE)
+    return None
+
+
+def mistakes_of_calls(step: int) -> tuple[ExerciseMistake, ...]:
+    """The mistakes that compare_calls finds, as mistakes of `step`."""
+    return (
+        ExerciseMistake(
+            "generator-reset",
+            step,
+            "torch.manual_seed(0) in forward",
+            "in training, with config.dropout = {rate}, your forward sets the seed of torch's "
+            "random numbers: each call drops the same numbers, and the caller's random numbers "
+            "start again",
+            "the seed belongs to the program that trains, which sets it once",
+            "leave out the seed",
+            at=r"manual_seed|set_rng_state|\bseed\(",
+        ),
+        ExerciseMistake(
+            "dropout-repeated",
+            step,
+            "a mask that is drawn once and kept",
+            "in training, with config.dropout = {rate}, two calls with the same x give the same "
+            "output: each call drops the same numbers",
+            "dropout must draw new random numbers in each call; else the same weights never learn",
+            "draw the mask in forward, each time, or use nn.Dropout",
+            at=r"manual_seed|rand|bernoulli|[dD]rop\w*\((?!config)",
+        ),
+    )
