@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from gptcli.course.exercises.explainer import ExerciseMistake
@@ -190,19 +189,18 @@ def _of_changed(change: Callable[[str], str]) -> Callable[[str], list[int]]:
     return lambda text: to_bytes(change(text))
 
 
-_OTHER_TEXTS = tuple(
-    _of_changed(change)
-    for change in (
-        str.lower, str.upper, str.casefold, str.swapcase, str.title, str.capitalize, str.strip,
-        str.lstrip, str.rstrip,
-        lambda text: text.lower().strip(), lambda text: " ".join(text.split()),
-        lambda text: "".join(text.split()), lambda text: text.replace(" ", ""),
-        lambda text: text.replace("\n", ""), lambda text: text.replace("\n", " "),
-        lambda text: text.lower().replace(" ", ""), lambda text: " ".join(text.lower().split()),
-        lambda text: " " + text, lambda text: text + "\n",
-        *(partial(unicodedata.normalize, form) for form in ("NFD", "NFKD")),
-    )
+_TEXT_CHANGES: tuple[Callable[[str], str], ...] = (
+    str.lower, str.upper, str.casefold, str.swapcase, str.title, str.capitalize,
+    str.strip, str.lstrip, str.rstrip,
+    lambda text: text.lower().strip(), lambda text: " ".join(text.split()),
+    lambda text: "".join(text.split()), lambda text: text.replace(" ", ""),
+    lambda text: text.replace("\n", ""), lambda text: text.replace("\n", " "),
+    lambda text: text.lower().replace(" ", ""), lambda text: " ".join(text.lower().split()),
+    lambda text: " " + text, lambda text: text + "\n",
+    lambda text: unicodedata.normalize("NFD", text),
+    lambda text: unicodedata.normalize("NFKD", text),
 )  # fmt: skip
+_OTHER_TEXTS = tuple(_of_changed(change) for change in _TEXT_CHANGES)
 _CHANGES = (
     r"\b(lower|upper|casefold|swapcase|title|capitalize|[lr]?strip|split|replace|normalize)\("
 )
