@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -11,17 +11,15 @@ from gptcli.course.exercises.explainer import ExerciseMistake
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed
 
-if TYPE_CHECKING:
-    from gptcli.course.exercises.learner_module import LearnerModule, Size
-
 RATE = 0.5  # with this rate, two calls drop the same of 100 numbers with probability 2^-100
 
 
-def compare_calls(learner: LearnerModule, size: Size) -> CheckFailed | None:
+def compare_calls(learner: Any, size: Any) -> CheckFailed | None:
     """The CheckFailed if each call in training drops the same numbers, or None.
 
-    Also if forward sets the seed of torch's global generator, which belongs to the caller. Raises
-    CheckFailed if forward stops in training."""
+    `learner` is a LearnerModule, and `size` a Size. Also returns a CheckFailed if forward sets the
+    seed of torch's global generator, which belongs to the caller. Raises CheckFailed if forward
+    stops in training."""
     module, weights, x = learner.filled(replace(size, B=4, T=8, dropout=RATE))
     outputs, states = [], []
     with torch.no_grad():
@@ -33,10 +31,12 @@ def compare_calls(learner: LearnerModule, size: Size) -> CheckFailed | None:
             outputs.append(learner.run(module, weights, x.clone(), trace))
             states.append(torch.get_rng_state())
     if torch.equal(*states):
-        return learner.mistake_in_forward("generator-reset", rate=RATE)
+        reset: CheckFailed = learner.mistake_in_forward("generator-reset", rate=RATE)
+        return reset
     same = torch.equal(*outputs)
     if same and not torch.allclose(outputs[0], plain, rtol=1e-9, atol=1e-9):
-        return learner.mistake_in_forward("dropout-repeated", rate=RATE)
+        repeated: CheckFailed = learner.mistake_in_forward("dropout-repeated", rate=RATE)
+        return repeated
     return None
 
 
