@@ -14,6 +14,7 @@ from gptcli.course.report import FileReport
 from gptcli.course.sandbox.learner_file import find_file
 from gptcli.errors import GptcliError
 from tests.course.modern_files import (
+    BASE,
     OTHER_STYLES,
     QK_NORMS,
     RIGHT,
@@ -95,6 +96,22 @@ def test_no_step_counts_whose_numbers_are_not_there(
     assert old in text
     report = report_of(tmp_path, text.replace(old, new))
     assert (report.mistake, report.first_wrong_step) == (mistake, step), report.message
+
+
+@pytest.mark.parametrize(
+    ("slug", "old", "new"),
+    [
+        ("scale-of-n-embd", "math.sqrt(D)", "math.sqrt(C)"),
+        ("mask-hides-itself", "triu(1)", "triu(0)"),
+    ],
+)
+def test_the_gradient_of_an_early_step_is_not_blamed_for_a_later_step(
+    slug: str, old: str, new: str, tmp_path: Path
+) -> None:
+    text = BASE.replace("torch.arange(0, head_dim, 2)", "torch.arange(0, head_dim, 2).float()")
+    assert old in text
+    report = report_of(tmp_path, text.replace(old, new))
+    assert (report.mistake, report.first_wrong_step) == (slug, 6), report.message
 
 
 def half_written(done: int) -> str:

@@ -19,6 +19,7 @@ _DROPOUT = {
     "feature_dropout", "feature_alpha_dropout", "native_dropout",
 }  # fmt: skip
 _NEW = ("_like", "new_", "zeros", "ones", "full", "empty", "rand")
+_OF_FIRST = {"to", "type_as", "expand_as", "view_as", "reshape_as"}  # the rest is only a pattern
 _LEAVES = {"item", "tolist", "numpy", "__float__", "__array__"}
 
 
@@ -240,6 +241,8 @@ def name_of(func: Callable[..., Any]) -> str:
 
 
 def _cuts(name: str, out: Any, floats: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> bool:
+    if name in _OF_FIRST:  # `table.to(x)` takes only the dtype and device of x
+        arguments = arguments[:1]
     followed = any(isinstance(a, Tensor) and a.requires_grad for a in arguments) or any(
         isinstance(part, Tensor) and part.requires_grad
         for a in arguments
