@@ -155,6 +155,9 @@ WRONG: list[tuple[Any, ...]] = [
     ("another-length", 2, "torch.arange(length)", "torch.arange(length + 1)"),
     ("low-precision", 2, "torch.outer(positions, frequencies)",
      "torch.outer(positions, frequencies).bfloat16()"),
+    ("tables-rounded", 2, TABLES, "return angles.cos().bfloat16(), angles.sin().bfloat16()"),
+    ("result-of-earlier-call", 2, TABLES, "return KEPT.setdefault(head_dim, (angles.cos(), "
+     "angles.sin()))", "def rotary_angles", "KEPT = {}\n\n\ndef rotary_angles"),
     ("no-pair", 2, TABLES, "return angles"),
     ("complex-numbers", 2, TABLES, "return torch.polar(torch.ones_like(angles), angles)"),
     ("wrong-result", 2, POS, "torch.arange(length).float() ** 2"),
@@ -443,6 +446,12 @@ KEPT = BASE.replace("        self.c_proj =", "        cos, sin = rotary_angles(s
     "        cos, sin = rotary_angles(D, start + T)\n", "").replace(
     FROM, "cos, sin = self.cos[start : start + T], self.sin[start : start + T]")  # fmt: skip
 
+GROWING = BASE.replace("    positions = ", "    if head_dim in KEPT and len(KEPT[head_dim][0]) >= "
+    "length:\n        return tuple(part[:length] for part in KEPT[head_dim])\n    positions = "
+).replace(TABLES, "KEPT[head_dim] = angles.cos(), angles.sin()\n    return KEPT[head_dim]").replace(
+    "def rotary_angles", "KEPT = {}\n\n\ndef rotary_angles")  # fmt: skip
+"""It keeps the longest tables of each head_dim, also in float32."""
+
 HEAD_NORM = """class HeadNorm(nn.Module):
     def __init__(self, dim, eps=1e-5):
         super().__init__()
@@ -490,6 +499,7 @@ RIGHT = {
     "einsum": EINSUM,
     "sdpa": SDPA,
     "kept_tables": KEPT,
+    "growing_tables": GROWING,
     **QK_NORMS,
     "reference": "from gptcli.course.exercises.modern import *\n",
 }

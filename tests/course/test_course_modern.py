@@ -18,6 +18,7 @@ from tests.course.modern_files import (
     OTHER_STYLES,
     QK_NORMS,
     RIGHT,
+    TABLES,
     WRONG,
     in_other_style,
     wrong_text,
@@ -112,6 +113,26 @@ def test_the_gradient_of_an_early_step_is_not_blamed_for_a_later_step(
     assert old in text
     report = report_of(tmp_path, text.replace(old, new))
     assert (report.mistake, report.first_wrong_step) == (slug, 6), report.message
+
+
+@pytest.mark.parametrize(
+    ("slug", "old", "new"),
+    [
+        ("tables-rounded", TABLES, "return angles.cos().bfloat16(), angles.sin().bfloat16()"),
+        ("result-of-earlier-call", TABLES, "return KEPT.setdefault(head_dim, (angles.cos(), "
+         "angles.sin()))\n\n\nKEPT = {}"),
+        ("another-length", TABLES, "return angles[:64].cos(), angles[:64].sin()"),
+    ],
+)  # fmt: skip
+def test_tables_of_later_calls_are_judged(slug: str, old: str, new: str, tmp_path: Path) -> None:
+    assert old in BASE
+    report = report_of(tmp_path, BASE.replace(old, new))
+    assert (report.mistake, report.first_wrong_step) == (slug, 2), report.message
+
+
+def test_tables_that_grow_between_calls_are_right(tmp_path: Path) -> None:
+    report = report_of(tmp_path, RIGHT["growing_tables"])
+    assert report.ok, report.message
 
 
 def half_written(done: int) -> str:

@@ -27,8 +27,7 @@ class LearnerModern(Explainer):
     def __init__(self, file: LearnerFile, say: Say) -> None:
         super().__init__(file, STEPS, MISTAKES, FUNCTIONS)
         self.say = say
-        with DoublePrecision():  # float64 also for tables that are made when the file runs
-            self.module = run_file(file)
+        self.start_again()
         parts = (NORM, *FUNCTIONS.values(), ATTENTION)
         self.own = [
             name
@@ -44,6 +43,11 @@ class LearnerModern(Explainer):
                 f"{file.name}: there is no class `{NORM}`" + (f"; it has {have}" * bool(have)),
                 f"the exercise has two classes and two functions: {', '.join(parts)}",
             )
+
+    def start_again(self) -> None:
+        """Run the file, or run it once more: its variables then keep nothing of earlier calls."""
+        with DoublePrecision():  # float64 also for tables that are made when the file runs
+            self.module = run_file(self.file)
 
     def part(self, step: int, name: str, kind: str) -> Any:
         """The class or function `name` of the file. Raises CheckFailed if it is missing.

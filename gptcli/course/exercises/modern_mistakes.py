@@ -300,6 +300,18 @@ MISTAKES = (
             "bfloat16 cannot tell position 256 from 257, and float16 ends at 65504",
             "compute angles in float32; rotate converts the tables to the dtype of x at the end",
             at=r"bfloat16|float16|half|dtype|arange"),
+    ExerciseMistake("tables-rounded", 2, "return angles.cos().bfloat16(), angles.sin().bfloat16()",
+            "your tables are {dtype}: position {at} gets the cosine {yours:.6g}, expected "
+            "{wanted:.6g}",
+            "a 16-bit number keeps only two or three digits of a cosine, also in a float32 model",
+            "return float32 tables; rotate converts them to the dtype of x at the end",
+            at=r"bfloat16|float16|half|dtype|return"),
+    ExerciseMistake("result-of-earlier-call", 2, "if head_dim in tables: return tables[head_dim]",
+            "your rotary_angles({D}, {n}) returns the tables of an earlier call, "
+            "rotary_angles({D0}, {n0})",
+            "a result that is kept must be found by everything that it depends on",
+            "keep the tables for head_dim and length together, or do not keep them",
+            at=r"\bif\b.*\b(not )?in\b|global|cache|\[head_dim\]|\bis (not )?None|\bif\b|return"),
     ExerciseMistake("interleaved", 3, "x[..., 0::2] and x[..., 1::2]",
             "your rotation is right in the interleaved convention: you pair channel 2i with "
             "2i + 1, not channel i with i + D/2",

@@ -44,6 +44,7 @@ def check_angles(learner: LearnerModern) -> None:
     got = {case: _tables(learner, *case) for case in TABLES}
     if all(_is_right(got[case], *case) for case in TABLES):
         _check_precision(learner)
+        _check_later_calls(learner)
         return
     case = next(case for case in TABLES if not _is_right(got[case], *case))
     D, n = case
@@ -64,6 +65,12 @@ def check_angles(learner: LearnerModern) -> None:
 
 def _tables(learner: LearnerModern, D: int, n: int, *, exactly: bool = True) -> Tables:
     """The learner's tables (cos, sin), without superfluous dimensions of size 1."""
+    cos, sin = (_flat(part.detach()) for part in _pair(learner, D, n, exactly=exactly))
+    return cos, sin
+
+
+def _pair(learner: LearnerModern, D: int, n: int, *, exactly: bool = True) -> Tables:
+    """The learner's tables (cos, sin), as rotary_angles returns them."""
     value = learner.call(2, D, n, exactly=exactly)
     if isinstance(value, Tensor) and value.is_complex():
         raise learner.failed_at(
@@ -83,7 +90,7 @@ def _tables(learner: LearnerModern, D: int, n: int, *, exactly: bool = True) -> 
             + _quote(learner, 2),
             "which two tensors does the last line return?",
         )
-    cos, sin = (_flat(part.detach()) for part in value)
+    cos, sin = value
     return cos, sin
 
 
@@ -176,22 +183,55 @@ def _check_precision(learner: LearnerModern) -> None:
     """Check step 2 again, with the precision that the learner's code asks for."""
     D, n = LONG
     with single_precision():
-        cos, _ = _tables(learner, D, n, exactly=False)
-    wanted = _right(D, n)[0]
+        pair = _pair(learner, D, n, exactly=False)
+    tables = _flat(pair[0].detach()), _flat(pair[1].detach())
+    cos, wanted = tables[0], _right(D, n)[0]
+    if cos.shape not in (wanted.shape, (n, D)):
+        raise _later_mistake(learner, LONG, tables)
     mine = cos[:, : D // 2].double()
-    wrong = ((mine - wanted).abs() > 2e-2).nonzero()
-    if len(wrong):
-        at, i = wrong[0].tolist()
-        value = learner.call(2, D, n, exactly=False)[0]
-        raise learner.mistake(
-            "low-precision",
-            dtype=value.dtype
-            if value.dtype in (torch.bfloat16, torch.float16)
-            else "low precision",
-            at=at,
-            yours=float(mine[at, i]),
-            wanted=float(wanted[at, i]),
-        )
+    errors = (mine - wanted).abs()
+    wrong = (errors > 2e-2).nonzero()
+    dtype = pair[0].dtype
+    short = dtype in (torch.bfloat16, torch.float16)
+    if not len(wrong) and not short:
+        return
+    at, i = wrong[0].tolist() if len(wrong) else divmod(int(errors.argmax()), D // 2)
+    raise learner.mistake(
+        "low-precision" if len(wrong) else "tables-rounded",
+        dtype=dtype if short else "low precision",
+        at=at,
+        yours=float(mine[at, i]),
+        wanted=float(wanted[at, i]),
+    )
+
+
+def _check_later_calls(learner: LearnerModern) -> None:
+    """Check step 2 a second time: results that the code keeps must belong to the new arguments."""
+    if all(_is_right(_tables(learner, *case), *case) for case in TABLES):
+        return
+    learner.start_again()  # a right file can keep tables in float32 from _check_precision
+    for case in (*TABLES, LONG, *TABLES):
+        tables = _tables(learner, *case)
+        if not _is_right(tables, *case):
+            raise _later_mistake(learner, case, tables)
+
+
+def _later_mistake(learner: LearnerModern, case: tuple[int, int], tables: Tables) -> CheckFailed:
+    """The CheckFailed for wrong tables of a call, although the calls before it were right."""
+    D, n = case
+    for earlier in (*TABLES, LONG):
+        if earlier != case and any(
+            all(s.shape == t.shape and torch.allclose(s.double(), t, 0.0, 2e-2)
+                for s, t in zip(tables, kind(*_right(*earlier)), strict=True))
+            for kind in _KINDS
+        ):  # fmt: skip
+            return learner.mistake(
+                "result-of-earlier-call", _wants(D, n), D=D, n=n, D0=earlier[0], n0=earlier[1]
+            )
+    cos = tables[0]
+    if cos.dim() == 2 and cos.shape[0] != n and cos.shape[1] in (D // 2, D):
+        return learner.mistake("another-length", _wants(D, n), rows=cos.shape[0], n=n)
+    return _wrong(learner, 2, _difference(case, tables))
 
 
 def check_rotation(learner: LearnerModern) -> None:
@@ -207,14 +247,14 @@ def check_rotation(learner: LearnerModern) -> None:
     if bad:
         raise _rotation_mistake(learner, tried, *bad[0])
     x = torch.randn(SHAPES[0], dtype=torch.float64, requires_grad=True)
-    y = learner.call(3, x, *learner.call(2, *_case(x)))
+    y = _turned(learner, x, _pair(learner, *_case(x)))
     if not y.requires_grad:
         raise learner.mistake("rotation-without-gradient")
     for dtype in (torch.float32, torch.bfloat16):
         given = x.detach().to(dtype)
         with single_precision():
-            tables = learner.call(2, *_case(x), exactly=False)
-            returned = learner.call(3, given, *tables, exactly=False).dtype
+            tables = _pair(learner, *_case(x), exactly=False)
+            returned = _turned(learner, given, tables, exactly=False).dtype
         if returned != dtype:
             raise learner.mistake("dtype-changed", given=dtype, returned=returned)
 
@@ -226,19 +266,11 @@ def _case(x: Tensor) -> tuple[int, int]:
 def _rotated(learner: LearnerModern, x: Tensor) -> Tensor:
     """The learner's rotation of x. Raises CheckFailed if its shape is wrong or x is changed."""
     given = x.clone()
-    tables = learner.call(2, *_case(x))
+    tables = _pair(learner, *_case(x))
     try:
-        y = learner.call(3, given, *tables)
+        y = _turned(learner, given, tables)
     except CheckFailed as failed:
         raise _square_mistake(learner, failed) or failed from None
-    if not isinstance(y, Tensor):
-        raise learner.failed_at(
-            3,
-            "no-tensor",
-            f"`rotate` returned {type(y).__name__}, not a tensor of shape {tuple(x.shape)}"
-            + _quote(learner, 3),
-            "what does the last line of rotate return?",
-        )
     if y.shape != x.shape:
         if y.shape == (*x.shape[:-1], x.shape[-1] // 2):
             raise learner.mistake("half-lost", yours=y.shape[-1], D=x.shape[-1])
@@ -252,8 +284,21 @@ def _rotated(learner: LearnerModern, x: Tensor) -> Tensor:
     if not torch.equal(given, x):
         difference = f"{float((given - x).abs().max()):.3g}"
         raise learner.mistake("x-changed", difference=difference)
-    out: Tensor = y.detach()
-    return out
+    return y.detach()
+
+
+def _turned(learner: LearnerModern, x: Tensor, tables: Tables, *, exactly: bool = True) -> Tensor:
+    """The tensor that the learner's rotate returns. CheckFailed if it returns something else."""
+    y = learner.call(3, x, *tables, exactly=exactly)
+    if not isinstance(y, Tensor):
+        raise learner.failed_at(
+            3,
+            "no-tensor",
+            f"`rotate` returned {type(y).__name__}, not a tensor of shape {tuple(x.shape)}"
+            + _quote(learner, 3),
+            "what does the last line of rotate return?",
+        )
+    return y
 
 
 def _square_mistake(
@@ -266,7 +311,7 @@ def _square_mistake(
         return None
     x = torch.randn(4, 4, 4, 8, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     try:
-        y = learner.call(3, x.clone(), *learner.call(2, *_case(x)))
+        y = _turned(learner, x.clone(), _pair(learner, *_case(x)))
     except CheckFailed:
         return None
     more = "" if failed is None else f" ({failed.message})"

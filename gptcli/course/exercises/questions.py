@@ -505,6 +505,9 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "another-length": "how many rows does your table have, and how many positions are there?",
         "low-precision": "up to which whole number does your dtype represent every whole number "
         "exactly?",
+        "tables-rounded": "how many digits of a cosine does the dtype of your tables keep?",
+        "result-of-earlier-call": "what does your function remember from one call to the next, and "
+        "by which of its arguments does it find it again?",
         "interleaved": _PAIR,
         "interleaved-with-halves": _PAIR,
         "interleaved-with-cat": _PAIR,
