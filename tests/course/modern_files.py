@@ -230,6 +230,8 @@ WRONG: list[tuple[Any, ...]] = [
     ("values-in-turn", 5, VV, "v = v.repeat(1, group, 1, 1)"),
     ("keys-in-turn", 5, KK, "k = k.repeat(1, group, 1, 1)"),
     ("one-head-for-all", 5, KK, "k = k[:, :1]", VV, "v = v[:, :1]"),
+    ("values-of-one-head", 5, VV, "v = v[:, :1].expand(B, self.n_head, T, D)"),
+    ("keys-of-one-head", 5, KK, "k = k[:, :1].expand(B, self.n_head, T, D)"),
     ("raises", 5, KK, "", VV, ""),
     ("raises", 5, "group = self.n_head // self.n_kv_head", "group = self.n_kv_head"),
     ("not-implemented", 5, KK, 'raise NotImplementedError("step 5: grouped queries")'),

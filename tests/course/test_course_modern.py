@@ -19,6 +19,7 @@ from tests.course.modern_files import (
     QK_NORMS,
     RIGHT,
     TABLES,
+    VV,
     WRONG,
     in_other_style,
     wrong_text,
@@ -133,6 +134,22 @@ def test_tables_of_later_calls_are_judged(slug: str, old: str, new: str, tmp_pat
 def test_tables_that_grow_between_calls_are_right(tmp_path: Path) -> None:
     report = report_of(tmp_path, RIGHT["growing_tables"])
     assert report.ok, report.message
+
+
+@pytest.mark.parametrize(
+    ("new", "step", "says"),
+    [
+        ("v = v[:, torch.arange(self.n_head) * 0]", 5, "the same values"),
+        ("v = v[:, torch.tensor([1] + [0] * (self.n_head - 1)) % self.n_kv_head]", 5, "grouped"),
+    ],
+)
+def test_grouped_queries_are_right_only_if_the_values_are(
+    new: str, step: int, says: str, tmp_path: Path
+) -> None:
+    report = report_of(tmp_path, BASE.replace(VV, new))
+    assert report.first_wrong_step == step, report.message
+    assert says in report.message
+    assert "step 5, grouped queries, is right" not in report.message
 
 
 def half_written(done: int) -> str:

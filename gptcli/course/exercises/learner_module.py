@@ -65,6 +65,11 @@ def no_unseen(trace: TensorTrace, weights: Any, x: Tensor) -> int | None:
     return None
 
 
+def all_seen(trace: TensorTrace, weights: Any, x: Tensor, step: int) -> bool:
+    """True, because in this lesson one landmark of a step shows that the whole step is right."""
+    return True
+
+
 @dataclass(frozen=True)
 class ModuleLesson(Lesson["LearnerModule"]):
     """A lesson whose file defines one torch module, (B, T, C) -> (B, T, C).
@@ -76,9 +81,10 @@ class ModuleLesson(Lesson["LearnerModule"]):
     tensors, forward has done the step. The first tensor of the last step is the output. `draw`
     draws the input x. `train` yields notes, and the faults that show only in training mode.
     `first_wrong` finds the first wrong step if the lesson knows more than the trace shows. `unseen`
-    does the same for a forward that stops. A step in `alone` can be right although the step before
-    it is wrong. `names` holds pairs: a pattern for attribute names, and the step that uses these
-    attributes."""
+    does the same for a forward that stops. `seen` tells whether the trace has all results of a
+    step, if one landmark does not show that. A step in `alone` can be right although the step
+    before it is wrong. `names` holds pairs: a pattern for attribute names, and the step that uses
+    these attributes."""
 
     name: str
     steps: tuple[Step, ...]
@@ -93,6 +99,7 @@ class ModuleLesson(Lesson["LearnerModule"]):
     unseen: Callable[[TensorTrace, Any, Tensor], int | None] = no_unseen
     alone: frozenset[int] = frozenset()
     names: tuple[tuple[str, int], ...] = ()
+    seen: Callable[[TensorTrace, Any, Tensor, int], bool] = all_seen
 
     def load(self, file: LearnerFile, say: Say) -> LearnerModule:
         """Run the file and return its class, ready to be tried."""
@@ -637,7 +644,12 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
         suspect = run.trace.line_after(marks[0]) or suspect
     quote = learner.source.quote(suspect)
     previous = ""
-    if step > 1 and len(marks) >= step - 1 and any(run.trace.has(one) for one in marks[step - 2]):
+    if (
+        step > 1
+        and len(marks) >= step - 1
+        and any(run.trace.has(one) for one in marks[step - 2])
+        and lesson.seen(run.trace, run.weights, run.x, step - 1)
+    ):
         previous = f"the result of step {step - 1}, {lesson.steps[step - 2].name}, is right; "
     slug = "wrong-output" if bool(y.isfinite().all()) else "not-finite"
     what = (

@@ -112,7 +112,8 @@ def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
     except RuntimeError:  # the constructor makes heads of another size
         return 4
     if any(trace.has(one) for one in after) and not trace.has(turned(v)):
-        return 6
+        # right scores show nothing about the values
+        return 6 if trace.has(after[-1]) or not _shared_wrongly(trace, v, wide[1]) else 5
     if not (trace.has(q) and trace.has(k)) or trace.has(turned(v)):
         return 4
     grouped = w.H == w.K or all(_holds(trace, one) for one in wide)
@@ -145,7 +146,33 @@ def _lacks_values(trace: TensorTrace, q: Tensor, k: Tensor, v: Tensor, group: in
         and not trace.has(mixed)
         and _holds(trace, wide_k)
         and not _holds(trace, wide_v)
+        and not _shared_wrongly(trace, v, wide_v)
     )
+
+
+def _shared_wrongly(trace: TensorTrace, part: Tensor, wide: Tensor) -> bool:
+    """Whether the trace has heads of `part` for all query heads, but not in the order of `wide`.
+
+    `part` is (B, K, T, D), and `wide` is (B, H, T, D)."""
+    if part.shape[1] in (1, wide.shape[1]) or _holds(trace, wide):
+        return False
+    return any(
+        result.shape == wide.shape
+        and all(
+            any(torch.allclose(head, one) for one in part.unbind(1)) for head in result.unbind(1)
+        )
+        for operation in trace.operations
+        for result in operation.results
+    )
+
+
+def seen(trace: TensorTrace, w: Weights, x: Tensor, step: int) -> bool:
+    """Whether the trace has all results of a step that the output needs. Step 5: k and v."""
+    if step != 5:
+        return True
+    q, k, v = _turn(*heads(w, x))
+    wide_k, wide_v = _share(k, v, w.H // w.K)
+    return trace.has(modern.attend(q, wide_k, wide_v)) or _holds(trace, wide_v)
 
 
 def _holds(trace: TensorTrace, wanted: Tensor) -> bool:
@@ -243,6 +270,11 @@ def _viewed(w: Weights, x: Tensor) -> Heads:
     return q, k, v
 
 
+_ONE_HEAD: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda t: t[:, :1],
+    lambda t: t[:, -1:],
+    lambda t: t.mean(1, keepdim=True),
+)
 _ROTATION = r"rotate\(|rotat|rope|cos"
 _REPEAT = r"repeat_interleave|repeat|expand|%|//.*\bh\b|torch\.cat|stack|einsum|view|reshape"
 _SCALE = r"sqrt|\*\*|scale"
@@ -387,8 +419,19 @@ MISTAKES = (
             "use repeat_interleave(group, dim=1)",
             _sharing(*(lambda k, v, g, of=of: (of(k).expand(-1, k.shape[1] * g, -1, -1),
                                                of(v).expand(-1, k.shape[1] * g, -1, -1))
-                       for of in (lambda t: t[:, :1], lambda t: t[:, -1:],
-                                  lambda t: t.mean(1, keepdim=True)))), _REPEAT),
+                       for of in _ONE_HEAD)), _REPEAT),
+    ExerciseMistake("values-of-one-head", 5, "v[:, :1].expand(...), but k.repeat_interleave",
+            "all {H} query heads use the same values, though there are {K} key/value heads",
+            "a head's keys and values belong together",
+            "repeat v as you repeat k",
+            _sharing(*(lambda k, v, g, of=of: (_wide(k, g), of(v).expand_as(_wide(v, g)))
+                       for of in _ONE_HEAD)), r"\bv\w*\s*=.*(\[|repeat|expand|mean)|" + _REPEAT),
+    ExerciseMistake("keys-of-one-head", 5, "k[:, :1].expand(...), but v.repeat_interleave",
+            "all {H} query heads use the same keys, though there are {K} key/value heads",
+            "a head's keys and values belong together",
+            "repeat k as you repeat v",
+            _sharing(*(lambda k, v, g, of=of: (of(k).expand_as(_wide(k, g)), _wide(v, g))
+                       for of in _ONE_HEAD)), r"\bk\w*\s*=.*(\[|repeat|expand|mean)|" + _REPEAT),
     ExerciseMistake("scale-of-n-embd", 6, "/ math.sqrt(C)",
             "you divide the scores by sqrt({C}), from n_embd; a head has {D} channels",
             "a score is a sum over the channels of one head", "divide by sqrt(head_dim)",
@@ -501,5 +544,6 @@ SIZES = (
     GroupedSize(1, 6, 16, 4, seed=3, K=1),  # D 4, one key/value head for all
 )
 LESSON = ModuleLesson(
-    "modern", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train, first_wrong, unseen
-)
+    "modern", STEPS, SIZES, MISTAKES, weights, start, steps, draw, train, first_wrong, unseen,
+    seen=seen,
+)  # fmt: skip

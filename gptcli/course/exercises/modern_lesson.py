@@ -173,6 +173,16 @@ def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None
     line = ranked_line(whole.source, r"cos\w*\[|\[.*:|rotary_angles\(", whole.methods)
     if None not in seen and seen[0] == seen[1] != _LATER:
         raise whole.mistake("start-ignored", line=line, start=_LATER, seen=seen[0])
+    if before is not None and not isinstance(after, Tensor):
+        returned = f"returns a {type(after).__name__}, not a tensor"
+        raise whole.mistake(
+            "start-stops", within=whole.methods, start=_LATER, T=size.T, error=returned
+        )
+    if before is not None and before.shape != after.shape:
+        returned = f"the output has shape {tuple(after.shape)}, not {tuple(before.shape)}"
+        raise whole.mistake(
+            "start-stops", within=whole.methods, start=_LATER, T=size.T, error=returned
+        )
     if before is not None and not close(before, after):
         difference = f"{float((before - after).abs().max()):.3g}"
         raise whole.mistake("start-of-one", line=line, start=_LATER, difference=difference)

@@ -562,6 +562,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "values-in-turn": _GROUPS,
         "keys-in-turn": _GROUPS,
         "one-head-for-all": _GROUPS,
+        "values-of-one-head": _GROUPS,
+        "keys-of-one-head": _GROUPS,
         "scale-of-n-embd": _SCORE,
         "no-scale": _SCORE,
         "another-scale": _SCORE,
