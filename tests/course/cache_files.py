@@ -316,6 +316,9 @@ WRONG: list[tuple[Any, ...]] = [
     ("kept-in-module", 6, CALL, CALL + "            self.past = k, v\n"
      "        elif getattr(self, 'past', None) is not None:\n"
      "            k, v = (torch.cat((p, n), 2) for p, n in zip(self.past, (k, v)))\n"),
+    ("dropout-in-evaluation", 6, "return self.c_proj(y)", "return F.dropout(self.c_proj(y), 0.1)"),
+    ("dropout-in-evaluation", 6, "weights = F.softmax(scores, dim=-1)",
+     "weights = F.dropout(F.softmax(scores, dim=-1), 0.1)"),
     ("returns-more", 6, "return self.c_proj(y)", "return self.c_proj(y), cache"),
     ("output-of-all-tokens", 6, "return self.c_proj(y)",
      "return self.c_proj(torch.cat((v.transpose(1, 2).reshape(B, S, C)[:, : S - T], y), 1))"),

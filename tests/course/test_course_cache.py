@@ -59,6 +59,15 @@ def test_wrong_ones_in_other_styles_get_their_step(entry: tuple[str, ...], tmp_p
     assert re.search(r"cache\.py, `.+`", report.message), report.message
 
 
+@pytest.mark.parametrize("entry", [e for e in WRONG if e[0] == "dropout-in-evaluation"])
+def test_dropout_in_evaluation_is_found_before_outputs_are_compared(
+    entry: tuple[str, ...], tmp_path: Path
+) -> None:
+    report = report_of(tmp_path, wrong_text(entry))
+    assert (report.mistake, report.first_wrong_step) == entry[:2], report.message
+    assert "dropout(" in report.message
+
+
 def test_every_mistake_of_the_bank_has_a_file_and_a_question() -> None:
     bank = {mistake.slug for mistake in MISTAKES}
     of_past = {mistake.slug for mistake in PAST_MISTAKES}

@@ -47,6 +47,15 @@ def test_wrong_ones_get_their_step(entry: tuple[str, ...], text: str, tmp_path: 
     assert re.search(r"cache\.py, `.+`", report.message), report.message
 
 
+def test_dropout_in_evaluation_is_found_before_outputs_are_compared(tmp_path: Path) -> None:
+    name = next(name for name in past_files.RIGHT if "return self.c_proj(" in RIGHT[name])
+    text = re.sub(r"return self\.c_proj\((\w+)\)", r"return F.dropout(self.c_proj(\1), 0.1)",
+                  RIGHT[name])  # fmt: skip
+    assert text != RIGHT[name]
+    report = report_of(tmp_path, text)
+    assert (report.mistake, report.first_wrong_step) == ("dropout-in-evaluation", 6), report.message
+
+
 def test_every_mistake_has_a_question() -> None:
     assert {mistake.slug for mistake in BANK} <= set(QUESTIONS["cache"])
     assert len({mistake.slug for mistake in MISTAKES}) == len(MISTAKES)

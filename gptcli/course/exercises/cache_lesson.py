@@ -5,6 +5,7 @@ Dimensions: B batch, T new tokens, S tokens in all, C channels (n_embd), N token
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from gptcli.course.exercises.cache import Weights, any_attention
 from gptcli.course.exercises.cache_learner import LearnerCache, Size
 from gptcli.course.exercises.cache_mistakes import MISTAKES, STEPS
-from gptcli.course.exercises.cache_outputs import Seen, half_written, named
+from gptcli.course.exercises.cache_outputs import Seen, half_written, named, random
 from gptcli.course.exercises.cache_storing import check_store
 from gptcli.course.exercises.cache_window import check_length, check_window
 from gptcli.course.exercises.past_learner import PastLearner, with_past
@@ -89,6 +90,10 @@ def _equality(learner: LearnerCache) -> float:
         generator = torch.Generator().manual_seed(7 + size.B)
         text = torch.randn(size.B, size.N, size.C, generator=generator)
         seen = _read(learner, module, weights, text, size)
+        if not all(one.right for one in seen):
+            fault = random(learner, partial(_whole, learner, module, text))
+            if fault is not None:
+                raise fault
         if any(one.failed and one.failed.mistake == "not-implemented" for one in seen):
             raise half_written(learner, weights, text, seen)
         if not all(one.right for one in seen):
@@ -122,6 +127,14 @@ def _read(
         if number:
             _stored(learner, cache, one)
     return seen
+
+
+def _whole(learner: LearnerCache, module: nn.Module, text: Tensor) -> Tensor | None:
+    """The output for the whole text without a cache, or None if forward fails."""
+    try:
+        return learner.forward(module, text.clone())
+    except CheckFailed:
+        return None
 
 
 def _stored(learner: LearnerCache, cache: Any, one: Seen) -> None:

@@ -399,6 +399,12 @@ MISTAKES = (
             "your output does not go through the output projection",
             "the projection mixes the heads", "return self.c_proj(merged)", (
                 _form(merge="not projected"),), at=_RETURN),
+    ExerciseMistake("dropout-in-evaluation", 6, "F.dropout(y, 0.1)",
+            "in evaluation mode, two calls of your forward with the same x and no cache differ by "
+            "up to {difference}",
+            "dropout must act only in training; F.dropout does not know the mode of your module",
+            "use an nn.Dropout made in the constructor, or pass training=self.training",
+            at=r"[dD]rop\w*\((?!.*training)|rand|bernoulli || [dD]rop\w*\("),
     ExerciseMistake("kept-in-module", 6, "self.cache, or self.past in the attention",
             "your attention keeps tokens of an earlier text: {what}",
             "several texts go through one module, and each text has its own cache",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gptcli.course.exercises.cache import Weights, any_weights
@@ -52,6 +53,24 @@ class Seen:
         if self.got is None:
             return f" ({new} after {self.start}: forward stops)"
         return f" ({new} after {self.start}: the output differs from recomputation {by})"
+
+
+def random(learner: CacheExplainer, call: Callable[[], Tensor | None]) -> CheckFailed | None:
+    """The CheckFailed if the output of `call` depends on torch's random numbers; else None.
+
+    Then no output can be compared with that of another call."""
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(call())
+    one, same, other = outputs
+    if one is None or same is None or other is None or not torch.equal(one, same):
+        return None  # the module keeps something between calls
+    if one.shape != other.shape or not (difference := float((one - other).abs().max())) > 0:
+        return None
+    return learner.mistake(
+        "dropout-in-evaluation", within=learner.forward_lines(), difference=f"{difference:.3g}"
+    )
 
 
 def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -> CheckFailed:

@@ -447,6 +447,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "sum them?",
         "no-softmax": "which function turns the scores of a query into weights?",
         "heads-mixed": "after weights @ v, in which order are the dimensions of tokens and heads?",
+        "dropout-in-evaluation": "after model.eval(), should two calls with the same x differ?",
         "not-projected": "which layer of the attention does your forward never call?",
         "kept-in-module": "if two texts take turns, where should the past of each text be stored?",
         "returns-more": "which result of forward does the network add to the residual stream?",
