@@ -244,6 +244,8 @@ WRONG: list[tuple[Any, ...]] = [
      "self.keys[:, :, : self.values.size(2)], k"), "self.values = v", "self.values = k"),
     ("tokens-lost", 1, "self.k[:, :, self.n : self.n + T] = k", "self.k[:, :, self.n] = k[:, :, 0]",
      "self.v[:, :, self.n : self.n + T] = v", "self.v[:, :, self.n] = v[:, :, 0]"),
+    ("misplaced", 1, "self.k[:, :, self.n : self.n + T] = k",
+     "self.k[:, :, max(self.n - 1, 0) : max(self.n - 1, 0) + T] = k"),
     ("other-dtype", 1, ", dtype=k.dtype", ""),
     ("other-dtype", 2, RETURN, "        return self.keys.float(), self.values.float()\n"),
     ("other-device", 1, ", device=k.device", ""),

@@ -68,6 +68,13 @@ def test_dropout_in_evaluation_is_found_before_outputs_are_compared(
     assert "dropout(" in report.message
 
 
+def test_keys_at_a_wrong_place_are_named_with_their_line(tmp_path: Path) -> None:
+    report = report_of(tmp_path, wrong_text(next(e for e in WRONG if e[0] == "misplaced")))
+    assert (report.mistake, report.first_wrong_step) == ("misplaced", 1), report.message
+    assert "the values are right, but the keys of" in report.message
+    assert "`self.k[:, :, max(self.n - 1, 0)" in report.message
+
+
 def test_every_mistake_of_the_bank_has_a_file_and_a_question() -> None:
     bank = {mistake.slug for mistake in MISTAKES}
     of_past = {mistake.slug for mistake in PAST_MISTAKES}

@@ -99,7 +99,8 @@ def check_store(learner: LearnerCache) -> None:
         if unread is None or failed.step != 2:
             raise
     total = sum(piece[0].shape[2] for piece in pieces)
-    keys = got[0] if unread is None else next(iter(_stored(other)), first[0][0])
+    pair = pair_of(got) if unread is None else None
+    keys = pair[0] if pair is not None else next(iter(_stored(other)), first[0][0])
     if keys.dim() == 4 and keys.shape[2] > 3 and _holds([keys], pieces[0][0]):
         raise learner.mistake("shared-between-caches", found=total)
     if unread is not None:
@@ -278,6 +279,8 @@ def _name(
         return learner.mistake(
             "keys-for-values", step=at_step, one="keys", other="values", S=S, within=within
         )
+    if "right" in (keys, values) and pair[0].shape == pair[1].shape == wanted[0].shape:
+        return _misplaced(learner, pair, wanted, 1 if keys == "right" else 0, step)
     if keys == "right":
         return learner.mistake(
             "values-not-stored", S=S, shape=tuple(pair[1].shape), within=within, step=step
@@ -302,6 +305,26 @@ def _name(
         f"after {S} tokens your append {what} keys of shape {shape} and values of shape "
         f"{tuple(pair[1].shape)} with other numbers than were appended; both need shape "
         f"{tuple(wanted[0].shape)}",
+    )  # fmt: skip
+
+
+def _misplaced(
+    learner: LearnerCache,
+    pair: tuple[Tensor, Tensor],
+    wanted: tuple[Tensor, Tensor],
+    part: int,
+    step: int,
+) -> CheckFailed:
+    """The CheckFailed for keys (`part` 0) or values (1) with tokens at a wrong place."""
+    S = wanted[0].shape[2]
+    bad = [t for t in range(S) if not same(pair[part][:, :, t], wanted[part][:, :, t])]
+    names = ("keys", "values")
+    letter = names[part][0]
+    within = learner.lines("append")
+    return learner.mistake(
+        "misplaced", step=step, within=within, S=S, one=names[part], other=names[1 - part],
+        lost=f"token {bad[0]} are" if len(bad) == 1 else f"tokens {bad} are",
+        line=learner.source.find(rf"\b{letter}\w*\[.*\]\s*=(?!=)", within),
     )  # fmt: skip
 
 

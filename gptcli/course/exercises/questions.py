@@ -441,6 +441,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "mask-is-square": "how many rows and how many columns do the scores have?",
         "mask-not-infinite": "after the softmax, which weight does a masked key have?",
         "mask-after-softmax": "what is the sum of a row of weights after your mask?",
+        "misplaced": "after n stored tokens, at which place does the first new token belong?",
         "another-scale": "by which number does week 1 divide the scores, and does it change with a "
         "cache?",
         "softmax-over-queries": "the weights of one query sum to 1: over which dimension do you "
