@@ -334,6 +334,13 @@ WRONG: list[tuple[Any, ...]] = [
      "    cut = probs < p\n    cut[0] = probs[0] < p\n"),
     ("sum-of-logits", 3, "torch.sort(torch.softmax(logits, dim=-1), descending",
      "torch.sort(logits, descending"),
+    ("shares-of-logits", 3, "probs, order = torch.sort(torch.softmax(logits, dim=-1), "
+     "descending=True)\n", "probs, order = torch.sort(logits, descending=True)\n"
+     "    probs = probs / probs.sum()\n", "sums > p", "sums >= p"),
+    ("remembers", 5, "def repetition_penalty(logits, seen_ids, penalty):\n",
+     "def repetition_penalty(logits, seen_ids, penalty, memory=[]):\n    memory.extend(seen_ids)\n",
+     "set(seen_ids)", "set(memory)"),
+    ("holds-too-little", 8, "range(1, len(stop))", "range(1, len(stop) - 1)"),
     ("one-minus-p", 3, "sums > p", "sums > 1 - p"),
     ("p-one", 3, "    if p >= 1:\n        return logits\n", "", "    cut = sums > p\n" + CROSS,
      "    cut = torch.arange(len(sums)) > (sums >= p).int().argmax()\n"),

@@ -50,6 +50,21 @@ def test_mistakes_in_other_styles_are_named(index: int, tmp_path: Path) -> None:
     assert (report.mistake, report.first_wrong_step) == (slug, step), report.message
 
 
+@pytest.mark.parametrize(
+    ("slug", "line"),
+    [
+        ("shares-of-logits", "probs / probs.sum()"),
+        ("remembers", "memory=[]"),
+        ("holds-too-little", "len(stop) - 1)"),
+        ("penalty-late", "logits = repetition_penalty("),
+    ],
+)
+def test_a_mistake_quotes_the_line_that_makes_it(slug: str, line: str, tmp_path: Path) -> None:
+    report = report_of(tmp_path, wrong_text(next(e for e in WRONG if e[0] == slug)))
+    assert report.mistake == slug, report.message
+    assert line in report.message
+
+
 def test_every_mistake_of_the_bank_has_a_file() -> None:
     assert {mistake.slug for mistake in MISTAKES} - {entry[0] for entry in WRONG} == set()
 

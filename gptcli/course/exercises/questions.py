@@ -318,6 +318,10 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "mask-in-sorted-order": "after the sort, which id does place 0 belong to?",
         "each-alone": "what must reach p: one probability, or a sum of several?",
         "sum-of-logits": "which numbers do you add up?",
+        "shares-of-logits": "can one of your shares be negative, and can a probability?",
+        "remembers": "what does your function still have from the call before?",
+        "holds-too-little": "the stop string is `KING:`, and the text ends with `KING`: what must "
+        "you hold back?",
         "one-minus-p": _NUCLEUS,
         "p-one": "do the probabilities of all tokens add up to exactly 1 on a computer?",
         "absolute-threshold": "if the likeliest token has probability 0.1, which threshold does "

@@ -45,17 +45,20 @@ def nucleus(
     *,
     descending: bool = True,
     of: Callable[[Tensor], Tensor] = softmax,
+    share: Callable[[Tensor], Tensor] = lambda values: values,
     back: str = "scatter",
     first: bool = False,
 ) -> LogitsForm:
     """A wrong top-p. `cut(probabilities, sums, p)` gives the mask of cut tokens in sorted order.
 
-    `of` computes the numbers that are summed. `back` says how the mask gets back to the order of
-    the ids: "scatter" is right, "gather" permutes the wrong way, "none" leaves the mask sorted.
+    `of` computes the numbers that are sorted, and `share` the numbers that are summed. `back` says
+    how the mask gets back to the order of the ids: "scatter" is right, "gather" permutes the wrong
+    way, "none" leaves the mask sorted.
     With `first`, the first sorted token always stays."""
 
     def form(logits: Tensor, p: float) -> Tensor:
         values, order = of(logits).sort(descending=descending, stable=True)
+        values = share(values)
         mask = cut(values, values.cumsum(0), p)
         if first:
             mask[0] = False
@@ -66,6 +69,11 @@ def nucleus(
         return logits.masked_fill(mask, -INF)
 
     return form
+
+
+def shares(values: Tensor) -> Tensor:
+    """Each number divided by the sum of all: no softmax, because nothing is a power of e."""
+    return values / values.sum()
 
 
 def reached_before(values: Tensor, sums: Tensor, p: float) -> Tensor:
@@ -197,6 +205,12 @@ def earliest(text: str, stops: Sequence[str]) -> int | None:
 def longest(text: str, stops: Sequence[str]) -> int:
     """The length of the longest end of the text that is also the beginning of a stop string."""
     return max(ends(text, stops), default=0)
+
+
+def shorter_ends(text: str, stops: Sequence[str]) -> int:
+    """The length to hold if the last two characters of a stop string are never compared."""
+    return max((n for n in ends(text, stops) if any(
+        text.endswith(s[:n]) and n < len(s) - 1 for s in stops)), default=0)  # fmt: skip
 
 
 def ends(text: str, stops: Sequence[str]) -> list[int]:

@@ -16,6 +16,7 @@ from gptcli.course.exercises import sampling as reference
 from gptcli.course.exercises.learner_functions import LearnerFunctions
 from gptcli.course.exercises.sampling_mistakes import MISTAKES, STEPS
 from gptcli.course.exercises.sampling_stops import check_stops
+from gptcli.course.exercises.watch import lines_run
 from gptcli.course.lesson import CheckFailed, Lesson, Say
 from gptcli.course.report import Check
 from gptcli.course.sandbox.learner_file import LearnerFile, place_of
@@ -65,6 +66,7 @@ class LearnerSampling(LearnerFunctions):
     def __init__(self, file: LearnerFile, say: Say) -> None:
         super().__init__(file, say, FUNCTIONS, STEPS, MISTAKES)
         self.notes: dict[str, str] = {}
+        self.ran: frozenset[int] = frozenset()  # the lines that ran in the call with the wrong id
 
     def logits(self, step: int, logits: Tensor, *more: Any) -> Tensor:
         """What the learner's function of a step returns for `logits`, as float64 (V,).
@@ -140,6 +142,7 @@ class LearnerSampling(LearnerFunctions):
         guards = self.source.matches(r"^\s*if (p|k|m)\b.*:\s*$", lines)  # such as `if p >= 1:`
         for pattern in mistake.at.split("|"):
             found = [n for n in self.source.matches(pattern, lines) if n not in guards]
+            found = [n for n in found if n in self.ran] or found
             if found:
                 return super().mistake(
                     slug, evidence, line=found[-1 if pattern == "return" else 0], **more
@@ -242,6 +245,12 @@ def _compare(
     wrong = [i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if not _same(a, b)]
     if not wrong:
         return
+    try:
+        again = [learner.logits(step, *case) for case in cases]
+    except CheckFailed:  # the same calls did not stop before
+        again = []
+    if not again or not all(map(_same, again, got)):
+        raise learner.mistake("remembers", step=step, name=name)
     i = wrong[0]
     evidence = show(*cases[i], got[i], wanted[i])
 
@@ -478,6 +487,10 @@ def _next(learner: LearnerSampling) -> None:
     if wrong:
         again = [learner.token(7, case[0].clone(), list(case[1]), *case[2:]) for case in drawn]
         evidence = _shown_choice(drawn[wrong[0]], got[wrong[0]])
+        first = drawn[wrong[0]]
+        learner.ran = frozenset(lines_run(
+            learner.file.path, lambda: learner.call(7, first[0].clone(), list(first[1]), *first[2:])
+        ))  # fmt: skip
         if again != got:
             raise learner.mistake("u-ignored", f" ({evidence})", step=7, name="next_token")
         if -1 in got:

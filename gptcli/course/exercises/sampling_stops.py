@@ -56,6 +56,8 @@ def check_stops(learner: LearnerFunctions) -> None:
     wanted = [reference.cut_at_stop(text, stops) for text, stops in TEXTS]
     if got == wanted:
         return
+    if got != [_three(learner, text, stops) for text, stops in TEXTS]:
+        raise learner.mistake("remembers", step=8, name="cut_at_stop")
     i = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=True)) if a != b)
     text, stops = TEXTS[i]
     evidence = f"cut_at_stop({text!r}, {stops}) returns {got[i]}, expected {wanted[i]}"
