@@ -181,7 +181,7 @@ NOTES = {
     ),
     "float-softmax": (
         HEAD + USUAL.replace("dim=-1)", "dim=-1, dtype=torch.float32)") + END,
-        "float64", "works in float32 only",
+        "float64", "works only in float32",
     ),
     "bias": ((HEAD + USUAL + END).replace("bias = config.bias", "bias = True"), "bias", "follow"),
     "tuple": (

@@ -86,7 +86,7 @@ WRONG_FILES = (
     WrongFile(
         "split_without_transpose",
         "split-without-transpose",
-        "you view (2, 5, 24) as (2, 3, 5, 8)",
+        "you view (2, 5, 24) with the 3 heads before time",
         "view(B, T, self.n_head, self.head_dim).transpose(1, 2)",
         "view(B, self.n_head, T, self.head_dim)",
     ),

@@ -418,7 +418,8 @@ class LearnerModule(Explainer):
             if mistake.step <= step and self.shows(mistake, trace, weights, x):
                 marks = self.landmarks(weights, x)
                 right = marks[mistake.step - 1] if len(marks) >= mistake.step else []
-                if not any(trace.has(one) for one in right):
+                # Numbers of other results can look like the parts of a right result.
+                if not any(trace.has(one, in_parts=False) for one in right):
                     return self.mistake(mistake.slug, **self.facts(x))
         return None
 
@@ -431,7 +432,7 @@ class LearnerModule(Explainer):
                     result = part(weights, x)
             except Exception:  # `part` may use a weight or submodule that the module lacks
                 continue
-            if trace.has(result):
+            if trace.has(result, in_parts=False):
                 return True
         return False
 
@@ -616,7 +617,8 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
                 named = learner.mistake_in_forward(mistake.slug, evidence, suspect, **facts)
                 return _at_step_of_line(learner, run, named)
     seen = len(marks) >= step and any(run.trace.has(one) for one in marks[step - 1])
-    for mistake in lesson.mistakes if not seen else ():
+    is_done = seen and lesson.seen is all_seen  # otherwise a landmark can hide half of the step
+    for mistake in lesson.mistakes if not is_done else ():
         if mistake.step == step and all(
             learner.shows(mistake, each.trace, each.weights, each.x) for each in runs
         ):

@@ -231,6 +231,11 @@ def _same(got: Tensor, wanted: Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=0.0, atol=CLOSE))
 
 
+def _repeats(again: Tensor, first: Tensor) -> bool:
+    """Whether two calls gave the same logits. Here nan equals nan."""
+    return bool(torch.allclose(again, first, rtol=0.0, atol=CLOSE, equal_nan=True))
+
+
 def _compare(
     learner: LearnerSampling,
     step: int,
@@ -249,7 +254,7 @@ def _compare(
         again = [learner.logits(step, *case) for case in cases]
     except CheckFailed:  # the same calls did not stop before
         again = []
-    if not again or not all(map(_same, again, got)):
+    if not again or not all(map(_repeats, again, got)):
         raise learner.mistake("remembers", step=step, name=name)
     i = wrong[0]
     evidence = show(*cases[i], got[i], wanted[i])

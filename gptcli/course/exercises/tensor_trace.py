@@ -126,8 +126,10 @@ class TensorTrace(TorchFunctionMode):
         trace.operations = [Operation("", None, (value,), False) for value in values]
         return trace
 
-    def place_of(self, wanted: Tensor) -> int | None:
-        """The index of the first operation that makes the numbers of `wanted`, in any order."""
+    def place_of(self, wanted: Tensor, *, in_parts: bool = True) -> int | None:
+        """The index of the first operation that makes the numbers of `wanted`, in any order.
+
+        With `in_parts`, the operations of one line can also make these numbers in parts."""
         goal = wanted.double().flatten().sort().values
         for i, operation in enumerate(self.operations):
             for tensor in operation.results:
@@ -135,7 +137,7 @@ class TensorTrace(TorchFunctionMode):
                     tensor.double().flatten().sort().values, goal, 0.0, 1e-9, equal_nan=True
                 ):
                     return i
-        return self._place_in_parts(goal) if len(goal) > 1 else None
+        return self._place_in_parts(goal) if in_parts and len(goal) > 1 else None
 
     def _place_in_parts(self, goal: Tensor) -> int | None:
         """The index of the operation that completes `goal`, sorted numbers, on one line; or None.
@@ -178,9 +180,9 @@ class TensorTrace(TorchFunctionMode):
                     return True
         return False
 
-    def has(self, wanted: Tensor) -> bool:
-        """Whether an operation makes the numbers of `wanted`, in any order."""
-        return self.place_of(wanted) is not None
+    def has(self, wanted: Tensor, *, in_parts: bool = True) -> bool:
+        """Whether the numbers of `wanted` were made, as place_of finds them."""
+        return self.place_of(wanted, in_parts=in_parts) is not None
 
     def line_after(self, wanted: Iterable[Tensor]) -> int | None:
         """The learner's line of the first operation after the operations that make `wanted`."""
