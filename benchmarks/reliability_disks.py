@@ -1,6 +1,7 @@
-"""Trials of saves on disks that kill, refuse, lose data or fill up, for benchmarks/reliability.py.
+"""Trials of saves that are killed, or whose disk fails, loses data or fills up.
 
-tests/training/disk_fault_trials.py runs the trials. This file counts the trials and their failures.
+benchmarks/reliability.py uses them. tests/training/disk_fault_trials.py runs the trials. This file
+counts the trials and their failures.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
         def counted() -> Iterator[int]:
             for crashes in trees:
-                outcome.count("crashes, some leave the same tree", crashes)
+                outcome.count("crashes (several can leave the same tree)", crashes)
                 yield crashes
 
         outcome.count_each("trees", counted())
@@ -55,8 +56,8 @@ def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Let each disk operation of a story (a kind of save) fail in turn: once with each error, or
-    together with all later operations."""
+    """Let each disk operation of a story (a kind of save) fail in turn. In even trials, it fails
+    alone, once with each error. In odd trials, all later operations fail too."""
     story, for_good = STORIES[trial // 2], trial % 2 == 1
     fail = (
         disk_fault_trials.failing_for_good
@@ -71,8 +72,8 @@ def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Out
 
 
 def full_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Save with writes of at most 1,000 bytes, with limits on file sizes and open files, or on a
-    full tmpfs."""
+    """Save under one fault: short writes (at most 1,000 bytes each), a limit on file sizes, a limit
+    on open files, or a full tmpfs."""
     if trial < len(SHORT):
         size = SHORT[trial]
         return _counted(

@@ -105,7 +105,7 @@ def other(case: dict[str, Any], nanogpt: Path) -> float:
 
 
 def side(case: dict[str, Any], nanogpt: Path) -> float:
-    """New tokens per second of all streams together, of gptcli or of nanoGPT."""
+    """How many new tokens gptcli or nanoGPT writes per second, summed over all streams."""
     sizes = dict(SHAPES[case["shape"]])
     vocabulary = sizes.pop("vocab")
     streams, new = case["streams"], case["new"]

@@ -15,7 +15,7 @@ from playwright.sync_api import sync_playwright
 from gptcli.pages.chromium import find_chromium
 
 DOCS = Path(__file__).resolve().parent
-COLOURS = 128  # in a picture: the pages use few colours, and few colours make small files
+COLOURS = 128  # the most in a picture; the pages use few, and few colours make small files
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 GPT2 = "model={arch: gpt2, n_layer: 3, n_head: 2, n_embd: 64, block_size: 64, dropout: 0.0}"
 ONE_THREAD = "run.threads=1"

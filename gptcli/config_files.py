@@ -174,7 +174,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def sections_of(name: str) -> set[str]:
-    """The sections in the file of the config `name` (a path or a shipped config): their names.
+    """The names of the sections in the config file `name`: a path, or the name of a shipped config.
 
     Raises GptcliError if there is no such config, or if the file is not YAML."""
     path = find_config(name)
@@ -245,7 +245,7 @@ def is_override(argument: str) -> bool:
 
 
 def is_known_override(argument: str) -> bool:
-    """Whether SECTION is a section of the schema, in the override `SECTION.KEY=VALUE`."""
+    """Whether a word such as `SECTION.KEY=VALUE` names a section that a config has."""
     return argument.partition("=")[0].partition(".")[0] in Config.model_fields
 
 
@@ -446,9 +446,9 @@ def _scalar(name: str, node: yaml.Node) -> Any:
 
 
 def _apply(document: _Document, override: str) -> None:
-    """Set the dotted key KEY of an override in the document.
+    """Set the key of the override KEY=VALUE in the document.
 
-    VALUE is YAML, or text for keys of text."""
+    VALUE is YAML; if the key takes text, VALUE is this text."""
     # YAML cannot hold a file name that is not UTF-8. Such a name is written with escapes, and
     # gptcli.files.names finds the file again.
     override = override.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -94,7 +94,8 @@ def _import_the_rest() -> None:
 def _let_generators_be_made(torch: ModuleType) -> None:
     """Make torch.Generator() usable, as the last lines of `torch._prims.rng_prims` do (torch 2.13).
 
-    `import torch` usually runs those lines when it imports UNUSED, which is put off here."""
+    Usually, `import torch` runs those lines while it imports UNUSED. Here, UNUSED is imported
+    later or never."""
     if hasattr(torch._C, "_set_generator_metaclass"):
         base = importlib.import_module("torch._opaque_base")
         torch._C._set_generator_metaclass(base.OpaqueBaseMeta)

@@ -215,7 +215,7 @@ def _machine_error(error: Exception) -> GptcliError | None:
 
 
 def _usage_error(error: TyperException) -> int:
-    """Print Typer's error for a wrong command line in gptcli's form. Returns the exit code."""
+    """Print an error of Typer as gptcli prints its own errors. Returns the exit code."""
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":

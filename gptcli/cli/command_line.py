@@ -30,7 +30,7 @@ Problem = tuple[str, str]
 """An error message and its hint."""
 
 _WITH_KEYS = ("train", "bench", "plan")
-"""The commands that take KEY=VALUE, so that a hint can write an unknown option as KEY=VALUE."""
+"""The commands that take KEY=VALUE. For an unknown option, a hint can name a KEY=VALUE."""
 
 
 class CommandLineError(GptcliError):
@@ -156,8 +156,8 @@ def _problems(ctx: Context, args: list[str]) -> Iterator[Problem]:
     """(message, hint) for each problem in the words of a command line.
 
     A problem is an unknown option, an option without the value that it needs, or an option with a
-    value that it does not take. If there are more words than arguments, the first word that has no
-    argument is a problem, too."""
+    value that it does not take. If there are more words than the command has arguments, the first
+    extra word is a problem, too."""
     known: dict[str, Any] = {same_option(name): p for p in ctx.command.params for name in _names(p)}
     known |= dict.fromkeys(ctx.help_option_names)
     path = ctx.command_path
@@ -296,7 +296,7 @@ def _needs_value(path: str, parameter: Any, name: str, following: str | None = N
 def _instead(
     ctx: Context, command: str, name: str, value: str, known: dict[str, Any]
 ) -> tuple[str, bool]:
-    """The hint for an unknown option, and whether the word `value` after it is its value."""
+    """A hint for the unknown option `name`, and True if the next word, `value`, is its value."""
     word = normalised(name)
     own = next((option for option in known if normalised(option) == word), None)
     if own is not None:
@@ -330,7 +330,7 @@ def _instead(
 
 
 def _by_value(command: str, word: str, value: str) -> str | None:
-    """gptcli's form of another program's option whose meaning depends on its value; else None."""
+    """What gptcli has for another program's option, if that depends on the value; else None."""
     if command == "sample" and word in ("start", "prompt") and value.startswith("FILE:"):
         return f"--prompt-file {shlex.quote(value.removeprefix('FILE:'))}"
     if word == "init_from":

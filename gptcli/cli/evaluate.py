@@ -154,7 +154,7 @@ def _figures(tokens: TokenStore, loss_on: Callable[[TokenStore], float]) -> list
 def _mean_loss(trained: Trained, tokens: TokenStore, context: int, threads: int | None) -> float:
     """The mean loss in nats per token.
 
-    If `threads` is set, the C library computes it if it can; otherwise PyTorch computes it."""
+    The C library computes it if `threads` is set and the library can; otherwise PyTorch does."""
     if threads is not None:
         from gptcli.training.native_evaluate import evaluate_natively
 

@@ -200,7 +200,7 @@ def _check_round(
     console: Console,
     changed: set[str],
 ) -> None:
-    """Check all files, because they can import each other. Print the full reports of `changed`."""
+    """Check all files: any of them can import a changed one. Print full reports of `changed`."""
     from gptcli.cli.check import show_file
     from gptcli.course.folder import progress_of
 

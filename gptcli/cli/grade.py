@@ -184,7 +184,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
     table = Table(
         box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold", show_footer=True
     )
-    long = len(grades) > console.height - 4  # if true, the headings scroll off the screen
+    long = len(grades) > console.height - 4  # the headings scroll off the screen: repeat them
     count = f"{len(grades)} student{'' if len(grades) == 1 else 's'}"
     table.add_column(
         "student",
@@ -272,8 +272,8 @@ def _unusable_lines(grades: list[Grade]) -> list[Text]:
 def _same_lines(grades: list[Grade]) -> list[Text]:
     """One line for each group of students with the same file.
 
-    If the group has more than four students, and more than a quarter of those who began the
-    exercise, the line says that the file is the usual solution."""
+    The line calls the file the usual solution if the group has more than four students and more
+    than a quarter of the students who began the exercise."""
     from rich.text import Text
 
     lines = []
@@ -289,7 +289,7 @@ def _same_lines(grades: list[Grade]) -> list[Text]:
             seen.update(group)
             if len(group) > max(4, begun // 4):
                 line = Text(f"{name}: {len(group)} of {begun}")
-                line.append(" (many: the usual solution of a short exercise)", style="dim")
+                line.append(" (the usual solution of a short exercise)", style="dim")
             else:
                 line = Text(f"{name}: {_some(group)}")
             lines.append(line)

@@ -40,8 +40,8 @@ def import_model(
         typer.Option(
             "--tokenizer",
             metavar="FILE",
-            help="The model's tokenizer: a tokenizer.json or its folder, gpt2, or for a model of "
-            "characters its training text.",
+            help="The model's tokenizer: a tokenizer.json or its folder, or gpt2; for a model of "
+            "characters, its training text.",
         ),
     ] = None,
     block_size: Annotated[
@@ -131,6 +131,6 @@ def import_model(
 
 
 def _name_of(path: Path) -> str:
-    """The name for the run: that of the folder `path`, or of the folder with the file `path`."""
+    """The name for the run: that of the folder `path`. For a file, that of the folder around it."""
     found = path.resolve()
     return (found if found.is_dir() else found.parent).name or "imported"

@@ -216,7 +216,7 @@ class _Terminal:
                 sys.stderr.flush()
 
     def rewrite(self, line: str) -> None:
-        """Replace the line that the user typed by the same line in bold, without its newline.
+        """Print the user's line over itself, in bold and without its newline.
 
         The answer of the model then continues this line."""
         from rich.cells import cell_len

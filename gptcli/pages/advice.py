@@ -87,7 +87,7 @@ def overfitting(evaluations: Sequence[Evaluated]) -> Overfit | None:
 
 
 def doubled(points: Sequence[tuple[int, float]]) -> float | None:
-    """How much lower the loss would be after twice as many steps, in nats.
+    """How much lower, in nats, the loss would be after twice as many steps.
 
     `points` are pairs (step, loss). A least-squares line is fitted to the loss over the logarithm
     of the step, for the second half of the points (at least three). Points at step 0 do not count.
@@ -107,9 +107,8 @@ def doubled(points: Sequence[tuple[int, float]]) -> float | None:
 def _points(run: RunData) -> list[tuple[int, float]]:
     """The points for `doubled`: pairs (step, validation loss), or pairs (step, training loss).
 
-    The training loss takes the place of the validation loss if there are fewer than three
-    evaluations and one more condition holds: the run read its text at most once, or the two losses
-    are close."""
+    With three evaluations or more, they have the validation loss. With fewer, they have the
+    training loss if the run read its text at most once or if the two losses are close."""
     often = epochs(run)
     if len(run.evaluations) < 3 and ((often is not None and often <= 1) or _is_close(run)):
         return [(one.step, one.loss) for one in run.steps]

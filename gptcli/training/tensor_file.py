@@ -1,8 +1,8 @@
 """Safetensors files: written tensor by tensor, verified by size, SHA-256 and header when read.
 
 The format: 8 bytes with the length of the header; then the header, a JSON object with the
-dtype, shape and offsets of each tensor; then the numbers. This file checks the header against the
-size of the file, because the file may come from anybody.
+dtype, shape and offsets of each tensor; then the numbers. This module checks the header against
+the file's size, because anybody may have made the file.
 Source: the safetensors repository, README, "Format".
 """
 
@@ -93,7 +93,7 @@ def is_finite(array: memoryview[float]) -> bool:
 
 
 _SMALL = bytes(byte for byte in range(256) if byte & 0x7F < 0x60)
-"""The values of a number's highest byte if the number's magnitude is below 2^65."""
+"""The values that the highest byte of a float32 number has if its magnitude is below 2^65."""
 
 
 def _not_safetensors(error: Exception) -> ValueError:

@@ -70,7 +70,7 @@ def text_record(data: DataConfig, run: Path, content_key: str) -> dict[str, Any]
             return name
         if is_url(name):
             return None
-        with suppress(ValueError):  # on Windows, another drive has no relative path
+        with suppress(ValueError):  # on Windows, no relative path leads to another drive
             return shown(Path(os.path.relpath(path_of(name), absolute(run))).as_posix())
         return None
 
@@ -88,9 +88,9 @@ def content_key_of(run: Path, meta: dict[str, Any] | None) -> str | None:
 
 
 def with_moved_texts(run: Path, data: DataConfig, named: Set[str] = frozenset()) -> DataConfig:
-    """The section `data` with the new place of each missing text that moved with the run folder.
+    """The section `data` with the new path of each missing text that moved with the run folder.
 
-    Texts of the keys in `named` keep their places."""
+    The paths of the keys in `named` stay as they are."""
     moved = _moved(run, data, named)
     found: dict[str, Any] = {}
     if not texts_exist(data.sources) and texts_exist(moved.sources):
@@ -102,7 +102,7 @@ def with_moved_texts(run: Path, data: DataConfig, named: Set[str] = frozenset())
 
 @dataclass(frozen=True)
 class WantedText:
-    """The text that a command needs: the run, the text's content key, and words for messages."""
+    """Describes the text that a command needs: its run, its content key, and words for messages."""
 
     run: Path
     content_key: str | None  # None: the run does not record it
@@ -250,9 +250,9 @@ def _first_missing(names: list[str]) -> str | None:
 
 
 def _moved(run: Path, data: DataConfig, named: Set[str]) -> DataConfig:
-    """The section `data` with the places that the texts have if they moved with the run folder.
+    """The section `data` with new paths, as if the texts had moved together with the run folder.
 
-    Texts of the keys in `named` keep their places."""
+    The paths of the keys in `named` stay as they are."""
     record = _recorded(run)
 
     def moved(names: list[str], key: str) -> list[str]:

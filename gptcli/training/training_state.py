@@ -96,8 +96,8 @@ class TrainingState:
             train.weight_decay,
             muon_dtype,
             None if native is None else (native, threads),
-            # Decay would pull the trained tables to 0, but a fine-tune starts from the base
-            # weights.
+            # Weight decay would pull the trained tables to 0, away from the base's tables from
+            # which a fine-tune starts.
             undecayed=() if self.adapters is None else self.adapters.tables,
         )
         self.progress = Progress(loss_scale=first_loss_scale(dtype))
@@ -116,7 +116,7 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """In this context, the model has the averaged weights, if the run averages them."""
+        """A context in which the model has the averaged weights, if the run averages them."""
         if not self.optimizers.averages.exist():
             yield
             return

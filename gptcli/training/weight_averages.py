@@ -78,7 +78,7 @@ class WeightAverages:
 def to_checkpoint(weights: Named, state: Named) -> tuple[Named, Named]:
     """The weights and the state as a checkpoint stores them.
 
-    If `state` has averages, these become the weights. The weights move to the state."""
+    If `state` has averages, they become the weights, and the weights become part of the state."""
     if not any(key.startswith(AVERAGE) for key in state):
         return weights, state
     rest, averages = dict(state), {}

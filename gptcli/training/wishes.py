@@ -1,5 +1,4 @@
-"""What the user can ask for during training, to be done without waiting for its turn: a sample, an
-evaluation or a checkpoint.
+"""What the user can ask for at any moment of a training: a sample, an evaluation or a checkpoint.
 
 The loop fulfils a wish between two steps. A wish does not change the weights or later decisions of
 the run.

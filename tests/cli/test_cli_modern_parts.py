@@ -30,8 +30,8 @@ def test_both_parts_train_resume_and_sample(
     outcome = cli("train", "course", f"data.source={text_file}", *SMALL, "--out", run, *files)
     assert outcome.code == 0, outcome.err
     again = ("train", "--resume", "--extend", "--out", run, "train.max_steps=8", "--json")
-    # Without the options for the user's files, --resume fails: gptcli runs no file of a user that
-    # the command line does not name.
+    # Without the options for the user's files, --resume fails: gptcli runs a user's file only if
+    # the command line names it.
     assert cli(*again).code == 2
     outcome = cli(*again, *files)
     assert outcome.code == 0, outcome.err

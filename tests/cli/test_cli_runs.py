@@ -37,7 +37,7 @@ def test_a_new_plan_changes_the_number_of_steps(cli: Any, trained: Path, tmp_pat
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "plan", "step": 20, "max_steps": 60}\n')
     (row,) = objects(cli("runs", run.parent, "--json").out)
-    assert row["max_steps"] == 40  # without a time limit, plan records do not count
+    assert row["max_steps"] == 40  # a plan record counts only if there is a time limit
     config = run / "config.yaml"
     config.write_text(config.read_text("utf-8").replace("minutes: null", "minutes: 1"), "utf-8")
     (row,) = objects(cli("runs", run.parent, "--json").out)
@@ -47,8 +47,8 @@ def test_a_new_plan_changes_the_number_of_steps(cli: Any, trained: Path, tmp_pat
 def test_a_copy_of_the_folder_does_not_change_which_run_is_the_newest(
     cli: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`cp -r` gives all files new times, in any order. But gptcli reads in run.json when each run
-    began."""
+    """`cp -r` gives all files new times, in any order. But gptcli takes each
+    run's start time from run.json."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("old", "new", "middle")):
         run = tmp_path / "runs" / name

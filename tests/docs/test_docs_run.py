@@ -69,9 +69,9 @@ NO_PROGRAMS = {
     "docs/finetune.md": "peft warns about transformers; tests/interop loads an export with it",
     "docs/serve.md": "it asks a server; tests/serving asks one with the same client",
 }
-"""The pages whose Python the tests do not run, and the reasons. Of the blocks in other languages,
-the tests run the commands of sh and console, and test_docs_text.py parses the YAML. No test runs
-the JavaScript."""
+"""The pages whose Python the tests do not run, and the reasons. In all pages, the tests run the
+commands in blocks of sh and console, test_docs_text.py parses the YAML, and no test runs the
+JavaScript."""
 
 NEEDS = {
     "--to gguf": ("gguf",), "--to onnx": ("onnx",), "--to tensorboard": ("tensorboard",),
@@ -231,8 +231,7 @@ class Shell:
             shutil.copytree("trained", run)
 
     def _foreign(self, name: str) -> None:
-        """If `name` does not exist, write a folder in Hugging Face's format there, which an import
-        can read."""
+        """Let the folder `name` hold a model in Hugging Face's format, which an import can read."""
         self._give("exported")
         if not Path(name).exists():
             outcome = self.cli("export", "exported", "--to", "huggingface", "--out", name)
@@ -254,8 +253,8 @@ def program(block: Block) -> str:
 
 
 def learner_class(path: Path) -> type:
-    """The class CausalSelfAttention of a learner's file. It is imported from the file, so that the
-    module inspect finds its source."""
+    """The class CausalSelfAttention of a learner's file. Imports the file, so that Python's
+    `inspect` finds the source."""
     spec = importlib.util.spec_from_file_location("my_attention", path)
     assert spec is not None
     assert spec.loader is not None

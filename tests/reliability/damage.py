@@ -231,8 +231,8 @@ class RunTrials:
             return "harmless" if checkpoint.find_best_step(self.run)[0] == 8 else "another best"
         if path.name == "config.yaml":
             config = run_folder.read_config(self.run)
-            # A damaged path of the text is harmless, because a resume compares the content of the
-            # text.
+            # A damaged path of the text is harmless, because a resume accepts only a text with the
+            # recorded content.
             other = config.data.source != self.config.data.source
             return "harmless" if other or config == self.config else "another config"
         return "not read" if self.step_of(path) is not None else "harmless"

@@ -286,8 +286,8 @@ def _refused(why: str, path: str | None = None) -> PermissionError:
 def _absolute(path: Any, base: Any = -1) -> str:
     """The absolute path of `path`, with `..` and links resolved, except for a link at the end.
 
-    Operations such as os.remove act on the link at the end itself. `base` is the descriptor of the
-    folder to which the path is relative, or -1."""
+    Operations such as os.remove act on such a link, not on its target. `base` is the descriptor of
+    the folder to which the path is relative, or -1."""
     where = Path(os.fsdecode(path))
     if isinstance(base, int) and base >= 0 and not where.is_absolute():
         with contextlib.suppress(OSError):

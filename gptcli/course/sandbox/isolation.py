@@ -247,7 +247,7 @@ class _Process:
 
 
 def _line_in(trace: str, path: Path) -> int | None:
-    """The number of the innermost line of `path` in a traceback by faulthandler, which is ASCII."""
+    """The number of the innermost line of `path` in `trace`, which faulthandler wrote in ASCII."""
     name = str(path).encode("ascii", "backslashreplace").decode("ascii")
     found = re.search(rf'File "{re.escape(name)}", line (\d+)', trace)
     return int(found.group(1)) if found else None

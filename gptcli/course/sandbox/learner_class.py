@@ -42,9 +42,9 @@ def classes_in(file: LearnerFile, module: ModuleType) -> list[type[nn.Module]]:
 def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
     """The class that `file` names, in the file's module. Raises GptcliError if there is none.
 
-    If the user named no class, and the class of the exercise `attention` is missing, returns the
-    class that is most likely an attention. If another class stacks several heads of the class with
-    the expected name, returns this other class."""
+    If the user named no class, and the file lacks the class that the exercise `attention` asks
+    for, returns the class that is most likely an attention. If another class stacks several heads
+    of the class with the expected name, returns this other class."""
     from torch import nn
 
     from gptcli.course.attention.conventions.class_choice import (

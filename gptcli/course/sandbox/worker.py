@@ -3,8 +3,8 @@
 The worker imports torch once, and writes `{"ready": true}` to its original stdout. Then it reads
 requests from stdin, one JSON object per line, and answers on the same stdout: `{"doing": ...}`
 during the check, then one `{"report": ...}`, `{"error": ...}` or `{"died": ...}`. All that a
-learner's file prints goes to stderr. On Linux each request runs in its own fork. On other systems
-forking after importing torch is not safe, so requests run in the worker itself.
+learner's file prints goes to stderr. On Linux each request runs in its own fork. On other systems,
+a fork after the import of torch is not safe, so requests run in the worker itself.
 """
 
 from __future__ import annotations
@@ -160,10 +160,11 @@ def _serve_in_fork(request: dict[str, Any], answer: Answer) -> None:
 
 
 def _wait(child: int, limit_s: float, memory: int, folder: Path | None) -> tuple[int, str | None]:
-    """Wait for the child. Returns its exit status, and how it exceeded a limit, or None.
+    """Wait for the child. Returns its exit status, and an error text or None.
 
-    Kills the child at the time limit. Also kills it if it has too many descendants, if they use
-    more than `memory` bytes together, or if they write too much into `folder`."""
+    Kills the child at the time limit, without an error text. Also kills it, with an error text, if
+    it has too many descendants, if they use more than `memory` bytes together, or if they write too
+    much into `folder`."""
     deadline = time.monotonic() + limit_s
     next_look = time.monotonic() + LOOK_S  # when to look again at what the file has written
     pause = 0.001

@@ -8,7 +8,7 @@ The header says where each section begins and how long it is. All numbers are li
 | NAME.int8 | a matrix, int8 (N, K); K is padded with zeros to a multiple of 32 |
 | NAME.scales | its scales, bfloat16 (N, K / 32): all low bytes, then all high bytes |
 | NAME | a gain or a bias, float32 |
-| merges | two ids for each merge: the left ids as four planes of bytes, then the right ids |
+| merges | the left ids of all merges, uint32: all lowest bytes first; then the right ids |
 
 runtime/payload.js reads the payload. For a proof without a JavaScript engine, arithmetic.py reads
 it.
@@ -222,8 +222,9 @@ def _bytes(numbers: npt.NDArray[Any], dtype: str) -> bytes:
 
 
 def _planes(numbers: npt.NDArray[Any], dtype: str) -> bytes:
-    """The numbers as planes of bytes: all lowest bytes first. This compresses better than whole
-    numbers."""
+    """The lowest bytes of all numbers, then their second bytes, and so on.
+
+    In this order, the bytes compress better than number by number."""
     octets = np.frombuffer(_bytes(numbers, dtype), dtype=np.uint8)
     planes: bytes = octets.reshape(-1, np.dtype(dtype).itemsize).T.tobytes()
     return planes

@@ -1,4 +1,5 @@
-"""Proves before a page is written that its JavaScript gives the network's logits and greedy texts.
+"""Proves, before a page is written, that its JavaScript gives the same logits and greedy texts as
+the network.
 
 Node.js or headless Chromium runs the page's payload, runtime and tokenizer on 64 prompts. If the
 machine has neither program, arithmetic.py computes the same in numpy.
@@ -115,7 +116,7 @@ def _greedy(
 ) -> int:
     """The number of the page's greedy tokens whose logit is not the largest one, but close to it.
 
-    `logits` (T, V) are the network's logits at the T positions for which the page chose `tokens`.
+    `tokens` are the page's T tokens. Row t of `logits` (T, V) has the network's logits for token t.
     Raises GptcliError if a token's logit is more than TOLERANCE below the largest one."""
     taken = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
     behind = logits.amax(dim=1) - taken

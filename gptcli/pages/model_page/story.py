@@ -239,7 +239,7 @@ def curve(story: Story) -> str:
     Returns "" if the training loss has fewer than two points.
 
     The first losses are often so high that they would flatten the rest of the curve. So the scale
-    ends slightly above the loss that 95 % of the points do not exceed. If the training loss starts
+    ends slightly above the 95th percentile of the losses. If the training loss starts
     above the scale, its line leaves the chart at the top, and a label says where it starts."""
     if len(story.train) < 2:
         return ""

@@ -1,7 +1,8 @@
 /* Returns what the network computed for a text: the attention of its heads, the eight steps of one
    head, and the logit lens. */
 
-/** The attention weights of one head for the token at `at`, on the tokens firstSeen(at) to `at`. */
+/** The attention weights of one head for the token at `at`: one for each token from firstSeen(at)
+    to `at`. */
 function attentionWeights(network, l, h, at) {
   const { scaled } = attentionScores(network, l, h, at);
   const top = Math.max(...scaled);
@@ -25,8 +26,8 @@ function attentionScores(network, l, h, at) {
   return { products, scaled: products.map((product) => product / Math.sqrt(D)) };
 }
 
-/** The attention weights of all heads between the tokens from `from` to the last: {from, count,
-    maps}. maps[l * H + h] has a row of `count` weights for each of these `count` tokens. */
+/** The attention weights of all heads among the last `count` tokens, which begin at `from`:
+    {from, count, maps}. maps[l * H + h] has `count` rows of `count` weights. */
 function attentionMaps(network, from) {
   const count = network.length - from;
   const maps = [];
@@ -46,11 +47,11 @@ function attentionMaps(network, from) {
 }
 
 /** What a head looks at: the shares of its attention, and the mean distance in tokens at which it
-    looks. These are averages over the tokens of a map, without the first two. The averages `same`
-    (the share of earlier copies of a token) and `repeated` (the share of what followed a copy) also
-    leave out the tokens that have no earlier copy. If at most three tokens have an earlier copy,
-    these two averages are 0.
-    `tokens` are the ids of the tokens of the map's rows. */
+    looks. Each is an average over the rows of a map, without the first two rows. `same` is the
+    share for earlier copies of a row's token. `repeated` is the share for the tokens that follow
+    these copies. Rows without an earlier copy do not count in these two averages, which are 0 if
+    at most three rows have one.
+    `tokens` are the token ids of the rows. */
 function headHabits(map, tokens) {
   const count = tokens.length;
   const sums = { itself: 0, before: 0, first: 0, same: 0, repeated: 0, distance: 0 };

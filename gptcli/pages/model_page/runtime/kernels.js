@@ -39,8 +39,7 @@ class Kernels {
     return { data: this.array(padded(rows, 4) * stride), rows, columns, stride };
   }
 
-  /** y = matrix times x. x has matrix.stride numbers, of which those after the first matrix.columns
-      are 0. */
+  /** y = matrix times x. x has matrix.stride numbers: matrix.columns values, then zeros. */
   multiply({ data, rows, stride }, x, y) {
     this.product(data, rows, stride, stride, x, y);
   }
@@ -130,7 +129,7 @@ function simdModule() {
   products.push(...plus(AT, constant(32)));
   products.push(...get(LEFT), ...constant(8), ...subtract, ...set(LEFT));
 
-  // Adds up the four lanes of each of four vectors, so that the four sums are in one vector. This
+  // Sums the four lanes of a vector, for four vectors at once. One vector gets the four sums. This
   // takes two rounds of shuffles (`pair`).
   const lanes = (vectors, pick) => [
     ...get(vectors[0]),

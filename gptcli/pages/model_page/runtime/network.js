@@ -245,8 +245,8 @@ class Network {
   }
 }
 
-/** Replaces the first `count` scores by the softmax of the scores times `scale`. Sets the padding
-    after them to 0. */
+/** Multiplies the first `count` scores by `scale`, and replaces them by their softmax. Sets the
+    padding after them to 0. */
 function softmax(scores, count, scale) {
   let top = -Infinity;
   for (let s = 0; s < count; s++) if (scores[s] > top) top = scores[s];

@@ -106,8 +106,8 @@ function bytePieces(special) {
 }
 
 /** The bytes of each token. A token is a single byte, or the merge of two earlier tokens. `merges`
-    holds two ids of 32 bits for each merge: four planes of bytes for the left ids, then four for
-    the right ids. */
+    holds two ids of 32 bits for each merge: the lowest bytes of all left ids, their second, third
+    and highest bytes, then the same for the right ids. */
 function mergedPieces({ size, special, bytes }, merges) {
   const count = merges.length / 8;
   const number = (i, first) =>

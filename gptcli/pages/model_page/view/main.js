@@ -15,7 +15,7 @@ async function start() {
   document.documentElement.dataset.kernels = model.kernels;
 
   let looked = 0;
-  let shown = 0; // the attention shows the text after the change with this number
+  let shown = 0; // the number of the last change of the text that the attention shows
   const strip = new Strip(model.pieces, (at) => lookAt(at));
   const attention = new Attention(model, strip, () => lookAt(strip.at));
   strip.onPoint = (at) => attention.describe(at);
