@@ -1,11 +1,11 @@
-"""Measures how much of its speed a training keeps beside one busy process on each core.
+"""Measures how much slower a training is if one busy process runs on each core.
 
     python benchmarks/busy.py [--rounds 5] [--seconds 6]
 
 Beside busy processes, a fair share of the processor is a half. The benchmark measures in turn the
 tokens per second on the quiet machine and beside the busy processes. It prints both figures, and
-the second one divided by half of the first: 1 is a fair share. The network is that of
-`shakespeare-speedrun`. Every training is a separate process with as many threads as cores.
+the ratio busy / (quiet / 2), which is 1 if the training gets its fair share. The network is that
+of `shakespeare-speedrun`. Every training is a separate process with as many threads as cores.
 """
 
 from __future__ import annotations

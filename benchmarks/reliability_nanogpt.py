@@ -1,4 +1,4 @@
-"""For comparison, kills nanoGPT's unchanged train.py as the other parts of
+"""For comparison, kills nanoGPT's unchanged train.py in the way in which the other parts of
 benchmarks/reliability.py kill gptcli. nanoGPT keeps one checkpoint, which torch.save overwrites in
 place. Here nanoGPT saves after every fifth step, and its network is as small as gptcli's in the
 other parts. $NANOGPT names a checkout of nanoGPT.

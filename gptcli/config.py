@@ -45,7 +45,7 @@ Text = Annotated[str, Field(min_length=1)]
 Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=500)]
 
 LEAST_SHARE = 1e-5
-"""The smallest share of the sum that a weight in data.weights can have, if it is not 0."""
+"""Of the sum of data.weights, the smallest share that a weight above 0 can have."""
 
 
 def _weights(value: object) -> object:

@@ -1,9 +1,9 @@
 """The processor's features, and $GPTCLI_CPU, which lets the C libraries use only some of them.
 
 A kind of processor is named after its newest vector or matrix unit. It has all features that the C
-libraries need for this unit. It also has the features of the kinds of its family that come before
-it in KINDS. With `GPTCLI_CPU=avx2`, the C libraries on a newer processor compute as if it had only
-AVX2. This variable is for tests and comparisons.
+libraries need for this unit. KINDS lists the kinds of each family from old to new, and a kind also
+has the features of all earlier kinds of its family. With `GPTCLI_CPU=avx2`, the C libraries on a
+newer processor compute as if it had only AVX2. This variable is for tests and comparisons.
 """
 
 from __future__ import annotations

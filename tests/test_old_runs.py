@@ -23,9 +23,9 @@ OLD_RUNS = Path(__file__).parent / "old_runs"
 TEXT = OLD_RUNS / "speeches.txt"
 NAMES = ("modern-char-muon", "gpt2-bpe-adamw", "modern-byte-adamw", "gpt2-user-parts")
 MACHINE = ("--device", "cpu", "--dtype", "float32", "--threads", "1")
-# How much results may differ from the recorded ones, because other processors add numbers in
-# another order: LOSS for results from recorded weights, WEIGHTS for results after twenty more
-# steps.
+# The largest allowed differences from the recorded results. (Other processors add numbers
+# in another order.) LOSS is for results from recorded weights, WEIGHTS for results after twenty
+# more steps.
 LOSS, WEIGHTS = 2e-5, 2e-4
 
 
@@ -36,8 +36,8 @@ def expected(name: str) -> dict[str, Any]:
 
 
 def parts(name: str, *only: str) -> list[str]:
-    """The options that name the user's files of the run `name`, such as `--mlp FILE`: those of the
-    parts in `only`. If `only` is empty, those of all parts."""
+    """The options, such as `--mlp FILE`, that name the user's files of the run `name`. If parts are
+    given in `only`, the other parts are left out."""
     files = sorted((OLD_RUNS / name).glob("*.py"))
     return [
         word

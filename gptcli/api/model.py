@@ -265,10 +265,10 @@ class Model:
     def score(self, text: str) -> Score:
         """How likely the model finds a text: nats per token, bits per byte, and each token.
 
-        The figures are usually computed in float32. Then they equal those of `gptcli score`. If
-        `load` got another dtype, or if PyTorch generates the texts of this model in another dtype
-        (see `dtype`), the figures are computed in that dtype. Raises GptcliError if the text is
-        empty or has characters that the tokenizer does not know."""
+        The figures are usually computed in float32, and then equal those of `gptcli score`. They
+        are computed in bfloat16, float16 or int8 if `load` got this dtype, or if PyTorch generates
+        the texts of this model in it (see `dtype`). Raises GptcliError if the text is empty or has
+        characters that the tokenizer does not know."""
         from gptcli.api.scoring import score_text
 
         loaded = self._loaded

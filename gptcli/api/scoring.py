@@ -90,10 +90,10 @@ def _shade(log_probability: float) -> str:
 def score_text(model: SamplingModel, text: str, *, name: str = "") -> Score:
     """The score of a text whose characters the tokenizer knows (see `readable`).
 
-    The engine that samples the model also computes the score, because engines round differently.
-    The exception is a long text in float32: PyTorch computes its score, because PyTorch is faster
-    for many tokens at once. Messages call the text `name`. Raises GptcliError if the text has no
-    tokens."""
+    The engine that samples the model also computes the score: another engine would round
+    differently, and give a slightly different score. The exception is a long text in float32:
+    PyTorch computes its score, because PyTorch is faster for many tokens at once.
+    Messages call the text `name`. Raises GptcliError if the text has no tokens."""
     trained = model.trained
     tokenizer = trained.tokenizer
     try:

@@ -1,4 +1,4 @@
-"""The texts that a user names for training: their value of data.source, and a name for the run."""
+"""The texts that a user names for training: the value of data.source, and a name for the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptcli.files.names import exists, path_of, shown
 from gptcli.files.remote import is_url
 
 Target = str | list[str] | None
-"""The CONFIG, the TEXT or the list of texts of a command line; None if it names none of them."""
+"""The CONFIG, the TEXT or the list of texts that a command line names; None if it names none."""
 
 STDIN = "-"
 

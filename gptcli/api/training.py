@@ -1,8 +1,8 @@
 """`gptcli.train`: trains as the command `gptcli train` does, and yields the events of the run.
 
 The loop runs in its own thread. It waits after each event while the caller's code works. Python
-raises Ctrl-C in the main thread, so it never stops a step in the middle, and no signal handler is
-needed. The caller can be in any thread.
+raises Ctrl-C in the main thread, so Ctrl-C never stops a step in the middle, and no signal handler
+is needed. The caller can be in any thread.
 """
 
 from __future__ import annotations
@@ -231,10 +231,10 @@ class _Worker:
             yield answer
 
     def end(self, seen: Callable[[Event], object]) -> None:
-        """Let the job save and end, if it has not ended. `seen` gets its last events.
+        """Let the job save and end, if it has not ended. Its last events are passed to `seen`.
 
-        If a KeyboardInterrupt comes, this function ends at once, and the thread saves and ends
-        alone. Raises GptcliError if the job cannot save."""
+        If a KeyboardInterrupt comes, this function ends at once; the thread still saves, and then
+        ends. Raises GptcliError if the job cannot save."""
         self._job.stopping.set()
         try:
             while not self._ended:
@@ -416,7 +416,7 @@ class _Resume(_Job):
 
 
 def _nothing_to_do(run: Path, done: FinishedRun) -> Generator[Event, None, Finished]:
-    """The events of a run that is already finished, so that nothing is left to resume."""
+    """The events if the run to resume is already finished: notices, and then Finished."""
     for message in done.notes:
         yield Notice(message)
     status = done.status

@@ -43,10 +43,10 @@ def split_tokenizer(
 ) -> tuple[str | None, list[str]]:
     """The Python file that `--tokenizer` names (None if it is not Python), and the overrides.
 
-    If `--tokenizer` names a tokenizer.json or a run, the override tokenizer.from is added.
-    Overrides for the kind and vocab_size of this tokenizer follow, so that they replace the values
-    of a CONFIG. With `resume`, no tokenizer is loaded, because the run has its own copy. Raises
-    GptcliError if the options contradict each other or the tokenizer cannot be used."""
+    If `--tokenizer` names a tokenizer.json or a run, three overrides are added: tokenizer.from, and
+    the kind and vocab_size of this tokenizer. They replace the values of a CONFIG. With
+    `resume`, no tokenizer is loaded, because the run has its own copy. Raises GptcliError if the
+    options contradict each other or the tokenizer cannot be used."""
     of_tokenizer = [one for one in overrides if re.match(r"tokenizer\b", one)]
     if option is None and not of_tokenizer:
         return None, overrides

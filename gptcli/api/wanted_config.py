@@ -66,7 +66,7 @@ def config_for(
         source = named_run(from_run, "train --from")
         name = run_name(target) if target else f"{source.resolve().name}-tuned"
         if "data.source" in (given := values_set(overrides)) and "data.weights" not in given:
-            overrides = ["data.weights=null", *overrides]  # the base run's are for its own texts
+            overrides = ["data.weights=null", *overrides]  # the base's fit only its own texts
         stored = load_config(str(source / "config.yaml"), overrides)
         _refuse_other_network(source, stored, overrides)
         tuned_before = "started_from" in read_status(source)
@@ -91,7 +91,7 @@ def _network_of(from_run: str | None) -> list[str]:
 
 
 def _fitting_overrides(base: Config, overrides: list[str]) -> list[str]:
-    """Overrides for keys that the user did not set, so that they fit the user's overrides."""
+    """Overrides for keys that the user did not set: values that fit the user's overrides."""
     from gptcli.config_files import values_set
     from gptcli.config_problems import flatten
     from gptcli.fitting_values import fitting_values
@@ -141,7 +141,7 @@ def _refuse_other_network(run: Path, wanted: Config, overrides: list[str]) -> No
 
 
 def _with_moved_texts(run: Path, config: Config, overrides: list[str]) -> Config:
-    """The config with the new paths of missing texts that moved together with the run `run`.
+    """The config, with new paths for texts that are missing because they moved together with `run`.
 
     A config outside a run stays as it is."""
     from gptcli.config_files import values_set

@@ -135,7 +135,7 @@ class _Writer:
         self.words.append("end")
 
     def _named(self, name: str) -> str:
-        """`#3` for the fourth name that the file defines; any other name as it is."""
+        """`#0`, `#1`, ... for the names that the file defines; any other name as it is."""
         own = name.startswith(".") or name in self._names
         if not own or (name.startswith("__") and name.endswith("__")):
             return name

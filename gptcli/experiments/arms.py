@@ -116,11 +116,11 @@ def existing_arms(paths: list[Path]) -> list[Arm]:
 
 
 def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
-    """For each seed, the trial that trains the run of `path` again with this seed, or `path` itself
-    if this run has the seed and is finished.
+    """For each seed: `path` if it is a finished run with this seed, else a trial of its config.
 
-    A new run goes to the folder NAME-seeds/SEED beside `path`. NAME is the name of the run of
-    `path`. Raises GptcliError if a run in such a folder has another config."""
+    The trial trains the config with this seed, in the folder NAME-seeds/SEED beside `path`. NAME
+    is the name of the run of `path`. Raises GptcliError if a run in such a folder has another
+    config."""
     config = run_folder.read_config(path)
     found: dict[int, Trial | Path] = {}
     for seed in seeds:

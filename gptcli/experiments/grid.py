@@ -24,9 +24,9 @@ def grid_of(words: Sequence[str]) -> tuple[list[Point], list[str]]:
     """The points of a grid, and the overrides that all points share.
 
     A word KEY=V1,V2 has several values. Commas within brackets or quotes do not separate values.
-    Raises GptcliError if a word has another form, if a list has an empty value or the same value
-    twice, if a key has two lists, if no key has two values, if there are more than 200 points, or
-    if two points have the same name."""
+    Raises GptcliError if a word is not KEY=VALUE or KEY=V1,V2, if a list has an empty value or the
+    same value twice, if a key has two lists, if no key has two values, if there are more than 200
+    points, or if two points have the same name."""
     swept: list[tuple[str, list[str]]] = []
     shared = []
     for word in words:

@@ -19,8 +19,8 @@ _T_975 = (
 
 
 def t_975(degrees: float) -> float:
-    """The 97.5 % quantile of Student's t. Rounds `degrees` down. More than 30 degrees count as 30,
-    and less than one as 1."""
+    """The 97.5 % quantile of Student's t. Rounds the degrees of freedom down. More than 30 count as
+    30, and less than one as 1."""
     return _T_975[max(1, min(len(_T_975), math.floor(degrees))) - 1]
 
 

@@ -88,6 +88,6 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
 
 
 def _gradient(x: Floats, scale: float, exponent: float) -> Floats:
-    """The derivatives of the loss with respect to floor, scale and exponent, by size."""
+    """The derivatives of the loss by floor, scale and exponent: a row for each size in x."""
     powers = x**-exponent
     return np.stack((np.ones_like(x), powers, -scale * powers * np.log(x)), axis=1)

@@ -42,8 +42,8 @@ class FakeConversation:
 
 @pytest.fixture
 def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """talk("line", ...) types these lines in `gptcli sample -i`. It returns the log of the
-    conversation's calls, stdout and stderr."""
+    """talk("line", ...) types these lines in `gptcli sample -i`. It returns three things:
+    the log of the conversation's calls, stdout, and stderr."""
 
     def run(
         *lines: str, terminal: bool = True, term: str = "xterm", first: str | None = None,

@@ -202,8 +202,9 @@ def test_an_evaluation_repeated_after_a_resume_is_saved_even_if_it_is_not_the_be
 
 @pytest.mark.slow
 def test_a_batch_of_an_evaluation_takes_no_longer_than_a_step_or_a_second() -> None:
-    """Between two batches of an evaluation, gptcli reacts to signals. If these batches were much
-    larger than those of a step, gptcli would react too late with a large network."""
+    """gptcli reacts to signals between two batches of an evaluation. If these batches were much
+    larger than those of a step, a large network would need so long for one that gptcli would react
+    too late."""
     import numpy as np
 
     from gptcli.config import ModelConfig

@@ -35,8 +35,8 @@ def test_an_exact_law_is_found() -> None:
 
 @pytest.mark.slow
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(slow: bool) -> None:
-    """Noise is added to made-up losses of several sizes (a ladder). In at least 85 % of the
-    ladders, the predicted interval contains the loss of a larger network."""
+    """Each ladder is a series of made-up losses, one for each size of network, with noise. In at
+    least 85 % of the ladders, the predicted interval contains the loss of a larger network."""
     draw = random.Random(3)
     inside, ladders = 0, 300 if slow else 40
     for _ in range(ladders):

@@ -44,8 +44,8 @@ def cached(folder: Path) -> Any:
 
 
 def fed(model: Any, idx: torch.Tensor, sizes: list[int], keep: int | None = None) -> torch.Tensor:
-    """The logits (B, T, V) of texts (B, T), which the model with a cache reads in pieces of these
-    sizes. With `keep`, only the newest `keep` tokens stay in the cache."""
+    """Let the model with a cache read the texts `idx` (B, T) in pieces of `sizes` tokens; return
+    the logits (B, T, V). With `keep`, only the newest `keep` tokens stay in the cache."""
     model.clear(len(idx))
     found, start = [], 0
     for size in sizes:

@@ -82,7 +82,7 @@ def attention(
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """Yield a list for each step: its correct result, in each form that is usual in code."""
+    """Yield for each step a list of the tensors that correct code can compute in it."""
     yield from ([], [], [])  # RMSNorm and the two functions are checked before the attention
     q, k, v = _turn(*heads(w, x))
     yield [k]
@@ -151,7 +151,7 @@ def _lacks_values(trace: TensorTrace, q: Tensor, k: Tensor, v: Tensor, group: in
 
 
 def _shared_wrongly(trace: TensorTrace, part: Tensor, wide: Tensor) -> bool:
-    """Whether the trace has heads of `part` for all query heads, but not in the order of `wide`.
+    """Whether forward repeats the heads of `part` as often as `wide`, but in another order.
 
     `part` is (B, K, T, D), and `wide` is (B, H, T, D)."""
     if part.shape[1] in (1, wide.shape[1]) or _holds(trace, wide):
@@ -167,7 +167,7 @@ def _shared_wrongly(trace: TensorTrace, part: Tensor, wide: Tensor) -> bool:
 
 
 def seen(trace: TensorTrace, w: Weights, x: Tensor, step: int) -> bool:
-    """Whether the trace has all results of a step that the output needs. Step 5: k and v."""
+    """Whether the trace has the whole step. Step 5 can be half there: k repeated, but not v."""
     if step != 5:
         return True
     q, k, v = _turn(*heads(w, x))
@@ -471,7 +471,7 @@ MISTAKES = (
             _MASK),
     ExerciseMistake("mask-after-softmax", 6, "weights.masked_fill(future, 0)",
             "you mask after the softmax: the weights of a query no longer sum to 1",
-            "only the tokens that a query can see may share its weights",
+            "the weights of the tokens that a query can see must sum to 1",
             "mask the scores before the softmax",
             _weighing(lambda q, k, v: F.softmax(_scores(q, k), -1).tril() @ v), _MASK),
     ExerciseMistake("softmax-over-queries", 6, "softmax(dim=-2), softmax(dim=1)",

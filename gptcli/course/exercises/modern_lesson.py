@@ -122,8 +122,8 @@ def _with_equal_sizes(learner: LearnerModern, failed: CheckFailed) -> CheckFaile
 def _shown(whole: ModernModule, failed: CheckFailed) -> CheckFailed | None:
     """The CheckFailed for a known mistake that the trace shows, or None.
 
-    It is None if `failed` already names a known mistake. It is also None if `failed` is about
-    another step, unless forward stops because the values are not repeated."""
+    It is None if `failed` already names a known mistake, or if the trace shows a mistake of another
+    step. The step may differ only if forward stops because the values are not repeated."""
     if failed.mistake not in ("wrong-output", "not-finite", "not-implemented", "raises"):
         return None
     for size in whole.lesson.sizes:
@@ -147,8 +147,8 @@ def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None
     """Check step 4, the position of the first token. q and k depend on it, but the output does not.
 
     With `stops`, every exception of forward is a fault of step 4. With `unwritten`, every exception
-    except NotImplementedError is such a fault. With neither of the two arguments, no exception is
-    such a fault, because a later step can raise it."""
+    except NotImplementedError is such a fault. With neither of the two arguments, exceptions are
+    ignored, because a later step can raise them."""
     size = modern_attention.SIZES[0]
     module, w, x = whole.filled(size)
     forward = inspect.signature(type(module).forward)

@@ -101,7 +101,7 @@ def _moved(by: float) -> Form:
 
 
 def _tables(change: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Form:
-    """A function that makes wrong tables from the correct angles of D and n."""
+    """A function of D and n that computes the correct angles, and wrong tables from these."""
     return lambda D, n: change(angles_of(D, n))
 
 
@@ -276,8 +276,8 @@ MISTAKES = (
     ExerciseMistake("interleaved-angles", 2, "angles.repeat_interleave(2, dim=-1)",
             "you repeat each of the {half} angles for two neighbours: this is the interleaved "
             "convention, which pairs channel 2i with 2i + 1",
-            "RoFormer, GPT-J and Meta's Llama use that convention; here, as in Llama and Qwen3 in "
-            "the library transformers, channel i is paired with i + D/2",
+            "RoFormer, GPT-J and Meta's code for Llama use that convention. This exercise pairs "
+            "channel i with i + D/2, as the library transformers does for Llama and Qwen3",
             "return the tables (length, D/2), or repeat them with torch.cat((angles, angles), -1)",
             (_tables(lambda a: (_neighbours(a.cos()), _neighbours(a.sin()))),),
             r"repeat|stack|flatten"),
@@ -309,15 +309,15 @@ MISTAKES = (
     ExerciseMistake("result-of-earlier-call", 2, "if head_dim in tables: return tables[head_dim]",
             "your rotary_angles({D}, {n}) returns the tables of an earlier call, "
             "rotary_angles({D0}, {n0})",
-            "a result that is kept must be found by everything that it depends on",
-            "keep the tables for head_dim and length together, or do not keep them",
+            "a stored result is right only for the arguments that it was computed from",
+            "store tables by head_dim and length, or compute them in each call",
             at=r"\bif\b.*\b(not )?in\b|global|cache|\[head_dim\]|\bis (not )?None|\bif\b|return"),
     ExerciseMistake("interleaved", 3, "x[..., 0::2] and x[..., 1::2]",
             "your rotation is right in the interleaved convention: you pair channel 2i with "
             "2i + 1, not channel i with i + D/2",
-            "RoFormer, GPT-J and Meta's Llama pair neighbours; Llama and Qwen3 in the library "
-            "transformers, and this exercise, pair the two halves. A model needs the convention of "
-            "its training",
+            "RoFormer, GPT-J and Meta's code for Llama pair neighbours. This exercise pairs the "
+            "two halves, as the library transformers does for Llama and Qwen3. A model needs the "
+            "convention of its training",
             "take the halves: a, b = x.chunk(2, dim=-1), and torch.cat((...), dim=-1)",
             (_interleaved,), _PAIRS),
     ExerciseMistake("interleaved-with-halves", 3, "pairs (0, 1), (2, 3) with tables for halves",
@@ -367,13 +367,13 @@ MISTAKES = (
             "multiply a channel by the cosine, and its partner by the sine",
             (lambda x, c, s: rotate(x, s, c), lambda x, c, s: rotate(x, s, -c)), r"sin|cos"),
     ExerciseMistake("half-overwritten", 3, "a = a * cos - b * sin; b = b * cos + a * sin",
-            "your second line reads a half of {half} channels that your first line has already "
+            "your second line reads a half ({half} channels) that your first line has already "
             "overwritten", "both halves of the result need the old a and b",
             "give the new halves other names",
             (_halves(_overwritten), _halves(_overwritten_second)),
             r"=.*\*\s*sin"),
     ExerciseMistake("halves-swapped", 3, "torch.cat((second, first), dim=-1)",
-            "you exchange the two halves of {half} channels",
+            "you exchange the two halves ({half} channels each)",
             "channel i of the result belongs to channel i of x", "put the first half first",
             (_halves(lambda a, b, c, s: (b * c + a * s, a * c - b * s)),
              _halves(lambda a, b, c, s: (b * c - a * s, a * c + b * s))), r"cat|return"),

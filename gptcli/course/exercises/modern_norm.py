@@ -47,7 +47,7 @@ def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
 
 
 def _sized(*changes: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
-    """RMSNorms with a wrong divisor: change(x) returns the divided x, before the gain."""
+    """RMSNorms with a wrong divisor: change(x) divides x, and then the gain is applied."""
     return tuple(lambda w, x, change=change: change(x) * w.g for change in changes)
 
 

@@ -206,7 +206,7 @@ def _check_precision(learner: LearnerModern) -> None:
 
 
 def _check_later_calls(learner: LearnerModern) -> None:
-    """Check step 2 a second time: results that the code keeps must belong to the new arguments."""
+    """Check step 2 again: no call may return what an earlier call with other arguments computed."""
     if all(_is_right(_tables(learner, *case), *case) for case in TABLES):
         return
     learner.start_again()  # a right file can keep tables in float32 from _check_precision
@@ -217,7 +217,7 @@ def _check_later_calls(learner: LearnerModern) -> None:
 
 
 def _later_mistake(learner: LearnerModern, case: tuple[int, int], tables: Tables) -> CheckFailed:
-    """The CheckFailed for wrong tables of a call, although the calls before it were right."""
+    """The CheckFailed for the first call that returned wrong tables."""
     D, n = case
     for earlier in (*TABLES, LONG):
         if earlier != case and any(

@@ -78,10 +78,10 @@ class GivenCache:
 class PastCall:
     """How to call a forward with the keys and values of the tokens before x.
 
-    `past` names the argument that takes them, or the two arguments that take keys and values. If
-    forward changes its argument, each function in `containers` makes an object that can be an empty
-    past.
-    `reset` is the method that removes the tokens, if the module keeps them itself."""
+    `past` names the argument that takes them, or the two arguments that take keys and values. For
+    a forward that writes the new tokens into its argument, each function in `containers` makes an
+    empty past to try, such as a dict; `container` is the function whose past works. `reset` is
+    the method that removes the tokens, if the module keeps them itself."""
 
     past: tuple[str, ...] = ()
     switches: tuple[str, ...] = ()

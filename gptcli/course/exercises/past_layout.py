@@ -31,8 +31,8 @@ def leaves(value: Any, depth: int = 0) -> list[Tensor]:
     """The floating-point tensors in an object, its tuples, lists, dicts and attributes.
 
     If there are 4, 6, 8, ... of them, all with the same shape, each may hold the keys or the values
-    of one head. Keys and values may then alternate, or all keys may come first. So four stacks are
-    added: of the tensors at even places, of those at odd places, of the first half and of the
+    of one head. Keys and values may then alternate, or all keys may come first. So four tensors are
+    added. They stack the tensors at even indices, those at odd indices, the first half, and the
     second half."""
     found = list(_leaves(value, depth))
     if len(found) < 4 or len(found) % 2 or len({tensor.shape for tensor in found}) > 1:
@@ -117,7 +117,7 @@ class Place:
     whole: bool = True
 
     def part(self, tensors: list[Tensor]) -> Tensor | None:
-        """The keys or values, with their dimensions as stored; None if they cannot be here."""
+        """The keys or values, with their dimensions as stored; None if there is no such place."""
         if self.leaf >= len(tensors):
             return None
         tensor = tensors[self.leaf]

@@ -64,7 +64,7 @@ class Called:
 
     @property
     def total(self) -> int:
-        """The number of tokens before this call and in it."""
+        """The number of tokens after this call: those before it, plus its own."""
         return self.start + self.count
 
 
@@ -97,9 +97,9 @@ class PastLearner(CacheExplainer):
         self.inner: set[type] = set()  # the classes of the attention's submodules
 
     def forward_lines(self) -> set[int]:
-        """The lines of functions, and of the methods of the attention and of modules that it uses.
+        """The lines of the file's functions and methods that the attention can use.
 
-        Lines of constructors and of other modules are left out."""
+        Constructors are left out, and so are modules that are no part of the attention."""
         assert self.attention is not None
         own = {
             name: value
@@ -307,7 +307,7 @@ class PastLearner(CacheExplainer):
         return copy.deepcopy(module) if self.form.keeps_state else module
 
     def whole(self, module: nn.Module, x: Tensor) -> Called:
-        """The call for a whole text, by a module that has read nothing else."""
+        """A call of forward with a whole text, on a module that has read nothing else."""
         return self.call(self.unused(module), x, self.fresh(), 0)
 
     def adapt(self) -> None:

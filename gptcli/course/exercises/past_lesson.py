@@ -64,7 +64,7 @@ def _unseen(learner: PastLearner, step: int, has_network: bool) -> str:
 
 
 def _check_text(learner: PastLearner, text: Text) -> float:
-    """The largest error if forward reads the text in pieces. Raises CheckFailed at a mistake."""
+    """Let forward read the text in pieces; return the largest error, or raise CheckFailed."""
     size = text.size
     whole = learner.whole(text.module, text.text)
     calls = learner.read(text, size.pieces)
@@ -104,7 +104,7 @@ def _seen(text: Text, one: Called) -> Seen:
 def _own_reference(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed:
-    """The CheckFailed for a wrong forward with a part that the attention of week 1 lacks.
+    """The CheckFailed for a wrong forward, if it has a part that the attention of week 1 lacks.
 
     The forward is wrong if it stops, or if it gives other outputs with a past than for the whole
     text."""

@@ -138,8 +138,8 @@ MISTAKES = (
             + _PAST),
     ExerciseMistake("drops-the-oldest", 4, "k[:, :, -block_size + 1:]",
             "with {S} tokens and a block_size of {W}, your forward keeps only the newest {found}",
-            "the model has positions for block_size tokens, and later tokens may look at all of "
-            "them",
+            "the model has positions for block_size tokens, and a token may look at all tokens "
+            "before it",
             "keep every token up to block_size",
             at=r"\[.*-.*:|roll|narrow || " + _CAT),
     ExerciseMistake("reset-missing", 4, "no reset_cache",

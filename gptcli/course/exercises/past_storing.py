@@ -130,7 +130,7 @@ def _places(text: Text, whole: Called) -> tuple[Place, Place, Dims, bool] | None
 
 
 def _unknown_present(learner: PastLearner, text: Text, whole: Called) -> CheckFailed | None:
-    """The mistake of a first call whose result lacks the keys or the values; None if unknown."""
+    """The mistake that explains why the first call stored no correct keys or values, or None."""
     lines = learner.forward_lines()
     N = text.size.N
     if not text.keys:
@@ -303,7 +303,8 @@ def _present(
     if one.start == 0:
         return None
     held = _held(one, keys)
-    # an argument that forward changes is both past and result, so only its content counts
+    # If forward changes its argument, past and result are one object. Then what counts is what
+    # this object holds, and not what the call computed.
     if learner.form.changes_past:
         held = {"k": False, "v": False}
         if kind in ("new", "old") and len(wrong) == 1:
@@ -399,7 +400,7 @@ def position(learner: PastLearner, text: Text, one: Called) -> int | None:
 
 
 def _turned(learner: PastLearner, text: Text, before: Tensor, piece: Tensor) -> list[Tensor]:
-    """Possible queries and keys of `piece`, from a call that reads `before` and then `piece`."""
+    """Run forward on `before` and `piece`; return what can be queries or keys of `piece`."""
     whole = learner.whole(text.module, torch.cat((before, piece), dim=1))
     start, T = before.shape[1], piece.shape[1]
     found = []

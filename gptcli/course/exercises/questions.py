@@ -512,8 +512,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "low-precision": "up to which whole number does your dtype represent every whole number "
         "exactly?",
         "tables-rounded": "how many digits of a cosine does the dtype of your tables keep?",
-        "result-of-earlier-call": "what does your function remember from one call to the next, and "
-        "by which of its arguments does it find it again?",
+        "result-of-earlier-call": "which results does your function store for later calls, and "
+        "which arguments must be the same before it returns one again?",
         "interleaved": _PAIR,
         "interleaved-with-halves": _PAIR,
         "interleaved-with-cat": _PAIR,
