@@ -21,8 +21,8 @@ from benchmarks.reliability_outcome import Outcome
 from benchmarks.reliability_processes import Training
 
 STEPS, EVERY, EVAL_EVERY = 60, 5, 10
-# The seconds in which a run must end after a signal: one second, and the time that a step and a
-# save of these small runs take.
+# A run must end this many seconds after a signal, or sooner: one second, plus the time of a step
+# and a save in these small runs.
 LEAVE_WITHIN = 1.25
 
 TINY = (

@@ -63,7 +63,7 @@ class GraphRecorder:
                 ):
                     work()
             except RuntimeError as error:
-                torch.cuda.set_stream(usual)  # PyTorch can leave another stream set after an error
+                torch.cuda.set_stream(usual)  # PyTorch can still use the recording stream
                 self.error = error
                 return None
         return graph

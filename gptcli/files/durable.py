@@ -68,7 +68,7 @@ class Disk:
         path.mkdir()
 
     def rename(self, source: Path, goal: Path) -> None:
-        """Rename a file or folder atomically. Replaces an existing file with the new name."""
+        """Rename a file or folder atomically. If a file already has the new name, replaces it."""
         source.replace(goal)
 
     def unlink(self, path: Path) -> None:
@@ -318,7 +318,7 @@ def write_error(path: Path, error: OSError, hint: str) -> GptcliError:
 
 
 def free_space(path: Path) -> str:
-    """The free space of the disk on which `path` is or will be, as text: "123 MiB"."""
+    """The free space, as text such as "123 MiB", of the disk of `path`, which need not exist."""
     while not path.exists() and path != path.parent:
         path = path.parent
     try:
@@ -391,7 +391,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder (FOLDER/.lock). The system releases it when the process ends.
 
     Raises LockedError (exit code 1) if another process still holds the lock after a few tries. A
-    single try is not enough, because `is_locked` holds the lock for a moment when it looks."""
+    single try is not enough, because `is_locked` takes the lock for a moment to test it."""
     path = folder / ".lock"
     for tries, wait in enumerate((0.02, 0.05, 0.1, 0.0)):
         try:

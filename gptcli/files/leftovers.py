@@ -10,7 +10,7 @@ POINTER_HINT = "fetch the file itself: git lfs pull"
 
 
 def is_lfs_pointer(data: bytes) -> bool:
-    """Whether `data` is the content of a git-lfs pointer: git has not fetched the file itself."""
+    """Whether `data` is a git-lfs pointer, which stands for a file that git has not fetched."""
     return data.startswith(_POINTER) and len(data) <= LARGEST_POINTER
 
 

@@ -47,7 +47,7 @@ def path_of(name: str) -> Path:
     """The path of a file from `name`, which `shown` returned or the user typed. Expands `~`.
 
     An escape in `name` is replaced by its byte, unless a file has exactly this name. Raises
-    GptcliError if `name` has an escape and lies in a folder that the user may not enter."""
+    GptcliError if `name` contains an escape and the user may not enter a folder of the path."""
     try:
         path = Path(name).expanduser()
     except RuntimeError:  # the user of `~user` is unknown

@@ -91,7 +91,7 @@ class Writer:
             self._process.stdin.close()
 
     def kill(self) -> None:
-        """End the process and (not on Windows) the processes that it started, at once."""
+        """End the process at once, and (not on Windows) the processes that it started."""
         with suppress(OSError):
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -77,7 +77,8 @@ class WandbLog:
 
     def close(self) -> None:
         self._run.finish()
-        # A link in `logs` leads into the cache, so it would break a copy of the run folder.
+        # Links in `logs` lead into the cache, which is deleted below. Links to missing files would
+        # break a copy of the run folder.
         for path in self._cache.parent.glob(f"*-{self._run.id}/logs/*"):
             if path.is_symlink():
                 path.unlink()

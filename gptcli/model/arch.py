@@ -59,9 +59,12 @@ class Arch:
     initialisation: Literal["fixed_std", "fan_in"]
     """The standard deviation with which gptcli.model.gpt.initialise draws a matrix.
 
-    fixed_std: 0.02, but 0.02 / sqrt(2 n_layer) for a matrix that ends a residual branch.
-    fan_in: 1 / sqrt(the matrix's number of inputs), but 1 for the embedding (0.02 if it is also the
-    head), and 0 for the head and for each matrix that ends a residual branch."""
+    | matrix | fixed_std | fan_in |
+    |---|---|---|
+    | embedding | 0.02 | 1, or 0.02 if it is also the head |
+    | head | 0.02 | 0 |
+    | matrix that ends a residual branch | 0.02 / sqrt(2 n_layer) | 0 |
+    | any other matrix | 0.02 | 1 / sqrt(number of inputs) |"""
     rope_theta: float = ROPE_THETA
     """The base theta of the rotation frequencies."""
     fixed_hidden_width: int | None = None
@@ -87,7 +90,7 @@ class Arch:
 
     @property
     def feed_forward_matrices(self) -> int:
-        """The number of matrices with n_embd * hidden_width numbers in each block."""
+        """How many feed-forward matrices a block has. Each has n_embd * hidden_width numbers."""
         return 3 if self.gated else 2
 
 

@@ -3,8 +3,8 @@
 Dimensions: B batch, H heads, T new tokens, S tokens that have keys and values, D head_dim,
 W width of the window (block_size).
 
-First reading: LayerCache. Skip StreamPositions and the classes below it: with them, a GPU can
-record a sampling step as a graph.
+First reading: LayerCache. Skip StreamPositions and the classes below it: they serve only to
+record a sampling step as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class StepLayerCache:
 
 
 class StaticCache:
-    """A StepLayerCache for each layer, for one step at the positions `at`, int64 (B,).
+    """The caches of one step at the positions `at`, int64 (B,): a StepLayerCache for each layer.
 
     Every position must be below `span`, unless `span` is the width W of the ring buffers."""
 

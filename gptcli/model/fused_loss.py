@@ -31,7 +31,7 @@ with this many rows."""
 
 
 def can_fuse(x: Tensor) -> bool:
-    """Whether head_loss works on x: on an NVIDIA GPU with Triton, except in float16.
+    """Whether head_loss works on x: if x is on an NVIDIA GPU with Triton, and not in float16.
 
     The kernel computes gradients before the loss scale multiplies them. In float16, gradients
     without the loss scale are often so small that they round to 0."""

@@ -8,7 +8,7 @@ import triton.language as tl
 def kernel(  # type: ignore[no-untyped-def]
     logits, targets, losses, columns, vocab_size, share, BLOCK: tl.constexpr
 ):
-    """Store the loss of one row, and replace the row's logits by their gradient times `share`."""
+    """Store the loss of one row, and replace the row's logits by the gradient of loss * `share`."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * columns
     target = tl.load(targets + row)

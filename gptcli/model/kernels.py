@@ -1,7 +1,7 @@
 """Versions of RMSNorm, of QK-norm with rotary positions and of GELU that are faster on CPUs.
 
 On a CPU, PyTorch's versions take longer than the matrix products around them. PyTorch splits some
-of them into many operations, and has no vector code in bfloat16 for others. The docstrings of gelu,
+of them into many operations. For others it has no vector code in bfloat16. The docstrings of gelu,
 rms_norm and norm_rotate give the plain formulas; the tests compare each of these functions with its
 formula. Dimensions: (..., C) channels last.
 

@@ -109,8 +109,8 @@ def row_of(name: str) -> Parameter | None:
 def role_of(name: str, dimensions: int) -> Role:
     """The role of a model's parameter, from its name and its number of dimensions.
 
-    A user's part can have parameters that are not in the tables, or whose number of dimensions does
-    not fit the role in their row. Then the number of dimensions decides. With fewer than two
+    A user's part can have a parameter that is not in the tables, or that has more or fewer
+    dimensions than the role in its row. Then the number of dimensions decides. With fewer than two
     dimensions, a parameter is a bias if its name ends with "bias", else a gain. With two
     dimensions, it is a matrix if it is inside a block. Any other parameter has the role "other"."""
     row = row_of(name)

@@ -31,9 +31,9 @@ class UserParts:
     complete blocks. `tokenizer` is a class that gptcli.tokenization.user_bpe uses; it is not part
     of the network.
 
-    `matrices` takes the module of a user's attention, n_embd and n_head. It finds the weights of
-    query, key, value and output in any layout, and returns them in this order, each (C, C). It
-    returns None if it cannot find them.
+    `matrices` takes three arguments: the module of a user's attention, n_embd, n_head. It finds
+    the weights of query, key, value and output in any layout, and returns them in this order, each
+    (C, C). It returns None if it cannot find them.
 
     `cache` makes the key/value cache of the user's attention, for sampling. It is None if that
     attention has no cache."""
@@ -130,8 +130,8 @@ class UserInitialisation:
 def keeps_constructor_value(name: str, parameter: Tensor) -> bool:
     """Whether a user's parameter keeps the value that its constructor gave it.
 
-    This is true for gains and all other parameters with at most one dimension larger than 1, except
-    biases, whose names end with "bias". A vector of biases becomes 0, as in the builtin parts."""
+    This is true if at most one dimension is larger than 1, as for a gain, and the name does not end
+    with "bias". A vector of biases becomes 0, as in the builtin parts."""
     return max(parameter.shape, default=1) == parameter.numel() and not name.endswith("bias")
 
 

@@ -38,8 +38,8 @@ def tokens(cli: Any, here: Path) -> Path:
 def test_a_run_stopped_and_resumed_equals_one_that_was_not(
     engine: str, cli: Any, tokens: Path
 ) -> None:
-    """The run runs/parts starts with the folder of shards. Then the folder moves, and the run
-    resumes with the URL of the folder's new place."""
+    """A run begins with a folder of shards. Then the folder moves, and the run resumes with the
+    URL of the folder's new place."""
     words = ("train", "tiny", *TINY, f"run.engine={engine}", "train.max_steps=20")
     whole = cli(*words, "data.source=tokens", "--out", "runs/whole")
     assert whole.code == 0, whole.err

@@ -323,8 +323,8 @@ RIGHT = {
     "optional": OPTIONAL,
     "network": NETWORK,
 }
-# The mistakes. An entry says in words what is wrong, and holds the number of the wrong step, the
-# name of a right file in RIGHT, and then pairs: a text of this right file, and the text that
+# The mistakes. An entry holds: what is wrong in words, the number of the wrong step, the name of a
+# right file in RIGHT, and then pairs. A pair is a text of this right file, and the text that
 # replaces it.
 WRONG: list[tuple[str, ...]] = [
     ("heads: new first", "1", "heads", "(pk, k)", "(k, pk)", "(pv, v)", "(v, pv)"),
@@ -394,8 +394,8 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file: the right file that an entry of WRONG names, with its
-    replacements."""
+    """The text of a wrong file: the right file that `entry` of WRONG names, after the replacements
+    of `entry`."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

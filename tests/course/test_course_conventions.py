@@ -78,7 +78,7 @@ def notebook_of(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def reports(judge: Judge, request: pytest.FixtureRequest, slow: bool) -> dict[str, FileReport]:
-    """The reports on all files that the tests in this run of pytest need."""
+    """Name -> report, for every file that the tests of this pytest run need."""
     names = wanted(request, "name", *(QUOTED if slow else ()))
     texts = {f"{name}.py": text for name, text in RIGHT.items() if name in names}
     for name, number, _, old, new in CHANGES:

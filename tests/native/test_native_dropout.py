@@ -1,4 +1,4 @@
-"""Dropout of the C passes: the masks depend on the seed, drop the share that the config asks for,
+"""Dropout of the C passes: the masks depend on the seed and have the dropout rate of the config,
 and the gradients are correct.
 """
 
@@ -34,9 +34,9 @@ def one_token() -> tuple[Tensor, Tensor]:
 
 def masks(n: Network) -> list[Tensor]:
     """The dropout masks of one token (true: dropout kept the number), in the order of GPT.forward.
-    They are found from the gradients. If a number was dropped, the gradient of its place in the
-    embedding, or of its row in the projection, is 0. If the token's attention weight in a head was
-    dropped, the gradient of this head's values is 0."""
+    They are found from the gradients. If dropout drops a number, the weights that made the number
+    get a gradient of 0: an entry of the embedding, or a row of a projection. If dropout drops the
+    token's attention weight in a head, so do the weights that made this head's values."""
     gradients = n.gradients()
     gpt2 = n.model.config.arch == "gpt2"
     kept = [gradients["wpe.weight"][0] if gpt2 else gradients["wte.weight"][TOKEN]]

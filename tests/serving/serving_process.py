@@ -98,8 +98,8 @@ class Server:
         return self.ask("GET", "/health").json
 
     def wait_until_idle(self) -> None:
-        """Wait until the server writes no text and no text waits. A server notices that a client
-        has left when it next writes to the client, so this takes a moment."""
+        """Wait until the server writes no text and no text waits. This takes a moment, because the
+        server notices a closed connection only when it next writes to it."""
         self.wait_until(lambda: self.health() == {"status": "ok", "running": 0, "waiting": 0})
 
     def memory(self) -> int:

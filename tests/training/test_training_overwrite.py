@@ -1,5 +1,5 @@
-"""Kills and full disks while `train --overwrite` replaces a run, and while the old run is
-restored."""
+"""A kill or a full disk while `train --overwrite` replaces a run, or while the old run is
+restored, never mixes the two runs."""
 
 from __future__ import annotations
 
@@ -75,8 +75,9 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Copies of the run `begun` on which `call` was called. On the first copy, the call was
-    completed. On the other copies, it was killed: on each copy after one more operation."""
+    """Copies of the run `begun`, after `call` was called on each of them. On the first copy, the
+    call was completed. On the other copies, it was killed: on each copy after one more
+    operation."""
     disk = Recording()
     runs = [shutil.copytree(begun, begun.parent / "whole")]
     with monkeypatch.context() as patch:

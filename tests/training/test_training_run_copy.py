@@ -167,7 +167,7 @@ def test_a_checkpoint_is_complete_only_with_its_meta(
         fetch_run(url, tmp_path / "c")
     assert not (tmp_path / "c").exists()
     assert not list(tmp_path.glob(".*.tmp"))
-    # The run on this machine is intact, so another copy repairs the files at the URL.
+    # The run on this machine is intact, so copying it again repairs the files at the URL.
     drive_again = RunCopy(setup.run, url)
     assert drive_again.finish(never, 60) == []
     assert complete_steps(there) == [5, 10]
@@ -256,8 +256,8 @@ def test_a_place_that_cannot_be_written_ends_no_run(
 def test_the_end_waits_for_an_upload_that_began_after_it(
     new: Callable[..., Setup], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When a run ends, an upload can be in progress that read older states of the run's files. So
-    gptcli waits for one more upload."""
+    """When a run ends, an earlier upload can be in progress: it read older states of the run's
+    files. So gptcli waits for one more upload."""
     setup = new("r", *OFTEN)
     for _ in train(setup):
         pass

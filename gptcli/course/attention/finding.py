@@ -105,7 +105,7 @@ def finding_from_check(
 def finding_at_operation(
     forward: ComparedForward, index: int | None, failed: CheckFailed
 ) -> Finding:
-    """The finding at the step of operation `index`, with the message of the failed check."""
+    """The finding at the step to which operation `index` belongs, with the message of `failed`."""
     if index is None:
         return finding_from_check(forward, None, failed)
     step = first_missing_step(matched_before(forward.found, index))

@@ -1,8 +1,8 @@
 """Finds the first operation that turns correct values into wrong ones, and the step it belongs to.
 
-If the operation begins the step after the last correct value, that step is wrong. If it only
-changes a finished result, the step that made the result is wrong: if code clamps the scaled scores,
-for example, step 4 (scores) is wrong, and not step 5 (mask).
+If the operation is the beginning of a step, this step is wrong. If it only changes the result of a
+finished step, the finished step is wrong: if code clamps the scaled scores, for example, step 4
+(scores) is wrong, and not step 5 (mask).
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
@@ -60,8 +60,8 @@ def operations_off_reference(
 def names_of_inputs(operation: Operation, found: Matches, p: Problem) -> list[str | None]:
     """The names of the reference's values to which the inputs of `operation` belong.
 
-    The name is None for an input that belongs to no value. Weights of only some tokens, as in a
-    loop, are recognised by the operation that made them."""
+    The name is None for an input that belongs to no value. If a loop computes the attention
+    weights of a few tokens at a time, the operation that made such weights gives the name."""
     names = []
     for x, source in zip(operation.inputs, operation.sources, strict=True):
         made = found.values_of_operation.get(source, []) if source is not None else []
@@ -79,7 +79,7 @@ def first_operation_off_reference(
 
 
 def projected_out_of_order(trace: ForwardTrace, found: Matches, p: Problem) -> set[str]:
-    """Which of q, k and v first appear with their tokens in another order than x has.
+    """Which of q, k and v have another order of tokens than x when they first appear in the trace.
 
     Their numbers are correct, but the learner changed the order of x before the projection. Leaves
     out a value if the trace has no single (B, T, C) or (T, B, C) tensor of it."""
@@ -152,7 +152,7 @@ _VALUES_BEFORE = {
 
 
 def step_of_changed_value(step: int) -> int:
-    """The step that made the value that changes before `step` begins: 4 for step 5, for example."""
+    """The step whose value changes before `step` begins: for step 5, it is step 4 (scores)."""
     return {2: 1, 5: 4, 6: 4, 7: 6, 8: 7}[step]
 
 
@@ -184,7 +184,7 @@ def _is_mask(x: Tensor, result: Tensor, found: Matches, p: Problem) -> bool:
 
 
 def mask_hides_too_much(trace: ForwardTrace, found: Matches, p: Problem) -> bool:
-    """Whether one operation masks all scores and hides scores that must stay visible."""
+    """Whether an operation on the complete scores hides scores that must stay visible."""
     if found.has("masked") or found.has("weights"):
         return False
     return any(

@@ -108,7 +108,9 @@ def softmax_over_one_number(trace: ForwardTrace, found: Matches) -> bool:
 
 
 def _has_scores_of_some_keys(found: Matches, p: Problem) -> bool:
-    """Whether each query has correct scores with some visible keys, the same keys in each head.
+    """Whether each query has correct scores with at least one visible key.
+
+    These keys must be the same in every sequence and head.
 
     Such a forward pass leaves visible keys out before it computes the scores, as in a loop."""
     seen = found.tables["scaled"].seen.view(p.B, p.H, p.T, p.T) & p.past
@@ -138,7 +140,9 @@ def _stops_on_line_of_value(trace: ForwardTrace, step: int, found: Matches, path
 
 
 def _is_dropout(error: BaseException | None, path: Path) -> bool:
-    """Whether the code stops on a line with dropout but no product, which belongs to step 6."""
+    """Whether the code stops on a line that has dropout and no product.
+
+    Such a line belongs to step 6."""
     line = line_of_error(error, path)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if error is None or line is None or line > len(lines):
@@ -224,7 +228,7 @@ def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
 
 
 def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem) -> int:
-    """The wrong step if a product of correct values is wrong: `step`, or an earlier one."""
+    """The wrong step: `step`, or an earlier step that arranged a factor of its product wrongly."""
     pairs = ({"q", "k"},) if step == 4 else ({"v"},)
     for operation in trace.operations:
         fused = operation.name == FUSED_KERNEL
@@ -308,7 +312,7 @@ def _step_of_factors(
 
 
 def _is_reversed(x: Tensor, table: Table, flat: Tensor) -> bool:
-    """Whether x is (B, H, T, D), (B, T, H, D) or (B*H, T, D) with its dimensions reversed."""
+    """Whether x has the dimensions (B, H, T, D), (B, T, H, D) or (B*H, T, D) in reverse order."""
     if x.dim() not in (3, 4) or x.numel() != math.prod(table.shape):
         return False
     if x.dim() == 3:
@@ -319,9 +323,10 @@ def _is_reversed(x: Tensor, table: Table, flat: Tensor) -> bool:
 
 
 def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> int:
-    """The wrong step if a product of correct queries and keys is wrong.
+    """The wrong step if a product of queries and keys is wrong, but its factors have correct
+    numbers.
 
-    The order of tokens, heads and channels in the two factors decides."""
+    Decides by the order of tokens, heads and channels in both factors."""
     indices = _factor_indices(operation, found, p)
     if not {"q", "k"} <= indices.keys():
         return 4
@@ -332,9 +337,10 @@ def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> 
 
 
 def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) -> int:
-    """The wrong step if a product of correct weights and values is wrong.
+    """The wrong step if a product of weights and values is wrong, but its factors have correct
+    numbers.
 
-    The zeros of the weights and the order of tokens and heads in the two factors decide."""
+    Decides by the zeros of the weights, and by the order of tokens and heads in both factors."""
     factors = {value_in(x, found, p.T): x for x in factors_of(operation)}
     weights = factors.get("weights")
     if weights is not None:
@@ -358,8 +364,8 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
 def _are_causal_rows(weights: Tensor, p: Problem) -> bool:
     """Whether a causal mask can give `weights`.
 
-    It can if `weights` has at most as many zeros as such a mask makes, and if, in each row
-    with a single number other than 0, this number is 1."""
+    It can if `weights` has no more zeros than such a mask makes, and if every row with a single
+    number other than 0 has a 1 there."""
     hidden = weights.numel() // p.T * (p.T - 1) // 2
     rows = weights.reshape(-1, p.T)
     first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)

@@ -34,7 +34,7 @@ def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
                 for name in found.values_of_operation.get(other.index, [])
             ]
             # The step is that of the last value which this line made. If the line made no value,
-            # it is the first step whose values were not complete before this line.
+            # the step is the first one whose values were not complete before this line.
             step = max(steps_of_line, default=step)
             return finding_from_check(forward, step, failed, operation.line)
     return finding_from_check(forward, None, failed)
@@ -64,7 +64,7 @@ def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
 
 
 def _line_where_backward_stops(learner: LearnerAttention) -> int | None:
-    """The number of the line of forward whose backward pass raises, or None.
+    """The line number, in forward, of the code whose backward pass raises, or None.
 
     PyTorch's anomaly mode names this line."""
     attempt = learner.attempt

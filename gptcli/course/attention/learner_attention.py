@@ -378,8 +378,8 @@ class LearnerAttention:
     ) -> CheckFailed | GptcliError:
         """The CheckFailed for an error in the learner's code. Its message has the line that raised.
 
-        Returns a GptcliError if an import fails, or if the code reads a setting whose name is
-        unknown and similar to no known name."""
+        Returns a GptcliError if an import fails, or if the code reads an unknown setting whose name
+        resembles no known name."""
         if isinstance(error, ImportError):
             return import_error(self.file, error)
         if isinstance(error, UnknownSetting) and "did you mean" not in str(error):
@@ -436,7 +436,7 @@ def _hint_of(error: BaseException) -> str:
 
 
 class _Within(nn.Module):
-    """A learner's module whose forward sets the file's variables to the module's sizes first."""
+    """A learner's module. While its forward runs, the file's variables have the module's sizes."""
 
     def __init__(self, learner: LearnerAttention, module: nn.Module) -> None:
         super().__init__()

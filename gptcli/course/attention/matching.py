@@ -44,7 +44,7 @@ class Table:
         self.seen = torch.zeros_like(self.needed)
 
     def locate(self, x: Tensor) -> Tensor:
-        """The place of each number of x in the flattened value; -1 if it is not there."""
+        """The place of each number of x in the flattened value, or -1 if the value lacks it."""
         flat = x.reshape(-1).contiguous()
         above = torch.searchsorted(self.sorted, flat).clamp(max=self.sorted.numel() - 1)
         below = (above - 1).clamp(min=0)
@@ -249,7 +249,7 @@ def value_in(x: Tensor, found: Matches, T: int) -> str | None:
 
 
 def values_of_variables(trace: ForwardTrace, found: Matches) -> dict[str, str]:
-    """What the variables for queries, keys and values hold: the dict first letter -> q, k or v.
+    """What the variables for queries, keys and values hold: their first letter -> q, k or v.
 
     A name that begins with another letter says nothing. Of several variables with the same letter,
     the last one counts."""

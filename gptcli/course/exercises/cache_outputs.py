@@ -250,8 +250,8 @@ def _explains(
 ) -> bool:
     """Whether `form`, which imitates a known mistake, gives the learner's outputs.
 
-    At least one of these outputs must be wrong. `form` must give every wrong output. It need not
-    give the first output if that is right, because the learner's code computes it without a cache.
+    At least one of these outputs must be wrong. `form` must give every wrong output. The learner's
+    code computes the first output without a cache, so `form` need not give it if it is right.
     Without `strict`, `form` need not give the other right outputs either, because one branch of
     the learner's code can be correct."""
     some = False

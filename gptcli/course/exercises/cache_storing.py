@@ -27,7 +27,7 @@ def probe_sizes(block_size: int = 64, dtype: torch.dtype = torch.float64) -> Cac
 
 
 def pieces_of(*counts: int) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values, each (B, H, T, D), for pieces of `counts` tokens. No number occurs twice."""
+    """(keys, values), each (B, H, T, D), for each T in `counts`. No number occurs twice."""
     generator = torch.Generator().manual_seed(sum(counts))
 
     def draw(count: int) -> Tensor:
@@ -329,9 +329,9 @@ def _misplaced(
 
 
 def _tokens_in(pair: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> list[int] | None:
-    """The indices of the tokens whose key and value are at the same place in the tensors of `pair`.
+    """Which tokens of `wanted` have their key and value at the same position in `pair`, as indices.
 
-    Their order is that of these places. Returns None if there is no such token."""
+    They are in the order of their positions in `pair`. Returns None if there is no such token."""
     if any(one.dim() != 4 or one.shape[:2] != wanted[0].shape[:2] for one in pair):
         return None
     found = []
@@ -362,7 +362,7 @@ def _wrong(learner: LearnerCache, step: int, message: str) -> CheckFailed:
 
 
 def _check_dtype(learner: LearnerCache) -> None:
-    """Raise CheckFailed if append returns bfloat16 keys in another dtype."""
+    """Raise CheckFailed if append takes bfloat16 keys and returns keys of another dtype."""
     cache = learner.new(probe_sizes(dtype=torch.bfloat16))
     for k, v in pieces_of(2, 1):
         got = pair_of(append(learner, cache, (k.bfloat16(), v.bfloat16())))
@@ -378,7 +378,7 @@ def _other_dtype(learner: LearnerCache, got: Tensor, given: Tensor, step: int) -
 
 
 class _Devices(TorchFunctionMode):
-    """Find code that makes tensors on the CPU, or moves them there, even if the keys are on a GPU.
+    """Find code that makes tensors on the CPU, or moves them there, although keys can be on a GPU.
 
     For example, `torch.zeros` without a device makes a tensor on the CPU, and `.cpu()` moves one
     there. The test itself needs no GPU, because it watches which functions the code calls."""

@@ -174,7 +174,7 @@ class Source:
 
         Comments and docstrings do not count. Lines that begin with `def` or `class` count only if
         the pattern contains "def". If no line of `within` matches, searches the helpers that these
-        lines call, unless `pattern` is that of a `return`."""
+        lines call, but not for a pattern that finds `return`."""
         own = self._matches(pattern, within)
         if own or within is None or pattern in _RETURNS:
             return own
@@ -208,7 +208,7 @@ class Source:
         return found
 
     def class_lines(self, name: str, *, constructor: bool) -> set[int]:
-        """The lines of the constructor of class `name`; without `constructor`, its other lines."""
+        """The lines of class `name`: those of its constructor if `constructor`, else all others."""
         found: set[int] = set()
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef) and node.name == name:

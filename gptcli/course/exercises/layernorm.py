@@ -313,8 +313,8 @@ MISTAKES = (
 def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
     """The gain and the bias, each (C,), found by name or else by order.
 
-    If there is no gain, `g` is ones, and `have` lists the parameters that there are. `start`
-    reports this fault."""
+    If there is no gain, the field `g` is a vector of ones, and the field `have` names all
+    parameters of the module. `start` reports this fault."""
     gain = bias = None
     have, others = [], []
     for name, parameter in module.named_parameters():
@@ -386,7 +386,7 @@ def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
 
 
 def first_wrong(run: Run) -> int | None:
-    """Step 1 if forward computes the mean, but then changes it and never uses it; else None."""
+    """Step 1 if forward changes the mean and never uses the correct mean; else None."""
     m = mean(run.x)
     place = run.trace.place_of(m)
     others = (run.x - m, *run.landmarks[1], *run.landmarks[2])

@@ -74,12 +74,12 @@ def all_seen(trace: TensorTrace, weights: Any, x: Tensor, step: int) -> bool:
 class ModuleLesson(Lesson["LearnerModule"]):
     """A lesson whose file defines one torch module, (B, T, C) -> (B, T, C).
 
-    `weights` returns the learner's tensors and submodules with which `landmarks` and the mistakes'
-    forms compute. It raises CheckFailed if the module lacks a part that every comparison needs.
-    `start` yields the other faults of the constructor. `landmarks` yields a list of tensors for
-    each step; the list is empty for a step outside the module. If the trace has one of these
-    tensors, forward has done the step. The first tensor of the last step is the output. `draw`
-    draws the input x. `train` yields notes, and the faults that show only in training mode.
+    `weights` collects the learner's tensors and submodules, which `landmarks` and the mistakes'
+    forms take as an argument. It raises CheckFailed if the module lacks a part that every
+    comparison needs. `start` yields the other faults of the constructor. `landmarks` yields a list
+    of tensors for each step; the list is empty for a step outside the module. If the trace has one
+    of these tensors, forward has done the step. The first tensor of the last step is the output.
+    `draw` draws the input x. `train` yields notes, and the faults that show only in training mode.
     `first_wrong` finds the first wrong step if the lesson knows more than the trace shows. `unseen`
     does the same for a forward that stops. `seen` tells whether the trace has all results of a
     step, if one landmark does not show that. A step in `alone` can be right although the step
@@ -418,7 +418,7 @@ class LearnerModule(Explainer):
             if mistake.step <= step and self.shows(mistake, trace, weights, x):
                 marks = self.landmarks(weights, x)
                 right = marks[mistake.step - 1] if len(marks) >= mistake.step else []
-                # Numbers of other results can look like the parts of a right result.
+                # Only a right result in one piece counts, because pieces can be other results.
                 if not any(trace.has(one, in_parts=False) for one in right):
                     return self.mistake(mistake.slug, **self.facts(x))
         return None
@@ -446,11 +446,11 @@ class LearnerModule(Explainer):
     ) -> CheckFailed:
         """The CheckFailed for the known mistake `slug`. It quotes the line that probably causes it.
 
-        Looks for a line that matches the mistake's pattern: first `suspect`, then the first line of
-        the methods. If no line of the methods matches, or only `return` lines do, a matching line
-        of the constructor is preferred. If no line matches at all, quotes `suspect`. For mistakes
-        in _OF_CONSTRUCTOR, looks in the constructor first. In the lesson on the block, and for
-        mistakes in _OF_PLACE, never looks in the constructor."""
+        This line matches the mistake's pattern. It is `suspect` if `suspect` matches, else the
+        first line of the methods that matches. If no line of the methods matches, or only `return`
+        lines do, it is the first line of the constructor that matches. If no line matches at all,
+        it is `suspect`. For mistakes in _OF_CONSTRUCTOR, the constructor is searched first. In the
+        lesson on the block, and for mistakes in _OF_PLACE, the constructor is never searched."""
         pattern = next(m for m in self.mistakes if m.slug == slug).at
         lines = self.source.matches(pattern, self.methods)
         of_constructor = (
@@ -684,8 +684,8 @@ def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
 def _at_step_of_line(learner: LearnerModule, run: Run, failed: CheckFailed) -> CheckFailed:
     """Move `failed` to the step whose comment is above the line that `failed` quotes.
 
-    Does this only if all earlier steps are right. `self.attn(x)` under `# Step 2` is a mistake of
-    step 2 if step 1 computed the norm of x."""
+    Does this only if all earlier steps are right. For example, step 1 is right and computes the
+    norm of x. Then `self.attn(x)` under `# Step 2` is a mistake of step 2."""
     quoted = re.search(r"\bat line (\d+) of ", str(failed))
     step = None if quoted is None else learner.source.step_named_at(int(quoted[1]))
     if step is None or not _step(failed) < step <= len(run.landmarks):
@@ -714,9 +714,9 @@ def _gives(form: Callable[..., Any], run: Run) -> bool:
 def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFailed]:
     """A list with the CheckFailed for missing or wrong gradients; empty if no gradient is wrong.
 
-    If the output is not `right`, the module cannot have the gradients of the reference. Then its
-    gradients are compared with those that it has after Healed has removed the cuts in its graph.
-    They are not judged if the output differs without the cuts."""
+    If the output is `right`, the gradients must equal those of the reference. Else the module is
+    compared with itself: Healed removes the cuts in its graph, and the gradients must stay the
+    same. If the output changes without the cuts, no gradient is judged."""
     lesson = learner.lesson
     module, weights, x = learner.filled(lesson.sizes[0])
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=x.dtype)

@@ -42,8 +42,8 @@ BANK: tuple[AttentionMistake, ...] = (
     *softmax.BANK,
     *output.BANK,
 )
-# Two tensors are surely not equal if their last numbers differ by more than CLEARLY, relative to
-# these numbers. Rounding changes a number by less.
+# Two tensors are not equal if their last numbers differ by more than about 1 %, because rounding
+# changes a number by less.
 CLEARLY = 0.01
 # A difference up to ROUNDING, relative to the largest number, is rounding. For example, a scale
 # that is rounded to float32 is off by 6e-8 at most.

@@ -20,7 +20,7 @@ ALL = ("qkv", "qk", "q", "k", "v", "qv", "kv")
 
 
 def _split_by(wrong_heads: Callable[[Problem, Tensor], Tensor], which: str) -> Mapping[str, Stage]:
-    """The stage that splits the projections in `which`, such as "qk", with `wrong_heads`."""
+    """The stage that uses `wrong_heads` to split the projections in `which`, such as "qk"."""
 
     def wrong(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> Three:
         results = [

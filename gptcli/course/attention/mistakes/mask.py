@@ -321,7 +321,7 @@ BANK = (
         "mask-open-at-the-front",
         5,
         "the first columns are never hidden",
-        "your mask shows the first few of {T} tokens to every token, even to tokens before them",
+        "your mask shows the first few of {T} tokens to every token, even to earlier tokens",
         "can token 0 look at token 1?",
         "in every column, hide all cells whose column is greater than their row",
         tuple(
