@@ -210,8 +210,8 @@ def _plain(row: Row) -> str:
 def paced(frames: Sequence[Frame], faster: float, least: float, most: float) -> list[Frame]:
     """The frames with the times of a moving picture. While a command works, the picture is `faster`
     times as fast as the terminal was. While the user types, it is as fast as the terminal was. A
-    frame in which a command works is shown for `least` to `most` seconds, so some of these frames
-    are left out."""
+    frame in which a command works is shown for `least` to `most` seconds. If such frames follow
+    each other in less than `least` seconds, some of them are left out."""
     kept: list[Frame] = []
     waited = 0.0
     for number, one in enumerate(frames):

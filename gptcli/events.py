@@ -33,7 +33,7 @@ class RunStarted:
     compiled: bool
     resumed_from: int | None
     flops_per_token: float = 0.0  # operations per token in training; 0: unknown
-    adapter_parameters: int | None = None  # number that LoRA trains; None: all are trained
+    adapter_parameters: int | None = None  # how many LoRA trains; None: all parameters are trained
 
 
 @dataclass(frozen=True)

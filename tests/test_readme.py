@@ -1,5 +1,5 @@
-"""The README is short, its make targets exist, and its commands for systems without make install
-what make installs."""
+"""The README is short, and its make targets exist. It also has commands for systems without make:
+they install the same packages as make."""
 
 from __future__ import annotations
 

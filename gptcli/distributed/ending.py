@@ -14,10 +14,10 @@ from gptcli.distributed.place import word_of
 def end_rank(ended: SystemExit) -> None:
     """End this process with the exit code of `ended`, after Python's own exit functions have run.
 
-    Threads of torch.distributed can still wait for Python's lock. If the interpreter ended, it
-    would remove such a thread inside C++ code, and C++ would abort the process. Then a rank that
-    has saved and ended normally would look like a failure. So the process ends before the
-    interpreter does.
+    Threads of torch.distributed can still wait for Python's lock. At its normal end, the
+    interpreter would stop such a thread in the middle of C++ code, and C++ would then abort the
+    process. A rank that has saved and ended normally would look like a failure. So this function
+    ends the process before the interpreter ends.
 
     A rank that `gptcli train --devices N` started exits with 0 if the training ended normally,
     because the agent of torch.distributed.run takes any other code for a failure, and ends or

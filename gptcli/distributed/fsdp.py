@@ -277,10 +277,10 @@ class FsdpPasses(RankPasses):
     ) -> float | None:
         """The loss over a split: see RankPasses.
 
-        At the end, every rank drops its complete weights, so that later all ranks gather them
-        together. Each change to the averaged weights also makes FSDP drop complete weights. For a
-        mixture of texts, the leader changes to the averaged weights once, but the other ranks once
-        for each text. So otherwise some ranks would gather weights that others still have."""
+        At the end, every rank drops its complete weights. To gather them again takes all ranks at
+        the same time, so no rank may still have them when another rank gathers. This could happen
+        for a mixture of texts: each change to the averaged weights makes FSDP drop the complete
+        weights, and the leader makes this change once, but the other ranks once for each text."""
         try:
             return super().evaluate(tokens, context, give_up)
         finally:

@@ -11,9 +11,9 @@
     the end            -> "end"       ----->    leave with the same exit code
 
 The loop calls the same methods as in a single process. On the leader, the methods in this table
-also give the order. The loop's decisions (to stop, to halve the loss scale, that the run diverged)
-need no order, because the other ranks only do what the next order says. A save needs an order only
-with FSDP.
+also give the order. The loop also decides when to stop, when to halve the loss scale, and whether
+the run diverged. These decisions need no order, because the other ranks only do what the next order
+says. A save needs an order only with FSDP.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from gptcli.training.training_state import TrainingState, build_model
 
 Kind = Literal["gradients", "update", "evaluate", "gather weights", "gather state", "save", "end"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
-_NUMBERS = 4  # in an order: its kind, and three more numbers
+_NUMBERS = 4  # each order consists of four numbers: its kind, and three more
 
 
 class Orders:
@@ -124,8 +124,8 @@ def rank_passes(
 class LeaderState(TrainingState):
     """The training state of the leader. Its passes and optimizers give orders to the other ranks.
 
-    The other ranks begin at the first order, because a resumed loop has restored its checkpoint by
-    then."""
+    The other ranks begin only at the first order. If the run was resumed, the loop has restored the
+    checkpoint by then, so the leader can send them the restored tensors."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class LeaderState(TrainingState):
     def ordered(
         self, kind: Kind, first: float = 0.0, second: float = 0.0, third: float = 0.0
     ) -> Iterator[RankPasses]:
-        """Give an order. In its context, the leader does what it told the other ranks to do."""
+        """Give an order. In its `with` block, the leader does what it told the others to do."""
         passes = self.shared()
         self.is_busy = True
         self._orders.give(kind, first, second, third)

@@ -5,7 +5,7 @@ of them. So each rank takes its share of a stack of matrices, and then all ranks
 Without FSDP, each rank keeps the complete momentum and weights. Source: Jordan et al. 2024, "Muon:
 An optimizer for hidden layers", whose trainer also shares this work.
 
-Dimensions: N matrices of one shape, (R, C) rows and columns, W ranks.
+Dimensions: N matrices, each with R rows and C columns; W ranks.
 """
 
 from __future__ import annotations

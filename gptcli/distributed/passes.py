@@ -101,7 +101,7 @@ class RankPasses:
         return []
 
     def _learn(self, sums: list[float]) -> None:
-        """Take the sums over all ranks of the numbers that `_finish` returned."""
+        """Use the numbers that `_finish` returned, each summed over all ranks."""
 
     def publish(self) -> None:
         """Let the passes compute with the current master weights."""
@@ -115,9 +115,9 @@ class RankPasses:
     ) -> float | None:
         """The loss over a split, as gptcli.training.evaluate computes it.
 
-        In each round, every rank gets one batch; in the last round, some ranks may get none.
-        Returns None if any rank gives up. The ranks ask each other before each round in which every
-        rank has a batch."""
+        In each round, every rank gets one batch; in the last round, some ranks may get none. Before
+        each round in which every rank has a batch, the ranks ask each other whether one of them
+        gives up. If so, returns None."""
         team, model = self._team, self._model
         place = team.place
         was_training = model.training

@@ -3,7 +3,7 @@
 Everything is arithmetic on a few stated numbers (docs/scaling.md shows it). `gptcli plan` measures
 nothing. Its predictions were compared with measurements on one processor, `zen4` in the table GPUS.
 
-Letters: P parameters, N ranks, M machines of n ranks (8 GPUs), S bytes.
+Letters: P parameters, N ranks, M machines with n ranks each, S bytes.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def predict(
     n = min(gpus, gpu.of_a_machine)
     machines = -(-gpus // gpu.of_a_machine)
     inside, between = _traffic(parallel, parameters, n, machines, passes)
-    if recipe.orthogonalises and gpus > 1:  # bfloat16 results, and float32 updates under fsdp
+    if recipe.orthogonalises and gpus > 1:  # gathers bfloat16 results; fsdp: also float32 updates
         blocks = matrices - vocab_size * model.n_embd
         inside += (2 if parallel == "ddp" else 6) * blocks
     seconds = (inside / gpu.inside + between / gpu.between) * gpus / at_once
@@ -151,11 +151,11 @@ def predict(
 def _traffic(
     parallel: str, parameters: int, n: int, machines: int, passes: int
 ) -> tuple[float, float]:
-    """Bytes that a GPU sends in a step: inside its machine of n, and to other machines.
+    """Bytes that a GPU sends in a step: to the GPUs of its own machine, and to other machines.
 
-    An all-reduce of S bytes inside a machine of n sends 2 S (n - 1) / n. Between M machines, each
-    GPU all-reduces its n-th part: 2 S / n * (M - 1) / M. Gathering or scattering sends half of
-    these bytes."""
+    A machine has n GPUs. For an all-reduce of S bytes, a GPU sends 2 S (n - 1) / n bytes inside its
+    machine. Between M machines, it all-reduces only its n-th part: 2 S / n * (M - 1) / M bytes. To
+    gather or to scatter takes half of these bytes."""
     near, far = (n - 1) / n, (machines - 1) / machines / n
     if parallel == "ddp":
         size = 2 * 4.0 * parameters  # float32 gradients are all-reduced once

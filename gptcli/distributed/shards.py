@@ -9,10 +9,10 @@
     write meta.json with all of them, rename the folder
 
 The checkpoint exists only after the last line. If a rank dies earlier, the previous checkpoint is
-still complete, and the next save or resume deletes the temporary folder. The order comes between
-two steps, so all rows belong to the same step. Each save uses a new name for the folder, so a late
-rank cannot write into the folder of another save. Nothing is pickled: the ranks send each other
-JSON.
+still complete, and the next save or resume deletes the temporary folder. The leader gives the order
+between two steps, so all rows belong to the same step. Each save uses a new name for the folder, so
+a late rank cannot write into the folder of another save. Nothing is pickled: the ranks send each
+other JSON.
 
 gptcli.training.checkpoint_files says what a shard holds. gptcli.training.meta_file says how a shard
 is named.
@@ -210,7 +210,7 @@ class LeaderShards:
         return index
 
     def close(self) -> None:
-        """If this save has written nothing, tell the other ranks not to wait for it."""
+        """If a save was ordered but `write` was never called, let the other ranks stop waiting."""
         if self._ordered and not self._announced:
             self._announced = True
             self._writer.group.announce("")

@@ -2,8 +2,8 @@
 
 Each rank counts the parts of its work that it has done, and a thread writes the count to the store
 of torch.distributed once a second. If a rank has waited longer than the limit (`run.rank_timeout`),
-its thread reads the counts. A rank that no longer writes its count hangs. If there is no such rank,
-the ranks with the smallest count hang, because all other ranks wait for them.
+its thread reads the counts. A rank that no longer writes its count hangs. If all ranks still write
+their counts, the ranks with the smallest count hang, because all other ranks wait for them.
 """
 
 from __future__ import annotations

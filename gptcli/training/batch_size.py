@@ -74,8 +74,8 @@ def largest_that_fits(sequences: int, ranks: int, fits: Callable[[int], bool]) -
     It is a divisor of `sequences`, the number of sequences in a step. Calls `fits` for
     micro-batches of 1, 2, 4, 8 ... sequences, and at last for all `sequences`, until it returns
     False. The largest number for which it returned True is known to fit, and so are smaller
-    numbers. Returns None if one sequence does not fit. If the ranks cannot share evenly with any
-    number, returns the largest divisor that is known to fit."""
+    numbers. Returns None if one sequence does not fit. If no divisor lets the ranks share evenly,
+    returns the largest divisor that is known to fit."""
     fitting, rows = 0, 1
     while rows < sequences and fits(rows):
         fitting, rows = rows, 2 * rows

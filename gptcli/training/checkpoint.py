@@ -78,8 +78,8 @@ def save_files(
 ) -> Path:
     """Write the checkpoint of a step, wait until it is on the disk, and return its folder.
 
-    If the step has a checkpoint with a valid meta.json, replaces only meta.json, because its
-    tensors are equal to the new ones. Calls `still_wanted` once, before it renames anything. If
+    If this step already has a checkpoint with a valid meta.json, its tensors are equal to the new
+    ones, so only meta.json is replaced. Calls `still_wanted` once, before it renames anything. If
     `still_wanted` raises an error, nothing is saved. Raises GptcliError (exit code 1) if the disk
     refuses to write or the run folder is gone. Earlier checkpoints do not change."""
     goal = folder_of(run, step)
@@ -187,9 +187,9 @@ def prune(run: Path, keep: int) -> None:
 
 
 def _possibly_best(run: Path, steps: list[int]) -> set[int | None]:
-    """The steps that may be the best: those in the newest valid meta.json and `checkpoints/best`.
+    """The steps that may be the best: the newest valid meta.json and `checkpoints/best` name them.
 
-    Raises OSError, ValueError or GptcliError if an unreadable file may name another step."""
+    Raises OSError, ValueError or GptcliError if a file that may name another step is unreadable."""
     known = _best_by_meta(run, steps)
     try:
         return {known, _read_best(run)}
@@ -218,7 +218,7 @@ def delete_leftovers(run: Path, newest: int) -> None:
     """Delete leftovers before a run resumes from its newest valid checkpoint, of step `newest`.
 
     `newest` is -1 if the run has no checkpoint. Deletes the temporary files of killed saves, and
-    the checkpoints after `newest`. These checkpoints are damaged, but `prune` would count them.
+    the checkpoints after `newest`. These are damaged, but `prune` would keep them as the newest.
     Raises GptcliError (exit code 1) if a checkpoint cannot be deleted."""
     for folder in (run / "checkpoints", *(folder_of(run, step) for step in steps_of(run))):
         if folder.name == "checkpoints" or not folder.is_symlink():
@@ -351,8 +351,8 @@ def _read_best(run: Path) -> int | None:
 def find_best_step(run: Path) -> tuple[int | None, list[str]]:
     """The best step (None if there is none), and a note if `checkpoints/best` does not name it.
 
-    The newest valid meta.json also records the best step. If the two files differ, meta.json
-    counts, unless its best step has no checkpoint."""
+    The newest valid meta.json also records the best step. If the two files name different steps,
+    returns the step in meta.json, unless this step has no checkpoint."""
     path, named, steps = run / "checkpoints" / "best", best_step(run), steps_of(run)
     known = None
     with suppress(GptcliError):

@@ -44,7 +44,7 @@ def steps_of(run: Path) -> list[int]:
             )
         for path in folder.iterdir() if folder.is_dir() else ():
             match = FOLDER_NAME.fullmatch(path.name)
-            is_folder = path.is_dir() or path.is_symlink()  # a broken link: a damaged checkpoint
+            is_folder = path.is_dir() or path.is_symlink()  # a broken link counts as damaged
             if match and is_folder and path == folder_of(run, int(match[1])):
                 found.append(int(match[1]))
     except OSError as error:

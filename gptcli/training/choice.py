@@ -23,8 +23,8 @@ NETWORKS = ((2, 64), (2, 96), (2, 128), *_LARGER)
 """(n_layer, n_embd) of the networks among which the rules choose."""
 
 DEEP_NETWORKS = ((4, 32), (6, 32), (4, 64), (6, 64), *_LARGER)
-"""(n_layer, n_embd) of the networks for a text that is too short for the time. From such a text,
-deep and narrow networks learn more than shallow and wide networks of the same size."""
+"""(n_layer, n_embd) of the networks for a text that is short, compared with the training time. From
+such a text, deep and narrow networks learn more than shallow and wide ones of the same size."""
 
 # Fitted in benchmarks/DIAL.md.
 _BEST_SIZE, _AT_OPERATIONS, _SIZE_GROWS = 1.6e6, 3.3e13, 0.65
@@ -144,9 +144,9 @@ def choose_settings(
     - The network grows with the operations, up to about 6 parameters per character of the text.
     - The more often the text is repeated, the higher the dropout.
     - The longer the training, the larger the batch.
-    - A long text in an alphabet gets subwords under two conditions. If each token were a character,
-      the run would read less than 60 % of the text. Encoding the text as subwords takes less than a
-      fifth of the `seconds` of the run.
+    - A long text in an alphabet gets subwords under two conditions. With characters as tokens, the
+      run would read less than 60 % of the text. And to encode the text as subwords would take less
+      than a fifth of the `seconds` of the run.
     - A validation split whose evaluation would take too long becomes smaller. It keeps its size if
       the user set the number of steps, because then no time limit is promised."""
     characters = max(1.0, text.characters * (1 - held_out))

@@ -47,15 +47,15 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
     """Notes about allowed differences between config.yaml and the checkpoint's config.
 
     The keys of NO_EFFECT_ON_WEIGHTS and ROUNDING_ONLY may differ, and three other differences are
-    allowed. The text and the tokenizer's source can have moved (`same_tokenizer` compares the
-    tokenizer itself). `--extend` adds steps, and removes a time limit. A checkpoint of an old
+    allowed. The text and the tokenizer's source may be at another path (`same_tokenizer` compares
+    the tokenizer itself). `--extend` adds steps, and removes a time limit. A checkpoint of an old
     version lacks keys that newer versions have. Raises GptcliError if anything else differs."""
     odd, notes = [], []
     then: dict[tuple[str, ...], Any] = keys_and_values(
         meta["config"] if "config" in meta else {"model": meta.get("model", {})}
     )
-    # --extend removes a run's time limit, and requires only that max_steps is above the newest
-    # plan. The newest plan can be below the max_steps in the checkpoint's config.
+    # --extend removes a run's time limit, and requires only that max_steps is larger than in the
+    # newest plan. The newest plan can have a smaller max_steps than the checkpoint's config.
     unlimited = then.get(("train", "minutes")) is not None and config.train.minutes is None
     for key, now in keys_and_values(config.model_dump()).items():
         was, name = then.get(key), ".".join(key)

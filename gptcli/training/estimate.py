@@ -76,8 +76,8 @@ def memory_bytes(
     It is the sum of four parts: the float32 master weights and their gradients; the working weights
     and their gradients, if `bytes_each` is less than 4; the optimizer's state; the activations of
     a micro-batch. The C library keeps no gradients of working weights. With low-rank adapters, the
-    optimizer has state only for the numbers that are trained. Then these numbers, their gradients
-    and the base weights are added."""
+    optimizer has state only for the numbers that are trained, and the sum also includes these
+    numbers, their gradients and the base weights."""
     slots = slots_of(config.train)
     adapters = adapter_parameters(config, vocab_size)
     if adapters is not None:
@@ -182,7 +182,7 @@ def measured_step(
         start, cpu = now(device), time.process_time()
         state.passes.gradients([(idx, idx)], 1, 0, 1.0)
         float(state.trained.norm())
-        # A learning rate near 0 would leave gradients that are subnormal numbers, which are slow.
+        # With a learning rate near 0, gradients would be subnormal numbers, which make steps slow.
         state.optimizers.step(1e-3)
         state.passes.publish()
         state.trained.clear_grads()

@@ -20,8 +20,8 @@ from gptcli.model.gpt import GPT
 # numbers are 0.4 GB).
 _TOKENS_AT_ONCE = 8192
 _TOKENS_AT_ONCE_ON_A_GPU = 65536
-# What a slow CPU does in a second of forward passes: parameters times tokens. Each parameter takes
-# two operations for each token.
+# How much a slow CPU does in a second of forward passes, as parameters times tokens. Each parameter
+# takes two operations for each token.
 _SECOND_ON_A_SLOW_CPU = 1e10
 
 

@@ -42,9 +42,10 @@ def final_sample(
 ) -> Iterator[Event]:
     """Yield a sample of the checkpoint that `gptcli sample` uses: the best, or else the last.
 
-    Reads the checkpoint from the disk, so the weights of the run do not change. Yields nothing if
-    the step is 0, if the checkpoint is too large to be read in time, or if the run's last sample
-    came from this step. Turns an error into a notice, because the run itself is complete."""
+    Builds another model from the checkpoint on the disk, so the run's own model does not change.
+    Yields nothing if the step is 0, if the checkpoint is too large to be read in time, or if the
+    run's last sample came from this step. Turns an error into a notice, because the run itself is
+    complete."""
     begun = time.perf_counter()
     step = progress.step if progress.best_step is None else progress.best_step
     if step == 0 or progress.sampled_at == step:

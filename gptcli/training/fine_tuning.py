@@ -28,7 +28,7 @@ def fine_tuning_config(stored: Config, overridden: Set[str], *, is_tuned: bool) 
     """The config of a fine-tune. `stored` is the base run's config with the user's overrides.
 
     `overridden` are the dotted keys that the user set. They keep their values. `is_tuned` is true
-    if the base run is a fine-tune itself, so that its learning rate is low already. Warm-up,
+    if the base run is itself a fine-tune: its low learning rate is not lowered again. Warm-up,
     eval_every, log_every, adapters and everything under `run` return to their defaults. For a new
     text, the keys of `data` except val_fraction return to their defaults, too. A run with adapters
     uses AdamW and the default learning rate for adapters."""

@@ -44,8 +44,8 @@ def test_a_run_folder_that_disappears(
     what: str, in_background: bool, cli: Any, text_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """If its run folder disappears, a training warns, ends with an error, and makes no new
-    folder."""
+    """If the run folder of a training disappears, the training warns, ends with an error, and makes
+    no new folder."""
     run, other = tmp_path / "r", tmp_path / "other"
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if in_background else 1 << 40)
     with monkeypatch.context() as patch:
@@ -75,8 +75,8 @@ def test_a_run_folder_that_disappears(
 def test_another_run_in_place_of_a_deleted_one(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If another run takes the place of its run folder, a training writes nothing into the
-    folder."""
+    """If the run folder of a training is replaced by that of another run, the training writes
+    nothing into the new folder."""
     run, other = tmp_path / "r", tmp_path / "other"
     assert cli("train", text_file, *SMALL, "--out", other, "train.max_steps=2").code == 0
 
@@ -145,7 +145,7 @@ def test_a_clock_that_jumps(
     jump: float, cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system clock jumps each time it is read, and between a run's stop and its resume. gptcli
-    measures `seconds` with another clock, so the jumps do not change it."""
+    measures `seconds` with another clock, so the jumps do not change this number."""
     run, looks, real = tmp_path / "r", [0], time.time
 
     def wrong() -> float:

@@ -421,11 +421,12 @@ ALSO = {
     ("modern", "no minus"): "quarter(x) * sin",
 }
 """(name of the right file or exercise, what is wrong) -> a text. The report may also quote a line
-with this text, although the line is unchanged: it is in the helper with the fault, or calls it."""
+with this text, although the line itself is unchanged, because it is in the helper that has the
+fault, or calls this helper."""
 
 
 def wrong_text(entry: tuple[str, int, str, str, str]) -> str:
-    """The text of a wrong file: the right file that an entry of WRONG names, with its
+    """The text of a wrong file: the right file that an entry of WRONG names, after the entry's
     replacement."""
     text = RIGHT[entry[2]]
     assert text.count(entry[3]) >= 1, entry
@@ -811,8 +812,8 @@ WRONG_OTHERS: list[tuple[str, str, int, str, str]] = [
 
 
 def wrong_other(entry: tuple[str, str, int, str, str]) -> str:
-    """The text of a wrong file of another exercise: the right file of the entry's exercise in
-    OTHERS, with the entry's replacement."""
+    """The text of a wrong file of another exercise. It is the right file of this exercise in
+    OTHERS, in which the entry's old text is replaced by its new text."""
     text = OTHERS[entry[0]]
     assert entry[3] in text, entry
     return text.replace(entry[3], entry[4])

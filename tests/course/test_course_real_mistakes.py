@@ -66,7 +66,7 @@ FUSED = (
 IN_A_LIST = HEAD.replace(
     "        self.query", "        self.norms = [nn.Identity()]\n        self.query"
 )
-# A fused layer whose name leaves the order of queries, keys and values free.
+# A fused layer whose name does not say in which order it holds queries, keys and values.
 ANY_ORDER = (
     FUSED.replace("c_attn", "att_proj")
     + """        v, k, q = (

@@ -43,8 +43,8 @@ int main(void) { /* groups of 16 x 32 floats in; 512 bytes and 16 scales out */
 
 
 def hard_weights() -> np.ndarray:  # type: ignore[type-arg]
-    """Weights that are hard to round: float32 (N, 32), groups of 32 weights. They have many
-    magnitudes, and some groups have halves, zeros or tiny numbers."""
+    """Weights that are hard to round: float32 (N, 32), N groups of 32 weights. The groups have many
+    magnitudes. Some groups hold zeros, tiny numbers, or numbers halfway between two integers."""
     rng = np.random.default_rng(3)
     weights = rng.standard_normal((640, GROUP)).astype(np.float32)
     weights *= 10.0 ** rng.integers(-12, 6, (640, 1)).astype(np.float32)

@@ -38,9 +38,9 @@ Written = Callable[[str], Path]
 
 @pytest.fixture
 def written(once: Once, cli: Any, text_file: Path) -> Written:
-    """written("report char") returns the path of this page. Other pages have other names. Each page
-    is written at the first call only, from real runs. Only the figures in the page of `scaling` are
-    made up."""
+    """written("report char") writes a report of the run `char`, and returns the path of this page.
+    Later calls with the same name return the same page. The pages show real runs. Only the figures
+    in the page of `scaling` are made up."""
 
     def run(kind: str, rate: float = 0.02) -> Path:
         def train(folder: Path) -> None:
@@ -223,7 +223,7 @@ def test_axe_finds_nothing_and_nothing_is_too_wide_or_tiny(name: str, written: W
 
 
 def test_the_lines_of_a_chart_differ_without_their_colours(written: Written) -> None:
-    """In the legend of each chart, the samples of any two lines differ in their dashes or marks."""
+    """In the legend of a chart, no two lines have samples with the same dashes, mark and colour."""
     with opened(written("report char")) as page:
         samples = page.evaluate(
             """() => [...document.querySelectorAll(".chart")].map((chart) =>

@@ -167,7 +167,7 @@ def failing_at_any_operation(story: Story, begun: Path) -> Iterator[int]:
             disk = Refusing(count, number)
             run, error = refused(story, begun, disk)
             assert disk.refused
-            if error is None:  # the failed operation was one of tidying up
+            if error is None:  # the operation that failed only had to tidy up
                 assert operation[0] in ("unlink", "rmdir") or story.name in TIDYING, operation
             else:
                 check_words(error, run, number)

@@ -1,4 +1,4 @@
-"""What a disk can hold after a power cut, which depends on the data that had an fsync before.
+"""What a disk can hold after a power cut: this depends on which data had an fsync before.
 
 A file's data is on the disk after an fsync of the file. The names in a folder (created, renamed,
 deleted) are on the disk after an fsync of the folder. Before its fsync, each change of a name may

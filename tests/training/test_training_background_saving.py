@@ -97,9 +97,9 @@ def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
 
 
 def moments(operations: list[Operation]) -> Iterator[int]:
-    """How many operations a trial lets pass before it kills, signals or fails: 0, 1, 2, ... In a
-    row of writes to one file, only the moments before the first, the second and the last write
-    count."""
+    """How many operations a trial lets pass before it kills, signals or fails: 0, 1, 2, ... If
+    several writes to one file follow each other, there are only trials for the moments before the
+    first, the second and the last of these writes."""
     for count, operation in enumerate(operations):
         before, after = operations[count - 2 : count], operations[count + 1 : count + 2]
         rows = [other[:2] == operation[:2] for other in (*before, *after)]
@@ -108,8 +108,7 @@ def moments(operations: list[Operation]) -> Iterator[int]:
 
 
 def newest_renamed(operations: list[Operation]) -> int | None:
-    """The step of the newest checkpoint to which these operations have given its final name, or
-    None."""
+    """The step of the newest checkpoint that these operations rename to its final name, or None."""
     goals = [str(o[2].name) for o in operations if o[0] == "rename"]
     steps = [int(goal[5:]) for goal in goals if goal.startswith("step-")]
     return max(steps, default=None)
@@ -165,7 +164,7 @@ def test_any_operation_that_fails(
             assert os.strerror(number) in text
             assert "MiB free there" in text
             assert "\n" not in text
-        else:  # the failed operation was one of tidying up, which gptcli can do later
+        else:  # the operation that failed only had to tidy up, which gptcli can do later
             assert operations[count][0] in ("rename", "unlink", "rmdir", "fsync_folder")
         for step in checkpoint.steps_of(setup.run):
             checkpoint.load(setup.run, step, with_state=True)
@@ -174,8 +173,8 @@ def test_any_operation_that_fails(
 
 
 class Interrupting(Watched):
-    """A disk that lets the background thread do `count` operations. At the operation after them,
-    the disk sends its process a signal and waits a moment."""
+    """A disk that lets the background thread do `count` operations. Before the thread's next
+    operation, the disk sends its own process a signal and waits a moment."""
 
     def __init__(self, count: int, number: int) -> None:
         self.left, self.number = count, number

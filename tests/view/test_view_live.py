@@ -173,7 +173,7 @@ def test_a_key_is_marked_until_its_work_is_done() -> None:
         assert word + "   " not in key_line(state, 100).plain
         state.absorb(event)
         assert word + "   " in key_line(state, 100).plain
-    # No event says that this sample was drawn, but the key is unmarked after some steps.
+    # Here no event says that the work of the key is done, but its mark is removed after some steps.
     state.press("s")
     for step in range(4):
         state.absorb(step_done(step))

@@ -89,8 +89,8 @@ def any_choice(
     """Step 7, with keyword arguments that imitate known mistakes.
 
     `order` has a letter for each part: r for the penalty, t for temperature, k, p and m for the
-    filters, s for softmax. `greedy` says which token is the choice at t = 0: the likeliest "before"
-    or "after" the penalty. "always" takes the likeliest after the penalty at every t."""
+    filters, s for softmax. If `greedy` is "before" or "after", t = 0 chooses the likeliest token
+    before or after the penalty. If it is "always", every t chooses the likeliest after it."""
     if greedy == "before" and t == 0:
         return int(logits.argmax())
     for part in order:

@@ -72,7 +72,7 @@ def nucleus(
 
 
 def shares(values: Tensor) -> Tensor:
-    """Each number divided by the sum of all: no softmax, because nothing is a power of e."""
+    """Each number divided by the sum of all numbers. A softmax would use powers of e instead."""
     return values / values.sum()
 
 

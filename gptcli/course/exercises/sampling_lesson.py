@@ -252,7 +252,7 @@ def _compare(
         return
     try:
         again = [learner.logits(step, *case) for case in cases]
-    except CheckFailed:  # the same calls did not stop before
+    except CheckFailed:  # although the same calls raised no error before
         again = []
     if not again or not all(map(_repeats, again, got)):
         raise learner.mistake("remembers", step=step, name=name)
@@ -284,7 +284,7 @@ def _compare(
 
 
 def _is_softmax(got: Tensor, wanted: Tensor) -> bool:
-    """Whether `got` is proportional to the wanted probabilities."""
+    """Whether `got` is the softmax of the logits `wanted`, or a multiple of this softmax."""
     if not bool((got >= 0).all()) or not 0 < float(got.sum()) < INF:
         return False
     return bool(torch.allclose(got / got.sum(), torch.softmax(wanted, 0), rtol=0.0, atol=CLOSE))
@@ -333,7 +333,7 @@ def _edge(
     cases: Sequence[Case],
     show: Callable[..., str],
 ) -> None:
-    """Raise the CheckFailed for `slug` if the function stops or is wrong in one of `cases`."""
+    """Raise the CheckFailed for `slug` if the function fails or is wrong in one of `cases`."""
     for case in cases:
         try:
             got = learner.logits(step, *case)

@@ -132,7 +132,7 @@ MISTAKES = (
             "divide the logits", (lambda x, t: torch.softmax(x, 0) / t,), r"softmax|/"),
     ExerciseMistake("temperature-unused", 1, "return logits",
             "your temperature changes nothing",
-            "a sum or difference with one number changes no probability, but a division does",
+            "the same number added to all logits changes no probability, but a division does",
             "divide the logits by t", (lambda x, t: x,), r"return|-="),
     ExerciseMistake("temperature-squared", 1, "logits / t**2, or / sqrt(t)",
             "you divide by a power of t, not by t", "the divisor is t itself",
@@ -299,7 +299,7 @@ MISTAKES = (
             "write the branch for the other sign, too",
             (penalised(lambda x, r: x / r if x > 0 else x), penalised(
                 lambda x, r: x * r if x < 0 else x)), r"if |where|clamp"),
-    ExerciseMistake("penalty-unused", 5, "a copy is changed, or x = logits[i]",
+    ExerciseMistake("penalty-unused", 5, "x = logits[i]; x = x / penalty",
             "your penalty changes nothing", "if you change a copy, the tensor does not change",
             "assign to out[i], and return out",
             (penalised(lambda x, r: x),), r"/|-=|return"),
@@ -465,7 +465,7 @@ MISTAKES = (
             "range(1, len(stop)) ends at len(stop) - 1",
             (stop_form(hold=shorter_ends),), r"range\(|- 2|- 1|endswith|startswith|return"),
     ExerciseMistake("shortest-held", 8, "the first end that fits",
-            "you do not hold the longest possible end",
+            "you do not hold the longest end that a stop string begins with",
             "you would show a part of a longer beginning too early",
             "try the longest end first",
             (stop_form(hold=lambda t, s: min(ends(t, s), default=0)), stop_form(

@@ -65,8 +65,8 @@ def check_stops(learner: LearnerFunctions) -> None:
     def same_in(count: int) -> Callable[[Callable[..., Three]], bool]:
         return lambda form: all(form(*TEXTS[i]) == got[i] for i in range(count))
 
-    # If no known mistake explains all texts, a second fault may show only in the random texts. Then
-    # the chosen texts alone can name the first fault.
+    # If no known mistake gives these results for all texts, the file may have two mistakes, and one
+    # of them may change only the results for the random texts. So try the chosen texts alone.
     failed = learner.named(8, same_in(len(TEXTS)), evidence, learner.quoted(8))
     if failed.mistake == "wrong-result" and i < len(CHOSEN):
         failed = learner.named(8, same_in(len(CHOSEN)), evidence, learner.quoted(8))

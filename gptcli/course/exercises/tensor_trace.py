@@ -19,7 +19,8 @@ _DROPOUT = {
     "feature_dropout", "feature_alpha_dropout", "native_dropout",
 }  # fmt: skip
 _NEW = ("_like", "new_", "zeros", "ones", "full", "empty", "rand")
-_OF_FIRST = {"to", "type_as", "expand_as", "view_as", "reshape_as"}  # the rest is only a pattern
+# These operations use the numbers of their first argument only.
+_OF_FIRST = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
 _LEAVES = {"item", "tolist", "numpy", "__float__", "__array__"}
 
 
@@ -98,9 +99,9 @@ class TensorTrace(TorchFunctionMode):
         return out
 
     def _line(self) -> int | None:
-        """The number of the line of the learner's file that runs now, or None.
+        """The number of the line that runs now in the learner's file, or None.
 
-        Without `deep`, what a submodule does counts for the line that calls the submodule."""
+        Without `deep`, an operation in a submodule gets the line that calls the submodule."""
         frame: Any = sys._getframe(2)
         line = None
         while frame is not None:
@@ -140,9 +141,10 @@ class TensorTrace(TorchFunctionMode):
         return self._place_in_parts(goal) if in_parts and len(goal) > 1 else None
 
     def _place_in_parts(self, goal: Tensor) -> int | None:
-        """The index of the operation that completes `goal`, sorted numbers, on one line; or None.
+        """The index of the last operation that a line needs to make the sorted numbers `goal`.
 
-        A loop makes the numbers in parts, for example one token in each round."""
+        A loop makes numbers in parts, for example one token in each round. None if no line makes
+        all of `goal`."""
         for numbers, owner in self._parts_below(len(goal)):
             after = torch.searchsorted(numbers, goal - 1e-9).clamp(max=len(numbers) - 1)
             if torch.allclose(numbers[after], goal, 0.0, 2e-9):
@@ -150,8 +152,9 @@ class TensorTrace(TorchFunctionMode):
         return None
 
     def _parts_below(self, size: int) -> list[tuple[Tensor, Tensor]]:
-        """For each line: its results of fewer than `size` numbers as sorted numbers, and the index
-        of the operation that made each number. Only for lines with at least `size` such numbers."""
+        """For each line: the sorted numbers of its results, and for each number the index of the
+        operation that made it. Leaves out results with `size` or more numbers, and lines with fewer
+        than `size` numbers in their other results."""
         key = (len(self.operations), size)
         if key not in self._parts:
             by_line: dict[int, list[tuple[int, Tensor]]] = {}
@@ -181,11 +184,13 @@ class TensorTrace(TorchFunctionMode):
         return False
 
     def has(self, wanted: Tensor, *, in_parts: bool = True) -> bool:
-        """Whether the numbers of `wanted` were made, as place_of finds them."""
+        """Whether an operation makes the numbers of `wanted`: see place_of."""
         return self.place_of(wanted, in_parts=in_parts) is not None
 
     def line_after(self, wanted: Iterable[Tensor]) -> int | None:
-        """The learner's line of the first operation after the operations that make `wanted`."""
+        """The line of the learner's file that computes next after all of `wanted` has been made.
+
+        A line that only reshapes these tensors is taken only if no other line follows."""
         places = [place for one in wanted if (place := self.place_of(one)) is not None]
         after = self.operations[max(places) + 1 :] if places else self.operations
         held = list(self.operations[max(places)].results) if places else []
@@ -220,8 +225,8 @@ class Healed(TorchFunctionMode):
 
 
 def _only_reshapes(operation: Operation, held: list[Tensor]) -> bool:
-    """Whether the operation returns one of the tensors `held` with its leading dimensions changed,
-    or their parts, as a loop over a tensor does. It computes nothing."""
+    """Whether the operation computes nothing. Either it gives one of the tensors `held` other
+    leading dimensions, or it splits a tensor into parts, as a loop over a tensor does."""
     if operation.name in ("unbind", "__iter__"):
         return True
     return all(

@@ -412,7 +412,7 @@ def _wrong_training(learner: LearnerTokenizer, found: list[list[Pair]]) -> Check
         for got, wanted, (text, n) in zip(found, wants, TRAINED, strict=True)
         if got != wanted
     ]
-    # a text whose first merge is wrong shows most
+    # prefer a text whose very first merge is wrong: it is the clearest evidence
     text, n, got, wanted = next((w for w in wrong if w[2][:1] != w[3][:1]), wrong[0])
     at = next(
         (i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b),
@@ -554,9 +554,10 @@ def _state_kept(
     got: Any,
     wanted: Any,
 ) -> CheckFailed | None:
-    """The CheckFailed if `method` returns `got`, but `wanted` when it is the first call; else None.
+    """The CheckFailed if an earlier call changed what `method` returns; None if no call did.
 
-    The file runs again for the first call, so that a store of the class is new too."""
+    `method` returned `got`, but should return `wanted`. It is called once more as the first call
+    of a new tokenizer. For this, the file runs again, because the class can hold results, too."""
     with contextlib.suppress(Exception, SystemExit, TookTooLong), within(LIMIT_S):
         fresh = _class_of(learner.file)()
         fresh.train(*training)
@@ -584,7 +585,7 @@ def _decoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
     tried = [reference.encode(merges, text) for text in (WORDS, UMLAUTS, "")]
     invalid = [[128], [255, 65, 254], [*"é".encode()[:1], 66], [*"你".encode()[:2], 97]]
     found = []
-    changed = None  # the first ids that decode changes: (before, after)
+    changed = None  # (ids before, ids after) the first decode that changed its argument
     for ids in tried:
         found.append(_decoded(learner, mine, given := list(ids)))
         changed = changed or ((ids, given) if given != ids else None)

@@ -1,4 +1,4 @@
-"""Compare two calls of a learner's module in training: each must drop other numbers."""
+"""Compare two calls of a learner's module in training: they must not drop the same numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptcli.course.exercises.explainer import ExerciseMistake
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed
 
-RATE = 0.5  # with this rate, two calls drop the same of 100 numbers with probability 2^-100
+RATE = 0.5  # then the probability that two calls drop the same of n numbers is 2^-n
 
 
 def compare_calls(learner: Any, size: Any) -> CheckFailed | None:
@@ -19,7 +19,7 @@ def compare_calls(learner: Any, size: Any) -> CheckFailed | None:
 
     `learner` is a LearnerModule, and `size` a Size. Also returns a CheckFailed if forward sets the
     seed of torch's global generator, which belongs to the caller. Raises CheckFailed if forward
-    stops in training."""
+    raises an error in training."""
     module, weights, x = learner.filled(replace(size, B=4, T=8, dropout=RATE))
     outputs, states = [], []
     with torch.no_grad():
@@ -41,7 +41,7 @@ def compare_calls(learner: Any, size: Any) -> CheckFailed | None:
 
 
 def mistakes_of_calls(step: int) -> tuple[ExerciseMistake, ...]:
-    """The mistakes that compare_calls finds, as mistakes of `step`."""
+    """The mistakes that compare_calls can find. `step` is the step that they belong to."""
     return (
         ExerciseMistake(
             "generator-reset",
@@ -60,7 +60,7 @@ def mistakes_of_calls(step: int) -> tuple[ExerciseMistake, ...]:
             "a mask that is drawn once and kept",
             "in training, with config.dropout = {rate}, two calls with the same x give the same "
             "output: each call drops the same numbers",
-            "dropout must draw new random numbers in each call; else the same weights never learn",
+            "dropout must draw new random numbers in each call, else some numbers are never used",
             "draw the mask in forward, each time, or use nn.Dropout",
             at=r"manual_seed|rand|bernoulli|[dD]rop\w*\((?!config)",
         ),

@@ -101,7 +101,8 @@ class TrainingLesson(Lesson[LearnerTraining]):
     mistakes = MISTAKES
 
     def prepare(self, file: LearnerFile) -> None:
-        """Make an optimizer: the first in a process imports torch._dynamo, which takes seconds."""
+        """Make an optimizer now, because a process's first optimizer takes seconds to import
+        torch._dynamo."""
         _model_and_optimizer()
 
     def load(self, file: LearnerFile, say: Say) -> LearnerTraining:

@@ -60,7 +60,8 @@ STEPS = (
 
 
 def _with(change: Callable[[float], float], **other: Any) -> Callable[..., float]:
-    """A wrong learning rate schedule. Its decay is change(done); `other` changes other parts."""
+    """A wrong learning rate schedule. `change` maps the share of the decay's steps that are done to
+    the share of the decay that is left, instead of half a cosine. `other` changes other parts."""
 
     def rate(step: int, top: float, low: float, warm: int, last: int) -> float:
         if step < warm:

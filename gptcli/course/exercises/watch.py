@@ -50,7 +50,7 @@ class Watch:
 
 
 def lines_run(path: Path, call: Callable[[], Any]) -> list[int]:
-    """The numbers of the lines of the file that `call` runs, in order.
+    """The numbers of the lines in the file `path`, in the order in which `call` runs them.
 
     The list is empty if `call` raises an exception."""
     lines: list[int] = []
