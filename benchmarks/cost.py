@@ -5,7 +5,7 @@
 The program measures steps of many shapes on this machine. gptcli.training.cost computes the time of
 a step from prices: the seconds for each unit of work. The program fits these prices by least
 squares of the relative errors, with no price below zero. It prints the prices and the errors of the
-computed times, also for shapes that were not used to fit them. The plot needs matplotlib.
+computed times, also for shapes that were not used to fit the prices. The plot needs matplotlib.
 """
 
 from __future__ import annotations
@@ -105,8 +105,9 @@ def config_of(Config: type, n_layer: int, n_embd: int, T: int, B: int) -> object
 
 
 def fit(seen: list[dict]) -> dict[str, float]:
-    """The prices with which the rule for the time of a step has the smallest relative errors, by
-    non-negative least squares."""
+    """The prices that minimise the relative errors of the rule for the time of a step.
+
+    They come from non-negative least squares."""
     import numpy as np
 
     kinds = list(seen[0]["counts"])

@@ -29,12 +29,12 @@ class Part:
     how: str
     trial: Trial
     counts: str
-    """The key in `Outcome.counts` whose sum over all trials the table shows as the number of
-    trials."""
+    """A key of `Outcome.counts`. The table shows the sum of this count over all trials as the
+    number of trials."""
     reduced: int
     full: int
-    """`reduced` and `full` are the values of this sum at which the part is done, in a reduced
-    series and in a full series."""
+    """The part is done when this sum reaches `reduced` in a reduced series, and `full` in a full
+    series."""
     cases: bool = False
     """If True, `reduced` and `full` are numbers of calls instead of sums: the part calls `trial`
     once with each of the numbers 0, 1, 2, ..."""

@@ -76,7 +76,7 @@ class _Document:
 
 
 def _beginning_of_mark(text: str) -> str:
-    """The longest end of `text` that is a beginning of `<|endoftext|>`; "" if there is none."""
+    """The longest beginning of `<|endoftext|>` with which `text` ends; "" if there is none."""
     for length in range(min(len(text), len(END_OF_TEXT) - 1), 0, -1):
         if text.endswith(END_OF_TEXT[:length]):
             return text[-length:]

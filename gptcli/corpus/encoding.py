@@ -38,8 +38,8 @@ def encode_all(
     begins at this end-of-text or newline, if there is one, and not at its own first token. The ids
     are the same as if each document were encoded as a whole (`safe_cuts` names an exception), but
     memory does not grow with the text. If `known` is given, it applies the rule of data.unknown to
-    the text before the text is encoded. If the rule is "error", nothing is encoded from the first
-    unknown character on: unknown characters are only counted."""
+    the text before the text is encoded. If the rule is "error", the encoding stops at the first
+    unknown character. After it, unknown characters are only counted."""
     from gptcli.tokenization import line_cuts, safe_cuts
 
     stream = iter(pieces)
@@ -142,7 +142,7 @@ def _with_known(pieces: Iterable[Piece], known: KnownCharacters) -> Iterator[Pie
 
 
 def _encode_group(tokenizer: Tokenizer, group: list[Piece]) -> tuple[Tokens, Tokens]:
-    """The ids of a list of pieces, and the positions (int64) in them at which documents start."""
+    """The ids of a list of pieces, and the positions in these ids where documents start (int64)."""
     starts: list[int] = []
     position = 0
     if tokenizer.eot is None:

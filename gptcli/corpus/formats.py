@@ -46,7 +46,8 @@ class Format:
     lines: bool = False
     """Whether each line of plain text is a document."""
     marked: bool = False
-    """Whether `<|endoftext|>` ends a document. False also if the file certainly has none."""
+    """Whether `<|endoftext|>` ends a document. Also False if the file certainly has no
+    `<|endoftext|>`."""
     encoding: str | None = None
     """The encoding of the file by Python's name; None for UTF-8."""
 

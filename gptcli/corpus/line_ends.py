@@ -55,7 +55,7 @@ def line_ends_note(source: Source) -> list[str]:
 def changed_line_ends(source: Source, content_key: str) -> tuple[str, str] | None:
     """If only the line ends of a text changed: what changed, and what to do. Otherwise None.
 
-    `source` is the text after the change. `content_key` is the key of the text before it."""
+    `source` is the text after the change. `content_key` is the text's key before the change."""
     for ends, alone in _CHANGES:
         files = tuple(
             replace(file, sha256=_hash_with(file.path, ends, alone)) for file in source.files

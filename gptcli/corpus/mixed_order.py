@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 CYCLE = 100_000
-"""The number of sequences in a cycle. A text has about CYCLE times its share of them."""
+"""The number of sequences in a cycle. About `share` * CYCLE of them come from a text whose share
+is `share`."""
 
 _KEPT_CYCLES = 2
 

@@ -45,8 +45,8 @@ class MixedTokens(TokenStore):
 def times_read(tokens: TokenStore, count: int) -> float:
     """How often each token has been read on average, after `count` tokens were read in all.
 
-    For a mixture, this is the mean of how often each text was read, weighted by the text's share of
-    the tokens that were read. A short text with a large share makes the mean larger."""
+    For a mixture, this is a weighted mean over the texts: the weight of a text is its share of the
+    tokens that were read. A short text with a large share makes the mean larger."""
     if not isinstance(tokens, MixedTokens):
         return count / len(tokens)
     return count * sum(text.share**2 / len(text.tokens) for text in tokens.texts)

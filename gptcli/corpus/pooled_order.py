@@ -88,8 +88,8 @@ class PooledEpochs:
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The blocks of an epoch in shuffled order, and how many windows there are up to each
-        pool's end."""
+        """The blocks of an epoch in shuffled order, and the total number of windows up to the end
+        of each pool."""
         kept = self._epochs.get(epoch)
         if kept is None:
             order = torch.randperm(len(self._starts), generator=self._generator(f"{epoch}")).numpy()
@@ -144,12 +144,12 @@ class StoreBlocks(NamedTuple):
 
     reader: Blocks
     starts: NDArray[np.int64]
-    """The position in the store at which each block begins: int64 (n,), as the fields below."""
+    """The position in the store at which each block begins: int64 (n,), like the fields below."""
     lengths: NDArray[np.int64]
     numbers: NDArray[np.int64]
     """The number of each block in `reader`, which reads whole blocks."""
     begins: NDArray[np.int64]
-    """For each block: the position in the whole block from which on the store uses it."""
+    """For each block: the position in the whole block of the first token that the store uses."""
 
 
 def blocks_of(tokens: TokenStore) -> StoreBlocks:

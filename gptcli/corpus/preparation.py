@@ -136,8 +136,8 @@ def open_corpus(
     if kind not in ("char", "bpe"):
         tokenizer = tokenizer or _fixed_tokenizer(kind, vocab_size)
     elif tokenizer is not None:
-        # If a run is resumed, `tokenizer` was trained on this text. Then the cache can have the
-        # entry under the key that describes how the tokenizer was trained.
+        # A resumed run gives the tokenizer that was trained on this text when the run began. Then
+        # the cache can have the entry under the key that describes this training.
         entry = read_entry(folder / trained, trained, tokenizer, notes)
     if tokenizer is not None:
         rule = f" unknown {unknown}" if kind == "char" and unknown != "error" else ""

@@ -30,8 +30,8 @@ COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 """Suffix of a compressed file -> the module of the standard library that reads it."""
 
 WIDE = ("utf16", "utf32")
-"""Encodings in which NUL bytes are normal: how their names begin, in the spelling of
-`codec_name`."""
+"""The beginnings of the names of encodings in which NUL bytes are normal. The names are spelled as
+by `codec_name`."""
 
 
 class BinaryFileError(GptcliError):

@@ -342,8 +342,9 @@ def _rows(
 def _delimiter(path: Path, header: str, field: str) -> str:
     """The delimiter of the columns, according to the first row.
 
-    It is a tab in a .tsv. In other files, it is one with which the first row has the column
-    `field`; if there is none, it is the one with which the first row has the most columns."""
+    It is a tab in a .tsv. In other files, it is a delimiter that gives the first row a column
+    called `field`. If there are several such delimiters or none, it is the one that gives the most
+    columns."""
     if ".tsv" in (suffix.lower() for suffix in path.suffixes[-2:]):
         return "\t"
 

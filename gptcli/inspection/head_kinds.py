@@ -73,12 +73,11 @@ def head_kinds(
     """The kinds of all heads in `maps`, (H, T, T) for each layer. The heads with the largest shares
     come first.
 
-    The share of induction is measured on several sequences. Each of them consists of different
-    random tokens, and then the same tokens again. This share says how much a head looks at the
-    token that followed the earlier copy of the current token (Olsson et al. 2022, "In-context
-    Learning and Induction Heads"). The other shares are measured on the text itself, or on these
-    sequences if the text is shorter than 8 tokens. `maps_of` is a function that computes the maps
-    of a list of token ids."""
+    The share of induction is measured on several sequences: random tokens that all differ, followed
+    by the same tokens again. This share says how much a head looks at the token that followed the
+    earlier copy of the current token (Olsson et al. 2022, "In-context Learning and Induction
+    Heads"). The other shares are measured on the text itself, or on these sequences if the text is
+    shorter than 8 tokens. `maps_of` is a function that computes the maps of a list of token ids."""
     half = min(_LONGEST_HALF, model.config.block_size // 2, model.vocab_size)
     induction: dict[int, Tensor] = {}
     of_probes: dict[int, Tensor] = {}
@@ -119,7 +118,8 @@ def _places(weights: Tensor) -> Tensor:
     """The shares of the previous token, the first token and the token itself: (H, T, T) -> (3,
     H)."""
     T = weights.shape[1]
-    # The rows begin at the third token: the second token's previous token is the first token.
+    # The rows begin at the third token, because the token before the second one is the first token.
+    # There, the shares of the previous and the first token are the same.
     rows = torch.arange(min(2, T - 1), T)
     chance = 1.0 / (rows + 1)
     first = ((weights[:, rows, 0] - chance) / (1 - chance).clamp(min=0.5)).mean(1)

@@ -49,9 +49,10 @@ class Look:
 
 
 def ids_of_prompt(trained: Trained, prompt: str) -> tuple[list[int], int]:
-    """The last token ids of a prompt, as many as the model can read (at most MOST_TOKENS), and the
-    number of ids before these, which are left out. Raises GptcliError if the prompt has no tokens,
-    or has a character that the tokenizer lacks."""
+    """The last token ids of a prompt, and the number of earlier ids, which are left out.
+
+    Returns as many ids as the model can read, but at most MOST_TOKENS. Raises GptcliError if the
+    prompt has no tokens, or has a character that the tokenizer lacks."""
     if not prompt:
         raise GptcliError("the prompt is empty", 'give a text: --prompt "To be or not to be"')
     tokenizer = trained.tokenizer
@@ -86,8 +87,8 @@ def weights_of_layers(
     """The attention weights (H, T, T) of each layer, float32 on the CPU.
 
     The weights of the builtin attention are computed from its queries and keys. The weights of a
-    learner's attention are found in a trace of its forward pass; None for a layer in whose trace
-    they are not found."""
+    learner's attention are looked for in a trace of its forward pass. If the trace does not contain
+    them, the layer has None."""
     found: list[Tensor | None] = []
     for layer, x in enumerate(inside.inputs):
         part = part_with_attention(model, layer)
@@ -100,8 +101,10 @@ def weights_of_layers(
 
 @torch.no_grad()
 def logit_lens(model: GPT, inside: Inside) -> list[list[list[Guess]]]:
-    """The most likely next tokens after each token if the network ended before the first block, or
-    after each block. The last norm and the head are applied to the residual stream there.
+    """For each depth and token: the most likely next tokens if the network ended at this depth.
+
+    The depths are: before the first block, and after each block. The last norm and the head are
+    applied to the residual stream at the depth.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens"."""
     count = min(_GUESSES, model.vocab_size)

@@ -73,8 +73,8 @@ class Piece:
 class Text:
     """A text to write: what the request asks for, and how much of it is done.
 
-    `deliver` gets each Piece, in the thread of the event loop. `client` identifies the client,
-    because clients take turns. `scores` is the number of likeliest tokens to report for each token,
+    `deliver` gets each Piece, in the thread of the event loop. `client` identifies the client:
+    clients take turns. `scores` is the number of likeliest tokens to report for each token,
     or None. `score_prompt_from` is the position of the first prompt token whose score is reported,
     or None."""
 
@@ -95,7 +95,9 @@ class Text:
 
     @property
     def size(self) -> int:
-        """The memory for the text until its client has read it. A token without scores counts 1."""
+        """The memory that the text needs until its client has read it.
+
+        The unit is the memory of one token without scores."""
         each = 1 if self.scores is None else 4 + 2 * self.scores
         scored = 0 if self.score_prompt_from is None else len(self.prompt)
         return len(self.prompt) + each * (self.max_tokens + scored)
@@ -307,10 +309,10 @@ class Generator:
         longest_wait: float,
         most_kept: int = 1 << 22,
     ) -> None:
-        """Let at most `most_waiting` texts wait, and one more for each slot of the requested model.
+        """At most `most_waiting` texts can wait, plus one for each slot of the requested model.
 
         A text waits for about `longest_wait` seconds at most. The sum of Text.size over all texts
-        is at most `most_kept`. A text counts from `submit` to `forget`."""
+        that `submit` got, and that `forget` has not released yet, is at most `most_kept`."""
         self._batches, self._metrics = batches, metrics
         self._most_waiting, self._longest_wait = most_waiting, longest_wait
         self._most_kept, self._kept = most_kept, 0

@@ -35,9 +35,10 @@ class FairQueue(Generic[T]):
         self._count += 1
 
     def take(self, may: Callable[[Hashable], bool] = lambda client: True) -> T | None:
-        """Remove and return the next thing of the next client that `may` allows, or None.
+        """Remove and return a thing: the first one of the first client for which `may` is true.
 
-        The client then goes behind all other clients."""
+        The client then goes behind all other clients. Returns None if `may` is true for no client
+        that has a thing."""
         for client, waiting in self._waiting.items():
             if may(client):
                 thing = waiting.popleft()

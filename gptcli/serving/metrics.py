@@ -35,7 +35,9 @@ class Histogram:
 
 
 class Metrics:
-    """The counts since the server started. `text` adds how many texts run and wait now."""
+    """The counts since the server started.
+
+    The method `text` also writes how many texts are generated now, and how many wait."""
 
     def __init__(self) -> None:
         self.answers: Counter[tuple[str, int]] = Counter()  # by (path, status)

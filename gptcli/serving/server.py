@@ -95,7 +95,8 @@ class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]
-    """uvicorn's server. After a signal, running texts complete; a second signal ends it at once."""
+    """uvicorn's server. After a signal, it completes running texts and ends; a second signal ends
+    it at once."""
 
     def __init__(
         self, config: uvicorn.Config, started: Callable[[], None], drain: Callable[[], None]

@@ -40,7 +40,8 @@ class Slots(Protocol):
         """The logits for the next token of each slot: each float32 (V,)."""
 
     def run(self, slots: Sequence[int], uniform: Uniform) -> list[list[int]]:
-        """The next tokens of each of these slots: one token for each of its random numbers."""
+        """The next tokens of each slot in `slots`: one token for each of the slot's numbers in
+        `uniform`."""
 
 
 def open_slots(model: SamplingModel, count: int) -> Slots:

@@ -1,10 +1,10 @@
 """Byte-level BPE: encodes text into subwords with GPT-2's split pattern and merges by rank.
 
 A token is a sequence of bytes with a rank. A token with a higher rank has a higher id. Encoding
-splits the text by the pattern, and splits each part into bytes. In each part, it then merges two
-neighbours again and again, always those whose joined bytes are the token of the lowest rank, until
-no two neighbours together are a token (Sennrich et al. 2016; Radford et al. 2019, section 2.2).
-tiktoken does the splitting and the merging.
+splits the text by the pattern, and splits each part into bytes. It then joins neighbours in each
+part, one pair at a time: always the pair whose joined bytes are the token of the lowest rank. It
+stops when no pair is a token (Sennrich et al. 2016; Radford et al. 2019, section 2.2). tiktoken
+does the splitting and the merging.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 # 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# `\s+(?!\S)` backtracks by one character. For almost a million white-space characters in a row,
-# tiktoken's stack for backtracking overflows. Therefore, if 10,000 or more white-space characters
-# follow each other, gptcli itself cuts the text there, at the place where the pattern cuts it. A
-# quick test for such places looks at every thousandth character of a text.
+# `\s+(?!\S)` backtracks by one character. If a text has almost a million white-space characters in
+# a row, tiktoken's stack for backtracking overflows. Therefore, if 10,000 or more white-space
+# characters follow each other, gptcli itself cuts the text there, at the place where the pattern
+# cuts it. A quick test for such places looks at every thousandth character of a text.
 _LONG_RUN = re.compile(f"(?<![{WHITE_SPACE}])[{WHITE_SPACE}]{{10000,}}")
 _LONG_RUN_BY_THOUSANDS = re.compile(f"[{WHITE_SPACE}]{{10}}")
 
@@ -115,7 +115,9 @@ class RankedTokenizer(Tokenizer):
 
     @cached_property
     def merges(self) -> list[tuple[bytes, bytes]]:
-        """The two tokens that were joined into each token of several bytes, in order of rank.
+        """A pair for each token of several bytes: the two tokens that were joined into it.
+
+        The pairs are in the order of the ranks of the joined tokens.
 
         Raises GptcliError if a token is not a merge of two earlier ones.
         """
@@ -163,10 +165,10 @@ def _without_long_runs(text: str) -> Iterator[str]:
 
 
 def _merge(piece: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
-    """The parts of `piece` after all possible joins of neighbours into a token whose rank is less
-    than `below`.
+    """The parts of `piece` after all merges of ranks below `below`.
 
-    The join with the lowest rank comes first."""
+    Two neighbours are merged if together they are a token of such a rank. The pair with the lowest
+    rank is merged first."""
     parts = [piece[place : place + 1] for place in range(len(piece))]
     while True:
         lowest, at = below, -1

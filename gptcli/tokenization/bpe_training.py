@@ -23,8 +23,8 @@ allocates memory for the complete size that is asked for."""
 SAMPLE_BYTES = 16 * 2**20
 """The largest number of bytes of text that training reads; see `even_sample`."""
 DISTINCT_BYTES = 3 * 2**20
-"""The largest size in bytes of all different words in the text that training reads; see
-`few_words`."""
+"""The limit on the total size of the words in the text that training reads, if each word is
+counted once; see `few_words`."""
 
 _BLOCK = 2**16  # characters in each block of the sample
 
@@ -41,8 +41,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     returned tokenizer is the number of its tokens. The same text always gives the same tokens.
 
     Training reads a sample spread evenly over the text, so memory does not grow with the text. The
-    sample has at most SAMPLE_BYTES. Its different words have at most DISTINCT_BYTES, because the
-    trainer needs up to 100 times as much memory for them.
+    sample has at most SAMPLE_BYTES. The words that occur in it have at most DISTINCT_BYTES, if each
+    word is counted once: the trainer needs up to 100 times as much memory for these words.
 
     Raises GptcliError if `vocab_size` is out of bounds or the text has a lone surrogate.
     """
@@ -65,8 +65,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     )
     with _one_thread():
         model.train_from_iterator(_without_long_words(few_words(even_sample(texts))), trainer)
-    # Use only the order of the merges, and not the trainer's ids, because here the single bytes
-    # come first and the ids are the ranks. Two merges that give the same bytes are one token.
+    # Use only the order of the merges, and not the trainer's ids. BpeTokenizer numbers the tokens
+    # itself: first the single bytes, then the merges. Merges with the same bytes are one token.
     merges = json.loads(model.to_str())["model"]["merges"]
     return BpeTokenizer(list(dict.fromkeys(from_characters("".join(merge)) for merge in merges)))
 
@@ -94,12 +94,11 @@ def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _B
 
 
 def few_words(blocks: Sequence[str], limit: int = DISTINCT_BYTES) -> Sequence[str]:
-    """All `blocks`, or only some, so that their different words have at most `limit` bytes.
+    """All blocks if their words have at most `limit` bytes, else every second or fourth one, etc.
 
-    Returns all blocks if their words fit, else every second block, every fourth block, and so on.
-    The trainer needs memory only for different words. English repeats most of its words, so all
-    blocks of an English text are kept. In a script without spaces, nearly everything between two
-    white spaces is a new word.
+    Each word is counted once, because the trainer needs memory only for different words. An English
+    text repeats most of its words: it has few different ones, so all its blocks are kept. In a
+    script without spaces, nearly everything between two white spaces is a new word.
     """
     step = 1
     while step < len(blocks) and not _few_words(blocks[::step], limit):

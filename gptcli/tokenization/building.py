@@ -27,9 +27,9 @@ def build_tokenizer(kind: str, vocab_size: int, texts: Callable[[], Iterator[str
     """A new tokenizer of the given kind. The kinds char and bpe are trained on `texts()`.
 
     `texts()` yields the training text in pieces, which can be cut anywhere. It is called once, or
-    never if the kind is byte or gpt2. `vocab_size` is the number of tokens, end-of-text included,
-    of the kind bpe; a short text gives fewer tokens. Raises GptcliError if the kind is unknown,
-    `vocab_size` is out of bounds, or the text cannot train a tokenizer.
+    never if the kind is byte or gpt2. `vocab_size` is used only for the kind bpe: the number of
+    tokens, end-of-text included. A short text gives fewer tokens. Raises GptcliError if the kind is
+    unknown, `vocab_size` is out of bounds, or the text cannot train a tokenizer.
     """
     if kind == "char":
         return CharTokenizer.from_texts(texts())

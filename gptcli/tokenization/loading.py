@@ -51,12 +51,13 @@ def load_tokenizer(
     """The tokenizer whose `to_json` is the content of the file `path`.
 
     The tokenizer is built again from the kind and the vocabulary in the file. The `to_json` of this
-    tokenizer must return the content of the file; otherwise Hugging Face `tokenizers` could encode
-    text in another way. To load a user's tokenizer, pass the user's class as `user_class`. If the
-    folder `inside` is given, the file must lie in it after all links are resolved. If
-    `other_programs` is true, the file can also be a byte-level BPE of Hugging Face
-    (hugging_face.py, imported.py). Raises GptcliError if the file cannot be read, is damaged, or
-    holds a tokenizer that gptcli cannot use.
+    tokenizer must return the content of the file. Otherwise, the file has content that gptcli
+    ignores, but that could let Hugging Face's `tokenizers` encode text in another way.
+
+    To load a user's tokenizer, pass the user's class as `user_class`. If the folder `inside` is
+    given, the file must lie in it after all links are resolved. If `other_programs` is true, the
+    file can also be a byte-level BPE of Hugging Face (hugging_face.py, imported.py). Raises
+    GptcliError if the file cannot be read, is damaged, or holds a tokenizer that gptcli cannot use.
     """
     try:
         content = read_bounded(path, _MOST_BYTES_OTHER if other_programs else MOST_BYTES, inside)

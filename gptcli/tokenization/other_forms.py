@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterable
 
 
 def other_form(unknown: Iterable[str], known: Collection[str]) -> str | None:
-    """A hint that says in which other form the training text writes the characters `unknown`.
+    """A hint: the training text writes the characters `unknown` in another form.
 
     `unknown` are characters that a char tokenizer does not know, `known` are the characters that it
-    knows. Returns None if one of `unknown` has no other form among `known`."""
+    knows. The hint says how to convert the text. Returns None if one of `unknown` cannot be written
+    with characters of `known`."""
     unknown = set(unknown)
     sentences = []
     if "\r" in unknown and "\n" in known:

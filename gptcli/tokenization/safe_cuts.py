@@ -19,9 +19,9 @@ def last_safe_cut(text: str) -> int:
     """The last position at which `text` can be cut without changing a token; 0 if there is none.
 
     The position is directly after a character that is not white space, and directly before a run of
-    white space that contains a space or a newline. No match of GPT-2's split pattern crosses such a
-    position or depends on the text after it, because a match has white space only at its
-    beginning.
+    white space that contains a space or a newline. A match of GPT-2's split pattern has white space
+    only at its beginning. So a match that begins before such a position ends there at the latest,
+    and does not depend on the text after it.
     """
     end = max(text.rfind(" "), text.rfind("\n"))
     return len(text[: end + 1].rstrip(WHITE_SPACE))
@@ -50,8 +50,8 @@ def safe_cuts(
     for piece in pieces:
         start = 0
         while start < len(piece):
-            # Collect exactly `wanted` characters, so that the cuts do not depend on the given
-            # pieces.
+            # Collect exactly `wanted` characters, so that the cuts do not depend on how the text is
+            # divided into `pieces`.
             part = piece[start : start + wanted - size]
             held.append(part)
             start += len(part)

@@ -34,9 +34,9 @@ class Tokenizer(ABC):
     """Maps text to token ids and back; `decode(encode(text)) == text`.
 
     The exception is an imported tokenizer, which can change the Unicode normal form of the text.
-    `kind` is "char", "byte", "bpe", "gpt2" or "own" (the user's). The ids are the numbers from 0 on
-    that are below `vocab_size`. `eot` is the id of end-of-text; None if the kind has no end-of-text
-    (char). A tokenizer never changes.
+    `kind` is "char", "byte", "bpe", "gpt2" or "own" (the user's). The ids are the numbers from 0 to
+    `vocab_size` - 1. `eot` is the id of end-of-text; None if the kind has no end-of-text (char).
+    A tokenizer never changes.
     """
 
     kind: str
@@ -59,9 +59,9 @@ class Tokenizer(ABC):
     def encode(self, text: str, *, allow_eot: bool = False) -> list[int]:
         """The ids of `text`.
 
-        `<|endoftext|>` in the text is encoded as ordinary characters. If `allow_eot` is true, it is
-        encoded as the end-of-text token, if this kind of tokenizer has one. Raises GptcliError if
-        the tokenizer cannot represent the text.
+        `<|endoftext|>` in the text is encoded as ordinary characters. If `allow_eot` is true and
+        this kind of tokenizer has an end-of-text token, it is encoded as this token. Raises
+        GptcliError if the tokenizer cannot represent the text.
         """
 
     @abstractmethod
@@ -160,8 +160,8 @@ class Tokenizer(ABC):
 class StreamDecoder:
     """Turns ids into text one by one. It returns a character only when all of its bytes are there.
 
-    Call `push` for each id, then `flush`. The texts that they return, joined, are `decode` of all
-    ids.
+    Call `push` for each id, then `flush`. If the returned texts are joined, they are the same
+    text as `decode` returns for all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

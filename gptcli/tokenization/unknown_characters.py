@@ -84,7 +84,9 @@ class KnownCharacters:
 
 
 def replacement(char: str, known: set[str]) -> str:
-    """The known characters that are written instead of an unknown character; "" if it is left out.
+    """The known characters that are written instead of the unknown character `char`.
+
+    Returns "" if `char` is left out.
 
     Returns the first of the following whose characters are all known: a similar punctuation mark or
     spelling (— becomes -, ß becomes ss), the letter without its accents, the letter in upper or

@@ -33,7 +33,7 @@ seconds for LEARNS_FROM characters."""
 
 LONGEST_LINE = 1_000
 """The largest number of characters in a line. Longer lines are cut, because the time of an `encode`
-in plain Python grows quadratically."""
+in plain Python usually grows quadratically with the length of the line."""
 
 _MOST_BYTES = 1 << 24  # the largest size of all tokens together
 
@@ -103,7 +103,7 @@ class UserTokenizer(Tokenizer):
         return json.dumps({"version": "1.0", "model": model}, indent=1)
 
     def encoding_key(self) -> str:
-        """The fingerprint, and a hash of the user's file, because the `encode` in it can change."""
+        """The fingerprint and a hash of the user's file, which shows if `encode` was changed."""
         source = getattr(sys.modules.get(type(self._user_object).__module__), "__file__", None)
         content = Path(source).read_bytes() if source else b""
         return f"{self.fingerprint()} {hashlib.sha256(content).hexdigest()}"
@@ -183,8 +183,9 @@ def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
 def line_cuts(pieces: Iterable[str], minimum: int) -> Iterator[str]:
     """Regroup the pieces of a text so that each can be encoded independently.
 
-    Yields pieces of at least `minimum` characters; only the last one can be shorter. Each cut is
-    after a newline, or a multiple of LONGEST_LINE characters after the beginning of a line."""
+    Yields pieces of at least `minimum` characters; only the last one can be shorter. The text is
+    cut after newlines. A line of more than LONGEST_LINE characters is also cut at multiples of
+    LONGEST_LINE."""
     held = ""
     for piece in pieces:
         held += piece

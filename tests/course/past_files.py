@@ -519,7 +519,7 @@ WRONG: list[tuple[str, ...]] = [
      "self.cache_v = values_new"),
     ("dict: only keys stored", "1", "dict", 'cache["k"], cache["v"] = k, v',
      'cache["k"] = k\n            cache.setdefault("v", v)'),
-    # step 2: with which keys and values forward computes, and which ones it returns
+    # step 2: which keys and values forward uses, and which ones it returns
     ("new ones returned", "2", "mingpt",
      "        if layer_past is not None:\n",
      "        present = (k, v)\n        if layer_past is not None:\n",

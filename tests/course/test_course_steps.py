@@ -111,8 +111,8 @@ def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
         changed = {i + 1 for i, line in enumerate(text) if line not in style}
         quoted = re.search(r"line (\d+)", report.message)
         if not changed or report.first_wrong_step != change.step:
-            # No report can quote a deleted line. If the report names another step than the step of
-            # the change, it quotes a line of the step that it names.
+            # No report can quote a deleted line. A report that names a wrong step quotes a line of
+            # this wrong step.
             continue
         asked += 1
         if quoted is None or int(quoted[1]) not in changed:

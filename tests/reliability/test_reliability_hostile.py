@@ -1,5 +1,5 @@
-"""If gptcli reads a hostile run folder, the result is an error message. The folder runs no code,
-and takes little time and memory."""
+"""If gptcli reads a hostile run folder, the result is an error message. No code from the folder
+runs, and reading it takes little time and memory."""
 
 from __future__ import annotations
 

@@ -71,8 +71,8 @@ def test_the_more_often_the_text_is_repeated_the_higher_the_dropout() -> None:
 
 
 def test_a_text_of_many_different_characters_keeps_them_as_tokens() -> None:
-    """In these texts, as in Chinese, most characters take about three bytes, so most subwords of a
-    BPE would be single characters."""
+    """In these texts, as in Chinese, most characters take about three bytes. So a BPE would need
+    most of its merges only to join the bytes of single characters."""
     assert choose(1e14, text(6e4, 3000, 2.9)).values["tokenizer.kind"] == "char"
     assert choose(1e14, text(2e7, 5000, 2.9)).values["tokenizer.kind"] == "char"
     assert choose(1e14, text(2e7, 50_000, 2.9)).values["tokenizer.kind"] == "byte"

@@ -62,7 +62,7 @@ class ComparedForward:
     def first_wrong_operation(self, step: int) -> int:
         """The index of the first operation that turns correct values into wrong ones.
 
-        The search begins after the operation that made the last correct value of the steps before
+        The search begins after the last operation that completed a correct value of a step before
         `step`. If the search finds nothing, returns the index at which the search began."""
         start = last_right_operation(self.found, step) + 1
         for operation in self.trace.operations[start:]:

@@ -104,7 +104,7 @@ from gptcli.course.sandbox.learner_file import in_words
 
 # If the absolute value of a hidden score is below this, the message quotes the score.
 LARGE_FILL = 1e6
-# The mistakes that are none if the names of the layers allow any order of queries, keys and values.
+# If the names of the layers allow any order of queries, keys and values, these are no mistakes.
 ORDER_OF_PROJECTIONS = {
     *("query-key-swapped", "key-value-swapped", "query-value-swapped", "qkv-rotated"),
 }
@@ -330,7 +330,7 @@ def _weights_unused(forward: ComparedForward) -> Finding:
 
 
 def _slug_of_fill(value: float) -> str:
-    """The slug of the mistake that a mask fills hidden scores with `value`."""
+    """The slug of the mistake in a mask that writes `value` into the hidden scores."""
     if value == 0.0:
         return "mask-filled-with-0"
     if abs(value) < 1e-3:
@@ -350,7 +350,7 @@ _CHANGED_VALUES = {
 def _changed_value(
     forward: ComparedForward, changing: Operation, step: int, failed: CheckFailed
 ) -> Finding:
-    """The finding for an operation that changes the result of `step`, which was correct before."""
+    """The finding for an operation that makes the correct result of `step` wrong."""
     if step == 4 and wrong_scale(forward):
         return _unknown_mistake(forward, step, failed)
     slug, name = _CHANGED_VALUES[step]
@@ -536,7 +536,9 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
 
 
 def _hidden_too_much(forward: ComparedForward) -> tuple[AttentionMistake, Values] | None:
-    """The known mistake of step 5 that hides the scores that are -inf in the trace, or None."""
+    """The known mistake of step 5 that hides exactly the scores that are -inf in the trace.
+
+    None if there is no such mistake."""
     p = forward.p
     for operation in forward.trace.operations:
         if "masked" not in forward.found.values_of_operation.get(operation.index, []):

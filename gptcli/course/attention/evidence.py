@@ -82,9 +82,10 @@ def mistake_with_value(
 
 
 def is_plausible(forward: ComparedForward, mistake: AttentionMistake, values: Values) -> bool:
-    """Whether the trace allows the mistake, which gives `values`.
+    """Whether the learner's code can have this mistake, according to the trace.
 
-    The output alone proves no mistake, because other code can give the same output."""
+    `values` are the values that the mistake gives. The output alone proves no mistake, because
+    other code can give the same output."""
     p, found, slug = forward.p, forward.found, mistake.slug
     if mistake.step in (4, 5, 6) and found.has("mixed"):
         return False  # correct weighted values come from correct weights
@@ -106,8 +107,8 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake, values: Va
     if slug == "projection-of-x":
         return found.has("mixed")
     if slug.startswith("scale-") and first_missing_step(found) == 6 and found.has("scaled"):
-        # The masked scores are correct. A wrong scale is possible only if forward undoes the scale
-        # before the softmax and divides the weights instead.
+        # The masked scores are correct, so they were scaled correctly. A scale can be wrong only
+        # if forward then removes it from the scores, and divides the weights instead.
         return slug == "scale-after-softmax"
     if slug == "tokens-shifted":
         return not found.has("q", "k", "v") or bool(projected_out_of_order(forward.trace, found, p))
@@ -213,8 +214,8 @@ def slug_of_swapped_names(forward: ComparedForward) -> str | None:
 def first_operation_with(forward: ComparedForward, value: Tensor, right: Tensor) -> int | None:
     """The index of the first operation whose result has the numbers of `value`, or None.
 
-    Compares the order of the numbers only if the correct value, `right`, has the same numbers in
-    another order."""
+    `right` is the correct value. If it has the same numbers as `value` in another order, the result
+    must also have the order of `value`."""
     wanted = _sorted(value)
     reordered = values_equal(wanted, _sorted(right))
     if reordered:
@@ -266,7 +267,7 @@ def heads_are_summed(forward: ComparedForward) -> bool:
 def fill_of_hidden_scores(forward: ComparedForward) -> tuple[float, int] | None:
     """The number in all hidden scores of the learner, and the index of the operation that wrote it.
 
-    None if the hidden scores have different numbers."""
+    None if the hidden scores do not all have the same number."""
     table, p = forward.found.tables["scaled"], forward.p
     cells = p.T * p.T
     for operation in reversed(forward.trace.operations):

@@ -88,7 +88,7 @@ def _modules_of(module: ModuleType) -> list[type[nn.Module]]:
 
 
 def _stacks(own: list[type[nn.Module]]) -> dict[type[nn.Module], type[nn.Module]]:
-    """A dict from each class for one head to the class that makes a list of these heads.
+    """A dict: class for one head -> class that makes a list of such heads.
 
     The constructor of the class with the list reads the number of heads, but not the number of
     layers, and makes no part that only a block or a whole GPT has."""

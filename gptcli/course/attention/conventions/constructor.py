@@ -130,8 +130,8 @@ def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
 def _guessed(cls: type[nn.Module], parameters: list[inspect.Parameter]) -> dict[str, str]:
     """name -> guessed meaning (n_embd or n_head) of the arguments with unknown names.
 
-    Guesses a meaning only if no known name has it. The order of the arguments decides: almost every
-    attention takes n_embd first, then n_head."""
+    Guesses no meaning that a known name already has. The order of the arguments decides: almost
+    every attention takes n_embd first, then n_head."""
     meanings = {words.meaning_of(p.name) for p in parameters}
     meanings |= {meaning for _, _, meaning in _variables_of(cls)}
     if None in {meaning for _, _, meaning in _variables_of(cls)} or any(
@@ -174,8 +174,8 @@ def _is_config(parameter: inspect.Parameter, meaning: str | None, required: int)
 def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
     """The parameters of the constructor.
 
-    If the constructor has `**kwargs`, which it can pass to a parent class, also the parameters of
-    the parent's constructor."""
+    A constructor with `**kwargs` can pass them to a parent class. Then the parameters of the
+    parent's constructor are included."""
     found: dict[str, inspect.Parameter] = {}
     for parent in cls.__mro__:
         if parent is nn.Module:

@@ -209,7 +209,7 @@ class Layout:
 
 
 def _regrouped(groups: dict[str, Group], path: str) -> Group | None:
-    """The group at `path` with 0 instead of *, or None.
+    """The group whose path is `path` with a 0 in place of the *; None if there is no such group.
 
     If a module has a list of only one head, the group's path has a 0 and not a *."""
     wanted = path.replace("*", "0")
@@ -227,7 +227,8 @@ def _taken(weight: Tensor, bias: Tensor | None, rows: Rows) -> Projection:
 
 
 def _stacked(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Projection:
-    """The matrices of the heads, stacked to one projection: the module concatenates the heads."""
+    """The matrices of the heads as one projection. They are stacked, because the module
+    concatenates the outputs of the heads."""
     known = [b for b in biases if b is not None]
     bias = torch.cat(known) if len(known) == len(biases) else None
     if len(weights) == 1:

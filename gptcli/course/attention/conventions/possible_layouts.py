@@ -177,7 +177,7 @@ def _sources(
 
 
 def _forms(group: Group, sizes: Sizes) -> Iterator[Source]:
-    """The forms in which a group of this shape can hold projections, each as a Source."""
+    """A Source for each way in which a group of this shape can hold projections."""
     C, H, D = sizes.C, sizes.H, sizes.D
     shape, count, path = group.shape, len(group.members), group.path
     turned = shape[::-1] if not group.oriented else shape

@@ -88,7 +88,7 @@ class UserAttention:
 
         It can if the class reads only the names of `_FIELDS` from config, and forward(x) returns
         the output. To find out, makes a module and calls its forward on zeros. Also returns true if
-        the class raises an error, because the network then raises a clearer one."""
+        the class raises an error: the network's own error is clearer."""
         config = config_for(USUAL)
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)

@@ -33,14 +33,15 @@ def best_layout(
     forward: Forward,
     path: Path,
 ) -> Layout:
-    """The layout with which the learner's output is correct, else the one that explains most.
+    """The layout with which the learner's output is correct, else the likeliest layout.
+
+    If no layout makes the output correct, some layouts are compared. First choice: the layouts with
+    which the variables q, k and v hold the queries, keys and values. Second choice, if the names
+    leave the order free: the layouts whose scores have a row for each query. Third choice: all.
 
     A layout explains a value of the reference, such as the queries, if the learner's forward
-    computes the value that the layout gives. If no layout makes the output correct, the layout is
-    chosen in which the variables q, k and v hold the queries, keys and values. If there is none, a
-    layout is chosen whose scores have a row for each query, if names leave the order free and the
-    first layout has no such scores. Otherwise the first layout is chosen, unless another layout
-    explains at least two values more than the first."""
+    computes the value that the layout gives. The compared layout that explains the most values is
+    returned. But if layouts[0] is compared and explains at most one value fewer, it is returned."""
     if len(layouts) == 1:
         return layouts[0]
     sizes = Sizes(x.shape[2], n_head)
@@ -118,10 +119,10 @@ def best_mask(
 
 
 def _hidden_cells(call: Call, module: nn.Module, x: Tensor, path: Path) -> list[Tensor]:
-    """The cells that forward hides in its scores or weights, bool (T, T), for each such result.
+    """For each result of forward that holds scores or weights: its hidden cells, bool (T, T).
 
-    A result counts if the hidden cells are the same for all heads, and if the other cells have
-    different numbers, unlike in a mask."""
+    A result is used only if its hidden cells are the same for all heads. Its other cells must not
+    all have the same number, because then it is a mask."""
     T = x.shape[1]
     trace = trace_forward(lambda inner: call(module, inner), x.clone(), path)
     found = []

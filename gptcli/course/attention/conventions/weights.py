@@ -167,7 +167,7 @@ def _is_bias(name: str, large: dict[str, Tensor]) -> bool:
 
 
 def _bias_of(name: str, large: dict[str, Tensor], biases: dict[str, Tensor]) -> str | None:
-    """The name of the bias that belongs to the matrix `name`: by name, else by size."""
+    """The name of the bias that belongs to the matrix `name`: found by names, else by sizes."""
     if not biases:
         return None
     if len(large) == 1 and len(biases) == 1:
@@ -203,7 +203,9 @@ def _biases_by_name(large: dict[str, Tensor], biases: dict[str, Tensor]) -> dict
 
 
 def _stems(name: str, kind: str) -> set[str]:
-    """The name without the word for its kind, such as "w" or "bias", at its beginning or end.
+    """The stems of a name: what remains if the word `kind` is removed at its beginning or its end.
+
+    `kind` is a regular expression for words such as "w" or "bias".
 
     `w_qkv`, `wqkv`, `qkv_w`, `qkv_weight` and `qkvWeight` have the stem `qkv`."""
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
@@ -268,7 +270,7 @@ def _role_of_name(name: str) -> str | None:
 
 
 def _without_affixes(plain: str) -> str:
-    """The name without parts that are not the role: "q" for `wq` and `qlinear`."""
+    """The part of a name that says the role: "q" for `wq` and `qlinear`."""
     before = ""
     while plain != before and plain not in _ROLE_OF:
         before = plain
