@@ -79,8 +79,8 @@ def steps(nanogpt: Path, rounds: int) -> None:
 
 
 def timed(step: object, tokens: int) -> dict[str, float]:
-    """Calls `step` for eight seconds, and at least five times. Returns the tokens per second by the
-    median time of a step, and the peak memory in MiB."""
+    """Calls `step` for eight seconds, and at least five times. Returns the tokens per second, from
+    the median time of a step, and the peak memory in MiB."""
     import resource
 
     assert callable(step)
@@ -167,8 +167,8 @@ def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, 
 
 
 def to_loss(nanogpt: Path, text: Path, rounds: int) -> None:
-    """Print the wall times of whole trainings by nanoGPT and gptcli, which run in turn, and
-    gptcli's losses."""
+    """Run whole trainings of nanoGPT and gptcli in turn. Print their wall times, and gptcli's
+    losses."""
     data = nanogpt / "data" / "shakespeare_char"
     if not (data / "train.bin").exists():
         (data / "input.txt").write_bytes(text.read_bytes())

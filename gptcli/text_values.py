@@ -37,7 +37,7 @@ _WINDOWS_PATH = re.compile(r'"[A-Za-z]:\\(?!\\|x[01][0-9A-F])')
 
 
 def takes_text(key: tuple[str, ...]) -> bool:
-    """Whether the value of `key` is text. `key` can also be an item in the list of a key."""
+    """Whether the value of `key` is text. `key` can also name an item of a list."""
     forms = _forms(key[:2])
     return "text" in forms and (len(key) == 2 or (len(key) == 3 and "list" in forms))
 
@@ -45,8 +45,7 @@ def takes_text(key: tuple[str, ...]) -> bool:
 def text_of_override(override: str, key: tuple[str, ...], text: str) -> str | list[str] | None:
     """The value of an override `KEY=VALUE`, by the table at the top of this file. `text` is VALUE.
 
-    Raises GptcliError if VALUE is in double quotes, and is a Windows path or has an unknown
-    escape."""
+    Raises GptcliError if VALUE has double quotes around a Windows path or an unknown escape."""
     forms = _forms(key)
     if "null" in forms and text in _NULLS:
         return None

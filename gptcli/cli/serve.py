@@ -46,7 +46,7 @@ class AddressOptions:
         typer.Option(
             "--api-key",
             metavar="KEY",
-            help="Answer requests only if they have this key, except those for / and /health. You "
+            help="Every request must have this key, except requests for / and /health. You "
             "can repeat this option. "
             f"Default: ${KEY_VARIABLE}, which other users of the machine do not see.",
         ),
@@ -91,7 +91,7 @@ class LimitOptions:
             "--max-queue",
             metavar="N",
             min=0,
-            help="Let at most N texts wait for their turn, plus as many as --streams.",
+            help="Let at most N texts wait for their turn, and one more for each of the --streams.",
         ),
     ] = 1024
     max_wait: Annotated[

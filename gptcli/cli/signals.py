@@ -22,7 +22,7 @@ class Stop:
 
     Another signal ends the loop at once. It is ignored within 1 s of the first signal, because the
     terminal and a wrapper around gptcli can both pass on the same Ctrl-C. A closed terminal never
-    ends the loop at once, because then nobody is waiting, and the checkpoint must be completed."""
+    ends the loop at once: nobody waits at it, and the checkpoint must be completed."""
 
     def __init__(self) -> None:
         self.asked_at: float | None = None

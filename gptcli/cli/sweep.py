@@ -92,8 +92,8 @@ def sweep(
 
 
 def _config(word: str) -> tuple[str, str]:
-    """The config that a word of the command line means (a path or a shipped config), and its
-    name."""
+    """The path of a config (or the name of a shipped one) that `word` means, and a name for it.
+    `word` can also name a run."""
     from gptcli.training import run_folder
 
     path = expanded(word)

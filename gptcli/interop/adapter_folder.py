@@ -9,8 +9,8 @@ which changes the weights in the same way:
     [Bv Av]   [      Bv  ] [Av]
 
 If the run also trained the token embedding and the head, the folder holds both complete tables, and
-peft uses them instead of the tables of the base model (`modules_to_save`). Even if the head is
-tied, its table is written a second time, because peft makes a separate copy of each layer.
+peft uses them instead of the tables of the base model (`modules_to_save`). peft makes a separate
+copy of each layer, so the folder holds the table twice if the head is tied.
 
 Dimensions: R rank; I inputs and O outputs of a matrix; n is 1, 2 or 3: how many of query, key and
 value have an adapter.
@@ -41,7 +41,7 @@ from gptcli.training.training_state import build_model
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The names of the two files of an adapter."""
 BASE_KEY = "gptcli_base_sha256"
-"""The key in the metadata of WEIGHTS whose value identifies the base model of the adapter."""
+"""A key in the metadata of WEIGHTS. Its value identifies the base model of the adapter."""
 ADAPTER = "adapter"
 """The name of the adapter's folder, inside the folder of the base model. If both were in one
 folder, nobody could load the base model alone, because transformers always loads an

@@ -56,7 +56,7 @@ _READ = {
 _SAYS_NOTHING = {
     "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
     "peft_version", "fan_in_fan_out", "ensure_weight_tying", "qalora_group_size", "megatron_core",
-    # The names of the tensors already say which layers the following keys select.
+    # The following keys select layers, but the names of the tensors say the same.
     "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern",
 }  # fmt: skip
 _BASE_UNCHANGED = (True, False, "gaussian", "orthogonal", "eva")
@@ -69,8 +69,8 @@ Pair = tuple[Tensor, Tensor]
 class Adapter:
     """A LoRA adapter under gptcli's parameter names.
 
-    `pairs` maps a layer ("h.0.attn.query") to its A and B. `tables` has the trained embedding and
-    head by name."""
+    `pairs` maps a layer ("h.0.attn.query") to its A and B. `tables` maps the names of
+    the embedding and the head to their trained weights, and can be empty."""
 
     lora: LoraConfig
     pairs: dict[str, Pair]
@@ -214,7 +214,7 @@ def _layers(config: Config) -> dict[str, list[str]]:
 
 
 def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str, Pair]:
-    """A and B of each of the gptcli layers `names`, from A and B of their Hugging Face layer.
+    """A and B of a Hugging Face layer, split into A and B of each of the gptcli layers `names`.
 
     Raises Refused if B cannot be split."""
     if len(names) == 1:
@@ -227,7 +227,7 @@ def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str,
         used = [
             [i for i, part in enumerate(rows) if part[:, c : c + usual_rank].any()] for c in columns
         ]
-        # In the blocks that gptcli writes, only one part has numbers.
+        # In each block that gptcli writes, all parts but one are 0.
         if all(len(parts) <= 1 for parts in used):
             free = (i for i in range(len(names)) if [i] not in used)
             places = [parts[0] if parts else next(free, -1) for parts in used]

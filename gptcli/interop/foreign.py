@@ -1,6 +1,6 @@
 """Reads models of other programs: Hugging Face folders and nanoGPT's ckpt.pt; runs no code.
 
-Only safetensors and JSON are read, and a ckpt.pt with `weights_only=True`. If no arch of gptcli can
+Reads only JSON, safetensors, and ckpt.pt (with `weights_only=True`). If no arch of gptcli can
 compute exactly what the model computes, the model is refused with the reason. Dimensions: C
 channels (n_embd), V vocabulary.
 """
@@ -331,7 +331,7 @@ def _foreign(
     notes: list[str],
     path: Path,
 ) -> ForeignModel:
-    """The ForeignModel with gptcli's names for the weights `theirs`, whose shapes are checked.
+    """The ForeignModel with the weights `theirs` under gptcli's names. Checks their shapes.
 
     Raises GptcliError if a weight is missing or damaged, and Refused if gptcli cannot compute the
     model exactly."""

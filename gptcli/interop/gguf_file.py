@@ -139,7 +139,7 @@ def _add_sizes(writer: Any, config: ModelConfig, tokenizer: Tokenizer) -> None:
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
-    """Write the vocabulary: of the kind "gpt2" for subwords, "rwkv" for characters and bytes.
+    """Write the vocabulary. Its kind is "gpt2" for subwords, "rwkv" for characters and bytes.
 
     A tokenizer of the kind "rwkv" takes the longest token at each position of the text. It has no
     merges. Unlike "gpt2", it has no end-of-text by default."""
@@ -173,7 +173,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
 def _add_imported(writer: Any, tokenizer: ImportedTokenizer) -> None:
     """Write the vocabulary of an imported tokenizer, and llama.cpp's name for its split pattern.
 
-    Raises GptcliError (exit code 1) if gptcli knows no name of llama.cpp for the split pattern."""
+    Raises GptcliError (exit code 1) if gptcli does not know this name."""
     import gguf
 
     pre = tokenizer.splitting.llama_cpp

@@ -103,9 +103,8 @@ def import_model(
 
     If `path` is a folder and transformers is installed, transformers also reads the folder, and its
     logits are compared with gptcli's. The token ids are compared as well, unless `tokenizer` is
-    given. `out` appears only when it is complete. Raises GptcliError for the same reasons as
-    `read_foreign`, if `out` cannot be written, and (exit code 1) if transformers computes something
-    else."""
+    given. `out` appears only when it is complete. Raises GptcliError if `read_foreign`
+    does, if `out` cannot be written, or (exit code 1) if transformers computes something else."""
     refuse_taken(out)
     trained, foreign = read_foreign(path, tokenizer=tokenizer, block_size=block_size)
     found = proof.Proof(None, (), "gptcli knows no other program that reads a ckpt.pt")
@@ -117,7 +116,7 @@ def import_model(
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise GptcliError if the run folder that an import shall write exists and is not empty.
+    """Raise GptcliError if `out`, the run folder for an import, exists and is not empty.
 
     A folder counts as empty if it holds only a lock, or a lock and `checkpoints` without steps."""
     try:

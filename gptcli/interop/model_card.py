@@ -192,7 +192,7 @@ def _prompt(trained: Trained) -> str:
 
 
 def _config_lines(trained: Trained) -> Iterator[str]:
-    """The config's sections `model` and `train`, without sections that can name private folders."""
+    """The config's sections `model` and `train`. Other sections can name private folders."""
     inside = False
     for line in dump_config(trained.config).splitlines():
         if line and not line.startswith((" ", "#")):

@@ -297,7 +297,7 @@ class _Builder:
         return name
 
     def _size(self, tensor: str, dimension: int) -> str:
-        """The size of one dimension of a tensor, as the name of a tensor int64 (1,)."""
+        """Add the size of one dimension of a tensor. Returns the name of this int64 (1,) tensor."""
         shape = self._op("Shape", tensor)
         return self._op("Gather", shape, self._integers([dimension]))
 

@@ -40,7 +40,7 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Proof:
-    """The result of comparing another program, which reads the files, with gptcli.
+    """The result of comparing gptcli with the program that reads the exported or imported files.
 
     `largest_difference` is the largest difference between their logits, or for GGUF between their
     log-probabilities; None if nothing was compared. `lengths` are the lengths of the prompts in
@@ -232,8 +232,8 @@ def _valid_onnx(folder: Path) -> None:
 
 
 _GGUF_TOLERANCE = {"f32": 0.02, "f16": 0.1, "bf16": 0.5, "q8_0": 1.0}
-"""Type of the matrices -> the largest difference of log-probabilities that it can cause. f32 needs
-a tolerance, too, because llama.cpp computes GELU from a 16-bit table."""
+"""Type of the matrices -> the largest difference of log-probabilities that this type can cause. f32
+needs a tolerance, too, because llama.cpp computes GELU from a 16-bit table."""
 _LEAST_LOG_PROBABILITY = -15.0  # llama.cpp computes smaller ones too inexactly to compare
 
 

@@ -65,7 +65,7 @@ def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str 
 
     The embedding of a model often has more rows than there are tokens, because round numbers are
     faster. Raises GptcliError if the embedding has fewer rows than there are tokens. Also raises it
-    if tokens are missing and the tokenizer is one of characters or bytes, which cannot get more."""
+    if a tokenizer of characters or bytes has too few tokens, because it cannot get more."""
     missing = rows - tokenizer.vocab_size
     if missing == 0:
         return tokenizer, None

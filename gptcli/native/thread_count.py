@@ -28,8 +28,8 @@ _TRY_ALL_AFTER = (16, 256)
 # A single thread is used if it takes less than this share of the time that all threads take.
 _MUCH_FASTER = 0.8
 # In a forced context switch, the system takes the processor from a thread. The threads count as
-# disturbed if there were too many switches in the last _SWITCHED_RUNS runs with all threads: more
-# than _SWITCHES plus _SWITCHES_PER_SECOND for each second of these runs. Measured on two cores: 32
+# disturbed if the last _SWITCHED_RUNS runs with all threads had too many switches: more than
+# _SWITCHES, plus _SWITCHES_PER_SECOND for each second of these runs. Measured on two cores: 32
 # switches a second on an idle machine, 150 to 94,000 next to another process.
 _SWITCHED_RUNS, _SWITCHES, _SWITCHES_PER_SECOND = 16, 8, 100
 
@@ -47,7 +47,7 @@ class ThreadCount:
             threads: deque(maxlen=_LAST_RUNS) for threads in (1, usual)
         }
         self._switched: deque[tuple[int, float]] = deque(maxlen=_SWITCHED_RUNS)  # switches, seconds
-        # For each number of threads: how many runs used it since the other number was last used.
+        # For each number of threads: the number of runs with it since the last run with the other.
         self._runs_since = {1: 0, usual: 0}
         self._try_all_after = _TRY_ALL_AFTER[0]
 

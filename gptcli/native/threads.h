@@ -1,11 +1,12 @@
-/* A team of threads that runs a function. Threads share the rounds of loops, and wait at barriers.
+/* A team of threads that runs a function. The threads divide the rounds of loops among themselves,
+ * and wait for each other at barriers.
  *
  * No library uses OpenMP, because Apple's clang does not have it, and because OpenMP's threads spin
  * while they wait. If another program takes a processor, the spinning threads use up time that the
- * working threads need. Here, a waiting thread spins for 60 microseconds if no other program
- * disturbs this one (else only briefly), and then sleeps until it is woken. Threads take the rounds
- * of a loop one by one, so a thread that loses its processor delays only one round. Results must
- * not depend on which thread computes a round.
+ * working threads need. Here, a waiting thread spins for 60 microseconds, or only briefly if
+ * another program disturbs this one. Then it sleeps until it is woken. Threads take the rounds of a
+ * loop one by one, so a thread that loses its processor delays only one round. Results must not
+ * depend on which thread computes a round.
  *
  * Each library has its own team. If two threads of a program call a library, one waits until the
  * other's function has ended. A call that uses a single thread needs no team, so it never waits. */
@@ -34,7 +35,7 @@ enum {
     OPEN_LOOPS = 16,            /* the most shared loops between two barriers */
     STACK_BYTES = 4 << 20,
     SPIN_NANOSECONDS = 60000, /* how long a waiting thread spins if undisturbed */
-    SPINS_DISTURBED = 50,     /* how often such a thread checks before that, even if disturbed */
+    SPINS_DISTURBED = 50,     /* how often it checks in any case, before it spins or sleeps */
 };
 
 /* A number on which threads wait. It has a cache line of its own. A barrier also counts the threads
@@ -54,7 +55,7 @@ typedef struct {
 typedef struct {
     int number, count;      /* its number, from 0, and how many threads run the function */
     unsigned barriers;      /* the value of the team's barrier until all threads arrive */
-    unsigned loop, cleared; /* counts of shared loops begun: in total, until the last barrier */
+    unsigned loop, cleared; /* how many shared loops began so far, and before the last barrier */
     long next;              /* the next round of a loop, if it is the only thread */
 } Worker;
 
@@ -138,8 +139,8 @@ static void set_signal(Signal *s, int value) {
     if (atomic_load(&s->sleepers) > 0) wake_all(s);
 }
 
-/* Waits until all threads of the team have called this. The last thread prepares the loops that
- * were begun since the last barrier for their next use. */
+/* Waits until all threads of the team have called this. The last thread to arrive
+ * resets the loops that began since the previous barrier, so that they can be used again. */
 static void team_barrier(Worker *w) {
     if (w->count == 1) return;
     const unsigned old = w->barriers++;
@@ -167,9 +168,9 @@ static inline long first_round(Worker *w) {
     return next_round(w);
 }
 
-/* The loop for (long i = 0; i < n; i++), whose rounds the threads share. All threads of the team
- * must reach the loop. They do not wait at its end: call team_barrier if later code needs the
- * results.
+/* The loop for (long i = 0; i < n; i++), with its rounds divided among the threads. All threads of
+ * the team must reach the loop. They do not wait at its end: call team_barrier if later code needs
+ * the results.
  */
 #define SHARED_FOR(w, i, n) for (long i = first_round(w); i < (n); i = next_round(w))
 
@@ -226,7 +227,7 @@ static void start_threads(int wanted) {
 
 /* Runs function(argument, worker) in `threads` threads, at most MOST_THREADS, or in fewer if the
  * system allows no more. Returns when all have ended. A single thread uses nothing of the team, so
- * several callers can run a function in one thread each at the same time. */
+ * several callers can run functions at the same time if each asks for one thread. */
 static void team_run(int threads, TeamFunction function, void *argument) {
     Worker worker = {0, 1, 0, 0, 0, 0};
     if (threads <= 1) {

@@ -153,8 +153,7 @@ def markers(
 ) -> dict[int, int]:
     """A dict from each column to the row of the newest point in it. Rows are counted from the top.
 
-    `curve` draws a point of the same step and value in the same cell. Points outside the chart are
-    left out.
+    A point gets the cell in which `curve` would draw it. Points outside the chart are left out.
     """
     (first, last), (low, high) = across, up
     rows_of = {}

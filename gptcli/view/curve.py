@@ -13,8 +13,8 @@ BRAILLE = 0x2800
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 # The ASCII characters for three heights within a cell.
 _MARKS = "'-."
-# How far the start of a curve can raise the top of the chart, as a share of the range of the last
-# three quarters of the curve.
+# How far the start of a curve can raise the top of the chart. The unit is the distance from the
+# lowest value to the highest one of the last three quarters of the curve.
 ROOM_FOR_START = 0.35
 
 
@@ -97,7 +97,7 @@ def means(points: Points, parts: int) -> Points:
 
 
 def bounds(*curves: Sequence[float], with_ends: bool = False) -> tuple[float, float]:
-    """The range (low, high) of the vertical axis for curves over the same steps.
+    """The lowest and the highest value of the vertical axis. All curves cover the same steps.
 
     The steep start of a training does not set the top of the axis. A new model's loss falls from
     ln V, and would press the rest of the curve into the bottom rows. The top is the highest value
@@ -123,7 +123,7 @@ def bounds(*curves: Sequence[float], with_ends: bool = False) -> tuple[float, fl
 
 
 def _finite(curves: Iterable[Sequence[float]], begin: float) -> list[float]:
-    """The finite values of all curves, without the first `begin` of each (a share from 0 to 1)."""
+    """The finite values of all curves, without the first part of each: a share of `begin`."""
     return [v for c in curves for v in c[math.ceil(begin * len(c)) :] if math.isfinite(v)]
 
 

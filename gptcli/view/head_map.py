@@ -43,8 +43,8 @@ def head_map(
 ) -> HeadMap:
     """The map of one head: a row for each token, and a column for each token that it can look at.
 
-    Each row ends with the token that has the row's largest weight. If the map would be too wide, it
-    shows only the last tokens."""
+    At its end, each row names the token with the row's largest weight. If the map would be too
+    wide, it shows only the last tokens."""
     unicode = encoding.lower().startswith("utf")
     labels = [token_label(piece, encoding) for piece in pieces]
     label = min(_MOST_LABEL, max(map(cell_len, labels)))

@@ -27,8 +27,8 @@ class HeadRow:
 def heads_table(
     rows: Sequence[HeadRow], kinds: Sequence[str], height: int, unicode: bool
 ) -> list[Text]:
-    """A table of the first `height` heads: the kind of each, and a percentage for each of
-    `kinds`."""
+    """A table of the first `height` heads. A head's row has its kind, and its share of each of
+    `kinds` in percent."""
     widths = [max(6, len(kind)) for kind in kinds]
     head = "  ".join(f"{kind:>{wide}}" for kind, wide in zip(kinds, widths, strict=True))
     lines = [Text(f"{'layer':>5}  {'head':>4}  {'kind':<14}  {head}", style="dim")]

@@ -91,7 +91,7 @@ def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
 
 
 class StepRate:
-    """Measures steps per second of wall time over about the last minute, including evaluations.
+    """Measures steps per second over about the last minute. Evaluations are part of this time.
 
     The first step of this process only starts the clock, and its time is not counted, because it
     can include a compilation. Steps before a resume are not counted, either.
@@ -119,7 +119,7 @@ class StepRate:
 
 
 def loss_text(loss: float | None) -> str:
-    """A loss with four decimals, or from 10,000 on in scientific notation; "-" for None."""
+    """A loss with four decimals, or in scientific notation from 10,000 on; "-" for None."""
     if loss is None:
         return UNKNOWN
     return f"{loss:.4f}" if not math.isfinite(loss) or abs(loss) < 1e4 else f"{loss:.2e}"

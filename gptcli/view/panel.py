@@ -89,7 +89,7 @@ def _stacked(
 def _side_by_side(
     status: RunStatus, console: Console, width: int, rows: int, glyphs: Glyphs
 ) -> list[Text]:
-    """The curve in `rows` lines, with the samples and, at the bottom, the notes to its right."""
+    """The curve in `rows` lines. To its right are the samples and, at the bottom, the notes."""
     left_width = round(WIDE_SHARE * width)
     right_width = width - left_width - 2
     curve = _cropped(chart_block(status, left_width, rows, glyphs), left_width)

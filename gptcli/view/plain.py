@@ -52,12 +52,12 @@ SECONDS_APART = 60.0  # the longest time between two printed lines
 
 
 class PlainView:
-    """Prints about thirty lines in a run, but at least one a minute if a step takes less than that.
+    """Prints about thirty lines in a run, but at least one a minute, unless a step takes longer.
 
     For some kinds of event, PARTS says into how many equal parts the steps of a run are divided. In
     each part, the first event of the kind is printed (for StepDone, the first logged step). The
     step line, the evaluation and the sample of the last step are printed, too. Of the notices, all
-    warnings and the first MOST_NOTICES others are printed. All events of all other kinds are
+    warnings and the first MOST_NOTICES others are printed. Events of other kinds are always
     printed. metrics.jsonl has all logged steps and evaluations, and samples.txt has all samples.
     """
 
@@ -113,8 +113,8 @@ class PlainView:
         if isinstance(event, StepDone) and not event.logged and not late:
             return False
         part = parts * step // steps
-        # The sample after the last step can belong to an earlier step, because the best checkpoint
-        # draws it.
+        # The best checkpoint draws the sample after the last step. So this sample can belong to an
+        # earlier step.
         last = self._status.current_step >= steps and isinstance(event, ALWAYS_AT_END)
         if part <= self._part.get(type(event), -1) and not last and not late:
             return False
@@ -219,7 +219,7 @@ def _opening_lines(event: RunStarted) -> list[str]:
 
 
 def _adapter_line(event: RunStarted) -> list[str]:
-    """A line on how many parameters LoRA trains, as a list; [] without LoRA."""
+    """A list of one line: how many parameters LoRA trains. [] without LoRA."""
     trained = event.adapter_parameters
     if trained is None:
         return []

@@ -52,7 +52,7 @@ class _Frame:
 
 
 class Region(RenderHook):
-    """Shows the lines that `draw(width, height)` returns at the bottom of the terminal.
+    """Shows, at the bottom of the terminal, the lines that `draw(width, height)` returns.
 
     `draw` must return at most `height` lines of at most `width` cells. While the region is open,
     output to the console appears above the region, and so does output to sys.stdout and sys.stderr

@@ -104,8 +104,8 @@ class RunStatus:
     def only_memorises(self) -> bool:
         """Whether the run has only memorised the training text since its best evaluation.
 
-        This is so if the loss on the training text fell since then, and the validation loss is over
-        2 % above the best one or has not improved for two evaluations."""
+        This is so if the loss on the training text fell since then, while the validation loss is
+        over 2 % above the best one or has not improved for two evaluations."""
         best, last = self.best, self.evaluated
         if best is None or last is None or self.recent_loss is None:
             return False

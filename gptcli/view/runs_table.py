@@ -64,7 +64,7 @@ SORT_KEYS: dict[str, Callable[[RunRow], Any]] = {
     "params": lambda row: row.parameters,
     "when": lambda row: row.when,
 }
-"""For each column, the value by which its rows are sorted."""
+"""For each column: the value of a row that decides its place if the column sorts the rows."""
 
 
 def sorted_rows(rows: Sequence[RunRow], order: Order) -> list[RunRow]:
@@ -128,7 +128,7 @@ def runs_table(
     """The runs as a table that fits into `width` cells. It is readable if `width` is at least 60.
 
     In a narrow terminal, long names are cut first. Then columns are left out: params, then when,
-    then val. The title of the column of `order` has an arrow.
+    then val. The column by which `order` sorts has an arrow in its title.
     """
     columns = [_marked(column, order, encoding) for column in _COLUMNS]
     name, others = columns[0], columns[1:]

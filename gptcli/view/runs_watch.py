@@ -42,8 +42,7 @@ def watch_lines(
 ) -> list[Text]:
     """The screen in at most `height` lines: the table, a blank line, a summary, and the keys.
 
-    If not all rows fit, shows the newest rows, or the first rows of the order that the user
-    chose."""
+    If not all rows fit, shows the newest rows. If the user chose an order, shows its first rows."""
     if height < 1:
         return []
     footer = _footer(watched, width, has_keys)[: max(0, height - 3)]

@@ -30,8 +30,8 @@ class LiveView:
 
     Use it as a context manager and pass every event to `handle`, which also draws. Steps redraw the
     panel at most four times a second, in at most 2 % of the time. A key or a notice redraws it at
-    once. There is no thread, so the panel does not change between events, for example during an
-    evaluation.
+    once. No thread draws the panel, so it does not change between events, for example during
+    an evaluation.
     """
 
     def __init__(self, console: Console, live: LiveState | None = None) -> None:

@@ -45,8 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     from gptcli.view.metrics import metrics_record
 
     path = tmp_path_factory.mktemp("runs") / "r"
-    # The arch is gpt2, because the first loss must depend on the batch. With the arch modern, the
-    # head starts at zero, so the first loss is ln V on every batch.
+    # The test needs a first loss that depends on the batch, so the arch is gpt2. With the arch
+    # modern, the head starts at zero, so the first loss is ln V on every batch.
     more = ("model.arch=gpt2", "train.max_steps=5", "train.checkpoint_every=3", "train.log_every=1")
     config = parse_config("", [f"data.source={text_file}", *SMALL, *more])
     setup = prepare_new(config, path).setup

@@ -183,7 +183,7 @@ def test_help_and_chat(cli: Any) -> None:
 
 def test_a_row_of_the_table_names_what_exists() -> None:
     """Each suggestion in the tables of gptcli/other_spellings.py is a command, an option, an
-    argument or a key of gptcli. No row of the tables is for a name that gptcli itself uses."""
+    argument or a key of gptcli. The tables have no row for a name that gptcli itself uses."""
     inside = {f"train.lora.{name}" for name in LoraConfig.model_fields}
     assert set(KEY_OF.values()) <= {*dotted_keys(), *inside}
     assert {key for key, _ in FIXED.values()} | VALUES.keys() <= set(dotted_keys())

@@ -1,5 +1,5 @@
-"""The cache of encoded texts: gptcli finds a text in it again, verifies it, and several processes
-can safely build the same entry."""
+"""The cache of encoded texts: gptcli finds a text in it again and verifies the entry. Several
+processes can safely build the same entry."""
 
 from __future__ import annotations
 

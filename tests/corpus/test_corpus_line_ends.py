@@ -71,7 +71,7 @@ def test_the_note(ends: str, words: str, tmp_path: Path) -> None:
     assert [note for note in corpus.notes if "line ends" in note] == notes
     write(texts / "b.txt", "\n")
     (texts / "c.jsonl").write_bytes(b'{"text": "x"}\r\n' * 9)
-    # The note does not look into compressed files.
+    # Line ends in compressed files are not looked at.
     (texts / "d.txt.bz2").write_bytes(bz2.compress(b"To be\r\n" * 9))
     if words:
         (note,) = line_ends_note(find_source(str(texts)))

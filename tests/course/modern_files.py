@@ -452,7 +452,7 @@ GROWING = BASE.replace("    positions = ", "    if head_dim in KEPT and len(KEPT
     "length:\n        return tuple(part[:length] for part in KEPT[head_dim])\n    positions = "
 ).replace(TABLES, "KEPT[head_dim] = angles.cos(), angles.sin()\n    return KEPT[head_dim]").replace(
     "def rotary_angles", "KEPT = {}\n\n\ndef rotary_angles")  # fmt: skip
-"""It keeps the longest tables of each head_dim, also in float32."""
+"""It keeps the longest tables of each head_dim, and uses them for every dtype."""
 
 HEAD_NORM = """class HeadNorm(nn.Module):
     def __init__(self, dim, eps=1e-5):
@@ -552,8 +552,8 @@ OTHER_STYLES: list[tuple[Any, ...]] = [
 
 
 def in_other_style(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: the right file that an entry of OTHER_STYLES names, with its
-    replacements."""
+    """The text of a wrong file by an entry of OTHER_STYLES: the right file that the entry names,
+    after the replacements that it lists."""
     return _replaced(RIGHT[entry[2]], entry[0], entry[3:])
 
 

@@ -402,8 +402,8 @@ RIGHT: dict[str, list[str]] = {
 
 Entry = tuple[Any, ...]
 # The mistakes of each exercise. An entry holds the slug of the mistake ("*" if any slug will do),
-# the step that is wrong, a pattern that matches the message, the text of a right file, and then
-# pairs: a text of this right file, and the text that replaces it.
+# the step that is wrong, a pattern that matches the message, and the text of a right file. Pairs
+# follow: a text in this file, and the text that replaces it.
 WRONG: dict[str, list[Entry]] = {
     "layernorm": [
         ("*", 1, "mu = t.sum", LN_HELPERS, "t.sum(-1, keepdim=True) / t", "t.sum(1, keepdim=True) / t"),

@@ -201,7 +201,7 @@ MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=8)
 
 
 def _run(run: Path) -> Path:
-    """Make a run folder with one checkpoint, which was not trained. Return its path."""
+    """Make a run folder with one checkpoint of an untrained model. Return the folder."""
     config = Config(model=MODEL)
     tokenizer = build_tokenizer("byte", 0, lambda: iter(()))
     run_folder.create(run, config, tokenizer)

@@ -114,7 +114,7 @@ def test_bfloat16_logits_are_close_to_pytorchs(
     with torch.no_grad():
         expected = m(torch.tensor([ids]))[0, -1].log_softmax(-1)
         plain = m.to(torch.bfloat16)(torch.tensor([ids]))[0, -1].float().log_softmax(-1)
-    # The weights are float32 again, but keep the values that bfloat16 can hold, as in the decoder.
+    # The weights become float32 again, with values rounded to bfloat16. The decoder has the same.
     m.to(torch.float32)
     half = decoder(decoding, m, "bfloat16")
     half.feed([(0, 0, ids)])
@@ -227,8 +227,8 @@ def test_only_distances_between_positions_matter(decoding: ctypes.CDLL, far: int
     ids = text(m, 10)
     here, there = decoder(decoding, m), decoder(decoding, m)
     here.feed([(0, 0, ids)])
-    # Empty slots of the window are masked only at the beginning of a text, so fill the window
-    # first.
+    # Empty slots of the window are masked at the beginning of a text, but not far from it. So fill
+    # the window first.
     there.feed([(0, far - 32, text(m, 32, 1))])
     here.feed([(0, 10, text(m, 32, 1))])
     here.feed([(0, 42, ids)])
@@ -318,7 +318,7 @@ def chosen(
 def test_extreme_uniform_numbers_draw_the_exact_token(
     decoding: ctypes.CDLL, logits: list[float], temperature: float, uniform: float, token: int
 ) -> None:
-    """Another test, in tests/sampling, proves that PyTorch draws the same tokens DRAWS."""
+    """Another test, in tests/sampling, proves that PyTorch draws the same tokens for DRAWS."""
     params = SamplingParamsStruct(temperature=temperature, top_p=1.0, penalty=1.0)
     assert (
         chosen(decoding, torch.tensor(logits, dtype=torch.float32), params, uniform, None) == token
@@ -362,8 +362,8 @@ def test_the_choice_is_pytorchs(
             penalised = torch.where(seen, divided, logits)
         assert penalised[token] == penalised.max()
         return
-    # If a token is near the limit of top-p or min-p, rounding decides whether it is kept. Therefore
-    # accept the token of a slightly larger or smaller limit, too.
+    # If a token is near the limit of top-p or min-p, rounding decides whether it is kept. So
+    # also accept a token that a slightly larger or smaller limit would choose.
     for off in (0.0, 1e-5, -1e-5):
         params = SamplingParams(
             temperature, top_k, None if top_p is None else min(1.0, max(0.0, top_p + off)),
@@ -373,8 +373,7 @@ def test_the_choice_is_pytorchs(
         if int(choose_token(logits[None], params, number, seen[None])) == token:
             return
         probability, before, after = share_of(token, logits, params, seen)
-        # Adding this token's probability changes the rounded cumulative sum, so the token can be
-        # drawn.
+        # A token can be drawn only if its probability changes the rounded cumulative sum.
         counts = probability >= 2**-55 * after > 0
         if counts and before - 1e-5 <= uniform <= after + 1e-5:
             return

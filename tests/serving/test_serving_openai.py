@@ -130,7 +130,7 @@ def test_a_full_server_is_tried_again(server: Server) -> None:
             base_url=f"{server.url}/v1", api_key="secret", max_retries=50, http_client=http
         ) as client:
             ask = functools.partial(client.completions.create, model="small", prompt="KING")
-            # These four texts occupy the server until it has refused a request.
+            # These four texts keep the server busy. The test closes them after the first refusal.
             long = [await ask(max_tokens=900_000, stream=True) for _ in range(4)]
             short = [asyncio.create_task(ask(max_tokens=200, seed=i)) for i in range(40)]
             await asyncio.wait_for(refused.wait(), 300)

@@ -93,7 +93,7 @@ def cut(path: Path) -> None:
 
 
 def exchange(path: Path) -> None:
-    """Replace the content of a shard by that of the other shard of the same checkpoint."""
+    """Give a shard the content of the checkpoint's other shard."""
     number = 3 - int(path.name.split("-")[1])
     shutil.copyfile(path.with_name(shard_name(path.name.split("-")[0], number, 2)), path)
 

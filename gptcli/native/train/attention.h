@@ -21,7 +21,7 @@ typedef struct {
     /* B tiles for sums over T. Forward: values in by_t[0]. Backward: keys, dmixed, queries. */
     num *by_t[3];
     float *scores, *dweights; /* (32, T) */
-    num *weights, *dscores;   /* (32, T): as num, which products read */
+    num *weights, *dscores;   /* (32, T): in the type num, for products */
     num *transposed[2]; /* weights and dscores of all queries: A tiles for sums over queries */
     float *out;         /* (32, D) */
     float *sums[2]; /* (T, D): gradients at values and keys, summed over heads that share them */

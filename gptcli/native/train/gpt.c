@@ -8,9 +8,9 @@
 #include "gradients.h"
 #include "optimizers.h"
 
-/* Sets the numbers after the last real row to 0. Products read them too, because rows come in
- * blocks of 32. In these products they get weight 0, but they must be finite, because 0 times
- * infinity is NaN. */
+/* Sets the numbers after the last real row to 0. Products take whole blocks of 32 rows, so they
+ * read these numbers, too. The products give them weight 0, but they must be finite, because 0
+ * times infinity is NaN. */
 static void clear_past_end(const Pass *p) {
     Model *g = p->g;
     const long Q = g->Q, QKV = g->QKV, end = 32 * p->MB;
@@ -31,8 +31,8 @@ typedef struct {
     long span; /* see sequences_at_once */
 } LossCall;
 
-/* The part of a training step that needs only the rows of the sequences b to end - 1. The groups
- * with these rows hold no rows of other sequences. */
+/* The part of a training step that needs only the rows of the sequences b to end - 1. No group
+ * may hold both some of these rows and rows of other sequences. */
 static void some_sequences(const LossCall *call, long b, long end, ThreadScratch *s) {
     const Pass *p = &call->pass;
     Model *g = p->g;
@@ -159,10 +159,10 @@ static void loss_thread(void *argument, Worker *w) {
     tiles_end();
 }
 
-/* The number of sequences that a thread takes at once, or 0 if threads share the rows of each layer
- * instead of the sequences.
+/* The number of sequences that a thread takes at once, or 0 if threads take rows of a layer instead
+ * of sequences.
  *
- * If threads share sequences, a step has three barriers instead of six for each layer. So a thread
+ * If threads take sequences, a step has three barriers instead of six for each layer. So a thread
  * that loses its processor delays the others less. But this is possible only if each layer has its
  * own Tiles, and there are enough sequences for all threads. Both ways give the same results to the
  * last bit, because no sum depends on groups. */

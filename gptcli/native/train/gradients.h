@@ -165,7 +165,7 @@ static void list_last_norm(const Pass *p, float *grads, Gradients *list) {
             (VectorGradient){grads + g->offset[LNF_BIAS], partial + C, C};
 }
 
-/* The gradient of the head's matrix, from the rows of row block m0 on. */
+/* The gradient of the head's matrix. The rows of its inputs begin with row block m0. */
 static MatrixGradient head_gradient(const Pass *p, float *grads, long m0) {
     const Model *g = p->g;
     const long C = g->s.C;

@@ -36,7 +36,7 @@ static uint32_t mix_bits(uint32_t x) {
 /* Dropout with probability p at a site, for a step's seed. */
 static Dropout dropout_at(float p, uint64_t seed, uint32_t site) {
     Dropout d = {0, 0, 1.0f};
-    if (p > 1 - 0x1p-24f) p = 1 - 0x1p-24f; /* the largest float below 1 keeps 1 / (1 - p) finite */
+    if (p > 1 - 0x1p-24f) p = 1 - 0x1p-24f; /* largest float below 1: 1 / (1 - p) is finite */
     if (p > 0) {
         d.key = mix_bits(mix_bits((uint32_t)seed ^ mix_bits((uint32_t)(seed >> 32) + 0x9e3779b9u)) +
                          site);

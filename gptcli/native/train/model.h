@@ -68,9 +68,9 @@ typedef struct {
     AttentionScratch attention;
     float *logits;  /* (rows, Vp) */
     float *d_norm;  /* (rows, C): the gradient at a norm's output */
-    num *rows_c;    /* (rows, C), in pieces, as rows_f and rows_wide */
-    num *rows_f;    /* (rows, F) */
-    num *rows_wide; /* (rows, F1 or Vp) */
+    num *rows_c;    /* (rows, C), in pieces */
+    num *rows_f;    /* (rows, F), in pieces */
+    num *rows_wide; /* (rows, F1 or Vp), in pieces */
 } ThreadScratch;
 
 enum {
@@ -91,7 +91,7 @@ typedef struct {
     float *cos, *sin;       /* (T, D / 2) */
     float *x, *dx, *losses; /* (M, C) residual stream, (M, C) its gradient, (M) */
     num *hat, *in;
-    float *scale;       /* of the last norm, as hat and in */
+    float *scale;       /* hat, in and scale of the last norm */
     num *dqkv, *dmixed; /* (M, QKV) (M, Q) */
     num *d_head;        /* gradients at the logits, transposed, as A tiles */
     long head_blocks;   /* number of row blocks whose gradients at the logits fit into d_head */
@@ -187,7 +187,7 @@ static size_t lay_out(Model *g, char *start) {
 
 /* ---- packing weights ------------------------------------------------------------------------- */
 
-/* Packs rows n to n + 31 of W (N, K). Several matrices can share `backward`, one below the other.
+/* Packs rows n to n + 31 of W (N, K). `backward` can hold several matrices, one below the other.
  * Together they have `steps` row blocks, and the row blocks of W begin at number `from`. */
 static void pack_matrix_rows(const float *W, long N, long K, long n, num *forward, num *backward,
                              long steps, long from) {
@@ -271,8 +271,8 @@ void gpt_free(Model *g) {
     free(g->tiles), free(g);
 }
 
-/* A model of this shape, of which the large arrays have no memory yet, or NULL if there is not
- * enough memory. */
+/* A model of this shape whose large arrays have no memory yet, or NULL if there is not enough
+ * memory. */
 static Model *new_without_memory(const Shape *shape) {
     Model *g = calloc(1, sizeof *g);
     if (!g) return NULL;

@@ -40,12 +40,12 @@ int number_bytes(void) { return sizeof(num); }
 
 enum { PIECE = 1024 }; /* numbers in a piece */
 
-/* Index of number (r, c) in an array of C columns in pieces. */
+/* The index of number (r, c) in an array that has C columns and is stored in pieces. */
 INLINE long in_pieces(long r, long c, long C) {
     return (r & ~31L) * C + c / 32 * PIECE + (r & 31) * 32 + c % 32;
 }
 
-/* Packs an array in pieces as B tiles, two for each piece. The array has `numbers` numbers. */
+/* Packs X, an array in pieces, as B tiles, two for each piece. `numbers` is the length of X. */
 static void pack_b_pieces(const num *X, long numbers, num *out) {
     for (long i = 0; i < numbers; i += PIECE) pack_b32(X + i, 32, 32, out + i, TILE);
 }
@@ -87,14 +87,14 @@ INLINE f32x16 sigmoid2(f32x16 x) {
 
 #endif
 
-/* e^x. Rounding x * LOG2_E adds up to 5e-8 |x| to the relative error of vexp2. */
+/* e^x. Rounding x * LOG2_E adds at most 5e-8 |x| to the relative error of vexp2. */
 INLINE f32x16 vexp(f32x16 x) { return vexp2(mul(x, broadcast(LOG2_E))); }
 
 /* 1 / (1 + e^-x), by sigmoid2. */
 INLINE f32x16 sigmoid(f32x16 x) { return sigmoid2(mul(x, broadcast(LOG2_E))); }
 
 /* ln x for a normal number x > 0, with a relative error of about 2e-7. x = m 2^e with m from
- * sqrt(1/2) to sqrt(2), and ln m is a series in t with m = (1 + t) / (1 - t). */
+ * sqrt(1/2) to sqrt(2). m = (1 + t) / (1 - t), and ln m is a series in t. */
 INLINE f32x16 vlog(f32x16 x) {
     const i32x16 bits = bits_of(x);
     const i32x16 whole = shift_right(sub_ints(bits, broadcast_int(0x3f3504f3)), 23);

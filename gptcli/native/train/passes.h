@@ -2,8 +2,8 @@
  *
  * Dimensions as in model.h. A group is one, two or four blocks of 32 rows. A group's rows stay in
  * the cache between two products. Weights that are too large for the cache are read once for the
- * whole group. Threads share groups, heads and rows of gradients. No sum is divided between
- * threads, so no bit of the result depends on their number.
+ * whole group. Groups, heads and rows of gradients are divided among the threads, but no sum is.
+ * So no bit of the result depends on the number of threads.
  *
  * A block of the network is computed in three parts, because the middle part needs all rows of a
  * sequence: before_attention (norm, queries, keys, values), attend_head, and after_attention
@@ -56,7 +56,8 @@ static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
  * first layer. */
 static Layer *saved_layer(const Pass *p, int l) { return p->g->layers + (p->training ? l : 0); }
 
-/* The distance between two A tiles along a sum. A is in pieces if a_row is 32, else in rows. */
+/* The distance from an A tile to the next tile of the same rows. A is in pieces if a_row is 32,
+ * else in rows. */
 INLINE long step_of(long a_row) { return a_row == 32 ? PIECE : 32; }
 
 /* out (32, width) = a linear layer's outputs c to c + width - 1 for 32 rows of A. width is a
@@ -301,8 +302,8 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
-/* Computes the gradient at the output of a branch, before dropout, from dx. `out` gets the gradient
- * in pieces, `transposed` gets its transpose as A tiles. */
+/* Computes the gradient at the output of a branch before its dropout. dx is the gradient after the
+ * dropout. `out` gets the result in pieces, `transposed` gets its transpose as A tiles. */
 static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d, long r0, num *out,
                             num *transposed) {
     const int C = p->g->s.C;
@@ -407,7 +408,7 @@ static void attend_heads_backward(const Pass *p, int l, long shared, ThreadScrat
     }
 }
 
-/* The backward pass of before_attention: adds the gradient that comes from dqkv to dx, and packs
+/* The backward pass of before_attention: adds to dx the gradient that comes from dqkv, and packs
  * tiles for the gradients of weights. */
 static void before_attention_backward(const Pass *p, int l, long r0, int rows, ThreadScratch *s) {
     Model *g = p->g;

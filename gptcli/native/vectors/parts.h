@@ -118,7 +118,7 @@ INLINE f32x16 blend(mask16 m, f32x16 a, f32x16 b) {
 INLINE f32x16 load_first(const float *p, long n) {
     if (n >= 16) return load(p);
     float some[16] = {0};
-    if (n == 8) /* a constant size needs no call of memcpy, which takes longer */
+    if (n == 8) /* with a constant size, gcc copies without a slow call of memcpy */
         memcpy(some, p, 8 * sizeof *p);
     else if (n > 0)
         memcpy(some, p, n * sizeof *p);

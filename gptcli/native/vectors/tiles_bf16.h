@@ -12,8 +12,8 @@
  * TDPBF16PS and VDPBF16PS.
  *
  * Names: pack_a... makes A tiles, pack_b... makes B tiles. `panel` is the distance between the
- * tiles of two neighbouring blocks of 16 columns of B. `step` is the distance from one tile to the
- * next one whose products belong to the same sums. All distances count numbers, not bytes. */
+ * tiles of two neighbouring blocks of 16 columns of B. `step` is the distance from a tile to the
+ * next one, whose products are added to the same sums. All distances count numbers, not bytes. */
 
 #ifndef GPTCLI_TILES_H
 #define GPTCLI_TILES_H

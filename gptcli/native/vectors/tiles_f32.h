@@ -16,7 +16,7 @@
 
 enum {
     TILE = 512,        /* numbers in a tile */
-    STEPS_AT_ONCE = 8, /* tiles along a sum: as many of A and B as the caches hold */
+    STEPS_AT_ONCE = 8, /* steps that a product adds at once: the caches hold their tiles */
 };
 
 static void tiles_begin(void) {}
@@ -53,7 +53,7 @@ INLINE void multiply_rows(const int rows, const int nb, const float *A, long a_r
 INLINE void multiply_all_rows(const int rows, const int nb, const float *A, long a_row,
                               long a_column, long a_step, const float *B, long b_tile, long b_step,
                               int steps, float *C, long c_row, int add_old) {
-    /* With six rows at once, 32 rows are 6 + 6 + 6 + 6 + 4 + 4, and 16 are 6 + 6 + 4. */
+    /* If ROWS_AT_ONCE is 6, 32 rows are split into 6 + 6 + 6 + 6 + 4 + 4, and 16 into 6 + 6 + 4. */
     int r = 0;
     for (; r + ROWS_AT_ONCE <= rows - (ROWS_AT_ONCE == 6 ? 4 : 0); r += ROWS_AT_ONCE)
         multiply_rows(ROWS_AT_ONCE, nb, A + r * a_row, a_row, a_column, a_step, B, b_tile, b_step,
