@@ -82,8 +82,8 @@ def refusing_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome
     how = in_background if trial // 2 // len(GRID) % 2 else at_once
     reference, outcome = shop.reference(combination), Outcome()
     number, for_good = chance.choice(ERRORS), trial % 2 == 1
-    # 37 has no factor in common with OPERATIONS: every operation has its turn, and the first trials
-    # are spread over the run.
+    # 37 and OPERATIONS have no common factor, so every operation has its turn. With a factor this
+    # large, the first trials are spread over the run.
     count = 37 * (trial // 2) % OPERATIONS
     outcome.about = (
         f"operation {count}{' and all after it' * for_good}: {errno.errorcode[number]}, "

@@ -72,8 +72,8 @@ def main() -> None:
 
 
 def nanogpt(run: Path, checkout: Path, folder: Path) -> Side:
-    """The side of nanoGPT: sample.py with a checkpoint of random weights of the run's size in
-    `folder`."""
+    """The side of nanoGPT. Writes a checkpoint for its sample.py into `folder`: a network of the
+    run's size with random weights."""
     import pickle
     import string
 

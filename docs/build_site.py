@@ -144,8 +144,7 @@ def pages() -> list[str]:
 
 
 def place(file: str) -> str:
-    """The place in the site of a file of the repository, as the path of a Markdown file or
-    picture."""
+    """Where the site shows `file` of the repository: the path of a Markdown file or a picture."""
     if file in PLACES:
         return PLACES[file]
     path = PurePosixPath(file)

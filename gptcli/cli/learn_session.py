@@ -178,7 +178,7 @@ class Session:
         self._take(None)
 
     def await_save(self, sleep: Callable[[float], None], pause_s: float) -> None:
-        """Wait until a file in the folder is saved, so that a check is due."""
+        """Wait for a save of a file in the folder, which makes a check due."""
         while self._due is None:
             sleep(pause_s)
             self._look_for_saves()

@@ -172,7 +172,7 @@ def load_model(
 def load_for_evaluation(
     run: str | None, options: ModelOptions, command: str
 ) -> tuple[Trained, int | None]:
-    """The model of a run, and the number of threads if the C library can evaluate it, else None.
+    """The model of a run, and the number of threads, which is None if PyTorch must evaluate.
 
     The C library can evaluate a model only in float32 on a CPU. If it can, PyTorch is not imported.
     `--dtype auto` means the dtype of the training."""

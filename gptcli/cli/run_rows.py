@@ -118,7 +118,7 @@ class KnownRows:
 
 
 def run_row(run: Path) -> RunRow:
-    """The row of one run. If a file of the run is damaged, its status is "damaged"."""
+    """The row of one run. If one of its files is damaged, the run's status is "damaged"."""
     status = run_folder.read_status(run)
     last: dict[str, dict[str, Any]] = {}
     running = damaged = False
@@ -167,7 +167,7 @@ def run_row(run: Path) -> RunRow:
 
 
 def _number(value: object) -> float | None:
-    """The value as a float; None if it is no number, because the user may have edited the file."""
+    """The value as a float; None if it is no number. The user may have edited the file."""
     fits = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
     return float(value) if fits else None  # type: ignore[arg-type]
 

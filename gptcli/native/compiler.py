@@ -57,7 +57,7 @@ def find_compiler() -> Compiler | None:
 
 
 def _only_offers_to_install(path: str) -> bool:
-    """Whether `path` is macOS's `gcc` or `cc`, and Apple's developer tools are not installed."""
+    """Whether `path` is the `gcc` or `cc` of a macOS without Apple's developer tools."""
     if sys.platform == "darwin" and path in _APPLES:
         words = ["xcode-select", "-p"]  # prints the folder of the tools, or fails
         try:

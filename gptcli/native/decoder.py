@@ -30,7 +30,7 @@ _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def has_layout(arch: Arch) -> bool:
-    """Whether the C libraries can compute this arch, because it has the layout of Qwen3, Llama or
+    """Whether this arch has a layout that the C libraries can compute: that of Qwen3, Llama or
     GPT-2."""
     llama = (arch.norm == "rms", arch.positions == "rotary", arch.gated)
     return all(llama) or not (any(llama) or arch.qk_norm)
@@ -184,8 +184,8 @@ class Decoder:
             self._seen[first + token] = 1
 
     def copy(self, stream: int, to: int, count: int) -> None:
-        """Copy a stream, whose cache holds `count` tokens, to stream `to`. The tokens that `saw`
-        recorded are not copied."""
+        """Copy stream `stream`, whose cache holds `count` tokens, to stream `to`. The tokens that
+        `saw` recorded are not copied."""
         self._library.dec_copy(self._decoder, stream, to, count)
 
     def logits(self, stream: int) -> FloatArray:

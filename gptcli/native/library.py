@@ -175,7 +175,7 @@ def find(source: Source) -> Found:
     """The loaded library, or the reason why it cannot be used. Compiles it first if necessary.
 
     Raises GptcliError only if $GPTCLI_CACHE names the home folder of an unknown user, or if
-    $GPTCLI_CPU is no kind of processor, or one with features that this processor lacks."""
+    $GPTCLI_CPU names an unknown kind of processor, or one whose features this processor lacks."""
     processor = usable_processor()
     if processor is None:
         return Found(None, "this is not Linux or macOS")
@@ -256,7 +256,7 @@ def _load(source: Source, path: Path) -> ctypes.CDLL:
 
 
 def _sources() -> list[Path]:
-    """All C files, because a header can be part of several libraries."""
+    """All C files and headers: they are not divided by library, because libraries share headers."""
     return sorted(p for p in _HERE.rglob("*") if p.suffix in (".c", ".h"))
 
 
@@ -319,7 +319,7 @@ class _Builder:
     Raises _BuildError if the compiler cannot be started."""
 
     running: ClassVar[dict[Source, _Builder]] = {}
-    """The compilers that `start_building` has started and that `find` has not waited for yet."""
+    """The compilers that `start_building` has started, until `find` waits for them."""
 
     def __init__(self, source: Source, processor: Processor) -> None:
         compiler = find_compiler()

@@ -170,8 +170,8 @@ def open_decoder(model: GPT | Weights, backend: Backend, threads: int) -> Decode
 def _stream_bytes(model: GPT) -> int:
     """Estimate the bytes that PyTorch needs for a stream.
 
-    A stream needs a KV cache, and the tensors that choose_token makes from the logits. A model
-    without a cache needs the tensors of a forward pass over the window instead of the cache."""
+    A stream needs a KV cache, and the tensors that choose_token makes from the logits. If the model
+    has no cache, the stream needs the tensors of a forward pass over the window instead."""
     config, each = model.config, model.cache_dtype.itemsize
     choice = _CHOICE_BYTES * model.vocab_size
     if model.has_cache:

@@ -63,9 +63,9 @@ class Conversation:
         Yields the pieces of the answer as soon as they are ready; some are empty. If `text` is
         empty, the model continues its last answer. The answer ends after `max_new_tokens`, at a
         stop string, at end-of-text, or if `should_stop` returns true before a token. With
-        `to_line_end`, an answer that reaches `max_new_tokens` continues until its line ends, but
-        for a limited number of tokens (see _OVERTIME). Raises GptcliError, and changes nothing, if
-        the tokenizer does not know a character of the text."""
+        `to_line_end`, an answer that reaches `max_new_tokens` gets some more tokens to complete its
+        line (see _OVERTIME). Raises GptcliError, and changes nothing, if the tokenizer does not
+        know a character of the text."""
         # First encode the text without the newline. If this fails, the error names positions in the
         # user's text.
         ids = self._tokenizer.encode(text)

@@ -1,4 +1,4 @@
-"""The generation loop: continues prompts with new tokens, one text in each stream at a time.
+"""The generation loop: continues prompts with new tokens, one text at a time in each stream.
 
 A stream's text is a function of its prompt, the seed and its sample number. It does not depend on
 the other streams. With the C library this holds to the bit. PyTorch's matrix products can round

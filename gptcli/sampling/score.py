@@ -21,10 +21,11 @@ _LARGE_VOCABULARY = 8192  # for more ids, a quarter as many tokens at once, to s
 
 @torch.no_grad()
 def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> Tensor:
-    """ln p of each of `ids`, which follow `start` (at least one token): float32 (T,).
+    """The log-probability ln p of each of the T `ids`, float32 (T,).
 
-    The model predicts each token from the tokens that it would look at in sampling (streams.py).
-    The caller must put the model into evaluation mode first."""
+    The ids follow `start`, which has at least one token. The model predicts each token from the
+    tokens that it would look at in sampling (streams.py). The caller must put the model into
+    evaluation mode first."""
     text = torch.tensor([*start, *ids], dtype=torch.int64, device=model.wte.weight.device)
     if len(ids) == 0:
         return torch.empty(0)
@@ -33,9 +34,10 @@ def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> T
 
 
 def prompt_logits(model: GPT, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the logits that predict a text's tokens, and these tokens, from the second token on.
+    """Yield pairs: logits, and the tokens of the text that they predict.
 
-    text (T,) -> pairs of logits (n, V) and tokens (n,), on the model's device."""
+    The pairs have the text's tokens in order, except for the first token. text (T,) -> pairs of
+    logits (n, V) and tokens (n,), on the model's device."""
     return _ring_buffer(model, text) if model.wpe is None else _windows(model, text)
 
 

@@ -18,9 +18,9 @@ If a text is longer than the window of W tokens, the arch decides what the model
 - modern (rotary positions): each token looks at itself and the W - 1 tokens before it, in every
   layer. The result is the same as recomputing the whole text under a banded causal mask of width W.
 - gpt2 (learned positions): a token's vector depends on its position in the window. So if the window
-  moves, the model must recompute all tokens of the window. The window moves only once in W / 2
-  tokens (rounded down, at least 1): it starts at the smallest multiple of this number from which
-  the rest of the text fits in the window. A window that moves more often predicts hardly better
+  moves, the model must recompute all tokens of the window. The window moves by W / 2 tokens at once
+  (rounded down, at least 1). It starts at the smallest multiple of this stride from which the rest
+  of the text fits into the window. A window that moves more often predicts hardly better
   (benchmarks/LOG.md).
 """
 
@@ -35,7 +35,7 @@ Uniform = Sequence[Sequence[float]]
 
 
 def window_stride(width: int) -> int:
-    """By how many tokens a full window of `width` tokens moves (learned positions)."""
+    """The number of tokens by which a full window of `width` tokens moves (learned positions)."""
     return max(1, width // 2)
 
 
@@ -49,7 +49,7 @@ def window_start(length: int, width: int) -> int:
 
 
 def later_windows(width: int, last: int) -> tuple[list[int], int]:
-    """The starts of all windows but the first, and how many tokens each of them scores at most.
+    """The starts of all windows except the first, and the most tokens that one of them scores.
 
     Only models with learned positions have such windows. The model reads the text's first N tokens
     (N is `last`). A window scores the tokens at its end that no earlier window has scored."""

@@ -60,7 +60,7 @@ class Decoder:
 
 @dataclass
 class _Group:
-    """Streams that started together with texts of equal length: one batch."""
+    """One batch: streams that started at the same time, with texts of equal length."""
 
     streams: list[int]
     decoder: Decoder

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Table = memoryview
 
-_LONGEST = 4  # the last 4 tokens decide a text's state: a character has at most 4 bytes
+_LONGEST = 4  # a character has at most 4 bytes, so the last 4 tokens decide a text's state
 
 
 def table_of(tokenizer: Tokenizer) -> Table | None:
@@ -49,6 +49,6 @@ def allowed(table: Tensor, states: Tensor) -> Tensor:
 
 
 def advance(table: Tensor, states: Tensor, tokens: Tensor) -> Tensor:
-    """The states after each text gets its next token: int64 (B,), int64 (B,) -> int64 (B,)."""
+    """The state of each text after its next token: states, tokens, result are all int64 (B,)."""
     after = table.index_select(0, states).gather(1, tokens[:, None])[:, 0]
     return after.masked_fill(after == INVALID, 0).to(states.dtype)

@@ -89,7 +89,7 @@ class Planner:
         self._pause_seconds = max(self._pause_seconds, seconds)
 
     def max_steps(self, step: int, planned: int, now: float) -> int | None:
-        """The new number of steps of the run, after `step` steps; None to keep `planned`."""
+        """The run's new number of steps, planned after `step` steps; None to keep `planned`."""
         if now >= self.limit.end:
             return step if planned > step else None
         self._next_step = self._next_step or max(1, planned // 8)

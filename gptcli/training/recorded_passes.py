@@ -42,8 +42,8 @@ class RecordedPasses:
 
     One graph sets the gradients, for the first micro-batch of a step. The other graph adds to the
     gradients, for all other micro-batches. `loss_of` is the model's loss, compiled or not. The
-    dtype of the working weights must be shorter than float32, because a graph copies their
-    gradients to the master weights' gradients."""
+    working weights must not be float32, because then they are the master weights. The graphs copy
+    gradients from the working weights to separate master weights."""
 
     def __init__(
         self,
@@ -109,7 +109,8 @@ class _OneShape:
         stands for a graph whose recording failed."""
 
     def replay(self, batch: Batch, *, add: bool) -> None:
-        """Add a micro-batch's loss to `total`; set its gradients, or add them if `add` is true."""
+        """Replay a graph: adds the micro-batch's loss to `total`, and sets the gradients, or adds
+        to them if `add` is true."""
         self.idx.copy_(batch[0], non_blocking=True)
         self.targets.copy_(batch[1], non_blocking=True)
         graph = self.graphs[add]

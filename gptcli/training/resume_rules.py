@@ -206,7 +206,7 @@ def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:
 
 
 def _same_source(key: str, stored: Config, wanted: Config) -> bool:
-    """Whether `key` is a text's key and names the same texts in both configs."""
+    """Whether `key` is data.source or data.val_source, with the same texts in both configs."""
     name = key.removeprefix("data.")
     return key in ("data.source", "data.val_source") and (
         getattr(absolute_texts(wanted.data), name) == getattr(stored.data, name)

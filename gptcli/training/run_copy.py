@@ -78,7 +78,7 @@ class RunCopy:
     def _is_its_journal(self) -> bool:
         """Whether the local run was just fetched from the URL.
 
-        If it was, checkpoints at the URL that are newer than the local run are damaged."""
+        If it was, the fetch has found that all newer checkpoints at the URL are damaged."""
         if not steps_of(self._run):
             return False
         try:
@@ -103,7 +103,8 @@ class RunCopy:
         return [f"WARNING: {why}. {again}" for why in self._new_problems()]
 
     def finish(self, should_stop: Callable[[], bool], seconds: float) -> list[str]:
-        """Upload what is not uploaded yet, but for at most `seconds`; return warnings."""
+        """Upload what is not uploaded yet. Stop after `seconds`, or if `should_stop`. Return
+        warnings."""
         self._new_problems()
         self.saved()
         goal, limit = self._asked, time.monotonic() + seconds
@@ -116,7 +117,8 @@ class RunCopy:
         ]
 
     def _is_met(self, goal: int) -> bool:
-        """Wait at most 0.1 s for the end of an upload that began after call `goal` of `saved`.
+        """Wait at most 0.1 s for the end of an upload that began after call number `goal` of
+        `saved`.
 
         Returns whether such an upload has ended, perhaps with an error. If it has, the thread ends.
         An upload that began before this call of `saved` does not count, because the run has changed
@@ -195,7 +197,8 @@ class RunCopy:
         before = self._metas.get(step)
         known = json.loads(before)["files"] if before is not None else self._files_there(name)
         if known != files:
-            # Unchanged files stay at the URL: if only the weights were gathered, the state stays.
+            # Unchanged files stay at the URL. For example, if only the weights were gathered, the
+            # files of the state stay.
             missing = [file for file in _tensor_files(files) if known.get(file) != files[file]]
             self._there.delete(f"{name}/meta.json")
             for file in missing:
@@ -224,7 +227,7 @@ def _tensor_files(files: dict[str, Any]) -> list[str]:
 
 
 def refuse_own_folder(run: Path, url: str) -> None:
-    """Raise GptcliError if a file: URL names the run folder, a place inside it, or no folder."""
+    """Raise GptcliError if a `file:` URL names the run folder, a place inside it, or no folder."""
     if not url.lower().startswith("file:"):
         return
     path = url.partition(":")[2].lstrip("/")

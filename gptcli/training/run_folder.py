@@ -147,7 +147,7 @@ def refuse_other_folder(run: Path) -> None:
 
 
 def _is_half_made(run: Path) -> bool:
-    """Whether a killed run left this folder before it wrote config.yaml."""
+    """Whether this folder is from a run that was killed before it wrote config.yaml."""
     ours = {*_RUN_FILES, "checkpoints", _LOGS, ".lock", _REPLACED}
     names = {path.name for path in run.iterdir()} if run.is_dir() else set()
     temporary = re.compile(r"\.(tokenizer\.json|config\.yaml)\.\d+\.tmp")
@@ -340,7 +340,7 @@ def _move(path: Path, goal: Path) -> None:
 
 
 def _has_checkpoints(run: Path) -> bool:
-    """Whether `run` has config.yaml and checkpoints. Checkpoints alone are an earlier run's."""
+    """Whether `run` has its config.yaml and checkpoints, not only checkpoints of an earlier run."""
     return (run / "config.yaml").exists() and _has_steps(run)
 
 

@@ -65,7 +65,7 @@ class RunSummary:
         return user_parts | self._kept
 
     def ended(self) -> dict[str, Any]:
-        """All keys of run.json at the end: those of `train --json`, of `begun`, and counts."""
+        """All keys of run.json after the end of the run. `train --json` prints the same keys."""
         corpus = self._setup.corpus
         return self.begun() | {
             "train_tokens": len(corpus.train),

@@ -113,8 +113,9 @@ class Saver:
     def collect(self, *, wait: bool) -> Iterator[Event]:
         """Yield the event of a finished save, or a Notice if the save failed.
 
-        With `wait`, first waits for the save that a thread is doing. If `save_or_raise` calls this,
-        or if the error of the save is unexpected, raises the error instead."""
+        With `wait`, first waits for the save that a thread is doing. Raises the save's error
+        instead of yielding a Notice if `save_or_raise` calls this, or if the error is
+        unexpected."""
         writing = self._writing
         if writing is None:
             return
@@ -199,7 +200,7 @@ class _AbandonedError(Exception):
 
 
 def _identity(run: Path) -> os.stat_result:
-    """The stat of RUN/.lock, which differs if another run folder is now at the same path.
+    """The stat of RUN/.lock. It changes if another run folder comes to the same path.
 
     This process holds .lock open, so no other file can get the inode of .lock. If there is no
     .lock, returns the stat of the folder."""

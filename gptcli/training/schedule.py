@@ -43,8 +43,8 @@ def decay_at(step: int, plans: Sequence[Plan], decay_fraction: float) -> float:
     """The share of the peak that the decay leaves at `step`: 1 before the decay, 0 at its end.
 
     Each plan starts from the share at its step, and reaches 0 at its max_steps. The share never
-    rises. If a plan adds steps during the decay, the share either stays constant until the new
-    straight line reaches it, or falls more slowly."""
+    rises. If a plan adds steps during the decay, there are two cases: the share stays constant
+    until the line of the new plan has fallen to it, or it falls more slowly from then on."""
     share = 1.0
     for i, (start, end) in enumerate(plans):
         if start > step:
@@ -62,9 +62,9 @@ def average_weight(step: int, *, share: float, max_steps: int, plans: Sequence[P
     """How far the average moves towards the weights after `step` steps: a share of the distance.
 
     The exponential moving average has the time constant `share` * max_steps, in steps. At first the
-    time constant is the number of steps so far, so that the initial weights do not count. About 32
-    updates in a time constant are enough, so the share is 0 after most steps. `plans` are the later
-    plans of max_steps, as in `lr_at`."""
+    number of steps so far is used instead, so the first update replaces the initial weights. About
+    32 updates in a time constant are enough, so the result is 0 after most steps. `plans` are the
+    changes of max_steps during the run, as in `lr_at`."""
     steps = next((end for start, end in reversed(plans) if start < step), max_steps)
     constant = share * steps
     every = max(1, int(constant / _AVERAGED_IN_CONSTANT))

@@ -12,7 +12,7 @@ _MOST_TEXTS = 12
 
 
 def setting_notes(config: Config, corpus: Corpus) -> list[str]:
-    """A sentence on each setting that does not suit the run or the text, and on mixed texts.
+    """One sentence for each setting that does not suit the run or text, and one for mixed texts.
 
     `config` is resolved: train.warmup_steps is a number."""
     train, block_size = config.train, config.model.block_size

@@ -154,8 +154,8 @@ def _share_of_limit(model: GPT, streams: int, backend: Backend, peak: float, spe
     """`speed` (tokens per second of each stream), divided by the limit of the machine.
 
     The limit is an estimate from short measurements, which another process can disturb. If `speed`
-    is above the limit, this function measures the limit again. The share is never above 1, because
-    a speed that was reached must be possible."""
+    is above the limit, this function measures the limit again. The share is at most 1, because the
+    true limit cannot be below a speed that was measured."""
     share, reading, dtype = math.inf, 0.0, backend.torch_dtype
     for _ in range(_LIMIT_TRIES):
         reading = max(reading, read_speed(model, dtype))
@@ -182,7 +182,7 @@ def least_seconds(
 
 
 def read_speed(model: GPT, dtype: torch.dtype) -> float:
-    """The highest measured speed of reading memory as large as the weights, in bytes per second."""
+    """The highest measured speed, in bytes per second, of reading memory of the weights' size."""
     device = model.wte.weight.device
     numbers = torch.ones(multiplied_weights(model) * dtype.itemsize // 4, device=device)
     best = 0.0

@@ -47,7 +47,7 @@ class Passes(Protocol):
     """Forward and backward pass, by PyTorch or the C library: see gptcli.training.passes."""
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
-        """The mean loss of `count` batches, (). Leaves mean gradients in the trained weights."""
+        """The mean loss of `count` batches, (). Stores mean gradients in the trained weights."""
 
     def publish(self) -> None:
         """Let the passes compute with the current master weights."""
@@ -157,7 +157,7 @@ def diverged_in_evaluation(
 ) -> Diverged:
     """Return Diverged for a validation loss that is not finite.
 
-    Computes `batches` to find the first place with NaN or infinity."""
+    Runs the model on `batches` to find the first place with NaN or infinity."""
     where = first_not_finite(model, batches)
     return Diverged(
         f"step {step}: the validation loss is {loss:g}; first place with NaN or infinity: {where}",
@@ -191,7 +191,7 @@ def forward_backward(
 
 
 def mean_loss(total: Tensor, count: int) -> Tensor:
-    """`total` (), the sum of `count` losses, divided by `count`; in float64 unless on MPS."""
+    """The mean () of `count` losses, whose sum is `total` (); in float64 unless on MPS."""
     return (total if total.device.type == "mps" else total.double()) / count
 
 

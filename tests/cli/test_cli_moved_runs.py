@@ -1,4 +1,4 @@
-"""Runs still work after their folder, text or machine has changed, and so do commands in hints."""
+"""Runs still work after their folder, text or machine has changed. So do the commands in hints."""
 
 from __future__ import annotations
 

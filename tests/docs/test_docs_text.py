@@ -86,8 +86,8 @@ def command_line() -> tuple[Any, Any]:
 
 
 def problem(words: list[str]) -> str | None:
-    """A description of the mistake in the words of a gptcli command, or None if they are correct.
-    An ellipsis and words in capitals such as RUN are placeholders, and always correct."""
+    """What is wrong with the words of a gptcli command, or None if they are correct. An ellipsis
+    and words in capitals such as RUN are placeholders, and always correct."""
     command, context = command_line()
     rest = list(words)
     if rest and rest[0] == "chat":

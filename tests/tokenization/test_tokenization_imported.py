@@ -1,5 +1,5 @@
-"""Tokenizers like those of Qwen3 and Llama 3: they give the ids of Hugging Face's library, can cut
-texts safely, encode prompts, and are stored in runs."""
+"""Tokenizers like those of Qwen3 and Llama 3 give the ids of Hugging Face's library. gptcli cuts
+texts safely for them, encodes prompts with them, and stores them in runs."""
 
 from __future__ import annotations
 

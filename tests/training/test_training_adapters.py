@@ -1,5 +1,5 @@
-"""Low-rank adapters (LoRA): the weights into which they are folded, their gradients, which weights
-change, and exact resuming."""
+"""Low-rank adapters (LoRA): how they are folded into the weights, which gradients they get, which
+weights change, and that a resumed run ends with the same bytes."""
 
 from __future__ import annotations
 

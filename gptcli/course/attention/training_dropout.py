@@ -46,7 +46,7 @@ def training_forward(learner: LearnerAttention) -> ComparedForward:
 def dropped_values(learner: LearnerAttention) -> tuple[ComparedForward, list[Dropped]]:
     """The forward pass in training, and each value of the reference on which dropout acts.
 
-    Leaves out dropout on values that an earlier dropout has changed already. Raises as
+    Does not list a dropout on values that an earlier dropout has changed already. Raises as
     `training_forward`."""
     torch.manual_seed(0)
     first = training_forward(learner)

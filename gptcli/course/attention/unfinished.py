@@ -1,7 +1,7 @@
 """Checks the last written step in a file whose later steps are still to be written.
 
-The last written step is correct if the variables hold its values when the code stops, in a layout
-that the following step can use.
+The last written step is correct if, when the code stops, variables hold the values of this step in
+a layout that the next step can use.
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
 
@@ -96,7 +96,7 @@ def _equal(x: Tensor, right: Tensor) -> bool:
 def _layout_fault(
     forward: ComparedForward, unwritten: int, name: str, variables: list[tuple[str, Tensor]]
 ) -> Finding | None:
-    """The finding for a variable that holds all numbers of a value, but misplaced, or None."""
+    """The finding for a variable that holds all numbers of a value in wrong places, or None."""
     p, step = forward.p, unwritten - 1
     if name not in ("q", "k", "v", "mixed"):
         return None

@@ -1,4 +1,4 @@
-"""Tells from the layout of a product's factors which earlier step made one of them wrong.
+"""Finds the earlier step that made a factor of a product wrong, from the layout of the factors.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
@@ -47,10 +47,10 @@ def has_time_last(
 def step_of_raising_factor(
     trace: ForwardTrace, operation: Operation, found: Matches, p: Problem
 ) -> int | None:
-    """The step, 2 or 3, that is missing in a factor of a product that raises an error, or None.
+    """The step that a factor of `operation` lacks: 2, 3 or None. `operation` raised an error.
 
-    2: the heads of the factor come after time, so they were not transposed. 3: the factor has four
-    dimensions in a product of folded factors, so it was not folded."""
+    2: the factor was not split, or it was not transposed, so its heads come after time. 3: the
+    factor was not folded, so it has four dimensions, but torch.bmm needs three."""
     if operation.name == "einsum" or operation.name not in {*PRODUCTS, FUSED_KERNEL}:
         return None
     factors = {value_in(x, found, p.T): x for x in operation.inputs[:3]}
@@ -95,7 +95,7 @@ def before_transpose(
 def folds_with_transpose(trace: ForwardTrace, found: Matches, p: Problem) -> bool:
     """Whether a line transposes and folds queries, keys or values: (B, T, H, D) to (B*H, T, D).
 
-    In such code, a transpose that is missing in another line belongs to the fold."""
+    In such code, a missing transpose in another line is a mistake of the fold (step 3)."""
     for operation in trace.operations:
         names = found.values_of_operation.get(operation.index, [])
         folds = any(x.shape == (p.B * p.H, p.T, p.D) for x in operation.outputs)
@@ -111,7 +111,7 @@ def folds_with_transpose(trace: ForwardTrace, found: Matches, p: Problem) -> boo
 
 
 def heads_before_time(x: Tensor, name: str, found: Matches) -> bool:
-    """Whether x is (B, H, T, D) with all numbers of the value `name` in their places."""
+    """Whether x is (B, H, T, D) and has each number of the value `name` at its right place."""
     table = found.tables[name]
     if x.dim() != 4 or x.numel() != table.flat.numel():
         return False
@@ -149,7 +149,7 @@ def discarded_softmax(trace: ForwardTrace, found: Matches) -> Operation | None:
 
 
 class CopiedVariable(NamedTuple):
-    """A line that splits or folds another variable than its own, such as `k = q.view(...)`."""
+    """A line that splits or folds the wrong variable, such as q in `k = q.view(...)`."""
 
     operation: Operation
     name: str

@@ -56,7 +56,7 @@ def explain_heads(forward: ComparedForward) -> tuple[str, str] | None:
 
 
 def _piece(channels: Tensor) -> tuple[int | None, int] | None:
-    """(first channel of a piece that begins inside a head, number of channels in each piece).
+    """Return the first channel of a piece that begins inside a head, and the size of each piece.
 
     The first item is None if each piece begins where a head begins. Returns None if the channels do
     not increase by 1 along a dimension."""

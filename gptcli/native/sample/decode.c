@@ -26,7 +26,7 @@ typedef struct {
     long first_row; /* number of the first row in the decoder's arrays */
     const int32_t *stream, *position, *token;
     const uint8_t *wants_logits; /* per row: whether its logits are computed; NULL: all */
-    /* For each row, the row of d->logits that gets its logits; NULL: the number of its stream. */
+    /* For each row, the row of d->logits where its logits go; NULL: the row of its stream. */
     const int32_t *logits_rows;
 } Step;
 
@@ -128,7 +128,7 @@ static const char *normalise_rows(const Step *s, const float *gain, const float 
     return out;
 }
 
-/* Returns all rows in the format of products with p: quantized if p has int8 weights. The calling
+/* Returns all rows as products with the weights p read them: quantized if p is int8. The calling
  * thread can read all of them without waiting. */
 static const char *quantize_if_int8(const Step *s, const Packed *p, const char *rows) {
     if (p->kind != INT8) return rows;
@@ -195,7 +195,7 @@ static void store_key_and_value(const Decoder *d, char *keys, int slot, const fl
 enum { GROUPS = 4 / REGISTERS, WIDEST = 64 / REGISTERS };
 
 /* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Also prefetches what is read
- * next: at next_keys and at next_values, each time as many bytes as the n groups of keys have.
+ * next: at next_keys, and at next_values, as many bytes as the keys of these n groups have.
  * Prefetches nothing if next_keys is NULL. */
 INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const float *q,
                        const char *keys, int slot, const char *next_keys, const char *next_values,
@@ -226,8 +226,8 @@ INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const f
         store_part(scores + slot + i * LANES_OF_PART, (even[i] + odd[i]) * scale);
 }
 
-/* out (wide) = the sum of weights times values over the slots in `ranges`. Uses `wide` numbers of
- * each value: 16, 32 or 64. */
+/* out (wide) = the sum of weights times values over the slots in `ranges`. `wide` (16, 32 or 64) is
+ * how many numbers of each value are summed. */
 INLINE void sum_values(const int is_bf16, const int wide, const char *values, long P,
                        const float *weights, const int ranges[4], float *out) {
     const int n = wide / LANES * REGISTERS;
@@ -346,8 +346,8 @@ static void attention_heads(const Step *s, int l, const char *in, const uint8_t 
     for (long k = from; k < to; k++) {
         for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
             const int n = s->n - r0 < MAX_ROWS ? s->n - r0 : MAX_ROWS;
-            /* multiply_panels takes an even number of panels. If the heads fill an odd number, it
-             * computes one more panel, whose outputs are not used. */
+            /* multiply_panels takes an even number of panels. If the heads fill an odd number of
+             * panels, it computes one more, whose outputs are not used. */
             multiply_panels(&layer->qkv, in + r0 * row, n, k * (G + 2) * P / PANEL, panels,
                             s->scratch->products, width);
             for (int r = 0; r < n; r++) {
@@ -489,7 +489,7 @@ static void run_step(Step s) {
     step_barrier(&s);
     for (int l = 0; l < d->s.L && s.n; l++) {
         const Layer *layer = d->layers + l;
-        /* In the last layer, rows whose logits are not wanted only store keys and values. */
+        /* In the last layer, a row whose logits are not wanted stores only its keys and values. */
         const uint8_t *wanted = l == d->s.L - 1 ? s.wants_logits : NULL;
         attention_heads(&s, l, normalise_rows(&s, layer->ln1, layer->ln1_bias), wanted);
         step_barrier(&s);
@@ -623,7 +623,8 @@ typedef struct {
     int share_streams;
 } RunCall;
 
-/* Chooses the next token of stream s->stream[i], the (from + i)-th of the call, at step `at`. */
+/* Chooses the next token of stream s->stream[i] at step `at`. Among the streams of the call, this
+ * stream has the index from + i. */
 static int32_t choose_for_stream(const RunCall *c, const Step *s, int from, int i, int at) {
     const int stream = s->stream[i], V = c->d->s.V;
     const SamplingParams *how = c->params + from + i;

@@ -78,8 +78,9 @@ typedef struct {
     size_t bytes;
 } Decoder;
 
-/* A position is q * FINE_STEPS + r. Its rotary angles are those of q * FINE_STEPS, in the coarse
- * table, plus those of r, in the fine table. A chunk is a part of a prompt that one step takes. */
+/* A position is q * FINE_STEPS + r. Each of its rotary angles is a sum: the coarse table has the
+ * angle of q * FINE_STEPS, and the fine table has the angle of r. A chunk is a part of a prompt
+ * that one step takes. */
 enum { FINE_STEPS = 1024, COARSE_STEPS = 256, MAX_CHUNK = 128 };
 
 /* Bytes of a number in the inputs of products. For int8 weights: before quantize_row. */
@@ -166,8 +167,9 @@ static void matrix_panel_rows(const float *W, long N, long K, long n, const floa
     for (int i = 0; i < PANEL; i++) rows[i] = n + i < N ? W + (n + i) * K : NULL;
 }
 
-/* The rows for a panel of Packed qkv, from the three matrices W. The queries of KV head k begin at
- * output (G + 2) k P of qkv. Each head is padded from D to P numbers. */
+/* The rows of the weights for the panel of outputs n to n + 15 of qkv; NULL for padding. W holds
+ * the matrices of queries, keys and values. The queries of KV head k begin at output (G + 2) k P of
+ * qkv. Each head is padded from D to P numbers. */
 static void qkv_panel_rows(const Decoder *d, const float *const *W, long n, const float **rows) {
     const long C = d->s.C, G = d->G;
     for (int i = 0; i < PANEL; i++) {
@@ -178,7 +180,7 @@ static void qkv_panel_rows(const Decoder *d, const float *const *W, long n, cons
     }
 }
 
-/* Packs W (N, K). `columns` and K are `columns` and `count` of pack_panel. */
+/* Packs W (N, K). pack_panel explains `columns`; its `count` is K. */
 static void pack(Worker *w, const Packed *p, const float *W, long N, long K, const int *columns) {
     SHARED_FOR(w, panel, p->N / PANEL) {
         const float *rows[PANEL];
@@ -187,8 +189,8 @@ static void pack(Worker *w, const Packed *p, const float *W, long N, long K, con
     }
 }
 
-/* Packs the weights of a layer. weights: their addresses in the order of parameters.h. head_columns
- * (HP): the columns of the output projection, -1 for padding. */
+/* Packs the weights of a layer. `weights` has their addresses in the order of parameters.h.
+ * `head_columns` (HP) has the columns of the output projection, -1 for padding. */
 static void pack_layer(const Decoder *d, Worker *w, Layer *layer, const float *const *weights,
                        const int *head_columns) {
     const Shape s = d->s;

@@ -5,12 +5,13 @@
  * which the 32 weights, divided by the scale, are between -127 and 127. If all 32 weights are
  * between -1e-30 and 1e-30, the scale is 0.
  *
- * Each row of activations has one scale t. An activation is stored as an integer a of 15 bits: its
- * value is a times t. The products of 32 inputs are summed exactly, in int32, on all processors.
- * The float32 sums have a fixed order. So the result does not depend on the number of rows. A
- * processor that multiplies bytes (VNNI, AMX) reads a as two bytes: a = 128 high + low. Others read
- * it as an int16. Sources: Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization",
- * section 2.1, for scales of blocks; Intel's manual, VPDPBUSD and PMADDWD.
+ * Each row of activations has one scale t. An activation is stored as an integer `a` of 15 bits:
+ * its value is `a` times t. The products of 32 inputs are summed exactly, in int32, on all
+ * processors. The float32 sums have a fixed order. So the result does not depend on the number of
+ * rows. A processor that multiplies bytes (VNNI, AMX) reads each `a` as a high and a low byte: `a`
+ * = 128 high + low. Other processors read each `a` as an int16. Sources: Dettmers et al. 2022,
+ * "8-bit Optimizers via Block-wise Quantization", section 2.1, for scales of blocks; Intel's
+ * manual, VPDPBUSD and PMADDWD.
  *
  * Layout in bytes:
  *
@@ -18,7 +19,7 @@
  *          then for every 32 inputs: the scales of the 16 outputs (bfloat16)
  *   row    for every 32 inputs: 32 high bytes, then 32 low bytes; or for every 4 inputs: inputs
  *          0 and 2, then 1 and 3, as int16
- *          then for every 32 inputs: minus the sum of a (int32), to correct for w + 128
+ *          then for every 32 inputs: minus the sum of `a` (int32), to correct for w + 128
  *          then t (float32) */
 
 #ifndef GPTCLI_INT8_H
@@ -168,7 +169,7 @@ INLINE void sum_group(const int nr, const int nb, const char *w, long panel, con
 }
 #else
 /* whole = nr rows times nb panels, summed exactly over 32 inputs. The four weights of an output
- * become int16: first bytes 0 and 2, then bytes 1 and 3. */
+ * become int16: first the weights in bytes 0 and 2, then those in bytes 1 and 3. */
 INLINE void sum_group(const int nr, const int nb, const char *w, long panel, const char *group,
                       const char *corrections, long row, vint32 whole[6][4][PARTS]) {
     const int32_t low = 0x00ff00ff;
@@ -264,7 +265,7 @@ INLINE void multiply_group(const char *w, long panel, const char *bytes, long ro
     _tile_stored(3, sums[3], 64);
 }
 
-/* out (n, 32) = n rows, at most 16, times two panels. Gives exactly the numbers of
+/* out (n, 32) is n rows times two panels. n is at most 16. Gives exactly the numbers of
  * few_int8_rows. */
 static void tiled_int8_rows(int n, long K, const char *panels, const char *rows, float *out,
                             long out_row) {
@@ -304,7 +305,7 @@ static void tiled_int8_rows(int n, long K, const char *panels, const char *rows,
 #define HAS_INT8_TILES 0
 #endif
 
-/* out (n, 16 count) = n rows, at most 32, times `count` panels, an even number. */
+/* out (n, 16 count) is n rows times `count` panels. n is at most 32, and count is even. */
 static void times_int8(long K, const char *panels, const char *rows, int n, int count, float *out,
                        long out_row) {
     const long panel = int8_panel_bytes(K), row = int8_row_bytes(K);

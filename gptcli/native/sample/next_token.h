@@ -169,8 +169,8 @@ static int choose_token(const float *raw_logits, int V, const SamplingParams *pa
 }
 
 /* Chooses a token that `after` allows. The first choice ignores `after`. If the chosen token is
- * forbidden, the lower 27 of the 53 bits of `uniform` choose an allowed token. So `after` changes
- * the text of a seed only if a first choice is forbidden. */
+ * forbidden, a second choice takes only allowed tokens. Its random number is the lower 27 of the 53
+ * bits of `uniform`. So `after` changes the text of a seed only if a first choice is forbidden. */
 static int choose_valid_token(const float *raw_logits, int V, const SamplingParams *params,
                               double uniform, const uint8_t *seen, const uint8_t *after,
                               const ChoiceScratch *c) {
