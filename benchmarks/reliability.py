@@ -79,8 +79,8 @@ def start(work: Callable[..., None], *arguments: Any) -> int:
 def work(
     job: int, asked: argparse.Namespace, targets: dict[str, int], state: Path, folder: Path
 ) -> None:
-    """Run the trials whose number modulo the number of jobs is `job`. A part ends when all jobs
-    together have run as many of its trials as it asks for."""
+    """Run the trials whose number modulo the number of jobs is `job`. A part ends when the
+    trials of all jobs together reach its number in `targets`."""
     mine = folder / f"job-{job}"
     mine.mkdir()
     shop = Workshop(mine)

@@ -121,8 +121,8 @@ def _test_cache(tmp_path_factory: pytest.TempPathFactory, once: Once) -> Iterato
 
 
 def _copy_libraries(source: Path, goal: Path) -> None:
-    """Copy the C libraries that `goal` lacks from `source` to `goal`. Several pytest workers can
-    safely do this at the same time."""
+    """Copy C libraries from `source` to `goal`, except those that `goal` has. Several pytest
+    workers can safely do this at the same time."""
     for path in source.glob("*.so"):
         if not (goal / path.name).exists():
             goal.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -158,8 +158,9 @@ def _shared_worker_process(pytestconfig: pytest.Config) -> Iterator[None]:
     once.
 
     The sandbox process (gptcli.course.sandbox.isolation.Worker) runs each file in a fork of itself,
-    so files cannot affect each other. With --slow, on systems other than Linux, and if a test sets
-    GPTCLI_NEW_WORKER, every check starts a new sandbox process, as it does outside the tests."""
+    so files cannot affect each other. Every check starts a new sandbox process outside the tests,
+    and also in these three cases: with --slow, on systems other than Linux, and if a test sets
+    GPTCLI_NEW_WORKER."""
     # This fixture must not use the fixture `slow`: --slow selects the tests that use `slow`, and
     # every test uses this fixture.
     if pytestconfig.getoption("--slow") or sys.platform != "linux":
@@ -251,9 +252,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             test = (item.path, getattr(item, "originalname", item.name))
             i, length = seen[test], lengths[test]
             every = 3 if length <= 12 else 6 if length <= 40 else 12
-            # Keep one case of every group of `every` cases, and take it from another place in each
-            # group. If the place were the same, a parameter with three values might have the same
-            # value in all cases that are kept.
+            # Keep one case of each group of `every` cases: the first of one group, the last of the
+            # next, and so on. If it were always the first, all kept cases might have the same value
+            # of a parameter.
             is_slow = is_slow or (i + i // every) % every != 0
             seen[test] += 1
         is_wanted = is_slow or "slow" in getattr(item, "fixturenames", ()) if slow else not is_slow
@@ -295,7 +296,7 @@ def some(series: Iterable[T], count: int, slow: bool) -> list[T]:
 def program(slow: bool) -> Iterator[list[str]]:
     """The first words of a command line that runs `gptcli` as a process with its own streams.
 
-    A test adds gptcli's arguments, and before them "-u" if the streams should have no buffers. The
+    A test appends gptcli's arguments. If "-u" comes first, the streams have no buffers. The
     process is a fork of fork_server.py, which has already imported PyTorch. With --slow, and on
     Windows, the command starts gptcli without fork_server.py."""
     if slow or os.name != "posix":

@@ -77,7 +77,8 @@ class Format:
     ) -> Iterator[Piece]:
         """Stream the documents of a file.
 
-        `ended` is called with the number of `<|endoftext|>` found."""
+        `ended` is called with the number of `<|endoftext|>` that were found since its previous
+        call."""
         stream: Iterator[Piece]
         if self.kind == "text":
             stream = text_pieces(path, advance, self.encoding)

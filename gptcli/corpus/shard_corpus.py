@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 POOL_BLOCKS = 16
-"""The number of blocks whose windows are shuffled together. The texts of a mixture divide this
-number among them, but each text has at least 2 blocks."""
+"""The number of blocks whose windows are shuffled together. In a mixture, each text gets an equal
+part of this number, but at least 2 blocks."""
 
 
 class OpenedShards:
@@ -114,7 +114,7 @@ class OpenedShards:
         """The training tokens, and the validation tokens (None if there are none).
 
         If data.val_source is not set, the last tokens are for validation: data.val_fraction of all
-        tokens, or in a mixture of the tokens of each text. Raises GptcliError if one of the two
+        tokens. In a mixture, each text is split in this way. Raises GptcliError if one of the two
         splits is too short."""
         data, shares = self.data, self.data.shares
         texts = len(data.sources) if shares is not None else 1
@@ -142,7 +142,7 @@ class OpenedShards:
 
 
 def pool_blocks(texts: int) -> int:
-    """The number of blocks in a pool of one text, in a mixture of `texts` texts."""
+    """The number of blocks in the pool of each text, if a mixture has `texts` texts."""
     return max(2, POOL_BLOCKS // texts)
 
 

@@ -158,7 +158,7 @@ def is_lazy(tokens: TokenStore) -> bool:
 
 
 class LazyShard:
-    """The tokens of one shard as a sequence of which only the needed blocks are read."""
+    """The tokens of one shard, as a sequence that reads only the blocks that are needed."""
 
     def __init__(self, blocks: Blocks, first: int, tokens: int) -> None:
         self.blocks, self.first, self._tokens = blocks, first, tokens
@@ -234,7 +234,7 @@ class Blocks:
                 return ready
             try:
                 return self._get(number)
-            except CancelledError:  # the block had to make room for others before it was read
+            except CancelledError:  # other blocks displaced this block before it was read
                 continue
 
     def _get(self, number: int) -> Tokens:

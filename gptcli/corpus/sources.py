@@ -52,8 +52,8 @@ class SourceFile:
     ) -> Iterator[Piece]:
         """Stream the documents.
 
-        `ended` is called with the number of `<|endoftext|>` that end documents. Raises GptcliError
-        if the file has changed since it was hashed."""
+        `ended` is called with the number of `<|endoftext|>` that were found since its previous
+        call. Raises GptcliError if the file has changed since it was hashed."""
         self._refuse_change()
         yield from self.format.pieces(self.path, advance, ended)
         self._refuse_change()
@@ -111,8 +111,9 @@ class Source:
         """Stream the pieces of all documents of data.source in order.
 
         Each call reads all files again. `ended` is called with the number of `<|endoftext|>` that
-        end documents. `begins` is called before the pieces of each file. Raises GptcliError if a
-        file is not text, has an invalid record, or has changed since it was hashed."""
+        were found since its previous call. `begins` is called before the pieces of each file.
+        Raises GptcliError if a file is not text, has an invalid record, or has changed since it was
+        hashed."""
         for file in self.files:
             begins()
             try:
@@ -128,7 +129,7 @@ class Source:
         first characters. So it is also good for compressed files and for records with several
         fields."""
         parts: list[str] = []
-        read = read_as = found = 0  # the first `read` bytes of the files are `read_as` characters
+        read = read_as = found = 0  # the first `read` bytes decode to `read_as` characters
 
         def advance(count: int) -> None:
             nonlocal read, read_as
@@ -165,9 +166,9 @@ def find_source(data: DataConfig | str, progress: Progress | None = None) -> Sou
     data.skip_undecodable is true, files that are not text in their encoding are left out, too. The
     notes name what was left out, except hidden files.
 
-    Raises GptcliError if a text does not exist, or if all its files are left out. Also raises
-    GptcliError if a text is a single file, not a folder, and this file is empty, not readable, or
-    binary while data.skip_undecodable is false."""
+    Raises GptcliError if a text does not exist, or if all its files are left out. If a text is a
+    single file, not a folder, also raises GptcliError if this file is empty or not readable, or if
+    it is binary and data.skip_undecodable is false."""
     data = section_of(data)
     progress = progress or Progress(False)
     val = None
@@ -242,7 +243,7 @@ def _found(
 
 
 def _path_of_text(source: str, field: str | None, notes: list[str]) -> Path:
-    """The path of the text that a name in data.source means.
+    """The path for a name in data.source: of a shipped text, a file, a folder or standard input.
 
     Raises GptcliError if there is none."""
     shipped = shipped_texts()
@@ -294,7 +295,7 @@ def no_such_text(source: str) -> GptcliError:
         return GptcliError(message, f"did you mean `{found}`?")
     if source.count(" ") > 3:
         return GptcliError(
-            message, "to train on a text itself, pass it on: gptcli train - < FILE; or name a file"
+            message, "to train on this text itself, save it in a file and name the file"
         )
     return GptcliError(message, f"{choices}; or give the path of a text, a folder or a .jsonl")
 
@@ -487,7 +488,7 @@ def _field(data: DataConfig) -> str | None:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Whether a file is UTF-8, perhaps cut off, so that it must not be read in data.encoding."""
+    """Whether a file is UTF-8, complete or cut off. If so, it is not read in data.encoding."""
     try:
         problem = first_problem(path, None)
         return problem is None or is_cut_off(path, problem)

@@ -83,7 +83,7 @@ def _read(field: str | None) -> Path:
 
 
 def _ending(path: Path, field: str | None) -> str:
-    """The suffix, without the dot, of the format that the content of a file has."""
+    """The suffix that fits the content of a file, without the dot."""
     with path.open("rb") as file:
         beginning = file.read(4)
     if beginning == b"PAR1":
@@ -98,7 +98,7 @@ def _ending(path: Path, field: str | None) -> str:
     value = _json(first)
     if isinstance(value, dict) or (isinstance(value, str) and _are_strings(path)):
         return "jsonl"
-    if first.strip() == "{":  # an object on several lines: a note says why it is read as text
+    if first.strip() == "{":  # an object over several lines: read as text, with a note
         return "json"
     return "csv" if field is not None and has_column(first, field) else "txt"
 

@@ -74,8 +74,7 @@ class TokenStore:
         self._length = int(self._ends[-1]) if len(both) else 0
         self._first = int(both[0, 0]) if len(both) == 1 else None  # the only range begins here
         self.start = 0
-        """The position of this store's first token in the store from which `part` made this
-        store."""
+        """The position at which this store begins in the store from which `part` took it."""
 
     def __len__(self) -> int:
         return self._length
@@ -145,7 +144,7 @@ class TokenStore:
 
     @property
     def ranges(self) -> NDArray[np.int64]:
-        """The ranges [start, stop) of the tokens of all shards that are in this store: (n, 2)."""
+        """Where this store's tokens are in all shards: n ranges [start, stop), of shape (n, 2)."""
         lengths = np.diff(self._ends, prepend=0)
         return np.stack([self._starts, self._starts + lengths], axis=1)
 
@@ -197,7 +196,7 @@ class ShardWriter:
         self._done: list[ShardFile] = []
 
     def write(self, ids: Tokens) -> None:
-        """Append ids. They wait in a buffer until there are enough of them."""
+        """Append ids. They wait in a buffer until it holds at least _CHUNK_TOKENS ids."""
         self.tokens += len(ids)
         self._waiting.append(ids)
         self._waiting_tokens += len(ids)

@@ -107,7 +107,7 @@ def _explained(
 
 
 def _any_file(path: Path) -> Path:
-    """The name FILE, for any file in a hint, with the suffix of `path` if that is compressed."""
+    """FILE, which stands for any file in a hint; FILE.gz if `path` ends in .gz, and so on."""
     return Path(f"FILE{path.suffix}" if path.suffix.lower() in COMPRESSED else "FILE")
 
 

@@ -66,9 +66,10 @@ def split_documents(
 
     `starts` has the position at which each document begins, in rising order. Of each long
     document, the end is for validation: val_fraction of its tokens. A document is long if it has
-    more than a twentieth of the number of tokens that are for validation in all. Of the short
-    documents, a fixed shuffle chooses some that have about val_fraction of the tokens of all short
-    documents. If the text is one document, its end is for validation."""
+    more than a twentieth of the number of tokens that are for validation in all. The short
+    documents are put into a fixed random order. The first of them are for validation: so many that
+    they have about val_fraction of the tokens of all short documents. If the text is one document,
+    its end is for validation."""
     starts = np.asarray(starts, dtype=np.int64)
     stops = np.append(starts[1:], tokens).astype(np.int64)
     lengths = stops - starts
@@ -110,12 +111,12 @@ def unlike_note(
 def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[float, float, float]:
     """How far three samples of a text are from the remaining text, in nats per token.
 
-    The first sample is from the validation tokens. The second is from one part of the training
-    tokens, and its distance is the median over all parts. The third is spread over all training
-    tokens. A distance is the relative entropy of the token frequencies. All samples have the same
-    number of tokens, because the distance of a small sample is larger. In a sorted text, all parts
-    are far from each other, and only the third sample is near. All distances are 0 if the text is
-    too short to compare."""
+    The first sample is from the validation tokens. The second is from a part of the training
+    tokens: each part gives such a sample, and the median of their distances is returned. The third
+    is spread over all training tokens. A distance is the relative entropy of the token frequencies.
+    All samples have the same number of tokens, because a smaller sample has a larger distance. In a
+    sorted text, all parts are far from each other, and only the third sample is near. All
+    distances are 0 if the text is too short to compare."""
     each = min(_SAMPLE, len(val), len(train) // _PARTS)
     if each < _LEAST_SAMPLE:
         return 0.0, 0.0, 0.0
@@ -140,8 +141,8 @@ _LEAST_SAMPLE = 1000
 
 # Measured on texts in three languages, on code and on documentation of 5 KB to 1 MB, with char,
 # byte and bpe tokens. In texts of one kind, the validation tokens are at most 1.9 times as far from
-# the remaining text as other parts are. In texts that end in another language or kind, they are 2.9
-# to 65 times as far.
+# the remaining text as other parts are. If a text ends in another language or with text of another
+# kind, they are 2.9 to 65 times as far.
 _MOST, _TIMES, _MOST_SORTED = 0.05, 2.5, 0.2
 
 

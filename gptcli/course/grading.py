@@ -27,11 +27,11 @@ from gptcli.errors import GptcliError
 from gptcli.memory import available_memory
 
 LIMIT_S = 8.0  # seconds for one file; a correct file takes less than one second
-# If the files of a student that hang or crash have taken PATIENCE_S, each later file of this
-# student gets only SHORT_S.
+# If a student has files that hang or crash, and these have taken PATIENCE_S in all, each later file
+# of this student gets only SHORT_S.
 PATIENCE_S = 14.0
 SHORT_S = 3.0
-STOPPED = ("time-limit", "crash")  # `mistake` in the report on a file that hangs or crashes
+STOPPED = ("time-limit", "crash")  # mistakes of files that hang or crash
 _FILE_BYTES = 64 << 20
 _MOST_WORKERS = 4
 
@@ -190,7 +190,7 @@ def _key(path: Path) -> str | None:
 class StepMistake:
     """The most frequent mistake at one step, and the names of the students who made it.
 
-    `wrong` is the number of students with any mistake at this step."""
+    `wrong` is the number of students who made this mistake or another one at this step."""
 
     exercise: Exercise
     step: int
@@ -200,7 +200,7 @@ class StepMistake:
 
 
 def frequent_mistakes(grades: Iterable[Grade]) -> list[StepMistake]:
-    """The most frequent mistake at each step at which a student is wrong, in the course's order.
+    """The most frequent mistake at each step that a student got wrong, in the course's order.
 
     Does not count steps that are still to be written, nor files that hang or crash."""
     at: dict[tuple[str, int], dict[str, list[str]]] = {}

@@ -15,7 +15,7 @@ from gptcli.course.sandbox.learner_file import LearnerFile
 TOLERANCE = 1e-9  # the largest error that counts as right: float64, inputs with variance 1
 
 Learner = TypeVar("Learner")
-Say = Callable[[str], None]  # takes the name of what runs now, for the report on a file that hangs
+Say = Callable[[str], None]  # is told what runs now; if the file hangs, the report says it
 
 
 @dataclass(frozen=True)

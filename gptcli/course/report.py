@@ -174,7 +174,7 @@ class BuiltinReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The object that `check-attention --json` prints without a file."""
+        """The object that `check-attention --json` prints if the user names no file."""
         return {
             "ok": self.ok,
             "message": self.message,

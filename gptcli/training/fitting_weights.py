@@ -38,7 +38,7 @@ def refuse_unfitting(
 def refuse_other_shapes(wanted: Shapes, given: Shapes, *, all_of_them: bool = True) -> None:
     """Raise GptcliError if `given` lacks a name of `wanted`, or has another shape for it.
 
-    If `all_of_them` is true, also raises GptcliError if `given` has any other name."""
+    If `all_of_them` is true, also raises GptcliError if `given` has a name that `wanted` lacks."""
     odd = [name for name, shape in wanted.items() if given.get(name) != shape]
     if all_of_them:
         odd += [name for name in given if name not in wanted]

@@ -127,8 +127,8 @@ def _up_to(step: int) -> Callable[[bytes], bool]:
 class _LinesToKeep:
     """Decides for each line of metrics.jsonl whether a resumed run keeps it.
 
-    Afterwards, `notes` says which lines are missing. `notes` relies on the rule that a run logs
-    step 1 and then steps at equal distances."""
+    Afterwards, `notes` says which lines are missing. It assumes that a run logs step 1 and then
+    steps at equal distances."""
 
     def __init__(self, resumed_from: int, evaluated_at: int) -> None:
         self._resumed_from, self._evaluated_at = resumed_from, evaluated_at

@@ -36,8 +36,8 @@ def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
 def with_stored_texts(run: Path, stored: Config, config: Config) -> Config:
     """The config of a resumed run, with files in place of standard input.
 
-    The caller has checked that standard input has the run's text. So the files from which the run
-    read its text can replace standard input. If these files are gone, the run folder gets a new
+    The caller has checked that standard input has the run's text. So the config names the files
+    from which the run read this text before. If these files are gone, the run folder gets a new
     copy of the text."""
     data = config.data
     if STDIN not in (*data.sources, *data.val_sources):

@@ -20,7 +20,7 @@ class SpikeDetector:
 
     A spike is above each of the last 50 losses. It is above their median by more than 8 deviations,
     and by more than 0.2 nats. The deviation is 1.4826 times the median distance from the median.
-    For normally distributed losses it is the standard deviation, but a few unusual losses hardly
+    For normally distributed losses this is the standard deviation. But a few unusual losses hardly
     change it. The first 20 losses are never spikes. While the loss falls steeply, the deviation is
     large, so only a real jump is a spike. A loss that jumps and stays high is one spike."""
 

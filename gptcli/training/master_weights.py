@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptcli.model.gpt import GPT
 
-_ALIGNED = 64  # in numbers: each tensor begins on a cache line, for fast matrix products
+_ALIGNED = 64  # each tensor begins at a multiple of 64 numbers: on a cache line, for speed
 
 
 class MasterWeights:
@@ -23,8 +23,8 @@ class MasterWeights:
 
     If the passes use a shorter dtype than float32, there are three large tensors: one with all
     master weights, one with all gradients, one with all working weights. So one operation changes
-    all weights. `same` is true if the dtype is float32, so that the working weights are the master
-    weights. Then the large tensors are made only if `flat` is called, for the C library. `is_flat`
+    all weights. `same` is true if the dtype is float32: then the working weights are the master
+    weights, and the large tensors are made only if `flat` is called, for the C library. `is_flat`
     is true if the large tensors exist."""
 
     def __init__(self, model: GPT, dtype: torch.dtype) -> None:

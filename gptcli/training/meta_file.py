@@ -129,7 +129,7 @@ def _invalid_key(meta: dict[str, Any]) -> str | None:
 
 
 def _invalid_file(files: Any) -> str | None:
-    """The first key of the index that is missing or has an invalid value; None if all are valid."""
+    """`files.NAME` for the first file whose entry in the index is missing or invalid, else None."""
     for part in PARTS:
         try:
             names = names_of(files, part) if isinstance(files, dict) else []

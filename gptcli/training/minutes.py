@@ -63,7 +63,7 @@ _THREADS_GAIN = 0.8  # T threads are about T ** 0.8 times as fast as one
 def choose_for_text(
     config: Config, asked: set[str], minutes: float
 ) -> tuple[Config, dict[str, str]]:
-    """The config with settings for its text and this machine, and reasons by section.
+    """The config with settings for its text and this machine, and reasons: section -> reason.
 
     `config` has the defaults and the values that the user set. `asked` has the dotted keys that the
     user set. Sets patience only if there is a validation split and the user set neither patience
@@ -184,7 +184,7 @@ def fit_to_minutes(
 
 
 def text_facts(config: Config) -> Text:
-    """How many characters, bytes and different characters the config's texts have.
+    """How many characters, bytes and distinct characters the config's texts have.
 
     Reads all texts."""
     refuse_shards(config.data)
@@ -308,7 +308,7 @@ def _flat(config: Config) -> dict[str, Any]:
 def with_values(config: Config, values: dict[str, Any]) -> Config:
     """The config with `values`, by dotted key. Raises ValidationError if the result is not valid.
 
-    Any other key stays set or not set (pydantic's model_fields_set), as in `config`."""
+    All other keys stay as in `config`: also whether they are set (pydantic's model_fields_set)."""
     tree = config.model_dump()
     sections: dict[str, set[str]] = {}
     for key, value in values.items():

@@ -321,7 +321,7 @@ def slots_of(train: TrainConfig) -> int:
 
 
 class Optimizers:
-    """The update rules of a run's optimizer. Each parameter gets the rule of its role's group.
+    """The update rules of a run's optimizer. A parameter's role decides which rule updates it.
 
     `parameters` are pairs (name, float32 tensor). `kind` is a name in RECIPES. Weight decay never
     applies to the parameters whose names are in `undecayed`."""
@@ -349,8 +349,8 @@ class Optimizers:
     def step(self, rate: float, average: float = 0.0) -> None:
         """Update all parameters. `rate` is the run's learning rate at this step.
 
-        Then moves the average of each parameter by the share `average` of its distance from the
-        parameter."""
+        Then moves the average of each parameter towards the parameter: by the share `average` of
+        the distance between them."""
         for group, update in self.updates:
             update.step(rate * group.rate_share)
         self.averages.move(average)
@@ -368,8 +368,8 @@ class Optimizers:
     def load_state(self, saved: dict[str, Tensor]) -> None:
         """Restore what `state` returned.
 
-        Raises KeyError if a parameter's slots or shapes in `saved` are not those that its update
-        keeps. A parameter that never had a gradient has no slots."""
+        Raises KeyError if `saved` has the wrong slots for a parameter, or a tensor of the wrong
+        shape. A parameter that never had a gradient has no slots."""
         by_name = {self.names[p]: (update, p) for _, update in self.updates for p in update.params}
         saved = self.averages.load_state(saved)
         slots: dict[str, set[str]] = {}

@@ -118,8 +118,8 @@ class TorchPasses:
 
             def compiled_loss(idx: Tensor, targets: Tensor) -> Tensor:
                 with warnings.catch_warnings():
-                    # The compiler reads the `grad` of every input. The embedding's output has no
-                    # `grad`, because it is not a parameter, so PyTorch warns.
+                    # The compiler reads the `grad` of the input x. PyTorch warns about this,
+                    # because x is computed and not a parameter, so it has no `grad`.
                     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
                     x: Tensor = body(model.wte(idx))
                 return model.loss_of(x, targets)
@@ -183,7 +183,7 @@ class NativePasses:
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
         """The mean loss of `count` batches, (). Leaves the mean gradients in the master weights.
 
-        `scale` must be 1, because only float16 needs a loss scale."""
+        `scale` must be 1. Only float16 needs another value, and no C library trains in it."""
         assert scale == 1.0
         self._weights.use_gradients()
         total, tokens = 0.0, 0

@@ -73,7 +73,7 @@ def here(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path
          "gptcli train TEXT --from runs/mine"),
         (["train", "Once upon a time there was"],
          "no shipped text, file or folder is named `Once upon a time there was`",
-         "to train on a text itself, pass it on: gptcli train - < FILE; or name a file"),
+         "to train on this text itself, save it in a file and name the file"),
     ],
 )  # fmt: skip
 def test_the_error_names_the_right_form(

@@ -30,8 +30,8 @@ class Faulty(durable.Disk):
         self._fault, self._folder = fault, f".step-{step:08d}."
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
-        """Write the data. If it is for the shards of the checkpoint with the fault, wait first, or
-        raise an error instead of writing."""
+        """Write the data. For a shard of the checkpoint with the fault, wait first, or raise an
+        error instead of writing."""
         if self._folder in str(file.name) and "-of-" in str(file.name):
             if self._fault == "slow" and file.tell() == 0:
                 time.sleep(SECONDS)

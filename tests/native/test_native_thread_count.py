@@ -27,8 +27,8 @@ def run(
     steps: int = 64,
 ) -> list[int]:
     """How many threads ThreadCount chooses for each of `runs` texts of `steps` steps. A step takes
-    `one` milliseconds on one thread and `team` milliseconds on all threads. In each text that all
-    threads write, there are `switches` context switches."""
+    `one` milliseconds on one thread and `team` milliseconds on all threads. There are `switches`
+    context switches during each text that all threads write."""
     chosen = []
     for _ in range(runs):
         threads = thread_count.choose()

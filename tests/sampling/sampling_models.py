@@ -1,5 +1,5 @@
-"""Draws (logits and a uniform number) of which the drawn token is known, small random networks, and
-the arch modern in plain operations."""
+"""Small random networks, the arch modern in plain operations, and draws whose token is known. A
+draw has logits and a uniform number."""
 
 from __future__ import annotations
 

@@ -211,8 +211,8 @@ def test_no_file_of_the_new_run_stays(
 
 
 def killed_during_restore(old: Path) -> Iterator[Path]:
-    """Kill restore_replaced at each of its operations. Yield the run folder each time, but only if
-    the kill left it without config.yaml."""
+    """Kill restore_replaced at each of its operations. Yield the run folder after each kill that
+    left it without config.yaml."""
     config = run_folder.read_config(old)
     tokenizer = run_folder.read_tokenizer(old)
     begun = shutil.copytree(old, old.parent.parent / "begun")
@@ -285,8 +285,8 @@ def test_a_training_without_the_lock_leaves_the_folder_alone(
     winner: list[Any] = []
 
     def make(path: Path) -> list[Path]:
-        """Make the folder as usual. At the first call for the run folder, let another training lock
-        it before this one can."""
+        """Make the folder as usual. At the first call for the run folder, also lock it, as another
+        training does that is quicker than this one."""
         made = make_folder(path)
         if path == run and not winner:
             winner.append(durable.folder_lock(run))

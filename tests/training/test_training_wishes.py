@@ -89,7 +89,7 @@ def test_each_wish_gets_its_event(new: Any) -> None:
     }
     assert found[ExtraEvaluation] == [5]
     assert found[SampleDrawn][:2] == [3, 8]
-    # gptcli saves a second checkpoint after the sample, so that a resumed run knows that it was
+    # gptcli saves a second checkpoint after the sample. It tells a resumed run that the sample was
     # drawn.
     assert found[CheckpointSaved][:2] == [8, 8]
     (loss,) = [e.val_loss for e in events if isinstance(e, ExtraEvaluation)]

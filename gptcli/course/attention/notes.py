@@ -81,7 +81,7 @@ def notes(learner: LearnerAttention) -> list[Check]:
 
 
 def _kept_tensors(learner: LearnerAttention, module: nn.Module) -> list[str]:
-    """The names of tensors in `module` that are neither parameters nor buffers, and that it keeps.
+    """The names of the tensors that `module` keeps outside its parameters and buffers.
 
     The first call of forward can make a mask that the module keeps. A tensor that every call
     replaces, such as the last weights, is left out: it is on the device of x."""
@@ -148,7 +148,7 @@ def _convention(learner: LearnerAttention) -> Iterator[Check]:
 
 
 def _place_of_rounding(learner: LearnerAttention) -> str:
-    """A sentence with the step and the line that round to float32."""
+    """A sentence that names the step and the line in which numbers become float32."""
     learner.attempt = learner.rounded
     forward = repeat_forward(learner)
     for operation in forward.trace.operations:

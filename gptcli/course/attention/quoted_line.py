@@ -71,7 +71,7 @@ def line_to_quote(
     """The line of the learner's file to quote, or None. The docstring of this file has the rules.
 
     Wrong numbers appear in operation `index`. `values` are the values that the mistake gives, if
-    the bank knows the mistake. `fill` is the number in the hidden scores and the index of the
+    the bank knows the mistake. `fill` has the number in the hidden scores, and the index of the
     operation that wrote it. Pass `search=False` if operation `index` itself is the wrong one."""
     path = forward.learner.file.path
     if fill is not None:
@@ -117,7 +117,7 @@ def _search(
 
 
 def _line_of_call(forward: ComparedForward, operation: Operation) -> int | None:
-    """The line of the operation, or of the call of the learner's function that contains it.
+    """The line of the operation, or the line that calls the learner's function with the operation.
 
     If another call of this function gives correct values, the mistake is in the call, not in the
     function."""
@@ -134,7 +134,7 @@ def _line_of_call(forward: ComparedForward, operation: Operation) -> int | None:
 def _wrong_operation(
     forward: ComparedForward, step: int, slug: str, values: Values | None
 ) -> OperationOrAttribute:
-    """(operation that does `step` wrongly, attribute with a wrong mask). Both can be None."""
+    """The operation that does `step` wrongly, and the attribute with a wrong mask; None if none."""
     if step == 1:
         if slug == "weight-transposed" and values is not None:
             return _first_use_of_weight(forward, values), None
@@ -169,7 +169,7 @@ def _wrong_operation(
 
 
 def _wrong_scores(forward: ComparedForward, slug: str) -> Operation | None:
-    """The first operation that turns queries or keys into other numbers before the product."""
+    """The first operation before the product that changes the numbers of queries or keys."""
     if slug not in ("scores-of-cosines", "step-4"):
         return None
     useful = _sources_of_right_values(forward)
@@ -247,7 +247,7 @@ def _wrong_projection(forward: ComparedForward, values: Values | None) -> Operat
 
 
 def _first_use_of_weight(forward: ComparedForward, values: Values) -> Operation | None:
-    """The first operation that takes the weight of a projection with wrong numbers."""
+    """The first operation that takes the weight of a projection whose q, k or v is wrong."""
     parts = zip(
         "qkv", (forward.p.parts.query, forward.p.parts.key, forward.p.parts.value), strict=True
     )
@@ -472,7 +472,7 @@ def _product_with_values(forward: ComparedForward) -> Operation | None:
 def _first_with_numbers_of(
     forward: ComparedForward, value: Tensor, right: Tensor, *, computed: bool = False
 ) -> Operation | None:
-    """The first operation whose result has only numbers of `value`, and some that `right` lacks.
+    """The first operation whose result has only numbers of `value`, and not all are in `right`.
 
     With `computed`, leaves out operations that only cut or copy their input.
     The result can be a part of `value`, such as one head or one token. In this case, less than half

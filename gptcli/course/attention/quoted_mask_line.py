@@ -74,7 +74,7 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
 def _mask_of_layer(forward: ComparedForward, layer: Operation) -> Operation:
     """The last operation that chooses the cells of the mask of an nn.MultiheadAttention.
 
-    Returns `layer`, the call of the layer, if forward does not make the mask in another line."""
+    `layer` is the call of the layer. Returns `layer` itself if no other line makes the mask."""
     for x, source in zip(layer.inputs, layer.sources, strict=True):
         if source is not None and _mask_pattern(x, forward.p.T) is not None:
             for operation in reversed(_operations_feeding(forward, source)):
@@ -165,7 +165,7 @@ def late_mask_operation(forward: ComparedForward) -> Operation | None:
 def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
     """The cells of the mask x that are not 0: bool (T, T).
 
-    None if x is no mask, or has different masks for several heads or sequences."""
+    None if x is no mask, or if its masks differ from head to head or from sequence to sequence."""
     if x.dim() < 2 or x.shape[-2:] != (T, T) or T < 2:
         return None
     marks = (x != 0).reshape(-1, T, T)
@@ -173,7 +173,7 @@ def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
 
 
 def _is_causal(marks: Tensor) -> bool:
-    """Whether `marks` has exactly the past with the diagonal, or exactly the future."""
+    """Whether `marks` is a causal mask: True up to the diagonal, or True only beyond it."""
     past = torch.ones_like(marks).tril()
     return torch.equal(marks, past) or torch.equal(marks, ~past)
 

@@ -20,7 +20,7 @@ from gptcli.course.attention.mistakes.scores import BANK
 from gptcli.course.attention.stages import Problem, compute_stages
 
 SECOND_CASE = CASES[6]  # its B, T, H and D all differ from those of the usual case
-HIDDEN_SCORE = 1e3  # a larger score is hidden, because the visible scores of our inputs are smaller
+HIDDEN_SCORE = 1e3  # hidden scores are beyond it, and the visible scores of our inputs are below it
 NON_LINEAR = {"tanh", "clamp", "clip", "abs", "relu", "sigmoid", "pow", "square", "gelu", "sqrt"}
 
 

@@ -49,7 +49,7 @@ def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:
 
 
 def step_above(path: Path, line: int) -> int | None:
-    """The number in the last comment `# Step N` above the line, in the same function, or None."""
+    """N of the nearest comment `# Step N` above the line, in the same function; None if none."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for text in reversed(lines[:line]):
         if (found := re.search(r"#\s*[Ss]tep (\d)\b", text)) is not None:

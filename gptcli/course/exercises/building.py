@@ -79,7 +79,7 @@ def build(
 
 
 def _setting(config: Any, field: str) -> Any:
-    """The value of `field` in config. If config has no n_kv_head, its value is n_head."""
+    """The value of `field` in config. n_head stands for a missing n_kv_head."""
     if field == "head_dim":
         return config.n_embd // config.n_head
     return getattr(config, field, config.n_head) if field == "n_kv_head" else getattr(config, field)
@@ -88,8 +88,8 @@ def _setting(config: Any, field: str) -> Any:
 def _meaning_of(name: str, bound: set[str]) -> str | None:
     """The meaning of an argument's name, or None.
 
-    `bound` has the meanings of the earlier arguments. A name such as `hidden_dim` means n_embd; but
-    if an earlier argument already means n_embd, `hidden_dim` means the width of the MLP."""
+    `bound` holds the meanings that the earlier arguments have. A name such as `hidden_dim` means
+    n_embd; but if an earlier argument already means n_embd, it means the width of the MLP."""
     if name in _SIZES:
         return words.N_EMBD
     meaning = words.meaning_of(name) if words.is_exact(name) else None

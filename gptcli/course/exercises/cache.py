@@ -120,8 +120,8 @@ def any_attention(
 ) -> Tensor:
     """The outputs (B, T, C) of `count` tokens of the text, from token `start` on.
 
-    `merge`, and the keyword arguments `parts` of any_weights, replace parts of the computation, to
-    imitate known mistakes."""
+    `merge` says how the heads are merged. `parts` are keyword arguments of any_weights. Values
+    other than the defaults imitate known mistakes."""
     weights, v = any_weights(w, text, start, count, **parts)
     mixed = weights @ v  # (B, H, T, D)
     if merge != "view":

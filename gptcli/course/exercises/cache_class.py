@@ -173,7 +173,7 @@ class LayerCaches:
 
 @dataclass(frozen=True)
 class CachedFile:
-    """A learner's file whose attention and key/value cache a network uses to sample."""
+    """A learner's file with an attention and a key/value cache, with which a network samples."""
 
     file: LearnerFile
     kind: CacheClass

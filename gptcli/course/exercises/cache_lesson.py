@@ -68,7 +68,7 @@ class CacheLesson(Lesson[LearnerCache | PastLearner]):
             if fault is None or (failed.step or 1) < (fault.step or 1):
                 fault = failed
         else:
-            # A cache with another layout than (B, H, T, D) is right if the attention works with it.
+            # A cache may have another layout than (B, H, T, D), if the attention works with it.
             if fault is not None and fault.step in (1, 2) and fault.mistake in _OF_LAYOUT:
                 fault = None
         if fault is not None:
@@ -82,7 +82,9 @@ _OF_LAYOUT = {"wrong-dimension", "raises", "wrong-result", "tokens-lost"}
 
 
 def _equality(learner: LearnerCache) -> float:
-    """The largest difference from recomputation over all sizes. Raises CheckFailed at a mistake."""
+    """The largest difference between the learner's outputs and recomputed outputs, in all sizes.
+
+    Raises CheckFailed if the learner's code has a mistake."""
     largest = 0.0
     for size in SIZES:
         module = learner.module(size)

@@ -156,7 +156,7 @@ MISTAKES = (
             at=r"last:self\.\w*k\w*\s*=(?!=) || last:self\.\w*k\w*,.*=(?!=) || " + _CAT),
     ExerciseMistake("misplaced", 1, "self.keys[:, :, n - 1 : n - 1 + T] = k",
             "of {S} tokens, the {other} are right, but the {one} of {lost} not at their place",
-            "key and value of a token need the same place, after those of the stored tokens",
+            "a token's key and value belong at the same place, after those of the stored tokens",
             "write the new tokens at the places n to n + T - 1",
             at=r"\[.*\]\s*=(?!=)|copy_|index_copy|scatter || " + _KEPT),
     ExerciseMistake("keys-for-values", 1, "torch.cat((self.keys, v)), or self.values = self.keys",
@@ -300,7 +300,7 @@ MISTAKES = (
             "text again",
             at=r"\[.*-.*:\]|roll|pop\(|narrow || " + _KEPT),
     ExerciseMistake("clear-incomplete", 4, "self.keys = None, but not self.values",
-            "after clear your cache {problem}",
+            "after clear, your cache {problem}",
             "the next text must begin with an empty cache",
             "clear must reset everything that append changes",
             at=(

@@ -18,7 +18,7 @@ Three = tuple[Tensor, Tensor, Tensor]
 
 
 def _taken_from(order: str) -> Mapping[str, Stage]:
-    """The stage whose q, k and v `order` names: "kqv" swaps q and k, and "x" means x itself."""
+    """The stage that takes q, k and v from `order`: "kqv" swaps q and k, "xkv" uses x as q."""
 
     def wrong(p: Problem) -> Three:
         sources = dict(zip("qkvx", (*project(p), p.x), strict=True))
@@ -28,7 +28,7 @@ def _taken_from(order: str) -> Mapping[str, Stage]:
 
 
 def _changed(which: str, change: Callable[[Problem, Tensor, str], Tensor]) -> Mapping[str, Stage]:
-    """The stage that applies `change` to the projections in `which`, such as "qk"."""
+    """The stage that applies `change` to the projections named by `which`: "qk" is q and k."""
 
     def wrong(p: Problem) -> Three:
         results = []
