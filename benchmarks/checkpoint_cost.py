@@ -4,16 +4,16 @@
     python benchmarks/checkpoint_cost.py --only "10.65 M" "124 M" --rounds 5
     python benchmarks/checkpoint_cost.py --tiny                # a quick test of the benchmark
 
-Checkpoints: trains the same steps with and without a checkpoint every N steps, in turn, each in a
-separate process. The cost of a checkpoint is the difference of the median times, divided by the
-number of checkpoints. If a training saves one checkpoint per minute, the share of its time that
+For checkpoints, it trains the same steps with and without a checkpoint every N steps, in turn, each
+in a separate process. The cost of a checkpoint is the difference of the median times, divided by
+the number of checkpoints. If a training saves one checkpoint per minute, the share of its time that
 checkpoints take is this cost divided by 60 s. The time of the first steps, and of the save at the
 end of a run, does not count.
 
-Evaluations and logging: runs whole processes of `gptcli train` with the default config. Half of
-the runs evaluate and log at the intervals of `auto`; the other half have intervals that are longer
-than the run. All runs evaluate after the last step, so the difference of the times of the two
-halves lacks the time of one evaluation. The benchmark therefore multiplies this difference by
+For evaluations and logging, it starts whole processes of `gptcli train` with the default config.
+Half of the runs evaluate and log at the intervals of `auto`; the other half have intervals that are
+longer than the run. All runs evaluate after the last step, so the difference of the times of the
+two halves lacks the time of one evaluation. The benchmark therefore multiplies this difference by
 evaluations / (evaluations - 1).
 
 Run no other programs meanwhile. The exit code is 1 if a cost exceeds its limit.

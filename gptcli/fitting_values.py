@@ -26,7 +26,7 @@ def fitting_values(values: Mapping[str, Any], asked: Collection[str]) -> dict[st
         and "tokenizer.kind" not in asked
         and values["tokenizer.kind"] != "bpe"
     ):
-        changed["tokenizer.kind"] = "bpe"  # only bpe can have any vocabulary size
+        changed["tokenizer.kind"] = "bpe"  # only bpe's vocabulary size can be chosen
     arch, n_embd, n_head = (values[f"model.{name}"] for name in ("arch", "n_embd", "n_head"))
     known = get_args(ModelConfig.model_fields["arch"].annotation)
     valid = type(n_embd) is type(n_head) is int and n_embd > 0 and n_head > 0 and arch in known

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # `\s+(?!\S)` backtracks by one character. If a text has almost a million white-space characters in
-# a row, tiktoken's stack for backtracking overflows. Therefore, if 10,000 or more white-space
-# characters follow each other, gptcli itself cuts the text there, at the place where the pattern
-# cuts it. A quick test for such places looks at every thousandth character of a text.
+# a row, tiktoken's stack for backtracking overflows. gptcli therefore cuts each run of 10,000 or
+# more white-space characters itself: before its last character, as the pattern does. A run at the
+# end of the text is not cut. A quick test for such runs looks at every thousandth character of a
+# text.
 _LONG_RUN = re.compile(f"(?<![{WHITE_SPACE}])[{WHITE_SPACE}]{{10000,}}")
 _LONG_RUN_BY_THOUSANDS = re.compile(f"[{WHITE_SPACE}]{{10}}")
 

@@ -216,7 +216,9 @@ def _from_vocabulary(kind: str, tokens: list[str], stored: dict[str, Any]) -> To
     try:
         ranked = [from_characters(token) for id, token in enumerate(tokens) if id not in special]
     except KeyError as error:
-        raise _DamagedError(f"the vocabulary has the character {error.args[0]!r}") from None
+        raise _DamagedError(
+            f"the vocabulary has the character {error.args[0]!r}, which stands for no byte"
+        ) from None
     if sorted(ranked[:256]) != [bytes([value]) for value in range(256)]:
         raise _DamagedError("the first 256 tokens are not the single bytes")
     if not all(ranked):

@@ -59,7 +59,7 @@ def decay_at(step: int, plans: Sequence[Plan], decay_fraction: float) -> float:
 
 
 def average_weight(step: int, *, share: float, max_steps: int, plans: Sequence[Plan] = ()) -> float:
-    """How far the average moves towards the weights after `step` steps: a share of the distance.
+    """By which part of its distance to the weights (0 to 1) the average moves after step `step`.
 
     The exponential moving average has the time constant `share` * max_steps, in steps. At first the
     number of steps so far is used instead, so the first update replaces the initial weights. About

@@ -222,9 +222,9 @@ def damage(run: Path, step: int, name: str) -> None:
 
 @dataclass(frozen=True)
 class Story:
-    """Functions that are called one after the other on a run (`calls`). The run first has
-    checkpoints of the steps `before`, and the first of these is the best checkpoint. The other
-    fields say what must be true of the run, wherever the calls are interrupted."""
+    """A run with checkpoints of the steps `before`, the first of which is the best, and the
+    functions `calls`, which are then called on it one after the other. The other fields say what
+    must be true of the run, wherever the calls are interrupted."""
 
     name: str
     before: tuple[int, ...]

@@ -83,7 +83,8 @@ def test_a_late_save_does_not_touch_the_old_run(
     one_step = _Loop.one_step
 
     def step(self: _Loop) -> Any:
-        # At step 3, the background thread is writing the run's first checkpoint (the best one).
+        # The first evaluation is at step 3, so its loss is the best so far. The background thread
+        # is saving the run's first checkpoint because of it.
         if self.progress.step == 3:
             assert disk.at_work.wait(60)
             raise error

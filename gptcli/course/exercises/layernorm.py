@@ -79,7 +79,7 @@ def gained(w: Weights, y: Tensor) -> Tensor:
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """Yield a list for each step: its correct result, in each form that is usual in code."""
+    """Yield a list for each step: the tensors that code usually computes in it, if it is right."""
     m = mean(x)
     yield [m, x - m]
     v = variance(x, m)

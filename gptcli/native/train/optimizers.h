@@ -96,14 +96,14 @@ static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
     return used;
 }
 
-/* square = A A^T (r, r). A (r, n) is `a`, and `tiles` holds the transpose of A as B tiles. r and n
- * are multiples of 32. Computes only the blocks up to the diagonal, and mirrors them to the other
+/* square = X X^T (r, r). `x` holds the matrix X (r, n), and `tiles` holds its transpose, packed as B
+ * tiles. r and n are multiples of 32. Computes only the blocks up to the diagonal, and mirrors them to the other
  * side. This changes no bit, because "row i times row j" sums the same numbers in the same order as
  * "row j times row i". */
-static void product_with_own_transpose(const num *a, const num *tiles, long r, long n,
+static void product_with_own_transpose(const num *x, const num *tiles, long r, long n,
                                        float *square) {
     for (long i = 0; i < r; i += 32)
-        product(a + i * n, n, 32, tiles, n / 32 * TILE, n / 32, (i + 32) / 16, square + i * r, r);
+        product(x + i * n, n, 32, tiles, n / 32 * TILE, n / 32, (i + 32) / 16, square + i * r, r);
     for (long i = 32; i < r; i += 16)
         for (long j = 0; j < i / 32 * 32; j += 16) {
             f32x16 block[16];
