@@ -79,8 +79,9 @@ def start(work: Callable[..., None], *arguments: Any) -> int:
 def work(
     job: int, asked: argparse.Namespace, targets: dict[str, int], state: Path, folder: Path
 ) -> None:
-    """Run the trials whose number modulo the number of jobs is `job`. A part ends when the
-    trials of all jobs together reach its number in `targets`."""
+    """Run the trials `job`, `job + asked.jobs`, `job + 2 * asked.jobs` and so on of each part.
+
+    A part ends when the trials of all jobs together reach the number that `targets` has for it."""
     mine = folder / f"job-{job}"
     mine.mkdir()
     shop = Workshop(mine)

@@ -72,7 +72,7 @@ def main() -> None:
 
 def compare(nanogpt: Path, rounds: int, only: str | None) -> None:
     """Print a table of tokens per second, and of the ratio of gptcli to nanoGPT. In each round,
-    both run in turn. All figures are medians of the rounds."""
+    nanoGPT and gptcli run in turn. All figures are medians of the rounds."""
     heads = [f"{arch}, {dtype}" for arch, dtype in WAYS]
     print(f"| shape | streams | nanoGPT | {' | '.join(heads)} |")
     print("|---" * (3 + len(WAYS)) + "|")

@@ -131,7 +131,7 @@ def against_streams(run: Path, text: str, rounds: int, requests: int) -> None:
 
 
 def streams(run: Path) -> float:
-    """New tokens per second of 64 streams of the run's shape, as `gptcli bench` measures it."""
+    """New tokens per second of 64 streams, measured by `gptcli bench` with the run's config."""
     words = [sys.executable, "-m", "gptcli", "bench", run / "config.yaml", "--json"]
     told = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
     assert told["batch"] == 64

@@ -15,7 +15,7 @@ from playwright.sync_api import sync_playwright
 from gptcli.pages.chromium import find_chromium
 
 DOCS = Path(__file__).resolve().parent
-COLOURS = 128  # the most in a picture; the pages use few, and few colours make small files
+COLOURS = 128  # the most colours in a picture; few colours make a small file
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 GPT2 = "model={arch: gpt2, n_layer: 3, n_head: 2, n_embd: 64, block_size: 64, dropout: 0.0}"
 ONE_THREAD = "run.threads=1"
@@ -84,7 +84,7 @@ def look(shop: Workshop) -> None:
 
 
 def train_char(shop: Workshop) -> None:
-    """Train the run `char`. Two of the pictures show its attention heads."""
+    """Train the run `char`. Two pictures show the attention heads of this run."""
     words = ("train.max_steps=1500", "train.eval_every=100", "train.sample_every=300")
     shop.train("char", "tiny", *words, ONE_THREAD)
 
@@ -104,8 +104,8 @@ def tab(path: Path, width: int, theme: str = "light") -> Iterator[Any]:
 
 
 def shoot(page: Any, name: str, parts: Sequence[str]) -> None:
-    """Write docs/NAME: a picture of the page from the top of the first part to the end of the last
-    part."""
+    """Write docs/NAME: a picture of the page that shows all `parts`, from the highest to the
+    lowest."""
     page.wait_for_timeout(500)
     boxes = [page.locator(part).first.bounding_box() for part in parts]
     top = min(box["y"] for box in boxes) - 12

@@ -32,7 +32,7 @@ DEFAULT_CONFIG_GPU = "shakespeare-gpu"
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 # The bounds of numbers in this file are far above what fits in a machine's memory. They only catch
-# typing errors.
+# typos.
 Count = Annotated[int, Field(ge=1, le=10**9)]
 MOST_HEADS = 10_000
 
@@ -45,14 +45,14 @@ Text = Annotated[str, Field(min_length=1)]
 Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=500)]
 
 LEAST_SHARE = 1e-5
-"""Of the sum of data.weights, the smallest share that a weight above 0 can have."""
+"""A weight in data.weights is 0, or at least this share of the sum of the weights."""
 
 
 def _weights(value: object) -> object:
     """The value of data.weights as a list of numbers. It can be a list or a text such as `0.7,0.3`.
 
     Returns None for null. Raises PydanticCustomError if a weight is not a number of at least 0, if
-    all weights are 0, or if a weight is above 0 but its share of the sum is below LEAST_SHARE."""
+    all weights are 0, or if a weight above 0 is less than LEAST_SHARE of the sum."""
     if value is None:
         return None
     given: Any = value.split(",") if isinstance(value, str) else value
@@ -92,7 +92,7 @@ class DataConfig(_Section):
 
     source: Texts = "shakespeare"
     """The text, or a list of texts. A text is the name of a shipped text, the path of a file, or
-    the path of a folder, of which all files are read, also those in its subfolders. A file is plain
+    the path of a folder. gptcli reads all files in a folder and its subfolders. A file is plain
     text, .jsonl, .json, .csv, .tsv or .parquet. Each kind except .parquet can be compressed as .gz,
     .bz2 or .xz. `-` is standard input. A text can also be a folder or URL of token shards that
     `gptcli tokenizer shards` wrote."""
@@ -117,8 +117,8 @@ class DataConfig(_Section):
     """The encoding of the files that are not UTF-8, such as cp1252 or utf-16. The names are
     Python's."""
     skip_undecodable: bool = False
-    """Whether to skip files that are text neither in UTF-8 nor in `encoding`. false: such a file is
-    an error."""
+    """Whether to skip files that both UTF-8 and `encoding` fail to decode. false: such a file is an
+    error."""
     val_fraction: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the text that is kept for validation: at least 0, below 1."""
     val_source: Texts | None = None
@@ -179,7 +179,7 @@ class DataConfig(_Section):
 
     @property
     def short_names(self) -> list[str]:
-        """The texts of `source`, without folders if no two of them then have the same name."""
+        """The texts of `source` without folders; with folders if two file names are equal."""
         short = [PurePath(name).name or name for name in self.sources]
         return short if len(set(short)) == len(short) else self.sources
 
@@ -229,9 +229,9 @@ class TokenizerConfig(_Section):
 
 
 def width_unit(arch: ArchName, n_head: int) -> int:
-    """The number that must divide n_embd. It is n_head without rotary positions.
+    """The number that must divide n_embd: n_head, or 2 n_head with rotary positions.
 
-    Rotary positions rotate pairs of channels, so with them it is 2 n_head."""
+    Rotary positions rotate pairs of channels."""
     return n_head * (2 if arch_named(arch).positions == "rotary" else 1)
 
 
@@ -511,8 +511,8 @@ class TrainConfig(_Section):
     """Time limit in minutes, start-up included. gptcli plans as many steps as fit in this time, and
     changes the plan if the speed changes during the run. null: no time limit."""
     max_epochs: Annotated[Number, Field(gt=0.0, le=1e9)] | None = None
-    """How often the run may read its text. The limit lowers max_steps, and with `minutes` also all
-    later plans. `--resume --extend` removes the limit. null: no limit."""
+    """How often the run may read its text. The limit lowers max_steps. If `minutes` is set,
+    it also lowers each new plan. `--resume --extend` removes the limit. null: no limit."""
     batch_size: Count | Auto = _DEFAULT_ROWS
     """Sequences in one forward pass. A step has batch_size * grad_accum sequences. auto: a step has
     16 * grad_accum sequences. gptcli splits them into equal micro-batches that are as large as
@@ -524,30 +524,30 @@ class TrainConfig(_Section):
     AdamW updates all parameters."""
     learning_rate: Annotated[Number, Field(gt=0.0, le=100.0)] | Auto = "auto"
     """Highest learning rate of the schedule. If the optimizer is muon, the parameters that AdamW
-    updates get a fifth of this rate. auto: 0.02 if the optimizer is muon; 0.4 / n_embd, but at most
-    0.003, if it is adamw; 0.01 if `lora` is set."""
+    updates get a fifth of this rate. auto: 0.01 if `lora` is set. Without `lora`: 0.02 with muon,
+    and 0.4 / n_embd, but at most 0.003, with adamw."""
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] | Auto = "auto"
     """Number of steps at the start of the run over which the learning rate rises from 0. auto: for
     adamw, a tenth of max_steps, but at most 100; for muon, a twentieth of max_steps, but at most
     50."""
     decay_fraction: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.6
-    """Share of the steps at the end of the run in which the learning rate falls linearly to 0."""
+    """Share of the steps, at the end of the run, in which the learning rate falls linearly to 0."""
     weight_decay: Annotated[Number, Field(ge=0.0, le=100.0)] = 0.1
     """Weight decay of the matrices: each step multiplies them by 1 - learning rate * weight_decay.
     Gains and biases do not decay. If the optimizer is muon, the embeddings and the head do not
     decay either."""
     average: Annotated[Number, Field(ge=0.0, le=1.0)] = 0.0
     """Averages the weights over the steps (exponential moving average). The value is the time
-    constant as a share of max_steps. With 0.2, the weights of 0.2 max_steps steps ago count 1 / e
-    times as much as the current weights. Evaluations, samples and checkpoints use the averaged
-    weights, which often predict better if the text is read many times. 0: no average."""
+    constant as a share of max_steps. With 0.2, the influence of weights falls by a factor of e in
+    0.2 * max_steps steps. Evaluations, samples and checkpoints use the averaged weights, which
+    often predict better if the text is read many times. 0: no average."""
     grad_clip: Annotated[Number, Field(ge=0.0)] = 1.0
     """Largest norm of the gradient of all parameters together. A gradient with a larger norm is
     scaled down to this norm. 0: no clipping."""
     eval_every: Count | Auto = "auto"
     """Steps between evaluations. Each evaluation reads the whole validation split. The run also
     evaluates after its last step. auto: a twentieth of max_steps, or more if the evaluations would
-    otherwise take more than about 2 % of the training time."""
+    take more than about 2 % of the training time."""
     checkpoint_every: Count | Auto = "auto"
     """Steps between checkpoints. auto: about one checkpoint per minute, or fewer if saving would
     take more than 1 % of the training time."""

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 class GptcliError(Exception):
     """A mistake of the user, or a failure that the user can fix.
 
-    `message` says what is wrong and where, in one line; only a ConfigError has one line for each
-    problem. `hint` says what to do. `exit_code` is 2 if the command line, the config or the input
-    is wrong, and 1 if a check or a run failed. `gptcli.cli.main` prints the message and the hint.
+    `message` says what is wrong and where, in one line. The message of a ConfigError has one line
+    for each problem. `hint` says what to do. `exit_code` is 2 if the command line, the config or
+    the input is wrong, and 1 if a check or a run failed. `gptcli.cli.main` prints the message and
+    the hint.
     """
 
     def __init__(self, message: str, hint: str, *, exit_code: int = 2) -> None:

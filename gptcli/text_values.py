@@ -74,9 +74,9 @@ def refuse_windows_path(where: str, quoted: str) -> None:
 
 @cache
 def _forms(key: tuple[str, ...]) -> frozenset[str]:
-    """The forms that the value of a key can have: "text", "list", "null".
+    """The forms that the value of a text key can have: "text", "list", "null".
 
-    Returns an empty set if the value can also have another form, such as a number."""
+    Returns an empty set for all other keys, such as a key whose value can be a number."""
     section = Config.model_fields.get(key[0]) if len(key) == 2 else None
     if section is None:
         return frozenset()

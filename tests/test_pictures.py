@@ -79,8 +79,8 @@ def test_pictures_are_small_and_load_nothing(path: Path) -> None:
 
 
 def test_what_moves_stands_still_for_those_who_ask() -> None:
-    """docs/train-moving.svg moves only if the reader's system does not ask for reduced motion.
-    Otherwise the picture shows its last frame, and the README replaces it by docs/train.svg."""
+    """If the reader's system asks for reduced motion, docs/train-moving.svg shows its last frame,
+    and the README shows docs/train.svg in its place."""
     text = (DOCS / "train-moving.svg").read_text("utf-8")
     rule = text.index("@media(prefers-reduced-motion:no-preference)")
     assert text.index("animation:") > rule
@@ -114,5 +114,5 @@ def test_a_terminal_is_drawn_as_it_shows_text(tmp_path: Path) -> None:
     assert sum(one.seconds for one in shown[:-1]) < sum(one.seconds for one in frames[:-1])
     assert shown[-1].rows == frames[-1].rows
     moving = terminal.svg(shown, "title", "what it shows")
-    assert moving.count("&lt;z&gt;") <= 3  # a few times, not once for each frame
+    assert moving.count("&lt;z&gt;") <= 3  # some frames repeat the row, not all
     assert len(re.findall(r"%\{transform", moving)) == len(shown)

@@ -34,7 +34,7 @@ class Generation:
     def refuse_wrong(self, spelt: Callable[[str], str] = str) -> None:
         """Raise GptcliError if a value has a wrong type or is out of range.
 
-        `spelt` returns the name of a value for messages, such as "--top-k"."""
+        `spelt` returns the name that messages use for a parameter, such as "--top-k" for top_k."""
         for name, least in (("max_new_tokens", 0), ("top_k", 1), ("seed", 0)):
             _refuse_number(spelt(name), getattr(self, name), least)
         for name, usual, most in (
@@ -82,7 +82,7 @@ class Generation:
 
 
 def _refuse_number(name: str, value: Any, least: int) -> None:
-    """Raise GptcliError if a value is neither None nor a whole number of at least `least`."""
+    """Raise GptcliError unless a value is None or a whole number of at least `least`."""
     try:
         wrong = value is not None and operator.index(value) < least
     except TypeError:
@@ -99,8 +99,8 @@ def requests_of(
 ) -> Iterator[SampleRequest]:
     """A request for each sample of each prompt, in the order of the prompts.
 
-    Raises GptcliError if the tokenizer does not know a character. The error's message begins with
-    `place(n)` for prompt n, counted from 1."""
+    Raises GptcliError if the tokenizer does not know a character. If this happens
+    in prompt n, counted from 1, the error's message begins with the text `place(n)`."""
     from gptcli.sampling.generate import SampleRequest
 
     for number, text in enumerate(texts, 1):

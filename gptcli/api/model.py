@@ -212,9 +212,9 @@ class Model:
     ) -> Iterator[str]:
         """The text that `generate` returns, in pieces: each piece comes as soon as it is ready.
 
-        A piece has one or more whole characters. If the newest text could be the beginning of a
-        stop string, it is held back until this is decided. Raises GptcliError at once if a value is
-        wrong."""
+        A piece has one or more whole characters. Text that could be the beginning of a stop string
+        is held back until the following text shows whether it is one. Raises GptcliError at once if
+        a value is wrong."""
         wanted = Generation(
             max_new_tokens,
             temperature,
@@ -265,10 +265,10 @@ class Model:
     def score(self, text: str) -> Score:
         """How likely the model finds a text: nats per token, bits per byte, and each token.
 
-        The figures are usually computed in float32, and then equal those of `gptcli score`. They
-        are computed in bfloat16, float16 or int8 if `load` got this dtype, or if PyTorch generates
-        the texts of this model in it (see `dtype`). Raises GptcliError if the text is empty or has
-        characters that the tokenizer does not know."""
+        Usually, the figures are computed in float32 and equal those of `gptcli score`. They are
+        computed in bfloat16, float16 or int8 in two cases: `load` got this dtype, or PyTorch
+        generates this model's texts in this dtype (see `dtype`). Raises GptcliError if the text is
+        empty or has characters that the tokenizer does not know."""
         from gptcli.api.scoring import score_text
 
         loaded = self._loaded
@@ -381,7 +381,7 @@ class Model:
 
 
 def _count(n: int | None) -> int:
-    """The number of samples of each prompt. Raises GptcliError if it is out of range."""
+    """The number of samples of each prompt. Raises GptcliError if `n` is out of range."""
     if n is None:
         return 1
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST_SAMPLES:

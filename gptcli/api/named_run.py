@@ -1,4 +1,4 @@
-"""Finds the run that a user names; gives an error if the word is a text, a checkpoint or a file."""
+"""Finds the run that a user names; gives an error for the name of a text, checkpoint or file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def named_run(name: str | None, command: str) -> Path:
 def _instead_of_run(name: str, command: str) -> GptcliError | None:
     """The error that says what `name` is and what to write.
 
-    None if this function does not recognise `name`, which then is probably a misspelt run."""
+    None if this function does not recognise `name`. In this case, `name` is probably misspelt."""
     start = f"gptcli {command}"
     if (run := run_around(name)) is not None:
         shown = shlex.quote(str(run))
@@ -77,7 +77,7 @@ def prompt_word(text: str) -> str:
 
 
 def _folder(name: str, start: str) -> GptcliError | None:
-    """The error for a folder that holds runs; None if it holds no run or cannot be listed."""
+    """The error that names a folder of runs; None if the folder has no runs or cannot be listed."""
     from gptcli.training.run_folder import list_runs
 
     try:

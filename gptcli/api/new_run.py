@@ -54,7 +54,7 @@ class NewRun:
     user_parts: UserParts | None
     notes: list[str]  # which settings gptcli chose, and why
     time_limit: TimeLimit | None = None
-    is_short: bool = False  # a fine-tune whose number of steps gptcli chooses by the text
+    is_short: bool = False  # a fine-tune whose number of steps depends on the length of the text
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Wanted:
     asked: frozenset[str]  # dotted keys that the user set
     is_given: bool  # True for a CONFIG or --from, whose settings gptcli does not change
     minutes: float | None
-    is_short: bool = False  # a fine-tune whose number of steps gptcli will choose by the text
+    is_short: bool = False  # a fine-tune whose number of steps depends on the length of the text
 
 
 def with_copy(prepared: Prepared, url: str | None) -> Prepared:
@@ -83,7 +83,7 @@ def with_copy(prepared: Prepared, url: str | None) -> Prepared:
 def refuse_contradictions(
     given: Mapping[str, bool], files: UserFiles, spelt: Callable[[str], str]
 ) -> None:
-    """Raise GptcliError if options in `given` exclude each other, or if one needs another option.
+    """Raise GptcliError if options exclude each other, or if one lacks the option that it needs.
 
     `spelt` returns the name of an option for messages, such as "--resume"."""
     for flag, is_given, needed, needed_is_given in (
@@ -150,11 +150,12 @@ def wanted_run(request: Request, minutes: float | None) -> Wanted:
 
 
 def plan_run(request: Request, wanted: Wanted, begun: float, warn: Callable[[str], None]) -> NewRun:
-    """The new run that `wanted` describes. `begun` is its start time by time.perf_counter.
+    """The new run that `wanted` describes. Its time limit counts from `begun`, a
+    time.perf_counter().
 
-    If the user gives a CONFIG or --from, gptcli keeps its settings, except that it plans the number
-    of steps if there is a time limit. Otherwise gptcli chooses every setting that the user did not
-    set. If a user's part fails its check and the request has --force, `warn` gets the problem."""
+    With a CONFIG or --from, gptcli keeps all settings, but plans the number of steps if there is a
+    time limit. Without them, gptcli chooses every setting that the user did not set. If a user's
+    part fails its check and the request has --force, `warn` gets the problem."""
     config, name, minutes, asked = wanted.config, wanted.name, wanted.minutes, set(wanted.asked)
     user_parts = check_and_load(request.files, config, request.force, warn)
     if wanted.is_given and minutes is None:
@@ -224,7 +225,7 @@ def refuse_out(out: Path, *, overwrite: bool) -> None:
     run = folder_of_option(out)
     with path_errors(run):
         if (run / ".replaced").exists():
-            return  # left by a killed --overwrite; `new_folder` repairs it
+            return  # a killed --overwrite left this folder; `new_folder` repairs it
         (run_folder.refuse_other_folder if overwrite else run_folder.refuse_existing)(run)
         parent = run
         while not parent.exists() and parent != parent.parent:

@@ -32,7 +32,7 @@ def recorded_training(
 
     If the disk refuses a line or a logger fails, a Notice reports the problem, and training goes
     on. If the caller closes the generator, a checkpoint that is still being saved is abandoned.
-    The caller must let the loggers finish."""
+    The caller must call `loggers.finish`."""
     from gptcli.events import CheckpointSaved, Finished, LookedInside, Notice
     from gptcli.training import run_folder
     from gptcli.training.gathered_weights import gather_weights
@@ -77,7 +77,7 @@ def seconds_for_loggers(prepared: Prepared) -> float:
 def finish_copy(prepared: Prepared, should_stop: Callable[[], bool]) -> list[str]:
     """Complete the run's copy at its URL, if the run has a copy. Returns warnings.
 
-    A run with a time limit waits for the copy no longer than for its loggers."""
+    If the run has a time limit, waits at most `seconds_for_loggers` for the copy."""
     from gptcli.training.run_copy import FINISH_S
 
     if prepared.copy is None:

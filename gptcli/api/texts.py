@@ -106,8 +106,8 @@ def is_yaml(target: str) -> bool:
 def run_name(target: Target) -> str:
     """The name for a run on these texts: the real name of the first file or folder.
 
-    The file's ending, and leading dots, hyphens and blanks are left out. A control character
-    becomes `_`. The name has at most 100 characters."""
+    Leaves out the file's ending. Removes dots, hyphens and blanks at the start of the name. A
+    control character becomes `_`. The name has at most 100 characters."""
     from gptcli.files.shipped import shipped_texts
 
     first = texts_of(target)[0]

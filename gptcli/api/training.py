@@ -1,8 +1,8 @@
 """`gptcli.train`: trains as the command `gptcli train` does, and yields the events of the run.
 
-The loop runs in its own thread. It waits after each event while the caller's code works. Python
-raises Ctrl-C in the main thread, so Ctrl-C never stops a step in the middle, and no signal handler
-is needed. The caller can be in any thread.
+The loop runs in its own thread. After each event, the loop waits while the caller's code works.
+Python raises Ctrl-C in the main thread, so Ctrl-C never stops a step in the middle, and no signal
+handler is needed. The caller can be in any thread.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def train(
     """A training, which begins when you iterate over it or call `finish()`.
 
     `config` is the name of a shipped config, a YAML file, a dict of sections, or a Config; the
-    training uses it with `overrides`. Or `config` is a text, a folder, a list of texts or folders,
-    or None for the shipped text; then gptcli chooses the settings. `overrides` is a dict from
+    training uses it with `overrides`. If `config` is a text, a folder, a list of texts or folders,
+    or None (the shipped text), gptcli chooses the settings. `overrides` is a dict from
     dotted keys to values, or a list of "KEY=VALUE". The other arguments are those of `gptcli
     train`. `out` is the run folder, `from_run` is a run to start from, and `minutes` is a time
     limit. `resume` continues the run in `out`, or the newest run. The arguments from `attention` to
@@ -208,7 +208,7 @@ def _show(view: View, event: Event) -> None:
 
 
 class _Worker:
-    """Runs a job in a thread, which waits after each event until the next event is wanted."""
+    """Runs a job in a thread. After each event, the thread waits until the next event is wanted."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
@@ -231,7 +231,7 @@ class _Worker:
             yield answer
 
     def end(self, seen: Callable[[Event], object]) -> None:
-        """Let the job save and end, if it has not ended. Its last events are passed to `seen`.
+        """Let the job save and end, if it has not ended. Passes the job's last events to `seen`.
 
         If a KeyboardInterrupt comes, this function ends at once; the thread still saves, and then
         ends. Raises GptcliError if the job cannot save."""

@@ -41,12 +41,13 @@ class UserFiles:
 def split_tokenizer(
     option: str | None, overrides: list[str], *, resume: bool
 ) -> tuple[str | None, list[str]]:
-    """The Python file that `--tokenizer` names (None if it is not Python), and the overrides.
+    """The Python file that `--tokenizer` names, and the overrides for the config.
 
-    If `--tokenizer` names a tokenizer.json or a run, three overrides are added: tokenizer.from, and
-    the kind and vocab_size of this tokenizer. They replace the values of a CONFIG. With
-    `resume`, no tokenizer is loaded, because the run has its own copy. Raises GptcliError if the
-    options contradict each other or the tokenizer cannot be used."""
+    The file is None if `--tokenizer` names no Python file. If it names a tokenizer.json or a run,
+    three overrides are added: tokenizer.from, tokenizer.kind and tokenizer.vocab_size. These
+    overrides replace the values of a CONFIG. With `resume`, no tokenizer is loaded, because the run
+    has its own copy. Raises GptcliError if the options contradict each other or the tokenizer
+    cannot be used."""
     of_tokenizer = [one for one in overrides if re.match(r"tokenizer\b", one)]
     if option is None and not of_tokenizer:
         return None, overrides
@@ -153,7 +154,7 @@ def check_and_load(
                 if right_enough(file, part, report):
                     continue
                 if report.mistake == NO_DROPOUT and config.model.dropout == 0.0:
-                    continue  # there is nothing to drop
+                    continue  # without dropout in the config, the mistake is harmless
                 if not report.ok:
                     problem = f"{report.file} does not pass its check: {report.message}"
             except GptcliError as error:
@@ -176,8 +177,8 @@ def load_user_parts(files: UserFiles, *, with_cache: bool = False) -> UserParts 
     """The user's classes; None if no file is named. Runs the files in this process.
 
     With `with_cache`, also loads the key/value cache if the attention's file has one. Raises
-    GptcliError if a file is missing, or if the user's block has no argument for another part that
-    is named.
+    GptcliError if a file is missing, or if the user's block cannot take another part that the user
+    names.
     """
     given = files.given()
     if not given:

@@ -40,9 +40,9 @@ def config_for(
 
     With `from_run` and no CONFIG, the base run's config is used (gptcli.training.fine_tuning). With
     `from_run` and a CONFIG without the section `model`, the base run's network is used. Without a
-    CONFIG and without `from_run`, the default config is used. Its values change if they do not fit
-    the user's values, and `notes` gets a line for each change. Raises GptcliError if `target` is no
-    config and no text.
+    CONFIG and without `from_run`, the default config is used. Default values change if they do not
+    fit the user's values, and `notes` gets a line for each change. Raises GptcliError if
+    `target` is no config and no text.
     """
     from gptcli.config_files import config_of_values, load_config, sections_of, values_set
 
@@ -66,7 +66,8 @@ def config_for(
         source = named_run(from_run, "train --from")
         name = run_name(target) if target else f"{source.resolve().name}-tuned"
         if "data.source" in (given := values_set(overrides)) and "data.weights" not in given:
-            overrides = ["data.weights=null", *overrides]  # the base's fit only its own texts
+            # the base run's data.weights belong to its own texts
+            overrides = ["data.weights=null", *overrides]
         stored = load_config(str(source / "config.yaml"), overrides)
         _refuse_other_network(source, stored, overrides)
         tuned_before = "started_from" in read_status(source)
@@ -111,7 +112,9 @@ def is_config(target: Target | GivenConfig) -> bool:
 
 
 def defaults_with_overrides(target: Target, overrides: list[str]) -> Config:
-    """The default values with the user's text and overrides. gptcli later changes some defaults."""
+    """The default values with the user's text and overrides.
+
+    Later, `plan_run` replaces some defaults by values that suit the text and the time."""
     from gptcli.config import Config
     from gptcli.config_files import parse_config
 

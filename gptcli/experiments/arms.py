@@ -20,7 +20,7 @@ _MACHINE = ("run.", "data.source", "train.seed")
 
 @dataclass(frozen=True)
 class Arm:
-    """One config, and its runs: a dict from seed to run."""
+    """The runs of one config, as a dict from seed to run."""
 
     name: str
     runs: dict[int, RunData]
@@ -67,7 +67,7 @@ class Arm:
 
 
 def differing_settings(arms: list[Arm]) -> dict[str, list[Any]]:
-    """The settings that differ between arms: a dict from key to the value of each arm."""
+    """The settings that differ between arms. Each key has a list with one value per arm."""
     settings = [arm.settings() for arm in arms]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     values = {key: [one.get(key) for one in settings] for key in keys}
@@ -116,11 +116,11 @@ def existing_arms(paths: list[Path]) -> list[Arm]:
 
 
 def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
-    """For each seed: `path` if it is a finished run with this seed, else a trial of its config.
+    """The run or trial for each seed: `path` if it is a finished run with this seed, else a trial.
 
-    The trial trains the config with this seed, in the folder NAME-seeds/SEED beside `path`. NAME
-    is the name of the run of `path`. Raises GptcliError if a run in such a folder has another
-    config."""
+    The trial trains the config of `path` with this seed, in the folder NAME-seeds/SEED beside
+    `path`. NAME is the name of the run folder `path`. Raises GptcliError if a run in such a folder
+    has another config."""
     config = run_folder.read_config(path)
     found: dict[int, Trial | Path] = {}
     for seed in seeds:

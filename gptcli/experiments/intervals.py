@@ -19,15 +19,15 @@ _T_975 = (
 
 
 def t_975(degrees: float) -> float:
-    """The 97.5 % quantile of Student's t. Rounds the degrees of freedom down. More than 30 count as
-    30, and less than one as 1."""
+    """The 97.5 % quantile of Student's t. Rounds the degrees of freedom down. Uses 30 degrees if
+    there are more, and 1 if there are fewer."""
     return _T_975[max(1, min(len(_T_975), math.floor(degrees))) - 1]
 
 
 @dataclass(frozen=True)
 class Difference:
     """The mean loss of b minus the mean loss of a. `interval` is the 95 % interval, or None if a or
-    b has only one run. `seeds` is the number of runs of a or of b, whichever is smaller."""
+    b has only one run. `seeds` is the number of runs of a, or of b if b has fewer."""
 
     difference: float
     interval: tuple[float, float] | None
@@ -43,11 +43,11 @@ class Difference:
 
 
 def difference_of(a: dict[int, float], b: dict[int, float]) -> Difference:
-    """The mean difference of two dicts of losses by seed.
+    """The mean difference `b` - `a` with its interval. Each dict has the loss of each seed.
 
-    If both dicts have the same seeds, the result is the mean of one difference for each seed,
-    and `paired` is true. Runs with the same seed read the same batches, so chance that affects both
-    runs cancels out."""
+    If both dicts have the same seeds, `paired` is true, and the result is the mean of the seeds'
+    differences. Runs with the same seed read the same batches, so chance that affects both runs
+    cancels out."""
     if set(a) == set(b):
         pairs = [b[seed] - a[seed] for seed in sorted(a)]
         mean, interval = mean_and_interval(pairs)

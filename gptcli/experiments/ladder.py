@@ -22,7 +22,7 @@ _BLOCK, _BATCH = 64, 16
 _CALIBRATION_STEPS = 24
 _FEWEST_STEPS = 60
 _SHARE = 0.85
-"""The share of the time that is planned for steps. Evaluations and checkpoints get the rest."""
+"""The share of the time for steps. The rest of the time is for evaluations and checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Rung:
 
     @property
     def size(self) -> int:
-        """Parameters outside embeddings and head: 12 n_layer n_embd^2, as papers count."""
+        """Number of parameters outside embeddings and head: 12 n_layer n_embd^2, as in papers."""
         return 12 * self.n_layer * self.n_embd**2
 
     @property
@@ -50,7 +50,7 @@ def rungs_in(folder: Path) -> list[Rung]:
 
 
 def larger_in(folder: Path) -> Rung:
-    """The larger network: its blocks have eight times the parameters of the largest small one."""
+    """The larger network. Its blocks have eight times the parameters of the last rung's blocks."""
     n, c = RUNGS[-1][0] * LARGER, RUNGS[-1][1] * LARGER
     return Rung(n, c, folder / f"{n}x{c}")
 
@@ -77,8 +77,8 @@ def planned_steps(
 ) -> int:
     """The number of steps that each rung can train so that all rungs together take `minutes`.
 
-    Trains the smallest and the largest rung for a few steps. For the other rungs, the time of a
-    step is interpolated by size. Raises GptcliError if the time is too short."""
+    Trains the smallest and the largest rung for a few steps. Assumes that the time of a step grows
+    linearly with the number of parameters. Raises GptcliError if the time is too short."""
     rungs = rungs_in(folder)
     seconds = []
     for rung in (rungs[0], rungs[-1]):

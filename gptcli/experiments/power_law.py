@@ -20,8 +20,8 @@ from gptcli.experiments.intervals import t_975
 
 _EXPONENTS = np.geomspace(0.01, 3.0, 1200)
 FEWEST = 5
-"""The fewest points for a fit of three numbers. They leave two degrees of freedom for the
-interval."""
+"""The fewest points for a fit. Five points minus the three fitted numbers leave two degrees of
+freedom for the interval."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -63,7 +63,7 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
             "give more --minutes",
             exit_code=1,
         )
-    unit = float(np.exp(np.log(x).mean()))  # sizes are divided by it, so that powers are near 1
+    unit = float(np.exp(np.log(x).mean()))  # dividing the sizes by this mean makes powers near 1
     best: tuple[float, float, float, float] | None = None
     for exponent in _EXPONENTS:
         powers = (x / unit) ** -exponent

@@ -46,9 +46,9 @@ def is_finished(run: Path) -> bool:
 def train_all(trials: Sequence[Trial], say: Callable[[str], None]) -> Trained:
     """Train the trials that are not finished. `say` gets lines about the progress.
 
-    An interrupted run continues. Ctrl-C saves the current run, and the same command then continues
-    it. A run that diverges counts as failed, and is not trained again. Raises GptcliError if a run
-    cannot start."""
+    An interrupted run continues. Ctrl-C saves the current run. To continue it, the user repeats the
+    command. A run that diverges counts as failed, and is not trained again. Raises GptcliError if a
+    run cannot start."""
     done = Trained()
     for number, trial in enumerate(trials, 1):
         if is_finished(trial.folder):

@@ -4,8 +4,8 @@
     dA = s B^T dW,     dB = s dW A^T
 
 The token embedding and the head have no adapters. If these two tables are small (see
-`trained_tables`), training changes them directly. In our measurements, a run learned more this way
-than with adapters for the two tables (benchmarks/LOG.md).
+`trained_tables`), training changes them directly. In our measurements, a run with directly
+changed tables learned more than a run with adapters for them (benchmarks/LOG.md).
 
 The passes compute with the folded weights W, by PyTorch or the C library, with or without CUDA
 graphs. They compute the gradient dW, and the chain rule gives dA and dB. W0 never changes. Sampling
@@ -58,8 +58,8 @@ def trained_tables(
 ) -> list[str]:
     """The names of embedding and head if they are trained (see train.lora.embeddings), else [].
 
-    `targets` and `shapes` are as in `adapted_matrices`. If the head is tied, the only name is
-    that of the embedding."""
+    `targets` and `shapes` are as in `adapted_matrices`. If the head is tied, only the
+    embedding has a name."""
     there = [name for name in TABLES if name in shapes]
     if config.embeddings == "auto":
         matrices = adapted_matrices(targets, shapes)
@@ -134,7 +134,7 @@ class Adapters:
 
     @property
     def count(self) -> int:
-        """How many numbers are trained."""
+        """The number of parameters that training changes."""
         return sum(matrix.numel() for _, matrix in self.parameters)
 
     # ---- the mathematics -------------------------------------------------------------------
@@ -143,8 +143,8 @@ class Adapters:
     def fold(self, seed: int | None = None) -> None:
         """Write W0 + s B A into the master weights. With `seed`, dropout acts on the inputs of A.
 
-        All tokens of a step have the same mask, so that the mask can be folded in too. Inputs that
-        dropout keeps are divided by 1 minus the probability of dropout."""
+        All tokens of a step have the same mask, because the mask becomes a part of the folded
+        weights. Inputs that dropout keeps are divided by 1 minus the probability of dropout."""
         self._keep = None
         if seed is not None and self.dropout > 0:
             generator = torch.Generator().manual_seed(seed)
@@ -197,7 +197,7 @@ class Adapters:
 
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients down so that their global norm, now `norm`, is at most `longest`."""
+        """Scale the gradients so that their global norm is at most `longest`. It is `norm` now."""
         if norm > longest:
             torch._foreach_mul_(self._gradients(), longest / (norm + 1e-6))
 
@@ -215,7 +215,7 @@ class Adapters:
     def state(self) -> dict[str, Tensor]:
         """The tensors that a checkpoint needs besides the folded weights: all W0, A and B.
 
-        Also the base weights of each trained table, for the export of the base model."""
+        It also needs the base weights of each trained table, for the export of the base model."""
         found = {
             f"{VALUE}{name}": matrix for name, matrix in self.parameters if name not in self.tables
         }
@@ -238,7 +238,7 @@ class Adapters:
 
 
 class AdaptedPasses:
-    """The passes of a model with adapters: fold the adapters, compute, project the gradients.
+    """The passes of a model with adapters. Folds the adapters, computes, projects the gradients.
 
     This class has the methods of `Passes` in gptcli.training.step."""
 
@@ -257,7 +257,7 @@ class AdaptedPasses:
         return loss
 
     def publish(self) -> None:
-        """Fold the adapters into the weights, and publish these to the passes."""
+        """Fold the adapters into the master weights, and publish these weights to the passes."""
         self._adapters.fold()
         self._passes.publish()
 

@@ -1,8 +1,9 @@
 """Resolves `train.batch_size: auto` to a large micro-batch that fits in memory.
 
 A step has as many sequences as with the default batch size, because grad_accum shrinks as the
-micro-batch grows. On a CPU or MPS, the estimate of gptcli.training.estimate decides. On a CUDA GPU,
-gptcli tries 1, 2, 4, 8 ... sequences until the memory is full or all sequences of a step fit.
+micro-batch grows. On a CPU or MPS, gptcli.training.estimate predicts how many sequences fit. On a
+CUDA GPU, gptcli tries 1, 2, 4, 8 ... sequences until the memory is full or all sequences of a step
+fit.
 
 First reading: skip this file."""
 
@@ -69,12 +70,12 @@ def with_fitting_batch_size(
 
 
 def largest_that_fits(sequences: int, ranks: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest micro-batch that is known to fit, and with which `ranks` share a step evenly.
+    """The largest micro-batch that fits and that lets `ranks` processes share a step evenly.
 
     It is a divisor of `sequences`, the number of sequences in a step. Calls `fits` for
-    micro-batches of 1, 2, 4, 8 ... sequences, and at last for all `sequences`, until it returns
-    False. The largest number for which it returned True is known to fit, and so are smaller
-    numbers. Returns None if one sequence does not fit. If no divisor lets the ranks share evenly,
+    micro-batches of 1, 2, 4, 8 ... sequences, and at last for all `sequences`. Stops when `fits`
+    returns False. The largest micro-batch for which `fits` returned True fits, and so do smaller
+    ones. Returns None if one sequence does not fit. If no divisor lets the ranks share evenly,
     returns the largest divisor that is known to fit."""
     fitting, rows = 0, 1
     while rows < sequences and fits(rows):
@@ -97,8 +98,8 @@ def _fits_in_memory(
 
     The reserve is for errors of the estimate and for other programs.
 
-    If the system does not say how much memory it has, returns whether the batch size is at most the
-    default."""
+    If the system does not say how much memory it has, micro-batches up to the default batch size
+    count as small enough."""
     available = memory_for_training(device)
     if available is None:
         return config.train.rows <= TrainConfig().rows  # the default
@@ -132,7 +133,7 @@ def _fits_on_gpu(
 def _one_step(
     config: Config, vocab_size: int, device: torch.device, user_parts: UserParts | None
 ) -> None:
-    """Do a forward and backward pass on a micro-batch of random tokens, and an update."""
+    """Do a step with one micro-batch of random tokens: forward pass, backward pass and update."""
     state = TrainingState(
         config.model,
         config.train,

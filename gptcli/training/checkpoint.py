@@ -65,7 +65,7 @@ class Checkpoint:
 def save(
     run: Path, step: int, model: dict[str, Tensor], state: dict[str, Tensor], meta: dict[str, Any]
 ) -> Path:
-    """Write the checkpoint of a step from its tensors: see `save_files`."""
+    """Write these tensors as the checkpoint of a step: see `save_files`."""
     return save_files(run, step, WholeFiles(model, state), meta)
 
 
@@ -78,12 +78,12 @@ def save_files(
 ) -> Path:
     """Write the checkpoint of a step, wait until it is on the disk, and return its folder.
 
-    If this step already has a checkpoint with a valid meta.json, its tensors are equal to the new
-    ones, so only meta.json is replaced. Calls `still_wanted` once, before it renames anything. If
-    `still_wanted` raises an error, nothing is saved. Raises GptcliError (exit code 1) if the disk
-    refuses to write or the run folder is gone. Earlier checkpoints do not change."""
+    If this step already has a checkpoint with a valid meta.json, only meta.json is replaced,
+    because the new tensors equal the old ones. Calls `still_wanted` once, before it renames
+    anything. If `still_wanted` raises an error, nothing is saved. Raises GptcliError (exit code 1)
+    if the disk refuses to write or the run folder is gone. Earlier checkpoints do not change."""
     goal = folder_of(run, step)
-    if not run.is_dir():  # a new folder would lack config and tokenizer
+    if not run.is_dir():  # do not make a folder without config and tokenizer
         raise run_gone_error(run)
     with _disk_errors(goal):
         durable.make_folder(goal.parent)
@@ -108,7 +108,7 @@ def _write_folder(
 ) -> None:
     """Write all files to a temporary folder, then rename this folder atomically to `goal`.
 
-    Replaces a damaged checkpoint of that name. Deletes the temporary folder after an exception."""
+    Replaces a damaged checkpoint of that name. If an error occurs, deletes the temporary folder."""
     temporary = files.temporary(goal)
     try:
         durable.disk.mkdir(temporary)
@@ -162,7 +162,7 @@ def mark_best(run: Path, step: int) -> None:
     """Write the name of this step's checkpoint to `checkpoints/best`.
 
     Raises GptcliError (exit code 1) if the disk refuses to write. After such an error, the file
-    names the previous best step or the new one."""
+    names either the previous best step or this step."""
     path = run / "checkpoints" / "best"
     with _disk_errors(path):
         durable.write_atomically(path, f"{folder_of(run, step).name}\n".encode())
@@ -187,9 +187,9 @@ def prune(run: Path, keep: int) -> None:
 
 
 def _possibly_best(run: Path, steps: list[int]) -> set[int | None]:
-    """The steps that may be the best: the newest valid meta.json and `checkpoints/best` name them.
+    """The steps that are best by the newest valid meta.json and by the file `checkpoints/best`.
 
-    Raises OSError, ValueError or GptcliError if a file that may name another step is unreadable."""
+    Raises OSError, ValueError or GptcliError if an unreadable file leaves the best step unknown."""
     known = _best_by_meta(run, steps)
     try:
         return {known, _read_best(run)}
@@ -215,11 +215,11 @@ def _best_by_meta(run: Path, steps: list[int]) -> int | None:
 
 
 def delete_leftovers(run: Path, newest: int) -> None:
-    """Delete leftovers before a run resumes from its newest valid checkpoint, of step `newest`.
+    """Delete leftovers before a run resumes from its newest valid checkpoint.
 
-    `newest` is -1 if the run has no checkpoint. Deletes the temporary files of killed saves, and
-    the checkpoints after `newest`. These are damaged, but `prune` would keep them as the newest.
-    Raises GptcliError (exit code 1) if a checkpoint cannot be deleted."""
+    `newest` is the step of this checkpoint, or -1 if there is none. Deletes the temporary files of
+    killed saves. Deletes the checkpoints after `newest`: they are damaged, but `prune` would keep
+    them as newest. Raises GptcliError (exit code 1) if a checkpoint cannot be deleted."""
     for folder in (run / "checkpoints", *(folder_of(run, step) for step in steps_of(run))):
         if folder.name == "checkpoints" or not folder.is_symlink():
             durable.delete_temporaries(folder, _WRITTEN_NAMES)
@@ -250,9 +250,9 @@ def read_meta(run: Path, step: int) -> dict[str, Any]:
 def load(run: Path, step: int, with_state: bool = False, *, as_arrays: bool = False) -> Checkpoint:
     """The checkpoint of a step, with verified sizes and hashes.
 
-    Its `state` is empty unless `with_state` is true. With `as_arrays`, its weights are float32
-    memory, and nothing imports PyTorch. Raises GptcliError (exit code 1) if a file is damaged, or
-    if the system refuses to read it. The error names the file."""
+    Its `state` is empty unless `with_state` is true. With `as_arrays`, its weights are
+    memoryviews of float32, and nothing imports PyTorch. Raises GptcliError (exit code 1) if a file
+    is damaged, or if the system refuses to read it. The error names the file."""
     meta = read_meta(run, step)
     parts = [
         _read_part(run, step, meta["files"], part, as_arrays)

@@ -28,7 +28,7 @@ class TensorFiles(Protocol):
         """The number of bytes that this process writes."""
 
     def copied(self) -> TensorFiles:
-        """The same files with copies of the tensors, so that later steps do not change them."""
+        """Files of the same names with copies of the tensors, which later steps do not change."""
 
     def temporary(self, goal: Path) -> Path:
         """The temporary path of the folder that will be renamed to `goal`."""
@@ -54,7 +54,7 @@ class WholeFiles:
         return sum(bytes_of(part) for part in self._parts)
 
     def copied(self) -> WholeFiles:
-        """The same files with copies of the tensors, on the CPU."""
+        """Files of the same names with copies of the tensors, on the CPU."""
         return type(self)(*(copies_of(part) for part in self._parts))
 
     def temporary(self, goal: Path) -> Path:
@@ -93,7 +93,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def joined(shards: list[dict[str, Any]]) -> dict[str, Any]:
     """The whole tensors by name, joined from the shards in their order. Empties `shards`.
 
-    The tensors are PyTorch tensors or float32 memory, as in the shards. Raises ValueError if the
+    Each is a PyTorch tensor or a memoryview of float32, as in the shards. Raises ValueError if the
     shards do not fit together."""
     first, *others = shards
     whole = {}

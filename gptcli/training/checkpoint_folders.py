@@ -81,7 +81,7 @@ def refuse_other_link(run: Path) -> None:
         raise GptcliError(
             f"{folder} is a link to {goal}, which holds other files than checkpoints: "
             + ", ".join(sorted(odd)[:3]),
-            "link to a folder that is empty or holds the checkpoints of this run, and nothing else",
+            "link to an empty folder, or to a folder that holds only the checkpoints of this run",
             exit_code=1,
         )
 
@@ -89,7 +89,7 @@ def refuse_other_link(run: Path) -> None:
 # ---- errors ------------------------------------------------------------------------------------
 
 
-# Errors of the process or the machine. They do not mean that a checkpoint is damaged.
+# These errors come from the process or the machine. They do not mean that a checkpoint is damaged.
 _NOT_OF_THE_FILE = {
     errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EINTR,
     errno.ETIMEDOUT, errno.ENOTCONN, getattr(errno, "ESTALE", errno.ENOTCONN),
@@ -97,7 +97,7 @@ _NOT_OF_THE_FILE = {
 
 
 def unreadable_error(run: Path, step: int, path: Path, error: OSError) -> GptcliError:
-    """The error (exit code 1) for a checkpoint's file whose reading raised `error`."""
+    """The error (exit code 1) if `error` occurred while gptcli read a file of a checkpoint."""
     message = f"{path} cannot be read ({error.strerror})"
     if error.errno in _NOT_OF_THE_FILE:
         return UnreadableError(message, "are you allowed to read it?", exit_code=1)
@@ -109,7 +109,7 @@ def unreadable_error(run: Path, step: int, path: Path, error: OSError) -> Gptcli
 def damaged_error(run: Path, step: int, message: str) -> GptcliError:
     """The error (exit code 1) for a damaged checkpoint. Its hint names the other checkpoints.
 
-    If there is no other checkpoint, the hint says how to train again."""
+    If the run has only this checkpoint, the hint says how to train again."""
     others = [str(other) for other in steps_of(run) if other != step]
     hint = (
         "choose another with --checkpoint: " + ", ".join(others)

@@ -110,8 +110,8 @@ def network_of_size(
     """The (n_layer, n_embd) in `networks` whose number of block parameters is nearest to
     `parameters`.
 
-    "Nearest" is by ratio. `given` holds n_layer or n_embd if the user has set it. Then only the
-    other one is chosen."""
+    "Nearest" is by ratio. `given` holds n_layer and n_embd if the user has set them. These values
+    stay as they are."""
     candidates = {
         (given.get("n_layer", n_layer), given.get("n_embd", n_embd)) for n_layer, n_embd in networks
     }
@@ -145,10 +145,10 @@ def choose_settings(
     - The more often the text is repeated, the higher the dropout.
     - The longer the training, the larger the batch.
     - A long text in an alphabet gets subwords under two conditions. With characters as tokens, the
-      run would read less than 60 % of the text. And to encode the text as subwords would take less
-      than a fifth of the `seconds` of the run.
-    - A validation split whose evaluation would take too long becomes smaller. It keeps its size if
-      the user set the number of steps, because then no time limit is promised."""
+      run would read less than 60 % of the text. The encoding as subwords takes less than a fifth of
+      the `seconds` of the run.
+    - A validation split whose evaluation would take too long becomes smaller. A run
+      whose number of steps the user set has no time limit, so its split keeps its size."""
     characters = max(1.0, text.characters * (1 - held_out))
     wanted, most = best_size(operations), _MAX_PARAMETERS_PER_CHARACTER * characters
     fixed = {

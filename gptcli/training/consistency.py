@@ -46,10 +46,10 @@ def same_tokenizer(run: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> Non
 def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
     """Notes about allowed differences between config.yaml and the checkpoint's config.
 
-    The keys of NO_EFFECT_ON_WEIGHTS and ROUNDING_ONLY may differ, and three other differences are
-    allowed. The text and the tokenizer's source may be at another path (`same_tokenizer` compares
-    the tokenizer itself). `--extend` adds steps, and removes a time limit. A checkpoint of an old
-    version lacks keys that newer versions have. Raises GptcliError if anything else differs."""
+    The keys in NO_EFFECT_ON_WEIGHTS and ROUNDING_ONLY may differ. The text and the tokenizer's
+    source may be at another path (`same_tokenizer` compares the tokenizer itself). `--extend` adds
+    steps, and removes a time limit. A checkpoint of an old version lacks keys that newer versions
+    have. Raises GptcliError if anything else differs."""
     odd, notes = [], []
     then: dict[tuple[str, ...], Any] = keys_and_values(
         meta["config"] if "config" in meta else {"model": meta.get("model", {})}
@@ -84,7 +84,7 @@ def same_config(run: Path, meta: dict[str, Any], config: Config) -> list[str]:
 
 
 def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
-    """A phrase with both values for each key of `model` in which config and checkpoint differ.
+    """For each key of `model` that differs from the checkpoint: a phrase with both values.
 
     Ignores dropout."""
     there, now = meta.get("model", {}), config.model.model_dump()
@@ -99,7 +99,7 @@ def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
 def _other_values(key: str, now: Any, was: Any) -> list[str]:
     """A phrase with the value of `key` now and in the checkpoint.
 
-    If `key` is a section of keys, there is a phrase for each of its keys that differs."""
+    If `key` is a section, returns one phrase for each key of this section that differs."""
     return [
         f"{changed} {in_words(new)} (checkpoint: {in_words(old)})"
         for changed, (old, new) in changed_values(key, was, now).items()

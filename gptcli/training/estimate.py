@@ -24,7 +24,7 @@ _MEASURE_SECONDS = 2.0
 
 
 def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
-    """Bytes that the forward pass of a micro-batch keeps for the backward pass, from the shapes.
+    """Bytes that the forward pass of a micro-batch keeps for the backward pass.
 
     The last row of this table counts once for each token. The other rows count for each token in
     each layer.
@@ -36,7 +36,7 @@ def activation_bytes(config: Config, vocab_size: int, bytes_each: int) -> int:
     | with rotary positions, also: intermediate queries and keys | three times the width of each |
     | feed-forward network: its hidden layer | 2 (MLP) or 3 (SwiGLU) hidden widths |
     | attention weights | n_head * T twice, three times with dropout |
-    | logits; also their copy for the loss and its gradient, both in float32 | 3 vocab_size |"""
+    | logits, their float32 copy for the loss, the float32 gradient of this copy | 3 vocab_size |"""
     m, arch, T = config.model, config.model.traits, config.model.block_size
     tokens = config.train.rows * T
     hidden = arch.feed_forward_matrices * arch.hidden_width(m.n_embd)
@@ -157,9 +157,9 @@ def measured_step(
 ) -> StepTime:
     """The time of one optimizer step, measured on this machine with random tokens.
 
-    The measurement takes about `seconds`, by default two. It runs complete micro-batches if they
-    are fast enough, otherwise single sequences. It scales the measured time to a whole step by the
-    rules of gptcli.training.cost.
+    The measurement takes about `seconds`, by default two. It runs complete micro-batches, or single
+    sequences if a micro-batch would take over four times as long as `seconds`. It scales the
+    measured time to a whole step by the rules of gptcli.training.cost.
     """
     train = config.train
     state = TrainingState(
@@ -210,7 +210,7 @@ def measured_step(
 
 
 def now(device: torch.device) -> float:
-    """The clock's seconds (time.perf_counter) after the device has finished its work."""
+    """Wait until the device has finished its work, and return time.perf_counter()."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -16,11 +16,11 @@ from gptcli.corpus.mixture import MixedTokens
 from gptcli.model.gpt import GPT
 
 # The number of tokens in a forward pass of an evaluation: enough for fast matrix products. With a
-# large vocabulary it is divided by 4, because logits take much memory (2,048 x 50,257 float32
-# numbers are 0.4 GB).
+# large vocabulary, a forward pass has a quarter of these tokens, because logits take much memory
+# (2,048 x 50,257 float32 numbers are 0.4 GB).
 _TOKENS_AT_ONCE = 8192
 _TOKENS_AT_ONCE_ON_A_GPU = 65536
-# How much a slow CPU does in a second of forward passes, as parameters times tokens. Each parameter
+# The work of a slow CPU in one second of forward passes: parameters times tokens. Each parameter
 # takes two operations for each token.
 _SECOND_ON_A_SLOW_CPU = 1e10
 
@@ -43,8 +43,8 @@ def evaluate(
     `native_loss` is a pair from the C library: a function that returns the sum of losses for inputs
     and targets, and the largest number of tokens that this function takes at once.
 
-    `step_tokens` is the number of tokens in a training step. It limits the size of a batch, so that
-    a batch takes at most about the time of a step or a second, whichever is longer. So
+    `step_tokens` is the number of tokens in a training step. It limits the size of a batch:
+    a batch takes at most about a second, or about the time of a step if a step takes longer. So
     `should_stop` is called often enough."""
     was_training = model.training
     model.eval()
@@ -94,7 +94,7 @@ def tokens_at_once(model: GPT, step_tokens: int | None) -> int:
     at_once = _TOKENS_AT_ONCE_ON_A_GPU if on_a_gpu else _TOKENS_AT_ONCE
     if model.vocab_size > 8192:
         at_once //= 4
-    if step_tokens is not None:  # a token of a training step costs three times as much
+    if step_tokens is not None:  # per token, a training step takes three times as long
         parameters = sum(p.numel() for p in model.parameters())
         at_once = min(at_once, max(3 * step_tokens, int(_SECOND_ON_A_SLOW_CPU / parameters)))
     return at_once

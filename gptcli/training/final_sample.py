@@ -43,9 +43,9 @@ def final_sample(
     """Yield a sample of the checkpoint that `gptcli sample` uses: the best, or else the last.
 
     Builds another model from the checkpoint on the disk, so the run's own model does not change.
-    Yields nothing if the step is 0, if the checkpoint is too large to be read in time, or if the
-    run's last sample came from this step. Turns an error into a notice, because the run itself is
-    complete."""
+    Yields nothing if the checkpoint's step is 0, if the checkpoint is too large to be read in time,
+    or if the run's last sample has the same step. Turns an error into a notice, because the run
+    itself is complete."""
     begun = time.perf_counter()
     step = progress.step if progress.best_step is None else progress.best_step
     if step == 0 or progress.sampled_at == step:

@@ -16,7 +16,7 @@ from gptcli.errors import GptcliError
 RATE_SHARE = 0.25
 """The learning rate of a fine-tune of all weights, divided by the base run's learning rate."""
 ADAPTER_OPTIMIZER = "adamw"
-"""The optimizer for low-rank adapters. They learned more with it than with Muon
+"""The optimizer for low-rank adapters. Adapters learned more with AdamW than with Muon
 (benchmarks/LOG.md)."""
 _EPOCHS = 3
 _ADAPTER_EPOCHS = 6
@@ -35,7 +35,7 @@ def fine_tuning_config(stored: Config, overridden: Set[str], *, is_tuned: bool) 
     values = stored.model_dump()
     if "data.source" in overridden:  # a new text: drop the old text's settings
         data = {**DataConfig().model_dump(), "val_fraction": values["data"]["val_fraction"]}
-    elif values["data"]["val_split"] == "auto":  # a run of an earlier version
+    elif values["data"]["val_split"] == "auto":  # an earlier version wrote the config
         data = {"val_split": "tail", "documents": "file"}
     else:
         data = {}
@@ -93,7 +93,7 @@ def refuse_adapters(train: TrainConfig, *, has_base: bool, has_user_parts: bool)
 def with_few_steps(config: Config, train_tokens: int) -> Config:
     """The config of a fine-tune, with a number of steps that suits its text.
 
-    Call this if the user set neither a number of steps nor a time. The steps read the text three
+    If the user set the number of steps or the time, do not call this. The steps read the text three
     times. With adapters, they read it six times, because adapters learn more slowly and overfit
     later. There are at least 100 steps, but never more than the base run has."""
     epochs = _EPOCHS if config.train.lora is None else _ADAPTER_EPOCHS
@@ -105,8 +105,8 @@ def with_few_steps(config: Config, train_tokens: int) -> Config:
 def with_evaluations(config: Config) -> Config:
     """The resolved config of a fine-tune, with at least about five evaluations.
 
-    By default evaluations take at most 2 % of the time, so a short fine-tune can have too few of
-    them. But a fine-tune may soon overfit, and then the best of several checkpoints is much better
+    By default evaluations take at most 2 % of the time. This can be too few evaluations for a
+    short fine-tune: it may soon overfit, and then the best of several checkpoints is much better
     than the last."""
     train = config.train
     every = min(int(train.eval_every), math.ceil(train.max_steps / _LEAST_EVALUATIONS))

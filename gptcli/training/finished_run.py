@@ -32,8 +32,8 @@ def reason_to_stop(
 ) -> str | None:
     """Why a run is finished: "target", "patience" or "done". None if the run is not finished.
 
-    `saved` is the run's newest checkpoint. `planned` is the newest plan of max_steps, if a run with
-    a time limit made one.
+    `saved` is the run's newest checkpoint. `planned` is the max_steps of the newest plan, if a run
+    with a time limit made one.
 
     A run that has done all its steps is not finished if an evaluation or a sample is due at the
     last step but missing."""
@@ -67,11 +67,11 @@ def finished_run(
     notes: list[str],
     planned: int | None = None,
 ) -> FinishedRun:
-    """The FinishedRun of a run, with the changes to its config that would let it continue.
+    """The FinishedRun of a run. Its `changes` are config changes with which the run can continue.
 
     `stored` is the run's config. `config` is the config that the user asks for now. `planned` is
-    the newest plan of max_steps; None if there is no plan."""
-    notes += gather_weights(run)  # a kill after the last step can leave shards
+    the max_steps of the newest plan; None if there is no plan."""
+    notes += gather_weights(run)  # after a kill, weights can still be in shards
     steps = planned or config.train.max_steps
     changes = override_words(stored, config)
     if reason == "target":

@@ -149,7 +149,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients down so that their global norm, now `norm`, is at most `longest`."""
+        """Scale the gradients so that their global norm is at most `longest`. It is `norm` now."""
         if norm > longest:
             gradients = [self._all_gradients] if self.is_flat else self.grads()
             torch._foreach_mul_(gradients, longest / (norm + 1e-6))

@@ -66,7 +66,7 @@ class TrainedWeights(Protocol):
         """The norms of the gradients of the embeddings, of each block, and of the other weights."""
 
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients down so that their global norm, now `norm`, is at most `longest`."""
+        """Scale the gradients so that their global norm is at most `longest`. It is `norm` now."""
 
     def clear_grads(self) -> None:
         """Forget all gradients."""

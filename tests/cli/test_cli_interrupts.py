@@ -1,4 +1,4 @@
-"""Ctrl-C while a command still imports its modules ends the command with exit code 130."""
+"""Ctrl-C during the imports of a command ends the command with exit code 130."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(
     first: str = "",
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run gptcli so that it imports INTERRUPTED in place of `module`."""
+    """Run gptcli with a library `module` whose source is INTERRUPTED."""
     (folder / f"{module}.py").write_text(first + INTERRUPTED, "utf-8")
     before = signal.getsignal(signal.SIGINT)
     if ignored:

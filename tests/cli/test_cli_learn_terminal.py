@@ -84,8 +84,8 @@ class Terminal:
         self.output, self.seen = "", 0
 
     def until(self, text: str) -> str:
-        """Read the terminal's output until it contains `text`, and return all output so far. The
-        search begins after the text that the previous call found. Fails after 300 seconds."""
+        """Read the terminal's output until it contains `text`, and return all output so far. Each
+        call searches after the text that the previous call found. Fails after 300 seconds."""
         end = time.monotonic() + 300
         while text not in self.output[self.seen :]:
             assert time.monotonic() < end, f"no {text!r} in {self.output[self.seen :][-2000:]!r}"

@@ -94,7 +94,7 @@ def test_another_text_kind_or_vocabulary_is_encoded_again(text: Path, builds: li
     open_it(text, "bpe")
     open_it(text, "bpe", vocab_size=280)
     open_it(text, "char")
-    # The char tokenizer ignores vocab_size, so nothing is encoded again.
+    # The char tokenizer ignores vocab_size, so the cached text is still correct.
     open_it(text, "char", vocab_size=5)
     open_it(text, "byte")
     assert len(builds) == 4

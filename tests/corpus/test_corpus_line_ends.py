@@ -1,5 +1,5 @@
-"""Line ends: a note before the training if a text has unusual ones, and a special error if only the
-line ends of a run's text have changed."""
+"""Line ends: before the training, a note names unusual line ends of a text. If only the line ends
+of a run's text have changed, the error says so."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ WRONG: list[tuple[Any, ...]] = [
     ("no-gradient", 6, "weights @ v", "weights.detach() @ v"),
     ("not-implemented", 6, "scores = ", 'raise NotImplementedError("step 6: attention")\n        '
      "scores = "),
-    # Each of the next two entries makes two mistakes. The check names the one in the earlier step.
+    # The next two entries make two mistakes each. The check names the mistake of the earlier step.
     ("values-rotated", 4, K, K + "\n        v = rotate(v, cos, sin)", "math.sqrt(D)", "D"),
     ("interleaved", 3, HALVES, "a, b = x[..., ::2], x[..., 1::2]", CAT,
      "return torch.stack((first, second), dim=-1).flatten(-2)", "math.sqrt(D)", "D"),
@@ -493,7 +493,7 @@ QK_NORMS = {
     "all heads together": WIDE_NORM,
     "queries alone": QWEN.replace(NORMS, "        q = self.q_norm(q)\n"),
 }
-"""Right files that normalise the queries. All but one of them normalise the keys, too."""
+"""Right files that normalise queries and keys; "queries alone" normalises only the queries."""
 RIGHT = {
     "plain": BASE,
     "llama": LLAMA,
@@ -552,13 +552,12 @@ OTHER_STYLES: list[tuple[Any, ...]] = [
 
 
 def in_other_style(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file by an entry of OTHER_STYLES: the right file that the entry names,
-    after the replacements that it lists."""
+    """The text of a wrong file: a right file after the replacements in `entry` of OTHER_STYLES."""
     return _replaced(RIGHT[entry[2]], entry[0], entry[3:])
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: the template BASE with the replacements of an entry of WRONG."""
+    """The text of a wrong file: the template BASE after the replacements in `entry` of WRONG."""
     return _replaced(BASE, entry[0], entry[2:])
 
 

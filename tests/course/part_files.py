@@ -120,8 +120,8 @@ WRONG: dict[str, list[Entry]] = {
         ("output-shape", 4, OUT, "(normal * self.weight + b).sum(-1)"),
         ("returns-nothing", 4, "return " + OUT, "normal * self.weight + b"),
         ("wrong-output", 2, VAR, "var = ((x - mean) ** 4).mean(dim=-1, keepdim=True)"),
-        # Each of the next two entries makes two mistakes. The check names the one in the earlier
-        # step.
+        # Each of the next two entries makes two mistakes. The check names the mistake of the
+        # earlier step.
         ("unbiased-variance", 2, VAR, "var = x.var(dim=-1, keepdim=True)", OUT, "normal"),
         ("mean-over-time", 1, MEAN, "mean = x.mean(1, keepdim=True)", "var + self.eps", "var + 1"),
         ("precision", 1, MEAN, "mean = x.float().mean(dim=-1, keepdim=True).double()"),

@@ -425,7 +425,7 @@ WRONG: list[tuple[Any, ...]] = [
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: the template BASE with the replacements of an entry of WRONG."""
+    """The text of a wrong file: the template BASE after the replacements in `entry` of WRONG."""
     text = BASE
     for old, new in zip(entry[2::2], entry[3::2], strict=True):
         assert old in text, f"{entry[0]}: {old!r}"

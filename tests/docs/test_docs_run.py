@@ -78,8 +78,8 @@ NEEDS = {
     "run.loggers=csv,tensorboard": ("tensorboard", "trackio", "wandb"),
     "from transformers import": ("transformers",),
 }  # fmt: skip
-"""Parts of commands and programs -> the optional packages that these commands and programs need. If
-a package is missing, the command or program is not run. `make interop` installs all of them."""
+"""Words in a command or program -> the optional packages that it needs. If a package is missing,
+the command or program is not run. `make interop` installs all of them."""
 
 MAY_FAIL = re.compile(r"gptcli check-")
 """Commands that exit with 1 if the learner's file is wrong. Some pages show wrong files on

@@ -51,7 +51,7 @@ def shape(seed: int, arch: str) -> dict[str, Any]:
     if arch == "gpt2":
         found["bias"] = rng.choice([True, False])
         return found
-    if seed % 2:  # odd seeds also set the keys that real models of this layout set
+    if seed % 2:  # every second model also has the keys that real models have
         shared = rng.choice([n for n in range(1, n_head + 1) if n_head % n == 0])
         found |= {
             "n_kv_head": shared,

@@ -125,8 +125,8 @@ def test_short_dtypes_stay_close(T: int, dtype: torch.dtype, atol: float) -> Non
 @pytest.mark.parametrize(("T", "dtype"), [(6, torch.float64), (70, torch.float32)])
 @pytest.mark.parametrize("rotary", [False, True])
 def test_no_gradient_from_the_future(T: int, dtype: torch.dtype, rotary: bool) -> None:
-    """The gradient of an output at later tokens is exactly 0, because the attention weights of
-    later tokens are exactly 0."""
+    """The gradient of an output with respect to a later token is exactly 0, because the attention
+    weight of this token is exactly 0."""
     module = attention(2, 4, rotary=rotary, dtype=dtype)
     x = inputs(2, T, 8, dtype).requires_grad_()
     y = module(x)

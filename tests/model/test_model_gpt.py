@@ -323,7 +323,7 @@ def test_norms_are_pytorchs() -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_bfloat16_branches_leave_the_residual_stream_in_float32(arch: str) -> None:
     """Only the branches are in bfloat16. The residual stream, the norms and the head stay in
-    float32. The logits are then closer to the exact ones than those of a model in bfloat16."""
+    float32. So the logits are closer to the exact logits than those of a model in bfloat16."""
     exact, idx = gpt(arch, random=True), tokens(2, 8)
     expected = exact(idx)
     half, whole = gpt(arch, random=True), gpt(arch, random=True).to(torch.bfloat16)

@@ -1,5 +1,5 @@
-"""The table of parameters (model/parameters.py) is complete, has the same order as the C library,
-and fits both archs."""
+"""The table in model/parameters.py names all parameters of both archs, in the order of the C
+library."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_every_parameter_has_a_name_in_its_ecosystem(arch: ArchName, layout: str
         ("h.3.attn.c_attn.weight", 2, "matrix"),
         ("h.3.attn.c_attn.bias", 1, "bias"),
         ("h.3.ln_1.gamma", 1, "gain"),
-        # A parameter of a user's layer norm. The table has one of this name, but with another
-        # number of dimensions.
+        # A parameter of a user's layer norm. In the table, the parameter of this name has one
+        # dimension.
         ("h.3.ln_1.weight", 2, "matrix"),
         ("h.3.attn.table", 3, "other"),
         ("h.3.attn.temperature", 0, "gain"),

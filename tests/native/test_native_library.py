@@ -75,8 +75,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def fake_compiler(folder: Path, script: str) -> str:
-    """The path of a program for the variable CC. At each call, it adds a line to folder/calls and
-    runs the shell script `script`."""
+    """The path of a fake compiler, for the environment variable CC. At each call, the compiler adds
+    a line to folder/calls and runs the shell script `script`."""
     path = folder / "compiler"
     path.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{script}\n', encoding="utf-8")
     path.chmod(0o755)
@@ -97,7 +97,7 @@ def copying_compiler(folder: Path, built: ctypes.CDLL) -> str:
 
 @pytest.fixture(scope="session")
 def sampling_library() -> ctypes.CDLL:
-    """The SAMPLING library. Its tests are skipped if this machine cannot build it."""
+    """The C library SAMPLING. A test that needs it is skipped if this machine cannot build it."""
     library.find.cache_clear()
     found = library.find(SAMPLING)
     if found.library is None:
@@ -109,8 +109,8 @@ def sampling_library() -> ctypes.CDLL:
 def sampling_compiler(
     sampling_library: ctypes.CDLL, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """An empty cache folder for gptcli. The fake compiler that is set as CC writes the SAMPLING
-    library at once."""
+    """An empty cache folder for gptcli. CC is a fake compiler that only copies the SAMPLING
+    library."""
     monkeypatch.setenv("CC", copying_compiler(tmp_path, sampling_library))
     return cache
 
@@ -119,8 +119,8 @@ def sampling_compiler(
 def training_compiler(
     native_float32: ctypes.CDLL, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """An empty cache folder for gptcli. The fake compiler that is set as CC writes the
-    TRAINING_FLOAT32 library at once."""
+    """An empty cache folder for gptcli. CC is a fake compiler that only copies the TRAINING_FLOAT32
+    library."""
     monkeypatch.setenv("CC", copying_compiler(tmp_path, native_float32))
     return cache
 
@@ -148,8 +148,8 @@ def test_it_can_be_built_in_the_background(sampling_compiler: Path, tmp_path: Pa
 
 
 def put_into_cache(content: bytes) -> Path:
-    """Write a file with this content to the path at which `find` looks for the compiled SAMPLING
-    library. Return the path."""
+    """Write a file with this content where `library.find(SAMPLING)` looks for the compiled library.
+    Return the path."""
     processor = usable_processor()
     assert processor is not None
     path = library._cached_path(SAMPLING, processor)
@@ -390,7 +390,7 @@ def header_constants() -> dict[str, float]:
 
 
 def enum(text: str, first: str) -> list[str]:
-    """All names of the C enum in `text` whose first name is `first`."""
+    """The names in a C enum of `text`: the enum that begins with the name `first`."""
     found = re.search(rf"enum \{{\s*({first}\b[^}}]*)\}}", text)
     assert found is not None
     return [name.strip() for name in found[1].split(",") if name.strip()]

@@ -74,7 +74,7 @@ def in_child(arguments: list[str], folder: Path) -> dict[str, Any]:
 
 
 def one_checkpoint(small_run: Path, goal: Path) -> Path:
-    """Copy the small run to `goal`, with its last checkpoint only. Return `goal`."""
+    """Copy the small run to `goal` without its earlier checkpoints. Return `goal`."""
     shutil.copytree(small_run, goal)
     for path in (goal / "checkpoints").iterdir():
         if path.name != "step-00000012":

@@ -50,7 +50,7 @@ def endings(
 
 
 def attempts(cases: Iterable[str], commands: Iterable[str]) -> list[Any]:
-    """The parameters (case, command) of a test. Combinations that `make test` does not try are
+    """The parameters of a test: every pair (case, command). Pairs that `make test` does not try are
     marked slow."""
     return [
         pytest.param(

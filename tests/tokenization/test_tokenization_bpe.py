@@ -26,8 +26,8 @@ MIXED = "naïve café 🙂🙂 世界世界世界 Привет\t\n\n\n    if x =
 
 
 def hugging_face(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """The tokenizer that Hugging Face's library loads from gptcli's tokenizer.json. It encodes the
-    end-of-text token in a text as plain text."""
+    """The tokenizer that Hugging Face's library loads from gptcli's tokenizer.json. If a text
+    contains `<|endoftext|>`, it encodes these characters as ordinary text."""
     theirs = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     theirs.encode_special_tokens = True
     return theirs

@@ -34,8 +34,7 @@ WORDS = [word for word in BASE if "batch_size" not in word]
         # Four processes share the 64 sequences, so each takes one micro-batch of 16.
         (64, 1000, 4, 16),
         (64, 10, 4, 8),
-        # Four processes cannot share 6 sequences. Share.of raises the error for this, not the
-        # search.
+        # Four processes cannot share 6 sequences. Share.of raises an error, the search does not.
         (6, 100, 4, 6),
     ],
 )
@@ -120,8 +119,8 @@ def test_fsdp_in_several_processes_is_refused() -> None:
 
 
 def test_a_gpu_tries_steps_until_its_memory_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The functions that would use a GPU are replaced. A step with more than 8 sequences is out of
-    memory."""
+    """The functions that would use a GPU are replaced. A step with more than 8 sequences raises an
+    out-of-memory error."""
     device = batch_size.torch.device("cuda")
     tried: list[int] = []
 

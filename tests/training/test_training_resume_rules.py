@@ -30,7 +30,7 @@ def config(*overrides: str) -> Config:
 
 
 def asked(*overrides: str) -> tuple[Config, list[str]]:
-    """The config and the notes if a user resumes a run of the config BASE with these overrides."""
+    """Resume a run of the config BASE with these overrides; return the config and the notes."""
     stored = config()
     wanted = parse_config(dump_config(stored), list(overrides))
     return config_for_resume(RUN, stored, wanted, False, 5)

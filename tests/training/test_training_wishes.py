@@ -27,7 +27,7 @@ from gptcli.training.wishes import Wish
 
 
 def driven(setup: Setup, asked: dict[int, list[Wish]]) -> list[Event]:
-    """The events of a run in which the user asks, after each step in `asked`, for the wishes
+    """The events of a run. After each step in `asked`, the user asks for the wishes
     `asked[step]`."""
     events: list[Event] = []
 

@@ -144,7 +144,7 @@ def test_there_is_one_note_of_each_kind_the_newest() -> None:
         "checkpoint saved at step 200",
         "planned again: 900 steps; the machine is slower",
     ]
-    # An evaluation that the user asked for does not count.
+    # `evaluated` leaves out an evaluation that the user asked for.
     assert status.evaluated == evaluated(3.0, 2.0)[-1]
 
 
@@ -155,7 +155,7 @@ def test_a_wide_window_shows_how_the_samples_improved() -> None:
     assert len(status.samples) <= MOST_SAMPLES + 1
     text = "\n".join(drawn(status, 199, 57, live()))
     assert "sample at step 990" in text
-    assert "at step 200" in text  # the first sample of the run, which a_run has made
+    assert "at step 200" in text  # the run's first sample, from the function a_run
     assert text.index("text of 990") < text.index("at step 200")
 
 
@@ -173,7 +173,7 @@ def test_a_key_is_marked_until_its_work_is_done() -> None:
         assert word + "   " not in key_line(state, 100).plain
         state.absorb(event)
         assert word + "   " in key_line(state, 100).plain
-    # Here no event says that the work of the key is done, but its mark is removed after some steps.
+    # Without an event, the line also says "s sample" again after some steps.
     state.press("s")
     for step in range(4):
         state.absorb(step_done(step))

@@ -206,10 +206,10 @@ def _check_precision(learner: LearnerModern) -> None:
 
 
 def _check_later_calls(learner: LearnerModern) -> None:
-    """Check step 2 again: no call may return what an earlier call with other arguments computed."""
+    """Check step 2 again: no call may return the tables of an earlier call with other arguments."""
     if all(_is_right(_tables(learner, *case), *case) for case in TABLES):
         return
-    learner.start_again()  # a right file can keep tables in float32 from _check_precision
+    learner.start_again()  # a right file may have stored the float32 tables of _check_precision
     for case in (*TABLES, LONG, *TABLES):
         tables = _tables(learner, *case)
         if not _is_right(tables, *case):
@@ -306,7 +306,7 @@ def _square_mistake(
 ) -> CheckFailed | None:
     """The CheckFailed for a rotation over heads or texts instead of positions, or None.
 
-    Found in a size with B = H = T, in which such code does not stop."""
+    Tries an x with B = H = T, because a rotation over heads or texts stops with other sizes."""
     if failed is not None and failed.mistake != "raises":
         return None
     x = torch.randn(4, 4, 4, 8, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
@@ -362,7 +362,7 @@ def _wrong(learner: LearnerModern, step: int, evidence: str) -> CheckFailed:
 
 
 def _quote(learner: LearnerModern, step: int) -> str:
-    """The quote of the last `return` of the step's function, or else of its `def`."""
+    """Quotes the last `return` in the function of `step`, or its `def` if it has no `return`."""
     name = {2: "rotary_angles", 3: "rotate"}[step]
     lines = learner.source.lines_of(name)
     found = learner.source.matches(r"\breturn\b", lines)

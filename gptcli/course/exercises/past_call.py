@@ -78,10 +78,10 @@ class GivenCache:
 class PastCall:
     """How to call a forward with the keys and values of the tokens before x.
 
-    `past` names the argument that takes them, or the two arguments that take keys and values. For
-    a forward that writes the new tokens into its argument, each function in `containers` makes an
-    empty past to try, such as a dict; `container` is the function whose past works. `reset` is
-    the method that removes the tokens, if the module keeps them itself."""
+    `past` names the argument that takes them, or the two arguments that take keys and values. Some
+    forwards write the new tokens into this argument. For these, each function in `containers` makes
+    an empty past to try, such as a dict, and `container` is the function whose past works. `reset`
+    is the method that removes the tokens, if the module keeps them itself."""
 
     past: tuple[str, ...] = ()
     switches: tuple[str, ...] = ()
@@ -113,10 +113,10 @@ class PastCall:
         return not self.past
 
     def __call__(self, module: nn.Module, x: Tensor, past: Any, start: int, *, cached: bool) -> Any:
-        """The result of forward for the tokens x after `start` others.
+        """The result of forward for the tokens x, which follow `start` earlier tokens.
 
-        A `past` of None means that no token came before. Without `cached`, the arguments `switches`
-        tell forward to keep nothing."""
+        A `past` of None means that no token came before. The arguments in `switches` tell forward
+        whether to keep keys and values: they get `cached`."""
         T, S = x.shape[1], start + x.shape[1]
         named: dict[str, Any] = {
             name: value for name, value in self.call.others if name not in self.switches
@@ -224,7 +224,7 @@ def _is(node: ast.AST, name: str) -> bool:
 
 
 def _attributes(tree: ast.AST, name: str) -> list[str]:
-    """The attributes of `self` in a class, and each string that is a call's first argument there.
+    """The attributes of `self` in the class `name`, and strings that are a call's first argument.
 
     For `self.register_buffer("cache", ...)`, this string is "cache"."""
     return [

@@ -30,10 +30,10 @@ _MOST_NESTED = 4
 def leaves(value: Any, depth: int = 0) -> list[Tensor]:
     """The floating-point tensors in an object, its tuples, lists, dicts and attributes.
 
-    If there are 4, 6, 8, ... of them, all with the same shape, each may hold the keys or the values
-    of one head. Keys and values may then alternate, or all keys may come first. So four tensors are
-    added. They stack the tensors at even indices, those at odd indices, the first half, and the
-    second half."""
+    If the object has 4, 6, 8, ... tensors of the same shape, each may hold the keys or the values
+    of one head. Keys and values may alternate, or all keys may come first. So four stacks are added
+    to the result: the tensors at even indices, those at odd indices, the first half, and the second
+    half."""
     found = list(_leaves(value, depth))
     if len(found) < 4 or len(found) % 2 or len({tensor.shape for tensor in found}) > 1:
         return found
@@ -60,7 +60,7 @@ def _leaves(value: Any, depth: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Dims:
-    """The sizes B, H and D of keys. The number of tokens varies."""
+    """The sizes B, H and D of keys. The number of tokens T is not a field, because it varies."""
 
     B: int
     H: int
@@ -90,7 +90,7 @@ def canonical(tensor: Tensor, order: Order, dims: Dims) -> Tensor | None:
 
 
 def in_order(tensor: Tensor, order: Order) -> Tensor:
-    """`tensor`, which is (B, H, T, D), with its dimensions moved to `order`."""
+    """`tensor` (B, H, T, D), reordered to `order`. An entry such as "HD" merges two dimensions."""
     whole = "".join(order)
     turned = tensor.permute(*("BHTD".index(letter) for letter in whole))
     sizes, shape = list(turned.shape), []
@@ -180,8 +180,8 @@ class Seen:
 def joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> Iterator[tuple[Seen, Tensor]]:
     """Yield right and wrong ways to join stored and new tokens, in every order of dimensions.
 
-    Both dicts have "k" and "v", each (B, H, tokens, D). Also yields these ways for each head
-    alone."""
+    Both dicts have "k" and "v", each (B, H, tokens, D). Then joins the tokens of
+    each single head in the same ways."""
     for order in ORDERS:
         names = tuple(NAMES[letters] for letters in order)
         stored, added = ({p: in_order(one[p], order) for p in "kv"} for one in (old, new))

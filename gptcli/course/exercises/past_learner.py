@@ -64,13 +64,13 @@ class Called:
 
     @property
     def total(self) -> int:
-        """The number of tokens after this call: those before it, plus its own."""
+        """The number of tokens after this call: `start` earlier tokens and `count` new ones."""
         return self.start + self.count
 
 
 @dataclass(frozen=True)
 class Text:
-    """A module, an input for it, and the outputs that its forward should give for this input."""
+    """A module, an input for it, and the outputs that the module should give for this input."""
 
     size: Size
     module: nn.Module
@@ -115,9 +115,9 @@ class PastLearner(CacheExplainer):
         return lines - self.source.lines_of_constructors()
 
     def quotable(self, at: str, within: Collection[int] | None) -> int:
-        """The line to quote, found as in CacheExplainer.
+        """The number of the line to quote, chosen as in CacheExplainer.
 
-        It is a line of a rotation only if no other line fits."""
+        Quotes a line of a rotation only if no other line fits."""
         assert self.attention is not None
         rotation = {n for n in (*self.source.functions(), *vars(self.module_of_file))
                     if _ROTATION.search(n)}  # fmt: skip
@@ -168,7 +168,7 @@ class PastLearner(CacheExplainer):
     def call(
         self, module: nn.Module, x: Tensor, past: Any, start: int, *, cached: bool = True
     ) -> Called:
-        """Call forward with the tokens x after `start` others, whose keys and values are `past`."""
+        """Call forward with the tokens x. `past` is the past of `start` earlier tokens."""
         before = [tensor.clone() for tensor in leaves(past)]
         trace = TensorTrace(self.file.path, module, deep=True)
         called = Called(start, x.shape[1], trace, before, stored=[])
@@ -248,7 +248,7 @@ class PastLearner(CacheExplainer):
     def read(
         self, text: Text, pieces: Iterable[int], module: nn.Module | None = None
     ) -> list[Called]:
-        """The calls for a text in pieces, each with the past that the previous call returned.
+        """The calls that read a text in pieces, each with the past that the previous call returned.
 
         Stops after the first call that fails. Also stops after a call that returns no past, unless
         the module keeps keys and values itself. `module` can be a module that has read other texts;

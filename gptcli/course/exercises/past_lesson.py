@@ -1,4 +1,4 @@
-"""Check the cache exercise for a forward that takes and returns keys and values, or keeps them.
+"""Check the cache exercise for a forward that takes and returns the past, or that keeps the past.
 
 The past is the keys and values of the tokens before x. Dimensions: B batch, T new tokens, S tokens
 in all, C channels (n_embd), H heads, D channels per head, N tokens of a text.
@@ -55,11 +55,11 @@ def check_past(learner: PastLearner, done: list[Check]) -> str:
 
 
 def _unseen(learner: PastLearner, step: int, has_network: bool) -> str:
-    """The reason why a step does not apply to a file of this form, or "" if the step applies."""
+    """Why a step does not apply to the learner's file; "" if the step applies."""
     if step == 3 and not has_network and not any(name == "more" for name, _ in learner.notes):
         return "your attention has no positions: the code that calls it adds them"
     if step == 4 and not learner.form.keeps_state:
-        return "your forward loses no token up to block_size; a new text begins without a past"
+        return "your past holds all tokens up to block_size; a new text begins without a past"
     return ""
 
 
@@ -92,7 +92,7 @@ def _check_text(learner: PastLearner, text: Text) -> float:
     raise named(learner, text.weights, text.text, seen)
 
 
-# slugs of mistakes that do not count if all outputs are right
+# slugs of mistakes that the check ignores if all outputs are right
 _HARMLESS = {"wrong-result", "drops-the-oldest"}
 
 
@@ -104,7 +104,7 @@ def _seen(text: Text, one: Called) -> Seen:
 def _own_reference(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed:
-    """The CheckFailed for a wrong forward, if it has a part that the attention of week 1 lacks.
+    """The CheckFailed for a wrong forward. The attention has a part that week 1's attention lacks.
 
     The forward is wrong if it stops, or if it gives other outputs with a past than for the whole
     text."""
@@ -133,7 +133,7 @@ def _own_reference(
     suspects = r"tri[ul]|mask|\binf\b|is_causal|softmax"
     return learner.failed_at(
         5, "wrong-result",
-        "your attention gives another result with the past than on the whole text"
+        "with the past, your attention gives another result than on the whole text"
         + learner.source.quote(learner.source.find(suspects, lines)) + evidence,
         "take one new token after 6 stored ones: which keys does it look at, and with which "
         "weights?",
@@ -143,8 +143,8 @@ def _own_reference(
 def _half_read(learner: PastLearner, one: Called) -> CheckFailed | None:
     """The CheckFailed for a call that reads only keys, or only values, from the past; or None.
 
-    Such a call stops: scaled_dot_product_attention gets the keys of all tokens but only the new
-    values, or the values of all tokens but only the new keys."""
+    Such a call raises an error, because scaled_dot_product_attention gets more keys than values, or
+    more values than keys."""
     refused = one.trace.refused
     if one.failed is None or refused is None or refused[0] != "scaled_dot_product_attention":
         return None
@@ -161,12 +161,13 @@ def _half_read(learner: PastLearner, one: Called) -> CheckFailed | None:
 
 
 def _words_of(message: str) -> str:
-    """The words of the exception, from the end of a message."""
+    """The end of a message, which holds the message of the learner's exception."""
     return message.rpartition(": ")[2]
 
 
 def _mask_of(text: Text, one: Called) -> str | None:
-    """The slug of the mask mistake that the attention weights of a call show, or None."""
+    """The slug of the mistake in the mask of a call, or None. Reads it from the attention
+    weights."""
     T, S = one.count, one.total
     for operation in one.trace.operations:
         for tensor in operation.results:

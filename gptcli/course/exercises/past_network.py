@@ -96,9 +96,9 @@ def _compare(
             return learner.failed_at(
                 2,
                 "wrong-result",
-                f"your `{cls.__name__}` gives another result with the past than on the whole text, "
-                f"although `{_attention_of(network)}` does not{quote} ({count} new tokens after "
-                f"{start}: a difference of up to {by})",
+                f"with the past, your `{cls.__name__}` gives another result than on the whole "
+                f"text, although `{_attention_of(network)}` does not{quote} ({count} new tokens "
+                f"after {start}: a difference of up to {by})",
                 "which layer's keys and values does each layer get?",
             )
         if past is None and not form.keeps_state:
@@ -128,7 +128,7 @@ def _call(
 
 @contextlib.contextmanager
 def _positions(network: nn.Module, ids: Tensor) -> Iterator[list[Tensor]]:
-    """In this context, record what the network's embeddings get besides `ids`: the positions."""
+    """A context manager that records the positions: what the embeddings get besides `ids`."""
     seen: list[Tensor] = []
 
     def look(_: nn.Module, given: tuple[Any, ...]) -> None:

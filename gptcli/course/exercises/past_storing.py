@@ -25,7 +25,8 @@ _NAMES = {"k": "keys", "v": "values"}
 def storing(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed | None:
-    """The mistake in what the calls of forward store (steps 1 to 4); None if none is found."""
+    """The mistake in the keys and values that forward stores (steps 1 to 4); None if none is
+    found."""
     form = learner.form
     lines = learner.forward_lines()
     if form.keeps_state:
@@ -105,7 +106,7 @@ def _holds(stored: list[Tensor], wanted: Tensor) -> bool:
 
 
 def _places(text: Text, whole: Called) -> tuple[Place, Place, Dims, bool] | None:
-    """Where keys and values are in forward's result for the whole text; None if they are not there.
+    """The places of keys and values in forward's result for the whole text; None if it lacks them.
 
     Returns the place of the keys, the place of the values, the sizes of the keys, and whether the
     values come first."""
@@ -303,8 +304,8 @@ def _present(
     if one.start == 0:
         return None
     held = _held(one, keys)
-    # If forward changes its argument, past and result are one object. Then what counts is what
-    # this object holds, and not what the call computed.
+    # If forward changes its argument, past and result are one object. Then the content
+    # of this object counts, not what the call computed.
     if learner.form.changes_past:
         held = {"k": False, "v": False}
         if kind in ("new", "old") and len(wrong) == 1:
@@ -353,7 +354,7 @@ def _present(
 
 
 def _held(one: Called, keys: dict[str, Tensor]) -> dict[str, bool]:
-    """Whether a call computed the keys ("k") and the values ("v") of all tokens."""
+    """For the keys ("k") and for the values ("v"): whether a call computed those of all tokens."""
     found = {}
     for part in "kv":
         wanted = keys[part][:, :, : one.total]
@@ -377,9 +378,9 @@ def _makes(trace: TensorTrace, wanted: Tensor) -> bool:
 
 
 def position(learner: PastLearner, text: Text, one: Called) -> int | None:
-    """The wrong position from which a call rotates the queries or keys of its tokens, or None.
+    """The position from which a call rotates queries or keys, if this position is wrong; else None.
 
-    None means that all are rotated from the correct position, or that no wrong position fits."""
+    Also None if no wrong position fits the call's tensors."""
     piece = text.text[:, one.start : one.total]
     rights = _turned(learner, text, text.text[:, : one.start], piece)
     B, T, D = text.dims.B, one.count, text.dims.D
@@ -400,7 +401,7 @@ def position(learner: PastLearner, text: Text, one: Called) -> int | None:
 
 
 def _turned(learner: PastLearner, text: Text, before: Tensor, piece: Tensor) -> list[Tensor]:
-    """Run forward on `before` and `piece`; return what can be queries or keys of `piece`."""
+    """The tensors that can be queries or keys of `piece`, in a forward on `before` and `piece`."""
     whole = learner.whole(text.module, torch.cat((before, piece), dim=1))
     start, T = before.shape[1], piece.shape[1]
     found = []

@@ -60,8 +60,8 @@ _DRAWN = "with the probabilities 0.2, 0.5, 0.3: which id does u = 0.1 give? u = 
 _PARTS_ORDER = "which logits does each function get, and which logits should it get?"
 _FILE = "if another program had only the file, could it make the same merges, in the same order?"
 _RMS = (
-    "for x of shape (B, T, C), how many sizes does RMSNorm compute, and from which numbers is each "
-    "computed?"
+    "for x of shape (B, T, C), how many divisors does RMSNorm compute, and from which numbers is "
+    "each computed?"
 )
 _LAST = "with head_dim 8, which four frequencies do you get by hand, and which does your code give?"
 _PAIR = "which two channels make a pair: neighbours, or channel i and channel i + D/2?"
@@ -97,14 +97,15 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "another-eps": "how large is your eps, and how large is the eps of GPT-2?",
         "no-root": "after your normalisation, what is the variance of the channels?",
         "not-centred": "after your normalisation, what is the mean of the channels?",
-        "multiplied-by-root": "should a token of large variance grow or shrink?",
-        "no-gain": "which of your parameters appear in what forward returns?",
-        "no-bias": "which of your parameters appear in what forward returns?",
-        "no-gain-or-bias": "which of your parameters appear in what forward returns?",
+        "multiplied-by-root": "should layer norm make a token with a large variance larger or "
+        "smaller?",
+        "no-gain": "which of your parameters does the result of forward depend on?",
+        "no-bias": "which of your parameters does the result of forward depend on?",
+        "no-gain-or-bias": "which of your parameters does the result of forward depend on?",
         "gain-added": _AFFINE,
         "bias-before-gain": _AFFINE,
         "bias-subtracted": "with a bias of 1 and a gain of 1, is your output larger or smaller?",
-        "gain-plus-one": "with a gain of 1, by what are the normalised channels multiplied?",
+        "gain-plus-one": "with a gain of 1, by which number do you multiply each channel?",
         "gain-and-bias-swapped": _AFFINE,
         "changes-in-training": "does a layer norm behave differently in training?",
     },
@@ -204,13 +205,13 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "not-merged": "after the first merge, which list of ids do you count?",
         "wrong-new-id": "which ids do the 256 bytes have, and which id is the first free one?",
         "merges-reversed": "in `merges`, what is the key, and what is the value?",
-        "merges-not-kept": "where does train put each pair after it was merged?",
+        "merges-not-kept": "where does train store a pair that it has merged?",
         "merges-of-bytes": "what are the two parts of a pair in `merges`?",
         "no-merges-applied": "where does your encode use the merges?",
         "encodes-characters": _START,
         "encodes-not-utf8": _START,
         "encodes-changed-text": _START,
-        "state-kept": "on what besides its argument and the merges does the result depend?",
+        "state-kept": "what does the method use besides its argument and the merges?",
         "encode-loses-ids": "do your ids, decoded, give the same bytes as the text?",
         "latest-merge-first": _RANK,
         "leftmost-first": _RANK,
@@ -318,7 +319,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "mask-in-sorted-order": "after the sort, which id does place 0 belong to?",
         "each-alone": "what must reach p: one probability, or a sum of several?",
         "sum-of-logits": "which numbers do you add up?",
-        "shares-of-logits": "can one of your shares be negative, and can a probability?",
+        "shares-of-logits": "can a probability be negative, and can one of your shares be "
+        "negative?",
         "remembers": "what does your function still have from the call before?",
         "holds-too-little": "the stop string is `KING:`, and the text ends with `KING`: what must "
         "you hold back?",
@@ -386,8 +388,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "new-before-old": "in which order are the tokens of the text in your cache?",
         "values-not-stored": _EVERY_PART,
         "keys-not-stored": _EVERY_PART,
-        "keys-for-values": "which of keys and values decides the weights, and which is summed with "
-        "these weights?",
+        "keys-for-values": "which decide the weights, the keys or the values, and which are "
+        "multiplied by the weights?",
         "tokens-lost": "which places does an append of three tokens write, and which places does "
         "the next append write?",
         "other-dtype": "which dtype do the keys have before append, and which dtype after it?",
@@ -446,8 +448,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "mask-not-infinite": "after the softmax, which weight does a masked key have?",
         "mask-after-softmax": "what is the sum of a row of weights after your mask?",
         "misplaced": "after n stored tokens, at which place does the first new token belong?",
-        "another-scale": "by which number does week 1 divide the scores, and does it change with a "
-        "cache?",
+        "another-scale": "by which number does week 1 divide the scores, and does this number "
+        "change with a cache?",
         "softmax-over-queries": "the weights of one query sum to 1: over which dimension do you "
         "sum them?",
         "no-softmax": "which function turns the scores of a query into weights?",
@@ -466,12 +468,13 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "mean-subtracted": "which parts of layer normalisation does RMSNorm not have?",
         "variance-for-squares": "for the token (3, 3), what is the variance, and what is the mean "
         "of the squares?",
-        "sum-for-mean": "which size does RMSNorm give a token of C ones: 1, or more if C is "
-        "larger?",
-        "root-of-c-wrong": "which size does RMSNorm give a token of C ones: 1, or another number?",
+        "sum-for-mean": "by which number does RMSNorm divide a token of C ones: by 1, or by a "
+        "number that grows with C?",
+        "root-of-c-wrong": "by which number does RMSNorm divide a token of C ones: by 1, or by "
+        "another number?",
         "not-squared": _SQUARES,
         "no-root": "if a token is twice as large, what happens to its normalised channels?",
-        "multiplied-by-root": "should a large token grow or shrink?",
+        "multiplied-by-root": "should RMSNorm make a token with large channels larger or smaller?",
         "eps-outside": _EPS,
         "no-eps": "what happens to a token whose channels are all 0?",
         "eps-as-minimum": _EPS,
@@ -479,10 +482,10 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "over-time": _RMS,
         "over-batch": _RMS,
         "over-everything": _RMS,
-        "no-gain": "which of your parameters appear in what forward returns?",
+        "no-gain": "which of your parameters does the result of forward depend on?",
         "gain-added": "do you multiply by a gain, or do you add it?",
         "gain-divides": "with a gain of 2, is your output larger or smaller?",
-        "gain-plus-one": "with a gain of 1, by what are the normalised channels multiplied?",
+        "gain-plus-one": "with a gain of 1, by which number do you multiply each channel?",
         "gain-before-norm": "which comes first: the normalisation, or the gain?",
         "changes-in-training": "does an RMSNorm behave differently in training?",
         "degrees": "in which unit are the angles: radians, degrees or turns?",
@@ -512,8 +515,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "low-precision": "up to which whole number does your dtype represent every whole number "
         "exactly?",
         "tables-rounded": "how many digits of a cosine does the dtype of your tables keep?",
-        "result-of-earlier-call": "which results does your function store for later calls, and "
-        "which arguments must be the same before it returns one again?",
+        "result-of-earlier-call": "which results does your function store, and which arguments "
+        "must a later call have to get a stored result?",
         "interleaved": _PAIR,
         "interleaved-with-halves": _PAIR,
         "interleaved-with-cat": _PAIR,
@@ -554,11 +557,11 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "rotated-by-head": _WHERE,
         "rotated-before-split": "how many channels does the tensor that you rotate have: those of "
         "one head?",
-        "angles-of-n-embd": "for how many channels are your angles, and how many channels does a "
+        "angles-of-n-embd": "how many channels do your angles rotate, and how many channels does a "
         "head have?",
         "rotated-twice": "how often is q rotated, and how often k?",
         "different-positions": "which rows of the table does q get, and which rows does k get?",
-        "rotated-apart": "two tokens at positions 5 and 7: which angle is between q and k?",
+        "rotated-apart": "at position 5, by which angle is q rotated, and by which angle is k?",
         "rotated-after": "when are the scores computed: before or after the rotation?",
         "heads-without-transpose": "which token do the channels in the first row of a head come "
         "from?",
@@ -579,7 +582,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "mask-hides-itself": "what can token 0 look at?",
         "mask-after-softmax": "do the weights of token 0 sum to 1?",
         "softmax-over-queries": "for one query, over which dimension do the weights sum to 1?",
-        "keys-for-values": "which are summed with the weights: the keys or the values?",
+        "keys-for-values": "which are multiplied by the weights: the keys or the values?",
         "merged-without-transpose": "after your reshape, which channels does one token get?",
         "no-output-projection": "which of your four layers does forward use?",
         "residual-inside": "which code adds x to the result: this attention, or the block around "
