@@ -6,7 +6,7 @@ Each part runs in its own process. If a part fails, the other parts still run. T
 
 `tests`     the tests that need a GPU
 `train`     `gptcli train shakespeare-gpu train.stop_at_val_loss=1.4697`, the whole process.
-            Name tiny Shakespeare with --text, because nanoGPT's figure is for this text.
+            Pass tiny Shakespeare as --text, because nanoGPT's figure is for this text.
             Without --text, the run trains on the shipped text
 `step`      a training step of GPT-2 124M (T 1024, bfloat16, AdamW) of gptcli and of nanoGPT with
             torch.compile, in turn in one process, on random tokens
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="tiny Shakespeare, for `train`")
     parser.add_argument("--json", type=Path, help="write all results to this file")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--batch", type=int, default=32, help="sequences in a step of `step`")
+    parser.add_argument("--batch", type=int, default=32, help="sequences per step, for `step`")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     os.environ.setdefault("PYTHONPATH", str(ROOT))
@@ -94,7 +94,7 @@ def machine() -> Found:
 
 def in_a_process(name: str, asked: argparse.Namespace) -> Found:
     """Run a part in a separate process and return its result. If the part failed, the result has
-    what it measured before, and the error."""
+    the error, and what the part measured until then."""
     words = [sys.executable, __file__, "--part", name, "--batch", str(asked.batch)]
     for option in ("nanogpt", "text"):
         if (path := getattr(asked, option)) is not None:
@@ -253,8 +253,8 @@ PARTS: dict[str, Callable[[argparse.Namespace], Found]] = {
 
 
 def our_step(batch: int) -> Callable[[], None]:
-    """A function that makes one step as gptcli's training loop does, and reads its loss and
-    norm."""
+    """A function that makes one step as gptcli's training loop does, and reads the step's loss
+    and gradient norm."""
     import itertools
 
     import torch
@@ -404,7 +404,7 @@ def flops_per_token() -> float:
 
 
 def now() -> float:
-    """The time of a clock in seconds, read after the GPU has finished its work."""
+    """Wait until the GPU has finished its work, then return the clock's time in seconds."""
     import torch
 
     torch.cuda.synchronize()

@@ -13,7 +13,7 @@ dropout). Every process uses PyTorch. These processes run in turn:
 
 The time of a step is the median of all rounds, without the first steps. A rank computes the same in
 "alone" and "ddp", so the difference of their times is the time for sending data and for waiting for
-slower ranks. For comparison, the program measures an all-reduce of the same bytes without other
+slower ranks. For comparison, the program measures an all-reduce of as many bytes, without other
 work. The last column of the printed table has the number of rounds, and the largest share of the
 processor that other programs used in a round. On Linux, give the session a higher priority, so that
 other programs disturb it less: `echo -20 > /proc/self/autogroup` as root.
@@ -60,7 +60,7 @@ def words_of(name: str, batch: int, accum: int, steps: int, dtype: str) -> list[
 
 
 def times(name: str, words: list[str], folder: Path) -> tuple[list[float], float]:
-    """The seconds of each step, except the first steps, and the share of the processor time that
+    """The seconds of each step after the first ones, and the share of the processor time that
     other programs used. If the processes train alone, the times are those of the slowest
     process."""
     before, begun = _busy(), time.perf_counter()
@@ -111,8 +111,8 @@ def _seconds(run: Path) -> list[float]:
 
 
 def all_reduce(ranks: int, numbers: int) -> float:
-    """The seconds that an all-reduce of this number of float32 values over Gloo takes. Each rank
-    takes the median of several all-reduces. The result is the largest of these medians."""
+    """How many seconds an all-reduce of this number of float32 values takes over Gloo. Each rank
+    measures several all-reduces and takes the median. The result is the largest median."""
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
         with context.Pool(ranks) as pool:
@@ -158,7 +158,7 @@ def predicted(name: str, words: list[str]) -> tuple[float, int]:
 
 
 def main() -> None:
-    """Measure in turn, and print a table."""
+    """Measure the chosen trainings in turn, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)

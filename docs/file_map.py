@@ -96,7 +96,7 @@ def with_table(guide: str) -> str:
 
 
 def main() -> None:
-    """Write the file map into CONTRIBUTING.md. With --check, only compare it with the files."""
+    """Write the file map into CONTRIBUTING.md. With --check, fail if it is out of date."""
     guide = GUIDE.read_text("utf-8")
     wanted = with_table(guide)
     if "--check" in sys.argv[1:]:

@@ -142,7 +142,7 @@ def threads_without_torch(wanted: int | Literal["auto"]) -> int:
 def _physical_cores() -> int:
     """The number of physical cores that this process may use.
 
-    A physical core can have several hardware threads. Only Linux tells which of them share a core.
+    A physical core can have several hardware threads. Only Linux tells which threads share a core.
     On other systems, each hardware thread counts as a core."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1

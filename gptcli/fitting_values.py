@@ -15,11 +15,11 @@ _NEAR = 1.5
 
 
 def fitting_values(values: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
-    """The values that must change so that all values are allowed together: {dotted key: new value}.
+    """The changes that make all values allowed together: {dotted key: new value}.
 
-    `values` has dotted keys, among them all keys of `model` and `tokenizer.kind`. `asked` has the
-    keys that the user set, whose values never change. If the values that the user set contradict
-    each other, the validation of the config raises the error later."""
+    The keys of `values` are dotted. They include `tokenizer.kind` and all keys of `model`. `asked`
+    has the keys that the user set, whose values never change. If the values that the user set
+    contradict each other, the validation of the config raises the error later."""
     changed: dict[str, Any] = {}
     if (
         "tokenizer.vocab_size" in asked

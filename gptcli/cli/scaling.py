@@ -57,7 +57,7 @@ def scaling(
 ) -> None:
     """Predict the loss of a larger network from six small ones.
 
-    The six networks train on the same number of tokens, as many as they can read within --minutes.
+    The six networks train on the same number of tokens, and --minutes is the time for all six.
     gptcli fits a law to their validation losses: `loss = floor + scale / size^exponent`. By this
     law, it predicts the loss of a network that is eight times larger than the largest of the six.
     With --train, gptcli then trains this network on the same number of tokens, and says how wrong

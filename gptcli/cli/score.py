@@ -88,7 +88,7 @@ def score(
 
 
 def _refuse_run_without_file(words: list[str]) -> None:
-    """Raise GptcliError if the only word is not a file. It can be the name of a run."""
+    """Raise GptcliError if the only word is not a file. A run's name gets another hint."""
     from gptcli.training.run_folder import list_runs
 
     if len(words) == 1 and not os.path.exists(words[0]):  # noqa: PTH110

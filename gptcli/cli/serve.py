@@ -56,7 +56,7 @@ class AddressOptions:
         typer.Option(
             "--allow-origin",
             metavar="ORIGIN",
-            help="Let web pages from this origin use the server, such as https://example.org. You "
+            help="Let web pages from this origin, such as https://example.org, use the server. You "
             "can repeat this option. *: all pages.",
         ),
     ] = None

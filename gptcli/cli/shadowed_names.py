@@ -1,8 +1,8 @@
 """Notes about names with two meanings, such as the shipped config `tiny` and a folder `tiny`.
 
-Of a shipped config and a file with the same name, gptcli uses the config. Of a tokenizer and a run,
-it uses the tokenizer. Of the runs NAME and runs/NAME, it uses NAME. A note tells the user which of
-the two gptcli uses, and how to name the other.
+If a shipped config and a file have the same name, gptcli uses the config. If a tokenizer and a run
+have the same name, it uses the tokenizer. If the runs NAME and runs/NAME both exist, it uses NAME.
+A note tells the user which of the two gptcli uses, and how to name the other one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def note_config_and_text(target: str | None) -> None:
 
 
 def note_tokenizer_and_run(name: str) -> None:
-    """Print a note if `name` is the name of a built-in tokenizer or a file, and also of a run."""
+    """Print a note if `name` names a run, and also a built-in tokenizer or a file."""
     runs = [path for path in (Path(name), Path("runs") / name) if _is_run(path)]
     if not runs:
         return

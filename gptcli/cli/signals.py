@@ -18,11 +18,11 @@ class LeaveAtOnce(KeyboardInterrupt):
 
 
 class Stop:
-    """Handles signals during a training. The first one asks the loop to finish its step and save.
+    """Handles signals during training. The first signal asks the loop to finish its step and save.
 
-    Another signal ends the loop at once. It is ignored within 1 s of the first signal, because the
-    terminal and a wrapper around gptcli can both pass on the same Ctrl-C. A closed terminal never
-    ends the loop at once: nobody waits at it, and the checkpoint must be completed."""
+    A later signal ends the loop at once. Signals within 1 s of the first one are ignored, because
+    the terminal and a wrapper around gptcli can both pass on the same Ctrl-C. A closed terminal
+    never ends the loop at once: nobody waits at it, and the checkpoint must be completed."""
 
     def __init__(self) -> None:
         self.asked_at: float | None = None

@@ -92,8 +92,8 @@ def sweep(
 
 
 def _config(word: str) -> tuple[str, str]:
-    """The path of a config (or the name of a shipped one) that `word` means, and a name for it.
-    `word` can also name a run."""
+    """The config that `word` means (a path or the name of a shipped config), and a name for the
+    sweep. `word` can also name a run."""
     from gptcli.training import run_folder
 
     path = expanded(word)
@@ -107,7 +107,7 @@ def _config(word: str) -> tuple[str, str]:
 def _remember(folder: Path, plan: dict[str, Any]) -> None:
     """Write sweep.json into the folder.
 
-    Raises GptcliError if it has another sweep or other files."""
+    Raises GptcliError if the folder has another sweep or other files."""
     from gptcli.pages.written import write
 
     path = folder / "sweep.json"

@@ -115,11 +115,11 @@ def train(
 
 
 _KEYS = ("data.encoding", "data.field", "data.documents", "data.skip_undecodable")
-"""The config keys that TEXT arguments can set: they say how to read the texts."""
+"""The config keys that these commands accept: they say how to read the texts."""
 
 
 def _data_of(words: list[str], command: str = "train") -> DataConfig:
-    """The config section `data` for the texts and the data.KEY=VALUE of a command line.
+    """The config section `data` that a command line sets by its texts and data.KEY=VALUE.
 
     Raises GptcliError if there is no text, or if a key is set that is not in _KEYS."""
     from gptcli.config_files import is_override, parse_config, values_set
@@ -277,8 +277,8 @@ def _show_vocabulary(tokenizer: Tokenizer, as_json: bool) -> None:
 
 
 def _print_tokens(tokens: list[tuple[int, str]], as_json: bool, *, in_columns: bool) -> None:
-    """Print tokens: if `as_json`, as JSON; else on a terminal as tiles or in columns, else in
-    lines."""
+    """Print tokens. With `as_json`, prints JSON. Otherwise, prints tiles or columns on a terminal,
+    and lines into a file or a pipe."""
     if as_json:
         for token, piece in tokens:
             print_json({"id": token, "text": piece})
@@ -302,8 +302,8 @@ def _text(text: str | None, escape: bool) -> str:
 def _standard_input(what: str) -> str:
     """The text from standard input, without its byte-order mark.
 
-    Raises GptcliError if standard input is closed or not UTF-8. Error messages call the content
-    `what`: "ids" or "text"."""
+    Raises GptcliError if standard input is closed or not UTF-8. `what` is
+    the word for the content in error messages: "ids" or "text"."""
     if sys.stdin is None:  # closed by the shell: `gptcli tokenizer encode <&-`
         raise GptcliError(
             f"there is no {what}: standard input is closed",

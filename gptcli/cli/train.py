@@ -206,8 +206,9 @@ def _start_run(
 ) -> None:
     """Train in a new run folder. If `overwrite` is true, the new run can replace an old run.
 
-    Without --out, the folder gets the first free name. If several trainings begin at the same
-    moment, only one of them gets this name, and each of the others tries the following name."""
+    Without --out, the folder gets the first name that is not taken. If several trainings begin at
+    the same moment, only one of them gets this name, and each of the others tries the following
+    name."""
     if new.config.run.engine != "torch":
         # Begin to compile the C library. Meanwhile PyTorch is imported and the text is read.
         library.start_building_training(new.config.run.dtype)
@@ -230,8 +231,8 @@ def _start_run(
 def _import_pytorch() -> None:
     """Import PyTorch before the run folder is locked.
 
-    Until then, Ctrl-C during an import ends the process at once (gptcli.interrupts). Later, Ctrl-C
-    raises an exception, which must not happen during an import."""
+    Before the lock, Ctrl-C during an import ends the process at once (gptcli.interrupts). After
+    the lock, Ctrl-C raises an exception, which must not happen during an import."""
     import_torch()
 
 
@@ -240,7 +241,7 @@ def _train_in(
 ) -> None:
     """Train in the run folder `run`.
 
-    It must be new, or if `overwrite` is true, can hold an old run."""
+    The folder must be new. If `overwrite` is true, it can also hold an old run."""
     with (
         leave_on_signals(),
         new_folder(run, overwrite=overwrite, restore=restore_replaced_run) as folder,
@@ -251,7 +252,7 @@ def _train_in(
 
 
 def _resume_run(request: Request, extend: bool, as_json: bool, team: Ranks) -> None:
-    """Continue a run from its newest checkpoint. If it is finished, print this instead."""
+    """Continue a run from its newest checkpoint, or print that the run is finished."""
     from gptcli.training.run_commands import resume_command
 
     resumed = team.for_resumed(resumed_run(request, note))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def split_arguments(arguments: list[str]) -> tuple[Target, list[str]]:
-    """The CONFIG or the texts (None if there are none), and the KEY=VALUE overrides.
+    """The CONFIG or the texts (None if there is neither), and the KEY=VALUE overrides.
 
     Raises GptcliError if the arguments have a CONFIG together with another CONFIG or a text, if
     there are several texts of which one does not exist, or if there are too many texts.

@@ -120,7 +120,7 @@ class TrainingKeys:
     def _stop_process(self, number: int, frame: FrameType | None) -> None:
         """Stop the process at Ctrl-Z until `fg` or `bg`.
 
-        Meanwhile the terminal has its earlier modes."""
+        While the process is stopped, the terminal has its earlier modes."""
         self._give_back()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)  # the process stops here

@@ -67,7 +67,7 @@ def _our_failure(file: LearnerFile, error: Exception) -> GptcliError:
 
 
 def follow(file: LearnerFile, say: Say) -> None:
-    """Run the file once more. Call `say("step N")` at each step of the exercise that it reaches."""
+    """Run the file once more. Call `say("step N")` at each step that the file reaches."""
     with _float64():
         LESSONS[file.exercise].follow(file, say)
 

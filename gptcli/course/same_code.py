@@ -40,7 +40,7 @@ def given_fingerprints(exercise: Exercise) -> set[str]:
 
 
 def reference_fingerprints() -> set[str]:
-    """The fingerprints of the course's solutions, its reference files, and every class in these."""
+    """The fingerprints of the course's solutions, reference files and reference classes."""
     course = Path(__file__).parent
     found = set()
     for exercise in EXERCISES:

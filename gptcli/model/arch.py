@@ -68,7 +68,7 @@ class Arch:
     rope_theta: float = ROPE_THETA
     """The base theta of the rotation frequencies."""
     fixed_hidden_width: int | None = None
-    """The hidden width, if n_embd does not determine it."""
+    """The hidden width, or None if it follows from n_embd."""
 
     def hidden_width(self, n_embd: int) -> int:
         """The width F of the feed-forward network's hidden layer."""

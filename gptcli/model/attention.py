@@ -137,7 +137,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     query heads (grouped-query attention; Ainslie et al. 2023).
 
     Uses PyTorch's fused kernel, or three batched operations that compute the same. On a CPU, the
-    three operations are faster if the dtype is bfloat16, if T is small, or with dropout.
+    three operations are faster than the kernel in bfloat16, for small T, and with dropout.
     """
     B, H, T, D = q.shape
     K = k.shape[1]  # heads of keys and values
@@ -147,7 +147,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=G > 1
         )
-    # Stack the G query heads that share keys and values into one matrix of G T rows.
+    # The G query heads with the same keys and values become one matrix of G T rows.
     q = q.reshape(B * K, G * T, D)
     k, v = (part.reshape(B * K, T, D) for part in (k, v))
     mask = _causal_mask.__wrapped__ if torch.compiler.is_compiling() else _causal_mask

@@ -1,4 +1,4 @@
-"""The key/value cache (KV cache), in ring buffers: it saves the recomputation of earlier tokens.
+"""The key/value cache (KV cache), in ring buffers, so that earlier tokens are computed only once.
 
 Dimensions: B batch, H heads, T new tokens, S tokens that have keys and values, D head_dim,
 W width of the window (block_size).
@@ -106,7 +106,7 @@ class KeyValueCache:
 
 
 class StreamPositions:
-    """For each stream, the position of the next token in the stream's text: `at`, int64 (B,)."""
+    """Holds `at`, int64 (B,): the position of each stream's next token in the stream's text."""
 
     def __init__(self, at: Tensor) -> None:
         self.at = at

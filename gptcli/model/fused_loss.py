@@ -26,15 +26,15 @@ from torch.autograd.function import once_differentiable
 _BLOCK = 8192
 _WARPS = 32
 PADDED_VOCABULARY = 128
-"""The padded head's number of rows is a multiple of this number, because a GPU multiplies in tiles
-with this many rows."""
+"""Padding makes the number of rows of the head a multiple of this number, because a GPU multiplies
+in tiles with this many rows."""
 
 
 def can_fuse(x: Tensor) -> bool:
     """Whether head_loss works on x: if x is on an NVIDIA GPU with Triton, and not in float16.
 
-    The kernel computes gradients before the loss scale multiplies them. In float16, gradients
-    without the loss scale are often so small that they round to 0."""
+    The kernel computes gradients without the loss scale. In float16, such gradients are often so
+    small that they round to 0."""
     return x.is_cuda and x.dtype != torch.float16 and _has_triton()
 
 

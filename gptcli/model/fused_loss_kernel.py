@@ -13,7 +13,7 @@ def kernel(  # type: ignore[no-untyped-def]
     logits += row * columns
     target = tl.load(targets + row)
     # Read the target's logit here, because the second loop overwrites it. The reductions before
-    # that loop wait until all threads have read this logit.
+    # the second loop wait until all threads have read this logit.
     wanted = tl.load(logits + target).to(tl.float32)
     largest = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)

@@ -5,8 +5,8 @@ Dimensions: B batch, T time, C channels (n_embd), V vocabulary.
 gptcli.model.arch describes the archs: `gpt2` is GPT-2 (Radford et al. 2019), `modern` is the dense
 Qwen3 layout.
 
-First reading: Block.forward, GPT.forward and GPT.loss. Skip the cache and `branches_in`, which only
-sampling uses, and the user's parts.
+First reading: Block.forward, GPT.forward and GPT.loss. Skip the user's parts. Skip the cache
+and `branches_in`, too: only sampling uses them.
 """
 
 from __future__ import annotations
@@ -160,9 +160,9 @@ class GPT(nn.Module):
     ) -> Tensor:
         """The features (the head's inputs) of token embeddings x: (B, T, C) -> (B, T, C).
 
-        The result is (B, 1, C) if `last_only`. torch.compile compiles only this method. If it
-        compiled the embedding too, it would sum the embedding's gradient in an order that changes
-        from run to run."""
+        The result is (B, 1, C) if `last_only`. torch.compile compiles only this method. If the
+        embedding were compiled too, its gradient would be summed in an order that changes from run
+        to run."""
         if self.wpe is not None:
             start = 0 if cache is None else cache.seen
             if isinstance(start, StreamPositions):

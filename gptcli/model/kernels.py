@@ -1,9 +1,9 @@
 """Versions of RMSNorm, of QK-norm with rotary positions and of GELU that are faster on CPUs.
 
 On a CPU, PyTorch's versions take longer than the matrix products around them. PyTorch splits some
-of them into many operations. For others it has no vector code in bfloat16. The docstrings of gelu,
-rms_norm and norm_rotate give the plain formulas; the tests compare each of these functions with its
-formula. Dimensions: (..., C) channels last.
+of these functions into many operations, and has no vector code in bfloat16 for others. The
+docstrings of gelu, rms_norm and norm_rotate give the plain formulas; the tests compare each of
+these functions with its formula. Dimensions: (..., C) channels last.
 
 First reading: skip this file.
 """
@@ -20,15 +20,15 @@ from torch.autograd.function import once_differentiable
 
 
 def fused_is_faster(x: Tensor) -> bool:
-    """Whether x is on a CPU without torch.compile. There, these functions are faster than
-    PyTorch's."""
+    """Whether this file's functions are faster for x than PyTorch's: on a CPU, without
+    torch.compile."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def gelu(x: Tensor) -> Tensor:
     """F.gelu(x, approximate="tanh"), in x's dtype and shape.
 
-    On a CPU in bfloat16 without torch.compile it computes the exact form x * Phi(x), which takes a
+    On a CPU without torch.compile, a bfloat16 x gets the exact form x * Phi(x), which takes a
     quarter of the tanh form's time. The two forms differ by at most 0.0005. For results above
     0.125, this is less than the distance between two neighbouring bfloat16 numbers.
     Source: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2."""
@@ -55,7 +55,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """F.rms_norm(x, weight.shape, weight, eps): x / sqrt(mean(x^2) + eps) * weight.
+    """F.rms_norm(x, weight.shape, weight, eps), which is x / sqrt(mean(x^2) + eps) * weight.
 
     Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization"."""
     result: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
@@ -88,7 +88,7 @@ class _NormRotate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         normal, scale, gain, cos, sin = ctx.saved_tensors
-        unrotated = torch.addcmul(_swap(grad * sin), grad, cos)  # the gradient at normal * gain
+        unrotated = torch.addcmul(_swap(grad * sin), grad, cos)  # the gradient of normal * gain
         outer = unrotated * normal
         last = outer.shape[-gain.dim() :]
         # First sum over the leading dimensions, as rows of a matrix, because this is fast. Then sum
@@ -98,7 +98,7 @@ class _NormRotate(torch.autograd.Function):
 
 
 def norm_rotate(x: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """Normalise x over the last dimension, multiply by the gain and rotate: (..., D) -> same.
+    """Normalise x over the last dimension, multiply by the gain and rotate: (..., D) -> (..., D).
 
     y = x / sqrt(mean(x^2) + eps) * gain; result = y * cos + halves_swapped(y) * sin. gain, cos and
     sin broadcast to x.

@@ -25,7 +25,9 @@ Role = Literal["embedding", "head", "matrix", "gain", "bias", "other"]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter: one row of the tables below. `gpt2` or `qwen3` is None if that layout lacks it.
+    """A parameter: one row of the tables below.
+
+    `gpt2` is None if GPT-2 has no such parameter, and `qwen3` is None if Qwen3 has none.
 
     Matrices are (outputs, inputs), as in nn.Linear and Qwen3. GPT-2 stores the matrices of its
     blocks transposed. GPT-2 also concatenates query, key and value along the outputs: their
@@ -35,7 +37,8 @@ class Parameter:
     name: str
     role: Role
     place: str
-    """The name in the enums of native/parameters.h. The enums have the order of these tables."""
+    """The name in the enums of native/parameters.h. The enums list the names in the order of these
+    tables."""
     gpt2: str | None
     """The name in Hugging Face's GPT2LMHeadModel."""
     qwen3: str | None
@@ -100,7 +103,7 @@ def is_in_block(name: str) -> bool:
 def row_of(name: str) -> Parameter | None:
     """The row of the tables for the model's parameter `name`, such as "h.3.ln_1.weight".
 
-    None if the tables do not have the parameter. Then it belongs to a user's part."""
+    None if the parameter is not in the tables, because it belongs to a user's part."""
     if is_in_block(name):
         return _INSIDE.get(name.split(".", 2)[-1])
     return _OUTSIDE.get(name)
@@ -109,10 +112,10 @@ def row_of(name: str) -> Parameter | None:
 def role_of(name: str, dimensions: int) -> Role:
     """The role of a model's parameter, from its name and its number of dimensions.
 
-    A user's part can have a parameter that is not in the tables, or that has more or fewer
-    dimensions than the role in its row. Then the number of dimensions decides. With fewer than two
-    dimensions, a parameter is a bias if its name ends with "bias", else a gain. With two
-    dimensions, it is a matrix if it is inside a block. Any other parameter has the role "other"."""
+    A user's part can have a parameter that is not in the tables, or whose number of
+    dimensions does not fit the role in its row. Then the number of dimensions decides. With fewer
+    than two dimensions, a parameter is a bias if its name ends with "bias", else a gain. With two
+    dimensions, a parameter inside a block is a matrix. Any other parameter has the role "other"."""
     row = row_of(name)
     if row is not None and dimensions == (1 if row.role in ("gain", "bias") else 2):
         return row.role

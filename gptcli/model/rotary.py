@@ -1,8 +1,8 @@
 """Attention with rotary positions (RoPE) and normalised queries and keys, for `arch: modern`.
 
-It is the attention of Qwen3, with or without grouped queries. It is also the attention of Llama,
-which does not normalise queries and keys. The layers q_norm and k_norm have their names from Qwen3,
-the other layers from gptcli.model.attention.
+It is the attention of Qwen3, with or without grouped queries. Without the normalisation, it is the
+attention of Llama. The names of the layers q_norm and k_norm come from Qwen3. The other layers
+have the same names as in gptcli.model.attention.
 
 First reading: rotary_at and rotate. Skip rotary_table and _consecutive, which keep results for
 later calls.
@@ -62,7 +62,7 @@ def rotary_at(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x with each pair (x[i], x[i + D/2]) rotated by its position's angle: (..., D) -> same.
+    """x with each pair (x[i], x[i + D/2]) rotated by its position's angle: (..., D) -> (..., D).
 
     cos and sin broadcast to x."""
     half = x.shape[-1] // 2
@@ -137,8 +137,8 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
     def _consecutive(self, start: int, T: int, D: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the T positions from `start` on, each (T, 1, 1, D)."""
         # A table's length is a power of two, so that a growing text rarely needs a new table. If
-        # such a table would be too long, only the T positions are computed, and they are kept only
-        # if start is 0.
+        # such a table would be too long, the table has only the T positions. lru_cache keeps only
+        # tables that begin with position 0.
         first, length = 0, max(256, 1 << (start + T - 1).bit_length())
         if length > _LONGEST_TABLE:
             first, length = start, T

@@ -1,5 +1,5 @@
-"""Files that are not UTF-8: the error names each file, and says its probable encoding or that it
-is cut off."""
+"""Files that are not UTF-8: the error names each file, and says its probable encoding, or that
+the file is cut off."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_all_files_that_are_not_utf8_are_named_at_once(tmp_path: Path) -> None:
         (b"plain text and then \xc3", "ends"),
         ("Äpfel und Öl".encode()[1:], "begins"),
         ("🙂 und Öl".encode()[2:], "begins"),
-        # This does not count as cut off, because a Latin-1 text can end with this byte.
+        # A Latin-1 text can end with this byte, so the file does not count as cut off.
         (b"a caf\xe9", None),
         ("déjà vu, où".encode("latin-1"), None),
     ],

@@ -79,7 +79,8 @@ def test_shards_hold_what_rank_0_would_gather(
     saves: str, whole: Path, text_file: Path, tmp_path: Path
 ) -> None:
     """If a rank does not see the run folder, rank 0 gathers all tensors, and writes the same files
-    as a run of one process. If all ranks see it, they write shards with the same tensors."""
+    as a run of one process. If all ranks see the folder, they write shards with the same tensors.
+    """
     run, gathered = tmp_path / "run", tmp_path / "gathered"
     assert start(text_file, run, saves).wait() == 0
     assert start(text_file, gathered, saves, fault="blind").wait() == 0

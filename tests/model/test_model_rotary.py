@@ -152,7 +152,7 @@ def test_odd_head_dim_is_refused() -> None:
 @pytest.mark.parametrize("start", [0, 100, (1 << 14) - 3, 1 << 14, 3_000_000])
 def test_late_positions_rotate_the_same_with_and_without_a_table(start: int) -> None:
     """Early positions share one table of rotations. Positions beyond the end of this table get a
-    table of their own. The rotations are the same, whichever of these tables is used."""
+    table of their own. Both tables give the same rotations."""
     torch.manual_seed(0)
     config = SimpleNamespace(n_embd=16, n_head=2, dropout=0.0, bias=False)
     qkv = torch.randn(1, 5, 6, 8)

@@ -37,7 +37,7 @@ def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def zig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The program of a package ziglang. An import of this package would fail."""
+    """The path of zig in a package ziglang. An import of this package would fail."""
     path = program(tmp_path / "site" / "ziglang" / "zig")
     (path.parent / "__init__.py").write_text("raise RuntimeError", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
@@ -91,7 +91,7 @@ def test_macos_without_its_tools_has_no_compiler(
 
 @pytest.fixture
 def new_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder, in a process that has loaded no library."""
+    """The path of a new cache folder. The process forgets which library it found before."""
     monkeypatch.setenv("GPTCLI_CACHE", str(tmp_path / "cache"))
     library.find.cache_clear()
     return tmp_path / "cache"

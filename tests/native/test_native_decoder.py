@@ -155,8 +155,8 @@ def test_int8_logits_are_those_of_rounded_weights(
         for name, weight in m.named_parameters():
             if weight.dim() == 2 and name.split(".")[0] not in ("wte", "wpe"):
                 weight.copy_(in_bytes(weight))
-        # The arch gpt2 uses one matrix as embedding and head, and the decoder rounds it only as the
-        # head.
+        # In the arch gpt2, one matrix is both embedding and head. The decoder rounds it for the
+        # head, but not for the embedding.
         if m.config.arch == "gpt2":
             hidden: list[torch.Tensor] = []
             m.lm_head.register_forward_pre_hook(lambda _, given: hidden.append(given[0]))
@@ -227,8 +227,8 @@ def test_only_distances_between_positions_matter(decoding: ctypes.CDLL, far: int
     ids = text(m, 10)
     here, there = decoder(decoding, m), decoder(decoding, m)
     here.feed([(0, 0, ids)])
-    # Empty slots of the window are masked at the beginning of a text, but not far from it. So fill
-    # the window first.
+    # Near position 0, the empty slots of the window are masked. At position `far`, they are not.
+    # So fill the window first.
     there.feed([(0, far - 32, text(m, 32, 1))])
     here.feed([(0, 10, text(m, 32, 1))])
     here.feed([(0, 42, ids)])

@@ -100,8 +100,8 @@ SHAPES = [(arch, seed) for arch in ("modern", "gpt2") for seed in range(8)]
 def test_the_network_gives_the_same_logits_also_past_the_window_and_after_undo(
     arch: str, seed: int, tmp_path: Path
 ) -> None:
-    """The text grows token by token, is given at once, or loses tokens. The network computes with
-    WebAssembly, and without it."""
+    """The text grows token by token, is given at once, or loses tokens. The network computes both
+    with WebAssembly and without it."""
     model = trained(tmp_path / "run", "byte", seed, **shape(seed, arch))
     network, width = rounded(model.model), model.config.model.block_size
     rng = random.Random(seed)
@@ -131,7 +131,7 @@ def test_the_network_gives_the_same_logits_also_past_the_window_and_after_undo(
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 def test_the_reference_of_the_proof_is_what_sampling_computes(arch: str, tmp_path: Path) -> None:
     """`network_logits`, to which a page is compared, reads a text at once. TorchStreams, which
-    samples, reads it token by token. Both give the same greedy text."""
+    samples, reads the same text token by token. Both give the same greedy text."""
     model = trained(tmp_path / "run", "char", 1, **shape(1, arch)).model
     streams = TorchStreams(model, 1, SamplingParams(temperature=0))
     start = [1, 2, 3]
@@ -319,8 +319,8 @@ def test_a_user_tokenizer_is_refused() -> None:
 
 
 def test_a_tokenizer_with_another_split_is_refused() -> None:
-    """A page splits texts by GPT-2's pattern. For a tokenizer with another pattern, it would give
-    wrong ids."""
+    """A page splits texts by GPT-2's pattern. For a tokenizer with another pattern, the page
+    would give wrong ids."""
     from gptcli.pages.model_page.payload import _described
     from tests.tokenization.test_tokenization_imported import ours
 

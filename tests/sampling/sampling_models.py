@@ -1,5 +1,5 @@
-"""Small random networks, the arch modern in plain operations, and draws whose token is known. A
-draw has logits and a uniform number."""
+"""Small random networks, the arch modern in plain operations, and draws with a known token. A draw
+has logits and a uniform number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gptcli.model.rotary import rotary_table, rotate
 W = 8
 V = 13
 
-# ---- draws whose token is known ------------------------------------------------------------------
+# ---- draws with a known token --------------------------------------------------------------------
 
 NEARLY_ONE = 1 - 2**-53
 """The largest number below 1 that PyTorch can draw as a uniform float64."""
@@ -42,7 +42,7 @@ DRAWS: list[tuple[list[float], float, float, int]] = [
     (PEAKED, 0.1, 2**-53, 4),
     (PEAKED, 0.1, 0.0, 2),
     # With these equal logits, the cumulative sums are exact: 0.25, 0.5, 0.75, 1. A uniform number
-    # that equals a sum draws the token after it.
+    # that equals the sum up to a token draws the next token.
     ([1, 1, 1, 1], 0.8, 0.0, 0),
     ([1, 1, 1, 1], 0.8, math.nextafter(0.25, 0), 0),
     ([1, 1, 1, 1], 0.8, 0.25, 1),
@@ -70,7 +70,7 @@ library draw."""
 
 
 def exact_draw(logits: list[float], temperature: float, uniform: float) -> int:
-    """The token that exact arithmetic (60 digits) draws from the float32 logits / temperature."""
+    """The token that exact arithmetic (60 digits) draws from logits / temperature in float32."""
     scaled = (torch.tensor(logits, dtype=torch.float32) / temperature).tolist()
     top = max(scaled)
     with localcontext() as context:

@@ -70,8 +70,8 @@ def test_a_stop_string_ends_a_turn_and_stays_in_the_text(
     first = "".join(conversation.say("ab", 20))
     at = whole.index(stop)
     assert first == whole[:at]
-    # The answer ends before the stop string, but the text that the model continues contains the
-    # stop string.
+    # The answer ends before the stop string, but the conversation's text keeps the stop string:
+    # the model continues after it.
     answer = "".join(conversation.say("", 5))
     follows = continued(m, backend, tokenizer, "ab" + whole[: at + 2], 5)
     assert follows.startswith(answer)
@@ -183,7 +183,7 @@ def test_a_seed_repeats_its_answer(m: GPT, backend: Backend, tokenizer: Tokenize
         ("a\nb\n" + "c" * 90, 4, 4),  # the line ends exactly at the limit
         # The end of the line is too far away, so the answer ends at the end of a word.
         ("a" * 210 + " " + "b" * 900, 5, 211),
-        ("a" * 900, 5, 405),  # a word that does not end is cut off
+        ("a" * 900, 5, 405),  # a word that is too long is cut off
         ("a" * 900, 0, 0),
     ],
 )

@@ -1,4 +1,4 @@
-"""The fixture `backend`: with it, a test runs with the C library and with PyTorch."""
+"""The fixture `backend`: a test that takes it runs twice, with the C library and with PyTorch."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ def test_the_rate_decays_over_more_steps_if_the_text_is_read_rarely(
 def test_evaluations_that_the_user_wants_often_leave_time_for_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If an evaluation follows after every twenty quick steps, there is time for fewer steps, but
+    """With an evaluation after every twenty quick steps, the minute has time for fewer steps, but
     still for more than 1000."""
     monkeypatch.setattr(minutes, "measured_step", lambda *_: StepTime(0.005, 0.005))
     config, _ = planned(tmp_path, 1, {"train.eval_every": 20}, keep=True)

@@ -44,8 +44,8 @@ def end(events: list[Event]) -> Finished:
 
 
 def stop_on(event_type: type, step: int) -> tuple[list[Event], Callable[[], bool]]:
-    """An empty list for the events, and a function for `should_stop`. The function returns True
-    once the list holds an event of this type and of this step or a later one."""
+    """An empty list for the events, and a function to pass as `should_stop`. The function returns
+    True once the list holds an event of this type whose step is `step` or later."""
     events: list[Event] = []
     return events, lambda: any(
         isinstance(e, event_type) and getattr(e, "step", 0) >= step for e in events

@@ -24,7 +24,7 @@ from gptcli.course.lesson import TOLERANCE, CheckFailed
 
 @dataclass
 class Seen:
-    """What forward returned for `count` tokens after `start` others, or its CheckFailed."""
+    """What forward returned for `count` tokens from position `start` on, or its CheckFailed."""
 
     start: int
     count: int
@@ -58,7 +58,7 @@ class Seen:
 def random(learner: CacheExplainer, call: Callable[[], Tensor | None]) -> CheckFailed | None:
     """The CheckFailed if the output of `call` depends on torch's random numbers; else None.
 
-    Then no output can be compared with that of another call."""
+    If it does, no output can be compared with that of another call."""
     outputs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -223,7 +223,7 @@ def half_written(
 
 
 def _shows_weights(one: Seen, w: Weights, text: Tensor, parts: dict[str, Any]) -> bool:
-    """Whether the last scores of a forward, or their softmax, equal any_weights with `parts`."""
+    """Whether the last scores in the trace, or their softmax, equal any_weights(..., **parts)."""
     try:
         weights, _ = any_weights(w, text, one.start, one.count, **parts)
     except RuntimeError:  # `parts` imitate a mistake that makes shapes clash
@@ -250,10 +250,9 @@ def _explains(
 ) -> bool:
     """Whether `form`, which imitates a known mistake, gives the learner's outputs.
 
-    At least one of these outputs must be wrong. `form` must give every wrong output. The learner's
-    code computes the first output without a cache, so `form` need not give it if it is right.
-    Without `strict`, `form` need not give the other right outputs either, because one branch of
-    the learner's code can be correct."""
+    At least one output must be wrong. `form` must give all outputs, with two exceptions. If the
+    first output is right, it is ignored, because it is computed without a cache. Without `strict`,
+    all right outputs are ignored, because one branch of the learner's code can be correct."""
     some = False
     for one in tried:
         assert one.got is not None

@@ -79,7 +79,7 @@ def check_store(learner: LearnerCache) -> None:
     Also raises CheckFailed if tokens change dtype or device, or if two caches share tokens."""
     cache = learner.new(probe_sizes())
     pieces = pieces_of(2, 2, 3, 1)
-    unread: CheckFailed | None = None  # set if step 2 is still to be written
+    unread: CheckFailed | None = None  # of step 2, if step 2 is not written yet
     for number in range(1, len(pieces) + 1):
         seen = pieces[:number]
         try:
@@ -131,7 +131,9 @@ def _compare(
     *,
     to_read: bool,
 ) -> CheckFailed | None:
-    """The mistake in the result of append after the pieces `seen`; None if the result is right."""
+    """The mistake in the result `got` of append; None if the result is right.
+
+    `seen` are all pieces that were appended so far."""
     wanted = (_joined(seen, 0), _joined(seen, 1))
     S, new = wanted[0].shape[2], seen[-1][0].shape[2]
     stored = _stored(cache)
@@ -329,9 +331,9 @@ def _misplaced(
 
 
 def _tokens_in(pair: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> list[int] | None:
-    """Which tokens of `wanted` have their key and value at the same position in `pair`, as indices.
+    """The indices of the tokens of `wanted` whose key and value are both at one position in `pair`.
 
-    They are in the order of their positions in `pair`. Returns None if there is no such token."""
+    They are sorted by position in `pair`. Returns None if there is no such token."""
     if any(one.dim() != 4 or one.shape[:2] != wanted[0].shape[:2] for one in pair):
         return None
     found = []
@@ -409,7 +411,7 @@ class _Devices(TorchFunctionMode):
         return out
 
     def _stays(self, tensors: Any) -> bool:
-        """Whether `tensors` is a list or tuple with a tensor made on the CPU and never moved."""
+        """Whether a list or tuple has a tensor that was made on the CPU and never moved."""
         if not isinstance(tensors, (tuple, list)):
             return False
         return any(
@@ -419,7 +421,7 @@ class _Devices(TorchFunctionMode):
         )
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether the tensor shares memory with a tensor made on the CPU and never moved."""
+        """Whether the tensor shares memory with one that was made on the CPU and never moved."""
         at = tensor.untyped_storage().data_ptr()
         return any(at == made.untyped_storage().data_ptr() for made in self.made) and not any(
             at == moved.untyped_storage().data_ptr() for moved in self.moved

@@ -28,8 +28,8 @@ def single_precision() -> Iterator[None]:
 class DoublePrecision(TorchFunctionMode):
     """A context in which `.float()`, `dtype=torch.float32` and the like give float64.
 
-    In this context, code that computes in float32 on purpose can be compared exactly. `replaced`
-    tells whether anything was replaced."""
+    It allows an exact comparison with code that computes in float32 on purpose. `replaced` tells
+    whether anything was replaced."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,8 +24,8 @@ class ExerciseMistake(Mistake):
     """A known mistake that is recognised by its result.
 
     Each function in `forms` computes the result of code with this mistake, from the learner's
-    weights and input, or from the arguments of the step. Each function in `parts` computes only the
-    wrong result of the mistake's own step. So the mistake is recognised even if a later step is
+    weights and input, or from the arguments of the step. Each function in `parts` computes the
+    wrong result of the mistake's step alone. So the mistake is recognised even if a later step is
     wrong too. If a mistake has no `forms` and no `parts`, other code of the lesson finds it. `at`
     is a pattern for the line to quote."""
 
@@ -55,7 +55,7 @@ class Explainer:
         self.source.no_helpers = frozenset(self.functions_of_steps.values())
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
-        """The CheckFailed for an exception. It quotes the line of the file that raised it."""
+        """The CheckFailed for an exception. It quotes the learner's line that raised `error`."""
         place = place_of(error, self.file.path)
         where = f"{self._at(place[0])}, `{place[1]}`" if place else doing
         known = self.steps[step - 1]
@@ -95,7 +95,7 @@ class Explainer:
         return CheckFailed(slug, message, hints, step)
 
     def missing(self, step: int, kind: str, name: str, others: Collection[str]) -> CheckFailed:
-        """The CheckFailed for a missing class, method or function. The file has only `others`."""
+        """The CheckFailed for a missing class, method or function. The file defines `others`."""
         from gptcli.errors import nearest
 
         like = nearest(name, others)
@@ -163,7 +163,7 @@ class Source:
                 self._docstrings.update(_lines(node))
 
     def quote(self, line: int | None) -> str:
-        """How a message quotes a line: ", at line 12 of FILE, `code`"; "" for None."""
+        """How a message quotes a line: ", at line 12 of FILE, `code`"; "" if it is missing."""
         if line is None or not 0 < line <= len(self._lines):
             return ""
         code = without_comment(self._lines[line - 1].strip())
@@ -174,7 +174,7 @@ class Source:
 
         Comments and docstrings do not count. Lines that begin with `def` or `class` count only if
         the pattern contains "def". If no line of `within` matches, searches the helpers that these
-        lines call, but not for a pattern that finds `return`."""
+        lines call. It never searches the helpers for `return`."""
         own = self._matches(pattern, within)
         if own or within is None or pattern in _RETURNS:
             return own
@@ -208,7 +208,7 @@ class Source:
         return found
 
     def class_lines(self, name: str, *, constructor: bool) -> set[int]:
-        """The lines of class `name`: those of its constructor if `constructor`, else all others."""
+        """The lines of the constructor of class `name`, or its other lines if not `constructor`."""
         found: set[int] = set()
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef) and node.name == name:

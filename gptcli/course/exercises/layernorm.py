@@ -79,7 +79,7 @@ def gained(w: Weights, y: Tensor) -> Tensor:
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """Yield a list for each step: the tensors that code usually computes in it, if it is right."""
+    """Yield a list for each step: the tensors that correct code usually computes in this step."""
     m = mean(x)
     yield [m, x - m]
     v = variance(x, m)

@@ -84,9 +84,9 @@ class LearnerFunctions(Explainer):
             ) from None
 
     def quoted(self, step: int, pattern: str = r"\breturn\b") -> str:
-        """The quote of the last line of the step's function that matches `pattern`.
+        """The quote of the last line that matches `pattern` in the step's function.
 
-        If no line matches, the quote of its `def`."""
+        If no line matches, returns the quote of the function's `def`."""
         lines = self.source.lines_of(self.names[step - 1])
         found = self.source.matches(pattern, lines)
         return self.source.quote(found[-1] if found else self.source.find("def ", lines))
@@ -96,8 +96,8 @@ class LearnerFunctions(Explainer):
     ) -> CheckFailed:
         """The CheckFailed for the first known mistake of `step` that gives the learner's results.
 
-        `same(form)` tells whether a function in the mistake's `forms` gives them. If no mistake
-        gives them, the CheckFailed is "wrong-result"."""
+        `same(form)` tells whether `form`, a function in the mistake's `forms`, gives the learner's
+        results. If no form does, the CheckFailed is "wrong-result"."""
         for mistake in self.mistakes:
             if mistake.step == step and any(same(form) for form in mistake.forms):
                 return self.mistake(mistake.slug, f" ({evidence})")

@@ -56,17 +56,17 @@ class Size:
 
 
 def no_step(run: Run) -> int | None:
-    """None, because in this lesson only the trace shows the first wrong step."""
+    """None: in this lesson, only the trace shows the first wrong step."""
     return None
 
 
 def no_unseen(trace: TensorTrace, weights: Any, x: Tensor) -> int | None:
-    """None, because in this lesson only the trace shows where a forward that stops is wrong."""
+    """None: in this lesson, only the trace shows the first wrong step of a forward that stops."""
     return None
 
 
 def all_seen(trace: TensorTrace, weights: Any, x: Tensor, step: int) -> bool:
-    """True, because in this lesson one landmark of a step shows that the whole step is right."""
+    """True: in this lesson, one landmark of a step shows that the whole step is right."""
     return True
 
 
@@ -82,9 +82,9 @@ class ModuleLesson(Lesson["LearnerModule"]):
     `draw` draws the input x. `train` yields notes, and the faults that show only in training mode.
     `first_wrong` finds the first wrong step if the lesson knows more than the trace shows. `unseen`
     does the same for a forward that stops. `seen` tells whether the trace has all results of a
-    step, if one landmark does not show that. A step in `alone` can be right although the step
-    before it is wrong. `names` holds pairs: a pattern for attribute names, and the step that uses
-    these attributes."""
+    step, for lessons in which one landmark is not enough to tell this. A step in `alone` can be
+    right although the step before it is wrong. `names` holds pairs: a pattern for attribute names,
+    and the step that uses these attributes."""
 
     name: str
     steps: tuple[Step, ...]
@@ -187,7 +187,7 @@ class LearnerModule(Explainer):
         return module.to(torch.float64).eval()
 
     def filled(self, size: Size) -> tuple[nn.Module, Any, Tensor]:
-        """A new module with random weights, the lesson's `weights` of this module, and an input."""
+        """A new module with random weights, what `lesson.weights` finds in it, and an input."""
         module = self.construct(size)
         generator = torch.Generator().manual_seed(1000 + size.seed)
         fill_parameters(module, generator)
@@ -195,7 +195,7 @@ class LearnerModule(Explainer):
         return module, weights, self.lesson.draw(size, generator)
 
     def run(self, module: nn.Module, weights: Any, x: Tensor, trace: TensorTrace) -> Tensor:
-        """Return module(x), of the shape and dtype of x, and record its operations in `trace`.
+        """Return module(x), with the shape and dtype of x. Record its operations in `trace`.
 
         Raises CheckFailed, at the first wrong or missing step, if forward stops or returns anything
         else."""
@@ -239,7 +239,7 @@ class LearnerModule(Explainer):
     ) -> CheckFailed:
         """The CheckFailed for a forward that does not end. It quotes the line that ran last.
 
-        A step is done if the trace has its result, or that of one token."""
+        A step counts as done if the trace has its result, or a part of it, such as one token's."""
         with torch.no_grad():
             marks = self.landmarks(weights, x)
         done = [
@@ -309,8 +309,9 @@ class LearnerModule(Explainer):
     ) -> int:
         """The first step whose result is not in the trace; the last step if all results are there.
 
-        If the result of a step is in the trace, the steps before it count as done, unless the step
-        is in `alone`. `error` can show that forward has reached a later step."""
+        If the trace has the result of a step, all earlier steps count as done. But the result of a
+        step in `alone` says nothing about earlier steps. `error` can show that forward has reached
+        a later step."""
         with torch.no_grad():
             marks = self.landmarks(weights, x)
         done = {
@@ -339,10 +340,10 @@ class LearnerModule(Explainer):
     def _fault_of_last_step(
         self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException, unwritten: int
     ) -> CheckFailed | None:
-        """The fault in the steps before `unwritten`, the step that is still to be written; or None.
+        """The fault in the steps before the step `unwritten`; None if these steps are right.
 
-        The result of the last of these steps counts only if a variable holds it when the code
-        stops."""
+        The result of the step right before `unwritten` counts only if a variable holds it when the
+        code stops."""
         with torch.no_grad():
             marks = self.landmarks(weights, x)
         later = "; later steps are still to be written"
@@ -418,7 +419,7 @@ class LearnerModule(Explainer):
             if mistake.step <= step and self.shows(mistake, trace, weights, x):
                 marks = self.landmarks(weights, x)
                 right = marks[mistake.step - 1] if len(marks) >= mistake.step else []
-                # Only a right result in one piece counts, because pieces can be other results.
+                # The right result must be one tensor: its parts could belong to another result.
                 if not any(trace.has(one, in_parts=False) for one in right):
                     return self.mistake(mistake.slug, **self.facts(x))
         return None
@@ -448,9 +449,10 @@ class LearnerModule(Explainer):
 
         This line matches the mistake's pattern. It is `suspect` if `suspect` matches, else the
         first line of the methods that matches. If no line of the methods matches, or only `return`
-        lines do, it is the first line of the constructor that matches. If no line matches at all,
-        it is `suspect`. For mistakes in _OF_CONSTRUCTOR, the constructor is searched first. In the
-        lesson on the block, and for mistakes in _OF_PLACE, the constructor is never searched."""
+        lines do, the first matching line of the constructor is quoted. If no line matches at all,
+        `suspect` is quoted. For mistakes in _OF_CONSTRUCTOR, the constructor is searched first. In
+        the lesson on the block, and for mistakes in _OF_PLACE, the constructor is never searched.
+        """
         pattern = next(m for m in self.mistakes if m.slug == slug).at
         lines = self.source.matches(pattern, self.methods)
         of_constructor = (
@@ -527,8 +529,8 @@ def compare_output(learner: LearnerModule, known: Iterable[CheckFailed] = ()) ->
 
     Raises CheckFailed if an output differs, if dropout acts in evaluation, or if forward changes x.
     If an output differs, the CheckFailed names a known mistake that explains the outputs for all
-    sizes, or else the first wrong step. `known` are the faults of the constructor, which can keep
-    the reference from computing the outputs."""
+    sizes, or else the first wrong step. `known` are the faults of the constructor. Because of such
+    a fault, the reference can fail to compute an output."""
     runs = [_run(learner, size) for size in learner.lesson.sizes]
     complete = len(learner.lesson.steps)
     lost = [run for run in runs if len(run.landmarks) < complete]
@@ -617,7 +619,7 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
                 named = learner.mistake_in_forward(mistake.slug, evidence, suspect, **facts)
                 return _at_step_of_line(learner, run, named)
     seen = len(marks) >= step and any(run.trace.has(one) for one in marks[step - 1])
-    is_done = seen and lesson.seen is all_seen  # otherwise a landmark can hide half of the step
+    is_done = seen and lesson.seen is all_seen  # in other lessons, half of the step can be missing
     for mistake in lesson.mistakes if not is_done else ():
         if mistake.step == step and all(
             learner.shows(mistake, each.trace, each.weights, each.x) for each in runs
@@ -668,7 +670,7 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
 
 
 def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
-    """A text with the first number of the line's most recent result, and the first of `wanted`.
+    """A text that compares the first number of the line's newest result with that of `wanted`.
 
     It is "" if the shapes differ or the two numbers are equal."""
     results = [t for one in trace.operations if one.line == line for t in one.results]
@@ -714,9 +716,9 @@ def _gives(form: Callable[..., Any], run: Run) -> bool:
 def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFailed]:
     """A list with the CheckFailed for missing or wrong gradients; empty if no gradient is wrong.
 
-    If the output is `right`, the gradients must equal those of the reference. Else the module is
-    compared with itself: Healed removes the cuts in its graph, and the gradients must stay the
-    same. If the output changes without the cuts, no gradient is judged."""
+    If the output is `right`, the gradients must equal those of the reference. Otherwise, they must
+    stay the same after Healed removes the cuts in the module's graph. If the removal also changes
+    the output, no gradient is judged."""
     lesson = learner.lesson
     module, weights, x = learner.filled(lesson.sizes[0])
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=x.dtype)
@@ -749,7 +751,7 @@ def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFaile
     trace = TensorTrace(learner.file.path, module)
     try:
         got = forward(None, trace)
-    except CheckFailed as failed:  # forward stops only while autograd records
+    except CheckFailed as failed:  # forward stops if autograd records, but not without it
         return [failed] if right else []
     except RuntimeError as error:
         return [learner.stopped(error, "the backward pass", len(lesson.steps))] if right else []
@@ -792,7 +794,7 @@ def compare_gradients(learner: LearnerModule, *, right: bool) -> list[CheckFaile
                 if wrong(forward({line}, trace)) is not None:
                     culprit = line
                     break
-            except Exception:  # Healed cannot remove the cut, such as inference_mode
+            except Exception:  # for example, Healed cannot undo inference_mode
                 break
     if culprit is None:
         return [learner.mistake("no-gradient", within=learner.methods, name=name)]

@@ -133,7 +133,7 @@ MISTAKES = (
     ExerciseMistake("tanh-gelu", 2, 'F.gelu(x, approximate="tanh")',
             "your {C4} channels go through GELU's tanh form; this exercise asks for the exact one",
             "the tanh form, which GPT-2 uses, differs by up to 0.0005: close, but not the same",
-            "use the error function: F.gelu with its default",
+            "use the exact form: F.gelu(x) without `approximate`",
             _activation(_tanh_gelu), at=r"tanh",
             parts=(lambda w, x: _tanh_gelu(w.up(x)),)),
     ExerciseMistake("relu", 2, "F.relu(x)", "your {C4} channels go through ReLU, not GELU",
@@ -340,7 +340,7 @@ def draw(size: Size, generator: torch.Generator) -> Tensor:
 
 
 def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
-    """Yield a fault of dropout in training (its rate, scale or place), or a note about it."""
+    """Yield a fault of dropout in training (its rate, scale or place), or a note about dropout."""
     for p in (0.25, 0.1, 0.0):
         found = _dropout(learner, p)
         if isinstance(found, CheckFailed):
@@ -351,7 +351,7 @@ def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
 
 
 def _dropout(learner: LearnerModule, p: float) -> CheckFailed | str | None:
-    """The fault of dropout in training at rate `p`, or a note about it, or None."""
+    """The fault of dropout in training at rate `p`, or a note about dropout's place, or None."""
     size = Size(4, 32, 32, dropout=p, seed=5)
     module, w, x = learner.filled(size)
     with torch.no_grad():
@@ -384,9 +384,9 @@ def _dropout(learner: LearnerModule, p: float) -> CheckFailed | str | None:
 
 
 def _dropped(trace: TensorTrace, whole: Tensor) -> Tensor | None:
-    """A tensor of the trace that dropout made from `whole`, or None.
+    """The tensor of the trace that is `whole` after dropout; None if there is none.
 
-    Some of its numbers are 0, and all others are those of `whole` times one factor."""
+    Dropout sets some numbers to 0, and multiplies all others by the same factor."""
     for operation in trace.operations:
         for tensor in operation.results:
             if tensor.shape != whole.shape or not bool(((tensor == 0) & (whole != 0)).any()):
@@ -400,7 +400,7 @@ def _dropped(trace: TensorTrace, whole: Tensor) -> Tensor | None:
 def _wrong_dropout(
     learner: LearnerModule, p: float, y: Tensor, wanted: Tensor
 ) -> CheckFailed | None:
-    """The fault of the dropout at rate `p` that turned `wanted` into y, or None."""
+    """The fault of the dropout that turned `wanted` into y, or None. Its rate should be `p`."""
     zero = y == 0
     rate = float(zero[wanted != 0].double().mean())
     for dim, groups in ((-1, "tokens"), (0, "channels of all sequences"), (1, "channels")):

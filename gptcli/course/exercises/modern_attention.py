@@ -82,7 +82,7 @@ def attention(
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """Yield for each step a list of the tensors that correct code can compute in it."""
+    """Yield a list for each step: the tensors that correct code can compute in this step."""
     yield from ([], [], [])  # RMSNorm and the two functions are checked before the attention
     q, k, v = _turn(*heads(w, x))
     yield [k]
@@ -103,7 +103,7 @@ def _seen_after_groups(q: Tensor, k: Tensor, mixed: Tensor) -> list[Tensor]:
 def unseen(trace: TensorTrace, w: Weights, x: Tensor) -> int | None:
     """The first of the steps 4 to 6 whose result is not in the trace; 6 if all results are there.
 
-    It is step 4 if the code also rotates the values."""
+    Returns 4 if the code also rotates the values."""
     q, k, v = heads(w, x)
     try:
         q, k, v = _turn(q, k, v)
@@ -151,7 +151,7 @@ def _lacks_values(trace: TensorTrace, q: Tensor, k: Tensor, v: Tensor, group: in
 
 
 def _shared_wrongly(trace: TensorTrace, part: Tensor, wide: Tensor) -> bool:
-    """Whether forward repeats the heads of `part` as often as `wide`, but in another order.
+    """Whether forward repeats the heads of `part` to the shape of `wide`, but in another order.
 
     `part` is (B, K, T, D), and `wide` is (B, H, T, D)."""
     if part.shape[1] in (1, wide.shape[1]) or _holds(trace, wide):
@@ -167,7 +167,7 @@ def _shared_wrongly(trace: TensorTrace, part: Tensor, wide: Tensor) -> bool:
 
 
 def seen(trace: TensorTrace, w: Weights, x: Tensor, step: int) -> bool:
-    """Whether the trace has the whole step. Step 5 can be half there: k repeated, but not v."""
+    """Whether the trace has all results of the step. In step 5, code can repeat k, but not v."""
     if step != 5:
         return True
     q, k, v = _turn(*heads(w, x))
@@ -176,7 +176,7 @@ def seen(trace: TensorTrace, w: Weights, x: Tensor, step: int) -> bool:
 
 
 def _holds(trace: TensorTrace, wanted: Tensor) -> bool:
-    """Whether the trace has the numbers of `wanted`, with its dimensions in any order."""
+    """Whether the trace has the numbers of `wanted`, in any shape and any order of dimensions."""
     layouts = [wanted.permute(order).flatten() for order in permutations(range(wanted.dim()))]
     return any(
         torch.allclose(result.flatten(), layout)
@@ -242,7 +242,7 @@ def _before_split(w: Weights, x: Tensor) -> Heads:
 
 
 def _angles_of_width(w: Weights, x: Tensor) -> Heads:
-    """Heads that are rotated with wrong frequencies: the first D/2 of those for C channels."""
+    """Heads rotated with wrong frequencies: the first D/2 of the frequencies for C channels."""
     q, k, v = heads(w, x)
     D = q.shape[-1]
     angles = modern.angles_of(w.H * D, x.shape[1])[:, : D // 2]
@@ -349,7 +349,7 @@ MISTAKES = (
                 attention, make=_angles_of_width, turn=lambda q, k, v: (q, k, v)),),
             r"rotary|angles"),
     ExerciseMistake("rotated-twice", 4, "rotate(rotate(q))",
-            "you rotate the queries, the keys or both twice",
+            "you rotate twice: the queries, the keys, or both",
             "the angle must be the position times the frequency; a second rotation doubles it",
             "rotate q and k once each", _turning(
                 lambda q, k, v: (turned(turned(q)), turned(turned(k)), v),

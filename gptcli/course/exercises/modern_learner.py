@@ -45,7 +45,7 @@ class LearnerModern(Explainer):
             )
 
     def start_again(self) -> None:
-        """Run the file, or run it once more: its variables then keep nothing of earlier calls."""
+        """Run the file anew, so that its variables keep nothing of earlier calls."""
         with DoublePrecision():  # float64 also for tables that are made when the file runs
             self.module = run_file(self.file)
 
@@ -66,7 +66,7 @@ class LearnerModern(Explainer):
     def mistake(self, slug: str, evidence: str = "", **more: Any) -> CheckFailed:
         """The CheckFailed for the known mistake `slug`.
 
-        It quotes a line of the step's function or, if no line of it matches, of another
+        It quotes a line of the step's function. If none of its lines matches, it quotes another
         function."""
         mistake = next(m for m in self.mistakes if m.slug == slug)
         inside = self.source.lines_of(FUNCTIONS.get(more.get("step") or mistake.step, ""))

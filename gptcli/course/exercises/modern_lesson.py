@@ -51,7 +51,7 @@ class ModernLesson(Lesson[LearnerModern]):
 
 
 def _norm(learner: LearnerModern) -> list[tuple[str, str]]:
-    """Check step 1, RMSNorm, and return the notes for the report."""
+    """Check step 1 (RMSNorm). Return the notes for the report."""
     norm = learner.class_of(1, NORM, modern_norm.LESSON)
     done: list[Check] = []
     norm.lesson.check(norm, done)
@@ -74,7 +74,7 @@ def _attention(learner: LearnerModern) -> str:
     lesson = whole.lesson
     whole.needs_forward()
     faults = list(modern_attention.start(whole))
-    if faults:  # forward may still run in sizes with K = H, and show a mistake of step 4
+    if faults:  # if K = H, forward may still work, and show a mistake of step 4
         alone = replace(lesson, sizes=tuple(s for s in lesson.sizes if _each_by_itself(s)))
         try:
             compare_output(learner.class_of(4, ATTENTION, alone))
@@ -122,8 +122,8 @@ def _with_equal_sizes(learner: LearnerModern, failed: CheckFailed) -> CheckFaile
 def _shown(whole: ModernModule, failed: CheckFailed) -> CheckFailed | None:
     """The CheckFailed for a known mistake that the trace shows, or None.
 
-    It is None if `failed` already names a known mistake, or if the trace shows a mistake of another
-    step. The step may differ only if forward stops because the values are not repeated."""
+    It is None if `failed` already names a known mistake. The mistake must be of the same step as
+    `failed`, except if forward stops and the trace shows that the values are not repeated."""
     if failed.mistake not in ("wrong-output", "not-finite", "not-implemented", "raises"):
         return None
     for size in whole.lesson.sizes:
@@ -147,8 +147,8 @@ def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None
     """Check step 4, the position of the first token. q and k depend on it, but the output does not.
 
     With `stops`, every exception of forward is a fault of step 4. With `unwritten`, every exception
-    except NotImplementedError is such a fault. With neither of the two arguments, exceptions are
-    ignored, because a later step can raise them."""
+    except NotImplementedError is a fault of step 4. With neither of the two arguments, exceptions
+    are ignored, because a later step can raise them."""
     size = modern_attention.SIZES[0]
     module, w, x = whole.filled(size)
     forward = inspect.signature(type(module).forward)

@@ -1,8 +1,8 @@
 """The six steps of the exercise modern, and its known mistakes in the rotation (steps 2 and 3).
 
-The functions in `forms` of step 2 take D (head_dim) and n (the length). They return the angles that
-code with the mistake uses, or its tables (cos, sin). The functions in `forms` of step 3 take
-x (B, H, T, D) and the correct tables c and s, each (T, D/2).
+The functions in `forms` of step 2 take D (head_dim) and n (the length). They return what code
+with the mistake computes: the angles, or the tables (cos, sin). The functions in `forms` of step 3
+take x (B, H, T, D) and the correct tables c and s, each (T, D/2).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _moved(by: float) -> Form:
 
 
 def _tables(change: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Form:
-    """A function of D and n that computes the correct angles, and wrong tables from these."""
+    """A function of D and n, in which `change` makes wrong tables from the correct angles."""
     return lambda D, n: change(angles_of(D, n))
 
 

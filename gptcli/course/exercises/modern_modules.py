@@ -39,7 +39,7 @@ class GroupedSize(Size):
 
 
 def modern_config(config: Any, n_kv_head: int | None = None) -> LearnerConfig:
-    """The config for the classes of the exercise: the fields of `config`, n_kv_head and eps.
+    """The config for the classes of the exercise: fields of `config`, and also n_kv_head and eps.
 
     If n_kv_head is None, it becomes half of n_head, or 1 if n_head is odd."""
     fields = ("n_embd", "n_head", "dropout", "bias", "block_size")
@@ -54,8 +54,8 @@ def ranked_line(
 ) -> int | None:
     """The number of the line to quote for a mistake; None if no line matches `pattern`.
 
-    Takes the first alternative of `pattern` that matches a line. If it matches several lines,
-    returns `suspect` if `suspect` is one of them, else the first."""
+    Takes the first alternative of `pattern` that matches a line. Returns `suspect` if this
+    alternative matches it, else the first line that it matches."""
     for alternative in _alternatives(pattern):
         if lines := source.matches(alternative, within):
             return suspect if suspect in lines else lines[0]
@@ -63,7 +63,7 @@ def ranked_line(
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """The alternatives of a pattern. Each `|` outside brackets separates two of them."""
+    """The parts of the regular expression `pattern`, split at each `|` outside brackets."""
     parts, depth = [""], 0
     for before, character in zip(" " + pattern, pattern, strict=False):
         if before != "\\":
@@ -76,7 +76,7 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 class ModernModule(LearnerModule):
-    """A learner's RMSNorm or attention. `first` is the number of the first step that it computes.
+    """A learner's RMSNorm or attention. `first` is the number of the first step in this class.
 
     `.float()` and float32 in the learner's code become float64, so that results can be compared
     exactly."""
@@ -122,7 +122,7 @@ class ModernModule(LearnerModule):
         return bool(self.source.matches(r"(?i)norm|rsqrt", lines))
 
     def run(self, module: nn.Module, weights: Any, x: Tensor, trace: TensorTrace) -> Tensor:
-        """Return module(x), of the shape and dtype of x, and record its operations in `trace`."""
+        """Return module(x), with the shape and dtype of x. Record its operations in `trace`."""
         self._running = trace, weights, x.detach().clone()
         return super().run(module, weights, x, trace)
 

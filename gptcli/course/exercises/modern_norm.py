@@ -47,7 +47,7 @@ def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
 
 
 def _sized(*changes: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
-    """RMSNorms with a wrong divisor: change(x) divides x, and then the gain is applied."""
+    """RMSNorms with a wrong divisor: change(x) returns the quotient; the gain multiplies it."""
     return tuple(lambda w, x, change=change: change(x) * w.g for change in changes)
 
 
@@ -101,7 +101,7 @@ MISTAKES = (
             "a new layer should only normalise", "start the gain with torch.ones",
             at=r"self\.(weight|gain|gamma|scale|g|w)\s*=|register_parameter|ones"),
     ExerciseMistake("has-bias", 1, "a bias, as in layer normalisation",
-            "your RMSNorm has more parameters than the gain: {have}",
+            "your RMSNorm has parameters besides the gain: {have}",
             "RMSNorm has only a gain: it subtracts no mean and adds no bias",
             "keep only the gain in the constructor and in forward",
             at=r"self\.(bias|beta|shift|b|offset)\s*=|zeros"),
@@ -154,11 +154,12 @@ MISTAKES = (
     ExerciseMistake("no-root", 1, "x / ((x ** 2).mean(-1) + eps)",
             "you divide the {C} channels by the mean of their squares, not by its root",
             "a token of twice the size would become half as large, but its size must not matter",
-            "take the root of the mean plus eps",
+            "add eps to the mean, then take the root",
             _sized(lambda x: x / (_mean(x**2) + EPS), lambda x: x / _mean(x**2)), r"/|mean\("),
     ExerciseMistake("multiplied-by-root", 1, "x * torch.sqrt(mean + eps)",
             "you multiply the {C} channels by the root instead of dividing",
-            "a large token should shrink", "divide by the root, or multiply by torch.rsqrt",
+            "a token with large channels should shrink",
+            "divide by the root, or multiply by torch.rsqrt",
             _sized(lambda x: x * torch.sqrt(_mean(x**2) + EPS)), r"\*.*sqrt|\*"),
     ExerciseMistake("eps-outside", 1, "x / (torch.sqrt(mean) + eps)",
             "you add eps = 1e-06 to the root, not to the mean of the {C} squares",

@@ -26,8 +26,8 @@ _EPS = (1e-6, 1e-5, 1e-8, 1e-12, 0.0, float(torch.finfo(torch.float64).eps))
 class QKNorm:
     """The norms of queries and keys: `q` and `k`, each a function, or None if there is no norm.
 
-    `of` names the kind of norm and what it averages. `after_rotation` tells that a learned gain is
-    applied to heads after their rotation."""
+    `of` describes the norm: its kind, and what it averages. `after_rotation` tells that a learned
+    gain is applied to heads after their rotation."""
 
     q: Norm | None
     k: Norm | None
@@ -62,7 +62,7 @@ def find_norm(
     for part, before in heads.items():
         rotated = turned(before)
         norms = list(_norms(module, before))
-        # norms with a gain first, because a match with a gain says more
+        # norms with a gain first: their code also computes the norm without the gain
         norms.sort(key=lambda one: not one[2])
         late = next((one for one in norms if one[2] and made.has(one[0](rotated))), None)
         early = next((one for one in norms if made.has(turned(one[0](before)))), None)
@@ -80,7 +80,7 @@ def find_norm(
 
 
 def _norms(module: nn.Module, heads: Tensor) -> Iterator[tuple[Norm, str, bool]]:
-    """Yield every norm that the code can mean: the function, its kind, whether it has a gain."""
+    """Yield every norm that the code can mean: function, kind, and whether it has a gain."""
     width, D = heads.shape[1] * heads.shape[3], heads.shape[3]
     vectors = [p.detach() for p in module.parameters() if p.dim() == 1]
     own = {
