@@ -34,7 +34,7 @@ VOCABULARY = 65
 
 
 def main() -> None:
-    """Run gptcli and nanoGPT in turn and print the results. With --side, run only this one of the
+    """Run gptcli and nanoGPT in turn and print the results. With --side, run only one of the
     two, in this process."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("steps", "loss"))
@@ -124,7 +124,7 @@ def nanogpt_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str,
 
 
 def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, float]:
-    """Measure training steps as gptcli makes them, with the same model and AdamW."""
+    """Measure training steps as gptcli makes them, with nanoGPT's model and AdamW."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli's command line sets it
     import torch
 
@@ -167,8 +167,8 @@ def gptcli_step(shape: dict[str, int], dropout: float, path: Path) -> dict[str, 
 
 
 def to_loss(nanogpt: Path, text: Path, rounds: int) -> None:
-    """Run whole trainings of nanoGPT and gptcli in turn. Print their wall times, and gptcli's
-    losses."""
+    """Run whole trainings of nanoGPT and gptcli in turn. Print the wall times of both, and the
+    losses of gptcli."""
     data = nanogpt / "data" / "shakespeare_char"
     if not (data / "train.bin").exists():
         (data / "input.txt").write_bytes(text.read_bytes())

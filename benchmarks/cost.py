@@ -65,8 +65,9 @@ def measured(shape: tuple[int, ...]) -> dict:
 
 
 def measure(n_layer: int, n_embd: int, T: int, B: int) -> dict:
-    """The seconds of a step, its peak memory without the memory of the libraries, and the inputs of
-    the rules."""
+    """Measure a step: its seconds, and its peak memory without the memory of the libraries.
+
+    Also returns the predicted memory, and the units of work that predict the seconds."""
     import resource
 
     import torch
@@ -105,9 +106,9 @@ def config_of(Config: type, n_layer: int, n_embd: int, T: int, B: int) -> object
 
 
 def fit(seen: list[dict]) -> dict[str, float]:
-    """The prices that minimise the relative errors of the rule for the time of a step.
+    """The prices that minimise the relative errors of the computed times of a step.
 
-    They come from non-negative least squares."""
+    The method is least squares. Work that would get a negative price gets the price 0."""
     import numpy as np
 
     kinds = list(seen[0]["counts"])

@@ -59,7 +59,7 @@ def project(attention: CausalSelfAttention, x: Tensor, kept: object = None) -> T
 
 
 def applied_step(model: ModelConfig, lora: LoraConfig, dtype: torch.dtype) -> Callable[..., None]:
-    """A function that makes a training step of a model with adapters beside its weights."""
+    """A function that does one training step of a model with adapters beside its weights."""
     gpt = GPT(model, VOCABULARY)
     for p in gpt.parameters():
         p.requires_grad_(False)
@@ -89,7 +89,7 @@ def applied_step(model: ModelConfig, lora: LoraConfig, dtype: torch.dtype) -> Ca
 def folded_step(
     model: ModelConfig, lora: LoraConfig, dtype: torch.dtype, engine: str, batch: int
 ) -> Callable[..., None]:
-    """A function that makes a step of gptcli's own training, with adapters folded into the
+    """A function that does one step of gptcli's own training, with adapters folded into the
     weights."""
     state = TrainingState(
         model,

@@ -86,8 +86,10 @@ class Training:
         return self._code is None
 
     def wait(self) -> int:
-        """Wait for the process and return its exit code. If a signal ended the process, this is the
-        negative number of the signal. If the process hung and was killed, it is -100."""
+        """Wait for the process and return its exit code.
+
+        The code is -N if signal N ended the process. It is -100 if the process hung and this
+        function killed it."""
         deadline = time.perf_counter() + PATIENCE
         while self.running():
             if time.perf_counter() > deadline:

@@ -33,7 +33,7 @@ class RunStarted:
     compiled: bool
     resumed_from: int | None
     flops_per_token: float = 0.0  # operations per token in training; 0: unknown
-    adapter_parameters: int | None = None  # how many LoRA trains; None: all parameters are trained
+    adapter_parameters: int | None = None  # how many parameters LoRA trains; None: no LoRA
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class SampleDrawn:
 class Notice:
     """A message for the user, of one line.
 
-    `short` says the same in a few words. It is set if the message stays important for some time;
-    the live view then keeps showing `short`."""
+    `short` says the same in a few words. If the message stays important for some time, `short` is
+    set, and the live view keeps showing it."""
 
     message: str
     short: str = ""

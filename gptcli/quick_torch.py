@@ -26,9 +26,9 @@ _import = builtins.__import__
 
 
 class _Later(ModuleType):
-    """A stand-in for a module of UNUSED.
+    """A stand-in for one of the modules UNUSED.
 
-    The real modules are imported when a name is read from it."""
+    If code reads a name from a stand-in, the real modules are imported."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # Python's import reads such names from every module
@@ -71,7 +71,7 @@ def _import_in_order(
     fromlist: Sequence[str] | None = (),
     level: int = 0,
 ) -> ModuleType:
-    """Replaces Python's `import`: imports UNUSED first if the imported module needs them."""
+    """Replaces Python's `import`. Imports the modules UNUSED before a module that needs them."""
     if level == 0 and name.startswith("torch"):
         names = {name, *(f"{name}.{each}" for each in fromlist or ())}
         if any((each + ".").startswith(tuple(f"{x}." for x in NEED_THEM)) for each in names):
@@ -94,8 +94,8 @@ def _import_the_rest() -> None:
 def _let_generators_be_made(torch: ModuleType) -> None:
     """Make torch.Generator() usable, as the last lines of `torch._prims.rng_prims` do (torch 2.13).
 
-    Usually, `import torch` runs those lines while it imports UNUSED. Here, UNUSED is imported
-    later or never."""
+    Usually, `import torch` runs those lines while it imports the modules UNUSED. gptcli imports
+    these modules later or never, so this function does the work of those lines."""
     if hasattr(torch._C, "_set_generator_metaclass"):
         base = importlib.import_module("torch._opaque_base")
         torch._C._set_generator_metaclass(base.OpaqueBaseMeta)

@@ -27,8 +27,9 @@ import torch
 
 torch.set_num_threads(1)
 
-# If pytest is a background job of a shell, it ignores Ctrl-C. Under `nohup`, it ignores SIGHUP.
-# Every process that the tests start would inherit this, so pytest gets the default handlers here.
+# As a background job of a shell, pytest ignores Ctrl-C. Under `nohup`, it ignores SIGHUP.
+# Here pytest gets the default handlers, because every process that the tests start inherits an
+# ignored signal.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -89,7 +90,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
             return folder
         with _locked(base / f"once-{name}.lock"):
             if not done.exists():
-                # A worker in which `make` failed may have left an incomplete folder.
+                # If make(folder) failed in another worker, the folder may be incomplete.
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
                 make(folder)
@@ -158,9 +159,9 @@ def _shared_worker_process(pytestconfig: pytest.Config) -> Iterator[None]:
     once.
 
     The sandbox process (gptcli.course.sandbox.isolation.Worker) runs each file in a fork of itself,
-    so files cannot affect each other. Every check starts a new sandbox process outside the tests,
-    and also in these three cases: with --slow, on systems other than Linux, and if a test sets
-    GPTCLI_NEW_WORKER."""
+    so files cannot affect each other. Outside the tests, every check starts a new sandbox process.
+    The tests do the same in three cases: with --slow, on systems other than Linux, and if a test
+    sets GPTCLI_NEW_WORKER."""
     # This fixture must not use the fixture `slow`: --slow selects the tests that use `slow`, and
     # every test uses this fixture.
     if pytestconfig.getoption("--slow") or sys.platform != "linux":
@@ -234,10 +235,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Without --slow, leave out the tests marked `slow`, and most cases of tests marked
     `long_series`.
 
-    The cases of a test are its sets of parameters. If a `long_series` has up to 12 cases, about a
-    third of them remain. Of up to 40 cases, about a sixth remain, and of more than 40 about a
-    twelfth. With --slow, only two kinds of tests remain: those that are left out without --slow,
-    and those that use the fixture `slow`."""
+    A test has one case for each set of parameters. About a third of the cases of a `long_series`
+    remain if it has up to 12 cases, a sixth if it has 13 to 40, and a twelfth if it has more. With
+    --slow, two kinds of tests remain: the tests that are left out without --slow, and the tests
+    that use the fixture `slow`."""
     slow = config.getoption("--slow")
     series = [
         (item.path, getattr(item, "originalname", item.name))
@@ -252,9 +253,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             test = (item.path, getattr(item, "originalname", item.name))
             i, length = seen[test], lengths[test]
             every = 3 if length <= 12 else 6 if length <= 40 else 12
-            # Keep one case of each group of `every` cases: the first of one group, the last of the
-            # next, and so on. If it were always the first, all kept cases might have the same value
-            # of a parameter.
+            # Each group of `every` cases keeps one case: the first group its first, the second
+            # group its last, the third group its last but one, ... If all groups kept their first
+            # case, all kept cases might have the same value of a parameter.
             is_slow = is_slow or (i + i // every) % every != 0
             seen[test] += 1
         is_wanted = is_slow or "slow" in getattr(item, "fixturenames", ()) if slow else not is_slow
@@ -264,7 +265,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def wanted(request: pytest.FixtureRequest, parameter: str, *always: Any) -> set[Any]:
-    """The values of `parameter` in those tests of this module that will run, and those in `always`.
+    """The values of `parameter` in the tests of this module that will run, and the values `always`.
 
     A fixture that prepares something for each value can thus leave out values that no test
     needs."""
@@ -296,7 +297,7 @@ def some(series: Iterable[T], count: int, slow: bool) -> list[T]:
 def program(slow: bool) -> Iterator[list[str]]:
     """The first words of a command line that runs `gptcli` as a process with its own streams.
 
-    A test appends gptcli's arguments. If "-u" comes first, the streams have no buffers. The
+    A test appends the arguments for gptcli. If "-u" comes first, the streams have no buffers. The
     process is a fork of fork_server.py, which has already imported PyTorch. With --slow, and on
     Windows, the command starts gptcli without fork_server.py."""
     if slow or os.name != "posix":

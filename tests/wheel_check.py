@@ -1,8 +1,8 @@
 """Builds the wheel, installs it into an empty environment, and trains there.
 
 `make wheel-check` runs this program. pytest does not run it, because it needs the package index.
-The environment holds only the packages that gptcli needs to run. If uv is installed, `uvx` then
-trains and samples too, from the same wheel files and without the index.
+The environment holds only the packages that gptcli needs to run. If uv is installed, the
+program also trains and samples with `uvx`, from the same wheel files and without the index.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PIP = ("-m", "pip", "--disable-pip-version-check")
 
 
 def run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> str:
-    """Run a command and return its stdout. Exit with its output if it fails."""
+    """Run a command and return its stdout. If the command fails, exit with its output."""
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, encoding="utf-8", env=env)
     if done.returncode != 0:

@@ -20,10 +20,10 @@ class Check:
 class StepMark:
     """One step of the exercise in the report on a file.
 
-    `state` is "right", "wrong", "unseen" (before the wrong step, but forward computes no number
-    that shows whether the step is right) or "after" (after the wrong step: not judged). `line` is
-    the number of the line that completes the step, or None if unknown. `code` is the text of this
-    line."""
+    `state` is "right", "wrong", "unseen" or "after". "unseen": the step comes before the wrong
+    step, but no number that forward computes shows whether the step is right. "after": the step
+    comes after the wrong step, and is not judged. `line` is the number of the line that completes
+    the step, or None if unknown. `code` is the text of this line."""
 
     step: int
     name: str
@@ -36,8 +36,8 @@ class StepMark:
 class Picture:
     """The steps and the attention weights of a wrong attention, for drawing.
 
-    Both arrays of attention weights are (T, T), for one head. Both are None if the weights do not
-    show the mistake. -1 stands for a learner's weight that is not finite."""
+    Each array of attention weights is (T, T), for one head. It is None if the weights do not show
+    the mistake. -1 stands for a learner's weight that is not finite."""
 
     steps: tuple[StepMark, ...]
     learner_weights: list[list[float]] | None = None
@@ -54,9 +54,9 @@ class Picture:
 class FileReport:
     """The verdict on one learner's file.
 
-    `mistake` is a slug; `message` and `hints` are for people. `first_wrong_step` counts the steps
-    of the exercise from 1. It is None if the file is right or the step is not known. A right file
-    has no hints."""
+    `mistake` is a slug; `message` and `hints` are for people. `first_wrong_step` is the
+    number of a step of the exercise, from 1. It is None if the file is right or the step is not
+    known. A right file has no hints."""
 
     file: str
     exercise: str
@@ -71,13 +71,13 @@ class FileReport:
 
     @property
     def subject(self) -> tuple[str, str]:
-        """("class", name of the class) for attention; ("exercise", name of the exercise) else."""
+        """("class", name of the class) for attention; else ("exercise", name of the exercise)."""
         if self.exercise == "attention":
             return "class", self.class_name
         return "exercise", self.exercise
 
     def hint(self, level: int) -> str | None:
-        """Hint 1, 2 or 3, of which 3 says the most; None if the file is right."""
+        """Hint 1, 2 or 3: hint 3 says the most. None if the file is right."""
         return self.hints[min(level, len(self.hints)) - 1] if self.hints else None
 
     def to_json(self, level: int = 1) -> dict[str, Any]:
@@ -112,8 +112,8 @@ class PathResult:
     """The largest error of one path.
 
     A path is one way in which gptcli or PyTorch computes attention. `cases` is the number of cases
-    checked. The error is absolute. Inputs have variance 1, so it is comparable with a relative
-    error."""
+    checked. The error is absolute. It is comparable with a relative error, because the inputs have
+    variance 1."""
 
     path: str
     dtype: str

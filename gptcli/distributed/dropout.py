@@ -3,10 +3,10 @@
 There are two exceptions: micro-batches that the ranks split on GPUs, and torch.compile on a CPU.
 
 A single process seeds its generator once for each step, and its micro-batches draw one after the
-other. A rank must skip the numbers of the micro-batches of other ranks. On a CPU, the rank draws
-these numbers and discards them, which takes a few per cent of the time of a forward pass. On a GPU,
-the rank moves the generator's offset. If the ranks split a micro-batch on a CPU, each rank draws
-the numbers of the whole micro-batch and keeps its part.
+other. A rank must skip the random numbers that other ranks draw for their micro-batches. On a CPU,
+the rank draws these numbers and discards them, which takes a few per cent of the time of a forward
+pass. On a GPU, the rank moves the generator's offset. If the ranks split a micro-batch on a CPU,
+each rank draws the numbers of the whole micro-batch and keeps its part.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_MOST = 1 << 20  # how many numbers are drawn and discarded at once
+_MOST = 1 << 20  # how many random numbers are drawn and discarded at once
 Draw = Callable[[], None]
 
 
@@ -32,7 +32,7 @@ class Draws:
         self._offset = 0
 
     def record(self, forward: Callable[[], object]) -> None:
-        """Run a forward pass and remember which numbers it draws."""
+        """Run a forward pass and remember which random numbers it draws."""
         if self._device.type == "cuda":
             generator = torch.cuda.default_generators[torch.cuda.current_device()]
             before = generator.get_offset()
@@ -55,9 +55,10 @@ class Draws:
                 draw()
 
     def part(self, rank: int, ranks: int) -> AbstractContextManager[object]:
-        """A context in which a forward pass draws the numbers of part `rank` of a micro-batch.
+        """A context that gives a forward pass the random numbers of one part of a micro-batch.
 
-        The micro-batch is split into `ranks` parts. On a GPU, the context changes nothing."""
+        The micro-batch is split into `ranks` parts, and `rank` is the number of this part. On a
+        GPU, the context changes nothing."""
         if not self._replay or self._device.type == "cuda":
             return nullcontext()
         return _Part(rank, ranks)
@@ -74,7 +75,7 @@ def _words(func: Any, args: tuple[Any, ...]) -> Tensor | None:
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context that remembers the random operations that run in it."""
+    """A context that records the random operations that run in it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

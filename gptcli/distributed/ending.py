@@ -17,7 +17,7 @@ def end_rank(ended: SystemExit) -> None:
     Threads of torch.distributed can still wait for Python's lock. At its normal end, the
     interpreter would stop such a thread in the middle of C++ code, and C++ would then abort the
     process. A rank that has saved and ended normally would look like a failure. So this function
-    ends the process before the interpreter ends.
+    calls os._exit, which ends the process without the interpreter's normal end.
 
     A rank that `gptcli train --devices N` started exits with 0 if the training ended normally,
     because the agent of torch.distributed.run takes any other code for a failure, and ends or

@@ -6,8 +6,8 @@ float32 master weights. If the passes use a shorter dtype, FSDP rounds the weigh
 them, and averages gradients in float32.
 
 A shard is some rows of a parameter. If R rows are on W ranks, each rank has ceil(R / W) rows; the
-last ranks can have fewer. The optimizers see the shards as ordinary tensors. This is enough for
-AdamW, but Muon needs complete matrices.
+last ranks can have fewer. The optimizers see the shards as ordinary tensors. AdamW can
+update single shards, but Muon needs complete matrices.
 """
 
 from __future__ import annotations
@@ -112,10 +112,10 @@ class ShardedWeights(MasterWeights):
         return tuple(parts[part] ** 0.5 for part in sorted(parts))
 
     def publish(self) -> None:
-        """Let FSDP gather the weights again before it computes with them.
+        """Free the gathered weights. The next pass gathers the updated weights.
 
-        Without this call, FSDP would keep some complete weights from an evaluation to the next
-        step. FSDP rounds the weights itself."""
+        Without this call, the next step would compute with some weights that FSDP gathered for an
+        evaluation. FSDP rounds the weights itself."""
         for module in self._model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -147,7 +147,7 @@ class ShardedWeights(MasterWeights):
 
 
 def _whole(shard: Tensor, like: DTensor) -> Tensor:
-    """The complete tensor, on the CPU, of which each rank has a shard."""
+    """The complete tensor, on the CPU. `shard` is this rank's shard of it."""
     made = DTensor.from_local(
         shard,
         like.device_mesh,
@@ -162,7 +162,7 @@ def _whole(shard: Tensor, like: DTensor) -> Tensor:
 def sharded_optimizers(
     train: TrainConfig, weights: ShardedWeights, before: Optimizers, dtype: torch.dtype
 ) -> Optimizers:
-    """Optimizers for the shards. They begin with this rank's part of the state of `before`.
+    """Optimizers for the shards, which start with this rank's part of the state of `before`.
 
     `dtype` is the dtype of the passes."""
     whole_state = Optimizers.state(before)
@@ -229,7 +229,8 @@ class _ShardedMuon(Muon):
 
 
 class FsdpPasses(RankPasses):
-    """Passes by FSDP. The model's parameters and the master weights become this rank's shards."""
+    """Passes by FSDP. Its constructor turns the model's parameters and the master weights into this
+    rank's shards."""
 
     _all_must_compute = True
 
@@ -277,10 +278,10 @@ class FsdpPasses(RankPasses):
     ) -> float | None:
         """The loss over a split: see RankPasses.
 
-        At the end, every rank drops its complete weights. To gather them again takes all ranks at
-        the same time, so no rank may still have them when another rank gathers. This could happen
-        for a mixture of texts: each change to the averaged weights makes FSDP drop the complete
-        weights, and the leader makes this change once, but the other ranks once for each text."""
+        At the end, every rank drops its complete weights. All ranks must gather them at the same
+        time, so no rank may still have them when another rank gathers. Without this drop, a mixture
+        of texts would break this rule. FSDP also drops the complete weights at each switch to the
+        averaged weights. The leader switches once; the other ranks switch once for each text."""
         try:
             return super().evaluate(tokens, context, give_up)
         finally:

@@ -10,10 +10,10 @@
       state.files      -> "save"       ---->    write its shards to the disk (FSDP: shards.py)
     the end            -> "end"       ----->    leave with the same exit code
 
-The loop calls the same methods as in a single process. On the leader, the methods in this table
-also give the order. The loop also decides when to stop, when to halve the loss scale, and whether
-the run diverged. These decisions need no order, because the other ranks only do what the next order
-says. A save needs an order only with FSDP.
+The loop calls the same methods as in a single process. On the leader, each method in this table
+also sends its order to the other ranks. The loop also decides when to stop, when to halve the loss
+scale, and whether the run diverged. These decisions need no order, because the other ranks only do
+what the next order says. A save needs an order only with FSDP.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def folder_mark(run: Path) -> list[int]:
 def rank_passes(
     team: Team, state: TrainingState, alone: TorchPasses, config: Config, corpus: Corpus
 ) -> RankPasses:
-    """The passes of this rank. `alone` are the passes of a single process with the same weights."""
+    """The passes of this rank. DDP takes the loss function of `alone`, which is for one process."""
     share = Share.of(config.train, team.place.size)
     batches = RankBatches(
         corpus.train, config.model.block_size, config.train.seed, share, team.place.rank
@@ -155,7 +155,7 @@ class LeaderState(TrainingState):
         self.is_busy = False
 
     def shared(self) -> RankPasses:
-        """The passes that all ranks share. The first call lets the other ranks begin."""
+        """The passes that all ranks compute together. The first call makes all ranks ready."""
         if self._shared is None:
             optimizer = self.optimizers.state()
             slots = {name: list(optimizer[name].shape) for name in sorted(optimizer)}
@@ -169,7 +169,7 @@ class LeaderState(TrainingState):
         return self._shared
 
     def files(self) -> TensorFiles:
-        """The content of a checkpoint of this step: shards, if each rank has a ShardWriter."""
+        """The content of a checkpoint of this step. If each rank has a ShardWriter: shards."""
         if self._writer is None:
             return super().files()
 
@@ -226,7 +226,7 @@ class _LeadingPasses(TorchPasses):
     def evaluate(
         self, tokens: TokenStore, context: int, should_stop: Callable[[], bool]
     ) -> float | None:
-        """The loss over a split, of which each rank evaluates a share; None if a rank must stop."""
+        """The loss over a split. Each rank evaluates a share of it. None if a rank must stop."""
         first = 0 if tokens is self._state.validation else tokens.start
         end = first + len(tokens)
         with self._state.ordered("evaluate", first, end, context) as passes:
@@ -260,7 +260,7 @@ class _LeadingOptimizers(Optimizers):
             super().step(rate, average)
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors of optimizer state, complete, by the name "slot/parameter"."""
+        """The complete optimizer state: "slot/parameter" -> tensor. Gathers shards."""
         weights = self._state.weights
         if not (isinstance(weights, ShardedWeights) and self._state.has_begun()):
             return super().state()

@@ -3,8 +3,8 @@
 The subclasses of RankPasses combine the gradients: DdpPasses here, FsdpPasses in fsdp.py. PyTorch's
 DistributedDataParallel (DDP) averages gradients while the backward pass still runs. It does this
 once in a step, in the last micro-batch; earlier micro-batches only add their gradients. If the
-passes use a shorter dtype than float32, a hook adds and averages the float32 gradients of the
-master weights instead.
+passes use a shorter dtype than float32, the master weights get the gradients in float32: the
+micro-batches add to them, and in the last micro-batch a hook of DDP averages them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gptcli.training.step import mean_loss, seed_dropout
 
 
 class RankBatches(Batches):
-    """The batches of rank r of W: its batch k is part k * W + r of the global order (see
+    """The batches of rank r of W ranks. Batch k is part number k * W + r of the global order (see
     share.py)."""
 
     def __init__(
@@ -189,8 +189,8 @@ class DdpPasses(RankPasses):
                 ddp.register_comm_hook(None, lambda _, bucket: self._average_in_float32(bucket))
                 weights.use_gradients()
             # After the first backward pass, DDP reorders its buckets, which changes the rounding of
-            # sums. Do this pass before the first step, so that a resumed run rounds in the same
-            # way.
+            # sums. So do one backward pass before the first step. Then a resumed run rounds like a
+            # run without a pause.
             ddp(*self._batches.batch(0)).backward()
         weights.clear_grads()
         return ddp

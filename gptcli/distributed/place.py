@@ -11,7 +11,7 @@ LAUNCH_FOLDER = "GPTCLI_LAUNCH"
 --devices N`."""
 LOST = 75
 """The exit code of a rank that ends because another rank ended or hangs. Only the launcher
-sees it."""
+sees this exit code."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def was_restarted() -> bool:
 
 
 def leave_word(name: str, text: str) -> None:
-    """Write a note with a name, for the launcher and for the ranks after a restart.
+    """Write the note `name`, for the launcher and for the ranks after a restart.
 
     Does nothing in a rank that `gptcli train --devices N` did not start."""
     folder = os.environ.get(LAUNCH_FOLDER)
@@ -65,7 +65,7 @@ def leave_word(name: str, text: str) -> None:
 
 
 def word_of(name: str, folder: str | None = None) -> str | None:
-    """The text of the note with this name; None if there is no such note."""
+    """The text of the note `name`; None if there is no such note."""
     folder = folder or os.environ.get(LAUNCH_FOLDER)
     try:
         return Path(folder, name).read_text(encoding="utf-8") if folder is not None else None

@@ -1,7 +1,8 @@
 """Predicts how a config would train on N GPUs: memory, traffic, time, failures; for `gptcli plan`.
 
 Everything is arithmetic on a few stated numbers (docs/scaling.md shows it). `gptcli plan` measures
-nothing. Its predictions were compared with measurements on one processor, `zen4` in the table GPUS.
+nothing. Its predictions were compared with measurements on one CPU. This CPU is `zen4` in the table
+GPUS.
 
 Letters: P parameters, N ranks, M machines with n ranks each, S bytes.
 """
@@ -29,7 +30,7 @@ DISK_BYTES_PER_SECOND = 2e9  # assumed, for one machine; under fsdp all machines
 class Gpu:
     """A kind of GPU: its data sheet, and the share of its peak that one GPU reaches in training.
 
-    A core of a processor counts as a GPU, too; then each rank has one thread."""
+    `zen4` is a processor: each core counts as a GPU, and each rank has one thread."""
 
     name: str
     peak: float
@@ -54,9 +55,9 @@ GPUS = {
     "a100": Gpu("A100 80 GB SXM", 312e12, 80e9, 300e9, 25e9),
     "h100": Gpu("H100 SXM", 989.4e12, 80e9, 450e9, 50e9),
     "h200": Gpu("H200 SXM", 989.4e12, 141e9, 450e9, 50e9),
-    # Three numbers are measured: products in bfloat16 (peak) and training in one process (share),
-    # both in benchmarks/RESULTS.md, and an all-reduce between two processes over Gloo (inside,
-    # between).
+    # These numbers are measured. `peak` (products in bfloat16) and `share` (training in one
+    # process) are in benchmarks/RESULTS.md. `inside` and `between` are the speed of an all-reduce
+    # between two processes over Gloo.
     "zen4": Gpu(
         "cores of an EPYC Zen 4 (two of them)",
         peak=219e9,
@@ -154,8 +155,8 @@ def _traffic(
     """Bytes that a GPU sends in a step: to the GPUs of its own machine, and to other machines.
 
     A machine has n GPUs. For an all-reduce of S bytes, a GPU sends 2 S (n - 1) / n bytes inside its
-    machine. Between M machines, it all-reduces only its n-th part: 2 S / n * (M - 1) / M bytes. To
-    gather or to scatter takes half of these bytes."""
+    machine. Between M machines, it all-reduces only S / n bytes, so it sends 2 S / n * (M - 1) / M
+    bytes. If it only gathers or only scatters, it sends half as many bytes."""
     near, far = (n - 1) / n, (machines - 1) / machines / n
     if parallel == "ddp":
         size = 2 * 4.0 * parameters  # float32 gradients are all-reduced once

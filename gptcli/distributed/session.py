@@ -1,7 +1,8 @@
 """Runs one process of a run with several ranks: as the leader, or as a follower.
 
-The command line of every rank is the same. Only rank 0 carries it out. From the command line, the
-other ranks take only the files of the user's parts. The leader tells them everything else.
+The command line of every rank is the same. Only rank 0, the leader, carries out the command. The
+other ranks load the files of the user's parts that the command line names. The leader tells them
+everything else.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Leader:
-    """A context manager for rank 0. At its end, the other ranks leave with rank 0's exit code."""
+    """A context manager for rank 0. When it exits, the other ranks end with rank 0's exit code."""
 
     def __init__(self, place: Place) -> None:
         from gptcli.distributed.team import Team
@@ -36,7 +37,7 @@ class Leader:
         self._state: LeaderState | None = None
 
     def lead(self, setup: Setup) -> Setup:
-        """The setup of a shared training. Raises GptcliError if the ranks cannot share it."""
+        """A setup with which all ranks train together. Raises GptcliError if they cannot."""
         from gptcli.distributed.orders import LeaderState, folder_mark
         from gptcli.distributed.share import Share
 
@@ -62,7 +63,7 @@ class Leader:
         return replace(setup, new_state=new_state)
 
     def asked_to_stop(self) -> bool:
-        """Whether any rank had been asked to stop when the ranks last called `Team.agree`."""
+        """Whether a call of `Team.agree` has found that any rank was asked to stop."""
         return self._team.stop_seen
 
     def __enter__(self) -> Leader:

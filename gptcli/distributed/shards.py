@@ -8,11 +8,11 @@
     gather sizes and SHA-256                   <-----   report them, or why the disk refused
     write meta.json with all of them, rename the folder
 
-The checkpoint exists only after the last line. If a rank dies earlier, the previous checkpoint is
-still complete, and the next save or resume deletes the temporary folder. The leader gives the order
-between two steps, so all rows belong to the same step. Each save uses a new name for the folder, so
-a late rank cannot write into the folder of another save. Nothing is pickled: the ranks send each
-other JSON.
+The checkpoint exists only after the last line. If a rank dies before that, the previous checkpoint
+is still complete, and the next save or resume deletes the temporary folder. The leader gives the
+order between two steps, so all rows belong to the same step. Each save uses a new name for the
+folder, so a late rank cannot write into the folder of another save. Nothing is pickled: the ranks
+send each other JSON.
 
 gptcli.training.checkpoint_files says what a shard holds. gptcli.training.meta_file says how a shard
 is named.
@@ -137,7 +137,7 @@ class ShardWriter:
     def follow(self, *, background: bool) -> None:
         """Take part in a save that the leader has ordered. If `background`, write in a thread."""
         if self._thread is not None:
-            self._thread.join()  # the leader has also waited for its thread
+            self._thread.join()  # the leader, too, has waited for the thread of its previous save
             self._thread = None
         rows = self.rows()
         if background:
@@ -152,7 +152,7 @@ class ShardWriter:
         self._take_part(rows)
 
     def _in_thread(self, rows: Rows) -> None:
-        with suppress(LostError):  # the main thread also notices the loss, and ends this process
+        with suppress(LostError):  # the main thread also notices this error, and ends the process
             self._take_part(rows)
 
     def _take_part(self, rows: Rows) -> None:
@@ -164,7 +164,7 @@ class ShardWriter:
 class LeaderShards:
     """The TensorFiles of a sharded checkpoint, on the leader.
 
-    `order` tells the other ranks to take part. It is called once, in the main thread."""
+    The function `order` tells the other ranks to take part. It runs once, in the main thread."""
 
     def __init__(self, writer: ShardWriter, order: Callable[[bool], None]) -> None:
         self._writer, self._order = writer, order
@@ -177,7 +177,7 @@ class LeaderShards:
         return sum(bytes_of(part) for part in self._rows)
 
     def copied(self) -> LeaderShards:
-        """The same files, from copies of the rows on every rank."""
+        """The same files, but every rank writes copies of its rows."""
         self._order_once(background=True)
         self._rows = copies_of(self._rows[0]), copies_of(self._rows[1])
         return self

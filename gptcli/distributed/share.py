@@ -35,7 +35,7 @@ class Share:
         """The share of a rank.
 
         Raises GptcliError if the ranks cannot share a step evenly; the hint names the nearest sizes
-        with which they can. Also raises it if several ranks would train low-rank adapters."""
+        with which they can. Several ranks that would train low-rank adapters are an error, too."""
         if train.lora is not None and ranks > 1:
             raise GptcliError(
                 "train.lora works in one process: several processes would send each other the "

@@ -28,7 +28,7 @@ from gptcli.distributed.watch import Watch
 
 _CONNECT = timedelta(minutes=5)
 LONGEST = timedelta(hours=2)
-"""The time limit of a collective. If a rank hangs, watch.py ends the run much earlier."""
+"""The time limit of a collective. Usually the limit of watch.py, `run.rank_timeout`, is shorter."""
 _PEER_GONE = re.compile(
     r"connection (was )?(closed|reset|refused)|closed by peer|broken pipe|socket (closed|error)|"
     r"timed out|time ?out|remote process exited|communicator was aborted|failed to recv|"
@@ -40,8 +40,8 @@ _PEER_GONE = re.compile(
 class LostError(SystemExit):
     """Another rank has ended, so this rank ends, too.
 
-    This rank prints nothing, because the rank with the first error prints that error, or the
-    launcher does."""
+    This rank prints nothing: either the rank that failed first prints its error, or the launcher
+    reports it."""
 
     def __init__(self) -> None:
         super().__init__(LOST if LAUNCH_FOLDER in os.environ else 1)
@@ -75,7 +75,7 @@ class Team:
         self.wants_stop: Callable[[], bool] = lambda: False
         """Whether this process was asked to stop (Ctrl-C, SIGTERM)."""
         self.stop_seen = False
-        """Whether any rank had been asked to stop when the ranks last called `agree`."""
+        """Whether a call of `agree` has found that any rank was asked to stop."""
 
     def connect(self, device_type: str) -> None:
         """Connect with the other ranks. All ranks must call this."""
@@ -128,7 +128,7 @@ class Team:
         return order
 
     def agree(self, *values: float) -> list[float]:
-        """The sums of the values over all ranks; also asks whether any rank was asked to stop."""
+        """The sums of the values over all ranks. Sets `stop_seen` if a rank was asked to stop."""
         numbers = torch.tensor([*values, float(self.wants_stop())], dtype=torch.float64)
         self.watch.tick()
         with peers_needed():

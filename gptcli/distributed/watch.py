@@ -2,8 +2,9 @@
 
 Each rank counts the parts of its work that it has done, and a thread writes the count to the store
 of torch.distributed once a second. If a rank has waited longer than the limit (`run.rank_timeout`),
-its thread reads the counts. A rank that no longer writes its count hangs. If all ranks still write
-their counts, the ranks with the smallest count hang, because all other ranks wait for them.
+its thread reads the counts of all ranks. A rank that no longer writes its count hangs. If all ranks
+still write their counts, the ranks with the smallest count hang, because all other ranks wait for
+them.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Watch:
                     self._report(store)
 
     def _report(self, store: Store) -> None:
-        """Print which rank hangs, unless another rank has printed it, and end this process.
+        """End this process. Before that, print which rank hangs if no other rank has printed it.
 
         Does nothing if this rank has gone on, or if every rank still writes its count and all
         counts are equal."""
@@ -99,7 +100,7 @@ class Watch:
 
 
 def _read(store: Store, size: int) -> dict[int, tuple[int, int]]:
-    """The count of each rank, and how often the rank has written it (its beat).
+    """The count of each rank, and its beat: how often the rank has written its count.
 
     Both numbers are 0 if the rank has not written its count yet."""
     found = {}

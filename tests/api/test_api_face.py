@@ -17,8 +17,8 @@ import gptcli
 
 KEPT = Path(__file__).with_name("public_api.txt")
 """The public interface as it was last accepted. A change of the interface can affect every user of
-the library: state it in CHANGELOG.md, and write the file again with `python -m
-tests.api.test_api_face`."""
+the library: state it in CHANGELOG.md. Then run `python -m tests.api.test_api_face`, which writes
+public_api.txt again."""
 
 
 def public_api() -> Iterator[str]:

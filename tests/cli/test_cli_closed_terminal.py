@@ -40,7 +40,7 @@ TorchPasses.gradients = slow
 from gptcli.cli import main
 main()
 """
-"""The source of a program that trains. In the third step it waits until its terminal is closed."""
+"""The source of a program that trains. Its third step waits until the terminal is closed."""
 
 SMALL = (
     "model.n_layer=1",

@@ -129,8 +129,7 @@ def test_a_save_is_checked_and_counted_once(learner: Learner) -> None:
 def test_a_wrong_step_before_an_unwritten_one_is_not_called_unwritten(
     exercise: Exercise, tmp_path: Path
 ) -> None:
-    """Learners often save a file in which one step is wrong and the step after it is not yet
-    written."""
+    """Learners often save a file in which step 1 is wrong and step 2 is not yet written."""
     right = solution(exercise).splitlines()
     todo = next(i for i, line in enumerate(right) if "Step 2." in line)
     text = "\n".join(right[:todo]) + '\n        raise NotImplementedError("step 2: later")\n'

@@ -202,9 +202,8 @@ def test_an_evaluation_repeated_after_a_resume_is_saved_even_if_it_is_not_the_be
 
 @pytest.mark.slow
 def test_a_batch_of_an_evaluation_takes_no_longer_than_a_step_or_a_second() -> None:
-    """gptcli reacts to signals between two batches of an evaluation. If these batches were much
-    larger than those of a step, a large network would need so long for one that gptcli would react
-    too late."""
+    """gptcli reacts to a signal only between two batches of an evaluation. If an evaluation had
+    much larger batches than a step, a large network would take too long for one batch."""
     import numpy as np
 
     from gptcli.config import ModelConfig

@@ -90,8 +90,7 @@ def test_in_the_background_the_terminal_is_not_touched(typed: _Typed) -> None:
 
 
 class Training(Terminal):
-    """A pseudo-terminal in which a small shell runs `gptcli train`: a long training of a tiny
-    network."""
+    """A pseudo-terminal in which a small shell starts a long training of a tiny network."""
 
     shell = (
         SHELL[: SHELL.index("    from gptcli.course import")]

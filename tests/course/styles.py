@@ -1,7 +1,7 @@
 """Attention files in many styles of code, right ones and wrong ones.
 
-A wrong file is a right file with one mistake: a Change, which replaces a text of the file. Each
-Change gives a wrong file in every style that contains the text.
+A Change is one mistake: it replaces a text of a right file by another. Each style that contains
+the replaced text gives one wrong file.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ BASES = {"helpers": HELPERS, "kernel": KERNEL, "folded": FOLDED, **STYLES}
 
 
 class Row(NamedTuple):
-    """A wrong file: a base in which `old` is replaced, and what its report says."""
+    """A wrong file: a base in which `new` replaces `old`, and what the report must say."""
 
     base: str
     old: str

@@ -28,7 +28,7 @@ ROUND = 2_000  # the number of inputs for each seed; Hypothesis keeps all inputs
 
 @dataclass
 class Count:
-    """How many inputs a target got and accepted, and how it failed if it did."""
+    """How many inputs a target got, how many it accepted, and its failure if there was one."""
 
     inputs: int = 0
     accepted: int = 0

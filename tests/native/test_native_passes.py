@@ -86,8 +86,9 @@ def error(found: Tensor, true: Tensor) -> float:
 
 BOUNDS = {torch.bfloat16: (1.5, 0.005, 2e-3, 1e-3), torch.float32: (2.0, 1e-6, 3e-6, 1e-6)}
 """For each dtype, four bounds. The C library's error in a gradient may be at most PyTorch's error,
-multiplied by the first number, plus the second number. Its error in the loss may be at most the
-third number. A gradient below the fourth number, relative to the largest gradient, counts as 0."""
+multiplied by the first number, plus the second number. The C library's error in the loss may be at
+most the third number. A gradient below the fourth number, relative to the largest gradient, counts
+as 0."""
 
 
 def agrees_with_pytorch(library: ctypes.CDLL, shape: str) -> None:

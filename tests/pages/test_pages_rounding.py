@@ -77,8 +77,8 @@ def test_the_numbers_are_those_of_sample_dtype_int8(tmp_path: Path) -> None:
     weights = hard_weights()
     done = subprocess.run([tmp_path / "round"], input=weights.tobytes(), capture_output=True)
     packed = np.frombuffer(done.stdout, dtype=np.uint8).reshape(-1, 16 * GROUP + 32)
-    # A panel of the C library holds the weights of 16 outputs. It consists of parts for four
-    # inputs: in each part, each output has four weights side by side.
+    # A panel of the C library holds the weights of 16 outputs. Each part of the panel is for four
+    # inputs. It holds the four weights of output 0, then the four weights of output 1, and so on.
     bytes_ = packed[:, : 16 * GROUP].reshape(-1, GROUP // 4, 16, 4).transpose(0, 2, 1, 3)
     theirs = (bytes_.reshape(-1, GROUP).astype(np.int16) - 128).astype(np.int8)
     scales = np.ascontiguousarray(packed[:, 16 * GROUP :]).view(np.uint16).reshape(-1, 1)

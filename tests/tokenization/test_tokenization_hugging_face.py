@@ -25,8 +25,8 @@ SPECIAL = ["<s>", "<pad>", "</s>", "<|im_start|>"]
 
 
 def trained(special: list[str], **byte_level: Any) -> tokenizers.Tokenizer:
-    """A byte-level BPE that Hugging Face's library trained in the usual way, in which special
-    tokens have the first ids."""
+    """A byte-level BPE that Hugging Face's library trained. As usual, its special tokens have the
+    first ids."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     options = {"add_prefix_space": False} | byte_level
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(**options)
@@ -57,7 +57,7 @@ def load(path: Path, content: str) -> Any:
 
 @cache
 def ours() -> Any:
-    """gptcli's tokenizer, loaded from a tokenizer.json of THEIRS."""
+    """gptcli's tokenizer, loaded from the tokenizer.json that THEIRS writes."""
     with tempfile.TemporaryDirectory() as folder:
         return load(Path(folder, "tokenizer.json"), THEIRS.to_str())
 

@@ -1,9 +1,10 @@
-"""What a disk can hold after a power cut: this depends on which data had an fsync before.
+"""What a disk can hold after a power cut, for files and folders with and without an fsync.
 
 A file's data is on the disk after an fsync of the file. The names in a folder (created, renamed,
-deleted) are on the disk after an fsync of the folder. Before its fsync, each change of a name may
-have reached the disk or not, in any order, and a file may hold all of its data, nothing, half of
-it, or zeros. Source: ALICE (Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014).
+deleted) are on the disk after an fsync of the folder. Before the fsync of a folder, any of the
+changes of its names may be on the disk, in any order. Before the fsync of a file, the disk may hold
+all of its data, the first half, only zeros, or nothing.
+Source: ALICE (Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ Tree = frozenset[tuple[str, bytes | None]]
 """The content of a run folder: (path, data) for each file, and (path, None) for each folder."""
 
 LIMIT = 2000
-"""The largest number of combinations that are tried for one crash. If there are more, a random
-sample of this size is tried."""
+"""The largest number of combinations that are tried for one crash. If a crash has more
+combinations, a random sample of this size is tried."""
 
 
 class File:
@@ -73,8 +74,7 @@ def _set(
 
 
 class Model:
-    """An imitation of a run folder on a disk, which knows what the disk can hold after a power
-    cut."""
+    """An imitation of a run folder. It knows what the disk can hold after a power cut."""
 
     def __init__(self, run: Path) -> None:
         """Start with the files of the folder `run`, as if all of them had had an fsync."""
@@ -98,7 +98,7 @@ class Model:
         """Do a recorded operation on this imitation."""
         name, path = operation[:2]
         if not path.is_relative_to(self.run):
-            assert name == "fsync_folder", operation  # this is the folder that contains the run
+            assert name == "fsync_folder", operation  # of the folder that contains the run
             return
         if name == "fsync_folder":
             self.folder(path).sync()
@@ -126,8 +126,8 @@ class Model:
                 file.synced = True
 
     def after_a_crash(self, choice: random.Random) -> set[Tree]:
-        """All trees of files that the disk can hold if the power fails now. If there are more than
-        LIMIT combinations, only a sample of them."""
+        """All trees of files that the disk can hold if the power fails now. If more than LIMIT
+        combinations are possible, returns only the trees of a random sample."""
         folders, files = _nodes(self.root)
         changes = [(folder, names) for folder in folders for names in folder.changes]
         options: list[Iterable[object]] = [[False, True]] * len(changes)

@@ -35,7 +35,7 @@ class Clock:
 def simulate(
     monkeypatch: pytest.MonkeyPatch, seconds_at: Any, planned: int, budget: float = 60.0
 ) -> tuple[float, int, int]:
-    """Simulate a run in which a step that begins at second t takes seconds_at(t) seconds. Return
+    """Simulate a run. A step that begins at second t takes seconds_at(t) seconds. Return
     (the run's seconds, its steps, how often its plan changed)."""
     clock = Clock()
     monkeypatch.setattr(planner, "time", clock)

@@ -1,8 +1,8 @@
 """Compares every code path of gptcli's own attention with a reference that this file contains.
 
-Two more paths are functions of PyTorch that get the same weights. The reference gets the same
-weights and the same x as a path, rounded to the path's dtype, but computes in float64 on the CPU.
-So the error comes only from the path's arithmetic.
+Two more paths are functions of PyTorch that get the same weights. The reference and the path get
+the same weights and the same x, both rounded to the path's dtype, but the reference computes in
+float64 on the CPU. So the error comes only from the path's arithmetic.
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
@@ -76,8 +76,8 @@ class Sizes:
 def grid() -> list[Sizes]:
     """The cases: extreme sizes (one token, one head, one channel per head) and usual sizes.
 
-    On a CPU, the attention uses PyTorch's fused kernel for 70 tokens in float32, and matrix
-    products in all other cases."""
+    On a CPU, the attention uses PyTorch's fused kernel if T is 70 and the dtype is float32. In
+    all other cases it uses matrix products."""
     return [
         Sizes(B, T, H, D, bias)
         for H, D in ((1, 1), (1, 16), (4, 6), (3, 8), (2, 32))
@@ -216,7 +216,7 @@ def _unit_rms(x: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor) -> Tensor:
-    """x with rotary positions: turns the pair of channels i and i + D/2 by an angle.
+    """x with rotary positions: the pair of channels i and i + D/2 is turned by an angle.
 
     The angle is position * ROPE_THETA^(-2i/D)."""
     half = x.shape[-1] // 2

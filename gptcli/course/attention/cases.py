@@ -53,7 +53,7 @@ CASES = (
     Case(B=4, T=9, H=2, D=6, block_size=10, seed=6),
     Case(B=6, T=8, H=5, D=4, block_size=12, sharp=True, seed=7),
 )
-# The check `lengths` gives one module texts of these lengths, in this order.
+# The check `lengths` runs one module on texts of these lengths, in this order.
 LENGTHS = (1, 3, 11, 5)
 
 
@@ -67,8 +67,8 @@ def config_for(case: Case, dropout: float = 0.0) -> LearnerConfig:
 def generator_for(case: Case, weights: bool = False) -> torch.Generator:
     """The random generator that draws a case's input x or, with `weights`, its weights.
 
-    The two generators need different seeds. Otherwise x would consist of rows of the first weight,
-    and x W^T would contain equal numbers."""
+    The two generators need different seeds. With equal seeds, x would consist of rows of the
+    first weight, and x W^T would contain equal numbers."""
     return torch.Generator().manual_seed((2000 if weights else 1000) + case.seed)
 
 

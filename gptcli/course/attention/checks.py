@@ -32,8 +32,8 @@ ROUNDING_OF_FLOAT32 = 1e-5  # rounding to float32 causes smaller errors than thi
 def constructor(learner: LearnerAttention) -> str:
     """The constructor accepts the sizes of every case.
 
-    If the constructor refuses sizes, such as an odd head_dim, by an assertion or a ValueError,
-    later checks leave these sizes out."""
+    If the constructor raises an AssertionError or a ValueError for some sizes, such as an odd
+    head_dim, later checks leave these sizes out."""
     learner.refused.clear()
     learner.build(USUAL)
     for case in CASES:
@@ -144,7 +144,7 @@ def causal(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def zeros(learner: LearnerAttention) -> str:
-    """The output is correct even if a token of x is all zeros and no projection has a bias."""
+    """The output is correct if one token of x is all zeros and no projection has a bias."""
     built = learner.build(USUAL)
     for _, part in built.projections.items():
         if part.bias is not None:
@@ -331,7 +331,7 @@ def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "")
         f"the output differs from the reference by up to {error:.3g}, first at token "
         f"{token} of {T} ({sizes}{also})"
     )
-    # Rounding to float32 can cause such a small error. The check `single` decides about it later.
+    # Rounding to float32 can cause such a small error. It is no failure, but a note reports it.
     if error < ROUNDING_OF_FLOAT32:
         if learner.attempt is not None:
             learner.rounded = learner.rounded or learner.attempt

@@ -62,8 +62,8 @@ class ComparedForward:
     def first_wrong_operation(self, step: int) -> int:
         """The index of the first operation that turns correct values into wrong ones.
 
-        The search begins after the last operation that completed a correct value of a step before
-        `step`. If the search finds nothing, returns the index at which the search began."""
+        The search begins after the last operation that completed a correct value of an earlier
+        step than `step`. If it finds nothing, returns the index at which the search began."""
         start = last_right_operation(self.found, step) + 1
         for operation in self.trace.operations[start:]:
             if not operation.outputs or operation.index in self.found.values_of_operation:
@@ -77,8 +77,8 @@ class ComparedForward:
     def line(self, index: int | None) -> int | None:
         """The line number of operation `index` in the learner's file.
 
-        If this line is unknown, returns the line number of the first later operation with a known
-        line, or None if there is no such operation."""
+        An operation without a known line gets the line number of the next operation that has one.
+        None if no later operation has one."""
         if index is None:
             return None
         for operation in self.trace.operations[max(index, 0) :]:
@@ -103,7 +103,7 @@ def repeat_forward(
 ) -> ComparedForward:
     """The learner's most recent forward pass, repeated with a trace.
 
-    `grad` says whether gradients are enabled; None: as in that forward pass."""
+    `grad` says whether gradients are enabled; None: as in the original forward pass."""
     attempt = learner.attempt
     assert attempt is not None
     case = attempt.case

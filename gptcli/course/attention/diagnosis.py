@@ -8,8 +8,8 @@ The path from a wrong file to its report:
    compared_forward.py holds the trace, the matches and the reference.
 4. first_wrong_step.py decides which of the eight steps is the first wrong one, with the help of
    first_wrong_operation.py.
-5. mistakes/bank.py runs every known mistake on the same weights. A mistake that gives the
-   learner's output explains the file. evidence.py rejects mistakes that the trace contradicts. If
+5. mistakes/bank.py runs every known mistake on the same weights. The report names the mistake
+   that gives the learner's output. evidence.py rejects mistakes that the trace contradicts. If
    no mistake gives the output, or the file stops early, evidence.py compares the wrong value of
    the step with the wrong values of the known mistakes.
 6. quoted_line.py chooses the line of the learner's file to quote: `line_to_quote`.
@@ -104,7 +104,7 @@ from gptcli.course.sandbox.learner_file import in_words
 
 # If the absolute value of a hidden score is below this, the message quotes the score.
 LARGE_FILL = 1e6
-# If the names of the layers allow any order of queries, keys and values, these are no mistakes.
+# These are mistakes only if the names of the layers fix the order of queries, keys and values.
 ORDER_OF_PROJECTIONS = {
     *("query-key-swapped", "key-value-swapped", "query-value-swapped", "qkv-rotated"),
 }
@@ -113,8 +113,8 @@ ORDER_OF_PROJECTIONS = {
 def diagnose(learner: LearnerAttention, check: str, failed: CheckFailed) -> Finding:
     """The finding for a failed `check`: the wrong step, and the mistake if the bank knows it.
 
-    Some failures already name the mistake, and need only a step and a line. For all others, the
-    forward pass is compared with the reference."""
+    Some failures already name the mistake, and need only a step and a line. For most others, the
+    learner's forward pass is compared with the reference."""
     if failed.mistake == "missing-projection" and failed.step == 8:
         # The missing layer belongs to the last step, so look for an earlier wrong step first.
         forward = forward_without_output(learner)
@@ -165,9 +165,9 @@ def _first_wrong_step(forward: ComparedForward) -> int:
 def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> Finding:
     """The finding for a forward pass that differs from the reference or does not finish.
 
-    A mistake of the bank explains the file if it gives exactly the learner's output. If several
-    mistakes give this output, the nearest to the first wrong step is chosen. If no mistake gives
-    it, a mistake explains the file if it gives the learner's wrong value of the first wrong step.
+    The finding names a mistake of the bank that gives exactly the learner's output. If several do,
+    it names the one that is nearest to the first wrong step. If none does, it names a mistake that
+    gives the learner's wrong value of the first wrong step, if there is one.
     """
     step, trace, found = _first_wrong_step(forward), forward.trace, forward.found
     if forward.y is None:
@@ -184,13 +184,13 @@ def _compared_with_reference(forward: ComparedForward, failed: CheckFailed) -> F
         and not (order_is_free and mistake.slug in ORDER_OF_PROJECTIONS)
     ]
     # If forward does not use its projections, its output can by accident equal the output of a
-    # mistake in a step after step 1.
+    # known mistake in steps 2 to 8.
     if not any(fit[0].step == 1 for fit in fits) and (unused := unused_projections(forward)):
         return _unused(forward, unused)
     if not found.completed_at and not fits and forward.is_opaque:
         step = step_by_right_tokens(forward)
     # If forward never multiplies queries by keys, its output can by accident equal the output of a
-    # mistake in a step after step 4.
+    # known mistake in steps 5 to 8.
     if not queries_meet_keys(forward):
         fits = [fit for fit in fits if fit[0].step <= 4]
     changing = operation_that_changed_value(trace, found, forward.p, first_missing_step(found))
@@ -242,7 +242,7 @@ def _distance(
 ) -> tuple[int, int, bool]:
     """A sort key for mistakes that give the learner's output: the nearest to `step` comes first.
 
-    Of two masks that give the same weights, the mask whose scores are in the trace comes first."""
+    If two masks give the same weights, the mask whose scores are in the trace comes first."""
     if mistake.slug == "query-key-swapped":
         return (0 if slug_of_swapped_names(forward) == mistake.slug else 9, 0, False)
     if mistake.slug == "scores-transposed":
@@ -449,8 +449,8 @@ def _unknown_mistake(forward: ComparedForward, step: int, failed: CheckFailed) -
 def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Finding:
     """The finding for a forward pass that raises, or returns no tensor of the correct shape.
 
-    If there is a mistake before the code stops, the finding is about that mistake. Otherwise the
-    message has the learner's error, and the shapes of the inputs of the operation that raised
+    If the trace shows an earlier mistake, the finding is about that mistake. Otherwise the message
+    has the learner's error, and the shapes of the inputs of the operation that raised
     it."""
     earlier = _mistake_before_stop(forward, step)
     if earlier is not None:
@@ -494,7 +494,7 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
 
 
 def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
-    """The finding for a wrong step before the line at which the code stops, or None."""
+    """The finding if a step is wrong before the line that stops the code; else None."""
     trace, found, path = forward.trace, forward.found, forward.learner.file.path
     if found.has("out"):
         return None
@@ -554,7 +554,7 @@ def _hidden_too_much(forward: ComparedForward) -> tuple[AttentionMistake, Values
 
 
 def _mask_by_value(learner: LearnerAttention, failed: CheckFailed) -> Finding:
-    """The finding for a mask that is made from the scores, at the line that hides scores."""
+    """The finding for a mask that is made from the scores; it names the line that hides scores."""
     forward = forward_of_case(learner) or repeat_forward(learner)
     hides = [op for op in forward.trace.operations if "fill" in op.name or op.name == "where"]
     line = forward.line(hides[-1].index) if hides else None

@@ -89,8 +89,9 @@ def any_choice(
     """Step 7, with keyword arguments that imitate known mistakes.
 
     `order` has a letter for each part: r for the penalty, t for temperature, k, p and m for the
-    filters, s for softmax. If `greedy` is "before" or "after", t = 0 chooses the likeliest token
-    before or after the penalty. If it is "always", every t chooses the likeliest after it."""
+    filters, s for softmax. If `greedy` is "after", t = 0 chooses the likeliest token after the
+    penalty; if it is "before", the likeliest token before the penalty. If it is "always", every t
+    chooses the likeliest token after the penalty and the filters."""
     if greedy == "before" and t == 0:
         return int(logits.argmax())
     for part in order:

@@ -27,7 +27,7 @@ def keeping(keep: Callable[[Tensor, float], Tensor]) -> LogitsForm:
 
 
 def ranks(first: int, last: int = 0) -> LogitsForm:
-    """A wrong top-k: it keeps the ranks `first` to k + `last` - 1. The largest logit has rank 0."""
+    """A wrong top-k: keeps the logits of rank `first` to k + `last` - 1. Rank 0 is the largest."""
 
     def keep(logits: Tensor, k: float) -> Tensor:
         ranks = logits.argsort(descending=True).argsort()
@@ -51,7 +51,7 @@ def nucleus(
 ) -> LogitsForm:
     """A wrong top-p. `cut(probabilities, sums, p)` gives the mask of cut tokens in sorted order.
 
-    `of` computes the numbers that are sorted, and `share` the numbers that are summed. `back` says
+    `of` computes the numbers to sort, and `share` computes the numbers to sum. `back` says
     how the mask gets back to the order of the ids: "scatter" is right, "gather" permutes the wrong
     way, "none" leaves the mask sorted.
     With `first`, the first sorted token always stays."""
@@ -114,7 +114,7 @@ def penalised(
 ) -> PenaltyForm:
     """A wrong penalty: it applies `change` to the logits of the ids that `which` returns.
 
-    If `once`, each logit is changed once, else once for each occurrence of its id."""
+    If `once` is False, a logit is changed as many times as its id occurs."""
 
     def form(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
         out = logits.clone()
@@ -166,7 +166,7 @@ def drawn(logits: Tensor, u: float) -> int:
 
 
 def sorted_draw(logits: Tensor, u: float, *, descending: bool = True) -> tuple[int, int]:
-    """(rank, id) of the token that u draws if the probabilities are summed in sorted order."""
+    """The token that u draws if the probabilities are sorted and then summed: its rank and id."""
     values, order = torch.softmax(logits, dim=0).sort(descending=descending)
     rank = int((values.cumsum(0) > u).int().argmax())
     return rank, int(order[rank])
@@ -208,7 +208,7 @@ def longest(text: str, stops: Sequence[str]) -> int:
 
 
 def shorter_ends(text: str, stops: Sequence[str]) -> int:
-    """The length to hold if the last two characters of a stop string are never compared."""
+    """A wrong length to hold: ignores an end that lacks only one character of a stop string."""
     return max((n for n in ends(text, stops) if any(
         text.endswith(s[:n]) and n < len(s) - 1 for s in stops)), default=0)  # fmt: skip
 

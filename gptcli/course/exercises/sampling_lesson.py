@@ -41,7 +41,7 @@ V = 8
 
 
 def _logits(probabilities: Sequence[float]) -> Tensor:
-    """Logits, some of them positive, that have these probabilities."""
+    """Logits that have these probabilities. Some of the logits are positive."""
     return torch.tensor(probabilities, dtype=torch.float64).log() + 2.0
 
 
@@ -71,7 +71,7 @@ class LearnerSampling(LearnerFunctions):
     def logits(self, step: int, logits: Tensor, *more: Any) -> Tensor:
         """What the learner's function of a step returns for `logits`, as float64 (V,).
 
-        Raises CheckFailed if it does not return a tensor of that shape."""
+        Raises CheckFailed if the function returns no tensor, or a tensor of another shape."""
         name, given = FUNCTIONS[step - 1], logits.clone()
         got = self.ask(step, given, *more)
         if not isinstance(got, Tensor):
@@ -163,7 +163,7 @@ class LearnerSampling(LearnerFunctions):
                 got = function(given.clone())
                 wrong = not torch.allclose(got.double(), given.softmax(0), 0.0, CLOSE)
                 shown = [round(float(value), 2) for value in got.flatten()[:3]]
-            except Exception:  # it raised an error, needs more arguments, or returns no tensor
+            except Exception:  # it raised an error, needed more arguments, or returned no tensor
                 continue
             if wrong:
                 assert step is not None
@@ -218,7 +218,7 @@ class SamplingLesson(Lesson[LearnerSampling]):
 # ---- steps 1 to 5: logits in, logits out ---------------------------------------------------------
 
 Case = tuple[Any, ...]
-"""The arguments of a step's function, the first of which is the logits."""
+"""The arguments of a step's function. The first argument is the logits."""
 
 Form = Callable[..., Tensor]
 
@@ -333,7 +333,7 @@ def _edge(
     cases: Sequence[Case],
     show: Callable[..., str],
 ) -> None:
-    """Raise the CheckFailed for `slug` if the function fails or is wrong in one of `cases`."""
+    """Raise the mistake `slug` if the learner's function fails or is wrong in any of `cases`."""
     for case in cases:
         try:
             got = learner.logits(step, *case)
@@ -438,7 +438,7 @@ def _draw(learner: LearnerSampling) -> None:
 
 
 def _edges_of_draw(learner: LearnerSampling, cut: Tensor) -> None:
-    """Add a note if the draw is wrong for a u that practically never occurs."""
+    """Test the draw at u = 0 and at u almost 1. A wrong token gives a note, not a failure."""
     for logits, u, right, why in (
         (cut, 0.0, 1, "u = 0 gives a token that is cut; the sum must be larger than u, not equal "
                       "to it"),

@@ -213,7 +213,8 @@ MISTAKES = (
             tuple(nucleus(cut, of=lambda x: x, share=shares, first=first)
                   for cut in (reached_before, sum_over, lambda v, s, p: s >= p)
                   for first in (True, False)), r"sum\(\)|sum\(|/"),
-    ExerciseMistake("one-minus-p", 3, "1 - p for p", "you keep tokens until they reach 1 - p",
+    ExerciseMistake("one-minus-p", 3, "1 - p for p",
+            "you keep tokens until their probabilities add up to 1 - p",
             "the kept tokens together must reach p", "compare with p",
             (lambda x, p: nucleus(reached_before, first=True)(x, 1 - p),), r"1 - p|1\.0 - p|<|>"),
     ExerciseMistake("p-one", 3, "(sums >= p).argmax() at p = 1", "your top_p is wrong at p = 1",
@@ -355,8 +356,8 @@ MISTAKES = (
             "use the cumulative sum of the probabilities",
             (lambda x, u: int(u * len(x)),), r"len|u \*|\* u"),
     ExerciseMistake("last-or-first", 6, "argmax of the wrong comparison",
-            "for each u you return the same id: the first or the last of all ids, or of those that "
-            "are not cut",
+            "you return the same id for each u: the first or the last id, or the first or the last "
+            "id that is not cut",
             "sums > u is False for the first ids, and True from the drawn id on",
             "return the first id for which sums > u is True",
             (lambda x, u: 0, lambda x, u: len(x) - 1, lambda x, u: int(x.isfinite().nonzero()[0]),
@@ -396,8 +397,8 @@ MISTAKES = (
             "call top_k, then top_p, then min_p", at=r"top_p|min_p"),
     ExerciseMistake("softmax-twice", 7, "draw(logits.softmax(0), u)",
             "you pass probabilities to draw, not logits",
-            "draw itself takes the softmax; the softmax of probabilities makes all tokens nearly "
-            "equally likely",
+            "draw takes the softmax of its argument; the softmax of probabilities makes all "
+            "tokens nearly equally likely",
             "pass the logits that the last filter returned", (partial(any_choice, order="rtkpms"),),
             r"softmax|return"),
     ExerciseMistake("values-swapped", 7, "top_p(logits, m), min_p(logits, p)",
@@ -408,7 +409,7 @@ MISTAKES = (
             "a text ends before the stop string", "show text[:at]",
             (stop_form(shows=lambda t, at, s: t[:end_of_stop(t, at, s)]), stop_form(
                 shows=lambda t, at, s: t)), r"True|len\(|return"),
-    ExerciseMistake("rest-held", 8, "hold is what follows the stop string",
+    ExerciseMistake("rest-held", 8, "the text after the stop string as hold",
             "after a stop string you still hold text back",
             "the text after a stop string is thrown away",
             'return text[:at], "", True',
@@ -428,7 +429,7 @@ MISTAKES = (
     ExerciseMistake("order-of-the-list", 8, "the first stop string of the list",
             "you do not take the stop string that comes first in the text",
             "text after the earliest stop string must not be shown",
-            "take the smallest index of all that find returns, without -1",
+            "of the indices that find returns, take the smallest that is not -1",
             (stop_form(find=first_of_list), stop_form(find=lambda t, s: max(
                 (t.find(x) for x in s if x in t), default=None))),
             r"find|index|partition|split|max|for |return"),
@@ -453,20 +454,20 @@ MISTAKES = (
              ("", False) else stop_form()(t, s),), r"\[:-|\[: -|\[-|return"),
     ExerciseMistake("holds-too-much", 8, "always the length of the longest stop string - 1",
             "you hold back text that cannot become a stop string",
-            "the reader would wait for text without need",
+            "the reader would wait for text that you could show",
             "hold only an end that is the beginning of a stop string",
             (stop_form(hold=lambda t, s: max((len(x) for x in s), default=1) - 1), stop_form(
                 hold=lambda t, s: max((len(x) for x in s), default=0)), stop_form(
                 hold=lambda t, s: len(t) if s else 0), stop_form(hold=lambda t, s: len(t)),
              stop_form(hold=lambda t, s: len(t) if ends(t, s) else 0)), r"max|len\(|return"),
     ExerciseMistake("holds-too-little", 8, "for n in range(1, len(stop) - 1)",
-            "you do not hold a beginning that lacks only the last character of a stop string",
+            "you do not hold a stop string of which only the last character is missing",
             "the beginnings of a stop string have 1 to len(stop) - 1 characters",
             "range(1, len(stop)) ends at len(stop) - 1",
             (stop_form(hold=shorter_ends),), r"range\(|- 2|- 1|endswith|startswith|return"),
     ExerciseMistake("shortest-held", 8, "the first end that fits",
-            "you do not hold the longest end that a stop string begins with",
-            "you would show a part of a longer beginning too early",
+            "you do not hold the longest end of text that is the beginning of a stop string",
+            "that end can become a stop string, but you would show its first characters",
             "try the longest end first",
             (stop_form(hold=lambda t, s: min(ends(t, s), default=0)), stop_form(
                 hold=lambda t, s: next(iter(ends(t, s)), 0)), stop_form(hold=lambda t, s: max(

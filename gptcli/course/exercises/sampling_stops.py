@@ -51,7 +51,7 @@ TEXTS = (*CHOSEN, *_short_texts(60))
 
 
 def check_stops(learner: LearnerFunctions) -> None:
-    """Compare the learner's cut_at_stop with the reference. Raises CheckFailed if it differs."""
+    """Compare the learner's cut_at_stop with the reference. Raises CheckFailed if they differ."""
     got = [_three(learner, text, stops) for text, stops in TEXTS]
     wanted = [reference.cut_at_stop(text, stops) for text, stops in TEXTS]
     if got == wanted:
@@ -65,8 +65,8 @@ def check_stops(learner: LearnerFunctions) -> None:
     def same_in(count: int) -> Callable[[Callable[..., Three]], bool]:
         return lambda form: all(form(*TEXTS[i]) == got[i] for i in range(count))
 
-    # If no known mistake gives these results for all texts, the file may have two mistakes, and one
-    # of them may change only the results for the random texts. So try the chosen texts alone.
+    # If no known mistake gives these results for all texts, the file may have two mistakes. One of
+    # them may change only the results for the random texts, so try the chosen texts alone.
     failed = learner.named(8, same_in(len(TEXTS)), evidence, learner.quoted(8))
     if failed.mistake == "wrong-result" and i < len(CHOSEN):
         failed = learner.named(8, same_in(len(CHOSEN)), evidence, learner.quoted(8))

@@ -1,4 +1,4 @@
-"""Record a learner's forward pass: its tensors, its lines, what loses gradients, what changes x."""
+"""Record a learner's forward pass: tensors, lines, operations that cut gradients or change x."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DROPOUT = {
     "feature_dropout", "feature_alpha_dropout", "native_dropout",
 }  # fmt: skip
 _NEW = ("_like", "new_", "zeros", "ones", "full", "empty", "rand")
-# These operations use the numbers of their first argument only.
+# These operations use only the numbers of their first argument.
 _OF_FIRST = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
 _LEAVES = {"item", "tolist", "numpy", "__float__", "__array__"}
 
@@ -28,7 +28,7 @@ _LEAVES = {"item", "tolist", "numpy", "__float__", "__array__"}
 class Operation:
     """One torch operation of a forward pass. `line` is a line of the learner's file, or None.
 
-    `cuts` tells whether autograd could follow the operation's inputs, but not its result."""
+    `cuts` is true if an input of the operation requires a gradient, but its result does not."""
 
     name: str
     line: int | None
@@ -130,7 +130,7 @@ class TensorTrace(TorchFunctionMode):
     def place_of(self, wanted: Tensor, *, in_parts: bool = True) -> int | None:
         """The index of the first operation that makes the numbers of `wanted`, in any order.
 
-        With `in_parts`, the operations of one line can also make these numbers in parts."""
+        With `in_parts`, several operations of one line can make the numbers together."""
         goal = wanted.double().flatten().sort().values
         for i, operation in enumerate(self.operations):
             for tensor in operation.results:
@@ -141,7 +141,7 @@ class TensorTrace(TorchFunctionMode):
         return self._place_in_parts(goal) if in_parts and len(goal) > 1 else None
 
     def _place_in_parts(self, goal: Tensor) -> int | None:
-        """The index of the last operation that a line needs to make the sorted numbers `goal`.
+        """The index of the operation that completes the sorted numbers `goal`, made in parts.
 
         A loop makes numbers in parts, for example one token in each round. None if no line makes
         all of `goal`."""
@@ -153,8 +153,8 @@ class TensorTrace(TorchFunctionMode):
 
     def _parts_below(self, size: int) -> list[tuple[Tensor, Tensor]]:
         """For each line: the sorted numbers of its results, and for each number the index of the
-        operation that made it. Leaves out results with `size` or more numbers, and lines with fewer
-        than `size` numbers in their other results."""
+        operation that made it. Leaves out every result with `size` or more numbers. Then leaves out
+        every line whose remaining results have fewer than `size` numbers together."""
         key = (len(self.operations), size)
         if key not in self._parts:
             by_line: dict[int, list[tuple[int, Tensor]]] = {}
@@ -188,9 +188,9 @@ class TensorTrace(TorchFunctionMode):
         return self.place_of(wanted, in_parts=in_parts) is not None
 
     def line_after(self, wanted: Iterable[Tensor]) -> int | None:
-        """The line of the learner's file that computes next after all of `wanted` has been made.
+        """The first line of the learner's file that computes anything after `wanted` is complete.
 
-        A line that only reshapes these tensors is taken only if no other line follows."""
+        Skips lines that only reshape these tensors, unless no other line follows."""
         places = [place for one in wanted if (place := self.place_of(one)) is not None]
         after = self.operations[max(places) + 1 :] if places else self.operations
         held = list(self.operations[max(places)].results) if places else []
@@ -225,8 +225,8 @@ class Healed(TorchFunctionMode):
 
 
 def _only_reshapes(operation: Operation, held: list[Tensor]) -> bool:
-    """Whether the operation computes nothing. Either it gives one of the tensors `held` other
-    leading dimensions, or it splits a tensor into parts, as a loop over a tensor does."""
+    """Whether the operation computes nothing. Either it only changes the leading dimensions of a
+    tensor in `held`, or it splits a tensor into parts, as a loop over a tensor does."""
     if operation.name in ("unbind", "__iter__"):
         return True
     return all(

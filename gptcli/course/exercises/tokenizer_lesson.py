@@ -34,8 +34,8 @@ WORDS = (
     "low low low low low lower lower newest newest newest newest newest newest widest widest "
     "widest she sells sea shells by the sea shore"
 )
-# In this text, the choice of the first merge by rank, by place, by length and by frequency gives
-# four different pairs.
+# In this text, four rules choose four different pairs for the first merge: by rank, by place, by
+# length and by frequency.
 MIXED = "ccadbabacdbdababdcbdbabdbbaabbbbccbbbbdcacdbbcaccacacccdcbddbacacdadcdadabbabdcccdaccadabc"
 TRAINED = (
     (CLASSIC, 3),
@@ -136,7 +136,7 @@ class LearnerTokenizer(Explainer):
         return self.watched(BEGIN, 1).holds(reference.learn(BEGIN, 1)[0])
 
     def merges_right(self) -> bool | None:
-        """Whether train merges the first pair correctly in each text for which it finds this pair.
+        """Whether train merges the first pair correctly in all texts in which it finds this pair.
 
         None if train never merges the pair correctly."""
         seen = []
@@ -166,7 +166,7 @@ class LearnerTokenizer(Explainer):
         return {line for name in names for line in self.source.lines_of(name) or ()}
 
     def mistake(self, slug: str, evidence: str = "", **facts: Any) -> CheckFailed:
-        """The CheckFailed for the mistake `slug`. It quotes a line of the functions of its step."""
+        """The CheckFailed for the mistake `slug`. It quotes a line that belongs to that step."""
         step = next(m.step for m in MISTAKES if m.slug == slug)
         if step <= 2 and "within" not in facts and "line" not in facts:
             within = self.region(step)
@@ -209,7 +209,7 @@ class LearnerTokenizer(Explainer):
     def merges(self, mine: Any, n: int = 0, step: int = 0) -> list[Pair]:
         """The learner's merges in order, from a dict of pairs to ids or from a list of pairs.
 
-        `step` is 5 if load has read the merges. Raises CheckFailed if `merges` has another form."""
+        `step` is 5 for merges that load has read. Raises CheckFailed if they have another form."""
         found: Any = getattr(mine, "merges", None)
         pairs = _pairs_of(found)
         if pairs is not None:
@@ -238,7 +238,7 @@ class LearnerTokenizer(Explainer):
         )
 
     def quoted(self, name: str) -> str:
-        """The quote of the last `return` of the method `name`, or else of its `def`."""
+        """A quote of the last `return` line of a method. Without a `return`: of its `def` line."""
         lines = self.source.lines_of(name)
         returns = self.source.matches(r"\breturn\b", lines)
         return self.source.quote(returns[-1] if returns else self.source.find(r"def ", lines))
@@ -392,7 +392,7 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
 
 
 def _shared(learner: LearnerTokenizer, learnt: list[Pair]) -> CheckFailed | None:
-    """The CheckFailed if a new tokenizer already has the merges of the one trained last."""
+    """A CheckFailed if a new tokenizer already has `learnt`, the merges of an earlier one."""
     fresh = learner.ask("building a Tokenizer()", 1, learner.cls)
     if not learnt or _pairs_of(getattr(fresh, "merges", None)) != learnt:
         return None
@@ -468,8 +468,9 @@ def _step_of_first_merge(
 ) -> int:
     """The step, 1 or 2, that makes a wrong first merge.
 
-    It is step 1 if train merges correctly in each text for which it finds the correct pair. It is
-    step 2 if train merges the correct pair, but keeps another one."""
+    It is step 2 if train merges wrongly in a text for which it finds the correct pair. It is also
+    step 2 if train merges the correct pair, but returns another pair as the first merge. In all
+    other cases it is step 1."""
     if not learner.finds_pair() or (right := learner.merges_right()) is None:
         return 1
     if not right:
@@ -482,7 +483,7 @@ def _step_of_first_merge(
 
 
 def _last_of_each(merges: list[Pair]) -> list[Pair]:
-    """The merges that a dict keeps if a pair was learnt twice: each pair with its last id."""
+    """The merges without repeated pairs. A pair that was learnt twice keeps its last id."""
     return list(dict.fromkeys(reversed(merges)))[::-1]
 
 
@@ -556,15 +557,15 @@ def _state_kept(
 ) -> CheckFailed | None:
     """The CheckFailed if an earlier call changed what `method` returns; None if no call did.
 
-    `method` returned `got`, but should return `wanted`. It is called once more as the first call
-    of a new tokenizer. For this, the file runs again, because the class can hold results, too."""
+    `method` returned `got`, but should return `wanted`. The file runs again, because its class can
+    hold results of earlier calls, too. Then `method` is called once more, on a new tokenizer."""
     with contextlib.suppress(Exception, SystemExit, TookTooLong), within(LIMIT_S):
         fresh = _class_of(learner.file)()
         fresh.train(*training)
         if getattr(fresh, method)(_copy(argument)) == wanted:
             known = learner.source.lines_of(method) or set()
             at = next(m.at for m in MISTAKES if m.slug == "state-kept")
-            # a value that was stored earlier: `memo[key] = ids` before `return memo[key]`
+            # the line to quote stores a value for later calls, such as `memo[key] = ids`
             line = learner.source.find(at, known)
             if line is None:
                 line = learner.source.find(r"cache", learner.source.lines_of(method))

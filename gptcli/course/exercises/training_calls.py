@@ -11,15 +11,15 @@ from gptcli.course.exercises.explainer import ExerciseMistake
 from gptcli.course.exercises.tensor_trace import TensorTrace
 from gptcli.course.lesson import CheckFailed
 
-RATE = 0.5  # then the probability that two calls drop the same of n numbers is 2^-n
+RATE = 0.5  # then two calls drop the same numbers, out of n, with the probability 2^-n
 
 
 def compare_calls(learner: Any, size: Any) -> CheckFailed | None:
-    """The CheckFailed if each call in training drops the same numbers, or None.
+    """A CheckFailed if each call in training drops the same numbers; else None.
 
     `learner` is a LearnerModule, and `size` a Size. Also returns a CheckFailed if forward sets the
-    seed of torch's global generator, which belongs to the caller. Raises CheckFailed if forward
-    raises an error in training."""
+    seed of torch's global generator, because only the caller may set this seed. Raises CheckFailed
+    if forward raises an error in training."""
     module, weights, x = learner.filled(replace(size, B=4, T=8, dropout=RATE))
     outputs, states = [], []
     with torch.no_grad():
@@ -41,7 +41,7 @@ def compare_calls(learner: Any, size: Any) -> CheckFailed | None:
 
 
 def mistakes_of_calls(step: int) -> tuple[ExerciseMistake, ...]:
-    """The mistakes that compare_calls can find. `step` is the step that they belong to."""
+    """The mistakes that compare_calls can find, all in step number `step` of the lesson."""
     return (
         ExerciseMistake(
             "generator-reset",
@@ -60,7 +60,7 @@ def mistakes_of_calls(step: int) -> tuple[ExerciseMistake, ...]:
             "a mask that is drawn once and kept",
             "in training, with config.dropout = {rate}, two calls with the same x give the same "
             "output: each call drops the same numbers",
-            "dropout must draw new random numbers in each call, else some numbers are never used",
+            "dropout must drop different numbers in each call, else some numbers are never used",
             "draw the mask in forward, each time, or use nn.Dropout",
             at=r"manual_seed|rand|bernoulli|[dD]rop\w*\((?!config)",
         ),

@@ -80,7 +80,7 @@ class LearnerTraining(LearnerFunctions):
         super().__init__(file, say, FUNCTIONS, STEPS, MISTAKES)
 
     def call(self, step: int, *arguments: Any) -> Any:
-        """Call the learner's function of a step and return its result.
+        """Call the learner's function for a step, and return its result.
 
         Raises CheckFailed if there is no such function, or if the function leaves autograd switched
         off."""

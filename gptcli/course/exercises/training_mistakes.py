@@ -60,8 +60,9 @@ STEPS = (
 
 
 def _with(change: Callable[[float], float], **other: Any) -> Callable[..., float]:
-    """A wrong learning rate schedule. `change` maps the share of the decay's steps that are done to
-    the share of the decay that is left, instead of half a cosine. `other` changes other parts."""
+    """A wrong learning rate schedule. `change` replaces the half cosine: it gets the share of the
+    decay's steps that are done, and returns the share of the decay that is left. `other` changes
+    other parts."""
 
     def rate(step: int, top: float, low: float, warm: int, last: int) -> float:
         if step < warm:
@@ -128,8 +129,8 @@ MISTAKES = (
             "slice y from the data, one token later than x", at=r"roll|cat|\by\w*\s*="),
     ExerciseMistake("targets-mixed", 1, "y from other windows than x",
             "your y does not have the next token at {wrong} of {of} places: x begins with {x}, y "
-            "with {y}", "y is the next token of the same window",
-            "begin y at i + 1, with the i of x", at=r"\by\w*\s*="),
+            "with {y}", "y has the next tokens of the same window",
+            "if x begins at i, begin y at i + 1", at=r"\by\w*\s*="),
     ExerciseMistake("same-every-time", 1, "torch.manual_seed(0) in get_batch",
             "generators with different seeds give the same batch, whose windows begin at {x}",
             "each call must give another batch", "draw the starts with generator=generator",
@@ -269,7 +270,7 @@ MISTAKES = (
             "your clip_gradients is wrong for model.parameters(), which is a generator: a second "
             "loop over it finds nothing", "train_step passes model.parameters()",
             "begin with parameters = list(parameters)", at=r"for .* in parameters|parameters"),
-    ExerciseMistake("without-gradient", 4, "p.grad of a parameter that has none",
+    ExerciseMistake("without-gradient", 4, "p.grad of an unused parameter",
             "your clip_gradients stops at a parameter without a gradient: {error}",
             "p.grad of an unused parameter is None", "skip such parameters", at=r"grad"),
     ExerciseMistake("no-backward", 5, "backward left out", "your step computes no gradients",
@@ -281,7 +282,8 @@ MISTAKES = (
             at=r"backward|clip"),
     ExerciseMistake("last-batch-only", 5, "backward after the loop",
             "only your last batch gives a gradient",
-            "gradient accumulation adds up all batches", "call backward inside the loop",
+            "gradient accumulation adds up the gradients of all batches",
+            "call backward inside the loop",
             at=r"backward"),
     ExerciseMistake("no-zero-grad", 5,
             "zero_grad left out", "your step keeps the gradients of the step before",
@@ -291,7 +293,8 @@ MISTAKES = (
             r"backward"),
     ExerciseMistake("zero-each-batch", 5, "zero_grad inside the loop",
             "only your last batch gives a gradient",
-            "gradient accumulation adds up all batches", "zero once, before the loop",
+            "gradient accumulation adds up the gradients of all batches",
+            "zero once, before the loop",
             (partial(any_step, zero="each"),), r"zero_grad"),
     ExerciseMistake("zero-before-step", 5, "zero_grad between backward and step",
             "you zero the gradients between backward and optimizer.step()",

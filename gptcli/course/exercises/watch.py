@@ -14,8 +14,8 @@ _MOST = 20_000  # once `held` has this many values, no more are recorded
 class Watch:
     """A context that records which lists and tuples the functions of a file return and hold.
 
-    Leaves out values of 1,000 items or more. Also leaves out lambdas and comprehensions, because
-    they see every pair of a text, not only the chosen pair."""
+    It records no lists and tuples of 1,000 items or more. It records nothing of lambdas and
+    comprehensions, because they see every pair of a text, not only the chosen pair."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)
@@ -45,7 +45,7 @@ class Watch:
         return any(_same(value, wanted) for _, value in (*self.held, *self.returned))
 
     def makers(self, wanted: Sequence[int]) -> list[str]:
-        """The names of the functions that returned a list or tuple that equals `wanted`."""
+        """The names of the functions that returned a list or tuple equal to `wanted`."""
         return [name for name, value in self.returned if _same(value, wanted)]
 
 

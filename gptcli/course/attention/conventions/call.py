@@ -46,13 +46,13 @@ MASKS: dict[str, Callable[[int, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Call:
-    """How to call a learner's `forward`: which arguments get x, and what the others get.
+    """How to call a learner's `forward`: which arguments get x, and what its other arguments get.
 
     The first `times` arguments get x."""
 
     times: int = 1
     mask: str | None = None
-    # a key of MASKS. None: no mask, or the first kind in MASKS if forward requires a mask
+    # a key of MASKS. None: the first key if forward requires a mask, no mask if it does not
     mask_kind: str | None = None
     mask_is_required: bool = False
     positions: tuple[str, ...] = ()
@@ -157,7 +157,7 @@ def call_of(cls: type[nn.Module], name: str) -> Call:
 
 
 def _letter_of(name: str) -> str:
-    """The letter q, k or v if the name of an argument means query, key or value, else ""."""
+    """The letter q, k or v for an argument's name that means query, key or value; "" if none."""
     patterns = {"q": _QUERY, "k": _KEY, "v": _VALUE}
     return next((letter for letter, pattern in patterns.items() if pattern.match(name)), "")
 

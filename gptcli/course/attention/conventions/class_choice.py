@@ -32,8 +32,8 @@ def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
     If no name looks like an attention, returns the file's only torch.nn.Module, or [] if there are
     several. If a class stacks several heads of another class, the other class is left out. If two
     classes are equally likely, a class comes before the classes that it uses. If neither uses the
-    other, the class that the file defines later comes first, because files often define a class
-    for one head before the class for many heads."""
+    other, the lower class in the file comes first: files often define a class for one head above
+    the class for many heads."""
     own = _modules_of(module)
     points: dict[type[nn.Module], float] = {cls: _points(cls.__name__) for cls in own}
     for head, stack in _stacks(own).items():
@@ -56,7 +56,7 @@ def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
 
 
 def stack_of(cls: type[nn.Module], module: ModuleType) -> type[nn.Module] | None:
-    """The class of the file that stacks several heads of the class `cls`, or None."""
+    """The file's class that makes a list of heads of the class `cls`; None if there is none."""
     return _stacks(_modules_of(module)).get(cls)
 
 
@@ -90,8 +90,8 @@ def _modules_of(module: ModuleType) -> list[type[nn.Module]]:
 def _stacks(own: list[type[nn.Module]]) -> dict[type[nn.Module], type[nn.Module]]:
     """A dict: class for one head -> class that makes a list of such heads.
 
-    The constructor of the class with the list reads the number of heads, but not the number of
-    layers, and makes no part that only a block or a whole GPT has."""
+    The constructor of the class with the list must read the number of heads. It must not read the
+    number of layers, and must not make a part that only a block or a whole GPT has."""
     found = {}
     for stack in own:
         names = _names_in_constructor(stack)
@@ -107,7 +107,7 @@ def _stacks(own: list[type[nn.Module]]) -> dict[type[nn.Module], type[nn.Module]
 
 
 def _is_one_head(cls: type[nn.Module]) -> bool:
-    """Whether a class can be an attention with one head, by its name and constructor."""
+    """Whether the name and constructor of a class allow that it is an attention with one head."""
     name = cls.__name__.lower()
     if "head" in name and "multi" not in name:
         return True

@@ -54,13 +54,13 @@ class Constructor:
 
     @property
     def names_heads(self) -> bool:
-        """Whether the class gets the number of heads: as argument, as variable or in the config."""
+        """Whether an argument, a variable or the config tells the class the number of heads."""
         meanings = {argument.meaning for argument in self._arguments}
         meanings |= {meaning for _, _, meaning in self._variables}
         return not meanings.isdisjoint({None, words.N_HEAD})
 
     def names_of(self, meaning: str) -> list[str]:
-        """The names of the constructor's arguments and the file's variables that mean `meaning`."""
+        """The constructor's arguments and the file's variables that have this meaning, by name."""
         return [a.name for a in self._arguments if a.meaning == meaning] + [
             name for _, name, of in self._variables if of == meaning
         ]
@@ -100,7 +100,7 @@ class Constructor:
 
 
 def _bound(cls: type[nn.Module], file_name: str) -> Iterator[Argument]:
-    """The constructor's arguments that get a value. All others keep their defaults."""
+    """The constructor's arguments that get a value. All other arguments keep their defaults."""
     parameters = _parameters(cls)
     guessed = _guessed(cls, parameters)
     required = [p for p in parameters if p.default is p.empty]
@@ -156,7 +156,7 @@ def _is_bound(parameter: inspect.Parameter, meaning: str) -> bool:
     if meaning == words.SWITCH:
         return parameter.default is True
     if parameter.default is None and meaning in (words.HEAD_DIM, words.N_KV_HEAD):
-        return False  # the other sizes determine this size
+        return False  # the class computes this size from the other sizes
     return words.is_exact(parameter.name) or meaning not in (words.BIAS, words.CAUSAL)
 
 
@@ -174,7 +174,7 @@ def _is_config(parameter: inspect.Parameter, meaning: str | None, required: int)
 def _parameters(cls: type[nn.Module]) -> list[inspect.Parameter]:
     """The parameters of the constructor.
 
-    A constructor with `**kwargs` can pass them to a parent class. Then the parameters of the
+    If a constructor has `**kwargs`, which it can pass to a parent class, the parameters of the
     parent's constructor are included."""
     found: dict[str, inspect.Parameter] = {}
     for parent in cls.__mro__:
@@ -198,7 +198,7 @@ The meaning is None if the variable is a config."""
 
 
 def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:
-    """The variables of the learner's files from which the class and its helpers read sizes."""
+    """The learner's variables that the class and its helpers read: sizes and configs."""
     seen: set[int] = set()
     found: set[tuple[int, str]] = set()
     waiting: list[Any] = [cls]
@@ -227,7 +227,7 @@ def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:
 
 
 def _top_folder(module: str | None) -> str | None:
-    """`module` if the learner wrote it; None for the standard library and installed packages."""
+    """`module` if it is a file of the learner; None for the standard library and packages."""
     found = sys.modules.get(module or "")
     file = getattr(found, "__file__", None)
     if module is None or (found is not None and file is None and module == "builtins"):
@@ -259,7 +259,7 @@ def _is_setting(name: str, value: Any) -> bool:
 
 
 def _size_in(name: str, value: Any) -> str | None:
-    """The meaning of a variable; None if its value is a config."""
+    """The meaning of a variable. None for a config, an unknown name and a name of one letter."""
     if not isinstance(value, bool | int | float | str) or len(name) == 1:
         return None
     return words.meaning_of(name)

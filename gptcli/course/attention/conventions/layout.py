@@ -1,7 +1,7 @@
 """Reads the four projections from a module. The layout says which matrix is which projection.
 
-possible_layouts.py finds the layout once, on a module in which all shapes differ. The layout then
-holds for modules of all sizes. Dimensions: C channels (n_embd), H heads, D head_dim.
+possible_layouts.py finds the layout once, on a module in which all shapes differ. This layout is
+right for modules of all sizes. Dimensions: C channels (n_embd), H heads, D head_dim.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which matrix is which projection.
+    """Which matrix holds which projection.
 
     `order` and `letters` say in which order the rows of a fused matrix are."""
 
@@ -78,7 +78,7 @@ class Layout:
 
     @property
     def of(self) -> dict[str, Source]:
-        """The dict role -> source."""
+        """`sources` as a dict: role -> source."""
         return dict(self.sources)
 
     def words(self) -> str:
@@ -124,7 +124,7 @@ class Layout:
     def _read(
         self, role: str, source: Source, group: Group, sizes: Sizes
     ) -> Iterator[tuple[str, Projection]]:
-        """(role, projection) for each projection in a source. The role is q, k, v or o."""
+        """(role, projection) for each projection that a source holds. The role is q, k, v or o."""
         members = group.members if source.member is None else (group.members[source.member],)
         tensors, biases = [m.tensor for m in members], [m.bias for m in members]
         turned = [
@@ -209,9 +209,9 @@ class Layout:
 
 
 def _regrouped(groups: dict[str, Group], path: str) -> Group | None:
-    """The group whose path is `path` with a 0 in place of the *; None if there is no such group.
+    """The group of a list with only one head; None if there is no such group.
 
-    If a module has a list of only one head, the group's path has a 0 and not a *."""
+    The path of such a group has a 0 in place of the * in `path`."""
     wanted = path.replace("*", "0")
     return groups.get(wanted)
 
@@ -278,7 +278,7 @@ def _pair_rows(order: str, sizes: Sizes) -> Sequence[Rows]:
 
 def shape_error(name: str, tensor: Tensor, expected: tuple[int, ...], form: str) -> ProjectionError:
     if form == FUSED:
-        words = f"stacked query, key and value make {expected}"
+        words = f"stacked query, key and value matrices have shape {expected}"
     else:
         words = f"expected {expected}"
     return ProjectionError(

@@ -55,9 +55,9 @@ def possible_layouts(
 ) -> list[Layout]:
     """The layouts that the shapes and names of a module allow, the most likely one first.
 
-    If the module has no output projection, the identity replaces it. With `needs_output`, a missing
-    output projection is an error, unless the module has a list of heads or `any_output` is set.
-    Raises ProjectionError if no layout fits."""
+    If the module has no output projection, the identity replaces it. A missing output
+    projection is an error if `needs_output` is set, `any_output` is not set, and the module has no
+    list of heads. Raises ProjectionError if no layout fits."""
     inventory = take_inventory(module)
     if inventory.loose:
         raise ProjectionError(
@@ -145,7 +145,7 @@ def _sources(
             member = group.path if source.member is None else group.members[source.member].path
             role = role_of(member)
             if source.form in (FUSED, FUSED_HEADS, FUSED_TENSOR, PAIR):
-                if role in (Q, K, V):  # such as `query` with the shape of a fused matrix
+                if role in (Q, K, V):  # such as a `query` that has the shape of a fused matrix
                     unknown.append((group, source.member))
                     continue
                 if source.form != PAIR:
@@ -177,7 +177,7 @@ def _sources(
 
 
 def _forms(group: Group, sizes: Sizes) -> Iterator[Source]:
-    """A Source for each way in which a group of this shape can hold projections."""
+    """A Source for each form in which the group can hold projections, according to its shape."""
     C, H, D = sizes.C, sizes.H, sizes.D
     shape, count, path = group.shape, len(group.members), group.path
     turned = shape[::-1] if not group.oriented else shape
@@ -220,7 +220,7 @@ def _forms(group: Group, sizes: Sizes) -> Iterator[Source]:
 
 
 def _is_ambiguous(inventory: Inventory, sources: dict[str, Source], sizes: Sizes) -> bool:
-    """Whether a square parameter W leaves open whether the code computes x @ W.T or x @ W."""
+    """True if the module has a square parameter W, and the code can be x @ W.T or x @ W."""
     groups = {group.path: group for group in inventory.groups}
     for source in sources.values():
         group = groups[source.path]
@@ -240,9 +240,8 @@ def _complain(
     inputs: set[str],
     sizes: Sizes,
 ) -> None:
-    """Raise ProjectionError if a projection is missing or has a wrong shape.
-
-    Also raises it if the module has weights besides the projections."""
+    """Raise ProjectionError if a projection is missing or has a wrong shape, or if the module has
+    weights besides the projections."""
     C = sizes.C
     for group, _ in unknown:
         role = role_of(group.path)

@@ -63,7 +63,8 @@ class UserAttention:
     def cache(self) -> CachedFile | None:
         """The file's key/value cache; None if the file has no cache that its attention can use.
 
-        Raises GptcliError if the class of the cache is incomplete."""
+        Raises GptcliError if the class of the cache lacks a method, or if forward does not take
+        the cache directly after x."""
         if not self._is_plain:
             return None
         return CachedFile.of(self.learner.file, self._module, self.learner.cls)
@@ -71,7 +72,7 @@ class UserAttention:
     def matrices(self, module: nn.Module, n_embd: int, n_head: int) -> list[Tensor] | None:
         """The query, key, value and output weights of a module that `make` returned: (C, C) views.
 
-        None if these weights cannot be found as views of the module's parameters."""
+        None if one of the four is missing, or is not a view of the module's parameters."""
         inner = module.attention if isinstance(module, AdaptedAttention) else module
         assert isinstance(inner, nn.Module)
         try:
@@ -86,9 +87,9 @@ class UserAttention:
     def _tried_as_plain(self) -> bool:
         """Whether the network can use the learner's class itself, without an AdaptedAttention.
 
-        It can if the class reads only the names of `_FIELDS` from config, and forward(x) returns
-        the output. To find out, makes a module and calls its forward on zeros. Also returns true if
-        the class raises an error: the network's own error is clearer."""
+        The network can use the class if it reads only the names of `_FIELDS` from config, and if
+        forward(x) returns the output. To find out, makes a module and calls its forward on zeros.
+        Also returns true if the class raises an error: the network's own error is clearer."""
         config = config_for(USUAL)
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)

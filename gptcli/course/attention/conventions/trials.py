@@ -40,8 +40,9 @@ def best_layout(
     leave the order free: the layouts whose scores have a row for each query. Third choice: all.
 
     A layout explains a value of the reference, such as the queries, if the learner's forward
-    computes the value that the layout gives. The compared layout that explains the most values is
-    returned. But if layouts[0] is compared and explains at most one value fewer, it is returned."""
+    computes the value that the layout gives. Of the compared layouts, the one that explains the
+    most values is returned. But layouts[0] is preferred if it is compared and explains at most one
+    value fewer."""
     if len(layouts) == 1:
         return layouts[0]
     sizes = Sizes(x.shape[2], n_head)
@@ -67,7 +68,7 @@ def best_layout(
             if fitting[0] and explained[0] >= most - 1:
                 return layouts[0]
             return layouts[list(zip(explained, fitting, strict=True)).index((most, True))]
-    # One more value is no proof: an inverted mask can look as if queries and keys were swapped.
+    # A lead of one value is no proof: an inverted mask can look like swapped queries and keys.
     if explained[0] >= max(explained) - 1:
         return layouts[0]
     return layouts[explained.index(max(explained))]
@@ -77,11 +78,11 @@ def best_layout(
 def best_mask(
     call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tensor] | None, path: Path
 ) -> Call:
-    """`call` with the kind of mask that gives the correct output, or else the likeliest kind.
+    """`call` with the kind of mask that gives the correct output. If none does: the likeliest kind.
 
-    The likeliest kind hides the scores or weights of later tokens. So a mistake elsewhere does not
-    matter. The call passes no mask if forward does not require one and hides tokens by itself, even
-    if it hides the wrong tokens. `right` returns the correct output; None: unknown. `path` is the
+    The likeliest kind hides the scores or weights of later tokens. So mistakes in other steps
+    do not matter. A forward that requires no mask and hides tokens by itself gets no mask, even if
+    it hides the wrong tokens. `right` returns the correct output; None: unknown. `path` is the
     learner's file."""
     if call.mask is None:
         return call
@@ -121,8 +122,8 @@ def best_mask(
 def _hidden_cells(call: Call, module: nn.Module, x: Tensor, path: Path) -> list[Tensor]:
     """For each result of forward that holds scores or weights: its hidden cells, bool (T, T).
 
-    A result is used only if its hidden cells are the same for all heads. Its other cells must not
-    all have the same number, because then it is a mask."""
+    A result is used only if its hidden cells are the same for all heads. If its other
+    cells all hold the same number, the result is a mask, and is not used."""
     T = x.shape[1]
     trace = trace_forward(lambda inner: call(module, inner), x.clone(), path)
     found = []

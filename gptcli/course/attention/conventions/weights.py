@@ -1,7 +1,8 @@
 """Finds the projections of an attention module: by shape first, then by name.
 
-Dimensions: C channels (n_embd), H heads, D head_dim. The rows of a matrix are its outputs, as in
-nn.Linear. `Matrix.transposed` and `Layout.columns` mark the exceptions.
+Dimensions: C channels (n_embd), H heads, D head_dim. Usually each row of a matrix is an
+output, as in nn.Linear. `Matrix.transposed` and `Layout.columns` mark matrices in which each column
+is an output.
 
 | matrices or tensors of the module | layout |
 |---|---|
@@ -87,7 +88,7 @@ class Group:
 
     @property
     def oriented(self) -> bool:
-        """Whether it is known which dimension of each member belongs to the outputs."""
+        """Whether each member surely has its outputs as rows, or surely as columns."""
         return all(member.oriented or member.transposed for member in self.members)
 
 
@@ -134,7 +135,7 @@ def _is_norm(owner: nn.Module) -> bool:
 def _matrices_of(
     owner: nn.Module, prefix: str, own: dict[str, nn.Parameter], vectors: list[str]
 ) -> Iterator[Matrix]:
-    """The matrices of one module without its submodules, each with its bias."""
+    """The matrices of a module itself, not of its submodules. Each comes with its bias."""
     large = {name: p.detach() for name, p in own.items() if p.dim() >= 2}
     biases = {name: p.detach() for name, p in own.items() if p.dim() == 1}
     if len(large) >= 2 and not isinstance(owner, nn.Linear):
@@ -176,7 +177,7 @@ def _bias_of(name: str, large: dict[str, Tensor], biases: dict[str, Tensor]) -> 
     if name in by_name:
         return by_name[name]
     # For example, only one matrix has 3C outputs, and only one bias has 3C numbers. A matrix that
-    # is not square has more outputs than inputs.
+    # is not square has more outputs than inputs, so the larger size is the number of outputs.
     size = max(large[name].shape)
     same = [w for w, matrix in large.items() if matrix.dim() == 2 and max(matrix.shape) == size]
     free = [b for b, bias in biases.items() if b not in by_name.values() and bias.numel() == size]
@@ -227,7 +228,7 @@ def _groups(matrices: Sequence[Matrix]) -> Iterator[Group]:
 def _loose(module: nn.Module) -> Iterator[str]:
     """The attributes that hold modules or parameters in a plain list, tuple or dict.
 
-    PyTorch does not find these modules and parameters."""
+    PyTorch does not find modules and parameters in such containers."""
     for prefix, owner in module.named_modules():
         for name, value in vars(owner).items():
             if name.startswith("_"):
@@ -240,7 +241,7 @@ def _loose(module: nn.Module) -> Iterator[str]:
 
 
 def role_of(path: str) -> str | None:
-    """The role that a path's names mean: q, k, v, o, qkv, kv or qk. None if they mean no role."""
+    """The role that a path's names mean: q, k, v, o, qkv, kv or qk. None if no name has a role."""
     for part in reversed(path.split(".")):
         if part in ("*", "") or part.isdigit():
             continue

@@ -119,7 +119,7 @@ def meaning_of(name: str) -> str | None:
 
 
 def is_exact(name: str) -> bool:
-    """Whether `name` is in the lists of known names. If it is not, its meaning is a guess."""
+    """Whether `name` is in the lists of known names. The meaning of any other name is a guess."""
     return re.sub(r"[^a-z0-9]", "", name.lower()) in _MEANING
 
 
