@@ -12,8 +12,8 @@ The shards are in the page cache, so the result is the speed of the reader and n
 | batches | what the network gets: inputs and targets as int64, together eight times as many bytes |
 
 GB/s counts 2 bytes for each token, and adds up all processes. "GB for a second of a core" means GB
-for each second of processor time. Other programs on the machine change the processor time less than
-the wall time.
+for each second of processor time. If other programs run on the machine, the wall time changes more
+than the processor time.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def write(place: str, gigabytes: float) -> None:
 def rate(
     place: str, what: str, process: int, processes: int, seconds: float
 ) -> tuple[float, float]:
-    """How many bytes of token ids one of several processes reads: in a second of wall time, and in
-    a second of processor time."""
+    """The bytes of token ids that the process number `process` reads: in a second of wall time, and
+    in a second of its processor time."""
     data = DataConfig(source=place, val_fraction=0.0)
     tokens = open_corpus(data, kind="gpt2", vocab_size=0, block_size=BLOCK_SIZE).train
     read = {"blocks": _blocks, "windows": _windows, "batches": _batches}[what]

@@ -32,8 +32,8 @@ class Outcome:
         self.most[what] = max(self.most.get(what, value), value)
 
     def count_each(self, what: str, held: Iterator[object]) -> None:
-        """Count one trial for each value that `held` yields. If `held` raises an exception, count a
-        failed trial."""
+        """Count one trial for each value that the iterator `held` yields. If `held` raises an
+        exception, count a failed trial."""
         try:
             for _ in held:
                 self.count(what)

@@ -49,7 +49,7 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 def _kill(training: Launched, run: Path, chance: random.Random, outcome: Outcome) -> bool:
     """Wait for a new checkpoint, and kill a random rank. Return False if the training ended before
-    that, or if the other rank did not end in time."""
+    the kill, or if the surviving rank did not end in time."""
     before, ranks = newest(run), {}
     while training.process.poll() is None and (newest(run) <= before or len(ranks) < 2):
         ranks = training.ranks()

@@ -21,7 +21,7 @@ from benchmarks.reliability_outcome import Outcome
 from benchmarks.reliability_processes import Training
 
 STEPS, EVERY, EVAL_EVERY = 60, 5, 10
-# A run must end this many seconds after a signal, or sooner: one second, plus the time of a step
+# The most seconds that a run may take to end after a signal: one second, plus the time of a step
 # and a save in these small runs.
 LEAVE_WITHIN = 1.25
 
@@ -105,8 +105,8 @@ def signals(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def second_interrupts(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Send Ctrl-C to a run twice, during a slow step or a slow save: the second time before the
-    first has ended the run. Then resume the run to its end."""
+    """Send Ctrl-C to a run twice, during a slow step or a slow save. The second Ctrl-C comes before
+    the first has ended the run. Then resume the run to its end."""
     return _disturbed(shop, trial, chance, _interrupt_twice, most=1)
 
 
@@ -247,7 +247,7 @@ def _interrupt_twice(
     time.sleep(chance.uniform(0.0, 0.3) * reference.seconds)
     slow.touch()
     if not in_save:
-        time.sleep(0.2)  # until the next step has begun
+        time.sleep(0.2)  # long enough for the next step to begin
     training.send(signal.SIGINT)
     time.sleep(chance.uniform(1.05, 2.0))
     if not training.running():
@@ -266,8 +266,8 @@ def _interrupt_twice(
 
 
 def _slow_down(slow: Path, in_save: bool) -> None:
-    """Called in the child process: as soon as the file `slow` exists, each sync takes 0.4 s longer
-    (`in_save`), or each batch takes 1.5 s longer."""
+    """Called in the child process. As soon as the file `slow` exists, slows down each sync by 0.4 s
+    if `in_save` is true, else each batch by 1.5 s."""
     from gptcli.corpus import Batches
 
     sync, batch = os.fsync, Batches.batch
@@ -289,7 +289,7 @@ def _slow_down(slow: Path, in_save: bool) -> None:
 
 
 def check_resumed(training: Training, before: int, code: int, outcome: Outcome) -> None:
-    """Record a failure if the run did not resume from its newest checkpoint, step `before`."""
+    """Record a failure if the run did not resume from step `before`, its newest checkpoint."""
     if before == 0:
         return
     origin = training.resumed_from()
@@ -302,8 +302,8 @@ def check_resumed(training: Training, before: int, code: int, outcome: Outcome) 
 
 
 def check_whole(run: Path, outcome: Outcome) -> None:
-    """Record a failure for each damaged checkpoint. Also record a failure if metrics.jsonl is
-    damaged in another line than its last."""
+    """Record a failure for each damaged checkpoint. Also record a failure if any line of
+    metrics.jsonl except the last is damaged."""
     from gptcli.errors import GptcliError
     from gptcli.training import checkpoint
 
@@ -337,8 +337,8 @@ def final_weights(run: Path) -> bytes:
 
 
 def records(run: Path, torn: bool = False) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl without times. If the last line is incomplete, it is left out if
-    `torn` is true; otherwise the function raises ValueError."""
+    """The records of metrics.jsonl without times. Raises ValueError if the last line is incomplete.
+    With `torn`, leaves an incomplete last line out instead."""
     path = run / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     if lines[-1] and not torn:

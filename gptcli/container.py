@@ -62,8 +62,8 @@ def memory_limits() -> list[tuple[int, int]]:
 def _folders(controller: str) -> Iterator[Path]:
     """The folders of this process's cgroups for a controller, from the innermost to the root.
 
-    Some of them may not exist: in a container without a cgroup namespace, /proc names the folders
-    of the host, and only the root exists."""
+    Some of these folders may not exist. For example, in a container without a cgroup namespace,
+    /proc names the folders of the host, and only the root exists in the container."""
     try:
         lines = _MINE.read_text("utf-8", "replace").splitlines()
     except (OSError, ValueError):

@@ -28,9 +28,9 @@ class GraphRecorder:
     """Records work as CUDA graphs.
 
     All graphs are recorded on one CUDA stream. They share one memory pool, which is safe because
-    the recorded work writes its results into tensors outside the pool. This object keeps all
-    graphs, even those whose recording failed, because PyTorch frees the workspace of the CUDA
-    stream together with a graph, and the other graphs still use that workspace."""
+    the recorded work writes its results into tensors outside the pool. PyTorch frees the workspace
+    of the CUDA stream together with any graph, but the other graphs still need it. So this object
+    keeps all graphs, even those whose recording failed."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -44,7 +44,7 @@ class GraphRecorder:
         """A CUDA graph of `work`, or None if this recording or an earlier one failed.
 
         Before the recording, `work` runs three times, because PyTorch prepares some things in the
-        first calls. Therefore the tensors that `work` writes change three times."""
+        first calls. Each time, `work` changes the tensors into which it writes."""
         if self.error is not None:
             return None
         pool = self._graphs[0].pool() if self._graphs else None
@@ -63,7 +63,7 @@ class GraphRecorder:
                 ):
                     work()
             except RuntimeError as error:
-                torch.cuda.set_stream(usual)  # PyTorch can still use the recording stream
+                torch.cuda.set_stream(usual)  # an error may leave the recording stream current
                 self.error = error
                 return None
         return graph

@@ -70,7 +70,7 @@ class Batches:
         else:
             self._lists = [_Epochs(*each, block_size) for each in zip(words, lengths, strict=True)]
         self.per_epoch = sum(each.count for each in self._lists)
-        """The number of sequences in an epoch, of all texts together."""
+        """The number of sequences in an epoch, summed over all texts."""
 
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of batch k >= 0: two int64 tensors of shape (B, T).
@@ -104,8 +104,8 @@ class Batches:
             yield window
 
     def _rows(self, k: int) -> Tokens | None:
-        """All sequences of batch k, (B, T + 1), if a single text in token shards is read; else
-        None."""
+        """All sequences of batch k, (B, T + 1). None for a mixture, and for a text that is not in
+        token shards."""
         pooled = self._lists[0]
         if self._order is not None or not isinstance(pooled, PooledEpochs):
             return None
@@ -178,7 +178,7 @@ def windows(
     """The batches of an evaluation. Every token of a split is predicted once, except the first one.
 
     Yields inputs and targets, int64 (at most batch_size, block_size), in the order of the text. If
-    the tokens at the end fill no window, they are a batch of one shorter row. Yields nothing for
+    the last tokens fill no window, they form a last batch with one shorter row. Yields nothing for
     fewer than 2 tokens."""
     assert block_size >= 1
     assert batch_size >= 1

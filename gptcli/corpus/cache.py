@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from gptcli.tokenization import Tokenizer
 
 FORMAT = 1
-"""The version of the entries. Increase it if a change of the code changes the tokens or the files
-of a text."""
+"""The version of the format of entries. Increase it if a change of the code changes the tokens or
+the files of a text."""
 
 STARTS = np.dtype("<i8")
 """The dtype of the positions at which documents start."""
@@ -61,8 +61,8 @@ class Entry:
     """How many characters of the text the tokenizer does not know, and which; None if it knows
     all."""
     starts: NDArray[Any]
-    """The position at which each document begins, int64 (`encode_all` defines it). It is [0] if the
-    text is one document."""
+    """The position at which each document begins, as in `encode_all`: int64 (documents,). It is [0]
+    if the text is one document."""
     train_documents: int
     """The number of documents from data.source. All later documents are from data.val_source."""
     marks: int
@@ -113,9 +113,9 @@ def read_entry(
 ) -> Entry | None:
     """The entry in `folder` after it is verified; None if it cannot be used.
 
-    It cannot be used if it is absent, incomplete or damaged, has another key, or was made by
-    another tokenizer than `tokenizer` (if given). Adds a note to `notes` if a file is missing or
-    damaged. Every byte of the entry is read to verify it."""
+    It cannot be used if it is absent, incomplete or damaged, or if it has another key. If
+    `tokenizer` is given, it must be the entry's tokenizer. Adds a note to `notes` if a file is
+    missing or damaged. Every byte of the entry is read to verify it."""
     try:
         return _opened(folder, key, tokenizer)
     except _DamagedError as error:
@@ -147,8 +147,7 @@ def _opened(folder: Path, key: str, tokenizer: Tokenizer | None) -> Entry | None
         ours = all(Path(shard.name).name == shard.name for shard in (*shards, *start_shards))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _DamagedError("meta.json") from None
-    # `ours` is False if the name of a shard has a folder in it, because such a name could lead out
-    # of the entry.
+    # `ours`: the names of all shards are plain file names. A path could lead out of the entry.
     if not sealed or not ours:
         raise _DamagedError("meta.json")
     try:
@@ -221,7 +220,7 @@ def _build_entry(
 ) -> Entry | None:
     """Build the entry `goal` and return it.
 
-    Returns None if its files are damaged when they are read."""
+    Returns None if the files of the new entry are damaged when they are read back."""
     _remove_abandoned(goal.parent)
     built = _new_build_folder(goal.parent, notes)
     kept = False

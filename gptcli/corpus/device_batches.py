@@ -15,9 +15,9 @@ from gptcli.corpus.batches import Batches
 class DeviceBatches:
     """Reads the batches of a `Batches` and copies them to a device.
 
-    For an NVIDIA GPU, each call of `batch(k)` lets a thread read batch k + 1. The thread reads into
-    pinned memory, so that the CPU need not wait for the copy to the GPU. Call `close` at the
-    end."""
+    For an NVIDIA GPU, each call of `batch(k)` makes a thread read batch k + 1 in advance. The
+    thread reads into pinned memory, so that the CPU does not wait for the copy to the GPU. Call
+    `close` at the end."""
 
     def __init__(self, batches: Batches, device: torch.device) -> None:
         self._batches, self._device = batches, device

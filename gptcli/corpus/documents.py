@@ -14,8 +14,8 @@ def split_at_end_of_text(
 ) -> Iterator[Piece]:
     """Split the documents of `pieces` at every `<|endoftext|>`.
 
-    Yields the pieces of the new documents. `ended` is called with the number of `<|endoftext|>`
-    that were found since its previous call. Blank text of up to CHUNK characters between two
+    Yields the pieces of the new documents. Calls `ended` with the number of `<|endoftext|>` that
+    were found since the previous call of `ended`. Blank text of up to CHUNK characters between two
     `<|endoftext|>` is not a document."""
     document = _Document()
     held = ""  # the end of the previous piece, if `<|endoftext|>` can begin in it
@@ -37,8 +37,8 @@ def split_at_end_of_text(
 def split_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Split the documents of `pieces` at every line end.
 
-    Yields the pieces of the lines, which are the new documents, without their line ends. Blank
-    lines are left out."""
+    Each line becomes a document. Yields the pieces of the lines without the line ends. Blank lines
+    are left out."""
     document = _Document()
     held = ""  # a carriage return at the end of a piece: perhaps a newline follows
     for piece in pieces:
@@ -76,7 +76,7 @@ class _Document:
 
 
 def _beginning_of_mark(text: str) -> str:
-    """The longest beginning of `<|endoftext|>` with which `text` ends; "" if there is none."""
+    """The longest suffix of `text` that is a proper prefix of `<|endoftext|>`, or ""."""
     for length in range(min(len(text), len(END_OF_TEXT) - 1), 0, -1):
         if text.endswith(END_OF_TEXT[:length]):
             return text[-length:]

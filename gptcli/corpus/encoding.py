@@ -39,7 +39,7 @@ def encode_all(
     are the same as if each document were encoded as a whole (`safe_cuts` names an exception), but
     memory does not grow with the text. If `known` is given, it applies the rule of data.unknown to
     the text before the text is encoded. If the rule is "error", the encoding stops at the first
-    unknown character. After it, unknown characters are only counted."""
+    unknown character, and the unknown characters in the rest of the text are only counted."""
     from gptcli.tokenization import line_cuts, safe_cuts
 
     stream = iter(pieces)
@@ -86,7 +86,7 @@ def _regrouped(
 
 
 def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The pieces, with a newline between two documents if the first one has none at its end."""
+    """The pieces, with a newline before each document if no newline ends the document before it."""
     last = "\n"
     for piece in pieces:
         text = piece.text
@@ -95,8 +95,8 @@ def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def characters(pieces: Iterable[Piece]) -> Iterator[str]:
-    """Short texts that together have every character of `pieces`, for the vocabulary of a new
-    char tokenizer."""
+    """Short texts that together contain every character of `pieces`. A new char tokenizer makes
+    its vocabulary of them."""
     seen = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
     seen_ascii = b""
     for group in _grouped(pieces):

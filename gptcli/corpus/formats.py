@@ -42,7 +42,7 @@ class Format:
 
     kind: Kind
     field: str | None = None
-    """The value of data.field. It is None for the default, and for plain text."""
+    """The value of data.field. It is None for the default field, `text`, and for plain text."""
     lines: bool = False
     """Whether each line of plain text is a document."""
     marked: bool = False
@@ -53,7 +53,7 @@ class Format:
 
     @property
     def key(self) -> str:
-        """A text for the content key, with everything in the format that changes a file's
+        """A text for the content key. It names every property of the format that changes a file's
         documents."""
         more = {
             "field": self.field,
@@ -77,7 +77,7 @@ class Format:
     ) -> Iterator[Piece]:
         """Stream the documents of a file.
 
-        `ended` is called with the number of `<|endoftext|>` that were found since its previous
+        `ended` is called with a count: how many `<|endoftext|>` were found since its previous
         call."""
         stream: Iterator[Piece]
         if self.kind == "text":
@@ -105,11 +105,12 @@ def named_kind(path: Path) -> Kind:
 def choose_format(
     path: Path, rule: Rule, field: str | None, marked: bool, encoding: str | None
 ) -> tuple[Format, str | None]:
-    """The format of a file, and why a .json, .csv or .tsv has to be read as plain text.
+    """The format of a file, and the reason why a .json, .csv or .tsv must be read as plain text.
 
-    The reason is None for all other files, and if `rule` is "file". `marked` says whether
-    `<|endoftext|>` can be in the file. Raises NoSuchFieldError if `field` is given, but the first
-    entry of a .json, or the header of a .csv or .tsv, has no such field."""
+    The reason is None if the file can be read in its own format, if it is of another kind, or if
+    `rule` is "file". `marked` says whether `<|endoftext|>` can be in the file. Raises
+    NoSuchFieldError if `field` is given, but the first entry of a .json, or the header of a .csv or
+    .tsv, has no such field."""
     kind, why = named_kind(path), None
     if rule == "file" and kind != "jsonl":
         kind = "text"
@@ -131,8 +132,8 @@ def choose_format(
 
 
 def _kind_of_json(path: Path, field: str | None, encoding: str | None) -> tuple[Kind, str | None]:
-    """The kind of a .json: "json" (a list), "jsonl" (an object in each line), else "text" and
-    why."""
+    """The kind of a .json: "json" (a list), "jsonl" (an object in each line) or "text". With
+    "text", also the reason."""
     try:
         entry: Any = None
         for where, entry in json_entries(path, encoding=encoding):
@@ -183,5 +184,5 @@ def _kind_of_csv(path: Path, field: str | None, encoding: str | None) -> tuple[K
 
 
 def _what(error: GptcliError) -> str:
-    """The message of an error without file and line: "no column `text`; its columns: `a`, `b`"."""
+    """An error's message without the file and line: "no column `text`; its columns: `a`, `b`"."""
     return re.sub(r"^.*?:\d+: (entry \d+: )?", "", error.message)

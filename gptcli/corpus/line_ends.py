@@ -53,7 +53,7 @@ def line_ends_note(source: Source) -> list[str]:
 
 
 def changed_line_ends(source: Source, content_key: str) -> tuple[str, str] | None:
-    """If only the line ends of a text changed: what changed, and what to do. Otherwise None.
+    """Which line ends a text had, and how to restore them. None unless only its line ends changed.
 
     `source` is the text after the change. `content_key` is the text's key before the change."""
     for ends, alone in _CHANGES:

@@ -19,9 +19,9 @@ class MixedText:
 
     name: str
     share: float
-    """The share of all sequences of the training that come from this text, from 0 to 1."""
+    """The part of the training's sequences that comes from this text, from 0 to 1."""
     tokens: TokenStore
-    """The tokens of this text. `tokens.start` is the position of the first one in the mixture."""
+    """The tokens of this text. `tokens.start` is the position of its first token in the mixture."""
 
 
 class MixedTokens(TokenStore):
@@ -43,7 +43,7 @@ class MixedTokens(TokenStore):
 
 
 def times_read(tokens: TokenStore, count: int) -> float:
-    """How often each token has been read on average, after `count` tokens were read in all.
+    """How often a training that has read `count` tokens has read each token, on average.
 
     For a mixture, this is a weighted mean over the texts: the weight of a text is its share of the
     tokens that were read. A short text with a large share makes the mean larger."""

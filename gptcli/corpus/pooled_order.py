@@ -4,7 +4,7 @@ A block is 2^21 tokens of a shard, or fewer at the end of the shard (shards.py).
 the blocks. It cuts each block into windows of T tokens, from a random offset on, and leaves out the
 tokens before the first and after the last window. A few blocks that follow each other in the
 shuffled order form a pool, and all windows of a pool are shuffled together. For each text, memory
-has the pool in use, the pool after it, which is read in advance, and at most four other blocks. Any
+has the pool in use, the next pool (it is read in advance) and at most four other blocks. Any
 sequence can be found without reading the sequences before it.
 """
 
@@ -27,9 +27,11 @@ _KEPT_POOLS = 3
 
 
 class PooledEpochs:
-    """The endless list of sequences of a text in token shards. It depends only on the arguments.
+    """The epochs of a text in token shards, as one endless list of sequences.
 
-    `words` is the text from which the random numbers are seeded. A pool has the windows of at most
+    The list depends only on the arguments.
+
+    The text `words` is the seed of the random numbers. A pool has the windows of at most
     `pool_blocks` blocks."""
 
     def __init__(self, words: str, tokens: TokenStore, block_size: int, pool_blocks: int) -> None:
@@ -61,7 +63,7 @@ class PooledEpochs:
         blocks, offsets = self._places(first, count)
         begins = (self._begins[blocks] + offsets).tolist()
         numbers = self._numbers[blocks].tolist()
-        # The loop over rows takes most of the time of this function, so it does as little as
+        # Most of this function's time goes into the loop over rows, so the loop does as little as
         # possible. A slice of a memoryview takes less time than a slice of an array.
         tokens = {number: self._reader.get(number) for number in dict.fromkeys(numbers)}
         inside = {number: block.data.cast("B") for number, block in tokens.items()}
@@ -74,7 +76,7 @@ class PooledEpochs:
         return rows
 
     def _places(self, first: int, count: int) -> NDArray[np.int64]:
-        """The block of each of `count` sequences, and its offset in the block: int64 (2, count)."""
+        """For each of `count` sequences, its block and its offset there: int64 (2, count)."""
         last = first + count
         found = []
         while first < last:
@@ -107,8 +109,8 @@ class PooledEpochs:
     def _pool(self, epoch: int, pool: int) -> NDArray[np.int64]:
         """The block and the offset of each window of a pool, in shuffled order: int64 (2, windows).
 
-        If the pool is not in memory yet, this begins to read its blocks and the blocks of the pool
-        after it."""
+        If the pool is not in memory yet, the call also starts to read the blocks of this pool and
+        of the next pool."""
         kept = self._pools.get((epoch, pool))
         if kept is not None:
             return kept
@@ -140,7 +142,7 @@ class PooledEpochs:
 
 
 class StoreBlocks(NamedTuple):
-    """The blocks of token shards that a store uses, completely or in part."""
+    """The blocks of token shards that a token store uses, completely or in part."""
 
     reader: Blocks
     starts: NDArray[np.int64]
@@ -149,7 +151,7 @@ class StoreBlocks(NamedTuple):
     numbers: NDArray[np.int64]
     """The number of each block in `reader`, which reads whole blocks."""
     begins: NDArray[np.int64]
-    """For each block: the position in the whole block of the first token that the store uses."""
+    """For each block: how many tokens come before the first token that the store uses."""
 
 
 def blocks_of(tokens: TokenStore) -> StoreBlocks:

@@ -66,8 +66,7 @@ class Corpus:
     source_bytes: int
     """The size of the files of data.source in bytes."""
     content_key: str
-    """SHA-256 of the content of the files and of how they are read. Equal texts have the same
-    key."""
+    """SHA-256 of the files' contents and formats. Equal texts have the same key."""
     notes: list[str]
     """Messages for the user, one line each."""
 
@@ -89,18 +88,20 @@ def open_corpus(
     """The corpus of the config section `data`. The text is encoded if it is not in the cache yet.
 
     `data` can also be a string: the value of data.source. If `val_fraction` is given, it replaces
-    data.val_fraction. The tokenizer is `tokenizer` if given, else an object of the user's class
-    `user_tokenizer` if given, else a new tokenizer of the kind `kind`. The kinds char and bpe and
-    the user's class are trained on the text. Only bpe and the user's class use `vocab_size`.
+    data.val_fraction. The tokenizer is the first of these: `tokenizer`, if given; an object of the
+    user's class `user_tokenizer`, if given; a new tokenizer of the kind `kind`. The kinds char and
+    bpe and the user's class are trained on the text. Only bpe and the user's class use
+    `vocab_size`.
 
     End-of-text comes before every document. The kind char has no end-of-text: a newline comes
     between two documents instead, unless the first of them ends with a newline. The validation
-    tokens come from data.val_source, or are a part of the text: see gptcli.corpus.validation_split.
+    tokens come from data.val_source. If this is not set, they are a part of the text: see
+    gptcli.corpus.validation_split.
 
     Token shards (gptcli.corpus.shards) are not encoded: they have ids and a tokenizer of their own.
 
     If `tokenizer` is given and is of the kind char, `unknown` says what to do with characters that
-    it does not know.
+    the tokenizer does not know.
 
     If `content_key` is given and the text has another key, raises OtherTextError before anything is
     encoded. If `cache` is given, it replaces `cache_folder()`. `progress` says whether a progress
@@ -127,7 +128,7 @@ def open_corpus(
     # If a text can have several documents, its cache entry also has the position at which each
     # document starts.
     content = found.content_key + ("" if found.one_document else " documents")
-    if data.shares is not None:  # a mixture's entry also says with which document each text starts
+    if data.shares is not None:  # a mixture's entry also counts the documents before each text
         refuse_missing_texts(data, found)
         content += " texts " + ",".join(map(str, found.counts))
     trained = entry_key(content, f"bpe {vocab_size}" if kind == "bpe" else kind)
@@ -136,8 +137,8 @@ def open_corpus(
     if kind not in ("char", "bpe"):
         tokenizer = tokenizer or _fixed_tokenizer(kind, vocab_size)
     elif tokenizer is not None:
-        # A resumed run gives the tokenizer that was trained on this text when the run began. Then
-        # the cache can have the entry under the key that describes this training.
+        # A resumed run passes its tokenizer, which was trained on this text when the run began. The
+        # cache can still have the entry of that time, under the key `trained`.
         entry = read_entry(folder / trained, trained, tokenizer, notes)
     if tokenizer is not None:
         rule = f" unknown {unknown}" if kind == "char" and unknown != "error" else ""
@@ -180,8 +181,8 @@ def _open_shards(
 ) -> Corpus:
     """The corpus of token shards.
 
-    Raises GptcliError if `tokenizer` is another tokenizer than that of the shards, or if
-    `user_tokenizer` is given."""
+    Raises GptcliError if `tokenizer` is not the tokenizer of the shards, or if `user_tokenizer` is
+    given."""
     shards = OpenedShards(data)
     if content_key is not None and shards.content_key != content_key:
         raise OtherTextError(data.name, None)
@@ -267,7 +268,7 @@ def _build(
     starts = ShardWriter(folder, STARTS, SHARD_TOKENS, "starts")
     marks: list[int] = []
     train_documents = 0
-    before: list[int] = []  # number of documents before each file
+    before: list[int] = []  # for each file: how many training documents come before it
 
     def all_pieces() -> Iterator[Piece]:
         nonlocal train_documents

@@ -21,9 +21,8 @@ class Progress:
     """Shows one progress bar per phase, on stderr.
 
     It shows nothing if `wanted` is false, if stderr is not a terminal, or if a phase ends within a
-    second. It also shows nothing outside the main thread: `import gptcli` reads the text of a
-    training in another thread, and must not print anything. A bar disappears when its phase ends.
-    """
+    second. Outside the main thread, it shows nothing, too: there, a training of `import gptcli`
+    reads its text, and must not print anything. A bar disappears when its phase ends."""
 
     def __init__(self, wanted: bool) -> None:
         is_main = threading.current_thread() is threading.main_thread()
@@ -33,7 +32,7 @@ class Progress:
     def phase(self, what: str, total: int) -> Iterator[Advance]:
         """Show a bar during a phase that processes `total` bytes.
 
-        Yields the function that moves it."""
+        Yields the function that moves the bar."""
         if not self.shown:
             yield ignore
             return

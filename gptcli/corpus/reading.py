@@ -30,8 +30,8 @@ COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}
 """Suffix of a compressed file -> the module of the standard library that reads it."""
 
 WIDE = ("utf16", "utf32")
-"""The beginnings of the names of encodings in which NUL bytes are normal. The names are spelled as
-by `codec_name`."""
+"""If the name of an encoding begins with one of these, NUL bytes are normal in its files. The names
+are spelled as `codec_name` returns them."""
 
 
 class BinaryFileError(GptcliError):
@@ -41,9 +41,8 @@ class BinaryFileError(GptcliError):
 class UndecodableError(GptcliError):
     """A file is not text in the encoding in which it was read.
 
-    `offset` is the position in the decompressed file of the first byte that cannot be decoded. If
-    `incomplete` is true, a character begins at this byte, and the file ends in the middle of the
-    character."""
+    Byte `offset` of the decompressed file is the first byte that cannot be decoded. If `incomplete`
+    is true, a character begins at this byte, and the file ends in the middle of the character."""
 
     def __init__(self, path: Path, encoding: str, byte: int, offset: int, incomplete: bool) -> None:
         super().__init__(
@@ -66,7 +65,8 @@ class Piece(NamedTuple):
 class Content(NamedTuple):
     """The content of a text file as a stream of UTF-8 bytes.
 
-    `position()` returns how many bytes of the file, which can be compressed, have been read."""
+    `position()` returns how many bytes of the file have been read. If the file is compressed, these
+    are compressed bytes."""
 
     stream: IO[bytes]
     position: Callable[[], int]
@@ -89,7 +89,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 def open_content(path: Path, encoding: str | None = None) -> Iterator[Content]:
     """Open a text file as UTF-8 bytes: decompressed if its suffix says so, converted if necessary.
 
-    `encoding` is the encoding of the file. If it is None, the file should be UTF-8, and the caller
+    `encoding` is the encoding of the file. None means that the file should be UTF-8: the caller
     must check the bytes. Raises GptcliError if the file cannot be read or decompressed."""
     how = COMPRESSED.get(path.suffix.lower())
     with open_bytes(path) as raw:
@@ -275,6 +275,6 @@ def lines(
 def signature(file: IO[bytes]) -> tuple[int, int]:
     """The size of a file in bytes, and the time of its most recent change in nanoseconds.
 
-    If neither of them has changed, gptcli takes the file for unchanged."""
+    gptcli assumes that a file has not changed if both are the same as before."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns

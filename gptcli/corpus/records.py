@@ -182,9 +182,9 @@ class _JsonBuffer:
 def text_of(value: Any, field: str | None, where: str, example: str = _EXAMPLE) -> str:
     """The text of a record: a string, the field of an object, or a chat as plain text.
 
-    `field` is the value of data.field. If it is None, returns the field `text`, or if there is
-    none, the chat in `messages` or `conversations`. Raises NoSuchFieldError if an object lacks the
-    field, and GptcliError if the record has no text for another reason. The message begins with
+    `field` is the value of data.field. None selects the field `text`. If an object has no `text`,
+    None selects the chat in `messages` or `conversations`. Raises NoSuchFieldError if an object
+    lacks the field, and GptcliError for everything else that is wrong. The message begins with
     `where`, and `example` is the hint."""
     if isinstance(value, str) and field is None:
         return _whole_characters(value, "the string", where)
@@ -343,7 +343,7 @@ def _delimiter(path: Path, header: str, field: str) -> str:
     """The delimiter of the columns, according to the first row.
 
     It is a tab in a .tsv. In other files, it is a delimiter that gives the first row a column
-    called `field`. If there are several such delimiters or none, it is the one that gives the most
+    called `field`. If several delimiters do this, or none does, it is the one that gives the most
     columns."""
     if ".tsv" in (suffix.lower() for suffix in path.suffixes[-2:]):
         return "\t"
@@ -373,8 +373,8 @@ def _names_in(header: str, mark: str) -> list[str]:
 def _column(path: Path, names: list[str], field: str, rows: Iterator[tuple[int, list[str]]]) -> int:
     """The position of a column.
 
-    If the column does not exist, the error proposes the column with the longest text in the row
-    after the header."""
+    Raises NoSuchFieldError if it does not exist. The hint then proposes the column whose text is
+    the longest in the row after the header."""
     stripped = [name.strip() for name in names]
     if field in stripped:
         return stripped.index(field)
@@ -397,8 +397,8 @@ def parquet_pieces(
 
     Cells with null or an empty text are left out.
 
-    Raises GptcliError if pyarrow is missing or the file is damaged, or NoSuchFieldError if there is
-    no such column."""
+    Raises GptcliError if pyarrow is missing or the file is damaged, and NoSuchFieldError if the
+    file lacks the column."""
     try:
         import pyarrow
         import pyarrow.parquet

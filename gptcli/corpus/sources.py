@@ -87,7 +87,7 @@ class Source:
 
     @cached_property
     def content_key(self) -> str:
-        """SHA-256 (hex) of the content of all files in order, and of how they are read.
+        """SHA-256 (hex) of the content and the format of all files, in order.
 
         The names of the files do not change it."""
         digest = hashlib.sha256()

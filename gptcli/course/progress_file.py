@@ -24,7 +24,7 @@ class Record:
     `passed` is the time in UTC at which the learner's file first passed, or None."""
 
     attempts: int = 0  # how often a changed file was checked
-    seconds: float = 0.0  # working time; of a long pause only a part counts
+    seconds: float = 0.0  # working time, with only a part of each long pause
     hints_used: int = 0
     solution_seen: bool = False  # whether the learner saw the reference before passing
     passed: str | None = None

@@ -40,7 +40,7 @@ class Disk:
         return io.FileIO(path, "w", opener=open_without_links)
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
-        """Write as many bytes as the system takes in one call, and return their number."""
+        """Write as much of `data` as the system takes in one call. Return the number of bytes."""
         return file.write(data)
 
     def fsync(self, file: IO[bytes]) -> None:
@@ -132,7 +132,7 @@ def fsync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> list[Path]:
-    """Make a folder and its missing parents, and fsync the names.
+    """Make a folder and its missing parents, and fsync their names.
 
     Returns the folders that it made. If the folder exists, its name is fsynced, too, because the
     process that made the folder can have been killed before the fsync. If a folder cannot be made,
@@ -222,9 +222,9 @@ def remove_tree(path: Path) -> None:
 def delete_temporaries(folder: Path, goals: str) -> None:
     """Delete the temporary files and folders that killed processes left in a folder.
 
-    `goals` is a regular expression for the final names of these files and folders. Ignores what
-    cannot be deleted. The caller must hold the folder's lock, because this function deletes the
-    temporary files of every process."""
+    They are named `.NAME.PID.tmp` or `.NAME.PID.old`, and `goals` is a regular expression for NAME.
+    Ignores what cannot be deleted. The caller must hold the folder's lock, because this function
+    deletes the temporary files of every process."""
     temporary = re.compile(rf"\.({goals})\.\d+\.(tmp|old)")
     with suppress(OSError):
         for path in folder.iterdir():
@@ -257,7 +257,7 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-# These errors come from the path, not from the disk, so the user can choose another path.
+# The path causes these errors, not the disk. The user can choose another path.
 _PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR,
                 errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG}  # fmt: skip
 
@@ -274,7 +274,7 @@ def folder_error(folder: Path, error: OSError) -> GptcliError:
     if error.errno in _PATH_ERRORS:
         return GptcliError(
             f"{folder}: cannot be written ({error.strerror})",
-            "choose a folder that you can write to with --out",
+            "with --out, choose a folder that you can write to",
         )
     return write_error(
         folder, error, "free some space, or choose a folder on another disk with --out"
@@ -318,7 +318,7 @@ def write_error(path: Path, error: OSError, hint: str) -> GptcliError:
 
 
 def free_space(path: Path) -> str:
-    """The free space, as text such as "123 MiB", of the disk of `path`, which need not exist."""
+    """The free space of the disk of `path`, as text such as "123 MiB". `path` may not exist yet."""
     while not path.exists() and path != path.parent:
         path = path.parent
     try:
@@ -347,7 +347,7 @@ class LineWriter:
         self._path = path
         self._file = io.FileIO(path, "a", opener=open_without_links)
         self._size = path.stat().st_size
-        self._torn = False  # whether the file ends with a part of a piece that the disk refused
+        self._torn = False  # whether the last piece in the file is incomplete
         self._waiting: deque[bytes] = deque()
 
     def write(self, text: str) -> GptcliError | None:
@@ -375,7 +375,8 @@ class LineWriter:
             self._torn = False
 
     def close(self) -> GptcliError | None:
-        """Close the file, and return the disk's error if pieces that wait in memory are lost."""
+        """Write the pieces that wait in memory, and close the file. Returns the disk's error if any
+        piece is lost."""
         refused = self._catch_up()
         with suppress(OSError):
             self._file.close()
@@ -390,8 +391,8 @@ class LockedError(GptcliError):
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder (FOLDER/.lock). The system releases it when the process ends.
 
-    Raises LockedError (exit code 1) if another process still holds the lock after a few tries. A
-    single try is not enough, because `is_locked` takes the lock for a moment to test it."""
+    Raises LockedError (exit code 1) if another process still holds the lock after a few tries. One
+    try is not enough: another process may hold the lock only for a moment, in `is_locked`."""
     path = folder / ".lock"
     for tries, wait in enumerate((0.02, 0.05, 0.1, 0.0)):
         try:

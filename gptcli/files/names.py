@@ -9,7 +9,7 @@ from pathlib import Path
 from gptcli.errors import GptcliError
 
 STANDARD_INPUT = "standard input"
-"""The name that `shown` returns for the temporary file that holds the text from standard input."""
+"""What `shown` returns for the temporary file that has the text from standard input."""
 
 
 def shown(name: str | os.PathLike[str]) -> str:
@@ -46,8 +46,9 @@ _SPECIAL_OR_BACKSLASH = re.compile(_SPECIAL.pattern[:-1] + r"\\]")
 def path_of(name: str) -> Path:
     """The path of a file from `name`, which `shown` returned or the user typed. Expands `~`.
 
-    An escape in `name` is replaced by its byte, unless a file has exactly this name. Raises
-    GptcliError if `name` contains an escape and the user may not enter a folder of the path."""
+    An escape in `name` is replaced by the byte that it stands for, unless a file has exactly this
+    name. Raises GptcliError if `name` contains an escape and the user may not enter a folder of the
+    path."""
     try:
         path = Path(name).expanduser()
     except RuntimeError:  # the user of `~user` is unknown

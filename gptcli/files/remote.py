@@ -38,7 +38,7 @@ _LASTING = {
     errno.EROFS, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG,
     errno.ENAMETOOLONG,
 }  # fmt: skip
-"""The errno of errors that a new try would only meet again, so that no new try is made."""
+"""The errno of errors after which no new try is made, because the error would occur again."""
 T = TypeVar("T")
 
 

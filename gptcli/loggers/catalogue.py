@@ -53,7 +53,7 @@ def import_path() -> list[str]:
     """The folders from which packages are imported: sys.path without the current folder.
 
     A file such as `wandb.py` in the current folder is the user's own, and must not run. The current
-    folder stays if gptcli itself was imported from it."""
+    folder stays in the list if gptcli itself was imported from it."""
     own = Path(gptcli.__file__).resolve().parent.parent
     here = Path.cwd()
     return [
@@ -78,6 +78,6 @@ def refuse_missing_packages(names: Iterable[str], hint: str = "") -> None:
 
 
 def _is_in(path: list[str], package: str) -> bool:
-    """Whether a package is installed. A folder of this name without code does not count."""
+    """Whether a package is installed. A folder that has its name but no code is not a package."""
     found = PathFinder.find_spec(package, path)
     return found is not None and found.origin is not None

@@ -15,8 +15,8 @@ from gptcli.loggers.rows import COLUMNS, Row, Sample
 class CsvLog:
     """The table of a run, without samples.
 
-    A cell is empty if the run did not log the value. If the process is killed, no line is
-    incomplete. Raises GptcliError if the path holds a file that gptcli did not write."""
+    A cell is empty if the run did not log the value. A killed process leaves no incomplete line.
+    Raises GptcliError if the path holds a file that gptcli did not write."""
 
     def __init__(self, path: Path) -> None:
         durable.make_folder(path.parent)

@@ -21,8 +21,8 @@ class RunFacts:
 class Log(Protocol):
     """A log that is being written.
 
-    Opening it replaces an earlier log of the same run. Only wandb, if it is online, continues the
-    earlier log.
+    Opening it replaces an earlier log of the same run. wandb is an exception: if it is online, it
+    continues the earlier log.
 
     The argument `time` is the Unix time of the row or sample. Every method can raise any exception,
     because the loggers' packages do."""
@@ -31,7 +31,7 @@ class Log(Protocol):
         """Write a row. Each row has a larger step than the row before."""
 
     def sample(self, sample: Sample, time: float) -> None:
-        """Write a sample. There need not be a row with the sample's step.
+        """Write a sample. Its step can be one that has no row.
 
         Only the sample at the end of a run can have a smaller step than the last row."""
 

@@ -30,7 +30,7 @@ _BOOT = (
 
 @dataclass(frozen=True)
 class Written:
-    """The answer of a writer: the numbers of rows and samples, or a problem with its hint."""
+    """The answer of a writer: how many rows and samples it wrote, or a problem with its hint."""
 
     rows: int = 0
     samples: int = 0
@@ -39,7 +39,7 @@ class Written:
 
 
 class Writer:
-    """A process that writes one log, in its own process group, which `kill` ends completely."""
+    """A process that writes one log. It has its own process group, and `kill` ends this group."""
 
     def __init__(self, run: Path, logger: str, path: Path | None, *, follow: bool) -> None:
         self.logger = logger
@@ -84,7 +84,7 @@ class Writer:
         """Ask the process to write the remaining rows and samples, and then to end."""
         assert self._process.stdin is not None
         with suppress(OSError, ValueError):
-            # Closing is not enough, because a fork of the training can keep the pipe open.
+            # To close the pipe is not enough, because a fork of the training can keep it open.
             self._process.stdin.write(b"\n")
             self._process.stdin.flush()
         with suppress(OSError):
@@ -125,7 +125,8 @@ class RunLoggers:
     def start(self) -> list[str]:
         """Start the loggers, and return a note for the user about each logger.
 
-        Call it when metrics.jsonl is in the state from which the run continues."""
+        Call `start` after the Journal exists, because a Journal deletes the lines of metrics.jsonl
+        that a resumed run repeats."""
         notes = []
         for name in self._names:
             try:

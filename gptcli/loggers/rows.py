@@ -123,7 +123,7 @@ class Rows:
     def _take(self, line: bytes) -> None:
         """Add a line of metrics.jsonl to its row.
 
-        Drops a line that gptcli did not write, and a line about a row that was returned already."""
+        Drops a line that gptcli did not write, and a line of a row that `read` has returned."""
         try:
             record = json.loads(line)
             step, kind = record["step"], record["kind"]
@@ -137,10 +137,10 @@ class Rows:
         values = self._waiting.setdefault(step, {})
         for name in COLUMNS:
             if _is_number(record.get(name)):
-                # `seconds` is that of the step, not of its evaluation, which is logged later.
+                # Take `seconds` from the step's own record. The evaluation's record comes later.
                 values.setdefault(name, record[name])
 
-        by_text = record.get("val_losses")  # only a mixture has these
+        by_text = record.get("val_losses")  # only a mixture has a loss for each text
         for name, loss in by_text.items() if isinstance(by_text, dict) else ():
             if _is_number(loss):
                 values.setdefault(f"val_loss/{name}", loss)

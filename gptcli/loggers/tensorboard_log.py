@@ -40,7 +40,7 @@ class TensorboardLog:
             self._add(scalar_pb(name, value), row.step, time)
 
     def sample(self, sample: Sample, time: float) -> None:
-        # TensorBoard shows Markdown. Four spaces before each line keep the lines as they are.
+        # TensorBoard shows Markdown, which does not change lines that begin with four spaces.
         text = "\n".join(f"    {line}" for line in sample.text.split("\n"))
         self._add(text_pb("sample", text), sample.step, time)
 

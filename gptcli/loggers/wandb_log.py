@@ -14,10 +14,10 @@ PROJECT = "gptcli"
 
 
 class WandbLog:
-    """A wandb run in the folder `wandb` of `folder`. Its steps are the steps of the training.
+    """A wandb run, stored in the subfolder wandb of `folder`. Its steps are those of the training.
 
-    Offline, it replaces the earlier files of the run. Online, it continues the run: wandb
-    accepts each step only once, so rows up to wandb's last step are left out."""
+    Offline, it replaces the files of earlier logs of this run. Online, it continues the wandb run.
+    wandb accepts each step only once, so the log leaves out the rows up to wandb's last step."""
 
     def __init__(self, folder: Path, facts: RunFacts) -> None:
         files = folder / "wandb"

@@ -1,7 +1,7 @@
 """The process that writes one log of a run. It never changes the run's own files.
 
-A logger can fail, hang, end the process or start other processes. None of this reaches the
-training, which only starts this process and closes its standard input at the end.
+A logger can fail, hang, end the process or start other processes. The training goes on in all of
+these cases: it only starts this process, and closes its standard input at the end.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _POLL_S = 0.5
 def main(arguments: str) -> None:
     """Write the log that the JSON object `arguments` describes, and end the process.
 
-    Prints one JSON object on stdout: either `rows` and `samples`, the numbers written, or `problem`
-    and possibly `hint`. The keys of `arguments` are `run`, `logger`, `path`, `inside` (whether the
-    path must lie in the run folder) and `follow` (whether to go on until standard input has a line
-    or ends)."""
+    Prints one JSON object on stdout. Its keys are `rows` and `samples` (how many were written), or
+    `problem` and possibly `hint`. The keys of `arguments` are `run`, `logger`, `path`, `inside`
+    (whether the path must lie in the run folder) and `follow` (whether to keep writing new records
+    until standard input has a line or ends)."""
     answer = _own_stdout()
     request = json.loads(arguments)
     for name in ("SIGINT", "SIGHUP"):  # a Ctrl-C in the terminal must stop only the training
@@ -61,7 +61,7 @@ def _own_stdout() -> IO[str]:
 
 
 def _write(request: dict[str, Any]) -> dict[str, Any]:
-    """Write the log, and return the numbers of its rows and samples."""
+    """Write the log, and return how many rows and samples it has."""
     run, path = Path(request["run"]), Path(request["path"])
     ended = threading.Event()
     if request["follow"]:
@@ -86,7 +86,7 @@ def _write(request: dict[str, Any]) -> dict[str, Any]:
                 time = clock(item.values["seconds"]) if "seconds" in item.values else time
                 log.row(item, time)
             else:
-                log.sample(item, time)  # after the row of its step, if any
+                log.sample(item, time)  # it follows the row of its step, if there is one
             count["rows" if isinstance(item, Row) else "samples"] += 1
         if is_end:
             break
@@ -123,7 +123,7 @@ def _seconds(item: Row | Sample) -> float:
 
 
 def _facts(run: Path, first: bytes, began: float) -> RunFacts:
-    """The facts about a run that its log also shows."""
+    """What the log of a run says about it, besides rows and samples."""
     path = run / "config.yaml"
     config = parse_config(read_yaml(path, inside=run), name=str(path)).model_dump()
     return RunFacts(

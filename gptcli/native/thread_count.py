@@ -38,8 +38,8 @@ class ThreadCount:
     """Chooses between one thread and `usual` threads, by the time that recent runs took. A run is
     one call that generates some tokens.
 
-    Tries one thread only if the runs with all threads are disturbed. On an idle machine, a trial
-    would slow down a short text too much."""
+    Tries one thread only if the runs with all threads are disturbed. On an idle machine, a trial of
+    one thread would slow down a short text too much."""
 
     def __init__(self, usual: int) -> None:
         self._usual = usual
@@ -47,7 +47,8 @@ class ThreadCount:
             threads: deque(maxlen=_LAST_RUNS) for threads in (1, usual)
         }
         self._switched: deque[tuple[int, float]] = deque(maxlen=_SWITCHED_RUNS)  # switches, seconds
-        # For each number of threads: the number of runs with it since the last run with the other.
+        # For each number of threads: how many measured runs have used it in a row, up to now. This
+        # is 0 for the number that the last run did not use.
         self._runs_since = {1: 0, usual: 0}
         self._try_all_after = _TRY_ALL_AFTER[0]
 
@@ -76,7 +77,7 @@ class ThreadCount:
         if threads == self._usual and self._runs_since[1] >= self._try_all_after:
             self._try_all_after = min(2 * self._try_all_after, _TRY_ALL_AFTER[1])
         elif self._runs_since[self._usual] > _LAST_RUNS:
-            # All threads have been used again for some runs.
+            # More than _LAST_RUNS measured runs in a row have used all threads.
             self._try_all_after = _TRY_ALL_AFTER[0]
         self._seconds[threads].append(seconds / steps)
         for number in self._runs_since:

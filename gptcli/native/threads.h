@@ -8,8 +8,9 @@
  * loop one by one, so a thread that loses its processor delays only one round. Results must not
  * depend on which thread computes a round.
  *
- * Each library has its own team. If two threads of a program call a library, one waits until the
- * other's function has ended. A call that uses a single thread needs no team, so it never waits. */
+ * Each library has its own team. If two threads of a program call a library at once, the second
+ * call waits until the first has ended. A call that uses a single thread needs no team, so it never
+ * waits. */
 
 #ifndef GPTCLI_THREADS_H
 #define GPTCLI_THREADS_H
@@ -34,12 +35,12 @@ enum {
     COUNT_MASK = (1 << 11) - 1, /* the bits of a job's number that hold the count of threads */
     OPEN_LOOPS = 16,            /* the most shared loops between two barriers */
     STACK_BYTES = 4 << 20,
-    SPIN_NANOSECONDS = 60000, /* how long a waiting thread spins if undisturbed */
-    SPINS_DISTURBED = 50,     /* how often it checks in any case, before it spins or sleeps */
+    SPIN_NANOSECONDS = 60000, /* how long a waiting thread spins if no other program disturbs it */
+    SPINS_DISTURBED = 50,     /* how often a waiting thread checks before it spins or sleeps */
 };
 
 /* A number on which threads wait. It has a cache line of its own. A barrier also counts the threads
- * that have arrived. This count is in the same line, so that a barrier moves only one line. */
+ * that have arrived. The count shares the number's cache line, so that a barrier moves only one. */
 typedef struct {
     _Atomic int value, sleepers, arrived;
     char rest[52];
@@ -63,7 +64,7 @@ typedef void (*TeamFunction)(void *argument, Worker *worker);
 
 static struct {
     pthread_mutex_t mutex; /* one caller at a time */
-    int threads;           /* threads that exist, without the callers */
+    int threads;           /* how many threads the team has started */
     _Atomic int spin;      /* whether waiting threads spin */
     int seen_by_new;       /* the value of job when new threads start: they wait until it changes */
     long switches;         /* forced context switches of the process before the last run */
@@ -139,8 +140,8 @@ static void set_signal(Signal *s, int value) {
     if (atomic_load(&s->sleepers) > 0) wake_all(s);
 }
 
-/* Waits until all threads of the team have called this. The last thread to arrive
- * resets the loops that began since the previous barrier, so that they can be used again. */
+/* Waits until all threads of the team have called this function. The last thread to arrive resets
+ * the round counters of the loops since the previous barrier, so that later loops can use them. */
 static void team_barrier(Worker *w) {
     if (w->count == 1) return;
     const unsigned old = w->barriers++;
@@ -169,8 +170,8 @@ static inline long first_round(Worker *w) {
 }
 
 /* The loop for (long i = 0; i < n; i++), with its rounds divided among the threads. All threads of
- * the team must reach the loop. They do not wait at its end: call team_barrier if later code needs
- * the results.
+ * the team must reach the loop. No thread waits at the end of the loop: call team_barrier if later
+ * code needs the results.
  */
 #define SHARED_FOR(w, i, n) for (long i = first_round(w); i < (n); i = next_round(w))
 
@@ -190,8 +191,8 @@ static void *team_thread(void *number) {
     return NULL;
 }
 
-/* Resets the team in a process made by fork, which has only one thread. Another thread can have run
- * the team during the fork. */
+/* Resets the team in a process made by fork, which has only one thread. Another thread may have
+ * been using the team during the fork. */
 static void forget_threads(void) {
     memset(&team, 0, sizeof team);
     pthread_mutex_init(&team.mutex, NULL);
@@ -225,9 +226,10 @@ static void start_threads(int wanted) {
     pthread_attr_destroy(&attributes);
 }
 
-/* Runs function(argument, worker) in `threads` threads, at most MOST_THREADS, or in fewer if the
- * system allows no more. Returns when all have ended. A single thread uses nothing of the team, so
- * several callers can run functions at the same time if each asks for one thread. */
+/* Runs function(argument, worker) in `threads` threads, or in MOST_THREADS if `threads` is larger.
+ * If the system refuses to start some of the threads, the others run the function. Returns when all
+ * have ended. A call with one thread does not use the team, so several callers can make such calls
+ * at the same time. */
 static void team_run(int threads, TeamFunction function, void *argument) {
     Worker worker = {0, 1, 0, 0, 0, 0};
     if (threads <= 1) {

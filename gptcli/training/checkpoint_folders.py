@@ -25,7 +25,7 @@ class UnreadableError(GptcliError):
 
 
 def folder_of(run: Path, step: int) -> Path:
-    """The path of a step's checkpoint folder, which need not exist."""
+    """The path of a step's checkpoint folder. The folder may not exist yet."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 

@@ -129,8 +129,8 @@ def outcome_of_lines(cli: Any, trained: Path, folder: Path, dtype: str) -> str:
 
 
 def test_logits_give_the_scores(model: gptcli.Model) -> None:
-    """The logits at a position give the log-probability of the token after it. The logits at the
-    last start id, before the text, give the log-probability of the first token."""
+    """The logits at a position give the log-probability of the next token. `start_ids` come before
+    the text, so the logits at the last of them give the log-probability of the first token."""
     text = "KING:\nWhat light is"
     logits = model.logits(text)
     ids = model.tokenizer.encode(text)

@@ -169,9 +169,9 @@ RIGHT = {
     "skeleton": solution(exercise_named("cache")),
 }
 
-# The mistakes. An entry says in words what is wrong, and holds the number of the wrong step, the
-# name of a right file in RIGHT, and then pairs: a text of this right file, and the text that
-# replaces it.
+# The mistakes. Each entry changes a right file into a wrong one. It holds, in this order: what is
+# wrong in words, the number of the wrong step, the name of the right file in RIGHT, and pairs of
+# texts. The first text of a pair is in the right file, and the second text replaces it.
 WRONG: list[tuple[str, ...]] = [
     ("cat without dim in a dict", "1", "dict", "new_k), 2)", "new_k))", "new_v), 2)", "new_v))"),
     ("store overwritten, cat forgotten", "1", "dict", 'torch.cat((self.store["v"], new_v), 2)',
@@ -252,8 +252,8 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file: the right file that an entry of WRONG names, with its
-    replacements."""
+    """The text of a wrong file. An entry of WRONG names a right file and the replacements that make
+    it wrong."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

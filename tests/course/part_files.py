@@ -120,7 +120,7 @@ WRONG: dict[str, list[Entry]] = {
         ("output-shape", 4, OUT, "(normal * self.weight + b).sum(-1)"),
         ("returns-nothing", 4, "return " + OUT, "normal * self.weight + b"),
         ("wrong-output", 2, VAR, "var = ((x - mean) ** 4).mean(dim=-1, keepdim=True)"),
-        # Each of the next two entries makes two mistakes. The check names the mistake of the
+        # Each of the next two entries makes two mistakes. The check names the mistake in the
         # earlier step.
         ("unbiased-variance", 2, VAR, "var = x.var(dim=-1, keepdim=True)", OUT, "normal"),
         ("mean-over-time", 1, MEAN, "mean = x.mean(1, keepdim=True)", "var + self.eps", "var + 1"),

@@ -19,8 +19,8 @@ Judged = dict[str, tuple[Change, FileReport]]
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory, slow: bool) -> Judged:
-    """The reports on ten wrong files with different mistakes. With --slow, on all wrong files of
-    styles.py: each mistake in every style that can have it."""
+    """The reports on ten wrong files with different mistakes. With --slow, the reports on all wrong
+    files of styles.py: each mistake in every style that can have it."""
     folder = tmp_path_factory.mktemp("steps")
     by_mistake: dict[str, list[str]] = {}
     for name in wrong_files():
@@ -123,8 +123,8 @@ def test_messages_quote_the_line_that_is_wrong(judged: Judged) -> None:
 @pytest.mark.slow
 def test_messages_do_not_guess(tmp_path: Path) -> None:
     """Two mistakes can give the same numbers at one head_dim: if head_dim is 8, a division by 8 and
-    a division by head_dim are the same. The check must then compare at a second head_dim or look at
-    the trace, and must not guess."""
+    a division by head_dim are the same. The check must not guess between such mistakes: it must
+    compare at a second head_dim or look at the trace."""
     fused = STYLES["fused"]
     files = {
         "eight": fused.replace("math.sqrt(D)", "8.0"),

@@ -1,4 +1,4 @@
-"""Runs gptcli as the ranks of a training. One rank has a fault: it writes the shards of one
+"""Runs gptcli as one rank of a training. One of the ranks has a fault: it writes the shards of one
 checkpoint slowly, or fails to write them.
 
 `python -m tests.distributed.slow_disk ...` reads the fault from environment variables. SAVES says
@@ -30,8 +30,8 @@ class Faulty(durable.Disk):
         self._fault, self._folder = fault, f".step-{step:08d}."
 
     def write(self, file: io.FileIO, data: memoryview) -> int:
-        """Write the data. For a shard of the checkpoint with the fault, wait first, or raise an
-        error instead of writing."""
+        """Write the data. A shard of the checkpoint has the fault: with "slow", wait first; with
+        "full" or "odd", raise an error instead."""
         if self._folder in str(file.name) and "-of-" in str(file.name):
             if self._fault == "slow" and file.tell() == 0:
                 time.sleep(SECONDS)

@@ -79,8 +79,7 @@ def test_a_bar_in_the_code_of_a_table_is_escaped(page: str) -> None:
 
 @cache
 def command_line() -> tuple[Any, Any]:
-    """The command line of gptcli as a Click command with all subcommands, and the context of this
-    command."""
+    """The command line of gptcli as a Click command with all subcommands, and its Click context."""
     root: Any = get_command(app_of([]))
     return root, typer.Context(root, info_name="gptcli")
 

@@ -74,7 +74,7 @@ def small() -> GPT:
 
 
 def sampler(found: ctypes.CDLL, m: GPT, threads: int) -> Callable[[], list[int]]:
-    """A function that samples the same text each time. All threads compute a part of every step."""
+    """A function that samples the same text each time. Every thread takes part in every step."""
     one = Decoder(found, Weights.of(m), dtype="float32", streams=1, threads=threads)
     # A method of the decoder would use only one thread for so small a network.
     one._team = lambda streams: (threads, False)  # type: ignore[method-assign]

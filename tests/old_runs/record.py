@@ -75,8 +75,8 @@ main()
 
 
 def parts_of(name: str, folder: Path) -> list[str]:
-    """The options such as --attention that name the user's parts of a run. Most runs have no user's
-    parts."""
+    """The options that name the user's parts of a run, such as --attention. Most runs have no
+    user's parts."""
     if name != "gpt2-user-parts":
         return []
     return [word for part in PARTS for word in (f"--{part}", str(folder / f"{part}.py"))]
@@ -134,7 +134,7 @@ def record(name: str, folder: Path) -> None:
     }
     weights = resumed / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors"
     shutil.copy(weights, run.parent / "resumed.safetensors")
-    tokenizer = parts[-2:]  # of the user's parts, inspect-batch takes only the tokenizer
+    tokenizer = parts[-2:]  # inspect-batch takes no user's part except the tokenizer
     expected["batch"] = gptcli("inspect-batch", run, STOPPED_AT, *tokenizer)
     shutil.rmtree(resumed)
     for part in PARTS if parts else ():

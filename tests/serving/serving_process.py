@@ -98,8 +98,8 @@ class Server:
         return self.ask("GET", "/health").json
 
     def wait_until_idle(self) -> None:
-        """Wait until the server writes no text and no text waits. This takes a moment, because the
-        server notices a closed connection only when it next writes to it."""
+        """Wait until the server writes no text and no text waits. The wait takes a moment, because
+        the server notices a closed connection only at its next write to this connection."""
         self.wait_until(lambda: self.health() == {"status": "ok", "running": 0, "waiting": 0})
 
     def memory(self) -> int:
@@ -167,7 +167,7 @@ def request(port: int, body: dict[str, Any], *, key: str = "") -> bytes:
 
 async def exchange(port: int, data: bytes) -> Reply:
     """Send `data` to the server, wait until it has closed the connection, and return its answer.
-    Raise ConnectionResetError if it has not answered."""
+    Raise ConnectionResetError if the server sent no answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(data)

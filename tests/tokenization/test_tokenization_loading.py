@@ -1,5 +1,5 @@
 """tokenizer.json: gptcli and Hugging Face's library read it in the same way. gptcli refuses damaged
-files and those of other programs."""
+files and files of other programs."""
 
 from __future__ import annotations
 

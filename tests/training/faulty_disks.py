@@ -1,6 +1,6 @@
 """Disks that take the place of durable.disk and that record operations, kill the process, or fail.
-Also the stories: calls that save or delete checkpoints, and what must be true of the run
-afterwards."""
+Also defines the stories of the tests: calls that save or delete checkpoints, and what must be true
+of the run afterwards."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ operations, (name of the operation, path)."""
 class Watched(durable.Disk):
     """A disk that hands each operation to its method `watch`.
 
-    This disk skips fsync, so that tests are fast. Without fsync, data that a process has written
-    still survives the death of the process."""
+    This disk skips fsync, so that tests are fast. Even without fsync, written data survives the
+    death of the process that wrote it."""
 
     def watch(self, operation: Operation, do: Callable[[], Any]) -> Any:
         """Do the operation, by calling `do`. Subclasses override this method, for example to record
@@ -85,9 +85,8 @@ class Recording(Watched):
 
 
 class Deadly(Watched):
-    """A disk that kills its process with SIGKILL when the process asks for another operation after
-    `count` operations. With `half`, if this operation is a write, the disk first writes half of its
-    data."""
+    """A disk that does the first `count` operations, and kills its process with SIGKILL at the next
+    one. With `half`, if the next one is a write, the disk first writes half of the data."""
 
     def __init__(self, count: int, half: bool) -> None:
         self.left = count
@@ -105,7 +104,7 @@ class Deadly(Watched):
 
 
 class Refusing(Watched):
-    """A disk that does `count` operations. The operation after them fails with errno `number`.
+    """A disk that does the first `count` operations. The next one fails with errno `number`.
 
     If `always` is true, all later operations fail, too. A failing write still writes half of its
     data."""
@@ -198,7 +197,7 @@ def write_shards(run: Path, step: int) -> None:
 
 
 def gather(run: Path) -> None:
-    """Gather the shards of the weights into one file, as the end of a training does. If this fails,
+    """Gather the shards of the weights into one file, as a training does at its end. If this fails,
     gptcli only prints a warning."""
     gather_weights(run)
 
@@ -222,21 +221,21 @@ def damage(run: Path, step: int, name: str) -> None:
 
 @dataclass(frozen=True)
 class Story:
-    """A run with checkpoints of the steps `before`, the first of which is the best, and the
-    functions `calls`, which are then called on it one after the other. The other fields say what
-    must be true of the run, wherever the calls are interrupted."""
+    """A run with checkpoints of the steps `before`. The first of these is the best one. The
+    functions `calls` are then called on the run, one after the other. The other fields say what
+    must be true of the run even if a call is interrupted at any point."""
 
     name: str
     before: tuple[int, ...]
     calls: tuple[Callable[[Path], None], ...]
     new: int | None
-    """The step of the newest valid checkpoint once the first call has returned."""
+    """The step of the newest valid checkpoint after the first call has returned."""
     old: int | None
     """The step of the newest valid checkpoint before the calls."""
     kept: frozenset[int]
     """The steps whose checkpoints must stay valid all the time."""
     best: int | None
-    """The step of the best checkpoint once all calls have returned."""
+    """The step of the best checkpoint after all calls have returned."""
     prepare: Callable[[Path], None] = lambda run: None
     torn: int | None = None
     """The step of a checkpoint that is damaged before the calls, and may stay damaged. None: no
@@ -254,8 +253,8 @@ class Story:
         return run
 
     def tell(self, run: Path, returned: Callable[[], None] = lambda: None) -> None:
-        """Call the functions of the story one after the other. Call `returned` after each of
-        them."""
+        """Call the functions of the story one after the other, and `returned` after each
+        function."""
         for call in self.calls:
             call(run)
             returned()

@@ -151,8 +151,8 @@ def test_a_network_that_fails_ends_no_run(
 def test_a_checkpoint_is_complete_only_with_its_meta(
     new: Callable[..., Setup], drive: Drive, url: str, tmp_path: Path
 ) -> None:
-    """If an upload is killed, the checkpoint at the URL has no meta.json. `fetch_run` then uses the
-    checkpoint before it."""
+    """If an upload is killed, the checkpoint at the URL has no meta.json, and `fetch_run` uses an
+    earlier checkpoint."""
     setup = new("r", *OFTEN)
     trained(setup, RunCopy(setup.run, url), stop_at=10)
     there = RemoteFolder(url)
@@ -256,7 +256,7 @@ def test_a_place_that_cannot_be_written_ends_no_run(
 def test_the_end_waits_for_an_upload_that_began_after_it(
     new: Callable[..., Setup], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When a run ends, an earlier upload can be in progress: it read older states of the run's
+    """When a run ends, an upload can be in progress that has read older versions of the run's
     files. So gptcli waits for one more upload."""
     setup = new("r", *OFTEN)
     for _ in train(setup):
@@ -280,7 +280,7 @@ def test_the_end_waits_for_an_upload_that_began_after_it(
     assert copy.finish(never, 60) == []
     assert len(uploads) == 2
     assert complete_steps(RemoteFolder(url)) == checkpoint.steps_of(setup.run)
-    assert copy.finish(never, 60) == []  # finish starts a new thread, which copies the run again
+    assert copy.finish(never, 60) == []  # this call starts a new thread, which copies the run again
     assert len(uploads) == 3
 
 

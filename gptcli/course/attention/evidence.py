@@ -32,7 +32,7 @@ VALUE_OF_STEP = {
 def mistake_with_value(
     forward: ComparedForward, step: int
 ) -> tuple[AttentionMistake, Values] | None:
-    """The mistake of `step` whose wrong value the learner computed, or None.
+    """The mistake of `step` that gives the same wrong value as the learner's code, or None.
 
     Compares the value of the step, not the output, because later steps can be wrong too."""
     shown = VALUE_OF_STEP[step]
@@ -72,7 +72,7 @@ def mistake_with_value(
         if step in (1, 2) and set(differing) != set(missing):
             continue
         if step == 1 and operation_that_named(forward, values, -1) < 0:
-            continue  # no variable whose name begins with q, k or v holds the wrong numbers
+            continue  # no variable q, k or v has the numbers of this mistake
         if differing and all(
             first_operation_with(forward, getattr(values, name), getattr(right, name)) is not None
             for name in differing
@@ -90,7 +90,7 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake, values: Va
     if mistake.step in (4, 5, 6) and found.has("mixed"):
         return False  # correct weighted values come from correct weights
     if mistake.step == 5 and not values_equal(values.masked, values.scaled):
-        # A mask before the softmax is no explanation if the softmax gets the scores without a mask.
+        # The code has no wrong mask before the softmax if the softmax gets the scores unmasked.
         size = found.tables["scaled"].flat.numel()
         if any(
             "softmax" in op.name and x.numel() == size and value_in(x, found, p.T) == "scaled"
@@ -107,8 +107,8 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake, values: Va
     if slug == "projection-of-x":
         return found.has("mixed")
     if slug.startswith("scale-") and first_missing_step(found) == 6 and found.has("scaled"):
-        # The masked scores are correct, so they were scaled correctly. A scale can be wrong only
-        # if forward then removes it from the scores, and divides the weights instead.
+        # The masked scores are correct, so they were scaled correctly. Only one wrong scale is
+        # left: forward takes the scale back from these scores, and divides the weights instead.
         return slug == "scale-after-softmax"
     if slug == "tokens-shifted":
         return not found.has("q", "k", "v") or bool(projected_out_of_order(forward.trace, found, p))
@@ -120,7 +120,7 @@ def is_plausible(forward: ComparedForward, mistake: AttentionMistake, values: Va
         return not found.has("weights")
     if slug == "softmax-missing":
         factors = [x for op in products for x in op.inputs if x.dim() >= 2]
-        table = found.tables["scaled"]  # a mask can have set hidden scores to 0
+        table = found.tables["scaled"]  # the hidden scores can be 0
         scores = [(table.locate(x.double()) >= 0) | (x.reshape(-1) == 0) for x in factors]
         names = {value_in(x, found, p.T) for x in factors}
         return forward.is_opaque or "masked" in names or any(bool(at.all()) for at in scores)
@@ -169,7 +169,7 @@ def unused_projections(forward: ComparedForward) -> list[str]:
 def queries_meet_keys(forward: ComparedForward) -> bool:
     """Whether an operation combines queries and keys.
 
-    Also returns true if the trace cannot show this, because it lacks queries, keys or operations.
+    Also true if the trace lacks queries, keys or operations, because such a trace proves nothing.
     """
     found, T = forward.found, forward.p.T
     if not found.has("q", "k") or forward.trace.has_untraced:
@@ -189,7 +189,7 @@ def queries_meet_keys(forward: ComparedForward) -> bool:
 
 
 def _mostly_holds(x: Tensor, forward: ComparedForward, name: str) -> bool:
-    """Whether more than half of the numbers in x are numbers of the reference's value `name`."""
+    """Whether more than half of the numbers in x occur in the reference's value `name`."""
     if not x.dtype.is_floating_point or x.numel() == 0:
         return False
     return float((forward.found.tables[name].locate(x.double()) >= 0).double().mean()) > 0.5
@@ -214,8 +214,8 @@ def slug_of_swapped_names(forward: ComparedForward) -> str | None:
 def first_operation_with(forward: ComparedForward, value: Tensor, right: Tensor) -> int | None:
     """The index of the first operation whose result has the numbers of `value`, or None.
 
-    `right` is the correct value. If it has the same numbers as `value` in another order, the result
-    must also have the order of `value`."""
+    `right` is the correct value. If `value` has the numbers of `right` in another order, the result
+    must have its numbers in the order of `value`. Otherwise any order counts."""
     wanted = _sorted(value)
     reordered = values_equal(wanted, _sorted(right))
     if reordered:
@@ -237,7 +237,9 @@ def _sorted(x: Tensor) -> Tensor:
 
 
 def operation_that_named(forward: ComparedForward, values: Values, index: int) -> int:
-    """The index of the operation that gives a variable q, k or v wrong numbers, else `index`."""
+    """The index of the operation whose result is a variable q, k or v with a mistake's numbers.
+
+    `values` are the values that the mistake gives. Returns `index` if no operation is found."""
     for letter in "qkv":
         wrong = getattr(values, letter)
         if values_equal(wrong, getattr(forward.values, letter)):
@@ -265,7 +267,8 @@ def heads_are_summed(forward: ComparedForward) -> bool:
 
 
 def fill_of_hidden_scores(forward: ComparedForward) -> tuple[float, int] | None:
-    """The number in all hidden scores of the learner, and the index of the operation that wrote it.
+    """The number that the learner's code wrote into all hidden scores, and the index of the
+    operation that wrote it.
 
     None if the hidden scores do not all have the same number."""
     table, p = forward.found.tables["scaled"], forward.p
@@ -298,7 +301,7 @@ def lowers_precision(operation: Operation) -> bool:
 
 
 def step_by_right_tokens(forward: ComparedForward) -> int:
-    """The step that is probably wrong, guessed from which tokens have a correct output.
+    """The step that is probably wrong, according to the tokens whose output is correct.
 
     Needs no trace. With a wrong mask (step 5), the output of the last token is still correct. With
     wrong scores (step 4), the output of token 0 is still correct."""

@@ -68,7 +68,7 @@ def step_marks(
             if completed:
                 lines[number] = forward.trace.operations[max(completed)].line
             if len(completed) == len(names):
-                seen = number  # if a step's values are correct, so are all earlier steps
+                seen = number  # a step's values are correct only if all earlier steps are
     marks = []
     for number, name in STEP_NAMES.items():
         state = "right" if number < step else "wrong" if number == step else "after"

@@ -1,8 +1,8 @@
 """Finds the first operation that turns correct values into wrong ones, and the step it belongs to.
 
-If the operation is the beginning of a step, this step is wrong. If it only changes the result of a
-finished step, the finished step is wrong: if code clamps the scaled scores, for example, step 4
-(scores) is wrong, and not step 5 (mask).
+If the operation is the beginning of a step, this step is wrong. If the operation only changes the
+result of a finished step, the finished step is wrong. For example, code that clamps the scaled
+scores makes step 4 (scores) wrong, and not step 5 (mask).
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
 
@@ -39,9 +39,9 @@ def operations_off_reference(
 ) -> Iterator[Operation]:
     """The operations that have a correct value as input and a result that is not in the reference.
 
-    The search begins after the operation that completed the last correct value before `step`."""
+    The search begins after the last operation that completed a correct value of an earlier step."""
     begin = last_right_operation(found, step) + 1
-    if step == 2:  # the split of the keys can be wrong before any line computes the values
+    if step == 2:  # the split of k can be wrong before any line computes v
         whole = [found.completed_at[n] for n in "qkv" if found.has(n) and not found.has(f"{n}h")]
         begin = min([begin, *(at + 1 for at in whole)])
     for operation in trace.operations[begin:]:
@@ -58,10 +58,10 @@ def operations_off_reference(
 
 
 def names_of_inputs(operation: Operation, found: Matches, p: Problem) -> list[str | None]:
-    """The names of the reference's values to which the inputs of `operation` belong.
+    """For each input of `operation`, the name of the reference's value that contains its numbers.
 
-    The name is None for an input that belongs to no value. If a loop computes the attention
-    weights of a few tokens at a time, the operation that made such weights gives the name."""
+    The name is None if no value contains them. A loop can compute the attention weights of a few
+    tokens at a time. Such weights get the name "weights" from the operation that made them."""
     names = []
     for x, source in zip(operation.inputs, operation.sources, strict=True):
         made = found.values_of_operation.get(source, []) if source is not None else []
@@ -81,8 +81,8 @@ def first_operation_off_reference(
 def projected_out_of_order(trace: ForwardTrace, found: Matches, p: Problem) -> set[str]:
     """Which of q, k and v have another order of tokens than x when they first appear in the trace.
 
-    Their numbers are correct, but the learner changed the order of x before the projection. Leaves
-    out a value if the trace has no single (B, T, C) or (T, B, C) tensor of it."""
+    Such a value has correct numbers, but the learner changed the order of x before the projection.
+    Leaves out a value that no single tensor (B, T, C) or (T, B, C) of the trace contains."""
     places_in_x = torch.arange(p.B * p.T).view(p.B, p.T)
     seen, out_of_order = set(), set()
     for operation in trace.operations:
@@ -105,10 +105,10 @@ def projected_out_of_order(trace: ForwardTrace, found: Matches, p: Problem) -> s
 def operation_that_changed_value(
     trace: ForwardTrace, found: Matches, p: Problem, step: int
 ) -> Operation | None:
-    """The operation that changes a correct value before `step` begins, or None.
+    """The operation that makes a correct value wrong before `step` begins, or None.
 
     The result of the operation has the shape of the input, but other numbers. A split, a mask, a
-    softmax, a product or a merge does not count, because it belongs to `step`."""
+    softmax, a product or a merge does not count, because it is part of `step` itself."""
     wanted = _VALUES_BEFORE.get(step, ())
     for operation in operations_off_reference(trace, found, p, step):
         result = operation.outputs[0]
@@ -152,7 +152,8 @@ _VALUES_BEFORE = {
 
 
 def step_of_changed_value(step: int) -> int:
-    """The step whose value changes before `step` begins: for step 5, it is step 4 (scores)."""
+    """The wrong step if code changes a value before `step` begins: the step of this value. For step
+    5, it is step 4 (scores)."""
     return {2: 1, 5: 4, 6: 4, 7: 6, 8: 7}[step]
 
 
@@ -160,7 +161,7 @@ def _is_mask(x: Tensor, result: Tensor, found: Matches, p: Problem) -> bool:
     """Whether `result` is the scores x with a mask, or the beginning of a softmax.
 
     A mask leaves a score unchanged, replaces it by a fixed number or changes it by a lot. It hides
-    the same cells in every sequence and head to which it applies."""
+    the same cells in all sequences and heads that it changes."""
     table = found.tables["scaled"]
     places = table.locate(x.double())
     b, h, t, s = table.places(places)
@@ -204,10 +205,10 @@ def _is_constant_in_groups(values: Tensor, group: Tensor) -> bool:
 
 
 def step_named_in_source(error: BaseException | None, path: Path) -> int | None:
-    """The number of the step that is named where the code stops ("# 5. mask", "step 5"), or None.
+    """The step that the error or a comment names where the code stops ("# 5. mask", "step 5").
 
     Looks at the error's message, the comment on the line that stops, and the comments directly
-    above this line. None if they name several steps."""
+    above this line. None if these name no step, or several steps."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     at = line_of_error(error, path) or len(lines)
     text = str(error) if error is not None else ""

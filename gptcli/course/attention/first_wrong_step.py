@@ -108,11 +108,10 @@ def softmax_over_one_number(trace: ForwardTrace, found: Matches) -> bool:
 
 
 def _has_scores_of_some_keys(found: Matches, p: Problem) -> bool:
-    """Whether each query has correct scores with at least one visible key.
+    """Whether the learner's code computed a correct score of each query with some visible key.
 
-    These keys must be the same in every sequence and head.
-
-    Such a forward pass leaves visible keys out before it computes the scores, as in a loop."""
+    A query must have scores with the same keys in every sequence and head. Then the code left out
+    the other visible keys before it computed scores, for example in a loop over tokens."""
     seen = found.tables["scaled"].seen.view(p.B, p.H, p.T, p.T) & p.past
     return bool((seen == seen[0, 0]).all()) and bool(seen[0, 0].any(dim=-1).all())
 
@@ -129,7 +128,7 @@ def _is_whole(trace: ForwardTrace, p: Problem) -> bool:
 
 
 def _stops_on_line_of_value(trace: ForwardTrace, step: int, found: Matches, path: Path) -> bool:
-    """Whether the code stopped on the same line that computed the input of `step`."""
+    """Whether the code stopped on the line that computed the input of `step`."""
     before = {6: ("masked",), 7: ("weights",)}.get(step, ())
     line = line_of_error(trace.error, path)
     last = trace.operations[-1] if trace.operations else None
@@ -154,7 +153,7 @@ def _is_dropout(error: BaseException | None, path: Path) -> bool:
 def _step_of_raising_operation(
     trace: ForwardTrace, last: Operation, step: int, found: Matches, p: Problem
 ) -> int:
-    """The step of the operation `last`, which raised, judged by its name and its inputs."""
+    """The step of `last`, the operation that raised an error. Judges by its name and its inputs."""
     first = last.inputs[0] if last.inputs else None
     name = value_in(first, found, p.T) if first is not None else None
     if last.name in LAYOUT and first is not None:
@@ -164,7 +163,7 @@ def _step_of_raising_operation(
             is_split = has_separate_heads(first, table, flat)
             if first.dim() == 4 and is_split:
                 _, t, _, _ = (at.view(first.shape) for at in table.places(flat))
-                # If the heads come after time, they are not transposed yet.
+                # If time is the second dimension, the heads are not transposed yet.
                 is_split = varying_dims(t) != {1}
             return 3 if is_split and first.dim() >= 3 and len(last.integer_arguments) < 4 else 2
         if name in ("raw", "scaled"):
@@ -185,8 +184,8 @@ def _step_of_raising_operation(
             a, b = factors_of(last)
             if a.dim() != b.dim():
                 flat = a if a.dim() < b.dim() else b
-                # Either the factor with fewer dimensions is not split (step 2), or only one of the
-                # two factors is folded (step 3).
+                # Step 2 is wrong if the factor with fewer dimensions is not split. Step 3 is wrong
+                # if only one of the two factors is folded.
                 return 2 if flat.shape[0] == p.B and p.C in flat.shape else 3
             if last.name == "bmm" and a.dim() != 3:
                 return 3
@@ -199,10 +198,10 @@ def _step_of_raising_operation(
 
 
 def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
-    """The step at which the forward pass stops because its code is still to be written.
+    """The step whose code is not written yet, so that the forward pass stops there.
 
-    Folding and unfolding change no number, so the trace does not show them. The file's text shows
-    them: comments name the step, and the code after the stop expects certain shapes."""
+    Folding and unfolding change no number, so the trace shows neither. The text of the file shows
+    both: comments name the step, and the code after the stop expects certain shapes."""
     named = step_named_in_source(trace.error, path)
     if named is not None and named in (step, step - 1):
         return named
@@ -228,7 +227,8 @@ def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
 
 
 def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem) -> int:
-    """The wrong step: `step`, or an earlier step that arranged a factor of its product wrongly."""
+    """The wrong step: `step`, which computes a product, or an earlier step that arranged a factor
+    wrongly."""
     pairs = ({"q", "k"},) if step == 4 else ({"v"},)
     for operation in trace.operations:
         fused = operation.name == FUSED_KERNEL
@@ -244,7 +244,7 @@ def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem)
 
 
 def _multiple_of(x: Tensor, found: Matches) -> str | None:
-    """The name q or k if x has all queries or all keys, times a constant; else None."""
+    """The name of the value, q or k, of which x is a multiple. None if there is no such value."""
     for name in ("q", "k"):
         right = found.tables[name].flat
         if x.numel() != right.numel() or not x.dtype.is_floating_point:
@@ -260,7 +260,8 @@ def _step_of_factors(
 ) -> int:
     """The wrong step if the product `operation` is wrong, but its factors have correct numbers.
 
-    2 if a factor is split wrongly, 3 if it is folded wrongly, else `step` or an earlier step."""
+    2: a factor is split wrongly. 3: a factor is folded wrongly. Otherwise it is `step` or an
+    earlier step."""
     folds = []
     for number, x in enumerate(factors_of(operation)):
         name = value_in(x, found, p.T)
@@ -277,7 +278,7 @@ def _step_of_factors(
         transposed = before_transpose(trace, operation, number)
         if transposed is not None and step == 4 and name == "k":
             if x.shape[-2:] != (p.D, p.T) and heads_before_time(transposed[1], name, found):
-                return 4  # the line of the product transposes other dimensions than the last two
+                return 4  # the transpose in the product's line is not of the last two dimensions
             if x.dim() == 3 and transposed[1].shape[-2:] == (p.T, p.D):
                 x, flat = transposed[1], table.locate(transposed[1].double())
         if (operation.name != "einsum" or x.dim() == 3) and x.numel() == math.prod(table.shape):
@@ -292,7 +293,7 @@ def _step_of_factors(
             _, t, h, _ = (at.view(x.shape) for at in table.places(flat))
             matrix = {x.dim() - 1, x.dim() - 2}
             if x.dim() >= 3 and varying_dims(t) and not varying_dims(t) & matrix:
-                return 2  # the matrices consist of heads and channels, without time
+                return 2  # the product's matrices have dimensions of heads and channels, not time
             if varying_dims(h) & matrix and p.H > 1:
                 return 3 if x.dim() == 3 and _was_transposed(trace, found, name) else 2
         if operation.name == "einsum" and x.dim() == 4 and _splits_channels_wrongly(x, table, flat):
@@ -323,8 +324,8 @@ def _is_reversed(x: Tensor, table: Table, flat: Tensor) -> bool:
 
 
 def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> int:
-    """The wrong step if a product of queries and keys is wrong, but its factors have correct
-    numbers.
+    """The wrong step if the product of queries and keys is wrong, although both factors have
+    correct numbers.
 
     Decides by the order of tokens, heads and channels in both factors."""
     indices = _factor_indices(operation, found, p)
@@ -337,10 +338,10 @@ def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> 
 
 
 def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) -> int:
-    """The wrong step if a product of weights and values is wrong, but its factors have correct
-    numbers.
+    """The wrong step if the product of weights and values is wrong, although both factors have
+    correct numbers.
 
-    Decides by the zeros of the weights, and by the order of tokens and heads in both factors."""
+    Looks at where the weights are zero, and at the order of tokens and heads in both factors."""
     factors = {value_in(x, found, p.T): x for x in factors_of(operation)}
     weights = factors.get("weights")
     if weights is not None:
@@ -364,8 +365,8 @@ def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) ->
 def _are_causal_rows(weights: Tensor, p: Problem) -> bool:
     """Whether a causal mask can give `weights`.
 
-    It can if `weights` has no more zeros than such a mask makes, and if every row with a single
-    number other than 0 has a 1 there."""
+    It can if `weights` has no more zeros than a causal mask makes, and if every row with a single
+    number other than 0 has 1 as this number."""
     hidden = weights.numel() // p.T * (p.T - 1) // 2
     rows = weights.reshape(-1, p.T)
     first = rows[(rows != 0).sum(-1) == 1].double().sum(-1)
@@ -377,7 +378,7 @@ def _factor_indices(
 ) -> dict[str, tuple[Tensor, ...]]:
     """Name of a factor -> its sequence, time, head and channel indices, in the factor's order.
 
-    There is one head index for each matrix. Weights have key indices instead of channel indices.
+    The head indices have one entry for each matrix. Weights have key indices, not channel indices.
     Skips a factor if its time or channel index varies along several dimensions."""
     indices: dict[str, tuple[Tensor, ...]] = {}
     for x in factors_of(operation):

@@ -143,7 +143,7 @@ class _Recorder(TorchFunctionMode):
             self._record_names(self.last_frame)
 
     def _is_untraced(self, tensor: Tensor) -> bool:
-        """Whether an untraced operation made this tensor, from tensors with gradients."""
+        """Whether an untraced operation made this tensor from tensors that need gradients."""
         known = tensor is self.x or isinstance(tensor, nn.Parameter) or id(tensor) in self.made
         return not known and tensor.dim() >= 2 and tensor.grad_fn is not None
 

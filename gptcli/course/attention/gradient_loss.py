@@ -17,7 +17,8 @@ from gptcli.course.lesson import CheckFailed
 
 
 def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
-    """The finding for a gradient that does not reach a parameter or x: the line that loses it."""
+    """The finding for a gradient that does not reach a parameter or x. Names the line that loses
+    the gradient."""
     found = forward.found
     for operation in forward.trace.operations:
         if any(filler in operation.name for filler in FILLERS) or not operation.outputs:
@@ -33,15 +34,15 @@ def lost_gradient(forward: ComparedForward, failed: CheckFailed) -> Finding:
                 if other.index < operation.index or only_one
                 for name in found.values_of_operation.get(other.index, [])
             ]
-            # The step is that of the last value which this line made. If the line made no value,
-            # the step is the first one whose values were not complete before this line.
+            # If this line made values of the reference, the step is the last of their steps. If it
+            # made none, the step is the first one that was incomplete before this operation.
             step = max(steps_of_line, default=step)
             return finding_from_check(forward, step, failed, operation.line)
     return finding_from_check(forward, None, failed)
 
 
 def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
-    """The finding for a backward pass that raises, at the line of forward that causes this."""
+    """The finding for a backward pass that raises an error. Names the line of forward at fault."""
     line = _line_where_backward_stops(forward.learner)
     on_line = [op.index for op in forward.trace.operations if op.line == line]
     if line is None or not on_line:
@@ -64,9 +65,9 @@ def stopped_backward(forward: ComparedForward, failed: CheckFailed) -> Finding:
 
 
 def _line_where_backward_stops(learner: LearnerAttention) -> int | None:
-    """The line number, in forward, of the code whose backward pass raises, or None.
+    """The number of the line of forward whose backward pass raises an error, or None.
 
-    PyTorch's anomaly mode names this line."""
+    PyTorch's anomaly mode names the line in a warning."""
     attempt = learner.attempt
     assert attempt is not None
     x = attempt.x.detach().clone().requires_grad_()

@@ -73,11 +73,11 @@ class Attempt:
 
 
 class LearnerAttention:
-    """The learner's class, in one of many conventions: builds it, runs it, finds its weights.
+    """Builds modules of the learner's class, runs them, and finds their weights.
 
-    Calls `say` with each action, so that the report on a file that hangs can name the last action.
-    Raises GptcliError if the class has no constructor, or if the constructor or forward needs an
-    argument whose meaning is unknown."""
+    The class can follow any of many conventions. Calls `say` with each action, so that the report
+    on a file that hangs can name the last action. Raises GptcliError if the class has no
+    constructor, or if the constructor or forward needs an argument whose meaning is unknown."""
 
     def __init__(self, file: LearnerFile, cls: type[nn.Module], say: Callable[[str], None]) -> None:
         self.file, self.cls, self.say = file, cls, say
@@ -195,7 +195,7 @@ class LearnerAttention:
         return module.eval()
 
     def build(self, case: Case, dropout: float = 0.0) -> Built:
-        """A new module with random weights, as from `filled`. A sharp case gets large scores."""
+        """A new module with the random weights of `filled`. A sharp case makes the scores large."""
         module, projections = self.filled(case, dropout)
         case = self.case(case)
         if case.sharp:
@@ -205,7 +205,7 @@ class LearnerAttention:
         return self.built
 
     def layout(self) -> Layout:
-        """The layout of the class: which matrix is which projection. Raises as `recognise` does."""
+        """The layout of the class: where each projection is. Raises as `recognise` does."""
         if self._layout is None:
             self.recognise()
         assert self._layout is not None
@@ -294,7 +294,7 @@ class LearnerAttention:
         )
 
     def forward(self, module: nn.Module, x: Tensor, **options: Any) -> Any:
-        """The module's output for x. Sets the file's variables to the sizes of the module first."""
+        """The module's output for x. During the call, the file's variables have its sizes."""
         given = x.to(torch.float32) if self.single and x.dtype == torch.float64 else x
         config = self._configs.get(module)
         variables = (
@@ -376,10 +376,10 @@ class LearnerAttention:
     def failure_from(
         self, error: BaseException, doing: str, step: int | None = None
     ) -> CheckFailed | GptcliError:
-        """The CheckFailed for an error in the learner's code. Its message has the line that raised.
+        """The CheckFailed for an error in the learner's code. Its message names the error's line.
 
-        Returns a GptcliError if an import fails, or if the code reads an unknown setting whose name
-        resembles no known name."""
+        Returns a GptcliError if an import fails, or if the code reads an unknown setting and no
+        known setting has a similar name."""
         if isinstance(error, ImportError):
             return import_error(self.file, error)
         if isinstance(error, UnknownSetting) and "did you mean" not in str(error):
@@ -436,7 +436,8 @@ def _hint_of(error: BaseException) -> str:
 
 
 class _Within(nn.Module):
-    """A learner's module. While its forward runs, the file's variables have the module's sizes."""
+    """A learner's module. While its forward runs, variables of the learner's file have the sizes
+    with which the module was made."""
 
     def __init__(self, learner: LearnerAttention, module: nn.Module) -> None:
         super().__init__()

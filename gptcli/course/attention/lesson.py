@@ -153,7 +153,7 @@ def _run_checks(learner: LearnerAttention, done: list[Check]) -> None:
 
 
 def _step_alone(learner: LearnerAttention, failed: CheckFailed) -> Finding:
-    """The finding that names only the step of a failure: no mistake of the bank, and no line."""
+    """The finding if `diagnose` fails: what the failed check says, and the first wrong step."""
     step = failed.step
     if step is None and learner.attempt is not None:
         with contextlib.suppress(Exception):

@@ -53,7 +53,7 @@ class Table:
         return torch.where(torch.minimum(near, far) <= self.tolerance, self.order[place], -1)
 
     def places(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """The indices along each dimension of the value, from the places in the flattened value."""
+        """The indices along each dimension of the value, for places in the flattened value."""
         places = []
         for size in reversed(self.shape):  # torch.unravel_index imports sympy, which takes 0.4 s
             places.append(flat % size)
@@ -66,7 +66,8 @@ class Table:
         return self.complete
 
     def mark_equal_seen(self, x: Tensor) -> bool:
-        """Do the same as mark_seen for a value in which numbers can occur more than once."""
+        """Record that the learner computed every number of the value that `x` contains. For a value
+        in which a number can occur more than once. Returns whether the value is complete."""
         values = x.reshape(-1).sort().values
         above = torch.searchsorted(values, self.flat).clamp(max=values.numel() - 1)
         below = (above - 1).clamp(min=0)
@@ -93,7 +94,7 @@ class Matches:
     tables: dict[str, Table] = field(default_factory=dict)
 
     def has(self, *names: str) -> bool:
-        """Whether the trace contains all these values completely."""
+        """Whether the trace contains all numbers of each value in `names`."""
         return all(name in self.completed_at for name in names)
 
 
@@ -119,7 +120,7 @@ def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Mat
     for name in "qkv":
         tables[f"{name}h"] = Table(getattr(right, name).view(B, T, H, D), tolerance)
     found = Matches(tables=tables)
-    # The smallest of the maxima of the rows.
+    # A score counts as masked if it is at least HIDDEN below the largest score of every row.
     lowest = right.scaled.masked_fill(~past, float("-inf")).amax(-1).min()
     for operation in trace.operations:
         for j, x in enumerate(operation.outputs):
@@ -152,7 +153,7 @@ def _is_masked_exp(x: Tensor, scaled: Tensor, past: Tensor) -> bool:
 def _values_in(
     x: Tensor, tables: dict[str, Table], low: float, index: int, found: Matches
 ) -> Iterator[str]:
-    """The names of the reference's values to which x, a result of operation `index`, belongs."""
+    """The names of the reference's values that contain x, a result of operation `index`."""
 
     def done(name: str, complete: bool) -> str:
         if complete:
@@ -208,8 +209,8 @@ def _values_in(
 def has_separate_heads(x: Tensor, table: Table, flat: Tensor) -> bool:
     """Whether x, a (B, T, H, D) value in any layout, has its own dimension for the heads.
 
-    If so, each index varies along at most one dimension, and head and channel do not vary along the
-    same one."""
+    If so, each of the four indices varies along at most one dimension, and the head index varies
+    along another dimension than the channel index."""
     dims = [varying_dims(index.view(x.shape)) for index in table.places(flat)]
     _, _, head, channel = dims
     return all(len(varying) <= 1 for varying in dims) and not head & channel
@@ -249,10 +250,10 @@ def value_in(x: Tensor, found: Matches, T: int) -> str | None:
 
 
 def values_of_variables(trace: ForwardTrace, found: Matches) -> dict[str, str]:
-    """What the variables for queries, keys and values hold: their first letter -> q, k or v.
+    """First letter of a variable (q, k or v) -> the value that the variable holds (q, k or v).
 
-    A name that begins with another letter says nothing. Of several variables with the same letter,
-    the last one counts."""
+    Ignores variables whose name begins with another letter. If several variables have the same
+    first letter, the last one counts."""
     held = {}
     for at, name in sorted(trace.variable_names.items()):
         values = found.values_of_output.get(at, [])
@@ -302,7 +303,8 @@ def first_missing_step(found: Matches) -> int:
 
 
 def last_right_operation(found: Matches, step: int) -> int:
-    """The index of the operation that completed the last correct value before `step`, or -1."""
+    """The index of the last operation that completed a correct value of a step before `step`, or
+    -1."""
     return max(
         (at for name, at in found.completed_at.items() if STEP_OF_VALUE[name] < step), default=-1
     )

@@ -22,7 +22,7 @@ Positions = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def positions(x: Tensor, name: str, table: Table) -> Positions | None:
-    """Where the value `name` has each number of x; None if it lacks a number of x."""
+    """The place of each number of x in the value `name`. None if the value lacks a number of x."""
     flat = table.locate(x.double())
     if not flat.numel() or bool((flat < 0).any()):
         return None
@@ -34,8 +34,8 @@ def positions(x: Tensor, name: str, table: Table) -> Positions | None:
 def has_layout_of_step(x: Tensor, name: str, table: Table) -> bool:
     """Whether a correct split, fold or merge can give the layout of x.
 
-    In such a layout, each dimension of x holds one of three things, in increasing order: sequences
-    and heads, tokens, or the channels of complete heads."""
+    In such a layout, a dimension of x has only sequences and heads, only tokens, or only the
+    channels of complete heads, in increasing order."""
     indices = positions(x, name, table)
     if indices is None:
         return False
@@ -66,8 +66,8 @@ def _whole_heads(channels: Tensor, D: int) -> bool:
 def last_slice_before_product(forward: ComparedForward, letters: str) -> Operation | None:
     """The last slice or reshape of a factor before its first product, or None.
 
-    `letters` names the factors, such as "qkv". If each piece of a factor is correct, but the pieces
-    are in a wrong order, this operation is the wrong one."""
+    `letters` names the factors, such as "qkv". If the pieces of a factor are correct, but in a
+    wrong order, this operation is wrong."""
     for operation in forward.trace.operations:
         if operation.name not in PRODUCTS | {"scaled_dot_product_attention"}:
             continue

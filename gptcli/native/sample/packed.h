@@ -141,7 +141,7 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
     for (; r + 2 <= n; r += 2)
         few_rows(2, nb, p, rows + r * row, panel, out + r * out_row, out_row);
     for (; r < n; r++) few_rows(1, nb, p, rows + r * row, panel, out + r * out_row, out_row);
-#else /* with AVX2, 12 of 16 registers hold sums; groups of rows have almost equal sizes */
+#else /* AVX2: sums of 6 rows take 12 of 16 registers. Groups of rows have almost equal sizes. */
     for (int groups = (n + 5) / 6; groups; groups--) {
         const int take = (n + groups - 1) / groups;
         for (int j = 0; j < nb; j++) {
@@ -165,8 +165,8 @@ INLINE void all_rows(const int nb, const Packed *p, const char *rows, int n, lon
 }
 
 /* out (n, 16 * panels) = rows (n, K) times `panels` panels. `panel` is the number of the first
- * panel. `panels` is even, and n is at most 32. AMX can read and write more than n rows. So `rows`
- * and `out` need room for 16 rows, or for 32 if n is over 16. */
+ * panel. `panels` is even, and n is at most 32. `rows` and `out` need room for 16 rows, or for 32
+ * if n is over 16, because AMX may read and write more than n rows. */
 static void multiply_panels(const Packed *p, const char *rows, int n, long panel, int panels,
                             float *out, long out_row) {
     if (p->kind == INT8) {

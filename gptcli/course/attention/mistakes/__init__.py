@@ -1,1 +1,1 @@
-"""Known mistakes in attention, one file for each step or two; bank.py lists the files."""
+"""Known mistakes in attention. Each file has those of one or two steps; bank.py lists the files."""

@@ -23,7 +23,7 @@ class AttentionMistake(Mistake):
 
 
 def message_numbers(p: Problem) -> dict[str, float | int]:
-    """The sizes of `p` by the names that messages and hints use in braces."""
+    """Name in the braces of messages and hints -> its number, which follows from `p`."""
     return {
         "B": p.B,
         "T": p.T,

@@ -45,8 +45,8 @@ BANK: tuple[AttentionMistake, ...] = (
 # Two tensors are not equal if their last numbers differ by more than about 1 %, because rounding
 # changes a number by less.
 CLEARLY = 0.01
-# A difference up to ROUNDING, relative to the largest number, is rounding. For example, a scale
-# that is rounded to float32 is off by 6e-8 at most.
+# Numbers of equal tensors differ by at most ROUNDING, relative to the largest number. For example,
+# a scale that is rounded to float32 is off by 6e-8 at most.
 ROUNDING = 1e-6
 
 
@@ -69,8 +69,8 @@ def values_equal(a: Tensor, b: Tensor) -> bool:
 def bank_results(p: Problem) -> Iterator[tuple[AttentionMistake, Values]]:
     """(mistake, what it computes from `p`) for every variant of every mistake.
 
-    Skips variants that raise because the sizes of `p` do not allow them."""
-    compute_stages(p)  # the variants reuse its results for the stages before the replaced one
+    Skips a variant that raises an error because the sizes of `p` do not allow it."""
+    compute_stages(p)  # each variant reuses these results up to the stage that it replaces
     for mistake in BANK:
         for variant in mistake.variants:
             try:

@@ -112,7 +112,7 @@ BANK = (
         "q.view(B, n_head, T, head_dim)",
         "you view ({B}, {T}, {C}) with the {H} heads before time, which cuts time instead of "
         "channels: `head 1` is then made of other tokens",
-        "view reads memory in order, and there time comes before the heads",
+        "`view` keeps the order of memory, where time comes before the heads",
         "cut the channels with view(B, T, {H}, {D}), then swap dimensions 1 and 2",
         _TIME_CUT,
     ),

@@ -119,7 +119,7 @@ BANK = (
         "torch.tril(ones, diagonal=1), torch.triu(ones, diagonal=2)",
         "your mask shows too much: token 0 of {T} looks at token 1, which it has to predict",
         "how many cells of row 0 should be visible?",
-        "in row t, t + 1 of {T} columns are visible: the diagonal and everything left of it",
+        "in row t of {T}, show columns 0 to t: the diagonal and everything left of it",
         (*_mask_that_shows(_tril(1)), *_mask_that_shows(_tril(2))),
     ),
     AttentionMistake(
@@ -312,7 +312,7 @@ BANK = (
         "mask-shows-next-token-only",
         5,
         "ones.triu(1).tril(1), the other way round",
-        "your mask shows only the very next token, which each of the {T} tokens has to predict",
+        "your mask shows each of the {T} tokens only the next token, which it has to predict",
         "which tokens can token t look at while it predicts token t + 1?",
         "show the diagonal and everything left of it",
         _mask_that_shows(lambda p: _tril(1)(p) & _triu(1)(p)),
@@ -347,8 +347,8 @@ BANK = (
         "mask-filled-with-minimum",
         5,
         "torch.where(tril, scores, scores.min())",
-        "your hidden scores become the smallest score, and the softmax still gives them a weight: "
-        "token 0 looks at all {T} tokens",
+        "your mask replaces hidden scores by the smallest score, and the softmax still gives them "
+        "a weight: token 0 looks at all {T} tokens",
         "which number does the softmax turn into a weight of 0?",
         "fill with -inf",
         (
