@@ -4,16 +4,16 @@
     python benchmarks/checkpoint_cost.py --only "10.65 M" "124 M" --rounds 5
     python benchmarks/checkpoint_cost.py --tiny                # a quick test of the benchmark
 
-For checkpoints, it trains the same steps with and without a checkpoint every N steps, in turn, each
-in a separate process. The cost of a checkpoint is the difference of the median times, divided by
-the number of checkpoints. If a training saves one checkpoint per minute, the share of its time that
-checkpoints take is this cost divided by 60 s. The time of the first steps, and of the save at the
-end of a run, does not count.
+For checkpoints, it alternates two trainings of the same steps, each in a separate process. One of
+them saves a checkpoint every N steps, and the other saves none. The cost of a checkpoint is the
+difference of the median times, divided by the number of checkpoints. With one checkpoint per
+minute, the share of a training's time that checkpoints take is cost / 60 s. The time of the first
+steps, and of the save at the end of a run, does not count.
 
 For evaluations and logging, it starts whole processes of `gptcli train` with the default config.
 Half of the runs evaluate and log at the intervals of `auto`; the other half have intervals that are
-longer than the run. All runs evaluate after the last step, so the difference of the times of the
-two halves lacks the time of one evaluation. The benchmark therefore multiplies this difference by
+longer than the run. All runs evaluate after the last step. So the difference between the two
+halves is the time of all evaluations but one, and the benchmark multiplies it by
 evaluations / (evaluations - 1).
 
 Run no other programs meanwhile. The exit code is 1 if a cost exceeds its limit.
@@ -49,13 +49,12 @@ class Case:
     checkpoint."""
     checkpoints: int
     most: float
-    """The largest share of a training's time that checkpoints may take, with one checkpoint per
-    minute."""
+    """The largest share of the time that checkpoints may take, with one checkpoint per minute."""
 
     @property
     def steps(self) -> int:
-        """The number of the last timed step. The step after it would write one more checkpoint. So
-        the timed steps last long enough to write the last timed checkpoint completely."""
+        """The number of the last timed step. The next step would write one more checkpoint. So the
+        timed steps last long enough to write the last timed checkpoint completely."""
         return self.every * (self.checkpoints + 1) - 1
 
 
@@ -136,7 +135,7 @@ def main() -> None:
 
 
 def checkpoint_row(name: str, case: Case, rounds: int, runs: Path | None) -> tuple[str, float]:
-    """A row of the table, and the share of a training's time that checkpoints take, with one per
+    """A row of the table, and the share of the time that checkpoints take, with one checkpoint per
     minute."""
     found: dict[str, list[float]] = {"without": [], "with": []}
     saved = 0

@@ -1,7 +1,7 @@
 """For comparison, kills nanoGPT's unchanged train.py in the way in which the other parts of
 benchmarks/reliability.py kill gptcli. nanoGPT keeps one checkpoint, which torch.save overwrites in
-place. Here nanoGPT saves after every fifth step, and its network is as small as gptcli's in the
-other parts. $NANOGPT names a checkout of nanoGPT.
+place. Here nanoGPT saves after every fifth step. Its network has the size of the network that
+gptcli trains in the other parts. $NANOGPT names a checkout of nanoGPT.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class TheirTraining(Training):
 
 
 def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Kill a nanoGPT run at random times after its first checkpoint, and resume it, until it has
-    made all steps or cannot be resumed."""
+    """Kill a nanoGPT run at random times after its first checkpoint, and resume it after each kill.
+    Return when the run has made all steps or cannot be resumed."""
     outcome = Outcome()
     with tempfile.TemporaryDirectory(dir=shop.folder) as name:
         folder = Path(name)
@@ -109,8 +109,8 @@ def kills(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def _uninterrupted(shop: Workshop, folder: Path) -> tuple[float, float]:
-    """The seconds that an undisturbed run takes before its first step, and after it. The first call
-    measures them."""
+    """The seconds of an undisturbed run until its first step is done, and the seconds after that.
+    The first call measures both."""
     if not hasattr(shop, "nanogpt_seconds"):
         importlib.import_module("torch._dynamo")  # nanoGPT's optimizer imports it
         training = TheirTraining(_WORDS, folder)

@@ -102,12 +102,11 @@ PLACES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
-"""For pages whose place in the site does not follow from their file name: the file, and its
-place."""
+"""File -> its place in the site, for the pages whose place does not follow from the file name."""
 
 UNSEARCHED = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/LOG.md", "gptcli/native/README.md")
 """Pages that the search leaves out, because their many hits would hide the hits of other pages. The
-search also leaves out the files of the code."""
+search also leaves out the pages that show a file of the code."""
 NOT_SEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
 CODE_ALONE = "---\nsearch: {exclude: true}\nhide: [toc]\n---\n\n"
 """NOT_SEARCHED are the first lines of each page in UNSEARCHED. CODE_ALONE are the first lines of a
@@ -144,7 +143,7 @@ def pages() -> list[str]:
 
 
 def place(file: str) -> str:
-    """Where the site shows `file` of the repository: the path of a Markdown file or a picture."""
+    """The path, in the site, of the Markdown page or picture that shows `file`."""
     if file in PLACES:
         return PLACES[file]
     path = PurePosixPath(file)

@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-# A new dict, because yaml.SafeLoader must keep its own rules.
+# _Loader gets its own dict of rules, because the rules of yaml.SafeLoader must not change.
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, regexp)
@@ -117,20 +117,20 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 @dataclass
 class _Document:
-    """The values of a YAML text, and the place of each key: a line, "file:7", or an override."""
+    """The values of a YAML text, and the place of each key: "file:7" (line 7) or an override."""
 
     name: str
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)  # KEY=VALUE, in the order of use
+    overrides: list[str] = field(default_factory=list)  # KEY=VALUE, in the given order
 
     def place(self, *keys: Key) -> str:
         """Where one of `keys` was set, for a message about these keys: "file:7" or an override.
 
         If overrides set some of `keys`, returns the last such override. Otherwise returns the place
-        of the first key that is in the YAML text. If none of `keys` is there, returns the place of
-        the section of the first key, or `name`."""
+        of the first key that is in the YAML text. If the text has none of `keys`, returns the place
+        of the section that would hold the first key, or `name`."""
         written = [key for key in keys if key in self.places]
         typed = [self.places[key] for key in written if self.places[key] in self.overrides]
         if typed:
@@ -167,14 +167,14 @@ def find_config(name: str) -> Path:
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """The config `name` (a path or a shipped config) after `KEY=VALUE` overrides are applied.
 
-    Raises ConfigError with all problems, or GptcliError if there is no such config, or if it cannot
-    be read as YAML."""
+    Raises ConfigError with all problems. Raises GptcliError if there is no such config, or if it
+    cannot be read as YAML."""
     path = find_config(name)
     return parse_config(read_yaml(path), overrides, name=str(path))
 
 
 def sections_of(name: str) -> set[str]:
-    """The names of the sections in the config file `name`: a path, or the name of a shipped config.
+    """The names of the sections in a config file. `name` is a path, or names a shipped config.
 
     Raises GptcliError if there is no such config, or if the file is not YAML."""
     path = find_config(name)
@@ -372,7 +372,7 @@ def _too_much(where: str) -> GptcliError:
 def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int]) -> Any:
     """The Python value of a YAML node.
 
-    Records in `document` where each key is, and repeated keys."""
+    Records the place of each key, and the problem of each repeated key, in `document`."""
     count[0] += 1
     line = node.start_mark.line + 1
     if count[0] > _MAX_NODES or len(key) > _MAX_DEPTH:
@@ -403,7 +403,7 @@ def _construct(document: _Document, node: yaml.Node, key: Key, count: list[int])
 
 
 def _refuse_tag(name: str, node: yaml.Node, also: str = "") -> None:
-    """Raise GptcliError if a node has a tag that no plain value has.
+    """Raise GptcliError if the tag of a node is not the tag of a plain value.
 
     Such a tag can name code to run."""
     prefix, _, kind = node.tag.rpartition(":")
@@ -448,7 +448,7 @@ def _scalar(name: str, node: yaml.Node) -> Any:
 def _apply(document: _Document, override: str) -> None:
     """Set the key of the override KEY=VALUE in the document.
 
-    VALUE is YAML; if the key takes text, VALUE is this text."""
+    VALUE is YAML. If the key takes text, gptcli.text_values reads VALUE instead."""
     # YAML cannot hold a file name that is not UTF-8. Such a name is written with escapes, and
     # gptcli.files.names finds the file again.
     override = override.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

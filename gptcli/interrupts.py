@@ -17,8 +17,8 @@ from types import FrameType
 _INTERRUPTED = 130
 
 before_leaving: list[Callable[[], None]] = []
-"""Functions to call before Ctrl-C ends the process. os._exit, which ends it, does not call the
-functions of atexit."""
+"""Functions to call before Ctrl-C ends the process. Ctrl-C ends it by os._exit, which does not
+call the functions of atexit."""
 
 
 def leave_imports_at_once() -> None:

@@ -1,7 +1,8 @@
 """Memory of the machine: in total, available, and the most that this process can have.
 
-The limit of a container applies, except to the total. Only Linux tells how much memory is
-available. This file does not import torch, so it knows nothing about the memory of a GPU.
+A container's memory limit applies to the available memory and to the most that this process can
+have, but not to the total. Only Linux tells how much memory is available. This file does not import
+torch, so it knows nothing about the memory of a GPU.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _available_in_machine() -> int | None:
 
 
 def _number(path: Path, after: str = "") -> int | None:
-    """The number after the word `after`, which begins a line; None if there is no such line."""
+    """The number in the first line that begins with `after`; None if there is no such line."""
     try:
         for line in path.read_text("ascii").splitlines():
             if line.startswith(after) and (words := line[len(after) :].split()):

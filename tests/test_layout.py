@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "gptcli").rglob("*.py"))
 TOP = {"files", "top"}
-"""What every package may import: `files`, and `top`, which stands for the modules directly in
-gptcli/, such as config, errors and events."""
+"""What every package may import. `top` stands for the modules directly in gptcli/, such as config,
+errors and events."""
 
 MAY_IMPORT = {
     "cli": {

@@ -19,7 +19,7 @@ FILES = {
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What gptcli finds in the system's files: path -> text. A test can change it."""
+    """What gptcli finds in the system's files: path -> text. A test can change the dict."""
     content = dict(FILES)
 
     def read_text(path: Path, *_: object) -> str:

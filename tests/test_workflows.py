@@ -52,8 +52,8 @@ def test_actions_are_pinned_and_keep_no_credentials(name: str) -> None:
             assert re.search(rf"{action}@{commit} # v\d+\.\d+\.\d+\n", text), step
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False
-        # A stranger can choose values such as the name of a branch. `${{ }}` would insert them into
-        # the code of a script, so scripts read them from environment variables.
+        # A stranger can choose values such as the name of a branch. `${{ }}` would insert such
+        # a value into the code of a script, so scripts read them from environment variables.
         assert "${{" not in step.get("run", ""), step
 
 

@@ -28,7 +28,7 @@ _ESCAPE_S = 0.05  # even a slow connection sends all bytes of an arrow key withi
 def names_of(text: str) -> list[str]:
     """The names of the keys that sent the characters in `text`, such as "up", "enter" and "h".
 
-    A capital letter has the name of the small letter."""
+    The name of a letter is always the small letter."""
     pressed = (_NAMES.get(part.group(), part.group().lower()) for part in _PRESS.finditer(text))
     return [_NAMES.get(key, key) for key in pressed]
 
@@ -61,8 +61,8 @@ class Keys:
     """A context manager that reads key presses from the terminal at standard input.
 
     Inside the `with` block, a key needs no Enter and is not echoed. Signals wait until `read` is
-    called, so that they do not interrupt the drawing of a screen; only a second Ctrl-C does not
-    wait. `read` then raises KeyboardInterrupt for Ctrl-C, and returns the key "stop" for Ctrl-Z.
+    called, so that they do not interrupt the drawing of a screen; only a second Ctrl-C acts at
+    once. `read` then raises KeyboardInterrupt for Ctrl-C, and returns the key "stop" for Ctrl-Z.
     For this key, the caller must clear the screen and call `stop`."""
 
     def __init__(self) -> None:
@@ -109,9 +109,9 @@ class Keys:
     def stop(self) -> None:
         """Stop this process until the user runs `fg`.
 
-        Meanwhile the terminal has its earlier modes."""
+        Meanwhile the terminal has the modes that it had before."""
         self._give_back()
-        # If the process is killed while it is stopped, it must end at once. It must not touch the
+        # If a signal kills the stopped process, it must end at once. It must not touch the
         # terminal, which the shell uses then.
         caught = (signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP)
         for number in caught:
@@ -125,7 +125,7 @@ class Keys:
     def given_back(self) -> Iterator[None]:
         """Inside the `with` block, another program has the terminal, and gets Ctrl-C and Ctrl-Z."""
         self._give_back()
-        # The handler does nothing. SIG_IGN is not used, because the program would inherit it.
+        # The handler does nothing. It is not SIG_IGN, which the other program would inherit.
         signal.signal(signal.SIGINT, lambda number, frame: None)
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         try:
@@ -162,6 +162,6 @@ class Keys:
             self._before = None
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and number in self._came:  # the second Ctrl-C does not wait
+        if number == signal.SIGINT and number in self._came:  # a second Ctrl-C acts at once
             raise KeyboardInterrupt
         self._came.append(number)

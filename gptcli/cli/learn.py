@@ -175,7 +175,7 @@ def _at_a_terminal(folder: Path, console: Console) -> None:
 
 
 def _stop(keys: Keys, screen: _Panel | _Pages) -> None:
-    """Stop the process after Ctrl-Z. The shell has the terminal until `fg`."""
+    """Stop the process after Ctrl-Z. The shell uses the terminal until the user runs `fg`."""
     screen.close()
     keys.stop()
     screen.open()
@@ -226,7 +226,7 @@ def _has_unicode(console: Console) -> bool:
 def _in_lines(folder: Path, console: Console, *, follow: bool) -> None:
     """Print the state of the course as lines.
 
-    If `follow`, print it again at each save until Ctrl-C."""
+    If `follow` is true, print it again at each save until Ctrl-C."""
     from gptcli.cli.learn_session import Session
 
     session = Session(folder, edit=None, said=lambda text: None)

@@ -333,8 +333,8 @@ def _margin(pair: Pair) -> int:
 
 
 def _code(line: tuple[int, str], width: int, margin: int) -> list[Text]:
-    """One line of a file as one or more rows: with its number, and without the spaces of the
-    margin."""
+    """The rows that show one line of a file: the number of the line, and its text without the first
+    `margin` spaces."""
     number, text = line
     room = max(8, width - 5)
     text = clean(text[margin:])
@@ -349,7 +349,7 @@ def _code(line: tuple[int, str], width: int, margin: int) -> list[Text]:
 def _pieces(text: str, room: int) -> list[str]:
     """The text in pieces of at most `room` cells.
 
-    A piece is cut after a blank if its second half has one."""
+    If the second half of the `room` has a blank, the piece ends after the last blank."""
     if cell_len(text) <= room:
         return [text]
     pieces, piece, cells = [], "", 0
@@ -468,7 +468,7 @@ def _foot(state: State, width: int, unicode: bool) -> list[Text]:
 
 
 def _window(state: State, body: list[Text], room: int, width: int, unicode: bool) -> list[Text]:
-    """The part of the body from `state.offset` on, and a line that says how many lines follow."""
+    """The lines of `body` that fit, from `state.offset` on, and how many lines follow them."""
     if len(body) <= room:
         state.offset = 0
         return body

@@ -65,7 +65,7 @@ class BackgroundCheck:
         self._checker.__exit__(None, None, None)
         if self._thread is not None:
             self._thread.join(1.0)
-            self._checker.__exit__(None, None, None)  # the thread may have started a worker again
+            self._checker.__exit__(None, None, None)  # the thread may have started another worker
 
     def _check(self, path: Path, exercise: str) -> None:
         try:
@@ -81,9 +81,9 @@ class BackgroundCheck:
 class Session:
     """The work of one learner in a folder.
 
-    `edit` opens a file at a line, and returns a note for the learner. If there are no keys, `edit`
-    is None. `said` is called with lines that stay in the terminal above the screen. `prints`
-    returns what the files printed since its previous call."""
+    `edit` opens a file at a line, and returns a note for the learner. It is None if the learner
+    cannot press keys. `said` prints a line that stays in the terminal above the screen.
+    `prints` returns what the files printed since its previous call."""
 
     def __init__(
         self,
@@ -116,7 +116,9 @@ class Session:
         self._tell_trouble()
 
     def _first(self) -> int:
-        """The index of the first exercise that has not passed yet; of the last one if all have."""
+        """The index of the first exercise that has not passed yet.
+
+        If all exercises have passed, it is the index of the last one."""
         names = [each.name for each in self.state.exercises]
         todo = [i for i, name in enumerate(names) if self.progress[name].passed is None]
         return todo[0] if todo else len(names) - 1
@@ -124,7 +126,7 @@ class Session:
     # ---- opening, saves, keys, closing ----
 
     def open(self, at: int) -> None:
-        """Go to the exercise with index `at`. Write its files if they are missing."""
+        """Go to the exercise with index `at`, and write the exercise's missing files."""
         self._count_time(write=True)
         state = self.state
         state.at, state.view, state.offset, state.selected = at, "work", 0, at
@@ -178,13 +180,13 @@ class Session:
         self._take(None)
 
     def await_save(self, sleep: Callable[[float], None], pause_s: float) -> None:
-        """Wait for a save of a file in the folder, which makes a check due."""
+        """Wait until a file in the folder is saved, so that a check is due."""
         while self._due is None:
             sleep(pause_s)
             self._look_for_saves()
 
     def press(self, key: str) -> None:
-        """Do what the key `key` is for."""
+        """Do what the learner asks for by pressing `key`."""
         self._count_time()
         asked, self._asked = self._asked, ""
         state, self.changed = self.state, True
@@ -225,7 +227,7 @@ class Session:
         state, by_save = self.state, bool(self._due)
         self._due, self.changed = None, True
         if by_save:
-            state.note = ""  # the note was about the previous text
+            state.note = ""  # the note was about the file before this save
         if not state.path.exists():
             state.missing, state.report, state.error = True, None, None
             state.view = "work"
@@ -245,7 +247,7 @@ class Session:
         prints = self._prints()[:_MOST_PRINTS]
         state.started = True
         if self._due is not None or self._checked != name:
-            return  # the result is about an old text or another exercise
+            return  # the result is for an old version of the file, or for another exercise
         state.prints, state.checked_at = prints, time.strftime("%H:%M:%S")
         report = result if isinstance(result, FileReport) else None
         state.report, state.error = report, result if isinstance(result, GptcliError) else None
@@ -276,11 +278,11 @@ class Session:
         self._tell_trouble()
 
     def _count_time(self, most: float = LONGEST_PAUSE_S, *, write: bool = False) -> None:
-        """Add the time since the previous action to the working time: at most `most` seconds."""
+        """Add the time since the previous action, but no more than `most`, to the working time."""
         now = self._clock()
         self._unsaved_s += min(now - self._acted, most)
         self._acted = now
-        if write or self._unsaved_s >= 20:  # do not write at every key
+        if write or self._unsaved_s >= 20:  # do not write the file at every key press
             self._record(seconds=self._unsaved_s)
             self._unsaved_s = 0.0
 
@@ -404,7 +406,7 @@ def _text_of(path: Path) -> str:
 def _line_to_write(text: str | None, report: FileReport) -> int | None:
     """The line number of `raise NotImplementedError` in the step that must be written next.
 
-    Returns None if there is no such step or no such line."""
+    Returns None if no step must be written, or if this line is not in the text."""
     if not is_to_write(report):
         return None
     sign = re.compile(rf'raise NotImplementedError\(["\']step {report.first_wrong_step}\b')

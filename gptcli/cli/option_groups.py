@@ -14,10 +14,10 @@ Command = Callable[..., None]
 def with_option_groups(command: Command) -> Command:
     """A decorator that gives a command the form that Typer needs: one parameter for each option.
 
-    Typer reads the options from the parameters of a command. For Typer, this decorator replaces
-    each parameter whose type is a dataclass by the fields of that dataclass, in order. When the
-    command is called, it gets an object of the dataclass, with the values of these fields. If a
-    command has several dataclasses, no two of them may have a field of the same name."""
+    Typer reads the options from the parameters of a command. If the type of a parameter is a
+    dataclass, Typer gets the fields of the dataclass instead, in order. When the command is called,
+    it gets an object of the dataclass, with the values of these fields. If a command has several
+    dataclasses, no two of them may have a field of the same name."""
     groups: dict[str, Any] = {}
     parameters = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():

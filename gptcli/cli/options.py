@@ -64,14 +64,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 
 
 RUN_AND_SOURCE = "[RUN] [data.source=NEW] [data.val_source=NEW]"
-"""How the help writes the arguments of a command that reads the text of a run."""
+"""The arguments in the help of a command that reads the text of a run."""
 
 
 _ONLY_TEXTS = "only data.source=NEW and data.val_source=NEW are allowed, for a text that has moved"
 
 
 def run_and_overrides(words: list[str] | None) -> tuple[str | None, list[str]]:
-    """The RUN among the words of a command line (or None), and the overrides among them.
+    """The RUN (or None) and the overrides that the words of a command line contain.
 
     The overrides data.source=NEW and data.val_source=NEW say where the texts of the run are now.
     Raises GptcliError if the words change another key, or name several runs."""
@@ -142,9 +142,9 @@ def load_model(
 ) -> Trained:
     """The model of a run. Error messages name `command`.
 
-    If `dtype_of_run` is true, `--dtype auto` means the dtype of the training if this machine
-    supports it, so that results are as in the training. If it is false, `--dtype auto` means
-    float32."""
+    If `dtype_of_run` is true, `--dtype auto` means the dtype of the training, so that results are
+    as in the training. (On a CPU, it means float32 instead of float16.) If `dtype_of_run` is
+    false, `--dtype auto` means float32."""
     from gptcli.devices import choose_device, choose_dtype, choose_threads
     from gptcli.training.loading import load_trained
     from gptcli.training.run_folder import read_config
@@ -174,8 +174,8 @@ def load_for_evaluation(
 ) -> tuple[Trained, int | None]:
     """The model of a run, and the number of threads, which is None if PyTorch must evaluate.
 
-    The C library can evaluate a model only in float32 on a CPU. If it can, PyTorch is not imported.
-    `--dtype auto` means the dtype of the training."""
+    The C library can evaluate a model only in float32 on a CPU. In this case, PyTorch is not
+    imported. `--dtype auto` means the dtype of the training."""
     from gptcli.devices import is_surely_cpu, threads_without_torch
     from gptcli.training.loading import read_trained
     from gptcli.training.native_evaluate import can_evaluate

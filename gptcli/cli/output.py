@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 STDOUT = "standard output"
-"""The attribute `filename` of the OSError that a failed write to `checked_stdout` raises."""
+"""A failed write to `checked_stdout` raises an OSError with this attribute `filename`."""
 
 
 class _Wrapped(io.RawIOBase):
-    """Replaces the raw stream below a standard stream. Each subclass defines `write`."""
+    """Wraps the raw stream of stdout or stderr. Each subclass defines `write`."""
 
     def __init__(self, stream: TextIO, raw: io.RawIOBase) -> None:
-        self._stream = stream  # must not be deleted, because that would close `raw`
+        self._stream = stream  # keep a reference, because a deleted stream closes `raw`
         self._raw = raw
 
     def writable(self) -> bool:
@@ -49,7 +49,7 @@ class _NeverFailing(_Wrapped):
 
 
 class _Checked(_Wrapped):
-    """A stream that raises an OSError about STDOUT when a write fails for the first time.
+    """A stream that raises an OSError with the file name STDOUT when a write fails.
 
     After this error, the stream drops all text, so that the flush at the end of the process does
     not raise a second error."""
@@ -69,14 +69,14 @@ class _Checked(_Wrapped):
 def open_closed_streams() -> None:
     """If the caller closed stdout or stderr, open /dev/null instead.
 
-    /dev/null gets the file descriptor of the closed stream. Otherwise the file that is opened next
-    would get this descriptor, and libraries would print into that file."""
+    /dev/null gets the file descriptor of the closed stream. If the descriptor stayed free, the file
+    that is opened next would get it, and libraries would print into that file."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is not None:
             continue
         null = os.open(os.devnull, os.O_WRONLY)
         try:
-            os.fstat(number)  # raises if no file has this number
+            os.fstat(number)  # raises if this descriptor is closed
         except OSError:
             os.dup2(null, number)
             os.close(null)
@@ -86,7 +86,7 @@ def open_closed_streams() -> None:
 
 
 def checked_stdout(stream: TextIO) -> TextIO:
-    """stdout as a stream that writes everything or raises an OSError that names STDOUT.
+    """stdout as a stream that writes everything, or raises an OSError with the file name STDOUT.
 
     With -u or PYTHONUNBUFFERED, Python's own stdout silently drops the end of a long text if a pipe
     or a disk takes only the beginning. A stream without a file is returned unchanged.
@@ -134,8 +134,8 @@ def stdout_console() -> Console:
 def print_json(value: Any) -> None:
     """Print an object as one line of JSON on stdout. nan and infinity become null.
 
-    In a file name that is not UTF-8, bytes are written as escapes of JSON (\\udce9), from which
-    Python's json reads the same name."""
+    In a file name that is not UTF-8, bytes are written as escapes of JSON (\\udce9). Python's json
+    reads the same name from these escapes."""
     text = json.dumps(_finite(value), ensure_ascii=False)
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     sys.stdout.flush()

@@ -10,7 +10,7 @@ from gptcli.cli.options import JsonOption
 from gptcli.cli.output import note, print_json
 from gptcli.errors import GptcliError, nearest
 
-_CHARACTERS = 96  # plan does not read the text, so the vocab_size of char is assumed
+_CHARACTERS = 96  # the assumed vocab_size of a char tokenizer, because plan reads no text
 
 
 def plan(
@@ -115,5 +115,5 @@ def _time(seconds: float) -> str:
 
 
 def _size(count: float) -> str:
-    """A number of bytes in words: GB, or MB if it is below one GB."""
+    """A number of bytes as text: in GB, or in MB if it is below one GB."""
     return f"{count / 1e9:,.3g} GB" if count >= 1e9 else f"{count / 1e6:,.3g} MB"

@@ -1,4 +1,4 @@
-"""Reads the prompts of `gptcli sample` from the command line, from a file, or from its lines."""
+"""Reads the prompts of `gptcli sample`: from the command line, a file, or each line of a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def encoding_of_run(run: str | None, command: str) -> str | None:
 
 
 def read_text(file: Path, command: str, encoding: Callable[[], str | None]) -> str:
-    """The text of a file, without its byte-order mark. It is in UTF-8 or in the run's encoding.
+    """The text of a file in UTF-8 or in the run's encoding, without its byte-order mark.
 
     `encoding` returns the run's encoding, or None. `command` is the command or option that reads
     the file; hints name it. Raises GptcliError if the file cannot be read, is too long, or is in
@@ -73,9 +73,10 @@ def _with_encoding(file: Path, message: str, data: bytes) -> tuple[str, str]:
 
 
 def typed(text: str, where: str, *, escape: bool) -> str:
-    """A text that the user typed for the option `where`. If `escape`, its escapes are replaced.
+    """The text that the user typed for an option. `where` is the name of the option.
 
-    Otherwise prints a note if the text has `\\n` or `\\t` (literal_escapes_note)."""
+    If `escape` is true, the escapes in the text are replaced. If it is false, prints a note if the
+    text has `\\n` or `\\t` (literal_escapes_note)."""
     if escape:
         return unescape(text, where)
     if (message := literal_escapes_note(text, where)) is not None:

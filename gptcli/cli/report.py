@@ -72,7 +72,7 @@ def report(
 
 
 def _tokenizer(run: Path, spec: str | None) -> Tokenizer | None:
-    """The tokenizer of the run. If it cannot be read, prints a note and returns None."""
+    """The run's tokenizer. Prints a note and returns None if the tokenizer cannot be read."""
     from gptcli.api.user_files import UserFiles, load_user_parts
     from gptcli.training.run_folder import read_tokenizer
 

@@ -26,7 +26,7 @@ from gptcli.view.runs_table import RunRow
 def run_rows(folder: Path) -> list[RunRow]:
     """A row for each run under `folder`, oldest first.
 
-    If `folder` is itself a run, only its row."""
+    If `folder` is itself a run, returns only its row."""
     return [run_row(run) for run in run_folder.oldest_first(_runs_at(folder))]
 
 
@@ -34,8 +34,8 @@ def named_runs(words: Sequence[str]) -> list[Path]:
     """The runs that the words of the command line name, oldest first; by default all under runs/.
 
     A word is a folder of runs, a run, the name of a run under runs/, or a glob pattern. A pattern
-    with a slash is for paths, and any other pattern is for names under runs/. Raises GptcliError if
-    a word is neither a folder nor a run, or if no run matches a pattern."""
+    with a slash matches paths, and any other pattern matches names under runs/. Raises GptcliError
+    if a word is neither a folder nor a run, or if no run matches a pattern."""
     found: dict[Path, Path] = {}
     for word in words or ["runs"]:
         for run in _named(word):
@@ -118,7 +118,7 @@ class KnownRows:
 
 
 def run_row(run: Path) -> RunRow:
-    """The row of one run. If one of its files is damaged, the run's status is "damaged"."""
+    """The row of one run. Its status is "damaged" if a file of the run is damaged."""
     status = run_folder.read_status(run)
     last: dict[str, dict[str, Any]] = {}
     running = damaged = False
@@ -167,7 +167,7 @@ def run_row(run: Path) -> RunRow:
 
 
 def _number(value: object) -> float | None:
-    """The value as a float; None if it is no number. The user may have edited the file."""
+    """The value as a float; None if it is no number (a user can have edited the file)."""
     fits = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
     return float(value) if fits else None  # type: ignore[arg-type]
 
@@ -189,7 +189,7 @@ def _last_written(run: Path) -> datetime | None:
         OverflowError,
         ValueError,
         OSError,
-    ):  # an impossible date, or a deleted file
+    ):  # the date is impossible, or the file is deleted
         return None
 
 

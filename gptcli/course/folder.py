@@ -58,7 +58,7 @@ def tutor_page() -> str:
 
 
 def write_missing(exercise: Exercise, folder: Path) -> list[Path]:
-    """Write skeleton, notes and AGENTS.md, each unless it exists; return the paths of new files.
+    """Write skeleton, notes and AGENTS.md if they are missing; return the paths of new files.
 
     Raises OSError if the folder cannot be made or written."""
     path = folder / f"{exercise.name}.py"
@@ -121,7 +121,7 @@ def find_folder(folder: Path) -> Path:
 
 
 def changes(folder: Path, pause_s: float = 0.4) -> Iterator[set[str]]:
-    """Watches `folder` without end. Yields the names of .py files after each change.
+    """Watches `folder` forever. After each change, yields the names of the changed .py files.
 
     These are the files that were saved, added or removed since the folder was last read."""
     before = saved(folder)

@@ -17,14 +17,14 @@ _REASONS = {"length": "length", "stop": "stop", "end": "stop"}
 
 
 class Logprobs:
-    """Collects the tokens of one text, and makes OpenAI's `logprobs` for the sent tokens."""
+    """Collects the tokens of one text, and makes OpenAI's `logprobs` for those that are sent."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._decoder = tokenizer, tokenizer.stream()
-        self._at = 0  # characters of the text before the next token
+        self._at = 0  # the number of characters before the next token
         self._waiting: list[tuple[int, TokenScore]] = []
         self.sum, self.count = 0.0, 0
-        """The sum of all log-probabilities, and their number; `best_of` compares the means."""
+        """The sum of all log-probabilities, and their number; `best_of` compares sum / count."""
 
     def add(self, scores: Iterable[TokenScore]) -> None:
         """Add the scores of the next tokens."""
@@ -55,7 +55,7 @@ class Logprobs:
         }  # fmt: skip
 
     def _name(self, token: int) -> str:
-        """A token as text; `bytes:\\xe2\\x80` if it is part of a character, as OpenAI writes it."""
+        """A token as text; `bytes:\\xe2\\x80` for a part of a character, as in OpenAI's answers."""
         piece = self._tokenizer.token_bytes(token)
         try:
             return piece.decode("utf-8")
@@ -118,7 +118,7 @@ def choice(
 
 
 def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
-    """OpenAI's `usage`: the numbers of tokens of the prompts and of the texts."""
+    """OpenAI's `usage`: how many tokens the prompts have, how many the texts have, and the sum."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": new_tokens,

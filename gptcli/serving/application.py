@@ -114,7 +114,7 @@ class Application:
         return counting
 
     def _guarded(self, app: ASGIApp) -> ASGIApp:
-        """Wrap the application to refuse requests without a key or from other web pages."""
+        """Wrap the application: refuse requests without a key, and requests of other web pages."""
 
         async def guarding(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
@@ -147,10 +147,10 @@ class Application:
     def _refuse_other_pages(self, headers: Headers) -> None:
         """Raise Refusal (403) for a web page of another origin, unless the origin is allowed.
 
-        A page that the user visits must not use a server on the user's machine. The page's requests
-        name its origin. If the page's name points to this machine (DNS rebinding), its requests
-        have this name as host. So a local server without a key answers only requests that name a
-        host in _LOCAL."""
+        A page that the user visits must not use a server on the user's machine. The browser sends
+        the page's origin with each request. If the page's host name points to this machine
+        (DNS rebinding), its requests have this name as host. So a local server without a key
+        answers only requests that name a host in _LOCAL."""
         host = urlsplit(f"//{headers.get('host', '')}")
         try:
             name = host.hostname
@@ -195,7 +195,7 @@ class Application:
     async def _complete(self, request: Request) -> Completion:
         body = await self._body(request)
         client: Hashable = None
-        if request.client is not None:  # clients on this machine differ only in the port
+        if request.client is not None:  # clients on this machine have the same host
             host, port = request.client
             client = (host, port) if host in _LOCAL else host
 

@@ -73,7 +73,7 @@ class Piece:
 class Text:
     """A text to write: what the request asks for, and how much of it is done.
 
-    `deliver` gets each Piece, in the thread of the event loop. `client` identifies the client:
+    `deliver` gets each Piece, in the thread of the event loop. `client` identifies the client;
     clients take turns. `scores` is the number of likeliest tokens to report for each token,
     or None. `score_prompt_from` is the position of the first prompt token whose score is reported,
     or None."""
@@ -95,9 +95,9 @@ class Text:
 
     @property
     def size(self) -> int:
-        """The memory that the text needs until its client has read it.
+        """The memory that the text needs until its client has read it, counted in tokens.
 
-        The unit is the memory of one token without scores."""
+        A token with scores counts as several tokens."""
         each = 1 if self.scores is None else 4 + 2 * self.scores
         scored = 0 if self.score_prompt_from is None else len(self.prompt)
         return len(self.prompt) + each * (self.max_tokens + scored)
@@ -109,8 +109,8 @@ Delivery = tuple[Text, Piece]
 class Batch:
     """The texts of one model: those that wait, those with slots, and the state of each.
 
-    The generating thread changes it. Other threads change only `queue`, which the Generator's lock
-    protects."""
+    The generating thread changes a Batch. Other threads change only its `queue`, which the
+    Generator's lock protects."""
 
     def __init__(self, slots: Slots, tokenizer: Tokenizer, scorer: PromptScorer) -> None:
         self.queue: FairQueue[Text] = FairQueue()
@@ -163,7 +163,7 @@ class Batch:
                 self._leave(text)
 
     def drop_all(self, problem: Problem) -> list[Delivery]:
-        """End all texts that have slots, because of a problem; return their last pieces."""
+        """End all texts that have slots, and return their last pieces, which report `problem`."""
         out: list[Delivery] = []
         for text in self.running:
             self._leave(text)
@@ -203,7 +203,7 @@ class Batch:
         left = _PROMPT_TOKENS
         first: dict[int, Sequence[int]] = {}
         more: dict[int, Sequence[int]] = {}
-        shared: set[int] = set()  # if samples share a prompt, one slot reads it and the others copy
+        shared: set[int] = set()  # prompts that this call reads; other samples of them copy
         for text in self._reading:
             if left <= 0:
                 break
@@ -268,7 +268,7 @@ class Batch:
         return out
 
     def _done(self) -> list[Text]:
-        """The texts that need no tokens, because their max_tokens is 0."""
+        """The texts that are complete without new tokens, because their max_tokens is 0."""
         return [text for text in self._writing.values() if text.max_tokens == 0]
 
     def _ended(self, text: Text, why: StoppedBy) -> Delivery:
@@ -311,8 +311,8 @@ class Generator:
     ) -> None:
         """At most `most_waiting` texts can wait, plus one for each slot of the requested model.
 
-        A text waits for about `longest_wait` seconds at most. The sum of Text.size over all texts
-        that `submit` got, and that `forget` has not released yet, is at most `most_kept`."""
+        A text waits for about `longest_wait` seconds at most. `most_kept` limits the sum of
+        Text.size over the texts that `submit` got and `forget` has not released."""
         self._batches, self._metrics = batches, metrics
         self._most_waiting, self._longest_wait = most_waiting, longest_wait
         self._most_kept, self._kept = most_kept, 0
@@ -323,7 +323,7 @@ class Generator:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the thread, which delivers pieces in this event loop."""
+        """Start the thread. `loop` is the event loop in which it delivers the pieces."""
         self._loop = loop
         self._thread.start()
 
@@ -332,7 +332,7 @@ class Generator:
         return self._thread.is_alive()
 
     def submit(self, model: str, texts: Sequence[Text]) -> None:
-        """Put texts of one client into the queue of a model. They are kept until `forget`.
+        """Put texts of one client into the queue of a model. `forget` releases their memory.
 
         Raises TooLargeError or QueueFullError; then no text is queued."""
         size = sum(text.size for text in texts)
@@ -356,7 +356,7 @@ class Generator:
             self._changed.notify()
 
     def forget(self, texts: Sequence[Text]) -> None:
-        """Release the memory that is reserved for texts that were submitted."""
+        """Release the memory that `submit` reserved for these texts."""
         with self._changed:
             self._kept -= sum(text.size for text in texts)
 
@@ -418,7 +418,7 @@ class Generator:
         return any(batch.is_busy or batch.queue for batch in self._batches.values())
 
     def _step(self, batch: Batch) -> list[Delivery]:
-        """A step of a batch. If it fails, the texts end with a problem, and the server goes on."""
+        """Do a step of a batch. If the step fails, all texts in slots end with a problem."""
         try:
             out = batch.step()
         except Exception as error:

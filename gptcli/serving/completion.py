@@ -29,13 +29,13 @@ _STREAM_HEADERS = [
 
 
 class _Growing:
-    """A text of the answer: the part that has arrived, and the part that was sent."""
+    """One text of the answer. It collects the pieces that have arrived and were not sent yet."""
 
     def __init__(self, echo: str, logprobs: Logprobs | None) -> None:
         self.logprobs = logprobs
         self.tokens = 0
         self.stopped: Any = None
-        self.length = 0  # characters that have arrived so far
+        self.length = 0  # characters that `take` has returned so far
         self.parts: list[str] = [echo] if echo else []
 
     def add(self, piece: Piece) -> bool:
@@ -57,7 +57,7 @@ class _Growing:
 
 
 class Completion:
-    """The answer to a request, as an ASGI application: sends the texts while they are generated."""
+    """An ASGI application that answers one request. Sends the texts while they are generated."""
 
     def __init__(
         self,
@@ -127,11 +127,11 @@ class Completion:
             )
 
     def submit(self) -> None:
-        """Let the texts wait for slots.
+        """Put the texts into the queue for slots.
 
         Raises Refusal: 503 if too many texts already wait or are kept, or if the server ends; 400
-        if the request needs too much memory. `__call__` must follow, because it releases the memory
-        that is reserved for the answer."""
+        if the request needs too much memory. The caller must run `__call__` afterwards, which
+        releases the memory that `submit` has reserved for the answer."""
         try:
             self._generator.submit(self._model.name, self._texts)
         except QueueFullError:
@@ -229,7 +229,7 @@ class Completion:
                 return
 
     async def _send_complete(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Wait until all texts are complete. Then send those that the request wants, in one
+        """Wait until all texts are complete. Then send the best `n` texts of each prompt in one
         answer."""
         while self._is_unfinished():
             if not await self._pieces():

@@ -33,7 +33,7 @@ class StreamOptions(BaseModel):
 
 
 class CompletionRequest(BaseModel):
-    """The fields of a request. A field that is null has its default."""
+    """The fields of a request. A field that is null gets its default."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -107,7 +107,7 @@ def read_request(body: bytes) -> CompletionRequest:
 
 
 def _refusal(errors: list[ErrorDetails]) -> Refusal:
-    """The refusal of a body with wrong fields; it says what is wrong with the first of them."""
+    """The refusal of a body with wrong fields. It says what is wrong with the first one."""
     first = errors[0]
     name = ".".join(str(part) for part in first["loc"][:1])
     if first["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""A queue in which clients take turns: first one thing of each client, then the second of each."""
+"""A queue in which clients take turns: it gives out one thing of each client in each round."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FairQueue(Generic[T]):
             yield from waiting
 
     def waiting(self, client: Hashable) -> int:
-        """The number of things of a client that wait."""
+        """How many things of a client are in the queue."""
         return len(self._waiting.get(client, ()))
 
     def add(self, client: Hashable, thing: T) -> None:
@@ -37,8 +37,8 @@ class FairQueue(Generic[T]):
     def take(self, may: Callable[[Hashable], bool] = lambda client: True) -> T | None:
         """Remove and return a thing: the first one of the first client for which `may` is true.
 
-        The client then goes behind all other clients. Returns None if `may` is true for no client
-        that has a thing."""
+        The client then goes behind all other clients. Returns None if `may` is false for every
+        client in the queue."""
         for client, waiting in self._waiting.items():
             if may(client):
                 thing = waiting.popleft()

@@ -12,14 +12,14 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 
 
 class Histogram:
-    """A histogram of durations: counts how many are at or under each bound, in seconds."""
+    """A histogram: for each bound in _SECONDS, counts the durations that are at most the bound."""
 
     def __init__(self) -> None:
         self.buckets = [0] * len(_SECONDS)
         self.sum, self.count = 0.0, 0
 
     def add(self, seconds: float) -> None:
-        """Count a duration in seconds."""
+        """Add a duration to the histogram."""
         self.sum += seconds
         self.count += 1
         for i, bound in enumerate(_SECONDS):
@@ -49,7 +49,7 @@ class Metrics:
         self.steps = 0
 
     def took(self, table: dict[str, Histogram], model: str, seconds: float) -> None:
-        """Count a duration for a model; `table` is `first_token` or `complete`."""
+        """Add a duration to the histogram of `model` in `table`: `first_token` or `complete`."""
         table.setdefault(model, Histogram()).add(seconds)
 
     def text(self, running: int, waiting: int) -> str:

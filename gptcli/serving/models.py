@@ -24,7 +24,7 @@ class ServedModel:
 
     @property
     def fingerprint(self) -> str:
-        """What a text depends on besides the request and its seed: step, engine and dtype."""
+        """Step, engine and dtype. With the request and its seed, they determine the text."""
         dtype = self.loaded.backend.dtype
         return f"step-{self.loaded.trained.step}-{self.loaded.backend.engine}-{dtype}"
 
@@ -47,7 +47,7 @@ class ServedModel:
         }
 
     def ids(self, prompt: str | Sequence[int]) -> tuple[list[int], int]:
-        """All ids that the model reads for a prompt, and how many of them precede the prompt's own.
+        """The ids that the model reads, and how many of them come before the ids of the prompt.
 
         Raises Refusal (400) if the model cannot read the prompt."""
         tokenizer = self.loaded.trained.tokenizer

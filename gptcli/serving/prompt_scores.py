@@ -27,8 +27,8 @@ class PromptScorer:
     def scores(self, prompt: Sequence[int], first: int, count: int) -> Iterator[list[TokenScore]]:
         """Yield the scores of the prompt's tokens from `first` on, in parts.
 
-        Each score has the `count` likeliest tokens. The token at position 0 has no log-probability
-        and no likeliest tokens, because nothing precedes it."""
+        Each score lists the `count` likeliest tokens at its position. The token at position 0 has
+        no log-probability and no likeliest tokens, because nothing precedes it."""
         if first == 0:
             yield [TokenScore(prompt[0], None)]
         at = 1

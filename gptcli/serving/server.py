@@ -95,8 +95,8 @@ class _Protocol(HttpToolsProtocol):  # type: ignore[misc]
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]
-    """uvicorn's server. After a signal, it completes running texts and ends; a second signal ends
-    it at once."""
+    """uvicorn's server. After a signal, it completes the texts that are being generated, then ends.
+    A second signal ends it at once."""
 
     def __init__(
         self, config: uvicorn.Config, started: Callable[[], None], drain: Callable[[], None]
@@ -108,8 +108,8 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals until the server ends. Unlike uvicorn, do not raise them again after
-        that."""
+        """Handle signals until the server ends. uvicorn would then raise the signals again; this
+        method does not."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self._signal) for number in numbers}
         try:
@@ -137,12 +137,12 @@ class _Server(uvicorn.Server):  # type: ignore[misc]
 def bind(host: str, port: int) -> socket.socket:
     """A socket that is bound to host and port; port 0 is any free port.
 
-    Raises GptcliError (exit code 1) if this fails."""
+    Raises GptcliError (exit code 1) if no socket can be bound."""
     listener = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
-        if os.name == "posix":  # on Windows, two programs could then use the port
+        if os.name == "posix":  # on Windows, this would let two programs share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Connections inherit this limit. Without it, the kernel keeps megabytes for each slow
         # reader.
@@ -160,7 +160,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _allow_connections() -> None:
-    """Raise this process's limit of open files to the number of connections."""
+    """Let this process open as many files as the server can have connections."""
     try:
         import resource
     except ImportError:  # Windows

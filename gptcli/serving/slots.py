@@ -34,7 +34,7 @@ class Slots(Protocol):
         """Set the sampling parameters for the next text of this slot."""
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
-        """Add tokens to the texts of these slots. With `restart`, they begin new texts."""
+        """Add tokens to the texts of these slots. With `restart`, the tokens begin new texts."""
 
     def logits(self, slots: Sequence[int]) -> list[FloatArray]:
         """The logits for the next token of each slot: each float32 (V,)."""
@@ -56,7 +56,7 @@ def open_slots(model: SamplingModel, count: int) -> Slots:
 
 
 class _Text:
-    """The text of a slot: its decoder, and the tokens that the decoder has not read."""
+    """A text in a slot: its tokens, its decoder, and the tokens that the decoder has not read."""
 
     def __init__(self, model: GPT, params: SamplingParams) -> None:
         self.decoder, self.params = Decoder(model, 1), params
@@ -73,7 +73,7 @@ class TorchSlots:
     """The protocol `Slots` in plain PyTorch: for any device, any dtype, and the user's parts."""
 
     def __init__(self, model: GPT, count: int, table: valid_text.Table | None) -> None:
-        """`table` is that of gptcli/sampling/valid_text.py; None allows any token."""
+        """`table` is made by gptcli/sampling/valid_text.py; None allows every token."""
         self.count = count
         self._model, self._bytes = model, table
         self._table = None if table is None else valid_text.as_tensor(table)
@@ -122,7 +122,7 @@ class TorchSlots:
     def _read(self, text: _Text) -> Tensor:
         """The logits for the next token of a text: float32 (1, V).
 
-        First, the model reads the tokens that it has not read yet."""
+        First, the model reads the unread tokens of the text."""
         if text.unread:
             idx = torch.tensor([text.unread], device=self._model.wte.weight.device)
             text.logits = text.decoder.feed(idx).float().cpu()

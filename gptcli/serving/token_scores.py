@@ -21,17 +21,17 @@ class TokenScore:
     likeliest: tuple[tuple[int, float], ...] = ()
 
     def with_likeliest(self, count: int) -> TokenScore:
-        """This score with at most `count` of the likeliest tokens."""
+        """This score with only the first `count` of its likeliest tokens."""
         if len(self.likeliest) <= count:
             return self
         return TokenScore(self.token, self.logprob, self.likeliest[:count])
 
 
 def scores_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[TokenScore]:
-    """The scores of `tokens`, from their logits (T, V), each with the `count` likeliest tokens.
+    """The scores of `tokens`, from their logits (T, V).
 
-    The scores come from the model's own distribution, before temperature and the other sampling
-    parameters, as in llama.cpp's server."""
+    Each score also has the `count` likeliest tokens. The scores come from the model's own
+    distribution, before temperature and the other sampling parameters, as in llama.cpp's server."""
     logprobs = torch.log_softmax(logits.float(), dim=-1)
     idx = torch.tensor(list(tokens), device=logits.device)
     own = logprobs.gather(1, idx[:, None])[:, 0].tolist()

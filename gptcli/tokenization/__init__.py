@@ -3,7 +3,7 @@
 An order for reading: `tokenizer.py` (what every kind of tokenizer can do), `char.py`, `byte.py`,
 `bpe.py`, `gpt2.py`, `user_bpe.py` (the user's tokenizer); then `bpe_training.py`, `building.py`,
 `loading.py` and `safe_cuts.py`. The import of this package does not import numpy, tiktoken or
-tokenizers. Each of them is imported when it is first needed.
+tokenizers. These libraries are imported when they are first needed.
 """
 
 from __future__ import annotations

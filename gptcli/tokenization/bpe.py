@@ -2,9 +2,9 @@
 
 A token is a sequence of bytes with a rank. A token with a higher rank has a higher id. Encoding
 splits the text by the pattern, and splits each part into bytes. It then joins neighbours in each
-part, one pair at a time: always the pair whose joined bytes are the token of the lowest rank. It
-stops when no pair is a token (Sennrich et al. 2016; Radford et al. 2019, section 2.2). tiktoken
-does the splitting and the merging.
+part, one pair at a time: always the pair whose joined bytes are the token of the lowest rank. The
+joining stops when no pair is a token (Sennrich et al. 2016; Radford et al. 2019, section 2.2).
+tiktoken does the splitting and the merging.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # `\s+(?!\S)` backtracks by one character. If a text has almost a million white-space characters in
-# a row, tiktoken's stack for backtracking overflows. gptcli therefore cuts each run of 10,000 or
-# more white-space characters itself: before its last character, as the pattern does. A run at the
-# end of the text is not cut. A quick test for such runs looks at every thousandth character of a
-# text.
+# a row, tiktoken's stack for backtracking overflows. Therefore gptcli, not tiktoken, cuts a row of
+# 10,000 or more white-space characters. It cuts before the last of them, as the pattern does. A row
+# at the end of the text is not cut. A quick test for such rows looks at every thousandth character
+# of a text.
 _LONG_RUN = re.compile(f"(?<![{WHITE_SPACE}])[{WHITE_SPACE}]{{10000,}}")
 _LONG_RUN_BY_THOUSANDS = re.compile(f"[{WHITE_SPACE}]{{10}}")
 
@@ -41,10 +41,10 @@ _ENCODED_AT_ONCE = 2**20  # characters; this limits the memory of tiktoken
 
 
 class RankedTokenizer(Tokenizer):
-    """A BPE whose ordinary tokens have ids in the order of their ranks. It can have special tokens.
+    """A BPE whose ordinary tokens have ids in the order of their ranks; it may have special tokens.
 
-    `ranked` has the bytes of the ordinary tokens in order of rank. All 256 single bytes must be
-    among them. `special` maps the ids of special tokens to their names. The ordinary tokens get the
+    `ranked` has the bytes of the ordinary tokens in order of rank, and contains all 256 single
+    bytes. `special` maps the ids of special tokens to their names. The ordinary tokens get the
     ids that are not in `special`. `encode` never returns a special token, except end-of-text if
     `allow_eot` is true. If `special` is None, the last id is end-of-text, and no other token is
     special.
@@ -116,11 +116,11 @@ class RankedTokenizer(Tokenizer):
 
     @cached_property
     def merges(self) -> list[tuple[bytes, bytes]]:
-        """A pair for each token of several bytes: the two tokens that were joined into it.
+        """For each token of several bytes, the two tokens that were joined to make it.
 
-        The pairs are in the order of the ranks of the joined tokens.
+        The pairs have the order of the ranks of the tokens that they make.
 
-        Raises GptcliError if a token is not a merge of two earlier ones.
+        Raises GptcliError if a token is not a merge of two earlier tokens.
         """
         found = []
         for piece, rank in self._ranks.items():
@@ -141,14 +141,14 @@ class RankedTokenizer(Tokenizer):
 
 
 class BpeTokenizer(RankedTokenizer):
-    """A BPE trained on the text. Ids 0 to 255 are the single bytes; the merges follow by rank."""
+    """A BPE that gptcli trained. Ids 0 to 255 are the single bytes; the merges follow by rank."""
 
     def __init__(self, merged: Sequence[bytes]) -> None:
         super().__init__("bpe", [*(bytes([value]) for value in range(256)), *merged])
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Pieces of `text` that tiktoken can encode one by one, because the cuts change no token."""
+    """The pieces of `text` that tiktoken encodes. The cuts between them change no token."""
     for piece in _without_long_runs(text):
         yield from safe_cuts([piece], _ENCODED_AT_ONCE, longest=len(piece) + 1)
 
@@ -166,10 +166,10 @@ def _without_long_runs(text: str) -> Iterator[str]:
 
 
 def _merge(piece: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
-    """The parts of `piece` after all merges of ranks below `below`.
+    """The parts of `piece` after all merges whose rank is less than `below`.
 
-    Two neighbours are merged if together they are a token of such a rank. The pair with the lowest
-    rank is merged first."""
+    Two neighbours can be merged if together they are a token whose rank is less than `below`. The
+    pair with the lowest rank is merged first."""
     parts = [piece[place : place + 1] for place in range(len(piece))]
     while True:
         lowest, at = below, -1

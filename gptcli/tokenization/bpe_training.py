@@ -17,20 +17,20 @@ from gptcli.tokenization.tokenizer import utf8
 SMALLEST_VOCABULARY = 257
 """The smallest vocabulary: the 256 single bytes and end-of-text."""
 LARGEST_VOCABULARY = 1_000_000
-"""The largest vocabulary, larger than those of well-known models. It is limited because the trainer
-allocates memory for the complete size that is asked for."""
+"""The largest vocabulary, larger than those of well-known models. There is a limit because
+the trainer allocates memory for the complete size that the user asks for."""
 
 SAMPLE_BYTES = 16 * 2**20
 """The largest number of bytes of text that training reads; see `even_sample`."""
 DISTINCT_BYTES = 3 * 2**20
-"""The limit on the total size of the words in the text that training reads, if each word is
-counted once; see `few_words`."""
+"""The largest total size of the different words in the text that training reads; see
+`few_words`."""
 
 _BLOCK = 2**16  # characters in each block of the sample
 
 # The time for training is proportional to the length of the text times the length of its words.
-# Therefore, words are cut after 64 characters. Hardly any word of a language is longer, but base64
-# has much longer ones. White space is cut after 64 characters, too.
+# Therefore, words are cut after 64 characters. Hardly any word of a language is longer, but the
+# words of base64 are. White space is cut after 64 characters, too.
 _LONG_WORD = re.compile(r"\S{64}(?=\S)|\s{64}(?=\s)")
 
 
@@ -41,8 +41,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     returned tokenizer is the number of its tokens. The same text always gives the same tokens.
 
     Training reads a sample spread evenly over the text, so memory does not grow with the text. The
-    sample has at most SAMPLE_BYTES. The words that occur in it have at most DISTINCT_BYTES, if each
-    word is counted once: the trainer needs up to 100 times as much memory for these words.
+    sample has at most SAMPLE_BYTES. Its different words have at most DISTINCT_BYTES together,
+    because the trainer needs up to 100 times as much memory for them.
 
     Raises GptcliError if `vocab_size` is out of bounds or the text has a lone surrogate.
     """
@@ -66,7 +66,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     with _one_thread():
         model.train_from_iterator(_without_long_words(few_words(even_sample(texts))), trainer)
     # Use only the order of the merges, and not the trainer's ids. BpeTokenizer numbers the tokens
-    # itself: first the single bytes, then the merges. Merges with the same bytes are one token.
+    # itself: first the single bytes, then the merges. Merges with the same bytes become one token.
     merges = json.loads(model.to_str())["model"]["merges"]
     return BpeTokenizer(list(dict.fromkeys(from_characters("".join(merge)) for merge in merges)))
 
@@ -74,9 +74,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
 def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _BLOCK) -> list[str]:
     """Blocks of about `block` characters, spread evenly over a text; at most `limit` bytes in all.
 
-    Reads the text once and keeps little more than `limit` bytes in memory. Whenever the blocks have
-    more than `limit` bytes, every second block is dropped, and only half as many of the following
-    blocks are kept. A text of at most `limit` bytes is returned completely.
+    Reads the text once and keeps little more than `limit` bytes in memory. It keeps every block at
+    first. Whenever the kept blocks exceed `limit` bytes, it drops every second one, and from then
+    on it keeps half as many. A text of at most `limit` bytes is returned completely.
     """
     kept: list[tuple[str, int]] = []
     total, step = 0, 1
@@ -94,11 +94,11 @@ def even_sample(texts: Iterable[str], limit: int = SAMPLE_BYTES, block: int = _B
 
 
 def few_words(blocks: Sequence[str], limit: int = DISTINCT_BYTES) -> Sequence[str]:
-    """All blocks if their words have at most `limit` bytes, else every second or fourth one, etc.
+    """All blocks, or only every 2nd, 4th, 8th, ..., so that their words have at most `limit` bytes.
 
     Each word is counted once, because the trainer needs memory only for different words. An English
-    text repeats most of its words: it has few different ones, so all its blocks are kept. In a
-    script without spaces, nearly everything between two white spaces is a new word.
+    text repeats most of its words, so the result is all blocks. In a script without spaces, nearly
+    everything between two white spaces is a new word.
     """
     step = 1
     while step < len(blocks) and not _few_words(blocks[::step], limit):

@@ -14,8 +14,8 @@ MOST_BYTES = 1 << 24
 tokens."""
 
 MOST_PARTS = 700_000
-"""How many commas and opening brackets gptcli's own tokenizer.json can have together. Each of them
-begins a value, and a parsed value takes up to 200 bytes of memory."""
+"""How many commas and opening brackets gptcli's own tokenizer.json can have together. A value
+begins after each of them, and a parsed value takes up to 200 bytes of memory."""
 
 # A tokenizer of at most this many tokens is never too large, because a token has at most a few
 # hundred bytes.
@@ -26,8 +26,8 @@ KINDS = ("char", "byte", "bpe", "gpt2")
 def build_tokenizer(kind: str, vocab_size: int, texts: Callable[[], Iterator[str]]) -> Tokenizer:
     """A new tokenizer of the given kind. The kinds char and bpe are trained on `texts()`.
 
-    `texts()` yields the training text in pieces, which can be cut anywhere. It is called once, or
-    never if the kind is byte or gpt2. `vocab_size` is used only for the kind bpe: the number of
+    `texts()` yields the training text in pieces, which can be cut anywhere. `texts` is called once,
+    or never if the kind is byte or gpt2. `vocab_size` is used only for the kind bpe: the number of
     tokens, end-of-text included. A short text gives fewer tokens. Raises GptcliError if the kind is
     unknown, `vocab_size` is out of bounds, or the text cannot train a tokenizer.
     """
@@ -52,7 +52,7 @@ def build_tokenizer(kind: str, vocab_size: int, texts: Callable[[], Iterator[str
 
 
 def _check_readable(tokenizer: Tokenizer) -> Tokenizer:
-    """Return `tokenizer`. Raises GptcliError if its file is too large for `load_tokenizer`."""
+    """Return `tokenizer`. Raises GptcliError if its JSON is too large for `load_tokenizer`."""
     if tokenizer.vocab_size > _SURELY_SMALL and _is_too_large(tokenizer):
         raise GptcliError(
             f"a tokenizer.json of {tokenizer.vocab_size:,} tokens is too large to be read again",
@@ -67,5 +67,5 @@ def _is_too_large(tokenizer: Tokenizer) -> bool:
 
 
 def has_too_many_parts(content: bytes, most: int = MOST_PARTS) -> bool:
-    """Whether JSON has more than `most` values, so that parsing it would take too much memory."""
+    """Whether JSON has so many values (over `most`) that parsing it takes too much memory."""
     return sum(map(content.count, (b",", b"[", b"{"))) > most

@@ -19,7 +19,7 @@ from gptcli.tokenization.tokenizer import Tokenizer, id_dtype, utf8
 if TYPE_CHECKING:
     from gptcli.tokenization.tokenizer import IdArray
 
-_MOST_NAMED = 5  # an error names the first unknown character and at most this many more
+_MOST_NAMED = 5  # unknown characters that an error names after the first one
 
 
 class CharTokenizer(Tokenizer):
@@ -82,7 +82,7 @@ class CharTokenizer(Tokenizer):
 
     @cached_property
     def _lookup(self) -> tuple[Any, Any]:
-        """Two arrays by code point: the id of the character, and whether the character has an
+        """Two arrays, indexed by code point: the id of each character, and whether it has an
         id."""
         import numpy as np
 
@@ -135,7 +135,7 @@ class CharTokenizer(Tokenizer):
                 "post_processor": None,
                 "decoder": {"type": "Fuse"},
                 # "<unk>" cannot be in the vocabulary, because it has several characters. Therefore
-                # Hugging Face's library refuses an unknown character, as this class does.
+                # Hugging Face's library refuses unknown characters, in the same way as this class.
                 "model": {
                     "type": "WordLevel",
                     "kind": self.kind,

@@ -26,7 +26,7 @@ def gpt2_tokenizer() -> RankedTokenizer:
 
 
 def read_ranks(path: Path) -> list[bytes]:
-    """The bytes of GPT-2's tokens by id, without end-of-text.
+    """The bytes of GPT-2's tokens, in the order of their ids, without end-of-text.
 
     Each line of the file is a token in base64, a space, and the rank of the token (tiktoken's
     format). Raises GptcliError if the file cannot be read or is not the shipped one.

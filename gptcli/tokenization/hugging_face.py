@@ -60,7 +60,7 @@ def from_hugging_face(stored: dict[str, Any]) -> RankedTokenizer:
 def special_tokens(added: Any) -> dict[int, str]:
     """The added tokens of a tokenizer.json, which must all be special: {id: name}.
 
-    Raises OtherTokenizerError if one of them is not special, or if they cannot be read."""
+    Raises OtherTokenizerError if an added token is not special or cannot be read."""
     found: dict[int, str] = {}
     for token in added if isinstance(added, list) else []:
         id, name = (token.get("id"), token.get("content")) if isinstance(token, dict) else (0, 0)
@@ -122,7 +122,7 @@ def _tokens_by_id(vocab: Any, special: dict[int, str]) -> list[str]:
 
 
 def _refuse_other_merges(tokenizer: RankedTokenizer, merges: Any) -> None:
-    """Raise OtherTokenizerError unless `merges` are those that follow from the tokens, in order."""
+    """Raise OtherTokenizerError unless `merges` equals `tokenizer.merges`, in the same order."""
     derived = tokenizer.merges
     if not isinstance(merges, list) or len(merges) != len(derived):
         count = len(merges) if isinstance(merges, list) else 0

@@ -2,8 +2,8 @@
 
 Tokenizers such as Qwen's and Llama 3's can split texts by other patterns than GPT-2's, normalise
 texts, or begin every text with a token (begin-of-text). A run with such a tokenizer keeps its
-tokenizer.json, and Hugging Face's library encodes texts by it. So the ids are exactly those of the
-imported model.
+tokenizer.json, and Hugging Face's library encodes texts with this file. So the ids are exactly
+those of the imported model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FILE_KIND = "imported"
 """The value of `model.kind` in the tokenizer.json of a run with an imported tokenizer."""
 
-_ENCODED_AT_ONCE = 2**16  # characters, because the library needs about 200 bytes for each token
+_ENCODED_AT_ONCE = 2**16  # characters; limits the memory: about 200 bytes for each token
 _NORMALISERS = ("NFC", "NFD", "NFKC", "NFKD")
 
 
@@ -36,8 +36,8 @@ class ImportedTokenizer(Tokenizer):
     """The byte-level BPE that a tokenizer.json describes. `decode(encode(text))` normalises text.
 
     `stored` is the parsed file. `encode` never returns a special token (`"special": true`), but it
-    finds other added tokens in texts. `self.stored` is what `to_json` writes. `names` are the
-    tokens by id, as the file spells them. Raises ValueError, with a message for the user, if the
+    finds other added tokens in texts. `self.stored` is what `to_json` writes. `names[id]`
+    is a token as the file spells it. Raises ValueError, with a message for the user, if the
     file asks for something that gptcli cannot do exactly."""
 
     kind = "bpe"
@@ -125,7 +125,7 @@ class ImportedTokenizer(Tokenizer):
         return self._json
 
     def with_rows(self, rows: int) -> ImportedTokenizer:
-        """This tokenizer with more special tokens `<|unused_ID|>`, so that it has `rows` tokens."""
+        """This tokenizer, extended to `rows` tokens by special tokens `<|unused_ID|>`."""
         more = [
             {"id": id, "content": f"<|unused_{id}|>", "special": True}
             for id in range(self.vocab_size, rows)

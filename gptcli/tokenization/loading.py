@@ -30,15 +30,15 @@ _LONGEST = 1024  # bytes of a token; training makes no token with more than a th
 # for a few long tokens, such as rows of dashes or blanks.
 _MOST_WORK, _MOST_WORK_EACH = 1 << 22, 150
 
-# Limits for a tokenizer.json of another program. That of Llama 3.2 has 17 MB and 1.2 million commas
-# and opening brackets.
+# Limits for a tokenizer.json of another program. Llama 3.2 has a tokenizer.json of 17 MB, with 1.2
+# million commas and opening brackets.
 _MOST_BYTES_OTHER, _MOST_PARTS_OTHER = 64 << 20, 3_000_000
 
 
 class _DamagedError(Exception):
     """The file is damaged.
 
-    The message says how, without the path, which the caller puts before it."""
+    The message says what is wrong. The caller puts the path before the message."""
 
 
 def load_tokenizer(
@@ -50,9 +50,9 @@ def load_tokenizer(
 ) -> Tokenizer:
     """The tokenizer whose `to_json` is the content of the file `path`.
 
-    The tokenizer is built again from the kind and the vocabulary in the file. The `to_json` of this
-    tokenizer must return the content of the file. Otherwise, the file has content that gptcli
-    ignores, but that could let Hugging Face's `tokenizers` encode text in another way.
+    The tokenizer is built again from the kind and the vocabulary in the file. Then its `to_json`
+    must return the content of the file. If it returns another text, gptcli has ignored a part of
+    the file that could make Hugging Face's `tokenizers` encode text in another way.
 
     To load a user's tokenizer, pass the user's class as `user_class`. If the folder `inside` is
     given, the file must lie in it after all links are resolved. If `other_programs` is true, the
@@ -99,7 +99,7 @@ def _parsed(content: bytes, path: Path, most_parts: int) -> dict[str, Any]:
         raise _DamagedError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise _DamagedError(f"not JSON at line {error.lineno}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # too long a number, too deep nesting
+    except (ValueError, RecursionError) as error:  # a number is too long, or the nesting too deep
         raise _DamagedError(f"JSON that cannot be read: {error}") from None
     if not isinstance(stored, dict) or not isinstance(stored.get("model"), dict | None):
         raise _DamagedError("not a tokenizer of gptcli (it has no model.kind)")
@@ -117,7 +117,7 @@ def _from_hugging_face(stored: dict[str, Any]) -> Tokenizer:
         _refuse_long_tokens([token.encode("utf-8", "replace") for token in vocab])
     try:
         tokenizer = from_hugging_face(stored)
-    except OtherTokenizerError:  # the tokenizer is not like GPT-2's
+    except OtherTokenizerError:  # unlike GPT-2's: encode with Hugging Face's library
         try:
             return read_imported(stored)
         except ValueError as error:

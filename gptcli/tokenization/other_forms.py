@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 
 def other_form(unknown: Iterable[str], known: Collection[str]) -> str | None:
-    """A hint: the training text writes the characters `unknown` in another form.
+    """The hint that the training text writes the characters `unknown` in another form.
 
     `unknown` are characters that a char tokenizer does not know, `known` are the characters that it
     knows. The hint says how to convert the text. Returns None if one of `unknown` cannot be written

@@ -20,8 +20,8 @@ def last_safe_cut(text: str) -> int:
 
     The position is directly after a character that is not white space, and directly before a run of
     white space that contains a space or a newline. A match of GPT-2's split pattern has white space
-    only at its beginning. So a match that begins before such a position ends there at the latest,
-    and does not depend on the text after it.
+    only at its beginning. So a match that begins before the position cannot extend beyond it, and
+    does not depend on the text after the position.
     """
     end = max(text.rfind(" "), text.rfind("\n"))
     return len(text[: end + 1].rstrip(WHITE_SPACE))
@@ -38,11 +38,11 @@ def safe_cuts(
     Yields new pieces of about `minimum` characters, which together are the same text. If safe
     places are rare, a piece can be longer or shorter. The cuts change no token: they are at the
     safe places that `last_cut` finds. `last_cut` returns the last safe place in a text, or 0 if
-    there is none. Its default is for a BPE with GPT-2's split pattern.
+    there is none. The default of `last_cut` is for a BPE with GPT-2's split pattern.
 
     If `longest` characters have no safe place, the text is cut after them, to limit the memory.
-    Such a cut changes the tokens next to it, but they decode to the same text. No piece is longer
-    than `longest + 2 * minimum`.
+    Such a cut changes the tokens next to it, but all tokens decode to the same text. No piece is
+    longer than `longest + 2 * minimum`.
     """
     assert minimum > 0
     held: list[str] = []
@@ -67,7 +67,7 @@ def safe_cuts(
                 text = text[cut:]
             held, size = [text], len(text)
             # `text` has no safe place. If it is long, collect `minimum` more characters before the
-            # next search in it, because a search after every small piece would take quadratic time.
+            # next search, because a search after every small piece would take quadratic time.
             wanted = minimum if size < minimum else size + minimum
     if size:
         yield "".join(held)

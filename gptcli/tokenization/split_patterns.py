@@ -56,8 +56,8 @@ class Splitting:
     """How a tokenizer splits texts.
 
     `last_cut(text)` returns the last place at which `text` can be cut without changing a token, or
-    0 if there is none. `llama_cpp` is llama.cpp's name for the splitting (tokenizer.ggml.pre), or
-    None if gptcli knows no such name."""
+    0 if there is none. `llama_cpp` is the name of the splitting in llama.cpp (tokenizer.ggml.pre),
+    or None if gptcli does not know it."""
 
     last_cut: Callable[[str], int]
     llama_cpp: str | None
@@ -103,7 +103,7 @@ def splitting_of(pre_tokenizer: Any) -> Splitting:
 
 
 def _pattern_of(part: dict[str, Any]) -> str:
-    """The regular expression of a pre-tokenizer Split, whose matches are the parts of a text."""
+    """The regular expression with which a `Split` pre-tokenizer finds the parts of a text."""
     pattern = part.get("pattern")
     found = pattern.get("Regex") if isinstance(pattern, dict) else None
     keeps = (part.get("behavior"), part.get("invert", False)) in (
@@ -137,8 +137,8 @@ def last_cut_after_letter(text: str) -> int:
     """The last position in `text` that is directly after a letter or digit, and directly before a
     space or newline; 0 if there is none.
 
-    No match of the alternatives in this file crosses such a position or depends on the text after
-    it."""
+    No match of the alternatives in this file crosses such a position. No match before such a
+    position depends on the text after it."""
     end = len(text)
     while end:
         end = max(text.rfind(" ", 0, end), text.rfind("\n", 0, end))

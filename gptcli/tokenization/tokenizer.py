@@ -26,8 +26,8 @@ END_NAMES = (
     END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )  # fmt: skip
-"""Names of end-of-text in other programs' files. If a file has several of them, the first in this
-order is used."""
+"""The names that other programs give to end-of-text. If a file has several of them, the first in
+this order is used."""
 
 
 class Tokenizer(ABC):
@@ -48,7 +48,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def pieces(self) -> Sequence[bytes]:
-        """The bytes of every token by id. The bytes of a special token are those of its name."""
+        """The bytes of each token, in the order of ids. Those of a special token are its name."""
 
     @property
     def vocab_size(self) -> int:
@@ -60,15 +60,15 @@ class Tokenizer(ABC):
         """The ids of `text`.
 
         `<|endoftext|>` in the text is encoded as ordinary characters. If `allow_eot` is true and
-        this kind of tokenizer has an end-of-text token, it is encoded as this token. Raises
-        GptcliError if the tokenizer cannot represent the text.
+        this kind of tokenizer has an end-of-text token, `<|endoftext|>` becomes this token.
+        Raises GptcliError if the tokenizer cannot represent the text.
         """
 
     @abstractmethod
     def encode_array(self, text: str) -> IdArray:
         """The ids of `encode(text)` as an array: shape (tokens,), dtype of `id_dtype`.
 
-        Most kinds compute it faster than `encode`."""
+        For most kinds, this is faster than `encode`."""
 
     @abstractmethod
     def to_json(self) -> str:
@@ -112,7 +112,7 @@ class Tokenizer(ABC):
     def special_ids(self) -> Collection[int]:
         """The ids of special tokens, such as end-of-text.
 
-        Ordinary text is never encoded to them."""
+        The ids of ordinary text never contain them."""
         return () if self.eot is None else (self.eot,)
 
     @property
@@ -160,8 +160,8 @@ class Tokenizer(ABC):
 class StreamDecoder:
     """Turns ids into text one by one. It returns a character only when all of its bytes are there.
 
-    Call `push` for each id, then `flush`. If the returned texts are joined, they are the same
-    text as `decode` returns for all ids.
+    Call `push` for each id, then `flush`. The returned texts, joined, are the text that
+    `decode` returns for all these ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -187,7 +187,7 @@ def id_dtype(vocab_size: int) -> Any:
 
 
 def utf8(text: str) -> bytes:
-    """The UTF-8 bytes of `text`. Raises GptcliError with the position of a lone surrogate."""
+    """The UTF-8 bytes of `text`. Raises GptcliError if it has a lone surrogate."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:

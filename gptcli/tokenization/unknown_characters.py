@@ -60,9 +60,7 @@ class KnownCharacters:
         self.counts: Counter[str] = Counter()
 
     def apply(self, text: str) -> str:
-        """The text with known characters only.
-
-        With the rule "error", returns the unchanged text."""
+        """The text with known characters only; the unchanged text if the rule is "error"."""
         unknown = set(text) - self._known
         if not unknown:
             return text
@@ -88,11 +86,11 @@ def replacement(char: str, known: set[str]) -> str:
 
     Returns "" if `char` is left out.
 
-    Returns the first of the following whose characters are all known: a similar punctuation mark or
-    spelling (— becomes -, ß becomes ss), the letter without its accents, the letter in upper or
-    lower case. Accents, joiners and soft hyphens are left out. Rare line ends such as U+2028 become
-    a newline if the newline is known. Any other character becomes a space, or is left out if the
-    space is unknown."""
+    Tries these in turn, and returns the first that has only known characters: a similar punctuation
+    mark or spelling (— becomes -, ß becomes ss), the letter without its accents, the letter in
+    upper or lower case. Accents, joiners and soft hyphens are left out. Rare line ends such as
+    U+2028 become a newline if the newline is known. Any other character becomes a space, or is left
+    out if the space is unknown."""
     if char in _ALIKE and set(_ALIKE[char]) <= known:
         return _ALIKE[char]
     if unicodedata.category(char) in ("Mn", "Me", "Cf"):  # accents, joiners, soft hyphens
@@ -113,8 +111,8 @@ def replacement(char: str, known: set[str]) -> str:
 def readable(tokenizer: Tokenizer, rule: Rule, text: str) -> tuple[str, str | None]:
     """The prompt `text` after data.unknown was applied, and a note that says what was changed.
 
-    The text does not change if all characters are known, or if the rule is "error". In the second
-    case, `encode` later raises an error with the position of the first unknown character."""
+    The text does not change if all characters are known, or if the rule is "error". With this
+    rule, `encode` later raises an error with the position of the first unknown character."""
     if tokenizer.kind != "char" or rule == "error":
         return text, None
     known = KnownCharacters(tokenizer, rule)

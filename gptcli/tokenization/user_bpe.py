@@ -35,9 +35,9 @@ LONGEST_LINE = 1_000
 """The largest number of characters in a line. Longer lines are cut, because the time of an `encode`
 in plain Python usually grows quadratically with the length of the line."""
 
-_MOST_BYTES = 1 << 24  # the largest size of all tokens together
+_MOST_BYTES = 1 << 24  # the most bytes that all tokens may have together
 
-_MOST_CACHED_LINES = 50_000  # many lines occur again, such as names of speakers
+_MOST_CACHED_LINES = 50_000  # many lines repeat, such as names of speakers
 
 
 class UserTokenizer(Tokenizer):
@@ -61,7 +61,7 @@ class UserTokenizer(Tokenizer):
         return self._pieces
 
     def encode(self, text: str, *, allow_eot: bool = False) -> list[int]:
-        """The ids of `text`: those that the user's `encode` returns for its lines, joined."""
+        """The ids that the user's `encode` returns for the lines of `text`, line after line."""
         utf8(text)
         ids: list[int] = []
         for number, segment in enumerate(text.split(END_OF_TEXT) if allow_eot else [text]):
@@ -92,8 +92,7 @@ class UserTokenizer(Tokenizer):
         """The text of tokenizer.json: the merges, and the file of the user's `save` in base64.
 
         This is not Hugging Face's format. In Hugging Face's format, two tokens cannot have the same
-        bytes. In this format they can, because each merge of the user's tokenizer is a token with
-        its own id."""
+        bytes. In a user's tokenizer they can, because each merge is a token with its own id."""
         model = {
             "type": "BPE",
             "kind": self.kind,
@@ -103,7 +102,7 @@ class UserTokenizer(Tokenizer):
         return json.dumps({"version": "1.0", "model": model}, indent=1)
 
     def encoding_key(self) -> str:
-        """The fingerprint and a hash of the user's file, which shows if `encode` was changed."""
+        """The fingerprint, and a hash of the user's file, which changes if `encode` changes."""
         source = getattr(sys.modules.get(type(self._user_object).__module__), "__file__", None)
         content = Path(source).read_bytes() if source else b""
         return f"{self.fingerprint()} {hashlib.sha256(content).hexdigest()}"
@@ -112,7 +111,7 @@ class UserTokenizer(Tokenizer):
 def train_user_bpe(
     cls: type[Any], texts: Iterable[str], vocab_size: int
 ) -> tuple[UserTokenizer, int]:
-    """Train the user's tokenizer. Returns it, and the number of characters that its `train` read.
+    """The user's tokenizer after training, and the number of characters that its `train` read.
 
     `cls` is the user's class. `texts` is the text in pieces; `train` reads its first LEARNS_FROM
     characters. `vocab_size`, end-of-text included, limits the number of merges. Raises GptcliError
@@ -171,7 +170,7 @@ def user_bpe_from_json(model: dict[str, Any], cls: type[Any]) -> UserTokenizer:
         merges.append((int(words[0]), int(words[1])))
         if max(merges[-1]) >= 256 + number:
             raise ValueError(f"merge {number}, {line!r}, names a token that comes later")
-        lengths.append(sum(lengths[id] for id in merges[-1]))  # at most twice the longest so far
+        lengths.append(sum(lengths[id] for id in merges[-1]))  # at most twice the largest
         total += lengths[-1]
         if total > _MOST_BYTES:
             raise ValueError(
@@ -200,7 +199,7 @@ def line_cuts(pieces: Iterable[str], minimum: int) -> Iterator[str]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines of a text, each with its newline, cut at multiples of LONGEST_LINE."""
+    """The lines of a text with their newlines, cut after every LONGEST_LINE characters."""
     begin = 0
     while begin < len(text):
         end = text.find("\n", begin) + 1 or len(text)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 STATES = 8
 INVALID = 255
-"""The entry of the table for a token that cannot follow a text in a state."""
+"""The entry of the table for a token that would make the text invalid UTF-8."""
 
 _CONTINUED = {  # state: lowest next byte, highest next byte, state after it
     1: (0x80, 0xBF, 0),
@@ -31,7 +31,7 @@ _ONLY_AT_START = bytes([0]) + bytes([INVALID]) * (STATES - 1)
 
 
 def next_states(pieces: Sequence[bytes]) -> memoryview | None:
-    """The state after each token in each state, or INVALID: a table of bytes (STATES, tokens).
+    """For each state and each token, the next state or INVALID: a table of bytes (STATES, tokens).
 
     `pieces` are the bytes of the tokens. Returns None if every token has only complete characters,
     as in a char tokenizer, because then no text can become invalid."""

@@ -46,7 +46,7 @@ def choose_engine(
 ) -> tuple[EngineName, str | None]:
     """The engine that `run.engine` resolves to on this machine, and a note for the user or None.
 
-    The note says why the C library cannot be used, if the user can change that. Raises GptcliError
+    The note says why the C library cannot be used, if the user can fix this. Raises GptcliError
     if the config asks for `native` and the C library cannot be used."""
     wanted = config.run.engine
     if wanted == "torch":

@@ -22,17 +22,18 @@ from gptcli.files.bounded import read_lines
 from gptcli.training.schedule import Plan
 
 SECONDS_AT_END = 1.3
-"""The time reserved for the last messages, the exit, and the start of Python at the beginning."""
+"""The time reserved for the start of Python, the last messages and the exit."""
 _SPEED_SHARE = 0.08  # the speed is an average over this share of the whole time
 # The planner considers a new plan after `_CONSIDER_SHARE` of the remaining time, but not before
 # `_CONSIDER_LEAST` seconds have passed. If steps are fast, it also considers one at the step
 # `_next_step`.
 _CONSIDER_SHARE = 0.08
 _CONSIDER_LEAST = 0.2
-# A change by at most this share of the remaining steps, or by one step, is ignored.
+# A new plan is ignored if it changes the number of steps by one, or by at most this share of the
+# remaining steps.
 _TOLERANCE = 0.02
-# An early evaluation is timed after `_TIMED_AT` steps at the latest, on at most `_TIMED_TOKENS`
-# tokens.
+# To learn how long an evaluation takes, a run times one early: after at most `_TIMED_AT` steps, on
+# at most `_TIMED_TOKENS` tokens.
 _TIMED_AT, _TIMED_TOKENS = 5, 8193
 _SAVE_SECONDS = 0.1  # the least time that a plan allows for a sample and a save
 _MOST_LATE = 0.06  # if the run is late by this share of its whole time, an evaluation stops
@@ -48,7 +49,7 @@ class TimeLimit:
 
     @property
     def give_up(self) -> float:
-        """The time after which an evaluation is not worth the delay."""
+        """The time at which a late run stops its evaluation."""
         return self.end + _MOST_LATE * self.seconds
 
 
@@ -89,7 +90,7 @@ class Planner:
         self._pause_seconds = max(self._pause_seconds, seconds)
 
     def max_steps(self, step: int, planned: int, now: float) -> int | None:
-        """The run's new number of steps, planned after `step` steps; None to keep `planned`."""
+        """The new number of steps of a run that has done `step` steps; None to keep `planned`."""
         if now >= self.limit.end:
             return step if planned > step else None
         self._next_step = self._next_step or max(1, planned // 8)
@@ -127,7 +128,7 @@ class PlanHistory:
 
     @staticmethod
     def of(run: Path, config: Config, meta: dict[str, Any], step: int) -> PlanHistory:
-        """The history of a run whose newest checkpoint, of `step`, has the meta.json `meta`.
+        """The history of a run. `step` and `meta` are those of its newest checkpoint.
 
         Plans up to the checkpoint are in its meta.json. Later plans are in metrics.jsonl."""
         if config.train.minutes is None:
@@ -170,7 +171,8 @@ def _plans(lines: Iterable[bytes]) -> tuple[list[Plan], int]:
 
 
 def _in_order(plans: Iterable[Plan]) -> list[Plan]:
-    """The valid plans: their steps grow, and their max_steps are not below their steps."""
+    """The valid plans. A plan is valid if its step is above the step of the previous valid plan,
+    and its max_steps is not below its step."""
     found: list[Plan] = []
     for step, max_steps in plans:
         if max_steps >= step and (not found or step > found[-1][0]):
@@ -179,7 +181,7 @@ def _in_order(plans: Iterable[Plan]) -> list[Plan]:
 
 
 def time_left(config: Config, used: float) -> TimeLimit | None:
-    """The time limit of a run that resumes now, after `used` seconds; None if it has no limit."""
+    """The time limit of a run that resumes and has used `used` seconds; None if it has none."""
     if config.train.minutes is None:
         return None
     seconds = 60.0 * config.train.minutes
@@ -212,7 +214,7 @@ class StepPlan:
         return self.plans[-1][1] if self.plans else self._first
 
     def again(self, step: int) -> Replanned | None:
-        """Plan again after `step` steps, if a recorded plan or the clock says so."""
+        """The new plan after `step` steps, from the record or the planner; None to keep the old."""
         planned = self.max_steps
         steps = self._recorded.get(step)
         if steps is None and self._planner is not None and step >= self._replay_until:

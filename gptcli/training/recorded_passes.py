@@ -41,9 +41,9 @@ class RecordedPasses:
     """The gradients of a step, with up to two CUDA graphs for each shape of a micro-batch.
 
     One graph sets the gradients, for the first micro-batch of a step. The other graph adds to the
-    gradients, for all other micro-batches. `loss_of` is the model's loss, compiled or not. The
-    working weights must not be float32, because then they are the master weights. The graphs copy
-    gradients from the working weights to separate master weights."""
+    gradients, for all other micro-batches. `loss_of` computes the model's loss; it can be
+    compiled. The working weights must not be float32, because then they are the master weights. The
+    graphs copy gradients from the working weights to separate master weights."""
 
     def __init__(
         self,
@@ -105,11 +105,11 @@ class _OneShape:
         self.factor = torch.ones((), device=device)  # multiplies the loss before its backward pass
         self.total = torch.zeros((), device=device)  # sum of the losses of the micro-batches
         self.graphs: dict[bool, Graph | None] = {}
-        """Under False the graph that sets gradients, under True the graph that adds to them. None
-        stands for a graph whose recording failed."""
+        """False -> the graph that sets gradients. True -> the graph that adds to them. The value is
+        None if the recording failed."""
 
     def replay(self, batch: Batch, *, add: bool) -> None:
-        """Replay a graph: adds the micro-batch's loss to `total`, and sets the gradients, or adds
+        """Replay a graph. It adds the micro-batch's loss to `total`. It sets the gradients, or adds
         to them if `add` is true."""
         self.idx.copy_(batch[0], non_blocking=True)
         self.targets.copy_(batch[1], non_blocking=True)

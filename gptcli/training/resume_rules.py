@@ -32,8 +32,8 @@ def config_for_resume(
 
     `stored` is the run's config. `wanted` is the user's config (None: no changes). `step` is the
     checkpoint's step. `planned` is the newest plan of train.max_steps; None if there is no plan. An
-    `auto` in `wanted` changes nothing, except for the keys in `explicit`, which the command line
-    sets. Raises GptcliError if a changed key would change the weights, except by rounding. Also
+    `auto` in `wanted` changes a key only if the command line sets the key (`explicit`). Raises
+    GptcliError if a changed key would change the weights by more than rounding. Also
     raises GptcliError if `extend` is set and train.max_steps does not grow."""
     steps = planned or stored.train.max_steps
     wanted_steps = stored.train.max_steps if wanted is None else wanted.train.max_steps
@@ -60,11 +60,11 @@ def config_for_resume(
         changes.pop("tokenizer.from", None)
     if wanted.tokenizer.from_ is not None or names_shards(
         wanted.data.sources
-    ):  # then kind and vocab_size follow the tokenizer
+    ):  # the given tokenizer determines kind and vocab_size
         changes.pop("tokenizer.kind", None)
         changes.pop("tokenizer.vocab_size", None)
     if stored.tokenizer.kind != "bpe" or wanted.tokenizer.vocab_size >= stored.tokenizer.vocab_size:
-        changes.pop("tokenizer.vocab_size", None)  # a short text has fewer subwords than wanted
+        changes.pop("tokenizer.vocab_size", None)  # a short text gives fewer tokens
     if wanted.train.batch_size == "auto" and wanted.train.sequences == stored.train.sequences:
         changes.pop("train.batch_size", None)  # the run keeps the numbers that `auto` chose
         changes.pop("train.grad_accum", None)
@@ -107,7 +107,7 @@ def config_for_resume(
 
 
 def override_words(stored: Config, config: Config) -> list[str]:
-    """The changes from `stored` to `config` as KEY=VALUE, without the places of texts."""
+    """The changes from `stored` to `config` as KEY=VALUE, without the paths of the texts."""
     changes = differences(stored, config)
     places = ("data.source", "data.val_source")
     return [
@@ -124,7 +124,7 @@ def _value(config: Config, key: str) -> Any:
 
 
 def _refusal(run: Path, stored: Config, refused: dict[str, Any]) -> GptcliError:
-    """The error for keys that would change the weights."""
+    """The error for keys that --resume refuses, because they would change the weights."""
     odd: dict[str, tuple[Any, Any]] = {}
     for key, new in refused.items():
         odd |= changed_values(key, _value(stored, key), new)
@@ -182,9 +182,9 @@ def _same_mixture(stored: Config, wanted: Config) -> bool:
 
 
 def _same_adapters(stored: Config, wanted: Config) -> bool:
-    """Whether both configs train the same adapters. `all` equals the list of all names.
+    """Whether both configs train the same adapters.
 
-    `auto` equals the value that the run chose."""
+    `all` counts as the list of all names, and `auto` as the value that the run chose."""
     ours, theirs = stored.train.lora, wanted.train.lora
     if ours is None or theirs is None:
         return ours is theirs
@@ -196,7 +196,7 @@ def _same_adapters(stored: Config, wanted: Config) -> bool:
 
 
 def _keeps_tokenizer(stored: Config, wanted: Config) -> bool:
-    """Whether the user names no tokenizer, or the tokenizer with which the run began."""
+    """Whether the user names no tokenizer, or names the one with which the run began."""
     name = wanted.tokenizer.from_
     if name is None:
         return True

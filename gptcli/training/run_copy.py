@@ -78,7 +78,8 @@ class RunCopy:
     def _is_its_journal(self) -> bool:
         """Whether the local run was just fetched from the URL.
 
-        If it was, the fetch has found that all newer checkpoints at the URL are damaged."""
+        A fetch skips damaged checkpoints. So if it was, all newer checkpoints at the URL are
+        damaged."""
         if not steps_of(self._run):
             return False
         try:
@@ -103,8 +104,8 @@ class RunCopy:
         return [f"WARNING: {why}. {again}" for why in self._new_problems()]
 
     def finish(self, should_stop: Callable[[], bool], seconds: float) -> list[str]:
-        """Upload what is not uploaded yet. Stop after `seconds`, or if `should_stop`. Return
-        warnings."""
+        """Upload what is not uploaded yet. Stop after `seconds`, or when `should_stop()` is true.
+        Return warnings."""
         self._new_problems()
         self.saved()
         goal, limit = self._asked, time.monotonic() + seconds
@@ -117,12 +118,11 @@ class RunCopy:
         ]
 
     def _is_met(self, goal: int) -> bool:
-        """Wait at most 0.1 s for the end of an upload that began after call number `goal` of
-        `saved`.
+        """Wait at most 0.1 s for the end of an upload that began after call `goal` of `saved`.
 
-        Returns whether such an upload has ended, perhaps with an error. If it has, the thread ends.
-        An upload that began before this call of `saved` does not count, because the run has changed
-        since then."""
+        Returns whether such an upload has ended, perhaps with an error. If so, ends the thread.
+        An upload that began before that call does not count, because it can lack the newest
+        changes."""
         with self._changed:
             met = self._changed.wait_for(lambda: self._done >= goal, 0.1)
             if met:
@@ -169,8 +169,9 @@ class RunCopy:
             if size is not None and there.size(name) != size:
                 there.upload(str(self._run / name), name)
         steps = steps_of(self._run)
-        for step in reversed(steps):  # the newest first
-            with suppress(FileNotFoundError):  # deleted meanwhile
+        # Upload the newest checkpoint first. Skip a checkpoint that the run deletes meanwhile.
+        for step in reversed(steps):
+            with suppress(FileNotFoundError):
                 self._upload_checkpoint(step)
         if (self._run / _BEST).is_file():
             there.upload(str(self._run / _BEST), _BEST)
@@ -197,8 +198,8 @@ class RunCopy:
         before = self._metas.get(step)
         known = json.loads(before)["files"] if before is not None else self._files_there(name)
         if known != files:
-            # Unchanged files stay at the URL. For example, if only the weights were gathered, the
-            # files of the state stay.
+            # Unchanged files stay at the URL. For example, if the shards of the weights were
+            # gathered into one file, the files of the optimizer's state stay.
             missing = [file for file in _tensor_files(files) if known.get(file) != files[file]]
             self._there.delete(f"{name}/meta.json")
             for file in missing:
@@ -227,7 +228,7 @@ def _tensor_files(files: dict[str, Any]) -> list[str]:
 
 
 def refuse_own_folder(run: Path, url: str) -> None:
-    """Raise GptcliError if a `file:` URL names the run folder, a place inside it, or no folder."""
+    """Raise GptcliError if a `file:` URL has no path, or names the run folder or a place in it."""
     if not url.lower().startswith("file:"):
         return
     path = url.partition(":")[2].lstrip("/")
@@ -308,7 +309,7 @@ def _fetch_checkpoints(there: RemoteFolder, place: Path) -> int | None:
 
 
 def _fetch_checkpoint(there: RemoteFolder, step: int, place: Path) -> bool:
-    """Fetch a checkpoint into the folder `place`. Returns False if it is damaged at the URL."""
+    """Fetch a checkpoint into the folder `place`. Returns False if the remote one is damaged."""
     folder = folder_of(place, step)
     name = f"checkpoints/{folder.name}"
     folder.mkdir(parents=True, exist_ok=True)

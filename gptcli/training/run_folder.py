@@ -95,9 +95,9 @@ def list_runs(runs: Path) -> list[Path]:
 
 
 def oldest_first(runs: Iterable[Path]) -> list[Path]:
-    """The runs in the order of their start or last resume, oldest first.
+    """The runs in the order of their latest start or resume, oldest first.
 
-    run.json has this time. If the time is missing, as in runs of an earlier version, the time of
+    The time is in run.json. If it is missing there, as in runs of an earlier version, the time of
     config.yaml counts. A copy of the folder (`cp -r`) changes the time of config.yaml."""
 
     def began(run: Path) -> tuple[float, float]:
@@ -117,9 +117,9 @@ def free_name(name: str, runs: Path = Path("runs")) -> Path:
 
 
 def refuse_existing(run: Path) -> None:
-    """Raise RunExistsError if a new run's folder exists and holds more than a lock.
+    """Raise RunExistsError if a new run's folder exists and holds more than the file .lock.
 
-    The folder may also hold a `checkpoints` without steps, such as a link to another disk. The
+    A folder `checkpoints` without steps is allowed, too; it can be a link to another disk. The
     hint suits a command that asks for a new run in this folder."""
     if run.is_dir():
         names = {path.name for path in run.iterdir()}
@@ -171,7 +171,7 @@ def create(
     """Make a run folder with its config and tokenizer; move an earlier run to RUN/.replaced.
 
     Copies `text` (see gptcli.training.kept_texts) into the folder under the same name. `status`
-    becomes run.json, which is written before the other files. Until the first checkpoint, only
+    is the content of run.json, the first file to be written. Until the first checkpoint, only
     run.json says which run a fine-tune starts from, and which parts the user wrote. Raises
     GptcliError (exit code 1) if the folder cannot be written or the disk is full."""
     try:
@@ -201,7 +201,7 @@ def write_config(run: Path, config: Config) -> None:
 def delete_unstarted(run: Path) -> None:
     """Delete a new run's files if an error ended the run before its first step.
 
-    Then the name is free again. Deletes nothing if run.json says how the run ended."""
+    Afterwards a new run can have its name. Deletes nothing if run.json says how the run ended."""
     metrics = run / "metrics.jsonl"
     with suppress(OSError):
         begun = metrics.exists() and metrics.stat().st_size > 0
@@ -215,9 +215,9 @@ def delete_unstarted(run: Path) -> None:
 
 
 def remove_empty(run: Path) -> None:
-    """Delete a run folder that holds only its lock and temporary files.
+    """Delete a run folder that holds only its lock and temporary files of killed processes.
 
-    Killed processes left these temporary files. The caller must hold the lock.
+    The caller must hold the lock.
     """
     delete_temporaries(run)
     with suppress(OSError):
@@ -237,8 +237,8 @@ def delete_temporaries(run: Path) -> None:
 def move_to_replaced(run: Path) -> None:
     """Move an earlier run's files to RUN/.replaced. Files that gptcli did not write stay.
 
-    config.yaml moves first. If the folder has other files of a run but no config.yaml, an earlier
-    call was interrupted, and this call completes the move."""
+    config.yaml moves first. So if the folder has no config.yaml but other files of a run, an
+    earlier call was interrupted. Then this call completes the move."""
     replaced = run / _REPLACED
     checkpoints = run / "checkpoints"
     old = [run / name for name in (*_RUN_FILES, _LOGS)]
@@ -260,7 +260,7 @@ def move_to_replaced(run: Path) -> None:
 
 
 def link_to_leave(run: Path) -> Path | None:
-    """The folder behind the link `checkpoints`, if `move_to_replaced` moves only the link."""
+    """The folder to which `checkpoints` links, if `move_to_replaced` moves only the link."""
     checkpoints = run / "checkpoints"
     return checkpoints.resolve() if checkpoints.is_symlink() and _has_steps(run) else None
 
@@ -268,7 +268,7 @@ def link_to_leave(run: Path) -> Path | None:
 def restore_replaced(run: Path) -> bool:
     """Undo `move_to_replaced` if the new run has no checkpoint; return whether it was undone.
 
-    config.yaml moves back last. `repair_replacement` completes an interrupted call."""
+    config.yaml moves back last. If a kill interrupts this, `repair_replacement` completes it."""
     replaced = run / _REPLACED
     if not replaced.is_dir() or _has_checkpoints(run):
         return False
@@ -288,7 +288,7 @@ def restore_replaced(run: Path) -> bool:
         goal = run / path.relative_to(replaced)
         if path == checkpoints and is_link:
             durable.delete_temporaries(goal, _CHECKPOINT_NAMES)
-            if os.path.lexists(goal):  # the new run's folder, which has no checkpoint
+            if os.path.lexists(goal):  # the new run's `checkpoints`, which is empty
                 durable.disk.rmdir(goal)
             _move(path, goal)
         elif path != checkpoints and (path.is_file() or not goal.exists()):
@@ -301,7 +301,7 @@ def restore_replaced(run: Path) -> bool:
 def repair_replacement(run: Path) -> None:
     """Restore the replaced run if a kill interrupted `move_to_replaced` or `restore_replaced`.
 
-    After such a kill the folder has no config.yaml, so no command finds the run. Does nothing if
+    After the kill, the folder has no config.yaml, so no command finds the run. Does nothing if
     another process holds the folder's lock."""
     if _is_interrupted(run):
         with suppress(OSError, GptcliError), durable.folder_lock(run):
@@ -332,7 +332,7 @@ def _is_interrupted(run: Path) -> bool:
 
 
 def _move(path: Path, goal: Path) -> None:
-    """Move a file or folder into another folder; fsync the old and the new one."""
+    """Move a file or folder to the path `goal`; fsync its old and its new parent folder."""
     durable.make_folder(goal.parent)
     durable.disk.rename(path, goal)
     durable.fsync_folder(goal.parent)
@@ -340,7 +340,7 @@ def _move(path: Path, goal: Path) -> None:
 
 
 def _has_checkpoints(run: Path) -> bool:
-    """Whether `run` has its config.yaml and checkpoints, not only checkpoints of an earlier run."""
+    """Whether `run` has checkpoints. Without a config.yaml, they are left from an earlier run."""
     return (run / "config.yaml").exists() and _has_steps(run)
 
 
@@ -358,8 +358,8 @@ def _is_checkpoint_file(path: Path) -> bool:
 def read_config(run: Path) -> Config:
     """The resolved config of a run.
 
-    Earlier versions had no data.val_split and no data.documents. They read and split every text as
-    `tail` and `file` do, so such a run gets these values."""
+    Earlier versions had no data.val_split and no data.documents. They treated every text as `tail`
+    and `file` do now, so their runs get these values."""
     path = run / "config.yaml"
     config = parse_config(read_yaml(path, inside=run), name=str(path))
     if config.data.val_split == "auto":  # only in a run of an earlier version
@@ -377,7 +377,7 @@ def read_tokenizer(run: Path, user_tokenizer: type[Any] | None = None) -> Tokeni
 
 
 def write_status(run: Path, values: dict[str, Any]) -> None:
-    """Replace run.json: what is known about the run, with the keys of `train --json`.
+    """Write run.json anew: facts about the run, under the keys that `train --json` prints.
 
     Raises GptcliError (exit code 1) if the disk refuses to write."""
     try:

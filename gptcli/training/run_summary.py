@@ -16,8 +16,8 @@ machine that trains it."""
 
 
 class RunSummary:
-    """Collects a run's results. run.json gets `begun()` when the run starts, `ended()` when it
-    ends."""
+    """Collects a run's results. run.json gets the keys of `begun()` when the run starts, and those
+    of `ended()` when it ends."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -55,7 +55,7 @@ class RunSummary:
     def begun(self) -> dict[str, Any]:
         """The keys that are known before the first step: the user's parts, times, and _KEPT.
 
-        `began_at` is the time of this start or resume. It decides which run is the newest. `starts`
+        `began_at` is the time of this start or resume; the newest run has the latest one. `starts`
         has the time of each start or resume, and the seconds trained before it."""
         user_parts: dict[str, Any] = {
             "own_parts": list(self._setup.user_parts.names()) if self._setup.user_parts else [],

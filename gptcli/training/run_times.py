@@ -12,9 +12,9 @@ def now() -> str:
 
 
 def starts_of(status: dict[str, Any]) -> list[dict[str, Any]]:
-    """The starts and resumes that run.json lists, without damaged ones.
+    """The starts and resumes that run.json lists. Damaged entries are left out.
 
-    Each start has `seconds`, the training time before it, and `at`, its own time."""
+    Each start has two keys: `at`, its time, and `seconds`, the training time before it."""
     found = status.get("starts")
     return [
         start

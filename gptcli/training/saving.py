@@ -39,7 +39,7 @@ class _Writing:
     thread: threading.Thread | None = None
     path: Path | None = None
     error: BaseException | None = None
-    took: float = 0.0  # seconds of the main thread, plus CPU seconds of `thread`
+    took: float = 0.0  # seconds in the main thread, plus CPU seconds in `thread`
 
 
 class Saver:
@@ -64,7 +64,7 @@ class Saver:
     def due(self, step: int) -> bool:
         """Whether `checkpoint_every` asks for a checkpoint of this step.
 
-        `auto` asks for one each minute, or less often if saving would take over 1 % of the time."""
+        `auto` asks for a checkpoint each minute, or less often to spend at most 1 % of the time."""
         if step in (self.saved_at, self._tried_at):
             return False
         if self._every != "auto":
@@ -75,7 +75,7 @@ class Saver:
     def save(
         self, state: TrainingState, meta: dict[str, Any], *, background: bool = True
     ) -> Iterator[Event]:
-        """Write a checkpoint of the current state. If `background`, a thread writes a large one.
+        """Write a checkpoint of the current state. A thread may write it if `background` is true.
 
         If a thread is still writing the previous checkpoint, first waits for the thread. Yields
         CheckpointSaved or Notice for each checkpoint that is finished."""
@@ -113,9 +113,9 @@ class Saver:
     def collect(self, *, wait: bool) -> Iterator[Event]:
         """Yield the event of a finished save, or a Notice if the save failed.
 
-        With `wait`, first waits for the save that a thread is doing. Raises the save's error
-        instead of yielding a Notice if `save_or_raise` calls this, or if the error is
-        unexpected."""
+        If `wait` is true, first waits for the thread that saves. Raises the save's error,
+        instead of yielding a Notice, in two cases: if the error is unexpected, or during
+        `save_or_raise`."""
         writing = self._writing
         if writing is None:
             return
@@ -141,8 +141,8 @@ class Saver:
     def abandon(self) -> None:
         """Give up the checkpoint that a thread is writing, without waiting for the thread.
 
-        From now on the thread does not rename the checkpoint, mark it as best or delete other
-        checkpoints, because another run may get the folder. If the thread is renaming at this
+        Another run may get the folder. So from now on, the thread does not rename the checkpoint,
+        mark it as best or delete other checkpoints. If the thread is renaming it at this
         moment, waits briefly."""
         self._abandoned = True
         if self._renaming.acquire(timeout=_ABANDON_SECONDS):
@@ -151,9 +151,10 @@ class Saver:
     def _write_in_background(
         self, writing: _Writing, files: TensorFiles, meta: dict[str, Any], best: bool
     ) -> None:
-        """Copy the tensors, because the next steps change them; start a thread that writes."""
+        """Copy the tensors, because the next steps change them. Then start a thread that writes."""
         copied = files.copied()
-        # daemon: the thread dies with the process. Then the earlier checkpoint is still intact.
+        # daemon: the thread dies with the process. An incomplete save does no harm, because the
+        # earlier checkpoint is still intact.
         thread = threading.Thread(
             target=self._write, args=(writing, copied, meta, best), daemon=True
         )
@@ -167,7 +168,9 @@ class Saver:
     def _write(
         self, writing: _Writing, files: TensorFiles, meta: dict[str, Any], best: bool
     ) -> None:
-        """Write a checkpoint, mark it if best, delete old ones. Stores an error in `writing`."""
+        """Write a checkpoint, mark it as the best if `best` is true, and delete old checkpoints.
+
+        Stores an error in `writing`."""
         begin = time.thread_time()
         try:
             with closing(files), ExitStack() as held:
@@ -185,7 +188,7 @@ class Saver:
                 if best:
                     checkpoint.mark_best(self._run, writing.step)
                 checkpoint.prune(self._run, self._keep)
-        except BaseException as error:  # `collect` raises or reports it, on the main thread
+        except BaseException as error:  # `collect` raises or reports the error, on the main thread
             writing.error = error
         if writing.thread is not None:
             writing.took += time.thread_time() - begin
@@ -200,9 +203,9 @@ class _AbandonedError(Exception):
 
 
 def _identity(run: Path) -> os.stat_result:
-    """The stat of RUN/.lock. It changes if another run folder comes to the same path.
+    """The `os.stat` result of RUN/.lock. It changes if another run folder replaces this one.
 
-    This process holds .lock open, so no other file can get the inode of .lock. If there is no
-    .lock, returns the stat of the folder."""
+    While this process holds .lock open, no other file can get its inode number. If there is no
+    .lock, returns the result for the folder."""
     lock = run / ".lock"
     return (lock if lock.exists() else run).stat()

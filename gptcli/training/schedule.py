@@ -32,7 +32,7 @@ def lr_at(
 
     It rises over `warmup_steps`, stays at `peak`, and decays in a straight line over the last
     `decay_fraction` of the steps. It would reach 0 one step after the last step. `plans` are the
-    changes of the number of steps during the run, in the order of their steps.
+    changes of the number of steps during the run, earliest first.
     Source: the trapezoidal schedule of Hägele et al. 2024."""
     rising = (step + 1) / (warmup_steps + 1)
     falling = decay_at(step, [(0, max_steps), *plans], decay_fraction)
@@ -43,8 +43,8 @@ def decay_at(step: int, plans: Sequence[Plan], decay_fraction: float) -> float:
     """The share of the peak that the decay leaves at `step`: 1 before the decay, 0 at its end.
 
     Each plan starts from the share at its step, and reaches 0 at its max_steps. The share never
-    rises. If a plan adds steps during the decay, there are two cases: the share stays constant
-    until the line of the new plan has fallen to it, or it falls more slowly from then on."""
+    rises. If a plan adds steps during the decay, the share falls more slowly from then on, or
+    it stays constant until the line of the new plan has fallen to it."""
     share = 1.0
     for i, (start, end) in enumerate(plans):
         if start > step:
@@ -59,12 +59,12 @@ def decay_at(step: int, plans: Sequence[Plan], decay_fraction: float) -> float:
 
 
 def average_weight(step: int, *, share: float, max_steps: int, plans: Sequence[Plan] = ()) -> float:
-    """By which part of its distance to the weights (0 to 1) the average moves after step `step`.
+    """How far the average moves towards the weights after step `step`: 0 (not at all) to 1.
 
-    The exponential moving average has the time constant `share` * max_steps, in steps. At first the
-    number of steps so far is used instead, so the first update replaces the initial weights. About
-    32 updates in a time constant are enough, so the result is 0 after most steps. `plans` are the
-    changes of max_steps during the run, as in `lr_at`."""
+    The exponential moving average has a time constant of `share` * max_steps steps. Until that many
+    steps are done, the time constant is the number of steps so far. So the first update replaces
+    the initial weights. The average is updated about 32 times in a time constant. After all other
+    steps, the result is 0. `plans` are the changes of max_steps during the run, as in `lr_at`."""
     steps = next((end for start, end in reversed(plans) if start < step), max_steps)
     constant = share * steps
     every = max(1, int(constant / _AVERAGED_IN_CONSTANT))
@@ -115,8 +115,8 @@ def resolve_eval_every(train: TrainConfig, val_tokens: int, tokens_per_step: int
     step 0).
 
     A token costs a third as much in evaluation as in training, because a backward pass takes twice
-    as long as a forward pass. The result depends on sizes, not on the clock. So the same config
-    always evaluates at the same steps."""
+    as long as a forward pass. The result does not depend on measured times, so the same
+    config always evaluates at the same steps."""
     if train.eval_every != "auto":
         return train.eval_every
     cost_in_steps = val_tokens / 3 / tokens_per_step

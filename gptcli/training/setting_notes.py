@@ -48,7 +48,7 @@ def setting_notes(config: Config, corpus: Corpus) -> list[str]:
 
 
 def rank_notes(config: Config) -> list[str]:
-    """A note if the rank of adapters is larger than the rank that a matrix's change can have."""
+    """A note if a matrix has fewer rows or columns than the rank of its adapter."""
     lora = config.train.lora
     if lora is None:
         return []
@@ -68,8 +68,8 @@ def rank_notes(config: Config) -> list[str]:
 
 
 def _mixture_notes(config: Config, corpus: Corpus) -> list[str]:
-    """A note with the shares of up to 12 mixed texts, and how often each is read. [] for one
-    text."""
+    """A note with the shares of up to 12 mixed texts, and how often each text is read. []
+    if the run has only one text."""
     if not isinstance(corpus.train, MixedTokens):
         return []
     tokens = config.tokens_per_step * config.train.max_steps

@@ -128,7 +128,7 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
 
 
 def engine_notes(config: Config, user_parts: UserParts | None) -> list[str]:
-    """A note that says why the C library cannot be used, if the user can change that; else [].
+    """A note that says why the C library cannot be used, if the user can fix this. Otherwise [].
 
     Call this before `resolve`."""
     device = choose_device(config.run.device)
@@ -155,10 +155,10 @@ def prepare_new(
     """Create the run folder `run` and return the Setup of the new run.
 
     `ranks` processes share the training. With `from_run`, the run is a fine-tune: it starts from
-    the best weights of `from_run`, and takes the tokenizer of `from_run`. `is_short` lowers the
-    number of steps to what suits the text. An earlier run in the folder moves to RUN/.replaced
-    (gptcli.training.run_folder). Raises GptcliError if config, text, user's parts and `from_run` do
-    not fit together."""
+    the best weights of `from_run`, and takes the tokenizer of `from_run`. If `is_short` is
+    true, the length of the text determines the number of steps. An earlier run in the folder moves
+    to RUN/.replaced (gptcli.training.run_folder). Raises GptcliError if config, text, user's parts
+    and `from_run` do not fit together."""
     notes: list[str] = []
     has_user_parts = user_parts is not None and user_parts.in_network()
     refuse_other_machine(config, has_user_parts=has_user_parts)

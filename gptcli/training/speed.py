@@ -47,13 +47,13 @@ class Speed:
     @property
     def train_flops_fraction_of_peak(self) -> float:
         """FLOP per second of training, divided by the peak of matrix products; at most 1."""
-        return min(1.0, self.train_flops / self.peak_flops)  # the peak is an estimate too
+        return min(1.0, self.train_flops / self.peak_flops)  # the measured peak can be too low
 
 
 def multiplied_weights(model: GPT) -> int:
     """The number of weights in the matrices that multiply every token, including the head.
 
-    An embedding is only a table. So it does not count, unless it is also the head."""
+    An embedding is only a table, so it counts only if it is also the head."""
     weights = sum(
         p.numel()
         for name, p in model.named_parameters()
@@ -65,9 +65,9 @@ def multiplied_weights(model: GPT) -> int:
 def flops_per_token(model: GPT) -> float:
     """The floating-point operations that the matrix products of training take for each token.
 
-    Each weight that multiplied_weights counts takes 6 operations (2 forward, 4 backward). A layer's
-    attention takes 12 operations for each channel of its heads and each earlier token. A token has
-    T / 2 earlier tokens on average.
+    Each weight counted by `multiplied_weights` takes 6 operations (2 forward, 4 backward). A
+    layer's attention takes 12 operations for each channel of its heads and each earlier token. A
+    token has T / 2 earlier tokens on average.
 
     Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1."""
     config = model.config
@@ -79,7 +79,7 @@ def peak_flops(dtype: torch.dtype, device: torch.device, seconds: float = _PEAK_
     """The highest measured speed of matrix products in `dtype`: floating-point operations per
     second.
 
-    The measurement takes about `seconds`. It draws no number from PyTorch's default generators."""
+    The measurement takes about `seconds`. PyTorch's default generators keep their state."""
     best = 0.0
     numbers = torch.Generator(device).manual_seed(0)
     for rows, inner, columns in _PRODUCTS if device.type == "cpu" else _PRODUCTS_OF_A_GPU:
@@ -128,7 +128,7 @@ def _sampling(model: GPT, streams: int, backend: Backend, peak: float) -> tuple[
     """Measure sampling with full windows. Returns (speed, share, streams).
 
     `speed` is tokens per second of all streams together. `share` is that speed divided by the
-    machine's limit. The result `streams` is smaller than the argument if fewer fit in memory."""
+    machine's limit. The returned `streams` is smaller than the given one if fewer fit in memory."""
     block_size = model.config.block_size
     writer = open_streams(model, streams, SamplingParams(), backend, torch.get_num_threads())
     streams = min(streams, writer.count)  # fewer if the memory is too small
@@ -154,8 +154,8 @@ def _share_of_limit(model: GPT, streams: int, backend: Backend, peak: float, spe
     """`speed` (tokens per second of each stream), divided by the limit of the machine.
 
     The limit is an estimate from short measurements, which another process can disturb. If `speed`
-    is above the limit, this function measures the limit again. The share is at most 1, because the
-    true limit cannot be below a speed that was measured."""
+    is above the limit, this function measures the limit again. The result is at most 1, because
+    no measured speed can be above the true limit."""
     share, reading, dtype = math.inf, 0.0, backend.torch_dtype
     for _ in range(_LIMIT_TRIES):
         reading = max(reading, read_speed(model, dtype))

@@ -47,7 +47,7 @@ class Passes(Protocol):
     """Forward and backward pass, by PyTorch or the C library: see gptcli.training.passes."""
 
     def gradients(self, batches: Iterable[Batch], count: int, seed: int, scale: float) -> Tensor:
-        """The mean loss of `count` batches, (). Stores mean gradients in the trained weights."""
+        """The mean loss of `count` batches, (). Stores the mean gradients in TrainedWeights."""
 
     def publish(self) -> None:
         """Let the passes compute with the current master weights."""
@@ -108,10 +108,10 @@ def take_step(
 ) -> Updated | Diverged:
     """Do step `step`, counted from 0, or return why the weights did not change.
 
-    Each call of `micro_batches` returns the step's config.grad_accum batches. The model must be in
-    training mode. `dtype` is the dtype of the passes. `plans` are the changes of max_steps during
-    the run, which change the learning rate. `part_norms` asks for the gradient norms of the
-    parts."""
+    Each call of `micro_batches` returns the config.grad_accum batches of this step. The model must
+    be in training mode. `dtype` is the dtype of the passes. `plans` are the changes of max_steps
+    during the run, which change the learning rate. If `part_norms` is true, also compute the
+    gradient norms of the parts."""
     rate = lr_at(
         step,
         peak=float(config.learning_rate),
@@ -127,7 +127,7 @@ def take_step(
         loss, norm = map(float, (mean, weights.norm()))
         if math.isfinite(norm) or loss_scale <= 1.0 or not math.isfinite(loss):
             break
-        loss_scale /= 2.0  # float16: the scaled gradients overflowed; do the same step again
+        loss_scale /= 2.0  # float16: the scaled gradients overflowed; compute them again
     if not (math.isfinite(loss) and math.isfinite(norm)):
         seed_dropout(seed, passes.model().wte.weight.device)
         where = first_not_finite(passes.model(), micro_batches())
@@ -155,7 +155,7 @@ def take_step(
 def diverged_in_evaluation(
     step: int, loss: float, model: GPT, batches: Iterable[Batch], config: TrainConfig
 ) -> Diverged:
-    """Return Diverged for a validation loss that is not finite.
+    """The Diverged for a step whose validation loss, `loss`, is not finite.
 
     Runs the model on `batches` to find the first place with NaN or infinity."""
     where = first_not_finite(model, batches)
@@ -175,8 +175,8 @@ def forward_backward(
 ) -> Tensor:
     """PyTorch's `Passes.gradients`: the mean loss of `count` batches and its gradients.
 
-    `loss_of` is the model's loss, compiled or not. Multiplies the loss by `scale`, so that float16
-    gradients do not round to 0. Divides the gradients of the master weights by `scale`."""
+    `loss_of` computes the model's loss; it can be compiled. Multiplies the loss by `scale`, so that
+    float16 gradients do not round to 0. Divides the gradients of the master weights by `scale`."""
     weights.clear_grads()
     total: Tensor | None = None
     for idx, targets in batches:
@@ -191,7 +191,7 @@ def forward_backward(
 
 
 def mean_loss(total: Tensor, count: int) -> Tensor:
-    """The mean () of `count` losses, whose sum is `total` (); in float64 unless on MPS."""
+    """The mean of `count` losses with the sum `total`; both shape (). In float64 unless on MPS."""
     return (total if total.device.type == "mps" else total.double()) / count
 
 
@@ -206,7 +206,7 @@ def seed_dropout(seed: int, device: torch.device) -> None:
     """Seed the random generator of `device`, from which dropout draws its masks.
 
     torch.manual_seed would seed the generators of all devices. Without a GPU, torch.manual_seed
-    also formats three stack traces, which is slow. So gptcli calls it only for MPS."""
+    also formats three stack traces, which is slow. So only MPS uses torch.manual_seed."""
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
     elif device.type == "cpu":

@@ -1,4 +1,4 @@
-"""`--debug` is recognised anywhere in a command, but not as an option's value or after `--`."""
+"""`--debug` is recognised anywhere in a command, except after `--` or as an option's value."""
 
 from __future__ import annotations
 

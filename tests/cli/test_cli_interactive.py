@@ -20,8 +20,7 @@ BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
 class FakeConversation:
-    """Replaces a conversation with a model: it logs each call, and answers each prompt with its
-    name."""
+    """Replaces a conversation with a model: logs each call, and answers each prompt with `name`."""
 
     def __init__(self, name: str) -> None:
         self.name, self.log = name, []  # type: ignore[var-annotated]

@@ -288,7 +288,7 @@ def test_an_unusual_attention_trains_to_the_builtin_loss(
 def test_attention_of_other_conventions_trains_and_samples(
     name: str, cli: Any, text_file: Path, tmp_path: Path
 ) -> None:
-    """These files do not follow gptcli's conventions: they read other names from the config, use
+    """These files do not follow gptcli's conventions. They read other names from the config, use
     variables of the module, take q, k, v and a mask, or return a tuple."""
     path, run = tmp_path / f"{name}.py", tmp_path / "run"
     path.write_text(RIGHT[name], encoding="utf-8")

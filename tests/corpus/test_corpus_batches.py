@@ -97,7 +97,7 @@ def test_seeds_and_epochs_differ_in_offset_and_order() -> None:
     batches = Batches(counting(1000), 8, 125, 1)
     epochs = [batches.starts(k) for k in range(12)]
     assert len({tuple(starts) for starts in epochs}) == 12
-    # Without random offsets, all starts would be multiples of 8.
+    # Without random offsets, every sequence would start at a multiple of 8.
     assert len({starts[0] % 8 for starts in epochs}) > 3
     assert all(starts != sorted(starts) for starts in epochs)
     assert Batches(counting(1000), 8, 125, 2).starts(0) != epochs[0]

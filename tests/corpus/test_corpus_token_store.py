@@ -64,8 +64,8 @@ def test_written_tokens_are_read_back(
     data=st.data(),
 )
 def test_a_part_of_several_ranges(pieces: list[int], data: st.DataObject) -> None:
-    """A part can consist of several ranges. The validation split needs this, because documents for
-    training lie between its documents."""
+    """A part can consist of several ranges, such as the validation split: between its documents lie
+    documents for training."""
     shards = [np.arange(0, 40, dtype="<u2"), np.arange(40, 100, dtype="<u2")]
     ranges, at = [], 35  # position 35 is shortly before the end of the first shard
     for size in pieces:

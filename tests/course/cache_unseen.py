@@ -252,8 +252,7 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file. An entry of WRONG names a right file and the replacements that make
-    it wrong."""
+    """The text of a wrong file: a right file with the replacements of an entry of WRONG."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

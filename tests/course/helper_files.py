@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 
 """
-# In FUNCTIONS, the code that can have the fault is in functions outside the class (the helpers).
+# In FUNCTIONS, the class calls functions outside the class (the helpers), which can be wrong.
 FUNCTIONS = (
     HEAD
     + """def split_heads(t, n):
@@ -420,22 +420,20 @@ ALSO = {
     ("modern", "sign"): "quarter(x) * sin",
     ("modern", "no minus"): "quarter(x) * sin",
 }
-"""(name of the right file or exercise, what is wrong) -> a text. The report may also quote a line
-with this text, although the line itself is unchanged, because it is in the helper that has the
-fault, or calls this helper."""
+"""(name of the right file or exercise, what is wrong) -> a text in an unchanged line. The report
+may also quote this line: it is part of the wrong helper, or it calls the wrong helper."""
 
 
 def wrong_text(entry: tuple[str, int, str, str, str]) -> str:
-    """The text of a wrong file: the right file that an entry of WRONG names, after the entry's
-    replacement."""
+    """The text of a wrong file: a right file with the replacement of an entry of WRONG."""
     text = RIGHT[entry[2]]
     assert text.count(entry[3]) >= 1, entry
     return text.replace(entry[3], entry[4])
 
 
 def faulty_lines(entry: tuple[str, int, str, str, str]) -> set[int]:
-    """The numbers of the lines that the entry changed in the wrong file. If it deleted a text: the
-    numbers of the line before that text and of the line after it."""
+    """The numbers of the lines that the entry changed in the wrong file. If it only deleted a text,
+    these are the two lines around the deleted text."""
     text = RIGHT[entry[2]]
     at = text.index(entry[3])
     first = text[:at].count("\n") + 1
@@ -812,16 +810,16 @@ WRONG_OTHERS: list[tuple[str, str, int, str, str]] = [
 
 
 def wrong_other(entry: tuple[str, str, int, str, str]) -> str:
-    """The text of a wrong file of another exercise. It is the right file of this exercise in
-    OTHERS, in which the entry's old text is replaced by its new text."""
+    """The text of a wrong file of another exercise: a right file in OTHERS with the replacement of
+    an entry."""
     text = OTHERS[entry[0]]
     assert entry[3] in text, entry
     return text.replace(entry[3], entry[4])
 
 
 def faulty_other(entry: tuple[str, str, int, str, str]) -> set[int]:
-    """The numbers of the lines that the entry changed in the wrong file. If it deleted a text: the
-    numbers of the line before that text and of the line after it."""
+    """The numbers of the lines that the entry changed in the wrong file. If it only deleted a text,
+    these are the two lines around the deleted text."""
     text = OTHERS[entry[0]]
     first = text[: text.index(entry[3])].count("\n") + 1
     count = max(entry[4].rstrip("\n").count("\n") + 1, 1)

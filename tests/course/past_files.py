@@ -1,6 +1,6 @@
 """Right and wrong attention with a past (earlier keys and values), in the styles of many programs.
 
-No file is a copy. Each is written for this project, in the style that the comment above it names.
+No file is a copy: each is written for this project. The comment above a file names its style.
 """
 
 from __future__ import annotations
@@ -415,7 +415,7 @@ ASKED = HUGGING_FACE.replace(
     "        if not use_cache:\n            return attn_output\n"
     "        outputs = (attn_output, present)\n",
 )
-# The past that forward returns has only the newest block_size tokens. This changes no result,
+# The past that forward returns has only the newest block_size tokens. The results are the same,
 # because a text of this file has at most block_size tokens.
 CROPPED = MINGPT.replace(
     "        present = (k, v)\n",
@@ -606,8 +606,7 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file: the right file that an entry of WRONG names, with its
-    replacements."""
+    """The text of a wrong file: a right file with the replacements of an entry of WRONG."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

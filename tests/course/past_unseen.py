@@ -324,8 +324,8 @@ RIGHT = {
     "network": NETWORK,
 }
 # The mistakes. An entry holds: what is wrong in words, the number of the wrong step, the name of a
-# right file in RIGHT, and then pairs. A pair is a text of this right file, and the text that
-# replaces it.
+# right file in RIGHT, and then pairs. A pair is a text in this file, and the text that replaces
+# it.
 WRONG: list[tuple[str, ...]] = [
     ("heads: new first", "1", "heads", "(pk, k)", "(k, pk)", "(pv, v)", "(v, pv)"),
     ("heads: channels", "1", "heads", "(pk, k), dim=1", "(pk, k), dim=2"),
@@ -394,8 +394,7 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file: the right file that `entry` of WRONG names, after the replacements
-    of `entry`."""
+    """The text of a wrong file: a right file with the replacements of an entry of WRONG."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

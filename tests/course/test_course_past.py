@@ -1,5 +1,5 @@
-"""check-cache can check attention that takes and returns earlier keys and values, or stores
-them."""
+"""check-cache also checks an attention that takes and returns the earlier keys and values, or that
+stores them itself."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_an_endless_loop_is_stopped_at_its_step(tmp_path: Path) -> None:
 
 
 def changed(*pairs: str) -> str:
-    """The right file after replacements. `pairs` are an old text, its new text, and so on."""
+    """The right file after replacements. `pairs` alternates old texts and new texts."""
     return wrong_text(("", 0, *pairs))
 
 

@@ -532,7 +532,7 @@ WRONG: dict[str, list[Entry]] = {
 
 
 def wrong_text(entry: Entry) -> str:
-    """The text of a wrong file: the right file in `entry`, with the replacements in `entry`."""
+    """The text of a wrong file: the entry's right file after the entry's replacements."""
     text: str = entry[3]
     for old, new in zip(entry[4::2], entry[5::2], strict=True):
         assert old in text, f"{entry[0]}: {old!r}"

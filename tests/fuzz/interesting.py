@@ -1,7 +1,7 @@
 """Inputs that once caused a traceback, a hang or a full memory, and similar inputs.
 
-test_fuzz.py feeds them to the parsers. `make test` feeds the inputs of some parsers, and `make
-slow` those of the remaining parsers.
+test_fuzz.py feeds them to the parsers. `make test` does so for some parsers, and `make slow` for
+the remaining parsers.
 """
 
 from __future__ import annotations

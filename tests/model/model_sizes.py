@@ -57,9 +57,8 @@ def gpt(
     dtype: torch.dtype = torch.float32,
     **sizes: object,
 ) -> GPT:
-    """A small GPT in evaluation mode, by default with two blocks. Its parameters are those of
-    `initialise`, or, if `random` is true, those of `randomise` (biases and gains are random,
-    too)."""
+    """A small GPT in evaluation mode, by default with two blocks. `initialise` sets its parameters.
+    If `random` is true, `randomise` then makes all of them random, also the biases and gains."""
     values = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "bias": arch == "gpt2"}
     model = GPT(ModelConfig.model_validate({"arch": arch, **values, **sizes}), vocab_size)
     initialise(model, torch.Generator().manual_seed(seed))

@@ -166,7 +166,7 @@ def test_a_run_without_steps_cannot_be_reported(cli: Any, trained: Path, tmp_pat
 def test_attention_records_end_with_the_checkpoint_after_a_resume(
     cli: Any, trained: Path, tmp_path: Path
 ) -> None:
-    """A resumed run repeats the evaluations after its checkpoint. Still, attention.jsonl has only
+    """A resumed run repeats the evaluations after its checkpoint. attention.jsonl must have only
     one record for each step."""
     run = tmp_path / "run"
     shutil.copytree(trained, run)

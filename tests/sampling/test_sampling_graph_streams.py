@@ -1,7 +1,7 @@
 """Streams that use CUDA graphs: a step has fixed shapes and copies nothing back to the host, and
-recording changes no text.
+the texts are the same with and without graphs.
 
-test_sampling_generate.py compares their texts with those of the other engines.
+test_sampling_generate.py compares the texts of all engines.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def numbers(streams: int, steps: int) -> list[list[float]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("params", [SamplingParams(0.0), ALL])
 def test_a_step_reads_nothing_back(arch: str, params: SamplingParams, dtype: torch.dtype) -> None:
-    """A step must not copy a number from the GPU, or use a tensor of the host. On the meta device,
-    such a step raises an error."""
+    """A step must neither copy a number from the GPU nor use a tensor of the host. On the meta
+    device, such a step raises an error."""
     streams = GraphStreams(model(arch).to("meta").branches_in(dtype), 3, params)
     with torch.no_grad():
         streams._step(8)
@@ -75,8 +75,8 @@ class _Rehearsal:
 @ARCHS
 @pytest.mark.parametrize("width", [8, 200])
 def test_recording_changes_nothing(arch: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The texts are longer than the window and than several recorded spans. Between two calls
-    of `run`, the test feeds more tokens."""
+    """The texts are longer than the window, and longer than several recorded spans. Between two
+    calls of `run`, the test feeds more tokens."""
     m = model(arch, width=width)
     texts = []
     for recorder in (None, _Rehearsal()):
@@ -164,8 +164,8 @@ def test_a_step_can_be_recorded(arch: str, params: SamplingParams) -> None:
 
 @ARCHS
 def test_streams_are_freed_without_garbage_collection(arch: str) -> None:
-    """The KV cache of streams can take half of the free memory. It is freed at once only if the
-    streams form no reference cycle."""
+    """The KV cache of streams can take half of the free memory, so it must be freed at once. This
+    works only if the streams form no reference cycle."""
     streams = GraphStreams(model(arch), 2, ALL)
     streams.feed({0: [1, 2], 1: [3]}, restart=True)
     streams.run([0, 1], numbers(2, 3))

@@ -57,7 +57,7 @@ def on(disk: durable.Disk) -> Iterator[None]:
 
 
 def begin(story: Story, folder: Path) -> Path:
-    """Create the run folder that a story finds before its first call, and return the folder."""
+    """Create the run folder with which a story begins, and return the folder."""
     with on(Watched()):
         return story.begin(folder / "begun")
 

@@ -38,7 +38,7 @@ Patch = pytest.MonkeyPatch
 
 @pytest.fixture
 def begun(story: Story, tmp_path: Path) -> Path:
-    """The run folder that the story finds before its first call."""
+    """The run folder with which the story begins."""
     return disk_fault_trials.begin(story, tmp_path)
 
 
@@ -77,8 +77,8 @@ def test_a_file_that_cannot_be_deleted_stops_no_other_deletion(tmp_path: Path) -
 
 
 def test_a_save_first_deletes_what_a_killed_save_left(tmp_path: Path, monkeypatch: Patch) -> None:
-    """A save first deletes the temporary files of a killed save, then writes. Otherwise a full disk
-    would stay full."""
+    """A save first deletes the temporary files of a killed save, then writes. If it wrote first, a
+    full disk would stay full."""
     for step in (10, 20):
         write(tmp_path, step)
     leave_behind(tmp_path)
@@ -141,8 +141,8 @@ def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_unreadable(tmp_path:
 def test_the_best_checkpoint_is_kept_if_checkpoints_best_is_wrong(
     tmp_path: Path, mark: str | None
 ) -> None:
-    """meta.json also records the best step. If `checkpoints/best` names another step, gptcli keeps
-    the checkpoints of both steps."""
+    """The best step is in `checkpoints/best` and in meta.json. If they name different steps, gptcli
+    keeps the checkpoints of both steps."""
     for step in (10, 20, 30, 40, 50):
         write(tmp_path, step, best=20)
     if mark is not None:
@@ -209,8 +209,7 @@ AUDITED = {"os.mkdir": "mkdir", "os.rename": "rename", "os.remove": "unlink", "o
 @needs_fork
 @all_stories
 def test_every_write_goes_through_durable_disk(story: Story, begun: Path) -> None:
-    """Python's audit hook reports every file operation of the process. Each of them was done by
-    durable.disk."""
+    """durable.disk must do every file operation that Python's audit hook reports."""
     run = disk_fault_trials.copy(begun)
 
     def body() -> None:
@@ -219,7 +218,7 @@ def test_every_write_goes_through_durable_disk(story: Story, begun: Path) -> Non
         def hear(event: str, arguments: tuple[Any, ...]) -> None:
             if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 # When gptcli creates a file, Python reports two events: one for the file (with a
-                # mode), and one for os.open. Count only the second one.
+                # mode), and one for os.open. Do not count that of os.open.
                 if arguments[1] is not None or not arguments[2] & os.O_NOFOLLOW:
                     seen.append("create")
             elif event in AUDITED:

@@ -29,8 +29,8 @@ def test_normal_noise_and_a_falling_loss_are_no_spikes() -> None:
     assert reported(noise(5000)) == []
     falling = [1.0 + 3.0 * 0.97**i + wobble for i, wobble in enumerate(noise(300, 0.0))]
     assert reported(falling) == []
-    # A run that overfits has a loss near 0. A rise by 0.14 is many times this loss, but still
-    # small.
+    # A run that overfits has a loss near 0, here 0.01. A loss of 0.15 is 15 times as large, but the
+    # rise is still small.
     assert reported([*noise(400, 0.01, 0.0001), 0.15]) == []
 
 

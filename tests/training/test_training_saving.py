@@ -22,7 +22,7 @@ OFTEN = ("train.checkpoint_every=3", "train.eval_every=8", "train.keep_checkpoin
 @pytest.fixture(params=["at once", "background"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How gptcli writes checkpoints: in the training loop ("at once", the default for small
-    checkpoints) or in the background. Each test runs once with each of the two."""
+    checkpoints) or in the background. A test with this fixture runs once in each way."""
     monkeypatch.setattr(saving, "BACKGROUND_BYTES", 0 if request.param == "background" else 1 << 40)
     return str(request.param)
 
@@ -131,7 +131,7 @@ def test_a_failed_last_save_is_an_error(
     assert "free there" in failed.value.message
     newest, notes = checkpoint.newest_valid(tmp_path / "r")
     assert newest is not None
-    # In the background, the checkpoint of step 12 was perhaps not complete yet.
+    # A save in the background may not have completed the checkpoint of step 12.
     assert newest.step in ((12,) if how == "at once" else (9, 12))
     assert notes == []
 
