@@ -23,15 +23,15 @@ from benchmarks.reliability_runs import (
 from tests.training.disk_fault_trials import ERRORS
 from tests.training.faulty_disks import Refusing
 
-# The number of disk operations of a run in `refusing_disks`, if it writes its checkpoints in the
-# background. If it writes them in the training loop, there are a few more operations.
+# The number of disk operations of a run in `refusing_disks` that writes its checkpoints in the
+# background. A run that writes them in the training loop has a few more operations.
 OPERATIONS = 294
 REFUSING = 2 * OPERATIONS
 
 
 def second_trainings(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Start a run. While it trains, start three more trainings in the same folder: a new one, one
-    with --resume and one with --overwrite. gptcli must refuse all three."""
+    """Start a run. While it trains, start three more trainings in its folder: a new run, one with
+    --resume and one with --overwrite. gptcli must refuse all three."""
     combination = trial % len(GRID)
     reference, outcome = shop.reference(combination), Outcome()
     with tempfile.TemporaryDirectory(dir=shop.folder) as name:
@@ -82,8 +82,8 @@ def refusing_disks(shop: Workshop, trial: int, chance: random.Random) -> Outcome
     how = in_background if trial // 2 // len(GRID) % 2 else at_once
     reference, outcome = shop.reference(combination), Outcome()
     number, for_good = chance.choice(ERRORS), trial % 2 == 1
-    # 37 and OPERATIONS have no common factor, so every operation has its turn. With a factor this
-    # large, the first trials are spread over the run.
+    # 37 and OPERATIONS have no common factor, so every operation has its turn. 37 is so large
+    # that it spreads the first trials over the run.
     count = 37 * (trial // 2) % OPERATIONS
     outcome.about = (
         f"operation {count}{' and all after it' * for_good}: {errno.errorcode[number]}, "

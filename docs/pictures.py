@@ -3,8 +3,8 @@
     python docs/pictures.py [NAME ...]     # all pictures, or those whose path contains a NAME
     python docs/pictures.py --list
 
-`gptcli train` trains the runs in build/pictures. The runs stay there, so a second call trains only
-one of them again: the picture docs/train-moving.svg shows its training. Delete build/pictures to
+`gptcli train` trains the runs in build/pictures. The runs stay there. A second call trains
+only one of them again, because docs/train-moving.svg shows a training. Delete build/pictures to
 train all runs again.
 """
 
@@ -53,7 +53,7 @@ PICTURES = (
 
 
 class Workshop:
-    """The folder in which pictures.py trains the runs and runs the commands."""
+    """The folder in which pictures.py trains the runs and calls the commands."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

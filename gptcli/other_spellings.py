@@ -80,7 +80,7 @@ RUN: run out_dir output_dir checkpoint_dir checkpoint_path ckpt_dir ckpt_path mo
 --dtype VALUE: precision torch_dtype mixed_precision quantize quantization data_type q
 --device VALUE: accelerator device_type backend gpu_device
 """
-"""Options of the commands that load a run, and other names for them."""
+"""Options of the commands that load a run, and other names for these options."""
 
 _OPTIONS = {
     "": """

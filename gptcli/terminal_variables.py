@@ -1,7 +1,7 @@
 """Corrects TERM, COLUMNS and LINES if they are empty or impossible, before any library reads them.
 
-If the terminal is unknown, rich and readline assume that it can move the cursor. They also believe
-a width of 0 columns.
+rich and readline assume that an unknown terminal can move the cursor. If COLUMNS is 0, they use a
+width of 0 columns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _MOST = 10_000  # no terminal has more columns or lines
 
 
 def correct_terminal_variables(environ: MutableMapping[str, str]) -> None:
-    """Set TERM to `dumb` if it is missing or empty. Delete COLUMNS and LINES if they are no sizes.
+    """Set TERM to `dumb` if it is missing or empty. Delete impossible COLUMNS and LINES.
 
     With TERM=dumb, libraries print plain lines without cursor codes and colours. On Windows, TERM
     is left alone, because libraries recognise the terminals there in other ways."""
@@ -25,5 +25,5 @@ def correct_terminal_variables(environ: MutableMapping[str, str]) -> None:
 
 
 def _is_size(text: str) -> bool:
-    """Whether a text is a possible number of columns or lines: a whole number of at least 1."""
+    """Whether a text is a possible number of columns or lines: a whole number from 1 to _MOST."""
     return text.isascii() and text.isdecimal() and len(text) < 6 and 1 <= int(text) <= _MOST

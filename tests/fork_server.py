@@ -1,9 +1,9 @@
 """Runs `gptcli` in forks of a process that has imported PyTorch, so that each start is fast.
 
-The tests of gptcli's streams need a process for each case, and each import of PyTorch would take a
-second or more. `python -m tests.fork_server SOCKET` listens on a socket. Instead of `gptcli`, the
-tests start fork_client.py, which asks this process for a fork. With --slow (`make slow`), and on
-Windows, the tests start gptcli itself.
+The tests of gptcli's standard streams start a process for each case. If each process imported
+PyTorch, it would take a second longer, or more. `python -m tests.fork_server SOCKET` starts a
+server that listens on a socket. Instead of `gptcli`, the tests start fork_client.py, which asks the
+server for a fork. With --slow (`make slow`), and on Windows, the tests start gptcli itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 
 
 def stream(number: int, *, write: bool, unbuffered: bool) -> io.TextIOWrapper | None:
-    """The standard stream with the descriptor `number` (0, 1 or 2), as Python opens it when it
-    starts. Returns None if the descriptor is closed."""
+    """The standard stream `number` (0, 1 or 2), opened as Python opens it at startup.
+
+    Returns None if the descriptor `number` is closed."""
     try:
         os.fstat(number)
     except OSError:
@@ -92,7 +93,7 @@ def warm() -> None:
                 importlib.import_module(module.name)
     torch.set_num_threads(1)
     gc.collect()
-    gc.freeze()  # otherwise the garbage collector of each fork would copy all of the memory
+    gc.freeze()  # so that no fork's garbage collector copies all of the memory
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Runs of an earlier version can still be sampled, evaluated, scored and resumed.
 
 tests/old_runs/ holds the runs, and what the commands of the earlier version printed about them.
-tests/old_runs/record.py recorded them. In the two gpt2 runs, texts and scores past the context were
-recorded again after a change of gptcli: since then, a full window moves by half of its length.
+tests/old_runs/record.py recorded them. Later, gptcli changed: now a full window moves by half of
+its length. So texts and scores longer than the context were recorded again for the two gpt2 runs.
 
 The text of the runs now has another path than the one in their config.yaml. `train --resume` gets
 the new path as `data.source=NEW`. `eval` and `inspect-batch` read the path in config.yaml, so the
@@ -36,8 +36,8 @@ def expected(name: str) -> dict[str, Any]:
 
 
 def parts(name: str, *only: str) -> list[str]:
-    """The options, such as `--mlp FILE`, that name the user's files of the run `name`. If parts are
-    given in `only`, the other parts are left out."""
+    """The options, such as `--mlp FILE`, that name the user's files of the run `name`. `only` can
+    limit the options to some files."""
     files = sorted((OLD_RUNS / name).glob("*.py"))
     return [
         word

@@ -18,8 +18,8 @@ class Exercise:
     """One exercise: its name, its week and what the learner writes.
 
     `target` is the name of a class: a file that defines this class is a file for this exercise.
-    `target` is "" if no single class identifies such a file. `steps` are the names of the steps, in
-    the order in which the check numbers them."""
+    `target` is "" if no class identifies the files for the exercise. `steps` are the names of the
+    steps, in the order in which the check numbers them."""
 
     name: str
     week: str
@@ -59,7 +59,7 @@ class Exercise:
         return self._with_path(text, path)
 
     def _with_path(self, text: str, path: Path | None) -> str:
-        """`text` with the folder of `path` (default: my/) before each file that a command names."""
+        """`text`, in which commands name files in the folder of `path` (default: my/)."""
         folder = Path("my") if path is None else path.parent
 
         def placed(match: re.Match[str]) -> str:
@@ -152,7 +152,7 @@ EXERCISES = (
 
 
 def exercise_named(name: str) -> Exercise:
-    """The exercise called `name`. If there is none, raises GptcliError, which lists the names."""
+    """The exercise called `name`. An unknown name raises GptcliError, which lists all names."""
     for exercise in EXERCISES:
         if exercise.name == name:
             return exercise

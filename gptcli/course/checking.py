@@ -27,7 +27,7 @@ FOLLOW_S = 4.0  # for running a file again, to find the step at which it hangs
 
 
 def check_builtin() -> BuiltinReport:
-    """Compare each path of the builtin attention with the reference, and return the report.
+    """Compare each code path of the builtin attention with the reference; return the report.
 
     Does so on each device of this machine, in each dtype of `builtin.dtypes_on`."""
     from gptcli.course.attention.builtin import compare_paths, devices_here
@@ -39,8 +39,8 @@ def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT
     """The report on `FILE[:CLASS]`, which is checked in a worker process.
 
     The check may take at most `limit_s` seconds. If the forward of an attention does not finish in
-    this time, it runs a second time, for up to FOLLOW_S seconds, to find the step at which it
-    hangs. Raises GptcliError if there is no such file or class, or if the file cannot be used at
+    this time, the check runs forward again, for up to FOLLOW_S seconds, to find the step at which
+    it hangs. Raises GptcliError if there is no such file or class, or if the file cannot be used at
     all."""
     with Checker(limit_s) as checker:
         return checker.check(spec, exercise)
@@ -49,11 +49,11 @@ def check_file(spec: str, exercise: str = "attention", *, limit_s: float = LIMIT
 def check_files(
     specs: Iterable[str], exercise: str = "attention", *, limit_s: float = LIMIT_S
 ) -> Iterator[FileReport | GptcliError]:
-    """The report on each of `specs`, in order. One worker checks all of them.
+    """The report on each of `specs`, in order.
 
-    Because the files share it, torch is imported only once. If the worker itself hangs or crashes,
-    a new worker checks the next file. Yields a GptcliError instead of a report if a file cannot be
-    used."""
+    One worker checks all files, so torch is imported only once. If the worker itself hangs or
+    crashes, a new worker checks the next file. Yields a GptcliError instead of a report if a file
+    cannot be used."""
     with Checker(limit_s) as checker:
         for spec in specs:
             try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NONE = "there is no C compiler (`gcc` or `cc`); `pip install ziglang` installs one"
-"""Why no library can be compiled if `find_compiler` returns None."""
+"""The reason in error messages if `find_compiler` returns None."""
 
 # macOS has these two programs even if no compiler is installed. Then each of them only offers to
 # install one.
@@ -72,7 +72,7 @@ def _only_offers_to_install(path: str) -> bool:
 def _zig() -> Path | None:
     """The program `zig` in the package ziglang, or None if the package is not installed.
 
-    The package itself is not imported."""
+    Finds the package without importing it."""
     try:
         found = importlib.util.find_spec("ziglang")
     except (ImportError, ValueError):

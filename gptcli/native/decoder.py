@@ -56,7 +56,7 @@ def _shape(
     arch = config.traits
     assert has_layout(arch)
     return DecoderShape(
-        modern=arch.positions == "rotary",  # has_layout has checked that the other traits fit
+        modern=arch.positions == "rotary",  # has_layout ensures that norm and gate fit this
         qk_norm=arch.qk_norm,
         kind=_KINDS[dtype],
         L=config.n_layer,
@@ -77,9 +77,9 @@ def _shape(
 class Decoder:
     """A decoder of one network for `streams` streams, numbered from 0.
 
-    `dtype` is float32, bfloat16 or int8. If it is bfloat16, the matrices, the keys and the values
-    are bfloat16. If it is int8, the matrices have eight bits per weight and one scale per 32
-    weights, and the keys and values are bfloat16.
+    `dtype` is float32, bfloat16 or int8. With bfloat16, the matrices, the keys and the values are
+    bfloat16. With int8, the matrices have eight bits per weight and one scale per 32 weights, and
+    the keys and values are bfloat16.
     Raises MemoryError."""
 
     def __init__(
@@ -96,7 +96,7 @@ class Decoder:
         self._decoder = library.dec_new(ctypes.byref(shape), places.buffer_info()[0])
         if not self._decoder:
             raise MemoryError("no memory for the decoder")
-        # Learned positions are limited by their table. Rotary positions are limited by int32,
+        # The table of learned positions has block_size rows. Rotary positions must fit into int32,
         # because the library counts in int32.
         learned = config.traits.positions == "learned"
         self._last_position = config.block_size if learned else 2**31 - 1
@@ -113,9 +113,9 @@ class Decoder:
             self._library.dec_free(self._decoder)
 
     def feed(self, rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
-        """Feed tokens to several streams. Each row is (stream, position of its first token,
-        tokens). Afterwards, `logits(stream)` gives the logits for the token that follows the
-        stream's row. Rotary positions count from the beginning of the stream, and a token looks at
+        """Feed tokens to several streams. Each row is (stream, position of the first token,
+        tokens). Afterwards, `logits(stream)` gives the logits of the token that follows these
+        tokens. Rotary positions count from the beginning of the stream, and a token looks at
         the last W tokens. With learned positions, every position must be below W."""
         for stream, position, tokens in rows:
             assert 0 <= stream < self.streams
@@ -184,8 +184,8 @@ class Decoder:
             self._seen[first + token] = 1
 
     def copy(self, stream: int, to: int, count: int) -> None:
-        """Copy stream `stream`, whose cache holds `count` tokens, to stream `to`. The tokens that
-        `saw` recorded are not copied."""
+        """Copy stream `stream`, whose cache holds `count` tokens, to stream `to`. Does not copy the
+        stream's record of tokens (see `saw`)."""
         self._library.dec_copy(self._decoder, stream, to, count)
 
     def logits(self, stream: int) -> FloatArray:
@@ -211,8 +211,8 @@ class Decoder:
         is the position of the first token chosen for `streams[i]`. Every chosen token but the last
         is fed to its stream. `how` holds the sampling parameters of each stream, or one set for all
         streams. With `utf8`, every chosen token keeps the text valid UTF-8. `utf8` is a pair. Its
-        first part is a table, uint8 (8, V): entry (s, v) is the UTF-8 state to which token v leads
-        from state s. Its second part is the UTF-8 state of every stream of the decoder. The call
+        first part is a table, uint8 (8, V): entry (s, v) is the UTF-8 state of a text in state s
+        after token v. Its second part is the UTF-8 state of every stream of the decoder. The call
         updates the second part."""
         n, steps = len(uniform), len(uniform[0])
         assert len({*streams}) == len(streams) == len(positions) == n
@@ -257,10 +257,11 @@ class Decoder:
         return [out[i::n].tolist() for i in range(n)]
 
     def _team(self, streams: int) -> tuple[int, bool]:
-        """The number of threads, and whether each thread computes some of the streams.
+        """(the number of threads, by_stream).
 
-        If not, each thread computes some of the outputs of each product. In this case, the threads
-        have to wait for each other, but the weights are read only once for all threads."""
+        If by_stream is true, each thread computes some of the streams. If it is false, each thread
+        computes some outputs of each product. Then the threads have to wait for each other, but
+        the weights are read only once for all threads."""
         if streams > 1 and (
             self._weight_bytes <= _MOST_TO_READ_TWICE
             or (streams >= 16 * self._threads and self._weight_bytes <= _MOST_FOR_MANY_STREAMS)

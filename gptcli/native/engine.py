@@ -61,7 +61,7 @@ def shape_of(config: ModelConfig, vocab_size: int, most_tokens: int, threads: in
     arch = config.traits
     assert has_layout(arch)
     return Shape(
-        modern=arch.positions == "rotary",  # has_layout has checked that the other traits fit
+        modern=arch.positions == "rotary",  # has_layout ensures that norm and gate fit this
         qk_norm=arch.qk_norm,
         tied=arch.tied_head,
         L=config.n_layer,
@@ -81,7 +81,7 @@ def shape_of(config: ModelConfig, vocab_size: int, most_tokens: int, threads: in
 
 
 class Engine:
-    """The forward and backward passes of one network, for at most `most_tokens` (B * T) at once.
+    """The passes of one network, each with at most `most_tokens` tokens (B * T).
 
     `weights` and `gradients` are flat float32 tensors on the CPU. In both, a parameter begins at
     index `offsets[name]`. Both must exist as long as the engine. Raises MemoryError."""
@@ -127,9 +127,9 @@ class Engine:
         self, idx: Tensor, targets: Tensor, *, seed: int, scale: float, add: bool
     ) -> float:
         """The sum of the losses in nats. Also computes the gradients of this sum, times `scale`.
-        They replace the numbers in the flat tensor of gradients, or, with `add`, are added to these
-        numbers. For the same B and T, the masks of dropout depend only on `seed`, which must be at
-        least 0 and below 2**64."""
+        These gradients replace the numbers in the flat tensor of gradients. With `add`, they are
+        added to the numbers instead. For the same B and T, the masks of dropout depend
+        only on `seed`, which must be at least 0 and below 2**64."""
         return self._call(idx, targets, self._gradients.data_ptr(), seed, scale, add=add)
 
     def _call(
@@ -179,9 +179,10 @@ def adamw(
     eps: float,
     step: int,
 ) -> None:
-    """Update the weights by AdamW. `tensors` are weights, gradients, means and squares.
+    """Update the weights by AdamW.
 
-    Steps are counted from 1."""
+    `tensors` are the weights, their gradients, and the running means of the gradients and of their
+    squares. Steps are counted from 1."""
     if not tensors[0]:
         return
     arrays = [*map(_pointers, tensors), array("q", [p.numel() for p in tensors[0]])]

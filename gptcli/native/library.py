@@ -174,8 +174,9 @@ class Found:
 def find(source: Source) -> Found:
     """The loaded library, or the reason why it cannot be used. Compiles it first if necessary.
 
-    Raises GptcliError only if $GPTCLI_CACHE names the home folder of an unknown user, or if
-    $GPTCLI_CPU names an unknown kind of processor, or one whose features this processor lacks."""
+    Raises GptcliError only for two variables: if $GPTCLI_CACHE names the home folder of an unknown
+    user, or if the kind of processor in $GPTCLI_CPU is unknown or has features that this processor
+    lacks."""
     processor = usable_processor()
     if processor is None:
         return Found(None, "this is not Linux or macOS")
@@ -223,7 +224,7 @@ def start_building_training(dtype: str) -> None:
 
 
 def is_compiled(source: Source) -> bool:
-    """Whether the library is in the cache. If it is, `find` need not compile it."""
+    """Whether the library is in the cache, so that `find` need not compile the library."""
     processor = usable_processor()
     if processor is None or not processor.features >= source.required_features:
         return False
@@ -256,7 +257,7 @@ def _load(source: Source, path: Path) -> ctypes.CDLL:
 
 
 def _sources() -> list[Path]:
-    """All C files and headers: they are not divided by library, because libraries share headers."""
+    """The C files and headers of all libraries together, because libraries share headers."""
     return sorted(p for p in _HERE.rglob("*") if p.suffix in (".c", ".h"))
 
 
@@ -313,7 +314,8 @@ def _build_and_load(source: Source, processor: Processor) -> ctypes.CDLL:
 
 
 class _Builder:
-    """A running compiler, which writes to a temporary file. `wait` renames the complete file.
+    """A running compiler, which writes to a temporary file. `wait` renames this file when it is
+    complete.
 
     If the cache cannot be used, each process compiles the library into a private temporary folder.
     Raises _BuildError if the compiler cannot be started."""
@@ -415,15 +417,15 @@ before_leaving.append(_abandon_all)
 
 
 def _first_error(errors: bytes) -> str:
-    """The first line with "error" in a compiler's output, or the first line if none has it.
+    """The first line with "error" in a compiler's output, or simply the first line.
 
-    gcc writes a list of the including files before an error in a header."""
+    If an error is in a header, gcc first lists the files that include this header."""
     lines = errors.decode("utf-8", "replace").strip().splitlines() or ["without a message"]
     return next((line for line in lines if "error" in line), lines[0]).strip()
 
 
 def _remove_stale_files(folder: Path) -> None:
-    """Remove temporary files older than 20 minutes. Processes that were killed have left them."""
+    """Remove temporary files older than 20 minutes, which killed processes have left."""
     for path in folder.glob(".building-*"):
         with suppress(OSError):  # another process can have removed the file
             if path.stat().st_mtime < time.time() - 10 * _SECONDS_TO_BUILD:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LossPasses:
-    """The forward passes of one network, for at most `most_tokens` (B * T) at once.
+    """The forward passes of one network, each with at most `most_tokens` tokens (B * T).
 
     The C library must be able to train the network. The passes compute in the library's dtype.
     Raises MemoryError."""

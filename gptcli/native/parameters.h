@@ -33,8 +33,8 @@ enum {
     PER_LAYER
 };
 
-/* The numbers of parameters outside the blocks and in each block. When library.py loads a library,
- * it compares them with the lengths of the tables in Python. */
+/* How many parameters are outside the blocks, and how many are in each block. When library.py loads
+ * a library, it compares these counts with the lengths of the tables in Python. */
 int global_parameters(void) { return GLOBALS; }
 int layer_parameters(void) { return PER_LAYER; }
 

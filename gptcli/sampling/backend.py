@@ -32,8 +32,8 @@ _CHOICE_BYTES = 128  # of choose_valid_token's tensors, for each stream and toke
 class Backend:
     """The engine that samples a model, and the name of its dtype, such as "bfloat16".
 
-    The engine is the C library ("native"), PyTorch with steps that a GPU records as a CUDA graph
-    ("graph"), or plain PyTorch ("torch"); see streams.py."""
+    The engine "native" is the C library, "graph" is PyTorch with recorded CUDA graphs, and "torch"
+    is plain PyTorch; see streams.py."""
 
     engine: Literal["native", "graph", "torch"]
     dtype: str
@@ -97,9 +97,11 @@ def open_streams(
     Returns at least one stream. `table` keeps texts valid UTF-8 (valid_text.py). `sampler` chooses
     the tokens instead of the engine.
 
-    For the C library, `model` is Weights or a float32 model. For PyTorch, it is a model whose
-    branches are in the backend's dtype. Raises GptcliError (exit code 1) if the C library needs
-    more memory for one stream than is free."""
+    For the C library, `model` is Weights or a float32 model. For PyTorch, it is a GPT whose
+    branches (attention and MLP) have the backend's dtype.
+
+    Raises GptcliError (exit code 1) if the C library needs more memory for one stream than is
+    free."""
     count = min(wanted, MOST_STREAMS)
     if backend.native:
         weights = model if isinstance(model, Weights) else Weights.of(model)
@@ -170,8 +172,8 @@ def open_decoder(model: GPT | Weights, backend: Backend, threads: int) -> Decode
 def _stream_bytes(model: GPT) -> int:
     """Estimate the bytes that PyTorch needs for a stream.
 
-    A stream needs a KV cache, and the tensors that choose_token makes from the logits. If the model
-    has no cache, the stream needs the tensors of a forward pass over the window instead."""
+    A stream needs the tensors that choose_token makes from the logits. It also needs a KV cache or,
+    if the model has no cache, the tensors of a forward pass over the window."""
     config, each = model.config, model.cache_dtype.itemsize
     choice = _CHOICE_BYTES * model.vocab_size
     if model.has_cache:
@@ -186,9 +188,9 @@ def _stream_bytes(model: GPT) -> int:
 
 
 def free_memory(device: Any) -> int:
-    """Bytes that can be allocated without swapping on a torch.device, or on the CPU (None).
+    """Free memory of a torch.device, or of the CPU (None), in bytes without swapping.
 
-    Returns 8 GiB if the system does not say how much is free."""
+    Returns 8 GiB if the system does not say how much memory is free."""
     if device is not None and device.type == "cuda":
         import torch
 

@@ -12,7 +12,7 @@ from gptcli.tokenization import Tokenizer
 
 _OVERTIME = 200
 """With `to_line_end`, an answer may have up to this many tokens more than `max_new_tokens` to reach
-the end of its line. After them, it may have up to this many more to reach the end of a word."""
+the end of its line. After these tokens, it may have as many again to reach the end of a word."""
 
 
 class Conversation:
@@ -66,8 +66,8 @@ class Conversation:
         `to_line_end`, an answer that reaches `max_new_tokens` gets some more tokens to complete its
         line (see _OVERTIME). Raises GptcliError, and changes nothing, if the tokenizer does not
         know a character of the text."""
-        # First encode the text without the newline. If this fails, the error names positions in the
-        # user's text.
+        # First encode the text without the newline. So if it cannot be encoded, the error names
+        # positions in the user's text.
         ids = self._tokenizer.encode(text)
         if text and self._line_is_open and self._has_newline:
             text = "\n" + text

@@ -1,8 +1,8 @@
 """The generation loop: continues prompts with new tokens, one text at a time in each stream.
 
 A stream's text is a function of its prompt, the seed and its sample number. It does not depend on
-the other streams. With the C library this holds to the bit. PyTorch's matrix products can round
-differently if the size of the batch changes.
+the other streams. The C library computes the same bits with any number of streams. PyTorch's matrix
+products can round differently if the size of the batch changes.
 """
 
 from __future__ import annotations

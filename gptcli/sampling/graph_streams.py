@@ -73,7 +73,7 @@ class GraphStreams:
         self._graphs: dict[int, Any] = {}  # span -> graph; None if it could not be recorded
 
     def feed(self, texts: Mapping[int, Sequence[int]], *, restart: bool) -> None:
-        """Add tokens to the streams: see Streams. The model computes them in the next `run`."""
+        """Add tokens to the streams: see Streams. The next `run` feeds them to the model."""
         for stream, ids in texts.items():
             if restart:
                 self._texts[stream] = StreamTokens(list(ids))

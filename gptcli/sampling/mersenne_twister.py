@@ -1,7 +1,7 @@
 """The random numbers of a torch.Generator on the CPU, without PyTorch: the Mersenne Twister.
 
-PyTorch seeds the twister with one 32-bit number. Python's `random` seeds it with a list of such
-numbers. So this file computes the twister's state from a seed as PyTorch does, and Python's
+PyTorch seeds the twister with one 32-bit number. Python's `random` takes a list of 32-bit numbers
+as the seed. So this file computes the twister's state from a seed as PyTorch does, and Python's
 generator continues from that state.
 Source: Matsumoto and Nishimura 1998, mt19937ar.c (init_genrand).
 """
@@ -30,7 +30,7 @@ class MersenneTwister:
     def uniform(self, count: int) -> list[float]:
         """The next `count` numbers in [0, 1), equal to torch.rand(count, dtype=torch.float64).
 
-        Each number has 53 of the 64 bits of two words. The first word has the upper bits."""
+        Two 32-bit words give the 53 bits of a number. The first word gives the upper 21 bits."""
         drawn = self._random.getrandbits(64 * count).to_bytes(8 * count, "little")
         words = struct.unpack(f"<{2 * count}I", drawn)
         return [

@@ -54,7 +54,7 @@ def of_targets(logits: npt.NDArray[np.float32], targets: Sequence[int]) -> Float
     """ln p of the targets: logits (T, V), targets (T,) -> float64 (T,)."""
     exact = logits.astype(np.float64)
     top = exact.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # NaN logits of a broken model give NaN
+    with np.errstate(invalid="ignore"):  # no warning for the NaN logits of a broken model
         sums = np.log(np.exp(exact - top).sum(axis=1)) + top[:, 0]
     chosen = exact[np.arange(len(targets)), np.asarray(targets, dtype=np.int64)]
     scores: FloatArray = chosen - sums

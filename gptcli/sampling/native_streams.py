@@ -94,7 +94,7 @@ class NativeStreams:
                     text.start = text.fed = start
             rows.append((stream, text.fed - text.start, text.tokens[text.fed :]))
         self._decoder.feed(rows)
-        # Not before the feed: if an error interrupts the feed, the next call must repeat it.
+        # `fed` changes after the feed: if an error stops the feed, the next call must repeat it.
         for stream in streams:
             self._texts[stream].fed = len(self._texts[stream].tokens)
 
@@ -111,7 +111,7 @@ class NativeStreams:
             self._prefill(streams)
             positions = [len(text.tokens) - text.start for text in texts]
             count = steps - done
-            if self._width is not None:  # + 1: the last chosen token is not fed yet
+            if self._width is not None:  # + 1: the decoder does not feed the last token
                 count = min(count, self._width - max(positions) + 1)
             tokens = self._decoder.run(
                 streams,

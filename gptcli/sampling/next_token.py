@@ -1,7 +1,7 @@
 """Logits -> next token: repetition penalty, temperature, top-k, top-p, min-p, and the draw.
 
 All functions are pure functions of tensors. The C library chooses tokens by the same rules
-(native/next_token.h), and tests compare the two. Dimensions: B streams, V vocabulary.
+(native/sample/next_token.h). Tests compare the choices. Dimensions: B streams, V vocabulary.
 
 First reading: the whole file.
 """
@@ -18,7 +18,7 @@ _NEVER_DRAWN = -87.0  # e^-87 = 1.6e-38: smaller exponentials are 0 in the C lib
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Logits in which tokens that the text already has are less likely.
+    """The logits, lowered for tokens that the text already has.
 
     A positive logit of such a token is divided by the penalty. A negative logit is multiplied by
     the penalty. logits (B, V), seen bool (B, V) -> (B, V). Source: Keskar et al. 2019, CTRL,
@@ -28,7 +28,7 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Logits with -inf for all but the k largest of each row. (B, V) -> (B, V).
+    """The k largest logits of each row, and -inf for the others. (B, V) -> (B, V).
 
     Logits that are equal to the k-th largest also stay."""
     if k >= logits.shape[-1]:
@@ -38,7 +38,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Logits with -inf for all but the fewest tokens whose probabilities add up to at least p.
+    """The logits of the fewest tokens whose probabilities add up to at least p; others get -inf.
 
     The likeliest token always stays. (B, V) -> (B, V). Source: Holtzman et al. 2019, nucleus
     sampling."""
@@ -53,7 +53,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
-    """Logits with -inf for tokens with less than min_p times the highest probability.
+    """The logits of tokens with at least min_p times the highest probability; others get -inf.
 
     (B, V) -> (B, V).
 
@@ -98,8 +98,8 @@ def choose_valid_token(
 
     First chooses among all tokens. If the chosen token is not allowed, chooses again among the
     allowed tokens. So `allowed` changes the text that a seed gives only if the first choice is a
-    forbidden token. Both choices are made in one batch, so the host need not read the first
-    choice from the device."""
+    forbidden token. One call of choose_token makes both choices, so the host need not read the
+    first choice from the device."""
     logits = torch.cat((logits, logits.masked_fill(~allowed, float("-inf"))))
     uniform = torch.cat((uniform, second_number(uniform)))
     first, second = choose_token(
@@ -112,8 +112,8 @@ def choose_valid_token(
 def second_number(uniform: Tensor) -> Tensor:
     """A second number in [0, 1) for each uniform number, made from the lower 27 of its 53 bits.
 
-    Whether the first choice was allowed depends almost only on the upper bits. So the lower bits
-    are still uniform."""
+    The lower bits are uniform even if the first choice is forbidden, because the first choice
+    depends almost only on the upper bits."""
     shifted = uniform * 2.0**26
     return shifted - shifted.floor()
 

@@ -16,16 +16,16 @@ from gptcli.sampling.streams import later_windows
 
 _TOKENS_AT_ONCE = 4096
 _LONGEST_PIECE = 1024  # tokens; attention's memory grows with the square of this number
-_LARGE_VOCABULARY = 8192  # for more ids, a quarter as many tokens at once, to save memory
+_LARGE_VOCABULARY = 8192  # ids; larger vocabularies get _TOKENS_AT_ONCE / 4, to save memory
 
 
 @torch.no_grad()
 def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> Tensor:
     """The log-probability ln p of each of the T `ids`, float32 (T,).
 
-    The ids follow `start`, which has at least one token. The model predicts each token from the
-    tokens that it would look at in sampling (streams.py). The caller must put the model into
-    evaluation mode first."""
+    The whole text is `start` (at least one token) and then `ids`. The model predicts each token
+    from the tokens that it would look at in sampling (streams.py). The caller must put the model
+    into evaluation mode first."""
     text = torch.tensor([*start, *ids], dtype=torch.int64, device=model.wte.weight.device)
     if len(ids) == 0:
         return torch.empty(0)
@@ -36,7 +36,7 @@ def log_probabilities(model: GPT, start: Sequence[int], ids: Sequence[int]) -> T
 def prompt_logits(model: GPT, text: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pairs: logits, and the tokens of the text that they predict.
 
-    The pairs have the text's tokens in order, except for the first token. text (T,) -> pairs of
+    Together, the pairs have all tokens of the text but the first, in order. text (T,) -> pairs of
     logits (n, V) and tokens (n,), on the model's device."""
     return _ring_buffer(model, text) if model.wpe is None else _windows(model, text)
 

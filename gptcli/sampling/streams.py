@@ -1,7 +1,7 @@
 """The protocol of streams (texts that are generated together), and the rules of sliding windows.
 
 `Streams` has three implementations, and backend.py chooses one. The generation loop (generate.py)
-works with all of them. All three choose the same tokens, up to rounding:
+works with all three. All three choose the same tokens, up to rounding:
 
 | kind, file | used for | how it generates |
 |---|---|---|
@@ -16,11 +16,12 @@ Dimensions: B streams, T tokens, V vocabulary, W window (block_size).
 If a text is longer than the window of W tokens, the arch decides what the model looks at:
 
 - modern (rotary positions): each token looks at itself and the W - 1 tokens before it, in every
-  layer. The result is the same as recomputing the whole text under a banded causal mask of width W.
+  layer. The model would give the same result if it computed the whole text with a banded causal
+  mask of width W.
 - gpt2 (learned positions): a token's vector depends on its position in the window. So if the window
   moves, the model must recompute all tokens of the window. The window moves by W / 2 tokens at once
-  (rounded down, at least 1). It starts at the smallest multiple of this stride from which the rest
-  of the text fits into the window. A window that moves more often predicts hardly better
+  (rounded down, at least 1). It starts at the smallest multiple of this number from which the rest
+  of the text fits into the window. If it moves more often, the predictions are hardly better
   (benchmarks/LOG.md).
 """
 
@@ -52,7 +53,7 @@ def later_windows(width: int, last: int) -> tuple[list[int], int]:
     """The starts of all windows except the first, and the most tokens that one of them scores.
 
     Only models with learned positions have such windows. The model reads the text's first N tokens
-    (N is `last`). A window scores the tokens at its end that no earlier window has scored."""
+    (N is `last`). Each window scores only the tokens that no earlier window has scored."""
     starts = {window_start(length, width) for length in range(width + 1, last + 1)}
     return sorted(starts), window_stride(width)
 
@@ -81,6 +82,6 @@ class Streams(Protocol):
         With `restart` these streams forget their text and begin with the new tokens."""
 
     def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
-        """The next tokens of each of these streams: one token for each of its random numbers.
+        """The next tokens of each stream: one token for each of the stream's random numbers.
 
         All streams have equally many random numbers."""

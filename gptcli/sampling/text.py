@@ -48,8 +48,8 @@ class Continuation:
     ends a text and is not part of it."""
 
     def __init__(self, tokenizer: Tokenizer, stops: StopFilter, *, at_once: bool) -> None:
-        """With `at_once`, `take` decodes all its tokens in one piece. Use it only without stop
-        strings."""
+        """With `at_once`, `take` decodes all its tokens in one piece. Use `at_once` only
+        without stop strings."""
         self._decoder, self._stops, self._eot = tokenizer.stream(), stops, tokenizer.eot
         self._at_once = at_once
         self.tokens = 0

@@ -167,8 +167,8 @@ class TorchStreams:
         out = torch.zeros(drawn.shape[1], len(streams), dtype=torch.int64)
         self._groups = [g for g in self._groups if any(i in column for i in g.streams)]
         for group in self._groups:
-            # A stream that has ended stays in its batch. It uses the first stream's random numbers,
-            # and this method drops its tokens.
+            # A stream that has ended stays in its batch. Its tokens are drawn with the random
+            # numbers of the first stream, and then dropped.
             rows = [column.get(stream, 0) for stream in group.streams]
             for step, numbers in enumerate(drawn[rows].unbind(1)):
                 # Choose the token on the CPU, because the draw needs float64, which MPS lacks.

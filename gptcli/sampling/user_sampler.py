@@ -47,9 +47,10 @@ class UserSampler:
     ) -> int:
         """The next token of one text: logits (V,), its ids, uniform float64 () -> an id.
 
-        If the id is not one of `allowed`, bool (V,), the user's function chooses again, from logits
-        that are -inf for all other ids, as in choose_valid_token. Raises GptcliError if the user's
-        function fails."""
+        If `allowed`, bool (V,), forbids the id, the user's function chooses again, as in
+        choose_valid_token. This time, the logits of all forbidden ids are -inf.
+
+        Raises GptcliError if the user's function fails."""
         first = self._ask(logits, seen_ids, params, uniform)
         if allowed is None or allowed[first]:
             return first
@@ -89,8 +90,9 @@ class UserSampler:
         return _UserStopFilter(self, stops)
 
     def cut(self, text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
-        """Return (show, hold, stopped) from the user's cut_at_stop. Raises GptcliError if it
-        fails."""
+        """Return (show, hold, stopped) from the user's cut_at_stop.
+
+        Raises GptcliError if the user's function fails."""
         found = self._call("cut_at_stop", text, list(stops))
         try:
             show, hold, stopped = found

@@ -26,7 +26,7 @@ def table_of(tokenizer: Tokenizer) -> Table | None:
 
 
 def as_tensor(table: Table) -> Tensor:
-    """The table as a tensor, which shares its memory: uint8 (states, V)."""
+    """The table as a tensor in the same memory: uint8 (states, V)."""
     import torch
 
     return torch.frombuffer(table.cast("B"), dtype=torch.uint8).view(STATES, -1)

@@ -50,8 +50,7 @@ def chart(
     *,
     with_ends: bool = False,
 ) -> list[Text]:
-    """Draw lines over `steps` (first, last): `rows` lines of text for the curves, then the step
-    axis.
+    """A chart of curves over `steps` (first, last): `rows` lines of text, then the step axis.
 
     Later lines are drawn over earlier ones. No line of text is wider than `width` cells if `width`
     is at least eight. With `with_ends`, the picture includes the last point of each line.
@@ -126,7 +125,7 @@ def axis_labels(low: float, high: float, rows: int, dots: int) -> dict[int, str]
 
 
 def _round_units(at_most: float) -> Iterator[float]:
-    """5, 2 and 1 times 10^n: first for n = floor(log10(`at_most`)), then for n - 1 and n - 2."""
+    """5, 2 and 1 times 10^n, for n = floor(log10(`at_most`)) and for the two integers below n."""
     power = math.floor(math.log10(at_most))
     for exponent in range(power, power - 3, -1):
         yield from (digit * 10.0**exponent for digit in (5, 2, 1))
@@ -153,7 +152,8 @@ def markers(
 ) -> dict[int, int]:
     """A dict from each column to the row of the newest point in it. Rows are counted from the top.
 
-    A point gets the cell in which `curve` would draw it. Points outside the chart are left out.
+    A point's row is the row in which `curve` would draw the point. Points outside the chart are
+    left out.
     """
     (first, last), (low, high) = across, up
     rows_of = {}

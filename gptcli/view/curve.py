@@ -14,7 +14,7 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 # The ASCII characters for three heights within a cell.
 _MARKS = "'-."
 # How far the start of a curve can raise the top of the chart. The unit is the distance from the
-# lowest value to the highest one of the last three quarters of the curve.
+# lowest of all values to the highest value in the last three quarters of the curves.
 ROOM_FOR_START = 0.35
 
 
@@ -123,13 +123,13 @@ def bounds(*curves: Sequence[float], with_ends: bool = False) -> tuple[float, fl
 
 
 def _finite(curves: Iterable[Sequence[float]], begin: float) -> list[float]:
-    """The finite values of all curves, without the first part of each: a share of `begin`."""
+    """The finite values of all curves, without the first part of each (the share `begin`)."""
     return [v for c in curves for v in c[math.ceil(begin * len(c)) :] if math.isfinite(v)]
 
 
 def overlay(layers: Sequence[str]) -> tuple[str, list[int | None]]:
-    """Combine a row of several curves. Returns the text, and for each cell the index of the last
-    curve in it, or None.
+    """Merge one row of each curve into one row. Returns the row's text, and the index of each
+    cell's last curve (None for an empty cell).
 
     In braille, the dots of several curves share a cell. In ASCII, the later curve's character
     stays."""
@@ -193,7 +193,7 @@ def curve(
         row = dot_row(value, low, high, rows)
         start, stop = row, row
         if previous is not None and abs(previous - row) > 1:
-            # Draw a line to the previous value, whose own dot is already drawn.
+            # Draw a line to the previous value. Its dot is already drawn.
             start, stop = (previous + 1, row) if previous < row else (row, previous - 1)
         for y in range(max(start, 0), min(stop, rows - 1) + 1):
             if ascii_only:

@@ -48,7 +48,7 @@ def head_map(
     unicode = encoding.lower().startswith("utf")
     labels = [token_label(piece, encoding) for piece in pieces]
     label = min(_MOST_LABEL, max(map(cell_len, labels)))
-    target = label + 7  # cells for the token with the largest weight, and for its percentage
+    target = label + 7  # cells for the token with the largest weight, and for the weight in %
     numbers = any(cell_len(text) > _MOST_CELL - 1 for text in labels) or (
         max(map(cell_len, labels)) > 1
         and 6 + label + target + (max(map(cell_len, labels)) + 1) * len(labels) > width

@@ -20,9 +20,9 @@ _MAX_SAMPLE = 20_000
 def recorded_events(run: Path, *, has_time_limit: bool = True) -> Iterator[Event]:
     """The steps, evaluations and plans in metrics.jsonl, then the last sample in samples.txt.
 
-    If `has_time_limit` is false, plans are left out: --extend has removed the time limit, so they
-    no longer count. Lines that gptcli did not write are left out. A missing or unreadable file
-    counts as empty."""
+    Plans are left out if `has_time_limit` is false. In this case, --extend has removed the time
+    limit. Lines that gptcli did not write are left out, too. A missing or unreadable file counts as
+    empty."""
     best = math.inf
     with suppress(OSError):
         for line in read_lines(run / "metrics.jsonl", run):
@@ -72,14 +72,14 @@ def _norms(record: dict[str, Any]) -> tuple[float, ...]:
 
 
 def _integer(value: Any) -> int:
-    """The value if it is a plausible count. Raises TypeError if it is not."""
+    """The value if it is a plausible count. Raises TypeError for any other value."""
     if not isinstance(value, int) or not 0 <= value < 2**63:
         raise TypeError(value)
     return value
 
 
 def _number(value: Any) -> float:
-    """The value as a float; nan for None, which metrics.jsonl has in place of nan and infinity."""
+    """The value as a float. None gives nan: metrics.jsonl has null in place of nan and infinity."""
     if value is None:
         return math.nan
     if not isinstance(value, (int, float)) or abs(value) > 1e300:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from gptcli.view.token_labels import padded, short_label, token_label
 
-_CELL = 13  # cells of a guess of the logit lens: a token, a blank and a percentage
+_CELL = 13  # width of one guess by the logit lens: a token, a blank and a percentage
 _NUMBER = 8  # "   -0.12"
 
 
@@ -27,8 +27,8 @@ class HeadRow:
 def heads_table(
     rows: Sequence[HeadRow], kinds: Sequence[str], height: int, unicode: bool
 ) -> list[Text]:
-    """A table of the first `height` heads. A head's row has its kind, and its share of each of
-    `kinds` in percent."""
+    """A table of the first `height` heads. A head's row has the head's kind, and a percentage
+    for each of `kinds`."""
     widths = [max(6, len(kind)) for kind in kinds]
     head = "  ".join(f"{kind:>{wide}}" for kind, wide in zip(kinds, widths, strict=True))
     lines = [Text(f"{'layer':>5}  {'head':>4}  {'kind':<14}  {head}", style="dim")]
@@ -53,7 +53,7 @@ def lens_table(
     width: int,
     encoding: str,
 ) -> list[Text]:
-    """A table of the most likely next token after each token of the text, as each layer guesses it.
+    """A table of each layer's guesses: the likeliest next token after each token of the text.
 
     `guesses[column][t]` is a token and its probability. If not all columns fit, the table has the
     first column and the last ones."""
@@ -88,8 +88,8 @@ def path_table(
     """A table for one token: what the heads of each layer looked at, and what the model would write
     next after the layer.
 
-    `looked_at[i]` is what the heads of row i looked at. It is None for the row before the first
-    block, and for a layer whose attention weights are unknown."""
+    `looked_at[i]` has the tokens at which the heads of row i looked, and their shares. It is None
+    for the row before the first block, and for a layer whose attention weights are unknown."""
 
     def items(pairs: Sequence[tuple[bytes, float]]) -> str:
         return "".join(

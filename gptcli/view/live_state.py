@@ -22,7 +22,7 @@ KEYS = {
     ),
     "?": ("help", "help", "show or hide this help"),
 }
-"""For each key: the name of its action, the name while the action is pending, and what it does."""
+"""For each key: the name of its action, the word while the action is pending, and the help."""
 
 _NUMBERS = {
     "loss": "loss on the newest batch in nats per token; lower is better",
@@ -31,7 +31,7 @@ _NUMBERS = {
     "norm": "norm of the gradient before clipping; a jump often means an unusual batch",
     "of peak": "share of the speed that this machine reached in matrix products",
 }
-_STEPS_OF_A_WISH = 2  # a pressed key other than q counts as pending for at most this many steps
+_STEPS_OF_A_WISH = 2  # after more steps, a key other than q no longer counts as pending
 
 
 @dataclass
@@ -44,7 +44,7 @@ class LiveState:
     """A function that returns how many bytes of memory the run holds now."""
     shows_help: bool = False
     pending: dict[str, int] = field(default_factory=dict)
-    """The keys whose work is not done, with the number of steps since the key was pressed."""
+    """For each pressed key whose work is not done: the number of steps since it was pressed."""
 
     def press(self, key: str) -> None:
         """Take in a key that was pressed."""

@@ -12,10 +12,10 @@ RISES_OF_OVERFITTING = 3  # after this many rises, the live view shows overfitti
 
 
 class MemorisingNote:
-    """Tells that the validation loss has begun to rise, once after each best evaluation."""
+    """Writes a note when the validation loss begins to rise: one note for each best evaluation."""
 
     def __init__(self) -> None:
-        self._told_after: int | None = None  # the best step that the last note was about
+        self._told_after: int | None = None  # the best step when the last note was written
 
     def line(self, event: Event, status: RunStatus) -> str | None:
         """The note after this event, or None. Call `status.absorb(event)` before this."""
@@ -34,10 +34,10 @@ class MemorisingNote:
 
 
 def best_step_line(finished: Finished, status: RunStatus | None) -> str | None:
-    """The line that names the step that `gptcli sample` uses; None if this is the last step.
+    """The line about the best step, from which `gptcli sample` samples.
 
-    Also None if the run diverged. If the run has only memorised the text since that step, the line
-    says so."""
+    None if the last step is the best one, or if the run diverged. If the run has only memorised the
+    text since the best step, the line says so."""
     best = finished.best_step
     if best is None or best >= finished.step or finished.stopped == "diverged":
         return None
@@ -51,8 +51,7 @@ def best_step_line(finished: Finished, status: RunStatus | None) -> str | None:
 
 
 def overfitting(status: RunStatus) -> str | None:
-    """The note that a run overfits, because its validation loss rises or no longer improves; else
-    None."""
+    """A note if the run overfits: its validation loss rises or no longer improves. Else None."""
     best = status.best
     if best is None:
         return None

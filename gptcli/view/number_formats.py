@@ -91,7 +91,7 @@ def eta_seconds(steps_left: int, steps: int, seconds: float) -> float | None:
 
 
 class StepRate:
-    """Measures steps per second over about the last minute. Evaluations are part of this time.
+    """Measures steps per second over about the last minute, which includes evaluations.
 
     The first step of this process only starts the clock, and its time is not counted, because it
     can include a compilation. Steps before a resume are not counted, either.
@@ -111,7 +111,7 @@ class StepRate:
             self._marks.append(self._latest)
 
     def eta(self, max_steps: int) -> float | None:
-        """Seconds until `max_steps` are done; None before the second mark."""
+        """Seconds until `max_steps` are done; None before the second call of `mark`."""
         if not self._marks:
             return None
         (first_step, first), (step, now) = self._marks[0], self._latest

@@ -269,7 +269,7 @@ def samples_block(status: RunStatus, console: Console, width: int, height: int) 
     newest = sample_block(status, console, width, height - slots * each)
     lines = list(newest)
     for slot in range(slots):
-        # Spread over the earlier samples, from the newest to the first.
+        # The slots show evenly spread samples, from the newest to the first.
         at = len(earlier) - 1 - round(slot * (len(earlier) - 1) / max(1, slots - 1))
         sample = earlier[at]
         room = min(width - 3, WIDEST_TEXT)

@@ -52,12 +52,12 @@ SECONDS_APART = 60.0  # the longest time between two printed lines
 
 
 class PlainView:
-    """Prints about thirty lines in a run, but at least one a minute, unless a step takes longer.
+    """Prints about thirty lines in a run. If steps are fast enough, prints at least one a minute.
 
     For some kinds of event, PARTS says into how many equal parts the steps of a run are divided. In
     each part, the first event of the kind is printed (for StepDone, the first logged step). The
-    step line, the evaluation and the sample of the last step are printed, too. Of the notices, all
-    warnings and the first MOST_NOTICES others are printed. Events of other kinds are always
+    step line, the evaluation and the sample of the last step are printed, too. All warnings are
+    printed, but only the first MOST_NOTICES of the other notices. Events of other kinds are always
     printed. metrics.jsonl has all logged steps and evaluations, and samples.txt has all samples.
     """
 
@@ -66,7 +66,7 @@ class PlainView:
         self._status = RunStatus()
         self._memorising = MemorisingNote()
         self._notices = 0
-        # kind of event -> the part of the run to which its last printed event belongs
+        # kind of event -> the part of the run in which such an event was last printed
         self._part: dict[type[Event], int] = {}
         self._last_line = self._last_event = time.monotonic()
 
@@ -113,8 +113,8 @@ class PlainView:
         if isinstance(event, StepDone) and not event.logged and not late:
             return False
         part = parts * step // steps
-        # The best checkpoint draws the sample after the last step. So this sample can belong to an
-        # earlier step.
+        # The sample after the last step comes from the best checkpoint. So this sample can belong
+        # to an earlier step.
         last = self._status.current_step >= steps and isinstance(event, ALWAYS_AT_END)
         if part <= self._part.get(type(event), -1) and not last and not late:
             return False
@@ -139,7 +139,7 @@ class PlainView:
 
 
 def plain_lines(event: Event, status: RunStatus, encoding: str = "utf-8") -> list[str]:
-    """The log lines of one event. Call `status.absorb(event)` before this.
+    """The log lines of one event. Call `status.absorb(event)` first.
 
     Lines are shorter than 80 columns, except notices, diagnoses and hints. Two blanks separate the
     fields. A field begins with its name, or ends with its unit.

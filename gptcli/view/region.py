@@ -4,8 +4,8 @@ rich.live is not used, for three reasons. It erases all lines before it draws th
 It hides the cursor for the whole run. It draws in the wrong rows after the window has become
 narrower.
 
-A Region overwrites its lines, so nothing flickers. It finds their rows even after a narrower window
-has wrapped them. If the process is killed, the terminal stays usable.
+A Region overwrites its lines, so nothing flickers. If a window becomes narrower and wraps the
+lines, the Region still finds their rows. If the process is killed, the terminal stays usable.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class _Codes:
 
 
 class _Frame:
-    """The lines of the region. Erases the rest of each row. Leaves the cursor below the lines."""
+    """Draws the lines of the region, and erases the rest of the row behind each line.
+
+    Leaves the cursor below the lines."""
 
     def __init__(self, lines: list[Text]) -> None:
         self.lines = lines
@@ -55,10 +57,10 @@ class Region(RenderHook):
     """Shows, at the bottom of the terminal, the lines that `draw(width, height)` returns.
 
     `draw` must return at most `height` lines of at most `width` cells. While the region is open,
-    output to the console appears above the region, and so does output to sys.stdout and sys.stderr
-    if they are terminals. The last column and the last row stay free. The cursor waits at the start
-    of the row below the region. If the terminal echoes ^C in this row, the next frame paints over
-    it.
+    output to the console appears above the region. If sys.stdout or sys.stderr is a terminal, its
+    output also appears above the region. The last column and the last row stay free. The cursor
+    waits at the start of the row below the region. If the terminal echoes ^C in this row, the next
+    frame paints over the ^C.
     """
 
     def __init__(self, console: Console, draw: Callable[[int, int], list[Text]]) -> None:

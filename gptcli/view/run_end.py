@@ -93,8 +93,8 @@ def run_end_lines(
 def last_lines(
     finished: Finished, status: RunStatus, console: Console, *, ending: str | None = None
 ) -> list[Text]:
-    """The curve, a sample and the summary. Together with the next prompt, they fit into the
-    window."""
+    """The curve, a sample and the summary. The window has room for these lines and the shell's
+    next prompt."""
     summary = run_end_lines(finished, status, ending=ending, encoding=console.encoding)
     size = console.size
     rows = rows_on_screen([line.cell_len for line in summary], size.width)
@@ -118,7 +118,7 @@ def next_lines(run: Path, options: Sequence[str] = (), width: int = 100) -> list
 
 
 def unfinished_line(status: RunStatus) -> Text | None:
-    """The last line about a run that an error or a second Ctrl-C ended; None if it made no step."""
+    """The last line about a run that an error or a second Ctrl-C ended; None without a step."""
     if status.step is None or status.started is None:
         return None
     step, max_steps = human_count(status.step.step), human_count(status.max_steps)

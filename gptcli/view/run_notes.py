@@ -25,7 +25,7 @@ class Note:
 
 
 class RunNotes:
-    """Collects the newest note of each kind. The note on overfitting is an argument of `shown`."""
+    """Collects the newest note of each kind. The caller of `shown` adds the note on overfitting."""
 
     def __init__(self) -> None:
         self._notes: dict[str, Note] = {}
@@ -50,7 +50,7 @@ class RunNotes:
             self._notes["spike"] = Note(event.short, SECOND)
 
     def shown(self, overfits: str | None, most: int) -> list[Note]:
-        """At most `most` notes, those of the most important kinds. `overfits` is the text of the
+        """At most `most` notes, the most important kinds first. `overfits` is the text of the
         note on overfitting, which comes first; None: no such note."""
         notes = dict(self._notes)
         if overfits is not None:

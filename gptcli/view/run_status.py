@@ -89,7 +89,7 @@ class RunStatus:
             self.finished = event
 
     def recall(self, event: Event) -> None:
-        """Take in an event of an earlier part of the run, which does not count for the speed."""
+        """Take in an event of an earlier part of the run. The speed leaves this part out."""
         speed, self.step_rate = self.step_rate, StepRate()
         self.absorb(event)
         self.step_rate = speed
@@ -104,8 +104,8 @@ class RunStatus:
     def only_memorises(self) -> bool:
         """Whether the run has only memorised the training text since its best evaluation.
 
-        This is so if the loss on the training text fell since then, while the validation loss is
-        over 2 % above the best one or has not improved for two evaluations."""
+        Both must be true. The loss on the training text fell since that evaluation. The validation
+        loss is over 2 % above the best one, or has not improved for two evaluations."""
         best, last = self.best, self.evaluated
         if best is None or last is None or self.recent_loss is None:
             return False

@@ -64,11 +64,11 @@ SORT_KEYS: dict[str, Callable[[RunRow], Any]] = {
     "params": lambda row: row.parameters,
     "when": lambda row: row.when,
 }
-"""For each column: the value of a row that decides its place if the column sorts the rows."""
+"""For each column: the value of a row by which this column sorts the rows."""
 
 
 def sorted_rows(rows: Sequence[RunRow], order: Order) -> list[RunRow]:
-    """The rows in this order. Rows without a value in the column come last in both directions."""
+    """The rows sorted as `order` says. Rows without a value in its column always come last."""
     key = SORT_KEYS[order.column]
 
     def is_known(row: RunRow) -> bool:

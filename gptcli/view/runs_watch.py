@@ -12,8 +12,8 @@ from gptcli.view.glyphs import LABEL
 from gptcli.view.runs_table import SORT_KEYS, Order, RunRow, runs_table
 
 FIRST_ORDER = {"run", "status", "loss", "val", "best"}
-"""The columns that are sorted from low to high when the user chooses them. All others are sorted
-from high to low. The key r then reverses the order."""
+"""The columns that are sorted from low to high when the user chooses them. All other
+columns are sorted from high to low. The key r then reverses the order."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def watch_lines(
 ) -> list[Text]:
     """The screen in at most `height` lines: the table, a blank line, a summary, and the keys.
 
-    If not all rows fit, shows the newest rows. If the user chose an order, shows its first rows."""
+    If not all rows fit, shows the newest rows, or the first rows in the order that the user
+    chose."""
     if height < 1:
         return []
     footer = _footer(watched, width, has_keys)[: max(0, height - 3)]

@@ -20,13 +20,13 @@ from gptcli.view.run_status import RunStatus
 from gptcli.view.safe_text import clean
 
 REFRESH_SECONDS = 0.25
-DRAWING_SHARE = 0.02  # the largest share of the time that drawing after steps can take
+DRAWING_SHARE = 0.02  # drawing after steps takes at most this share of the time
 TALL = 15  # rows; a window this high keeps LINES_ABOVE rows free for the newest notes
 LINES_ABOVE = 2
 
 
 class LiveView:
-    """Shows a panel at the bottom of the terminal during training, and a few lines after its end.
+    """Shows a panel at the bottom of the terminal during training. A few lines stay afterwards.
 
     Use it as a context manager and pass every event to `handle`, which also draws. Steps redraw the
     panel at most four times a second, in at most 2 % of the time. A key or a notice redraws it at
@@ -124,7 +124,7 @@ def is_live(console: Console) -> bool:
 def open_view(console: Console, live: LiveState | None = None) -> LiveView | PlainView:
     """The live view if the console is a terminal, else plain lines.
 
-    A terminal without cursor control (TERM=dumb or an old Windows console) gets plain lines. So
-    does a pipe, even if FORCE_COLOR asks for colours.
+    A terminal without cursor control (TERM=dumb or an old Windows console) gets plain lines. A pipe
+    always gets plain lines, even if FORCE_COLOR asks for colours.
     """
     return LiveView(console, live) if is_live(console) else PlainView(console)

@@ -14,7 +14,7 @@ def token_label(piece: bytes, encoding: str = "utf-8") -> str:
     """A token on one line. Blanks are visible. A byte of an incomplete character becomes text
     such as `\\xe2`.
 
-    If `encoding` is not a Unicode encoding, the signs that the label adds are ASCII."""
+    If `encoding` is not a Unicode encoding, blanks become ASCII, such as `_` and `\\n`."""
     text = piece.decode("utf-8", "backslashreplace")
     signs = _SIGNS if encoding.lower().startswith("utf") else _PLAIN
     return clean("".join(signs.get(c, c) for c in text), encoding) or '""'
@@ -26,6 +26,6 @@ def short_label(piece: bytes, width: int, encoding: str = "utf-8") -> str:
 
 
 def padded(text: str, width: int, *, right: bool = False) -> str:
-    """The text filled with blanks up to `width` cells: after the text, or before it if `right`."""
+    """The text, filled with blanks up to `width` cells. With `right`, the blanks come first."""
     blanks = " " * max(0, width - cell_len(text))
     return blanks + text if right else text + blanks

@@ -1,5 +1,6 @@
 """Draws tokens in a terminal: as coloured tiles above their ids, and the vocabulary in columns.
-There are gaps between tiles, and blanks within them are visible. So nothing is shown by colour
+
+There are gaps between tiles, and each blank in a token has a mark. So nothing is shown by colour
 alone.
 """
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 def waiting(what: str) -> Iterator[Callable[[str], None]]:
     """Show `what` and three dots on the terminal (stderr) while the block runs.
 
-    Gives the block a function that replaces the text, for example by a count of what is done.
+    The block gets a function that shows another text instead, for example a count.
     Output to the terminal appears above the line. A terminal without cursor control keeps the line.
     A file or a pipe gets nothing."""
     if not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""Token shards on the command line: how to write them, train on them and resume, also at a URL."""
+"""Token shards, in folders and at URLs: commands that write them, train on them and resume."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def tokens(cli: Any, here: Path) -> Path:
 def test_a_run_stopped_and_resumed_equals_one_that_was_not(
     engine: str, cli: Any, tokens: Path
 ) -> None:
-    """A run begins with a folder of shards. Then the folder moves, and the run resumes with the
-    URL of the folder's new place."""
+    """A run starts from a folder of shards. Then the folder is moved, and the run resumes from a
+    URL with the folder's new path."""
     words = ("train", "tiny", *TINY, f"run.engine={engine}", "train.max_steps=20")
     whole = cli(*words, "data.source=tokens", "--out", "runs/whole")
     assert whole.code == 0, whole.err
@@ -113,8 +113,8 @@ def test_what_cannot_be_trained_on(cli: Any, tokens: Path) -> None:
 def test_damaged_shards_are_refused_as_a_damaged_text_is(
     file: str, said: str, cli: Any, here: Path, tokens: Path
 ) -> None:
-    """Damaged shards give exit code 2, as a damaged .gz file does, because no run has started
-    yet."""
+    """Damaged shards give exit code 2, as a damaged .gz file does: gptcli reads both before a run
+    starts."""
     content = (tokens / file).read_bytes()
     (here / "text.txt.gz").write_bytes(b"\x1f\x8b\x08\x00 no gzip")
     text = cli("train", "tiny", "data.source=text.txt.gz", "--out", "runs/x")

@@ -40,7 +40,7 @@ LENGTH = 1000  # tokens
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let blocks have 50 tokens and shards 150, so that a short text has many blocks and shards."""
+    """A block has 50 tokens and a shard 150, so that a short text has many blocks and shards."""
     for module in ("shards", "pooled_order", "shard_writing"):
         monkeypatch.setattr(f"gptcli.corpus.{module}.BLOCK_TOKENS", 50)
     monkeypatch.setattr("gptcli.corpus.shard_writing.SHARD_TOKENS", 150)
@@ -153,7 +153,7 @@ def test_an_epoch_predicts_no_token_twice_and_leaves_few_out(place: str, pool: i
 def test_the_order_depends_on_the_seed_alone(place: str, tmp_path: Path) -> None:
     tokens = opened(place)
     whole = PooledEpochs("7", tokens, 8, 4).starts(0, 400)
-    # A new object that reads only a part gives the same part of the order.
+    # A new object gives the same windows, wherever it starts.
     for first, count in ((0, 1), (99, 3), (137, 200), (399, 1)):
         assert PooledEpochs("7", tokens, 8, 4).starts(first, count) == whole[first : first + count]
     other = opened(written(str(tmp_path / "other")), kept=4)
@@ -426,5 +426,5 @@ def test_a_file_that_is_too_large_is_not_read() -> None:
 def test_names_are_urls_or_paths() -> None:
     assert remote.is_url("s3://bucket/x")
     assert not any(map(remote.is_url, ("C:/texts", "C:\\texts", "folder/x.txt", "a:b", "//x")))
-    # Another value would change the order of the batches in every run.
+    # Another block size would change the order of the batches in every run.
     assert BLOCK_TOKENS == 1 << 21

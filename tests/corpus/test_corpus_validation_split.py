@@ -88,8 +88,8 @@ def test_every_hint_works(tokens: int, val_fraction: float, block_size: int) -> 
         assert train == train_tokens(tokens, val_fraction) > block_size
         assert val_fraction == 0 or tokens - train >= 2
         return
-    # Each suggestion of the hint works without the others, but two suggestions that are joined by
-    # `and` work only together.
+    # Each suggestion of the hint works alone. But if `and` joins two suggestions, they work only
+    # together.
     block = re.search(r"block_size to (\d+)", hint)
     fraction = re.search(r"(?:lower|raise) data.val_fraction to ([\d.e-]+)", hint)
     if " and " in hint:

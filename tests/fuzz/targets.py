@@ -94,9 +94,10 @@ class Target:
     1."""
 
     def accepts(self, value: Any) -> bool:
-        """Return whether the target accepts the input: false if it raises a GptcliError. Raise
-        ValueError if this error has no message or a very long one. Other errors of the target are
-        raised."""
+        """Return True if the target accepts the input, False if it raises a GptcliError.
+
+        Raise ValueError if the message of the GptcliError is empty or very long. Any other error of
+        the target passes through."""
         with no_longer_than(SECONDS):
             try:
                 self.feed(value)
@@ -133,8 +134,8 @@ def _configs() -> list[Target]:
         st.text(max_size=60),
         edited(default).map(lambda data: data.decode("utf-8", "replace")),
         sections.map(lambda values: yaml.safe_dump(values, allow_unicode=True)),
-        # PyYAML takes a tenth of a second for inputs that are nested more deeply. `interesting.py`
-        # has a few such inputs.
+        # At most 60 bytes: PyYAML takes a tenth of a second for an input with deeper nesting.
+        # `interesting.py` has a few longer inputs.
         nested.map(lambda data: data[:60].decode()),
     )
     overrides = st.lists(st.tuples(key, value).map("=".join) | st.text(max_size=10), max_size=4)
@@ -399,7 +400,7 @@ def _cache(folder: Path) -> Target:
 
     def sealed(value: Any) -> bytes:
         if isinstance(value, dict):
-            # JSON turns all keys into text. Without this, keys of several types could not be
+            # Turn all keys into text, as JSON does, because keys of several types cannot be
             # sorted.
             value = json.loads(json.dumps(value))
             value["sha256"] = cache._meta_sha256(value)

@@ -37,8 +37,7 @@ def unproven(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def base(cli: Any, text_file: Path, tmp_path: Path) -> Any:
-    """base("gpt2") trains a run with this arch and returns its path. Other runs can be fine-tuned
-    from it."""
+    """base("gpt2") trains a run with this arch, as the base of fine-tuning. Returns its path."""
 
     def make(arch: str) -> Path:
         run = tmp_path / "base"
@@ -101,8 +100,8 @@ def test_an_export_of_an_import_gives_the_same_files(
 
 @pytest.mark.usefixtures("unproven")
 def test_a_layer_that_peft_trained_as_one_is_taken_apart(base: Any, tmp_path: Path) -> None:
-    """For GPT-2, peft adapts query, key and value together, with a single A. The scale in this
-    adapter is that of rank-stabilised LoRA."""
+    """peft adapts GPT-2's c_attn as one layer: query, key and value share one matrix A. The scale
+    in this adapter is that of rank-stabilised LoRA."""
     origin, folder = base("gpt2"), tmp_path / "adapter"
     generator = torch.Generator().manual_seed(1)
     folder.mkdir()

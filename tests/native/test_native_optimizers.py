@@ -74,9 +74,9 @@ def steps(optimizers: tuple[Muon, ...], count: int, seed: int = 5) -> None:
 
 
 def agrees_with_pytorch(library: ctypes.CDLL) -> None:
-    """Assert that the C library's error against float64 is at most 1.5 times that of PyTorch, plus
-    a small number. In bfloat16, the result of Newton-Schulz differs from that in float64 by about 1
-    %. Momentum is not rounded to bfloat16, so it must be equal up to float32's rounding."""
+    """Assert that the C library's error against float64 is at most 1.5 times PyTorch's error, plus
+    a small number. In bfloat16, the result of Newton-Schulz has an error of about 1 %. Momentum is
+    not rounded to bfloat16, so it must equal float64's momentum up to float32's rounding."""
     fast, plain, exact, *optimizers = muons(library, SHAPES)
     before = [p.clone() for p in fast]
     little = 1e-5 if dtype_of(library) == torch.float32 else 0.01

@@ -1,7 +1,7 @@
 """The page of a model in Chromium: its controls work, it writes the correct texts, logs no error,
 makes no request, and axe-core finds no fault.
 
-Needs playwright (extra `interop`) and Chromium or Chrome, and axe-core in build/axe (`make
+Needs playwright (extra `interop`), a browser (Chromium or Chrome), and axe-core in build/axe (`make
 browser`).
 """
 
@@ -53,8 +53,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def written(once: Once) -> Any:
-    """written(kind) returns the path of the page of a model. The page has samples and losses. It is
-    written at the first call only."""
+    """written(kind) returns the path of a model's page, which has samples and losses.
+
+    Only the first call for a kind writes the page."""
 
     def build(kind: str) -> Path:
         def write(folder: Path) -> None:
@@ -181,7 +182,7 @@ def test_every_control_works_without_an_error_or_a_request(
     assert opened.text("#output") == after_a_pause
     # The tokens react to the mouse pointer and to keys.
     tokens = tab.query_selector_all("#strip .token")
-    # The last token is chosen. No token comes after it, so the note on later tokens is hidden.
+    # The last token is selected. No token comes after it, so the note on later tokens is hidden.
     assert tab.is_hidden("#later-help")
     tokens[0].hover()
     assert tab.is_visible("#later-help")

@@ -48,8 +48,7 @@ def alone(
     count: int,
     stops: Sequence[str] = (),
 ) -> Sample:
-    """The sample that `gptcli sample` writes for a prompt if it writes nothing else at the same
-    time."""
+    """A sample that is generated alone, as `gptcli sample` generates it for a single prompt."""
     from gptcli.sampling.generate import SampleRequest
 
     streams = loaded.open_streams(1, params)

@@ -2,9 +2,9 @@
 
     python forked_stops.py FOLDER KEY=VALUE ...
 
-Each training runs in a fork of this process. This process has imported all modules and computed
-nothing, so each training starts at once. The program prints the exit code of each training, and the
-step from which it was resumed.
+Each training runs in a fork of this process. It starts at once, because this process has already
+imported all modules. This process computes nothing itself. The program prints the exit code of each
+training, and the step from which it was resumed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import gptcli.cli
 import gptcli.training.setup
 from gptcli.training import evaluate, loop
 
-# Each stop is (event, step, signal). The process gets the signal after the caller has received this
-# event of this step. "evaluation" is no event: the signal comes between two batches of the
-# evaluation after this step.
+# Each stop is (event, step, signal). The process gets the signal after the caller has received the
+# event of the step. "evaluation" is no event: here the signal comes between two batches of the
+# evaluation after the step.
 STOPS = (
     ("StepDone", 7, "SIGKILL"),
     ("Evaluated", 10, "SIGKILL"),

@@ -22,9 +22,9 @@ from gptcli.course.lesson import CheckFailed
 from gptcli.course.report import Check
 from gptcli.errors import GptcliError
 
-# With one token, each head has one attention weight, which is 1. Attention dropout sets the whole
-# head to 0. Dropout on the output sets single channels to 0. It sets all 16 channels of a head to 0
-# only once in 65,000 times.
+# With one token, each head has one attention weight, which is 1. If attention dropout drops this
+# weight, the whole head is 0. Dropout on the output drops single channels. It drops all 16 channels
+# of a head only once in 65,000 times.
 ONE_TOKEN = Case(B=64, T=1, H=2, D=16, block_size=4, bias=False)
 DROPOUT = 0.5
 # Values to which attention code rarely applies dropout, in the order in which forward computes
@@ -33,7 +33,7 @@ _EARLY = {"x": "x", "q": "the queries", "k": "the keys", "v": "the values"}
 
 
 def notes(learner: LearnerAttention) -> list[Check]:
-    """The notes: the convention, dropout, masks that are plain tensors, block_size, bfloat16."""
+    """Notes on the convention, dropout, masks that are plain tensors, block_size and bfloat16."""
     found: list[Check] = [*_convention(learner), _dropout(learner)]
     built = learner.build(USUAL)
     if plain := _kept_tensors(learner, built.module):
@@ -162,7 +162,7 @@ def _place_of_rounding(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def _dropout(learner: LearnerAttention) -> Check:
-    """The check of dropout in training: where it acts, and whether it scales what it keeps."""
+    """The check of dropout in training: which values it drops, and whether it scales the others."""
     try:
         built = learner.build(ONE_TOKEN, dropout=DROPOUT)
         built.projections.output.set_weight(torch.eye(ONE_TOKEN.C, dtype=torch.float64))
@@ -174,7 +174,7 @@ def _dropout(learner: LearnerAttention) -> Check:
         options = {"use_dropout": True} if learner.takes_use_dropout else {}
         torch.manual_seed(0)
         y = learner.run(built.module.train(), x.clone(), **options)
-        ratio = y / built.reference(x)  # 0 if dropped, else the factor by which dropout scales
+        ratio = y / built.reference(x)  # 0 for dropped values, dropout's scale for the others
         forward, drops = dropped_values(learner)
     except CheckFailed as failed:
         return _note("dropout", f"cannot be checked in training: {failed.message}")

@@ -22,9 +22,8 @@ class Projection:
     """One linear map of a module: weight (C, C), and bias (C,) or None.
 
     If `views` is empty, weight and bias are views of the module's parameters. Otherwise weight and
-    bias are copies. Then `views` are views of the parameters that hold the same numbers, and
-    `biases` are those `views` that belong to the bias. `write` writes another weight into the
-    parameters."""
+    bias are copies, `views` are the views of the parameters with the same numbers, and `biases` are
+    the views that belong to the bias. `write` writes another weight into the parameters."""
 
     weight: Tensor
     bias: Tensor | None
@@ -89,7 +88,7 @@ class ProjectionError(Exception):
     """The projections of a module cannot be recognised, or one of them is wrong.
 
     `slug` names the mistake. `unnamed` is true if the module has weights with unknown names.
-    `missing` is "input" or "output" if a projection is missing. `output` is true if the output
+    `missing` says which projection is missing: "input" or "output". `output` is true if the output
     projection is wrong or missing.
     """
 

@@ -3,13 +3,13 @@
 The line with the mistake often comes before the line at which wrong numbers appear. The first of
 these rules that applies decides:
 1. If the caller knows the number in the hidden scores (`fill`): the line of the constant with that
-   number, else the line that writes the number into the scores.
+   number. If there is no such constant, the line that writes the number into the scores.
 2. If the caller knows the wrong operation (`search=False`): its line. If the call spans several
    lines, the line of the argument that belongs to the step.
 3. Otherwise one function for each step searches for the wrong operation. The wrong operation is the
    first that turns correct numbers into wrong ones, or puts correct numbers in an order that no
    step needs.
-   For step 5, this function is in quoted_mask_line.py. The line is, in this order:
+   For step 5, this function is in quoted_mask_line.py. The line is the first of these that exists:
    a. for a mask that the module keeps: the line of the constructor that makes it;
    b. for a missing output projection: the last return;
    c. for a call over several lines: the line of the argument;
@@ -71,8 +71,8 @@ def line_to_quote(
     """The line of the learner's file to quote, or None. The docstring of this file has the rules.
 
     Wrong numbers appear in operation `index`. `values` are the values that the mistake gives, if
-    the bank knows the mistake. `fill` has the number in the hidden scores, and the index of the
-    operation that wrote it. Pass `search=False` if operation `index` itself is the wrong one."""
+    the bank knows the mistake. `fill` is (number, index): operation `index` writes this number into
+    the hidden scores. Pass `search=False` if operation `index` itself is the wrong one."""
     path = forward.learner.file.path
     if fill is not None:
         line = forward.line(fill[1])
@@ -117,10 +117,10 @@ def _search(
 
 
 def _line_of_call(forward: ComparedForward, operation: Operation) -> int | None:
-    """The line of the operation, or the line that calls the learner's function with the operation.
+    """The line of the operation, or the line that calls its function.
 
-    If another call of this function gives correct values, the mistake is in the call, not in the
-    function."""
+    If another call of the learner's function gives correct values, the mistake is in the call, not
+    in the function."""
     for other in forward.trace.operations:
         same = (other.line, other.name) == (operation.line, operation.name)
         values = forward.found.values_of_operation.get(other.index, [])
@@ -134,7 +134,9 @@ def _line_of_call(forward: ComparedForward, operation: Operation) -> int | None:
 def _wrong_operation(
     forward: ComparedForward, step: int, slug: str, values: Values | None
 ) -> OperationOrAttribute:
-    """The operation that does `step` wrongly, and the attribute with a wrong mask; None if none."""
+    """The operation that does `step` wrongly, and the attribute with a wrong mask.
+
+    Each of the two can be None."""
     if step == 1:
         if slug == "weight-transposed" and values is not None:
             return _first_use_of_weight(forward, values), None
@@ -169,7 +171,7 @@ def _wrong_operation(
 
 
 def _wrong_scores(forward: ComparedForward, slug: str) -> Operation | None:
-    """The first operation before the product that changes the numbers of queries or keys."""
+    """Before the product: the first operation that changes the numbers of queries or keys."""
     if slug not in ("scores-of-cosines", "step-4"):
         return None
     useful = _sources_of_right_values(forward)
@@ -187,7 +189,7 @@ def _wrong_scores(forward: ComparedForward, slug: str) -> Operation | None:
 
 
 def _sources_of_right_values(forward: ComparedForward) -> set[int | None]:
-    """The indices of the operations whose results go into an operation with correct results."""
+    """The indices of the operations whose results are inputs of operations with correct results."""
     return {
         source
         for operation in forward.trace.operations
@@ -199,14 +201,14 @@ def _sources_of_right_values(forward: ComparedForward) -> set[int | None]:
 def _wrong_output(forward: ComparedForward) -> Operation | None:
     """The first operation that turns the weighted values or the output into other numbers.
 
-    The output projection is also wrong if its input is neither the weighted values nor the merged
+    Also finds an output projection whose input is neither the weighted values nor the merged
     heads."""
     weight, useful = forward.p.parts.output.weight, _sources_of_right_values(forward)
     for operation in forward.trace.operations:
         if operation.name in LAYOUT or operation.name in COPIES or operation.index in useful:
             continue
         if operation.name == "__setitem__":
-            continue  # one token of an output that is not yet complete
+            continue  # writes one token into an output that is not complete yet
         names = {value_in(x, forward.found, forward.p.T) for x in operation.inputs if x.dim() >= 2}
         if any(x.shape == weight.shape and torch.equal(x, weight) for x in operation.inputs):
             wrong = operation.name == "linear" and not names & {"mixed", "merged"}
@@ -274,13 +276,13 @@ def _before_layout(forward: ComparedForward, operation: Operation) -> Operation:
             break
         right = torch.stack([table.locate(x.double()) >= 0 for table in tables]).any(0)
         if bool(right.all()):
-            break  # this operation takes wrong pieces of right numbers
+            break  # the input is right, so `operation` takes wrong pieces of it
         operation = forward.trace.operations[source]
     return operation
 
 
 def _late_scaling(forward: ComparedForward) -> Operation | None:
-    """The first operation after the scores that multiplies its input by 1 / sqrt(head_dim)."""
+    """After the scores: the first operation that multiplies its input by 1 / sqrt(head_dim)."""
     start = forward.found.completed_at.get("raw", -1)
     for operation in forward.trace.operations[start + 1 :]:
         if operation.name in LAYOUT or operation.name in COPIES or not operation.outputs:
@@ -319,8 +321,8 @@ def _wrong_split(forward: ComparedForward, letters: str) -> Operation | None:
 def _wrong_scaling(forward: ComparedForward) -> Operation | None:
     """The operation that multiplies queries, keys or scores by a constant.
 
-    If several operations do so, returns the first for queries and keys, but the last for scores. If
-    none does, returns the operation that computes the scores."""
+    Returns the first operation that multiplies the queries or the keys. If there is none, returns
+    the last operation that multiplies the scores, or else the one that computes them."""
     values = forward.values
     unscaled = values.qh @ values.kh.transpose(-1, -2)
     for right in (values.q, values.k):
@@ -375,7 +377,7 @@ def _wrong_softmax(forward: ComparedForward, slug: str) -> Operation | None:
     """The first operation whose input can lead to the correct weights, but whose result cannot.
 
     Scores, exponentials, and the sums or maxima of their rows can lead to the correct weights. If
-    there is no such operation, returns the last operation whose result can lead to them."""
+    there is no such operation, returns the last one whose result can lead to these weights."""
     latest = None
     for operation in forward.trace.operations:
         if operation.name in LAYOUT or operation.name in COPIES:
@@ -399,7 +401,7 @@ def _wrong_softmax(forward: ComparedForward, slug: str) -> Operation | None:
             ):
                 return operation
             used = any(operation.index in later.sources for later in forward.trace.operations)
-            if used or latest is None:  # a sum that nothing uses does not make weights
+            if used or latest is None:  # an unused result makes no weights
                 latest = operation
     return latest
 
@@ -420,7 +422,9 @@ def _leads_to_right_weights(x: Tensor, forward: ComparedForward) -> bool:
 
 
 def _leads_to_right_row(x: Tensor, forward: ComparedForward) -> bool:
-    """Whether x leads to one row of correct weights per sequence, as in a loop over tokens."""
+    """Whether a softmax of x, or x divided by its sum, gives one token's correct weights.
+
+    A loop over tokens has such an x: one row of scores for each sequence."""
     if x.dim() > 3 or not 1 < x.shape[-1] <= forward.p.T or x.shape[0] != forward.p.B:
         return False
     y, table = x.double(), forward.found.tables["weights"]
@@ -472,11 +476,11 @@ def _product_with_values(forward: ComparedForward) -> Operation | None:
 def _first_with_numbers_of(
     forward: ComparedForward, value: Tensor, right: Tensor, *, computed: bool = False
 ) -> Operation | None:
-    """The first operation whose result has only numbers of `value`, and not all are in `right`.
+    """The first operation whose result has only numbers of `value`, some of them not in `right`.
 
-    With `computed`, leaves out operations that only cut or copy their input.
-    The result can be a part of `value`, such as one head or one token. In this case, less than half
-    of the result's numbers must be in `right`."""
+    With `computed`, leaves out operations that only cut or copy their input. If the result is a
+    part of `value`, such as one head or one token, less than half of its numbers may be in
+    `right`."""
     if values_equal(value.reshape(-1).sort().values, right.reshape(-1).sort().values):
         return None
     wrong, good = Table(value, 1e-9), Table(right, 1e-9)

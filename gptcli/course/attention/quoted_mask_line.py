@@ -72,9 +72,9 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
 
 
 def _mask_of_layer(forward: ComparedForward, layer: Operation) -> Operation:
-    """The last operation that chooses the cells of the mask of an nn.MultiheadAttention.
+    """The last operation that chooses cells of an nn.MultiheadAttention's mask.
 
-    `layer` is the call of the layer. Returns `layer` itself if no other line makes the mask."""
+    `layer` is the call of this module. Returns `layer` itself if no other line makes the mask."""
     for x, source in zip(layer.inputs, layer.sources, strict=True):
         if source is not None and _mask_pattern(x, forward.p.T) is not None:
             for operation in reversed(_operations_feeding(forward, source)):
@@ -84,7 +84,7 @@ def _mask_of_layer(forward: ComparedForward, layer: Operation) -> Operation:
 
 
 def has_mask(forward: ComparedForward) -> bool:
-    """Whether forward makes or applies a mask. A loop over the visible keys needs none."""
+    """Whether forward makes or applies a mask. A loop over the visible keys needs no mask."""
     names = {operation.name.strip("_") for operation in forward.trace.operations}
     return bool(names & (MASKS | {FUSED_KERNEL, "baddbmm"})) or any(
         _mask_pattern(x, forward.p.T) is not None
@@ -95,7 +95,7 @@ def has_mask(forward: ComparedForward) -> bool:
 
 
 def _comes_from_wrong_mask(forward: ComparedForward, index: int) -> bool:
-    """Whether a wrong mask goes into operation `index`. A full mask does not count as wrong."""
+    """Whether operation `index` depends on a wrong mask. A full mask does not count as wrong."""
     return any(
         marks is not None and not _is_causal(marks) and not bool(marks.all())
         for operation in _operations_feeding(forward, index)
@@ -115,12 +115,13 @@ def _is_scores(x: Tensor, forward: ComparedForward) -> bool:
 def _first_wrong_mask(
     forward: ComparedForward, user: int, index: int | None
 ) -> OperationOrAttribute:
-    """The operation that makes a wrong mask, and the name of the module's attribute that holds it.
+    """The operation that makes a wrong mask, and the name of the attribute that holds this mask.
 
-    The name is None if no attribute holds the mask. Operation `user` uses the mask, and operation
-    `index` made it (None: forward did not make it).
-    Returns the first operation whose (T, T) mask is neither full nor causal. If all masks are full,
-    returns the last operation that chose the cells of a mask, else `user`."""
+    The name is None if the module does not hold the mask. Operation `user` uses the mask.
+    Operation `index` made the mask; `index` is None if forward did not make it.
+
+    Returns the first operation whose (T, T) mask is neither full nor causal. If there is none,
+    returns the last operation with a full mask. If no operation has a mask, returns `user`."""
     sources = _operations_feeding(forward, user if index is None else index)
     for operation in sources:
         for x, source in zip(operation.inputs, operation.sources, strict=True):
@@ -143,7 +144,7 @@ def _first_wrong_mask(
 
 
 def _attribute(forward: ComparedForward, x: Tensor) -> str | None:
-    """The name of the buffer or tensor of the learner's module that is equal to x, or None."""
+    """The name of the module's buffer or tensor that is equal to x, or None."""
     tensors = dict(forward.module.named_buffers())
     tensors |= {n: t for n, t in vars(forward.module).items() if isinstance(t, Tensor)}
     return next((n for n, t in tensors.items() if t.shape == x.shape and torch.equal(t, x)), None)
@@ -163,9 +164,9 @@ def late_mask_operation(forward: ComparedForward) -> Operation | None:
 
 
 def _mask_pattern(x: Tensor, T: int) -> Tensor | None:
-    """The cells of the mask x that are not 0: bool (T, T).
+    """Where the mask x is not 0: bool (T, T).
 
-    None if x is no mask, or if its masks differ from head to head or from sequence to sequence."""
+    None if x is no mask, or if x has different masks for different heads or sequences."""
     if x.dim() < 2 or x.shape[-2:] != (T, T) or T < 2:
         return None
     marks = (x != 0).reshape(-1, T, T)

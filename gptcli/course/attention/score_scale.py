@@ -25,9 +25,9 @@ NON_LINEAR = {"tanh", "clamp", "clip", "abs", "relu", "sigmoid", "pow", "square"
 
 
 def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
-    """The constant c of the last result c q k^T, and the index of the operation that introduced c.
+    """(c, index): the learner's last scores are c q k^T, and operation `index` introduced c.
 
-    None if there is no such result."""
+    None if no result has the form c q k^T."""
     right = forward.values
     unscaled = (right.qh @ right.kh.transpose(-1, -2)).reshape(-1)
     sorted_by_sign = {1.0: unscaled.sort().values, -1.0: (-unscaled).sort().values}
@@ -104,7 +104,7 @@ def scaled_twice(forward: ComparedForward) -> tuple[AttentionMistake, str] | Non
         y = operation.outputs[0].double()
         for x in operation.inputs:
             if x.shape == y.shape and torch.allclose(y, x.double() * p.D**-0.5, 1e-7):
-                # A loop repeats an operation on the same line with the same value.
+                # If a loop repeats the operation, `found` gets only one entry.
                 found[operation.line, value_in(x, forward.found, p.T)] = None
     lines = [line for line, _ in found]
     if len(lines) != 2:

@@ -64,7 +64,7 @@ def _is_none(node: ast.expr) -> bool:
 
 
 def line_of_attribute(path: Path, name: str) -> int | None:
-    """The number of the line that assigns `self.name` or makes the buffer `name`, or None."""
+    """The number of the line that makes the attribute or buffer `name` of a module, or None."""
     tree = _tree(path)
     for node in ast.walk(tree):
         if (
@@ -90,9 +90,9 @@ def _line_of_target(tree: ast.Module, name: str) -> int | None:
 
 
 def line_of_size(path: Path, line: int, forward: ComparedForward, slug: str) -> int | None:
-    """The number of the line that assigns a wrong head size, number of heads or scale, or None.
+    """The number of the line that assigns a wrong head size, a wrong head count or a wrong scale.
 
-    Looks only at variables and attributes that `line` uses."""
+    Looks only at variables and attributes that `line` uses. None if all of these are right."""
     tree = _tree(path)
     for name in _names(tree, line):
         if name.startswith("self."):

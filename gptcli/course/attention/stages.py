@@ -1,6 +1,6 @@
 """The reference attention as separate stages.
 
-If a wrong stage replaces one of them, the result is that of a known mistake.
+With a wrong stage in place of a right one, the result is that of a known mistake.
 
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
@@ -98,7 +98,7 @@ def score(p: Problem, q: Tensor, k: Tensor) -> Tensor:
 
 
 def hide(p: Problem, scaled: Tensor) -> Tensor:
-    """Step 5: the scores with -inf in the cells above the diagonal, the causal mask."""
+    """Step 5, the causal mask: the scores with -inf in the cells above the diagonal."""
     return scaled.masked_fill(~p.past, float("-inf"))
 
 

@@ -44,7 +44,7 @@ def training_forward(learner: LearnerAttention) -> ComparedForward:
 
 
 def dropped_values(learner: LearnerAttention) -> tuple[ComparedForward, list[Dropped]]:
-    """The forward pass in training, and each value of the reference on which dropout acts.
+    """The forward pass in training, and each value that dropout changes, with the operation.
 
     Does not list a dropout on values that an earlier dropout has changed already. Raises as
     `training_forward`."""
@@ -63,7 +63,7 @@ def dropped_values(learner: LearnerAttention) -> tuple[ComparedForward, list[Dro
             if not _equal(before, same) or not any(_drops(before, y) for y in one.outputs):
                 continue
             if all(_equal(a, b) for a, b in zip(one.outputs, two.outputs, strict=False)):
-                continue  # a mask, for example, is the same in both
+                continue  # not random, such as a mask: the same result in both passes
             name = value_in(before, first.found, first.p.T)
             if name is None and bool((table.locate(before.double()) >= 0).all()):
                 name = "x"

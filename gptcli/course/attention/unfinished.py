@@ -1,7 +1,8 @@
 """Checks the last written step in a file whose later steps are still to be written.
 
-The last written step is correct if, when the code stops, variables hold the values of this step in
-a layout that the next step can use.
+When the code stops, variables must hold the values of the last written step, in a layout that the
+next step can use.
+
 Dimensions: B batch, T time (queries), S time (keys), C channels (n_embd), H heads, D head_dim.
 """
 
@@ -32,7 +33,9 @@ _NAMES = {
 
 
 def fault_of_last_step(forward: ComparedForward, unwritten: int) -> Finding | None:
-    """The finding if the step before `unwritten` is wrong despite correct numbers, or None."""
+    """The finding if the last written step gives a wrong layout or loses its values, or None.
+
+    Step `unwritten` is the step after it. The numbers of the last written step are correct."""
     error = forward.trace.error
     if error is None:
         return None

@@ -1,4 +1,4 @@
-"""Finds the earlier step that made a factor of a product wrong, from the layout of the factors.
+"""Shows, from the layout of a product's factors, which earlier step made a factor wrong.
 
 Dimensions: B batch, T time, C channels (n_embd), H heads, D head_dim.
 """
@@ -19,7 +19,7 @@ _SPLITS = {"split", "chunk", "unbind", "tensor_split", "__getitem__"}
 
 
 def factors_of(operation: Operation) -> list[Tensor]:
-    """The two factors of a product. In baddbmm, they come after the summand."""
+    """The two factors of a product. The factors of baddbmm come after its summand."""
     return operation.inputs[1:3] if operation.name == "baddbmm" else operation.inputs[:2]
 
 
@@ -28,8 +28,7 @@ def has_time_last(
 ) -> bool:
     """Whether factor `number` of the scores has its tokens in the last dimension, (B, H, D, T).
 
-    If the line of the product itself transposes the factor, looks at the tensor before this
-    transpose."""
+    If the transpose is in the line of the product, looks at the tensor before the transpose."""
     x = factors_of(operation)[number]
     transposed = before_transpose(trace, operation, number)
     if transposed is not None and transposed[0].line == operation.line:
@@ -49,8 +48,8 @@ def step_of_raising_factor(
 ) -> int | None:
     """The step that a factor of `operation` lacks: 2, 3 or None. `operation` raised an error.
 
-    2: the factor was not split, or it was not transposed, so its heads come after time. 3: the
-    factor was not folded, so it has four dimensions, but torch.bmm needs three."""
+    Step 2: the factor was not split, or its heads come after time, because it was not transposed.
+    Step 3: the factor was not folded. It has four dimensions, but torch.bmm needs three."""
     if operation.name == "einsum" or operation.name not in {*PRODUCTS, FUSED_KERNEL}:
         return None
     factors = {value_in(x, found, p.T): x for x in operation.inputs[:3]}
@@ -84,7 +83,7 @@ def is_narrow_slice(x: Tensor, name: str, found: Matches, p: Problem) -> bool:
 def before_transpose(
     trace: ForwardTrace, operation: Operation, number: int
 ) -> tuple[Operation, Tensor] | None:
-    """The transpose that made factor `number` of a product, and what it transposed; or None."""
+    """The transpose that made factor `number` of a product, and the transpose's input; or None."""
     number += operation.name == "baddbmm"
     source = operation.sources[number] if number < len(operation.sources) else None
     if source is None or not (made := trace.operations[source]).inputs:
@@ -125,7 +124,7 @@ def heads_before_time(x: Tensor, name: str, found: Matches) -> bool:
 def is_wrong_unpacking(trace: ForwardTrace, p: Problem) -> bool:
     """Whether the code stops because it splits the fused projections into a wrong number of parts.
 
-    It then assigns these parts to more or fewer variables, and Python raises ValueError."""
+    Python raises ValueError, because the number of variables for the parts is different."""
     last = trace.operations[-1] if trace.operations else None
     return (
         last is not None
@@ -137,9 +136,9 @@ def is_wrong_unpacking(trace: ForwardTrace, p: Problem) -> bool:
 
 
 def discarded_softmax(trace: ForwardTrace, found: Matches) -> Operation | None:
-    """The softmax that gives the correct weights, if no variable and no operation takes its result.
+    """The softmax that gives the correct weights, if its result is neither used nor assigned.
 
-    None if there is no such operation."""
+    None if there is no such softmax."""
     at = found.completed_at.get("weights")
     if at is None or "softmax" not in trace.operations[at].name:
         return None

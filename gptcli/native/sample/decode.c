@@ -5,9 +5,9 @@
  *
  * A step computes rows. Each row is a token of a stream at a position. While texts are generated, a
  * step has one row of each stream. A prompt is fed first, in chunks: many rows of one stream.
- * Threads share either the streams or the outputs of each product. If they share the streams, each
- * thread computes the whole network for its streams. No sum is divided between threads, so no bit
- * of the result depends on the number of threads. */
+ * There are two ways to use threads. Either threads share the streams: each thread computes the
+ * whole network for its streams. Or threads share the outputs of each product. No sum is divided
+ * between threads, so no bit of the result depends on the number of threads. */
 
 #include "../vectors/amx_permission.h"
 #include "../constants.h"
@@ -26,11 +26,11 @@ typedef struct {
     long first_row; /* number of the first row in the decoder's arrays */
     const int32_t *stream, *position, *token;
     const uint8_t *wants_logits; /* per row: whether its logits are computed; NULL: all */
-    /* For each row, the row of d->logits where its logits go; NULL: the row of its stream. */
+    /* The logits of row r become row logits_rows[r] of d->logits; NULL: row stream[r]. */
     const int32_t *logits_rows;
 } Step;
 
-/* Waits until all threads that share this step have called this. */
+/* Waits until all threads of this step have called step_barrier. */
 static void step_barrier(const Step *s) {
     if (s->parts > 1) team_barrier(s->worker);
 }
@@ -112,11 +112,11 @@ static void norm(const Decoder *d, const float *x, const float *gain, const floa
                      (load(x + c) - mean) * scale * load(gain + c) + load(bias + c));
 }
 
-/* Whether every thread of a team repeats a cheap computation for all rows. If there are few rows,
- * this is faster than a barrier. */
+/* Whether every thread of a team does a cheap computation for all rows. If there are few rows, this
+ * repeated work takes less time than a barrier. */
 static int each_thread_alone(const Step *s) { return s->parts > 1 && s->n <= 4; }
 
-/* Returns all rows, normalised. The calling thread can read all of them without waiting. */
+/* Returns all rows, normalised. The calling thread can read all rows without waiting. */
 static const char *normalise_rows(const Step *s, const float *gain, const float *bias) {
     Decoder *d = s->d;
     const size_t row = d->Cp * input_bytes(d);
@@ -128,8 +128,8 @@ static const char *normalise_rows(const Step *s, const float *gain, const float 
     return out;
 }
 
-/* Returns all rows as products with the weights p read them: quantized if p is int8. The calling
- * thread can read all of them without waiting. */
+/* Returns all rows in the format that multiply_panels needs for p: quantized if p is int8. The
+ * calling thread can read all rows without waiting. */
 static const char *quantize_if_int8(const Step *s, const Packed *p, const char *rows) {
     if (p->kind != INT8) return rows;
     const int repeat = each_thread_alone(s);
@@ -149,7 +149,7 @@ static void norm_rotate(const Decoder *d, float *x, const float *gain, const flo
     const int D = d->D, half_dim = D / 2;
     float scale = 1.0f;
     if (d->s.qk_norm) {
-        v16 squares = broadcast(0.0f); /* of P numbers; all after the first D are 0 */
+        v16 squares = broadcast(0.0f); /* x has P numbers; those after the first D are 0 */
         for (int j = 0; j < d->P; j += LANES) squares += load(x + j) * load(x + j);
         scale = 1.0f / sqrtf(sum_lanes(squares) / D + d->s.norm_eps);
     }
@@ -190,13 +190,13 @@ static void store_key_and_value(const Decoder *d, char *keys, int slot, const fl
     }
 }
 
-/* How many groups of 16 keys (GROUPS) and how many numbers of a value (WIDEST) are summed at once.
- * With these limits, all the sums fit into registers. */
+/* score_keys takes at most GROUPS groups of 16 keys, and sum_values at most WIDEST numbers of each
+ * value. With these limits, all sums fit into registers. */
 enum { GROUPS = 4 / REGISTERS, WIDEST = 64 / REGISTERS };
 
 /* scores = q k / sqrt(D) for n groups of 16 slots, from `slot` on. Also prefetches what is read
- * next: at next_keys, and at next_values, as many bytes as the keys of these n groups have.
- * Prefetches nothing if next_keys is NULL. */
+ * next: the size of n groups of keys at next_keys, and the same size at next_values. Prefetches
+ * nothing if next_keys is NULL. */
 INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const float *q,
                        const char *keys, int slot, const char *next_keys, const char *next_values,
                        float *scores) {
@@ -226,8 +226,8 @@ INLINE void score_keys(const int is_bf16, const int n, const Decoder *d, const f
         store_part(scores + slot + i * LANES_OF_PART, (even[i] + odd[i]) * scale);
 }
 
-/* out (wide) = the sum of weights times values over the slots in `ranges`. `wide` (16, 32 or 64) is
- * how many numbers of each value are summed. */
+/* out (wide) = the sum of weights times values over the slots in `ranges`. Takes `wide` numbers
+ * (16, 32 or 64) of each slot's value vector. */
 INLINE void sum_values(const int is_bf16, const int wide, const char *values, long P,
                        const float *weights, const int ranges[4], float *out) {
     const int n = wide / LANES * REGISTERS;
@@ -245,7 +245,7 @@ INLINE void sum_values(const int is_bf16, const int wide, const char *values, lo
                         sum[i][j] += weight * firsts(pairs);
                         sum[i][n / 2 + j] += weight * seconds(pairs);
                     }
-                else if (is_bf16) { /* a part has all 16 lanes */
+                else if (is_bf16) { /* one part holds all 16 numbers */
                     const v16 numbers = load_from_bf16((const bf16 *)values + (s + i) * P);
                     sum[i][0] += weight * load_part(&numbers);
                 } else
@@ -266,14 +266,14 @@ INLINE void sum_values(const int is_bf16, const int wide, const char *values, lo
 
 /* Attention of one head for one row: q (E) at `position` sees the last W tokens. Computes scores,
  * softmax, and the weighted sum of values into out (P). next_stream_keys: the keys that the next
- * call reads. This call prefetches them. It also prefetches its own keys and values shortly before
- * it reads them. If next_stream_keys is NULL, this call prefetches nothing. */
+ * call reads. This call prefetches these keys, and also its own keys and values shortly before it
+ * reads them. If next_stream_keys is NULL, this call prefetches nothing. */
 INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const char *keys,
                    int position, float *scores, char *out, const char *next_stream_keys) {
     const int R = d->R, P = d->P, slot = position % R;
     const int seen = position < d->s.W ? position + 1 : d->s.W;
     /* The visible slots are one range of the ring, from `from` to `slot`. If `from` is below 0, the
-     * range wraps around and makes two ranges. The two ranges share no group of 16 slots. */
+     * range wraps around and makes two ranges. No group of 16 slots is in both. */
     const int from = slot + 1 - seen;
     const int ranges[4] = {from < 0 ? from + R : 0, from < 0 ? R : 0, from < 0 ? 0 : from,
                            slot + 1};
@@ -332,9 +332,8 @@ INLINE void attend(const int is_bf16, const Decoder *d, const float *q, const ch
 }
 
 /* Attention of this thread's KV heads, each with its G query heads. First computes queries, keys
- * and values of all rows from `in`, and writes keys and values into the cache. If wants_logits is
- * not NULL, attention itself is computed only for the rows that it marks. The outputs of these
- * rows are stored without gaps. */
+ * and values of all rows from `in`, and writes keys and values into the cache. Then computes the
+ * outputs of the rows that wants_logits marks (NULL: of all rows), and stores them without gaps. */
 static void attention_heads(const Step *s, int l, const char *in, const uint8_t *wants_logits) {
     const Decoder *d = s->d;
     const Layer *layer = d->layers + l;
@@ -347,7 +346,7 @@ static void attention_heads(const Step *s, int l, const char *in, const uint8_t 
         for (int r0 = 0; r0 < s->n; r0 += MAX_ROWS) {
             const int n = s->n - r0 < MAX_ROWS ? s->n - r0 : MAX_ROWS;
             /* multiply_panels takes an even number of panels. If the heads fill an odd number of
-             * panels, it computes one more, whose outputs are not used. */
+             * panels, one more panel is computed, and its outputs are not used. */
             multiply_panels(&layer->qkv, in + r0 * row, n, k * (G + 2) * P / PANEL, panels,
                             s->scratch->products, width);
             for (int r = 0; r < n; r++) {
@@ -442,7 +441,7 @@ static void feed_forward(const Step *s, const Layer *layer, const char *in) {
     }
 }
 
-/* Computes the logits of `rows` rows. The logits of row r go to row logits_row[r] of d->logits. */
+/* Computes the logits of `rows` rows, `in`. Those of row r go to row logits_row[r] of d->logits. */
 static void to_logits(const Step *s, const char *in, int rows, const int32_t *logits_row) {
     const Decoder *d = s->d;
     const long row = row_bytes(&d->head);
@@ -510,7 +509,7 @@ static void run_step(Step s) {
     step_barrier(&s);
 }
 
-/* The first row from r on that begins a stream (row 0 does); n if there is none. */
+/* The first row >= r that begins a stream, as row 0 does. Returns n if there is no such row. */
 static int skip_to_next_stream(const int32_t *stream, int n, int r) {
     while (r > 0 && r < n && stream[r] == stream[r - 1]) r++;
     return r;
@@ -550,16 +549,16 @@ static void feed_thread(void *argument, Worker *w) {
 }
 
 /* Feeds n tokens: row r is token[r] of stream[r] at position[r]. The rows of a stream, at most
- * dec_max_chunk, follow each other in order. If last[r], the logits after row r become the logits
- * of its stream. If share_streams, threads share the streams, otherwise they share the outputs of
- * products. */
+ * dec_max_chunk, follow each other in order. If last[r], stream[r] gets the logits after row r. If
+ * share_streams, each thread computes some of the streams. Otherwise each thread computes some
+ * outputs of every product. */
 void dec_feed(Decoder *d, int n, const int32_t *stream, const int32_t *position,
               const int32_t *token, const uint8_t *last, int threads, int share_streams) {
     FeedCall call = {d, n, stream, position, token, last, share_streams};
     team_run(threads, feed_thread, &call);
 }
 
-/* A thread's part of dec_score. The argument is the step of a single thread. */
+/* A thread's part of dec_score. The argument is a Step whose `part` and `parts` are not set yet. */
 static void score_thread(void *argument, Worker *w) {
     Step s = *(const Step *)argument;
     s.scratch = s.d->scratch + w->number, s.worker = w, s.part = w->number, s.parts = w->count;
@@ -661,7 +660,7 @@ static void run_thread(void *argument, Worker *w) {
               NULL};
     for (int at = 0; at < c->steps && count; at++) {
         int32_t *token = c->out + (long)at * c->n + from;
-        /* embed gives each row to the thread that chose its token, so no barrier is needed. */
+        /* No barrier: in embed, each thread takes the rows whose tokens it chose itself. */
         for (int i = s.part; i < count; i += s.parts)
             token[i] = choose_for_stream(c, &s, from, i, at);
         if (at == c->steps - 1) break;
@@ -676,7 +675,7 @@ static void run_thread(void *argument, Worker *w) {
  * position of the first token chosen for streams[i]. uniform (n, steps): numbers in [0, 1). params
  * (n): the sampling parameters of streams[i]. seen: V bytes for each stream of the decoder, which
  * are read and updated if there is a penalty. next_states (8, V): entry (s, v) is the UTF-8 state
- * to which token v leads from state s; NULL if texts need not be valid UTF-8. states: the UTF-8
+ * of a text in state s after token v; NULL if texts need not be valid UTF-8. states: the UTF-8
  * state of each stream of the decoder, which is updated. share_streams: as in dec_feed. */
 void dec_run(Decoder *d, int n, const int32_t *streams, const int32_t *positions, int steps,
              const double *uniform, const SamplingParams *params, uint8_t *seen,

@@ -8,8 +8,8 @@
  * KV cache: each stream has a ring buffer of R slots for each layer and KV head. The token at
  * position p is in slot p mod R. R is at least W. With rotary positions, R is at least W plus one
  * chunk of a prompt. Keys are in groups of 16 slots: (R / 16, E, 16) in float32, (R / 16, E / 2,
- * 16, 2) in bfloat16. Values are slot by slot: (R, P). So attention reads keys and values in the
- * order in which they are stored. README.md has a drawing. */
+ * 16, 2) in bfloat16. The P numbers of a slot's value are together: (R, P). So attention reads
+ * keys and values in the order in which they are stored. README.md has a drawing. */
 
 #ifndef GPTCLI_DECODER_H
 #define GPTCLI_DECODER_H
@@ -35,11 +35,11 @@ int shape_bytes(void) { return sizeof(Shape); }
 
 /* The packed weights of a layer. */
 typedef struct {
-    /* Outputs for each KV head: G P numbers of queries, P of the key, P of the value. After all
-     * heads: 1 or 2 panels of zeros. */
+    /* Its outputs for each KV head: G * P numbers of queries, then P numbers of the key, then P
+     * numbers of the value. 1 or 2 panels of zeros follow the last head. */
     Packed qkv;
     Packed out; /* its inputs: P numbers of each head */
-    Packed up;  /* with a gate: 16 outputs of the gate, 16 of up, and so on */
+    Packed up;  /* with a gate: 16 outputs of the gate and 16 of up take turns */
     Packed down;
     float *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
 } Layer;
@@ -64,7 +64,8 @@ typedef struct {
     Layer *layers;
     Packed head;
     float *lnf, *lnf_bias;
-    float *x, *q, *rotation; /* (rows, Cp) residual stream, (rows, HP), (rows, D): cos, then sin */
+    /* x: residual stream (rows, Cp). q: queries (rows, HP). rotation: cos, sin (rows, D). */
+    float *x, *q, *rotation;
     char *in, *mixed, *hidden;
     char *quantized; /* (rows, quantized_row) */
     long quantized_row;
@@ -79,11 +80,11 @@ typedef struct {
 } Decoder;
 
 /* A position is q * FINE_STEPS + r. Each of its rotary angles is a sum: the coarse table has the
- * angle of q * FINE_STEPS, and the fine table has the angle of r. A chunk is a part of a prompt
- * that one step takes. */
+ * angle of q * FINE_STEPS, and the fine table has the angle of r. A chunk is the tokens of a
+ * prompt that one step takes. */
 enum { FINE_STEPS = 1024, COARSE_STEPS = 256, MAX_CHUNK = 128 };
 
-/* Bytes of a number in the inputs of products. For int8 weights: before quantize_row. */
+/* Bytes of a number in the inputs of products. With int8 weights: in the inputs of quantize_row. */
 static size_t input_bytes(const Decoder *d) { return d->s.kind == BFLOAT16 && BF16_ROWS ? 2 : 4; }
 
 /* Bytes of a number in the KV cache. */
@@ -100,8 +101,8 @@ static char *values_of(const Decoder *d, char *keys) {
     return keys + (size_t)d->R * d->E * cache_bytes(d);
 }
 
-/* Returns the number of bytes of all arrays. If `at` is not NULL, also places the arrays in the
- * memory at `at`. */
+/* Returns the number of bytes of all arrays. Also places the arrays at the address `at`, if it is
+ * not NULL. */
 static size_t lay_out(Decoder *d, char *at) {
     const Shape s = d->s;
     size_t used = 0;
@@ -162,14 +163,14 @@ static void copy_if_present(float *to, const float *from, long n) {
     if (from) memcpy(to, from, n * sizeof(float));
 }
 
-/* The rows of W (N, K) for the panel of outputs n to n + 15; NULL beyond N. */
+/* A panel of W (N, K): rows[i] becomes row n + i, or NULL if W has no such row. */
 static void matrix_panel_rows(const float *W, long N, long K, long n, const float **rows) {
     for (int i = 0; i < PANEL; i++) rows[i] = n + i < N ? W + (n + i) * K : NULL;
 }
 
-/* The rows of the weights for the panel of outputs n to n + 15 of qkv; NULL for padding. W holds
- * the matrices of queries, keys and values. The queries of KV head k begin at output (G + 2) k P of
- * qkv. Each head is padded from D to P numbers. */
+/* The weights of a panel of qkv: rows[i] becomes the row of output n + i, or NULL for padding. W
+ * holds the matrices of queries, keys and values. The queries of KV head k begin at output
+ * (G + 2) k P of qkv. Each head is padded from D to P numbers. */
 static void qkv_panel_rows(const Decoder *d, const float *const *W, long n, const float **rows) {
     const long C = d->s.C, G = d->G;
     for (int i = 0; i < PANEL; i++) {
@@ -180,7 +181,7 @@ static void qkv_panel_rows(const Decoder *d, const float *const *W, long n, cons
     }
 }
 
-/* Packs W (N, K). pack_panel explains `columns`; its `count` is K. */
+/* Packs W (N, K). pack_panel explains `columns`, and gets K as `count`. */
 static void pack(Worker *w, const Packed *p, const float *W, long N, long K, const int *columns) {
     SHARED_FOR(w, panel, p->N / PANEL) {
         const float *rows[PANEL];
@@ -190,7 +191,7 @@ static void pack(Worker *w, const Packed *p, const float *W, long N, long K, con
 }
 
 /* Packs the weights of a layer. `weights` has their addresses in the order of parameters.h.
- * `head_columns` (HP) has the columns of the output projection, -1 for padding. */
+ * `head_columns` (HP) is pack_panel's `columns` for the output projection, with -1 for padding. */
 static void pack_layer(const Decoder *d, Worker *w, Layer *layer, const float *const *weights,
                        const int *head_columns) {
     const Shape s = d->s;
@@ -254,7 +255,7 @@ static void pack_weights(void *argument, Worker *w) {
     pack(w, &d->head, parameters[HEAD], s.V, s.C, NULL);
     for (int l = 0; l < s.L; l++) {
         pack_layer(d, w, d->layers + l, parameters + GLOBALS + (long)l * PER_LAYER, head_columns);
-        team_barrier(w); /* at most OPEN_LOOPS loops come between two barriers */
+        team_barrier(w); /* a team allows at most OPEN_LOOPS loops between barriers */
     }
 }
 
@@ -281,7 +282,8 @@ static Decoder *new_without_memory(const Shape *shape) {
     d->chunk = s.W < 2 * MAX_CHUNK ? round_up((s.W + 1) / 2, LANES) : MAX_CHUNK;
     if (!s.modern && d->chunk > s.W) d->chunk = s.W;
     d->R = round_up(s.W + (s.modern ? d->chunk : 0), 64);
-    /* Each thread's rows begin at a multiple of 16, and products read 16 rows at once. */
+    /* Up to 32 more rows for each thread: its rows begin at a multiple of 16, and a product reads
+     * groups of 16 rows. */
     d->rows = round_up(s.streams > 2 * MAX_CHUNK ? s.streams : 2 * MAX_CHUNK, 32) + 32L * s.threads;
     d->stream_bytes = round_up((size_t)s.L * s.K * d->R * (d->E + d->P) * cache_bytes(d), 64);
     d->layers = calloc(s.L, sizeof *d->layers);

@@ -114,7 +114,7 @@ enum { VECTOR_BYTES = 16 };
 typedef int32_t vint32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef int16_t vint16 __attribute__((vector_size(VECTOR_BYTES)));
 
-/* For each lane of two int16: the sum of the two products of a and b. */
+/* Each lane of a and b is two int16 numbers. Returns the sum of their two products. */
 INLINE vint32 multiply_add_pairs(vint32 a, vint32 b) {
 #if defined(__AVX512BW__)
     return (vint32)_mm512_madd_epi16((__m512i)a, (__m512i)b);
@@ -141,7 +141,7 @@ INLINE vint32 dot_fours(vint32 sum, vint32 weights, int32_t four) {
 #endif
 }
 
-/* whole = nr rows times nb panels, summed exactly over 32 inputs. */
+/* whole = nr rows times nb panels: exact sums over 32 inputs. */
 INLINE void sum_group(const int nr, const int nb, const char *w, long panel, const char *group,
                       const char *corrections, long row, vint32 whole[6][4][PARTS]) {
     const char *high = group, *low = high + SCALE_GROUP;
@@ -168,7 +168,7 @@ INLINE void sum_group(const int nr, const int nb, const char *w, long panel, con
             for (int i = 0; i < PARTS; i++) whole[r][j][i] = (highs[r][j][i] << 7) + lows[r][j][i];
 }
 #else
-/* whole = nr rows times nb panels, summed exactly over 32 inputs. The four weights of an output
+/* whole = nr rows times nb panels: exact sums over 32 inputs. The four weights of an output
  * become int16: first the weights in bytes 0 and 2, then those in bytes 1 and 3. */
 INLINE void sum_group(const int nr, const int nb, const char *w, long panel, const char *group,
                       const char *corrections, long row, vint32 whole[6][4][PARTS]) {
@@ -240,7 +240,8 @@ static void int8_tiles_begin(int rows) {
     _tile_loadconfig(&shape);
 }
 
-/* Sums over 32 inputs: of high bytes and of low bytes for one panel, then for another panel. */
+/* Sums over 32 inputs. The first two arrays belong to one panel: sums of high bytes, then of low
+ * bytes. The last two arrays belong to another panel. */
 typedef int32_t GroupSums[4][16][OUTPUTS];
 
 /* Multiplies the high bytes and the low bytes of up to 16 rows by two panels, which are `panel`
@@ -276,7 +277,7 @@ static void tiled_int8_rows(int n, long K, const char *panels, const char *rows,
         for (int j = 0; j < 2; j++) store(out + r * out_row + OUTPUTS * j, broadcast(0.0f));
     multiply_group(panels, panel, rows, row, sums[0]);
     for (long g = 0; g < groups; g++) {
-        /* Compute the next group first, because reading what a tile has just stored is slow. */
+        /* Compute the next group first: numbers that a tile has just stored are slow to read. */
         if (g + 1 < groups)
             multiply_group(panels + (g + 1) * SCALE_GROUP * OUTPUTS, panel,
                            rows + 2 * (g + 1) * SCALE_GROUP, row, sums[(g + 1) % 2]);
@@ -310,7 +311,7 @@ static void times_int8(long K, const char *panels, const char *rows, int n, int 
                        long out_row) {
     const long panel = int8_panel_bytes(K), row = int8_row_bytes(K);
     int j = 0;
-#if defined(__AVX512F__) /* other processors have too few registers for this */
+#if defined(__AVX512F__) /* other processors have too few registers for 4 panels */
     for (; n == 1 && j + 4 <= count; j += 4)
         few_int8_rows(1, 4, K, panels + j * panel, rows, out + j * OUTPUTS, out_row);
 #endif

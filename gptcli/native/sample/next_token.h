@@ -112,7 +112,8 @@ static void keep_top_p(float *logits, int V, float top, double p, const ChoiceSc
     }
 }
 
-/* In a table of UTF-8 states: the token would make the text invalid. INVALID in Python. */
+/* The entry of a token that would make the text invalid, in a table of UTF-8 states. Its name in
+ * Python is INVALID. */
 enum { NOT_UTF8 = 255 };
 
 /* Chooses a token, 0 to V - 1: the first one whose cumulative probability exceeds `uniform`, a
@@ -168,9 +169,10 @@ static int choose_token(const float *raw_logits, int V, const SamplingParams *pa
     return last;
 }
 
-/* Chooses a token that `after` allows. The first choice ignores `after`. If the chosen token is
- * forbidden, a second choice takes only allowed tokens. Its random number is the lower 27 of the 53
- * bits of `uniform`. So `after` changes the text of a seed only if a first choice is forbidden. */
+/* Chooses a token that the array `after` allows. The first choice ignores the array. If it gives a
+ * forbidden token, a second choice takes only allowed tokens. The random number of the second
+ * choice is the lower 27 of the 53 bits of `uniform`. So the array changes the text of a seed only
+ * if a first choice gives a forbidden token. */
 static int choose_valid_token(const float *raw_logits, int V, const SamplingParams *params,
                               double uniform, const uint8_t *seen, const uint8_t *after,
                               const ChoiceScratch *c) {

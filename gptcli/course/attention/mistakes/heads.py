@@ -79,17 +79,17 @@ def _scaled_by_last(p: Problem, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _folded_heads_first(p: Problem, y: Tensor) -> Tensor:
-    """The heads of y if code folds them as (H * B, T, D) and uses them as (B * H, T, D)."""
+    """The heads of y in code that folds them as (H * B, T, D), but uses (B * H, T, D)."""
     return heads(p, y).transpose(0, 1).reshape(p.B, p.H, p.T, p.D)
 
 
 def _folded_with_channels_before_time(p: Problem, y: Tensor) -> Tensor:
-    """The heads of y if code views (B, H, T, D) as (B, H, D, T) and then transposes it."""
+    """The heads of y in code that views (B, H, T, D) as (B, H, D, T) and then transposes."""
     return heads(p, y).reshape(p.B, p.H, p.D, p.T).transpose(-1, -2)
 
 
 def _folded_time_first(p: Problem, y: Tensor) -> Tensor:
-    """The heads of y if code views (T, B, H, D) as (B, H, T, D)."""
+    """The heads of y in code that views (T, B, H, D) as (B, H, T, D)."""
     return heads(p, y).permute(2, 0, 1, 3).reshape(p.B, p.H, p.T, p.D)
 
 

@@ -104,14 +104,14 @@ def _chained(p: Problem) -> Three:
 
 
 def _fused_by_head(p: Problem) -> Three:
-    """q, k and v if code views the fused channels (B, T, 3C) as (B, T, H, 3, D)."""
+    """q, k and v of code that views the fused channels (B, T, 3C) as (B, T, H, 3, D)."""
     fused = torch.cat(project(p), dim=-1).view(p.B, p.T, p.H, 3, p.D)
     q, k, v = (part.reshape(p.B, p.T, p.C) for part in fused.unbind(3))
     return q, k, v
 
 
 def _fused_by_channel(p: Problem) -> Three:
-    """q, k and v if code views the fused channels (B, T, 3C) as (B, T, C, 3)."""
+    """q, k and v of code that views the fused channels (B, T, 3C) as (B, T, C, 3)."""
     fused = torch.cat(project(p), dim=-1)
     q, k, v = fused.view(p.B, p.T, p.C, 3).unbind(3)
     return q, k, v
@@ -280,8 +280,8 @@ BANK = (
         "are the queries, the next {C} the keys, the last {C} the values",
         "in which order does the fused layer stack its rows?",
         "cut the last dimension into 3 pieces of {C} first, then cut each piece into heads; if "
-        "another order of rows is intended, do not name the layer c_attn, as in GPT-2: use a name "
-        "such as qkv_proj",
+        "you intend another order of rows, do not use GPT-2's name c_attn for the layer, but a "
+        "name such as qkv_proj",
         ({"project": _fused_by_head}, {"project": _fused_by_channel}),
     ),
     AttentionMistake(

@@ -19,7 +19,7 @@ def _fill_with_large_negative(p: Problem, scores: Tensor) -> Tensor:
 
 
 def _softmax_with(divide: Callable[[Tensor], Tensor]) -> tuple[Mapping[str, Stage], ...]:
-    """Variants of a softmax with the division `divide`. Most of them subtract a maximum first."""
+    """Softmaxes in which `divide` divides the exponentials. Most subtract a maximum first."""
     return (
         {"weigh": lambda p, m: divide(m.exp())},
         {"weigh": lambda p, m: divide((m - m.amax(dim=-1, keepdim=True)).exp())},

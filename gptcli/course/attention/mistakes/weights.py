@@ -16,7 +16,7 @@ from gptcli.course.attention.stages import Problem, Stage, split
 
 
 def _weighed_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
-    """Two variants of each wrong softmax: with -inf in hidden scores, and with -1e9."""
+    """Two variants of each wrong softmax: one with hidden scores of -inf, one with -1e9."""
     return (
         *({"weigh": stage} for stage in stages),
         *({"hide": _fill_with_large_negative, "weigh": stage} for stage in stages),
@@ -36,7 +36,7 @@ def _softmax_over(dims: tuple[int, ...]) -> Stage:
 
 
 def _divided_by_other_rows(p: Problem, masked: Tensor) -> Tensor:
-    """The weights if code divides column j by the sum of row j: a wrong broadcast."""
+    """The weights of code that divides column j by the sum of row j: a wrong broadcast."""
     e = masked.exp()
     return e / e.sum(dim=-1, keepdim=True).transpose(-1, -2)
 
@@ -47,7 +47,7 @@ def _divided_by_sum_of_scores(p: Problem, masked: Tensor) -> Tensor:
 
 
 def _divided_by_sum_after_maximum(p: Problem, masked: Tensor) -> Tensor:
-    """The weights if a softmax by hand leaves out exp, but subtracts maxima and divides by sums."""
+    """The weights of a softmax without exp, which subtracts the maximum and divides by the sum."""
     shifted = masked - masked.amax(dim=-1, keepdim=True)
     return shifted / shifted.sum(dim=-1, keepdim=True)
 
@@ -65,7 +65,7 @@ def _mixed_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
 
 
 def _unfolded_heads_first(p: Problem, weights: Tensor, v: Tensor) -> Tensor:
-    """The weighted values if code unfolds (B * H, T, D) as (H, B, T, D)."""
+    """The weighted values of code that unfolds (B * H, T, D) as (H, B, T, D)."""
     return (weights @ v).reshape(p.H, p.B, p.T, p.D).transpose(0, 1)
 
 
@@ -364,7 +364,7 @@ BANK = (
         "values-of-other-heads",
         7,
         "weights @ v.flip(1)",
-        "the weights of a head multiply the values of another of the {H} heads",
+        "the weights of each of the {H} heads multiply the values of another head",
         "whose values should head 0 sum up?",
         "compute weights @ v, with the heads in the same order in both",
         _mixed_by(lambda p, w, v: w @ v.flip(1), lambda p, w, v: w @ v.roll(1, 1)),
