@@ -67,8 +67,9 @@ def theirs(weights: Path, new: int, llama_cpp: Path, threads: int) -> float:
 
 
 def write_gguf(path: Path, sizes: dict[str, int], kind: str, llama_cpp: Path) -> None:
-    """Write a GGUF file: GPT-2 of this shape with random weights, its matrices in precision
-    `kind`."""
+    """Write a GPT-2 with random weights as a GGUF file.
+
+    `sizes` is its shape. `kind` is the precision of its matrices."""
     sys.path.insert(0, str(llama_cpp / "gguf-py"))
     import gguf  # type: ignore[import-not-found]
     import numpy as np

@@ -23,21 +23,21 @@ Trial = Callable[[Workshop, int, random.Random], Outcome]
 
 @dataclass(frozen=True)
 class Part:
-    """One way to test a promise, and how many of its trials a series runs."""
+    """A promise, one way to test it, and the number of trials in a series."""
 
     promise: str
     how: str
     trial: Trial
     counts: str
-    """A key of `Outcome.counts`. The table shows the sum of this count over all trials as the
-    number of trials."""
+    """A key of `Outcome.counts`. The table's number of trials is the sum of this count over all
+    calls of `trial`."""
     reduced: int
     full: int
     """The part is done when this sum reaches `reduced` in a reduced series, and `full` in a full
     series."""
     cases: bool = False
-    """If True, `reduced` and `full` are numbers of calls instead of sums: the part calls `trial`
-    once with each of the numbers 0, 1, 2, ..."""
+    """If True, `trial` has numbered cases, and the part calls it once for each case: 0, 1, 2, ...
+    Then `reduced` and `full` say how many of the cases a series runs."""
 
     def target(self, full: bool, count: int | None) -> int:
         """The sum of the counts (with `cases`, the number of calls) at which the part is done."""
@@ -130,8 +130,8 @@ PARTS = {
     ),
     "damage": Part(
         DAMAGED,
-        "a bit, a block, the length or the whole content of a random file of a run or a token "
-        "cache is changed. gptcli names the file when it loads it, and never uses its content",
+        "damage to a random file of a run or a token cache: to a bit, a block, the length or the "
+        "whole content. gptcli names the file when it loads it, and never uses its content",
         reliability_loading.damages,
         "damages",
         20,

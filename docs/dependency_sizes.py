@@ -55,7 +55,7 @@ def installed(name: str) -> Distribution | None:
 
 def closure(name: str, known: set[str]) -> list[Distribution]:
     """A package and the packages that it needs, without those in `known`. Also adds the names of
-    these packages to `known`."""
+    the returned packages to `known`."""
     found = installed(name)
     if found is None or name in known:
         return []

@@ -64,7 +64,7 @@ def config_page() -> str:
 
 
 def _definition(schema: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """The definition in the JSON Schema to which an entry of the schema refers."""
+    """The definition that an entry of the JSON Schema refers to."""
     found: dict[str, Any] = schema["$defs"][entry["$ref"].rpartition("/")[2]]
     return found
 
@@ -146,8 +146,8 @@ def commands_page() -> str:
 
 
 def _commands(group: Any, context: Any) -> Iterator[tuple[str, Any, Any]]:
-    """The path, the command and the context of each command. A group of commands, such as `gptcli
-    tokenizer`, is replaced by its commands."""
+    """For each command: its path, the command itself, and its context. A group of commands, such as
+    `gptcli tokenizer`, is replaced by its commands."""
     import typer
 
     for name, command in group.commands.items():

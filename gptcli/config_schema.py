@@ -1,9 +1,9 @@
 """The JSON Schema of the config, in which each key has its docstring from gptcli.config.
 
 Python does not keep the docstrings of attributes. pydantic could read them from the source, but it
-would read them in every process that imports gptcli.config, which takes longer than the validation
-of a config. Here they are read only when they are needed: for an error message or for `gptcli
-schema`.
+would do this in every process that imports gptcli.config, and that takes longer than validating a
+config. This file reads the docstrings only when they are needed: for an error message or for
+`gptcli schema`.
 """
 
 from __future__ import annotations

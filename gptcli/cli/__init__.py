@@ -89,7 +89,7 @@ def _gptcli(
 
 
 def app_of(words: Sequence[str]) -> typer.Typer:
-    """The Typer app with only the command that `words` name, or with all commands if there is none.
+    """The Typer app with only the command that `words` name, or with all if they name no command.
 
     The other commands are left out, because importing the modules of all commands takes longer than
     sampling a short text."""

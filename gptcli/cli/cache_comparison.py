@@ -1,4 +1,4 @@
-"""Compares text and speed of sampling with the learner's key/value cache and without it."""
+"""Compares sampling with the learner's key/value cache and without it: the texts and the speeds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CacheComparison:
     def report(self) -> None:
         """Print how much faster sampling is with the cache, and whether the text is the same.
 
-        Raises GptcliError if the cache changes the text in float32."""
+        Raises GptcliError if the texts differ and the dtype is float32."""
         if self.difference is not None and self.dtype == "float32":
             raise GptcliError(
                 f"your cache changes the text: {self.difference}",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gptcli.course.report import BuiltinReport, FileReport
 
-# (exercise, what is checked and its steps, what the file must have), for the help of each command.
+# For the help of each command: (exercise, what is checked and its steps, what the file must have).
 COMMANDS = (
     (
         "layernorm",
@@ -122,9 +122,9 @@ def check_attention(
     constructors and layers, one layer for each head, and the code of LLMs from Scratch, Karpathy's
     lecture, CS336 and ARENA. docs/course/coming-from has the table.
 
-    Without a FILE, the command compares every path of the builtin attention with the reference and
-    with PyTorch's attention, in all dtypes and on all devices of this machine. The exit code is 1
-    if anything is wrong.
+    Without a FILE, the command compares every code path of the builtin attention, and PyTorch's
+    attention, with the reference. It does this in all dtypes and on all devices of this machine.
+    The exit code is 1 if anything is wrong.
     """
     if files:
         _check_files(files, "attention", hint, as_json)
@@ -159,8 +159,8 @@ def check_command(exercise: str) -> Callable[..., None]:
 def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> None:
     """Check files, and print the report of each file as soon as it is checked.
 
-    For a file that cannot be used, there is an error instead of a report. After all reports, these
-    errors are printed, and the last of them is raised. If there are no such errors but a file is
+    For a file that cannot be used, there is an error instead of a report. After all reports, prints
+    these errors, except the last one, which is raised. If there is no such error but a file is
     wrong, raises typer.Exit(1)."""
     from gptcli.course.checking import check_files
 
@@ -279,7 +279,7 @@ def _show_steps(report: FileReport, console: Console, unicode: bool) -> None:
 
 
 def _show_recognised(report: FileReport, console: Console) -> None:
-    """Print which layer of an attention was recognised as which projection."""
+    """Print which layers of an attention were recognised as its projections."""
     from rich.text import Text
 
     for check in report.checks:
@@ -350,8 +350,8 @@ def _show_verdict(
 
 
 def show_builtin(report: BuiltinReport, console: Console) -> None:
-    """Print a table for each device: the largest error of each path (row) in each dtype
-    (column)."""
+    """Print a table for each device. It has a row for each code path and a column for each dtype,
+    and shows the largest errors."""
     from rich import box
     from rich.table import Table
 

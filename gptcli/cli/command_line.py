@@ -30,7 +30,7 @@ Problem = tuple[str, str]
 """An error message and its hint."""
 
 _WITH_KEYS = ("train", "bench", "plan")
-"""The commands that take KEY=VALUE. For an unknown option, a hint can name a KEY=VALUE."""
+"""The commands that take KEY=VALUE. If an option is unknown, the hint can be a KEY=VALUE."""
 
 
 class CommandLineError(GptcliError):
@@ -209,7 +209,7 @@ def _problems(ctx: Context, args: list[str]) -> Iterator[Problem]:
 
 
 def _option(message: str) -> str:
-    """The option that the message of a problem names, with a colon; "" if it names none."""
+    """The option that an error message names, with a colon; "" if the message names none."""
     return next((f"{word}: " for word in message.split() if word.startswith("-")), "")
 
 
@@ -296,7 +296,7 @@ def _needs_value(path: str, parameter: Any, name: str, following: str | None = N
 def _instead(
     ctx: Context, command: str, name: str, value: str, known: dict[str, Any]
 ) -> tuple[str, bool]:
-    """A hint for the unknown option `name`, and True if the next word, `value`, is its value."""
+    """A hint for the unknown option `name`, and whether the next word, `value`, belongs to it."""
     word = normalised(name)
     own = next((option for option in known if normalised(option) == word), None)
     if own is not None:
@@ -330,7 +330,7 @@ def _instead(
 
 
 def _by_value(command: str, word: str, value: str) -> str | None:
-    """What gptcli has for another program's option, if that depends on the value; else None."""
+    """gptcli's counterpart of another program's option, if it depends on the value; else None."""
     if command == "sample" and word in ("start", "prompt") and value.startswith("FILE:"):
         return f"--prompt-file {shlex.quote(value.removeprefix('FILE:'))}"
     if word == "init_from":
@@ -343,7 +343,7 @@ def _by_value(command: str, word: str, value: str) -> str | None:
 
 
 def _written(path: str, form: str, value: str, known: dict[str, Any]) -> tuple[str, bool]:
-    """The hint to write `form` with the user's value, and whether this form takes a value.
+    """The hint to write `form` with the user's `value`, and whether `form` takes a value.
 
     `form` is from gptcli.other_spellings."""
     option = form.partition(" ")[0]
@@ -390,7 +390,7 @@ def _key(name: str) -> str | None:
 
 
 def _assignment(name: str, value: str) -> str | None:
-    """The KEY=VALUE that an unknown option means, or None. If `value` is empty, it is `KEY=...`."""
+    """The KEY=VALUE that an unknown option means, or None. If `value` is "", returns `KEY=...`."""
     key = _key(name)
     if key is None:
         return None

@@ -27,7 +27,7 @@ def pairs_of(arms: list[Arm]) -> list[tuple[Arm, Arm, Difference]]:
 
 
 def verdicts_of(arms: list[Arm], problem: str | None) -> list[str]:
-    """A sentence with the verdict on each pair of `pairs_of`.
+    """For each pair of `pairs_of`, a sentence with the verdict.
 
     If there are many pairs, one more sentence warns that a difference can be chance. If the arms
     cannot be compared, returns only `problem`, which says why."""
@@ -103,7 +103,9 @@ def _print(
 
 
 def _sample(arm: Arm, prompt: str) -> str:
-    """The text that an arm's first run writes after the prompt; "" and a note if it cannot."""
+    """The text that an arm's first run writes after the prompt.
+
+    If the run cannot write a text, prints a note and returns ""."""
     from gptcli.api.model import load
 
     try:

@@ -44,7 +44,7 @@ def editor(environ: Mapping[str, str], path: Path) -> list[str]:
 def open_in_editor(words: list[str], path: Path, line: int | None, stderr: int) -> str:
     """Run the editor until it ends. Returns a note for the user if it failed, else "".
 
-    `stderr` is a file descriptor of the terminal, which the editor needs."""
+    The editor needs a terminal. `stderr` is a file descriptor of it."""
     at = [f"+{line}"] if line is not None and Path(words[0]).name in _TAKE_A_LINE else []
     try:
         done = subprocess.run([*words, *at, os.fspath(path)], stderr=stderr, check=False)

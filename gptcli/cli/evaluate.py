@@ -131,7 +131,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Figures:
-    """The loss on one text of a mixture; if there is no mixture, on the whole split."""
+    """The loss on one text of a mixture, or on the whole split if there is no mixture."""
 
     name: str
     share: float
@@ -141,7 +141,7 @@ class _Figures:
 
 
 def _figures(tokens: TokenStore, loss_on: Callable[[TokenStore], float]) -> list[_Figures]:
-    """The figures of each text of a mixture; if there is no mixture, those of the whole split."""
+    """The figures of each text of a mixture, or of the whole split if there is no mixture."""
     from gptcli.corpus.mixture import MixedText, MixedTokens
 
     texts = tokens.texts if isinstance(tokens, MixedTokens) else [MixedText("", 1.0, tokens)]
@@ -154,7 +154,8 @@ def _figures(tokens: TokenStore, loss_on: Callable[[TokenStore], float]) -> list
 def _mean_loss(trained: Trained, tokens: TokenStore, context: int, threads: int | None) -> float:
     """The mean loss in nats per token.
 
-    The C library computes it if `threads` is set and the library can; otherwise PyTorch does."""
+    If `threads` is set, the C library computes the loss. PyTorch computes it if `threads` is None,
+    or if the C library cannot."""
     if threads is not None:
         from gptcli.training.native_evaluate import evaluate_natively
 

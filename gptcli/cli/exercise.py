@@ -184,8 +184,8 @@ def _class_status(chosen: tuple[Exercise, ...], folders: list[Path], as_json: bo
 
 
 def _cell(row: Progress) -> str:
-    """The state of an exercise: "ok", "wrong", "error" or "-", or "5/8" if 5 of 8 steps are
-    right."""
+    """The state of an exercise: "ok", "wrong", "error" or "-"; or "5/8" if the first 5 of 8 steps
+    are right."""
     if row.state == "wrong":
         step = row.report.first_wrong_step if row.report else None
         return "wrong" if step is None else f"{step - 1}/{len(row.exercise.steps)}"
@@ -200,7 +200,9 @@ def _check_round(
     console: Console,
     changed: set[str],
 ) -> None:
-    """Check all files: any of them can import a changed one. Print full reports of `changed`."""
+    """Check all files, because any of them can import a changed one.
+
+    Prints full reports on the files whose names are in `changed`."""
     from gptcli.cli.check import show_file
     from gptcli.course.folder import progress_of
 

@@ -53,7 +53,7 @@ def follow_training(
     # Signals are handled up to the end, so that a signal after the last step does not lose the
     # result.
     with stop_on_signals() as stop:
-        # If the run is resumed, run.json must no longer say how the earlier part of it ended.
+        # In a resumed run, run.json must no longer say how the run's earlier part ended.
         run_folder.write_status(run, summary.begun())
         try:
             stop.also = asked_elsewhere
@@ -61,7 +61,7 @@ def follow_training(
         except Exception as error:
             _finish(loggers, prepared, stop)
             if as_json:
-                with suppress(OSError):  # report the run's error, not one of stdout
+                with suppress(OSError):  # the run's error matters more than one of stdout
                     print_json(summary.ended())
             clearer = explained(error, prepared, files)
             if clearer is None:
@@ -76,9 +76,9 @@ def follow_training(
 
 
 def _finish(loggers: RunLoggers, prepared: Prepared, stop: Stop) -> None:
-    """Wait until the loggers have finished, and print their warnings.
+    """Wait until the loggers and the run's copy are complete, and print their warnings.
 
-    A new Ctrl-C ends them at once."""
+    A new Ctrl-C ends the waiting at once."""
     asked_at = stop.asked_at
     try:
         warnings = loggers.finish(lambda: stop.asked_at != asked_at, seconds_for_loggers(prepared))
@@ -105,7 +105,7 @@ def _train(
     live = _live_state(prepared) if is_live(console) else None
     with (
         journal_of(run, summary) as journal,
-        # What the code of the user's parts prints must not mix with the JSON on stdout.
+        # The user's parts can print. Their output must not mix with the JSON on stdout.
         redirect_stdout(sys.stderr),
         open_view(console, live) as view,
         suppress(LeaveAtOnce),
@@ -115,7 +115,8 @@ def _train(
         if live is not None and live.has_keys and isinstance(view, LiveView):
             keys = stack.enter_context(TrainingKeys(stop, view.press))
             wanted, wishes = keys.wanted, keys.wishes
-        # Closing `events` gives up an unfinished checkpoint, before an old run is restored.
+        # Closing `events` abandons an unfinished checkpoint. This must happen before the caller
+        # restores an old run.
         events = stack.enter_context(
             closing(recorded_training(prepared, summary, journal, loggers, wanted, wishes))
         )

@@ -88,7 +88,7 @@ def grade(
 
 
 def _checked_goal(path: Path) -> Path:
-    """The path at which the table of --csv can be written.
+    """`path`, if the table of --csv can be written there.
 
     Raises GptcliError if no file can be written there, or if a file is there that is not an earlier
     table of grades."""
@@ -172,7 +172,7 @@ def _table(grades: list[Grade], console: Console) -> Table:
     exercises = [state.exercise for state in grades[0].exercises]
     longest = max(Text(_shown(each.student)).cell_len for each in grades)
 
-    def heading(name: str, short: bool) -> str:  # a single letter is never cut off
+    def heading(name: str, short: bool) -> str:  # never cuts off only one letter
         return name[:_SHORT] if short and len(name) > _SHORT + 1 else name
 
     def room(short: bool, gap: int) -> int:  # the width that remains for the students' names
@@ -207,7 +207,8 @@ def _table(grades: list[Grade], console: Console) -> Table:
 
 
 def _cell(state: Progress) -> str:
-    """The state: "ok", "stop", "wrong", "error" or "-"; "5/8" if 5 of 8 steps are right."""
+    """The state of an exercise: "ok", "stop", "wrong", "error" or "-"; or "5/8" if the first 5 of 8
+    steps are right."""
     from gptcli.course.grading import STOPPED
 
     report = state.report
@@ -227,7 +228,7 @@ def _shown(text: str) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The names on one line; of a long list, the first ones and the number of the others."""
+    """The names on one line. If they are many, only the first names and the number of the rest."""
     shown = [_shown(name) for name in names]
     more = len(shown) - _NAMES
     return ", ".join(shown if more < 2 else [*shown[:_NAMES], f"{more} more"])
@@ -272,8 +273,8 @@ def _unusable_lines(grades: list[Grade]) -> list[Text]:
 def _same_lines(grades: list[Grade]) -> list[Text]:
     """One line for each group of students with the same file.
 
-    The line calls the file the usual solution if the group has more than four students and more
-    than a quarter of the students who began the exercise."""
+    The line calls the file the usual solution if more than four students have it, and more than a
+    quarter of the students who began the exercise."""
     from rich.text import Text
 
     lines = []

@@ -131,6 +131,7 @@ def import_model(
 
 
 def _name_of(path: Path) -> str:
-    """The name for the run: that of the folder `path`. For a file, that of the folder around it."""
+    """The name for the run: the name of the folder `path`. If `path` is a file, the name of the
+    folder around it."""
     found = path.resolve()
     return (found if found.is_dir() else found.parent).name or "imported"

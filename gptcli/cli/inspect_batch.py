@@ -92,7 +92,7 @@ def inspect_batch(
 def _text_of(
     run: Path, config: Config, files: UserFiles, step: int, overrides: list[str]
 ) -> Corpus:
-    """The text that the run was trained on, as the ids of the run's tokenizer.
+    """The text that the run was trained on, as token ids of the run's tokenizer.
 
     Raises GptcliError if the text has changed, or if the run was trained with the user's tokenizer
     but the command line does not name the file of this tokenizer."""

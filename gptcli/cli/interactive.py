@@ -35,7 +35,7 @@ _BOLD, _DIM, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 @dataclass(frozen=True)
 class Turns:
-    """A model that the user talks with: the conversation, and what the user's commands need."""
+    """A conversation with a model, and what the user's commands need."""
 
     conversation: Conversation
     open_streams: Callable[[SamplingParams], Streams]
@@ -64,8 +64,8 @@ def converse(
     """Read lines and let the model answer them, until the input ends or the user types /quit.
 
     `first` is the first prompt. If it is None, the first prompt is read, too. `load(run, settings)`
-    returns the model of a run. If `run` is None, it returns the model of the run that the command
-    line names. If `escape` is true, typed lines can have escapes."""
+    returns the model of `run`. If `run` is None, `load` returns the model of the run that the
+    command line names. If `escape` is true, typed lines can have escapes."""
     if sys.stdin is None:  # the caller closed stdin
         return
     terminal = _Terminal()
@@ -216,7 +216,7 @@ class _Terminal:
                 sys.stderr.flush()
 
     def rewrite(self, line: str) -> None:
-        """Print the user's line over itself, in bold and without its newline.
+        """Print the user's line again in its old place, in bold and without its newline.
 
         The answer of the model then continues this line."""
         from rich.cells import cell_len

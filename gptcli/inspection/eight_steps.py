@@ -28,8 +28,8 @@ Numbers = list[float]
 class ShownStep:
     """One step: its number and name, its computation with the shapes, and its values by name.
 
-    `line` is the number and the text of the line in the learner's file that completes the step. It
-    is None for the builtin attention, and if the trace does not show the line."""
+    `line` is the number and the text of the line in the learner's file that completes the step.
+    `line` is None for the builtin attention, or if the trace does not show this line."""
 
     step: int
     name: str

@@ -70,14 +70,14 @@ def head_kinds(
     maps: Sequence[Tensor | None],
     maps_of: Callable[[list[int]], list[Tensor | None]],
 ) -> list[HeadKind]:
-    """The kinds of all heads in `maps`, (H, T, T) for each layer. The heads with the largest shares
-    come first.
+    """The kinds of all heads in `maps`. The heads with the largest shares come first.
 
-    The share of induction is measured on several sequences: random tokens that all differ, followed
-    by the same tokens again. This share says how much a head looks at the token that followed the
-    earlier copy of the current token (Olsson et al. 2022, "In-context Learning and Induction
-    Heads"). The other shares are measured on the text itself, or on these sequences if the text is
-    shorter than 8 tokens. `maps_of` is a function that computes the maps of a list of token ids."""
+    `maps` has (H, T, T) or None for each layer. The share of induction is measured on several
+    sequences: random tokens that all differ, followed by the same tokens again. This share says how
+    much a head looks at the token that followed the earlier copy of the current token (Olsson et
+    al. 2022, "In-context Learning and Induction Heads"). The other shares are measured on the text
+    itself, or on these sequences if the text is shorter than 8 tokens. `maps_of` is a function that
+    computes the attention maps of a list of token ids."""
     half = min(_LONGEST_HALF, model.config.block_size // 2, model.vocab_size)
     induction: dict[int, Tensor] = {}
     of_probes: dict[int, Tensor] = {}
@@ -115,11 +115,12 @@ def _sorted(
 
 
 def _places(weights: Tensor) -> Tensor:
-    """The shares of the previous token, the first token and the token itself: (H, T, T) -> (3,
-    H)."""
+    """How much each head attends to the previous token, to the first token and to the token itself.
+
+    (H, T, T) -> (3, H)."""
     T = weights.shape[1]
-    # The rows begin at the third token, because the token before the second one is the first token.
-    # There, the shares of the previous and the first token are the same.
+    # For the second token, the previous token is the first token, so their shares are the same.
+    # Therefore the rows begin at the third token.
     rows = torch.arange(min(2, T - 1), T)
     chance = 1.0 / (rows + 1)
     first = ((weights[:, rows, 0] - chance) / (1 - chance).clamp(min=0.5)).mean(1)
@@ -127,10 +128,10 @@ def _places(weights: Tensor) -> Tensor:
 
 
 def _share(weights: Tensor, back: int, first: int) -> Tensor:
-    """The mean share of attention on the token `back` places earlier, for tokens from `first` on:
-    (H,).
+    """The mean share of each head's attention on the token `back` places earlier: (H,).
 
-    It is corrected for chance: evenly spread attention has share 0."""
+    The mean is over the tokens from position `first` on. It is corrected for chance: evenly spread
+    attention has share 0."""
     T = weights.shape[1]
     rows = torch.arange(max(first, back), T)
     if not len(rows):

@@ -62,8 +62,8 @@ def traced_weights(
 ) -> Tensor | None:
     """The attention weights (H, T, T) of a learner's attention or block for x (T, C), on the CPU.
     These are the tensors of the forward pass whose rows sum to 1 and are 0 for future tokens. Heads
-    that are computed one by one are joined. Returns None if the tensors do not give n_head heads,
-    for example because a kernel hides them."""
+    that are computed one by one are joined. Returns None if fewer or more than n_head heads
+    are found, for example because a kernel hides the attention weights."""
     trace = _traced(part, x, learner)
     T = x.shape[0]
     heads: list[Tensor] = []
@@ -127,7 +127,7 @@ def learner_steps(
 def _lines(
     trace: ForwardTrace, completed_at: dict[str, int], path: Path
 ) -> Iterator[tuple[int, tuple[int, str]]]:
-    """For each step, the last line of the file that computes one of its values."""
+    """For each step, the number and the text of the line that completes it."""
     text = path.read_text("utf-8", "replace").splitlines()
     for name, index in completed_at.items():
         line = trace.operations[index].line

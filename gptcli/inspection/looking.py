@@ -87,8 +87,8 @@ def weights_of_layers(
     """The attention weights (H, T, T) of each layer, float32 on the CPU.
 
     The weights of the builtin attention are computed from its queries and keys. The weights of a
-    learner's attention are looked for in a trace of its forward pass. If the trace does not contain
-    them, the layer has None."""
+    learner's attention are taken from a trace of its forward pass. If the trace lacks the
+    weights of a layer, the layer has None."""
     found: list[Tensor | None] = []
     for layer, x in enumerate(inside.inputs):
         part = part_with_attention(model, layer)
@@ -103,8 +103,8 @@ def weights_of_layers(
 def logit_lens(model: GPT, inside: Inside) -> list[list[list[Guess]]]:
     """For each depth and token: the most likely next tokens if the network ended at this depth.
 
-    The depths are: before the first block, and after each block. The last norm and the head are
-    applied to the residual stream at the depth.
+    The depths are: before the first block, and after each block. At each depth, the
+    last norm and the head are applied to the residual stream.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens"."""
     count = min(_GUESSES, model.vocab_size)

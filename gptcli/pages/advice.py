@@ -20,8 +20,8 @@ _WORTH = 0.02
 """Twice as many steps are worth it if they lower the loss by at least this many nats."""
 _MANY_EPOCHS = 30
 _CLOSE = 0.1
-"""The training loss is close to the validation loss if the training loss is higher, or if it is
-lower by less than this share of the validation loss."""
+"""The training loss is close to the validation loss if the training loss is higher, or lower by
+less than this share of the validation loss."""
 _MOST_DROPOUT = 0.4
 _SPIKE = 8.0
 """A spike is a gradient norm of more than this many times the median."""
@@ -89,10 +89,10 @@ def overfitting(evaluations: Sequence[Evaluated]) -> Overfit | None:
 def doubled(points: Sequence[tuple[int, float]]) -> float | None:
     """How much lower, in nats, the loss would be after twice as many steps.
 
-    `points` are pairs (step, loss). A least-squares line is fitted to the loss over the logarithm
-    of the step, for the second half of the points (at least three). Points at step 0 do not count.
-    Returns None if there are fewer than three points, or if all have the same step. A falling
-    learning rate makes the line too steep, so the result is an upper estimate."""
+    `points` are pairs (step, loss). Fits a least-squares line to the loss as a function of the
+    logarithm of the step. Uses the second half of the points, but at least three. Points at step 0
+    do not count. Returns None if there are fewer than three points, or if all have the same step. A
+    falling learning rate makes the line too steep, so the result is an upper estimate."""
     half = [(step, loss) for step, loss in points if step > 0]
     half = half[-max(3, len(half) // 2) :]
     if len(half) < 3:
@@ -107,8 +107,8 @@ def doubled(points: Sequence[tuple[int, float]]) -> float | None:
 def _points(run: RunData) -> list[tuple[int, float]]:
     """The points for `doubled`: pairs (step, validation loss), or pairs (step, training loss).
 
-    With three evaluations or more, they have the validation loss. With fewer, they have the
-    training loss if the run read its text at most once or if the two losses are close."""
+    They have the training loss if the run has fewer than three evaluations, and either it read its
+    text at most once or the two losses are close. Otherwise they have the validation loss."""
     often = epochs(run)
     if len(run.evaluations) < 3 and ((often is not None and often <= 1) or _is_close(run)):
         return [(one.step, one.loss) for one in run.steps]
@@ -251,8 +251,8 @@ def _overfitting(run: RunData, found: Overfit | None) -> Answer:
 
 
 def _one_evaluation(run: RunData, question: str) -> Answer:
-    """The answer for a single evaluation, which only shows how far its loss is from the training
-    loss."""
+    """The answer for a run with a single evaluation: it compares the validation loss with the
+    training loss."""
     last, now = run.evaluations[-1], mean_loss_at(run.steps, run.last_step)
     only = (
         "The run has one evaluation, but only two can show whether the validation loss rose. "
@@ -440,8 +440,9 @@ def _next(run: RunData, found: Overfit | None, improvement: float | None) -> lis
 
 
 def _calmer(run: RunData, train: str) -> tuple[str, str]:
-    """What to try if the training diverged: the usual learning rate if the run's own is higher,
-    else a quarter of the run's own."""
+    """What to try if the training diverged: the usual learning rate.
+
+    If the run's learning rate is not higher than the usual one: a quarter of the run's."""
     rate = float(run.config.train.learning_rate)
     automatic = run.config.train.model_copy(update={"learning_rate": "auto"})
     usual = resolve_rate(automatic, run.config.model.n_embd)

@@ -41,7 +41,7 @@ function attentionMaps(root, labels) {
   let heads = [];
   let chosen = null; // "layer.head"
   let token = labels.length - 1;
-  let mapped = { cell: 1, edge: 0 }; // large map: pixels of a cell, and of the labels beside it
+  let mapped = { cell: 1, edge: 0 }; // large map, in pixels: width of a cell, and of the labels
   const tokens = labels.map((label, at) => {
     const button = make("button", { class: "token", type: "button" });
     const share = make("span", { class: "share" });
@@ -62,7 +62,7 @@ function attentionMaps(root, labels) {
   const key = (one) => `${one.layer}.${one.head}`;
   const current = () => heads.find((one) => key(one) === chosen) ?? heads[0];
 
-  // Draws a map, with the labels `named` at the left and above if the cells have room for them.
+  // Draws a map. If its cells have room for labels, writes the labels `named` at its left and top.
   function draw(target, rows, cell, named = []) {
     const ratio = Math.max(1, Math.min(3, devicePixelRatio || 1));
     const size = rows.length * cell;

@@ -124,7 +124,7 @@ function drawChart(root, given) {
   }
 
   // uPlot asks for the range of x, then for the range of y, and updates u.scales only after both.
-  // The range of y depends on that of x, so `shown` keeps the range of x.
+  // The range of y depends on the range of x, so `shown` keeps the range of x.
   let shown = [first, last];
   const keepShown = (u, from, to) => { if (from !== null) shown = [from, to]; return [from, to]; };
 
@@ -196,8 +196,8 @@ function drawChart(root, given) {
     }, [given.x, ...given.series.map((one) => one.values)], place);
   }
 
-  // Charts with the same `sync` zoom together. uPlot itself zooms them together only if the reader
-  // drags, so this code does it for the keys and for the button.
+  // Charts with the same `sync` zoom together. uPlot zooms them together only if the reader drags.
+  // For the keys and for the button "reset", the code below zooms them together.
   const together = () => CHARTS.filter((one) => one === own || (given.sync && one.sync === given.sync));
   const showAll = () => together().forEach((one) => one.zoomTo(null));
   function moveTo(i) {

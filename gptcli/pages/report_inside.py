@@ -60,8 +60,9 @@ def _in_text(piece: bytes) -> str:
 def maps_record(
     inside: list[dict[str, Any]], tokenizer: Tokenizer, most_heads: int, used: int | None
 ) -> dict[str, Any] | None:
-    """What report.js shows as attention maps at each evaluation; None if there are no maps. Has the
-    heads with the clearest habits at the evaluation nearest to step `used`."""
+    """What report.js shows as attention maps at each evaluation; None if there are no maps.
+
+    Chooses the heads whose habits are clearest at the evaluation nearest to step `used`."""
     moments = []
     for one in inside:
         tensors = _unpacked(one["maps"])
@@ -154,12 +155,12 @@ def _move(moments: Sequence[Any], what: str) -> str:
 
 
 def _hidden(moments: Sequence[Any]) -> str:
-    """The attribute that hides a slider if there is only one evaluation."""
+    """The attribute that hides a slider with only one evaluation; "" for more evaluations."""
     return "" if len(moments) > 1 else " hidden"
 
 
 def _habits(moment: dict[str, Any]) -> str:
-    """An HTML list of what the clearest heads do at an evaluation."""
+    """HTML that says in words what the clearest heads do at the evaluation `moment`."""
     heads = moment["heads"]
     clear = sum(one["kind"] != "mixed" for one in heads)
     shown = heads[: min(_HABITS, max(2, clear))]

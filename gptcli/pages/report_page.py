@@ -22,7 +22,7 @@ from gptcli.view.number_formats import time_taken
 from gptcli.view.safe_text import clean
 
 MOST_BYTES = 1_000_000
-_MOMENTS = 8  # the most evaluations whose maps the page shows
+_MOMENTS = 8  # the page shows the maps of at most this many evaluations
 _MOST_HEADS = 24
 _SAMPLES = 6
 _SAMPLE_CHARACTERS = 700
@@ -36,7 +36,7 @@ UPLOT_SCRIPT = "third_party/uPlot.iife.min.js"
 
 def report_page(run: RunData, tokenizer: Tokenizer | None) -> str:
     """The page as HTML. If the page would be over a megabyte, it shows fewer evaluations and fewer
-    heads, or neither passage nor maps. Without a tokenizer, it has neither passage nor maps."""
+    heads, or leaves out the passage and the maps. Without a tokenizer, it leaves them out, too."""
     for moments, heads in ((_MOMENTS, _MOST_HEADS), (4, 12), (2, 6), (0, 0)):
         page = _document(run, tokenizer, moments, heads)
         if len(page.encode("utf-8")) <= MOST_BYTES:
@@ -214,7 +214,9 @@ def numbers(values: Sequence[float]) -> list[float | None]:
 
 
 def _table(run: RunData) -> str:
-    """At most 60 evaluations as an HTML table, for readers who cannot see the chart; "" if none."""
+    """At most 60 evaluations as an HTML table, for readers who cannot see the chart.
+
+    Returns "" if the run has no evaluations."""
     if not run.evaluations:
         return ""
     best = run.best
@@ -255,7 +257,7 @@ def _samples(run: RunData) -> str:
 
 
 def _command(text: str) -> str:
-    """A command as HTML whose lines break only between words, not within an option."""
+    """A command as HTML. A line can break only between two words, not within an option."""
     return " ".join(f"<span>{html.escape(word)}</span>" for word in clean(text).split(" "))
 
 

@@ -87,7 +87,7 @@ def _chart(networks: Sequence[Network], law: Law) -> dict[str, object]:
             "style": style,
             "values": numbers([curve.get(size, nothing)[at] for size in x]),
         }
-        for at, label, style in (  # the law comes last, because its band covers the earlier lines
+        for at, label, style in (  # the law is last, so that the interval's band does not hide it
             (1, "95 % interval, low", 7),
             (2, "95 % interval, high", 7),
             (0, "law", 0),

@@ -12,8 +12,8 @@ from gptcli.files.paths import shell_word
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise GptcliError if `path` is a folder, or if it exists and `overwrite` is false.
 
-    Call this before any other work, so that no work is lost. A missing folder is no error, because
-    `write` makes it."""
+    Call this first, so that no work is lost if `path` is refused. A missing folder is no error,
+    because `write` makes it."""
     if path.is_dir():
         raise GptcliError(
             f"{path} is a folder", f"name a file in it: {shell_word(path / 'x.html')}"
@@ -23,7 +23,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file completely or not at all. Make its folder if it is missing.
+    """Write a file completely or not at all. Make the folder of `path` if it is missing.
 
     Raises GptcliError if the disk is full or cannot be written."""
     data = content.encode("utf-8") if isinstance(content, str) else content

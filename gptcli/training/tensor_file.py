@@ -147,7 +147,7 @@ def tensor_pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]
 
 
 class HashedPieces:
-    """An iterator over pieces that computes their `size` in bytes and their SHA-256 `digest`."""
+    """Yields `pieces`, and computes their total `size` in bytes and their SHA-256 `digest`."""
 
     def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
         self._pieces = pieces

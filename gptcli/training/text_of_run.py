@@ -195,7 +195,10 @@ class WantedText:
 
 
 def _places(key: str, names: list[str], *, all_of_them: bool = False) -> str:
-    """The argument for texts that have moved: key=PATH, or a list with a PATH for each of them."""
+    """The argument with which the user tells gptcli where the texts are now: key=PATH.
+
+    For several texts it is a list, with PATH for each missing text. If `all_of_them` is true, it
+    has PATH for every text."""
     if len(names) == 1:
         return f"{key}=PATH"
     here = [
@@ -230,7 +233,7 @@ def remember_source(
                 text = text_record(places, run, key)
                 run_folder.write_status(run, {**status, "text": text})
     except (OSError, GptcliError):
-        return f"the new place of the text cannot be written to {path}; name it again next time"
+        return f"cannot write the new place of the text to {path}; name the text again next time"
     names = [places.name] if places.source != stored.data.source else []
     if places.val_source != stored.data.val_source:
         names += places.val_sources
@@ -244,7 +247,7 @@ def _first_missing(names: list[str]) -> str | None:
                 path_of(name).lstat()
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return name
-        except (OSError, GptcliError):  # it may exist; the error comes when it is opened
+        except (OSError, GptcliError):  # the file may exist; opening it reports the error
             pass
     return None
 

@@ -73,7 +73,7 @@ class TrainingState:
         self.model.to(device)
         self.weights = MasterWeights(self.model, dtype)
         # Newton-Schulz needs few digits, so bfloat16 is enough. But bfloat16 is slow on some
-        # machines. On these, the passes use float32, and so does Newton-Schulz.
+        # machines. On these machines, the passes and Newton-Schulz use float32.
         muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
         native = library_for(engine, dtype)
         passes: TorchPasses | NativePasses
@@ -96,8 +96,8 @@ class TrainingState:
             train.weight_decay,
             muon_dtype,
             None if native is None else (native, threads),
-            # Weight decay would pull the trained tables to 0, away from the base's tables from
-            # which a fine-tune starts.
+            # Weight decay would pull the trained tables to 0. A fine-tune starts at the base's
+            # tables, not at 0.
             undecayed=() if self.adapters is None else self.adapters.tables,
         )
         self.progress = Progress(loss_scale=first_loss_scale(dtype))
@@ -160,7 +160,8 @@ class TrainingState:
 
 
 def progress_of(meta: dict[str, Any]) -> Progress:
-    """The counters in a checkpoint's meta.json. Raises KeyError or TypeError if there are none."""
+    """The counters in a checkpoint's meta.json. Raises KeyError or TypeError if they are
+    missing."""
     return Progress(**meta["progress"])
 
 
@@ -174,9 +175,9 @@ def build_model(
     """A float32 model on the CPU with the given weights, or with newly drawn weights.
 
     Raises GptcliError (exit code 1) if names or shapes of the weights do not fit the config. Raises
-    GptcliError if a builtin model is larger than this machine's memory. Makes the model only after
-    these checks. With user's parts in the network, most shapes are checked after the model is
-    made."""
+    GptcliError if a builtin model is larger than this machine's memory. A builtin model is made
+    only after these checks. With user's parts in the network, the model is made first, and then
+    most shapes are checked."""
     in_network = user_parts is not None and user_parts.in_network()
     given = None if weights is None else {name: tuple(t.shape) for name, t in weights.items()}
     refuse_unfitting(config, vocab_size, given, users=in_network)

@@ -17,8 +17,8 @@ from torch import Tensor
 AVERAGE = "average/"
 """The prefix of the averages' names in the optimizers' state."""
 _TRAINED = "trained/"
-"""The prefix of names in a checkpoint's state, for the weights without averaging. The averages are
-in the checkpoint's model.safetensors."""
+"""In a checkpoint's state: the prefix of the names of the weights without averaging. The averages
+are in the checkpoint's model.safetensors."""
 
 Named = dict[str, Tensor]
 
@@ -61,9 +61,9 @@ class WeightAverages:
         return {AVERAGE + self._names[p]: average for p, average in self._tensors.items()}
 
     def load_state(self, saved: Named) -> Named:
-        """Restore what `state` returned, and return the other entries of `saved`.
+        """Restore the averages in `saved`, and return the other entries of `saved`.
 
-        Raises KeyError if there are averages, but not of all parameters, or if shapes differ."""
+        Raises KeyError if only some of the parameters have an average, or if a shape differs."""
         rest = dict(saved)
         found = {p: rest.pop(AVERAGE + name, None) for p, name in self._names.items()}
         averages = {p: value for p, value in found.items() if value is not None}
@@ -78,7 +78,8 @@ class WeightAverages:
 def to_checkpoint(weights: Named, state: Named) -> tuple[Named, Named]:
     """The weights and the state as a checkpoint stores them.
 
-    If `state` has averages, they become the weights, and the weights become part of the state."""
+    If `state` has averages, a checkpoint stores the averages as weights, and the weights in the
+    state."""
     if not any(key.startswith(AVERAGE) for key in state):
         return weights, state
     rest, averages = dict(state), {}
@@ -93,8 +94,9 @@ def from_checkpoint(masters: Iterable[tuple[str, Tensor]], state: Named) -> Name
     """Undo `to_checkpoint`, and return the state with the averages.
 
     `masters` are pairs of a name and a master weight. At first, the master weights have the values
-    in the checkpoint's model.safetensors, which are averages. This function overwrites them with
-    the weights without averaging, from `state`. Raises KeyError if `state` lacks a weight."""
+    in the checkpoint's model.safetensors, which are averages. This function replaces the averages
+    by the weights without averaging, which are in `state`. Raises KeyError if `state` lacks a
+    weight."""
     if not any(key.startswith(_TRAINED) for key in state):
         return state
     rest = dict(state)

@@ -15,7 +15,8 @@ class ZeroGradients:
         self._in_a_row = 0
 
     def begin(self, grad_norm: float) -> bool:
-        """Whether this is the fifth step in a row whose norm is 0. Later steps return False."""
+        """Whether this is the fifth step in a row with a gradient norm of 0. False for later
+        steps."""
         self._in_a_row = self._in_a_row + 1 if grad_norm == 0 else 0
         return self._in_a_row == _STEPS
 

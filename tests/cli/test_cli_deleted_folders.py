@@ -75,8 +75,8 @@ def test_a_run_folder_that_disappears(
 def test_another_run_in_place_of_a_deleted_one(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the run folder of a training is replaced by that of another run, the training writes
-    nothing into the new folder."""
+    """If another run's folder takes the place of a training's run folder, the training writes
+    nothing into it."""
     run, other = tmp_path / "r", tmp_path / "other"
     assert cli("train", text_file, *SMALL, "--out", other, "train.max_steps=2").code == 0
 

@@ -60,8 +60,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_the_batch_gives_the_logged_loss(step: int, run: Path, cli: Any) -> None:
-    """The command shows the sequences that the step read: with the weights from before the step,
-    their loss is the loss that the training logged for the step."""
+    """The command shows the sequences that the step read. With the weights before the step,
+    these sequences have the loss that the training logged for the step."""
     from gptcli.training import checkpoint
     from gptcli.training.run_folder import read_config, read_tokenizer
     from gptcli.training.training_state import build_model

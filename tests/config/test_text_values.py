@@ -1,5 +1,5 @@
-"""The values of keys that are text: gptcli keeps them as the user typed them, and saves them
-unchanged. It refuses some Windows paths."""
+"""Config values that are text: gptcli keeps them as the user typed them, and saves them
+unchanged. It refuses most Windows paths in double quotes."""
 
 from __future__ import annotations
 

@@ -85,8 +85,8 @@ def test_texts_are_not_in_a_regular_pattern() -> None:
 
 
 def test_the_order_of_a_mixture_never_changes() -> None:
-    """When a later version of gptcli resumes a run, it must read the same batches. So their order
-    is recorded here."""
+    """When a later version of gptcli resumes a run, it must read the same batches. So this test
+    contains the texts and the starts of a batch."""
     batches = Batches(mixture([50, 30], [0.75, 0.25]), 8, 8, 1337)
     assert batches.texts_of(0) == [0, 0, 1, 0, 1, 0, 0, 0]
     assert batches.starts(0) == [1, 25, 64, 9, 72, 17, 41, 33]

@@ -1,8 +1,9 @@
 # ruff: noqa: E501 -- the files are written as people write them
 """Right attention files in the conventions of other courses, books and projects.
 
-They are written for this project, each in the style of a course, book or project. WRONG has
-mistakes for each file: the step that is wrong, a text of the file, and the text that replaces it.
+They are written for this project, each in the style of a course, book or project. WRONG lists
+mistakes for each file. A mistake is (the number of the wrong step, a text of the file, the wrong
+text that replaces it).
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def test_every_use_of_the_cache(arch: str, tmp_path: Path) -> None:
             # attend to.
             for keep in (None, 100, 11):
                 assert close(fed(file, idx, sizes, keep), wanted), (batch, sizes, keep)
-    # If the caller keeps 10 tokens, it drops a token to which the following token still attends.
+    # 10 tokens are one too few: the caller drops a token to which the next token still attends.
     if arch == "modern":
         assert not close(fed(file, idx, [1] * length, 10), wanted)
 

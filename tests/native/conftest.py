@@ -26,9 +26,10 @@ plain C."""
 def compiled(
     once: Once, source: library.Source, flags: tuple[str, ...], with_: str | None = None
 ) -> Path:
-    """Compiles a C library with `flags`, and with the compiler `with_` if it is given. Returns its
-    path. Only one pytest worker compiles it. The file stays in .pytest_cache, where later test runs
-    find it, until the C code, the flags or the compiler's name change."""
+    """Compiles a C library with `flags`, and with the compiler `with_` if it is given. Returns the
+    path of the compiled library. Only one pytest worker compiles it. The file stays in
+    .pytest_cache, where later test runs find it, until the C code, the flags or the compiler's name
+    change."""
     file = library._HERE / source.file
     compiler = (with_ or os.environ.get("CC") or shutil.which("gcc") or "cc").split()
     words = [*compiler, *library._FLAGS, *source.flags, *flags]
@@ -62,8 +63,8 @@ def emulated(once: Once, *, amx: bool) -> ctypes.CDLL:
 
 
 def of_kind(once: Once, source: library.Source, kind: str) -> ctypes.CDLL:
-    """The library compiled for the processors `kind` (a key of KINDS). Skips the test if this
-    processor lacks one of their features."""
+    """The library `source`, compiled for processors of `kind` (a key of KINDS). Skips the test if
+    this processor lacks a feature that `kind` needs."""
     here, asked = all_features(), features_and_flags(kind)
     if here is None or not here >= asked.features:
         pytest.skip(f"this processor is not {kind}")
@@ -72,8 +73,9 @@ def of_kind(once: Once, source: library.Source, kind: str) -> ctypes.CDLL:
 
 
 def found_or_skipped(source: library.Source) -> ctypes.CDLL:
-    """The library that gptcli would compile on this machine, from a cache that later test runs use
-    again. Skips the test if there is none."""
+    """The library that gptcli would compile on this machine. Later test runs find it in a cache.
+
+    Skips the test if there is no library."""
     library.find.cache_clear()
     found = library.find(source)
     if found.library is None:
@@ -140,8 +142,8 @@ def another_native(request: pytest.FixtureRequest, once: Once) -> ctypes.CDLL:
 
 @pytest.fixture
 def native_dtype(native: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
-    """The dtype in which the library `native` computes. Trainings in this dtype use `native` as the
-    library of this machine."""
+    """The dtype in which the library `native` computes. A training in this dtype uses the library
+    `native`."""
     if native.number_bytes() == 4:
         return torch.float32
     find = library.find

@@ -46,8 +46,8 @@ SETTINGS = (
 
 
 def train_small_run(run: Path, text: Path) -> Path:
-    """Train a run that has checkpoints of all STEPS. Mark that of step 8 as the best one. Return
-    the run folder."""
+    """Train a run that has checkpoints of all STEPS. Mark the checkpoint of step 8 as the best.
+    Return the run folder."""
     config = parse_config("", [f"data.source={text}", *SETTINGS])
     for _ in train(prepare_new(config, run).setup):
         pass
@@ -94,7 +94,7 @@ def remove(path: Path, draw: random.Random, others: list[Path]) -> None:
 
 
 def exchange(path: Path, draw: random.Random, others: list[Path]) -> None:
-    """Replace the content of `path` by that of a random one of `others`."""
+    """Replace the content of `path` by the content of a random file of `others`."""
     path.write_bytes(draw.choice(others).read_bytes())
 
 
@@ -154,8 +154,8 @@ class RunTrials:
         return Trial(name, damage.__name__, outcome)
 
     def resumed(self, path: Path) -> str:
-        """The outcome if `train --resume` reads the run in which `path` is damaged. It tries the
-        newest checkpoint first."""
+        """The outcome if `train --resume` reads the run in which `path` is damaged. `--resume`
+        tries the newest checkpoint first."""
         try:
             saved, notes = checkpoint.newest_valid(self.run)
             assert saved is not None
@@ -174,8 +174,8 @@ class RunTrials:
         return self.small_file(path, notes)
 
     def sampled(self, path: Path) -> str:
-        """The outcome if `sample` or `eval` reads the run in which `path` is damaged: first the
-        best checkpoint, then the damaged one, as with --checkpoint STEP."""
+        """The outcome if `sample` or `eval` reads the run in which `path` is damaged. First they
+        read the best checkpoint, then the damaged checkpoint, as with --checkpoint STEP."""
         try:
             trained = load_trained(self.run, None, device=torch.device("cpu"), dtype=torch.float32)
         except GptcliError as error:
@@ -223,8 +223,8 @@ class RunTrials:
 
     def small_file(self, path: Path, notes: list[str]) -> str:
         """The outcome for a damaged file that is not part of the loaded checkpoint: "found" if a
-        note names it, "harmless" if it still means the same, "not read" if it belongs to the
-        checkpoint of another step."""
+        note names the file, "harmless" if the damage does not change what the file means, "not
+        read" if the file belongs to the checkpoint of another step."""
         if self.named(path, notes) == "found":
             return "found"
         if path.name == "best":
@@ -281,8 +281,8 @@ class CacheTrials:
 
 
 def run_trials(run: Path, text: Path, cache: Path, count: int, seed: int = 0) -> list[Trial]:
-    """Run `count` trials. Four of five damage a copy of the run folder, and every fifth damages the
-    token cache."""
+    """Run `count` trials. Every fifth trial damages the token cache. The others damage a copy of
+    the run folder."""
     copy = run.with_name(f"{run.name}-damaged")
     shutil.copytree(run, copy)
     try:

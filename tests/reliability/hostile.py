@@ -310,8 +310,8 @@ def tokenizer_nested_deeply(run: Path, outside: Path) -> None:
 
 
 def _moved_out(path: Path, outside: Path) -> None:
-    """Move a file out of the run folder, and put a link to it in its place. Otherwise the run stays
-    valid."""
+    """Move a file out of the run folder, and put a link to it in its place. The rest of the run
+    stays valid."""
     path.rename(outside / path.name)
     path.symlink_to(outside / path.name)
 

@@ -34,8 +34,8 @@ PARAMS = [
     ("arch", "kind"), [("modern", "char"), ("gpt2", "byte"), ("modern", "bpe")]
 )
 def test_each_text_is_what_it_would_be_alone(backend: Backend, arch: str, kind: str) -> None:
-    """Prompts of many lengths, some longer than the window, join the batch while it writes other
-    texts."""
+    """Prompts of many lengths, some longer than the window, join the batch while the batch writes
+    other texts."""
     loaded = served(backend, arch, kind)
     chance = random.Random(0)
     driven = Driven(loaded, 5)

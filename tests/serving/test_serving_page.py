@@ -29,8 +29,8 @@ AXE = ROOT / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    """A browser tab. The test fails if the page in it logs an error or requests something from
-    another host."""
+    """A browser tab. The test fails if a page in this tab raises an error or requests something
+    from another host."""
     path = find_chromium()
     if path is None:
         pytest.skip("neither Chromium nor Chrome is installed")

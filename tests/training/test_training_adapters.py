@@ -165,8 +165,8 @@ def test_dropout_is_a_function_of_the_seed_and_ends_with_the_step() -> None:
     first, other, again = gradients(1), gradients(2), gradients(1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    # A dropped input gives its column of A the gradient 0. Because the dropout is 0.5, about half
-    # of the columns have this gradient.
+    # If an input is dropped, the input's column of A gets the gradient 0. Because the dropout is
+    # 0.5, about half of the columns have this gradient.
     left_out = torch.stack([g.eq(0).all(dim=0).float().mean() for g in first[::2]])
     assert 0.3 < float(left_out.mean()) < 0.7
     state.passes.publish()

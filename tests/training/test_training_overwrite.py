@@ -1,5 +1,5 @@
-"""A kill or a full disk while `train --overwrite` replaces a run, or while the old run is
-restored, never mixes the two runs."""
+"""Two runs are never mixed by a kill or a full disk while `train --overwrite` replaces a run, or
+while the old run is restored."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def overwrite(run: Path) -> None:
 
 
 def content(run: Path) -> dict[str, bytes]:
-    """The files of a run: path -> content. Leaves out temporary files and those in
-    RUN/.replaced."""
+    """The files of a run: path -> content. Leaves out names that begin with a dot: temporary files,
+    `.lock`, and the folder `.replaced`."""
     return {
         str(path.relative_to(run)): path.read_bytes()
         for path in run.rglob("*")
@@ -76,8 +76,8 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Copies of the run `begun`, after `call` was called on each of them. On the first copy, the
-    call was completed. On the other copies, it was killed: on each copy after one more
-    operation."""
+    call was completed. On each further copy, SIGKILL ended the call: before its first operation on
+    the disk, before its second, and so on."""
     disk = Recording()
     runs = [shutil.copytree(begun, begun.parent / "whole")]
     with monkeypatch.context() as patch:

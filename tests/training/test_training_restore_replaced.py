@@ -58,8 +58,7 @@ def old(cli: Any, text_file: Path, tmp_path: Path) -> Path:
 
 
 class Late(Watched):
-    """A disk that stops the background thread before it writes its first file, until the test sets
-    `let_go`."""
+    """A disk on which the background thread cannot create a file until the test sets `let_go`."""
 
     def __init__(self) -> None:
         self.at_work, self.let_go = threading.Event(), threading.Event()
@@ -83,8 +82,8 @@ def test_a_late_save_does_not_touch_the_old_run(
     one_step = _Loop.one_step
 
     def step(self: _Loop) -> Any:
-        # The first evaluation is at step 3, so its loss is the best so far. The background thread
-        # is saving the run's first checkpoint because of it.
+        # The first evaluation is at step 3. Its loss is the best so far, so the background thread
+        # now saves the run's first checkpoint.
         if self.progress.step == 3:
             assert disk.at_work.wait(60)
             raise error
@@ -137,7 +136,7 @@ def test_abandoning_waits_for_a_rename_but_not_long(
     saver = Saver(tmp_path, 2, 2, None)
     list(saver.save(State(), {}))  # type: ignore[arg-type]
     assert disk.begun.wait(60)
-    if waited_for:  # the time limit is so long that the disk answers in time even on a busy machine
+    if waited_for:  # with a limit of 60 s, the disk answers in time even on a busy machine
         monkeypatch.setattr(saving, "_ABANDON_SECONDS", 60.0)
         threading.Timer(0.1, disk.go_on.set).start()
     saver.abandon()
@@ -212,8 +211,8 @@ def test_no_file_of_the_new_run_stays(
 
 
 def killed_during_restore(old: Path) -> Iterator[Path]:
-    """Kill restore_replaced at each of its operations. Yield the run folder after each kill that
-    left it without config.yaml."""
+    """Kill restore_replaced at each of its operations. Yield the run folder after each kill, if
+    the folder then has no config.yaml."""
     config = run_folder.read_config(old)
     tokenizer = run_folder.read_tokenizer(old)
     begun = shutil.copytree(old, old.parent.parent / "begun")
@@ -286,8 +285,8 @@ def test_a_training_without_the_lock_leaves_the_folder_alone(
     winner: list[Any] = []
 
     def make(path: Path) -> list[Path]:
-        """Make the folder as usual. At the first call for the run folder, also lock it, as another
-        training does that is quicker than this one."""
+        """Make the folder as usual. At the first call for the run folder, also lock the
+        folder, as if another training had been quicker."""
         made = make_folder(path)
         if path == run and not winner:
             winner.append(durable.folder_lock(run))

@@ -1,7 +1,7 @@
-"""A run whose real processes are killed or interrupted seven times ends with the bytes of an
+"""A run that is killed or interrupted seven times ends with the same weights and metrics as an
 uninterrupted run.
 
-`make reliability` tests this many times, at random moments.
+The test stops real processes. `make reliability` does so many times, at random moments.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Tensor files have the bytes that safetensors.torch.save gives. No tensor is copied to write a
-file."""
+"""Tensor files have the bytes that safetensors.torch.save gives. Writing one copies no tensor."""
 
 from __future__ import annotations
 

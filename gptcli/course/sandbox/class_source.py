@@ -104,7 +104,7 @@ class _Pieces:
         return self._cls.__name__, text, tuple(cells)
 
     def _add_source(self, value: type | FunctionType) -> bool:
-        """Add the definition of a class or a function. Returns False if its source is unknown."""
+        """Add the definition of `value`. Returns False if the source of `value` is unknown."""
         kinds = ast.FunctionDef if isinstance(value, FunctionType) else ast.ClassDef
         for filename, names, line in self._places(value):
             source = self._source(filename, names)
@@ -156,7 +156,7 @@ class _Pieces:
                     self._add(part.id, self._names[part.id])
 
     def _add(self, name: str, value: Any) -> None:
-        """Add the code that gives `name` its value. Does nothing if no code can write the value."""
+        """Add the code that gives `name` its value. Does nothing if code cannot express it."""
         if value is self._cls:
             return
         if isinstance(value, ModuleType):
@@ -209,10 +209,10 @@ def _has_future(tree: ast.Module) -> bool:
 
 
 def _blanked(source: _Source) -> list[str]:
-    """The lines of a source. Lines that are not needed are empty, so the others keep their numbers.
+    """The lines of `source`. Lines that are not needed are empty, so the others keep their numbers.
 
-    A needed definition that is inside a function stays indented. So the line above it becomes
-    `if True:`."""
+    A needed definition that is inside a function stays indented. To make this valid Python, the
+    line above the definition becomes `if True:`."""
     lines = [""] * len(source.lines)
     for node in source.needed:
         first, last = _first_line(node), node.end_lineno or node.lineno
@@ -245,7 +245,7 @@ def _importable(value: Any) -> tuple[str, str] | None:
 
 
 def _as_code(value: Any) -> str | None:
-    """An expression that gives `value`; None unless `value` is simple.
+    """Python code of an expression that gives `value`; None if `value` is not simple.
 
     These values are simple: literals, a SimpleNamespace of literals, dtypes, devices, small
     tensors."""

@@ -80,7 +80,8 @@ def _own_folders() -> list[Path]:
 
 
 def _caches() -> list[Path]:
-    """The folders with matplotlib's list of fonts. Without this list, each check makes one."""
+    """The folders with matplotlib's list of fonts. Without this list, each check makes a new
+    list."""
     home = os.environ.get("HOME") or "/root"
     caches = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     settings = os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config"
@@ -141,7 +142,9 @@ def _landlock(folder: Path, readable: Iterable[Path]) -> None:
 
 
 def _allow(ruleset: int, path: Path, rights: int) -> None:
-    """Allow `rights` for the file `path`, or for all files in the folder `path`, if it exists."""
+    """Allow `rights` for the file `path`, or for all files in the folder `path`.
+
+    Does nothing if `path` does not exist."""
     try:
         at = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -217,8 +220,8 @@ def _keep_attributes() -> None:
 def _guard(folder: Path, hidden: Path, readable: Iterable[Path]) -> None:
     """Let Python refuse to change files outside `folder`, and to read files in `hidden`.
 
-    Files in `folder` and `readable` can be read even if they are in `hidden`: `.venv` is often
-    beside the students' folders."""
+    Files in `folder` can be read even if they are in `hidden`. So can the files in the folders
+    `readable`, because `.venv` is often beside the students' folders."""
     inside, secret = f"{folder}{os.sep}", f"{hidden}{os.sep}"
     open_here = tuple(f"{path}{os.sep}" for path in readable if hidden in path.parents)
     allowed = {*_DEVICES}

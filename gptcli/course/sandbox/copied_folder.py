@@ -21,9 +21,10 @@ _MOST_BYTES_IN_ALL = 32 << 20
 
 
 def regular_files(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
-    """The files in `folder`, sorted by name, then those in its subfolders, `depth` levels in all.
+    """The files in `folder`, sorted by name, then the files in its subfolders.
 
-    Leaves out links, hidden files and folders, and the folders in LEFT_OUT."""
+    Reads at most `depth` levels of folders. Leaves out links, hidden files and folders, and the
+    folders in LEFT_OUT."""
     folders = []
     with contextlib.suppress(OSError):
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):

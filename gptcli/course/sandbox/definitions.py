@@ -1,7 +1,7 @@
 """Runs the imports, functions, classes and constants of a file, but no other code.
 
-Many scripts train, read texts or ask questions at module level. Their classes work even if this
-code does not run.
+Many scripts train, read texts or ask questions at module level. The classes in such a
+file work even if its other code does not run.
 """
 
 from __future__ import annotations

@@ -95,17 +95,19 @@ def descendants(of: int | None = None) -> list[int]:
 def memory_of(processes: list[int]) -> int:
     """The bytes of memory that these processes use.
 
-    The memory of this process is subtracted from the memory of each, because forks share it."""
+    The memory of this process is subtracted from the memory of each process, because forks share
+    it."""
     page = os.sysconf("SC_PAGE_SIZE")
     mine = _resident(os.getpid())
     return sum(max(0, _resident(process) - mine) for process in processes) * page
 
 
 def written_by(folder: Path, processes: list[int]) -> int:
-    """The bytes on disk of a folder's contents, and of deleted files that `processes` have open.
+    """The bytes on disk of `folder`, and of deleted files that `processes` have open.
 
-    Counts the files and folders at every depth, each as at least 4096 bytes, so that very many
-    small ones count too. Looks at no further folder when the sum has reached _STOP_COUNTING."""
+    Counts the files and folders in `folder` at every depth. Each counts as at least 4096 bytes, so
+    that many small files also reach a limit. Looks at no further folder when the sum has reached
+    _STOP_COUNTING."""
     total = 0
     waiting = [str(folder)]
     while waiting and total < _STOP_COUNTING:
@@ -155,7 +157,7 @@ def kill_descendants() -> None:
 
 
 def _resident(process: int) -> int:
-    """The pages of memory of a process, without those that map files; 0 if it has ended."""
+    """How many pages of memory a process uses, without mapped files; 0 if it has ended."""
     try:
         _, resident, shared = Path(f"/proc/{process}/statm").read_text("ascii").split()[:3]
     except (OSError, ValueError):

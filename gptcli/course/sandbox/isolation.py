@@ -50,11 +50,11 @@ class Unfinished(Exception):
 class Limits:
     """The limits of a learner's file.
 
-    `memory` is the memory of the file and of the processes that it starts, in bytes. `file_bytes`
-    is the size of the largest file that it can write (None: any size). With `quiet`, nothing that
-    the file prints is shown. With `hidden`, the learner's file can change nothing outside the
-    folder in which it runs, and read nothing in `hidden` except this folder and Python's own
-    folders. All limits except `quiet` need a Worker with `fork`."""
+    `memory` is how much memory the file and the processes that it starts can use, in bytes.
+    `file_bytes` is the size of the largest file that these processes can write (None: any size).
+    With `quiet`, nothing that the file prints is shown. With `hidden`, the learner's file can
+    change nothing outside the folder in which it runs, and read nothing in `hidden` except this
+    folder and Python's own folders. All limits except `quiet` need a Worker with `fork`."""
 
     memory: int = MEMORY
     file_bytes: int | None = None
@@ -170,7 +170,7 @@ class _Process:
         )
         # The worker turns off torch.compile and torch.jit, because it can trace only eager code.
         settings |= {"TORCHDYNAMO_DISABLE": "1", "PYTORCH_JIT": "0", IN_CHECK: "1"}
-        # In a separate session, the worker does not get Ctrl-C. This process gets it, and ends
+        # In a separate session, the worker does not get Ctrl-C. This process gets Ctrl-C, and ends
         # the worker with `kill`.
         self._popen = subprocess.Popen(
             [sys.executable, "-c", _BOOT, "fork" if fork else "reuse", *sys.path],
@@ -201,7 +201,7 @@ class _Process:
             self._ready = True
 
     def send(self, request: dict[str, Any]) -> int:
-        """Send one request to the worker. Returns its number; the answers have the same number."""
+        """Send a request to the worker. Returns the request's number, which its answers repeat."""
         self._sent += 1
         assert self._popen.stdin is not None
         with contextlib.suppress(OSError):  # if the worker has died, receive() reports that

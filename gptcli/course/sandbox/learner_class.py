@@ -27,7 +27,7 @@ def load_class(file: LearnerFile) -> type[nn.Module]:
 
 
 def classes_in(file: LearnerFile, module: ModuleType) -> list[type[nn.Module]]:
-    """The classes of a file that can be the attention, the most likely one first.
+    """The file's classes that can be the attention, the most likely one first.
 
     If the file has the class that the user or the exercise names, returns only this class. Raises
     GptcliError if no class of the file can be the attention."""
@@ -43,8 +43,8 @@ def class_in(file: LearnerFile, module: ModuleType) -> type[nn.Module]:
     """The class that `file` names, in the file's module. Raises GptcliError if there is none.
 
     If the user named no class, and the file lacks the class that the exercise `attention` asks
-    for, returns the class that is most likely an attention. If another class stacks several heads
-    of the class with the expected name, returns this other class."""
+    for, returns the class that is most likely an attention. If the class of an attention is a
+    single head, and another class of the file stacks several of these heads, returns the stack."""
     from torch import nn
 
     from gptcli.course.attention.conventions.class_choice import (

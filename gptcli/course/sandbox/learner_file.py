@@ -49,7 +49,7 @@ class LearnerFile:
 
 
 def split_class(spec: str) -> tuple[str, str | None]:
-    """FILE and CLASS of `FILE[:CLASS]`. A drive letter (`C:\\x.py`) is part of the file."""
+    """FILE and CLASS of `FILE[:CLASS]`. A drive letter (`C:\\x.py`) belongs to FILE."""
     spec = str(expanded(spec))
     if not os.path.isfile(spec) and ":" in spec:  # noqa: PTH113 (Path raises on an impossible name)
         left, right = spec.rsplit(":", 1)
@@ -187,8 +187,8 @@ def _unreadable_python(name: str, path: Path, error: Exception) -> GptcliError:
 def _such_as(folder: Path, exercise: str) -> str:
     """The end of a hint that names a Python file in the folder: `, for example FILE`.
 
-    "" if the folder has no such file. FILE is the exercise's own file, else a file that is not
-    named after another exercise."""
+    "" if the folder has no such file. FILE is the exercise's own file. If the folder lacks
+    this, FILE is a file that is not named after another exercise."""
     others = {f"{each.name}.py" for each in EXERCISES}
     files = [path for path in folder.glob("*.py") if path.name not in others]
     mine = folder / f"{exercise}.py"

@@ -18,8 +18,8 @@ def find_part(spec: str, part: str) -> LearnerFile:
     """The file that `FILE` or `FILE:CLASS` names for a part, with the exercise that it belongs to.
 
     A file belongs to the exercise `modern` if it has the class that CLASSES gives for the part, but
-    not the part's usual class. If the user names a class, this name decides. Raises GptcliError if
-    there is no such file, or if it is not Python."""
+    not the part's usual class. If the user names a class, only this name counts: it must be the one
+    in CLASSES. Raises GptcliError if there is no such file, or if it is not Python."""
     file = find_file(spec, part)
     other = CLASSES.get(part)
     if other is None:
@@ -36,14 +36,14 @@ def find_part(spec: str, part: str) -> LearnerFile:
 def right_enough(file: LearnerFile, part: str, report: FileReport) -> bool:
     """Whether a wrong file of the exercise `modern` is correct in all steps that the part needs.
 
-    A norm needs only step 1. An attention needs all steps, so the result is False for it."""
+    A norm needs only step 1. An attention needs all steps, so an attention always gives False."""
     if file.exercise != "modern" or part != "layernorm":
         return False
     return report.first_wrong_step is not None and report.first_wrong_step > 1
 
 
 def naming_both(error: GptcliError, file: LearnerFile, part: str) -> GptcliError:
-    """`error`, whose message names both possible classes if the file has no class for the part.
+    """`error`, with both possible classes in its message if the file has neither of them.
 
     One is the part's usual class, the other is the class that CLASSES gives for the part."""
     other, usual = CLASSES.get(part), exercise_named(part).target

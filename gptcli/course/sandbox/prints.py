@@ -23,7 +23,7 @@ class _FirstLines(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        """Write those lines of `text` that are among the first SHOWN lines. Returns len(text)."""
+        """Write the lines of `text`, until SHOWN lines have been written. Returns len(text)."""
         for line in text.splitlines(keepends=True):
             if self.lines < SHOWN:
                 self._into.write(line)

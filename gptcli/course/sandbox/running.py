@@ -1,6 +1,6 @@
 """Runs a learner's file and returns its module.
 
-If the file is a notebook, or stops with an error, or runs too long, only its imports, functions,
+If the file is a notebook, stops with an error, or runs too long, only its imports, functions,
 classes and constants run (definitions.py). The file can import the learner's own modules: they can
 be beside the file, in the folders above it, and in the current folder.
 """
@@ -98,7 +98,7 @@ def failed_classes(module: ModuleType) -> list[str]:
 
 
 def left_out(file: LearnerFile, module: ModuleType) -> str | None:
-    """A note on code that did not run. None if the whole file ran, or if it is a notebook."""
+    """A note on code that did not run. None for a notebook, or if the whole file ran."""
     failed = vars(module).get(_ERROR)
     if failed is None or file.cells:
         return None
@@ -154,7 +154,7 @@ def _at(file: LearnerFile, error: BaseException) -> str:
 
 def _new_module(file: LearnerFile, tree: ast.Module) -> tuple[ModuleType, str]:
     """A new empty module for the file, and the unique name that it has in sys.modules."""
-    # With its own name, a learner's `attention.py` or `random.py` would hide another module.
+    # Without a unique name, a learner's `attention.py` or `random.py` would hide another module.
     key = hashlib.sha256(str(file.path).encode("utf-8", "surrogatepass")).hexdigest()[:12]
     package = f"_learner_{key}"
     levels = [node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
@@ -177,7 +177,7 @@ def _loader_of(module: ModuleType) -> importlib.machinery.SourceFileLoader:
 
 
 def _packages(top: str, folder: Path, levels: int) -> str:
-    """Make packages of `folder` and the folders above it, so that relative imports find files.
+    """Turn `folder` and the folders above it into packages, so that relative imports work.
 
     `levels` is the number of packages, and `top` the name of the outermost one. Does not run an
     __init__.py. Returns the name of the package of `folder`."""

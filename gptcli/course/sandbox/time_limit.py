@@ -20,11 +20,11 @@ class TookTooLong(BaseException):
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise TookTooLong in the Python code of the context if it still runs after `seconds`.
+    """Raise TookTooLong in the body of the `with` block if it still runs after `seconds`.
 
-    Raises again every tenth of a second, in case the code catches the exception. Does nothing
-    outside the main thread, and on systems without interval timers. Cannot stop C code that
-    never returns to Python. In these cases only the time limit of the whole file applies
+    Raises again every tenth of a second, in case the code catches the exception. Sets no limit in
+    threads other than the main thread, or on systems without interval timers. Cannot stop C code
+    that never returns to Python. In these cases only the time limit of the whole file applies
     (isolation.py)."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not (
         threading.main_thread()

@@ -37,9 +37,9 @@ def tensors_at(error: BaseException, path: Path) -> list[tuple[str, Tensor]]:
 
 
 def last_line_before(error: BaseException, path: Path) -> int | None:
-    """The number of the last line of code before the line of `path` at which `error` was raised.
+    """The number of the last line of code before the line of `path` that raised `error`.
 
-    None if the function has no line of code before it."""
+    None if `error` was raised at the first line of code of its function."""
     at, first, trace = None, 0, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):

@@ -1,6 +1,6 @@
 /* int8 weights with a scale for every 32 inputs, and their products with rows of activations.
  *
- * A linear layer has K inputs, a multiple of 32. An int8 weight w is stored as the byte w + 128.
+ * A linear layer has K inputs; K % 32 is 0. An int8 weight w is stored as the byte w + 128.
  * Each output has a scale for every 32 of its inputs. A scale is the smallest bfloat16 number for
  * which the 32 weights, divided by the scale, are between -127 and 127. If all 32 weights are
  * between -1e-30 and 1e-30, the scale is 0.

@@ -1,6 +1,6 @@
 """Runs a page's JavaScript in Node.js or headless Chromium, and returns what it computes.
 
-proof.py compares this with what the network computes, before the page is written."""
+Before a page is written, proof.py compares these results with the network's."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def find_program() -> Program | None:
 
 
 def _version(path: str) -> str:
-    """What `PROGRAM --version` prints, up to the version; "" if the program does not work."""
+    """The name and the version that `PROGRAM --version` prints; "" if the program does not work."""
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
             [path, "--version"], capture_output=True, text=True, timeout=60, check=True
@@ -99,7 +99,7 @@ def _version(path: str) -> str:
 
 
 def ask_node(path: str, payload: str, texts: Sequence[str], steps: int) -> Answer:
-    """The Answer of Node.js. Raises ProgramError if it gives no answer."""
+    """The Answer of Node.js. Raises ProgramError if Node.js gives no answer."""
     with tempfile.TemporaryDirectory(prefix="gptcli-page-") as name:
         folder = Path(name)
         script, asked, logits, answer = (
@@ -116,7 +116,9 @@ def ask_node(path: str, payload: str, texts: Sequence[str], steps: int) -> Answe
 
 
 def ask_chromium(path: str, payload: str, texts: Sequence[str], steps: int) -> Answer:
-    """The Answer of headless Chromium or Chrome. Raises ProgramError if it gives no answer."""
+    """The Answer of headless Chromium or Chrome.
+
+    Raises ProgramError if the browser gives no answer."""
     with tempfile.TemporaryDirectory(prefix="gptcli-page-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         asked = _question(payload, texts, steps).replace("<", "\\u003c")

@@ -55,7 +55,8 @@ class Proof:
 
     `program` is the name and version of the program. `largest_difference` is the largest
     difference between a logit of the page and the same logit of the network. `close_calls` counts
-    the greedy tokens for which the network prefers another token, by at most TOLERANCE."""
+    the greedy tokens for which another token has a larger logit in the network, by at most
+    TOLERANCE."""
 
     how: Literal["javascript", "numpy"]
     program: str
@@ -114,10 +115,10 @@ def _ask(
 def _greedy(
     logits: Tensor, start: Sequence[int], tokens: Sequence[int], table: Table | None, name: str
 ) -> int:
-    """The number of the page's greedy tokens whose logit is not the largest one, but close to it.
+    """How many of the page's greedy tokens are not the network's likeliest, but nearly as likely.
 
-    `tokens` are the page's T tokens. Row t of `logits` (T, V) has the network's logits for token t.
-    Raises GptcliError if a token's logit is more than TOLERANCE below the largest one."""
+    `tokens` are the page's T tokens. Row t of `logits` (T, V) is the network's prediction of
+    token t. Raises GptcliError if a token's logit is more than TOLERANCE below the largest one."""
     taken = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
     behind = logits.amax(dim=1) - taken
     # The likeliest token can be forbidden, because it would make the text invalid UTF-8.
@@ -138,8 +139,8 @@ def _greedy(
 def network_logits(model: GPT, tokens: Sequence[int], first: int) -> Tensor:
     """The logits for the token after each of tokens[first:], float32, as sampling computes them.
 
-    With rotary positions, a token sees the W tokens up to itself in each layer. With learned
-    positions, the window moves by half of W, as `window_start` says."""
+    W is the block size. With rotary positions, each token attends to the last W tokens, including
+    itself. With learned positions, the window moves by half of W, as `window_start` says."""
     width, idx = model.config.block_size, torch.tensor([list(tokens)])
     if model.wpe is None:
         cache = model.new_cache(1) if len(tokens) > width else None
@@ -158,7 +159,7 @@ def network_logits(model: GPT, tokens: Sequence[int], first: int) -> Tensor:
 
 
 def prompts(tokenizer: Tokenizer, block_size: int) -> Iterator[str]:
-    """The texts of a proof. They depend only on the tokenizer and on W.
+    """The texts of a proof. They depend only on the tokenizer and on W, the block size.
 
     Some are fixed. The others have up to 1.4 W random tokens, or 1.4 times 512 if W is over 512."""
     count = 0
@@ -180,8 +181,9 @@ def prompts(tokenizer: Tokenizer, block_size: int) -> Iterator[str]:
 class RoundingError:
     """How much eight-bit weights change a network, on average over the tokens of a text.
 
-    `logit` is the mean absolute difference between the logits. `same_choice` is the share of
-    positions at which the likeliest token stays the same. The losses are in nats per token."""
+    `logit` is the mean absolute difference between the logits of the two networks. `same_choice` is
+    the share of positions at which the likeliest token stays the same. The losses are in nats per
+    token."""
 
     loss: float
     rounded_loss: float

@@ -3,7 +3,7 @@
 native/sample/int8.h does the same in C. A scale is the smallest bfloat16 number for which the
 32 weights, divided by the scale, are between -127 and 127. All arithmetic is float32.
 
-Dimensions: N outputs, K inputs, a multiple of 32.
+Dimensions: N outputs, K inputs. K is a multiple of 32.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def quantised(weights: Floats) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uin
 
 
 def dequantised(whole: npt.NDArray[np.int8], scales: npt.NDArray[np.uint16]) -> Floats:
-    """The float32 weights (N, K) that int8 weights and their scales stand for."""
+    """The products of int8 weights and their scales, as float32 weights (N, K)."""
     N, K = whole.shape
     groups = whole.reshape(N, K // GROUP, GROUP).astype(np.float32)
     weights: Floats = (groups * as_float32(scales)[:, :, None]).reshape(N, K)
@@ -45,7 +45,7 @@ def dequantised(whole: npt.NDArray[np.int8], scales: npt.NDArray[np.uint16]) -> 
 
 
 def as_float32(bits: npt.NDArray[np.uint16]) -> Any:
-    """The bfloat16 numbers with these bits, as float32."""
+    """The bfloat16 numbers that `bits` encode, as float32."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 

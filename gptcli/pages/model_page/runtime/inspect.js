@@ -26,8 +26,9 @@ function attentionScores(network, l, h, at) {
   return { products, scaled: products.map((product) => product / Math.sqrt(D)) };
 }
 
-/** The attention weights of all heads among the last `count` tokens, which begin at `from`:
-    {from, count, maps}. maps[l * H + h] has `count` rows of `count` weights. */
+/** For each head, the attention weights of the last `count` tokens on one another. These tokens
+    begin at `from`. Returns {from, count, maps}: maps[l * H + h] has `count` rows of `count`
+    weights. */
 function attentionMaps(network, from) {
   const count = network.length - from;
   const maps = [];
@@ -47,10 +48,10 @@ function attentionMaps(network, from) {
 }
 
 /** What a head looks at: the shares of its attention, and the mean distance in tokens at which it
-    looks. Each is an average over the rows of a map, without the first two rows. `same` is the
-    share for earlier copies of a row's token. `repeated` is the share for the tokens that follow
-    these copies. Rows without an earlier copy do not count in these two averages, which are 0 if
-    at most three rows have one.
+    looks. Each is an average over the rows of a map, without the first two rows. A copy is an
+    earlier token with the same id as the row's token. `same` is the share for the copies, and
+    `repeated` is the share for the tokens that follow the copies. Rows without a copy do not count
+    in these two averages. Both are 0 if at most three rows have a copy.
     `tokens` are the token ids of the rows. */
 function headHabits(map, tokens) {
   const count = tokens.length;

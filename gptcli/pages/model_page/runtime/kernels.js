@@ -104,8 +104,8 @@ function simdModule() {
   const plus = (local, bytes) => [...get(local), ...bytes, ...add, ...set(local)];
   const loop = (body, counter) => [0x03, 0x40, ...body, ...get(counter), 0x0d, 0, 0x0b];
 
-  // The indices of the six parameters and of the locals. The locals are an address in x, the number
-  // of remaining columns, the bytes of a row and the addresses of four rows. The locals after these
+  // The indices of the six parameters and of the locals. Some locals are integers: an address in x,
+  // the number of remaining columns, the bytes of a row, and the addresses of four rows. The others
   // are vectors: two sums for each of the four rows, and two parts of x.
   const [WEIGHTS, X, Y, ROWS, STRIDE, COLUMNS, AT, LEFT, ROW_BYTES] = Array(9).keys();
   const rowAt = (r) => 9 + r;
@@ -129,8 +129,8 @@ function simdModule() {
   products.push(...plus(AT, constant(32)));
   products.push(...get(LEFT), ...constant(8), ...subtract, ...set(LEFT));
 
-  // Sums the four lanes of a vector, for four vectors at once. One vector gets the four sums. This
-  // takes two rounds of shuffles (`pair`).
+  // Sums the four lanes of each of four vectors, and puts the four sums into one vector. This takes
+  // two rounds of shuffles (`pair`).
   const lanes = (vectors, pick) => [
     ...get(vectors[0]),
     ...get(vectors[1]),

@@ -101,12 +101,12 @@ class Network {
     }
   }
 
-  /** The position of the first token that the token at position `at` looks at. */
+  /** The position of the first token that the token at position `at` attends to. */
   firstSeen(at) {
     return Math.max(0, at - this.model.block_size + 1);
   }
 
-  /** Reads a token. If `wantsLogits`, also sets this.logits, which predict the token after it. */
+  /** Reads a token. If `wantsLogits`, also sets this.logits, which predict the next token. */
   feed(token, wantsLogits) {
     const at = this.length;
     const { C, L, x } = this;
@@ -209,7 +209,8 @@ class Network {
     for (let c = 0; c < C; c++) x[c] += this.branch[c];
   }
 
-  /** Cosine and sine of a position times each frequency: two arrays of D/2 numbers. */
+  /** The cosine and the sine of each frequency's angle at position `at`: two arrays of D/2
+      numbers. */
   rotation(at) {
     if (this.rotated?.at !== at) {
       const half = this.D / 2;

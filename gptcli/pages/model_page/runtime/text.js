@@ -22,7 +22,7 @@ class GrowingText {
     return this.network.logits;
   }
 
-  /** Lets the network read the tokens of the window that it has not read yet. */
+  /** Lets the network read all unread tokens of the window. */
   feedAll() {
     const { network, tokens } = this;
     const learned = network.model.positions === "learned";

@@ -60,8 +60,8 @@ class Tokenizer {
     return { ids, unknown: [...unknown] };
   }
 
-  /** Appends the token ids of `bytes` to `ids`. As long as it can, it merges the two neighbours
-      whose merge has the lowest rank. */
+  /** Appends the token ids of `bytes` to `ids`. Merges the two neighbours whose merge has
+      the lowest rank, until no neighbours can be merged. */
   merge(bytes, ids) {
     const parts = Array.from(bytes, (byte) => String.fromCharCode(byte));
     const whole = this.ids.get(parts.join(""));
@@ -83,7 +83,7 @@ class Tokenizer {
   }
 
   /** A decoder for ids that arrive one by one. push(id) returns the characters that this id
-      completes, and flush() what remains at the end. */
+      completes. flush() returns the characters that remain at the end. */
   stream() {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     return {
@@ -106,8 +106,9 @@ function bytePieces(special) {
 }
 
 /** The bytes of each token. A token is a single byte, or the merge of two earlier tokens. `merges`
-    holds two ids of 32 bits for each merge: the lowest bytes of all left ids, their second, third
-    and highest bytes, then the same for the right ids. */
+    holds a left id and a right id of 32 bits for each merge. First come the lowest bytes of all
+    left ids, then their second, third and highest bytes. The bytes of the right ids follow in the
+    same order. */
 function mergedPieces({ size, special, bytes }, merges) {
   const count = merges.length / 8;
   const number = (i, first) =>

@@ -36,8 +36,8 @@ const answers = {
     return { top, rest: 1 - top.reduce((sum, [, chance]) => sum + chance, 0) };
   },
 
-  /** The attention weights of all heads between the last `most` tokens of the window, and the
-      heads' habits (see headHabits). */
+  /** For the last `most` tokens of the window: the attention weights of all heads, and the heads'
+      habits (see headHabits). */
   maps({ tokens, most }) {
     const { growing, network } = model;
     growing.set(tokens);

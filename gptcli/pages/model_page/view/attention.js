@@ -263,7 +263,7 @@ class Attention {
     });
   }
 
-  /** Writes a sentence about what the token at position `at` looks at. */
+  /** Says in a sentence which tokens the token at position `at` looks at. */
   describe(at) {
     const { from } = this.found;
     const weights = Array.from(this.weightsOf(at).subarray(0, at - from + 1));

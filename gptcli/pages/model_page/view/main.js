@@ -15,13 +15,13 @@ async function start() {
   document.documentElement.dataset.kernels = model.kernels;
 
   let looked = 0;
-  let shown = 0; // the number of the last change of the text that the attention shows
+  let shown = 0; // `writing.changes` of the text whose attention is shown
   const strip = new Strip(model.pieces, (at) => lookAt(at));
   const attention = new Attention(model, strip, () => lookAt(strip.at));
   strip.onPoint = (at) => attention.describe(at);
 
-  /** Shows the eight steps and the logit lens of the token at position `at`, which the reader
-      follows. */
+  /** Shows the eight steps and the logit lens of the token at position `at`. The reader
+      follows this token. */
   async function lookAt(at) {
     const mine = ++looked;
     document.documentElement.dataset.changing = "";
@@ -61,7 +61,7 @@ async function start() {
 }
 
 /** Writes the text that the page's address asks for, such as #prompt=Once&n=40. Returns false if
-    the address asks for nothing. */
+    the address has no prompt. */
 async function writeFromAddress(writing) {
   const asked = new URLSearchParams(location.hash.slice(1));
   if (!asked.has("prompt")) return false;

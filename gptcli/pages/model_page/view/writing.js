@@ -5,7 +5,7 @@ const BARS = 10;
 
 class Writing {
   /** `model` is the worker's answer to "open". `onChange(tokens, change)` is called when the text no
-      longer changes. `change` is the number of its last change. */
+      longer changes. `change` is the number of the text's last change. */
   constructor(engine, model, onChange) {
     Object.assign(this, { engine, model, onChange });
     this.prompt = []; // token ids
@@ -17,7 +17,7 @@ class Writing {
     this.typing = 0; // the timer that runs while the reader types a prompt
     this.prompts = 0; // how many prompts have been started
     this.waiting = false; // true while a new prompt is not yet in place
-    this.taken = null; // the promise of the newest setPrompt
+    this.taken = null; // the promise that the newest call of setPrompt returned
     byId("write-button").onclick = () => this.writeAfterTyping(this.setting("count"));
     byId("step").onclick = () => this.writeAfterTyping(1);
     byId("undo").onclick = () => this.undo();
@@ -46,7 +46,8 @@ class Writing {
   }
 
   /** Notes that a change of the text begins, and returns its number. Marks the page as changing,
-      until it shows the text's attention and steps. Programs that read the page wait for this. */
+      until it shows the text's attention and steps. Programs that read the page wait until the
+      mark is gone. */
   begin() {
     document.documentElement.dataset.changing = "";
     return ++this.changes;
@@ -94,7 +95,7 @@ class Writing {
     return this.taken;
   }
 
-  /** Does the work of setPrompt. */
+  /** Encodes the prompt `text` and starts a new text with it, for setPrompt. */
   async take(text) {
     const mine = ++this.prompts;
     this.waiting = true;
@@ -227,7 +228,7 @@ class Writing {
     this.rest();
   }
 
-  /** Appends the token that the reader chose to the text. */
+  /** Appends the token `id`, which the reader chose, to the text. */
   choose(id) {
     if (this.busy || this.typing || this.waiting) return;
     byId("output").querySelector(".unfinished")?.remove();
@@ -284,7 +285,7 @@ class Writing {
               onclick: () => this.choose(id),
             },
             is_end ? element("span.piece", {}, "end") : piece(bytes),
-            !is_end && !named.startsWith("\u201c") ? more(named) : null, // the name of a blank
+            !is_end && !named.startsWith("\u201c") ? more(named) : null, // such as "space"
             element("span.track", {}, fill(chance)),
             element("span.chance", {}, percent(chance)),
             cut ? more("not drawn with these settings") : null,
