@@ -330,8 +330,8 @@ static void times_int8(long K, const char *panels, const char *rows, int n, int 
 #elif !MULTIPLIES_BYTES /* one panel's sums of four rows fit into 16 registers */
         for (; r + 4 <= n; r += 4)
             for (int i = 0; i < 2; i++)
-                few_int8_rows(4, 1, K, w + i * panel, rows + r * row, to + r * out_row + i * OUTPUTS,
-                              out_row);
+                few_int8_rows(4, 1, K, w + i * panel, rows + r * row,
+                              to + r * out_row + i * OUTPUTS, out_row);
 #endif
         for (; r < n; r++) few_int8_rows(1, 2, K, w, rows + r * row, to + r * out_row, out_row);
     }

@@ -113,8 +113,8 @@ static void attention_forward(const num *q, const num *k, const num *v, long row
 
 /* Computes dq, dk and dv (T, D) from dmixed, the gradient at `mixed`. Rows of dq, dk and dv are
  * `row` apart; rows of mixed and dmixed are mixed_row apart. Heads that share keys and values are
- * computed one after the other. If `add_old`, the sums of this head are added to those of the
- * earlier heads. If `last`, no other head follows, so dk and dv are complete and are stored.
+ * computed one after the other. If `add_old`, adds this head's sums to those of the earlier
+ * heads. If `last`, this is the last of these heads, so dk and dv are complete and are stored.
  *
  * P are the attention weights, dP is the gradient at them, dS the gradient at the scores:
  *

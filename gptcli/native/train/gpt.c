@@ -63,7 +63,7 @@ static void some_sequences(const LossCall *call, long b, long end, ThreadScratch
     }
 }
 
-/* A thread's part of a training step (or only of a loss) if each thread computes some of the
+/* A thread's part of a training step, or of a loss without gradients, if the threads divide the
  * sequences. */
 static void loss_by_sequences(const LossCall *call, Worker *w) {
     const Pass *p = &call->pass;
@@ -85,9 +85,9 @@ static void loss_by_sequences(const LossCall *call, Worker *w) {
     embedding_gradients(p, call->gradients, call->add_old, w);
 }
 
-/* A thread's part of a training step (or only of a loss) if each thread computes some of the rows
- * of each layer. A loop over the groups computes the end of layer l - 1 and the beginning of layer
- * l, while a group's rows are in the cache. */
+/* A thread's part of a training step, or of a loss without gradients, if the threads divide the
+ * rows of each layer. A loop over the groups computes the end of layer l - 1 and the beginning of
+ * layer l, while a group's rows are in the cache. */
 static void loss_by_layers(const LossCall *call, Worker *w) {
     const Pass *p = &call->pass;
     Model *g = p->g;
@@ -114,7 +114,7 @@ static void loss_by_layers(const LossCall *call, Worker *w) {
     SHARED_FOR(w, k, groups) after_attention(p, L - 1, group_start(p, k), group_rows(p, k), s);
     team_barrier(w);
     /* head_and_loss stores partial sums of the last norm's gradients in `partials`. If all layers
-     * share one Tiles, they also use this memory, but only after these sums have been added up. */
+     * share one Tiles, the layers use the same memory, but only after these sums are added up. */
     for (long m0 = 0; m0 < MB; m0 += g->head_blocks) {
         const long end = MB - m0 < g->head_blocks ? MB : m0 + g->head_blocks;
         const long first = m0 / g->group, parts = (end + g->group - 1) / g->group - first;
@@ -162,10 +162,10 @@ static void loss_thread(void *argument, Worker *w) {
 /* The number of sequences that a thread takes at once, or 0 if threads take rows of a layer instead
  * of sequences.
  *
- * If threads take sequences, a step has three barriers instead of six for each layer. So a thread
- * that loses its processor delays the others less. But this is possible only if each layer has its
- * own Tiles, and there are enough sequences for all threads. Both ways give the same results to the
- * last bit, because no sum depends on groups. */
+ * If threads take sequences, a step has three barriers in all; otherwise it has six for each layer.
+ * So a thread that loses its processor delays the others less. But threads can take sequences only
+ * if each layer has its own Tiles, and if there are enough sequences for all threads. Both ways
+ * give the same results to the last bit, because no sum depends on groups. */
 static long sequences_at_once(const Pass *p) {
     const Model *g = p->g;
     const long rows = 32L * g->group;
@@ -182,9 +182,9 @@ static long sequences_at_once(const Pass *p) {
 /* The sum of the losses of B sequences of T tokens, in nats. B T is at most most_tokens.
  *
  * weights: the float32 parameters that the most recent call of gpt_pack packed. gradients: the
- * array for the gradients of the sum, times `scale`. If `add_old`, they are added to the old
- * numbers in this array. If `gradients` is NULL, only the loss is computed. Dropout depends on
- * `seed`. idx and targets: (B, T). */
+ * array for `scale` times the gradients of this sum. If `add_old`, they are added to the numbers
+ * that this array already has. If `gradients` is NULL, only the loss is computed. Dropout depends
+ * on `seed`. idx and targets: (B, T). */
 double gpt_loss(Model *g, const float *weights, float *gradients, const int64_t *idx,
                 const int64_t *targets, int B, int T, uint64_t seed, float scale, int add_old) {
     LossCall call = {{g, weights, idx, targets, B, T, gradients != NULL, (long)B * T, 0, seed},

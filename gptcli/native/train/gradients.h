@@ -11,7 +11,8 @@
  * layer's inputs. N need not be a multiple of 16, the rows of a tile. */
 typedef struct {
     float *to;
-    /* A tiles and B tiles. The tiles of a row block follow one another without a gap. */
+    /* A tiles and B tiles, in float32 pieces. Those of a row block follow one another without a
+     * gap. */
     const num *outputs, *inputs;
     long output_block, input_block; /* distance between the tiles of two row blocks */
     long N, K;
@@ -34,9 +35,9 @@ typedef struct {
 
 enum { LAYER_MATRICES = 7, LAYER_VECTORS = 12 }; /* the most gradients that a layer has */
 
-/* Computes rows n to n + rows - 1 of a matrix's gradient: the sum over `blocks` row blocks, added
- * to the old values if `add_old`. Takes the row blocks in chunks, because tiles are read several
- * times, and the tiles of a chunk stay in the second-level cache. */
+/* Computes rows n to n + rows - 1 of a matrix's gradient: a sum over `blocks` row blocks. If
+ * `add_old`, adds the sum to the old values. Takes the row blocks in chunks, because tiles are read
+ * several times, and the tiles of a chunk stay in the second-level cache. */
 static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks, int add_old) {
     const long chunk = a->K <= 512 ? 16 : 64;
     float piece[32 * 32] __attribute__((aligned(64)));
@@ -49,12 +50,10 @@ static void matrix_rows(const MatrixGradient *a, long n, long rows, long blocks,
                 const long real_rows = a->N - i < 32 ? a->N - i : 32;
                 float *C = a->to + i * a->K + k;
                 if (real_rows == 32) {
-                    multiply_transposed(2, A, TILE, a->output_block, B, TILE, a->input_block, steps,
-                                        C, a->K, more);
+                    multiply_pieces(A, a->output_block, B, a->input_block, steps, C, a->K, more);
                     continue;
                 }
-                multiply_transposed(2, A, TILE, a->output_block, B, TILE, a->input_block, steps,
-                                    piece, 32, 0);
+                multiply_pieces(A, a->output_block, B, a->input_block, steps, piece, 32, 0);
                 for (long r = 0; r < real_rows; r++)
                     for (int j = 0; j < 32; j++)
                         C[r * a->K + j] = piece[32 * r + j] + (more ? C[r * a->K + j] : 0.0f);
@@ -90,7 +89,7 @@ static void sum_gradients(Worker *w, const Gradients *g, const Model *model, lon
         all += (g->matrices[i].N + rows - 1) / rows;
     }
     int i = 0;
-    SHARED_FOR(w, round, all) { /* a thread's `round` only grows, and so does i */
+    SHARED_FOR(w, round, all) { /* in a thread, `round` only grows, so i never goes back */
         long rows = rows_at_once(g->matrices + i, threads);
         while (round >= begin + (g->matrices[i].N + rows - 1) / rows) {
             begin += (g->matrices[i++].N + rows - 1) / rows;
@@ -103,6 +102,12 @@ static void sum_gradients(Worker *w, const Gradients *g, const Model *model, lon
     team_barrier(w);
 }
 
+/* A layer's activations, the inputs of its second feed-forward matrix. In float32, the backward
+ * pass stores them in `hidden`, whose numbers it needs no more. */
+static const num *activations(const Layer *layer, const Tiles *t) {
+    return BFLOAT16 ? t->act_tiles : layer->hidden;
+}
+
 /* Adds the gradients of layer l to a list. `grads` has the same offsets as the weights. */
 static void list_layer(const Pass *p, int l, float *grads, Gradients *list) {
     Model *g = p->g;
@@ -111,7 +116,13 @@ static void list_layer(const Pass *p, int l, float *grads, Gradients *list) {
     const int64_t *offset = layer_offsets(g, l);
     const long C = g->s.C, F = g->s.F, Q = g->Q, QKV = g->QKV, KV = (QKV - Q) / 2;
     MatrixGradient *m = list->matrices + list->n_matrices;
-    *m++ = (MatrixGradient){grads + offset[DOWN], t->d_down, t->act_tiles, 32 * C, 32 * F, C, F};
+    *m++ = (MatrixGradient){grads + offset[DOWN],
+                            t->d_down,
+                            activations(layer, t),
+                            32 * C,
+                            32 * (BFLOAT16 ? F : g->F1),
+                            C,
+                            F};
     const num *up = t->d_up;
     if (g->s.modern) {
         *m++ = (MatrixGradient){grads + offset[GATE], up, layer->in2, 32 * g->F1, 32 * C, F, C};
@@ -165,7 +176,7 @@ static void list_last_norm(const Pass *p, float *grads, Gradients *list) {
             (VectorGradient){grads + g->offset[LNF_BIAS], partial + C, C};
 }
 
-/* The gradient of the head's matrix. The rows of its inputs begin with row block m0. */
+/* The gradient of the head's matrix, for the row blocks from m0 on. */
 static MatrixGradient head_gradient(const Pass *p, float *grads, long m0) {
     const Model *g = p->g;
     const long C = g->s.C;
@@ -178,8 +189,8 @@ static MatrixGradient head_gradient(const Pass *p, float *grads, long m0) {
                             C};
 }
 
-/* Computes the gradients of token and position embeddings. Each thread takes some of the columns.
- * So a single thread computes each sum, in the order of the rows. */
+/* Computes the gradients of token and position embeddings. Each thread computes some of the
+ * columns. So one thread adds up all rows of a column, in their order. */
 static void embedding_gradients(const Pass *p, float *grads, int add_old, Worker *w) {
     Model *g = p->g;
     const int C = g->s.C;

@@ -38,12 +38,12 @@ typedef struct {
 } Packed;
 
 /* The packed matrices of a layer. QKV: query, key and value together. OUT: the output projection of
- * attention. UP: the first product of the feed-forward, with the gate if there is one. DOWN: the
- * second product of the feed-forward. */
+ * attention. UP: the first matrix of the feed-forward, and the gate's matrix if there is a gate.
+ * DOWN: the second matrix of the feed-forward. */
 enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
 
 /* Arrays that a layer keeps for the backward pass. They are stored in rows, except the arrays
- * marked "in pieces" (numbers.h) or "B tiles". */
+ * marked "in pieces" (numbers.h) or "B tiles". In float32, pieces serve as B tiles. */
 typedef struct {
     num *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
     num *in1, *in2;   /* (M, C): outputs of the norms as B tiles, one row block after the other */
@@ -56,11 +56,12 @@ typedef struct {
     float *log2_sum_exp;    /* (B, H, T): see attention.h */
 } Layer;
 
-/* The arrays from which the gradients of a layer's weights are computed. */
+/* The arrays from which the gradients of a layer's weights are computed. In float32, they are
+ * stored in pieces, and act_tiles does not exist (see `activations` in gradients.h). */
 typedef struct {
     num *d_qkv, *d_out, *d_up, *d_down; /* gradients at outputs, transposed, as A tiles */
     num *mixed_tiles, *act_tiles;       /* inputs of out and down, as B tiles */
-    float *partials; /* each row block's part of the gradients of vectors (passes.h) */
+    float *partials; /* for each row block, its part of the vectors' gradients (passes.h) */
 } Tiles;
 
 /* A thread's scratch for a group of rows. */
@@ -74,7 +75,7 @@ typedef struct {
 } ThreadScratch;
 
 enum {
-    MOST_TILES = 256 << 20, /* the most bytes of all Tiles if each layer has its own */
+    MOST_TILES = 256 << 20, /* each layer has its own Tiles only if all have at most these bytes */
     /* If the weights of a layer have more bytes than this, a group can have several row blocks. */
     LARGE_WEIGHTS = BFLOAT16 ? 1 << 20 : 256 << 10,
 };
@@ -95,8 +96,8 @@ typedef struct {
     num *dqkv, *dmixed; /* (M, QKV) (M, Q) */
     num *d_head;        /* gradients at the logits, transposed, as A tiles */
     long head_blocks;   /* number of row blocks whose gradients at the logits fit into d_head */
-    int keeps_tiles; /* whether each layer has its own Tiles; else all use tiles[0] */
-    Tiles *tiles;    /* one for each layer; then one with the last norm's partials */
+    int keeps_tiles;    /* whether each layer has its own Tiles; if not, all use tiles[0] */
+    Tiles *tiles;       /* one for each layer; then one with the last norm's partials */
     long partial_width;
     ThreadScratch *scratch;
     char *memory;
@@ -169,7 +170,7 @@ static size_t lay_out(Model *g, char *start) {
         TAKE(t->d_up, MB * 32 * g->F1);
         TAKE(t->d_down, MB * 32 * C);
         TAKE(t->mixed_tiles, MB * 32 * Q);
-        TAKE(t->act_tiles, MB * 32 * s.F);
+        if (BFLOAT16) TAKE(t->act_tiles, MB * 32 * s.F);
     }
     for (int i = 0; i < s.threads; i++) {
         ThreadScratch *t = g->scratch + i;
@@ -244,7 +245,7 @@ static void pack_blocks(void *argument, Worker *w) {
     for (int i = 0; i < p->n; i++) all += (p->blocks[i].N + 31) / 32;
     long begin = 0;
     int i = 0;
-    SHARED_FOR(w, round, all) { /* a thread's `round` only grows, and so does i */
+    SHARED_FOR(w, round, all) { /* in a thread, `round` only grows, so i never goes back */
         while (round >= begin + (p->blocks[i].N + 31) / 32) begin += (p->blocks[i++].N + 31) / 32;
         const WeightBlock a = p->blocks[i];
         const long K = a.packed->K;
@@ -315,9 +316,10 @@ size_t gpt_bytes(const Shape *shape) {
     return bytes;
 }
 
-/* A model of this shape with memory for most_tokens (B T) at once, or NULL if there is not enough
- * memory. offsets: where each parameter begins (parameters.h). They are copied. The caller has
- * checked the sizes: C, F, H D and K D are multiples of 32, and D is a multiple of 16 up to 512. */
+/* A model of this shape, with memory for batches of up to most_tokens tokens (B T), or NULL if
+ * there is not enough memory. offsets: where each parameter begins (parameters.h). They are copied.
+ * The caller has checked the sizes: C, F, H D and K D are multiples of 32, and D is a multiple of
+ * 16 up to 512. */
 Model *gpt_new(const Shape *shape, const int64_t *offsets) {
     Model *g = new_without_memory(shape);
     if (g) {

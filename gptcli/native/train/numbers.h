@@ -45,6 +45,12 @@ INLINE long in_pieces(long r, long c, long C) {
     return (r & ~31L) * C + c / 32 * PIECE + (r & 31) * 32 + c % 32;
 }
 
+/* The gradient of a matrix is A^T B. A and B are arrays in pieces. In bfloat16, their pieces are
+ * packed as tiles. In float32, the product reads the pieces themselves (multiply_pieces), so the
+ * array is computed at its final place, and the functions that pack pieces do nothing. */
+
+#if BFLOAT16
+
 /* Packs X, an array in pieces, as B tiles, two for each piece. `numbers` is the length of X. */
 static void pack_b_pieces(const num *X, long numbers, num *out) {
     for (long i = 0; i < numbers; i += PIECE) pack_b32(X + i, 32, 32, out + i, TILE);
@@ -55,13 +61,43 @@ static void pack_a_pieces_transposed(const num *X, long numbers, num *out) {
     for (long i = 0; i < numbers; i += PIECE) pack_a32_transposed(X + i, 32, 32, out + i, TILE);
 }
 
+/* Packs X (32, columns), whose rows are `row` apart, as B tiles, two for each piece. */
+static void pack_b_rows(const num *X, long row, int columns, num *out) {
+    pack_b32(X, row, columns, out, TILE);
+}
+
+/* Packs the transpose of X (32, columns) as A tiles, two for each piece. */
+static void pack_a_rows_transposed(const num *X, long row, int columns, num *out) {
+    pack_a32_transposed(X, row, columns, out, TILE);
+}
+
+#else
+
+static void pack_b_pieces(const num *X, long numbers, num *out) {}
+static void pack_a_pieces_transposed(const num *X, long numbers, num *out) {}
+
+/* Copies X (32, columns), whose rows are `row` apart, into pieces. */
+static void pack_b_rows(const num *X, long row, int columns, num *out) {
+    for (int c = 0; c < columns; c += 32)
+        for (int r = 0; r < 32; r++, out += 32) {
+            store(out, load(X + r * row + c));
+            store(out + 16, load(X + r * row + c + 16));
+        }
+}
+
+static void pack_a_rows_transposed(const num *X, long row, int columns, num *out) {
+    pack_b_rows(X, row, columns, out);
+}
+
+#endif
+
 /* ---- exponentials ---------------------------------------------------------------------------- */
 
 #if BFLOAT16
 
 /* 2^x with a relative error of about 3e-6. If 2^x is outside of float32's range, the result is 0 or
- * infinity. A polynomial gives 2^r for the fraction r of x. It was fitted for the least relative
- * error over [0, 1). The whole part of x is added to the exponent. */
+ * infinity. A polynomial gives 2^r for the fraction r of x. The polynomial has the least
+ * relative error over [0, 1). The whole part of x is added to the exponent. */
 INLINE f32x16 vexp2(f32x16 x) {
     f32x16 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     f32x16 y = broadcast(0.0135341384f);

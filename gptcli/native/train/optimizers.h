@@ -96,10 +96,10 @@ static size_t muon_scratch(MuonScratch *s, char *start, long R, long C) {
     return used;
 }
 
-/* square = X X^T (r, r). `x` holds the matrix X (r, n), and `tiles` holds its transpose, packed as B
- * tiles. r and n are multiples of 32. Computes only the blocks up to the diagonal, and mirrors them to the other
- * side. This changes no bit, because "row i times row j" sums the same numbers in the same order as
- * "row j times row i". */
+/* square = X X^T (r, r). `x` holds the matrix X (r, n), and `tiles` holds its transpose, packed as
+ * B tiles. r and n are multiples of 32. Computes only the blocks up to the diagonal, and mirrors
+ * them to the other side. This changes no bit, because "row i times row j" sums the same numbers in
+ * the same order as "row j times row i". */
 static void product_with_own_transpose(const num *x, const num *tiles, long r, long n,
                                        float *square) {
     for (long i = 0; i < r; i += 32)

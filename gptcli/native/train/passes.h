@@ -34,10 +34,12 @@ static int group_rows(const Pass *p, long k) {
     return left < most ? left : most;
 }
 
-/* Sites of dropout: two in each layer, the embedding, and each head's attention weights. */
+/* Sites of dropout: two in each layer, one after the embedding, and one in the attention weights of
+ * each head. */
 enum { DROP_OUT, DROP_DOWN, DROP_SITES, DROP_EMBEDDING = 1 << 28, DROP_WEIGHTS = 1 << 29 };
 
-/* The dropout of a site. It drops nothing if no backward pass follows. */
+/* The dropout at a site (a place of the network that has dropout). It drops nothing if no backward
+ * pass follows. */
 static Dropout dropout_for(const Pass *p, uint32_t site) {
     return dropout_at(p->training ? p->g->s.dropout : 0.0f, p->seed, site);
 }
@@ -56,35 +58,49 @@ static Norm norm_at(const Pass *p, int64_t gain, int64_t bias) {
  * first layer. */
 static Layer *saved_layer(const Pass *p, int l) { return p->g->layers + (p->training ? l : 0); }
 
+/* Where an array is computed that the gradient of a matrix needs: in `scratch` if it is packed into
+ * `packed` later, else in `packed`. If no backward pass follows, nothing is packed. */
+INLINE num *before_packing(const Pass *p, num *scratch, num *packed) {
+    return BFLOAT16 || !p->training ? scratch : packed;
+}
+
 /* The distance from an A tile to the next tile of the same rows. A is in pieces if a_row is 32,
  * else in rows. */
 INLINE long step_of(long a_row) { return a_row == 32 ? PIECE : 32; }
 
-/* out (32, width) = a linear layer's outputs c to c + width - 1 for 32 rows of A. width is a
- * multiple of 32, and small enough that `out` stays in the first-level cache. */
-INLINE void forward_piece(const num *A, long a_row, const Packed *w, long c, int width,
-                          float *out) {
-    const long panel = w->K / 32 * TILE;
-    product(A, a_row, step_of(a_row), w->forward + c / 16 * panel, panel, w->K / 32, width / 16,
-            out, width);
+/* Starts to load the panels that the next product reads: a share of them for each row block r of a
+ * group, because too many loads at once would wait for each other. */
+INLINE void prefetch_panels(const num *panels, long numbers, int r, int rows) {
+    const long share = numbers * 32 / rows;
+    prefetch_l2(panels + r / 32 * share, share * sizeof(num));
 }
 
-/* out (32, width) = the gradient at a linear layer's inputs c to c + width - 1. A is the gradient
- * at its outputs. */
-INLINE void backward_piece(const num *A, long a_row, const Packed *w, long c, int width,
-                           float *out) {
+/* out (32, width) = a linear layer's outputs c to c + width - 1 for row block r of A (rows, K).
+ * width is a multiple of 32. Rows of `out` are out_row apart. */
+INLINE void forward_piece(const num *A, long a_row, int r, int rows, const Packed *w, long c,
+                          int width, float *out, long out_row) {
+    const long panel = w->K / 32 * TILE;
+    const num *panels = w->forward + c / 16 * panel;
+    if (c + width < w->N) prefetch_panels(panels + width / 16 * panel, width / 16 * panel, r, rows);
+    product(A + r * w->K, a_row, step_of(a_row), panels, panel, w->K / 32, width / 16, out,
+            out_row);
+}
+
+/* out (32, 32) = the gradient at a linear layer's inputs c to c + 31. A (rows, N) is the gradient
+ * at its outputs, of which the product takes row block r. Rows of `out` are out_row apart. */
+INLINE void backward_piece(const num *A, long a_row, int r, int rows, const Packed *w, long c,
+                           float *out, long out_row) {
     const long panel = w->N / 32 * TILE;
-    product(A, a_row, step_of(a_row), w->backward + c / 16 * panel, panel, w->N / 32, width / 16,
-            out, width);
+    const num *panels = w->backward + c / 16 * panel;
+    if (c + 32 < w->K) prefetch_panels(panels + 2 * panel, 2 * panel, r, rows);
+    product(A + r * w->N, a_row, step_of(a_row), panels, panel, w->N / 32, 2, out, out_row);
 }
 
 /* out (rows, K) = the gradient at a linear layer's inputs. A is the gradient at its outputs. */
 static void times_backward(const num *A, long a_row, int rows, const Packed *w, float *out) {
-    const long panel = w->N / 32 * TILE;
     for (long c = 0; c < w->K; c += 32)
         for (int r = 0; r < rows; r += 32)
-            product(A + r * w->N, a_row, step_of(a_row), w->backward + c / 16 * panel, panel,
-                    w->N / 32, 2, out + r * w->K + c, w->K);
+            backward_piece(A, a_row, r, rows, w, c, out + r * w->K + c, w->K);
 }
 
 /* x (rows, C) += dropout(A W^T + bias). Dropout needs r0: row 0 of x is row r0 of the batch. */
@@ -94,7 +110,7 @@ static void add_branch(float *x, const num *A, long a_row, const Packed *w, cons
     float piece[32 * 32] __attribute__((aligned(64)));
     for (long c = 0; c < C; c += 32)
         for (int r = 0; r < rows; r += 32) {
-            forward_piece(A + r * w->K, a_row, w, c, 32, piece);
+            forward_piece(A, a_row, r, rows, w, c, 32, piece, 32);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
                     float *to = x + (r + i) * C + c + j;
@@ -128,7 +144,7 @@ static void embed(const Pass *p, long r0, int rows) {
     }
 }
 
-/* The part to which column c of qkv belongs (queries 0, keys 1, values 2), and its first column. */
+/* The part of qkv that has column c (queries 0, keys 1, values 2), and the part's first column. */
 typedef struct {
     int which, begin;
 } Columns;
@@ -144,16 +160,24 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
     const int C = g->s.C, D = g->s.D, Q = g->Q, QKV = g->QKV, heads = g->s.H + g->s.K;
+    num *in = before_packing(p, s->rows_c, layer->in1 + r0 * C);
     norm_forward(g->x + r0 * C, rows, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
-                 layer->hat1 + r0 * C, layer->scale1 + r0, s->rows_c);
-    if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, layer->in1 + r0 * C);
+                 layer->hat1 + r0 * C, layer->scale1 + r0, in);
+    if (p->training) pack_b_pieces(in, (long)rows * C, layer->in1 + r0 * C);
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
-    /* A rotation needs whole heads, so the width is a common multiple of 32 and D. */
+    /* A rotation works on whole heads and a product on 32 columns, so the width is a common
+     * multiple of D and 32. */
     const int width = !g->s.modern || 32 % D == 0 ? 32 : D % 32 == 0 ? D : 2 * D;
     float piece[32 * 1024] __attribute__((aligned(64)));
     for (int c = 0; c < QKV; c += width)
         for (int r = 0; r < rows; r += 32) {
-            forward_piece(s->rows_c + r * C, 32, w + PACKED_QKV, c, width, piece);
+            const Columns part = columns_at(g, c);
+            const float *bias = vector_at(p, offset[QUERY_BIAS + part.which]);
+            /* In float32, outputs without a bias or a rotation are stored at once. */
+            const int final = !BFLOAT16 && !g->s.modern && !bias;
+            float *product = final ? (float *)(layer->qkv + (r0 + r) * QKV + c) : piece;
+            forward_piece(in, 32, r, rows, w + PACKED_QKV, c, width, product, final ? QKV : width);
+            if (final) continue;
             for (int i = 0; i < 32; i++) {
                 const long row = r0 + r + i;
                 const float *out = piece + i * width;
@@ -170,8 +194,6 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
                             rotate(out + h, D, g->cos + t, g->sin + t, to + h);
                     continue;
                 }
-                const Columns part = columns_at(g, c);
-                const float *bias = vector_at(p, offset[QUERY_BIAS + part.which]);
                 for (int j = 0; j < width; j += 16) {
                     f32x16 v = load(out + j);
                     if (bias) v = add(v, load(bias + c - part.begin + j));
@@ -211,15 +233,16 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
     prefetch_l2(layer->mixed + r0 * Q, rows * Q * sizeof(num));
     add_branch(x, layer->mixed + r0 * Q, Q, w + PACKED_OUT, vector_at(p, offset[OUT_BIAS]), rows,
                dropout_for(p, l * DROP_SITES + DROP_OUT), r0);
+    num *in = before_packing(p, s->rows_c, layer->in2 + r0 * C);
     norm_forward(x, rows, C, norm_at(p, offset[LN2], offset[LN2_BIAS]), layer->hat2 + r0 * C,
-                 layer->scale2 + r0, s->rows_c);
-    if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, layer->in2 + r0 * C);
+                 layer->scale2 + r0, in);
+    if (p->training) pack_b_pieces(in, (long)rows * C, layer->in2 + r0 * C);
     const float *bias = vector_at(p, offset[UP_BIAS]);
     float a[32 * 32] __attribute__((aligned(64))), u[32 * 32] __attribute__((aligned(64)));
     for (int f = 0; f < F; f += 32)
         for (int r = 0; r < rows; r += 32) {
-            forward_piece(s->rows_c + r * C, 32, w + PACKED_UP, f, 32, a);
-            if (g->s.modern) forward_piece(s->rows_c + r * C, 32, w + PACKED_UP, F + f, 32, u);
+            forward_piece(in, 32, r, rows, w + PACKED_UP, f, 32, a, 32);
+            if (g->s.modern) forward_piece(in, 32, r, rows, w + PACKED_UP, F + f, 32, u, 32);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
                     const long index = i * 32 + j; /* in a piece */
@@ -256,15 +279,16 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
     const int C = g->s.C, V = g->s.V;
     const long Vp = w->N;
     const Norm n = norm_at(p, g->offset[LNF], g->offset[LNF_BIAS]);
-    norm_forward(g->x + r0 * C, rows, C, n, g->hat + r0 * C, g->scale + r0, s->rows_c);
+    num *in = before_packing(p, s->rows_c, g->in + r0 * C);
+    num *const d = before_packing(p, s->rows_wide, g->d_head + (r0 - from) * Vp);
+    norm_forward(g->x + r0 * C, rows, C, n, g->hat + r0 * C, g->scale + r0, in);
     for (long v = 0; v < Vp; v += 32)
         for (int r = 0; r < rows; r += 32)
-            product(s->rows_c + r * C, 32, PIECE, w->forward + v / 16 * (C / 32 * TILE),
-                    C / 32 * TILE, C / 32, 2, s->logits + r * Vp + v, Vp);
-    if (p->training) pack_b_pieces(s->rows_c, (long)rows * C, g->in + r0 * C);
+            product(in + r * C, 32, PIECE, w->forward + v / 16 * (C / 32 * TILE), C / 32 * TILE,
+                    C / 32, 2, s->logits + r * Vp + v, Vp);
+    if (p->training) pack_b_pieces(in, (long)rows * C, g->in + r0 * C);
     for (int i = 0; i < rows; i++) {
         const float *z = s->logits + i * Vp;
-        num *d = s->rows_wide;
         const long r = r0 + i;
         if (r >= p->M) {
             for (long v = 0; v < Vp; v += 16) store_num(d + in_pieces(i, v, Vp), zeros());
@@ -290,8 +314,8 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
         store_first_num(d + in_pieces(i, p->targets[r], Vp), 1, broadcast(hit));
     }
     if (!p->training) return;
-    pack_a_pieces_transposed(s->rows_wide, (long)rows * Vp, g->d_head + (r0 - from) * Vp);
-    times_backward(s->rows_wide, 32, rows, w, s->d_norm);
+    pack_a_pieces_transposed(d, (long)rows * Vp, g->d_head + (r0 - from) * Vp);
+    times_backward(d, 32, rows, w, s->d_norm);
     for (int r = 0; r < rows; r += 32) {
         const long row = r0 + r;
         float *partial = g->tiles[g->s.L].partials + row / 32 * g->partial_width;
@@ -303,15 +327,18 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
 /* ---- backward -------------------------------------------------------------------------------- */
 
 /* Computes the gradient at the output of a branch before its dropout. dx is the gradient after the
- * dropout. `out` gets the result in pieces, `transposed` gets its transpose as A tiles. */
-static void branch_gradient(const Pass *p, const float *dx, int rows, Dropout d, long r0, num *out,
-                            num *transposed) {
+ * dropout. Returns the result in pieces, in `scratch` or in `packed` (see before_packing). `packed`
+ * gets its transpose as A tiles. */
+static const num *branch_gradient(const Pass *p, const float *dx, int rows, Dropout d, long r0,
+                                  num *scratch, num *packed) {
     const int C = p->g->s.C;
+    num *out = before_packing(p, scratch, packed);
     for (int i = 0; i < rows; i++)
         for (int c = 0; c < C; c += 16)
             store_num(out + in_pieces(i, c, C),
                       apply_dropout(d, (uint32_t)((r0 + i) * C + c), load(dx + i * C + c)));
-    pack_a_pieces_transposed(out, (long)rows * C, transposed);
+    pack_a_pieces_transposed(out, (long)rows * C, packed);
+    return out;
 }
 
 /* Where a row block stores what it contributes to the gradients of a layer's vectors. */
@@ -319,7 +346,8 @@ typedef struct {
     float *qkv, *up, *out, *down, *ln1, *ln1_bias, *ln2, *ln2_bias, *q_norm, *k_norm;
 } Partials;
 
-/* The Partials of row r's block in layer l. Their places do not depend on the size of groups. */
+/* The Partials of layer l for the row block of row r. They lie at the same place for every size of
+ * groups. */
 static Partials partials_at(const Model *g, int l, long r) {
     const int C = g->s.C;
     float *start = g->tiles[l].partials + r / 32 * g->partial_width;
@@ -340,21 +368,21 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Th
     const int C = g->s.C, F = g->s.F, F1 = g->F1, Q = g->Q;
     float *dx = g->dx + r0 * C;
     prefetch_l2(layer->mixed + r0 * Q, rows * Q * sizeof(num));
-    branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_DOWN), r0, s->rows_c,
-                    g->tiles[l].d_down + r0 * C);
+    const num *d_down = branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_DOWN), r0,
+                                        s->rows_c, g->tiles[l].d_down + r0 * C);
     if (offset[DOWN_BIAS] >= 0)
         for (int r = 0; r < rows; r += 32)
-            column_sums(s->rows_c + r * C, 32, C, partials_at(g, l, r0 + r).down);
+            column_sums(d_down + r * C, 32, C, partials_at(g, l, r0 + r).down);
     float piece[32 * 32] __attribute__((aligned(64)));
-    num *d = s->rows_wide;
+    num *d = before_packing(p, s->rows_wide, g->tiles[l].d_up + r0 * F1);
     for (int f = 0; f < F; f += 32)
         for (int r = 0; r < rows; r += 32) {
-            backward_piece(s->rows_c + r * C, 32, w + PACKED_DOWN, f, 32, piece);
+            backward_piece(d_down, 32, r, rows, w + PACKED_DOWN, f, piece, 32);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
                     const long index = i * 32 + j; /* in a piece */
-                    const num *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index;
-                    num *act = s->rows_f + r * F + f * 32 + index,
+                    num *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index,
+                        *act = BFLOAT16 ? s->rows_f + r * F + f * 32 + index : kept,
                         *to = d + (long)r * F1 + f * 32 + index;
                     f32x16 da = load(piece + 32 * i + j);
                     if (g->s.modern)
@@ -363,7 +391,8 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Th
                         gelu_backward(da, kept, act, to);
                 }
         }
-    pack_b_pieces(s->rows_f, (long)rows * F, g->tiles[l].act_tiles + r0 * F);
+    if (BFLOAT16) /* in float32, the activations have replaced `hidden` */
+        pack_b_pieces(s->rows_f, (long)rows * F, g->tiles[l].act_tiles + r0 * F);
     pack_a_pieces_transposed(d, (long)rows * F1, g->tiles[l].d_up + r0 * F1);
     times_backward(d, 32, rows, w + PACKED_UP, s->d_norm);
     for (int r = 0; r < rows; r += 32) {
@@ -373,19 +402,24 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Th
                       layer->hat2 + (r0 + r) * C, layer->scale2 + r0 + r, dx + r * C, 1,
                       partial.ln2, offset[LN2_BIAS] >= 0 ? partial.ln2_bias : NULL);
     }
-    branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_OUT), r0, s->rows_c,
-                    g->tiles[l].d_out + r0 * C);
+    const num *d_out = branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_OUT), r0,
+                                       s->rows_c, g->tiles[l].d_out + r0 * C);
     if (offset[OUT_BIAS] >= 0)
         for (int r = 0; r < rows; r += 32)
-            column_sums(s->rows_c + r * C, 32, C, partials_at(g, l, r0 + r).out);
+            column_sums(d_out + r * C, 32, C, partials_at(g, l, r0 + r).out);
     for (int r = 0; r < rows; r += 32)
-        pack_b32(layer->mixed + (r0 + r) * Q, Q, Q, g->tiles[l].mixed_tiles + (r0 + r) * Q, TILE);
+        pack_b_rows(layer->mixed + (r0 + r) * Q, Q, Q, g->tiles[l].mixed_tiles + (r0 + r) * Q);
     for (int c = 0; c < Q; c += 32)
         for (int r = 0; r < rows; r += 32) {
-            backward_piece(s->rows_c + r * C, 32, w + PACKED_OUT, c, 32, piece);
+            num *to = g->dmixed + (r0 + r) * Q + c;
+            if (!BFLOAT16) {
+                backward_piece(d_out, 32, r, rows, w + PACKED_OUT, c, (float *)to, Q);
+                continue;
+            }
+            backward_piece(d_out, 32, r, rows, w + PACKED_OUT, c, piece, 32);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16)
-                    store_num(g->dmixed + (r0 + r + i) * Q + c + j, load(piece + 32 * i + j));
+                    store_num(to + i * Q + j, load(piece + 32 * i + j));
         }
 }
 
@@ -437,7 +471,7 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, T
         }
     }
     for (int r = 0; r < rows; r += 32)
-        pack_a32_transposed(d + r * QKV, QKV, QKV, g->tiles[l].d_qkv + (r0 + r) * QKV, TILE);
+        pack_a_rows_transposed(d + r * QKV, QKV, QKV, g->tiles[l].d_qkv + (r0 + r) * QKV);
     times_backward(d, QKV, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
     for (int r = 0; r < rows; r += 32) {
         const Partials partial = partials_at(g, l, r0 + r);

@@ -50,8 +50,8 @@ INLINE void transpose_part(f32part r[8]) {
     }
 }
 
-/* How many rows, and how many panels of 16 columns, are computed at once. Their sums take 12 of the
- * 16 registers. */
+/* How many rows, and how many panels of 16 columns, are computed at once. The sums of these rows
+ * and columns take 12 of the 16 registers. */
 enum { ROWS_AT_ONCE = 6, PANELS_AT_ONCE = 1 };
 
 #include "parts.h"

@@ -36,7 +36,8 @@ INLINE f32x16 zeros(void) { return broadcast(0.0f); }
 
 INLINE f32x16 negate(f32x16 x) { return sub(zeros(), x); }
 
-/* Starts to load memory into the second-level cache. Used before memory is read out of order. */
+/* Starts to load memory into the second-level cache. Call it before code that reads
+ * memory out of order. */
 static inline void prefetch_l2(const void *p, long bytes) {
     for (long i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
 }
@@ -45,8 +46,8 @@ static inline void prefetch_l2(const void *p, long bytes) {
 
 /* 2^x with a relative error of about 1e-7 for x from -126 to 127. If x is smaller, the result is 0.
  * If x is larger, the result is 2^127. NaN stays NaN. Adding 1.5 * 2^23 rounds x to a whole number
- * n, whose bits are then the lowest bits of the sum. A polynomial that was fitted over [-0.5, 0.5]
- * gives 2^(x - n), and n is added to its exponent. */
+ * n, whose bits are then the lowest bits of the sum. A polynomial, fitted over [-0.5, 0.5], gives
+ * 2^(x - n). Then n is added to the exponent of the polynomial's result. */
 INLINE f32x16 exp2_f32(f32x16 x) {
     const f32x16 rounding = broadcast(12582912.0f);
     const mask16 tiny = less(x, broadcast(-126.0f));

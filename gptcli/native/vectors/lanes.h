@@ -35,7 +35,7 @@ typedef int32_t int_part __attribute__((vector_size(64 / REGISTERS)));
 /* Lane i holds i. */
 static const v16i LANE_INDEX = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-/* x in every lane. In x - vector, gcc copies x into every lane first. */
+/* x in every lane. For `x - vector`, gcc first copies x into every lane. */
 INLINE v16 broadcast(float x) { return x - (v16){0}; }
 
 INLINE v16i broadcast_int(int32_t x) { return x - (v16i){0}; }

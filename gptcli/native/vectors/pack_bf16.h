@@ -14,6 +14,12 @@ INLINE void multiply_transposed(const int nb, const bf16 *A, long a_tile, long a
     multiply_tiles(2, nb, A, a_tile, 32, a_step, B, b_tile, b_step, steps, C, c_row, add_old);
 }
 
+/* C (32, 32) (+)= A^T B, summed over `steps` pieces that are packed as tiles. */
+INLINE void multiply_pieces(const bf16 *A, long a_step, const bf16 *B, long b_step, int steps,
+                            float *C, long c_row, int add_old) {
+    multiply_transposed(2, A, TILE, a_step, B, TILE, b_step, steps, C, c_row, add_old);
+}
+
 /* ---- packing rows into tiles ----------------------------------------------------------------- */
 
 /* Sixteen pairs (a[i], b[i]) of bfloat16: one row of a B tile. */
@@ -23,8 +29,8 @@ INLINE __m512i interleave_rows(const bf16 *a, const bf16 *b) {
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-/* Packs X (32, columns) as B tiles, one for every 16 columns. These tiles begin `tile` numbers
- * apart in `out`. A product with them sums over the 32 rows of X. */
+/* Packs X (32, columns) as B tiles, one for every 16 columns. In `out`, each tile begins `tile`
+ * numbers after the one before. A product with these tiles sums over the 32 rows of X. */
 static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile)
         for (int r = 0; r < 16; r++)
@@ -32,8 +38,9 @@ static void pack_b32(const bf16 *X, long row, int columns, bf16 *out, long tile)
                                 interleave_rows(X + 2 * r * row + c, X + (2 * r + 1) * row + c));
 }
 
-/* Packs the transpose of X (32, columns) as A tiles, one for every 16 columns. These tiles begin
- * `tile` numbers apart in `out`. A product with them sums over the 32 rows of X. */
+/* Packs the transpose of X (32, columns) as A tiles, one for every 16 columns. In `out`, each
+ * tile begins `tile` numbers after the one before. A product with these tiles sums over the 32 rows
+ * of X. */
 static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile) {
         __m512i r[16];
@@ -47,8 +54,8 @@ static void pack_a32_transposed(const bf16 *X, long row, int columns, bf16 *out,
 }
 
 /* Packs the transpose of X (16, columns) as B tiles, one for every 32 columns. The tiles follow
- * one another in `out` without a gap. A product with them sums over the columns of X. Zeros fill
- * the rest of the last tile. */
+ * one another in `out` without a gap. A product with these tiles sums over the columns of X. Zeros
+ * fill the rest of the last tile. */
 static void pack_b16_transposed(const bf16 *X, long row, int columns, bf16 *out) {
     for (int c = 0; c < columns; c += 32, out += TILE) {
         __mmask16 mask = columns - c >= 32 ? 0xffff : (__mmask16)((1 << (columns - c) / 2) - 1);

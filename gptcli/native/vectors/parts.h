@@ -1,7 +1,7 @@
 /* Sixteen numbers as two or four registers, for vector units with registers of 16 or 32 bytes.
  *
- * The file of a vector unit defines PARTS, the types f32part and i32part, and a few operations on a
- * part. This file makes f32x16 and i32x16 of them. On these processors, gcc would keep its own
+ * The header of each vector unit defines PARTS, the types f32part and i32part, and a few operations
+ * on a part. This file makes f32x16 and i32x16 of them. On these processors, gcc would keep its own
  * vectors of 64 bytes in memory, which is several times as slow. */
 
 #ifndef GPTCLI_PARTS_H
@@ -118,7 +118,7 @@ INLINE f32x16 blend(mask16 m, f32x16 a, f32x16 b) {
 INLINE f32x16 load_first(const float *p, long n) {
     if (n >= 16) return load(p);
     float some[16] = {0};
-    if (n == 8) /* with a constant size, gcc copies without a slow call of memcpy */
+    if (n == 8) /* the size is constant, so gcc copies without calling memcpy, which is slow */
         memcpy(some, p, 8 * sizeof *p);
     else if (n > 0)
         memcpy(some, p, n * sizeof *p);
