@@ -1,4 +1,4 @@
-"""Describes the machine that runs a benchmark in one line."""
+"""Describes, in one line, the machine that runs a benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trials of saves that are killed, or whose disk fails, loses data or fills up.
+"""Trials of saving: the process is killed, or the disk fails, loses data or fills up.
 
 benchmarks/reliability.py uses them. tests/training/disk_fault_trials.py runs the trials. This file
 counts the trials and their failures.
@@ -36,8 +36,8 @@ def kills_at_each_operation(shop: Workshop, trial: int, chance: random.Random) -
 
 
 def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Test every file tree that a power cut during a story (a kind of save) can leave. If there are
-    too many trees, test a new sample of them in each trial."""
+    """Test the file trees that a power cut can leave during a story (a kind of save). If there
+    are too many trees for one trial, each trial tests a new sample of them."""
     story, seed = STORIES[trial % len(STORIES)], trial // len(STORIES)
 
     def tried(folder: Path) -> Outcome:
@@ -56,8 +56,8 @@ def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Let each disk operation of a story (a kind of save) fail in turn. In even trials, it fails
-    alone, once with each error. In odd trials, all later operations fail too."""
+    """Let each disk operation of a story (a kind of save) fail in turn. In even trials, only
+    this operation fails, once with each error. In odd trials, all later operations fail too."""
     story, for_good = STORIES[trial // 2], trial % 2 == 1
     fail = (
         disk_fault_trials.failing_for_good

@@ -5,8 +5,8 @@
 The commands are `sample` (200 tokens), `eval` and `--help`, and with --text also `score`. Each
 command runs in a new process. Each round runs the commands of every side (gptcli, the other
 checkout, nanoGPT) once. The order of the sides changes from round to round. nanoGPT takes part only
-in `sample`: its unchanged sample.py also writes 200 tokens, with a checkpoint of random weights of
-the run's size, which this program writes. The table has the wall time (median and fastest), the
+in `sample`. Its unchanged sample.py also writes 200 tokens. This program gives it a checkpoint with
+random weights and with the size of the run. The table has the wall time (median and fastest), the
 time to the first character, and the processor time, which changes less than the wall time if other
 processes run.
 """
@@ -72,8 +72,8 @@ def main() -> None:
 
 
 def nanogpt(run: Path, checkout: Path, folder: Path) -> Side:
-    """The side of nanoGPT. Writes a checkpoint for its sample.py into `folder`: a network of the
-    run's size with random weights."""
+    """The Side that samples with nanoGPT. Writes a checkpoint for nanoGPT's sample.py into
+    `folder`: a network of the run's size with random weights."""
     import pickle
     import string
 
@@ -104,8 +104,8 @@ def nanogpt(run: Path, checkout: Path, folder: Path) -> Side:
 
 
 def report(sides: Sequence[Side], rounds: int) -> None:
-    """Measure the sides in turn, and print the medians. One more round, before the others, only
-    warms the caches."""
+    """Measure the sides in turn, and print the medians. Before the `rounds` rounds, a first round
+    warms the caches: it does not count."""
     took: dict[str, list[tuple[float, float, float]]] = {side.name: [] for side in sides}
     for number in range(rounds + 1):
         for side in sides if number % 2 else reversed(sides):
@@ -120,8 +120,8 @@ def report(sides: Sequence[Side], rounds: int) -> None:
 
 
 def timed(side: Side) -> tuple[float, float, float]:
-    """The seconds of the whole process, the seconds to its first byte of output, and its processor
-    time."""
+    """How long the process runs, how long it takes until its first byte of output, and its
+    processor time, in seconds."""
     environment = {**os.environ, "PYTHONPATH": str(side.path)}
     environment.pop(
         "PYTHONDONTWRITEBYTECODE", None

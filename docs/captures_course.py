@@ -13,7 +13,7 @@ from pathlib import Path
 from captures import still
 from pictures import Workshop
 
-# The lines of each step that replace the skeleton's `raise NotImplementedError`.
+# For each step, the line that replaces the skeleton's `raise NotImplementedError`.
 ATTENTION = (
     "q, k, v = self.query(x), self.key(x), self.value(x)",
     "q, k, v = (y.view(B, T, self.n_head, -1).transpose(1, 2) for y in (q, k, v))",
@@ -33,8 +33,8 @@ LAYERNORM = (
 
 
 def fill_in(path: Path, steps: tuple[str, ...]) -> None:
-    """Replace each `raise NotImplementedError` in the skeleton at `path` by the line in `steps` for
-    its step."""
+    """In the skeleton at `path`, replace each step's `raise NotImplementedError` by the step's line
+    in `steps`."""
     text = path.read_text(encoding="utf-8")
     for number, line in enumerate(steps, start=1):
         blank = rf'raise NotImplementedError\("step {number}: [^"]*"\)'

@@ -57,7 +57,7 @@ Row = tuple[tuple[Style, int, str], ...]
 
 @dataclass(frozen=True)
 class Frame:
-    """A screen, and the seconds for which a moving picture shows it."""
+    """A screen, and how many seconds a moving picture shows it."""
 
     rows: tuple[Row, ...]
     seconds: float
@@ -134,8 +134,8 @@ class Terminal:
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
 
     def still(self, *, without_prompt: bool = True) -> Frame:
-        """The screen as it is now, without empty rows at its end. By default, also without a prompt
-        at its end."""
+        """The screen as it is now, without empty rows at its end. By default, a prompt at the end
+        is also left out."""
         rows = list(self._rows())
         while rows and (not rows[-1] or (without_prompt and _plain(rows[-1]) == PROMPT.strip())):
             rows.pop()
@@ -208,10 +208,10 @@ def _plain(row: Row) -> str:
 
 
 def paced(frames: Sequence[Frame], faster: float, least: float, most: float) -> list[Frame]:
-    """The frames with the times of a moving picture. While a command works, the picture is `faster`
-    times as fast as the terminal was. While the user types, it is as fast as the terminal was. A
-    frame in which a command works is shown for `least` to `most` seconds. If such frames follow
-    each other in less than `least` seconds, some of them are left out."""
+    """The frames, with new durations for a moving picture. While a command works, the picture runs
+    `faster` times as fast as the recording. While the user types, it runs as fast as the
+    recording. A frame in which a command works is shown for `least` to `most` seconds. If several
+    such frames come within `least` seconds, only the last of them is kept."""
     kept: list[Frame] = []
     waited = 0.0
     for number, one in enumerate(frames):
@@ -283,8 +283,8 @@ class _Styles:
 
 
 def _drawn(row: Row, styles: _Styles) -> str:
-    """The SVG elements of a row of the screen at y = 0. The text of each span is exactly as wide as
-    its cells, in every font."""
+    """The SVG elements of a row of the screen, drawn at y = 0. The text of each span is
+    exactly as wide as its cells, in every font."""
     parts = []
     for style, first, text in row:
         x, wide = first * CELL, len(text) * CELL

@@ -215,7 +215,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), name: str = "config")
 def config_of_values(
     values: Mapping[str, Any], overrides: Sequence[str] = (), name: str = "config"
 ) -> Config:
-    """The config with these values (section -> key -> value) after overrides are applied.
+    """The config with `values` (section -> key -> value) after overrides are applied.
 
     Error messages call the config `name`. Raises ConfigError with all problems."""
     return _checked(_Document(name, {**values}), overrides)

@@ -2,8 +2,8 @@
 
 A kind of processor is named after its newest vector or matrix unit. It has all features that the C
 libraries need for this unit. KINDS lists the kinds of each family from old to new, and a kind also
-has the features of all earlier kinds of its family. With `GPTCLI_CPU=avx2`, the C libraries on a
-newer processor compute as if it had only AVX2. This variable is for tests and comparisons.
+has the features of all earlier kinds of its family. With `GPTCLI_CPU=avx2`, the C libraries use
+no feature that is newer than AVX2. This variable is for tests and comparisons.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Processor:
 
 
 def features_and_flags(kind: str) -> Processor:
-    """The features and compiler flags of a kind, with those of the earlier kinds of its family."""
+    """The features and compiler flags of a kind and of all earlier kinds of its family."""
     machine = KINDS[kind].machine
     family = [name for name, one in KINDS.items() if one.machine == machine]
     kinds = [KINDS[name] for name in family[: family.index(kind) + 1]]
@@ -133,7 +133,7 @@ def all_features() -> frozenset[str] | None:
 
 
 def _features_of_macos() -> list[str]:
-    """The features of an x86-64 processor, asked from macOS and named as in Linux."""
+    """The features that macOS reports for an x86-64 processor, named as in Linux."""
     keys = ("machdep.cpu.features", "machdep.cpu.leaf7_features")
     try:
         done = subprocess.run(["sysctl", "-n", *keys], capture_output=True, check=False, timeout=5)

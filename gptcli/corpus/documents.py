@@ -14,8 +14,8 @@ def split_at_end_of_text(
 ) -> Iterator[Piece]:
     """Split the documents of `pieces` at every `<|endoftext|>`.
 
-    Yields the pieces of the new documents. Calls `ended` with the number of `<|endoftext|>` that
-    were found since the previous call of `ended`. Blank text of up to CHUNK characters between two
+    Yields the pieces of the new documents. Each call of `ended` gets the number of `<|endoftext|>`
+    that were found after the previous call. Blank text of up to CHUNK characters between two
     `<|endoftext|>` is not a document."""
     document = _Document()
     held = ""  # the end of the previous piece, if `<|endoftext|>` can begin in it

@@ -77,7 +77,7 @@ class Format:
     ) -> Iterator[Piece]:
         """Stream the documents of a file.
 
-        `ended` is called with a count: how many `<|endoftext|>` were found since its previous
+        Each call of `ended` gets the number of `<|endoftext|>` that were found after the previous
         call."""
         stream: Iterator[Piece]
         if self.kind == "text":

@@ -85,7 +85,7 @@ class OpenedShards:
 
     @property
     def content_key(self) -> str:
-        """SHA-256 of the tokens and their tokenizer. The names of the folders do not change it."""
+        """SHA-256 of the tokens and their tokenizer. It does not depend on the folders' names."""
         keys = [index.content_key for _, index in self.folders]
         keys.insert(len(self.data.sources), "validation")
         return hashlib.sha256("\n".join(keys).encode()).hexdigest()
@@ -156,6 +156,6 @@ def refuse_shards(data: DataConfig) -> None:
 
 
 def names_shards(names: Sequence[str]) -> bool:
-    """Whether `names`, from data.source or data.val_source, have a folder or URL of token
+    """Whether one of the `names` in data.source or data.val_source is a folder or URL of token
     shards."""
     return any(is_shard_folder(name) for name in names)

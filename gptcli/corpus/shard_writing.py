@@ -71,7 +71,7 @@ def _umask() -> int:
 def write_shards(
     folder: Path, tokens: Iterable[Tokens], tokenizer: Tokenizer, documents: int
 ) -> int:
-    """Write tokens as shards and their tokenizer into a folder, and return the number of tokens.
+    """Write token shards and their tokenizer into a folder; return the number of tokens.
 
     The index is written last, so a folder without an index is not complete."""
     dtype = dtype_for(tokenizer.vocab_size)

@@ -1,4 +1,4 @@
-"""Token shards: files of token ids, in a folder or at a URL, of any size, read block by block.
+"""Token shards: any number of token ids, in a folder or at a URL, read block by block.
 
 A folder of token shards has the shards tokens-00000.bin, tokens-00001.bin and so on (token ids,
 little-endian), the tokenizer.json of the tokenizer that made the ids, and the index tokens.json,
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 INDEX = "tokens.json"
 FIRST_SHARD = "tokens-00000.bin"
 BLOCK_TOKENS = 1 << 21
-"""The number of tokens of a block: 4 MiB of uint16. The last block of a shard can have fewer.
-gptcli refuses shards with another number of tokens in a block."""
+"""The number of tokens in a block. As uint16, they have 4 MiB. The last block of a shard can have
+fewer. gptcli refuses shards with another number of tokens in a block."""
 
 FORMAT = 1
 _MOST_INDEX = 1 << 28  # bytes; the index of a terabyte of uint16 tokens has 4 MB
@@ -71,7 +71,7 @@ class ShardIndex:
     def content_key(self) -> str:
         """SHA-256 (hex) of the tokens and the tokenizer.
 
-        The names of files and folders do not change it."""
+        The key does not depend on the names of files and folders."""
         words = [f"shards {self.tokenizer}", *(sha256 for _, _, sha256, _ in self.shards)]
         return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
@@ -89,7 +89,7 @@ class ShardFolder:
     ) -> NDArray[np.uint8]:
         """The bytes of a file from `start` up to `stop`, or up to its end.
 
-        If `buffers` is given, a file on this machine is read into memory from it. Raises
+        `buffers` gives the memory for the content of a file on this machine. Raises
         GptcliError if the file cannot be read."""
         if self._remote is not None:
             return np.frombuffer(self._remote.read(file, start, stop), np.uint8)
@@ -197,7 +197,7 @@ class ReusedBuffers:
     def _references(buffers: list[NDArray[np.uint8]]) -> list[int]:
         """The number of references to each buffer.
 
-        Each array that uses the buffer's memory has one."""
+        Each array that uses a buffer's memory holds one reference to the buffer."""
         return [sys.getrefcount(buffer) for buffer in buffers]
 
     def take(self, size: int) -> NDArray[np.uint8]:
@@ -214,8 +214,8 @@ class ReusedBuffers:
 class Blocks:
     """The blocks of several shards. At most `kept` of them stay in memory. Threads read in advance.
 
-    `places` has for each block a function that reads and verifies it. Several threads can use one
-    object of this class."""
+    `places` has one function for each block. The function reads the block and verifies it.
+    Several threads can use one object of this class."""
 
     def __init__(self, places: Sequence[Callable[[], Tokens]], kept: int) -> None:
         self._places, self._kept = places, kept

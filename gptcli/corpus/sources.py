@@ -40,7 +40,7 @@ _MARK = END_OF_TEXT.strip("<>").encode()  # without `<` and `>`, which JSON can 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file, how to read it, its hash, and its size and time of change before it was hashed."""
+    """A file, how to read it, its hash, and its `signature` from before the hashing."""
 
     path: Path
     signature: tuple[int, int]
@@ -52,7 +52,7 @@ class SourceFile:
     ) -> Iterator[Piece]:
         """Stream the documents.
 
-        `ended` is called with the number of `<|endoftext|>` that were found since its previous
+        Each call of `ended` gets the number of `<|endoftext|>` that were found after the previous
         call. Raises GptcliError if the file has changed since it was hashed."""
         self._refuse_change()
         yield from self.format.pieces(self.path, advance, ended)
@@ -89,7 +89,7 @@ class Source:
     def content_key(self) -> str:
         """SHA-256 (hex) of the content and the format of all files, in order.
 
-        The names of the files do not change it."""
+        The key does not depend on the names of the files."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{file.format.key} {file.sha256}\n".encode())
@@ -110,8 +110,8 @@ class Source:
     ) -> Iterator[Piece]:
         """Stream the pieces of all documents of data.source in order.
 
-        Each call reads all files again. `ended` is called with the number of `<|endoftext|>` that
-        were found since its previous call. `begins` is called before the pieces of each file.
+        Each call reads all files again. `begins` is called before the pieces of each file. Each
+        call of `ended` gets the number of `<|endoftext|>` that were found after the previous call.
         Raises GptcliError if a file is not text, has an invalid record, or has changed since it was
         hashed."""
         for file in self.files:
@@ -125,8 +125,8 @@ class Source:
     def beginning(self, characters: int) -> tuple[str, float]:
         """The first characters of the text, and an estimate of how many characters it has in all.
 
-        The estimate compares the size of the files with the number of bytes that were read for the
-        first characters. So it is also good for compressed files and for records with several
+        The estimate is the number of characters found, times the size of all files, divided by the
+        number of bytes read. So it is also good for compressed files and for records with several
         fields."""
         parts: list[str] = []
         read = read_as = found = 0  # the first `read` bytes decode to `read_as` characters
@@ -145,7 +145,7 @@ class Source:
 
 @dataclass
 class _Survey:
-    """What is found out about the files of a text while they are hashed."""
+    """Facts about the files of a text, found while the files are hashed."""
 
     data: DataConfig
     advance: Advance = ignore
@@ -166,9 +166,9 @@ def find_source(data: DataConfig | str, progress: Progress | None = None) -> Sou
     data.skip_undecodable is true, files that are not text in their encoding are left out, too. The
     notes name what was left out, except hidden files.
 
-    Raises GptcliError if a text does not exist, or if all its files are left out. If a text is a
-    single file, not a folder, also raises GptcliError if this file is empty or not readable, or if
-    it is binary and data.skip_undecodable is false."""
+    Raises GptcliError if a text does not exist, or if all its files are left out. A text that
+    is a single file must be readable and not empty. If data.skip_undecodable is false, this file
+    must also be text in its encoding."""
     data = section_of(data)
     progress = progress or Progress(False)
     val = None
@@ -243,7 +243,7 @@ def _found(
 
 
 def _path_of_text(source: str, field: str | None, notes: list[str]) -> Path:
-    """The path for a name in data.source: of a shipped text, a file, a folder or standard input.
+    """The path of the shipped text, file, folder or standard input that data.source names.
 
     Raises GptcliError if there is none."""
     shipped = shipped_texts()
@@ -488,7 +488,7 @@ def _field(data: DataConfig) -> str | None:
 
 
 def _is_utf8(path: Path) -> bool:
-    """Whether a file is UTF-8, complete or cut off. If so, it is not read in data.encoding."""
+    """Whether a file is UTF-8, complete or cut off. Such a file is not read in data.encoding."""
     try:
         problem = first_problem(path, None)
         return problem is None or is_cut_off(path, problem)
@@ -505,7 +505,7 @@ def _hashed(
     digest = hashlib.sha256()
     offset = 0
     marked = False
-    end = b""  # the end of the previous chunk, because the mark can begin in it
+    end = b""  # the end of the previous chunk, because _MARK can begin in it
     with open_bytes(path) as file:
         before = signature(file)
         while chunk := file.read(CHUNK):
@@ -522,6 +522,6 @@ def _hashed(
                 end = chunk[1 - len(_MARK) :]
             offset += len(chunk)
             advance(len(chunk))
-    # `before` is the signature before hashing. If the file grew during hashing, `SourceFile.pieces`
-    # later finds another signature, and refuses the file.
+    # The signature was read before the hashing. If the file grew since then, `SourceFile.pieces`
+    # finds another signature, and refuses the file.
     return (path, before, digest.hexdigest()), marked

@@ -44,7 +44,7 @@ def split_text(name: str, entry: Entry, data: DataConfig, block_size: int) -> Sp
 
 
 def split_mixture(entry: Entry, data: DataConfig, block_size: int) -> Split:
-    """Split a mixture. Each of its texts is split as if it were alone.
+    """Split each text of a mixture as if it were alone.
 
     If the user named a validation text, it is used for the whole mixture, and the texts are not
     split. Raises GptcliError with the name of the text if a text is too short."""

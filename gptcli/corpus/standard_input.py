@@ -25,7 +25,7 @@ KEPT_NAMES = ("text.txt", "text.jsonl", "text.json", "text.csv", "text.parquet")
 """The names that the file with the text from standard input can have in a run folder."""
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "lzma"}  # first bytes -> module
-_STRINGS = 1000  # lines that must be JSON strings, because a plain text can begin with a quote
+_STRINGS = 1000  # this many lines must be JSON strings: a quote can also begin a plain text
 
 _kept: list[Path] = []  # the path of the temporary file, after standard input was read
 
@@ -34,7 +34,7 @@ def standard_input(field: str | None = None) -> Path:
     """The path of a temporary file with everything from standard input.
 
     Standard input is read in the first call. Compressed input (.gz, .bz2 or .xz) is decompressed.
-    The suffix of the file's name tells the format of the content. The content is taken for .csv
+    The suffix of the file's name tells the format of the content. The content counts as .csv
     only if its first line has the column `field`. Raises GptcliError if there is no standard input,
     or if it is empty or cannot be kept."""
     if not _kept:

@@ -39,7 +39,7 @@ _CHUNK_TOKENS = 1 << 20
 
 
 class ShardFile(NamedTuple):
-    """The name, size in bytes and SHA-256 of a shard, by which its file is verified."""
+    """The name, size in bytes and SHA-256 that the file of a shard must have."""
 
     name: str
     bytes: int
@@ -55,13 +55,13 @@ class TokenStore:
     """A sequence of token ids in one or more shards; `len(store)` counts the tokens.
 
     All shards have the same dtype. The store never changes the shards. A store has all tokens of
-    the shards, or one part of them, or several parts in a row: see `part` and `parts`."""
+    the shards, or one part of them, or several parts joined: see `part` and `parts`."""
 
     def __init__(
         self, shards: Sequence[Shard], ranges: Sequence[tuple[int, int]] | Tokens | None = None
     ) -> None:
-        # Make plain arrays on the same memory, because a slice of an np.memmap takes ten times as
-        # long.
+        # A slice of an np.memmap takes ten times as long as a slice of a plain array. So make plain
+        # arrays on the same memory.
         self._shards: list[Shard] = [
             np.asarray(shard) if isinstance(shard, np.ndarray) else shard for shard in shards
         ]
@@ -74,13 +74,13 @@ class TokenStore:
         self._length = int(self._ends[-1]) if len(both) else 0
         self._first = int(both[0, 0]) if len(both) == 1 else None  # the only range begins here
         self.start = 0
-        """The position at which this store begins in the store from which `part` took it."""
+        """If `part` took this store from another one: the position of its first token there."""
 
     def __len__(self) -> int:
         return self._length
 
     def read(self, start: int, count: int) -> Tokens:
-        """The `count` tokens of the store from position `start` on: uint16 or uint32 (count,).
+        """`count` tokens of the store, the first at position `start`: uint16 or uint32 (count,).
 
         The store must have at least `start` + `count` tokens. If the tokens are in one piece of one
         shard, the result is a view of the shard, so do not write to it."""
@@ -114,13 +114,13 @@ class TokenStore:
         return _joined(parts)
 
     def part(self, start: int, stop: int) -> TokenStore:
-        """A store of the tokens [start, stop) of this store, with the same shards."""
+        """The tokens [start, stop) of this store, as a new store with the same shards."""
         found = self.parts([(start, stop)])
         found.start = start
         return found
 
     def parts(self, ranges: Sequence[tuple[int, int]] | Tokens) -> TokenStore:
-        """A store of the tokens in several ranges [start, stop) of this store, with the same
+        """The tokens in several ranges [start, stop) of this store, as a new store with the same
         shards."""
         wanted = np.array(ranges, dtype=np.int64).reshape(-1, 2)
         if self._first is not None:
@@ -128,7 +128,7 @@ class TokenStore:
         return TokenStore(self._shards, [each for a, b in wanted for each in self._within(a, b)])
 
     def _within(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Where this store's tokens [start, stop) are in all shards, as ranges [start, stop)."""
+        """The places of this store's tokens [start, stop), as ranges of all shards together."""
         assert 0 <= start <= stop <= self._length, (start, stop, self._length)
         at = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
@@ -144,7 +144,7 @@ class TokenStore:
 
     @property
     def ranges(self) -> NDArray[np.int64]:
-        """Where this store's tokens are in all shards: n ranges [start, stop), of shape (n, 2)."""
+        """This store's tokens as n ranges [start, stop) of all shards together: int64 (n, 2)."""
         lengths = np.diff(self._ends, prepend=0)
         return np.stack([self._starts, self._starts + lengths], axis=1)
 

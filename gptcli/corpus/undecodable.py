@@ -13,8 +13,8 @@ from gptcli.files.names import STANDARD_INPUT, shown
 _LOOKED_AT = 1 << 15  # how many bytes around the first undecodable byte are looked at
 _MOST_NAMED = 100
 
-# Common encodings of text files, by Python's names. Only these are tried: charset-normalizer knows
-# many more, and often takes a short text for a rare encoding.
+# Common encodings of text files, by Python's names. Only these are tried: charset-normalizer also
+# knows many rare encodings, and for a short text it often names one of them.
 _COMMON = [
     "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r", "cp932",
     "euc_jp", "gb18030", "big5", "euc_kr",
@@ -107,7 +107,7 @@ def _explained(
 
 
 def _any_file(path: Path) -> Path:
-    """FILE, which stands for any file in a hint; FILE.gz if `path` ends in .gz, and so on."""
+    """A name for any file in a hint: FILE, or FILE.gz if `path` ends in .gz, and so on."""
     return Path(f"FILE{path.suffix}" if path.suffix.lower() in COMPRESSED else "FILE")
 
 
@@ -149,7 +149,7 @@ def _cut_off(data: bytes, bad: int, from_start: bool, incomplete: bool) -> str |
 
 
 def _has_other(data: bytes, end: int) -> bool:
-    """Whether a byte above 127 is before position `end`, which is a sign of UTF-8."""
+    """Whether a byte above 127 is before position `end`. Such a byte is a sign of UTF-8."""
     return not data[:end].isascii()
 
 

@@ -66,10 +66,9 @@ def split_documents(
 
     `starts` has the position at which each document begins, in rising order. Of each long
     document, the end is for validation: val_fraction of its tokens. A document is long if it has
-    more than a twentieth of the number of tokens that are for validation in all. The short
-    documents are put into a fixed random order. The first of them are for validation: so many that
-    they have about val_fraction of the tokens of all short documents. If the text is one document,
-    its end is for validation."""
+    more tokens than a twentieth of all validation tokens. The short documents are put into a fixed
+    random order. The first of them are for validation, until they have about val_fraction of the
+    tokens of all short documents. If the text is one document, its end is for validation."""
     starts = np.asarray(starts, dtype=np.int64)
     stops = np.append(starts[1:], tokens).astype(np.int64)
     lengths = stops - starts
@@ -80,8 +79,8 @@ def split_documents(
     short = np.flatnonzero(~long)
     order = short[np.argsort(_shuffled(short), kind="stable")]
     filled = np.cumsum(lengths[order])
-    # In this order, a short document is chosen if it brings the number of chosen tokens nearer to
-    # the wanted number.
+    # The first documents of `order` are chosen. The last of them is chosen only if it brings the
+    # number of chosen tokens nearer to the wanted number.
     chosen = order[filled - lengths[order] / 2 <= lengths[order].sum() * val_fraction]
     from_[chosen] = starts[chosen]
     return _ranges(starts, from_), _ranges(from_, stops)
@@ -111,12 +110,13 @@ def unlike_note(
 def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[float, float, float]:
     """How far three samples of a text are from the remaining text, in nats per token.
 
-    The first sample is from the validation tokens. The second is from a part of the training
-    tokens: each part gives such a sample, and the median of their distances is returned. The third
-    is spread over all training tokens. A distance is the relative entropy of the token frequencies.
-    All samples have the same number of tokens, because a smaller sample has a larger distance. In a
-    sorted text, all parts are far from each other, and only the third sample is near. All
-    distances are 0 if the text is too short to compare."""
+    The first sample is from the validation tokens. The second is from one part of the training
+    tokens. Each part gives such a sample, and the median of their distances is returned. The third
+    sample is spread over all training tokens. The distance is the relative entropy between the
+    token frequencies of a sample and those of the remaining text. All samples have the same number
+    of tokens, because a smaller sample has a larger distance. In a sorted text, all parts are far
+    from each other, and only the third sample is near. All distances are 0 if the text is too short
+    to compare."""
     each = min(_SAMPLE, len(val), len(train) // _PARTS)
     if each < _LEAST_SAMPLE:
         return 0.0, 0.0, 0.0
@@ -127,7 +127,7 @@ def distances(train: TokenStore, val: TokenStore, vocab_size: int) -> tuple[floa
     whole = parts.sum(axis=0)
     there = _counts(val, 0, len(val), each, vocab_size)
     spread = _counts(train, 0, len(train), each, vocab_size, places=128)
-    # Each sample is compared with the same number of parts, so the last part is left out here.
+    # A part is compared with the other 8 parts. So these two samples are compared with 8 too.
     return (
         _relative_entropy(there, whole - parts[-1]),
         float(np.median([_relative_entropy(part, whole - part) for part in parts])),
@@ -140,9 +140,9 @@ _SAMPLE = 1 << 15
 _LEAST_SAMPLE = 1000
 
 # Measured on texts in three languages, on code and on documentation of 5 KB to 1 MB, with char,
-# byte and bpe tokens. In texts of one kind, the validation tokens are at most 1.9 times as far from
-# the remaining text as other parts are. If a text ends in another language or with text of another
-# kind, they are 2.9 to 65 times as far.
+# byte and bpe tokens. If the whole text is of one kind, the distance of the validation tokens is at
+# most 1.9 times the distance of a part. If the text ends in another language or with text of
+# another kind, it is 2.9 to 65 times the distance of a part.
 _MOST, _TIMES, _MOST_SORTED = 0.05, 2.5, 0.2
 
 
@@ -163,7 +163,7 @@ def _relative_entropy(part: Any, whole: Any) -> float:
     return float((p[used] * np.log(p[used] / q[used])).sum())
 
 
-_LONG = 20  # 20 long documents together have more tokens than are for validation
+_LONG = 20  # a long document has more than 1 / 20 of all validation tokens
 
 
 def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Ranges:
@@ -216,13 +216,13 @@ def _ways_to_validate(tokens: int, block_size: int) -> str:
 def _fraction(tokens: int, train: int, *, down: bool = False) -> float:
     """A val_fraction with two significant digits that leaves about `train` tokens for training.
 
-    If `down` is true, it leaves at least `train` tokens, otherwise at most `train` tokens."""
+    It leaves at least `train` tokens if `down` is true, and at most `train` tokens if not."""
     exact = 1 - train / tokens
     scale = 10.0 ** (1 - math.floor(math.log10(exact)))  # two significant digits
     exact_units = round(exact * scale, 6)  # counts 20.000000000002 as 20
     units = math.floor(exact_units) if down else math.ceil(exact_units)
-    # train_tokens also rounds, so the result can be wrong by one token. One unit more or less
-    # corrects it.
+    # train_tokens also rounds, so the result can be wrong by one token. Then one unit more (less
+    # if `down` is true) is right.
     found = train_tokens(tokens, units / scale)
     if found < train if down else found > train:
         units += -1 if down else 1

@@ -27,8 +27,8 @@ from gptcli.errors import GptcliError
 from gptcli.memory import available_memory
 
 LIMIT_S = 8.0  # seconds for one file; a correct file takes less than one second
-# If a student has files that hang or crash, and these have taken PATIENCE_S in all, each later file
-# of this student gets only SHORT_S.
+# Once the hanging or crashing files of a student have taken PATIENCE_S in all, each later file of
+# this student gets only SHORT_S.
 PATIENCE_S = 14.0
 SHORT_S = 3.0
 STOPPED = ("time-limit", "crash")  # mistakes of files that hang or crash
@@ -41,8 +41,8 @@ class Grade:
     """How far one student is in every exercise.
 
     `same_as` maps the name of an exercise to the other students whose file for it has the same
-    fingerprint (gptcli.course.same_code). A file that equals the skeleton or the course's own
-    solution is not compared. `path` is the student's folder or file."""
+    fingerprint (gptcli.course.same_code). It leaves out files that equal the skeleton or the
+    course's own solution. `path` is the student's folder or file."""
 
     student: str
     path: Path
@@ -80,7 +80,7 @@ def grade(
 ) -> Iterator[Grade]:
     """The grade of each student, in the order of `students`.
 
-    Yields each student's grade as soon as this grade and those of all earlier students are known.
+    Yields each student's grade as soon as it and the grades of all earlier students are known.
     On Linux, each file runs in its own fork of a worker process. Each worker checks one student at
     a time, so files that hang delay one worker only. Closing the iterator ends all processes."""
     limit_s = limit_s or LIMIT_S
@@ -126,7 +126,7 @@ def _states(
     ended: threading.Event,
 ) -> Iterator[Progress]:
     """The state of each exercise of one student."""
-    lost = 0.0  # seconds that the student's hanging or crashing files took
+    lost = 0.0  # seconds lost on the student's files that hung or crashed
     for exercise in exercises:
         path = student.files.get(exercise.name)
         if ended.is_set() or path is None:
@@ -190,7 +190,7 @@ def _key(path: Path) -> str | None:
 class StepMistake:
     """The most frequent mistake at one step, and the names of the students who made it.
 
-    `wrong` is the number of students who made this mistake or another one at this step."""
+    `wrong` is the number of students who made any mistake at this step."""
 
     exercise: Exercise
     step: int
@@ -200,7 +200,7 @@ class StepMistake:
 
 
 def frequent_mistakes(grades: Iterable[Grade]) -> list[StepMistake]:
-    """The most frequent mistake at each step that a student got wrong, in the course's order.
+    """For each step that students got wrong, the most frequent mistake, in the course's order.
 
     Does not count steps that are still to be written, nor files that hang or crash."""
     at: dict[tuple[str, int], dict[str, list[str]]] = {}

@@ -12,10 +12,10 @@ from typing import Generic, TypeVar
 from gptcli.course.report import Check, FileReport
 from gptcli.course.sandbox.learner_file import LearnerFile
 
-TOLERANCE = 1e-9  # the largest error that counts as right: float64, inputs with variance 1
+TOLERANCE = 1e-9  # a larger error is a mistake: the checks use float64 and inputs of variance 1
 
 Learner = TypeVar("Learner")
-Say = Callable[[str], None]  # is told what runs now; if the file hangs, the report says it
+Say = Callable[[str], None]  # is told what runs, so that the report names it if the file hangs
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class CheckFailed(Exception):
 class Lesson(ABC, Generic[Learner]):
     """How to check the files of one exercise. `Learner` is what a file defines, ready to run.
 
-    A lesson that can report more than the wrong step overrides `explain` and `follow`, as the
+    A lesson that can say more than which step is wrong overrides `explain` and `follow`, as the
     lesson on attention does."""
 
     name: str
@@ -66,7 +66,7 @@ class Lesson(ABC, Generic[Learner]):
     def prepare(self, file: LearnerFile) -> None:
         """Import the slow modules that `file` needs, before its time limit begins.
 
-        The worker calls this before it forks. By default: imports torch._dynamo if the file
+        The worker calls this before it forks. The default is to import torch._dynamo if the file
         contains `torch.compile`."""
         with contextlib.suppress(OSError):  # `load` reports a missing file
             if b"torch.compile" in file.path.read_bytes():
@@ -115,11 +115,11 @@ class Lesson(ABC, Generic[Learner]):
     def follow(self, file: LearnerFile, say: Say) -> None:
         """Run the file once more, and call `say("step N")` at each step that it reaches.
 
-        With these calls, the report on a file that hangs or ends its process can name the step. By
-        default, does nothing."""
+        If the file hangs or ends its process, the report names the step of the last call. By
+        default, this method does nothing."""
 
     def all_steps(self, verdict: str) -> list[Check]:
-        """The entries of the report on a right file: one for each step, and one for `verdict`."""
+        """The report on a file without mistakes: an entry for each step, and one with `verdict`."""
         checks = [Check(name, True, "") for name in self._numbered_names()]
         return [*checks, Check("whole", True, verdict)]
 

@@ -44,7 +44,9 @@ class Verdict:
 
     @property
     def first_wrong_step(self) -> int | None:
-        """The number of the first wrong step, from 1; None if all are right or it is not known."""
+        """The number of the first wrong step, from 1.
+
+        None if all steps are right, or if it is not known which step is wrong."""
         return self.report.first_wrong_step
 
     @property
@@ -98,7 +100,7 @@ def check(thing: object, exercise: str | None = None) -> Verdict:
     if not isinstance(thing, type | str | Path):
         thing = type(thing)  # `thing` is an instance, so take its class
     name = _exercise_of(thing) if exercise is None else exercise_named(exercise).name
-    if IN_CHECK in os.environ:  # a check runs this file, and the file calls check(...)
+    if IN_CHECK in os.environ:  # a check runs the file that contains this call
         return Verdict(FileReport(str(thing), name, str(thing), True, "checked from outside"))
     with tempfile.TemporaryDirectory(prefix="gptcli-class-") as folder:
         try:
@@ -117,7 +119,7 @@ def check(thing: object, exercise: str | None = None) -> Verdict:
 
 @cache
 def _checker() -> Checker:
-    """The Checker of this process. All checks share it, because importing torch takes seconds."""
+    """The Checker that all checks of this process share, because importing torch takes seconds."""
     checker = Checker()
     atexit.register(checker.stop)
     return checker

@@ -12,8 +12,8 @@ If the run also trained the token embedding and the head, the folder holds both 
 peft uses them instead of the tables of the base model (`modules_to_save`). peft makes a separate
 copy of each layer, so the folder holds the table twice if the head is tied.
 
-Dimensions: R rank; I inputs and O outputs of a matrix; n is 1, 2 or 3: how many of query, key and
-value have an adapter.
+Dimensions: R rank; I inputs and O outputs of a matrix; n (1 to 3) says how many of query, key
+and value have an adapter.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def has_adapters(config: Config) -> bool:
 
 
 def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
-    """The base model of a run with adapters, and the tensors that the run trained, by name.
+    """The base model of a run with adapters, and a dict {name: tensor that the run trained}.
 
     The tensors are the matrices A and B of each adapter ("h.0.attn.query.lora_A"), and also the
     embedding ("wte.weight") and the head if the run trained them.
@@ -83,7 +83,7 @@ def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
 def write_adapter(base: Trained, adapters: Mapping[str, Tensor], folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors into a new folder.
 
-    `base` is the base model, but with the config of the run that trained the adapters."""
+    `base` has the weights of the base model and the config of the run that trained the adapters."""
     folder.mkdir()
     config = base.config
     data = save(peft_tensors(config, adapters), metadata={"format": "pt"})
@@ -103,10 +103,10 @@ def base_digest(model: GPT) -> str:
 
 
 def _with_metadata(data: bytes, more: dict[str, str]) -> bytes:
-    """The bytes of a safetensors file with more metadata.
+    """The bytes of the safetensors file `data`, with the entries of `more` added to its metadata.
 
-    If there are several entries, the package safetensors writes them in an order that changes from
-    call to call, so this function adds them without the package."""
+    The package safetensors writes several entries in an order that changes from call to call. So
+    this function adds the metadata without the package."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] |= more

@@ -4,10 +4,10 @@ Only adapter_config.json and adapter_model.safetensors are read. The import refu
 `train.lora` cannot describe exactly (DoRA, biases, other layers, several ranks), and says why. If
 gptcli exported the two files, an export of the imported run writes the same files again.
 
-GPT-2 has only one layer, c_attn, for query, key and value. `gptcli.interop.adapter_folder` writes
-their adapters as the blocks of one adapter of a higher rank, and the import separates the blocks
-again. If peft trained the adapter of c_attn, it has one A for query, key and value: each of the
-three gets this A, and its own rows of B.
+GPT-2 has only one layer, c_attn, for query, key and value. `gptcli.interop.adapter_folder` joins
+the adapters of these three, as the blocks of one adapter of a higher rank. The import separates
+the blocks again. If peft trained the adapter of c_attn, it has one A for query, key and value: each
+of the three gets this A, and its own rows of B.
 
 Dimensions: R rank, I inputs and O outputs of a matrix.
 """
@@ -190,9 +190,9 @@ def _number(values: Mapping[str, Any], key: str) -> float:
 def _of_layer(settings: Mapping[str, Any], pattern: str, key: str, layer: str) -> float:
     """The rank or alpha of a layer.
 
-    The setting `pattern` maps names of layers to values. If one of these names is the end of
-    `layer`, returns its value. Otherwise returns the value of the setting `key`, or raises Refused
-    if `pattern` has regular expressions, because one of them could match the layer."""
+    The setting `pattern` maps names of layers to values. Returns the value of the first name that
+    is the end of `layer`. If there is no such name, returns the value of the setting `key`. In this
+    case, raises Refused if `pattern` has a regular expression, because it could match the layer."""
     patterns = settings.get(pattern) or {}
     for name in patterns:
         if layer == name or layer.endswith(f".{name}"):
@@ -214,7 +214,7 @@ def _layers(config: Config) -> dict[str, list[str]]:
 
 
 def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str, Pair]:
-    """A and B of a Hugging Face layer, split into A and B of each of the gptcli layers `names`.
+    """An A and a B for each gptcli layer in `names`, from A and B of one Hugging Face layer.
 
     Raises Refused if B cannot be split."""
     if len(names) == 1:
@@ -227,7 +227,7 @@ def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str,
         used = [
             [i for i, part in enumerate(rows) if part[:, c : c + usual_rank].any()] for c in columns
         ]
-        # In each block that gptcli writes, all parts but one are 0.
+        # In a B that gptcli writes, each range of columns is 0 in all parts but one.
         if all(len(parts) <= 1 for parts in used):
             free = (i for i in range(len(names)) if [i] not in used)
             places = [parts[0] if parts else next(free, -1) for parts in used]
@@ -300,7 +300,7 @@ def _lora(
 
 
 def _tuned(base: Trained, found: Adapter, out: Path) -> tuple[Trained, dict[str, Tensor]]:
-    """The base model with the adapter in its weights, and the state tensors of its checkpoint."""
+    """The base model with the adapter in its weights, and the state tensors for the checkpoint."""
     weights = {name: p.detach() for name, p in base.model.named_parameters()}
     state: dict[str, Tensor] = {}
     for layer, (A, B) in found.pairs.items():

@@ -36,8 +36,8 @@ def export(
 ) -> Export:
     """Write a trained model to `out`, which must not exist, in the format `to`.
 
-    For Hugging Face, a run with low-rank adapters is written as its base model, with a folder
-    `adapter` in peft's format. In all other formats, and if `merge` is true, it is written as one
+    In Hugging Face's format, a run with low-rank adapters becomes its base model and a folder
+    `adapter` in peft's format. In all other formats, and if `merge` is true, the run becomes one
     model with the adapters merged. The model must have only builtin parts. For GGUF, `out` is a
     file in which the matrices have the type `type_name`. For the other formats, it is a folder.
     `out` appears only when it is complete. If the other program is installed, `out` appears only
@@ -100,11 +100,11 @@ def _write_with_adapter(trained: Trained, folder: Path) -> proof.Proof:
 
 @contextlib.contextmanager
 def _write_errors(out: Path) -> Iterator[None]:
-    """Turn an error while `out` is written, for example a full disk, into a GptcliError."""
+    """Raise GptcliError for an error that occurs while `out` is written, such as a full disk."""
     try:
         yield
     except SafetensorError as error:
-        # In this way, safetensors reports an error of the disk: "... (os error 28)".
+        # If the disk fails, the error of safetensors says it in its text: "... (os error 28)".
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise

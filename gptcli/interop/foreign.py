@@ -33,7 +33,7 @@ _IGNORED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A model of another program, converted for gptcli: float32 weights by gptcli's names.
+    """A model of another program, converted for gptcli: float32 weights under gptcli's names.
 
     `vocab_size` is the number of rows of the embedding. `eot` is the id of end-of-text, or None if
     the model's config does not give it. `notes` are sentences for the user."""
@@ -257,8 +257,8 @@ def _without_prefix(
 ) -> dict[str, Tensor]:
     """The tensors by their names in the complete model.
 
-    If a file has only the inner model (without the head), its names lack a prefix, which is added
-    here."""
+    Some files have only the inner model, without the head. This function adds the prefix that
+    their names lack."""
     inner = "transformer." if config.traits.model_type == "gpt2" else "model."
     found: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -411,7 +411,7 @@ def _with_block_size(config: ModelConfig, block_size: int | None) -> ModelConfig
 
 
 def _checked(values: _Json) -> ModelConfig:
-    """The ModelConfig with these values. Raises Refused if the values are not allowed together."""
+    """The ModelConfig with `values`. Raises Refused if the values are not allowed together."""
     from pydantic import ValidationError
 
     try:
@@ -428,7 +428,7 @@ def _unless(value: Any, usual: Any) -> Any:
 
 
 def refuse_too_large(paths: list[Path]) -> None:
-    """Raise GptcliError if a file is missing or not regular, or if the memory cannot hold them."""
+    """Raise GptcliError if a file is missing or not regular, or if the files exceed the memory."""
     size = 0
     for path in paths:
         try:
@@ -485,7 +485,7 @@ class _Getter:
         return found
 
     def required(self, key: str) -> int:
-        """The value of a size that every config must have. Raises GptcliError if it is absent."""
+        """The value of a size that every config must have. Raises GptcliError if there is none."""
         found = self.count(key, None)
         if found is None:
             raise GptcliError(

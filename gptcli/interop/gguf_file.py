@@ -200,7 +200,7 @@ def _add_imported(writer: Any, tokenizer: ImportedTokenizer) -> None:
 
 
 def _escaped(piece: bytes) -> str:
-    """A token as text for a vocabulary of the kind "rwkv", in which escapes are as in C."""
+    """A token as text for a vocabulary of the kind "rwkv", with escapes as in C."""
     try:
         text = piece.decode("utf-8")
     except UnicodeDecodeError:
@@ -210,7 +210,7 @@ def _escaped(piece: bytes) -> str:
 
 
 def read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """All tensors of a GGUF file by name, in float32, as (outputs, inputs)."""
+    """All tensors of a GGUF file: name -> float32 tensor. A matrix is (outputs, inputs)."""
     import gguf
 
     return {

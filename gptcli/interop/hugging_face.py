@@ -118,8 +118,8 @@ def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    # Without this class, AutoTokenizer uses the tokenizer class of the model_type. Qwen3's class
-    # would replace the rules of tokenizer.json, and give other ids without an error.
+    # Without `tokenizer_class`, AutoTokenizer uses the tokenizer class of the model_type.
+    # Qwen3's class would replace the rules of tokenizer.json, and give other ids without an error.
     found: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.block_size,

@@ -69,7 +69,7 @@ def read_foreign(
 
 
 def meta_of_import(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The meta.json of the checkpoint of an imported run, without the list of tensors."""
+    """The meta.json of an imported run's checkpoint, without the list of tensors."""
     return {
         "progress": asdict(Progress()),
         "vocab_size": tokenizer.vocab_size,
@@ -84,7 +84,7 @@ def meta_of_import(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _train_config(model: ModelConfig) -> TrainConfig:
-    """The section `train` that `train --from` will use: AdamW, 1 to 16 sequences in a step."""
+    """The training settings for `train --from`: AdamW, and 1 to 16 sequences in a step."""
     train = TrainConfig(
         optimizer="adamw", batch_size=max(1, min(16, _STEP_TOKENS // model.block_size))
     )
@@ -101,10 +101,10 @@ def import_model(
 ) -> Import:
     """Write a model of another program as the run folder `out`, which must be new or empty.
 
-    If `path` is a folder and transformers is installed, transformers also reads the folder, and its
-    logits are compared with gptcli's. The token ids are compared as well, unless `tokenizer` is
-    given. `out` appears only when it is complete. Raises GptcliError if `read_foreign`
-    does, if `out` cannot be written, or (exit code 1) if transformers computes something else."""
+    If `path` is a folder and transformers is installed, transformers also reads the folder. Then
+    the logits of both programs are compared, and also the token ids, unless `tokenizer` is given.
+    `out` appears only when it is complete. Raises GptcliError if `read_foreign` does, if `out`
+    cannot be written, or (exit code 1) if transformers computes something else."""
     refuse_taken(out)
     trained, foreign = read_foreign(path, tokenizer=tokenizer, block_size=block_size)
     found = proof.Proof(None, (), "gptcli knows no other program that reads a ckpt.pt")

@@ -20,7 +20,7 @@ _QK_NORM = ("attn.q_norm.weight", "attn.k_norm.weight")
 def to_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _Weights:
     """gptcli's weights under the names of GPT2LMHeadModel, Qwen3ForCausalLM or LlamaForCausalLM.
 
-    Hugging Face's GPT-2 stores the matrices of its blocks transposed, and query, key and value as
+    Hugging Face's GPT-2 transposes the matrices of its blocks, and joins query, key and value into
     one matrix. Its matrices and layer norms all have biases: if the model in gptcli has none, the
     biases are written as zeros."""
     found: _Weights = {}
@@ -72,7 +72,7 @@ def from_hugging_face(config: ModelConfig, weights: Mapping[str, Tensor]) -> _We
 
 
 def pairs(config: ModelConfig) -> list[tuple[str, str, Parameter]]:
-    """(name in gptcli, name in Hugging Face, row of the table) for each parameter of this arch.
+    """Triples (name in gptcli, name in Hugging Face, row of the table), one for each parameter.
 
     Leaves out a tied head, and QK-norm if the model has no QK-norm. GPT-2's biases are in the list
     even if the model has no biases."""

@@ -1,8 +1,8 @@
 """Writes a model as a folder of ONNX files for onnxruntime, Optimum and transformers.js.
 
 The files have the names and places that transformers.js expects. `onnx/model.onnx` has inputs and
-outputs for a key/value cache. `onnx/model_without_cache.onnx` has none, so it reads complete texts.
-All other files are those of a Hugging Face folder.
+outputs for a key/value cache. `onnx/model_without_cache.onnx` has no cache, so it reads complete
+texts. All other files are those of a Hugging Face folder.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def build(model: GPT, *, cache: bool) -> Any:
     int64 (B, T); `past_key_values.i.key` and `.value` (B, K, P, D) for each layer i. Then there are
     also more outputs: `present.i.key` and `.value` (B, K, S, D), the cache for the next call. P can
     be 0. Between two calls, a program may keep only the last W - 1 tokens of the cache, because a
-    query attends to no earlier ones."""
+    query attends to no earlier token."""
     return _Builder(model, cache).model()
 
 
@@ -229,8 +229,8 @@ class _Builder:
 
         As in gptcli.model.rotary, the first half of the sines is negated. gptcli.model.rotary
         computes the angles in float64, but few runtimes have float64. With angles in float32,
-        logits were wrong by 0.001 at position 10,000. So angles are integers here, which count
-        small parts of a turn, and complete turns are subtracted."""
+        logits were wrong by 0.001 at position 10,000. So an angle is an integer here: a number
+        of small parts of a turn. Complete turns are subtracted."""
         half = np.arange(self._head_dim // 2)
         turns = self._traits.rope_theta ** (-2.0 * half / self._head_dim) / (
             2 * math.pi
@@ -240,7 +240,7 @@ class _Builder:
         half_turn = self._integers([_TURN // 2])
         angle = self._op("Add", self._op("Mul", at, parts), half_turn)
         angle = self._op("Sub", self._op("Mod", angle, self._integers([_TURN])), half_turn)
-        angle = self._op("Cast", angle, to=TensorProto.FLOAT)  # -pi to pi, in parts of a turn
+        angle = self._op("Cast", angle, to=TensorProto.FLOAT)  # -0.5 to 0.5 turns, counted in parts
         angle = self._op("Mul", angle, self._number(2 * math.pi / _TURN))
         cos, sin = self._op("Cos", angle), self._op("Sin", angle)  # (B, 1, T, D/2)
         return (
@@ -258,8 +258,8 @@ class _Builder:
     def _forbidden(self, past: str, time: str, mask: str | None) -> str:
         """The causal mask with a sliding window: (T, S), or (B, 1, T, S) with padding in `mask`.
 
-        It is added to the scores: the lowest number for a key that a query must not attend to, else
-        0."""
+        The mask is added to the scores. It is 0 for a key that the query can attend to, and the
+        lowest float32 number for all other keys."""
         total = self._op("Add", past, time)
         query = self._op("Unsqueeze", self._range(past, total), self._integers([1]))
         key = self._op("Unsqueeze", self._range(self._integers([0]), total), self._integers([0]))
@@ -297,7 +297,7 @@ class _Builder:
         return name
 
     def _size(self, tensor: str, dimension: int) -> str:
-        """Add the size of one dimension of a tensor. Returns the name of this int64 (1,) tensor."""
+        """The size of one dimension of a tensor, as the name of an int64 (1,) tensor."""
         shape = self._op("Shape", tensor)
         return self._op("Gather", shape, self._integers([dimension]))
 

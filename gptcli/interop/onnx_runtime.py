@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def session(path: Path) -> Any:
-    """An InferenceSession on the CPU that logs only errors, with as many threads as PyTorch.
+    """An InferenceSession on the CPU, with as many threads as PyTorch. It logs only errors.
 
     The package onnxruntime must be installed."""
     import onnxruntime
@@ -105,6 +105,6 @@ class CachedModel:
         two[1, 2:], mask[1, :2] = idx[0], 0
         positions = torch.arange(two.shape[1]) - torch.tensor([[0], [2]])
         self.clear(2)
-        # The first text is two tokens longer than `idx`, so it can be too long for the model.
-        # Therefore its last positions are clamped. Its logits are not compared.
+        # The first text has two tokens more than `idx`, and may be too long for the model. So the
+        # last positions of this text are clamped. Its logits are not compared.
         return self.feed(two, positions.clamp(0, idx.shape[1] - 1), mask)[1:, 2:]

@@ -24,7 +24,8 @@ from gptcli.tokenization import Tokenizer
 from gptcli.training.loading import Trained
 
 TOLERANCE = 1e-3
-"""The largest difference of two logits that rounding can cause if all logits are below 10."""
+"""The largest difference that rounding can cause between the logits of two programs, if no logit is
+above 10 or below -10."""
 
 Doing = Literal["export", "import"]
 
@@ -42,10 +43,10 @@ _TEXTS = (
 class Proof:
     """The result of comparing gptcli with the program that reads the exported or imported files.
 
-    `largest_difference` is the largest difference between their logits, or for GGUF between their
-    log-probabilities; None if nothing was compared. `lengths` are the lengths of the prompts in
-    tokens. `reader` is the name of the other program with its version, or the reason why nothing
-    was compared."""
+    The logits of the two programs (for GGUF, their log-probabilities) differ by at most
+    `largest_difference`. It is None if nothing was compared. `lengths` are the lengths of the
+    prompts in tokens. `reader` is the name of the other program with its version, or the reason why
+    nothing was compared."""
 
     largest_difference: float | None
     lengths: tuple[int, ...]
@@ -116,14 +117,15 @@ def same_ids(
 def hugging_face(
     trained: Trained, folder: Path, *, doing: Doing = "export", with_texts: bool = True
 ) -> Proof:
-    """Prove a Hugging Face folder, exported or imported, by transformers if it is installed.
+    """Prove an exported or imported Hugging Face folder: transformers must give the same logits.
 
-    If `with_texts` is true, token ids are compared, too."""
+    If `with_texts` is true, token ids are compared, too. If transformers cannot be imported, the
+    Proof has the reason."""
     with _quiet_and_offline():
         try:
             import transformers
             from transformers import AutoModelForCausalLM, AutoTokenizer
-        except Exception as error:  # a broken installation raises more than ImportError
+        except Exception as error:  # a broken installation can raise any error
             if isinstance(error, ModuleNotFoundError) and error.name == "transformers":
                 return Proof(None, (), "transformers is not installed")
             return Proof(None, (), f"transformers cannot be imported: {error}")
@@ -152,7 +154,7 @@ def _has_window(theirs: Any, block_size: int) -> bool:
 
 
 def adapter(trained: Trained, base: Path, folder: Path, *, doing: Doing = "export") -> Proof:
-    """Prove an adapter in `folder` for the base model in `base`, by peft if it is installed.
+    """Prove the adapter in `folder` on the base model in `base`, if peft is installed.
 
     The logits must be equal to those of gptcli's model with the adapters merged. Use `hugging_face`
     to prove the base model without the adapter."""
@@ -161,7 +163,7 @@ def adapter(trained: Trained, base: Path, folder: Path, *, doing: Doing = "expor
         try:
             import peft
             import transformers
-        except Exception as error:  # a broken installation raises more than ImportError
+        except Exception as error:  # a broken installation can raise any error
             if isinstance(error, ModuleNotFoundError) and error.name == "peft":
                 return Proof(None, (), "peft is not installed")
             return Proof(None, (), f"peft cannot be imported: {error}")
@@ -186,7 +188,7 @@ def onnx(trained: Trained, folder: Path) -> Proof:
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     try:
         import onnxruntime
-    except Exception as error:  # a broken installation raises more than ImportError
+    except Exception as error:  # a broken installation can raise any error
         if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
             return Proof(None, (), "onnxruntime is not installed")
         return Proof(None, (), f"onnxruntime cannot be imported: {error}")
@@ -330,7 +332,8 @@ def _texts_for(tokenizer: Tokenizer) -> Iterator[str]:
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids that the other program should give.
 
-    It encodes `<|endoftext|>` in a text as the end-of-text token."""
+    If the end-of-text token is named `<|endoftext|>`, the other program encodes this name in a text
+    as the end-of-text token."""
     return tokenizer.encode(text, allow_eot=tokenizer.reads_end_of_text)
 
 

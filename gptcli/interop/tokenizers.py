@@ -55,7 +55,7 @@ def tokenizer_of_folder(path: Path, vocab_size: int) -> Tokenizer:
     except (OSError, UnicodeDecodeError) as error:
         raise GptcliError(
             f"{path} cannot be read as a tokenizer or as a text: {error}",
-            "name a tokenizer.json, a folder with one, or the text of a model of characters",
+            "name a tokenizer.json or its folder; for a model of characters, its training text",
         ) from None
     return CharTokenizer.from_texts([text])
 
@@ -64,8 +64,8 @@ def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str 
     """The tokenizer with as many tokens as the embedding has rows, and a note if tokens were added.
 
     The embedding of a model often has more rows than there are tokens, because round numbers are
-    faster. Raises GptcliError if the embedding has fewer rows than there are tokens. Also raises it
-    if a tokenizer of characters or bytes has too few tokens, because it cannot get more."""
+    faster. Raises GptcliError if there are more tokens than rows, or if a tokenizer of characters
+    or bytes has too few tokens. No token can be added to such a tokenizer."""
     missing = rows - tokenizer.vocab_size
     if missing == 0:
         return tokenizer, None

@@ -197,7 +197,7 @@ class Adapters:
 
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients so that their global norm is at most `longest`. It is `norm` now."""
+        """Scale the gradients down to norm `longest` if `norm`, their global norm, is larger."""
         if norm > longest:
             torch._foreach_mul_(self._gradients(), longest / (norm + 1e-6))
 

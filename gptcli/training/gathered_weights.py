@@ -45,7 +45,7 @@ def _gather(run: Path, step: int) -> None:
     """Write model.safetensors in place of the shards of one checkpoint, if it has shards."""
     folder, name = checkpoint.folder_of(run, step), f"{_WEIGHTS}.safetensors"
     meta = checkpoint.read_meta(run, step)
-    if folder.is_symlink():  # gptcli writes nothing behind a link
+    if folder.is_symlink():  # gptcli writes nothing into a folder that is a link
         return
     if name not in meta["files"]:
         shards = names_of(meta["files"], _WEIGHTS)
@@ -59,7 +59,7 @@ def _gather(run: Path, step: int) -> None:
         durable.fsync_folder(folder)
         files = {key: value for key, value in meta["files"].items() if key not in shards}
         durable.write_atomically(folder / "meta.json", dump_meta(step, meta, {name: file, **files}))
-    for path in folder.iterdir():  # also shards that a killed process left
+    for path in folder.iterdir():  # also delete shards that a killed process left
         if is_shard(path.name, _WEIGHTS):
             with suppress(OSError):
                 durable.disk.unlink(path)

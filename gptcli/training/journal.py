@@ -28,7 +28,8 @@ class Journal:
 
     `resumed_from` is the step from which a run resumes; None for a new run. `evaluated_at` and
     `sampled_at` are the steps of the last evaluation and the last sample that the checkpoint
-    records. The constructor deletes later evaluations and samples, because the run repeats them.
+    records. The constructor deletes evaluations and samples of later steps, because the run
+    repeats them.
 
     Raises GptcliError (exit code 1) if a file is a link, a pipe, a folder or too large."""
 
@@ -201,7 +202,7 @@ def trim_samples(path: Path, sampled_at: int) -> None:
     """Delete the samples after step `sampled_at` from samples.txt."""
     if not _is_there(path):
         return
-    kept_bytes, begins = 0, True  # `begins`: whether the next part begins a line
+    kept_bytes, begins = 0, True  # `begins`: whether the next piece begins a line
     for line in read_lines(path, path.parent):
         heading = re.fullmatch(rb"=== step ([0-9]{1,18}) ===\n?", line) if begins else None
         if heading is not None and int(heading[1]) > sampled_at:

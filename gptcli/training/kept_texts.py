@@ -12,11 +12,11 @@ from gptcli.training.text_of_run import texts_exist
 
 
 def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
-    """The config with a file of the run folder in place of standard input, and the file to copy
-    there.
+    """The config with a file of the run folder in place of standard input, and the text's path.
 
-    The copy lets a resumed run, `eval` and `inspect-batch` read the text again. The second result
-    is None if the config does not read standard input."""
+    The caller copies the text from this path to that file, so that a resumed run, `eval` and
+    `inspect-batch` can read it again. The path is None if the config does not read standard
+    input."""
     data = config.data
     if STDIN not in (*data.sources, *data.val_sources):
         return config, None
@@ -36,9 +36,9 @@ def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
 def with_stored_texts(run: Path, stored: Config, config: Config) -> Config:
     """The config of a resumed run, with files in place of standard input.
 
-    The caller has checked that standard input has the run's text. So the config names the files
-    from which the run read this text before. If these files are gone, the run folder gets a new
-    copy of the text."""
+    The caller has checked that standard input has the run's text. The run read this text from
+    files before, and the config names these files again. If they are gone, the run folder gets a
+    new copy of the text."""
     data = config.data
     if STDIN not in (*data.sources, *data.val_sources):
         return config

@@ -1,6 +1,6 @@
 """Loads a trained model from a run folder, for `sample`, `eval`, `score` and other commands.
 
-Reads the weights as plain memory. Imports PyTorch only if the caller uses `Trained.model`.
+Reads the weights without PyTorch. Imports PyTorch only if the caller uses `Trained.model`.
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ def read_trained(
     *,
     config: Config | None = None,
 ) -> Trained:
-    """The model of a run's checkpoint, like load_trained, but without PyTorch.
+    """What load_trained returns, but without importing PyTorch.
 
-    The PyTorch module is made on first use. Then `place` can move it to a device or change its
-    dtype. `config` is the run's config if the caller has read it. Raises the errors of
-    load_trained, with one difference: if the weights do not fit a network with user's parts, the
-    error comes when the module is made."""
+    The PyTorch module is made on first use. `place` gets the new module, and can move it to a
+    device or change its dtype. `config` is the run's config if the caller has read it. Raises
+    the errors of load_trained, with one difference: if the weights do not fit a network with user's
+    parts, the error comes when the module is made."""
     config = config or run_folder.read_config(run)
     if which is None:
         loaded, notes = checkpoint.best_valid(run, as_arrays=True)

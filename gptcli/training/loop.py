@@ -76,8 +76,8 @@ def train(
     The loop calls `wishes` after every step and fulfils the wishes before the next step. This
     changes no weights. If a loss or gradient is not finite (in float16 also with smaller loss
     scales), the run finishes as "diverged" before the update. Raises GptcliError if the last
-    checkpoint, or the first of a fine-tune, cannot be written. After the generator has ended,
-    raised an error or been closed, none of its threads changes the run's checkpoints."""
+    checkpoint, or the first of a fine-tune, cannot be written. No thread changes the run's
+    checkpoints after the generator has ended, been closed or raised an error."""
     loop = _Loop(setup, should_stop, wishes)
     try:
         yield from loop.events()
@@ -114,7 +114,7 @@ class _Loop:
         saved = setup.resume
         for read in (setup.start_from, *((saved.model, saved.state) if saved else ())):
             if read:
-                read.clear()  # the model has copies: free these tensors
+                read.clear()  # free the loaded tensors: the model has copies
         self.progress = self.state.progress
         # Only a fine-tune has a checkpoint of step 0.
         self.fine_tune = setup.start_from is not None or (saved is not None and saved.step == 0)
@@ -217,7 +217,7 @@ class _Loop:
                 yield Notice(still(p.step, self.config.learning_rate))
             if logged:
                 window_start, window_tokens = time.perf_counter(), p.tokens
-            # Tokens per second do not count the time of evaluations, samples and checkpoints.
+            # Tokens per second leave out the time of evaluations, samples and checkpoints.
             paused = time.perf_counter()
             stopped = yield from self.after_step()
             window_start += time.perf_counter() - paused
@@ -348,7 +348,7 @@ class _Loop:
             yield from self.save()
 
     def grant_wishes(self) -> Iterator[Event]:
-        """Do what the user asked for. Weights and later decisions of the run do not change."""
+        """Do what the user asked for. Neither the weights nor later decisions of the run change."""
         p, val = self.progress, self.setup.corpus.val
         for wish in self.wishes():
             if wish == "sample":

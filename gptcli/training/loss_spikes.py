@@ -20,16 +20,17 @@ class SpikeDetector:
 
     A spike is above each of the last 50 losses. It is above their median by more than 8 deviations,
     and by more than 0.2 nats. The deviation is 1.4826 times the median distance from the median.
-    For normally distributed losses this is the standard deviation. But a few unusual losses hardly
-    change it. The first 20 losses are never spikes. While the loss falls steeply, the deviation is
-    large, so only a real jump is a spike. A loss that jumps and stays high is one spike."""
+    For normally distributed losses it equals the standard deviation, but a few unusual losses
+    hardly change it. The first 20 losses are never spikes. While the loss falls steeply, the
+    deviation is large, so only a real jump is a spike. A loss that jumps and stays high is one
+    spike."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=_WINDOW)
         self._quiet = 0
 
     def excess(self, loss: float) -> float | None:
-        """The median of the recent losses if `loss` is a spike, else None. Call once a step."""
+        """The median of the recent losses; None if `loss` is not a spike. Call it once a step."""
         recent = list(self._recent)
         self._recent.append(loss)
         self._quiet -= 1

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptcli.model.gpt import GPT
 
-_ALIGNED = 64  # each tensor begins at a multiple of 64 numbers: on a cache line, for speed
+_ALIGNED = 64  # for speed, each tensor starts at a multiple of 64 numbers, and so on a cache line
 
 
 class MasterWeights:
@@ -66,7 +66,7 @@ class MasterWeights:
         self.publish()
 
     def flat(self) -> tuple[Tensor, Tensor, dict[str, int]]:
-        """One float32 tensor with all master weights, one with all gradients, and offsets by name.
+        """A float32 tensor of all master weights, one of all gradients, and a dict of offsets.
 
         A parameter has the same offset in both tensors."""
         if not self.is_flat:
@@ -112,10 +112,10 @@ class MasterWeights:
 
     @torch.no_grad()
     def take_gradients(self, *, add: bool) -> None:
-        """Copy the working weights' gradients into the large tensor, or add them to it (`add`).
+        """Copy the working weights' gradients to the large tensor. With `add`, add them to it.
 
-        A CUDA graph can record this, because the host reads nothing from the GPU. The dtype must
-        not be float32, and each weight must have a gradient."""
+        A CUDA graph can record this method, because the host reads nothing from the GPU. The dtype
+        must not be float32, and each weight must have a gradient."""
         found = [working.grad for working in self._working if working.grad is not None]
         assert len(found) == len(self._working)
         (torch._foreach_add_ if add else torch._foreach_copy_)(self._gradients, found)
@@ -137,7 +137,7 @@ class MasterWeights:
         return norm
 
     def norms_by_part(self) -> tuple[float, ...]:
-        """The norms of the gradients of the embeddings, of each block, and of the other weights."""
+        """The gradient norms: one for the embeddings, one for each block, one for all the rest."""
         named = [(name, p.grad) for name, p in self.masters if p.grad is not None]
         squares = torch.stack(torch._foreach_norm([grad for _, grad in named])).square().tolist()
         parts: dict[int, float] = {}
@@ -149,7 +149,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients so that their global norm is at most `longest`. It is `norm` now."""
+        """Scale the gradients down to norm `longest` if `norm`, their global norm, is larger."""
         if norm > longest:
             gradients = [self._all_gradients] if self.is_flat else self.grads()
             torch._foreach_mul_(gradients, longest / (norm + 1e-6))

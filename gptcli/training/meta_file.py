@@ -35,7 +35,7 @@ _MAX_COUNT = 2**63
 
 
 def shard_name(part: str, number: int, count: int) -> str:
-    """The file name of shard `number` (1 to `count`) of a part of a checkpoint."""
+    """The name of a file with one shard of a checkpoint's part: shard `number` (1 to `count`)."""
     return f"{part}-{number:05d}-of-{count:05d}.safetensors"
 
 
@@ -49,7 +49,7 @@ def names_of(files: Mapping[str, Any], part: str) -> list[str]:
     count = sum(name.startswith(f"{part}-") for name in files)
     names = [shard_name(part, number, count) for number in range(1, count + 1)]
     if not names or any(name not in files for name in names):
-        raise ValueError(f"it lists neither {whole} nor all shards of it")
+        raise ValueError(f"it lists neither {whole} nor all its shards")
     return names
 
 
@@ -129,7 +129,7 @@ def _invalid_key(meta: dict[str, Any]) -> str | None:
 
 
 def _invalid_file(files: Any) -> str | None:
-    """`files.NAME` for the first file whose entry in the index is missing or invalid, else None."""
+    """`files.NAME` for the first file without a valid entry in `files`; None if all are valid."""
     for part in PARTS:
         try:
             names = names_of(files, part) if isinstance(files, dict) else []

@@ -63,7 +63,7 @@ _THREADS_GAIN = 0.8  # T threads are about T ** 0.8 times as fast as one
 def choose_for_text(
     config: Config, asked: set[str], minutes: float
 ) -> tuple[Config, dict[str, str]]:
-    """The config with settings for its text and this machine, and reasons: section -> reason.
+    """The config with settings for its text and this machine, and a dict {section: reason}.
 
     `config` has the defaults and the values that the user set. `asked` has the dotted keys that the
     user set. Sets patience only if there is a validation split and the user set neither patience
@@ -81,12 +81,12 @@ def choose_for_text(
         values |= fitting_values(_flat(config) | values, asked)
         if asked >= {"model.n_layer", "model.n_embd"}:
             break
-        # A small network does fewer operations in a second than the network that `_operations`
-        # measures, because much of its time does not depend on its size.
+        # A small network does fewer operations in a second than a large one, because much of its
+        # time does not depend on its size. So measure the chosen network, too.
         try:
             slower = _operations_with(with_values(config, values), seconds)
         except Exception as error:
-            # The model does not fit in memory. The training, or a dry run, says how large it is.
+            # The model does not fit in memory. The training, or a dry run, reports its size.
             if isinstance(error, GptcliError) or is_out_of_memory(error):
                 break
             raise
@@ -111,10 +111,10 @@ def fit_to_minutes(
     """The config with as many steps as fit into `minutes`; also the TimeLimit, and a reason.
 
     The reason says why the run has this number of steps. The training ends `minutes` after `begun`,
-    which is a value of time.perf_counter(). Chooses the keys in `choose`: model.dropout,
-    train.average and train.decay_fraction suit the number of epochs, train.sample_every suits the
-    number of steps. `ranks` processes share the training. Raises GptcliError if `is_strict` and the
-    time is too short for 20 steps."""
+    which is a value of time.perf_counter(). Also chooses the values of the keys in
+    `choose`. model.dropout, train.average and train.decay_fraction depend on the number of epochs,
+    and train.sample_every depends on the number of steps. `ranks` processes share the training.
+    Raises GptcliError if `is_strict` and the time is too short for 20 steps."""
     seconds = 60.0 * minutes
     choose_threads(config.run.threads)
     limit = TimeLimit(begun + seconds - SECONDS_AT_END, seconds)
@@ -138,7 +138,7 @@ def fit_to_minutes(
             min(2.0, 0.04 * (limit.end - begun)),
         ).wall
     except Exception as error:
-        # The model does not fit in memory. The training, or a dry run, says how large it is.
+        # The model does not fit in memory. The training, or a dry run, reports its size.
         if is_strict or not (isinstance(error, GptcliError) or is_out_of_memory(error)):
             raise
         return config, limit, "the time of a step could not be measured"
@@ -203,7 +203,7 @@ def text_facts(config: Config) -> Text:
 
 
 def block_of_choice(config: Config, reasons: dict[str, str]) -> list[str]:
-    """The chosen settings as YAML: a line for each section that has a reason, with the reason."""
+    """The chosen settings as YAML: a line for each section in `reasons`, with its reason."""
     shown = (
         ("data", ("val_fraction",) if "data" in reasons else ()),
         ("tokenizer", ("kind", *(["vocab_size"] if config.tokenizer.kind == "bpe" else []))),
@@ -228,10 +228,10 @@ def _yaml(value: Any) -> str:
 
 
 def _operations(config: Config, asked: set[str], seconds: float) -> float:
-    """The number of operations of the run: 6 for each parameter of the blocks and each token.
+    """The number of operations of the run: 6 * parameters of the blocks * tokens of all steps.
 
-    It follows from the steps and the network if the user set both. Otherwise it follows from the
-    speed of this machine without other programs."""
+    If the user set the steps and the network, these give the number. If not, it is the number of
+    operations that this machine can do in about `seconds` without other programs."""
     model = config.model
     if asked >= {"train.max_steps", "model.n_layer", "model.n_embd"}:
         steps = config.train.max_steps * config.tokens_per_step
@@ -267,9 +267,9 @@ def _quiet_step_seconds(config: Config, seconds: float, vocab_size: int) -> floa
     """The seconds that a step takes if no other program uses the processor.
 
     On a CPU, measures one thread first. The thread's processor time does not depend on other
-    programs. If it is under 90 % of the wall-clock time, other programs are running. Then the time
-    with all threads is estimated: one thread's time / threads ** _THREADS_GAIN. Otherwise the time
-    with all threads is measured."""
+    programs. If this time is under 90 % of the wall-clock time, other programs are running. Then
+    the time with all threads is estimated: one thread's time / threads ** _THREADS_GAIN. Otherwise
+    the time with all threads is measured."""
     threads = choose_threads(config.run.threads)
     if choose_device(config.run.device).type != "cpu":
         return _measure(config, vocab_size, None, seconds).wall
@@ -306,9 +306,10 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
-    """The config with `values`, by dotted key. Raises ValidationError if the result is not valid.
+    """The config with `values` (dotted key -> value).
 
-    All other keys stay as in `config`: also whether they are set (pydantic's model_fields_set)."""
+    All other keys keep their values. They count as set (pydantic's model_fields_set) only if they
+    are set in `config`. Raises ValidationError if the result is not valid."""
     tree = config.model_dump()
     sections: dict[str, set[str]] = {}
     for key, value in values.items():

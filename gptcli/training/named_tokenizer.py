@@ -46,8 +46,8 @@ def follow_tokenizer(
     """Load the tokenizer that tokenizer.from names; return a config that suits it, and the
     tokenizer.
 
-    The returned config has the tokenizer's kind and size. Without `tokenizer.from`, it is `config`,
-    and the tokenizer is None. Raises GptcliError if the tokenizer cannot be used, or if the config
+    The returned config has the tokenizer's kind and size. Without `tokenizer.from`,
+    returns `config` and None. Raises GptcliError if the tokenizer cannot be used, or if the config
     asks for another kind or size."""
     section = config.tokenizer
     if section.from_ is None:
@@ -72,7 +72,7 @@ def follow_tokenizer(
 
 
 def follow_base_run(config: Config, run: Path) -> tuple[Config, Tokenizer]:
-    """The config of a fine-tune with the base run's tokenizer, and this tokenizer.
+    """A fine-tune's config, changed to use the base run's tokenizer; and that tokenizer.
 
     Raises GptcliError if the config asks for another tokenizer."""
     tokenizer = load_tokenizer(run / "tokenizer.json", inside=run)

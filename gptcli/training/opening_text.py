@@ -45,7 +45,7 @@ def open_text(
 def open_text_of_run(
     wanted: WantedText, config: Config, tokenizer: Tokenizer
 ) -> tuple[Corpus, Config]:
-    """Open the text of a run, which may have moved; return the corpus and the config.
+    """Open the text of a run, even if it has moved; return the corpus and the config.
 
     The config names the place where the text is now. Raises GptcliError if the text is missing or
     is not the run's text."""

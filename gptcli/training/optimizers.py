@@ -4,8 +4,8 @@ To add an optimizer, write a class with its update here, and a row in RECIPES. T
 everything that the rest of gptcli asks about an optimizer. Add the name to `train.optimizer` in
 gptcli.config.
 
-First reading: orthogonalise, Muon.step, AdamW.step and RECIPES. Skip what has `native` in its name:
-the C library computes the same.
+First reading: orthogonalise, Muon.step, AdamW.step and RECIPES. Skip code with `native` in its
+name: it does the same with the C library.
 
 Dimensions: N matrices of one shape, (R, C) rows and columns.
 """
@@ -99,8 +99,8 @@ class Muon:
         self.weight_decay = weight_decay
         self._momentum, self._native = momentum, native
         self.orthogonalise: Callable[[Tensor], Tensor] = partial(orthogonalise, dtype=dtype)
-        """Orthogonalises a stack of matrices. gptcli.distributed replaces it, so that processes
-        share the work."""
+        """Orthogonalises a stack of matrices. gptcli.distributed replaces this function, so that
+        processes share the work."""
         shapes: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         for p in params:
             shapes[tuple(sorted(p.shape))].append(p)
@@ -265,8 +265,8 @@ class Recipe:
     slots: int
     """How many float32 numbers of state the optimizer keeps for each weight of a block's matrix."""
     orthogonalises: bool
-    """Whether a step orthogonalises the blocks' matrices. If so, gptcli.training.cost adds the time
-    that this takes."""
+    """Whether a step orthogonalises the blocks' matrices. If it does, gptcli.training.cost adds the
+    time for the orthogonalisation."""
 
 
 def _muon(
@@ -314,9 +314,10 @@ RECIPES: dict[str, Recipe] = {
 
 
 def slots_of(train: TrainConfig) -> int:
-    """How many float32 numbers a run keeps for each weight of a block's matrix, besides the weight.
+    """How many float32 numbers a run keeps for each weight of a block's matrices.
 
-    These are the optimizer's state, and the average of the weight if the run averages weights."""
+    The weight itself does not count. The numbers are the optimizer's state. If the run averages
+    weights, the average of the weight is one more."""
     return RECIPES[train.optimizer].slots + (1 if train.average > 0.0 else 0)
 
 
@@ -349,8 +350,8 @@ class Optimizers:
     def step(self, rate: float, average: float = 0.0) -> None:
         """Update all parameters. `rate` is the run's learning rate at this step.
 
-        Then moves the average of each parameter towards the parameter: by the share `average` of
-        the distance between them."""
+        Then moves the average of each parameter towards the parameter. `average` says by which
+        share of the distance between them."""
         for group, update in self.updates:
             update.step(rate * group.rate_share)
         self.averages.move(average)

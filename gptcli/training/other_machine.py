@@ -33,8 +33,8 @@ def machine_record(
     """What run.json records under the key `machine`.
 
     `run` is the config's section `run`, before `auto` is replaced. `before` is the previous record
-    of a resumed run. The keys that it lists as `auto` stay `auto`, except the keys that the user
-    set for this resume (`asked`).
+    of a resumed run. The keys that `before` lists as `auto` stay `auto`, except the keys that
+    the user set for this resume (`asked`).
     """
     chosen = {key for key, value in run.model_dump().items() if value == "auto"}
     if isinstance(before, dict) and isinstance(before.get("auto"), list):
@@ -61,7 +61,7 @@ def chosen_again(stored: RunConfig, record: object, asked: Set[str] = frozenset(
     if values["device"] != "auto" and not _has_device(values["device"]):
         again("device")
     if not _has_device(values["device"]):
-        return RunConfig.model_validate(values)  # the user asked for it: choose_device raises
+        return RunConfig.model_validate(values)  # the user set the device: choose_device raises
     device = choose_device(values["device"])
     other_device = device.type != stored.device
     if other_device:

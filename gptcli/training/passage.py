@@ -23,7 +23,7 @@ from gptcli.model.inside import builtin_weights, look_inside, part_with_attentio
 
 PASSAGE = 192  # the number of tokens whose losses are recorded
 _MAP = 24  # an attention map covers at most this many tokens
-_MOST_CELLS = 40 * _MAP * _MAP  # in all maps together, unless _FEWEST needs more
+_MOST_CELLS = 40 * _MAP * _MAP  # at most this many cells in all maps, unless _FEWEST needs more
 _FEWEST = 8  # a map covers at least this many tokens, if the passage has them
 
 

@@ -46,8 +46,8 @@ def choose_engine(
 ) -> tuple[EngineName, str | None]:
     """The engine that `run.engine` resolves to on this machine, and a note for the user or None.
 
-    The note says why the C library cannot be used, if the user can fix this. Raises GptcliError
-    if the config asks for `native` and the C library cannot be used."""
+    If the user can make the C library usable, the note says why it cannot be used now. Raises
+    GptcliError if the config asks for `native` and the C library cannot be used."""
     wanted = config.run.engine
     if wanted == "torch":
         return "torch", None
@@ -113,13 +113,13 @@ class TorchPasses:
         self._model, self._weights = model, weights
         self._step_tokens = step_tokens
         self.loss_of: Callable[[Tensor, Tensor], Tensor] = model.loss
-        if compiled:  # not for dynamic shapes, because all batches of a run have the same shape
+        if compiled:  # dynamic=False, because all batches of a run have the same shape
             body = torch.compile(model.body, dynamic=False)
 
             def compiled_loss(idx: Tensor, targets: Tensor) -> Tensor:
                 with warnings.catch_warnings():
-                    # The compiler reads the `grad` of the input x. PyTorch warns about this,
-                    # because x is computed and not a parameter, so it has no `grad`.
+                    # x is not a parameter, so it has no `grad`. The compiler reads `x.grad`, and
+                    # PyTorch warns.
                     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
                     x: Tensor = body(model.wte(idx))
                 return model.loss_of(x, targets)
@@ -211,7 +211,7 @@ class NativePasses:
         return evaluate(self._model, tokens, context, should_stop, native_loss)
 
     def model(self) -> GPT:
-        """The model with the current weights. First updates the model's weights if they are old."""
+        """The model. If its weights are older than the master weights, updates them first."""
         if not self._model_is_current:
             self._weights.publish()
             self._model_is_current = True

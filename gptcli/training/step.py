@@ -66,7 +66,7 @@ class TrainedWeights(Protocol):
         """The norms of the gradients of the embeddings, of each block, and of the other weights."""
 
     def clip(self, norm: float, longest: float) -> None:
-        """Scale the gradients so that their global norm is at most `longest`. It is `norm` now."""
+        """Scale the gradients down to norm `longest` if `norm`, their global norm, is larger."""
 
     def clear_grads(self) -> None:
         """Forget all gradients."""

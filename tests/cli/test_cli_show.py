@@ -16,7 +16,7 @@ import yaml
 
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder `runs` with the runs one and two. The run two has another n_layer and lower
+    """The folder `runs` with the runs `one` and `two`. Run `two` has another n_layer and lower
     validation losses."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
@@ -106,7 +106,7 @@ def test_a_run_that_was_killed_and_one_without_steps(cli: Any, runs: Path) -> No
 def test_a_new_plan_is_shown(cli: Any, runs: Path) -> None:
     with (runs / "one" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "plan", "step": 20, "max_steps": 60}\n')
-    # A record of the kind `plan` counts only if the run has a time limit.
+    # `show` ignores a record of the kind `plan` if the run has no time limit.
     assert "done at step 40 of 40" in cli("show", "one").out
     config = runs / "one" / "config.yaml"
     config.write_text(config.read_text("utf-8").replace("minutes: null", "minutes: 1"), "utf-8")

@@ -86,8 +86,8 @@ def cut_at_stop(text, stops):
     return text[:cut], text[cut:], False
 """
 
-# Bodies for some functions of the template BASE, by the name of the function. LISTS, NANOGPT and
-# the dicts after them are each in the style of other people's code.
+# Bodies for some functions of the template BASE, by the name of the function. LISTS, NANOGPT,
+# HUGGING_FACE, NUMPY and ONE_LINERS imitate the style of other people's code.
 LISTS = {
     "top_k": """
     limit = sorted(logits.tolist(), reverse=True)[:k][-1]

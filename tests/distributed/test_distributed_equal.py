@@ -65,7 +65,7 @@ def alone(once: Once, text_file: Path) -> dict[str, Path]:
 def test_two_ranks_learn_what_one_process_learns(
     parallel: str, text_file: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    """This run is short. The tests below and test_distributed_shards.py compare longer runs."""
+    """These runs are short. The tests below and test_distributed_shards.py compare longer runs."""
     few = ("train.max_steps=5", "train.eval_every=5", "train.checkpoint_every=2",
            f"run.parallel={parallel}", "train.average=0.5")  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"

@@ -56,8 +56,8 @@ def test_an_uneven_share_is_refused_with_the_nearest_values() -> None:
 
 
 def losses(accum: int, ranks: int, rank: int, model: GPT, tokens: TokenStore) -> list[float]:
-    """The losses of all forward passes that the rank `rank` of `ranks` computes in one step, with
-    dropout."""
+    """The losses of all forward passes that one rank computes in a step with dropout. `ranks` is
+    the number of ranks."""
     share = Share.of(TrainConfig(batch_size=8, grad_accum=accum), ranks)
     batches = RankBatches(tokens, 8, 3, share, rank)
     draws = Draws(torch.device("cpu"))

@@ -62,8 +62,8 @@ def test_the_larger_one_is_eight_times_larger() -> None:
 def test_the_command(
     cli: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first call trains five networks for a few steps. Then a network is deleted, and the
-    second call trains only this network."""
+    """The first call trains five networks for a few steps. Then the test deletes one of
+    them, and the second call trains only this network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ladder, "_FEWEST_STEPS", 1)
     monkeypatch.setattr(ladder, "_CALIBRATION_STEPS", 2)

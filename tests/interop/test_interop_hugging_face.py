@@ -44,7 +44,7 @@ def test_random_shapes_give_the_same_logits(arch: str, seed: int, tmp_path: Path
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("arch", ["modern", "gpt2"])
 def test_greedy_texts_of_200_tokens_are_equal(kind: str, arch: str, tmp_path: Path) -> None:
-    # The text of 200 tokens is longer than the window of modern.
+    # The text of 200 tokens is longer than the window of `modern`.
     window = 48 if arch == "modern" else 256
     model = trained(
         tmp_path / "run", kind, 3, arch=arch, n_layer=2, n_head=2, n_embd=32, block_size=window

@@ -92,7 +92,7 @@ def test_a_missing_package_is_an_error_before_anything_happens(
     command: tuple[str, ...], cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # The package wandb makes a folder of this name, so it must not be taken for the package.
+    # The package wandb makes a folder named wandb. This folder must not be taken for the package.
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "__init__.py").write_text("raise SystemExit('ran')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), ""])

@@ -1,4 +1,4 @@
-"""How many threads sampling uses: all of them, but only one while other programs disturb them."""
+"""The number of threads for sampling: all, but only one while other programs use the processor."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def run(
     steps: int = 64,
 ) -> list[int]:
     """How many threads ThreadCount chooses for each of `runs` texts of `steps` steps. A step takes
-    `one` milliseconds on one thread and `team` milliseconds on all threads. There are `switches`
-    context switches during each text that all threads write."""
+    `one` milliseconds on one thread and `team` milliseconds on all threads. While all
+    threads write a text, there are `switches` context switches."""
     chosen = []
     for _ in range(runs):
         threads = thread_count.choose()
@@ -46,7 +46,7 @@ def test_one_thread_is_not_tried_on_an_idle_machine() -> None:
 
 def test_few_switches_in_a_short_time_do_not_count() -> None:
     thread_count = ThreadCount(USUAL)
-    # Two context switches in only 1.28 ms are about 1,600 a second, but two are too few to count.
+    # 2 switches in 1.28 ms are about 1,600 a second, but 2 are too few to calculate a rate.
     assert run(thread_count, 2, one=0.01, team=0.02, switches=2) == [USUAL] * 2
     assert run(thread_count, 100, one=0.01, team=0.02) == [USUAL] * 100
 

@@ -62,10 +62,10 @@ def losses(arch: Any, optimizer: Any, engine: Any, dtype: torch.dtype) -> list[f
     ],
 )
 def test_losses_are_those_of_pytorch(arch: str, optimizer: str, native_dtype: torch.dtype) -> None:
-    """The exact losses are those of PyTorch in float32. The first ten losses in C differ from
-    them by less than 1e-3 in bfloat16, and by less than 1e-5 in float32. The difference grows
-    during the training. PyTorch in bfloat16 rounds more often: its first ten losses differed by up
-    to 3e-3."""
+    """The losses of PyTorch in float32 count as exact. The first ten losses in C differ from
+    the exact losses by less than 1e-3 in bfloat16, and by less than 1e-5 in float32. The difference
+    grows during the training. PyTorch in bfloat16 rounds more often: its first ten losses differed
+    from the exact losses by up to 3e-3."""
     fast = losses(arch, optimizer, "native", native_dtype)
     exact = losses(arch, optimizer, "torch", torch.float32)
     if native_dtype == torch.float32:

@@ -128,8 +128,8 @@ def clicked_charts(page: Any) -> int:
 
 
 def clicked_maps(page: Any) -> None:
-    """Use the attention maps of the page: click each head and each token, move to the token before
-    the last with a key, and point at the large map."""
+    """Use the attention maps of the page: click each head and each token, press a key to go back
+    one token, and point at the large map."""
     heads = page.locator(".head")
     for head in heads.all():
         head.click()
@@ -223,7 +223,7 @@ def test_axe_finds_nothing_and_nothing_is_too_wide_or_tiny(name: str, written: W
 
 
 def test_the_lines_of_a_chart_differ_without_their_colours(written: Written) -> None:
-    """In the legend of a chart, no two lines have samples with the same dashes, mark and colour."""
+    """In a chart's legend, no two lines look the same: they differ in dashes, mark or colour."""
     with opened(written("report char")) as page:
         samples = page.evaluate(
             """() => [...document.querySelectorAll(".chart")].map((chart) =>

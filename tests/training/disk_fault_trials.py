@@ -42,8 +42,8 @@ TIDYING = (
     "a resume",
     "shards are gathered",
 )
-"""The names of the stories that delete or gather files. If a file cannot be deleted or gathered,
-these stories continue without an error."""
+"""The names of the stories that delete or gather files. If the disk refuses to do so, such a
+story continues without an error."""
 
 
 @contextmanager
@@ -63,8 +63,8 @@ def begin(story: Story, folder: Path) -> Path:
 
 
 def copy(begun: Path) -> Path:
-    """Copy the run folder `begun` to the folder `run` beside it, after deleting the previous copy.
-    Return the new copy."""
+    """Replace the folder `run` beside the run folder `begun` by a copy of `begun`. Return this
+    copy."""
     run = begun.parent / "run"
     shutil.rmtree(run, ignore_errors=True)
     return Path(shutil.copytree(begun, run))
@@ -79,7 +79,7 @@ def record(story: Story, begun: Path) -> list[Operation]:
 
 
 def check(story: Story, run: Path, returned: int) -> None:
-    """Assert what a story says of its run after an interruption, and that the run can be
+    """Assert what a story requires of its run after an interruption, and that the run can be
     continued."""
     with on(Watched()):
         story.check(run, returned)
@@ -91,8 +91,8 @@ def check(story: Story, run: Path, returned: int) -> None:
 
 def killed_at_any_operation(story: Story, half: bool, begun: Path) -> Iterator[int]:
     """Kill the process of a story with SIGKILL: in the first trial before any operation, in the
-    next trial after one operation, and so on. With `half`, kill it in the middle of each write
-    instead. Yields the number of completed operations."""
+    next trial after one operation, and so on. With `half`, kill the process only in the middle of
+    a write, one write in each trial. Yields how many operations each trial completed."""
     operations = record(story, begun)
     for count in range(len(operations) + 1):
         if half and (count == len(operations) or operations[count][0] != "write"):
@@ -114,9 +114,9 @@ def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> It
     """Cut the power after each operation of a story: data that had no fsync is lost, partly or
     completely.
 
-    Also assert that a crash loses nothing that a completed call has saved. If a crash leaves
-    the same files as an earlier one, it is counted, but not tried again. Each yielded number counts
-    the crashes since the previous yield."""
+    Also assert that a crash loses nothing that a completed call has saved. A crash that
+    leaves the same files as an earlier crash is counted, but not tried again. Each yielded number
+    counts the crashes since the previous yield."""
     crashed = folder / "crashed"
     run = begin(story, folder)
     model = Model(run)
@@ -148,8 +148,8 @@ def crashed_after_any_operation(story: Story, folder: Path, seed: int = 0) -> It
 
 
 def refused(story: Story, begun: Path, disk: Refusing) -> tuple[Path, GptcliError | None]:
-    """Run a story on a failing disk. Return the run folder, and the error that the story raised or
-    None."""
+    """Run a story on a failing disk. Return the run folder, and the error that the story raised
+    (None if it raised none)."""
     run = copy(begun)
     with on(disk):
         try:
@@ -160,8 +160,8 @@ def refused(story: Story, begun: Path, disk: Refusing) -> tuple[Path, GptcliErro
 
 
 def failing_at_any_operation(story: Story, begun: Path) -> Iterator[int]:
-    """In each trial, one operation of the story fails with one of ERRORS. There is a trial for each
-    operation and each error. Yields the number of the operation."""
+    """In each trial, one operation of the story fails with one of ERRORS. Each operation fails once
+    with each error. Yields the number of the operation."""
     for count, operation in enumerate(record(story, begun)):
         for number in ERRORS:
             disk = Refusing(count, number)
@@ -222,8 +222,8 @@ def short_writes(size: int, folder: Path) -> Iterator[int]:
 
 
 def refuses(run: Path, step: int) -> str | None:
-    """Save the checkpoint of a step. Return the error message if the disk refuses it, otherwise
-    None. Assert that a refused save leaves the run unchanged."""
+    """Save the checkpoint of a step. Return the error message, or None if the disk took the
+    checkpoint. Assert that a refused save leaves the run unchanged."""
     error = None
     try:
         write(run, step, size=FLOATS)
@@ -358,7 +358,7 @@ def full_file_system(what: str, folder: Path) -> Iterator[int]:
                 fillers.pop().unlink()
             assert all(os.strerror(errno.ENOSPC) in line for line in lines)
             # At least one save failed when it made the checkpoint's folder, and at least one at
-            # each of its three files.
+            # each of the three files in this folder.
             assert len(lines) >= 4
             check_old(run, 20)
             count.write(b"." * len(lines))

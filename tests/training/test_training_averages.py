@@ -37,13 +37,13 @@ def bytes_of_checkpoint(run: Path, step: int) -> list[bytes]:
 
 
 def test_a_constant_gets_the_weight_that_its_age_says() -> None:
-    """If the average is updated in each step, the weights of `age` steps ago count exp(-age /
+    """If the average is updated in each step, weights that are `age` steps old count exp(-age /
     constant) times as much as the newest weights."""
     # The time constant is 25 steps. If it is below 32 steps, the average is updated after each
     # step.
     share, steps = 0.25, 100
     weights = [average_weight(s, share=share, max_steps=steps) for s in range(1, steps + 1)]
-    # After the first step, the average is the new weights, and the initial weights do not count.
+    # After the first step, the average equals the new weights: the initial weights do not count.
     assert weights[0] == 1.0
     assert weights[1] == 0.5
     assert weights[-1] == 1 / 25

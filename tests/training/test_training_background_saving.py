@@ -97,9 +97,9 @@ def record(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> list[Operation]:
 
 
 def moments(operations: list[Operation]) -> Iterator[int]:
-    """How many operations a trial lets pass before it kills, signals or fails: 0, 1, 2, ... If
-    several writes to one file follow each other, there are only trials for the moments before the
-    first, the second and the last of these writes."""
+    """How many operations each trial lets succeed before the kill, signal or fault: 0, 1, 2, ...
+    If several writes to one file follow each other, only the first, the second and the last have
+    a trial."""
     for count, operation in enumerate(operations):
         before, after = operations[count - 2 : count], operations[count + 1 : count + 2]
         rows = [other[:2] == operation[:2] for other in (*before, *after)]
@@ -173,8 +173,8 @@ def test_any_operation_that_fails(
 
 
 class Interrupting(Watched):
-    """A disk that lets the background thread do `count` operations. Before the thread's next
-    operation, the disk sends its own process a signal and waits a moment."""
+    """A disk that sends its own process the signal `number` after `count` operations of the
+    background thread. The thread waits a moment, and continues."""
 
     def __init__(self, count: int, number: int) -> None:
         self.left, self.number = count, number

@@ -63,8 +63,8 @@ def test_auto_values() -> None:
     # an evaluation every 1,000 steps, evaluations cost 2 % of the training.
     assert resolve_eval_every(TrainConfig(max_steps=9999), 60_000, 1_000) == 1_000
     assert resolve_eval_every(TrainConfig(max_steps=10), 60_000, 1_000) == 10
-    # Even if evaluations are cheap, a run has only twenty of them: after each, gptcli saves a
-    # checkpoint if the loss is the best so far, and saving takes time.
+    # Even if evaluations are cheap, a run has only twenty of them. Saving takes time, and gptcli
+    # saves a checkpoint after each evaluation with the best loss so far.
     assert resolve_eval_every(TrainConfig(max_steps=1000), 30, 10_000) == 50
     assert resolve_eval_every(TrainConfig(eval_every=7), 60_000, 1_000) == 7
 
@@ -128,8 +128,8 @@ def test_every_optimizer_of_the_config_describes_itself() -> None:
 
 @pytest.mark.parametrize("kind", sorted(RECIPES))
 def test_an_optimizer_keeps_the_slots_that_it_describes(kind: str) -> None:
-    """`slots` is how many float32 numbers an optimizer keeps for each weight of a matrix. It is
-    a part of each memory estimate."""
+    """An optimizer keeps `slots` float32 numbers for each weight of a matrix. All estimates of
+    memory use `slots`."""
     matrix = ("h.0.attn.query.weight", torch.ones(4, 4))
     optimizers = Optimizers(kind, [matrix], 0.1, torch.float32)
     matrix[1].grad = torch.ones(4, 4)

@@ -70,8 +70,8 @@ class Part:
 
     Besides this tensor, the submodule gets the arguments that the learner's forward passes to it.
     This also works for PyTorch's nn.MultiheadAttention, which takes x three times and returns two
-    tensors. `inputs` holds, for each call of the submodule by the learner's forward, the first 3-D
-    tensor among the arguments."""
+    tensors. `inputs` has an entry for each call by the learner's forward: the first 3-D tensor
+    among the arguments."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -167,7 +167,7 @@ def first_wrong(run: Run) -> int | None:
 def _keeps(run: Run, h: Tensor) -> bool:
     """Whether the MLP reads h, the sum after the attention, without a norm.
 
-    If no MLP runs, whether the output is h."""
+    If no MLP runs, returns whether the output is h."""
     mlp = run.weights.mlp
     if mlp is None or not mlp.inputs:
         return close(run.y, h)
@@ -180,7 +180,7 @@ def _h(w: Weights, x: Tensor) -> Tensor:
 
 
 def _then(w: Weights, h: Tensor) -> Tensor:
-    """The output if the second half of the block is correct and its input is h."""
+    """The block's output if its first half gives h, and its second half is correct."""
     out: Tensor = h + w.mlp(w.n2(h))
     return out
 
@@ -256,7 +256,7 @@ MISTAKES = (
              lambda w, x: (m := w.n2((n := w.n1(x)) + w.attn(n))) + w.mlp(m)),
             at=r"x\s*=\s*self\.(ln|norm)"),
     ExerciseMistake("no-first-half", 1, "only the second half in forward",
-            "neither your first norm nor your attention, of {C} channels, is used",
+            "your first norm and your attention, of {C} channels, are not used",
             "the tokens cannot see each other", "begin with the first norm and the attention",
             (lambda w, x: _then(w, x), lambda w, x: w.mlp(w.n2(x))), at=MLP_CALL + "|return"),
     ExerciseMistake("no-attention", 2, "the attention left out of forward",

@@ -1,7 +1,7 @@
 """Build a learner's class with the arguments that its constructor names.
 
 Most constructors take the config: `Class(config)`. If a constructor names sizes, such as
-`LayerNorm(n_embd, bias)` or `Block(d_model, num_heads)`, the sizes are passed instead.
+`LayerNorm(n_embd, bias)` or `Block(d_model, num_heads)`, it gets the sizes instead.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def build(
 ) -> nn.Module:
     """A module of `cls`, built from `config`.
 
-    A parameter of the constructor whose name is a key of `classes` gets the class `classes[name]`.
+    If a parameter of the constructor has a name in `classes`, it gets the class `classes[name]`.
     Raises GptcliError if the class has no constructor, or if the constructor needs an argument that
-    is not available. Does not catch what the constructor itself raises."""
+    is not available. Does not catch exceptions that the constructor raises."""
     arguments: dict[str, Any] = {}
     positional: list[Any] = []
     bound: set[str] = set()
@@ -89,7 +89,7 @@ def _meaning_of(name: str, bound: set[str]) -> str | None:
     """The meaning of an argument's name, or None.
 
     `bound` holds the meanings that the earlier arguments have. A name such as `hidden_dim` means
-    n_embd; but if an earlier argument already means n_embd, it means the width of the MLP."""
+    the width of the MLP if an earlier argument means n_embd. Otherwise it means n_embd."""
     if name in _SIZES:
         return words.N_EMBD
     meaning = words.meaning_of(name) if words.is_exact(name) else None

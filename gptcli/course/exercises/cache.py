@@ -55,7 +55,7 @@ class KeyValueCache:
 def causal(T: int, S: int) -> Tensor:
     """Step 5: the causal mask, bool (T, S).
 
-    Query t is token S - T + t of the text. It sees keys 0 to S - T + t."""
+    Query t is token S - T + t of the text, and sees keys 0 to S - T + t."""
     return torch.ones(T, S, dtype=torch.bool).tril(diagonal=S - T)
 
 
@@ -84,7 +84,7 @@ def any_weights(
     scale: Callable[[int, int, int], float] = lambda T, S, D: math.sqrt(D),
     soft: str = "keys",
 ) -> tuple[Tensor, Tensor]:
-    """Steps 5 and 6: the attention weights of `count` tokens from `start` on, and the values.
+    """Steps 5 and 6: the attention weights of the tokens [start, start + count), and the values.
 
     `text` is (B, N, C), and the weights are (B, H, T, S). The keyword arguments replace parts of
     the computation, to imitate known mistakes."""

@@ -62,7 +62,9 @@ def cache_class(module: ModuleType, name: str = NAME) -> type[Any] | None:
 
 
 def method_of(cls: type[Any], what: str, names: Iterable[str] = ()) -> str | None:
-    """The learner's name for the method `what` of METHODS; None if the class has no such method."""
+    """The learner's name for a method; None if the class has no such method.
+
+    `what` is the method's key in METHODS. `names` replaces the names in METHODS."""
     for name in names or METHODS[what]:
         if name in vars(cls) or (not name.startswith("__") and hasattr(cls, name)):
             return name
@@ -173,7 +175,7 @@ class LayerCaches:
 
 @dataclass(frozen=True)
 class CachedFile:
-    """A learner's file with an attention and a key/value cache, with which a network samples."""
+    """A learner's file with an attention and a key/value cache. A network can sample with them."""
 
     file: LearnerFile
     kind: CacheClass
@@ -205,7 +207,7 @@ class CachedFile:
     def __call__(
         self, config: Any, batch: int, dtype: torch.dtype, device: torch.device
     ) -> LayerCaches:
-        """New caches for all layers of a network. Raises GptcliError if they lack `length`."""
+        """New caches for all layers of a network. Raises GptcliError if caches have no `length`."""
         sizes = CacheSizes(batch, config.n_head, config.head_dim, config.block_size, dtype, device)
         caches = LayerCaches(self.kind, config.n_layer, sizes)
         if not self.kind.has_length(caches.layers[0]):

@@ -82,7 +82,7 @@ def classes_of(
 
 
 class CacheExplainer(Explainer):
-    """Makes a CheckFailed from a fault of a cached attention, whose class is `attention`."""
+    """Makes a CheckFailed from a fault of the learner's cached attention, the class `attention`."""
 
     attention: type[nn.Module] | None
     ran: frozenset[int] = frozenset()  # the lines that ran in the call with the wrong result
@@ -106,8 +106,8 @@ class CacheExplainer(Explainer):
     def quotable(self, at: str, within: Collection[int] | None) -> int:
         """The number of the line to quote; 0 if no line matches a pattern in `at`.
 
-        Takes the first pattern that matches a line. If it matches several lines, those that ran in
-        the call with the wrong result come first."""
+        Takes the first pattern that matches a line. If the pattern matches several lines, prefers
+        a line that ran in the call with the wrong result."""
         for pattern in at.split(" || "):
             found = self.source.matches(pattern.removeprefix("last:"), within)
             ran = [line for line in found if line in self.ran]
@@ -123,7 +123,7 @@ class CacheExplainer(Explainer):
 
 
 class LearnerCache(CacheExplainer):
-    """A learner's cache and attention. Errors in them become CheckFailed."""
+    """A learner's cache and attention. Their errors become CheckFailed."""
 
     def __init__(self, file: LearnerFile, module: ModuleType, say: Say) -> None:
         super().__init__(file, STEPS, MISTAKES)
@@ -191,7 +191,9 @@ class LearnerCache(CacheExplainer):
             raise self.stopped(error, what, max(step, step_named_in(error) or 0)) from error
 
     def lines(self, what: str) -> set[int] | None:
-        """The lines of the method `what` of the learner's cache."""
+        """The lines of a method of the learner's cache; None if the cache lacks this method.
+
+        `what` is the method's key in METHODS."""
         name = None if self.cache is None else self.cache.names[what]
         found = self.source.lines_of(name) if name else None
         return None if found is None else found & self.cache_lines
@@ -250,7 +252,7 @@ class LearnerCache(CacheExplainer):
     def forward(self, module: nn.Module, x: Tensor, cache: Any = None) -> Tensor:
         """The output for x, of x's shape and dtype.
 
-        Raises CheckFailed if forward raises an exception or returns anything else."""
+        Raises CheckFailed if forward raises an exception, or does not return such a tensor."""
         T = x.shape[1]
         doing = f"forward on x of shape {tuple(x.shape)}"
         self.say(f"step 5: {doing}")
@@ -311,6 +313,6 @@ class LearnerCache(CacheExplainer):
             else:
                 step = self.source.step_named_at(place[0])
         if step is None:
-            # If the trace has a softmax, step 5 (the mask) ran before it without an error.
+            # A softmax comes after step 5 (the mask). If the trace has one, step 5 had no error.
             step = 6 if any(op.name == "softmax" for op in trace.operations) else 5
         return self.stopped(error, doing, min(max(step, 1), 6))

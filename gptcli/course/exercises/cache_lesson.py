@@ -35,8 +35,8 @@ SIZES = (
 class CacheLesson(Lesson[LearnerCache | PastLearner]):
     """The lesson on a key/value cache: a class that stores, and an attention that reads.
 
-    A file can instead have one attention, which takes the stored tensors as `past` and returns
-    them."""
+    A file can also have only an attention, which takes or keeps the stored keys and values: see
+    past_call.py."""
 
     name = "cache"
     steps = STEPS
@@ -191,7 +191,7 @@ def _two_texts(learner: LearnerCache) -> None:
 
 
 def _refuses(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless forward raises an exception for more than block_size tokens."""
+    """Raise CheckFailed if forward takes more than block_size tokens without an exception."""
     size = SIZES[3]
     module = learner.module(size)
     cache = learner.new(size.cache_sizes())

@@ -96,7 +96,7 @@ def _stored_only(T: int, S: int) -> Tensor:
 
 
 def _by(at: Callable[[int, int], int]) -> Mask:
-    """A lower triangular mask. `at(T, S)` returns the value for the argument `diagonal` of tril."""
+    """The mask that tril makes if its argument `diagonal` is `at(T, S)`."""
     return lambda T, S: torch.ones(T, S, dtype=torch.bool).tril(diagonal=at(T, S))
 
 

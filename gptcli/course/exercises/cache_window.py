@@ -143,7 +143,7 @@ def _check_fits(learner: LearnerCache, name: str) -> None:
 
 
 def _check_overflow(learner: LearnerCache) -> None:
-    """Raise CheckFailed unless append raises an error for more than block_size tokens."""
+    """Raise CheckFailed if append takes more than block_size tokens without an error."""
     W = 8
     own = learner.needs_cache()
     cache = learner.new(probe_sizes(W))
