@@ -55,8 +55,8 @@ def write(place: str, gigabytes: float) -> None:
 def rate(
     place: str, what: str, process: int, processes: int, seconds: float
 ) -> tuple[float, float]:
-    """The bytes of token ids that the process number `process` reads: in a second of wall time, and
-    in a second of its processor time."""
+    """How many bytes of token ids the process number `process` reads in a second. The first result
+    is for a second of wall time, the second one for a second of processor time."""
     data = DataConfig(source=place, val_fraction=0.0)
     tokens = open_corpus(data, kind="gpt2", vocab_size=0, block_size=BLOCK_SIZE).train
     read = {"blocks": _blocks, "windows": _windows, "batches": _batches}[what]

@@ -36,8 +36,9 @@ def expected(name: str) -> dict[str, Any]:
 
 
 def parts(name: str, *only: str) -> list[str]:
-    """The options, such as `--mlp FILE`, that name the user's files of the run `name`. `only` can
-    limit the options to some files."""
+    """Options such as `--mlp FILE`, one for each Python file with a user's part in the run `name`.
+
+    `only` can limit the options to some files."""
     files = sorted((OLD_RUNS / name).glob("*.py"))
     return [
         word
@@ -61,7 +62,7 @@ def run(name: str, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def moved(run: Path) -> Path:
-    """A copy of a recorded run, with the text's new path in config.yaml."""
+    """A copy of a recorded run. Its config.yaml has the path of the text on this machine."""
     path = run / "config.yaml"
     old = f"  source: /texts/{TEXT.name}\n"
     config = path.read_text("utf-8")

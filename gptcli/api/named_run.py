@@ -77,7 +77,9 @@ def prompt_word(text: str) -> str:
 
 
 def _folder(name: str, start: str) -> GptcliError | None:
-    """The error that names a folder of runs; None if the folder has no runs or cannot be listed."""
+    """The error which says that `name` is a folder of runs, not a run.
+
+    None if the folder has no runs or cannot be listed."""
     from gptcli.training.run_folder import list_runs
 
     try:

@@ -330,7 +330,9 @@ def _instead(
 
 
 def _by_value(command: str, word: str, value: str) -> str | None:
-    """gptcli's counterpart of another program's option, if it depends on the value; else None."""
+    """What to write instead of `word`, another program's option, if this depends on `value`.
+
+    None for all other options and values."""
     if command == "sample" and word in ("start", "prompt") and value.startswith("FILE:"):
         return f"--prompt-file {shlex.quote(value.removeprefix('FILE:'))}"
     if word == "init_from":
@@ -343,7 +345,7 @@ def _by_value(command: str, word: str, value: str) -> str | None:
 
 
 def _written(path: str, form: str, value: str, known: dict[str, Any]) -> tuple[str, bool]:
-    """The hint to write `form` with the user's `value`, and whether `form` takes a value.
+    """(hint, whether `form` takes a value). The hint says how to write `form` with `value`.
 
     `form` is from gptcli.other_spellings."""
     option = form.partition(" ")[0]

@@ -146,7 +146,7 @@ def _status(chosen: tuple[Exercise, ...], folder: Path, watch: bool, as_json: bo
 
 
 def _class_status(chosen: tuple[Exercise, ...], folders: list[Path], as_json: bool) -> None:
-    """Print a table with a row for each folder of a student and a column for each exercise."""
+    """Print a table: one row for each student's folder, one column for each exercise."""
     from rich.table import Table
     from rich.text import Text
 
@@ -184,8 +184,9 @@ def _class_status(chosen: tuple[Exercise, ...], folders: list[Path], as_json: bo
 
 
 def _cell(row: Progress) -> str:
-    """The state of an exercise: "ok", "wrong", "error" or "-"; or "5/8" if the first 5 of 8 steps
-    are right."""
+    """What the table says about an exercise: "ok", "wrong", "error" or "-".
+
+    If the first wrong step is known, "wrong" becomes "5/8": the first 5 of 8 steps are right."""
     if row.state == "wrong":
         step = row.report.first_wrong_step if row.report else None
         return "wrong" if step is None else f"{step - 1}/{len(row.exercise.steps)}"

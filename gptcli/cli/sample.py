@@ -271,13 +271,15 @@ def sample(
 
 
 def _place(file: Path | None, number: int, count: int) -> str:
-    """The beginning of an error message: the prompt's file and line; "" if it was typed."""
+    """The file and line of a prompt, to begin an error message. "" if the prompt was typed."""
     line = f":{number}" if count > 1 else ""
     return f"{file}{line}: " if file else ""
 
 
 def _readable(model: SamplingModel, texts: list[str], file: Path | None) -> list[str]:
-    """The prompts after data.unknown was applied to them. Prints a note for each changed prompt."""
+    """Apply data.unknown to the characters of the prompts that the tokenizer does not know.
+
+    Returns the new prompts. Prints a note for each changed prompt."""
     from gptcli.tokenization.unknown_characters import readable
 
     found = []

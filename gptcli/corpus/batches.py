@@ -136,7 +136,7 @@ class Batches:
 
 
 class _Epochs:
-    """The endless list of sequences of one ring of tokens, as `Batches` describes it.
+    """An endless list of sequences, cut from one ring of tokens as `Batches` describes.
 
     `words` is the text from which the random numbers are seeded."""
 

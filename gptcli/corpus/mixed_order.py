@@ -34,10 +34,11 @@ class MixedOrder:
         self._cycles: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
 
     def sequences(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The text of each sequence from number `first` on, and the sequence's number in that text.
+        """From which texts `count` sequences come, and which numbers they have in these texts.
 
-        The sequences of a text are numbered from 0 on in the order in which the mixture reads them.
-        Returns two arrays, int64 (count,)."""
+        The first of the sequences has the number `first` in the mixture. The sequences of a text
+        are numbered from 0 on in the order in which the mixture reads them. Returns two arrays,
+        int64 (count,)."""
         texts, numbers = [], []
         last = first + count
         while first < last:
@@ -69,7 +70,7 @@ class MixedOrder:
 
 
 def sequences_of_cycle(shares: Sequence[float]) -> NDArray[np.int64]:
-    """The number of sequences of each text in a cycle: int64, with the sum CYCLE.
+    """How many sequences each text has in a cycle: int64 (texts,). The sum is CYCLE.
 
     Each share times CYCLE is rounded to a whole number: up for the texts with the largest
     remainders, down for all others. A text with a share above 0 gets at least one sequence."""

@@ -18,7 +18,7 @@ class Check:
 
 @dataclass(frozen=True)
 class StepMark:
-    """One step of the exercise in the report on a file.
+    """What the report on a file says about one step of the exercise.
 
     `state` is "right", "wrong", "unseen" or "after". "unseen": the step comes before the wrong
     step, but no number that forward computes shows whether the step is right. "after": the step
@@ -34,7 +34,7 @@ class StepMark:
 
 @dataclass(frozen=True)
 class Picture:
-    """The steps and the attention weights of a wrong attention, for drawing.
+    """What to draw of a wrong attention: its steps and its attention weights.
 
     Each array of attention weights is (T, T), for one head. It is None if the weights do not show
     the mistake. -1 stands for a learner's weight that is not finite."""

@@ -37,7 +37,7 @@ class Leader:
         self._state: LeaderState | None = None
 
     def lead(self, setup: Setup) -> Setup:
-        """A setup with which all ranks train together. Raises GptcliError if they cannot."""
+        """`setup`, changed so that all ranks train together. Raises GptcliError if they cannot."""
         from gptcli.distributed.orders import LeaderState, folder_mark
         from gptcli.distributed.share import Share
 
@@ -63,7 +63,7 @@ class Leader:
         return replace(setup, new_state=new_state)
 
     def asked_to_stop(self) -> bool:
-        """Whether a call of `Team.agree` has found that any rank was asked to stop."""
+        """Whether any rank was asked to stop, as far as `Team.agree` has noticed."""
         return self._team.stop_seen
 
     def __enter__(self) -> Leader:
@@ -177,9 +177,10 @@ def exit_code(error: BaseException | None) -> int:
 
 
 def run_to_continue(out: Path | None) -> Path | None:
-    """The run to resume if a rank died and all ranks were restarted; None at the first start.
+    """The run to resume after a rank died and all ranks were restarted.
 
-    `out` is the folder that the command line names."""
+    None at the first start, and for a run that has no config.yaml yet. `out` is the folder that the
+    command line names."""
     if not was_restarted():
         return None
     known = word_of("run")

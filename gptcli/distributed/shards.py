@@ -62,7 +62,7 @@ class ShardGroup:
         self._place = place
 
     def announce(self, name: str) -> None:
-        """Tell all other ranks the name of the folder to write to; "" to write nothing."""
+        """Tell all other ranks to write to the folder `name`. "" means that they write nothing."""
         with peers_needed():
             dist.broadcast(_packed(name), 0, group=self._group)
 
@@ -162,7 +162,7 @@ class ShardWriter:
 
 
 class LeaderShards:
-    """The TensorFiles of a sharded checkpoint, on the leader.
+    """The leader's TensorFiles, with which all ranks together write a sharded checkpoint.
 
     The function `order` tells the other ranks to take part. It runs once, in the main thread."""
 
@@ -173,7 +173,7 @@ class LeaderShards:
 
     @property
     def size(self) -> int:
-        """The size of the leader's rows in bytes."""
+        """How many bytes the leader's own rows have."""
         return sum(bytes_of(part) for part in self._rows)
 
     def copied(self) -> LeaderShards:

@@ -100,7 +100,9 @@ class Writer:
         self._process.wait()
 
     def result(self) -> Written:
-        """The answer of a process that has ended."""
+        """Wait until the process has ended, and return its answer.
+
+        Without an answer, `problem` of the result says how the process ended."""
         code = self._process.wait()
         self.end()
         for thread in self._threads:

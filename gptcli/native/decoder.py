@@ -45,7 +45,7 @@ def bytes_needed(
     streams: int,
     threads: int,
 ) -> int:
-    """The most memory that a Decoder takes, in bytes, without the model's own weights."""
+    """The most bytes that a Decoder takes. Does not count the weights of the model itself."""
     shape = _shape(config, vocab_size, dtype, streams, threads)
     return int(library.dec_bytes(ctypes.byref(shape))) + streams * vocab_size
 
@@ -75,7 +75,7 @@ def _shape(
 
 
 class Decoder:
-    """A decoder of one network for `streams` streams, numbered from 0.
+    """Runs one network for `streams` streams, which are numbered from 0.
 
     `dtype` is float32, bfloat16 or int8. With bfloat16, the matrices, the keys and the values are
     bfloat16. With int8, the matrices have eight bits per weight and one scale per 32 weights, and

@@ -45,7 +45,7 @@ def passage_record(
 
 
 def _nearest(steps: Sequence[int], used: int | None) -> int:
-    """The index of the step nearest to `used`; the last index if `used` is None."""
+    """The index of the number in `steps` nearest to `used`. The last index if `used` is None."""
     if used is None:
         return len(steps) - 1
     return min(range(len(steps)), key=lambda i: (abs(steps[i] - used), -i))
@@ -60,7 +60,7 @@ def _in_text(piece: bytes) -> str:
 def maps_record(
     inside: list[dict[str, Any]], tokenizer: Tokenizer, most_heads: int, used: int | None
 ) -> dict[str, Any] | None:
-    """What report.js shows as attention maps at each evaluation; None if there are no maps.
+    """The attention maps that report.js shows for each evaluation; None if there are no maps.
 
     Chooses the heads whose habits are clearest at the evaluation nearest to step `used`."""
     moments = []
@@ -92,7 +92,9 @@ def maps_record(
 
 
 def _unpacked(layers: Any) -> list[Tensor]:
-    """The maps (H, T, T) of each layer, decoded from base64 of lower triangles; [] if damaged."""
+    """Decode the attention maps of each layer, (H, T, T), from lower triangles in base64.
+
+    Returns [] if they are damaged."""
     found = []
     try:
         for heads in layers:
@@ -150,7 +152,7 @@ value="0">
 
 
 def _move(moments: Sequence[Any], what: str) -> str:
-    """The sentence that explains the slider; "" if there is only one evaluation."""
+    """A sentence that tells the reader to move the slider. "" if there is only one evaluation."""
     return f" Move the slider to see {what}." if len(moments) > 1 else ""
 
 

@@ -33,7 +33,8 @@ def as_tensor(table: Table) -> Tensor:
 
 
 def state_after(table: Table, tokens: Sequence[int]) -> int:
-    """The state of a text that ends with these tokens. An invalid byte resets the state to 0."""
+    """The UTF-8 state after a text whose last tokens are `tokens`. An invalid byte resets the
+    state to 0."""
     state = 0
     for token in tokens[-_LONGEST:]:
         after = table[state, token]

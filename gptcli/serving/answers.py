@@ -101,7 +101,7 @@ class Answer:
         )
 
     def usage_event(self, usage: dict[str, int]) -> bytes:
-        """The event with the number of tokens. It has no choices."""
+        """The event that holds `usage`, the numbers of tokens. It has no choices."""
         return b'%s],"usage":%s}\n\n' % (self._start, _json(usage))
 
 

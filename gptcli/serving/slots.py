@@ -40,8 +40,9 @@ class Slots(Protocol):
         """The logits for the next token of each slot: each float32 (V,)."""
 
     def run(self, slots: Sequence[int], uniform: Uniform) -> list[list[int]]:
-        """The next tokens of each slot in `slots`: one token for each of the slot's numbers in
-        `uniform`."""
+        """Generate the next tokens of each slot in `slots`, and return them.
+
+        `uniform` has a random number for each of these tokens."""
 
 
 def open_slots(model: SamplingModel, count: int) -> Slots:

@@ -28,7 +28,7 @@ class TokenScore:
 
 
 def scores_of(logits: Tensor, tokens: Sequence[int], count: int) -> list[TokenScore]:
-    """The scores of `tokens`, from their logits (T, V).
+    """A score for each token of `tokens`. `logits` are the logits that predict them, (T, V).
 
     Each score also has the `count` likeliest tokens. The scores come from the model's own
     distribution, before temperature and the other sampling parameters, as in llama.cpp's server."""

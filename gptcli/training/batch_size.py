@@ -29,7 +29,7 @@ from gptcli.training.training_state import TrainingState
 def with_fitting_batch_size(
     config: Config, vocab_size: int, user_parts: UserParts | None = None, ranks: int = 1
 ) -> tuple[Config, list[str]]:
-    """The config with numbers for batch_size and grad_accum, and a note about them for the user.
+    """`config` with batch_size and grad_accum set to numbers, and notes on them for the user.
 
     A config whose batch_size is not `auto` stays as it is. `config` must come from
     gptcli.training.setup.resolve. `ranks` processes share a step. On a CPU they share the memory
@@ -70,7 +70,7 @@ def with_fitting_batch_size(
 
 
 def largest_that_fits(sequences: int, ranks: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest micro-batch that fits and that lets `ranks` processes share a step evenly.
+    """The largest micro-batch that fits and gives `ranks` processes equally many micro-batches.
 
     It is a divisor of `sequences`, the number of sequences in a step. Calls `fits` for
     micro-batches of 1, 2, 4, 8 ... sequences, and at last for all `sequences`. Stops when `fits`

@@ -97,7 +97,7 @@ def other_network(config: Config, meta: dict[str, Any]) -> list[str]:
 
 
 def _other_values(key: str, now: Any, was: Any) -> list[str]:
-    """A phrase with the value of `key` now and in the checkpoint.
+    """A phrase that says which value `key` has now, and which value it has in the checkpoint.
 
     If `key` is a section, returns one phrase for each key of this section that differs."""
     return [

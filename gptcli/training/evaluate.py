@@ -67,7 +67,7 @@ def evaluate(
 def loss_by_text(
     tokens: TokenStore, loss_on: Callable[[TokenStore], float | None]
 ) -> tuple[float | None, tuple[tuple[str, float], ...]]:
-    """The loss on a split, and a pair (name, loss) for each text if the split is a mixture.
+    """The loss on a split. For a mixture, also a pair (name, loss) for each of its texts.
 
     The loss of a mixture is the mean over its texts, weighted by their shares in the training. It
     is None if `loss_on`, which evaluates one text, returned None."""

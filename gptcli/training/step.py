@@ -191,7 +191,7 @@ def forward_backward(
 
 
 def mean_loss(total: Tensor, count: int) -> Tensor:
-    """The mean of `count` losses with the sum `total`; both shape (). In float64 unless on MPS."""
+    """The mean of `count` losses whose sum is `total`, as a scalar: float64 unless on MPS."""
     return (total if total.device.type == "mps" else total.double()) / count
 
 

@@ -132,7 +132,7 @@ def _round_units(at_most: float) -> Iterator[float]:
 
 
 def _multiples(unit: float, low: float, high: float, rows: int, dots: int) -> dict[int, str]:
-    """row -> label, for each multiple of `unit` between `low` and `high`."""
+    """A dict row -> label, with each multiple of `unit` from `low` to `high` as a label."""
     decimals = 0 if unit >= 10 else max(1, -math.floor(math.log10(unit) + 1e-9))
     counts = range(math.ceil(low / unit - 1e-9), math.floor(high / unit + 1e-9) + 1)
     labels = {}

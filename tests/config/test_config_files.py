@@ -29,8 +29,7 @@ from gptcli.files.shipped import shipped_configs, shipped_folder
 
 
 def about(key: str) -> str:
-    """The hint of the error if a key has a value outside its range: the key's description from the
-    schema."""
+    """The hint of an error about a value of `key`: the key, and its description in the schema."""
     section, name = key.split(".")
     keys = config_schema()["$defs"][type(getattr(Config(), section)).__name__]["properties"]
     return f"{key}: {' '.join(keys[name]['description'].split())}"

@@ -163,7 +163,7 @@ def meta_that_is_a_pipe(run: Path, outside: Path) -> None:
 
 
 def network(run: Path, **changes: Any) -> None:
-    """Change keys of `model` in config.yaml, and in meta.json, too, so that both agree."""
+    """Change keys of `model` in config.yaml, and copy the changed config into meta.json."""
     from gptcli.config_files import dump_config, parse_config
 
     path = run / "config.yaml"

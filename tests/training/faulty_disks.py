@@ -221,7 +221,9 @@ def damage(run: Path, step: int, name: str) -> None:
 
 @dataclass(frozen=True)
 class Story:
-    """A run with checkpoints of the steps `before`. The first of these is the best one. The
+    """What a test does to a run, and what must be true of the run afterwards.
+
+    The run begins with checkpoints of the steps `before`. The first of these is the best one. The
     functions `calls` are then called on the run, one after the other. The other fields say what
     must be true of the run even if a call is interrupted at any point."""
 
@@ -253,8 +255,7 @@ class Story:
         return run
 
     def tell(self, run: Path, returned: Callable[[], None] = lambda: None) -> None:
-        """Call the functions of the story one after the other, and `returned` after each
-        function."""
+        """Call the story's functions one after the other. Call `returned` after each of them."""
         for call in self.calls:
             call(run)
             returned()
@@ -300,8 +301,7 @@ class Story:
 
 
 def check_tensors(run: Path, step: int) -> None:
-    """Assert that a checkpoint can be loaded, that its weights equal its step, and that its state
-    equals -step."""
+    """Assert that the checkpoint can be loaded, with only `step` in "w" and only -`step` in "m"."""
     loaded = checkpoint.load(run, step, with_state=True)
     assert set(loaded.model["w"].tolist()) == {float(step)}
     assert set(loaded.state["m"].tolist()) == {-float(step)}

@@ -75,7 +75,7 @@ def batch(seed: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Applied(nn.Module):
-    """The parametrization that adds scale * B A to the weight of a layer, so that autograd computes
+    """Adds scale * B A to a layer's weight, as a parametrization of PyTorch. Thus autograd computes
     gradients of A and B."""
 
     def __init__(self, A: torch.Tensor, B: torch.Tensor, scale: float) -> None:
@@ -87,9 +87,10 @@ class Applied(nn.Module):
 
 
 def applied_model(state: TrainingState) -> tuple[GPT, dict[str, Applied]]:
-    """A model with the base weights that adds each layer's adapter in its forward pass, so that
-    autograd computes gradients of A and B. Also a dict of the modules that hold A and B: layer ->
-    module."""
+    """A model that adds each layer's adapter to the base weights in the forward pass.
+
+    Thus autograd computes gradients of A and B. Also returns a dict layer -> module, with the
+    modules that hold A and B."""
     adapters = adapters_of(state)
     model = build_model(
         state.model.config, VOCABULARY, weights={n: p.detach() for n, p in state.weights.masters}
@@ -303,8 +304,9 @@ def base(new: Any, drive: Drive, tmp_path: Path) -> Path:
 
 
 def tuning(folder: Path, base: Path, text: Path, *overrides: str) -> Any:
-    """The Setup of a fine-tune of the run `base` with adapters. The fine-tune writes to
-    `folder`."""
+    """Prepare to fine-tune the run `base` with adapters, and return the Setup.
+
+    The fine-tune writes to `folder`."""
     words = (*BASE, "train.lora.rank=2", "train.learning_rate=0.01", *overrides)
     config = parse_config("", [f"data.source={text}", *words])
     return prepare_new(config, folder, from_run=base).setup

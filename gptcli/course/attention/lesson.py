@@ -52,7 +52,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
         return learner
 
     def check(self, learner: LearnerAttention, done: list[Check]) -> str:
-        """The verdict: runs every check in CHECKS on the class, then looks for notes."""
+        """Run every check in CHECKS on the class, look for notes, and return the verdict."""
         learner.check_forward()
         try:
             _run_checks(learner, done)
@@ -107,7 +107,7 @@ class AttentionLesson(Lesson[LearnerAttention]):
         )
 
     def class_checked(self, file: LearnerFile, learner: LearnerAttention) -> str:
-        """The name of the learner's class, which can have any name."""
+        """The name of the class in the learner's file. The learner can choose any name."""
         return learner.cls.__name__
 
     def follow(self, file: LearnerFile, say: Say) -> None:

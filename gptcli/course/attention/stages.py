@@ -55,7 +55,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Values:
-    """The results of all stages for one Problem."""
+    """The tensors that the stages of an attention compute for one Problem."""
 
     q: Tensor  # (B, T, C), as are k and v
     k: Tensor

@@ -80,7 +80,9 @@ def line_of_last_step(forward: ComparedForward) -> int | None:
 
 
 def _layouts(forward: ComparedForward, name: str, step: int) -> list[Tensor]:
-    """The correct value after `step`: in the skeleton's layout, then in other allowed layouts."""
+    """The correct tensor `name` after `step`, once in each allowed layout.
+
+    The first layout is that of the skeleton."""
     p, values = forward.p, forward.values
     if name == "mixed":
         folded = values.mixed.reshape(p.B * p.H, p.T, p.D)
@@ -99,7 +101,7 @@ def _equal(x: Tensor, right: Tensor) -> bool:
 def _layout_fault(
     forward: ComparedForward, unwritten: int, name: str, variables: list[tuple[str, Tensor]]
 ) -> Finding | None:
-    """The finding for a variable that holds all numbers of a value in wrong places, or None."""
+    """A finding if a variable has all numbers of the tensor `name` in a wrong layout; else None."""
     p, step = forward.p, unwritten - 1
     if name not in ("q", "k", "v", "mixed"):
         return None

@@ -82,9 +82,10 @@ _OF_LAYOUT = {"wrong-dimension", "raises", "wrong-result", "tokens-lost"}
 
 
 def _equality(learner: LearnerCache) -> float:
-    """The largest difference between the learner's outputs and recomputed outputs, in all sizes.
+    """Check the learner's code in every size of SIZES, and return the largest error of an output.
 
-    Raises CheckFailed if the learner's code has a mistake."""
+    An error is the largest difference between an output and the recomputed output. Raises
+    CheckFailed if the learner's code has a mistake."""
     largest = 0.0
     for size in SIZES:
         module = learner.module(size)
@@ -109,7 +110,9 @@ def _equality(learner: LearnerCache) -> float:
 def _read(
     learner: LearnerCache, module: nn.Module, weights: Weights, text: Tensor, size: Size
 ) -> list[Seen]:
-    """The results of forward: for the whole text without a cache, then for pieces with a cache."""
+    """Run forward on the whole text without a cache, then on pieces of the text with a cache.
+
+    Returns one Seen for each call of forward."""
     seen = [Seen(0, size.N, any_attention(weights, text, 0, size.N))]
     cache = learner.new(size.cache_sizes())
     start = 0

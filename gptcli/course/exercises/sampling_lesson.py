@@ -69,7 +69,7 @@ class LearnerSampling(LearnerFunctions):
         self.ran: frozenset[int] = frozenset()  # the lines that ran in the call with the wrong id
 
     def logits(self, step: int, logits: Tensor, *more: Any) -> Tensor:
-        """What the learner's function of a step returns for `logits`, as float64 (V,).
+        """What the learner's function for `step` returns for `logits`, as float64 (V,).
 
         Raises CheckFailed if the function returns no tensor, or a tensor of another shape."""
         name, given = FUNCTIONS[step - 1], logits.clone()
@@ -96,7 +96,7 @@ class LearnerSampling(LearnerFunctions):
         return got.detach().to(torch.float64)
 
     def token(self, step: int, *arguments: Any) -> int:
-        """The id that the learner's function of a step returns; -1 for None.
+        """The id that the learner's function for `step` returns. -1 if it returns None.
 
         Raises CheckFailed if the function does not return a whole number."""
         got = self.ask(step, *arguments)
@@ -112,7 +112,7 @@ class LearnerSampling(LearnerFunctions):
             raise self.no_id(step, str(got)[:60]) from None
 
     def ask(self, step: int, *arguments: Any) -> Any:
-        """The result of the learner's function of a step.
+        """Call the learner's function for `step`, and return its result.
 
         An exception, or a call that takes longer than LIMIT_S, becomes CheckFailed."""
         try:
@@ -306,7 +306,7 @@ def _numbers(values: Tensor) -> str:
 
 
 def _kept(values: Tensor) -> list[int]:
-    """The ids of the tokens that are not cut. A logit such as -inf or -1e9 counts as cut."""
+    """The ids of the tokens whose logits are not cut. A logit of -inf or -1e9 counts as cut."""
     return [i for i, value in enumerate(values.tolist()) if value > -1e4]
 
 

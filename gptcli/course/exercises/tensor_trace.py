@@ -122,7 +122,9 @@ class TensorTrace(TorchFunctionMode):
 
     @classmethod
     def of(cls, values: Iterable[Tensor]) -> TensorTrace:
-        """A trace that holds these tensors, each as the result of an operation."""
+        """A trace with one operation for each tensor in `values`.
+
+        The tensor is the operation's only result."""
         trace = cls(Path(), nn.Module())
         trace.operations = [Operation("", None, (value,), False) for value in values]
         return trace
@@ -141,7 +143,7 @@ class TensorTrace(TorchFunctionMode):
         return self._place_in_parts(goal) if in_parts and len(goal) > 1 else None
 
     def _place_in_parts(self, goal: Tensor) -> int | None:
-        """The index of the operation that completes the sorted numbers `goal`, made in parts.
+        """The index of the operation that makes the last missing number of `goal`, which is sorted.
 
         A loop makes numbers in parts, for example one token in each round. None if no line makes
         all of `goal`."""
@@ -152,9 +154,12 @@ class TensorTrace(TorchFunctionMode):
         return None
 
     def _parts_below(self, size: int) -> list[tuple[Tensor, Tensor]]:
-        """For each line: the sorted numbers of its results, and for each number the index of the
-        operation that made it. Leaves out every result with `size` or more numbers. Then leaves out
-        every line whose remaining results have fewer than `size` numbers together."""
+        """For each line of code: a pair of tensors about the numbers that this line makes.
+
+        The first tensor holds the numbers, sorted. The second tensor holds, for each number, the
+        index of the operation that made the number. Leaves out every result with `size` or more
+        numbers. Then leaves out every line whose remaining results have fewer than `size` numbers
+        together."""
         key = (len(self.operations), size)
         if key not in self._parts:
             by_line: dict[int, list[tuple[int, Tensor]]] = {}
@@ -188,7 +193,7 @@ class TensorTrace(TorchFunctionMode):
         return self.place_of(wanted, in_parts=in_parts) is not None
 
     def line_after(self, wanted: Iterable[Tensor]) -> int | None:
-        """The first line of the learner's file that computes anything after `wanted` is complete.
+        """The line of the learner's file that is the first to compute something after `wanted`.
 
         Skips lines that only reshape these tensors, unless no other line follows."""
         places = [place for one in wanted if (place := self.place_of(one)) is not None]
@@ -240,7 +245,7 @@ def _only_reshapes(operation: Operation, held: list[Tensor]) -> bool:
 
 
 def name_of(func: Callable[..., Any]) -> str:
-    """The name of a torch function, or of the property, such as `data`, that the function reads."""
+    """The name of `func`, or, if `func` reads a property such as `data`, the property's name."""
     name = getattr(func, "__name__", "")
     if name == "__get__":
         return str(getattr(getattr(func, "__self__", None), "__name__", name))

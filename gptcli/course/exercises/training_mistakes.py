@@ -95,7 +95,7 @@ def _scaled(grads: list[Tensor], factor: float) -> list[Tensor]:
 
 
 def _by(norm: Callable[[list[Tensor]], float]) -> Callable[..., Any]:
-    """A wrong clip_gradients, which clips by another norm."""
+    """A wrong clip_gradients, which computes the gradients' norm with the function `norm`."""
     return lambda g, m: (_scaled(g, min(1.0, m / norm(g))), norm(g))
 
 

@@ -12,7 +12,7 @@ _MOST = 20_000  # once `held` has this many values, no more are recorded
 
 
 class Watch:
-    """A context that records which lists and tuples the functions of a file return and hold.
+    """A context manager that records the lists and tuples that a file's functions hold or return.
 
     It records no lists and tuples of 1,000 items or more. It records nothing of lambdas and
     comprehensions, because they see every pair of a text, not only the chosen pair."""
@@ -50,7 +50,7 @@ class Watch:
 
 
 def lines_run(path: Path, call: Callable[[], Any]) -> list[int]:
-    """The numbers of the lines in the file `path`, in the order in which `call` runs them.
+    """Run `call`, and return the numbers of the lines of the file `path` that ran, in order.
 
     The list is empty if `call` raises an exception."""
     lines: list[int] = []
