@@ -46,7 +46,7 @@ def cpu_quota() -> float | None:
 
 
 def memory_limits() -> list[tuple[int, int]]:
-    """(limit, memory in use) in bytes, for each cgroup of this process with a memory limit."""
+    """For each memory limit of this process's cgroups: (limit, memory in use), in bytes."""
     found = []
     for folder in _folders("memory"):
         for limit_file, used_file in (
@@ -60,7 +60,7 @@ def memory_limits() -> list[tuple[int, int]]:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """The folders of this process's cgroups for a controller, from the innermost to the root.
+    """The cgroup folders of this process for `controller`, from the innermost to the root.
 
     Some of these folders may not exist. For example, in a container without a cgroup namespace,
     /proc names the folders of the host, and only the root exists in the container."""

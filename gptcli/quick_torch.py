@@ -26,7 +26,7 @@ _import = builtins.__import__
 
 
 class _Later(ModuleType):
-    """A stand-in for one of the modules UNUSED.
+    """Stands for a module in UNUSED, which is imported only if code needs it.
 
     If code reads a name from a stand-in, the real modules are imported."""
 

@@ -74,7 +74,7 @@ def refuse_windows_path(where: str, quoted: str) -> None:
 
 @cache
 def _forms(key: tuple[str, ...]) -> frozenset[str]:
-    """The forms that the value of a text key can have: "text", "list", "null".
+    """Which kinds of values a text key allows: some of "text", "list" and "null".
 
     Returns an empty set for all other keys, such as a key whose value can be a number."""
     section = Config.model_fields.get(key[0]) if len(key) == 2 else None
@@ -89,7 +89,7 @@ def _forms(key: tuple[str, ...]) -> frozenset[str]:
 
 
 def _forms_of(annotation: Any) -> Iterator[str]:
-    """The forms that a value of this type can have: "text", "list", "null", "other"."""
+    """Which kinds of values a type allows: some of "text", "list", "null" and "other"."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _forms_of(arguments[0])

@@ -63,7 +63,7 @@ def refuse_run(word: str) -> None:
 
 
 def _files_in_same_folder(name: str) -> list[str]:
-    """The texts and configs in the folder of a missing file, to propose the nearest name."""
+    """The texts and configs beside the missing file `name`. The user may have meant one of them."""
     folder = Path(name).parent
     try:
         files = sorted(folder.iterdir())

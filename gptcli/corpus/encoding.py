@@ -70,7 +70,7 @@ def encode_all(
 def _regrouped(
     pieces: Iterable[Piece], cuts: Callable[[Iterable[str], int], Iterator[str]]
 ) -> Iterator[Piece]:
-    """Cut the documents of `pieces` again, by `cuts`, so that each piece can be encoded alone."""
+    """Cut each document anew into pieces that can be encoded alone. `cuts` cuts a document."""
     document = 0
 
     def number(piece: Piece) -> int:
@@ -86,7 +86,9 @@ def _regrouped(
 
 
 def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The pieces, with a newline before each document if no newline ends the document before it."""
+    """The pieces, after newlines are added so that each document begins on a new line.
+
+    Adds a newline before a document only if the document before it does not end with one."""
     last = "\n"
     for piece in pieces:
         text = piece.text
@@ -142,7 +144,7 @@ def _with_known(pieces: Iterable[Piece], known: KnownCharacters) -> Iterator[Pie
 
 
 def _encode_group(tokenizer: Tokenizer, group: list[Piece]) -> tuple[Tokens, Tokens]:
-    """The ids of a list of pieces, and the positions in these ids where documents start (int64)."""
+    """The token ids of `group`, and the positions in these ids where documents start (int64)."""
     starts: list[int] = []
     position = 0
     if tokenizer.eot is None:

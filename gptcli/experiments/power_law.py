@@ -53,7 +53,7 @@ class PowerLaw:
 
 
 def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
-    """The law with the least squared error, among those whose floor is not negative.
+    """The power law that fits `losses` with the least squared error. Its floor is at least 0.
 
     Raises GptcliError if there are fewer than five points, or if larger networks are not better."""
     x, y = np.asarray(sizes, dtype=float), np.asarray(losses, dtype=float)
@@ -88,6 +88,6 @@ def fit(sizes: Sequence[float], losses: Sequence[float]) -> PowerLaw:
 
 
 def _gradient(x: Floats, scale: float, exponent: float) -> Floats:
-    """The derivatives of the loss by floor, scale and exponent: a row for each size in x."""
+    """The derivatives of the loss with respect to floor, scale and exponent: (len(x), 3)."""
     powers = x**-exponent
     return np.stack((np.ones_like(x), powers, -scale * powers * np.log(x)), axis=1)

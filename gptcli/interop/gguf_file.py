@@ -95,7 +95,7 @@ def named_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
 
 
 def _in_pairs(matrix: Tensor, head_dim: int) -> Tensor:
-    """The matrix (H D, C) with the rows of each head in the order 0, D/2, 1, D/2 + 1, ...
+    """`matrix` (H D, C) with reordered rows: in each head, rows 0, D/2, 1, D/2 + 1, and so on.
 
     With the name "llama", llama.cpp rotates pairs of neighbouring channels. With the name "qwen3",
     it rotates pairs of the channels i and i + D/2, as gptcli does."""

@@ -147,7 +147,7 @@ def hugging_face(
 
 
 def _has_window(theirs: Any, block_size: int) -> bool:
-    """Whether each layer of a model has a sliding window of block_size tokens in transformers."""
+    """Whether `theirs`, a transformers config, gives all layers a window of `block_size` tokens."""
     kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"]
     window = getattr(theirs, "sliding_window", None)
     return window == block_size and set(kinds) == {"sliding_attention"}
@@ -294,7 +294,7 @@ its tensor."""
 
 
 def _same_tensors(trained: Trained, path: Path, type_name: str) -> None:
-    """Read the tensors of a GGUF file, and compare all of them with the model's.
+    """Compare all tensors in the GGUF file at `path` with the tensors of the model.
 
     Raises GptcliError (exit code 1) if a tensor differs by more than rounding can cause."""
     stored = dict(gguf_file.read_tensors(path))

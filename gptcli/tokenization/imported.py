@@ -136,7 +136,7 @@ class ImportedTokenizer(Tokenizer):
 
 
 def _canonical(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a tokenizer.json in the form in which a run keeps it.
+    """`stored`, the content of a tokenizer.json, rewritten as a run keeps it.
 
     Raises ValueError if it is not a BPE, or if vocab, merges or added_tokens have a wrong type."""
     model = stored.get("model")

@@ -187,7 +187,7 @@ def prune(run: Path, keep: int) -> None:
 
 
 def _possibly_best(run: Path, steps: list[int]) -> set[int | None]:
-    """The steps that are best by the newest valid meta.json and by the file `checkpoints/best`.
+    """The steps that the newest valid meta.json and the file `checkpoints/best` name as best.
 
     Raises OSError, ValueError or GptcliError if an unreadable file leaves the best step unknown."""
     known = _best_by_meta(run, steps)
@@ -306,7 +306,9 @@ def best_valid(run: Path, *, as_arrays: bool = False) -> tuple[Checkpoint, list[
 def _first_valid(
     run: Path, steps: list[int], *, with_state: bool, as_arrays: bool = False
 ) -> tuple[Checkpoint, list[str]]:
-    """The first checkpoint of `steps` that loads, and the errors of the steps tried before it."""
+    """Try to load `steps` in order. Returns the first that loads, and the errors before it.
+
+    Raises GptcliError if no step loads."""
     notes: list[str] = []
     for step in steps:
         try:

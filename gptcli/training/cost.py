@@ -25,7 +25,7 @@ def matrix_parameters(config: Config, vocab_size: int) -> int:
 
 
 def counts(config: Config, vocab_size: int) -> dict[str, float]:
-    """The units of work in a step, for each kind of work in `SECONDS`."""
+    """How much work a step does: the number of units for each kind of work in `SECONDS`."""
     m, tokens = config.model, config.tokens_per_step
     parameters = matrix_parameters(config, vocab_size)
     blocks = parameters - vocab_size * m.n_embd

@@ -73,7 +73,10 @@ def final_sample(
 
 
 def _streams(model: GPT, device: torch.device, own_parts: bool, threads: int) -> Streams:
-    """A stream that samples with the C library if it is compiled already, else with PyTorch."""
+    """A stream that samples with the C library if that is possible at once, else with PyTorch.
+
+    The C library must be compiled already. It needs a CPU, an arch that it supports, and no user's
+    parts."""
     backend = Backend("torch", "float32")
     if device.type == "cpu" and not own_parts and library.is_compiled(library.SAMPLING):
         backend = choose_backend("auto", "cpu", has_user_parts=False, arch=model.config.traits)
@@ -83,7 +86,7 @@ def _streams(model: GPT, device: torch.device, own_parts: bool, threads: int) ->
 def _draw(
     streams: Streams, tokenizer: Tokenizer, seed: int, should_stop: Callable[[], bool]
 ) -> str:
-    """A text of at most _TOKENS tokens that the model writes until `should_stop` returns true."""
+    """A text that the model writes. Ends after _TOKENS tokens, or if `should_stop` returns true."""
     text = ""
     for item in generate_text(
         streams,

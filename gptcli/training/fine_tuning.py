@@ -103,11 +103,11 @@ def with_few_steps(config: Config, train_tokens: int) -> Config:
 
 
 def with_evaluations(config: Config) -> Config:
-    """The resolved config of a fine-tune, with at least about five evaluations.
+    """A copy of `config` whose `eval_every` gives a fine-tune about five evaluations or more.
 
-    By default evaluations take at most 2 % of the time. This can be too few evaluations for a
-    short fine-tune: it may soon overfit, and then the best of several checkpoints is much better
-    than the last."""
+    `config` must be resolved. By default evaluations take at most 2 % of the time. This can be too
+    few evaluations for a short fine-tune: it may soon overfit, and then the best of several
+    checkpoints is much better than the last."""
     train = config.train
     every = min(int(train.eval_every), math.ceil(train.max_steps / _LEAST_EVALUATIONS))
     return config.model_copy(update={"train": train.model_copy(update={"eval_every": every})})

@@ -36,7 +36,7 @@ def refuse_unfitting(
 
 
 def refuse_other_shapes(wanted: Shapes, given: Shapes, *, all_of_them: bool = True) -> None:
-    """Raise GptcliError if `given` lacks a name of `wanted`, or has another shape for it.
+    """Raise GptcliError if a name in `wanted` is missing in `given`, or has another shape there.
 
     If `all_of_them` is true, also raises GptcliError if `given` has a name that `wanted` lacks."""
     odd = [name for name, shape in wanted.items() if given.get(name) != shape]

@@ -46,8 +46,9 @@ def comparison(runs: tuple[ShownRun, ShownRun], console: Console) -> list[Text]:
 
 
 def _chart(runs: tuple[ShownRun, ShownRun], console: Console, width: int, rows: int) -> list[Text]:
-    """The chart of both validation losses, or of the training losses if a run has few
-    evaluations."""
+    """A chart of the validation losses of both runs.
+
+    If a run has fewer than two evaluations, shows the training losses of both runs."""
     histories = [run.status.val_losses.points() for run in runs]
     evaluated = all(len(history) >= 2 for history in histories)
     if not evaluated:

@@ -185,8 +185,7 @@ def test_the_queue_takes_turns() -> None:
 
 
 class Running:
-    """A Generator that runs in its own thread, and an event loop in another thread, which receives
-    the texts."""
+    """A Generator that runs in its own thread. An event loop in another thread gets the texts."""
 
     def __init__(
         self, batch: Batch, *, most_waiting: int = 100, longest_wait: float = 60.0

@@ -75,9 +75,9 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Copies of the run `begun`, after `call` was called on each of them. On the first copy, the
-    call was completed. On each further copy, SIGKILL ended the call: before its first operation on
-    the disk, before its second, and so on."""
+    """Copy the run `begun` several times, call `call` on each copy, and return the copies. On the
+    first copy, the call was completed. On each further copy, SIGKILL ended the call: before its
+    first operation on the disk, before its second, and so on."""
     disk = Recording()
     runs = [shutil.copytree(begun, begun.parent / "whole")]
     with monkeypatch.context() as patch:
@@ -96,8 +96,7 @@ def kills(begun: Path, call: Callable[[Path], None], monkeypatch: pytest.MonkeyP
 
 
 def check_not_mixed(run: Path) -> None:
-    """Assert that the checkpoints in a run folder and its config.yaml (if it has one) belong to the
-    same run."""
+    """If `run` has a config.yaml, assert that all checkpoints in `run` are of the same run."""
     if (run / "config.yaml").exists():
         new = run_folder.read_config(run).train.seed == 2
         steps = checkpoint.steps_of(run)

@@ -189,14 +189,14 @@ def queries_meet_keys(forward: ComparedForward) -> bool:
 
 
 def _mostly_holds(x: Tensor, forward: ComparedForward, name: str) -> bool:
-    """Whether more than half of the numbers in x occur in the reference's value `name`."""
+    """Whether more than half of the numbers in `x` are from the correct q, k or v (`name`)."""
     if not x.dtype.is_floating_point or x.numel() == 0:
         return False
     return float((forward.found.tables[name].locate(x.double()) >= 0).double().mean()) > 0.5
 
 
 def slug_of_swapped_names(forward: ComparedForward) -> str | None:
-    """The slug of the mistake if two of the variables q, k and v are swapped; else None."""
+    """The slug, such as "key-value-swapped", if two of q, k and v are swapped; else None."""
     held = values_of_variables(forward.trace, forward.found)
     for one, other, slug in (
         ("q", "k", "query-key-swapped"),
@@ -237,9 +237,10 @@ def _sorted(x: Tensor) -> Tensor:
 
 
 def operation_that_named(forward: ComparedForward, values: Values, index: int) -> int:
-    """The index of the operation whose result is a variable q, k or v with a mistake's numbers.
+    """The index of the operation that assigned the wrong numbers in `values` to q, k or v.
 
-    `values` are the values that the mistake gives. Returns `index` if no operation is found."""
+    `values` are the queries, keys and values that a mistake gives. Their numbers may be in another
+    order. Returns `index` if no operation is found."""
     for letter in "qkv":
         wrong = getattr(values, letter)
         if values_equal(wrong, getattr(forward.values, letter)):
@@ -255,7 +256,7 @@ def operation_that_named(forward: ComparedForward, values: Values, index: int) -
 
 
 def heads_are_summed(forward: ComparedForward) -> bool:
-    """Whether a result is the sum or the average of the weighted values of all heads."""
+    """Whether an operation adds up, or averages, the weighted values over the heads."""
     mixed = forward.values.mixed
     sums = [value.reshape(-1) for value in (mixed.sum(dim=1), mixed.mean(dim=1))]
     return forward.p.H > 1 and any(
@@ -301,7 +302,7 @@ def lowers_precision(operation: Operation) -> bool:
 
 
 def step_by_right_tokens(forward: ComparedForward) -> int:
-    """The step that is probably wrong, according to the tokens whose output is correct.
+    """The step that is probably wrong, guessed from which tokens have a correct output.
 
     Needs no trace. With a wrong mask (step 5), the output of the last token is still correct. With
     wrong scores (step 4), the output of token 0 is still correct."""

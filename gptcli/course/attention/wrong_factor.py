@@ -26,7 +26,7 @@ def factors_of(operation: Operation) -> list[Tensor]:
 def has_time_last(
     trace: ForwardTrace, operation: Operation, number: int, found: Matches, p: Problem
 ) -> bool:
-    """Whether factor `number` of the scores has its tokens in the last dimension, (B, H, D, T).
+    """Whether factor `number` (0 or 1) of the product for the scores has the layout (B, H, D, T).
 
     If the transpose is in the line of the product, looks at the tensor before the transpose."""
     x = factors_of(operation)[number]
@@ -46,10 +46,10 @@ def has_time_last(
 def step_of_raising_factor(
     trace: ForwardTrace, operation: Operation, found: Matches, p: Problem
 ) -> int | None:
-    """The step that a factor of `operation` lacks: 2, 3 or None. `operation` raised an error.
+    """The missing step (2 or 3) because of which `operation` raised an error; None if unknown.
 
-    Step 2: the factor was not split, or its heads come after time, because it was not transposed.
-    Step 3: the factor was not folded. It has four dimensions, but torch.bmm needs three."""
+    Step 2: a factor was not split, or its heads come after time, because it was not transposed.
+    Step 3: a factor was not folded. It has four dimensions, but torch.bmm needs three."""
     if operation.name == "einsum" or operation.name not in {*PRODUCTS, FUSED_KERNEL}:
         return None
     factors = {value_in(x, found, p.T): x for x in operation.inputs[:3]}
@@ -83,7 +83,9 @@ def is_narrow_slice(x: Tensor, name: str, found: Matches, p: Problem) -> bool:
 def before_transpose(
     trace: ForwardTrace, operation: Operation, number: int
 ) -> tuple[Operation, Tensor] | None:
-    """The transpose that made factor `number` of a product, and the transpose's input; or None."""
+    """The transpose whose result is factor `number` of `operation`, and the input of the transpose.
+
+    None if no transpose made this factor."""
     number += operation.name == "baddbmm"
     source = operation.sources[number] if number < len(operation.sources) else None
     if source is None or not (made := trace.operations[source]).inputs:
@@ -110,7 +112,7 @@ def folds_with_transpose(trace: ForwardTrace, found: Matches, p: Problem) -> boo
 
 
 def heads_before_time(x: Tensor, name: str, found: Matches) -> bool:
-    """Whether x is (B, H, T, D) and has each number of the value `name` at its right place."""
+    """Whether x has all numbers of `name` ("q", "k" or "v"), with the dimensions (B, H, T, D)."""
     table = found.tables[name]
     if x.dim() != 4 or x.numel() != table.flat.numel():
         return False
@@ -136,7 +138,7 @@ def is_wrong_unpacking(trace: ForwardTrace, p: Problem) -> bool:
 
 
 def discarded_softmax(trace: ForwardTrace, found: Matches) -> Operation | None:
-    """The softmax that gives the correct weights, if its result is neither used nor assigned.
+    """The softmax whose correct result forward neither uses nor assigns to a variable.
 
     None if there is no such softmax."""
     at = found.completed_at.get("weights")

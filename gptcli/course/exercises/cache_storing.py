@@ -131,7 +131,7 @@ def _compare(
     *,
     to_read: bool,
 ) -> CheckFailed | None:
-    """The mistake in the result `got` of append; None if the result is right.
+    """The CheckFailed if `got`, which append returned, is wrong; None if `got` is right.
 
     `seen` are all pieces that were appended so far."""
     wanted = (_joined(seen, 0), _joined(seen, 1))
@@ -168,7 +168,7 @@ def _compare(
 
 
 def pair_of(got: Any) -> tuple[Tensor, Tensor] | None:
-    """The keys and the values in the result of append, or None.
+    """The keys and the values in `got`, the result of append. None if it has another form.
 
     The result can be two tensors, or one tensor that stacks both: (2, B, H, S, D)."""
     if isinstance(got, Tensor) and got.dim() == 5 and got.shape[0] == 2:
@@ -207,7 +207,7 @@ def _stored_pair(
 
 
 def _begins(one: Tensor, wanted: Tensor) -> bool:
-    """Whether a stored tensor is `wanted`, or a buffer that begins with it."""
+    """Whether `one` equals `wanted`, or is a longer buffer that begins with `wanted`."""
     if one.dim() != 4 or one.shape[2] < wanted.shape[2]:
         return False
     return same(one[:, :, : wanted.shape[2]], wanted)
@@ -220,9 +220,9 @@ def _name(
     stored: list[Tensor],
     step: int,
 ) -> CheckFailed:
-    """The CheckFailed for a mistake that gives the keys and values in `pair`.
+    """The CheckFailed for `pair`, the wrong keys and values that the cache stored or returned.
 
-    If no known mistake gives them, the CheckFailed is "wrong-result"."""
+    If no known mistake gives `pair`, the CheckFailed is "wrong-result"."""
     wanted = (_joined(seen, 0), _joined(seen, 1))
     S, new = wanted[0].shape[2], seen[-1][0].shape[2]
     within = learner.lines("append")
@@ -317,7 +317,7 @@ def _misplaced(
     part: int,
     step: int,
 ) -> CheckFailed:
-    """The CheckFailed for keys (`part` 0) or values (1) with tokens at a wrong place."""
+    """The CheckFailed for tokens at wrong positions in the keys (`part` 0) or the values (1)."""
     S = wanted[0].shape[2]
     bad = [t for t in range(S) if not same(pair[part][:, :, t], wanted[part][:, :, t])]
     names = ("keys", "values")
@@ -331,9 +331,10 @@ def _misplaced(
 
 
 def _tokens_in(pair: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> list[int] | None:
-    """The indices of the tokens of `wanted` whose key and value are both at one position in `pair`.
+    """The indices of those tokens of `wanted` that are also in `pair`, in the order of `pair`.
 
-    They are sorted by position in `pair`. Returns None if there is no such token."""
+    A token counts only if its key and its value are at the same position in `pair`. Returns None if
+    there is no such token."""
     if any(one.dim() != 4 or one.shape[:2] != wanted[0].shape[:2] for one in pair):
         return None
     found = []
@@ -346,7 +347,7 @@ def _tokens_in(pair: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> li
 
 
 def _in_order(stored: list[Tensor], keys: Tensor) -> bool:
-    """Whether `stored` is a list of pieces in the order of the text."""
+    """Whether two or more tensors in `stored` begin with a key, and are in the text's order."""
     places = []
     for tensor in stored:
         flat = tensor.double().flatten()
@@ -411,7 +412,7 @@ class _Devices(TorchFunctionMode):
         return out
 
     def _stays(self, tensors: Any) -> bool:
-        """Whether a list or tuple has a tensor that was made on the CPU and never moved."""
+        """Whether the list or tuple `tensors` has a tensor made on the CPU that was never moved."""
         if not isinstance(tensors, (tuple, list)):
             return False
         return any(
@@ -421,7 +422,7 @@ class _Devices(TorchFunctionMode):
         )
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether the tensor shares memory with one that was made on the CPU and never moved."""
+        """Whether `tensor` uses the memory of a tensor that was made on the CPU and never moved."""
         at = tensor.untyped_storage().data_ptr()
         return any(at == made.untyped_storage().data_ptr() for made in self.made) and not any(
             at == moved.untyped_storage().data_ptr() for moved in self.moved

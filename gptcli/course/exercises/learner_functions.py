@@ -60,7 +60,7 @@ class LearnerFunctions(Explainer):
         return self.functions[name](*arguments)
 
     def ask(self, step: int, *arguments: Any) -> Any:
-        """The result of the learner's function of a step. An exception becomes CheckFailed."""
+        """What the learner's function for `step` returns. An exception becomes CheckFailed."""
         try:
             return self.call(step, *arguments)
         except CheckFailed:
@@ -70,7 +70,8 @@ class LearnerFunctions(Explainer):
             raise self.stopped(error, self.names[step - 1], named) from error
 
     def number(self, step: int, *arguments: Any) -> float:
-        """The result of the learner's function of a step, as a number."""
+        """The number that the learner's function for `step` returns. Any other result raises
+        CheckFailed."""
         value = self.ask(step, *arguments)
         try:
             return float(value.detach() if isinstance(value, Tensor) else value)
@@ -84,7 +85,7 @@ class LearnerFunctions(Explainer):
             ) from None
 
     def quoted(self, step: int, pattern: str = r"\breturn\b") -> str:
-        """The quote of the last line that matches `pattern` in the step's function.
+        """Quotes the last line that matches `pattern` in the learner's function for `step`.
 
         If no line matches, returns the quote of the function's `def`."""
         lines = self.source.lines_of(self.names[step - 1])

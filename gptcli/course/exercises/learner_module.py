@@ -56,17 +56,17 @@ class Size:
 
 
 def no_step(run: Run) -> int | None:
-    """None: in this lesson, only the trace shows the first wrong step."""
+    """Always None, for lessons in which only the trace shows the first wrong step."""
     return None
 
 
 def no_unseen(trace: TensorTrace, weights: Any, x: Tensor) -> int | None:
-    """None: in this lesson, only the trace shows the first wrong step of a forward that stops."""
+    """Always None, for lessons in which only the trace shows where a stopped forward is wrong."""
     return None
 
 
 def all_seen(trace: TensorTrace, weights: Any, x: Tensor, step: int) -> bool:
-    """True: in this lesson, one landmark of a step shows that the whole step is right."""
+    """Always True, for lessons in which one correct result shows that a whole step is right."""
     return True
 
 
@@ -141,7 +141,7 @@ def _step(failed: CheckFailed) -> int:
 
 
 def _lacks_part(failed: CheckFailed) -> bool:
-    """Whether forward stopped because of a submodule that the constructor does not make."""
+    """Whether forward stopped because it uses a submodule that the constructor did not make."""
     text = str(failed)
     return "has no attribute" in text or "'NoneType' object is not callable" in text
 
@@ -271,7 +271,7 @@ class LearnerModule(Explainer):
         return module(x)
 
     def _wrong_kind(self, y: Any, x: Tensor, doing: str) -> tuple[str, str, str] | None:
-        """The fault in the type, shape or dtype of an output: (slug, message, hint), or None."""
+        """What is wrong with the type, shape or dtype of `y`: (slug, message, hint), or None."""
         if not isinstance(y, Tensor):
             kind = "None" if y is None else f"a {type(y).__name__}"
             return (
@@ -295,7 +295,9 @@ class LearnerModule(Explainer):
         return None
 
     def landmarks(self, weights: Any, x: Tensor) -> list[list[Tensor]]:
-        """The results of the steps, as far as the reference can compute them with `weights`."""
+        """The correct results of each step, which the reference computes from `weights` and `x`.
+
+        If the reference raises an exception at a step, the list ends before this step."""
         found: list[list[Tensor]] = []
         try:
             for wanted in self.lesson.landmarks(weights, x):
@@ -340,7 +342,7 @@ class LearnerModule(Explainer):
     def _fault_of_last_step(
         self, trace: TensorTrace, weights: Any, x: Tensor, error: BaseException, unwritten: int
     ) -> CheckFailed | None:
-        """The fault in the steps before the step `unwritten`; None if these steps are right.
+        """The CheckFailed if a step before `unwritten` is wrong; None if all these steps are right.
 
         The result of the step right before `unwritten` counts only if a variable holds it when the
         code stops."""
@@ -547,9 +549,9 @@ def compare_output(learner: LearnerModule, known: Iterable[CheckFailed] = ()) ->
 
 
 def _run(learner: LearnerModule, size: Size) -> Run:
-    """The Run of the module for one size.
+    """Build a module of `size`, call its forward, and return the results as a Run.
 
-    Its `faults` report dropout in evaluation mode, and an x that forward changed."""
+    The `faults` of the Run report dropout in evaluation mode, and an x that forward changed."""
     lesson = learner.lesson
     module, weights, x = learner.filled(size)
     faults = []
@@ -670,9 +672,10 @@ def _explained(learner: LearnerModule, runs: list[Run], bad: list[Run]) -> Check
 
 
 def _first_numbers(trace: TensorTrace, line: int | None, wanted: Tensor) -> str:
-    """A text that compares the first number of the line's newest result with that of `wanted`.
+    """A text such as " (number [0, 0] of this line's result is 2, expected 3)", for a message.
 
-    It is "" if the shapes differ or the two numbers are equal."""
+    Compares the first number of the newest result of `line` with the first number of `wanted`. The
+    text is "" if the shapes differ or the two numbers are equal."""
     results = [t for one in trace.operations if one.line == line for t in one.results]
     if line is None or not results or results[-1].shape != wanted.shape:
         return ""
@@ -816,7 +819,10 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 
 def general_mistakes(step: int, *, dropout_step: int | None = None) -> tuple[ExerciseMistake, ...]:
-    """The mistakes that any module can have, as mistakes of `step`."""
+    """The mistakes that any module can have, such as a forward that changes its input x.
+
+    Mistakes with dropout are in step number `dropout_step`, if it is given. All others are in step
+    number `step`."""
     return (
         ExerciseMistake(
             "input-changed",

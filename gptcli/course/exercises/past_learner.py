@@ -97,7 +97,7 @@ class PastLearner(CacheExplainer):
         self.inner: set[type] = set()  # the classes of the attention's submodules
 
     def forward_lines(self) -> set[int]:
-        """The lines of the file's functions and methods that the attention can use.
+        """The line numbers of all functions and methods in the file that the attention can use.
 
         Constructors are left out, and so are modules that are no part of the attention."""
         assert self.attention is not None
@@ -115,9 +115,10 @@ class PastLearner(CacheExplainer):
         return lines - self.source.lines_of_constructors()
 
     def quotable(self, at: str, within: Collection[int] | None) -> int:
-        """The number of the line to quote, chosen as in CacheExplainer.
+        """The number of the line to quote in a message; 0 if no line matches a pattern in `at`.
 
-        Quotes a line of a rotation only if no other line fits."""
+        Chooses as CacheExplainer.quotable does, but quotes a line of a rotation only if no other
+        line fits."""
         assert self.attention is not None
         rotation = {n for n in (*self.source.functions(), *vars(self.module_of_file))
                     if _ROTATION.search(n)}  # fmt: skip
@@ -248,11 +249,12 @@ class PastLearner(CacheExplainer):
     def read(
         self, text: Text, pieces: Iterable[int], module: nn.Module | None = None
     ) -> list[Called]:
-        """The calls that read a text in pieces, each with the past that the previous call returned.
+        """Read `text` piece by piece, and return the calls of forward.
 
-        Stops after the first call that fails. Also stops after a call that returns no past, unless
-        the module keeps keys and values itself. `module` can be a module that has read other texts;
-        by default it has read none."""
+        `pieces` has the number of tokens of each piece. Each call gets the past that the previous
+        call returned. Stops after the first call that fails. Also stops after a call that returns
+        no past, unless the module keeps keys and values itself. `module` can be a module that has
+        read other texts; by default it has read none."""
         calls: list[Called] = []
         past = self.fresh()
         start = 0
@@ -286,7 +288,7 @@ class PastLearner(CacheExplainer):
         return Text(size, module, weights, x, wanted.detach(), known, dims)
 
     def _own_output(self, module: nn.Module, x: Tensor) -> Tensor:
-        """The output of forward for the whole text without a past.
+        """The output of forward if it reads the whole text `x` in one call.
 
         Raises CheckFailed if forward stops or has no causal mask."""
         whole = self.whole(module, x)
@@ -303,11 +305,11 @@ class PastLearner(CacheExplainer):
         return whole.y
 
     def unused(self, module: nn.Module) -> nn.Module:
-        """`module`, or a copy of it if calls of forward change it."""
+        """`module` if calls of forward do not change it; else a copy of `module`."""
         return copy.deepcopy(module) if self.form.keeps_state else module
 
     def whole(self, module: nn.Module, x: Tensor) -> Called:
-        """A call of forward with a whole text, on a module that has read nothing else."""
+        """Call forward with the whole text `x`, on a module that has read no other text."""
         return self.call(self.unused(module), x, self.fresh(), 0)
 
     def adapt(self) -> None:
@@ -337,7 +339,7 @@ class PastLearner(CacheExplainer):
 
 
 def with_past(file: LearnerFile, module: ModuleType, say: Say) -> PastLearner | None:
-    """A PastLearner for a file whose forward takes and returns keys and values, or keeps them.
+    """A PastLearner for `file`, if forward takes or keeps the keys and values of earlier tokens.
 
     None if the file has a cache class or no attention, if forward uses its argument as a cache
     object, or if forward has neither an argument nor a state for the past."""
@@ -356,7 +358,7 @@ def with_past(file: LearnerFile, module: ModuleType, say: Say) -> PastLearner | 
 
 
 def at_step(failed: CheckFailed, step: int) -> CheckFailed:
-    """A copy of `failed` with another step."""
+    """A copy of `failed` that names `step` as the wrong step."""
     return CheckFailed(failed.mistake, failed.message, failed.hints, step)
 
 

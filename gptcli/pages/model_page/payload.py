@@ -133,10 +133,11 @@ def _parameters(model: GPT) -> Iterator[tuple[str, Floats]]:
 
 
 def _columns(name: str, weights: Floats, config: ModelConfig) -> int:
-    """The number of inputs of a matrix in the payload, before padding to a multiple of 32.
+    """How many columns a matrix needs in the payload, before padding to a multiple of 32.
 
-    The inputs of attention's output projection are the results of all heads, one after the other.
-    The result of each head is padded to a multiple of _HEAD_UNIT."""
+    Each column is for one input. The inputs of attention's output projection are the results of
+    all heads, one after the other. The result of each head is padded to a multiple of
+    _HEAD_UNIT."""
     if not name.endswith("attn.c_proj.weight"):
         return int(weights.shape[1])
     return config.n_head * (-(-config.head_dim // _HEAD_UNIT) * _HEAD_UNIT)

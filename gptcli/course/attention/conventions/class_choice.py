@@ -56,7 +56,7 @@ def attention_classes(module: ModuleType) -> list[type[nn.Module]]:
 
 
 def stack_of(cls: type[nn.Module], module: ModuleType) -> type[nn.Module] | None:
-    """The file's class that makes a list of heads of the class `cls`; None if there is none."""
+    """The class in `module` that makes a list of heads, each a `cls`; None if there is none."""
     return _stacks(_modules_of(module)).get(cls)
 
 
@@ -107,7 +107,7 @@ def _stacks(own: list[type[nn.Module]]) -> dict[type[nn.Module], type[nn.Module]
 
 
 def _is_one_head(cls: type[nn.Module]) -> bool:
-    """Whether the name and constructor of a class allow that it is an attention with one head."""
+    """Whether `cls` can be an attention with one head, judged by its name and constructor."""
     name = cls.__name__.lower()
     if "head" in name and "multi" not in name:
         return True

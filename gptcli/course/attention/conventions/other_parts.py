@@ -22,7 +22,7 @@ _RELATIVE = re.compile(r"relative|rel_pos|alibi|slopes", re.IGNORECASE)
 
 
 def needs_other_hardware(cls: type[nn.Module]) -> str | None:
-    """The name of a function that needs a GPU or a compiler, if the class uses one. Else None."""
+    """The name of a function in `cls` that needs a GPU or a compiler; None if there is none."""
     return next((name for name in _names_in(cls) if _FLEX.search(name)), None)
 
 
@@ -64,7 +64,10 @@ def other_part(cls: type[nn.Module], module: nn.Module | None, call: Call) -> Ch
 
 
 def _parts_of(cls: type[nn.Module], module: nn.Module | None) -> list[str]:
-    """The names in methods, the paths and classes of submodules, and the names of buffers."""
+    """The names that tell which parts an attention has.
+
+    These are the names in the methods of `cls`, and in `module` the paths and class names of
+    submodules and the names of buffers."""
     found = list(_names_in(cls))
     if module is not None:
         for path, part in module.named_modules():

@@ -23,7 +23,9 @@ class AttentionMistake(Mistake):
 
 
 def message_numbers(p: Problem) -> dict[str, float | int]:
-    """Name in the braces of messages and hints -> its number, which follows from `p`."""
+    """The numbers that messages and hints show for names in braces, such as {T}: name -> number.
+
+    The numbers follow from the sizes in `p`."""
     return {
         "B": p.B,
         "T": p.T,
