@@ -41,7 +41,7 @@ WARM_UP = 3  # the number of first steps, which are not timed
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the interval between its checkpoints, and the highest cost that they may have."""
+    """A network, how often it saves checkpoints, and how much of the time they may take at most."""
 
     overrides: tuple[str, ...]
     every: int
@@ -135,8 +135,7 @@ def main() -> None:
 
 
 def checkpoint_row(name: str, case: Case, rounds: int, runs: Path | None) -> tuple[str, float]:
-    """A row of the table, and the share of the time that checkpoints take, with one checkpoint per
-    minute."""
+    """A row of the table, and the share of training time that one checkpoint per minute takes."""
     found: dict[str, list[float]] = {"without": [], "with": []}
     saved = 0
     for number in range(rounds):
@@ -166,8 +165,8 @@ def one(case: Case, saving: bool, runs: Path | None) -> dict[str, float]:
 
 
 def train_one(case: dict, saving: bool, runs: str) -> dict[str, float]:
-    """The seconds from the end of the warm-up to the end of the last step, and the number of
-    checkpoints in this time."""
+    """Train. Return how many seconds the steps after the warm-up took, and how many checkpoints
+    were saved."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli's command line sets it
     sys.path.insert(0, str(ROOT))
     from gptcli.config_files import parse_config
@@ -207,7 +206,7 @@ def train_one(case: dict, saving: bool, runs: str) -> dict[str, float]:
 
 
 def evaluating_row(rounds: int, runs: Path | None, tiny: bool) -> tuple[str, float]:
-    """A row of the table, and the share of a training's time that evaluations and logging take."""
+    """A row of the table, and the share of training time that evaluations and logging take."""
     sides = {
         "auto": ("train.eval_every=auto", "train.log_every=auto"),
         "never": (f"train.eval_every={NEVER}", f"train.log_every={NEVER}"),

@@ -20,7 +20,7 @@ MOST_TEXTS = 500
 
 
 def texts_of(target: Target) -> list[str]:
-    """The CONFIG or the texts, as a list of words."""
+    """The words in `target`, as a list: one CONFIG, or any number of texts."""
     return [target] if isinstance(target, str) else target or []
 
 

@@ -142,7 +142,7 @@ class OpenedShards:
 
 
 def pool_blocks(texts: int) -> int:
-    """The number of blocks in the pool of each text, if a mixture has `texts` texts."""
+    """How many blocks the pool of each text has, if a mixture has `texts` texts."""
     return max(2, POOL_BLOCKS // texts)
 
 

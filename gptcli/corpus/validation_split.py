@@ -26,11 +26,12 @@ def train_tokens(tokens: int, val_fraction: float) -> int:
 
 
 def check_split(name: str, tokens: int, val_fraction: float, block_size: int) -> int:
-    """The number of training tokens of the text `name`, which has `tokens` tokens.
+    """The number of training tokens, after a check that both splits are long enough.
 
-    Training needs block_size + 1 tokens: a window and the token after it. Validation needs 2
-    tokens, or none if val_fraction is 0. Raises GptcliError if one of the two splits is too short.
-    The hint of the error proposes values with which both are long enough."""
+    `tokens` is the number of all tokens of the text `name`. Training needs block_size + 1 tokens:
+    a window and the token after it. Validation needs 2 tokens, or none if val_fraction is 0.
+    Raises GptcliError if one of the two splits is too short. The hint of the error proposes values
+    with which both are long enough."""
     train = train_tokens(tokens, val_fraction)
     validation = tokens - train
     if train < block_size + 1:
@@ -62,7 +63,9 @@ def check_validation(names: list[str], tokens: int) -> None:
 def split_documents(
     starts: NDArray[Any], tokens: int, val_fraction: float
 ) -> tuple[Ranges, Ranges]:
-    """The ranges of tokens for training and for validation, both with tokens from the whole text.
+    """The ranges of tokens for training, and the ranges of tokens for validation.
+
+    If the text has many documents, both splits have tokens from all parts of the text.
 
     `starts` has the position at which each document begins, in rising order. Of each long
     document, the end is for validation: val_fraction of its tokens. A document is long if it has
@@ -181,9 +184,9 @@ def _ranges(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Ranges:
 
 
 def _shuffled(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A pseudo-random number for each of `numbers`, by SplitMix64.
+    """Turns each of `numbers` into a pseudo-random number, by SplitMix64.
 
-    It is the same on every machine."""
+    The result is the same on every machine."""
     z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -69,7 +69,7 @@ def _is_random(func: Any) -> bool:
 
 
 def _words(func: Any, args: tuple[Any, ...]) -> Tensor | None:
-    """The tensor that an in-place operation fills; None if the operation makes a new tensor."""
+    """The tensor that `func` fills in place; None if `func` makes a new tensor."""
     first = args[0] if args else None
     return first if func._schema.is_mutable and isinstance(first, Tensor) else None
 
@@ -91,7 +91,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _again(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
-    """A function that draws the same numbers as an operation, and discards them."""
+    """A function that repeats the random draws of `func`, and discards the numbers."""
     filled = _words(func, args)
     if filled is not None and filled.dtype == torch.int64 and len(args) == 3 and args[2] is None:
         # gptcli's own dropout draws 64-bit numbers one by one. Many small draws equal one long

@@ -16,7 +16,7 @@ Points = list[tuple[int, float]]
 
 
 def recorded_losses(run: Path) -> tuple[Points, Points]:
-    """The points of the training losses and of the validation losses in a run's metrics.jsonl."""
+    """The training losses and the validation losses in a run's metrics.jsonl, as two curves."""
     train: Points = []
     val: Points = []
     with suppress(OSError):

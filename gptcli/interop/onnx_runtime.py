@@ -98,8 +98,7 @@ class CachedModel:
         return torch.cat(found, dim=1)
 
     def in_batch(self, idx: Tensor) -> Tensor:
-        """The logits of a text that is read as the second text of a batch, after two tokens of
-        padding."""
+        """The logits of `idx`, read as the second text of a batch, after two tokens of padding."""
         two = torch.zeros(2, idx.shape[1] + 2, dtype=torch.int64)
         mask = torch.ones_like(two)
         two[1, 2:], mask[1, :2] = idx[0], 0

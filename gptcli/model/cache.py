@@ -106,7 +106,7 @@ class KeyValueCache:
 
 
 class StreamPositions:
-    """Holds `at`, int64 (B,): the position of each stream's next token in the stream's text."""
+    """Holds `at`, int64 (B,): for each stream, the position of the next token in its text."""
 
     def __init__(self, at: Tensor) -> None:
         self.at = at
@@ -144,9 +144,10 @@ class StepLayerCache:
 
 
 class StaticCache:
-    """The caches of one step at the positions `at`, int64 (B,): a StepLayerCache for each layer.
+    """The caches for one step: a StepLayerCache for each layer.
 
-    Every position must be below `span`, unless `span` is the width W of the ring buffers."""
+    `at`, int64 (B,), has the position of each stream's next token. Every position must
+    be below `span`, unless `span` is the width W of the ring buffers."""
 
     def __init__(self, rings: KeyValueCache, at: Tensor, span: int) -> None:
         self.seen = StreamPositions(at)

@@ -1,4 +1,4 @@
-"""Versions of RMSNorm, of QK-norm with rotary positions and of GELU that are faster on CPUs.
+"""RMSNorm, GELU, and QK-norm with rotary positions, in versions that are faster on CPUs.
 
 On a CPU, PyTorch's versions take longer than the matrix products around them. PyTorch splits some
 of these functions into many operations, and has no vector code in bfloat16 for others. The
@@ -20,8 +20,9 @@ from torch.autograd.function import once_differentiable
 
 
 def fused_is_faster(x: Tensor) -> bool:
-    """Whether this file's functions are faster for x than PyTorch's: on a CPU, without
-    torch.compile."""
+    """Whether this file's functions are faster for `x` than PyTorch's.
+
+    They are faster on a CPU without torch.compile."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -69,9 +70,9 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def _through_norm(grad: Tensor, normal: Tensor, scale: Tensor) -> Tensor:
-    """The gradient with respect to x. `grad` is the gradient with respect to `normal`.
+    """The gradient of x, computed from `grad`, the gradient of normal = x * scale.
 
-    normal = x * scale, and scale = 1 / rms(x)."""
+    scale = 1 / rms(x)."""
     along = (grad * normal).mean(dim=-1, keepdim=True)
     return torch.addcmul(grad, normal, along, value=-1.0).mul_(scale)
 

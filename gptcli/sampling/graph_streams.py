@@ -156,7 +156,9 @@ class GraphStreams:
 
     @torch.no_grad()
     def _steps(self, streams: Sequence[int], uniform: Tensor, span: int) -> Tensor:
-        """The next tokens of these streams: uniform (n, steps) -> int64 (steps, n) on the host."""
+        """The next tokens of `streams`, drawn with the random numbers `uniform` (n, steps).
+
+        Returns int64 (steps, n) on the host."""
         texts = [self._texts[stream] for stream in streams]
         given = [streams, [t.tokens[-1] for t in texts], [t.fed - t.start for t in texts]]
         rows, last, positions = torch.tensor(given).to(self._device)

@@ -154,7 +154,7 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _without_long_runs(text: str) -> Iterator[str]:
-    """Pieces of `text`, which is cut before the last character of each long run of white space.
+    """Cuts `text` into pieces before the last character of each long run of white space.
 
     White space at the end of the text is not cut."""
     start = 0

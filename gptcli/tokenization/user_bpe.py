@@ -102,7 +102,7 @@ class UserTokenizer(Tokenizer):
         return json.dumps({"version": "1.0", "model": model}, indent=1)
 
     def encoding_key(self) -> str:
-        """The fingerprint, and a hash of the user's file, which changes if `encode` changes."""
+        """A key that changes if `encode` changes: the fingerprint and a hash of the user's file."""
         source = getattr(sys.modules.get(type(self._user_object).__module__), "__file__", None)
         content = Path(source).read_bytes() if source else b""
         return f"{self.fingerprint()} {hashlib.sha256(content).hexdigest()}"
@@ -141,7 +141,7 @@ def train_user_bpe(
 def restore_user_bpe(
     cls: type[Any], merges: Sequence[tuple[int, int]], saved: bytes
 ) -> UserTokenizer:
-    """The user's tokenizer after the user's `load` has read `saved`, which `save` wrote.
+    """The user's tokenizer, restored by the user's `load` from `saved`, which `save` wrote.
 
     Raises GptcliError if the restored object does not have the same `merges`."""
     with tempfile.TemporaryDirectory() as folder:

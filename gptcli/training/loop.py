@@ -307,7 +307,7 @@ class _Loop:
         return self.reason_to_stop()
 
     def loss_on(self, tokens: TokenStore) -> float | None:
-        """The mean loss on `tokens` of one text; None if the run is interrupted or far too late."""
+        """The mean loss on `tokens`; None if the run is interrupted or lasts much too long."""
 
         def give_up() -> bool:
             return self.should_stop() or self.plan.is_far_too_late()

@@ -314,9 +314,9 @@ RECIPES: dict[str, Recipe] = {
 
 
 def slots_of(train: TrainConfig) -> int:
-    """How many float32 numbers a run keeps for each weight of a block's matrices.
+    """How many float32 numbers a run keeps for a weight in a block's matrix, besides the weight.
 
-    The weight itself does not count. The numbers are the optimizer's state. If the run averages
+    The numbers are the optimizer's state. If the run averages
     weights, the average of the weight is one more."""
     return RECIPES[train.optimizer].slots + (1 if train.average > 0.0 else 0)
 
@@ -357,7 +357,7 @@ class Optimizers:
         self.averages.move(average)
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors of state that the next step depends on, by the name "slot/parameter"."""
+        """The tensors that the optimizer keeps for the next step, by the name "slot/parameter"."""
         found = {
             f"{slot}/{self.names[p]}": value
             for _, update in self.updates

@@ -260,7 +260,7 @@ def move_to_replaced(run: Path) -> None:
 
 
 def link_to_leave(run: Path) -> Path | None:
-    """The folder to which `checkpoints` links, if `move_to_replaced` moves only the link."""
+    """The folder behind the link `checkpoints`, if move_to_replaced moves only this link."""
     checkpoints = run / "checkpoints"
     return checkpoints.resolve() if checkpoints.is_symlink() and _has_steps(run) else None
 

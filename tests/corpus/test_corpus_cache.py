@@ -125,8 +125,10 @@ def test_the_tokenizer_of_a_run_finds_its_entry(
 
 
 def damages(entry: Path) -> Iterator[str]:
-    """Damage a cache entry in one way, yield, repair it, damage it in another way, and so on.
-    Yields a description: the name of the damaged file, and the damage."""
+    """Damage a cache entry in many ways, one after the other.
+
+    After each yield, the caller has gptcli repair the entry. Yields a description of the
+    damage, such as "meta.json empty"."""
     good = {path.name: path.read_bytes() for path in entry.iterdir()}
     assert len(good) == 6, "four shards, tokenizer.json and meta.json"
     for name, content in good.items():

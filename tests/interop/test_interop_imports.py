@@ -210,8 +210,9 @@ def test_tokens_of_vocab_and_merges_are_gpt2s(tmp_path: Path) -> None:
 
 
 def test_names_of_the_inner_model_and_old_buffers(tmp_path: Path) -> None:
-    """The first files of GPT-2 have weights whose names lack the prefix "transformer.", and buffers
-    for the causal mask."""
+    """read_model reads GPT-2's first files, in which names lack the prefix "transformer.".
+
+    These files also have buffers for the causal mask."""
     from safetensors.torch import load_file, save_file
 
     folder = gpt2(tmp_path)

@@ -47,8 +47,7 @@ def spelled_out(module: CausalSelfAttention, x: Tensor, dropout: float = 0.0) ->
 
 
 def by_loops(module: CausalSelfAttention, x: Tensor) -> Tensor:
-    """The output of an attention, computed by loops over sequences, heads and tokens, as in eq. 1
-    of Vaswani et al. 2017."""
+    """Attention by eq. 1 of Vaswani et al. 2017, in loops over sequences, heads and tokens."""
     B, T, C = x.shape
     D = C // module.n_head
     q, k, v = module.query(x), module.key(x), module.value(x)
@@ -88,8 +87,10 @@ def test_fast_path_is_the_eight_steps(
     dtype: torch.dtype,
     atol: float,
 ) -> None:
-    """On a CPU, the module uses the fused kernel for float32 with T > 64, and matrix products in
-    all other cases. Both must equal the eight steps."""
+    """The module's fast path gives the result of the eight steps.
+
+    On a CPU, the fast path is the fused kernel for float32 with T > 64, and matrix products in all
+    other cases."""
     module, x = attention(H, D, bias=bias, dtype=dtype), inputs(B, T, H * D, dtype)
     y = module(x)
     assert y.dtype == dtype
@@ -236,8 +237,7 @@ def test_names_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize("rotary", [False, True])
 def test_tables_cached_in_inference_mode_can_be_trained_with(rotary: bool) -> None:
-    """A mask or a table of rotations that was cached during sampling can later be used in
-    training."""
+    """Training works with a causal mask or rotary table that was cached during sampling."""
     attention_module._causal_mask.cache_clear()
     rotary_module.rotary_table.cache_clear()
     module, x = attention(2, 4, rotary=rotary), inputs(1, 13, 8)

@@ -92,12 +92,13 @@ as 0."""
 
 
 def agrees_with_pytorch(library: ctypes.CDLL, shape: str) -> None:
-    """Assert that the C library's error against float64 is at most about as large as that of
-    PyTorch in the same dtype. In bfloat16, the C library and PyTorch round at different places, and
-    only PyTorch rounds the residual stream. The C library's error may be 1.5 times PyTorch's, plus
-    half a percent, because PyTorch can be exact by chance for a small vector. In float32, the C
-    library adds numbers in another order than PyTorch, so its error may be twice PyTorch's, plus
-    1e-6."""
+    """Assert that the C library is about as exact as PyTorch in the same dtype.
+
+    Both errors are measured against float64. In bfloat16, the C library and PyTorch round at
+    different places, and only PyTorch rounds the residual stream. The C library's error may be 1.5
+    times PyTorch's, plus half a percent, because PyTorch can be exact by chance for a small vector.
+    In float32, the C library adds numbers in another order than PyTorch, so its error may be twice
+    PyTorch's, plus 1e-6."""
     arch, V, B, T, sizes = SHAPES[shape]
     n = network(library, arch, vocab_size=V, most_tokens=B * T, **sizes)
     idx, targets = batch(B, T, V)

@@ -173,8 +173,10 @@ def test_any_operation_that_fails(
 
 
 class Interrupting(Watched):
-    """A disk that sends its own process the signal `number` after `count` operations of the
-    background thread. The thread waits a moment, and continues."""
+    """A disk that interrupts its process by the signal `number`.
+
+    It sends the signal after `count` operations of the background thread. Then this thread waits a
+    moment, and continues."""
 
     def __init__(self, count: int, number: int) -> None:
         self.left, self.number = count, number

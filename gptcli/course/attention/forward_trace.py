@@ -143,7 +143,7 @@ class _Recorder(TorchFunctionMode):
             self._record_names(self.last_frame)
 
     def _is_untraced(self, tensor: Tensor) -> bool:
-        """Whether an untraced operation made this tensor from tensors that need gradients."""
+        """Whether `tensor` needs a gradient, but comes from an operation that the trace lacks."""
         known = tensor is self.x or isinstance(tensor, nn.Parameter) or id(tensor) in self.made
         return not known and tensor.dim() >= 2 and tensor.grad_fn is not None
 
@@ -155,14 +155,14 @@ class _Recorder(TorchFunctionMode):
         return frame
 
     def _callers(self, frame: FrameType | None) -> Iterator[int]:
-        """The lines in the frames above `frame` that run code of the learner's file."""
+        """Yield the lines of the learner's file whose calls led to `frame`, the innermost first."""
         while frame is not None and (frame := frame.f_back) is not None:
             if frame.f_code.co_filename != self.path:
                 return
             yield frame.f_lineno
 
     def _record_names(self, frame: FrameType) -> None:
-        """Record which local variables of the file have traced tensors or numbers as values."""
+        """Record the names of local variables of the file that hold traced tensors or numbers."""
         above: FrameType | None = frame
         while above is not None and above.f_code.co_filename == self.path:
             for name, value in above.f_locals.items():

@@ -79,7 +79,7 @@ def build(
 
 
 def _setting(config: Any, field: str) -> Any:
-    """The value of `field` in config. n_head stands for a missing n_kv_head."""
+    """The value of `field` in `config`. head_dim is computed; a missing n_kv_head equals n_head."""
     if field == "head_dim":
         return config.n_embd // config.n_head
     return getattr(config, field, config.n_head) if field == "n_kv_head" else getattr(config, field)

@@ -74,9 +74,9 @@ def random(learner: CacheExplainer, call: Callable[[], Tensor | None]) -> CheckF
 
 
 def named(learner: CacheExplainer, w: Weights, text: Tensor, seen: list[Seen]) -> CheckFailed:
-    """The CheckFailed for a mistake that gives the outputs in `seen`.
+    """The CheckFailed for a known mistake that explains the outputs in `seen`.
 
-    If no known mistake gives them, the CheckFailed is for the first wrong step."""
+    If no known mistake explains them, the CheckFailed is for the first wrong step."""
     first = next(one for one in seen if not one.right)
     if first.trace is not None:
         learner.ran = first.trace.lines
@@ -169,7 +169,7 @@ def _half_read(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
 def _masked_wrongly(
     learner: CacheExplainer, w: Weights, text: Tensor, one: Seen
 ) -> CheckFailed | None:
-    """The CheckFailed for a mistake of step 5 whose attention weights are in the trace, or None.
+    """The CheckFailed for a mistake of step 5 that the traced attention weights show, or None.
 
     This also finds the mistake if step 6 is wrong too. Then no single mistake explains the
     outputs."""
@@ -270,7 +270,7 @@ def _explains(
 
 
 def _square_mask(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
-    """The CheckFailed if an exception about shapes shows a mask of T x T or S x S; else None."""
+    """The CheckFailed if forward failed because its mask is T x T or S x S; else None."""
     T, S = one.count, one.start + one.count
     if one.failed is None or one.failed.step not in (5, 6) or T == S:
         return None
@@ -287,7 +287,7 @@ def _square_mask(learner: CacheExplainer, one: Seen) -> CheckFailed | None:
 
 
 def _has_scores(one: Seen, rows: int) -> bool:
-    """Whether a forward computed scores of `rows` queries with all keys."""
+    """Whether forward computed scores of `rows` queries and all keys, or a tensor of this shape."""
     operations = one.trace.operations if one.trace is not None else ()
     sizes = (rows, one.start + one.count)
     return any(t.dim() >= 3 and t.shape[-2:] == sizes for op in operations for t in op.results)

@@ -100,9 +100,9 @@ def _attention(learner: LearnerModern) -> str:
 
 
 def _with_equal_sizes(learner: LearnerModern, failed: CheckFailed) -> CheckFailed | None:
-    """The CheckFailed for a mistake of step 4 that makes shapes clash, or None.
+    """Find the mistake of step 4 that made shapes clash, or return None.
 
-    In a size with H = T they do not clash, so the output shows the mistake."""
+    With H = T, shapes do not clash, so the output shows the mistake."""
     if failed.mistake != "raises" or failed.step != 4:
         return None
     size = GroupedSize(2, 4, 32, 4, seed=1, K=4)
@@ -192,7 +192,9 @@ def _start(whole: ModernModule, *, stops: bool, unwritten: bool = False) -> None
 
 
 def _first_position(trace: TensorTrace, part: Tensor, T: int) -> int | None:
-    """The position of the first token in the rotation of q or k; None if the trace shows none."""
+    """The position by which forward rotates the first token of `part`, q or k.
+
+    None if the trace has no such rotation."""
     likely = (_LATER, *range(-1, 2 * _LATER + T))
     return next((at for at in likely if trace.has(turned(part, at))), None)
 

@@ -54,8 +54,9 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Any:
 
 
 def _part_of(name: str) -> str:
-    """The letters of the projections that a layer computes, from its name: "q", "k", "v", "o",
-    "kv", "qkv" or ""."""
+    """Which projections a layer computes, judged by its name: "q", "k", "v", "o", "kv" or "qkv".
+
+    Returns "" if the name does not tell."""
     last = name.rpartition(".")[2].lower() if not name.rpartition(".")[2].isdigit() else name
     plain = re.sub(r"_?(proj(ection)?|linear|layer|lin|weight|fc)s?$|^(to|w|c|attn)_", "", last)
     plain = plain.replace("_", "")

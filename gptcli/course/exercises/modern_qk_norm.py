@@ -24,7 +24,9 @@ _EPS = (1e-6, 1e-5, 1e-8, 1e-12, 0.0, float(torch.finfo(torch.float64).eps))
 
 @dataclass(frozen=True)
 class QKNorm:
-    """The norms of queries and keys: `q` and `k`, each a function, or None if there is no norm.
+    """The norms that a learner's code applies to queries (`q`) and keys (`k`), as functions.
+
+    `q` is None if queries have no norm, and `k` is None if keys have none.
 
     `of` describes the norm: its kind, and what it averages. `after_rotation` tells that a learned
     gain is applied to heads after their rotation."""
@@ -54,7 +56,7 @@ def find_norm(
     heads: dict[str, Tensor],
     turned: Callable[[Tensor], Tensor],
 ) -> QKNorm | None:
-    """The norms of q and k whose results are in the trace; None if there is none.
+    """The norms that forward applies to queries and keys; None if the trace shows no norm.
 
     `heads` has the queries "q" and the keys "k" before norm and rotation, each (B, heads, T, D)."""
     made = _Made(trace)
@@ -116,7 +118,7 @@ def _norm(over: str, eps: float, gain: Tensor | None, shift: Tensor | None, *, r
 
 
 def _applied(over: str, norm: Norm) -> Norm:
-    """`norm`, applied to each head by itself, or to all heads of a token as one vector."""
+    """A Norm that applies `norm` to each head by itself, or to all heads as one vector."""
 
     def on_all(heads: Tensor) -> Tensor:
         B, H, T, D = heads.shape
@@ -126,7 +128,7 @@ def _applied(over: str, norm: Norm) -> Norm:
 
 
 class _Made:
-    """The sorted numbers of each tensor of a trace, so that many comparisons are fast.
+    """Holds the sorted numbers of each traced tensor, so that many comparisons are fast.
 
     Tensors with a single number are left out."""
 
@@ -141,7 +143,7 @@ class _Made:
         }
 
     def has(self, wanted: Tensor) -> bool:
-        """Whether an operation made the numbers of `wanted`, in any order."""
+        """Whether a tensor of the trace has the same numbers as `wanted`, in any order."""
         rows = self._sorted.get(wanted.numel())
         if rows is None:
             return False

@@ -25,8 +25,7 @@ _NAMES = {"k": "keys", "v": "values"}
 def storing(
     learner: PastLearner, text: Text, whole: Called, calls: list[Called]
 ) -> CheckFailed | None:
-    """The mistake in the keys and values that forward stores (steps 1 to 4); None if none is
-    found."""
+    """Find a mistake in the keys and values that forward stores (steps 1 to 4), or return None."""
     form = learner.form
     lines = learner.forward_lines()
     if form.keeps_state:
@@ -60,7 +59,7 @@ def storing(
 
 
 def _in_state(learner: PastLearner, text: Text, calls: list[Called]) -> CheckFailed | None:
-    """The mistake in the tensors that a module keeps; None if none is found."""
+    """Find a mistake in the keys and values that a module keeps in itself, or return None."""
     fault = _joins(learner, text, text.keys, calls)
     if fault is not None:
         return fault
@@ -106,7 +105,7 @@ def _holds(stored: list[Tensor], wanted: Tensor) -> bool:
 
 
 def _places(text: Text, whole: Called) -> tuple[Place, Place, Dims, bool] | None:
-    """The places of keys and values in forward's result for the whole text; None if it lacks them.
+    """Where forward's result for the whole text has the keys and values; None if it lacks them.
 
     Returns the place of the keys, the place of the values, the sizes of the keys, and whether the
     values come first."""
@@ -164,7 +163,7 @@ def _joins(
     *,
     swapped: bool = False,
 ) -> CheckFailed | None:
-    """The mistake in how a forward joins stored and new tokens; None if none is found."""
+    """Find a mistake in how forward joins stored and new tokens, or return None."""
     lines = learner.forward_lines()
     for one in calls:
         if one.start == 0:
@@ -224,7 +223,7 @@ def _joins(
 def _found_joins(
     one: Called, old: dict[str, Tensor], new: dict[str, Tensor]
 ) -> list[past_layout.Seen]:
-    """The ways in which a call joined stored and new tokens, each with its line."""
+    """How a call joined stored and new tokens: a Seen for each join that the trace shows."""
     forms: dict[tuple[int, ...], list[tuple[past_layout.Seen, Tensor]]] = {}
     for seen, tensor in past_layout.joined(old, new):
         forms.setdefault(tuple(tensor.shape), []).append((seen, tensor))
@@ -253,7 +252,7 @@ def _present(
     keys: dict[str, Tensor],
     places: tuple[Place, Place],
 ) -> CheckFailed | None:
-    """The mistake in the keys and values that a call returned; None if none is found."""
+    """Find a mistake in the keys and values that a call returned, or return None."""
     lines = learner.forward_lines()
     wrong: dict[str, str] = {}
     sizes: dict[str, int] = {}
@@ -366,7 +365,7 @@ def _held(one: Called, keys: dict[str, Tensor]) -> dict[str, bool]:
 
 
 def _makes(trace: TensorTrace, wanted: Tensor) -> bool:
-    """Whether a trace has the numbers of `wanted` (B, H, T, D), in any order of dimensions."""
+    """Whether a traced tensor equals `wanted` (B, H, T, D), except for the order of dimensions."""
     dims = Dims(wanted.shape[0], wanted.shape[1], wanted.shape[3])
     return any(
         form is not None and close(form.double(), wanted)
@@ -378,9 +377,9 @@ def _makes(trace: TensorTrace, wanted: Tensor) -> bool:
 
 
 def position(learner: PastLearner, text: Text, one: Called) -> int | None:
-    """The position from which a call rotates queries or keys, if this position is wrong; else None.
+    """The wrong position from which a call rotates queries or keys.
 
-    Also None if no wrong position fits the call's tensors."""
+    None if the position is right, or if no wrong position fits the call's tensors."""
     piece = text.text[:, one.start : one.total]
     rights = _turned(learner, text, text.text[:, : one.start], piece)
     B, T, D = text.dims.B, one.count, text.dims.D
@@ -401,7 +400,7 @@ def position(learner: PastLearner, text: Text, one: Called) -> int | None:
 
 
 def _turned(learner: PastLearner, text: Text, before: Tensor, piece: Tensor) -> list[Tensor]:
-    """The tensors that can be queries or keys of `piece`, in a forward on `before` and `piece`."""
+    """The tensors that can be queries or keys of `piece`, if forward reads it after `before`."""
     whole = learner.whole(text.module, torch.cat((before, piece), dim=1))
     start, T = before.shape[1], piece.shape[1]
     found = []

@@ -27,7 +27,9 @@ def keeping(keep: Callable[[Tensor, float], Tensor]) -> LogitsForm:
 
 
 def ranks(first: int, last: int = 0) -> LogitsForm:
-    """A wrong top-k: keeps the logits of rank `first` to k + `last` - 1. Rank 0 is the largest."""
+    """A wrong top-k: keeps the logits with ranks `first` to k + `last` - 1.
+
+    Rank 0 is the largest logit."""
 
     def keep(logits: Tensor, k: float) -> Tensor:
         ranks = logits.argsort(descending=True).argsort()
@@ -141,7 +143,7 @@ DrawForm = Callable[[Tensor, float], int]
 def first_over(
     sums: Callable[[Tensor], Tensor], exceeds: Callable[[float, float], bool] = operator.gt
 ) -> tuple[DrawForm, ...]:
-    """Wrong draws, which return the first id at which `sums(logits)` exceeds u.
+    """Wrong ways to draw a token. Each returns the first id at which `sums(logits)` exceeds u.
 
     They differ in what they return if no sum exceeds u: None (-1 here), the first id, the last id,
     the last id that is not cut, the likeliest id, or V."""
@@ -166,7 +168,7 @@ def drawn(logits: Tensor, u: float) -> int:
 
 
 def sorted_draw(logits: Tensor, u: float, *, descending: bool = True) -> tuple[int, int]:
-    """The token that u draws if the probabilities are sorted and then summed: its rank and id."""
+    """The rank and the id of the token that `u` draws from the sorted probabilities."""
     values, order = torch.softmax(logits, dim=0).sort(descending=descending)
     rank = int((values.cumsum(0) > u).int().argmax())
     return rank, int(order[rank])
@@ -203,12 +205,12 @@ def earliest(text: str, stops: Sequence[str]) -> int | None:
 
 
 def longest(text: str, stops: Sequence[str]) -> int:
-    """The length of the longest end of the text that is also the beginning of a stop string."""
+    """The length of the longest suffix of `text` with which a stop string begins."""
     return max(ends(text, stops), default=0)
 
 
 def shorter_ends(text: str, stops: Sequence[str]) -> int:
-    """A wrong length to hold: ignores an end that lacks only one character of a stop string."""
+    """A wrong `longest`: ignores a suffix that lacks only the last character of a stop string."""
     return max((n for n in ends(text, stops) if any(
         text.endswith(s[:n]) and n < len(s) - 1 for s in stops)), default=0)  # fmt: skip
 

@@ -79,7 +79,7 @@ def run_definitions(
 
 
 def _missing_base(node: ast.stmt, space: dict[str, Any]) -> BaseException | None:
-    """The import error of a parent class; None if all parent classes of `node` were imported."""
+    """The error with which the import of a parent class of `node` failed; None if none failed."""
     bases = node.bases if isinstance(node, ast.ClassDef) else []
     for base in bases:
         root = ast.unparse(base).split(".")[0]

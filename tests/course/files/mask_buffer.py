@@ -1,4 +1,4 @@
-"""Attention with an additive mask in a buffer, whose size depends on block_size."""
+"""Attention whose additive mask is a buffer of block_size x block_size numbers."""
 
 import math
 

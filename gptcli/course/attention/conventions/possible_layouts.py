@@ -106,7 +106,7 @@ def _orders(source: Source) -> tuple[str, ...]:
 
 
 def _letters(path: str) -> list[str]:
-    """The orders of query, key and value that the name of a fused matrix allows."""
+    """The orders of query, key and value that a fused matrix can have, judged by its name."""
     plain = path.lower().rpartition(".")[2] if "." in path else path.lower()
     all_orders = ["".join(order) for order in permutations(QKV)]
     words = {"query": "q", "key": "k", "value": "v"}
@@ -177,7 +177,7 @@ def _sources(
 
 
 def _forms(group: Group, sizes: Sizes) -> Iterator[Source]:
-    """A Source for each form in which the group can hold projections, according to its shape."""
+    """Yield a Source for each way in which `group` can hold projections, judged by its shape."""
     C, H, D = sizes.C, sizes.H, sizes.D
     shape, count, path = group.shape, len(group.members), group.path
     turned = shape[::-1] if not group.oriented else shape

@@ -67,7 +67,7 @@ def values_equal(a: Tensor, b: Tensor) -> bool:
 
 
 def bank_results(p: Problem) -> Iterator[tuple[AttentionMistake, Values]]:
-    """(mistake, what it computes from `p`) for every variant of every mistake.
+    """Yield, for each variant of each mistake, the mistake and what the variant computes from `p`.
 
     Skips a variant that raises an error because the sizes of `p` do not allow it."""
     compute_stages(p)  # each variant reuses these results up to the stage that it replaces
