@@ -100,15 +100,16 @@ def measure(n_layer: int, n_embd: int, T: int, B: int) -> dict:
 
 
 def config_of(Config: type, n_layer: int, n_embd: int, T: int, B: int) -> object:
-    """The config of a modern network of this shape, with heads of width 64."""
+    """The config of a modern network with these sizes, and with heads of width 64."""
     model = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // 64, "block_size": T}
     return Config.model_validate({"model": model, "train": {"batch_size": B}})
 
 
 def fit(seen: list[dict]) -> dict[str, float]:
-    """The prices that minimise the relative errors of the computed times of a step.
+    """The price of each kind of work, fitted to the measured times of steps in `seen`.
 
-    The method is least squares. Work that would get a negative price gets the price 0."""
+    The fit minimises the relative errors of computed times by least squares. Work that would
+    get a negative price gets the price 0."""
     import numpy as np
 
     kinds = list(seen[0]["counts"])

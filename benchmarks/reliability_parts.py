@@ -40,7 +40,7 @@ class Part:
     Then `reduced` and `full` say how many of the cases a series runs."""
 
     def target(self, full: bool, count: int | None) -> int:
-        """The sum of the counts (with `cases`, the number of calls) at which the part is done."""
+        """How much is enough for this part: a sum of counts, or with `cases` a number of calls."""
         if count is not None:
             return min(count, self.full) if self.cases else count
         return self.full if full else self.reduced

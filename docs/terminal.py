@@ -208,7 +208,7 @@ def _plain(row: Row) -> str:
 
 
 def paced(frames: Sequence[Frame], faster: float, least: float, most: float) -> list[Frame]:
-    """The frames, with new durations for a moving picture. While a command works, the picture runs
+    """The frames for a moving picture, with new durations. While a command works, the picture runs
     `faster` times as fast as the recording. While the user types, it runs as fast as the
     recording. A frame in which a command works is shown for `least` to `most` seconds. If several
     such frames come within `least` seconds, only the last of them is kept."""

@@ -381,7 +381,9 @@ class Model:
 
 
 def _count(n: int | None) -> int:
-    """The number of samples of each prompt. Raises GptcliError if `n` is out of range."""
+    """How many samples to make for each prompt: `n`, or 1 if it is None.
+
+    Raises GptcliError if `n` is out of range."""
     if n is None:
         return 1
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST_SAMPLES:

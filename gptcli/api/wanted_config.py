@@ -82,7 +82,7 @@ def config_for(
 
 
 def _network_of(from_run: str | None) -> list[str]:
-    """The override that sets the network to that of the base run; [] without a base run."""
+    """An override with the network of the base run `from_run`; [] if there is no base run."""
     if from_run is None:
         return []
     from gptcli.training.run_folder import read_config

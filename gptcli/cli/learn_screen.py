@@ -326,8 +326,7 @@ def comparison(pairs: list[Pair], width: int, unicode: bool) -> list[Text]:
 
 
 def _margin(pair: Pair) -> int:
-    """The number of spaces with which all lines of a step begin, in both files. Blank lines do not
-    count."""
+    """The number of spaces with which every line of `pair` begins. Blank lines do not count."""
     texts = [text for _, text in (*pair.learner, *pair.reference) if text.strip()]
     return min((len(text) - len(text.lstrip(" ")) for text in texts), default=0)
 

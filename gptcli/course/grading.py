@@ -125,7 +125,7 @@ def _states(
     limit_s: float,
     ended: threading.Event,
 ) -> Iterator[Progress]:
-    """The state of each exercise of one student."""
+    """Yields the student's Progress in each exercise."""
     lost = 0.0  # seconds lost on the student's files that hung or crashed
     for exercise in exercises:
         path = student.files.get(exercise.name)

@@ -162,7 +162,7 @@ def _whole(shard: Tensor, like: DTensor) -> Tensor:
 def sharded_optimizers(
     train: TrainConfig, weights: ShardedWeights, before: Optimizers, dtype: torch.dtype
 ) -> Optimizers:
-    """Optimizers for the shards, which start with this rank's part of the state of `before`.
+    """Optimizers for this rank's shards. They start with the rank's part of `before`'s state.
 
     `dtype` is the dtype of the passes."""
     whole_state = Optimizers.state(before)

@@ -116,9 +116,9 @@ def existing_arms(paths: list[Path]) -> list[Arm]:
 
 
 def seed_trials(path: Path, seeds: list[int]) -> dict[int, Trial | Path]:
-    """The run or trial for each seed: `path` if it is a finished run with this seed, else a trial.
+    """For each seed: `path` if this run is finished and has the seed, else a Trial.
 
-    The trial trains the config of `path` with this seed, in the folder NAME-seeds/SEED beside
+    The Trial trains the config of `path` with this seed, in the folder NAME-seeds/SEED beside
     `path`. NAME is the name of the run folder `path`. Raises GptcliError if a run in such a folder
     has another config."""
     config = run_folder.read_config(path)

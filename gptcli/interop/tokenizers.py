@@ -61,11 +61,12 @@ def tokenizer_of_folder(path: Path, vocab_size: int) -> Tokenizer:
 
 
 def padded(tokenizer: Tokenizer, rows: int, path: Path) -> tuple[Tokenizer, str | None]:
-    """The tokenizer with as many tokens as the embedding has rows, and a note if tokens were added.
+    """The tokenizer with exactly `rows` tokens, and a note if tokens were added.
 
-    The embedding of a model often has more rows than there are tokens, because round numbers are
-    faster. Raises GptcliError if there are more tokens than rows, or if a tokenizer of characters
-    or bytes has too few tokens. No token can be added to such a tokenizer."""
+    `rows` is the number of rows of the embedding. The embedding of a model often has more rows
+    than there are tokens, because round numbers are faster. Raises GptcliError if there are more
+    tokens than rows, or if a tokenizer of characters or bytes has too few tokens. No token can be
+    added to such a tokenizer."""
     missing = rows - tokenizer.vocab_size
     if missing == 0:
         return tokenizer, None

@@ -31,7 +31,9 @@ class Compiler:
     is_zig: bool = False
 
     def flag(self, flag: str) -> str:
-        """The compiler's spelling of a flag of gcc. Zig writes names of processors with `_`."""
+        """The gcc flag `flag`, as this compiler spells it.
+
+        Zig writes names of processors with `_`."""
         if self.is_zig and flag.startswith("-march="):
             return "-march=" + flag.removeprefix("-march=").replace("-", "_")
         return flag
@@ -46,7 +48,7 @@ class Compiler:
 
 
 def find_compiler() -> Compiler | None:
-    """The compiler in $CC, gcc, cc, or the package ziglang's compiler; None if there is none."""
+    """The compiler: $CC, else gcc, else cc, else zig from the package ziglang. None without any."""
     if named := os.environ.get("CC", "").split():
         return Compiler(tuple(os.path.expanduser(word) for word in named))  # noqa: PTH111
     for name in ("gcc", "cc"):

@@ -126,10 +126,12 @@ class Engine:
     def gradients(
         self, idx: Tensor, targets: Tensor, *, seed: int, scale: float, add: bool
     ) -> float:
-        """The sum of the losses in nats. Also computes the gradients of this sum, times `scale`.
-        These gradients replace the numbers in the flat tensor of gradients. With `add`, they are
-        added to the numbers instead. For the same B and T, the masks of dropout depend
-        only on `seed`, which must be at least 0 and below 2**64."""
+        """Compute the gradients, and return the sum of the losses in nats.
+
+        The gradients are those of this sum, times `scale`. They replace the numbers in the flat
+        tensor of gradients. With `add`, they are added to the numbers instead. For the same B
+        and T, the masks of dropout depend only on `seed`, which must be at least 0 and below
+        2**64."""
         return self._call(idx, targets, self._gradients.data_ptr(), seed, scale, add=add)
 
     def _call(

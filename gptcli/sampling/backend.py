@@ -53,13 +53,12 @@ class Backend:
 
 
 def choose_backend(wanted: str, device: str, *, has_user_parts: bool, arch: Arch) -> Backend:
-    """The engine and the dtype for sampling on a device ("cuda", "mps" or "cpu"), if the user wants
-    the dtype `wanted`.
+    """The engine and the dtype that sample on `device`, which is "cuda", "mps" or "cpu".
 
-    `auto` is bfloat16 if the C library can sample here and the processor multiplies bfloat16, else
-    float32. In float32, greedy sampling with the KV cache gives the same text as computing the
-    whole text again for each token. `int8` (eight-bit weights) needs the C library. Raises
-    GptcliError if the dtype cannot be used."""
+    `wanted` is the dtype that the user asks for. `auto` is bfloat16 if the C library can sample
+    here and the processor multiplies bfloat16, else float32. In float32, greedy sampling with the
+    KV cache gives the same text as computing the whole text again for each token. `int8` (eight-bit
+    weights) needs the C library. Raises GptcliError if the dtype cannot be used."""
     found, reason = None, f"the device is {device}" if device != "cpu" else ""
     if not has_layout(arch):
         reason = "the C library does not support this arch"
@@ -160,7 +159,7 @@ def _native_streams(
 
 
 def open_decoder(model: GPT | Weights, backend: Backend, threads: int) -> Decoder:
-    """The C library's decoder with one stream, for scoring a text. The backend must be native.
+    """A Decoder of the C library with one stream, to score texts. The backend must be native.
 
     Raises MemoryError if the memory is not enough."""
     found = library.find(library.SAMPLING).library

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def native_log_probabilities(
     decoder: Decoder, config: ModelConfig, start: Sequence[int], ids: Sequence[int]
 ) -> FloatArray:
-    """The values of gptcli.sampling.score.log_probabilities, by the C library: float64 (T,)."""
+    """The log-probability ln p of each of the T `ids` after `start`: float64 (T,).
+
+    Like gptcli.sampling.score.log_probabilities, but computed by the C library."""
     parts = [np.empty(0)]
     for logits, targets in native_prompt_logits(decoder, config, [*start, *ids]):
         parts.append(of_targets(logits, targets))
@@ -33,8 +35,9 @@ def native_log_probabilities(
 def native_prompt_logits(
     decoder: Decoder, config: ModelConfig, text: Sequence[int]
 ) -> Iterator[tuple[npt.NDArray[np.float32], Sequence[int]]]:
-    """The values of gptcli.sampling.score.prompt_logits, computed in the decoder's dtype.
+    """Yield pairs: logits, and the tokens of `text` that they predict.
 
+    Like gptcli.sampling.score.prompt_logits, but computed in the decoder's dtype.
     text (T,) -> pairs of logits float32 (n, V) and tokens (n,)."""
     width, last = config.block_size, len(text) - 1
     windows = [(0, 0, last)]  # start, first token that is scored, end

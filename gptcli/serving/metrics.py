@@ -12,7 +12,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 
 
 class Histogram:
-    """A histogram: for each bound in _SECONDS, counts the durations that are at most the bound."""
+    """Counts durations: for each bound in _SECONDS, the durations that are at most this bound."""
 
     def __init__(self) -> None:
         self.buckets = [0] * len(_SECONDS)

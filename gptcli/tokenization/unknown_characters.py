@@ -35,7 +35,9 @@ class UnknownSummary(NamedTuple):
     most: list[tuple[str, int]]
 
     def __str__(self) -> str:
-        """`1,234 characters ...: 'é' (U+00E9) 1,200 times, ...`, to be written after a verb."""
+        """The summary as words that follow a verb such as "replaced".
+
+        For example: `1,234 characters ...: 'é' (U+00E9) 1,200 times, ...`."""
         named = ", ".join(
             f"{char!r} (U+{ord(char):04X}) {_times(times)}" for char, times in self.most
         )
@@ -122,7 +124,7 @@ def readable(tokenizer: Tokenizer, rule: Rule, text: str) -> tuple[str, str | No
 
 
 def done(rule: Rule) -> str:
-    """The verb of a note, which says what was done with the unknown characters."""
+    """What was done with the unknown characters, as the verb of a note: left out or replaced."""
     return "left out" if rule == "drop" else "replaced"
 
 

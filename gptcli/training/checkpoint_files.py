@@ -21,14 +21,14 @@ if TYPE_CHECKING:  # `gptcli runs` must not wait for the import of torch
 
 
 class TensorFiles(Protocol):
-    """The tensors of a checkpoint that is to be written, and how to write their files."""
+    """The tensors that a checkpoint will hold, and methods that write them into files."""
 
     @property
     def size(self) -> int:
         """The number of bytes that this process writes."""
 
     def copied(self) -> TensorFiles:
-        """Files of the same names with copies of the tensors, which later steps do not change."""
+        """These files with copies of the tensors. Later steps do not change the copies."""
 
     def temporary(self, goal: Path) -> Path:
         """The temporary path of the folder that will be renamed to `goal`."""
@@ -54,7 +54,7 @@ class WholeFiles:
         return sum(bytes_of(part) for part in self._parts)
 
     def copied(self) -> WholeFiles:
-        """Files of the same names with copies of the tensors, on the CPU."""
+        """These files with copies of the tensors, which are on the CPU."""
         return type(self)(*(copies_of(part) for part in self._parts))
 
     def temporary(self, goal: Path) -> Path:
@@ -91,10 +91,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def joined(shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """The whole tensors by name, joined from the shards in their order. Empties `shards`.
+    """The complete tensors by name: joins the parts that the shards hold, in the order of `shards`.
 
-    Each is a PyTorch tensor or a memoryview of float32, as in the shards. Raises ValueError if the
-    shards do not fit together."""
+    Empties `shards`. Each tensor is a PyTorch tensor or a memoryview of float32, as in the shards.
+    Raises ValueError if the shards do not fit together."""
     first, *others = shards
     whole = {}
     for name in sorted(first):

@@ -53,7 +53,7 @@ def reason_to_stop(
 
 
 def _is_patient(saved: checkpoint.Checkpoint, config: Config) -> bool:
-    """Whether `train.patience` evaluations in a row had no new best loss, so that the run ends."""
+    """Whether the run ends because `train.patience` evaluations in a row had no new best loss."""
     patience = config.train.patience
     return patience is not None and progress_of(saved.meta).evaluations_without_best >= patience
 

@@ -12,11 +12,11 @@ from gptcli.training.text_of_run import texts_exist
 
 
 def with_kept_texts(run: Path, config: Config) -> tuple[Config, Path | None]:
-    """The config with a file of the run folder in place of standard input, and the text's path.
+    """The config with a file in place of standard input, and the path of the text.
 
-    The caller copies the text from this path to that file, so that a resumed run, `eval` and
-    `inspect-batch` can read it again. The path is None if the config does not read standard
-    input."""
+    The file is in the run folder. The caller copies the text from the path to this file, so that a
+    resumed run, `eval` and `inspect-batch` can read it again. The path is None if the config does
+    not read standard input."""
     data = config.data
     if STDIN not in (*data.sources, *data.val_sources):
         return config, None

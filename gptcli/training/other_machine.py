@@ -83,7 +83,9 @@ def chosen_again(stored: RunConfig, record: object, asked: Set[str] = frozenset(
 
 
 def changes_note(stored: RunConfig, now: RunConfig, asked: Set[str]) -> list[str]:
-    """A note that lists the keys of `run` that got another value; [] if no key did."""
+    """Which keys of `run` changed, as a list with one note; [] if none did.
+
+    Keys in `asked`, and keys that were `auto`, do not count."""
     before, after = stored.model_dump(), now.model_dump()
     changed = [
         f"run.{key} is now {in_words(after[key])} (was {in_words(before[key])})"

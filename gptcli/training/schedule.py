@@ -74,7 +74,7 @@ def average_weight(step: int, *, share: float, max_steps: int, plans: Sequence[P
 
 
 def most_steps(config: Config, tokens: TokenStore) -> int | None:
-    """The number of steps after which the training text (`tokens`) is read train.max_epochs times.
+    """The number of steps that read `tokens`, the training text, train.max_epochs times.
 
     None if the config sets no such limit."""
     if config.train.max_epochs is None:

@@ -76,7 +76,7 @@ class Prepared:
 
 
 def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> Config:
-    """The config with values for this text and machine in place of `auto`.
+    """`config` with values in place of `auto`, chosen for the text and for this machine.
 
     Three keys keep `auto`: checkpoint_every, because the Saver decides by the clock; documents,
     because it depends on the format of each file; and batch_size, which gptcli.training.batch_size
@@ -128,8 +128,9 @@ def resolve(config: Config, corpus: Corpus, *, has_user_parts: bool = False) -> 
 
 
 def engine_notes(config: Config, user_parts: UserParts | None) -> list[str]:
-    """A note that says why the C library cannot be used, if the user can fix this. Otherwise [].
+    """Why the C library cannot be used, as a list with one note.
 
+    [] if it can be used, or if the user cannot fix the cause.
     Call this before `resolve`."""
     device = choose_device(config.run.device)
     _, note = choose_engine(
@@ -335,7 +336,9 @@ def _build_setup(run: Path, config: Config, corpus: Corpus, **rest: Any) -> Setu
 
 
 def _fine_tune_weights(run: Path) -> dict[str, Any] | None:
-    """The base weights of a fine-tune that has no checkpoint yet; None for other runs."""
+    """The weights that the fine-tune `run` starts from; None if `run` is not a fine-tune.
+
+    `run` has no checkpoint of its own yet."""
     origin = run_folder.read_status(run).get("started_from")
     if origin is None:
         return None

@@ -383,8 +383,9 @@ def test_the_choice_is_pytorchs(
 def share_of(
     token: int, logits: torch.Tensor, params: SamplingParams, seen: torch.Tensor
 ) -> tuple[float, float, float]:
-    """The probability of `token` by PyTorch's formulas, the cumulative sum before this token, and
-    the sum after it."""
+    """The probability of `token`, and the sums of the probabilities before it and up to it.
+
+    All three follow PyTorch's formulas."""
     kept = logits[None]
     if params.repetition_penalty != 1.0:
         kept = penalise(kept, seen[None], params.repetition_penalty)

@@ -26,9 +26,11 @@ def run(
     switches: int = 0,
     steps: int = 64,
 ) -> list[int]:
-    """How many threads ThreadCount chooses for each of `runs` texts of `steps` steps. A step takes
-    `one` milliseconds on one thread and `team` milliseconds on all threads. While all
-    threads write a text, there are `switches` context switches."""
+    """How many threads ThreadCount chooses for each of `runs` texts.
+
+    Each text has `steps` steps. A step takes `one` milliseconds on one thread and `team`
+    milliseconds on all threads. While all threads write a text, there are `switches` context
+    switches."""
     chosen = []
     for _ in range(runs):
         threads = thread_count.choose()

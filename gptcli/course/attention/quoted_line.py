@@ -117,7 +117,7 @@ def _search(
 
 
 def _line_of_call(forward: ComparedForward, operation: Operation) -> int | None:
-    """The line of the operation, or the line that calls its function.
+    """The line to quote for `operation`: where it is, or where its function is called.
 
     If another call of the learner's function gives correct values, the mistake is in the call, not
     in the function."""
@@ -134,9 +134,9 @@ def _line_of_call(forward: ComparedForward, operation: Operation) -> int | None:
 def _wrong_operation(
     forward: ComparedForward, step: int, slug: str, values: Values | None
 ) -> OperationOrAttribute:
-    """The operation that does `step` wrongly, and the attribute with a wrong mask.
+    """The operation that does `step` wrongly, and the name of the attribute with a wrong mask.
 
-    Each of the two can be None."""
+    The operation can be None, and the name too."""
     if step == 1:
         if slug == "weight-transposed" and values is not None:
             return _first_use_of_weight(forward, values), None
@@ -189,7 +189,7 @@ def _wrong_scores(forward: ComparedForward, slug: str) -> Operation | None:
 
 
 def _sources_of_right_values(forward: ComparedForward) -> set[int | None]:
-    """The indices of the operations whose results are inputs of operations with correct results."""
+    """The `sources` of all operations whose result is correct. A source is an operation's index."""
     return {
         source
         for operation in forward.trace.operations
@@ -249,7 +249,9 @@ def _wrong_projection(forward: ComparedForward, values: Values | None) -> Operat
 
 
 def _first_use_of_weight(forward: ComparedForward, values: Values) -> Operation | None:
-    """The first operation that takes the weight of a projection whose q, k or v is wrong."""
+    """The first operation that takes the weight of a projection.
+
+    Only projections whose result (q, k or v) is wrong count."""
     parts = zip(
         "qkv", (forward.p.parts.query, forward.p.parts.key, forward.p.parts.value), strict=True
     )
@@ -266,7 +268,7 @@ def _first_use_of_weight(forward: ComparedForward, values: Values) -> Operation 
 
 
 def _before_layout(forward: ComparedForward, operation: Operation) -> Operation:
-    """The operation that computed the wrong numbers in the result of `operation`.
+    """The operation that first computed the wrong numbers which `operation` returns.
 
     This is `operation` itself, or an earlier operation if `operation` only cuts or copies."""
     tables = [forward.found.tables[letter] for letter in "qkv"]
@@ -351,7 +353,7 @@ def _wrong_scaling(forward: ComparedForward) -> Operation | None:
 
 
 def _scales_part(operation: Operation, forward: ComparedForward) -> bool:
-    """Whether an operation multiplies some of the correct scores by a constant other than 1."""
+    """Whether `operation` multiplies correct scores by a constant other than 1."""
     if operation.name in LAYOUT or operation.name in COPIES or len(operation.outputs) != 1:
         return False
     result = operation.outputs[0]
@@ -364,7 +366,9 @@ def _scales_part(operation: Operation, forward: ComparedForward) -> bool:
 
 
 def _is_multiple(x: Tensor, right: Tensor) -> bool:
-    """Whether x has the numbers of `right` times a constant other than 1, in any order."""
+    """Whether each number of x is a number of `right` times the same constant, which is not 1.
+
+    Order and signs are ignored."""
     if x.numel() != right.numel() or not bool(x.isfinite().all()):
         return False
     ratio = x.double().reshape(-1).abs().sort().values / right.reshape(-1).abs().sort().values
@@ -476,11 +480,11 @@ def _product_with_values(forward: ComparedForward) -> Operation | None:
 def _first_with_numbers_of(
     forward: ComparedForward, value: Tensor, right: Tensor, *, computed: bool = False
 ) -> Operation | None:
-    """The first operation whose result has only numbers of `value`, some of them not in `right`.
+    """The first operation whose result consists of numbers of `value`, but is not correct.
 
-    With `computed`, leaves out operations that only cut or copy their input. If the result is a
-    part of `value`, such as one head or one token, less than half of its numbers may be in
-    `right`."""
+    `value` is what a known mistake gives, and `right` is the correct tensor. With `computed`,
+    leaves out operations that only cut or copy their input. If the result is a part of `value`,
+    such as one head or one token, less than half of its numbers may be in `right`."""
     if values_equal(value.reshape(-1).sort().values, right.reshape(-1).sort().values):
         return None
     wrong, good = Table(value, 1e-9), Table(right, 1e-9)

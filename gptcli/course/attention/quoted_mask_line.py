@@ -72,7 +72,7 @@ def wrong_mask_operation(forward: ComparedForward) -> OperationOrAttribute:
 
 
 def _mask_of_layer(forward: ComparedForward, layer: Operation) -> Operation:
-    """The last operation that chooses cells of an nn.MultiheadAttention's mask.
+    """The operation that makes the mask of an nn.MultiheadAttention: the last that chooses cells.
 
     `layer` is the call of this module. Returns `layer` itself if no other line makes the mask."""
     for x, source in zip(layer.inputs, layer.sources, strict=True):
@@ -151,7 +151,7 @@ def _attribute(forward: ComparedForward, x: Tensor) -> str | None:
 
 
 def late_mask_operation(forward: ComparedForward) -> Operation | None:
-    """The first operation that changes the result of a softmax over unmasked scores, or None."""
+    """The first operation that changes the softmax weights of unmasked scores, or None."""
     right = forward.values.scaled.softmax(dim=-1)
     table = Table(right, 1e-9)
     for operation in forward.trace.operations:

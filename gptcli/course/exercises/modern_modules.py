@@ -39,7 +39,7 @@ class GroupedSize(Size):
 
 
 def modern_config(config: Any, n_kv_head: int | None = None) -> LearnerConfig:
-    """The config for the classes of the exercise: fields of `config`, and also n_kv_head and eps.
+    """The config that the learner's classes get: fields of `config`, and also n_kv_head and eps.
 
     If n_kv_head is None, it becomes half of n_head, or 1 if n_head is odd."""
     fields = ("n_embd", "n_head", "dropout", "bias", "block_size")
@@ -132,9 +132,9 @@ class ModernModule(LearnerModule):
             return module(x)
 
     def stopped(self, error: BaseException, doing: str, step: int) -> CheckFailed:
-        """The CheckFailed for an exception, at `step` or at an earlier wrong step.
+        """The CheckFailed for `error`. It names `step`, or the first missing step before it.
 
-        An earlier step counts as wrong if its result is not in the trace."""
+        A step is missing if its result is not in the trace. No step before `first` is named."""
         if self._running is not None and step > self.first:
             step = min(step, self.step_after(*self._running))
         return super().stopped(error, doing, max(step, self.first))
@@ -153,7 +153,10 @@ class ModernModule(LearnerModule):
         return super().missing(max(step, self.first), kind, name, others)
 
     def mistake(self, slug: str, evidence: str = "", *, step: int = 0, **more: Any) -> CheckFailed:
-        """The CheckFailed for the known mistake `slug`, at step `first` or later."""
+        """The CheckFailed for the known mistake `slug`.
+
+        It names `step`, or `first` if `step` is earlier. If `step` is 0, it names the mistake's
+        own step."""
         return super().mistake(slug, evidence, step=max(step, self.first) if step else 0, **more)
 
     def facts(self, x: Tensor) -> dict[str, Any]:
@@ -177,7 +180,7 @@ class ModernModule(LearnerModule):
         return self.mistake(slug, evidence, line=line, within=self.methods, **facts)
 
     def in_dtype(self, size: Size, dtype: torch.dtype) -> BaseException | Tensor:
-        """The output of forward in `dtype` without DoublePrecision, or the exception of forward."""
+        """What forward returns in `dtype` without DoublePrecision, or the exception it raises."""
         x = torch.randn(size.B, size.T, size.C, generator=torch.Generator().manual_seed(5))
         try:
             with torch.no_grad(), single_precision():

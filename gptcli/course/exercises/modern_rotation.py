@@ -116,7 +116,7 @@ def _same(a: Tables, b: Tables) -> bool:
 
 
 def _fits(form: Callable[..., Any], got: dict[tuple[int, int], Tables]) -> bool:
-    """Whether a known mistake gives the learner's tables, in one of the usual forms of tables."""
+    """Whether `form`, a known mistake, gives the tables `got`. All usual kinds of tables count."""
 
     def made(case: tuple[int, int]) -> Tables:
         value = form(*case)
@@ -217,7 +217,7 @@ def _check_later_calls(learner: LearnerModern) -> None:
 
 
 def _later_mistake(learner: LearnerModern, case: tuple[int, int], tables: Tables) -> CheckFailed:
-    """The CheckFailed for the first call that returned wrong tables."""
+    """The CheckFailed for `tables`, the wrong tables that the call with `case` returned."""
     D, n = case
     for earlier in (*TABLES, LONG):
         if earlier != case and any(
@@ -304,7 +304,7 @@ def _turned(learner: LearnerModern, x: Tensor, tables: Tables, *, exactly: bool 
 def _square_mistake(
     learner: LearnerModern, failed: CheckFailed | None = None
 ) -> CheckFailed | None:
-    """The CheckFailed for a rotation over heads or texts instead of positions, or None.
+    """The CheckFailed if the angles depend on the head or text instead of the position; else None.
 
     Tries an x with B = H = T, because a rotation over heads or texts stops with other sizes."""
     if failed is not None and failed.mistake != "raises":

@@ -103,7 +103,7 @@ def memory_of(processes: list[int]) -> int:
 
 
 def written_by(folder: Path, processes: list[int]) -> int:
-    """The bytes on disk of `folder`, and of deleted files that `processes` have open.
+    """How many bytes on disk `folder` takes, plus deleted files that `processes` have open.
 
     Counts the files and folders in `folder` at every depth. Each counts as at least 4096 bytes, so
     that many small files also reach a limit. Looks at no further folder when the sum has reached

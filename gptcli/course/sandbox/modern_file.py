@@ -34,18 +34,20 @@ def find_part(spec: str, part: str) -> LearnerFile:
 
 
 def right_enough(file: LearnerFile, part: str, report: FileReport) -> bool:
-    """Whether a wrong file of the exercise `modern` is correct in all steps that the part needs.
+    """Whether a wrong `file` can still serve as `part`: the steps that `part` needs are correct.
 
-    A norm needs only step 1. An attention needs all steps, so an attention always gives False."""
+    Only a norm of the exercise `modern` can, because it needs only step 1. An attention needs all
+    steps, so an attention always gives False."""
     if file.exercise != "modern" or part != "layernorm":
         return False
     return report.first_wrong_step is not None and report.first_wrong_step > 1
 
 
 def naming_both(error: GptcliError, file: LearnerFile, part: str) -> GptcliError:
-    """`error`, with both possible classes in its message if the file has neither of them.
+    """`error`, with a message that names both classes which can serve as `part`.
 
-    One is the part's usual class, the other is the class that CLASSES gives for the part."""
+    One is the part's usual class, the other is the class that CLASSES gives for the part. If the
+    file has one of these classes, or if CLASSES gives none, `error` is returned unchanged."""
     other, usual = CLASSES.get(part), exercise_named(part).target
     if other is None or _defined(parsed(file.name, file.path)) & {other, usual}:
         return error

@@ -62,7 +62,7 @@ class Call:
     takes_use_dropout: bool = False
 
     def __call__(self, module: nn.Module, x: Tensor, **options: Any) -> Any:
-        """The result of forward, called with x and everything else that it needs."""
+        """Call forward with x and all other arguments that forward needs. Return the result."""
         named: dict[str, Any] = dict(self.others)
         for name in self.positions:
             named[name] = torch.arange(x.shape[1])
@@ -88,7 +88,7 @@ class Call:
         return found
 
     def with_mask(self, kind: str | None) -> Call:
-        """The same call with the kind of mask `kind`, a key of MASKS."""
+        """A copy of this Call whose mask_kind is `kind`, a key of MASKS."""
         return replace(self, mask_kind=kind)
 
 

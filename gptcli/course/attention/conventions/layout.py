@@ -52,9 +52,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the matrix of a role is: the path of its Group, the form, and the index in the Group.
+    """Where a module keeps the matrix of a projection: the `path` of a Group, and the `form`.
 
-    `member` is the index; None: all members of the Group together are the matrix."""
+    `member` is the index in the Group; None: all members of the Group together are the matrix."""
 
     path: str
     form: str
@@ -209,9 +209,9 @@ class Layout:
 
 
 def _regrouped(groups: dict[str, Group], path: str) -> Group | None:
-    """The group of a list with only one head; None if there is no such group.
+    """The Group whose path is `path` with a 0 in place of the *; None if there is no such Group.
 
-    The path of such a group has a 0 in place of the * in `path`."""
+    A list with only one head has such a Group."""
     wanted = path.replace("*", "0")
     return groups.get(wanted)
 
@@ -227,8 +227,9 @@ def _taken(weight: Tensor, bias: Tensor | None, rows: Rows) -> Projection:
 
 
 def _stacked(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Projection:
-    """The matrices of the heads as one projection. They are stacked, because the module
-    concatenates the outputs of the heads."""
+    """The Projection that stacks the matrices of all heads into one matrix.
+
+    They are stacked, because the module concatenates the outputs of the heads."""
     known = [b for b in biases if b is not None]
     bias = torch.cat(known) if len(known) == len(biases) else None
     if len(weights) == 1:
@@ -237,7 +238,7 @@ def _stacked(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Proj
 
 
 def _from_axes(tensor: Tensor, bias: Tensor | None, axes: str, role: str) -> Projection:
-    """The projection that is stored as one tensor with a matrix for each head.
+    """The Projection for `tensor`, which holds one matrix for each head.
 
     `axes` is the order of the tensor's dimensions, such as "HCD"."""
     order = "CHD" if role == OUT else "HDC"

@@ -24,7 +24,9 @@ def _filled_with(value: float) -> Mapping[str, Stage]:
 
 
 def _mask_that_shows(shown: Callable[[Problem], Tensor]) -> tuple[Mapping[str, Stage], ...]:
-    """Variants of a mask that shows the wrong cells: one for each usual way to hide cells."""
+    """The stages of a wrong mask, in one variant for each usual way to hide cells.
+
+    `shown` gives the cells that the mask shows."""
     return (
         *(
             {"hide": lambda p, s, low=low: s.masked_fill(~shown(p), low)}
@@ -48,7 +50,7 @@ def _triu(diagonal: int) -> Callable[[Problem], Tensor]:
 
 
 def _masked_only_in(part: str) -> Stage:
-    """The stage that masks only one head, one sequence, or one head of one sequence."""
+    """A stage that hides later tokens in only one head, one sequence, or one head of a sequence."""
 
     def hide(p: Problem, scores: Tensor) -> Tensor:
         hidden = torch.zeros(p.B, p.H, 1, 1, dtype=torch.bool)
