@@ -185,7 +185,7 @@ def _check_files(files: list[str], exercise: str, level: int, as_json: bool) -> 
 
 
 def _unusable_json(spec: str, error: GptcliError) -> dict[str, object]:
-    """The JSON object for a file that cannot be checked: with --json, every file gets an object."""
+    """The JSON object for a file that cannot be checked. With --json, every file gets an object."""
     return {
         "file": spec,
         "ok": False,

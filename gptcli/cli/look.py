@@ -114,7 +114,7 @@ def _refuse_places(trained: Trained, layer: int | None, head: int | None) -> Non
 
 
 def _places(given: dict[Path | None, bool], *, overwrite: bool) -> list[tuple[Path, bool]]:
-    """(file to write, whether it is a picture) for each file that the user named.
+    """(path, whether it is a picture) for each file that the user wants to be written.
 
     Raises GptcliError if a file exists and must not be replaced, or if there is no program that can
     make a picture."""

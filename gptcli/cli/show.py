@@ -104,7 +104,7 @@ def _read(run: Path, name: str) -> ShownRun:
 
 
 def _headline(run: Path, config: Config, parameters: int, meta: dict[str, Any]) -> Any:
-    """An event RunStarted for a run, made from the files of the run."""
+    """The event RunStarted of `run`, made from the files in the run folder."""
     from gptcli.events import RunStarted
 
     device: str = config.run.device

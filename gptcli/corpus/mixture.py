@@ -43,7 +43,7 @@ class MixedTokens(TokenStore):
 
 
 def times_read(tokens: TokenStore, count: int) -> float:
-    """How often a training that has read `count` tokens has read each token, on average.
+    """How often each token has been read on average, when a training has read `count` tokens.
 
     For a mixture, this is a weighted mean over the texts: the weight of a text is its share of the
     tokens that were read. A short text with a large share makes the mean larger."""

@@ -195,7 +195,7 @@ class ReusedBuffers:
 
     @staticmethod
     def _references(buffers: list[NDArray[np.uint8]]) -> list[int]:
-        """The number of references to each buffer.
+        """Python's reference count of each of `buffers`.
 
         Each array that uses a buffer's memory holds one reference to the buffer."""
         return [sys.getrefcount(buffer) for buffer in buffers]

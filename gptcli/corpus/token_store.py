@@ -97,9 +97,9 @@ class TokenStore:
         return _joined(parts)
 
     def _read_shards(self, first: int, count: int) -> Tokens:
-        """`count` tokens of the shards, from position `first` in the shards on.
+        """`count` tokens from position `first` on. Positions count the tokens of all shards.
 
-        Some of them may be outside this store."""
+        Some of the tokens may be outside this store."""
         parts: list[Tokens] = []
         at = bisect_right(self._shard_ends, first)
         while at < len(self._shards):
@@ -128,7 +128,7 @@ class TokenStore:
         return TokenStore(self._shards, [each for a, b in wanted for each in self._within(a, b)])
 
     def _within(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The places of this store's tokens [start, stop), as ranges of all shards together."""
+        """Where this store's tokens [start, stop) are: as ranges of the tokens of all shards."""
         assert 0 <= start <= stop <= self._length, (start, stop, self._length)
         at = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:

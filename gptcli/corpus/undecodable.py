@@ -45,7 +45,9 @@ def first_problem(path: Path, encoding: str | None) -> UndecodableError | None:
 
 
 def is_cut_off(path: Path, error: UndecodableError) -> bool:
-    """Whether a file with this `error` seems to be UTF-8 that begins or ends within a character."""
+    """Whether a file seems to be UTF-8 that begins or ends in the middle of a character.
+
+    `error` is the error that decoding the file raises."""
     data, start = _around(path, error.offset)
     return _cut_off(data, error.offset - start, start == 0, error.incomplete) is not None
 
@@ -107,7 +109,7 @@ def _explained(
 
 
 def _any_file(path: Path) -> Path:
-    """A name for any file in a hint: FILE, or FILE.gz if `path` ends in .gz, and so on."""
+    """FILE, which stands for any file in a hint; FILE.gz if `path` ends in .gz, and so on."""
     return Path(f"FILE{path.suffix}" if path.suffix.lower() in COMPRESSED else "FILE")
 
 

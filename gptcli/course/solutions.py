@@ -48,7 +48,7 @@ def compare(learner: str, reference: str) -> list[Pair]:
 
 
 def _cut(text: str) -> dict[int, list[tuple[int, str]]]:
-    """The lines of each step, from its comment `# Step N.` to the next such comment: step -> lines.
+    """step -> its numbered lines, from the comment `# Step N.` to the next such comment.
 
     Step 0 has the lines before step 1. The `def` line of a function belongs to the step that the
     function contains."""

@@ -48,7 +48,7 @@ def is_url(name: str) -> bool:
 
 
 def joined(url: str, name: str) -> str:
-    """The URL of the file `name` in the folder at a URL."""
+    """The URL of the file `name` in the folder `url`."""
     return f"{url.rstrip('/')}/{name}"
 
 

@@ -40,8 +40,8 @@ class ShownStep:
 
 @dataclass(frozen=True)
 class EightSteps:
-    """The steps of one head of one layer for one token. `layer`, `head` and `position` are numbered
-    from 0."""
+    """The eight steps of attention in one head, for one token. `layer`, `head` and `position` are
+    numbered from 0."""
 
     layer: int
     head: int

@@ -94,7 +94,9 @@ def head_kinds(
 
 
 def kinds_in_maps(maps: Sequence[Tensor | None]) -> list[HeadKind]:
-    """The kinds of all heads in stored maps, largest shares first. Induction is not measured."""
+    """A HeadKind for each head in the attention maps `maps`: the head with the largest share first.
+
+    Induction is not measured."""
     return _sorted(maps, {}, {})
 
 
@@ -128,7 +130,7 @@ def _places(weights: Tensor) -> Tensor:
 
 
 def _share(weights: Tensor, back: int, first: int) -> Tensor:
-    """The mean share of each head's attention on the token `back` places earlier: (H,).
+    """How much each head attends to the token `back` positions earlier, as a mean share: (H,).
 
     The mean is over the tokens from position `first` on. It is corrected for chance: evenly spread
     attention has share 0."""

@@ -47,7 +47,7 @@ class ServedModel:
         }
 
     def ids(self, prompt: str | Sequence[int]) -> tuple[list[int], int]:
-        """The ids that the model reads, and how many of them come before the ids of the prompt.
+        """The ids that the model reads, and how many of these it reads before the prompt's ids.
 
         Raises Refusal (400) if the model cannot read the prompt."""
         tokenizer = self.loaded.trained.tokenizer

@@ -54,7 +54,7 @@ class Trained:
 
     @property
     def weights(self) -> Weights:
-        """The weights for the C libraries, if the network has no part that the user wrote.
+        """The weights for the C libraries. The network must not have a part that the user wrote.
 
         If the module exists, these are the module's weights, because the caller may have changed
         them."""

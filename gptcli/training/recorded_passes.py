@@ -38,7 +38,7 @@ class Recorder(Protocol):
 
 
 class RecordedPasses:
-    """The gradients of a step, with up to two CUDA graphs for each shape of a micro-batch.
+    """Computes the gradients of a step. Each shape of a micro-batch has up to two CUDA graphs.
 
     One graph sets the gradients, for the first micro-batch of a step. The other graph adds to the
     gradients, for all other micro-batches. `loss_of` computes the model's loss; it can be

@@ -59,10 +59,11 @@ class LossHistory:
 
 
 def resample(points: Points, columns: int, first: float, last: float) -> list[float]:
-    """The mean value in each of `columns` equal parts of the steps [first, last].
+    """The mean value near each of `columns` evenly spaced steps, from `first` to `last`.
 
-    A part without a point gets a linear interpolation between its neighbours. Parts before the
-    first point and after the last point get nan.
+    Each point counts for the nearest of these steps. A step without a point gets a linear
+    interpolation between its neighbours. Steps before the first point and after the last point get
+    nan.
     """
     sums = [0.0] * columns
     counts = [0] * columns
@@ -123,7 +124,7 @@ def bounds(*curves: Sequence[float], with_ends: bool = False) -> tuple[float, fl
 
 
 def _finite(curves: Iterable[Sequence[float]], begin: float) -> list[float]:
-    """The finite values of all curves, without the first part of each (the share `begin`)."""
+    """All finite values in `curves`. `begin` is the fraction to leave out at each curve's start."""
     return [v for c in curves for v in c[math.ceil(begin * len(c)) :] if math.isfinite(v)]
 
 

@@ -37,7 +37,7 @@ def recorded_events(run: Path, *, has_time_limit: bool = True) -> Iterator[Event
 
 
 def _event(line: bytes, best: float) -> Event | None:
-    """The event in a line; None if there is none. `best` is the lowest earlier validation loss."""
+    """The event that `line` records, or None. `best` is the lowest earlier validation loss."""
     try:
         record = json.loads(line)
         kind, step = record["kind"], _integer(record["step"])

@@ -89,7 +89,7 @@ class RunStatus:
             self.finished = event
 
     def recall(self, event: Event) -> None:
-        """Take in an event of an earlier part of the run. The speed leaves this part out."""
+        """Take in an event of an earlier part of the run, but do not change the measured speed."""
         speed, self.step_rate = self.step_rate, StepRate()
         self.absorb(event)
         self.step_rate = speed

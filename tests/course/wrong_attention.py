@@ -1,4 +1,4 @@
-"""Wrong attention files: right files of files/ in which a text is replaced."""
+"""Wrong attention files: each is a correct file of the folder files/ with one text replaced."""
 
 from __future__ import annotations
 

@@ -390,7 +390,7 @@ def header_constants() -> dict[str, float]:
 
 
 def enum(text: str, first: str) -> list[str]:
-    """The names in a C enum of `text`: the enum that begins with the name `first`."""
+    """All names of the C enum in the code `text` whose first name is `first`."""
     found = re.search(rf"enum \{{\s*({first}\b[^}}]*)\}}", text)
     assert found is not None
     return [name.strip() for name in found[1].split(",") if name.strip()]

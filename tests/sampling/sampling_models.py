@@ -70,7 +70,9 @@ library draw."""
 
 
 def exact_draw(logits: list[float], temperature: float, uniform: float) -> int:
-    """The token that exact arithmetic (60 digits) draws from logits / temperature in float32."""
+    """The token that `uniform` draws from logits / temperature, computed with 60 digits.
+
+    Only the division is in float32."""
     scaled = (torch.tensor(logits, dtype=torch.float32) / temperature).tolist()
     top = max(scaled)
     with localcontext() as context:
@@ -113,8 +115,10 @@ def model(
 
 
 def banded(m: GPT, idx: Tensor) -> Tensor:
-    """The logits (1, T, V) of a network of the arch modern for a whole text `idx` (1, T). A banded
-    mask lets each token attend to the last block_size tokens."""
+    """The logits (1, T, V) that the network `m` gives for a whole text `idx` (1, T).
+
+    The arch of `m` is modern. A banded mask lets each token attend to the last block_size
+    tokens."""
     T = idx.shape[1]
     at = torch.arange(T)
     allowed = banded_mask(at, at, m.config.block_size)

@@ -49,7 +49,7 @@ class ComparedForward:
         )
 
     def next_is(self, index: int, step: int) -> bool:
-        """Whether the name of operation `index` shows that it belongs to the step after `step`."""
+        """Whether operation `index` has a name that is usual in the step after `step`."""
         after = {5: ("softmax", "exp", "weights"), 6: ("matmul", "bmm", "einsum", "mixed")}
         operations = self.trace.operations
         name = operations[index].name if index < len(operations) else ""
@@ -87,7 +87,7 @@ class ComparedForward:
         return None
 
     def quote(self, line: int | None) -> str:
-        """The beginning of a message: the line and its code, or the sizes if `line` is None."""
+        """The beginning of a message: it quotes `line`, or names the sizes if `line` is None."""
         if line is None:
             case = Case(self.p.B, self.p.T, self.p.H, self.p.D, self.p.T)
             return f"with {case}: "
@@ -148,5 +148,5 @@ def forward_of_case(learner: LearnerAttention, case: Case = USUAL) -> ComparedFo
 
 
 def _tolerance(learner: LearnerAttention) -> float:
-    """The tolerance for traced numbers: large enough for code that rounds to float32."""
+    """The tolerance when traced numbers are matched with the reference; larger for float32 code."""
     return 1e-5 if learner.single else 1e-6

@@ -225,7 +225,7 @@ def _copied(forward: ComparedForward, copied: CopiedVariable) -> Finding:
 
 
 def _from_bank(slug: str, forward: ComparedForward) -> tuple[AttentionMistake, Values]:
-    """The mistake `slug` of the bank, and the values that it gives."""
+    """The mistake `slug` of the bank, and what code with this mistake computes."""
     return next(fit for fit in bank_results(forward.p) if fit[0].slug == slug)
 
 
@@ -240,7 +240,7 @@ def _swapped_names(forward: ComparedForward) -> tuple[AttentionMistake, Values] 
 def _distance(
     forward: ComparedForward, mistake: AttentionMistake, values: Values, step: int
 ) -> tuple[int, int, bool]:
-    """A sort key for mistakes that give the learner's output: the nearest to `step` comes first.
+    """A sort key for mistakes that all give the learner's output: those near `step` come first.
 
     If two masks give the same weights, the mask whose scores are in the trace comes first."""
     if mistake.slug == "query-key-swapped":
@@ -330,7 +330,7 @@ def _weights_unused(forward: ComparedForward) -> Finding:
 
 
 def _slug_of_fill(value: float) -> str:
-    """The slug of the mistake in a mask that writes `value` into the hidden scores."""
+    """The slug of the mistake if the mask sets the hidden scores to `value`."""
     if value == 0.0:
         return "mask-filled-with-0"
     if abs(value) < 1e-3:
@@ -350,7 +350,7 @@ _CHANGED_VALUES = {
 def _changed_value(
     forward: ComparedForward, changing: Operation, step: int, failed: CheckFailed
 ) -> Finding:
-    """The finding for an operation that makes the correct result of `step` wrong."""
+    """The finding for `changing`, an operation that spoils the correct result of `step`."""
     if step == 4 and wrong_scale(forward):
         return _unknown_mistake(forward, step, failed)
     slug, name = _CHANGED_VALUES[step]
@@ -536,9 +536,10 @@ def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
 
 
 def _hidden_too_much(forward: ComparedForward) -> tuple[AttentionMistake, Values] | None:
-    """The known mistake of step 5 that hides exactly the scores that are -inf in the trace.
+    """A known mistake in the mask that hides the same scores as the learner's code, or None.
 
-    None if there is no such mistake."""
+    The learner's code hides the scores that are -inf in the trace. Also returns what code with the
+    mistake computes."""
     p = forward.p
     for operation in forward.trace.operations:
         if "masked" not in forward.found.values_of_operation.get(operation.index, []):

@@ -45,7 +45,7 @@ class Finding:
 
 
 def with_weights(finding: Finding, forward: ComparedForward, weights: Tensor | None) -> Finding:
-    """`finding`, with the learner's and the correct attention weights if its step is 4, 5 or 6."""
+    """`finding`; for steps 4 to 6 also with the learner's and the correct attention weights."""
     T = forward.p.T
     if finding.step not in (4, 5, 6) or weights is None or weights.shape[-2:] != (T, T):
         return finding
@@ -105,7 +105,7 @@ def finding_from_check(
 def finding_at_operation(
     forward: ComparedForward, index: int | None, failed: CheckFailed
 ) -> Finding:
-    """The finding at the step to which operation `index` belongs, with the message of `failed`."""
+    """The finding with the message of `failed`, at the step to which operation `index` belongs."""
     if index is None:
         return finding_from_check(forward, None, failed)
     step = first_missing_step(matched_before(forward.found, index))

@@ -49,7 +49,7 @@ def line_of_argument(path: Path, line: int, step: int, slug: str) -> int | None:
 
 
 def step_above(path: Path, line: int) -> int | None:
-    """N of the nearest comment `# Step N` above the line, in the same function; None if none."""
+    """The N in the nearest comment `# Step N` above `line` in the same function, or None."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for text in reversed(lines[:line]):
         if (found := re.search(r"#\s*[Ss]tep (\d)\b", text)) is not None:
@@ -128,9 +128,10 @@ def line_of_return(path: Path, line: int | None) -> int | None:
 
 
 def line_of_constant(path: Path, line: int, value: float) -> int | None:
-    """The line that gives `value` to a variable that `line` uses, or None.
+    """The number of the line that assigns `value`, or None.
 
-    For example, `FILL = -1.0`, `fill = torch.tensor(-1.0)` or `mask[hidden] = -1.0`."""
+    It assigns `value` to a variable that `line` uses, for example by `FILL = -1.0`,
+    `fill = torch.tensor(-1.0)` or `mask[hidden] = -1.0`."""
     tree = _tree(path)
     used = set(_names(tree, line))
     for node in ast.walk(tree):

@@ -17,7 +17,7 @@ _WORDS = {"q": "queries", "k": "keys", "v": "values"}
 
 
 def explain_heads(forward: ComparedForward) -> tuple[str, str] | None:
-    """(slug, message) for wrong heads in a product of queries, keys or values; None: unknown."""
+    """(slug, message) if a product gets queries, keys or values in wrong heads, else None."""
     p = forward.p
     for operation in forward.trace.operations:
         if operation.name not in {*PRODUCTS, FUSED_KERNEL}:
@@ -56,10 +56,11 @@ def explain_heads(forward: ComparedForward) -> tuple[str, str] | None:
 
 
 def _piece(channels: Tensor) -> tuple[int | None, int] | None:
-    """Return the first channel of a piece that begins inside a head, and the size of each piece.
+    """(first channel of a piece in a wrong place, size of all pieces). A piece is used as a head.
 
-    The first item is None if each piece begins where a head begins. Returns None if the channels do
-    not increase by 1 along a dimension."""
+    A piece is in a wrong place if its first channel is no multiple of the size. The first item is
+    None if there is no such piece. Returns None if the channels do not increase by 1 along a
+    dimension."""
     for dim in sorted(varying_dims(channels)):
         if bool((channels.diff(dim=dim) == 1).all()):
             size = channels.shape[dim]

@@ -132,7 +132,7 @@ def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
 
 
 def first_wrong(run: Run) -> int | None:
-    """The first wrong step, found from the inputs of the submodules and from the output."""
+    """The number of the first wrong step, found by what each submodule reads and by the output."""
     w, x = run.weights, run.x
     marks = run.landmarks
     if not marks:

@@ -94,7 +94,7 @@ class LearnerModern(Explainer):
         return ModernModule(self.file, cls, lesson, self.say, step)
 
     def call(self, step: int, *arguments: Any, exactly: bool = True) -> Any:
-        """The result of the learner's function of a step. An exception becomes CheckFailed.
+        """What the learner's function for `step` returns. An exception becomes CheckFailed.
 
         With `exactly`, the function computes in float64."""
         name = FUNCTIONS[step]

@@ -1,4 +1,4 @@
-"""Check the cache exercise for a forward that takes and returns the past, or that keeps the past.
+"""Checks key/value caches: forward takes and returns the past, or the module keeps the past.
 
 The past is the keys and values of the tokens before x. Dimensions: B batch, T new tokens, S tokens
 in all, C channels (n_embd), H heads, D channels per head, N tokens of a text.
@@ -27,7 +27,7 @@ from gptcli.course.sandbox.learner_file import in_words
 
 
 def check_past(learner: PastLearner, done: list[Check]) -> str:
-    """The verdict on a forward with a past. Raises CheckFailed if there is a mistake."""
+    """The verdict on a right forward, in a few words. Raises CheckFailed if there is a mistake."""
     learner.adapt()
     error = 0.0
     for size in SIZES:
@@ -141,7 +141,7 @@ def _own_reference(
 
 
 def _half_read(learner: PastLearner, one: Called) -> CheckFailed | None:
-    """The CheckFailed for a call that reads only keys, or only values, from the past; or None.
+    """A CheckFailed if a call read only the keys or only the values from the past, else None.
 
     Such a call raises an error, because scaled_dot_product_attention gets more keys than values, or
     more values than keys."""
@@ -161,13 +161,13 @@ def _half_read(learner: PastLearner, one: Called) -> CheckFailed | None:
 
 
 def _words_of(message: str) -> str:
-    """The end of a message, which holds the message of the learner's exception."""
+    """What follows the last colon of `message`: the words of the learner's exception."""
     return message.rpartition(": ")[2]
 
 
 def _mask_of(text: Text, one: Called) -> str | None:
-    """The slug of the mistake in the mask of a call, or None. Reads it from the attention
-    weights."""
+    """The slug of the mistake if a call has a wrong mask, else None. The attention weights show the
+    mask."""
     T, S = one.count, one.total
     for operation in one.trace.operations:
         for tensor in operation.results:
@@ -242,7 +242,7 @@ def _two_texts(learner: PastLearner) -> None:
 
 
 def _other_text(text: Text) -> Text:
-    """The same module with another text, whose wanted outputs are not computed."""
+    """A copy of `text` with another input. The wanted outputs are still those of the old input."""
     return replace(text, text=text.text.roll(1, 1) + 0.3)
 
 

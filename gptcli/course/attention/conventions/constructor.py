@@ -60,7 +60,7 @@ class Constructor:
         return not meanings.isdisjoint({None, words.N_HEAD})
 
     def names_of(self, meaning: str) -> list[str]:
-        """The constructor's arguments and the file's variables that have this meaning, by name."""
+        """The names of the constructor's arguments and the file's variables that mean `meaning`."""
         return [a.name for a in self._arguments if a.meaning == meaning] + [
             name for _, name, of in self._variables if of == meaning
         ]
@@ -227,7 +227,7 @@ def _variables_of(cls: type[nn.Module]) -> Iterator[Variable]:
 
 
 def _top_folder(module: str | None) -> str | None:
-    """`module` if it is a file of the learner; None for the standard library and packages."""
+    """`module`, or None if it belongs to the standard library or to an installed package."""
     found = sys.modules.get(module or "")
     file = getattr(found, "__file__", None)
     if module is None or (found is not None and file is None and module == "builtins"):

@@ -20,7 +20,7 @@ ALL = ("qkv", "qk", "q", "k", "v", "qv", "kv")
 
 
 def _split_by(wrong_heads: Callable[[Problem, Tensor], Tensor], which: str) -> Mapping[str, Stage]:
-    """The stage that uses `wrong_heads` to split the projections in `which`, such as "qk"."""
+    """A stage that splits q, k and v into heads. Those in `which` ("qk") go to `wrong_heads`."""
 
     def wrong(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> Three:
         results = [
@@ -79,7 +79,7 @@ def _scaled_by_last(p: Problem, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _folded_heads_first(p: Problem, y: Tensor) -> Tensor:
-    """The heads of y in code that folds them as (H * B, T, D), but uses (B * H, T, D)."""
+    """The heads of y in code that folds them as (H * B, T, D), but uses them as (B * H, T, D)."""
     return heads(p, y).transpose(0, 1).reshape(p.B, p.H, p.T, p.D)
 
 
