@@ -51,7 +51,7 @@ MODEL = ("shakespeare-gpu", "model.arch=gpt2", "model.dropout=0", "train.optimiz
 
 
 def words_of(name: str, batch: int, accum: int, steps: int, dtype: str) -> list[str]:
-    """The command-line words with the settings of a training."""
+    """The arguments of `gptcli train` that give the training `name` these settings."""
     ranks = int(name[0])
     own = accum // ranks if name.endswith("alone") else accum
     return [*MODEL, f"train.batch_size={batch}", f"train.grad_accum={own}",
@@ -60,7 +60,7 @@ def words_of(name: str, batch: int, accum: int, steps: int, dtype: str) -> list[
 
 
 def times(name: str, words: list[str], folder: Path) -> tuple[list[float], float]:
-    """The seconds of each step after the first ones, and the share of the processor time that
+    """The seconds of each step except the first few, and the share of the processor time that
     other programs used. If the processes train alone, the times are those of the slowest
     process."""
     before, begun = _busy(), time.perf_counter()
@@ -95,8 +95,8 @@ def times(name: str, words: list[str], folder: Path) -> tuple[list[float], float
 
 
 def _busy() -> float:
-    """The processor time in seconds of all programs since the machine started, without the time of
-    this program's child processes that have ended."""
+    """The processor time in seconds that all programs used since the machine started. Child
+    processes of this program that have ended do not count."""
     words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     user, nice, system, _, _, irq, softirq, steal = map(int, words)
     ours = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -140,8 +140,7 @@ def _reduce(rank: int, ranks: int, numbers: int, store: str) -> float:
 
 
 def predicted(name: str, words: list[str]) -> tuple[float, int]:
-    """The seconds of a step that `gptcli plan --gpu zen4` predicts, and the number of
-    parameters."""
+    """The seconds per step that `gptcli plan --gpu zen4` predicts, and the parameter count."""
     import torch
 
     from gptcli.cli.train_arguments import config_of_arguments

@@ -120,8 +120,8 @@ def report(sides: Sequence[Side], rounds: int) -> None:
 
 
 def timed(side: Side) -> tuple[float, float, float]:
-    """How long the process runs, how long it takes until its first byte of output, and its
-    processor time, in seconds."""
+    """Three times of a process in seconds: how long it runs, how long until the first byte of
+    output, and the processor time."""
     environment = {**os.environ, "PYTHONPATH": str(side.path)}
     environment.pop(
         "PYTHONDONTWRITEBYTECODE", None

@@ -41,7 +41,7 @@ class GraphRecorder:
         nothing more."""
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """A CUDA graph of `work`, or None if this recording or an earlier one failed.
+        """Record `work` as a CUDA graph. Returns None if this recording or an earlier one failed.
 
         Before the recording, `work` runs three times, because PyTorch prepares some things in the
         first calls. Each time, `work` changes the tensors into which it writes."""

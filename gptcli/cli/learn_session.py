@@ -46,8 +46,7 @@ class BackgroundCheck:
         self._thread.start()
 
     def take(self, wait_s: float | None = 0.0) -> FileReport | GptcliError | None:
-        """The result of the check; None if there is no check, or if it takes more than `wait_s`
-        seconds.
+        """The result of the check; None without a check, or if it needs more than `wait_s` seconds.
 
         If `wait_s` is None, waits without a limit."""
         if self._thread is None:
@@ -404,7 +403,7 @@ def _text_of(path: Path) -> str:
 
 
 def _line_to_write(text: str | None, report: FileReport) -> int | None:
-    """The line number of `raise NotImplementedError` in the step that must be written next.
+    """The number of the line `raise NotImplementedError` in the step to write next.
 
     Returns None if no step must be written, or if this line is not in the text."""
     if not is_to_write(report):

@@ -71,7 +71,7 @@ _ONLY_TEXTS = "only data.source=NEW and data.val_source=NEW are allowed, for a t
 
 
 def run_and_overrides(words: list[str] | None) -> tuple[str | None, list[str]]:
-    """The RUN (or None) and the overrides that the words of a command line contain.
+    """The RUN among `words` of the command line, or None, and the overrides among them.
 
     The overrides data.source=NEW and data.val_source=NEW say where the texts of the run are now.
     Raises GptcliError if the words change another key, or name several runs."""
@@ -172,7 +172,7 @@ def load_model(
 def load_for_evaluation(
     run: str | None, options: ModelOptions, command: str
 ) -> tuple[Trained, int | None]:
-    """The model of a run, and the number of threads, which is None if PyTorch must evaluate.
+    """The model of a run, and the number of threads for the C library, or None for PyTorch.
 
     The C library can evaluate a model only in float32 on a CPU. In this case, PyTorch is not
     imported. `--dtype auto` means the dtype of the training."""

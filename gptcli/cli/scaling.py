@@ -120,7 +120,7 @@ def _loss(rung: Rung) -> float | None:
 
 
 def _earlier_steps(folder: Path, plan: dict[str, Any]) -> int | None:
-    """The number of steps that an interrupted earlier call planned; None if there was none.
+    """The number of steps in the plan of an earlier, interrupted call; None if there was no call.
 
     Raises GptcliError if the folder has runs of another plan, or other files."""
     path = folder / "scaling.json"

@@ -52,14 +52,13 @@ class PooledEpochs:
         self._pools: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
 
     def starts(self, first: int, count: int) -> list[int]:
-        """The positions in the text at which `count` sequences begin, from number `first` on."""
+        """Where the sequences `first` to `first + count - 1` begin in the text."""
         blocks, offsets = self._places(first, count)
         found: list[int] = (self._starts[blocks] + offsets).tolist()
         return found
 
     def windows(self, first: int, count: int) -> Tokens:
-        """The tokens of `count` sequences from number `first` on: (count, T + 1), uint16 or
-        uint32."""
+        """The tokens of sequences `first` to `first + count - 1`: integers (count, T + 1)."""
         blocks, offsets = self._places(first, count)
         begins = (self._begins[blocks] + offsets).tolist()
         numbers = self._numbers[blocks].tolist()
@@ -90,8 +89,8 @@ class PooledEpochs:
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The blocks of an epoch in shuffled order, and the total number of windows up to the end
-        of each pool."""
+        """The blocks of an epoch in shuffled order, and for each pool the number of windows in this
+        pool and all pools before it."""
         kept = self._epochs.get(epoch)
         if kept is None:
             order = torch.randperm(len(self._starts), generator=self._generator(f"{epoch}")).numpy()
@@ -107,7 +106,7 @@ class PooledEpochs:
         return self._epoch(epoch)[0][first : first + self._pool_blocks]
 
     def _pool(self, epoch: int, pool: int) -> NDArray[np.int64]:
-        """The block and the offset of each window of a pool, in shuffled order: int64 (2, windows).
+        """The windows of a pool in shuffled order, each as block and offset: int64 (2, windows).
 
         If the pool is not in memory yet, the call also starts to read the blocks of this pool and
         of the next pool."""
@@ -142,7 +141,7 @@ class PooledEpochs:
 
 
 class StoreBlocks(NamedTuple):
-    """The blocks of token shards that a token store uses, completely or in part."""
+    """The blocks that hold the tokens of a store. The store may use only a part of a block."""
 
     reader: Blocks
     starts: NDArray[np.int64]
@@ -155,7 +154,7 @@ class StoreBlocks(NamedTuple):
 
 
 def blocks_of(tokens: TokenStore) -> StoreBlocks:
-    """The blocks that a store in token shards uses, with their positions."""
+    """The blocks of the token shards that `tokens` uses, and where each block begins."""
     starts, lengths, numbers, begins = [], [], [], []
     shards = [shard for shard in tokens.shards if isinstance(shard, LazyShard)]
     assert len(shards) == len(tokens.shards) > 0

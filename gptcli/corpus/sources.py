@@ -40,7 +40,7 @@ _MARK = END_OF_TEXT.strip("<>").encode()  # without `<` and `>`, which JSON can 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file, how to read it, its hash, and its `signature` from before the hashing."""
+    """A file, how to read it, its hash, and the `signature` it had before it was hashed."""
 
     path: Path
     signature: tuple[int, int]
@@ -243,7 +243,7 @@ def _found(
 
 
 def _path_of_text(source: str, field: str | None, notes: list[str]) -> Path:
-    """The path of the shipped text, file, folder or standard input that data.source names.
+    """The path that data.source names: a shipped text, a file, a folder or standard input.
 
     Raises GptcliError if there is none."""
     shipped = shipped_texts()

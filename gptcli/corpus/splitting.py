@@ -78,7 +78,7 @@ def split_mixture(entry: Entry, data: DataConfig, block_size: int) -> Split:
 
 
 def refuse_missing_texts(data: DataConfig, found: Source) -> None:
-    """Raise GptcliError if all files of a text of the mixture were left out."""
+    """Raise GptcliError if a text of the mixture has no files left."""
     for name, count in zip(data.sources, found.counts, strict=True):
         if count == 0:
             raise GptcliError(

@@ -22,7 +22,7 @@ _NOT_WRITTEN = {"ctx", "type_comment", "kind", "annotation", "returns", "type_ig
 
 
 def fingerprint(tree: ast.Module) -> str | None:
-    """The fingerprint of a parsed file, or None if it is too short or too deep to compare."""
+    """The fingerprint of a parsed file; None if the file is too short or too deeply nested."""
     writer = _Writer(tree)
     try:
         writer.write(tree)
@@ -34,7 +34,7 @@ def fingerprint(tree: ast.Module) -> str | None:
 
 
 def given_fingerprints(exercise: Exercise) -> set[str]:
-    """The fingerprints of both skeletons of the exercise, with and without the constructor."""
+    """The fingerprints of two skeletons: with a given constructor, and without a constructor."""
     texts = (exercise.skeleton(), exercise.skeleton(blank=True))
     return {found for text in texts if (found := fingerprint(syntax_tree(text))) is not None}
 
@@ -106,7 +106,7 @@ class _Writer:
         } | self._names
 
     def write(self, node: ast.AST) -> None:
-        """Append the words of a node and of the nodes in it."""
+        """Append the words of `node` and of all nodes inside `node` to `words`."""
         if isinstance(node, ast.Import | ast.ImportFrom):
             return
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -135,7 +135,7 @@ class _Writer:
         self.words.append("end")
 
     def _named(self, name: str) -> str:
-        """`#0`, `#1`, ... for the names that the file defines; any other name as it is."""
+        """A number such as `#0` for a name that the file defines; any other name unchanged."""
         own = name.startswith(".") or name in self._names
         if not own or (name.startswith("__") and name.endswith("__")):
             return name

@@ -116,7 +116,7 @@ def _files_in(folder: Path) -> dict[str, Path]:
 
 
 def _exercises_in(path: Path) -> list[str]:
-    """The exercise in the file's name, else every exercise whose code the file defines."""
+    """The exercise that the file's name contains; if none, all whose code the file defines."""
     words = re.split(r"[^a-z0-9]+", path.stem.casefold())
     named = [each.name for each in EXERCISES if each.name in words]
     if named:

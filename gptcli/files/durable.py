@@ -97,7 +97,7 @@ def _sync(descriptor: int) -> None:
 def write_file(
     path: Path, data: bytes | Iterable[bytes | memoryview], *, large: bool = False
 ) -> None:
-    """Write `data`, whole or in pieces, to `path` and wait until it is on the disk.
+    """Write `data` (bytes, or pieces of bytes) to `path`, and wait until it is on the disk.
 
     A `large` file bypasses the page cache if possible (O_DIRECT). The write is not atomic, so use
     this function for files in a temporary folder that is renamed afterwards."""

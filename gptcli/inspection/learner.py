@@ -102,7 +102,7 @@ def _traced(part: nn.Module, x: Tensor, learner: LearnerFile | None) -> ForwardT
 def learner_steps(
     part: nn.Module, x: Tensor, n_head: int, learner: LearnerFile
 ) -> LearnerSteps | None:
-    """The eight steps of a learner's attention for x (T, C), with the lines of its file.
+    """The results of the learner's eight steps for x (T, C), and the line that completes each.
 
     Returns None if the file does not belong to the exercise `attention`, or if the projections of
     its attention are not recognised."""

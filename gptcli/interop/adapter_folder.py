@@ -54,7 +54,7 @@ def has_adapters(config: Config) -> bool:
 
 
 def split(trained: Trained) -> tuple[Trained, dict[str, Tensor]]:
-    """The base model of a run with adapters, and a dict {name: tensor that the run trained}.
+    """Splits a run with adapters into the base model and the trained tensors {name: tensor}.
 
     The tensors are the matrices A and B of each adapter ("h.0.attn.query.lora_A"), and also the
     embedding ("wte.weight") and the head if the run trained them.
@@ -189,7 +189,7 @@ def _tables(config: Config, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def their_table(config: Config, name: str) -> str:
-    """The name of the Hugging Face layer for gptcli's table "wte.weight" or "lm_head.weight"."""
+    """Hugging Face's name of the layer whose weight gptcli calls `name`, such as "wte.weight"."""
     row = row_of(name)
     assert row is not None
     theirs = row.gpt2 if config.model.traits.model_type == "gpt2" else row.qwen3
@@ -207,7 +207,7 @@ def _layers(adapters: Mapping[str, Tensor]) -> list[str]:
 
 
 def their_layer(config: Config, name: str) -> str:
-    """The name of the Hugging Face layer for gptcli's layer `name`, such as "h.0.attn.query"."""
+    """Hugging Face's name of the layer that gptcli calls `name`, such as "h.0.attn.query"."""
     row, block = row_of(f"{name}.weight"), name.split(".")[1]
     assert row is not None
     if config.model.traits.model_type == "gpt2":

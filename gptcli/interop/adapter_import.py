@@ -78,7 +78,7 @@ class Adapter:
 
 
 def import_adapter(folder: Path, base: Path, out: Path, *, name: str | None = None) -> Import:
-    """Write the run folder `out`: the best model of the run `base` with the adapter in `folder`.
+    """Add the adapter in `folder` to the best model of run `base`, and write this as run `out`.
 
     If peft is installed, it also reads the adapter, and its logits are compared with gptcli's.
     `name` is the name of the adapter on the Hugging Face Hub. Raises GptcliError if a file is
@@ -165,7 +165,7 @@ def read_adapter(folder: Path, base: Trained) -> Adapter:
 
 
 def _refuse_settings(settings: Mapping[str, Any]) -> None:
-    """Raise Refused if adapter_config.json asks for more than the product of A, B and a scale."""
+    """Raise Refused if adapter_config.json asks for more than adding scale * B @ A to weights."""
     if settings.get("peft_type") != "LORA":
         raise Refused(f"`peft_type` is {settings.get('peft_type')}")
     if settings.get("use_dora"):
@@ -203,7 +203,7 @@ def _of_layer(settings: Mapping[str, Any], pattern: str, key: str, layer: str) -
 
 
 def _layers(config: Config) -> dict[str, list[str]]:
-    """Each layer of the Hugging Face model -> the names of the gptcli layers in it, in order."""
+    """A dict {layer of the Hugging Face model: the gptcli layers that it contains, in order}."""
     found: dict[str, list[str]] = defaultdict(list)
     for block in range(config.model.n_layer):
         for names in config.model.traits.projections.values():
@@ -214,7 +214,7 @@ def _layers(config: Config) -> dict[str, list[str]]:
 
 
 def _parts(names: list[str], A: Tensor, B: Tensor, usual_rank: int) -> dict[str, Pair]:
-    """An A and a B for each gptcli layer in `names`, from A and B of one Hugging Face layer.
+    """Splits A and B of a Hugging Face layer into the pairs of the gptcli layers in `names`.
 
     Raises Refused if B cannot be split."""
     if len(names) == 1:
@@ -300,7 +300,7 @@ def _lora(
 
 
 def _tuned(base: Trained, found: Adapter, out: Path) -> tuple[Trained, dict[str, Tensor]]:
-    """The base model with the adapter in its weights, and the state tensors for the checkpoint."""
+    """The base model, whose weights now contain the adapter, and the checkpoint's state."""
     weights = {name: p.detach() for name, p in base.model.named_parameters()}
     state: dict[str, Tensor] = {}
     for layer, (A, B) in found.pairs.items():

@@ -135,7 +135,7 @@ def _facts(run: Path, first: bytes, began: float) -> RunFacts:
 
 
 def _plain(value: object) -> bool | int | float | str:
-    """A value of a config in a form that all loggers accept: a list and null become text."""
+    """A config's value in a type that all loggers accept: a list or null becomes text."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return value if isinstance(value, (bool, int, float, str)) else "null"

@@ -164,8 +164,7 @@ def _loss_chart(run: RunData) -> dict[str, Any]:
 
 
 def _part_norms(steps: Sequence[StepDone]) -> list[dict[str, Any]]:
-    """A chart of the gradient norms of embeddings, blocks and head, in a list; [] if not
-    recorded."""
+    """A list with a chart of the gradient norms of each part; [] if the run recorded none."""
     known = [one for one in steps if one.part_norms]
     if not known:
         return []

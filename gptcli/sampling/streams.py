@@ -36,21 +36,21 @@ Uniform = Sequence[Sequence[float]]
 
 
 def window_stride(width: int) -> int:
-    """The number of tokens by which a full window of `width` tokens moves (learned positions)."""
+    """How many tokens a full window of `width` tokens moves at once (learned positions)."""
     return max(1, width // 2)
 
 
 def window_start(length: int, width: int) -> int:
-    """The position at which the window starts in a text of `length` tokens (learned positions).
+    """Where the window of a text with `length` tokens starts, in models with learned positions.
 
-    The position is 0 if the text has at most `width` tokens. Otherwise it is the smallest multiple
+    The start is 0 if the text has at most `width` tokens. Otherwise it is the smallest multiple
     of `window_stride(width)` from which at most `width` tokens are left."""
     stride = window_stride(width)
     return 0 if length <= width else -(-(length - width) // stride) * stride
 
 
 def later_windows(width: int, last: int) -> tuple[list[int], int]:
-    """The starts of all windows except the first, and the most tokens that one of them scores.
+    """Where all windows but the first start, and how many tokens each scores at most.
 
     Only models with learned positions have such windows. The model reads the text's first N tokens
     (N is `last`). Each window scores only the tokens that no earlier window has scored."""
@@ -82,6 +82,6 @@ class Streams(Protocol):
         With `restart` these streams forget their text and begin with the new tokens."""
 
     def run(self, streams: Sequence[int], uniform: Uniform) -> list[list[int]]:
-        """The next tokens of each stream: one token for each of the stream's random numbers.
+        """The next tokens of each stream, as many as the stream has numbers in `uniform`.
 
         All streams have equally many random numbers."""

@@ -30,12 +30,12 @@ _TO_BYTES = {
 
 
 def to_characters(piece: bytes) -> str:
-    """The bytes of a token, written as characters in the byte-level format."""
+    """The characters that stand for the bytes of a token in the byte-level format."""
     return piece.decode("latin-1").translate(_TO_CHARACTERS)
 
 
 def from_characters(text: str) -> bytes:
-    """The bytes of a token from its characters in the byte-level format.
+    """The bytes of a token, for which the characters `text` stand in the byte-level format.
 
     Raises KeyError for a character that stands for no byte."""
     try:

@@ -30,7 +30,7 @@ class SpikeDetector:
         self._quiet = 0
 
     def excess(self, loss: float) -> float | None:
-        """The median of the recent losses; None if `loss` is not a spike. Call it once a step."""
+        """The median of the recent losses if `loss` is a spike, or None. Call it once a step."""
         recent = list(self._recent)
         self._recent.append(loss)
         self._quiet -= 1

@@ -35,12 +35,12 @@ _MAX_COUNT = 2**63
 
 
 def shard_name(part: str, number: int, count: int) -> str:
-    """The name of a file with one shard of a checkpoint's part: shard `number` (1 to `count`)."""
+    """The file name of a shard of a checkpoint: shard `number` (1 to `count`) of `part`."""
     return f"{part}-{number:05d}-of-{count:05d}.safetensors"
 
 
 def names_of(files: Mapping[str, Any], part: str) -> list[str]:
-    """The names of the files that hold a part: one file, or all its shards in the order of rows.
+    """The names of the files that hold `part`: one file, or all shards in the order of rows.
 
     `files` is the index of a meta.json. Raises ValueError if the index lacks a shard."""
     whole = f"{part}.safetensors"
@@ -54,12 +54,12 @@ def names_of(files: Mapping[str, Any], part: str) -> list[str]:
 
 
 def is_shard(name: str, part: str) -> bool:
-    """Whether `name` is the file name of a shard of the part `part`."""
+    """Whether `name` is a shard of `part`, such as "model-00001-of-00004.safetensors"."""
     return re.fullmatch(rf"{part}-[0-9]{{5}}-of-[0-9]{{5}}\.safetensors", name) is not None
 
 
 def dump_meta(step: int, meta: dict[str, Any], files: dict[str, Any]) -> bytes:
-    """The bytes of meta.json for a step: `meta`, `files` (sizes, hashes), and the hash of both."""
+    """The bytes of meta.json: `step`, `meta`, `files` (sizes, hashes), and a hash of all this."""
     whole: dict[str, Any] = {**meta, "format": FORMAT, "step": step, "files": files}
     whole.pop("sha256", None)
     # Hash what a reader will see: JSON turns tuples into lists and keys into strings.
@@ -129,7 +129,7 @@ def _invalid_key(meta: dict[str, Any]) -> str | None:
 
 
 def _invalid_file(files: Any) -> str | None:
-    """`files.NAME` for the first file without a valid entry in `files`; None if all are valid."""
+    """`files.NAME` for the first file NAME whose entry is not valid; None if all are valid."""
     for part in PARTS:
         try:
             names = names_of(files, part) if isinstance(files, dict) else []

@@ -63,7 +63,7 @@ _THREADS_GAIN = 0.8  # T threads are about T ** 0.8 times as fast as one
 def choose_for_text(
     config: Config, asked: set[str], minutes: float
 ) -> tuple[Config, dict[str, str]]:
-    """The config with settings for its text and this machine, and a dict {section: reason}.
+    """`config` with settings that suit its text and this machine, and the reason for each section.
 
     `config` has the defaults and the values that the user set. `asked` has the dotted keys that the
     user set. Sets patience only if there is a validation split and the user set neither patience
@@ -203,7 +203,7 @@ def text_facts(config: Config) -> Text:
 
 
 def block_of_choice(config: Config, reasons: dict[str, str]) -> list[str]:
-    """The chosen settings as YAML: a line for each section in `reasons`, with its reason."""
+    """The chosen settings as YAML. Each section in `reasons` is one line with a reason."""
     shown = (
         ("data", ("val_fraction",) if "data" in reasons else ()),
         ("tokenizer", ("kind", *(["vocab_size"] if config.tokenizer.kind == "bpe" else []))),
@@ -228,7 +228,7 @@ def _yaml(value: Any) -> str:
 
 
 def _operations(config: Config, asked: set[str], seconds: float) -> float:
-    """The number of operations of the run: 6 * parameters of the blocks * tokens of all steps.
+    """How many operations the run does: 6 * parameters of the blocks * tokens of all steps.
 
     If the user set the steps and the network, these give the number. If not, it is the number of
     operations that this machine can do in about `seconds` without other programs."""
@@ -254,8 +254,7 @@ def _operations(config: Config, asked: set[str], seconds: float) -> float:
 
 
 def _operations_with(config: Config, seconds: float) -> float:
-    """The number of operations that fit into the run, measured with `config`'s network and
-    batch."""
+    """How many operations fit into `seconds`. Measures a step with the network of `config`."""
     vocab_size = _MEASURED_VOCABULARY
     step_seconds = _quiet_step_seconds(config, min(0.3, 0.01 * seconds), vocab_size)
     operations = 6.0 * block_parameters(config.model.n_layer, config.model.n_embd)

@@ -19,7 +19,7 @@ def resume_command(
     *,
     extend: bool = False,
 ) -> str:
-    """The command that resumes a run, with changes KEY=VALUE and the files of the user's parts."""
+    """The command that resumes a run with `changes` (KEY=VALUE) and the user's parts in `files`."""
     words = ["gptcli train", *map(shell_word, changes), "--resume", *(["--extend"] * extend)]
     return " ".join([*words, "--out", shell_word(run), *_part_options(files or {})])
 

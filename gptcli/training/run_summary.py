@@ -53,7 +53,7 @@ class RunSummary:
             self._stopped = event.stopped
 
     def begun(self) -> dict[str, Any]:
-        """The keys that are known before the first step: the user's parts, times, and _KEPT.
+        """What is known before the first step: the user's parts, times, and the keys in _KEPT.
 
         `began_at` is the time of this start or resume; the newest run has the latest one. `starts`
         has the time of each start or resume, and the seconds trained before it."""
@@ -65,7 +65,7 @@ class RunSummary:
         return user_parts | self._kept
 
     def ended(self) -> dict[str, Any]:
-        """All keys of run.json after the end of the run. `train --json` prints the same keys."""
+        """The content of run.json after the end of the run. `train --json` prints the same."""
         corpus = self._setup.corpus
         return self.begun() | {
             "train_tokens": len(corpus.train),
@@ -80,7 +80,7 @@ class RunSummary:
 
 
 def progress_summary(progress: Progress, stopped: str) -> dict[str, Any]:
-    """A run's counters with the keys of `train --json`."""
+    """The counters of a run, under the keys that `train --json` uses."""
     return {
         "steps": progress.step,
         "tokens": progress.tokens,

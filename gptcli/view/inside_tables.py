@@ -110,7 +110,7 @@ def path_table(
 
 @dataclass(frozen=True)
 class StepLines:
-    """One of the eight steps: its numbers by name, and the line of the learner's file if known."""
+    """One of the eight steps: the numbers to show, and the line of the learner's file if known."""
 
     step: int
     name: str

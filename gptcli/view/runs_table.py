@@ -46,8 +46,7 @@ class RunRow:
 
 @dataclass(frozen=True)
 class Order:
-    """The order of rows: the column to sort by (a key of SORT_KEYS), and whether from high to
-    low."""
+    """How rows are sorted: by which column (a key of SORT_KEYS), and whether from high to low."""
 
     column: str
     reverse: bool = False
@@ -153,7 +152,7 @@ def runs_table(
 
 
 def _marked(column: _Column, order: Order | None, encoding: str) -> _Column:
-    """The column, with an arrow in its title if the rows are sorted by it."""
+    """`column`. If the rows are sorted by this column, its title gets an arrow."""
     if order is None or column.title != order.column:
         return column
     arrows = "\N{UPWARDS ARROW}\N{DOWNWARDS ARROW}" if encoding.lower().startswith("utf") else "^v"
@@ -180,5 +179,5 @@ def _width(column: _Column, rows: Sequence[RunRow]) -> int:
 
 
 def _rest_width(columns: Sequence[_Column], rows: Sequence[RunRow]) -> int:
-    """The width in cells of all columns except the name, including the gaps."""
+    """How many cells the columns need together, without the name, but with the gaps."""
     return sum(GAP + _width(column, rows) for column in columns)

@@ -18,7 +18,7 @@ columns are sorted from high to low. The key r then reverses the order."""
 
 @dataclass(frozen=True)
 class Watched:
-    """The rows, their order, and the time at which they were read."""
+    """The rows of the table, how they are sorted, and the time when they were read."""
 
     rows: Sequence[RunRow]
     order: Order | None
@@ -76,7 +76,7 @@ def _footer(watched: Watched, width: int, has_keys: bool) -> list[Text]:
 
 
 def _as_lines(table: object, width: int, console: Console) -> list[Text]:
-    """The lines of `table`, which is a table of the library rich."""
+    """The lines of `table`, a table of the library rich, at most `width` cells wide."""
     options = console.options.update(width=width)
     return [
         Text.assemble(*((part.text, part.style or "") for part in line))

@@ -328,7 +328,7 @@ WRONG: list[tuple[Any, ...]] = [
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: a right file, changed as an entry of WRONG says.
+    """The text of a wrong file: a right file with the replacements of `entry`, one of WRONG.
 
     The right file is BASE. If a replaced text is not in BASE, the right file is HEAD + BUFFERS +
     ATTENTION."""

@@ -35,8 +35,7 @@ def resume(run: Path, ranks: int, *more: str) -> None:
 
 
 def forget_after(run: Path, step: int) -> None:
-    """Delete all checkpoints of later steps than `step`, as if the run had been killed after
-    `step`."""
+    """Delete the checkpoints of all steps after `step`, as if the run had been killed at `step`."""
     for path in (run / "checkpoints").glob("step-*"):
         if int(path.name[5:]) > step:
             shutil.rmtree(path)

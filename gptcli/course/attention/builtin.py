@@ -87,7 +87,7 @@ def grid() -> list[Sizes]:
 
 
 def devices_here() -> list[str]:
-    """The devices of this machine: "cpu", and "cuda" and "mps" if it has them."""
+    """The devices of this machine: "cpu", and if available "cuda" and "mps"."""
     return (
         ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
     )
@@ -103,7 +103,7 @@ def dtypes_on(device: str) -> list[torch.dtype]:
 
 @torch.no_grad()
 def compare_paths(devices: list[str], cases: list[Sizes] | None = None) -> BuiltinReport:
-    """The report on every path, for each case, each dtype and each device in `devices`."""
+    """The report on all code paths, tried with each case, each dtype and each device."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # these sizes are too small for several threads
     try:
@@ -194,7 +194,7 @@ def _heads(module: CausalSelfAttention, x: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _banded(q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
-    """Attention of each query to its token and the `width` - 1 tokens before it: (B, H, T, D)."""
+    """Attention of each token to itself and the `width` - 1 tokens before it: (B, H, T, D)."""
     at = torch.arange(q.shape[2])
     distance = at[:, None] - at  # (T, T)
     scores = torch.einsum("bhtd,bhsd->bhts", q, k) / q.shape[-1] ** 0.5  # (B, H, T, T)
@@ -216,7 +216,7 @@ def _unit_rms(x: Tensor) -> Tensor:
 
 
 def _turned(x: Tensor) -> Tensor:
-    """x with rotary positions: the pair of channels i and i + D/2 is turned by an angle.
+    """x with rotary positions: each pair of channels i and i + D/2 is turned by an angle.
 
     The angle is position * ROPE_THETA^(-2i/D)."""
     half = x.shape[-1] // 2
@@ -244,7 +244,7 @@ class _SeesFusedKernel(TorchFunctionMode):
 
 
 def _cached(module: CausalSelfAttention, sizes: Sizes, x: Tensor, step: int) -> Tensor:
-    """The output (B, T, C) of x through a KV cache, `step` tokens at a time."""
+    """The output (B, T, C) for x, computed with a KV cache, `step` tokens at a time."""
     cache = LayerCache(sizes.B, sizes.H, sizes.D, sizes.width, x.dtype, x.device)
     pieces = torch.split(x, min(step, sizes.width), dim=1)
     return torch.cat([module(piece, cache) for piece in pieces], dim=1)

@@ -37,9 +37,10 @@ LEAST_MASK_OFFSET = 20.0  # an additive mask changes a hidden score by at least 
 def operations_off_reference(
     trace: ForwardTrace, found: Matches, p: Problem, step: int
 ) -> Iterator[Operation]:
-    """The operations that have a correct value as input and a result that is not in the reference.
+    """The operations that take a correct tensor and return a tensor that the reference lacks.
 
-    The search begins after the last operation that completed a correct value of an earlier step."""
+    The search begins after the last operation that completed a correct tensor of an earlier
+    step."""
     begin = last_right_operation(found, step) + 1
     if step == 2:  # the split of k can be wrong before any line computes v
         whole = [found.completed_at[n] for n in "qkv" if found.has(n) and not found.has(f"{n}h")]
@@ -58,9 +59,9 @@ def operations_off_reference(
 
 
 def names_of_inputs(operation: Operation, found: Matches, p: Problem) -> list[str | None]:
-    """For each input of `operation`, the name of the reference's value that contains its numbers.
+    """For each input of `operation`, the reference's tensor with the same numbers, such as "q".
 
-    The name is None if no value contains them. A loop can compute the attention weights of a few
+    None if no tensor contains them. A loop can compute the attention weights of a few
     tokens at a time. Such weights get the name "weights" from the operation that made them."""
     names = []
     for x, source in zip(operation.inputs, operation.sources, strict=True):
@@ -72,16 +73,16 @@ def names_of_inputs(operation: Operation, found: Matches, p: Problem) -> list[st
 def first_operation_off_reference(
     trace: ForwardTrace, found: Matches, p: Problem, step: int
 ) -> Operation | None:
-    """The first operation that turns the correct values before `step` into wrong ones, or None.
+    """The first operation that makes a wrong tensor from the correct ones before `step`, or None.
 
     The numbers are wrong from this operation on, even if the code stops later."""
     return next(operations_off_reference(trace, found, p, step), None)
 
 
 def projected_out_of_order(trace: ForwardTrace, found: Matches, p: Problem) -> set[str]:
-    """Which of q, k and v have another order of tokens than x when they first appear in the trace.
+    """Which of q, k and v first appear in the trace with another order of tokens than x.
 
-    Such a value has correct numbers, but the learner changed the order of x before the projection.
+    Such a tensor has correct numbers, but the learner changed the order of x before the projection.
     Leaves out a value that no single tensor (B, T, C) or (T, B, C) of the trace contains."""
     places_in_x = torch.arange(p.B * p.T).view(p.B, p.T)
     seen, out_of_order = set(), set()
@@ -105,7 +106,7 @@ def projected_out_of_order(trace: ForwardTrace, found: Matches, p: Problem) -> s
 def operation_that_changed_value(
     trace: ForwardTrace, found: Matches, p: Problem, step: int
 ) -> Operation | None:
-    """The operation that makes a correct value wrong before `step` begins, or None.
+    """The operation that spoils a correct tensor before `step` begins; None if there is none.
 
     The result of the operation has the shape of the input, but other numbers. A split, a mask, a
     softmax, a product or a merge does not count, because it is part of `step` itself."""
@@ -152,13 +153,14 @@ _VALUES_BEFORE = {
 
 
 def step_of_changed_value(step: int) -> int:
-    """The wrong step if code changes a value before `step` begins: the step of this value. For step
-    5, it is step 4 (scores)."""
+    """The step that is wrong if code spoils a tensor before `step`: the step of that tensor.
+
+    For steps 5 and 6, this is step 4 (scores)."""
     return {2: 1, 5: 4, 6: 4, 7: 6, 8: 7}[step]
 
 
 def _is_mask(x: Tensor, result: Tensor, found: Matches, p: Problem) -> bool:
-    """Whether `result` is the scores x with a mask, or the beginning of a softmax.
+    """Whether `result` is made from the scores x by a mask, or by the beginning of a softmax.
 
     A mask leaves a score unchanged, replaces it by a fixed number or changes it by a lot. It hides
     the same cells in all sequences and heads that it changes."""
@@ -197,7 +199,7 @@ def mask_hides_too_much(trace: ForwardTrace, found: Matches, p: Problem) -> bool
 
 
 def _is_constant_in_groups(values: Tensor, group: Tensor) -> bool:
-    """Whether the values in each group are equal, and some group has more than one value."""
+    """Whether `values` are equal within each group, and some group has more than one value."""
     order = group.argsort(stable=True)
     same = group[order][1:] == group[order][:-1]
     equal = (values[order][1:] - values[order][:-1]).abs() <= 1e-9

@@ -50,7 +50,7 @@ CALL_LIMIT_S = 4.0  # for one call of the learner's code; correct code takes mil
 
 @dataclass
 class Built:
-    """A module of the learner's class with the random weights of a case, and its projections."""
+    """A module of the learner's class with random weights for `case`, and the Projections in it."""
 
     case: Case
     module: nn.Module
@@ -133,11 +133,11 @@ class LearnerAttention:
 
     @property
     def cases(self) -> list[Case]:
-        """The cases that the checks use: all that the constructor accepts."""
+        """The cases that the checks use: those of CASES that the constructor accepts."""
         return [case for case in CASES if case not in self.refused]
 
     def case(self, case: Case) -> Case:
-        """`case`, changed to one head if the class does not get the number of heads."""
+        """`case`, or the same case with one head if the class does not get the number of heads."""
         if self.constructor.names_heads or case.H == 1:
             return case
         return replace(case, H=1, D=case.C)
@@ -184,7 +184,7 @@ class LearnerAttention:
             )
 
     def filled(self, case: Case, dropout: float = 0.0) -> tuple[nn.Module, Projections]:
-        """A new module in evaluation mode with random weights in `dtype`, and its projections."""
+        """A new module with random weights in `dtype` (evaluation mode), and its Projections."""
         case = self.case(case)
         module = self._filled(case, dropout)
         return module, self.projections(module, case)
@@ -311,11 +311,11 @@ class LearnerAttention:
         return y.double() if isinstance(y, Tensor) and y.dtype == torch.float32 else y
 
     def forward_of(self, attempt: Attempt) -> Callable[[Tensor], Any]:
-        """A function of x that repeats the forward pass of an attempt."""
+        """A function that repeats the forward pass of `attempt`, but with the x that it gets."""
         return lambda x: self.forward(attempt.module, x, **attempt.options)
 
     def other_part(self) -> CheckFailed | None:
-        """A CheckFailed for a part that is not in the eight steps, or None."""
+        """The CheckFailed if the class has a part that is none of the eight steps, or None."""
         module = None if self.attempt is None else self.attempt.module
         return other_part(self.cls, module, self._call)
 

@@ -22,7 +22,9 @@ Positions = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def positions(x: Tensor, name: str, table: Table) -> Positions | None:
-    """The place of each number of x in the value `name`. None if the value lacks a number of x."""
+    """The indices (b, t, h, d) at which the reference's tensor `name` has the numbers of x.
+
+    None if that tensor lacks a number of x."""
     flat = table.locate(x.double())
     if not flat.numel() or bool((flat < 0).any()):
         return None
@@ -58,16 +60,16 @@ def has_layout_of_step(x: Tensor, name: str, table: Table) -> bool:
 
 
 def _whole_heads(channels: Tensor, D: int) -> bool:
-    """Whether `channels` are all channels of one or more heads, in increasing order."""
+    """Whether `channels` are complete heads of D channels, in increasing order."""
     upward = bool((channels.diff() == 1).all())
     return upward and int(channels[0]) % D == 0 and len(channels) % D == 0
 
 
 def last_slice_before_product(forward: ComparedForward, letters: str) -> Operation | None:
-    """The last slice or reshape of a factor before its first product, or None.
+    """The last operation that made one of `letters` before a product used it, or None.
 
-    `letters` names the factors, such as "qkv". If the pieces of a factor are correct, but in a
-    wrong order, this operation is wrong."""
+    `letters` names the factors, such as "qkv". Transposes do not count. If the pieces of a factor
+    are correct, but in a wrong order, this operation is the wrong slice or reshape."""
     for operation in forward.trace.operations:
         if operation.name not in PRODUCTS | {"scaled_dot_product_attention"}:
             continue
@@ -80,7 +82,7 @@ def last_slice_before_product(forward: ComparedForward, letters: str) -> Operati
 
 
 def _first_input_chain(forward: ComparedForward, index: int) -> Iterator[Operation]:
-    """Operation `index`, then the operation that made its first input, and so on to the start."""
+    """Operation `index`, the one that made the first input of this operation, and so on."""
     at: int | None = index
     while at is not None:
         operation = forward.trace.operations[at]
@@ -89,7 +91,7 @@ def _first_input_chain(forward: ComparedForward, index: int) -> Iterator[Operati
 
 
 def changes_nothing(operation: Operation) -> bool:
-    """Whether the result of the operation is equal to its first input, as in dropout at rate 0."""
+    """Whether the result of `operation` equals the first input, as in dropout at rate 0."""
     if not operation.inputs or len(operation.outputs) != 1:
         return False
     x, y = operation.inputs[0], operation.outputs[0]

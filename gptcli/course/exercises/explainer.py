@@ -37,7 +37,7 @@ class ExerciseMistake(Mistake):
 
 
 class Explainer:
-    """Turn a fault of the learner's code into a CheckFailed with a message and three hints.
+    """Turns a fault of the learner's code into a CheckFailed with a message and three hints.
 
     `functions` maps each step to the name of its function, in lessons that have one function for
     each step."""
@@ -163,7 +163,7 @@ class Source:
                 self._docstrings.update(_lines(node))
 
     def quote(self, line: int | None) -> str:
-        """How a message quotes a line: ", at line 12 of FILE, `code`"; "" if it is missing."""
+        """How a message quotes a line: ", at line 12 of FILE, `code`". "" if no line exists."""
         if line is None or not 0 < line <= len(self._lines):
             return ""
         code = without_comment(self._lines[line - 1].strip())
@@ -208,7 +208,7 @@ class Source:
         return found
 
     def class_lines(self, name: str, *, constructor: bool) -> set[int]:
-        """The lines of the constructor of class `name`, or its other lines if not `constructor`."""
+        """The lines of class `name` inside its constructor, or outside it if not `constructor`."""
         found: set[int] = set()
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ClassDef) and node.name == name:
@@ -227,7 +227,7 @@ class Source:
         return [n.name for n in ast.walk(self.tree) if isinstance(n, ast.FunctionDef)]
 
     def step_named_at(self, line: int) -> int | None:
-        """The N of the nearest comment `# Step N` above the line, in the same function, or None."""
+        """The number N in the last comment `# Step N` up to `line` in its function, or None."""
         inside = [
             node
             for node in ast.walk(self.tree)

@@ -124,13 +124,13 @@ class _Scaled:
 
 
 def _scaled(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> tuple[Any, ...]:
-    """A layer norm with a mistake in steps 1 to 3: change(x, mean, variance) normalises x."""
+    """A layer norm that is wrong in steps 1 to 3, for which it calls change(x, mean, variance)."""
 
     return (_Scaled(change),)
 
 
 def _affine(change: Callable[[Weights, Tensor], Tensor]) -> tuple[Any, ...]:
-    """A layer norm with a mistake in step 4: change(w, normalised x) computes the output."""
+    """A layer norm that is wrong in step 4, for which it calls change(w, normalised x)."""
 
     def form(w: Weights, x: Tensor) -> Tensor:
         return change(w, normal(x))

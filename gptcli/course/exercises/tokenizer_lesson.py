@@ -154,7 +154,7 @@ class LearnerTokenizer(Explainer):
         return self.source.find(pattern, self.region(step))
 
     def region(self, step: int) -> set[int] | None:
-        """The lines of step 1 or step 2: in train, or in the functions that train calls."""
+        """The lines where `step`, 1 or 2, can be: in `train`, or in functions that it calls."""
         watch = self.watched(BEGIN, 1)
         pair = reference.learn(BEGIN, 1)[0]
         merged = reference.merge(reference.to_bytes(BEGIN), pair, 256)
@@ -207,9 +207,9 @@ class LearnerTokenizer(Explainer):
         return 1
 
     def merges(self, mine: Any, n: int = 0, step: int = 0) -> list[Pair]:
-        """The learner's merges in order, from a dict of pairs to ids or from a list of pairs.
+        """The learner's merges in order. They can be a dict {pair: id} or a list of pairs.
 
-        `step` is 5 for merges that load has read. Raises CheckFailed if they have another form."""
+        `step` is 5 for merges that load has read. Raises CheckFailed if they are anything else."""
         found: Any = getattr(mine, "merges", None)
         pairs = _pairs_of(found)
         if pairs is not None:
@@ -238,7 +238,7 @@ class LearnerTokenizer(Explainer):
         )
 
     def quoted(self, name: str) -> str:
-        """A quote of the last `return` line of a method. Without a `return`: of its `def` line."""
+        """Quotes the last `return` line of the method `name`, or the `def` line if it has none."""
         lines = self.source.lines_of(name)
         returns = self.source.matches(r"\breturn\b", lines)
         return self.source.quote(returns[-1] if returns else self.source.find(r"def ", lines))
@@ -262,7 +262,7 @@ def _hashable(found: dict[Any, Any]) -> bool:
 
 
 def _pairs_of(found: Any) -> list[Pair] | None:
-    """The pairs of ids in a learner's `merges`, in their order, or None for another form."""
+    """The pairs in a learner's `merges`, in order; None if it is no dict or list of pairs."""
     try:
         if isinstance(found, dict):
             new = {pair: operator.index(i) for pair, i in found.items()}
@@ -392,7 +392,7 @@ def _training(learner: LearnerTokenizer) -> tuple[Any, list[Pair]]:
 
 
 def _shared(learner: LearnerTokenizer, learnt: list[Pair]) -> CheckFailed | None:
-    """A CheckFailed if a new tokenizer already has `learnt`, the merges of an earlier one."""
+    """The CheckFailed if a new tokenizer already has the merges that another learnt, or None."""
     fresh = learner.ask("building a Tokenizer()", 1, learner.cls)
     if not learnt or _pairs_of(getattr(fresh, "merges", None)) != learnt:
         return None

@@ -69,7 +69,7 @@ def _count_apart(ids: list[int]) -> Counts:
 
 
 def _count_from_end(ids: list[int]) -> Counts:
-    """Count pairs in the order of their last occurrences, from the end of the text."""
+    """Count pairs from the end of the text, so that the dict begins with the last pair."""
     counts: Counts = {}
     for pair in reversed(list(itertools.pairwise(ids))):
         counts[pair] = counts.get(pair, 0) + 1
@@ -84,7 +84,7 @@ def _count_every_second(ids: list[int]) -> Counts:
 
 
 def _merge_overlapping(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """A merge that continues after the first id of a pair, not after the second."""
+    """A wrong merge, which also merges overlapping pairs: "aaa" becomes twice "aa"."""
     out, i = [], 0
     while i < len(ids):
         if tuple(ids[i : i + 2]) == pair:
@@ -109,7 +109,7 @@ def _merge_first(ids: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def _merge_without_last(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """A merge that loops over range(len(ids) - 1), so that the last id is lost."""
+    """A wrong merge, which loops over range(len(ids) - 1), so that the last id is lost."""
     out, i = [], 0
     while i < len(ids) - 1:
         if tuple(ids[i : i + 2]) == pair:
@@ -143,7 +143,7 @@ def _pick_frequent(merges: list[Pair], ids: list[int]) -> Pair:
 
 
 def _longest_match(merges: list[Pair], text: str) -> list[int]:
-    """Greedy encoding: the longest token that fits, from left to right."""
+    """The ids from a greedy encoding: from left to right, always the longest token that fits."""
     table = token_bytes(merges)
     data, ids, at = text.encode("utf-8"), [], 0
     while at < len(data):
@@ -157,7 +157,7 @@ def _longest_match(merges: list[Pair], text: str) -> list[int]:
 
 
 def _one_pass(merges: list[Pair], text: str) -> list[int]:
-    """An encoder that walks through the bytes once and merges the neighbours that it meets."""
+    """The ids from one walk through the bytes, which merges each pair of `merges` it meets."""
     ids = to_bytes(text)
     out, i = [], 0
     while i < len(ids):

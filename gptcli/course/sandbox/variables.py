@@ -13,7 +13,7 @@ _DEPTH = 3
 
 
 def tensors_at(error: BaseException, path: Path) -> list[tuple[str, Tensor]]:
-    """(name, value) of each float tensor in the variables of the function that `error` stopped.
+    """The float tensors in the variables of the function that `error` stopped: (name, value).
 
     If the traceback has several functions of the file `path`, the innermost one counts. Also finds
     tensors in lists, tuples and dicts, and in the public attributes of `self`, but no parameters

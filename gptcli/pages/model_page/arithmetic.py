@@ -61,7 +61,7 @@ def _state_after(table: Any, tokens: Sequence[int]) -> int:
 
 
 class _Network:
-    """The network of a payload, with a key/value cache for one text that grows."""
+    """Computes the network in a page's payload, with a key/value cache for one growing text."""
 
     def __init__(self, header: dict[str, Any], sections: dict[str, bytes]) -> None:
         self.m = header["model"]

@@ -97,7 +97,7 @@ def prove(payload: str, rounded: GPT, tokenizer: Tokenizer, program: Program | N
 def _ask(
     payload: str, texts: Sequence[str], tokenizer: Tokenizer, program: Program | None
 ) -> tuple[Answer, str]:
-    """The answer, and the name of the program that gave it."""
+    """What the page answers to `texts`, and the name of the program that computed it."""
     if program is None:
         return arithmetic.ask(payload, texts, GREEDY_TOKENS, tokenizer), f"numpy {np.__version__}"
     try:
@@ -137,7 +137,7 @@ def _greedy(
 
 @torch.no_grad()
 def network_logits(model: GPT, tokens: Sequence[int], first: int) -> Tensor:
-    """The logits for the token after each of tokens[first:], float32, as sampling computes them.
+    """The float32 logits after each token of tokens[first:], computed as sampling does.
 
     W is the block size. With rotary positions, each token attends to the last W tokens, including
     itself. With learned positions, the window moves by half of W, as `window_start` says."""

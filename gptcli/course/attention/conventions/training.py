@@ -61,7 +61,7 @@ class UserAttention:
         return AdaptedAttention(self.learner, config)
 
     def cache(self) -> CachedFile | None:
-        """The file's key/value cache; None if the file has no cache that its attention can use.
+        """The learner's key/value cache; None if the file has none that its attention can use.
 
         Raises GptcliError if the class of the cache lacks a method, or if forward does not take
         the cache directly after x."""
@@ -70,7 +70,7 @@ class UserAttention:
         return CachedFile.of(self.learner.file, self._module, self.learner.cls)
 
     def matrices(self, module: nn.Module, n_embd: int, n_head: int) -> list[Tensor] | None:
-        """The query, key, value and output weights of a module that `make` returned: (C, C) views.
+        """Views of the (C, C) query, key, value and output weights of a module that `make` made.
 
         None if one of the four is missing, or is not a view of the module's parameters."""
         inner = module.attention if isinstance(module, AdaptedAttention) else module

@@ -28,7 +28,7 @@ def _taken_from(order: str) -> Mapping[str, Stage]:
 
 
 def _changed(which: str, change: Callable[[Problem, Tensor, str], Tensor]) -> Mapping[str, Stage]:
-    """The stage that applies `change` to the projections named by `which`: "qk" is q and k."""
+    """The stage that calls `change` for each projection in `which`: "qk" means q and k."""
 
     def wrong(p: Problem) -> Three:
         results = []
@@ -84,7 +84,7 @@ def _with_weight_of(other: str) -> Callable[[Problem, Tensor, str], Tensor]:
 
 
 def _with_swapped_weights(pair: str) -> Mapping[str, Stage]:
-    """The stage that swaps the weights of two projections, such as "kv", but not their biases."""
+    """The stage that swaps two projections' weights, but not their biases: "kv" is k and v."""
 
     def change(p: Problem, right: Tensor, letter: str) -> Tensor:
         return _with_weight_of(pair.replace(letter, ""))(p, right, letter)
@@ -104,14 +104,14 @@ def _chained(p: Problem) -> Three:
 
 
 def _fused_by_head(p: Problem) -> Three:
-    """q, k and v of code that views the fused channels (B, T, 3C) as (B, T, H, 3, D)."""
+    """Wrong q, k and v: views fused channels (B, T, 3C) as (B, T, H, 3, D), not (B, T, 3, C)."""
     fused = torch.cat(project(p), dim=-1).view(p.B, p.T, p.H, 3, p.D)
     q, k, v = (part.reshape(p.B, p.T, p.C) for part in fused.unbind(3))
     return q, k, v
 
 
 def _fused_by_channel(p: Problem) -> Three:
-    """q, k and v of code that views the fused channels (B, T, 3C) as (B, T, C, 3)."""
+    """Wrong q, k and v: views fused channels (B, T, 3C) as (B, T, C, 3), not (B, T, 3, C)."""
     fused = torch.cat(project(p), dim=-1)
     q, k, v = fused.view(p.B, p.T, p.C, 3).unbind(3)
     return q, k, v

@@ -16,7 +16,7 @@ from gptcli.course.attention.stages import Problem, Stage, split
 
 
 def _weighed_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
-    """Two variants of each wrong softmax: one with hidden scores of -inf, one with -1e9."""
+    """Two variants of each wrong softmax: the mask writes -inf in one, -1e9 in the other."""
     return (
         *({"weigh": stage} for stage in stages),
         *({"hide": _fill_with_large_negative, "weigh": stage} for stage in stages),
@@ -36,7 +36,7 @@ def _softmax_over(dims: tuple[int, ...]) -> Stage:
 
 
 def _divided_by_other_rows(p: Problem, masked: Tensor) -> Tensor:
-    """The weights of code that divides column j by the sum of row j: a wrong broadcast."""
+    """Wrong weights: a wrong broadcast divides column j by the sum of row j."""
     e = masked.exp()
     return e / e.sum(dim=-1, keepdim=True).transpose(-1, -2)
 
@@ -47,7 +47,7 @@ def _divided_by_sum_of_scores(p: Problem, masked: Tensor) -> Tensor:
 
 
 def _divided_by_sum_after_maximum(p: Problem, masked: Tensor) -> Tensor:
-    """The weights of a softmax without exp, which subtracts the maximum and divides by the sum."""
+    """Wrong weights: a softmax without exp; subtracts the maximum, then divides by the sum."""
     shifted = masked - masked.amax(dim=-1, keepdim=True)
     return shifted / shifted.sum(dim=-1, keepdim=True)
 
@@ -65,7 +65,7 @@ def _mixed_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
 
 
 def _unfolded_heads_first(p: Problem, weights: Tensor, v: Tensor) -> Tensor:
-    """The weighted values of code that unfolds (B * H, T, D) as (H, B, T, D)."""
+    """Wrong weighted values: unfolds (B * H, T, D) as (H, B, T, D), not as (B, H, T, D)."""
     return (weights @ v).reshape(p.H, p.B, p.T, p.D).transpose(0, 1)
 
 
