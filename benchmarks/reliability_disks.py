@@ -23,8 +23,8 @@ SHORT = (0, 1, 2, 3, 7, 64, 100, 1000)
 
 
 def kills_at_each_operation(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Kill a story (a kind of save) before each of its disk operations, or within each of its
-    writes."""
+    """Kill a save before each of its disk operations, or within each of its writes. `trial` chooses
+    the story (a kind of save) and the kind of kill."""
     story, half = STORIES[trial // 2], trial % 2 == 1
 
     def body(folder: Path) -> Iterator[object]:
@@ -56,8 +56,9 @@ def crashes(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
 
 
 def failing_operations(shop: Workshop, trial: int, chance: random.Random) -> Outcome:
-    """Let each disk operation of a story (a kind of save) fail in turn. In even trials, only
-    this operation fails, once with each error. In odd trials, all later operations fail too."""
+    """Save again and again, and let each disk operation fail in turn. `trial` chooses the story, a
+    kind of save. In even trials, only this operation fails, once with each error. In odd
+    trials, all later operations fail too."""
     story, for_good = STORIES[trial // 2], trial % 2 == 1
     fail = (
         disk_fault_trials.failing_for_good

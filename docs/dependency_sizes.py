@@ -31,7 +31,7 @@ package that several others need counts only once.
 
 
 def needs(found: Distribution) -> Iterator[str]:
-    """The names of the packages that a package needs on this system, without its extras."""
+    """Yield the name of each package that `found` needs on this system, without its extras."""
     for text in found.requires or []:
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):

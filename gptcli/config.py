@@ -491,7 +491,7 @@ class LoraConfig(_Section):
     have no more parameters than the adapters."""
 
     def names(self, arch: Arch) -> tuple[str, ...]:
-        """The full names of the targets in this arch, such as "attn.query", in the arch's order."""
+        """The matrices that `targets` selects, such as "attn.query", in the order of `arch`."""
         groups = arch.projections
         return tuple(
             name
@@ -571,7 +571,7 @@ class TrainConfig(_Section):
     name a CONFIG. null: all weights are trained."""
 
     def tokens_per_step(self, block_size: int) -> int:
-        """Tokens of one optimizer step on windows of `block_size` tokens."""
+        """The number of tokens in one optimizer step if windows have `block_size` tokens."""
         return self.sequences * block_size
 
     @property

@@ -81,7 +81,7 @@ def compare(
 
 
 def _with_seeds(paths: list[Path], names: list[str], count: int) -> list[Arm]:
-    """One arm for each config, with the runs of all seeds. Missing runs are trained.
+    """One Arm for each run in `paths`: the run's config with `count` seeds. Trains missing runs.
 
     Runs that diverged are left out. Raises GptcliError if all runs of a config diverged."""
     from gptcli.cli.output import note

@@ -18,7 +18,7 @@ _HINT = "set an editor, for example `export EDITOR=nano`, or open {} in any edit
 
 
 def editor(environ: Mapping[str, str], path: Path) -> list[str]:
-    """The words of the command that starts the user's editor, without the file.
+    """The command that starts the user's editor, as a list of words without the file.
 
     Raises GptcliError if no editor is set or installed, or if the program in $VISUAL or $EDITOR is
     missing. The hint names the file `path`."""

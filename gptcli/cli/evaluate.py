@@ -131,7 +131,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Figures:
-    """The loss on one text of a mixture, or on the whole split if there is no mixture."""
+    """One text of a mixture, or the whole split if there is no mixture, with the loss on it."""
 
     name: str
     share: float
@@ -141,7 +141,7 @@ class _Figures:
 
 
 def _figures(tokens: TokenStore, loss_on: Callable[[TokenStore], float]) -> list[_Figures]:
-    """The figures of each text of a mixture, or of the whole split if there is no mixture."""
+    """One _Figures for each text of a mixture, or for the whole split if there is no mixture."""
     from gptcli.corpus.mixture import MixedText, MixedTokens
 
     texts = tokens.texts if isinstance(tokens, MixedTokens) else [MixedText("", 1.0, tokens)]

@@ -245,7 +245,7 @@ def lines(
     *,
     keep_blank: bool = False,
 ) -> Iterator[tuple[int, str]]:
-    """For each line of a file: its number (from 1), and its text with the line end.
+    """Yield (number, text) for each line of a file: numbers from 1, texts with their line ends.
 
     Blank lines are left out unless `keep_blank` is true. Raises GptcliError if a line is too
     long."""

@@ -31,8 +31,8 @@ from gptcli.training.step import mean_loss, seed_dropout
 
 
 class RankBatches(Batches):
-    """The batches of rank r of W ranks. Batch k is part number k * W + r of the global order (see
-    share.py)."""
+    """The batches that one rank reads. With W ranks, batch k of rank r is part number k * W + r of
+    the global order (see share.py)."""
 
     def __init__(
         self, tokens: TokenStore, block_size: int, seed: int, share: Share, rank: int
@@ -224,8 +224,9 @@ class DdpPasses(RankPasses):
         return []
 
     def _average_in_float32(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """DDP's hook: average a bucket of gradients over the ranks, and store the result as the
-        float32 gradients of the master weights."""
+        """DDP's hook: averages the gradients in `bucket` over the ranks, in float32.
+
+        Stores the averages as the gradients of the master weights."""
         masters = [self._masters[cast(nn.Parameter, p)] for p in bucket.parameters()]
         places = [cast(Tensor, master.grad) for master in masters]
         found = [gradient.float() for gradient in bucket.gradients()]

@@ -255,7 +255,7 @@ def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
 def _without_prefix(
     tensors: Iterator[tuple[str, Tensor]], config: ModelConfig
 ) -> dict[str, Tensor]:
-    """The tensors by their names in the complete model.
+    """The tensors in a dict, under the names that they have in the complete model.
 
     Some files have only the inner model, without the head. This function adds the prefix that
     their names lack."""
@@ -485,7 +485,7 @@ class _Getter:
         return found
 
     def required(self, key: str) -> int:
-        """The value of a size that every config must have. Raises GptcliError if there is none."""
+        """The size that config.json gives as `key`. Raises GptcliError if it gives none."""
         found = self.count(key, None)
         if found is None:
             raise GptcliError(

@@ -69,7 +69,7 @@ def read_foreign(
 
 
 def meta_of_import(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The meta.json of an imported run's checkpoint, without the list of tensors."""
+    """The content of an imported run's meta.json, without the list of tensors."""
     return {
         "progress": asdict(Progress()),
         "vocab_size": tokenizer.vocab_size,
@@ -160,7 +160,7 @@ def write_run(
 
 
 def from_hub(name: str) -> Path:
-    """The local folder of a model from the Hugging Face Hub. Missing files are downloaded.
+    """The local folder with the model `name` of the Hugging Face Hub. Downloads missing files.
 
     Only JSON, safetensors and merges.txt are downloaded. Raises GptcliError if huggingface_hub is
     not installed, or if the model cannot be downloaded."""

@@ -16,7 +16,7 @@ _POINTS = 60  # the number of points with which the page draws the law
 
 @dataclass(frozen=True)
 class Network:
-    """One of the small networks, or the larger network whose loss the law predicts.
+    """A network on the page: a small one, or the larger one whose loss the law predicts.
 
     `size` counts the parameters in the blocks. `loss` is None if the network was not trained. `law`
     is the loss that the law gives for this network, and `interval` its 95 % interval."""

@@ -149,7 +149,7 @@ class CharTokenizer(Tokenizer):
 
 
 def _name(char: str) -> str:
-    """A character with code point and name: `'é' (U+00E9, latin small letter e with acute)`."""
+    """A character, code point and name: `'é' (U+00E9, latin small letter e with acute)`."""
     name = unicodedata.name(char, "").lower()
     if char == "\r":
         name = "carriage return, as in line ends of Windows"

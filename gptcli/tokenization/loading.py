@@ -48,7 +48,7 @@ def load_tokenizer(
     *,
     other_programs: bool = False,
 ) -> Tokenizer:
-    """The tokenizer whose `to_json` is the content of the file `path`.
+    """The tokenizer that is stored in the file `path`.
 
     The tokenizer is built again from the kind and the vocabulary in the file. Then its `to_json`
     must return the content of the file. If it returns another text, gptcli has ignored a part of

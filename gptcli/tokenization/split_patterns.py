@@ -64,7 +64,7 @@ class Splitting:
 
 
 def splitting_of(pre_tokenizer: Any) -> Splitting:
-    """The splitting that the `pre_tokenizer` of a tokenizer.json describes.
+    """How `pre_tokenizer`, a part of a tokenizer.json, splits texts.
 
     Raises ValueError, with a message for the user, if gptcli does not know the splitting."""
     parts = [pre_tokenizer]

@@ -118,11 +118,11 @@ class RunCopy:
         ]
 
     def _is_met(self, goal: int) -> bool:
-        """Wait at most 0.1 s for the end of an upload that began after call `goal` of `saved`.
+        """Wait at most 0.1 s for an upload to end that began after `goal` calls of `saved`.
 
         Returns whether such an upload has ended, perhaps with an error. If so, ends the thread.
-        An upload that began before that call does not count, because it can lack the newest
-        changes."""
+        An upload that began before the last of these calls does not count, because it can lack the
+        newest changes."""
         with self._changed:
             met = self._changed.wait_for(lambda: self._done >= goal, 0.1)
             if met:
@@ -211,7 +211,7 @@ class RunCopy:
                 self._there.delete(f"{name}/{file}")
 
     def _files_there(self, name: str) -> dict[str, Any]:
-        """The index of a checkpoint's files at the URL; {} if the checkpoint is not complete."""
+        """The checkpoint files that `name`/meta.json at the URL lists; {} if it cannot be read."""
         path = f"{name}/meta.json"
         if self._there.size(path) is None:
             return {}

@@ -116,7 +116,7 @@ class TrainingState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """A context in which the model has the averaged weights, if the run averages them."""
+        """Give the model the averaged weights inside a `with` block, if the run has averages."""
         if not self.optimizers.averages.exist():
             yield
             return
@@ -133,7 +133,7 @@ class TrainingState:
         self.has_average = not self.has_average
 
     def files(self) -> TensorFiles:
-        """The tensor files of a checkpoint of the current state."""
+        """The current state as the tensor files of a checkpoint."""
         return WholeFiles(*to_checkpoint(self.weights.named(), self.to_save()))
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:

@@ -113,7 +113,9 @@ def vocabulary_columns(
 
 
 def vocabulary_line(kind: str, pieces: Sequence[bytes], special_ids: Collection[int]) -> str:
-    """`bpe, 512 tokens: 256 of one byte, 255 longer (2.9 bytes on average), 1 special`."""
+    """A line that counts the tokens of a vocabulary by kind, such as:
+
+    `bpe, 512 tokens: 256 of one byte, 255 longer (2.9 bytes on average), 1 special`."""
     lengths = [len(piece) for id, piece in enumerate(pieces) if id not in special_ids]
     longer = [length for length in lengths if length > 1]
     words = []

@@ -252,7 +252,7 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file: a right file with the replacements of an entry of WRONG."""
+    """A right file, made wrong by the replacements in `entry`, a row of WRONG."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

@@ -552,12 +552,12 @@ OTHER_STYLES: list[tuple[Any, ...]] = [
 
 
 def in_other_style(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: a right file after the replacements in `entry` of OTHER_STYLES."""
+    """A right file, made wrong by the replacements in `entry`, a row of OTHER_STYLES."""
     return _replaced(RIGHT[entry[2]], entry[0], entry[3:])
 
 
 def wrong_text(entry: tuple[Any, ...]) -> str:
-    """The text of a wrong file: the template BASE after the replacements in `entry` of WRONG."""
+    """The template BASE, made wrong by the replacements in `entry`, a row of WRONG."""
     return _replaced(BASE, entry[0], entry[2:])
 
 

@@ -81,7 +81,7 @@ def notes(learner: LearnerAttention) -> list[Check]:
 
 
 def _kept_tensors(learner: LearnerAttention, module: nn.Module) -> list[str]:
-    """The names of the tensors that `module` keeps outside its parameters and buffers.
+    """The names of tensors that `module` keeps without making them parameters or buffers.
 
     The first call of forward can make a mask that the module keeps. A tensor that every call
     replaces, such as the last weights, is left out: it is on the device of x."""
@@ -95,7 +95,7 @@ def _kept_tensors(learner: LearnerAttention, module: nn.Module) -> list[str]:
 
 
 def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The dict path -> tensor for the tensors that are neither parameters nor buffers."""
+    """The tensors in `module` that are neither parameters nor buffers, in a dict by path."""
     return {
         f"{path}.{name}" if path else name: value
         for path, part in module.named_modules()
@@ -105,7 +105,7 @@ def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _convention(learner: LearnerAttention) -> Iterator[Check]:
-    """Notes on differences from the course: code that did not run, dtype, call, weights, biases."""
+    """Yield a note on code that did not run, and one for each difference from the course."""
     if learner.left_out is not None:
         yield _note("file", learner.left_out)
     if learner.single:
@@ -162,7 +162,7 @@ def _place_of_rounding(learner: LearnerAttention) -> str:
 
 @torch.no_grad()
 def _dropout(learner: LearnerAttention) -> Check:
-    """The check of dropout in training: which values it drops, and whether it scales the others."""
+    """A Check of dropout in training: which values it drops, and whether it scales the others."""
     try:
         built = learner.build(ONE_TOKEN, dropout=DROPOUT)
         built.projections.output.set_weight(torch.eye(ONE_TOKEN.C, dtype=torch.float64))

@@ -21,7 +21,7 @@ PLAIN_SHADES = " .:*#"
 
 
 def mark(state: str, unicode: bool) -> tuple[str, str]:
-    """(sign, style) for the state "right", "wrong", "unseen" or "after" of a step."""
+    """The sign for a step that is "right", "wrong", "unseen" or "after", and the sign's style."""
     sign, style = MARKS[state]
     return (sign if unicode else PLAIN[state]), style
 

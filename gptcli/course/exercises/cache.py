@@ -118,7 +118,7 @@ def any_weights(
 def any_attention(
     w: Weights, text: Tensor, start: int, count: int, *, merge: str = "heads", **parts: Any
 ) -> Tensor:
-    """The outputs (B, T, C) of `count` tokens of the text, from token `start` on.
+    """The attention's outputs for `count` tokens of `text`, from index `start` on: (B, count, C).
 
     `merge` says how the heads are merged. `parts` are keyword arguments of any_weights. Values
     other than the defaults imitate known mistakes."""

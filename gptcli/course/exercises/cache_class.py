@@ -184,7 +184,7 @@ class CachedFile:
     def of(
         cls, file: LearnerFile, module: ModuleType, attention: type[nn.Module]
     ) -> CachedFile | None:
-        """A CachedFile for a file that was run.
+        """The CachedFile for the learner's `file`, whose code ran as `module`.
 
         None if the file has no cache class, or if forward takes no cache. Raises GptcliError if the
         class of the cache lacks `append` or `clear`, or if the cache is not forward's second

@@ -351,7 +351,7 @@ def train(learner: LearnerModule) -> Iterator[CheckFailed | tuple[str, str]]:
 
 
 def _dropout(learner: LearnerModule, p: float) -> CheckFailed | str | None:
-    """The fault of dropout in training at rate `p`, or a note about dropout's place, or None."""
+    """The CheckFailed for wrong dropout at rate `p`, a note on where dropout acts, or None."""
     size = Size(4, 32, 32, dropout=p, seed=5)
     module, w, x = learner.filled(size)
     with torch.no_grad():
@@ -384,7 +384,7 @@ def _dropout(learner: LearnerModule, p: float) -> CheckFailed | str | None:
 
 
 def _dropped(trace: TensorTrace, whole: Tensor) -> Tensor | None:
-    """The tensor of the trace that is `whole` after dropout; None if there is none.
+    """The first traced tensor that dropout can have made from `whole`; None if there is none.
 
     Dropout sets some numbers to 0, and multiplies all others by the same factor."""
     for operation in trace.operations:
@@ -400,7 +400,9 @@ def _dropped(trace: TensorTrace, whole: Tensor) -> Tensor | None:
 def _wrong_dropout(
     learner: LearnerModule, p: float, y: Tensor, wanted: Tensor
 ) -> CheckFailed | None:
-    """The fault of the dropout that turned `wanted` into y, or None. Its rate should be `p`."""
+    """The CheckFailed for wrong dropout, which made `y` from `wanted`; None if it is correct.
+
+    The rate of the dropout should be `p`."""
     zero = y == 0
     rate = float(zero[wanted != 0].double().mean())
     for dim, groups in ((-1, "tokens"), (0, "channels of all sequences"), (1, "channels")):

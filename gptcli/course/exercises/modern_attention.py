@@ -82,7 +82,7 @@ def attention(
 
 
 def steps(w: Weights, x: Tensor) -> Iterator[list[Tensor]]:
-    """Yield a list for each step: the tensors that correct code can compute in this step."""
+    """Yield one list per step, with the tensors that correct code can compute in this step."""
     yield from ([], [], [])  # RMSNorm and the two functions are checked before the attention
     q, k, v = _turn(*heads(w, x))
     yield [k]
@@ -151,7 +151,7 @@ def _lacks_values(trace: TensorTrace, q: Tensor, k: Tensor, v: Tensor, group: in
 
 
 def _shared_wrongly(trace: TensorTrace, part: Tensor, wide: Tensor) -> bool:
-    """Whether forward repeats the heads of `part` to the shape of `wide`, but in another order.
+    """Whether forward repeats the heads of `part`, as `wide` does, but in another order.
 
     `part` is (B, K, T, D), and `wide` is (B, H, T, D)."""
     if part.shape[1] in (1, wide.shape[1]) or _holds(trace, wide):
@@ -176,7 +176,7 @@ def seen(trace: TensorTrace, w: Weights, x: Tensor, step: int) -> bool:
 
 
 def _holds(trace: TensorTrace, wanted: Tensor) -> bool:
-    """Whether the trace has the numbers of `wanted`, in any shape and any order of dimensions."""
+    """Whether a traced tensor equals `wanted`, in any shape and any order of dimensions."""
     layouts = [wanted.permute(order).flatten() for order in permutations(range(wanted.dim()))]
     return any(
         torch.allclose(result.flatten(), layout)
@@ -242,7 +242,7 @@ def _before_split(w: Weights, x: Tensor) -> Heads:
 
 
 def _angles_of_width(w: Weights, x: Tensor) -> Heads:
-    """Heads rotated with wrong frequencies: the first D/2 of the frequencies for C channels."""
+    """The heads, rotated wrongly: the angles are the first D/2 of those for C channels."""
     q, k, v = heads(w, x)
     D = q.shape[-1]
     angles = modern.angles_of(w.H * D, x.shape[1])[:, : D // 2]

@@ -248,7 +248,7 @@ def weights(learner: LearnerModule, module: nn.Module, size: Size) -> Weights:
 
 
 def start(learner: LearnerModule) -> Iterator[CheckFailed]:
-    """Yield the faults of the constructor: a gain that does not start at 1, or other parameters."""
+    """Yield a CheckFailed if the gain does not start at 1, and one if other parameters exist."""
     w = weights(learner, module := learner.construct(SIZES[0]), SIZES[0])
     lines = learner.constructor
     if not bool((w.g == 1).all()):

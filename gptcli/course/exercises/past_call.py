@@ -55,9 +55,10 @@ _OF_OBJECTS = {"fits", "length", "update", "get_seq_length", "extend_with", "has
 
 
 class GivenCache:
-    """A cache for a forward that calls `past.update(k, v, ...)`, if its file has no cache class.
+    """A cache that the check passes to a forward that calls `past.update(k, v, ...)`.
 
-    It concatenates along the second to last dimension, as Hugging Face's caches do."""
+    It is for a file without a cache class. It concatenates along the second to last dimension, as
+    Hugging Face's caches do."""
 
     def __init__(self) -> None:
         self.k: Tensor | None = None
@@ -139,7 +140,7 @@ class PastCall:
         return module(*(x,) * self.call.times, **named)
 
     def words(self) -> str:
-        """The form of cache that was recognised, as the end of a sentence."""
+        """How forward takes or keeps earlier keys and values, in words that can end a sentence."""
         if self.keeps_state:
             return "the module keeps the keys and values of earlier tokens itself"
         names = " and ".join(f"`{name}`" for name in self.past)
@@ -189,7 +190,7 @@ def asks_object(tree: ast.AST, name: str) -> bool:
 
 
 def _containers(tree: ast.AST, name: str) -> tuple[Callable[[], Any], ...]:
-    """Functions that make empty containers, for a forward that writes into its argument `name`."""
+    """Functions that each make an empty value for argument `name`, if forward writes into it."""
     texts: list[str] = []
     writes = appends = updates = numbers = False
     for node in ast.walk(tree):
@@ -224,9 +225,9 @@ def _is(node: ast.AST, name: str) -> bool:
 
 
 def _attributes(tree: ast.AST, name: str) -> list[str]:
-    """The attributes of `self` in the class `name`, and strings that are a call's first argument.
+    """The names that the class `name` uses in `self.NAME`, or as the first argument of a call.
 
-    For `self.register_buffer("cache", ...)`, this string is "cache"."""
+    An example of such a call is `self.register_buffer("cache", ...)`."""
     return [
         inner.attr
         for node in ast.walk(tree)
@@ -244,7 +245,7 @@ def _attributes(tree: ast.AST, name: str) -> list[str]:
 
 
 def output_and_present(out: Any, x: Tensor, two: bool) -> tuple[Any, Any]:
-    """The output, and the keys and values of all tokens, from the result of forward.
+    """Split `out`, which forward returned, into the output and the keys and values of all tokens.
 
     `two` says whether forward takes keys and values as two arguments."""
     if not isinstance(out, (tuple, list)) or not out:

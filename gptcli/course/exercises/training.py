@@ -79,7 +79,7 @@ def any_step(
     rate: str = "all",
     returns: str = "mean",
 ) -> float:
-    """Step 5, with keyword arguments that replace parts, to imitate known mistakes."""
+    """Do step 5, one update of the weights. Returns a loss. Keyword arguments imitate mistakes."""
     groups = {"all": optimizer.param_groups, "first": optimizer.param_groups[:1], "never": []}[rate]
     for group in groups:
         group["lr"] = lr

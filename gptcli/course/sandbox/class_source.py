@@ -79,7 +79,7 @@ class _Pieces:
             )
 
     def text(self) -> tuple[str, str, tuple[tuple[int, int], ...]]:
-        """(the file's name in messages, the file's text, the line at which each cell begins)."""
+        """The file's name in messages, the file's text, and (first line, number) of each cell."""
         future = any(_has_future(source.tree) for source in self._sources.values())
         head = "; ".join(
             ["from __future__ import annotations"] * future
@@ -122,7 +122,7 @@ class _Pieces:
     def _places(
         self, value: type | FunctionType
     ) -> Iterator[tuple[str, dict[str, Any], int | None]]:
-        """(file, globals, line or None) for each place at which a definition can be."""
+        """Yield (file, globals, line or None) for each place where `value` may be defined."""
         functions = [value] if isinstance(value, FunctionType) else _functions(value)
         if functions:
             code = functions[0].__code__

@@ -98,7 +98,7 @@ def failed_classes(module: ModuleType) -> list[str]:
 
 
 def left_out(file: LearnerFile, module: ModuleType) -> str | None:
-    """A note on code that did not run. None for a notebook, or if the whole file ran."""
+    """A note that says which code did not run. None for a notebook, or if the whole file ran."""
     failed = vars(module).get(_ERROR)
     if failed is None or file.cells:
         return None

@@ -33,7 +33,7 @@ def best_layout(
     forward: Forward,
     path: Path,
 ) -> Layout:
-    """The layout with which the learner's output is correct, else the likeliest layout.
+    """The one of `layouts` that makes the learner's output correct, or else the likeliest one.
 
     If no layout makes the output correct, some layouts are compared. First choice: the layouts with
     which the variables q, k and v hold the queries, keys and values. Second choice, if the names
@@ -78,7 +78,7 @@ def best_layout(
 def best_mask(
     call: Call, module: nn.Module, x: Tensor, right: Callable[[], Tensor] | None, path: Path
 ) -> Call:
-    """`call` with the kind of mask that gives the correct output. If none does: the likeliest kind.
+    """`call` with the kind of mask that makes the output correct, or else with the likeliest kind.
 
     The likeliest kind hides the scores or weights of later tokens. So mistakes in other steps
     do not matter. A forward that requires no mask and hides tokens by itself gets no mask, even if
