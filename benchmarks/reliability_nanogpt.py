@@ -1,7 +1,7 @@
-"""For comparison, kills nanoGPT's unchanged train.py in the way in which the other parts of
-benchmarks/reliability.py kill gptcli. nanoGPT keeps one checkpoint, which torch.save overwrites in
-place. Here nanoGPT saves after every fifth step. Its network has the size of the network that
-gptcli trains in the other parts. $NANOGPT names a checkout of nanoGPT.
+"""Kills nanoGPT's unchanged train.py, to compare it with gptcli. The other parts of
+benchmarks/reliability.py kill gptcli in the same way. nanoGPT keeps one checkpoint, which
+torch.save overwrites in place. Here nanoGPT saves after every fifth step. Its network has the size
+of the network that gptcli trains in the other parts. $NANOGPT names a checkout of nanoGPT.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Processor:
 
 
 def features_and_flags(kind: str) -> Processor:
-    """The features and compiler flags of a kind and of all earlier kinds of its family."""
+    """The features and compiler flags of `kind`, with those of the earlier kinds of its family."""
     machine = KINDS[kind].machine
     family = [name for name, one in KINDS.items() if one.machine == machine]
     kinds = [KINDS[name] for name in family[: family.index(kind) + 1]]

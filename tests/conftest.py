@@ -265,7 +265,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def wanted(request: pytest.FixtureRequest, parameter: str, *always: Any) -> set[Any]:
-    """The values of `parameter` in the tests of this module that will run, and the values `always`.
+    """The values of `parameter` that this module's selected tests use, and the values `always`.
 
     A fixture that prepares something for each value can thus leave out values that no test
     needs."""

@@ -103,7 +103,7 @@ def _print(
 
 
 def _sample(arm: Arm, prompt: str) -> str:
-    """The text that an arm's first run writes after the prompt.
+    """The text with which the first run of `arm` continues `prompt`.
 
     If the run cannot write a text, prints a note and returns ""."""
     from gptcli.api.model import load

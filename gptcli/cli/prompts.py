@@ -61,7 +61,9 @@ def read_text(file: Path, command: str, encoding: Callable[[], str | None]) -> s
 
 
 def _with_encoding(file: Path, message: str, data: bytes) -> tuple[str, str]:
-    """`message` with the likely encoding of `data`, and a hint with the command to convert it."""
+    """`message` with the likely encoding of `data`, and a hint that says how to convert `file`.
+
+    If the encoding is unknown, returns `message` as it is."""
     from gptcli.corpus.conversion import conversion_command
     from gptcli.corpus.undecodable import looks_like, public_name
 
@@ -73,7 +75,7 @@ def _with_encoding(file: Path, message: str, data: bytes) -> tuple[str, str]:
 
 
 def typed(text: str, where: str, *, escape: bool) -> str:
-    """The text that the user typed for an option. `where` is the name of the option.
+    """`text`, which the user typed for the option or argument `where`.
 
     If `escape` is true, the escapes in the text are replaced. If it is false, prints a note if the
     text has `\\n` or `\\t` (literal_escapes_note)."""

@@ -31,7 +31,7 @@ def run_rows(folder: Path) -> list[RunRow]:
 
 
 def named_runs(words: Sequence[str]) -> list[Path]:
-    """The runs that the words of the command line name, oldest first; by default all under runs/.
+    """The runs that `words` of the command line name, oldest first. No words: all under runs/.
 
     A word is a folder of runs, a run, the name of a run under runs/, or a glob pattern. A pattern
     with a slash matches paths, and any other pattern matches names under runs/. Raises GptcliError

@@ -119,7 +119,7 @@ _KEYS = ("data.encoding", "data.field", "data.documents", "data.skip_undecodable
 
 
 def _data_of(words: list[str], command: str = "train") -> DataConfig:
-    """The config section `data` that a command line sets by its texts and data.KEY=VALUE.
+    """The config section `data` from `words`, which are the names of texts and data.KEY=VALUE.
 
     Raises GptcliError if there is no text, or if a key is set that is not in _KEYS."""
     from gptcli.config_files import is_override, parse_config, values_set

@@ -54,12 +54,14 @@ class Exercise:
         return self._with_path("\n".join(kept) + "\n", path)
 
     def notes(self, path: Path | None = None) -> str:
-        """The page of questions and references (Markdown) for the exercise's file at `path`."""
+        """A Markdown page with questions and references for the exercise.
+
+        Commands in it name files in the folder of `path`."""
         text = (MATERIAL / f"{self.name}.md").read_text(encoding="utf-8")
         return self._with_path(text, path)
 
     def _with_path(self, text: str, path: Path | None) -> str:
-        """`text`, in which commands name files in the folder of `path` (default: my/)."""
+        """`text`, with the folder of `path` (default: my/) before the file names in commands."""
         folder = Path("my") if path is None else path.parent
 
         def placed(match: re.Match[str]) -> str:

@@ -84,7 +84,9 @@ def shard_writer(team: Team, state: TrainingState, words: dict[str, Any]) -> Sha
 
 
 def folder_mark(run: Path) -> list[int]:
-    """Numbers that differ between a run folder and its copy on another disk; [] if unreadable."""
+    """Numbers that tell the folder `run` from a copy of it on another disk.
+
+    [] if the config.yaml of `run` cannot be found."""
     try:
         found = (run / "config.yaml").stat()
     except OSError:
@@ -169,7 +171,7 @@ class LeaderState(TrainingState):
         return self._shared
 
     def files(self) -> TensorFiles:
-        """The content of a checkpoint of this step. If each rank has a ShardWriter: shards."""
+        """The tensors of a checkpoint of this step. With a ShardWriter, they are in shards."""
         if self._writer is None:
             return super().files()
 

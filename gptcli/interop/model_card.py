@@ -149,7 +149,7 @@ def _onnx_usage(trained: Trained) -> Iterator[str]:
 
 
 def proof_sentence(proof: Proof, doing: Doing = "export") -> str:
-    """The result of a proof in one or two sentences for the user."""
+    """One or two sentences that tell the user the result of `proof`."""
     if proof.largest_difference is None:
         nothing = f"Nothing was proven: {proof.reader}."
         packages = ("transformers", "xllamacpp", "onnxruntime", "peft")

@@ -174,7 +174,7 @@ class _Builder:
         return self._op("Reshape", x, self._integers([0, self._heads, -1, self._head_dim]))
 
     def _present(self, name: str, past: str, new: str) -> str:
-        """The keys or values of all S tokens, which are also an output of the graph."""
+        """Joins past and new keys or values. The result `name` is also an output of the graph."""
         info = helper.make_tensor_value_info(name, TensorProto.FLOAT, self._kept(_ALL))
         self._outputs.append(info)
         return self._op("Concat", past, new, axis=2, output=name)
@@ -214,7 +214,7 @@ class _Builder:
         return self._op("Mul", self._op("Div", x, root), gain)
 
     def _linear(self, x: str, layers: Sequence[Any], name: str) -> str:
-        """The joined outputs of several linear layers, computed as one matrix product.
+        """The outputs of all `layers` for `x`, concatenated. One matrix product computes them.
 
         The matrix in the graph is (inputs, outputs), the transposed matrix of nn.Linear."""
         weight = torch.cat([layer.weight for layer in layers]).T
@@ -256,7 +256,7 @@ class _Builder:
         return self._op("Add", self._op("Mul", x, cos), self._op("Mul", swapped, sin))
 
     def _forbidden(self, past: str, time: str, mask: str | None) -> str:
-        """The causal mask with a sliding window: (T, S), or (B, 1, T, S) with padding in `mask`.
+        """The causal mask (T, S) with a sliding window. With padding in `mask`: (B, 1, T, S).
 
         The mask is added to the scores. It is 0 for a key that the query can attend to, and the
         lowest float32 number for all other keys."""
@@ -297,12 +297,14 @@ class _Builder:
         return name
 
     def _size(self, tensor: str, dimension: int) -> str:
-        """The size of one dimension of a tensor, as the name of an int64 (1,) tensor."""
+        """The name of an int64 (1,) tensor that holds the size of `tensor` in `dimension`."""
         shape = self._op("Shape", tensor)
         return self._op("Gather", shape, self._integers([dimension]))
 
     def _range(self, first: str, end: str) -> str:
-        """The integers from `first` to `end` - 1. Both arguments name tensors int64 (1,)."""
+        """The integers from `first` to `end` - 1.
+
+        Both arguments are names of int64 (1,) tensors."""
         scalar = self._constant("scalar", np.zeros(0, np.int64))
         first, end = self._op("Reshape", first, scalar), self._op("Reshape", end, scalar)
         return self._op("Range", first, end, self._constant("one", np.array(1, np.int64)))

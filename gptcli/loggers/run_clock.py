@@ -13,7 +13,7 @@ from gptcli.training.run_times import starts_of, time_in
 
 
 def run_clock(run: Path, seconds: float) -> Callable[[float], float]:
-    """A function from the seconds in metrics.jsonl to Unix time.
+    """A function that converts the seconds in metrics.jsonl to Unix time.
 
     Each resume begins a new part of the run. run.json has the time at which each part began. In a
     run of an earlier version, run.json has only the time at which the run ended, so the pauses

@@ -38,9 +38,10 @@ def rotary_table(
     first: int = 0,
     theta: float = ROPE_THETA,
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of `length` positions from `first` on, each (length, head_dim).
+    """The tables of cosine and sine for `length` positions, beginning with `first`.
 
-    rotary_at computes the table, and lru_cache keeps it for later calls."""
+    Each has the shape (length, head_dim). rotary_at computes them, and lru_cache keeps them for
+    later calls."""
     with torch.inference_mode(False):  # training cannot use a tensor made in inference mode
         cos, sin = rotary_at(torch.arange(first, first + length), head_dim, dtype, theta)
         return cos.to(device), sin.to(device)
@@ -135,7 +136,7 @@ class RotaryCausalSelfAttention(CausalSelfAttention):
         return rotate(F.rms_norm(x, x.shape[-1:], eps=self.eps) * gain, cos, sin)
 
     def _consecutive(self, start: int, T: int, D: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of the T positions from `start` on, each (T, 1, 1, D)."""
+        """The tables of cosine and sine for T positions from `start` on, each (T, 1, 1, D)."""
         # A table's length is a power of two, so that a growing text rarely needs a new table. If
         # such a table would be too long, the table has only the T positions. lru_cache keeps only
         # tables that begin with position 0.

@@ -95,7 +95,7 @@ class Text:
 
     @property
     def size(self) -> int:
-        """The memory that the text needs until its client has read it, counted in tokens.
+        """The memory, in tokens, that the text needs until its client has read it.
 
         A token with scores counts as several tokens."""
         each = 1 if self.scores is None else 4 + 2 * self.scores

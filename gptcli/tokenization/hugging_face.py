@@ -23,11 +23,11 @@ OTHER_RULES = {
 
 
 class OtherTokenizerError(Exception):
-    """The reason why gptcli cannot encode texts to the same ids as a tokenizer.json."""
+    """Says why gptcli cannot encode texts to the same ids as another program's tokenizer."""
 
 
 def from_hugging_face(stored: dict[str, Any]) -> RankedTokenizer:
-    """The tokenizer of another program's tokenizer.json, with the same ids for every text.
+    """A tokenizer that gives every text the same ids as another program's tokenizer.json does.
 
     Raises OtherTokenizerError if the file asks for something that gptcli does not do."""
     model = stored.get("model")
@@ -58,7 +58,7 @@ def from_hugging_face(stored: dict[str, Any]) -> RankedTokenizer:
 
 
 def special_tokens(added: Any) -> dict[int, str]:
-    """The added tokens of a tokenizer.json, which must all be special: {id: name}.
+    """The added tokens of a tokenizer.json as {id: name}. All of them must be special tokens.
 
     Raises OtherTokenizerError if an added token is not special or cannot be read."""
     found: dict[int, str] = {}

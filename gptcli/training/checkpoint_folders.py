@@ -97,7 +97,9 @@ _NOT_OF_THE_FILE = {
 
 
 def unreadable_error(run: Path, step: int, path: Path, error: OSError) -> GptcliError:
-    """The error (exit code 1) if `error` occurred while gptcli read a file of a checkpoint."""
+    """The GptcliError (exit code 1) for `error`, which occurred while gptcli read `path`.
+
+    `path` is a file of the checkpoint of `step`."""
     message = f"{path} cannot be read ({error.strerror})"
     if error.errno in _NOT_OF_THE_FILE:
         return UnreadableError(message, "are you allowed to read it?", exit_code=1)

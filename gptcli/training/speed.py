@@ -63,7 +63,7 @@ def multiplied_weights(model: GPT) -> int:
 
 
 def flops_per_token(model: GPT) -> float:
-    """The floating-point operations that the matrix products of training take for each token.
+    """The number of floating-point operations per training token, counting only matrix products.
 
     Each weight counted by `multiplied_weights` takes 6 operations (2 forward, 4 backward). A
     layer's attention takes 12 operations for each channel of its heads and each earlier token. A
@@ -182,7 +182,9 @@ def least_seconds(
 
 
 def read_speed(model: GPT, dtype: torch.dtype) -> float:
-    """The highest measured speed, in bytes per second, of reading memory of the weights' size."""
+    """The speed, in bytes per second, at which the device reads a tensor as large as the weights.
+
+    Reads the tensor repeatedly for _READ_SECONDS, and returns the highest speed."""
     device = model.wte.weight.device
     numbers = torch.ones(multiplied_weights(model) * dtype.itemsize // 4, device=device)
     best = 0.0

@@ -54,7 +54,7 @@ def texts_exist(names: list[str]) -> bool:
 
 
 def named_texts(stored: DataConfig, data: DataConfig) -> frozenset[str]:
-    """The keys of TEXT_KEYS whose values differ between the sections `stored` and `data`."""
+    """The keys in TEXT_KEYS that have different values in `stored` and `data`."""
     return frozenset(
         key
         for key in TEXT_KEYS
@@ -88,7 +88,7 @@ def content_key_of(run: Path, meta: dict[str, Any] | None) -> str | None:
 
 
 def with_moved_texts(run: Path, data: DataConfig, named: Set[str] = frozenset()) -> DataConfig:
-    """The section `data` with the new path of each missing text that moved with the run folder.
+    """The section `data`, with new paths for missing texts that moved together with the run.
 
     The paths of the keys in `named` stay as they are."""
     moved = _moved(run, data, named)
@@ -195,7 +195,7 @@ class WantedText:
 
 
 def _places(key: str, names: list[str], *, all_of_them: bool = False) -> str:
-    """The argument with which the user tells gptcli where the texts are now: key=PATH.
+    """The argument `key`=PATH, with which the user can tell gptcli where the texts are now.
 
     For several texts it is a list, with PATH for each missing text. If `all_of_them` is true, it
     has PATH for every text."""

@@ -38,7 +38,7 @@ class WeightAverages:
 
     @torch.no_grad()
     def move(self, share: float) -> None:
-        """Move each average by `share` (0 to 1) of its distance from the parameter.
+        """Move each average towards the parameter, by `share` (0 to 1) of their distance.
 
         The first averages are copies of the parameters. A share of 0 changes nothing."""
         if share <= 0.0:
@@ -57,7 +57,7 @@ class WeightAverages:
             average.copy_(before)
 
     def state(self) -> Named:
-        """The averages, each under the name of its parameter with the prefix "average/"."""
+        """A dict of the averages. Each key is "average/" and the name of a parameter."""
         return {AVERAGE + self._names[p]: average for p, average in self._tensors.items()}
 
     def load_state(self, saved: Named) -> Named:

@@ -425,15 +425,15 @@ may also quote this line: it is part of the wrong helper, or it calls the wrong 
 
 
 def wrong_text(entry: tuple[str, int, str, str, str]) -> str:
-    """The text of a wrong file: a right file with the replacement of an entry of WRONG."""
+    """The text of a wrong file: a right file after the replacement in `entry` of WRONG."""
     text = RIGHT[entry[2]]
     assert text.count(entry[3]) >= 1, entry
     return text.replace(entry[3], entry[4])
 
 
 def faulty_lines(entry: tuple[str, int, str, str, str]) -> set[int]:
-    """The numbers of the lines that the entry changed in the wrong file. If it only deleted a text,
-    these are the two lines around the deleted text."""
+    """The numbers of the lines that `entry` changed, counted in the wrong file. If it only deleted
+    a text, these are the two lines around the deleted text."""
     text = RIGHT[entry[2]]
     at = text.index(entry[3])
     first = text[:at].count("\n") + 1
@@ -810,16 +810,15 @@ WRONG_OTHERS: list[tuple[str, str, int, str, str]] = [
 
 
 def wrong_other(entry: tuple[str, str, int, str, str]) -> str:
-    """The text of a wrong file of another exercise: a right file in OTHERS with the replacement of
-    an entry."""
+    """The text of a wrong file: a right file of OTHERS after the replacement in `entry`."""
     text = OTHERS[entry[0]]
     assert entry[3] in text, entry
     return text.replace(entry[3], entry[4])
 
 
 def faulty_other(entry: tuple[str, str, int, str, str]) -> set[int]:
-    """The numbers of the lines that the entry changed in the wrong file. If it only deleted a text,
-    these are the two lines around the deleted text."""
+    """The numbers of the lines that `entry` changed, counted in the wrong file. If it only deleted
+    a text, these are the two lines around the deleted text."""
     text = OTHERS[entry[0]]
     first = text[: text.index(entry[3])].count("\n") + 1
     count = max(entry[4].rstrip("\n").count("\n") + 1, 1)

@@ -606,7 +606,7 @@ WRONG: list[tuple[str, ...]] = [
 
 
 def wrong_text(entry: tuple[str, ...]) -> str:
-    """The text of a wrong file: a right file with the replacements of an entry of WRONG."""
+    """The text of a wrong file: a right file after the replacements in `entry` of WRONG."""
     text = RIGHT[entry[2]]
     for old, new in zip(entry[3::2], entry[4::2], strict=True):
         assert old in text, (entry[0], old)

@@ -315,7 +315,7 @@ def _is_key_bias(parameter: Tensor, name: str) -> bool:
 
 
 def _compare(learner: LearnerAttention, built: Built, x: Tensor, also: str = "") -> float:
-    """The largest error of the module on x.
+    """The largest difference between the output of the learner's module for x and the reference.
 
     Raises CheckFailed if the error is above the tolerance, and larger than rounding to float32 can
     cause."""
@@ -369,5 +369,5 @@ def _largest(a: Tensor, b: Tensor) -> float:
 
 
 def _first_token(wrong: Tensor) -> int:
-    """The index of the first token with a True in `wrong`, bool (B, T, C)."""
+    """The index of the first token for which `wrong`, bool (B, T, C), contains a True."""
     return int(wrong.any(dim=0).any(dim=-1).int().argmax())

@@ -108,7 +108,7 @@ def softmax_over_one_number(trace: ForwardTrace, found: Matches) -> bool:
 
 
 def _has_scores_of_some_keys(found: Matches, p: Problem) -> bool:
-    """Whether the learner's code computed a correct score of each query with some visible key.
+    """Whether the learner's code computed at least one correct score for each query.
 
     A query must have scores with the same keys in every sequence and head. Then the code left out
     the other visible keys before it computed scores, for example in a loop over tokens."""
@@ -117,7 +117,7 @@ def _has_scores_of_some_keys(found: Matches, p: Problem) -> bool:
 
 
 def _stops_after_loop(trace: ForwardTrace) -> bool:
-    """Whether the code stops at the output projection of the joined heads."""
+    """Whether the last operation raised an error right after a `cat`, which joins heads."""
     names = [operation.name for operation in trace.operations[-2:]]
     return len(names) == 2 and names[0] in ("cat", "concat") and trace.operations[-1].raised
 
@@ -139,7 +139,7 @@ def _stops_on_line_of_value(trace: ForwardTrace, step: int, found: Matches, path
 
 
 def _is_dropout(error: BaseException | None, path: Path) -> bool:
-    """Whether the code stops on a line that has dropout and no product.
+    """Whether the code stops on a line that has dropout, but no matrix product.
 
     Such a line belongs to step 6."""
     line = line_of_error(error, path)
@@ -153,7 +153,9 @@ def _is_dropout(error: BaseException | None, path: Path) -> bool:
 def _step_of_raising_operation(
     trace: ForwardTrace, last: Operation, step: int, found: Matches, p: Problem
 ) -> int:
-    """The step of `last`, the operation that raised an error. Judges by its name and its inputs."""
+    """The step to which `last` belongs, an operation that raised an error.
+
+    Judges by the name and the inputs of `last`."""
     first = last.inputs[0] if last.inputs else None
     name = value_in(first, found, p.T) if first is not None else None
     if last.name in LAYOUT and first is not None:
@@ -198,7 +200,7 @@ def _step_of_raising_operation(
 
 
 def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
-    """The step whose code is not written yet, so that the forward pass stops there.
+    """The step at which forward stops because the learner has not written that step yet.
 
     Folding and unfolding change no number, so the trace shows neither. The text of the file shows
     both: comments name the step, and the code after the stop expects certain shapes."""
@@ -227,8 +229,8 @@ def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
 
 
 def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem) -> int:
-    """The wrong step: `step`, which computes a product, or an earlier step that arranged a factor
-    wrongly."""
+    """The wrong step. It is `step`, which computes a product, unless an earlier step arranged a
+    factor of this product wrongly."""
     pairs = ({"q", "k"},) if step == 4 else ({"v"},)
     for operation in trace.operations:
         fused = operation.name == FUSED_KERNEL
@@ -244,7 +246,7 @@ def _step_of_product(trace: ForwardTrace, step: int, found: Matches, p: Problem)
 
 
 def _multiple_of(x: Tensor, found: Matches) -> str | None:
-    """The name of the value, q or k, of which x is a multiple. None if there is no such value."""
+    """The name "q" or "k" if x is a constant times the queries or the keys, else None."""
     for name in ("q", "k"):
         right = found.tables[name].flat
         if x.numel() != right.numel() or not x.dtype.is_floating_point:
@@ -324,8 +326,7 @@ def _is_reversed(x: Tensor, table: Table, flat: Tensor) -> bool:
 
 
 def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> int:
-    """The wrong step if the product of queries and keys is wrong, although both factors have
-    correct numbers.
+    """The wrong step if queries and keys have correct numbers, but their product is wrong.
 
     Decides by the order of tokens, heads and channels in both factors."""
     indices = _factor_indices(operation, found, p)
@@ -338,8 +339,7 @@ def _step_of_score_factors(operation: Operation, found: Matches, p: Problem) -> 
 
 
 def _step_of_mixing_factors(operation: Operation, found: Matches, p: Problem) -> int:
-    """The wrong step if the product of weights and values is wrong, although both factors have
-    correct numbers.
+    """The wrong step if weights and values have correct numbers, but their product is wrong.
 
     Looks at where the weights are zero, and at the order of tokens and heads in both factors."""
     factors = {value_in(x, found, p.T): x for x in factors_of(operation)}
@@ -405,7 +405,9 @@ def _factor_indices(
 
 
 def _index_along(at: Tensor) -> Tensor:
-    """The numbers of `at` along the only dimension in which they vary."""
+    """A tensor (n,): the numbers of `at` along the only dimension along which `at` varies.
+
+    It has one number if `at` does not vary."""
     dims = varying_dims(at)
     if not dims:
         return at.reshape(-1)[:1]
@@ -414,7 +416,7 @@ def _index_along(at: Tensor) -> Tensor:
 
 
 def _each_index_on_one_dim(x: Tensor, table: Table, flat: Tensor) -> bool:
-    """Whether each of the four indices of x varies along at most one dimension."""
+    """Whether sequence, token, head and channel each vary along at most one dimension of x."""
     return all(len(varying_dims(at.view(x.shape))) <= 1 for at in table.places(flat))
 
 
@@ -427,7 +429,7 @@ def _splits_channels_wrongly(x: Tensor, table: Table, flat: Tensor) -> bool:
 
 
 def _was_transposed(trace: ForwardTrace, found: Matches, name: str) -> bool:
-    """Whether some result has the value `name` with the heads before the time dimension."""
+    """Whether an operation made the tensor `name` with dimension H before dimension T."""
     table = found.tables[name]
     for operation in trace.operations:
         if name not in found.values_of_operation.get(operation.index, []):

@@ -26,10 +26,10 @@ HIDDEN = 40.0  # a score so far below the others gets nearly no weight: e^-40
 
 
 class Table:
-    """A lookup table for the numbers of one value of the reference.
+    """Finds the place of a number in one tensor of the reference, such as the queries.
 
-    `needed` (bool, with the shape of the value) marks the numbers that the learner must compute
-    before the value counts as complete."""
+    `needed` (bool, with the shape of the tensor) marks the numbers that the learner must compute
+    before the tensor counts as complete."""
 
     def __init__(self, right: Tensor, tolerance: float, needed: Tensor | None = None) -> None:
         self.shape = right.shape
@@ -44,7 +44,7 @@ class Table:
         self.seen = torch.zeros_like(self.needed)
 
     def locate(self, x: Tensor) -> Tensor:
-        """The place of each number of x in the flattened value, or -1 if the value lacks it."""
+        """The index of each number of x in the flattened tensor of this table, or -1 (absent)."""
         flat = x.reshape(-1).contiguous()
         above = torch.searchsorted(self.sorted, flat).clamp(max=self.sorted.numel() - 1)
         below = (above - 1).clamp(min=0)
@@ -53,7 +53,7 @@ class Table:
         return torch.where(torch.minimum(near, far) <= self.tolerance, self.order[place], -1)
 
     def places(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """The indices along each dimension of the value, for places in the flattened value."""
+        """The indices along each dimension of this table. `flat` has the flattened indices."""
         places = []
         for size in reversed(self.shape):  # torch.unravel_index imports sympy, which takes 0.4 s
             places.append(flat % size)
@@ -61,13 +61,17 @@ class Table:
         return tuple(reversed(places))
 
     def mark_seen(self, flat: Tensor) -> bool:
-        """Record that the learner computed these numbers. Returns whether the value is complete."""
+        """Record that the learner computed the numbers at `flat`.
+
+        Returns whether the tensor is complete."""
         self.seen[flat] = True
         return self.complete
 
     def mark_equal_seen(self, x: Tensor) -> bool:
-        """Record that the learner computed every number of the value that `x` contains. For a value
-        in which a number can occur more than once. Returns whether the value is complete."""
+        """Record that the learner computed the numbers of this table that occur in `x`.
+
+        For a tensor in which a number can occur more than once. Returns whether the tensor is
+        complete."""
         values = x.reshape(-1).sort().values
         above = torch.searchsorted(values, self.flat).clamp(max=values.numel() - 1)
         below = (above - 1).clamp(min=0)
@@ -83,7 +87,7 @@ class Table:
 
 @dataclass
 class Matches:
-    """The values of the reference that a trace contains."""
+    """Says which tensors of the reference a trace contains, and which operations computed them."""
 
     # value -> the operation that completed it
     completed_at: dict[str, int] = field(default_factory=dict)
@@ -94,12 +98,12 @@ class Matches:
     tables: dict[str, Table] = field(default_factory=dict)
 
     def has(self, *names: str) -> bool:
-        """Whether the trace contains all numbers of each value in `names`."""
+        """Whether the trace has all needed numbers of each tensor in `names`, such as "weights"."""
         return all(name in self.completed_at for name in names)
 
 
 def match(trace: ForwardTrace, p: Problem, tolerance: float = 1e-9) -> tuple[Matches, Values]:
-    """The matches of `trace` with the reference, and the values of the reference."""
+    """The Matches of `trace` with the tensors of the reference, and these tensors (Values)."""
     right = compute_stages(p)
     B, T, H, D = p.B, p.T, p.H, p.D
     raw = right.qh @ right.kh.transpose(-1, -2)  # (B, H, T, S)
@@ -153,7 +157,9 @@ def _is_masked_exp(x: Tensor, scaled: Tensor, past: Tensor) -> bool:
 def _values_in(
     x: Tensor, tables: dict[str, Table], low: float, index: int, found: Matches
 ) -> Iterator[str]:
-    """The names of the reference's values that contain x, a result of operation `index`."""
+    """Yield the names of those tensors of the reference that contain the numbers of x.
+
+    x is a result of the operation `index`. Records in `found` which tensors are complete now."""
 
     def done(name: str, complete: bool) -> str:
         if complete:
@@ -207,7 +213,7 @@ def _values_in(
 
 
 def has_separate_heads(x: Tensor, table: Table, flat: Tensor) -> bool:
-    """Whether x, a (B, T, H, D) value in any layout, has its own dimension for the heads.
+    """Whether the heads have their own dimension in x, a (B, T, H, D) tensor in any layout.
 
     If so, each of the four indices varies along at most one dimension, and the head index varies
     along another dimension than the channel index."""
@@ -231,7 +237,9 @@ def _channels_in_order(x: Tensor, merged: Table) -> bool:
 
 
 def value_in(x: Tensor, found: Matches, T: int) -> str | None:
-    """The name of the reference's value that contains all numbers of x, or None."""
+    """The name of the first tensor of the reference that has all numbers of x, or None.
+
+    Ignores numbers below -40 in masked scores, and zeros in weights."""
     if x.numel() == 0 or not x.dtype.is_floating_point:
         return None
     flat = x.double().reshape(-1)
@@ -283,9 +291,10 @@ def transposed_scores(trace: ForwardTrace, found: Matches, T: int) -> Operation 
 
 
 def first_missing_step(found: Matches) -> int:
-    """The first step whose value is not in the trace.
+    """The number of the first step whose result, such as the scores, is not in the trace.
 
-    If the trace has the value of a later step, all earlier steps count as correct."""
+    If the trace has the result of a later step, all earlier steps count as correct.
+    Returns 8 if the result of step 7 or 8 is there."""
     has = found.has
     scaled = has("scaled") or has("masked") or has("weights") or has("mixed") or has("merged")
     mixed = has("mixed") or has("merged")
@@ -303,8 +312,9 @@ def first_missing_step(found: Matches) -> int:
 
 
 def last_right_operation(found: Matches, step: int) -> int:
-    """The index of the last operation that completed a correct value of a step before `step`, or
-    -1."""
+    """The index of the last operation that completed a correct result of a step before `step`.
+
+    -1 if there is none."""
     return max(
         (at for name, at in found.completed_at.items() if STEP_OF_VALUE[name] < step), default=-1
     )

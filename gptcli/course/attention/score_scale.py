@@ -51,7 +51,7 @@ def scale_of_scores(forward: ComparedForward) -> tuple[float, int] | None:
 
 
 def scale_behind_mask(forward: ComparedForward) -> tuple[float, int] | None:
-    """(factor, index) of the operation that scales scores after the mask.
+    """The operation that scales scores after the mask, as (factor, index of the operation).
 
     None if no operation multiplies masked scores. Ignores hidden scores."""
     raw, last = None, None
@@ -78,7 +78,7 @@ def scale_behind_mask(forward: ComparedForward) -> tuple[float, int] | None:
 
 
 def wrong_scale(forward: ComparedForward) -> tuple[float, int] | None:
-    """(factor, index) of the operation that multiplies the scores by a wrong factor.
+    """The operation that multiplies the scores by a wrong factor, as (factor, operation's index).
 
     None if the factor is correct, or if a non-linear function changes the scores afterwards."""
     scale = scale_of_scores(forward)

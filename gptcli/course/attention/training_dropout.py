@@ -26,10 +26,10 @@ SCORES = {"raw", "scaled", "masked"}
 
 
 class Dropped(NamedTuple):
-    """An operation that drops some numbers of a value of the reference."""
+    """A tensor on which dropout acts, and the operation that drops some of its numbers."""
 
     value: str
-    """The name of the value; "x" is the input of forward."""
+    """The tensor's name, such as "weights"; "x" is the input of forward."""
     operation: Operation
 
 
@@ -44,9 +44,9 @@ def training_forward(learner: LearnerAttention) -> ComparedForward:
 
 
 def dropped_values(learner: LearnerAttention) -> tuple[ComparedForward, list[Dropped]]:
-    """The forward pass in training, and each value that dropout changes, with the operation.
+    """The forward pass in training, and one Dropped for each tensor that dropout changes.
 
-    Does not list a dropout on values that an earlier dropout has changed already. Raises as
+    Does not list a dropout on tensors that an earlier dropout has changed already. Raises as
     `training_forward`."""
     torch.manual_seed(0)
     first = training_forward(learner)
@@ -74,7 +74,7 @@ def dropped_values(learner: LearnerAttention) -> tuple[ComparedForward, list[Dro
 
 
 def dropout_before_softmax(learner: LearnerAttention, failed: CheckFailed) -> Finding:
-    """The finding for dropout on the scores, at the line of the dropout."""
+    """The finding that dropout acts on the scores, before softmax. It quotes the dropout's line."""
     forward, dropped = dropped_values(learner)
     at = next(operation.index for value, operation in dropped if value in SCORES)
     line = line_to_quote(forward, at, step=6, slug=failed.mistake, search=False)

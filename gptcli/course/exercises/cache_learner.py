@@ -161,7 +161,7 @@ class LearnerCache(CacheExplainer):
         return self.cache
 
     def missing_class(self, step: int, name: str) -> CheckFailed:
-        """The CheckFailed for a class that the file does not have."""
+        """The CheckFailed that says that the learner's file lacks the class `name`."""
         failed = self.missing(step, "class", name, self.classes)
         tell = (
             f"the check looks for `{name}`, the name in the skeleton; {self.steps[step - 1].tell}"
@@ -199,7 +199,7 @@ class LearnerCache(CacheExplainer):
         return None if found is None else found & self.cache_lines
 
     def length(self, cache: Any) -> int:
-        """The length that a cache of the learner reports."""
+        """The length that `cache`, an object of the learner's cache class, reports."""
         assert self.cache is not None
         own = self.cache
         return int(self.method(3, "length", lambda: own.length(cache)))
@@ -207,7 +207,9 @@ class LearnerCache(CacheExplainer):
     # ---- the attention ----
 
     def module(self, size: Size) -> nn.Module:
-        """A new attention in float64 and evaluation mode, with random weights."""
+        """A new module of the learner's attention class, in float64 and evaluation mode.
+
+        Its weights are random."""
         cls = self.attention
         if cls is None:
             raise self.missing_class(5, ATTENTION)
@@ -250,7 +252,7 @@ class LearnerCache(CacheExplainer):
         return Weights(query, key, value, output, size.H)
 
     def forward(self, module: nn.Module, x: Tensor, cache: Any = None) -> Tensor:
-        """The output for x, of x's shape and dtype.
+        """The output of the learner's attention for x. It has the shape and dtype of x.
 
         Raises CheckFailed if forward raises an exception, or does not return such a tensor."""
         T = x.shape[1]

@@ -87,7 +87,7 @@ def _new_only(T: int, S: int) -> Tensor:
 
 
 def _stored_only(T: int, S: int) -> Tensor:
-    """A mask in which each new token sees the stored tokens and itself.
+    """A mask in which each new token sees only the stored tokens and itself.
 
     If nothing is stored (T == S), it is the causal mask."""
     allowed = _everything(T, S)
@@ -96,7 +96,7 @@ def _stored_only(T: int, S: int) -> Tensor:
 
 
 def _by(at: Callable[[int, int], int]) -> Mask:
-    """The mask that tril makes if its argument `diagonal` is `at(T, S)`."""
+    """A function from T and S to the mask that tril makes with `diagonal=at(T, S)`."""
     return lambda T, S: torch.ones(T, S, dtype=torch.bool).tril(diagonal=at(T, S))
 
 

@@ -76,7 +76,7 @@ def _positions(n: int) -> Tensor:
 
 
 def _with(exponent: Callable[[Tensor, int], Tensor], theta: float = THETA) -> Form:
-    """Angles with other frequencies: theta ** exponent(i, D) for i in 0..D/2-1."""
+    """Makes angles with other frequencies: theta ** exponent(i, D) for i in 0..D/2-1."""
 
     def form(D: int, n: int) -> Tensor:
         i = torch.arange(D // 2, dtype=torch.float64)
@@ -90,7 +90,7 @@ def _usual(i: Tensor, D: int) -> Tensor:
 
 
 def _too_many(step: float) -> Form:
-    """Angles with D frequencies: THETA ** (-step * i / D) for i in 0..D-1."""
+    """Makes angles with D frequencies, not D/2: THETA ** (-step * i / D) for i in 0..D-1."""
     return lambda D, n: torch.outer(
         _positions(n), THETA ** (-step * torch.arange(D, dtype=torch.float64) / D)
     )
@@ -101,7 +101,7 @@ def _moved(by: float) -> Form:
 
 
 def _tables(change: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Form:
-    """A function of D and n, in which `change` makes wrong tables from the correct angles."""
+    """A function of D and n. In it, `change` turns the correct angles into wrong tables."""
     return lambda D, n: change(angles_of(D, n))
 
 
@@ -120,7 +120,7 @@ def _interleaved(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
 
 
 def _mismatched(sign: float) -> Turned:
-    """A rotation of pairs of neighbours, but with tables for halves: x * cos + swapped(x) * sin."""
+    """A wrong rotation x * cos + swapped(x) * sin: swaps neighbours, but uses tables for halves."""
 
     def form(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
         a, b = _paired(x)
@@ -131,7 +131,7 @@ def _mismatched(sign: float) -> Turned:
 
 
 def _halves(change: Callable[..., tuple[Tensor, Tensor]]) -> Turned:
-    """A rotation of the two halves a and b, computed by change(a, b, cos, sin)."""
+    """A wrong rotation: change(a, b, cos, sin) turns a and b, the two halves of x."""
 
     def form(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
         a, b = x.chunk(2, -1)

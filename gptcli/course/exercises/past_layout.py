@@ -67,7 +67,7 @@ class Dims:
     D: int
 
     def of(self, letters: str) -> int:
-        """The product of the sizes that `letters` name."""
+        """The product of the sizes that `letters` name, such as H * D for "HD"."""
         product = 1
         for letter in letters:
             product *= getattr(self, letter)
@@ -75,7 +75,7 @@ class Dims:
 
 
 def canonical(tensor: Tensor, order: Order, dims: Dims) -> Tensor | None:
-    """`tensor`, whose dimensions are in `order`, as (B, H, T, D); None if the sizes do not fit."""
+    """`tensor` rearranged from `order` to (B, H, T, D). None if its sizes do not fit `dims`."""
     if dims.H == 1 and tensor.dim() == 3 and len(order) == 4:
         tensor = tensor.unsqueeze(order.index("H"))  # one head, and no dimension for heads
     if tensor.dim() != len(order):
@@ -104,7 +104,7 @@ def in_order(tensor: Tensor, order: Order) -> Tensor:
 
 @dataclass(frozen=True)
 class Place:
-    """The place of keys or values: which tensor, which part of it, and the order of its dimensions.
+    """Where a result has keys or values: the tensor, the part of it, and the order of dimensions.
 
     `dim` is a dimension that holds keys and values one after the other; None if the tensor holds
     only keys or only values. `at` is 0 for the first of the two and 1 for the second. With `whole`,
@@ -117,7 +117,9 @@ class Place:
     whole: bool = True
 
     def part(self, tensors: list[Tensor]) -> Tensor | None:
-        """The keys or values, with their dimensions as stored; None if there is no such place."""
+        """The keys or values in this place, whose dimensions are still in the order `self.order`.
+
+        None if `tensors` lacks this place."""
         if self.leaf >= len(tensors):
             return None
         tensor = tensors[self.leaf]
@@ -131,7 +133,7 @@ class Place:
         return tensor.narrow(self.dim, self.at * size, size)
 
     def read(self, tensors: list[Tensor], dims: Dims) -> Tensor | None:
-        """The keys or values as (B, H, T, D), or None if they cannot be in this place."""
+        """The keys or values in this place, as (B, H, T, D). None if `tensors` has none here."""
         part = self.part(tensors)
         return None if part is None else canonical(part, self.order, dims)
 
@@ -166,7 +168,7 @@ def find(tensors: list[Tensor], wanted: Tensor, T: int) -> Place | None:
 
 @dataclass(frozen=True)
 class Seen:
-    """A way to join stored and new keys or values, and the line on which a forward joined them."""
+    """One way to join stored keys or values with new ones, and the line of forward that does so."""
 
     part: str  # "k" or "v"
     kind: str  # "right", or the mistake that `_joined` imitates
@@ -178,9 +180,9 @@ class Seen:
 
 
 def joined(old: dict[str, Tensor], new: dict[str, Tensor]) -> Iterator[tuple[Seen, Tensor]]:
-    """Yield right and wrong ways to join stored and new tokens, in every order of dimensions.
+    """Yield `old` and `new`, joined in right and wrong ways, for every order of the dimensions.
 
-    Both dicts have "k" and "v", each (B, H, tokens, D). Then joins the tokens of
+    `old` and `new` have "k" and "v", each (B, H, tokens, D). Then joins the tokens of
     each single head in the same ways."""
     for order in ORDERS:
         names = tuple(NAMES[letters] for letters in order)

@@ -33,10 +33,10 @@ _N = sum(_PIECES)
 def check_network(
     learner: Explainer, module: ModuleType, attention: type[nn.Module]
 ) -> tuple[str, CheckFailed | None] | None:
-    """The name of the network in the file, and its CheckFailed (None if the network is right).
+    """The name of the network in the learner's file, and the CheckFailed if the network is wrong.
 
-    Returns None instead of this pair if the file has no network that can be built and called with a
-    past."""
+    The second is None if the network is right. Returns None instead of the pair if the file
+    has no network that can be built and called with a past."""
     for cls in vars(module).values():
         if not inspect.isclass(cls) or not issubclass(cls, nn.Module) or cls is attention:
             continue
@@ -72,7 +72,7 @@ def _is_network(module: nn.Module, attention: type[nn.Module]) -> bool:
 def _compare(
     learner: Explainer, cls: type[nn.Module], network: nn.Module, form: PastCall
 ) -> CheckFailed | None:
-    """The CheckFailed for a network that gives wrong outputs with a past, else None."""
+    """The CheckFailed if `network` gives wrong outputs with a past, else None."""
     generator = torch.Generator().manual_seed(9)
     ids = torch.randint(_VOCAB, (2, _N), generator=generator)
     whole, _ = _call(copy.deepcopy(network), form, ids, None, 0)
@@ -117,7 +117,7 @@ def _attention_of(network: nn.Module) -> str:
 def _call(
     network: nn.Module, form: PastCall, ids: Tensor, past: Any, start: int
 ) -> tuple[Tensor, Any]:
-    """The network's logits for `ids`, and the past for the tokens after them."""
+    """The network's logits for `ids`, and the past (keys and values) for the tokens after `ids`."""
     with torch.no_grad(), DoublePrecision():
         out = form(network, ids, past, start, cached=True)
     y, present = output_and_present(out, ids, two=False)

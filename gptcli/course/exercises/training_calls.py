@@ -41,7 +41,7 @@ def compare_calls(learner: Any, size: Any) -> CheckFailed | None:
 
 
 def mistakes_of_calls(step: int) -> tuple[ExerciseMistake, ...]:
-    """The mistakes that compare_calls can find, all in step number `step` of the lesson."""
+    """The mistakes that compare_calls can find. They belong to step number `step` of the lesson."""
     return (
         ExerciseMistake(
             "generator-reset",

@@ -70,7 +70,7 @@ def story_of(trained: Trained, text_bytes: int | None) -> Story:
 
 
 def _beginning(status: dict[str, Any]) -> str:
-    """The sentence on the weights with which the run started."""
+    """A sentence that says from which weights the run started."""
     imported, base = status.get("imported"), status.get("started_from")
     if isinstance(imported, dict):
         return "Another program trained this model, and gptcli imported it."
@@ -191,7 +191,9 @@ def _facts(
 
 
 def _loss_in_words(loss: float) -> str:
-    """A sentence with a loss, and the geometric mean of the correct tokens' probabilities."""
+    """A sentence that gives `loss` in nats and as a probability of the correct next token.
+
+    This probability is the geometric mean over all tokens."""
     return (
         f"{loss_text(loss)} nats per token: the correct next token had a probability of "
         f"{100 * math.exp(-loss):.2g} % (geometric mean)"

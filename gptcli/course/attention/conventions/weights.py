@@ -88,7 +88,7 @@ class Group:
 
     @property
     def oriented(self) -> bool:
-        """Whether each member surely has its outputs as rows, or surely as columns."""
+        """Whether it is certain, for every member, if rows or columns are the outputs."""
         return all(member.oriented or member.transposed for member in self.members)
 
 
@@ -105,7 +105,7 @@ class Inventory:
 
 
 def take_inventory(module: nn.Module) -> Inventory:
-    """The weights of a module, in groups, in the order in which the module defines them."""
+    """The weights of `module` as an Inventory, in the order in which `module` defines them."""
     matrices: list[Matrix] = []
     vectors: list[str] = []
     norms, embeddings = [], []
@@ -185,7 +185,9 @@ def _bias_of(name: str, large: dict[str, Tensor], biases: dict[str, Tensor]) -> 
 
 
 def _biases_by_name(large: dict[str, Tensor], biases: dict[str, Tensor]) -> dict[str, str]:
-    """The dict matrix -> bias for all biases whose names say to which matrix they belong."""
+    """A dict from the name of a matrix to the name of its bias.
+
+    Has only the pairs whose names show that matrix and bias belong together."""
 
     def same_stem(matrix: str, bias: str) -> bool:
         return bool(_stems(matrix, _WEIGHT_WORDS) & _stems(bias, _BIAS_WORDS))

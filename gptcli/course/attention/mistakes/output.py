@@ -20,7 +20,7 @@ def _merged_by(*stages: Stage) -> tuple[Mapping[str, Stage], ...]:
 
 
 def _one_head_repeated(reduce: Stage) -> Stage:
-    """The stage that reduces the heads to one head, then repeats this head to C channels."""
+    """A wrong stage: `reduce` makes one head of all heads, and this head is repeated H times."""
     return lambda p, mixed: reduce(mixed).repeat(1, 1, p.H)
 
 
