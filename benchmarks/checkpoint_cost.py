@@ -92,7 +92,9 @@ def main() -> None:
     parser.add_argument("--every", type=int, help="steps between checkpoints")
     parser.add_argument("--checkpoints", type=int, help="checkpoints in a run")
     parser.add_argument(
-        "--runs", type=Path, help="a folder on the disk to measure (default: TMPDIR)"
+        "--runs",
+        type=Path,
+        help="write the runs into this folder, on the disk to be measured (default: TMPDIR)",
     )
     parser.add_argument(
         "--tiny", action="store_true", help="tiny shapes, to test the benchmark itself"

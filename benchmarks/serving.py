@@ -254,8 +254,8 @@ async def ask(port: int, prompt: str) -> tuple[int, float]:
 
 
 def percentile(values: list[float], p: int) -> float:
-    """The p-th percentile: the smallest of `values` for which at least p percent of `values` are
-    equal or smaller."""
+    """The p-th percentile: the smallest number in `values` that is at least as large as p percent
+    of them."""
     return sorted(values)[max(0, -(-len(values) * p // 100) - 1)]
 
 

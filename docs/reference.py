@@ -205,7 +205,7 @@ def python_page() -> str:
     return "\n".join(parts)
 
 
-EVENT = "The type of all events: RunStarted, StepDone, Evaluated and so on."
+EVENT = "The union of all classes of events: RunStarted | StepDone | Evaluated and so on."
 
 
 def _summary(thing: Any) -> str:

@@ -97,8 +97,8 @@ def named_tensors(trained: Trained) -> Iterator[tuple[str, Tensor]]:
 def _in_pairs(matrix: Tensor, head_dim: int) -> Tensor:
     """`matrix` (H D, C) with reordered rows: in each head, rows 0, D/2, 1, D/2 + 1, and so on.
 
-    With the name "llama", llama.cpp rotates pairs of neighbouring channels. With the name "qwen3",
-    it rotates pairs of the channels i and i + D/2, as gptcli does."""
+    If the file's architecture is "llama", llama.cpp rotates pairs of neighbouring channels. If it
+    is "qwen3", llama.cpp rotates the channels i and i + D/2 as a pair, as gptcli does."""
     heads = matrix.view(-1, 2, head_dim // 2, matrix.shape[1])
     return heads.transpose(1, 2).reshape(matrix.shape)
 

@@ -1,6 +1,7 @@
-"""Converts weights between gptcli's model and Hugging Face's models, by new names and shapes.
+"""Converts weights between gptcli's model and Hugging Face's models.
 
-The names come from the table in gptcli.model.parameters. Dimensions: C channels (n_embd).
+The functions rename the weights, and for GPT-2 also transpose, join or split them. The names come
+from the table in gptcli.model.parameters. Dimensions: C channels (n_embd).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _CUT_BEFORE_SPACE = {
     *GPT2.split("|"), "'ll", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r"\s", r"\s+$", r"\s++$",
     r" ?\p{L}++", r" ?\p{N}++", r" ?[^\s\p{L}\p{N}]++", "'(?:[sdmt]|ll|ve|re)",
 }  # fmt: skip
-"""Alternatives of patterns. Each match ends before white space, unless it begins with white
+"""Alternatives of patterns. In a match, white space never follows a character that is not white
 space."""
 _CUT_AFTER_LETTER = {
     _CONTRACTIONS, "'(?i:[sdmt]|ll|ve|re)", *_TWO_CASES,

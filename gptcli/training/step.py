@@ -173,7 +173,7 @@ def forward_backward(
     seed: int,
     scale: float,
 ) -> Tensor:
-    """PyTorch's `Passes.gradients`: the mean loss of `count` batches and its gradients.
+    """The mean loss of `count` batches, computed by PyTorch. Its gradients go into `weights`.
 
     `loss_of` computes the model's loss; it can be compiled. Multiplies the loss by `scale`, so that
     float16 gradients do not round to 0. Divides the gradients of the master weights by `scale`."""

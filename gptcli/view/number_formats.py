@@ -97,8 +97,8 @@ class StepRate:
     can include a compilation. Steps before a resume are not counted, either.
     """
 
-    APART = 1.0  # least seconds between two marks, because marking every fast step would take time
-    MARKS = 64
+    APART = 1.0  # seconds: `mark` keeps a step only this long after the last step that it kept
+    MARKS = 64  # so that these steps span about a minute or more
 
     def __init__(self) -> None:
         self._marks: deque[tuple[int, float]] = deque(maxlen=self.MARKS)

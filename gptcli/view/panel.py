@@ -232,8 +232,8 @@ def number_lines(status: RunStatus, width: int) -> list[Text]:
 
 
 def machine_line(status: RunStatus, live: LiveState, width: int) -> Text | None:
-    """The line with memory, share of the peak and newest checkpoint; None if memory and peak are
-    unknown."""
+    """The line with the memory held, the speed as a share of the machine's peak, and the newest
+    checkpoint. None if both the memory and the peak are unknown."""
     held, share = live.memory_held(), live.share_of_peak(status)
     if held is None and live.peak_flops is None:
         return None

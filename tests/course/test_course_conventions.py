@@ -62,8 +62,10 @@ CHANGES = [
 
 
 def notebook_of(text: str) -> str:
-    """A notebook with the code `text` in two of its cells. The notebook also has magic commands of
-    IPython, shell commands, and cells that fail if they are run."""
+    """A notebook with the code `text`, divided between two of its cells.
+
+    The notebook also has magic commands of IPython, shell commands, and cells that fail if they are
+    run."""
     head, _, rest = text.partition("\n\n\n")
     cells = [
         {"cell_type": "markdown", "source": ["# Attention\n"]},

@@ -378,10 +378,12 @@ def _is_multiple(x: Tensor, right: Tensor) -> bool:
 
 
 def _wrong_softmax(forward: ComparedForward, slug: str) -> Operation | None:
-    """The first operation whose input can lead to the correct weights, but whose result cannot.
+    """The first operation whose input leads to the correct weights, but whose result does not.
 
-    Scores, exponentials, and the sums or maxima of their rows can lead to the correct weights. If
-    there is no such operation, returns the last one whose result can lead to these weights."""
+    A tensor leads to the correct weights if a softmax, or a division by the sums of the rows, gives
+    them: scores and exponentials do. Row sums of exponentials count as a correct result, too.
+    Operations that take a maximum are skipped. If there is no such operation, returns the last one
+    whose result leads to the correct weights."""
     latest = None
     for operation in forward.trace.operations:
         if operation.name in LAYOUT or operation.name in COPIES:

@@ -52,7 +52,7 @@ STEPS = (
     ),
     Step(
         "second norm",
-        "what is the input of the second norm, and which of the two norms is it?",
+        "which tensor does the second half normalise, and with which of the two norms?",
         "the second half has its own norm, applied to the sum after the attention",
         "pass self.ln_2 of the new x to the feed-forward network",
     ),

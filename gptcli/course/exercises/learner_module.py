@@ -31,7 +31,8 @@ from gptcli.errors import GptcliError
 
 @dataclass(frozen=True)
 class Size:
-    """The sizes of one comparison. In each size of a lesson, B, T and C all differ."""
+    """The sizes of one comparison. In each Size of a lesson, B, T and C are three
+    different numbers."""
 
     B: int
     T: int
@@ -449,8 +450,8 @@ class LearnerModule(Explainer):
     ) -> CheckFailed:
         """The CheckFailed for the known mistake `slug`. It quotes the line that probably causes it.
 
-        This line matches the mistake's pattern. It is `suspect` if `suspect` matches, else the
-        first line of the methods that matches. If no line of the methods matches, or only `return`
+        This line matches the mistake's pattern. The line `suspect` comes first if it matches, then
+        the first matching line of the methods. If no line of the methods matches, or only `return`
         lines do, the first matching line of the constructor is quoted. If no line matches at all,
         `suspect` is quoted. For mistakes in _OF_CONSTRUCTOR, the constructor is searched first. In
         the lesson on the block, and for mistakes in _OF_PLACE, the constructor is never searched.

@@ -306,7 +306,8 @@ def _square_mistake(
 ) -> CheckFailed | None:
     """The CheckFailed if the angles depend on the head or text instead of the position; else None.
 
-    Tries an x with B = H = T, because a rotation over heads or texts stops with other sizes."""
+    Tries an x with B = H = T. With other sizes, a rotate with this mistake raises an error or
+    returns another shape."""
     if failed is not None and failed.mistake != "raises":
         return None
     x = torch.randn(4, 4, 4, 8, generator=torch.Generator().manual_seed(7), dtype=torch.float64)

@@ -92,7 +92,7 @@ class PastLearner(CacheExplainer):
         self.module_of_file = module
         self.builder = LearnerAttention(file, cls, lambda doing: say(f"step 5: {doing}"))
         self.notes: list[tuple[str, str]] = []
-        self.size, self.dtype = SIZES[0], torch.float64  # the size and dtype of the latest module
+        self.size, self.dtype = SIZES[0], torch.float64  # of the newest nn.Module
         self.config = LearnerConfig(n_embd=0)
         self.inner: set[type] = set()  # the classes of the attention's submodules
 

@@ -222,8 +222,8 @@ MISTAKES = (
             "if p >= 1, return the logits unchanged", at=r"argmax|nonzero|searchsorted|>=|<|>"),
     ExerciseMistake("absolute-threshold", 4, "probabilities < p",
             "you compare the probabilities with p itself",
-            "the threshold depends on the likeliest token: if it has probability 0.1, p = 0.2 "
-            "would cut all tokens", "multiply p by the largest probability",
+            "the threshold must depend on the likeliest token: if that token has probability 0.1, "
+            "your comparison with p = 0.2 cuts all tokens", "multiply p by the largest probability",
             (cut_below(lambda q, p: torch.tensor(p)),), r"<|>"),
     ExerciseMistake("threshold-of-logits", 4, "logits < p * logits.max()",
             "you compute the threshold from logits, not from probabilities",

@@ -117,9 +117,9 @@ static void keep_top_p(float *logits, int V, float top, double p, const ChoiceSc
 enum { NOT_UTF8 = 255 };
 
 /* Chooses a token, 0 to V - 1: the first one whose cumulative probability exceeds `uniform`, a
- * number in [0, 1). If the temperature is below 1e-6, chooses the likeliest token. seen: V bytes,
- * not 0 for tokens that get the penalty; NULL without a penalty. after: V bytes, NOT_UTF8 for
- * forbidden tokens; NULL if all are allowed. */
+ * number in [0, 1). If the temperature is below 1e-6, chooses the likeliest token. seen: a byte for
+ * each token, 1 if the token gets the penalty; NULL if there is no penalty. after: a byte for each
+ * token, NOT_UTF8 if the token is forbidden; NULL if all tokens are allowed. */
 static int choose_token(const float *raw_logits, int V, const SamplingParams *params,
                         double uniform, const uint8_t *seen, const uint8_t *after,
                         const ChoiceScratch *c) {

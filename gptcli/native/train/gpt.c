@@ -63,8 +63,8 @@ static void some_sequences(const LossCall *call, long b, long end, ThreadScratch
     }
 }
 
-/* A thread's part of a training step, or of a loss without gradients, if the threads divide the
- * sequences. */
+/* What one thread computes if each thread takes whole sequences: its part of a training step, or of
+ * the loss alone if there are no gradients to compute. */
 static void loss_by_sequences(const LossCall *call, Worker *w) {
     const Pass *p = &call->pass;
     const Model *g = p->g;
@@ -85,9 +85,9 @@ static void loss_by_sequences(const LossCall *call, Worker *w) {
     embedding_gradients(p, call->gradients, call->add_old, w);
 }
 
-/* A thread's part of a training step, or of a loss without gradients, if the threads divide the
- * rows of each layer. A loop over the groups computes the end of layer l - 1 and the beginning of
- * layer l, while a group's rows are in the cache. */
+/* What one thread computes if each thread takes some rows of each layer: its part of a training
+ * step, or of the loss alone if there are no gradients to compute. A loop over the groups computes
+ * the end of layer l - 1 and the beginning of layer l, while a group's rows are in the cache. */
 static void loss_by_layers(const LossCall *call, Worker *w) {
     const Pass *p = &call->pass;
     Model *g = p->g;

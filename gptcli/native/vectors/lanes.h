@@ -19,8 +19,8 @@ typedef float v16 __attribute__((vector_size(64)));
 typedef int32_t v16i __attribute__((vector_size(64)));
 typedef uint16_t v16bf16 __attribute__((vector_size(32)));
 
-/* A part of a v16 that fills one register. A v16 has REGISTERS parts. gcc keeps variables that need
- * several registers in memory, so loops that hold many sums use parts. */
+/* A part of a v16 that fills one register. A v16 has REGISTERS parts. If a variable needs
+ * several registers, gcc keeps it in memory. So loops that hold many sums use parts. */
 #if defined(__AVX512F__)
 #define REGISTERS 1
 #elif defined(__AVX2__)
