@@ -145,6 +145,17 @@ def test_the_name_of_a_fused_layer_decides_on_the_order_of_its_rows(judge: Judge
             assert "such as" in report.hints[2], case
 
 
+def test_a_file_that_parses_its_arguments_gets_its_default_values(judge: Judge) -> None:
+    text = (
+        "import argparse\nparser = argparse.ArgumentParser()\n"
+        "parser.add_argument('--bias', action='store_true')\n"
+        "arguments = parser.parse_args()\nassert not arguments.bias\n"
+    )
+    report = judge("arguments", {"arguments.py": text + STYLES["skeleton"]})["arguments.py"]
+    assert report.ok, report.message
+    assert detail_of(report, "file") == ""
+
+
 @pytest.mark.slow
 def test_notes_on_code_that_was_left_out(reports: dict[str, FileReport]) -> None:
     note = detail_of(reports["lecture"], "file")

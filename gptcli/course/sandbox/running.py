@@ -63,7 +63,7 @@ def run_file(file: LearnerFile) -> ModuleType:
     if not file.cells:
         module, name = _new_module(file, tree)
         try:
-            with _imports_of(file), contextlib.redirect_stdout(sys.stderr):
+            with _as_script(file), _imports_of(file), contextlib.redirect_stdout(sys.stderr):
                 if works:
                     with within(WORK_LIMIT_S):
                         _loader_of(module).exec_module(module)
@@ -76,7 +76,7 @@ def run_file(file: LearnerFile) -> ModuleType:
             failed = error
             sys.modules.pop(name, None)
     module, _ = _new_module(file, tree)
-    with _imports_of(file), contextlib.redirect_stdout(sys.stderr):
+    with _as_script(file), _imports_of(file), contextlib.redirect_stdout(sys.stderr):
         missing = run_definitions(tree, file.path, vars(module))
     failed = failed or next((error for _, error in missing), None)
     vars(module)[_ERROR] = failed
@@ -189,6 +189,19 @@ def _packages(top: str, folder: Path, levels: int) -> str:
         package.__path__ = [str(each)]
         sys.modules[name] = package
     return name
+
+
+@contextlib.contextmanager
+def _as_script(file: LearnerFile) -> Iterator[None]:
+    """Set sys.argv as `python FILE` does, without arguments.
+
+    So a file that parses its arguments gets its default values, not gptcli's arguments."""
+    before = sys.argv
+    sys.argv = [file.name]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 @contextlib.contextmanager
