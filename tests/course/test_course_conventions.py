@@ -156,6 +156,29 @@ def test_a_file_that_parses_its_arguments_gets_its_default_values(judge: Judge) 
     assert detail_of(report, "file") == ""
 
 
+def test_a_layer_that_takes_time_first_is_named(judge: Judge) -> None:
+    text = """import torch
+from torch import nn
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, n_embd, n_head, block_size):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(n_embd, n_head)
+        self.register_buffer("mask", torch.ones(block_size, block_size).triu(1).bool())
+
+    def forward(self, x):
+        T = x.shape[1]
+        return self.attn(x, x, x, attn_mask=self.mask[:T, :T], need_weights=False)[0]
+"""
+    right = text.replace("n_head)\n", "n_head, batch_first=True)\n")
+    other = right.replace("self.mask[:T, :T]", "self.mask")
+    reports = judge("time-first", {"wrong.py": text, "right.py": right, "other.py": other})
+    assert reports["right.py"].ok
+    assert "`attn` takes x as (T, B, C)" in reports["wrong.py"].message
+    assert reports["wrong.py"].hints[0] == "make `attn` with batch_first=True"
+    assert "(T, B, C)" not in reports["other.py"].message
+
+
 @pytest.mark.slow
 def test_notes_on_code_that_was_left_out(reports: dict[str, FileReport]) -> None:
     note = detail_of(reports["lecture"], "file")

@@ -455,7 +455,7 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
     earlier = _mistake_before_stop(forward, step)
     if earlier is not None:
         return earlier
-    trace, message = forward.trace, failed.message
+    trace, message, first_hint = forward.trace, failed.message, failed.hints[0]
     last = trace.operations[-1] if trace.operations else None
     after_last_right = last_right_operation(forward.found, step) + 1
     line = line_to_quote(forward, after_last_right, search=False)
@@ -463,7 +463,13 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
         doing = f"forward on x {tuple(forward.p.x.shape)}"
         message = forward.learner.failure_from(trace.error, doing).message
         tensors = [describe_tensor(x, forward) for x in last.inputs[:3]]
-        if tensors:
+        layer = _layer_that_takes_time_first(forward, last)
+        if layer is not None:
+            message += (
+                f"; `{layer}` takes x as (T, B, C), because it was made without batch_first=True"
+            )
+            first_hint = f"make `{layer}` with batch_first=True"
+        elif tensors:
             message += f"; inputs of this operation: {' and '.join(tensors)}"
         line = line_to_quote(forward, last.index, search=False)
     elif failed.mistake == "output-shape" and forward.found.has("out") and last is not None:
@@ -478,7 +484,7 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
     hints = hints_of_step(step, message_numbers(forward.p))
     if failed.mistake != "not-implemented":
         message += f" (step {step}, {STEP_NAMES[step]})"
-        hints = (failed.hints[0], *hints[1:])
+        hints = (first_hint, *hints[1:])
     else:
         number = step_named_in_source(trace.error, forward.learner.file.path)
         if number is not None and number > step:
@@ -491,6 +497,20 @@ def _stopped(forward: ComparedForward, step: int, failed: CheckFailed) -> Findin
         else:
             message = f"step {step}, {STEP_NAMES[step]}, is still to be written: {failed.message}"
     return Finding(step, failed.mistake, message, hints, step_marks(step, forward, line))
+
+
+def _layer_that_takes_time_first(forward: ComparedForward, raised: Operation) -> str | None:
+    """The name of the nn.MultiheadAttention that got x as (B, T, C) but takes (T, B, C).
+
+    None if `raised`, the operation that raised the error, is not the call of such a layer."""
+    if not any(x.shape == forward.p.x.shape for x in raised.inputs[:1]):
+        return None
+    if "multi_head_attention" not in raised.name:
+        return None
+    for name, layer in forward.module.named_modules():
+        if isinstance(layer, torch.nn.MultiheadAttention) and not layer.batch_first:
+            return str(name)
+    return None
 
 
 def _mistake_before_stop(forward: ComparedForward, step: int) -> Finding | None:
