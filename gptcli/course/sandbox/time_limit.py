@@ -18,19 +18,13 @@ class TookTooLong(BaseException):
         super().__init__(f"still running after {seconds:g} s")
 
 
-_SLOWER = 3
-"""By the clock, a call can take this many times its limit, because other programs can slow it."""
-
-
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise TookTooLong in the body of the `with` block if it runs too long.
+    """Raise TookTooLong in the body of the `with` block if it still runs after `seconds`.
 
-    The limit is `seconds` of processor time, so the same code gets the same verdict on a busy
-    machine. Code that waits instead of computing can take _SLOWER times as long. Raises
-    again every tenth of a second, in case the code catches the exception. Sets no limit in threads
-    other than the main thread, or on systems without interval timers. Cannot stop C code that never
-    returns to Python. In these cases only the time limit of the whole file applies
+    Raises again every tenth of a second, in case the code catches the exception. Sets no limit in
+    threads other than the main thread, or on systems without interval timers. Cannot stop C code
+    that never returns to Python. In these cases only the time limit of the whole file applies
     (isolation.py)."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not (
         threading.main_thread()
@@ -41,17 +35,10 @@ def within(seconds: float) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TookTooLong(seconds)
 
-    limits = (
-        (signal.ITIMER_PROF, signal.SIGPROF, seconds),
-        (signal.ITIMER_REAL, signal.SIGALRM, _SLOWER * seconds),
-    )
-    before = [signal.signal(number, stop) for _, number, _ in limits]
+    before = signal.signal(signal.SIGALRM, stop)
     try:
-        for timer, _, limit in limits:
-            signal.setitimer(timer, limit, 0.1)
+        signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
         yield
     finally:
-        for timer, _, _ in limits:
-            signal.setitimer(timer, 0.0)
-        for (_, number, _), handler in zip(limits, before, strict=True):
-            signal.signal(number, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
