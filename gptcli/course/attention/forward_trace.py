@@ -17,6 +17,7 @@ from torch._C import _functorch as functorch
 from torch.overrides import TorchFunctionMode
 
 from gptcli.course.sandbox.time_limit import within
+from gptcli.course.uninitialised import clear_if_uninitialised
 
 MAX_NUMBERS = 100_000  # a larger tensor is not recorded; the checks' inputs give smaller ones
 MAX_OPERATIONS = 5_000
@@ -115,6 +116,7 @@ class _Recorder(TorchFunctionMode):
         except BaseException:
             operation.raised = True
             raise
+        clear_if_uninitialised(name, result)
         written = args[0] if name in ("__setitem__", "copy_") else result
         for tensor in _tensors((written,)):
             self.maker[id(tensor)] = (operation.index, tensor)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gptcli.course.uninitialised import clear_if_uninitialised
+
 MOST_TENSORS = 4000  # the most operations that a trace keeps
 MOST_NUMBERS = 1 << 20  # a trace keeps no tensor with more numbers
 _DROPOUT = {
@@ -78,6 +80,7 @@ class TensorTrace(TorchFunctionMode):
             given = (*args, *(kwargs or {}).values())
             self.refused = name, tuple(one for one in given if isinstance(one, Tensor))
             raise
+        clear_if_uninitialised(name, out)
         if len(self.operations) < MOST_TENSORS:
             found = tuple(t for t in (out if isinstance(out, (tuple, list)) else (out,)))
             floats = tuple(
