@@ -18,8 +18,6 @@ from gptcli.native import library
 from gptcli.native.engine import muon, shape_of
 from tests.native.native_models import batch, network
 
-pytestmark = pytest.mark.slow  # the compiler takes ten seconds
-
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 HERE = Path(__file__).parent
 
