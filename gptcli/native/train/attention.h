@@ -1,10 +1,11 @@
 /* Causal attention of one head of one sequence, forward and backward.
  *
- * T tokens, D the width of the head (a multiple of 16). q, k, v and their gradients are columns of
- * larger arrays, whose rows are `row` numbers apart. Scores are computed for 32 queries at a time,
- * so that they stay in the cache. The backward pass computes the scores again. From the scores and
- * log2_sum_exp it computes the attention weights, as in FlashAttention. Source: Dao et al. 2022,
- * "FlashAttention", section 3.1.
+ * T tokens, D the width of the head (a multiple of 16). q, k and v are columns of a larger array,
+ * whose rows are `row` numbers apart. The head's outputs and the gradients at q, k and v are parts
+ * of arrays in pieces. Scores are computed for 32 queries at a time, so that they stay in the
+ * cache. The backward pass computes the scores again. From the scores and log2_sum_exp it computes
+ * the attention weights, as in FlashAttention. Source: Dao et al. 2022, "FlashAttention", section
+ * 3.1.
  *
  * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. The
  * number of keys is padded to a multiple of 32. The padding gets weight 0, but its numbers must be
@@ -15,6 +16,18 @@
 #define GPTCLI_ATTENTION_H
 
 #include "layers.h"
+
+/* The part of an array in pieces (numbers.h) that belongs to a head of a sequence: rows from `row`
+ * on, columns from `column` on, of an array that has `columns` columns. */
+typedef struct {
+    num *array;
+    long row, column, columns;
+} HeadPart;
+
+/* The address of numbers (t, c) to (t, c + 15) of a head's part; c is a multiple of 16. */
+INLINE num *part_at(HeadPart h, int t, int c) {
+    return h.array + in_pieces(h.row + t, h.column + c, h.columns);
+}
 
 typedef struct {
     num *by_d[2]; /* B tiles for sums over D: keys, values */
@@ -65,11 +78,11 @@ static void pack_head_by_t(const num *x, long row, int T, int D, num *out) {
     for (int t = 0; t < T; t += 32, out += TILE) pack_b32(x + t * row, row, D, out, panel);
 }
 
-/* mixed (T, D) = softmax(q k^T / sqrt(D), causal) v. The rows of `mixed` are mixed_row apart. Also
- * computes log2_sum_exp (T), the base-2 logarithm of each query's sum of exponentials. drop: the
- * dropout of this head's attention weights. */
+/* mixed (T, D) = softmax(q k^T / sqrt(D), causal) v. Also computes log2_sum_exp (T), the base-2
+ * logarithm of each query's sum of exponentials. drop: the dropout of this head's attention
+ * weights. */
 static void attention_forward(const num *q, const num *k, const num *v, long row, int T, int D,
-                              num *mixed, long mixed_row, float *log2_sum_exp, Dropout drop,
+                              HeadPart mixed, float *log2_sum_exp, Dropout drop,
                               AttentionScratch *s) {
     const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32);
     const float scale2 = LOG2_E / sqrtf(D); /* for exponentials to base 2, not e */
@@ -106,15 +119,22 @@ static void attention_forward(const num *q, const num *k, const num *v, long row
         product(s->weights, T32, 32, s->by_t[0], T32 / 32 * TILE, keys / 32, D / 16, s->out, D);
         for (int i = 0; i < rows; i++)
             for (int c = 0; c < D; c += 16)
-                store_num(mixed + (t0 + i) * mixed_row + c,
+                store_num(part_at(mixed, t0 + i, c),
                           mul(load(s->out + i * D + c), broadcast(inverse[i])));
     }
 }
 
-/* Computes dq, dk and dv (T, D) from dmixed, the gradient at `mixed`. Rows of dq, dk and dv are
- * `row` apart; rows of mixed and dmixed are mixed_row apart. Heads that share keys and values are
- * computed one after the other. If `add_old`, adds this head's sums to those of the earlier
- * heads. If `last`, this is the last of these heads, so dk and dv are complete and are stored.
+/* The address of the numbers (t, c) to (t + 31, c + 15) of a part, for a product that stores its
+ * result there. NULL if these rows are not in one piece, or if a product would have to round. */
+static float *place_of_product(HeadPart h, int t, int c, int rows) {
+    const int fits = !BFLOAT16 && rows == 32 && (h.row + t) % 32 == 0;
+    return fits ? (float *)part_at(h, t, c) : NULL;
+}
+
+/* Computes dq, dk and dv (T, D) from dmixed, the gradient at `mixed`. Rows of dmixed are dmixed_row
+ * apart. Heads that share keys and values are computed one after the other. If `add_old`, adds this
+ * head's sums to those of the earlier heads. If `last`, this is the last of these heads, so dk and
+ * dv are complete and are stored.
  *
  * P are the attention weights, dP is the gradient at them, dS the gradient at the scores:
  *
@@ -122,9 +142,9 @@ static void attention_forward(const num *q, const num *k, const num *v, long row
  *   dS = P (dP - delta)
  *   dq = dS k, dk = dS^T q, dv = P^T dmixed */
 static void attention_backward(const num *q, const num *k, const num *v, long row, int T, int D,
-                               const num *mixed, const num *dmixed, long mixed_row,
-                               const float *log2_sum_exp, Dropout drop, num *dq, num *dk, num *dv,
-                               int add_old, int last, AttentionScratch *s) {
+                               HeadPart mixed, const num *dmixed, long dmixed_row,
+                               const float *log2_sum_exp, Dropout drop, HeadPart dq, HeadPart dk,
+                               HeadPart dv, int add_old, int last, AttentionScratch *s) {
     const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32), blocks = T32 / 32;
     const long panel = (long)blocks * TILE;
     const float scale = 1.0f / sqrtf(D), scale2 = LOG2_E * scale;
@@ -133,21 +153,21 @@ static void attention_backward(const num *q, const num *k, const num *v, long ro
     pack_head_by_d(k, row, T, D, s->by_d[0]);
     pack_head_by_d(v, row, T, D, s->by_d[1]);
     pack_head_by_t(k, row, T, D, keys_by_t);
-    pack_head_by_t(dmixed, mixed_row, T, D, dmixed_by_t);
+    pack_head_by_t(dmixed, dmixed_row, T, D, dmixed_by_t);
     pack_head_by_t(q, row, T, D, queries_by_t);
     for (int t0 = 0; t0 < T; t0 += 32) {
         const int keys = t0 + 32, rows = T - t0 < 32 ? T - t0 : 32;
         product(q + t0 * row, row, 32, s->by_d[0], steps * TILE, steps, keys / 16, s->scores, T32);
-        product(dmixed + t0 * mixed_row, mixed_row, 32, s->by_d[1], steps * TILE, steps, keys / 16,
-                s->dweights, T32);
+        product(dmixed + t0 * dmixed_row, dmixed_row, 32, s->by_d[1], steps * TILE, steps,
+                keys / 16, s->dweights, T32);
         for (int i = 0; i < 32; i++) {
             const int seen = i < rows ? t0 + i + 1 : 0;
             const float *score = s->scores + i * T32, *dweight = s->dweights + i * T32;
             f32x16 dot = zeros();
             if (i < rows)
                 for (int c = 0; c < D; c += 16)
-                    dot = fmadd(load_num(mixed + (t0 + i) * mixed_row + c),
-                                load_num(dmixed + (t0 + i) * mixed_row + c), dot);
+                    dot = fmadd(load_num(part_at(mixed, t0 + i, c)),
+                                load_num(dmixed + (t0 + i) * dmixed_row + c), dot);
             const f32x16 delta = broadcast(sum_lanes(dot));
             const f32x16 shift = broadcast(i < rows ? -log2_sum_exp[t0 + i] : 0.0f);
             const f32x16 factor = broadcast(scale), factor2 = broadcast(scale2);
@@ -163,25 +183,28 @@ static void attention_backward(const num *q, const num *k, const num *v, long ro
         }
         pack_a32_transposed(s->weights, T32, keys, s->transposed[0] + t0 / 32 * TILE, panel);
         pack_a32_transposed(s->dscores, T32, keys, s->transposed[1] + t0 / 32 * TILE, panel);
-        product(s->dscores, T32, 32, keys_by_t, panel, keys / 32, D / 16, s->out, D);
-        for (int i = 0; i < rows; i++)
-            for (int c = 0; c < D; c += 16)
-                store_num(dq + (t0 + i) * row + c, load(s->out + i * D + c));
+        for (int c = 0; c < D; c += 16) {
+            float *place = place_of_product(dq, t0, c, rows);
+            product(s->dscores, T32, 32, keys_by_t + c / 16 * panel, panel, keys / 32, 1,
+                    place ? place : s->out, 32);
+            for (int i = 0; i < (place ? 0 : rows); i++)
+                store_num(part_at(dq, t0 + i, c), load(s->out + i * 32));
+        }
     }
     for (int s0 = 0; s0 < T; s0 += 32) {
         const int rows = T - s0 < 32 ? T - s0 : 32, from = s0 / 32;
         for (int which = 0; which < 2; which++) {
             const num *A = s->transposed[which] + s0 / 16 * panel + from * TILE;
             const num *B = (which ? queries_by_t : dmixed_by_t) + from * TILE;
-            float *sum = s->sums[which] + s0 * D;
-            for (int c = 0; c < D; c += 16)
+            const HeadPart to = which ? dk : dv;
+            for (int c = 0; c < D; c += 16) {
+                float *sum = s->sums[which] + s0 * D + c;
+                float *place = last && !add_old ? place_of_product(to, s0, c, rows) : NULL;
                 multiply_transposed(1, A, panel, TILE, B + c / 16 * panel, panel, TILE,
-                                    blocks - from, sum + c, D, add_old);
-            num *to = which ? dk : dv;
-            if (last)
-                for (int i = 0; i < rows; i++)
-                    for (int c = 0; c < D; c += 16)
-                        store_num(to + (s0 + i) * row + c, load(sum + i * D + c));
+                                    blocks - from, place ? place : sum, place ? 32 : D, add_old);
+                for (int i = 0; i < (last && !place ? rows : 0); i++)
+                    store_num(part_at(to, s0 + i, c), load(sum + i * D));
+            }
         }
     }
 }

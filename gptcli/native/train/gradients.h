@@ -102,10 +102,10 @@ static void sum_gradients(Worker *w, const Gradients *g, const Model *model, lon
     team_barrier(w);
 }
 
-/* A layer's activations, the inputs of its second feed-forward matrix. In float32, the backward
- * pass stores them in `hidden`, whose numbers it needs no more. */
-static const num *activations(const Layer *layer, const Tiles *t) {
-    return BFLOAT16 ? t->act_tiles : layer->hidden;
+/* The inputs of a linear layer: tiles in bfloat16; in float32 an array of the passes, in pieces
+ * (see norm_backward and keeps_slopes). */
+static const num *inputs_of(const num *tiles, const num *pieces) {
+    return BFLOAT16 ? tiles : pieces;
 }
 
 /* Adds the gradients of layer l to a list. `grads` has the same offsets as the weights. */
@@ -118,27 +118,35 @@ static void list_layer(const Pass *p, int l, float *grads, Gradients *list) {
     MatrixGradient *m = list->matrices + list->n_matrices;
     *m++ = (MatrixGradient){grads + offset[DOWN],
                             t->d_down,
-                            activations(layer, t),
+                            inputs_of(t->act_tiles, layer->hidden),
                             32 * C,
                             32 * (BFLOAT16 ? F : g->F1),
                             C,
                             F};
     const num *up = t->d_up;
     if (g->s.modern) {
-        *m++ = (MatrixGradient){grads + offset[GATE], up, layer->in2, 32 * g->F1, 32 * C, F, C};
+        *m++ = (MatrixGradient){
+            grads + offset[GATE], up, inputs_of(layer->in2, layer->hat2), 32 * g->F1, 32 * C, F, C};
         up += F / 16 * TILE;
     }
-    *m++ = (MatrixGradient){grads + offset[UP], up, layer->in2, 32 * g->F1, 32 * C, F, C};
+    *m++ = (MatrixGradient){
+        grads + offset[UP], up, inputs_of(layer->in2, layer->hat2), 32 * g->F1, 32 * C, F, C};
     const long begin[3] = {0, Q, Q + KV}, width[3] = {Q, KV, KV};
     for (int i = 0; i < 3; i++)
         *m++ = (MatrixGradient){grads + offset[QUERY + i],
                                 t->d_qkv + begin[i] / 16 * TILE,
-                                layer->in1,
+                                inputs_of(layer->in1, layer->hat1),
                                 32 * QKV,
                                 32 * C,
                                 width[i],
                                 C};
-    *m++ = (MatrixGradient){grads + offset[OUT], t->d_out, t->mixed_tiles, 32 * C, 32 * Q, C, Q};
+    *m++ = (MatrixGradient){grads + offset[OUT],
+                            t->d_out,
+                            inputs_of(t->mixed_tiles, layer->mixed),
+                            32 * C,
+                            32 * Q,
+                            C,
+                            Q};
     list->n_matrices = m - list->matrices;
     const Partials partial = partials_at(g, l, 0);
     const struct {
@@ -182,7 +190,7 @@ static MatrixGradient head_gradient(const Pass *p, float *grads, long m0) {
     const long C = g->s.C;
     return (MatrixGradient){grads + g->offset[HEAD],
                             g->d_head,
-                            g->in + m0 * 32 * C,
+                            inputs_of(g->in, g->hat) + m0 * 32 * C,
                             32 * g->packed[PACKED_PER_LAYER * g->s.L].N,
                             32 * C,
                             g->s.V,

@@ -49,8 +49,11 @@ static Dropout dropout_at(float p, uint64_t seed, uint32_t site) {
 /* Dropout of numbers i to i + 15 of a site: each is multiplied by scale or becomes 0. */
 INLINE f32x16 apply_dropout(const Dropout d, uint32_t i, f32x16 x) {
     if (!d.dropped) return x;
-    i32x16 h = add_ints(broadcast_int((int)i), lane_index());
-    h = xor_ints(mul_ints(h, broadcast_int((int)0x9e3779b1u)), broadcast_int((int)d.key));
+    /* (i + lane) * factor as i * factor + lane * factor: a loop computes the second product once.
+     */
+    const uint32_t factor = 0x9e3779b1u;
+    i32x16 h = mul_ints(lane_index(), broadcast_int((int)factor));
+    h = xor_ints(add_ints(h, broadcast_int((int)(i * factor))), broadcast_int((int)d.key));
     h = xor_ints(h, shift_right_unsigned(h, 16));
     h = mul_ints(h, broadcast_int(0x7feb352d));
     h = xor_ints(h, shift_right_unsigned(h, 15));
@@ -61,8 +64,8 @@ INLINE f32x16 apply_dropout(const Dropout d, uint32_t i, f32x16 x) {
 
 /* ---- norms ----------------------------------------------------------------------------------- */
 
-/* RMSNorm, or LayerNorm if `centred`. hat = (x - mean) * scale; out = hat * gain + bias. hat is
- * stored in rows, out in pieces (numbers.h). */
+/* RMSNorm, or LayerNorm if `centred`. hat = (x - mean) * scale; out = hat * gain + bias. hat and
+ * out are stored in pieces (numbers.h). */
 
 typedef struct {
     const float *gain, *bias; /* bias can be NULL */
@@ -73,7 +76,7 @@ typedef struct {
 /* x (rows, C) -> hat (rows, C), scale (rows) and out (rows, C). */
 static void norm_forward(const float *x, int rows, int C, Norm n, num *hat, float *scale,
                          num *out) {
-    for (int i = 0; i < rows; i++, x += C, hat += C) {
+    for (int i = 0; i < rows; i++, x += C) {
         /* Each addition to a sum waits for the addition before, so two sums are faster than one. C
          * is a multiple of 32. */
         f32x16 sum[2] = {zeros(), zeros()}, square[2] = {sum[0], sum[0]};
@@ -97,7 +100,7 @@ static void norm_forward(const float *x, int rows, int C, Norm n, num *hat, floa
         for (int c = 0; c < C; c += 16) {
             f32x16 y = mul(sub(load(x + c), m), s);
             f32x16 b = n.bias ? load(n.bias + c) : zeros();
-            store_num(hat + c, y);
+            store_num(hat + in_pieces(i, c, C), y);
             store_num(out + in_pieces(i, c, C), fmadd(y, load(n.gain + c), b));
         }
     }
@@ -105,15 +108,17 @@ static void norm_forward(const float *x, int rows, int C, Norm n, num *hat, floa
 
 /* Computes dx, the gradient at x, from dout, the gradient at `out`. If `add_old`, adds it to the
  * old dx. dgain (C) and dbias (C) get what these rows contribute to the gradients of gain and
- * bias. dbias can be NULL. */
-static void norm_backward(const float *dout, int rows, int C, Norm n, const num *hat,
-                          const float *scale, float *dx, int add_old, float *dgain, float *dbias) {
+ * bias. dbias can be NULL. In float32, replaces hat by `out`, which the gradient of the next matrix
+ * needs. So the two need only one array. (In bfloat16, `out` cannot be computed from the rounded
+ * hat.) */
+static void norm_backward(const float *dout, int rows, int C, Norm n, num *hat, const float *scale,
+                          float *dx, int add_old, float *dgain, float *dbias) {
     memset(dgain, 0, C * sizeof(float));
     if (dbias) memset(dbias, 0, C * sizeof(float));
-    for (int i = 0; i < rows; i++, dout += C, hat += C, dx += C) {
+    for (int i = 0; i < rows; i++, dout += C, dx += C) {
         f32x16 dot = zeros(), sum = zeros();
         for (int c = 0; c < C; c += 16) {
-            f32x16 d = load(dout + c), h = load_num(hat + c);
+            f32x16 d = load(dout + c), h = load_num(hat + in_pieces(i, c, C));
             f32x16 inner = mul(d, load(n.gain + c));
             dot = fmadd(inner, h, dot);
             sum = add(sum, inner);
@@ -124,8 +129,10 @@ static void norm_backward(const float *dout, int rows, int C, Norm n, const num 
         const f32x16 m = broadcast(n.centred ? sum_lanes(sum) / C : 0.0f);
         const f32x16 s = broadcast(scale[i]);
         for (int c = 0; c < C; c += 16) {
-            f32x16 inner = mul(load(dout + c), load(n.gain + c));
-            f32x16 y = sub(fnmadd(load_num(hat + c), a, inner), m);
+            num *const at = hat + in_pieces(i, c, C);
+            f32x16 h = load_num(at), gain = load(n.gain + c);
+            f32x16 y = sub(fnmadd(h, a, mul(load(dout + c), gain)), m);
+            if (!BFLOAT16) store_num(at, fmadd(h, gain, n.bias ? load(n.bias + c) : zeros()));
             f32x16 old = add_old ? load(dx + c) : zeros();
             store(dx + c, fmadd(y, s, old));
         }
@@ -244,38 +251,28 @@ static void norm_rotate_backward(const num *dout, int D, const float *gain, cons
 
 /* The functions of this section compute sixteen numbers at a time. */
 
-/* out = silu(g) * u. */
-INLINE void swiglu(f32x16 g, f32x16 u, num *out) { store_num(out, mul(mul(g, sigmoid(g)), u)); }
-
-/* Computes dgate and dup, the gradients at gate and up, from d, the gradient at silu(gate) * up.
- * Also computes the product silu(gate) * up again, into `out`, because storing it in the forward
- * pass would take longer. */
-INLINE void swiglu_backward(f32x16 d, const num *gate, const num *up, num *out, num *dgate,
-                            num *dup) {
-    const f32x16 one = broadcast(1.0f);
-    f32x16 g = load_num(gate), u = load_num(up), s = sigmoid(g), silu = mul(g, s);
-    f32x16 slope = fmadd(silu, sub(one, s), s);
-    store_num(out, mul(silu, u));
-    store_num(dgate, mul(mul(d, u), slope));
-    store_num(dup, mul(d, silu));
+/* act = silu(g) * u. The gradient d at act becomes d * silu at u, and d * u * slope at g. */
+INLINE void swiglu(f32x16 g, f32x16 u, f32x16 *act, f32x16 *silu, f32x16 *slope) {
+    const f32x16 one = broadcast(1.0f), s = sigmoid(g);
+    *silu = mul(g, s);
+    *slope = fmadd(*silu, sub(one, s), s);
+    *act = mul(*silu, u);
 }
 
-/* x * gelu_gate(x) is GELU in its tanh form; see constants.h. LOG2_E is a factor, because sigmoid2
- * uses powers of 2. */
+/* x * gelu_gate(x) is GELU in its tanh form; see constants.h. The factor -LOG2_E turns the power
+ * e^-y of the sigmoid into a power of 2. */
 INLINE f32x16 gelu_gate(f32x16 x) {
-    const f32x16 a = broadcast(GELU_CUBIC * GELU_SCALE * LOG2_E);
-    const f32x16 b = broadcast(GELU_SCALE * LOG2_E);
-    return sigmoid2(mul(x, fmadd(mul(x, x), a, b)));
+    const f32x16 a = broadcast(-GELU_CUBIC * GELU_SCALE * LOG2_E);
+    const f32x16 b = broadcast(-GELU_SCALE * LOG2_E);
+    return inverse_of_1_plus_exp2(mul(x, fmadd(mul(x, x), a, b)));
 }
 
-/* Computes din, the gradient at `in`, from d, the gradient at GELU(in). Also computes GELU(in)
- * again, into `out`. */
-INLINE void gelu_backward(f32x16 d, const num *in, num *out, num *din) {
-    f32x16 x = load_num(in), s = gelu_gate(x), y = mul(x, s);
-    f32x16 slope = fmadd(mul(x, x), broadcast(3 * GELU_CUBIC * GELU_SCALE), broadcast(GELU_SCALE));
-    slope = fmadd(fnmadd(y, s, y), slope, s);
-    store_num(out, y);
-    store_num(din, mul(d, slope));
+/* act = GELU(x). The gradient d at act becomes d * slope at x. */
+INLINE void gelu(f32x16 x, f32x16 *act, f32x16 *slope) {
+    const f32x16 s = gelu_gate(x), y = mul(x, s);
+    f32x16 inner = fmadd(mul(x, x), broadcast(3 * GELU_CUBIC * GELU_SCALE), broadcast(GELU_SCALE));
+    *slope = fmadd(fnmadd(y, s, y), inner, s);
+    *act = y;
 }
 
 /* out (C) = the sums of the columns of X (rows, C). X is stored in pieces. */

@@ -45,11 +45,11 @@ enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
 /* Arrays that a layer keeps for the backward pass. They are stored in rows, except the arrays
  * marked "in pieces" (numbers.h) or "B tiles". In float32, pieces serve as B tiles. */
 typedef struct {
-    num *hat1, *hat2; /* (M, C): the norms' inputs, normalised */
-    num *in1, *in2;   /* (M, C): outputs of the norms as B tiles, one row block after the other */
+    num *hat1, *hat2; /* (M, C), in pieces: the norms' inputs, normalised (see norm_backward) */
+    num *in1, *in2;   /* (M, C), B tiles, only in bfloat16: outputs of the norms */
     num *qkv;         /* (M, QKV): queries, keys, values */
     num *qk_hat;      /* (M, (H + K) D), with QK-norm: normalised queries and keys */
-    num *mixed;       /* (M, Q): the heads' outputs */
+    num *mixed;       /* (M, Q), in pieces: the heads' outputs */
     num *hidden;      /* (M, F1), in pieces: before the activation */
     float *scale1, *scale2; /* (M): the norms' scales */
     float *qk_scale;        /* (M, H + K): the scales of QK-norm */
@@ -57,7 +57,7 @@ typedef struct {
 } Layer;
 
 /* The arrays from which the gradients of a layer's weights are computed. In float32, they are
- * stored in pieces, and act_tiles does not exist (see `activations` in gradients.h). */
+ * stored in pieces, and the inputs do not exist: gradients read layer->mixed and layer->hidden. */
 typedef struct {
     num *d_qkv, *d_out, *d_up, *d_down; /* gradients at outputs, transposed, as A tiles */
     num *mixed_tiles, *act_tiles;       /* inputs of out and down, as B tiles */
@@ -92,12 +92,13 @@ typedef struct {
     float *cos, *sin;       /* (T, D / 2) */
     float *x, *dx, *losses; /* (M, C) residual stream, (M, C) its gradient, (M) */
     num *hat, *in;
-    float *scale;       /* hat, in and scale of the last norm */
-    num *dqkv, *dmixed; /* (M, QKV) (M, Q) */
-    num *d_head;        /* gradients at the logits, transposed, as A tiles */
-    long head_blocks;   /* number of row blocks whose gradients at the logits fit into d_head */
-    int keeps_tiles;    /* whether each layer has its own Tiles; if not, all use tiles[0] */
-    Tiles *tiles;       /* one for each layer; then one with the last norm's partials */
+    float *scale; /* hat, in and scale of the last norm */
+    num *dqkv;    /* (M, QKV), in pieces; only in bfloat16: float32 stores it as d_qkv in Tiles */
+    num *dmixed;  /* (M, Q) */
+    num *d_head;  /* gradients at the logits, transposed, as A tiles */
+    long head_blocks; /* number of row blocks whose gradients at the logits fit into d_head */
+    int keeps_tiles;  /* whether each layer has its own Tiles; if not, all use tiles[0] */
+    Tiles *tiles;     /* one for each layer; then one with the last norm's partials */
     long partial_width;
     ThreadScratch *scratch;
     char *memory;
@@ -127,7 +128,7 @@ static size_t lay_out(Model *g, char *start) {
         }
         Layer *layer = g->layers + l;
         TAKE(layer->hat1, rows * C);
-        TAKE(layer->in1, MB * 32 * C);
+        if (BFLOAT16) TAKE(layer->in1, MB * 32 * C);
         TAKE(layer->scale1, rows);
         if (s.qk_norm) {
             TAKE(layer->qk_hat, rows * (s.H + s.K) * s.D);
@@ -137,7 +138,7 @@ static size_t lay_out(Model *g, char *start) {
         TAKE(layer->log2_sum_exp, rows * s.H);
         TAKE(layer->mixed, rows * Q);
         TAKE(layer->hat2, rows * C);
-        TAKE(layer->in2, MB * 32 * C);
+        if (BFLOAT16) TAKE(layer->in2, MB * 32 * C);
         TAKE(layer->scale2, rows);
         TAKE(layer->hidden, rows * g->F1);
     }
@@ -151,9 +152,9 @@ static size_t lay_out(Model *g, char *start) {
     TAKE(g->dx, rows * C);
     TAKE(g->losses, rows);
     TAKE(g->hat, rows * C);
-    TAKE(g->in, MB * 32 * C);
+    if (BFLOAT16) TAKE(g->in, MB * 32 * C);
     TAKE(g->scale, rows);
-    TAKE(g->dqkv, rows * QKV);
+    if (BFLOAT16) TAKE(g->dqkv, rows * QKV);
     TAKE(g->dmixed, rows * Q);
     TAKE(g->d_head, g->head_blocks * 32 * Vp);
     g->partial_width = QKV + 6 * C + g->F1 + 2 * s.D; /* the fields of Partials, passes.h */
@@ -169,8 +170,9 @@ static size_t lay_out(Model *g, char *start) {
         TAKE(t->d_out, MB * 32 * C);
         TAKE(t->d_up, MB * 32 * g->F1);
         TAKE(t->d_down, MB * 32 * C);
+        if (!BFLOAT16) continue;
         TAKE(t->mixed_tiles, MB * 32 * Q);
-        if (BFLOAT16) TAKE(t->act_tiles, MB * 32 * s.F);
+        TAKE(t->act_tiles, MB * 32 * s.F);
     }
     for (int i = 0; i < s.threads; i++) {
         ThreadScratch *t = g->scratch + i;
@@ -192,15 +194,21 @@ static size_t lay_out(Model *g, char *start) {
  * Together they have `steps` row blocks, and the row blocks of W begin at number `from`. */
 static void pack_matrix_rows(const float *W, long N, long K, long n, num *forward, num *backward,
                              long steps, long from) {
-    num piece[32 * 32] __attribute__((aligned(64)));
+    num copy[32 * 32] __attribute__((aligned(64)));
     for (long k = 0; k < K; k += 32) {
-        for (int i = 0; i < 32; i++)
-            for (int j = 0; j < 32; j += 16)
-                store_num(piece + 32 * i + j, n + i < N ? load(W + (n + i) * K + k + j) : zeros());
+        const num *piece = copy;
+        long row = 32;
+        if (!BFLOAT16 && n + 32 <= N)
+            piece = (const num *)(W + n * K + k), row = K;
+        else
+            for (int i = 0; i < 32; i++)
+                for (int j = 0; j < 32; j += 16)
+                    store_num(copy + 32 * i + j,
+                              n + i < N ? load(W + (n + i) * K + k + j) : zeros());
         for (int i = 0; i < 2; i++)
-            pack_b16_transposed(piece + 512 * i, 32, 32,
+            pack_b16_transposed(piece + 16 * i * row, row, 32,
                                 forward + ((n / 16 + i) * (K / 32) + k / 32) * TILE);
-        pack_b32(piece, 32, 32, backward + (k / 16 * steps + from + n / 32) * TILE, steps * TILE);
+        pack_b32(piece, row, 32, backward + (k / 16 * steps + from + n / 32) * TILE, steps * TILE);
     }
 }
 

@@ -61,33 +61,10 @@ static void pack_a_pieces_transposed(const num *X, long numbers, num *out) {
     for (long i = 0; i < numbers; i += PIECE) pack_a32_transposed(X + i, 32, 32, out + i, TILE);
 }
 
-/* Packs X (32, columns), whose rows are `row` apart, as B tiles, two for each piece. */
-static void pack_b_rows(const num *X, long row, int columns, num *out) {
-    pack_b32(X, row, columns, out, TILE);
-}
-
-/* Packs the transpose of X (32, columns) as A tiles, two for each piece. */
-static void pack_a_rows_transposed(const num *X, long row, int columns, num *out) {
-    pack_a32_transposed(X, row, columns, out, TILE);
-}
-
 #else
 
 static void pack_b_pieces(const num *X, long numbers, num *out) {}
 static void pack_a_pieces_transposed(const num *X, long numbers, num *out) {}
-
-/* Copies X (32, columns), whose rows are `row` apart, into pieces. */
-static void pack_b_rows(const num *X, long row, int columns, num *out) {
-    for (int c = 0; c < columns; c += 32)
-        for (int r = 0; r < 32; r++, out += 32) {
-            store(out, load(X + r * row + c));
-            store(out + 16, load(X + r * row + c + 16));
-        }
-}
-
-static void pack_a_rows_transposed(const num *X, long row, int columns, num *out) {
-    pack_b_rows(X, row, columns, out);
-}
 
 #endif
 
@@ -108,17 +85,20 @@ INLINE f32x16 vexp2(f32x16 x) {
     return _mm512_scalef_ps(y, x);
 }
 
-/* 1 / (1 + 2^-x) with a relative error of about 6e-5, which is much smaller than bfloat16's
- * rounding error. */
-INLINE f32x16 sigmoid2(f32x16 x) { return _mm512_rcp14_ps(add(vexp2(negate(x)), broadcast(1.0f))); }
+/* 1 / (1 + 2^x) with a relative error of about 6e-5, which is much smaller than bfloat16's rounding
+ * error. */
+INLINE f32x16 inverse_of_1_plus_exp2(f32x16 x) {
+    return _mm512_rcp14_ps(add(vexp2(x), broadcast(1.0f)));
+}
 
 #else
 
 INLINE f32x16 vexp2(f32x16 x) { return exp2_f32(x); }
 
-/* 1 / (1 + 2^-x). */
-INLINE f32x16 sigmoid2(f32x16 x) {
-    return divide(broadcast(1.0f), add(exp2_f32(negate(x)), broadcast(1.0f)));
+/* 1 / (1 + 2^x). Bounds on x are enough here, because 1 + 2^-126 is 1. */
+INLINE f32x16 inverse_of_1_plus_exp2(f32x16 x) {
+    x = minimum(broadcast(127.0f), maximum(broadcast(-126.0f), x));
+    return divide(broadcast(1.0f), add(exp2_in_range(x), broadcast(1.0f)));
 }
 
 #endif
@@ -126,8 +106,8 @@ INLINE f32x16 sigmoid2(f32x16 x) {
 /* e^x. Rounding x * LOG2_E adds at most 5e-8 |x| to the relative error of vexp2. */
 INLINE f32x16 vexp(f32x16 x) { return vexp2(mul(x, broadcast(LOG2_E))); }
 
-/* 1 / (1 + e^-x), by sigmoid2. */
-INLINE f32x16 sigmoid(f32x16 x) { return sigmoid2(mul(x, broadcast(LOG2_E))); }
+/* 1 / (1 + e^-x). */
+INLINE f32x16 sigmoid(f32x16 x) { return inverse_of_1_plus_exp2(mul(x, broadcast(-LOG2_E))); }
 
 /* ln x for a normal number x > 0, with a relative error of about 2e-7. x = m 2^e with m from
  * sqrt(1/2) to sqrt(2). m = (1 + t) / (1 - t), and ln m is a series in t. */

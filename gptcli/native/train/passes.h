@@ -64,53 +64,50 @@ INLINE num *before_packing(const Pass *p, num *scratch, num *packed) {
     return BFLOAT16 || !p->training ? scratch : packed;
 }
 
-/* The distance from an A tile to the next tile of the same rows. A is in pieces if a_row is 32,
- * else in rows. */
-INLINE long step_of(long a_row) { return a_row == 32 ? PIECE : 32; }
-
-/* Starts to load the panels that the next product reads: a share of them for each row block r of a
- * group, because too many loads at once would wait for each other. */
-INLINE void prefetch_panels(const num *panels, long numbers, int r, int rows) {
-    const long share = numbers * 32 / rows;
-    prefetch_l2(panels + r / 32 * share, share * sizeof(num));
+/* out (32, 16 panels) = A (32, 32 steps) times the panels `first` to first + panels - 1 of the
+ * `all` panels of w. A is a row block in pieces; it begins with row r of a group of `rows` rows.
+ * Rows of `out` are out_row apart. Meanwhile, loads a share of the next panels into the cache:
+ * together, the row blocks of a group load what the next product needs. */
+NOINLINE void piece_of_product(const num *A, int r, int rows, const num *w, long first, long panels,
+                               long all, int steps, float *out, long out_row) {
+    const long panel = (long)steps * TILE, next = first + panels;
+    const long share = next < all ? panels * panel * 32 / rows : 0;
+    product_and_prefetch(A, 32, PIECE, w + first * panel, panel, steps, panels, out, out_row,
+                         w + next * panel + r / 32 * share, share);
 }
 
-/* out (32, width) = a linear layer's outputs c to c + width - 1 for row block r of A (rows, K).
- * width is a multiple of 32. Rows of `out` are out_row apart. */
-INLINE void forward_piece(const num *A, long a_row, int r, int rows, const Packed *w, long c,
+/* out (32, width) = a linear layer's outputs c to c + width - 1 for row block r of a group's A
+ * (rows, K). width is a multiple of 32. A row block of A begins a_width numbers per row after the
+ * one before. Rows of `out` are out_row apart. */
+INLINE void forward_piece(const num *A, long a_width, int r, int rows, const Packed *w, long c,
                           int width, float *out, long out_row) {
-    const long panel = w->K / 32 * TILE;
-    const num *panels = w->forward + c / 16 * panel;
-    if (c + width < w->N) prefetch_panels(panels + width / 16 * panel, width / 16 * panel, r, rows);
-    product(A + r * w->K, a_row, step_of(a_row), panels, panel, w->K / 32, width / 16, out,
-            out_row);
+    piece_of_product(A + r * a_width, r, rows, w->forward, c / 16, width / 16, w->N / 16, w->K / 32,
+                     out, out_row);
 }
 
 /* out (32, 32) = the gradient at a linear layer's inputs c to c + 31. A (rows, N) is the gradient
  * at its outputs, of which the product takes row block r. Rows of `out` are out_row apart. */
-INLINE void backward_piece(const num *A, long a_row, int r, int rows, const Packed *w, long c,
-                           float *out, long out_row) {
-    const long panel = w->N / 32 * TILE;
-    const num *panels = w->backward + c / 16 * panel;
-    if (c + 32 < w->K) prefetch_panels(panels + 2 * panel, 2 * panel, r, rows);
-    product(A + r * w->N, a_row, step_of(a_row), panels, panel, w->N / 32, 2, out, out_row);
+INLINE void backward_piece(const num *A, int r, int rows, const Packed *w, long c, float *out,
+                           long out_row) {
+    piece_of_product(A + r * w->N, r, rows, w->backward, c / 16, 2, w->K / 16, w->N / 32, out,
+                     out_row);
 }
 
 /* out (rows, K) = the gradient at a linear layer's inputs. A is the gradient at its outputs. */
-static void times_backward(const num *A, long a_row, int rows, const Packed *w, float *out) {
+static void times_backward(const num *A, int rows, const Packed *w, float *out) {
     for (long c = 0; c < w->K; c += 32)
         for (int r = 0; r < rows; r += 32)
-            backward_piece(A, a_row, r, rows, w, c, out + r * w->K + c, w->K);
+            backward_piece(A, r, rows, w, c, out + r * w->K + c, w->K);
 }
 
 /* x (rows, C) += dropout(A W^T + bias). Dropout needs r0: row 0 of x is row r0 of the batch. */
-static void add_branch(float *x, const num *A, long a_row, const Packed *w, const float *bias,
+static void add_branch(float *x, const num *A, long a_width, const Packed *w, const float *bias,
                        int rows, Dropout d, long r0) {
     const long C = w->N;
     float piece[32 * 32] __attribute__((aligned(64)));
     for (long c = 0; c < C; c += 32)
         for (int r = 0; r < rows; r += 32) {
-            forward_piece(A, a_row, r, rows, w, c, 32, piece, 32);
+            forward_piece(A, a_width, r, rows, w, c, 32, piece, 32);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16) {
                     float *to = x + (r + i) * C + c + j;
@@ -160,10 +157,10 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
     const int C = g->s.C, D = g->s.D, Q = g->Q, QKV = g->QKV, heads = g->s.H + g->s.K;
-    num *in = before_packing(p, s->rows_c, layer->in1 + r0 * C);
+    num *const in = s->rows_c;
     norm_forward(g->x + r0 * C, rows, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
                  layer->hat1 + r0 * C, layer->scale1 + r0, in);
-    if (p->training) pack_b_pieces(in, (long)rows * C, layer->in1 + r0 * C);
+    if (BFLOAT16 && p->training) pack_b_pieces(in, (long)rows * C, layer->in1 + r0 * C);
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
     /* A rotation works on whole heads and a product on 32 columns, so the width is a common
      * multiple of D and 32. */
@@ -176,7 +173,7 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
             /* In float32, outputs without a bias or a rotation are stored at once. */
             const int final = !BFLOAT16 && !g->s.modern && !bias;
             float *product = final ? (float *)(layer->qkv + (r0 + r) * QKV + c) : piece;
-            forward_piece(in, 32, r, rows, w + PACKED_QKV, c, width, product, final ? QKV : width);
+            forward_piece(in, C, r, rows, w + PACKED_QKV, c, width, product, final ? QKV : width);
             if (final) continue;
             for (int i = 0; i < 32; i++) {
                 const long row = r0 + r + i;
@@ -216,10 +213,15 @@ static void attend_head(const Pass *p, int l, long head, ThreadScratch *s) {
     const long r0 = head / H * p->T;
     const num *q = layer->qkv + r0 * QKV + h * D;
     const num *k = layer->qkv + r0 * QKV + g->Q + h / group * D;
-    attention_forward(q, k, k + g->s.K * D, QKV, p->T, D, layer->mixed + r0 * g->Q + h * D, g->Q,
+    attention_forward(q, k, k + g->s.K * D, QKV, p->T, D, (HeadPart){layer->mixed, r0, h * D, g->Q},
                       layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head),
                       &s->attention);
 }
+
+/* Whether the forward pass keeps what the backward pass needs of the activation function: its
+ * results in `hidden`, and its slopes where their gradients will be. Otherwise it keeps the inputs,
+ * and the backward pass computes all of this again. In bfloat16, kept slopes would be rounded. */
+static int keeps_slopes(const Pass *p) { return !BFLOAT16 && p->training && p->g->keeps_tiles; }
 
 /* x += output projection of layer->mixed; then x += feed-forward(norm(x)). Both for `rows` rows
  * from r0 on. */
@@ -233,36 +235,41 @@ static void after_attention(const Pass *p, int l, long r0, int rows, ThreadScrat
     prefetch_l2(layer->mixed + r0 * Q, rows * Q * sizeof(num));
     add_branch(x, layer->mixed + r0 * Q, Q, w + PACKED_OUT, vector_at(p, offset[OUT_BIAS]), rows,
                dropout_for(p, l * DROP_SITES + DROP_OUT), r0);
-    num *in = before_packing(p, s->rows_c, layer->in2 + r0 * C);
+    num *const in = s->rows_c;
     norm_forward(x, rows, C, norm_at(p, offset[LN2], offset[LN2_BIAS]), layer->hat2 + r0 * C,
                  layer->scale2 + r0, in);
-    if (p->training) pack_b_pieces(in, (long)rows * C, layer->in2 + r0 * C);
+    if (BFLOAT16 && p->training) pack_b_pieces(in, (long)rows * C, layer->in2 + r0 * C);
     const float *bias = vector_at(p, offset[UP_BIAS]);
-    float a[32 * 32] __attribute__((aligned(64))), u[32 * 32] __attribute__((aligned(64)));
+    const int keep = keeps_slopes(p);
+    float z[32 * 32] __attribute__((aligned(64))), u[32 * 32] __attribute__((aligned(64)));
     for (int f = 0; f < F; f += 32)
         for (int r = 0; r < rows; r += 32) {
-            forward_piece(in, 32, r, rows, w + PACKED_UP, f, 32, a, 32);
-            if (g->s.modern) forward_piece(in, 32, r, rows, w + PACKED_UP, F + f, 32, u, 32);
-            for (int i = 0; i < 32; i++)
-                for (int j = 0; j < 32; j += 16) {
-                    const long index = i * 32 + j; /* in a piece */
-                    num *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index,
-                        *to = s->rows_f + r * F + f * 32 + index;
-                    f32x16 z = load(a + 32 * i + j);
-                    if (g->s.modern) {
-                        f32x16 up = load(u + 32 * i + j);
-                        store_num(kept, z);
-                        store_num(kept + 32 * F, up);
-                        swiglu(z, up, to);
-                    } else {
-                        if (bias) z = add(z, load(bias + f + j));
-                        store_num(kept, z);
-                        store_num(to, mul(z, gelu_gate(z)));
-                    }
+            forward_piece(in, C, r, rows, w + PACKED_UP, f, 32, z, 32);
+            if (g->s.modern) forward_piece(in, C, r, rows, w + PACKED_UP, F + f, 32, u, 32);
+            const long begin = (r0 + r) * F1 + f * 32;
+            num *const kept = layer->hidden + begin, *const slopes = g->tiles[l].d_up + begin;
+            for (int i = 0; i < PIECE; i += 16) {
+                f32x16 in1 = load(z + i), in2 = zeros(), act, silu = zeros(), slope;
+                if (g->s.modern) {
+                    in2 = load(u + i);
+                    swiglu(in1, in2, &act, &silu, &slope);
+                } else {
+                    if (bias) in1 = add(in1, load(bias + f + i % 32));
+                    gelu(in1, &act, &slope);
                 }
+                store_num(kept + i, keep ? act : in1);
+                if (g->s.modern) store_num(kept + 32 * F + i, in2);
+                if (!keep) {
+                    store_num(s->rows_f + r * F + f * 32 + i, act);
+                    continue;
+                }
+                store_num(slopes + i, slope);
+                if (g->s.modern) store_num(slopes + 32 * F + i, silu);
+            }
         }
-    add_branch(x, s->rows_f, 32, w + PACKED_DOWN, vector_at(p, offset[DOWN_BIAS]), rows,
-               dropout_for(p, l * DROP_SITES + DROP_DOWN), r0);
+    add_branch(x, keep ? layer->hidden + r0 * F1 : s->rows_f, keep ? F1 : F, w + PACKED_DOWN,
+               vector_at(p, offset[DOWN_BIAS]), rows, dropout_for(p, l * DROP_SITES + DROP_DOWN),
+               r0);
 }
 
 /* Computes the last norm, the logits, and the loss of each row (into g->losses), for `rows` rows
@@ -279,14 +286,14 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
     const int C = g->s.C, V = g->s.V;
     const long Vp = w->N;
     const Norm n = norm_at(p, g->offset[LNF], g->offset[LNF_BIAS]);
-    num *in = before_packing(p, s->rows_c, g->in + r0 * C);
+    num *const in = s->rows_c;
     num *const d = before_packing(p, s->rows_wide, g->d_head + (r0 - from) * Vp);
     norm_forward(g->x + r0 * C, rows, C, n, g->hat + r0 * C, g->scale + r0, in);
     for (long v = 0; v < Vp; v += 32)
         for (int r = 0; r < rows; r += 32)
             product(in + r * C, 32, PIECE, w->forward + v / 16 * (C / 32 * TILE), C / 32 * TILE,
                     C / 32, 2, s->logits + r * Vp + v, Vp);
-    if (p->training) pack_b_pieces(in, (long)rows * C, g->in + r0 * C);
+    if (BFLOAT16 && p->training) pack_b_pieces(in, (long)rows * C, g->in + r0 * C);
     for (int i = 0; i < rows; i++) {
         const float *z = s->logits + i * Vp;
         const long r = r0 + i;
@@ -315,7 +322,7 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
     }
     if (!p->training) return;
     pack_a_pieces_transposed(d, (long)rows * Vp, g->d_head + (r0 - from) * Vp);
-    times_backward(d, 32, rows, w, s->d_norm);
+    times_backward(d, rows, w, s->d_norm);
     for (int r = 0; r < rows; r += 32) {
         const long row = r0 + r;
         float *partial = g->tiles[g->s.L].partials + row / 32 * g->partial_width;
@@ -367,7 +374,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Th
     const Packed *w = g->packed + PACKED_PER_LAYER * l;
     const int C = g->s.C, F = g->s.F, F1 = g->F1, Q = g->Q;
     float *dx = g->dx + r0 * C;
-    prefetch_l2(layer->mixed + r0 * Q, rows * Q * sizeof(num));
+    if (BFLOAT16) prefetch_l2(layer->mixed + r0 * Q, rows * Q * sizeof(num));
     const num *d_down = branch_gradient(p, dx, rows, dropout_for(p, l * DROP_SITES + DROP_DOWN), r0,
                                         s->rows_c, g->tiles[l].d_down + r0 * C);
     if (offset[DOWN_BIAS] >= 0)
@@ -375,26 +382,35 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Th
             column_sums(d_down + r * C, 32, C, partials_at(g, l, r0 + r).down);
     float piece[32 * 32] __attribute__((aligned(64)));
     num *d = before_packing(p, s->rows_wide, g->tiles[l].d_up + r0 * F1);
+    const int keep = keeps_slopes(p);
     for (int f = 0; f < F; f += 32)
         for (int r = 0; r < rows; r += 32) {
-            backward_piece(d_down, 32, r, rows, w + PACKED_DOWN, f, piece, 32);
-            for (int i = 0; i < 32; i++)
-                for (int j = 0; j < 32; j += 16) {
-                    const long index = i * 32 + j; /* in a piece */
-                    num *kept = layer->hidden + (r0 + r) * F1 + f * 32 + index,
-                        *act = BFLOAT16 ? s->rows_f + r * F + f * 32 + index : kept,
-                        *to = d + (long)r * F1 + f * 32 + index;
-                    f32x16 da = load(piece + 32 * i + j);
+            backward_piece(d_down, r, rows, w + PACKED_DOWN, f, piece, 32);
+            num *const kept = layer->hidden + (r0 + r) * F1 + f * 32;
+            num *const acts = BFLOAT16 ? s->rows_f + r * F + f * 32 : kept;
+            num *const to = d + (long)r * F1 + f * 32;
+            for (int i = 0; i < PIECE; i += 16) {
+                const f32x16 da = load(piece + i);
+                f32x16 act = zeros(), silu = act, u = act, slope;
+                if (g->s.modern) u = load_num(kept + 32 * F + i);
+                if (keep) {
+                    slope = load_num(to + i);
+                    if (g->s.modern) silu = load_num(to + 32 * F + i);
+                } else {
                     if (g->s.modern)
-                        swiglu_backward(da, kept, kept + 32 * F, act, to, to + 32 * F);
+                        swiglu(load_num(kept + i), u, &act, &silu, &slope);
                     else
-                        gelu_backward(da, kept, act, to);
+                        gelu(load_num(kept + i), &act, &slope);
+                    store_num(acts + i, act);
                 }
+                store_num(to + i, mul(g->s.modern ? mul(da, u) : da, slope));
+                if (g->s.modern) store_num(to + 32 * F + i, mul(da, silu));
+            }
         }
     if (BFLOAT16) /* in float32, the activations have replaced `hidden` */
         pack_b_pieces(s->rows_f, (long)rows * F, g->tiles[l].act_tiles + r0 * F);
     pack_a_pieces_transposed(d, (long)rows * F1, g->tiles[l].d_up + r0 * F1);
-    times_backward(d, 32, rows, w + PACKED_UP, s->d_norm);
+    times_backward(d, rows, w + PACKED_UP, s->d_norm);
     for (int r = 0; r < rows; r += 32) {
         const Partials partial = partials_at(g, l, r0 + r);
         if (offset[UP_BIAS] >= 0) column_sums(d + (long)r * F1, 32, F1, partial.up);
@@ -407,20 +423,25 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Th
     if (offset[OUT_BIAS] >= 0)
         for (int r = 0; r < rows; r += 32)
             column_sums(d_out + r * C, 32, C, partials_at(g, l, r0 + r).out);
-    for (int r = 0; r < rows; r += 32)
-        pack_b_rows(layer->mixed + (r0 + r) * Q, Q, Q, g->tiles[l].mixed_tiles + (r0 + r) * Q);
+    if (BFLOAT16) /* in float32, the gradients read `mixed` itself */
+        pack_b_pieces(layer->mixed + r0 * Q, (long)rows * Q, g->tiles[l].mixed_tiles + r0 * Q);
     for (int c = 0; c < Q; c += 32)
         for (int r = 0; r < rows; r += 32) {
             num *to = g->dmixed + (r0 + r) * Q + c;
             if (!BFLOAT16) {
-                backward_piece(d_out, 32, r, rows, w + PACKED_OUT, c, (float *)to, Q);
+                backward_piece(d_out, r, rows, w + PACKED_OUT, c, (float *)to, Q);
                 continue;
             }
-            backward_piece(d_out, 32, r, rows, w + PACKED_OUT, c, piece, 32);
+            backward_piece(d_out, r, rows, w + PACKED_OUT, c, piece, 32);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16)
                     store_num(to + i * Q + j, load(piece + 32 * i + j));
         }
+}
+
+/* The gradient at layer->qkv, in pieces. In bfloat16, all layers use the same array. */
+static num *layer_dqkv(const Pass *p, int l) {
+    return BFLOAT16 ? p->g->dqkv : p->g->tiles[l].d_qkv;
 }
 
 /* The backward pass of attend_head for all heads that share keys and values. Computes dqkv of
@@ -430,15 +451,16 @@ static void attend_heads_backward(const Pass *p, int l, long shared, ThreadScrat
     Layer *layer = saved_layer(p, l);
     const int K = g->s.K, D = g->s.D, QKV = g->QKV, k = shared % K, group = g->s.H / K;
     const long r0 = shared / K * p->T, keys = r0 * QKV + g->Q + k * D;
+    num *const d = layer_dqkv(p, l);
+    const HeadPart dk = {d, r0, g->Q + k * D, QKV}, dv = {d, r0, g->Q + (K + k) * D, QKV};
     for (int i = 0; i < group; i++) {
         const int h = k * group + i;
         const long head = shared / K * g->s.H + h, queries = r0 * QKV + h * D;
-        const long mixed = r0 * g->Q + h * D;
         attention_backward(layer->qkv + queries, layer->qkv + keys, layer->qkv + keys + K * D, QKV,
-                           p->T, D, layer->mixed + mixed, g->dmixed + mixed, g->Q,
-                           layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head),
-                           g->dqkv + queries, g->dqkv + keys, g->dqkv + keys + K * D, i > 0,
-                           i == group - 1, &s->attention);
+                           p->T, D, (HeadPart){layer->mixed, r0, h * D, g->Q},
+                           g->dmixed + r0 * g->Q + h * D, g->Q, layer->log2_sum_exp + head * p->T,
+                           dropout_for_weights(p, l, head), (HeadPart){d, r0, h * D, QKV}, dk, dv,
+                           i > 0, i == group - 1, &s->attention);
     }
 }
 
@@ -449,7 +471,7 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, T
     Layer *layer = saved_layer(p, l);
     const int64_t *offset = layer_offsets(g, l);
     const int C = g->s.C, D = g->s.D, Q = g->Q, QKV = g->QKV, heads = g->s.H + g->s.K;
-    num *d = g->dqkv + r0 * QKV;
+    num *d = layer_dqkv(p, l) + r0 * QKV;
     prefetch_l2(d, rows * QKV * sizeof(num));
     if (g->s.modern) {
         Partials partial = partials_at(g, l, r0);
@@ -459,27 +481,31 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, T
                 memset(partial.q_norm, 0, 2 * D * sizeof(float));
             }
             const long t = (r0 + i) % p->T * (D / 2);
-            for (int c = 0; c < heads * D; c += D)
+            for (int c = 0; c < heads * D; c += D) {
+                num copy[512] __attribute__((aligned(64)));
+                num *head = 32 % D == 0 ? d + in_pieces(i, c, QKV) : copy;
+                if (head == copy)
+                    for (int j = 0; j < D; j += 16)
+                        store_num(copy + j, load_num(d + in_pieces(i, c + j, QKV)));
                 if (g->s.qk_norm)
-                    norm_rotate_backward(d + i * QKV + c, D, p->w + offset[c < Q ? Q_NORM : K_NORM],
+                    norm_rotate_backward(head, D, p->w + offset[c < Q ? Q_NORM : K_NORM],
                                          g->cos + t, g->sin + t,
                                          layer->qk_hat + (r0 + i) * heads * D + c,
-                                         layer->qk_scale[(r0 + i) * heads + c / D], d + i * QKV + c,
+                                         layer->qk_scale[(r0 + i) * heads + c / D], head,
                                          c < Q ? partial.q_norm : partial.k_norm);
                 else
-                    rotate_back(d + i * QKV + c, D, g->cos + t, g->sin + t);
+                    rotate_back(head, D, g->cos + t, g->sin + t);
+                if (head == copy)
+                    for (int j = 0; j < D; j += 16)
+                        store_num(d + in_pieces(i, c + j, QKV), load_num(copy + j));
+            }
         }
     }
-    for (int r = 0; r < rows; r += 32)
-        pack_a_rows_transposed(d + r * QKV, QKV, QKV, g->tiles[l].d_qkv + (r0 + r) * QKV);
-    times_backward(d, QKV, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
+    pack_a_pieces_transposed(d, (long)rows * QKV, g->tiles[l].d_qkv + r0 * QKV);
+    times_backward(d, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
     for (int r = 0; r < rows; r += 32) {
         const Partials partial = partials_at(g, l, r0 + r);
-        for (int c = 0; c < (offset[QUERY_BIAS] >= 0 ? QKV : 0); c += 16) {
-            f32x16 sum = zeros();
-            for (int i = r; i < r + 32; i++) sum = add(sum, load_num(d + i * QKV + c));
-            store(partial.qkv + c, sum);
-        }
+        if (offset[QUERY_BIAS] >= 0) column_sums(d + (long)r * QKV, 32, QKV, partial.qkv);
         norm_backward(s->d_norm + r * C, 32, C, norm_at(p, offset[LN1], offset[LN1_BIAS]),
                       layer->hat1 + (r0 + r) * C, layer->scale1 + r0 + r, g->dx + (r0 + r) * C, 1,
                       partial.ln1, offset[LN1_BIAS] >= 0 ? partial.ln1_bias : NULL);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline))
 
 /* Unrolls the loop that follows if it has at most n rounds. */
 #define AS_TEXT(x) #x

@@ -44,14 +44,11 @@ static inline void prefetch_l2(const void *p, long bytes) {
 
 #define LOG2_E 1.44269504f
 
-/* 2^x with a relative error of about 1e-7 for x from -126 to 127. If x is smaller, the result is 0.
- * If x is larger, the result is 2^127. NaN stays NaN. Adding 1.5 * 2^23 rounds x to a whole number
- * n, whose bits are then the lowest bits of the sum. A polynomial, fitted over [-0.5, 0.5], gives
- * 2^(x - n). Then n is added to the exponent of the polynomial's result. */
-INLINE f32x16 exp2_f32(f32x16 x) {
+/* 2^x with a relative error of about 1e-7, for x from -126 to 127 or NaN. Adding 1.5 * 2^23 rounds
+ * x to a whole number n, whose bits are then the lowest bits of the sum. A polynomial, fitted over
+ * [-0.5, 0.5], gives 2^(x - n). Then n is added to the exponent of the polynomial's result. */
+INLINE f32x16 exp2_in_range(f32x16 x) {
     const f32x16 rounding = broadcast(12582912.0f);
-    const mask16 tiny = less(x, broadcast(-126.0f));
-    x = minimum(broadcast(127.0f), x);
     const f32x16 shifted = add(x, rounding), r = sub(x, sub(shifted, rounding));
     f32x16 y = broadcast(1.5353362e-4f);
     y = fmadd(y, r, broadcast(1.3398874e-3f));
@@ -60,8 +57,14 @@ INLINE f32x16 exp2_f32(f32x16 x) {
     y = fmadd(y, r, broadcast(2.4022648e-1f));
     y = fmadd(y, r, broadcast(6.9314720e-1f));
     y = fmadd(y, r, broadcast(1.0f));
-    y = from_bits(add_ints(bits_of(y), shift_left(bits_of(shifted), 23)));
-    return blend(tiny, zeros(), y);
+    return from_bits(add_ints(bits_of(y), shift_left(bits_of(shifted), 23)));
+}
+
+/* 2^x with a relative error of about 1e-7. If x is below -126, the result is 0. If it is above 127,
+ * the result is 2^127. NaN stays NaN. */
+INLINE f32x16 exp2_f32(f32x16 x) {
+    return blend(less(x, broadcast(-126.0f)), zeros(),
+                 exp2_in_range(minimum(broadcast(127.0f), x)));
 }
 
 #endif

@@ -22,25 +22,41 @@ enum {
 static void tiles_begin(void) {}
 static void tiles_end(void) {}
 
+/* Memory that a product loads into the cache while it computes. If it loaded all of it at once, its
+ * own loads would wait. So the first two groups of ROWS_AT_ONCE rows load `lines` lines of 64 bytes
+ * before every eight steps: the first group from `first` on, the second from `second` on. */
+typedef struct {
+    const float *first, *second;
+    int lines;
+} Ahead;
+
+static const Ahead NOTHING_AHEAD = {NULL, NULL, 0};
+
 /* C (rows, 16 nb) (+)= A B. Number (r, k) of a tile of A is at A + r * a_row + k * a_column. The
- * rows of a tile of B are b_row apart. */
+ * rows of a tile of B are b_row apart. `ahead` and `lines`: see Ahead. */
 INLINE void multiply_rows(const int rows, const int nb, const float *A, long a_row, long a_column,
                           long a_step, const float *B, long b_row, long b_tile, long b_step,
-                          int steps, float *C, long c_row, int add_old) {
+                          int steps, float *C, long c_row, int add_old, const float *ahead,
+                          int lines) {
     f32x16 sum[ROWS_AT_ONCE][PANELS_AT_ONCE];
     UNROLL(8)
     for (int r = 0; r < rows; r++) UNROLL(2)
     for (int j = 0; j < nb; j++) sum[r][j] = add_old ? load(C + r * c_row + 16 * j) : zeros();
     for (int s = 0; s < steps; s++, A += a_step, B += b_step)
-        for (int k = 0; k < 32; k++) {
-            f32x16 b[PANELS_AT_ONCE];
+        for (int k = 0; k < 32; k += 2) {
+            if (k % 8 == 0)
+                for (int i = 0; i < lines; i++, ahead += 16) __builtin_prefetch(ahead);
             UNROLL(2)
-            for (int j = 0; j < nb; j++) b[j] = load(B + j * b_tile + b_row * k);
-            UNROLL(8)
-            for (int r = 0; r < rows; r++) {
-                const f32x16 a = broadcast(A[r * a_row + k * a_column]);
+            for (int i = k; i < k + 2; i++) {
+                f32x16 b[PANELS_AT_ONCE];
                 UNROLL(2)
-                for (int j = 0; j < nb; j++) sum[r][j] = fmadd(a, b[j], sum[r][j]);
+                for (int j = 0; j < nb; j++) b[j] = load(B + j * b_tile + b_row * i);
+                UNROLL(8)
+                for (int r = 0; r < rows; r++) {
+                    const f32x16 a = broadcast(A[r * a_row + i * a_column]);
+                    UNROLL(2)
+                    for (int j = 0; j < nb; j++) sum[r][j] = fmadd(a, b[j], sum[r][j]);
+                }
             }
         }
     UNROLL(8)
@@ -53,40 +69,58 @@ INLINE void multiply_rows(const int rows, const int nb, const float *A, long a_r
 /* multiply_rows for 16 or 32 rows, ROWS_AT_ONCE at a time. */
 INLINE void multiply_all_rows(const int rows, const int nb, const float *A, long a_row,
                               long a_column, long a_step, const float *B, long b_row, long b_tile,
-                              long b_step, int steps, float *C, long c_row, int add_old) {
-    /* If ROWS_AT_ONCE is 6, 32 rows are split into 6 + 6 + 6 + 6 + 4 + 4, and 16 into 6 + 6 + 4. */
+                              long b_step, int steps, float *C, long c_row, int add_old,
+                              const Ahead ahead) {
+    /* If ROWS_AT_ONCE is 6, 16 rows are split into 6 + 5 + 5, and 32 into 6 + 6 + 5 + 5 + 5 + 5.
+     * Four rows at once would be slower, because each sum waits for the addition before. */
+    const int fives = ROWS_AT_ONCE == 6 ? rows / 16 * 10 : 0;
     int r = 0;
-    for (; r + ROWS_AT_ONCE <= rows - (ROWS_AT_ONCE == 6 ? 4 : 0); r += ROWS_AT_ONCE)
+    for (; r < rows - fives; r += ROWS_AT_ONCE)
         multiply_rows(ROWS_AT_ONCE, nb, A + r * a_row, a_row, a_column, a_step, B, b_row, b_tile,
-                      b_step, steps, C + r * c_row, c_row, add_old);
-    if (ROWS_AT_ONCE == 6)
-        for (; r < rows; r += 4)
-            multiply_rows(4, nb, A + r * a_row, a_row, a_column, a_step, B, b_row, b_tile, b_step,
-                          steps, C + r * c_row, c_row, add_old);
+                      b_step, steps, C + r * c_row, c_row, add_old, r ? ahead.second : ahead.first,
+                      r < 2 * ROWS_AT_ONCE ? ahead.lines : 0);
+    for (; r < rows; r += 5)
+        multiply_rows(5, nb, A + r * a_row, a_row, a_column, a_step, B, b_row, b_tile, b_step,
+                      steps, C + r * c_row, c_row, add_old, ahead.second, r == 6 ? ahead.lines : 0);
 }
 
 /* C (32, 16 panels) = A (32, 32 steps) B. B consists of panels of 16 columns. Number (r, k) of A is
- * at A + r * a_row + k / 32 * a_step + k % 32. */
-INLINE void product(const float *A, long a_row, long a_step, const float *B, long panel, int steps,
-                    int panels, float *C, long c_row) {
+ * at A + r * a_row + k / 32 * a_step + k % 32. Meanwhile, loads about `numbers` numbers from
+ * `next` on into the cache. */
+INLINE void product_and_prefetch(const float *A, long a_row, long a_step, const float *B,
+                                 long panel, int steps, int panels, float *C, long c_row,
+                                 const float *next, long numbers) {
+    const long chances = 8L * steps * ((panels + PANELS_AT_ONCE - 1) / PANELS_AT_ONCE);
+    const int lines = (numbers / 16 + chances - 1) / chances;
     for (int s = 0; s < steps; s += STEPS_AT_ONCE) {
         const int now = steps - s < STEPS_AT_ONCE ? steps - s : STEPS_AT_ONCE;
-        for (int p = 0; p < panels; p += PANELS_AT_ONCE)
-            if (p + PANELS_AT_ONCE <= panels)
-                multiply_all_rows(32, PANELS_AT_ONCE, A + s * a_step, a_row, 1, a_step,
-                                  B + p * panel + s * TILE, 16, panel, TILE, now, C + 16 * p, c_row,
-                                  s > 0);
+        const long loaded = 64L * now * lines; /* by one group of rows */
+        for (int p = 0; p < panels; p += PANELS_AT_ONCE) {
+            const int nb = p + PANELS_AT_ONCE <= panels ? PANELS_AT_ONCE : 1;
+            const Ahead ahead = {next, next + loaded, lines};
+            const float *a = A + s * a_step, *b = B + p * panel + s * TILE;
+            if (nb == PANELS_AT_ONCE)
+                multiply_all_rows(32, PANELS_AT_ONCE, a, a_row, 1, a_step, b, 16, panel, TILE, now,
+                                  C + 16 * p, c_row, s > 0, ahead);
             else
-                multiply_all_rows(32, 1, A + s * a_step, a_row, 1, a_step, B + p * panel + s * TILE,
-                                  16, panel, TILE, now, C + 16 * p, c_row, s > 0);
+                multiply_all_rows(32, 1, a, a_row, 1, a_step, b, 16, panel, TILE, now, C + 16 * p,
+                                  c_row, s > 0, NOTHING_AHEAD);
+            next += 2 * loaded;
+        }
     }
+}
+
+/* product_and_prefetch without the prefetching. */
+NOINLINE void product(const float *A, long a_row, long a_step, const float *B, long panel,
+                      int steps, int panels, float *C, long c_row) {
+    product_and_prefetch(A, a_row, a_step, B, panel, steps, panels, C, c_row, B, 0);
 }
 
 /* C (32, 16 nb) (+)= A B, summed over `steps` tiles of A and B. The tiles of A are made by
  * pack_a32_transposed. */
-INLINE void multiply_transposed(const int nb, const float *A, long a_tile, long a_step,
-                                const float *B, long b_tile, long b_step, int steps, float *C,
-                                long c_row, int add_old) {
+NOINLINE void multiply_transposed(const int nb, const float *A, long a_tile, long a_step,
+                                  const float *B, long b_tile, long b_step, int steps, float *C,
+                                  long c_row, int add_old) {
     /* Multiplies the tiles of one step at a time, because tiles of several steps would compete for
      * the same lines of the cache. */
     for (int s = 0; s < steps; s++, A += a_step, B += b_step)
@@ -95,24 +129,25 @@ INLINE void multiply_transposed(const int nb, const float *A, long a_tile, long 
                 if (j + PANELS_AT_ONCE <= nb)
                     multiply_all_rows(16, PANELS_AT_ONCE, A + i * a_tile, 1, 16, 0, B + j * b_tile,
                                       16, b_tile, 0, 1, C + 16 * i * c_row + 16 * j, c_row,
-                                      add_old || s > 0);
+                                      add_old || s > 0, NOTHING_AHEAD);
                 else
                     multiply_all_rows(16, 1, A + i * a_tile, 1, 16, 0, B + j * b_tile, 16, b_tile,
-                                      0, 1, C + 16 * i * c_row + 16 * j, c_row, add_old || s > 0);
+                                      0, 1, C + 16 * i * c_row + 16 * j, c_row, add_old || s > 0,
+                                      NOTHING_AHEAD);
 }
 
 /* C (32, 32) (+)= A^T B, summed over `steps` pieces of A and B (numbers.h). */
-INLINE void multiply_pieces(const float *A, long a_step, const float *B, long b_step, int steps,
-                            float *C, long c_row, int add_old) {
+NOINLINE void multiply_pieces(const float *A, long a_step, const float *B, long b_step, int steps,
+                              float *C, long c_row, int add_old) {
     for (int s = 0; s < steps; s++, A += a_step, B += b_step)
         for (int i = 0; i < 2; i++)
             for (int j = 0; j < 2; j += PANELS_AT_ONCE) {
-                /* The next pieces are far away, so the processor does not load them by itself. */
-                const int quarter = 256 * (2 * i + j), bytes = 1024 * PANELS_AT_ONCE;
-                prefetch_l2(A + a_step + quarter, bytes);
-                prefetch_l2(B + b_step + quarter, bytes);
+                /* The next pieces are far away, so the processor does not load them by itself. Each
+                 * round loads a quarter of both pieces, or a half. */
+                const int from = 256 * (2 * i + j);
+                const Ahead ahead = {A + a_step + from, B + b_step + from, 4 * PANELS_AT_ONCE};
                 multiply_all_rows(16, PANELS_AT_ONCE, A + 16 * i, 1, 32, 0, B + 16 * j, 32, 16, 0,
-                                  1, C + 16 * i * c_row + 16 * j, c_row, add_old || s > 0);
+                                  1, C + 16 * i * c_row + 16 * j, c_row, add_old || s > 0, ahead);
             }
 }
 
