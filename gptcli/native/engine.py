@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from itertools import chain
+from operator import is_
 from typing import TYPE_CHECKING
 
 from gptcli.config import ModelConfig
@@ -170,11 +172,30 @@ class Engine:
         )
 
 
+class Arrays:
+    """The addresses and sizes of lists of float32 tensors, for the C library.
+
+    The lists have equal lengths, and tensors at the same index have equal shapes. After a pass,
+    Python is slow because its memory is no longer in the processor's cache. So keep an object for
+    the next step, as long as `are_of` says that it still fits."""
+
+    def __init__(self, *lists: list[Tensor]) -> None:
+        self._tensors = [*chain(*lists)]
+        self.pointers = [_pointers(tensors) for tensors in lists]
+        self.shapes = [tensor.shape for tensor in lists[0]]
+        self.sizes = array("q", [shape.numel() for shape in self.shapes])
+
+    def are_of(self, *lists: list[Tensor]) -> bool:
+        """Whether the lists hold the tensors that this object was made from."""
+        tensors = [*chain(*lists)]
+        return len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors))
+
+
 def adamw(
     library: ctypes.CDLL,
     threads: int,
-    tensors: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]],
-    decay: list[float],
+    arrays: Arrays,
+    decay: float,
     *,
     rate: float,
     betas: tuple[float, float],
@@ -183,37 +204,30 @@ def adamw(
 ) -> None:
     """Update the weights by AdamW.
 
-    `tensors` are the weights, their gradients, and the running means of the gradients and of their
-    squares. Steps are counted from 1."""
-    if not tensors[0]:
-        return
-    arrays = [*map(_pointers, tensors), array("q", [p.numel() for p in tensors[0]])]
-    decays = array("f", decay)
-    places = [a.buffer_info()[0] for a in arrays]
-    library.gpt_adamw(
-        threads, len(decay), *places, decays.buffer_info()[0], rate, *betas, eps, step
-    )
+    `arrays` are those of the weights, of their gradients, and of the running means of the gradients
+    and of their squares. Steps are counted from 1."""
+    count = len(arrays.sizes)
+    decays = array("f", [decay]) * count
+    places = [a.buffer_info()[0] for a in (*arrays.pointers, arrays.sizes, decays)]
+    library.gpt_adamw(threads, count, *places, rate, *betas, eps, step)
 
 
 def muon(
     library: ctypes.CDLL,
     threads: int,
-    tensors: tuple[list[Tensor], list[Tensor], list[Tensor]],
+    arrays: Arrays,
     *,
     rate: float,
     momentum: float,
     decay: float,
     iterations: int,
 ) -> None:
-    """Update matrices by Muon. `tensors` are weights, gradients and momenta.
+    """Update matrices by Muon. `arrays` are those of weights, gradients and momenta.
 
     Raises MemoryError."""
-    if not tensors[0]:
-        return
-    sizes = [array("q", [p.shape[i] for p in tensors[0]]) for i in (0, 1)]
-    arrays = [*map(_pointers, tensors), *sizes]
-    places = [a.buffer_info()[0] for a in arrays]
-    count = len(tensors[0])
+    count = len(arrays.sizes)
+    sizes = [array("q", [shape[i] for shape in arrays.shapes]) for i in (0, 1)]
+    places = [a.buffer_info()[0] for a in (*arrays.pointers, *sizes)]
     if not library.gpt_muon(threads, count, *places, rate, momentum, decay, iterations):
         raise MemoryError("no memory for Muon's step")
 

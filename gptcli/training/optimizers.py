@@ -98,6 +98,7 @@ class Muon:
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.weight_decay = weight_decay
         self._momentum, self._native = momentum, native
+        self._arrays: engine.Arrays | None = None
         self.orthogonalise: Callable[[Tensor], Tensor] = partial(orthogonalise, dtype=dtype)
         """Orthogonalises a stack of matrices. gptcli.distributed replaces this function, so that
         processes share the work."""
@@ -139,9 +140,14 @@ class Muon:
 
     def _native_step(self, native: Native, rate: float) -> None:
         params = [p for p in self.params if p.grad is not None]
+        if not params:
+            return
+        tensors = (params, [_gradient(p) for p in params], self._momenta(params))
+        if self._arrays is None or not self._arrays.are_of(*tensors):
+            self._arrays = engine.Arrays(*tensors)
         engine.muon(
             *native,
-            (params, [_gradient(p) for p in params], self._momenta(params)),
+            self._arrays,
             rate=rate,
             momentum=self._momentum,
             decay=self.weight_decay,
@@ -179,6 +185,8 @@ class AdamW:
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.weight_decay = weight_decay
         self._betas, self._eps, self._native = betas, eps, native
+        self._arrays: engine.Arrays | None = None
+        self._steps: list[Tensor] = []
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
@@ -197,19 +205,23 @@ class AdamW:
         grads = [_gradient(p) for p in params]
         means = [state["exp_avg"] for state in states]
         squares = [state["exp_avg_sq"] for state in states]
-        steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
         if self._native is not None:
+            if self._arrays is None or not self._arrays.are_of(params, grads, means, squares):
+                self._arrays = engine.Arrays(params, grads, means, squares)
+                self._steps = _shared_steps(states)
+            torch._foreach_add_(self._steps, 1)
             engine.adamw(
                 *self._native,
-                (params, grads, means, squares),
-                [self.weight_decay] * len(params),
+                self._arrays,
+                self.weight_decay,
                 rate=rate,
                 betas=self._betas,
                 eps=self._eps,
-                step=int(steps[0]),
+                step=int(states[0]["step"]),
             )
             return
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
             params,
             grads,
@@ -225,6 +237,17 @@ class AdamW:
             eps=self._eps,
             maximize=False,
         )
+
+
+def _shared_steps(states: list[dict[str, Tensor]]) -> list[Tensor]:
+    """Let states with equal step counts share one tensor for it. Return the different tensors.
+
+    Adding 1 to one tensor takes much less time than adding 1 to the tensor of each parameter. With
+    the C library all parameters have a gradient in every step, so equal counts stay equal."""
+    shared: dict[float, Tensor] = {}
+    for state in states:
+        state["step"] = shared.setdefault(float(state["step"]), state["step"])
+    return list(shared.values())
 
 
 def _gradient(p: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ class NativePasses:
                 scale=1.0 / (idx.numel() * count),
                 add=part > 0,
             )
-        return torch.tensor(total / tokens, dtype=torch.float64)
+        return torch.full((), total / tokens, dtype=torch.float64)
 
     def publish(self) -> None:
         """Pack the master weights for the C library's matrix products."""

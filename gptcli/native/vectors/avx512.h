@@ -139,6 +139,16 @@ INLINE void transpose16(f32x16 r[16]) {
     for (int i = 0; i < 16; i++) r[i] = from_bits(bits[i]);
 }
 
+/* to (16, 16) = the transpose of `from` (16, 16), whose rows are `row` apart. */
+INLINE void store_transposed16(const float *from, long row, float *to) {
+    f32x16 r[16];
+    UNROLL(16)
+    for (int i = 0; i < 16; i++) r[i] = load(from + i * row);
+    transpose16(r);
+    UNROLL(16)
+    for (int i = 0; i < 16; i++) store(to + 16 * i, r[i]);
+}
+
 /* The rows and the panels (of 16 columns) that are computed at once. Their 8 * 2 sums take 16 of
  * the 32 registers. */
 enum { ROWS_AT_ONCE = 8, PANELS_AT_ONCE = 2 };

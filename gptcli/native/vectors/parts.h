@@ -251,6 +251,22 @@ INLINE void store_low_bytes(char *p, i32x16 x) {
     EACH_PART for (int j = 0; j < PART; j++) p[PART * i + j] = (char)x.v[i][j];
 }
 
+/* to (16, 16) = the transpose of `from` (16, 16), whose rows are `row` apart. Takes PART x PART
+ * numbers at a time, because 16 x 16 do not fit into the registers. */
+INLINE void store_transposed16(const float *from, long row, float *to) {
+    for (int i = 0; i < 16; i += PART)
+        for (int j = 0; j < 16; j += PART) {
+            f32part square[PART];
+            UNROLL(8)
+            for (int k = 0; k < PART; k++)
+                memcpy(&square[k], from + (i + k) * row + j, sizeof square[k]);
+            transpose_part(square);
+            UNROLL(8)
+            for (int k = 0; k < PART; k++)
+                memcpy(to + 16 * (j + k) + i, &square[k], sizeof square[k]);
+        }
+}
+
 /* Transposes 16 x 16 numbers, PART x PART at a time. */
 INLINE void transpose16(f32x16 r[16]) {
     f32x16 t[16];

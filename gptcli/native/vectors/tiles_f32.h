@@ -169,14 +169,7 @@ static void pack_a32_transposed(const float *X, long row, int columns, float *ou
  * one another in `out` without a gap. A product with these tiles sums over the columns of X. Zeros
  * fill the rest of the last tile. */
 static void pack_b16_transposed(const float *X, long row, int columns, float *out) {
-    for (int c = 0; c < columns; c += 16, out += TILE / 2) {
-        f32x16 r[16];
-        UNROLL(16)
-        for (int i = 0; i < 16; i++) r[i] = load(X + i * row + c);
-        transpose16(r);
-        UNROLL(16)
-        for (int i = 0; i < 16; i++) store(out + 16 * i, r[i]);
-    }
+    for (int c = 0; c < columns; c += 16, out += TILE / 2) store_transposed16(X + c, row, out);
     if (columns % 32) memset(out, 0, TILE / 2 * sizeof *out);
 }
 
