@@ -175,9 +175,9 @@ class Engine:
 class Arrays:
     """The addresses and sizes of lists of float32 tensors, for the C library.
 
-    The lists have equal lengths, and tensors at the same index have equal shapes. After a pass,
-    Python is slow because its memory is no longer in the processor's cache. So keep an object for
-    the next step, as long as `are_of` says that it still fits."""
+    The lists have equal lengths, and tensors at the same index have equal shapes. To save time, use
+    the same object for all steps in which `are_of` says that it fits. A tensor must not get other
+    memory meanwhile."""
 
     def __init__(self, *lists: list[Tensor]) -> None:
         self._tensors = [*chain(*lists)]

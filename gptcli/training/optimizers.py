@@ -240,13 +240,14 @@ class AdamW:
 
 
 def _shared_steps(states: list[dict[str, Tensor]]) -> list[Tensor]:
-    """Let states with equal step counts share one tensor for it. Return the different tensors.
+    """Give states with equal step counts one new tensor for the count. Return these tensors.
 
-    Adding 1 to one tensor takes much less time than adding 1 to the tensor of each parameter. With
-    the C library all parameters have a gradient in every step, so equal counts stay equal."""
+    Adding 1 to one tensor takes much less time than adding 1 to the tensor of each parameter. The
+    tensors are new because a parameter without a gradient in this step keeps its count."""
     shared: dict[float, Tensor] = {}
     for state in states:
-        state["step"] = shared.setdefault(float(state["step"]), state["step"])
+        count = float(state["step"])
+        state["step"] = shared.setdefault(count, state["step"].clone())
     return list(shared.values())
 
 

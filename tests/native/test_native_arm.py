@@ -15,7 +15,7 @@ import torch
 
 from gptcli.model.parameters import names_by_place
 from gptcli.native import library
-from gptcli.native.engine import muon, shape_of
+from gptcli.native.engine import Arrays, muon, shape_of
 from tests.native.native_models import batch, network
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
@@ -75,7 +75,7 @@ def test_neon_computes_what_this_processor_computes(
         theirs = found[offsets[name] :][: g.numel()].view(g.shape)
         assert (theirs - g).norm() <= 3e-6 * g.norm() + 1e-7 * largest, name
     momentum = torch.zeros_like(matrix)
-    tensors = ([matrix], [grad], [momentum])
-    muon(native_float32, 2, tensors, rate=0.1, momentum=0.9, decay=0.5, iterations=5)
+    arrays = Arrays([matrix], [grad], [momentum])
+    muon(native_float32, 2, arrays, rate=0.1, momentum=0.9, decay=0.5, iterations=5)
     torch.testing.assert_close(moved, matrix, rtol=1e-4, atol=1e-5)
     assert len(gradients) == len(weights)

@@ -129,3 +129,36 @@ def test_a_parameter_without_a_gradient_stays(kind: str, native: ctypes.CDLL) ->
     optimizers.step(0.1)
     assert torch.equal(named[0][1], before[0])
     assert not torch.equal(named[1][1], before[1])
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_a_restored_state_takes_the_place_of_a_later_one(kind: str, native: ctypes.CDLL) -> None:
+    generator = torch.Generator().manual_seed(8)
+    named = [(f"h.{i}.weight", noise((32, 64), generator)) for i in range(3)]
+    for _, p in named:
+        p.grad = noise(p.shape, generator)
+    optimizers = Optimizers(kind, named, 0.1, torch.bfloat16, (native, 1))
+    optimizers.step(0.1)
+    state = {key: value.clone() for key, value in optimizers.state().items()}
+    weights = [p.clone() for _, p in named]
+    results = []
+    for _ in range(2):
+        for _ in range(3):
+            optimizers.step(0.1)
+        results.append([p.clone() for _, p in named])
+        optimizers.load_state(state)
+        for (_, p), old in zip(named, weights, strict=True):
+            p.copy_(old)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_each_parameter_counts_the_steps_in_which_it_had_a_gradient(native: ctypes.CDLL) -> None:
+    generator = torch.Generator().manual_seed(9)
+    named = [(f"h.{i}.weight", noise((32, 32), generator)) for i in range(3)]
+    optimizers = Optimizers("adamw", named, 0.1, torch.bfloat16, (native, 1))
+    for count in (3, 2, 3, 1):  # how many of the parameters have a gradient
+        for i, (_, p) in enumerate(named):
+            p.grad = noise(p.shape, generator) if i < count else None
+        optimizers.step(0.1)
+    counts = [float(optimizers.state()[f"step/{name}"]) for name, _ in named]
+    assert counts == [4, 3, 2]

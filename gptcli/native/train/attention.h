@@ -2,14 +2,14 @@
  *
  * T tokens, D the width of the head (a multiple of 16). q, k and v are columns of a larger array,
  * whose rows are `row` numbers apart. The head's outputs and the gradients at q, k and v are parts
- * of arrays in pieces. Scores are computed for 32 queries at a time, so that they stay in the
- * cache. The backward pass computes the scores again. From the scores and log2_sum_exp it computes
- * the attention weights, as in FlashAttention. Source: Dao et al. 2022, "FlashAttention", section
- * 3.1.
+ * of arrays in pieces. Scores are computed for QUERIES queries at a time, so that they stay in
+ * the cache. The backward pass computes the scores again. From the scores and log2_sum_exp it
+ * computes the attention weights, as in FlashAttention. Source: Dao et al. 2022, "FlashAttention",
+ * section 3.1.
  *
  * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. The
- * number of keys is padded to a multiple of 32. The padding gets weight 0, but its numbers must be
- * finite (README.md).
+ * number of keys is padded to a multiple of QUERIES. The padding gets weight 0, but its numbers
+ * must be finite (README.md).
  */
 
 #ifndef GPTCLI_ATTENTION_H
@@ -84,15 +84,17 @@ static void pack_head_by_t(const num *x, long row, int T, int D, num *out) {
 static void attention_forward(const num *q, const num *k, const num *v, long row, int T, int D,
                               HeadPart mixed, float *log2_sum_exp, Dropout drop,
                               AttentionScratch *s) {
-    const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32);
+    const int T32 = round_up(T, 32), inputs = round_up(D, QUERIES);
+    const long panel = 16L * T32, panel_by_d = 16 * round_up(D, 32);
     const float scale2 = LOG2_E / sqrtf(D); /* for exponentials to base 2, not e */
     pack_head_by_d(k, row, T, D, s->by_d[0]);
     pack_head_by_t(v, row, T, D, s->by_t[0]);
-    for (int t0 = 0; t0 < T; t0 += 32) {
-        const int keys = t0 + 32, rows = T - t0 < 32 ? T - t0 : 32;
-        product(q + t0 * row, row, 32, s->by_d[0], steps * TILE, steps, keys / 16, s->scores, T32);
-        float inverse[32], tops[32], totals[32];
-        for (int i = 0; i < 32; i++) {
+    for (int t0 = 0; t0 < T; t0 += QUERIES) {
+        const int keys = t0 + QUERIES, rows = T - t0 < QUERIES ? T - t0 : QUERIES;
+        multiply_queries(q + t0 * row, row, s->by_d[0], panel_by_d, inputs, keys / 16, s->scores,
+                         T32);
+        float inverse[QUERIES], tops[QUERIES], totals[QUERIES];
+        for (int i = 0; i < QUERIES; i++) {
             const int seen = t0 + i + 1;
             float *score = s->scores + i * T32;
             num *weight = s->weights + i * T32;
@@ -110,13 +112,13 @@ static void attention_forward(const num *q, const num *k, const num *v, long row
             tops[i] = top * scale2;
             totals[i] = sum_lanes(sum);
         }
-        for (int i = 0; i < 32; i += 16) {
+        for (int i = 0; i < QUERIES; i += 16) {
             f32x16 total = load(totals + i);
             store(inverse + i, divide(broadcast(1.0f), total));
             store_first(log2_sum_exp + t0 + i, rows - i,
                         fmadd(vlog(total), broadcast(LOG2_E), load(tops + i)));
         }
-        product(s->weights, T32, 32, s->by_t[0], T32 / 32 * TILE, keys / 32, D / 16, s->out, D);
+        multiply_queries(s->weights, T32, s->by_t[0], panel, keys, D / 16, s->out, D);
         for (int i = 0; i < rows; i++)
             for (int c = 0; c < D; c += 16)
                 store_num(part_at(mixed, t0 + i, c),
@@ -124,10 +126,11 @@ static void attention_forward(const num *q, const num *k, const num *v, long row
     }
 }
 
-/* The address of the numbers (t, c) to (t + 31, c + 15) of a part, for a product that stores its
- * result there. NULL if these rows are not in one piece, or if a product would have to round. */
+/* The address of QUERIES rows and 16 columns of a part, from (t, c) on, for a product that stores
+ * its result there. NULL if these rows are not in one piece, or if a product would have to round.
+ */
 static float *place_of_product(HeadPart h, int t, int c, int rows) {
-    const int fits = !BFLOAT16 && rows == 32 && (h.row + t) % 32 == 0;
+    const int fits = !BFLOAT16 && rows == QUERIES && (h.row + t) % QUERIES == 0;
     return fits ? (float *)part_at(h, t, c) : NULL;
 }
 
@@ -145,8 +148,8 @@ static void attention_backward(const num *q, const num *k, const num *v, long ro
                                HeadPart mixed, const num *dmixed, long dmixed_row,
                                const float *log2_sum_exp, Dropout drop, HeadPart dq, HeadPart dk,
                                HeadPart dv, int add_old, int last, AttentionScratch *s) {
-    const int steps = round_up(D, 32) / 32, T32 = round_up(T, 32), blocks = T32 / 32;
-    const long panel = (long)blocks * TILE;
+    const int T32 = round_up(T, 32), inputs = round_up(D, QUERIES);
+    const long panel = 16L * T32, panel_by_d = 16 * round_up(D, 32);
     const float scale = 1.0f / sqrtf(D), scale2 = LOG2_E * scale;
     num *const keys_by_t = s->by_t[0], *const dmixed_by_t = s->by_t[1],
                *const queries_by_t = s->by_t[2];
@@ -155,12 +158,13 @@ static void attention_backward(const num *q, const num *k, const num *v, long ro
     pack_head_by_t(k, row, T, D, keys_by_t);
     pack_head_by_t(dmixed, dmixed_row, T, D, dmixed_by_t);
     pack_head_by_t(q, row, T, D, queries_by_t);
-    for (int t0 = 0; t0 < T; t0 += 32) {
-        const int keys = t0 + 32, rows = T - t0 < 32 ? T - t0 : 32;
-        product(q + t0 * row, row, 32, s->by_d[0], steps * TILE, steps, keys / 16, s->scores, T32);
-        product(dmixed + t0 * dmixed_row, dmixed_row, 32, s->by_d[1], steps * TILE, steps,
-                keys / 16, s->dweights, T32);
-        for (int i = 0; i < 32; i++) {
+    for (int t0 = 0; t0 < T; t0 += QUERIES) {
+        const int keys = t0 + QUERIES, rows = T - t0 < QUERIES ? T - t0 : QUERIES;
+        multiply_queries(q + t0 * row, row, s->by_d[0], panel_by_d, inputs, keys / 16, s->scores,
+                         T32);
+        multiply_queries(dmixed + t0 * dmixed_row, dmixed_row, s->by_d[1], panel_by_d, inputs,
+                         keys / 16, s->dweights, T32);
+        for (int i = 0; i < QUERIES; i++) {
             const int seen = i < rows ? t0 + i + 1 : 0;
             const float *score = s->scores + i * T32, *dweight = s->dweights + i * T32;
             f32x16 dot = zeros();
@@ -181,27 +185,28 @@ static void attention_backward(const num *q, const num *k, const num *v, long ro
                 store_num(s->dscores + i * T32 + j, keep(first_lanes(seen - j), d));
             }
         }
-        pack_a32_transposed(s->weights, T32, keys, s->transposed[0] + t0 / 32 * TILE, panel);
-        pack_a32_transposed(s->dscores, T32, keys, s->transposed[1] + t0 / 32 * TILE, panel);
+        pack_queries(s->weights, T32, keys, s->transposed[0] + 16 * t0, panel);
+        pack_queries(s->dscores, T32, keys, s->transposed[1] + 16 * t0, panel);
         for (int c = 0; c < D; c += 16) {
             float *place = place_of_product(dq, t0, c, rows);
-            product(s->dscores, T32, 32, keys_by_t + c / 16 * panel, panel, keys / 32, 1,
-                    place ? place : s->out, 32);
+            multiply_queries(s->dscores, T32, keys_by_t + c / 16 * panel, panel, keys, 1,
+                             place ? place : s->out, 32);
             for (int i = 0; i < (place ? 0 : rows); i++)
                 store_num(part_at(dq, t0 + i, c), load(s->out + i * 32));
         }
     }
-    for (int s0 = 0; s0 < T; s0 += 32) {
-        const int rows = T - s0 < 32 ? T - s0 : 32, from = s0 / 32;
+    for (int s0 = 0; s0 < T; s0 += QUERIES) {
+        const int rows = T - s0 < QUERIES ? T - s0 : QUERIES, left = round_up(T, QUERIES) - s0;
         for (int which = 0; which < 2; which++) {
-            const num *A = s->transposed[which] + s0 / 16 * panel + from * TILE;
-            const num *B = (which ? queries_by_t : dmixed_by_t) + from * TILE;
+            /* Only the queries from s0 on see these keys. */
+            const num *A = s->transposed[which] + s0 / 16 * panel + 16 * s0;
+            const num *B = (which ? queries_by_t : dmixed_by_t) + 16 * s0;
             const HeadPart to = which ? dk : dv;
             for (int c = 0; c < D; c += 16) {
                 float *sum = s->sums[which] + s0 * D + c;
                 float *place = last && !add_old ? place_of_product(to, s0, c, rows) : NULL;
-                multiply_transposed(1, A, panel, TILE, B + c / 16 * panel, panel, TILE,
-                                    blocks - from, place ? place : sum, place ? 32 : D, add_old);
+                sum_over_queries(A, panel, B + c / 16 * panel, left, place ? place : sum,
+                                 place ? 32 : D, add_old);
                 for (int i = 0; i < (last && !place ? rows : 0); i++)
                     store_num(part_at(to, s0 + i, c), load(sum + i * D));
             }

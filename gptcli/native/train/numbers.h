@@ -68,6 +68,56 @@ static void pack_a_pieces_transposed(const num *X, long numbers, num *out) {}
 
 #endif
 
+/* ---- products of attention ------------------------------------------------------------------- */
+
+/* Attention takes QUERIES queries and as many keys at a time. More would waste time on keys that
+ * the queries do not see. Fewer are not possible, because a tile of bfloat16 has 32 inputs.
+ * `depth`, the number of products in a sum, is a multiple of QUERIES. The rows of a B panel follow
+ * one another. */
+
+#if BFLOAT16
+
+enum { QUERIES = 32 };
+
+/* C (QUERIES, 16 panels) = A (QUERIES, depth) B. Rows of A are a_row apart, panels of B b_panel. */
+static void multiply_queries(const num *A, long a_row, const num *B, long b_panel, int depth,
+                             int panels, float *C, long c_row) {
+    product(A, a_row, 32, B, b_panel, depth / 32, panels, C, c_row);
+}
+
+/* Packs the transpose of X (QUERIES, columns), whose rows are `row` apart, as A tiles that are
+ * `tile` apart. */
+static void pack_queries(const num *X, long row, int columns, num *out, long tile) {
+    pack_a32_transposed(X, row, columns, out, tile);
+}
+
+/* C (QUERIES, 16) (+)= A B, a sum over `depth` queries. A has been made by pack_queries. */
+static void sum_over_queries(const num *A, long a_tile, const num *B, int depth, float *C,
+                             long c_row, int add_old) {
+    multiply_transposed(1, A, a_tile, TILE, B, 0, TILE, depth / 32, C, c_row, add_old);
+}
+
+#else
+
+enum { QUERIES = 16 };
+
+NOINLINE void multiply_queries(const num *A, long a_row, const num *B, long b_panel, int depth,
+                               int panels, float *C, long c_row) {
+    multiply_16_rows(A, a_row, 1, B, b_panel, depth, 256, panels, C, c_row, 0);
+}
+
+static void pack_queries(const num *X, long row, int columns, num *out, long tile) {
+    for (int c = 0; c < columns; c += 16, out += tile)
+        for (int i = 0; i < QUERIES; i++) store(out + 16 * i, load(X + i * row + c));
+}
+
+NOINLINE void sum_over_queries(const num *A, long a_tile, const num *B, int depth, float *C,
+                               long c_row, int add_old) {
+    multiply_16_rows(A, 1, 16, B, 0, depth, 128, 1, C, c_row, add_old);
+}
+
+#endif
+
 /* ---- exponentials ---------------------------------------------------------------------------- */
 
 #if BFLOAT16

@@ -32,18 +32,19 @@ typedef struct {
 
 static const Ahead NOTHING_AHEAD = {NULL, NULL, 0};
 
-/* C (rows, 16 nb) (+)= A B. Number (r, k) of a tile of A is at A + r * a_row + k * a_column. The
- * rows of a tile of B are b_row apart. `ahead` and `lines`: see Ahead. */
-INLINE void multiply_rows(const int rows, const int nb, const float *A, long a_row, long a_column,
-                          long a_step, const float *B, long b_row, long b_tile, long b_step,
-                          int steps, float *C, long c_row, int add_old, const float *ahead,
-                          int lines) {
+/* C (rows, 16 nb) (+)= A B, a sum over `steps` times `depth` products. In a step, number (r, k) of
+ * A is at A + r * a_row + k * a_column, and row k of a panel of B is at B + k * b_row. `ahead` and
+ * `lines`: see Ahead. */
+INLINE void multiply_rows(const int rows, const int nb, const int depth, const float *A, long a_row,
+                          long a_column, long a_step, const float *B, long b_row, long b_tile,
+                          long b_step, int steps, float *C, long c_row, int add_old,
+                          const float *ahead, int lines) {
     f32x16 sum[ROWS_AT_ONCE][PANELS_AT_ONCE];
     UNROLL(8)
     for (int r = 0; r < rows; r++) UNROLL(2)
     for (int j = 0; j < nb; j++) sum[r][j] = add_old ? load(C + r * c_row + 16 * j) : zeros();
     for (int s = 0; s < steps; s++, A += a_step, B += b_step)
-        for (int k = 0; k < 32; k += 2) {
+        for (int k = 0; k < depth; k += 2) {
             if (k % 8 == 0)
                 for (int i = 0; i < lines; i++, ahead += 16) __builtin_prefetch(ahead);
             UNROLL(2)
@@ -67,21 +68,22 @@ INLINE void multiply_rows(const int rows, const int nb, const float *A, long a_r
 }
 
 /* multiply_rows for 16 or 32 rows, ROWS_AT_ONCE at a time. */
-INLINE void multiply_all_rows(const int rows, const int nb, const float *A, long a_row,
-                              long a_column, long a_step, const float *B, long b_row, long b_tile,
-                              long b_step, int steps, float *C, long c_row, int add_old,
-                              const Ahead ahead) {
+INLINE void multiply_all_rows(const int rows, const int nb, const int depth, const float *A,
+                              long a_row, long a_column, long a_step, const float *B, long b_row,
+                              long b_tile, long b_step, int steps, float *C, long c_row,
+                              int add_old, const Ahead ahead) {
     /* If ROWS_AT_ONCE is 6, 16 rows are split into 6 + 5 + 5, and 32 into 6 + 6 + 5 + 5 + 5 + 5.
      * Four rows at once would be slower, because each sum waits for the addition before. */
     const int fives = ROWS_AT_ONCE == 6 ? rows / 16 * 10 : 0;
     int r = 0;
     for (; r < rows - fives; r += ROWS_AT_ONCE)
-        multiply_rows(ROWS_AT_ONCE, nb, A + r * a_row, a_row, a_column, a_step, B, b_row, b_tile,
-                      b_step, steps, C + r * c_row, c_row, add_old, r ? ahead.second : ahead.first,
-                      r < 2 * ROWS_AT_ONCE ? ahead.lines : 0);
+        multiply_rows(ROWS_AT_ONCE, nb, depth, A + r * a_row, a_row, a_column, a_step, B, b_row,
+                      b_tile, b_step, steps, C + r * c_row, c_row, add_old,
+                      r ? ahead.second : ahead.first, r < 2 * ROWS_AT_ONCE ? ahead.lines : 0);
     for (; r < rows; r += 5)
-        multiply_rows(5, nb, A + r * a_row, a_row, a_column, a_step, B, b_row, b_tile, b_step,
-                      steps, C + r * c_row, c_row, add_old, ahead.second, r == 6 ? ahead.lines : 0);
+        multiply_rows(5, nb, depth, A + r * a_row, a_row, a_column, a_step, B, b_row, b_tile,
+                      b_step, steps, C + r * c_row, c_row, add_old, ahead.second,
+                      r == 6 ? ahead.lines : 0);
 }
 
 /* C (32, 16 panels) = A (32, 32 steps) B. B consists of panels of 16 columns. Number (r, k) of A is
@@ -100,11 +102,11 @@ INLINE void product_and_prefetch(const float *A, long a_row, long a_step, const 
             const Ahead ahead = {next, next + loaded, lines};
             const float *a = A + s * a_step, *b = B + p * panel + s * TILE;
             if (nb == PANELS_AT_ONCE)
-                multiply_all_rows(32, PANELS_AT_ONCE, a, a_row, 1, a_step, b, 16, panel, TILE, now,
-                                  C + 16 * p, c_row, s > 0, ahead);
+                multiply_all_rows(32, PANELS_AT_ONCE, 32, a, a_row, 1, a_step, b, 16, panel, TILE,
+                                  now, C + 16 * p, c_row, s > 0, ahead);
             else
-                multiply_all_rows(32, 1, a, a_row, 1, a_step, b, 16, panel, TILE, now, C + 16 * p,
-                                  c_row, s > 0, NOTHING_AHEAD);
+                multiply_all_rows(32, 1, 32, a, a_row, 1, a_step, b, 16, panel, TILE, now,
+                                  C + 16 * p, c_row, s > 0, NOTHING_AHEAD);
             next += 2 * loaded;
         }
     }
@@ -116,24 +118,26 @@ NOINLINE void product(const float *A, long a_row, long a_step, const float *B, l
     product_and_prefetch(A, a_row, a_step, B, panel, steps, panels, C, c_row, B, 0);
 }
 
-/* C (32, 16 nb) (+)= A B, summed over `steps` tiles of A and B. The tiles of A are made by
- * pack_a32_transposed. */
-NOINLINE void multiply_transposed(const int nb, const float *A, long a_tile, long a_step,
-                                  const float *B, long b_tile, long b_step, int steps, float *C,
-                                  long c_row, int add_old) {
-    /* Multiplies the tiles of one step at a time, because tiles of several steps would compete for
-     * the same lines of the cache. */
-    for (int s = 0; s < steps; s++, A += a_step, B += b_step)
-        for (int i = 0; i < 2; i++)
-            for (int j = 0; j < nb; j += PANELS_AT_ONCE)
-                if (j + PANELS_AT_ONCE <= nb)
-                    multiply_all_rows(16, PANELS_AT_ONCE, A + i * a_tile, 1, 16, 0, B + j * b_tile,
-                                      16, b_tile, 0, 1, C + 16 * i * c_row + 16 * j, c_row,
-                                      add_old || s > 0, NOTHING_AHEAD);
-                else
-                    multiply_all_rows(16, 1, A + i * a_tile, 1, 16, 0, B + j * b_tile, 16, b_tile,
-                                      0, 1, C + 16 * i * c_row + 16 * j, c_row, add_old || s > 0,
-                                      NOTHING_AHEAD);
+/* C (16, 16 panels) (+)= A B, a sum over `depth` products, a multiple of 16. Number (r, k) of A is
+ * at A + r * a_row + k * a_column. Panels of B are b_panel apart. Takes `most` products at a time,
+ * whose A and B stay in the cache. */
+INLINE void multiply_16_rows(const float *A, long a_row, long a_column, const float *B,
+                             long b_panel, int depth, int most, int panels, float *C, long c_row,
+                             int add_old) {
+    for (int k = 0; k < depth; k += most) {
+        const int steps = (depth - k < most ? depth - k : most) / 16;
+        const float *a = A + k * a_column;
+        for (int p = 0; p < panels; p += PANELS_AT_ONCE) {
+            const float *b = B + p * b_panel + 16 * k;
+            if (p + PANELS_AT_ONCE <= panels)
+                multiply_all_rows(16, PANELS_AT_ONCE, 16, a, a_row, a_column, 16 * a_column, b, 16,
+                                  b_panel, 256, steps, C + 16 * p, c_row, add_old || k > 0,
+                                  NOTHING_AHEAD);
+            else
+                multiply_all_rows(16, 1, 16, a, a_row, a_column, 16 * a_column, b, 16, b_panel, 256,
+                                  steps, C + 16 * p, c_row, add_old || k > 0, NOTHING_AHEAD);
+        }
+    }
 }
 
 /* C (32, 32) (+)= A^T B, summed over `steps` pieces of A and B (numbers.h). */
@@ -146,8 +150,9 @@ NOINLINE void multiply_pieces(const float *A, long a_step, const float *B, long 
                  * round loads a quarter of both pieces, or a half. */
                 const int from = 256 * (2 * i + j);
                 const Ahead ahead = {A + a_step + from, B + b_step + from, 4 * PANELS_AT_ONCE};
-                multiply_all_rows(16, PANELS_AT_ONCE, A + 16 * i, 1, 32, 0, B + 16 * j, 32, 16, 0,
-                                  1, C + 16 * i * c_row + 16 * j, c_row, add_old || s > 0, ahead);
+                multiply_all_rows(16, PANELS_AT_ONCE, 32, A + 16 * i, 1, 32, 0, B + 16 * j, 32, 16,
+                                  0, 1, C + 16 * i * c_row + 16 * j, c_row, add_old || s > 0,
+                                  ahead);
             }
 }
 
@@ -158,11 +163,6 @@ NOINLINE void multiply_pieces(const float *A, long a_step, const float *B, long 
 static void pack_b32(const float *X, long row, int columns, float *out, long tile) {
     for (int c = 0; c < columns; c += 16, out += tile)
         for (int r = 0; r < 32; r++) store(out + 16 * r, load(X + r * row + c));
-}
-
-/* Packs the transpose of X (32, columns) as A tiles, which here have the same layout as B tiles. */
-static void pack_a32_transposed(const float *X, long row, int columns, float *out, long tile) {
-    pack_b32(X, row, columns, out, tile);
 }
 
 /* Packs the transpose of X (16, columns) as B tiles, one for every 32 columns. The tiles follow
