@@ -64,40 +64,53 @@ INLINE num *before_packing(const Pass *p, num *scratch, num *packed) {
     return BFLOAT16 || !p->training ? scratch : packed;
 }
 
-/* out (32, 16 panels) = A (32, 32 steps) times the panels `first` to first + panels - 1 of the
- * `all` panels of w. A is a row block in pieces; it begins with row r of a group of `rows` rows.
- * Rows of `out` are out_row apart. Meanwhile, loads a share of the next panels into the cache:
- * together, the row blocks of a group load what the next product needs. */
-NOINLINE void piece_of_product(const num *A, int r, int rows, const num *w, long first, long panels,
-                               long all, int steps, float *out, long out_row) {
-    const long panel = (long)steps * TILE, next = first + panels;
-    const long share = next < all ? panels * panel * 32 / rows : 0;
-    product_and_prefetch(A, 32, PIECE, w + first * panel, panel, steps, panels, out, out_row,
-                         w + next * panel + r / 32 * share, share);
+/* The panels of a product, and those that the next product reads. */
+typedef struct {
+    const num *now, *next;
+    long next_numbers;
+} Panels;
+
+/* out (32, 16 panels) = A (32, 32 steps) times w.now. A is a row block in pieces; it begins with
+ * row r of a group of `rows` rows. Rows of `out` are out_row apart. Meanwhile, loads a share of
+ * w.next into the cache: together, the row blocks of a group load all of it. */
+NOINLINE void piece_of_product(const num *A, int r, int rows, Panels w, int steps, int panels,
+                               float *out, long out_row) {
+    const long share = w.next_numbers * 32 / rows;
+    product_and_prefetch(A, 32, PIECE, w.now, (long)steps * TILE, steps, panels, out, out_row,
+                         w.next + r / 32 * share, share);
 }
 
 /* out (32, width) = a linear layer's outputs c to c + width - 1 for row block r of a group's A
  * (rows, K). width is a multiple of 32. A row block of A begins a_width numbers per row after the
- * one before. Rows of `out` are out_row apart. */
+ * one before. Rows of `out` are out_row apart. The forward pass uses the matrices in the order of
+ * g->packed. */
 INLINE void forward_piece(const num *A, long a_width, int r, int rows, const Packed *w, long c,
                           int width, float *out, long out_row) {
-    piece_of_product(A + r * a_width, r, rows, w->forward, c / 16, width / 16, w->N / 16, w->K / 32,
-                     out, out_row);
+    const num *now = w->forward + c * w->K;
+    const Panels panels = c + width < w->N ? (Panels){now, now + width * w->K, width * w->K}
+                                           : (Panels){now, w[1].forward, 32 * w[1].K};
+    piece_of_product(A + r * a_width, r, rows, panels, w->K / 32, width / 16, out, out_row);
 }
 
 /* out (32, 32) = the gradient at a linear layer's inputs c to c + 31. A (rows, N) is the gradient
- * at its outputs, of which the product takes row block r. Rows of `out` are out_row apart. */
-INLINE void backward_piece(const num *A, int r, int rows, const Packed *w, long c, float *out,
-                           long out_row) {
-    piece_of_product(A + r * w->N, r, rows, w->backward, c / 16, 2, w->K / 16, w->N / 32, out,
-                     out_row);
+ * at its outputs, of which the product takes row block r. Rows of `out` are out_row apart. The
+ * backward pass uses the matrices of g->packed from the last to the first. */
+INLINE void backward_piece(const Model *g, const num *A, int r, int rows, const Packed *w, long c,
+                           float *out, long out_row) {
+    const num *now = w->backward + c * w->N;
+    Panels panels = {now, now, 0};
+    if (c + 32 < w->K)
+        panels = (Panels){now, now + 32 * w->N, 32 * w->N};
+    else if (w > g->packed)
+        panels = (Panels){now, w[-1].backward, 32 * w[-1].N};
+    piece_of_product(A + r * w->N, r, rows, panels, w->N / 32, 2, out, out_row);
 }
 
 /* out (rows, K) = the gradient at a linear layer's inputs. A is the gradient at its outputs. */
-static void times_backward(const num *A, int rows, const Packed *w, float *out) {
+static void times_backward(const Model *g, const num *A, int rows, const Packed *w, float *out) {
     for (long c = 0; c < w->K; c += 32)
         for (int r = 0; r < rows; r += 32)
-            backward_piece(A, r, rows, w, c, out + r * w->K + c, w->K);
+            backward_piece(g, A, r, rows, w, c, out + r * w->K + c, w->K);
 }
 
 /* x (rows, C) += dropout(A W^T + bias). Dropout needs r0: row 0 of x is row r0 of the batch. */
@@ -322,7 +335,7 @@ static void head_and_loss(const Pass *p, long r0, int rows, long from, float sca
     }
     if (!p->training) return;
     pack_a_pieces_transposed(d, (long)rows * Vp, g->d_head + (r0 - from) * Vp);
-    times_backward(d, rows, w, s->d_norm);
+    times_backward(g, d, rows, w, s->d_norm);
     for (int r = 0; r < rows; r += 32) {
         const long row = r0 + r;
         float *partial = g->tiles[g->s.L].partials + row / 32 * g->partial_width;
@@ -385,7 +398,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Th
     const int keep = keeps_slopes(p);
     for (int f = 0; f < F; f += 32)
         for (int r = 0; r < rows; r += 32) {
-            backward_piece(d_down, r, rows, w + PACKED_DOWN, f, piece, 32);
+            backward_piece(g, d_down, r, rows, w + PACKED_DOWN, f, piece, 32);
             num *const kept = layer->hidden + (r0 + r) * F1 + f * 32;
             num *const acts = BFLOAT16 ? s->rows_f + r * F + f * 32 : kept;
             num *const to = d + (long)r * F1 + f * 32;
@@ -410,7 +423,7 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Th
     if (BFLOAT16) /* in float32, the activations have replaced `hidden` */
         pack_b_pieces(s->rows_f, (long)rows * F, g->tiles[l].act_tiles + r0 * F);
     pack_a_pieces_transposed(d, (long)rows * F1, g->tiles[l].d_up + r0 * F1);
-    times_backward(d, rows, w + PACKED_UP, s->d_norm);
+    times_backward(g, d, rows, w + PACKED_UP, s->d_norm);
     for (int r = 0; r < rows; r += 32) {
         const Partials partial = partials_at(g, l, r0 + r);
         if (offset[UP_BIAS] >= 0) column_sums(d + (long)r * F1, 32, F1, partial.up);
@@ -429,10 +442,10 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Th
         for (int r = 0; r < rows; r += 32) {
             num *to = g->dmixed + (r0 + r) * Q + c;
             if (!BFLOAT16) {
-                backward_piece(d_out, r, rows, w + PACKED_OUT, c, (float *)to, Q);
+                backward_piece(g, d_out, r, rows, w + PACKED_OUT, c, (float *)to, Q);
                 continue;
             }
-            backward_piece(d_out, r, rows, w + PACKED_OUT, c, piece, 32);
+            backward_piece(g, d_out, r, rows, w + PACKED_OUT, c, piece, 32);
             for (int i = 0; i < 32; i++)
                 for (int j = 0; j < 32; j += 16)
                     store_num(to + i * Q + j, load(piece + 32 * i + j));
@@ -502,7 +515,7 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, T
         }
     }
     pack_a_pieces_transposed(d, (long)rows * QKV, g->tiles[l].d_qkv + r0 * QKV);
-    times_backward(d, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
+    times_backward(g, d, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
     for (int r = 0; r < rows; r += 32) {
         const Partials partial = partials_at(g, l, r0 + r);
         if (offset[QUERY_BIAS] >= 0) column_sums(d + (long)r * QKV, 32, QKV, partial.qkv);
