@@ -1,11 +1,10 @@
 /* Causal attention of one head of one sequence, forward and backward.
  *
- * T tokens, D the width of the head (a multiple of 16). q, k and v are columns of a larger array,
- * whose rows are `row` numbers apart. The head's outputs and the gradients at q, k and v are parts
- * of arrays in pieces. Scores are computed for QUERIES queries at a time, so that they stay in
- * the cache. The backward pass computes the scores again. From the scores and log2_sum_exp it
- * computes the attention weights, as in FlashAttention. Source: Dao et al. 2022, "FlashAttention",
- * section 3.1.
+ * T tokens, D the width of the head (a multiple of 16). q, k, v, their gradients and the outputs
+ * are parts of arrays in pieces. The gradients can take the place of q, k and v. Scores are
+ * computed for QUERIES queries at a time, so that they stay in the cache. The backward pass
+ * computes the scores again. From the scores and log2_sum_exp it computes the attention weights, as
+ * in FlashAttention. Source: Dao et al. 2022, "FlashAttention", section 3.1.
  *
  * The causal mask is `first_lanes(seen - j)`: query t sees the keys 0 to t, so seen = t + 1. The
  * number of keys is padded to a multiple of QUERIES. The padding gets weight 0, but its numbers
@@ -37,6 +36,7 @@ typedef struct {
     num *weights, *dscores;   /* (32, T): in the type num, for products */
     num *transposed[2]; /* weights and dscores of all queries: A tiles for sums over queries */
     float *out;         /* (32, D) */
+    num *copy;          /* (32, D) */
     float *sums[2]; /* (T, D): gradients at values and keys, summed over heads that share them */
 } AttentionScratch;
 
@@ -53,6 +53,7 @@ static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) 
     TAKE(s->scores, 2 * line);
     TAKE(s->weights, line);
     TAKE(s->out, 32 * d * sizeof(float));
+    TAKE(s->copy, 32 * d * sizeof(num));
     TAKE(s->by_d[1], head);
     TAKE(s->by_t[1], head);
     TAKE(s->by_t[2], head);
@@ -66,33 +67,47 @@ static size_t attention_scratch(AttentionScratch *s, char *start, int T, int D) 
     return used;
 }
 
-/* Packs x (T, D) as B tiles for products that sum over D, such as the scores. */
-static void pack_head_by_d(const num *x, long row, int T, int D, num *out) {
-    const long panel = round_up(D, 32) / 32 * TILE;
-    for (int t = 0; t < T; t += 16, out += panel) pack_b16_transposed(x + t * row, row, D, out);
+/* Some rows of a head, which are `row` numbers apart. */
+typedef struct {
+    const num *at;
+    long row;
+} Rows;
+
+/* Rows t to t + n - 1 of a head; n is QUERIES or 32. Rows from T on are 0. If the rows are not in
+ * one piece, they are copied to `copy` (n, D). */
+static Rows rows_of(HeadPart h, int t, int n, int T, int D, num *copy) {
+    if (t + n <= T && 32 % D == 0 && (h.row + t) % n == 0) return (Rows){part_at(h, t, 0), 32};
+    for (int i = 0; i < n; i++)
+        for (int c = 0; c < D; c += 16)
+            store_num(copy + i * D + c, t + i < T ? load_num(part_at(h, t + i, c)) : zeros());
+    return (Rows){copy, D};
 }
 
-/* Packs x (T, D) as B tiles for products that sum over T. */
-static void pack_head_by_t(const num *x, long row, int T, int D, num *out) {
-    const long panel = round_up(T, 32) / 32 * TILE;
-    for (int t = 0; t < T; t += 32, out += TILE) pack_b32(x + t * row, row, D, out, panel);
+/* Packs 32 rows as B tiles for products that sum over D. */
+static void pack_by_d(Rows x, int D, num *out) {
+    const long panel = round_up(D, 32) / 32 * TILE;
+    pack_b16_transposed(x.at, x.row, D, out);
+    pack_b16_transposed(x.at + 16 * x.row, x.row, D, out + panel);
 }
 
 /* mixed (T, D) = softmax(q k^T / sqrt(D), causal) v. Also computes log2_sum_exp (T), the base-2
  * logarithm of each query's sum of exponentials. drop: the dropout of this head's attention
  * weights. */
-static void attention_forward(const num *q, const num *k, const num *v, long row, int T, int D,
-                              HeadPart mixed, float *log2_sum_exp, Dropout drop,
-                              AttentionScratch *s) {
+static void attention_forward(HeadPart q, HeadPart k, HeadPart v, int T, int D, HeadPart mixed,
+                              float *log2_sum_exp, Dropout drop, AttentionScratch *s) {
     const int T32 = round_up(T, 32), inputs = round_up(D, QUERIES);
     const long panel = 16L * T32, panel_by_d = 16 * round_up(D, 32);
     const float scale2 = LOG2_E / sqrtf(D); /* for exponentials to base 2, not e */
-    pack_head_by_d(k, row, T, D, s->by_d[0]);
-    pack_head_by_t(v, row, T, D, s->by_t[0]);
+    for (int t = 0; t < T; t += 32) {
+        pack_by_d(rows_of(k, t, 32, T, D, s->copy), D, s->by_d[0] + t / 16 * panel_by_d);
+        const Rows values = rows_of(v, t, 32, T, D, s->copy);
+        pack_b32(values.at, values.row, D, s->by_t[0] + 16 * t, panel);
+    }
     for (int t0 = 0; t0 < T; t0 += QUERIES) {
         const int keys = t0 + QUERIES, rows = T - t0 < QUERIES ? T - t0 : QUERIES;
-        multiply_queries(q + t0 * row, row, s->by_d[0], panel_by_d, inputs, keys / 16, s->scores,
-                         T32);
+        const Rows queries = rows_of(q, t0, QUERIES, T, D, s->copy);
+        multiply_queries(queries.at, queries.row, s->by_d[0], panel_by_d, inputs, keys / 16,
+                         s->scores, T32);
         float inverse[QUERIES], tops[QUERIES], totals[QUERIES];
         for (int i = 0; i < QUERIES; i++) {
             const int seen = t0 + i + 1;
@@ -144,24 +159,29 @@ static float *place_of_product(HeadPart h, int t, int c, int rows) {
  *   delta = sum of P dP over a query's keys = sum of mixed dmixed over D
  *   dS = P (dP - delta)
  *   dq = dS k, dk = dS^T q, dv = P^T dmixed */
-static void attention_backward(const num *q, const num *k, const num *v, long row, int T, int D,
-                               HeadPart mixed, const num *dmixed, long dmixed_row,
-                               const float *log2_sum_exp, Dropout drop, HeadPart dq, HeadPart dk,
-                               HeadPart dv, int add_old, int last, AttentionScratch *s) {
+static void attention_backward(HeadPart q, HeadPart k, HeadPart v, int T, int D, HeadPart mixed,
+                               const num *dmixed, long dmixed_row, const float *log2_sum_exp,
+                               Dropout drop, HeadPart dq, HeadPart dk, HeadPart dv, int add_old,
+                               int last, AttentionScratch *s) {
     const int T32 = round_up(T, 32), inputs = round_up(D, QUERIES);
     const long panel = 16L * T32, panel_by_d = 16 * round_up(D, 32);
     const float scale = 1.0f / sqrtf(D), scale2 = LOG2_E * scale;
     num *const keys_by_t = s->by_t[0], *const dmixed_by_t = s->by_t[1],
                *const queries_by_t = s->by_t[2];
-    pack_head_by_d(k, row, T, D, s->by_d[0]);
-    pack_head_by_d(v, row, T, D, s->by_d[1]);
-    pack_head_by_t(k, row, T, D, keys_by_t);
-    pack_head_by_t(dmixed, dmixed_row, T, D, dmixed_by_t);
-    pack_head_by_t(q, row, T, D, queries_by_t);
+    for (int t = 0; t < T; t += 32) {
+        const Rows keys = rows_of(k, t, 32, T, D, s->copy);
+        pack_by_d(keys, D, s->by_d[0] + t / 16 * panel_by_d);
+        pack_b32(keys.at, keys.row, D, keys_by_t + 16 * t, panel);
+        pack_by_d(rows_of(v, t, 32, T, D, s->copy), D, s->by_d[1] + t / 16 * panel_by_d);
+        const Rows queries = rows_of(q, t, 32, T, D, s->copy);
+        pack_b32(queries.at, queries.row, D, queries_by_t + 16 * t, panel);
+        pack_b32(dmixed + t * dmixed_row, dmixed_row, D, dmixed_by_t + 16 * t, panel);
+    }
     for (int t0 = 0; t0 < T; t0 += QUERIES) {
         const int keys = t0 + QUERIES, rows = T - t0 < QUERIES ? T - t0 : QUERIES;
-        multiply_queries(q + t0 * row, row, s->by_d[0], panel_by_d, inputs, keys / 16, s->scores,
-                         T32);
+        const Rows queries = rows_of(q, t0, QUERIES, T, D, s->copy);
+        multiply_queries(queries.at, queries.row, s->by_d[0], panel_by_d, inputs, keys / 16,
+                         s->scores, T32);
         multiply_queries(dmixed + t0 * dmixed_row, dmixed_row, s->by_d[1], panel_by_d, inputs,
                          keys / 16, s->dweights, T32);
         for (int i = 0; i < QUERIES; i++) {

@@ -8,23 +8,14 @@
 #include "gradients.h"
 #include "optimizers.h"
 
-/* Sets the rows `from` to end - 1 of an array in pieces to 0. */
-static void clear_rows(num *array, long from, long end, long columns) {
-    for (long r = from; r < end; r++)
-        for (long c = 0; c < columns; c += 16) store_num(array + in_pieces(r, c, columns), zeros());
-}
-
 /* Sets the numbers after the last real row to 0. Products take whole blocks of 32 rows, so they
  * read these numbers, too. The products give them weight 0, but they must be finite, because 0
  * times infinity is NaN. */
 static void clear_past_end(const Pass *p) {
     Model *g = p->g;
-    const long Q = g->Q, QKV = g->QKV, end = 32 * p->MB;
-    for (int l = 0; l < (p->training ? g->s.L : 1); l++) {
-        memset(g->layers[l].qkv + end * QKV, 0, 32 * QKV * sizeof(num));
+    const long Q = g->Q, end = 32 * p->MB;
+    for (int l = 0; l < (p->training ? g->s.L : 1); l++)
         clear_rows(g->layers[l].mixed, p->M, end, Q);
-        if (p->training) clear_rows(layer_dqkv(p, l), p->M, end, QKV);
-    }
     memset(g->dmixed + end * Q, 0, 32 * Q * sizeof(num));
 }
 

@@ -102,9 +102,9 @@ static void sum_gradients(Worker *w, const Gradients *g, const Model *model, lon
     team_barrier(w);
 }
 
-/* The inputs of a linear layer: tiles in bfloat16; in float32 an array of the passes, in pieces
- * (see norm_backward and keeps_slopes). */
-static const num *inputs_of(const num *tiles, const num *pieces) {
+/* A factor of a gradient: tiles in bfloat16; in float32 an array of the passes, in pieces, in which
+ * the backward pass has left this factor (see norm_backward, keeps_slopes, layer_dqkv). */
+static const num *factor_of(const num *tiles, const num *pieces) {
     return BFLOAT16 ? tiles : pieces;
 }
 
@@ -118,7 +118,7 @@ static void list_layer(const Pass *p, int l, float *grads, Gradients *list) {
     MatrixGradient *m = list->matrices + list->n_matrices;
     *m++ = (MatrixGradient){grads + offset[DOWN],
                             t->d_down,
-                            inputs_of(t->act_tiles, layer->hidden),
+                            factor_of(t->act_tiles, layer->hidden),
                             32 * C,
                             32 * (BFLOAT16 ? F : g->F1),
                             C,
@@ -126,23 +126,23 @@ static void list_layer(const Pass *p, int l, float *grads, Gradients *list) {
     const num *up = t->d_up;
     if (g->s.modern) {
         *m++ = (MatrixGradient){
-            grads + offset[GATE], up, inputs_of(layer->in2, layer->hat2), 32 * g->F1, 32 * C, F, C};
+            grads + offset[GATE], up, factor_of(layer->in2, layer->hat2), 32 * g->F1, 32 * C, F, C};
         up += F / 16 * TILE;
     }
     *m++ = (MatrixGradient){
-        grads + offset[UP], up, inputs_of(layer->in2, layer->hat2), 32 * g->F1, 32 * C, F, C};
+        grads + offset[UP], up, factor_of(layer->in2, layer->hat2), 32 * g->F1, 32 * C, F, C};
     const long begin[3] = {0, Q, Q + KV}, width[3] = {Q, KV, KV};
     for (int i = 0; i < 3; i++)
         *m++ = (MatrixGradient){grads + offset[QUERY + i],
-                                t->d_qkv + begin[i] / 16 * TILE,
-                                inputs_of(layer->in1, layer->hat1),
+                                factor_of(t->d_qkv, layer->qkv) + begin[i] / 16 * TILE,
+                                factor_of(layer->in1, layer->hat1),
                                 32 * QKV,
                                 32 * C,
                                 width[i],
                                 C};
     *m++ = (MatrixGradient){grads + offset[OUT],
                             t->d_out,
-                            inputs_of(t->mixed_tiles, layer->mixed),
+                            factor_of(t->mixed_tiles, layer->mixed),
                             32 * C,
                             32 * Q,
                             C,
@@ -190,7 +190,7 @@ static MatrixGradient head_gradient(const Pass *p, float *grads, long m0) {
     const long C = g->s.C;
     return (MatrixGradient){grads + g->offset[HEAD],
                             g->d_head,
-                            inputs_of(g->in, g->hat) + m0 * 32 * C,
+                            factor_of(g->in, g->hat) + m0 * 32 * C,
                             32 * g->packed[PACKED_PER_LAYER * g->s.L].N,
                             32 * C,
                             g->s.V,

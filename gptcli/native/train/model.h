@@ -47,7 +47,7 @@ enum { PACKED_QKV, PACKED_OUT, PACKED_UP, PACKED_DOWN, PACKED_PER_LAYER };
 typedef struct {
     num *hat1, *hat2; /* (M, C), in pieces: the norms' inputs, normalised (see norm_backward) */
     num *in1, *in2;   /* (M, C), B tiles, only in bfloat16: outputs of the norms */
-    num *qkv;         /* (M, QKV): queries, keys, values */
+    num *qkv;         /* (M, QKV), in pieces: queries, keys, values */
     num *qk_hat;      /* (M, (H + K) D), with QK-norm: normalised queries and keys */
     num *mixed;       /* (M, Q), in pieces: the heads' outputs */
     num *hidden;      /* (M, F1), in pieces: before the activation */
@@ -57,10 +57,11 @@ typedef struct {
 } Layer;
 
 /* The arrays from which the gradients of a layer's weights are computed. In float32, they are
- * stored in pieces, and the inputs do not exist: gradients read layer->mixed and layer->hidden. */
+ * stored in pieces, and those marked "bfloat16" do not exist (see factor_of in gradients.h). */
 typedef struct {
-    num *d_qkv, *d_out, *d_up, *d_down; /* gradients at outputs, transposed, as A tiles */
-    num *mixed_tiles, *act_tiles;       /* inputs of out and down, as B tiles */
+    num *d_out, *d_up, *d_down;   /* gradients at outputs, transposed, as A tiles */
+    num *d_qkv;                   /* bfloat16: the same for qkv */
+    num *mixed_tiles, *act_tiles; /* bfloat16: inputs of out and down, as B tiles */
     float *partials; /* for each row block, its part of the vectors' gradients (passes.h) */
 } Tiles;
 
@@ -92,10 +93,10 @@ typedef struct {
     float *cos, *sin;       /* (T, D / 2) */
     float *x, *dx, *losses; /* (M, C) residual stream, (M, C) its gradient, (M) */
     num *hat, *in;
-    float *scale; /* hat, in and scale of the last norm */
-    num *dqkv;    /* (M, QKV), in pieces; only in bfloat16: float32 stores it as d_qkv in Tiles */
-    num *dmixed;  /* (M, Q) */
-    num *d_head;  /* gradients at the logits, transposed, as A tiles */
+    float *scale;     /* hat, in and scale of the last norm */
+    num *dqkv;        /* (M, QKV), in pieces; only in bfloat16: in float32 it replaces layer->qkv */
+    num *dmixed;      /* (M, Q) */
+    num *d_head;      /* gradients at the logits, transposed, as A tiles */
     long head_blocks; /* number of row blocks whose gradients at the logits fit into d_head */
     int keeps_tiles;  /* whether each layer has its own Tiles; if not, all use tiles[0] */
     Tiles *tiles;     /* one for each layer; then one with the last norm's partials */
@@ -166,11 +167,11 @@ static size_t lay_out(Model *g, char *start) {
         }
         TAKE(t->partials, MB * g->partial_width);
         if (l == s.L) continue;
-        TAKE(t->d_qkv, MB * 32 * QKV);
         TAKE(t->d_out, MB * 32 * C);
         TAKE(t->d_up, MB * 32 * g->F1);
         TAKE(t->d_down, MB * 32 * C);
         if (!BFLOAT16) continue;
+        TAKE(t->d_qkv, MB * 32 * QKV);
         TAKE(t->mixed_tiles, MB * 32 * Q);
         TAKE(t->act_tiles, MB * 32 * s.F);
     }

@@ -45,6 +45,12 @@ INLINE long in_pieces(long r, long c, long C) {
     return (r & ~31L) * C + c / 32 * PIECE + (r & 31) * 32 + c % 32;
 }
 
+/* Sets the rows `from` to end - 1 of an array in pieces to 0. */
+static void clear_rows(num *array, long from, long end, long columns) {
+    for (long r = from; r < end; r++)
+        for (long c = 0; c < columns; c += 16) store_num(array + in_pieces(r, c, columns), zeros());
+}
+
 /* The gradient of a matrix is A^T B. A and B are arrays in pieces. In bfloat16, their pieces are
  * packed as tiles. In float32, the product reads the pieces themselves (multiply_pieces), so the
  * array is computed at its final place, and the functions that pack pieces do nothing. */

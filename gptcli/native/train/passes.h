@@ -185,29 +185,34 @@ static void before_attention(const Pass *p, int l, long r0, int rows, ThreadScra
             const float *bias = vector_at(p, offset[QUERY_BIAS + part.which]);
             /* In float32, outputs without a bias or a rotation are stored at once. */
             const int final = !BFLOAT16 && !g->s.modern && !bias;
-            float *product = final ? (float *)(layer->qkv + (r0 + r) * QKV + c) : piece;
-            forward_piece(in, C, r, rows, w + PACKED_QKV, c, width, product, final ? QKV : width);
+            float *product = final ? (float *)(layer->qkv + in_pieces(r0 + r, c, QKV)) : piece;
+            forward_piece(in, C, r, rows, w + PACKED_QKV, c, width, product, width);
             if (final) continue;
             for (int i = 0; i < 32; i++) {
                 const long row = r0 + r + i;
                 const float *out = piece + i * width;
-                num *to = layer->qkv + row * QKV + c;
                 if (g->s.modern && c < heads * D) {
                     const long t = row % p->T * (D / 2);
-                    for (int h = 0; h < width; h += D)
+                    for (int h = 0; h < width; h += D) {
+                        num copy[512] __attribute__((aligned(64)));
+                        num *to = 32 % D == 0 ? layer->qkv + in_pieces(row, c + h, QKV) : copy;
                         if (g->s.qk_norm)
                             norm_rotate(out + h, D, p->w + offset[c < Q ? Q_NORM : K_NORM],
                                         g->s.norm_eps, g->cos + t, g->sin + t,
                                         layer->qk_hat + row * heads * D + c + h,
-                                        layer->qk_scale + row * heads + (c + h) / D, to + h);
+                                        layer->qk_scale + row * heads + (c + h) / D, to);
                         else
-                            rotate(out + h, D, g->cos + t, g->sin + t, to + h);
+                            rotate(out + h, D, g->cos + t, g->sin + t, to);
+                        for (int j = 0; j < (to == copy ? D : 0); j += 16)
+                            store_num(layer->qkv + in_pieces(row, c + h + j, QKV),
+                                      load_num(copy + j));
+                    }
                     continue;
                 }
                 for (int j = 0; j < width; j += 16) {
                     f32x16 v = load(out + j);
                     if (bias) v = add(v, load(bias + c - part.begin + j));
-                    store_num(to + j, v);
+                    store_num(layer->qkv + in_pieces(row, c + j, QKV), v);
                 }
             }
         }
@@ -218,17 +223,30 @@ static Dropout dropout_for_weights(const Pass *p, int l, long head) {
     return dropout_for(p, DROP_WEIGHTS + (uint32_t)(((long)l * p->B) * p->g->s.H + head));
 }
 
+/* The part of qkv, or of its gradient, that belongs to a head of the sequence of row r. h counts
+ * the heads of queries, k those of keys and values. */
+static HeadPart queries_of(const Model *g, num *qkv, long r, int h) {
+    return (HeadPart){qkv, r, h * g->s.D, g->QKV};
+}
+
+static HeadPart keys_of(const Model *g, num *qkv, long r, int k) {
+    return (HeadPart){qkv, r, g->Q + k * g->s.D, g->QKV};
+}
+
+static HeadPart values_of(const Model *g, num *qkv, long r, int k) {
+    return keys_of(g, qkv, r, g->s.K + k);
+}
+
 /* Computes layer->mixed from layer->qkv, for one head of one sequence (head = b H + h). */
 static void attend_head(const Pass *p, int l, long head, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
-    const int H = g->s.H, D = g->s.D, QKV = g->QKV, h = head % H, group = H / g->s.K;
+    const int H = g->s.H, D = g->s.D, h = head % H, group = H / g->s.K;
     const long r0 = head / H * p->T;
-    const num *q = layer->qkv + r0 * QKV + h * D;
-    const num *k = layer->qkv + r0 * QKV + g->Q + h / group * D;
-    attention_forward(q, k, k + g->s.K * D, QKV, p->T, D, (HeadPart){layer->mixed, r0, h * D, g->Q},
-                      layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head),
-                      &s->attention);
+    attention_forward(queries_of(g, layer->qkv, r0, h), keys_of(g, layer->qkv, r0, h / group),
+                      values_of(g, layer->qkv, r0, h / group), p->T, D,
+                      (HeadPart){layer->mixed, r0, h * D, g->Q}, layer->log2_sum_exp + head * p->T,
+                      dropout_for_weights(p, l, head), &s->attention);
 }
 
 /* Whether the forward pass keeps what the backward pass needs of the activation function: its
@@ -452,9 +470,10 @@ static void after_attention_backward(const Pass *p, int l, long r0, int rows, Th
         }
 }
 
-/* The gradient at layer->qkv, in pieces. In bfloat16, all layers use the same array. */
+/* The gradient at layer->qkv, in pieces. In bfloat16, all layers use the same array. In float32,
+ * the gradient replaces layer->qkv. */
 static num *layer_dqkv(const Pass *p, int l) {
-    return BFLOAT16 ? p->g->dqkv : p->g->tiles[l].d_qkv;
+    return BFLOAT16 ? p->g->dqkv : saved_layer(p, l)->qkv;
 }
 
 /* The backward pass of attend_head for all heads that share keys and values. Computes dqkv of
@@ -462,17 +481,17 @@ static num *layer_dqkv(const Pass *p, int l) {
 static void attend_heads_backward(const Pass *p, int l, long shared, ThreadScratch *s) {
     Model *g = p->g;
     Layer *layer = saved_layer(p, l);
-    const int K = g->s.K, D = g->s.D, QKV = g->QKV, k = shared % K, group = g->s.H / K;
-    const long r0 = shared / K * p->T, keys = r0 * QKV + g->Q + k * D;
+    const int K = g->s.K, k = shared % K, group = g->s.H / K;
+    const long r0 = shared / K * p->T;
     num *const d = layer_dqkv(p, l);
-    const HeadPart dk = {d, r0, g->Q + k * D, QKV}, dv = {d, r0, g->Q + (K + k) * D, QKV};
     for (int i = 0; i < group; i++) {
         const int h = k * group + i;
-        const long head = shared / K * g->s.H + h, queries = r0 * QKV + h * D;
-        attention_backward(layer->qkv + queries, layer->qkv + keys, layer->qkv + keys + K * D, QKV,
-                           p->T, D, (HeadPart){layer->mixed, r0, h * D, g->Q},
-                           g->dmixed + r0 * g->Q + h * D, g->Q, layer->log2_sum_exp + head * p->T,
-                           dropout_for_weights(p, l, head), (HeadPart){d, r0, h * D, QKV}, dk, dv,
+        const long head = shared / K * g->s.H + h, first = h * g->s.D;
+        attention_backward(queries_of(g, layer->qkv, r0, h), keys_of(g, layer->qkv, r0, k),
+                           values_of(g, layer->qkv, r0, k), p->T, g->s.D,
+                           (HeadPart){layer->mixed, r0, first, g->Q}, g->dmixed + r0 * g->Q + first,
+                           g->Q, layer->log2_sum_exp + head * p->T, dropout_for_weights(p, l, head),
+                           queries_of(g, d, r0, h), keys_of(g, d, r0, k), values_of(g, d, r0, k),
                            i > 0, i == group - 1, &s->attention);
     }
 }
@@ -486,6 +505,7 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, T
     const int C = g->s.C, D = g->s.D, Q = g->Q, QKV = g->QKV, heads = g->s.H + g->s.K;
     num *d = layer_dqkv(p, l) + r0 * QKV;
     prefetch_l2(d, rows * QKV * sizeof(num));
+    clear_rows(d, p->M - r0, rows, QKV);
     if (g->s.modern) {
         Partials partial = partials_at(g, l, r0);
         for (int i = 0; i < rows; i++) {
@@ -514,7 +534,7 @@ static void before_attention_backward(const Pass *p, int l, long r0, int rows, T
             }
         }
     }
-    pack_a_pieces_transposed(d, (long)rows * QKV, g->tiles[l].d_qkv + r0 * QKV);
+    if (BFLOAT16) pack_a_pieces_transposed(d, (long)rows * QKV, g->tiles[l].d_qkv + r0 * QKV);
     times_backward(g, d, rows, g->packed + PACKED_PER_LAYER * l + PACKED_QKV, s->d_norm);
     for (int r = 0; r < rows; r += 32) {
         const Partials partial = partials_at(g, l, r0 + r);
