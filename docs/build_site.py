@@ -123,7 +123,7 @@ SLUGS = {"object": "pymdownx.slugs.slugify", "kwds": {"case": "lower"}}
 
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 CODE = re.compile(r"(?<!`)(`+)(?!`)((?:(?!\n\n).)+?)(?<!`)\1(?!`)", re.DOTALL)
-SHORT = 26  # inline code with fewer characters than this is never broken over two lines
+SHORT = 26  # inline code with at most this many characters is never broken over two lines
 NO_PROSE = re.compile(
     r"^(?P<fence>```+)[^\n]*\n.*?^(?P=fence)[ \t]*$|(?<=\n\n)(?:    [^\n]*\n)+|<!--.*?-->",
     re.MULTILINE | re.DOTALL,

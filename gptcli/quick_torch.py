@@ -92,10 +92,10 @@ def _import_the_rest() -> None:
 
 
 def _let_generators_be_made(torch: ModuleType) -> None:
-    """Make torch.Generator() usable, as the last lines of `torch._prims.rng_prims` do (torch 2.13).
+    """Make torch.Generator() usable: set its metaclass as torch._prims.rng_prims does (torch 2.13).
 
-    Usually, `import torch` runs those lines while it imports the modules UNUSED. gptcli imports
-    these modules later or never, so this function does the work of those lines."""
+    Usually, `import torch` does this while it imports the modules UNUSED. gptcli imports these
+    modules later or never, so this function does it."""
     if hasattr(torch._C, "_set_generator_metaclass"):
         base = importlib.import_module("torch._opaque_base")
         torch._C._set_generator_metaclass(base.OpaqueBaseMeta)

@@ -64,7 +64,7 @@ class Wanted:
     config: Config
     name: str
     asked: frozenset[str]  # dotted keys that the user set
-    is_given: bool  # True for a CONFIG or --from, whose settings gptcli does not change
+    is_given: bool  # True for a CONFIG or --from: gptcli changes at most the number of steps
     minutes: float | None
     is_short: bool = False  # a fine-tune whose number of steps depends on the length of the text
 

@@ -81,7 +81,8 @@ def train(
     dotted keys to values, or a list of "KEY=VALUE". The other arguments are those of `gptcli
     train`. `out` is the run folder, `from_run` is a run to start from, and `minutes` is a time
     limit. `resume` continues the run in `out`, or the newest run. The arguments from `attention` to
-    `tokenizer` name the user's files, which gptcli runs. `copy_to` is a URL to which the run is
+    `tokenizer` name the user's Python files, which gptcli runs; `tokenizer` can also name a
+    tokenizer.json or a run. `copy_to` is a URL to which the run is
     copied; if `out` is missing, `resume` fetches the run from this URL. `progress` shows the
     training in a notebook, or on a terminal as `gptcli train` does.
 

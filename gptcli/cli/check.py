@@ -299,7 +299,10 @@ def _step_line(number: int, name: str, state: str, unicode: bool) -> Text:
 
 
 def _show_picture(report: FileReport, console: Console, unicode: bool) -> None:
-    """Print the steps of a wrong attention with their lines, then its map and the correct map."""
+    """Print the steps of a wrong attention, and the layers recognised as projections.
+
+    Each step has its line of code, if that is known. If there are weights to show, then prints heat
+    maps of the learner's attention weights and of the correct ones."""
     from rich.text import Text
 
     from gptcli.course.attention.picture import heat, steps

@@ -57,7 +57,10 @@ SamplingDTypeOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        "--threads", metavar="N", min=1, help="CPU threads. Default: one for each physical core."
+        "--threads",
+        metavar="N",
+        min=1,
+        help="CPU threads. Default: $OMP_NUM_THREADS, or one for each physical core.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]

@@ -2,9 +2,9 @@
 
 The sequences of a training are divided into cycles of CYCLE sequences, and each text gets its share
 of every cycle. The sequences of a text are spread over the cycle: if the text has c sequences in a
-cycle, the cycle is cut into c equal parts, and each part gets one of these sequences at a random
-place. So at every step of the training, each text has had its share of all sequences so far, with
-an error of a few sequences.
+cycle, the cycle is cut into c equal parts, and a random place is drawn in each part. The sequences
+of all texts are sorted by their places. So at every step of the training, each text has had its
+share of all sequences so far, with an error of a few sequences.
 """
 
 from __future__ import annotations

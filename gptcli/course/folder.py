@@ -21,7 +21,7 @@ TUTOR = "AGENTS.md"
 def write_exercises(
     exercises: Iterable[Exercise], folder: Path, *, blank: bool = False, overwrite: bool = False
 ) -> list[Path]:
-    """Write the skeleton and the notes of each exercise, and return the paths of these files.
+    """Write the skeleton and the notes of each exercise, and return the paths of all written files.
 
     If the folder has no AGENTS.md, writes this file too. It asks coding assistants to be tutors.
     Without `overwrite`, raises GptcliError and writes nothing if a skeleton or a page of notes

@@ -3,7 +3,7 @@
 Dimensions: B batch, T time, C channels (n_embd), F hidden width of the feed-forward network.
 
 First reading: RMSNorm and SwiGLU, which `arch: modern` uses. Skip the calls of `kernels`: they
-compute the same as PyTorch's functions, up to rounding, and are faster on a CPU.
+compute almost the same numbers as PyTorch's functions, and are faster on a CPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Reads all that the files of a run say about it: curves, samples, passage, machine, config."""
+"""Reads what the files of a run record: config, status, curves, samples, and attention maps on one
+passage of text."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from gptcli.corpus import TokenStore, windows
 from gptcli.corpus.mixture import MixedTokens
 from gptcli.model.gpt import GPT
 
-# The number of tokens in a forward pass of an evaluation: enough for fast matrix products. With a
+# The most tokens in a forward pass of an evaluation: enough for fast matrix products. With a
 # large vocabulary, a forward pass has a quarter of these tokens, because logits take much memory
 # (2,048 x 50,257 float32 numbers are 0.4 GB).
 _TOKENS_AT_ONCE = 8192

@@ -58,7 +58,7 @@ class Saver:
         self._cost = 0.0  # seconds by which the last save delayed training
         self._tried_at = saved_at
         self._must_succeed = False
-        self._renaming = threading.Lock()  # held while a checkpoint is renamed
+        self._renaming = threading.Lock()  # held while a checkpoint is renamed and marked
         self._abandoned = False
 
     def due(self, step: int) -> bool:
@@ -141,9 +141,9 @@ class Saver:
     def abandon(self) -> None:
         """Give up the checkpoint that a thread is writing, without waiting for the thread.
 
-        Another run may get the folder. So from now on, the thread does not rename the checkpoint,
-        mark it as best or delete other checkpoints. If the thread is renaming it at this
-        moment, waits briefly."""
+        Another run may get the folder. So the thread must not rename the checkpoint, mark it as
+        best or delete other checkpoints any more. If the thread has already begun to do this, waits
+        briefly until it has ended."""
         self._abandoned = True
         if self._renaming.acquire(timeout=_ABANDON_SECONDS):
             self._renaming.release()

@@ -31,7 +31,7 @@ SMALL = (
 
 
 class Launched:
-    """A running training with several ranks, in its own process group."""
+    """A running training with one or several ranks, in its own process group."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
 """Runs gptcli as one rank of a training. One of the ranks has a fault: it writes the shards of one
-checkpoint slowly, or fails to write them.
+checkpoint slowly, fails to write them, or does not see the run folder.
 
 `python -m tests.distributed.slow_disk ...` reads the fault from environment variables. SAVES says
 where checkpoints are written: in a `background` thread or in the training `loop`. RANK_WITH_FAULT

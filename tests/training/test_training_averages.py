@@ -37,8 +37,8 @@ def bytes_of_checkpoint(run: Path, step: int) -> list[bytes]:
 
 
 def test_a_constant_gets_the_weight_that_its_age_says() -> None:
-    """If the average is updated in each step, weights that are `age` steps old count exp(-age /
-    constant) times as much as the newest weights."""
+    """If the average is updated in each step, weights that are `age` steps old count
+    (1 - 1 / constant) ** age times as much as the newest weights."""
     # The time constant is 25 steps. If it is below 32 steps, the average is updated after each
     # step.
     share, steps = 0.25, 100

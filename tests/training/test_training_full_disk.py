@@ -1,4 +1,5 @@
-"""Disks that are really full: limits of the system, and a small file system in memory."""
+"""Saves that the operating system refuses: a limit on the size of a file, a limit on open files,
+and a small file system in memory that is full."""
 
 from __future__ import annotations
 

@@ -263,7 +263,7 @@ MISTAKES = (
             _scaled(lambda x, m, v: (x - m) / (v + EPS)), at=r"/"),
     ExerciseMistake("not-centred", 3, "x / torch.sqrt(var + eps)",
             "you divide x itself: the mean of its {C} channels is still in the result",
-            "your code computes the mean but does not subtract it", "divide x - mean",
+            "the mean must be subtracted from x before the division", "divide x - mean",
             _scaled(lambda x, m, v: x / torch.sqrt(v + EPS)), at=r"/|rsqrt"),
     ExerciseMistake("multiplied-by-root", 3, "(x - mean) * torch.sqrt(var + eps)",
             "you multiply the {C} channels by the root instead of dividing",

@@ -1,7 +1,8 @@
 """The steps and mistakes of the cache exercise for a forward that takes and returns the past.
 
-The steps have the same numbers as in cache_mistakes.py. A mistake that is in
-both files has the same slug in both. The messages in this file are for `forward(x, past=(k, v))`.
+The steps have the same numbers as in cache_mistakes.py. A mistake that is in both files has the
+same slug in both. The messages in this file are for `forward(x, past=(k, v))`. Those of
+reset-missing and clear-incomplete are for a module that keeps the keys and values itself.
 """
 
 from __future__ import annotations

@@ -346,8 +346,8 @@ def _present(
     shapes = [tuple(tensor.shape) for tensor in one.stored]
     return learner.failed_at(
         1, "wrong-result",
-        f"after {one.total} tokens your forward returns keys and values of shapes {shapes} with "
-        "other numbers than those of the tokens"
+        f"after {one.total} tokens your forward returns keys and values of shapes {shapes}, but "
+        "their numbers are not the keys and values of these tokens"
         + learner.source.quote(learner.source.find(r"cat\(|\breturn\b", lines)),
     )  # fmt: skip
 

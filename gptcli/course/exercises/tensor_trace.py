@@ -180,7 +180,9 @@ class TensorTrace(TorchFunctionMode):
         return self._parts[key]
 
     def has_part(self, wanted: Tensor) -> bool:
-        """Whether an operation makes some numbers of `wanted`, such as those of one token."""
+        """Whether the result of an operation has only numbers of `wanted`, such as one token's.
+
+        A result of zeros does not count."""
         goal = wanted.double().flatten()
         for operation in self.operations:
             for tensor in operation.results:

@@ -586,7 +586,7 @@ def _decoding(learner: LearnerTokenizer, mine: Any, merges: list[Pair]) -> None:
     tried = [reference.encode(merges, text) for text in (WORDS, UMLAUTS, "")]
     invalid = [[128], [255, 65, 254], [*"é".encode()[:1], 66], [*"你".encode()[:2], 97]]
     found = []
-    changed = None  # (ids before, ids after) the first decode that changed its argument
+    changed = None  # the ids before and after the first decode that changed them
     for ids in tried:
         found.append(_decoded(learner, mine, given := list(ids)))
         changed = changed or ((ids, given) if given != ids else None)

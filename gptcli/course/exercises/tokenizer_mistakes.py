@@ -443,7 +443,7 @@ MISTAKES = (
             "write the pairs as a list, and turn them back into tuples of ints",
             at=r"json|split|merges|eval"),
     ExerciseMistake("load-ignores-file", 5, "load() that takes the merges from memory",
-            "after another training, your load returns the newer merges, not those of the file",
+            "after another training, your load gives the newer merges, not those of the file",
             "a program that has just started knows only the file",
             "read the merges from the file", at=r"merges|return"),
 )

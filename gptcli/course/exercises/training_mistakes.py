@@ -230,7 +230,7 @@ MISTAKES = (
             "the rate stays at min_lr after the decay",
             "return min_lr",
             (_with(_cosine, after=lambda low: 0.0),), r"return 0"),
-    ExerciseMistake("norm-of-each", 4, "clipping every parameter by its own norm",
+    ExerciseMistake("norm-of-each", 4, "clipping each gradient by its own norm",
             "you clip each gradient by its own norm",
             "clipping each gradient separately changes the direction of the step",
             "use one norm of all gradients together", (_clip(lambda g, m: (

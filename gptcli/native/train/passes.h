@@ -154,11 +154,13 @@ static void embed(const Pass *p, long r0, int rows) {
     }
 }
 
-/* The part of qkv that has column c (queries 0, keys 1, values 2), and the part's first column. */
+/* A part of qkv. `which` is 0 for queries, 1 for keys and 2 for values. `begin` is the part's first
+ * column. */
 typedef struct {
     int which, begin;
 } Columns;
 
+/* The part of qkv that contains column c. */
 static Columns columns_at(const Model *g, int c) {
     const int Q = g->Q, KV = (g->QKV - Q) / 2;
     return c < Q ? (Columns){0, 0} : c < Q + KV ? (Columns){1, Q} : (Columns){2, Q + KV};

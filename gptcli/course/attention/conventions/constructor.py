@@ -81,7 +81,7 @@ class Constructor:
 
     @contextlib.contextmanager
     def variables(self, config: LearnerConfig) -> Iterator[None]:
-        """Give the file's variables the sizes of `config`, and restore their values afterwards."""
+        """Give the file's variables the settings of `config`; restore their values afterwards."""
         values = setting_values(config)
         before = [(space, name, space[name]) for space, name, _ in self._variables]
         for space, name, meaning in self._variables:

@@ -111,7 +111,7 @@ BANK = (
         2,
         "q.view(B, n_head, T, head_dim)",
         "you view ({B}, {T}, {C}) with the {H} heads before time, which cuts time instead of "
-        "channels: `head 1` is then made of other tokens",
+        "channels: `head 1` then holds all channels of a few tokens",
         "`view` keeps the order of memory, where time comes before the heads",
         "cut the channels with view(B, T, {H}, {D}), then swap dimensions 1 and 2",
         _TIME_CUT,
@@ -120,8 +120,8 @@ BANK = (
         "fold-mixes-time-and-heads",
         3,
         "q.transpose(1, 2).reshape(B * n_head, T, head_dim), heads split already",
-        "you fold batch and heads, ({B}, {H}), while time comes before the heads: the {B} * {H} "
-        "matrices are then made of other tokens",
+        "you merge batch and heads, ({B}, {H}), while time comes before the heads: each of the "
+        "{B} * {H} matrices then holds all heads of a few tokens",
         "which two dimensions must be neighbours before you merge them?",
         "merge batch and heads of ({B}, {H}, {T}, {D}) directly, without another transpose",
         _TIME_CUT,

@@ -325,7 +325,7 @@ BANK = (
         "the first columns are never hidden",
         "your mask shows the first few of {T} tokens to every token, even to earlier tokens",
         "can token 0 look at token 1?",
-        "in every column, hide all cells whose column is greater than their row",
+        "hide every cell whose column is greater than its row, in the first columns, too",
         tuple(
             variant
             for n in (2, 3)

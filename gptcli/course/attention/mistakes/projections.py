@@ -167,7 +167,7 @@ BANK = (
         "q = k = v = self.query(x)",
         "your queries, keys and values, each ({B}, {T}, {C}), all come from one layer",
         "there are three layers; use each of them once",
-        "call self.query, self.key and self.value on x, one after the other",
+        "call each of self.query, self.key and self.value once, on x",
         tuple(_taken_from(letter * 3) for letter in "qkvx"[:3]),
     ),
     _permuted("query-key-swapped", "kqv", "your queries and keys are swapped: both"),
