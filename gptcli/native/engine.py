@@ -208,7 +208,8 @@ def adamw(
     and of their squares. Steps are counted from 1."""
     count = len(arrays.sizes)
     decays = array("f", [decay]) * count
-    places = [a.buffer_info()[0] for a in (*arrays.pointers, arrays.sizes, decays)]
+    places = [a.buffer_info()[0] for a in (*arrays.pointers, arrays.sizes)]
+    places.append(decays.buffer_info()[0])
     library.gpt_adamw(threads, count, *places, rate, *betas, eps, step)
 
 
