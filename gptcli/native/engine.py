@@ -227,6 +227,8 @@ def muon(
 
     Raises MemoryError."""
     count = len(arrays.sizes)
+    if not count:
+        return
     sizes = [array("q", [shape[i] for shape in arrays.shapes]) for i in (0, 1)]
     places = [a.buffer_info()[0] for a in (*arrays.pointers, *sizes)]
     if not library.gpt_muon(threads, count, *places, rate, momentum, decay, iterations):
@@ -236,5 +238,5 @@ def muon(
 def _pointers(tensors: list[Tensor]) -> array[int]:
     assert all(t.is_contiguous() for t in tensors)
     dtypes = {t.dtype for t in tensors}  # the name of each dtype takes more than a microsecond
-    assert [str(dtype) for dtype in dtypes] == ["torch.float32"]
+    assert {str(dtype) for dtype in dtypes} <= {"torch.float32"}
     return array("Q", [t.data_ptr() for t in tensors])

@@ -98,7 +98,6 @@ class Muon:
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.weight_decay = weight_decay
         self._momentum, self._native = momentum, native
-        self._arrays: engine.Arrays | None = None
         self.orthogonalise: Callable[[Tensor], Tensor] = partial(orthogonalise, dtype=dtype)
         """Orthogonalises a stack of matrices. gptcli.distributed replaces this function, so that
         processes share the work."""
@@ -140,14 +139,9 @@ class Muon:
 
     def _native_step(self, native: Native, rate: float) -> None:
         params = [p for p in self.params if p.grad is not None]
-        if not params:
-            return
-        tensors = (params, [_gradient(p) for p in params], self._momenta(params))
-        if self._arrays is None or not self._arrays.are_of(*tensors):
-            self._arrays = engine.Arrays(*tensors)
         engine.muon(
             *native,
-            self._arrays,
+            engine.Arrays(params, [_gradient(p) for p in params], self._momenta(params)),
             rate=rate,
             momentum=self._momentum,
             decay=self.weight_decay,
@@ -202,12 +196,11 @@ class AdamW:
                     "exp_avg_sq": torch.zeros_like(p),
                 }
         states = [self.state[p] for p in params]
-        grads = [_gradient(p) for p in params]
-        means = [state["exp_avg"] for state in states]
-        squares = [state["exp_avg_sq"] for state in states]
+        means, squares = ([state[slot] for state in states] for slot in ("exp_avg", "exp_avg_sq"))
+        tensors = (params, [_gradient(p) for p in params], means, squares)
         if self._native is not None:
-            if self._arrays is None or not self._arrays.are_of(params, grads, means, squares):
-                self._arrays = engine.Arrays(params, grads, means, squares)
+            if self._arrays is None or not self._arrays.are_of(*tensors):
+                self._arrays = engine.Arrays(*tensors)
                 self._steps = _shared_steps(states)
             torch._foreach_add_(self._steps, 1)
             engine.adamw(
@@ -223,10 +216,7 @@ class AdamW:
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
-            params,
-            grads,
-            means,
-            squares,
+            *tensors,
             [],
             steps,
             amsgrad=False,
@@ -240,14 +230,12 @@ class AdamW:
 
 
 def _shared_steps(states: list[dict[str, Tensor]]) -> list[Tensor]:
-    """Give states with equal step counts one new tensor for the count. Return these tensors.
+    """Give states with equal step counts one new tensor for the count, and return these tensors.
 
-    Adding 1 to one tensor takes much less time than adding 1 to the tensor of each parameter. The
-    tensors are new because a parameter without a gradient in this step keeps its count."""
-    shared: dict[float, Tensor] = {}
+    Adding 1 to one tensor is faster. Other parameters may have the old tensors, too."""
+    shared = {float(state["step"]): state["step"].clone() for state in states}
     for state in states:
-        count = float(state["step"])
-        state["step"] = shared.setdefault(count, state["step"].clone())
+        state["step"] = shared[float(state["step"])]
     return list(shared.values())
 
 
