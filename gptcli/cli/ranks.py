@@ -68,7 +68,9 @@ class Ranks:
         return self._leader is not None and self._leader.asked_to_stop()
 
     def run_to_continue(self, out: Path | None) -> Path | None:
-        """The run that must be continued because a process died; None if no process died."""
+        """The run that must be continued because a process died.
+
+        None if no process died, or if the run has not begun."""
         if self._leader is None:
             return None
         from gptcli.distributed.session import run_to_continue

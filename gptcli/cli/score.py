@@ -96,7 +96,7 @@ def _refuse_run_without_file(words: list[str]) -> None:
         hint = (
             f"give a file, too: gptcli score {shlex.quote(words[0])} FILE"
             if words[0] in runs
-            else "score reads the text from a UTF-8 file"
+            else "score reads the text from a file"
         )
         raise GptcliError(f"no file named `{cropped(words[0])}`", hint)
     if len(words) == 1 and Path(words[0]).is_dir():

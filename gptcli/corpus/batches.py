@@ -138,7 +138,8 @@ class Batches:
 class _Epochs:
     """An endless list of sequences, cut from one ring of tokens as `Batches` describes.
 
-    `words` is the text from which the random numbers are seeded."""
+    The random numbers of an epoch are seeded with `words` and the number of the epoch. `words` is
+    the run's seed; in a mixture, it also has the number of the text."""
 
     def __init__(self, words: str, length: int, block_size: int) -> None:
         self._words, self._length, self._block_size = words, length, block_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,10 @@ def _how_to_select(texts: dict[str, str], example: str) -> str:
 
 def _as_argument(field: str) -> str:
     """The name of a field as users must write it after `data.field=` on a command line."""
-    return field if re.fullmatch(r"[A-Za-z_][\w.-]*", field, re.ASCII) else f"'\"{field}\"'"
+    is_plain = re.fullmatch(r"[A-Za-z_][\w.-]*", field, re.ASCII) is not None
+    if is_plain and field.lower() not in ("null", "true", "false"):  # YAML would not read a string
+        return field
+    return shlex.quote(json.dumps(field, ensure_ascii=False))
 
 
 def _named(fields: list[str]) -> str:

@@ -252,7 +252,7 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # the process belongs to another user, so it runs
+    except OSError:  # the process belongs to another user, so it runs
         pass
     return True
 

@@ -1,7 +1,7 @@
 """RMSNorm, GELU, and QK-norm with rotary positions, in versions that are faster on CPUs.
 
-On a CPU, PyTorch's versions take longer than the matrix products around them. PyTorch splits some
-of these functions into many operations, and has no vector code in bfloat16 for others. The
+On a CPU, PyTorch's versions can take longer than the matrix products around them. PyTorch splits
+some of these functions into many operations, and has no vector code in bfloat16 for others. The
 docstrings of gelu, rms_norm and norm_rotate give the plain formulas; the tests compare each of
 these functions with its formula. Dimensions: (..., C) channels last.
 

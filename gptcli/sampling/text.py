@@ -75,7 +75,9 @@ class Continuation:
         return "".join(ready)
 
     def end(self, why: StoppedBy = "length") -> str:
-        """End the text; return the text that was held back, up to a stop string."""
+        """End the text, and return the part that was still held back.
+
+        If this part contains a stop string, returns only what is before the stop string."""
         last = self._stops.push(self._decoder.flush()) + self._stops.flush()
         self.stopped = "stop" if self._stops.stopped else why
         return last

@@ -348,7 +348,7 @@ def _fine_tune_weights(run: Path) -> dict[str, Any] | None:
         why = error.message if isinstance(error, GptcliError) else "run.json is damaged"
         raise GptcliError(
             f"{run} was stopped before its first checkpoint, and the weights that it starts from "
-            f"are gone: {why}",
+            f"cannot be loaded: {why}",
             f"start the run again: {train_again_command(run)}",
             exit_code=1,
         ) from None

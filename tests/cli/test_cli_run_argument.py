@@ -56,7 +56,7 @@ def here(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         (["score", "runs/mine"], "runs/mine is a folder, not a text",
          "give a file, too: gptcli score runs/mine FILE"),
         (["score", "some text"], "no file named `some text`",
-         "score reads the text from a UTF-8 file"),
+         "score reads the text from a file"),
         (["train", "--from", "my.txt"], "my.txt is a file, not a run",
          "to train on it: gptcli train my.txt"),
         (["train", "resume"], "no config or text file named `resume`",

@@ -8,6 +8,8 @@ import gzip
 import io
 import json
 import lzma
+import re
+import shlex
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptcli.config import DataConfig
+from gptcli.config_files import parse_config
 from gptcli.corpus import find_source
 from gptcli.corpus.documents import END_OF_TEXT, split_at_end_of_text, split_lines
 from gptcli.corpus.progress import ignore
@@ -280,3 +283,16 @@ def test_the_hint_about_a_list_names_its_entries(
             list(find_source(DataConfig(source=str(path), field=field)).pieces())
         assert caught.value.hint is not None
         assert caught.value.hint.startswith(f"{what} is one object with a string `text`")
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["body", "null", "True", "it's", "my field", 'a "b"', "ü", "1.5", "a#b", "$HOME", "x: y"],
+)
+def test_the_hint_selects_the_field_in_a_shell(field: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({field: "a long text"}) + "\n", encoding="utf-8")
+    hint = refusal(path).hint
+    found = re.search(r"data\.field=.*", hint)
+    assert found is not None, hint
+    assert parse_config("", shlex.split(found[0])[:1]).data.field == field

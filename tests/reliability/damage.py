@@ -174,8 +174,10 @@ class RunTrials:
         return self.small_file(path, notes)
 
     def sampled(self, path: Path) -> str:
-        """The outcome if `sample` or `eval` reads the run in which `path` is damaged. First they
-        read the best checkpoint, then the damaged checkpoint, as with --checkpoint STEP."""
+        """The outcome if `sample` or `eval` reads the run in which `path` is damaged.
+
+        Reads the run without --checkpoint, which takes the best checkpoint. If `path` belongs to a
+        checkpoint, then reads that one, as with --checkpoint STEP."""
         try:
             trained = load_trained(self.run, None, device=torch.device("cpu"), dtype=torch.float32)
         except GptcliError as error:

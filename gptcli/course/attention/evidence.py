@@ -214,8 +214,9 @@ def slug_of_swapped_names(forward: ComparedForward) -> str | None:
 def first_operation_with(forward: ComparedForward, value: Tensor, right: Tensor) -> int | None:
     """The index of the first operation whose result has the numbers of `value`, or None.
 
-    `right` is the correct value. If `value` has the numbers of `right` in another order, the result
-    must have its numbers in the order of `value`. Otherwise any order counts."""
+    `right` is the correct value. If `value` only reorders the numbers of `right`, the result must
+    have them in the same order as `value`. Otherwise their order does not matter, and results that
+    are correct values are skipped."""
     wanted = _sorted(value)
     reordered = values_equal(wanted, _sorted(right))
     if reordered:

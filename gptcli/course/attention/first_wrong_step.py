@@ -202,8 +202,9 @@ def _step_of_raising_operation(
 def _step_of_unwritten_code(trace: ForwardTrace, step: int, path: Path) -> int:
     """The step at which forward stops because the learner has not written that step yet.
 
-    Folding and unfolding change no number, so the trace shows neither. The text of the file shows
-    both: comments name the step, and the code after the stop expects certain shapes."""
+    Folding and unfolding only rearrange numbers, so the numbers of the trace do not show whether
+    the learner has written them. Other things do: the step that the error or a comment names, the
+    shapes in the trace, and the shapes that the code after the stop expects."""
     named = step_named_in_source(trace.error, path)
     if named is not None and named in (step, step - 1):
         return named

@@ -91,7 +91,7 @@ class Matches:
 
     # value -> the operation that completed it
     completed_at: dict[str, int] = field(default_factory=dict)
-    # operation -> the values that its results belong to
+    # operation -> the values of which its results have numbers
     values_of_operation: dict[int, list[str]] = field(default_factory=dict)
     # (operation, index of its result) -> the values that the result belongs to
     values_of_output: dict[tuple[int, int], list[str]] = field(default_factory=dict)
@@ -293,8 +293,8 @@ def transposed_scores(trace: ForwardTrace, found: Matches, T: int) -> Operation 
 def first_missing_step(found: Matches) -> int:
     """The number of the first step whose result, such as the scores, is not in the trace.
 
-    If the trace has the result of a later step, all earlier steps count as correct.
-    Returns 8 if the result of step 7 or 8 is there."""
+    A later result stands in for the results that it is computed from: the scores for those of q and
+    k, the result of step 7 or 8 for all. Returns 8 if the result of step 7 or 8 is there."""
     has = found.has
     scaled = has("scaled") or has("masked") or has("weights") or has("mixed") or has("merged")
     mixed = has("mixed") or has("merged")

@@ -22,7 +22,7 @@ Positions = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def positions(x: Tensor, name: str, table: Table) -> Positions | None:
-    """The indices (b, t, h, d) at which the reference's tensor `name` has the numbers of x.
+    """For each number of x, its place (b, t, h, d) in the reference's tensor `name`.
 
     None if that tensor lacks a number of x."""
     flat = table.locate(x.double())

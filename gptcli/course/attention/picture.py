@@ -27,7 +27,7 @@ def mark(state: str, unicode: bool) -> tuple[str, str]:
 
 
 def steps(report: FileReport, width: int, unicode: bool = True) -> list[Text]:
-    """One line of text for each step: its mark, its name, and the line that does the step."""
+    """One line of text for each step: its mark, its name, and the line that does it, if known."""
     from rich.text import Text
 
     if report.picture is None:

@@ -35,8 +35,8 @@ SIZES = (
 class CacheLesson(Lesson[LearnerCache | PastLearner]):
     """The lesson on a key/value cache: a class that stores, and an attention that reads.
 
-    A file can also have only an attention, which takes or keeps the stored keys and values: see
-    past_call.py."""
+    A file can also have no cache class, but an attention that gets the earlier keys and values as
+    an argument, or keeps them itself: see past_call.py."""
 
     name = "cache"
     steps = STEPS

@@ -183,7 +183,7 @@ MISTAKES = (
             parts=(lambda w, x: mean(x, 0),)),
     ExerciseMistake("mean-over-everything", 1, "x.mean()",
             "you take one mean over all {B} x {T} x {C} numbers, not one per token",
-            "without dim, mean() and var() reduce the whole batch",
+            "mean() and var() without dim reduce the whole batch",
             "pass dim=-1 and keepdim=True", _over((0, 1, 2)), at=r"(mean|var|std)\(\s*\)",
             parts=(lambda w, x: x.mean(),)),
     ExerciseMistake("mean-over-tokens-and-channels", 1,

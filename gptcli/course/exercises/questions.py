@@ -430,7 +430,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "fits-ignores-stored": "with a block_size of 8 and 5 tokens stored, do 4 more fit?",
         "fits-inverted": "for an empty cache, should fits(1) be True or False?",
         "never-full": "with a block_size of 8, which position would token number 9 have?",
-        "drops-the-oldest": "which positions do the tokens that stay have, and which position "
+        "drops-the-oldest": "which positions do the remaining tokens have, and which position "
         "would the new token get?",
         "clear-incomplete": "which attributes does append change, and which of them does clear "
         "reset?",

@@ -192,7 +192,9 @@ class _Program(ctypes.Structure):
 
 
 def _keep_attributes() -> None:
-    """Disable the system calls that change permissions, owners or times of files: they return 0.
+    """Disable the system calls that change attributes of files: they do nothing and return 0.
+
+    The attributes are permissions, owners, times and extended attributes.
 
     Has no effect except on Linux with x86-64 or ARM64."""
     known = _ATTRIBUTE_CALLS.get(os.uname().machine) if sys.platform == "linux" else None

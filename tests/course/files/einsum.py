@@ -16,7 +16,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
         H = self.config.n_head
         q, k, v = self.qkv(x).view(B, T, 3, H, C // H).unbind(2)
-        # A new tensor in the default dtype, which can differ from the dtype of x.
+        # The root is a new tensor in the default dtype, which can differ from the dtype of x.
         q = q / torch.sqrt(torch.tensor(C // H))
         scores = torch.einsum("bthd,bshd->bhts", q, k)
         at = torch.arange(T, device=x.device)
