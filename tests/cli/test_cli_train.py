@@ -545,7 +545,7 @@ def test_a_fine_tune_killed_before_its_first_checkpoint_keeps_its_weights(
         away = old.rename(tmp_path / "away")
         gone = cli("train", "--resume", "--out", run)
         assert gone.code == 1
-        assert "the weights that it starts from are gone" in gone.err
+        assert "the weights that it starts from cannot be loaded" in gone.err
         away.rename(old)
     outcome = cli("train", "--resume", "--out", run, "--json")
     assert outcome.code == 0, outcome.err
