@@ -50,7 +50,7 @@ typedef struct {
     num *qkv;         /* (M, QKV), in pieces: queries, keys, values */
     num *qk_hat;      /* (M, (H + K) D), with QK-norm: normalised queries and keys */
     num *mixed;       /* (M, Q), in pieces: the heads' outputs */
-    num *hidden;      /* (M, F1), in pieces: before the activation */
+    num *hidden;      /* (M, F1), in pieces: inputs or results of the activation (keeps_slopes) */
     float *scale1, *scale2; /* (M): the norms' scales */
     float *qk_scale;        /* (M, H + K): the scales of QK-norm */
     float *log2_sum_exp;    /* (B, H, T): see attention.h */

@@ -1,10 +1,11 @@
-/* Products of float32 matrices, with the layouts and the functions of tiles_bf16.h.
+/* Products of float32 matrices, with nearly the same layouts and functions as tiles_bf16.h.
  *
  * A tile has 512 numbers, as in bfloat16, so the distances between tiles are the same:
  *
  *   A  16 rows of 32 consecutive numbers; the rows can be any distance apart
  *   B  32 rows of 16 columns
- *   A that pack_a... has made: 32 rows of 16, as B; the product reads the columns as rows of A
+ *   A transposed: half of a piece (numbers.h), or what pack_queries has made; the product reads the
+ *                 columns as rows of A
  *
  * A product keeps ROWS_AT_ONCE rows of C in registers. Source: Goto and van de Geijn 2008, "Anatomy
  * of High-Performance Matrix Multiplication". Distances count numbers, not bytes. */
