@@ -10,7 +10,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE static __attribute__((noinline))
 
-/* Unrolls the loop that follows if it has at most n rounds. */
+/* Unrolls the whole loop that follows, which has at most n rounds. */
 #define AS_TEXT(x) #x
 #if defined(__clang__)
 #define UNROLL(n) _Pragma("clang loop unroll(full)")
@@ -29,6 +29,12 @@ static inline long round_up(long n, long m) { return (n + m - 1) / m * m; }
 /* Starts to load memory into the first-level cache before it is needed. */
 INLINE void prefetch(const char *p, long bytes) {
     for (long i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
+}
+
+/* Starts to load memory into the second-level cache. Call it before code that reads
+ * memory out of order. */
+static inline void prefetch_l2(const void *p, long bytes) {
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
 }
 
 #endif

@@ -36,12 +36,6 @@ INLINE f32x16 zeros(void) { return broadcast(0.0f); }
 
 INLINE f32x16 negate(f32x16 x) { return sub(zeros(), x); }
 
-/* Starts to load memory into the second-level cache. Call it before code that reads
- * memory out of order. */
-static inline void prefetch_l2(const void *p, long bytes) {
-    for (long i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
-}
-
 #define LOG2_E 1.44269504f
 
 /* 2^x with a relative error of about 1e-7, for x from -126 to 127 or NaN. Adding 1.5 * 2^23 rounds
