@@ -8,7 +8,7 @@ PICTURES = .venv/.pictures
 DOCS = .venv/.docs
 RELEASE = .venv/.release
 
-.PHONY: install train test lint types map reference docs docs-check pictures wheel-check fuzz slow interop programs browser ranks check reliability soak clean
+.PHONY: install train test lint types map reference reports docs docs-check pictures wheel-check fuzz slow interop programs browser ranks check reliability soak clean
 
 install: $(STAMP)
 
@@ -44,6 +44,10 @@ reference: $(STAMP)
 $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
+
+# Writes the reports in docs/course: what the checks say about files with one mistake each.
+reports: $(STAMP)
+	$(BIN)/python docs/course_reports.py
 
 # Builds the website of the docs in build/site; open build/site/index.html.
 docs: $(DOCS)

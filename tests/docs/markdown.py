@@ -41,8 +41,10 @@ class Block:
         return f"{self.page}:{self.line}"
 
     def commands(self) -> list[str]:
-        """The command lines of the block, without comments. In a block of the language console,
-        these are the lines that begin with `$ `. In sh and bash, all lines are command lines."""
+        """The command lines of the block, without the comments at their ends.
+
+        In a block of the language console, these are the lines that begin with `$ `. In sh and
+        bash, all lines are command lines. Blocks of other languages have no command lines."""
         lines = self.text.replace("\\\n", " ").splitlines()
         if self.language == "console":
             lines = [line[2:] for line in lines if line.startswith("$ ")]
@@ -72,8 +74,9 @@ def prose(page: str) -> str:
 
 
 def code_in_text(page: str) -> list[str]:
-    """The pieces of code between backticks in the text of a page. A piece that spans several lines
-    is joined to one line."""
+    """The pieces of code between backticks in the text of a page.
+
+    A piece that spans several lines is joined to one line."""
     return [" ".join(found[2].split()) for found in _CODE.finditer(prose(page))]
 
 

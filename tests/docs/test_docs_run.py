@@ -66,7 +66,7 @@ NOT_RUN = {
 
 NO_PROGRAMS = {
     "docs/reference/python.md": "its blocks are signatures",
-    "docs/finetune.md": "peft warns about transformers; tests/interop loads an export with it",
+    "docs/finetune.md": "peft warns about transformers; tests/interop loads an export with peft",
     "docs/serve.md": "it asks a server; tests/serving asks one with the same client",
 }
 """The pages whose Python the tests do not run, and the reasons. In all pages, the tests run the
@@ -112,8 +112,9 @@ def reason(command: str) -> str | None:
 
 
 def missing(code: str) -> str | None:
-    """Why a command or program cannot run, if it needs a package that is missing. Otherwise
-    None."""
+    """Why a command or program cannot run, if it needs a package that is missing.
+
+    Otherwise None."""
     for part, packages in NEEDS.items():
         for package in packages:
             if part in code and importlib.util.find_spec(package) is None:
@@ -129,8 +130,9 @@ def notebook(code: str) -> str:
 
 @pytest.fixture(scope="session")
 def kept(once: Once) -> Path:
-    """The folder that is copied for each page before its commands run: texts, learners' files, and
-    the run `trained`."""
+    """The folder that is copied for each page before its commands run.
+
+    It holds texts, learners' files, and the run `trained`."""
 
     def make(folder: Path) -> None:
         text = TEXT + "The End. Once upon a time: To be, or not to be? ROMEO: Hello world\n"
@@ -165,8 +167,9 @@ class Shell:
         self.cli = cli
 
     def run(self, block: Block, command: str) -> None:
-        """Run a command of a block, with changes that make it quick. Fail if its exit code is not
-        the expected one."""
+        """Run a command of a block, with changes that make it quick.
+
+        Fail if its exit code is not the expected one."""
         words, target = words_of(command)
         assert words[0] == "gptcli", f"{block}: {command}: name the reason in NOT_RUN"
         words = words[1:]
@@ -210,13 +213,13 @@ class Shell:
         return [*words, *(f"{key}={value}" for key, value in SMALL.items() if key not in given)]
 
     def _give_runs(self, words: list[str]) -> None:
-        """If a command names a run that does not exist, copy the run `trained` to it. If the
-        command writes a new file or run to --out, delete what an earlier command of the page wrote
-        there."""
+        """If a command names a run that does not exist, make a copy of `trained` with this name.
+
+        If the command writes a new file or run to --out, delete what an earlier command of the page
+        wrote there."""
         out = words.index("--out") + 1 if "--out" in words else None
         for place, word in enumerate(words):
             if place == out and not {"--resume", "--overwrite"} & set(words):
-                # Delete what an earlier command of the page wrote.
                 if Path(word).is_file() or words[0] == "train":
                     _remove(Path(word))
                 continue
@@ -253,8 +256,9 @@ def program(block: Block) -> str:
 
 
 def learner_class(path: Path) -> type:
-    """The class CausalSelfAttention of a learner's file. Imports the file, so that Python's
-    `inspect` finds the source."""
+    """The class CausalSelfAttention of a learner's file.
+
+    Imports the file, so that Python's `inspect` finds the source."""
     spec = importlib.util.spec_from_file_location("my_attention", path)
     assert spec is not None
     assert spec.loader is not None
@@ -265,8 +269,8 @@ def learner_class(path: Path) -> type:
 
 
 def raises(following: Block | None) -> bool:
-    """Whether the block after a program shows that the program raises a GptcliError."""
-    return following is not None and following.text.startswith("GptcliError")
+    """Whether the block after a program shows that the program raises an error of gptcli."""
+    return following is not None and re.match(r"gptcli\.\S+Error: ", following.text) is not None
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """The website of the docs: it builds without warnings, its links work, and it loads nothing from
 other hosts.
 
-The tests need the extra `docs`, which `make docs-check` installs. The last two of them open the
-site in Chromium.
+The tests of the built site need the extra `docs`, which `make docs-check` installs. The last two of
+them open the site in Chromium.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def test_the_generated_pages_are_up_to_date() -> None:
 
 
 def test_the_sizes_name_the_packages_that_gptcli_needs() -> None:
-    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    tomllib = pytest.importorskip("tomllib")  # new in Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     page = (ROOT / "docs" / "reference" / "dependencies.md").read_text("utf-8")
     rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+)(?:\+\w+)? \|", page, re.MULTILINE)
@@ -223,8 +223,9 @@ def test_no_page_shows_the_machine_that_built_it(site: Path) -> None:
 
 @pytest.fixture
 def browser(site: Path) -> Iterator[Any]:
-    """A function (width, colour scheme) that opens a tab of Chromium. The test fails if a page in a
-    tab logs an error or requests a file outside the site."""
+    """A function (width, colour scheme) that opens a tab of Chromium.
+
+    The test fails if a page in a tab logs an error or requests a file outside the site."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     from gptcli.pages.chromium import find_chromium
     from tests.pages.browser import FLAGS

@@ -85,8 +85,9 @@ def command_line() -> tuple[Any, Any]:
 
 
 def problem(words: list[str]) -> str | None:
-    """What is wrong with the words of a gptcli command, or None if they are correct. An ellipsis
-    and words in capitals such as RUN are placeholders, and always correct."""
+    """What is wrong with the words of a gptcli command, or None if they are correct.
+
+    An ellipsis and words in capitals such as RUN are placeholders, and always correct."""
     command, context = command_line()
     rest = list(words)
     if rest and rest[0] == "chat":
@@ -163,8 +164,9 @@ def test_every_config_key_in_the_text_exists(page: str) -> None:
 
 
 def test_the_figures_of_the_performance_page_are_measured() -> None:
-    """Every figure in the tables before "On your machine" is also in benchmarks/RESULTS.md, where
-    it may have more digits. The first columns of the tables are not checked."""
+    """Every figure in the tables of docs/performance.md before "On your machine" is also in
+    benchmarks/RESULTS.md, where it may have more digits. The first columns of the tables are not
+    checked."""
     number = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
     measured = {
         float(found.replace(",", "")) for found in number.findall(text_of("benchmarks/RESULTS.md"))
